@@ -1,0 +1,37 @@
+"""Listening addresses: `:3002`, `127.0.0.1:3002`, `[::1]:3002`."""
+
+from __future__ import annotations
+
+import attrs
+
+_PORT_MAX = 65535
+
+
+@attrs.frozen
+class Address:
+    """Where to listen. An empty `host` means every interface; port 0 lets the kernel choose."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read `[host]:port`.
+
+        Raises:
+            ValueError: says what is allowed.
+        """
+        host, colon, port = text.strip().rpartition(":")
+        is_port = port.isascii() and port.isdigit() and int(port) <= _PORT_MAX
+        is_bracketed = host.startswith("[") and host.endswith("]")
+        if not (colon and is_port) or (":" in host and not is_bracketed):
+            raise ValueError("an address like :3002, 127.0.0.1:3002 or [::1]:3002")
+        return cls(host[1:-1] if is_bracketed else host, int(port))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def connectable(self) -> str:
+        """`host:port` that a client on this machine can use."""
+        return str(attrs.evolve(self, host=self.host or "127.0.0.1"))

@@ -1,0 +1,157 @@
+"""What a client says: text into a command. Any text gives a value, nothing raises."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TypeAlias
+
+import attrs
+import msgspec
+
+CommandId: TypeAlias = str | int | None
+
+
+class ErrorCode(Enum):
+    """The `code` of an error reply."""
+
+    INVALID_JSON = "INVALID_JSON"
+    INVALID_COMMAND = "INVALID_COMMAND"
+    INVALID_CHANNEL = "INVALID_CHANNEL"
+    TOO_MANY_CHANNELS = "TOO_MANY_CHANNELS"
+    RATE_LIMIT_EXCEEDED = "RATE_LIMIT_EXCEEDED"
+
+
+@attrs.frozen
+class Subscribe:
+    """Add `channels`, as the client wrote them."""
+
+    channels: list[str]
+    id: CommandId = None
+
+
+@attrs.frozen
+class Unsubscribe:
+    """Remove `channels`, as the client wrote them."""
+
+    channels: list[str]
+    id: CommandId = None
+
+
+@attrs.frozen
+class Replay:
+    """Send the kept envelopes from `first` to `last` again, both inclusive; no `last`: to the end."""
+
+    first: int
+    last: int | None = None
+    id: CommandId = None
+
+
+@attrs.frozen
+class Heartbeat:
+    """Answer with the time."""
+
+    id: CommandId = None
+
+
+@attrs.frozen
+class Unknown:
+    """A JSON object with a `type` that means nothing here: counted, not answered."""
+
+
+@attrs.frozen
+class Malformed:
+    """Not a JSON object of a known form; answered with an error."""
+
+    code: ErrorCode
+    message: str
+    id: CommandId = None
+
+
+Command: TypeAlias = Subscribe | Unsubscribe | Replay | Heartbeat | Unknown | Malformed
+
+
+# The shapes on the wire. msgspec ignores keys it does not know, as the existing clients expect.
+class _Typed(msgspec.Struct):
+    type: str
+
+
+class _Identified(msgspec.Struct):
+    id: str | int | None = None
+
+
+class _Channels(msgspec.Struct):
+    channels: list[str]
+
+
+class _ChannelsCommand(_Identified):
+    """Both forms: `{"data":{"channels":[…]}}` and the flat `{"channels":[…]}`."""
+
+    data: _Channels | None = None
+    channels: list[str] | None = None
+
+
+class _Range(msgspec.Struct):
+    from_: int | None = msgspec.field(name="from", default=None)
+    to: int | None = None
+    since: int | None = None
+
+
+class _ReplayCommand(_Identified):
+    data: _Range = msgspec.field(default_factory=_Range)
+
+
+_typed = msgspec.json.Decoder(_Typed)
+_identified = msgspec.json.Decoder(_Identified)
+_channels_command = msgspec.json.Decoder(_ChannelsCommand)
+_replay_command = msgspec.json.Decoder(_ReplayCommand)
+
+
+def parse_command(text: str) -> Command:
+    """Read one text message from a client."""
+    try:
+        kind = _typed.decode(text).type
+    except msgspec.ValidationError as error:
+        return Malformed(ErrorCode.INVALID_COMMAND, str(error), _id_of(text))
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return Malformed(ErrorCode.INVALID_JSON, "Not a JSON object")
+    try:
+        match kind:
+            case "subscribe":
+                return Subscribe(*_channels_of(text))
+            case "unsubscribe":
+                return Unsubscribe(*_channels_of(text))
+            case "replay":
+                return _replay_of(text)
+            case "heartbeat":
+                return Heartbeat(_id_of(text))
+            case _:
+                return Unknown()
+    except msgspec.DecodeError as error:
+        return Malformed(ErrorCode.INVALID_COMMAND, str(error), _id_of(text))
+
+
+def _id_of(text: str) -> CommandId:
+    """The id for an answer where the rest is of no use; none if the id itself is malformed."""
+    try:
+        return _identified.decode(text).id
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+def _channels_of(text: str) -> tuple[list[str], CommandId]:
+    command = _channels_command.decode(text)
+    channels = command.channels if command.data is None else command.data.channels
+    if channels is None:
+        raise msgspec.ValidationError("Object missing required field `channels` - at `$.data`")
+    return channels, command.id
+
+
+def _replay_of(text: str) -> Replay:
+    command = _replay_command.decode(text)
+    match command.data:
+        case _Range(from_=int(first), to=int(last), since=None):
+            return Replay(first, last, command.id)
+        case _Range(from_=None, to=None, since=int(since)):
+            return Replay(since + 1, None, command.id)
+        case _:
+            raise msgspec.ValidationError('Expected {"from":N,"to":M} or {"since":N} - at `$.data`')

@@ -1,0 +1,99 @@
+"""The books: what became of each publication, each delivery, each connection and each command.
+
+Plain integers, so that the hot path pays for an addition and telemetry reads them when it is asked.
+Two balances hold at any moment between two fan-outs:
+
+    received  = fanned_out + unmatched + Σ invalid + Σ shed + (waiting in the feed)
+    matched   = written + queued + Σ dropped
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import Enum
+
+import attrs
+
+
+class Invalid(Enum):
+    """Why a NATS message could not become a publication."""
+
+    SUBJECT = "subject"
+    PAYLOAD = "payload"
+
+
+class Shed(Enum):
+    """Why a NATS message was given up before the fan-out."""
+
+    FEED_FULL = "feed_full"
+    NATS_CLIENT = "nats_client"
+    NATS_RATE = "nats_rate"
+    BROADCAST_RATE = "broadcast_rate"
+
+
+class Dropped(Enum):
+    """Why an envelope addressed to a connection was not written."""
+
+    OUTBOX_FULL = "outbox_full"
+    CLOSING = "closing"
+
+
+def _counter() -> Counter[str]:
+    return Counter()
+
+
+@attrs.define
+class Publications:
+    """The way in: messages from NATS until they are fanned out."""
+
+    received: int = 0
+    fanned_out: int = 0
+    unmatched: int = 0
+    invalid: Counter[Invalid] = attrs.field(factory=Counter)
+    shed: Counter[Shed] = attrs.field(factory=Counter)
+
+    def imbalance(self, waiting: int) -> int:
+        """Messages unaccounted for, with `waiting` of them in the feed. Always 0."""
+        became = self.fanned_out + self.unmatched + self.invalid.total() + self.shed.total()
+        return self.received - became - waiting
+
+
+@attrs.define
+class Deliveries:
+    """The way out: a delivery is one publication for one connection."""
+
+    matched: int = 0
+    written: int = 0
+    queued: int = 0  # in an outbox, or half written, at this moment
+    dropped: Counter[Dropped] = attrs.field(factory=Counter)
+
+    def imbalance(self) -> int:
+        """Deliveries unaccounted for. Always 0."""
+        return self.matched - self.written - self.queued - self.dropped.total()
+
+
+@attrs.define
+class Traffic:
+    """Connections and what clients sent."""
+
+    accepted: int = 0
+    rejected: Counter[str] = attrs.field(factory=_counter)
+    closed: Counter[str] = attrs.field(factory=_counter)
+    accept_errors: int = 0
+    messages_received: int = 0
+    binary_ignored: int = 0
+    commands: Counter[str] = attrs.field(factory=_counter)
+    errors: Counter[str] = attrs.field(factory=_counter)
+    rate_limited: int = 0
+    replayed: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+
+
+@attrs.define
+class Ledger:
+    """All the books of one server."""
+
+    publications: Publications = attrs.field(factory=Publications)
+    deliveries: Deliveries = attrs.field(factory=Deliveries)
+    traffic: Traffic = attrs.field(factory=Traffic)

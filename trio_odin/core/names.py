@@ -1,0 +1,49 @@
+"""Names: NATS subjects, and the channels that clients subscribe to."""
+
+from __future__ import annotations
+
+import re
+
+CHANNEL_MAX_CHARS = 64
+_CHANNEL = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+# odin . token . SYMBOL . event_type [. whatever follows]
+_SYMBOL, _EVENT_TYPE, _REST = 2, 3, 4
+
+CHANNEL_RULE = (
+    f"a channel is SYMBOL.event_type, at most {CHANNEL_MAX_CHARS} characters, "
+    "each part of letters, digits, _ and -"
+)
+
+
+def is_channel(name: str) -> bool:
+    """Whether `name` is a well-formed channel such as `BTC.trade`."""
+    return len(name) <= CHANNEL_MAX_CHARS and _CHANNEL.fullmatch(name) is not None
+
+
+def channel_of_subject(subject: str) -> str | None:
+    """The channel of a NATS subject: `odin.token.BTC.trade` gives `BTC.trade`.
+
+    Further parts are ignored. None if there are too few parts, or if the third and fourth do not make
+    a well-formed channel: nobody could ever have subscribed to it.
+    """
+    parts = subject.split(".", _REST)
+    if len(parts) < _REST:
+        return None
+    channel = f"{parts[_SYMBOL]}.{parts[_EVENT_TYPE]}"
+    return channel if is_channel(channel) else None
+
+
+def covers(pattern: str, subject: str) -> bool:
+    """Whether every subject that matches `subject` also matches `pattern` (NATS wildcards).
+
+    Both may have wildcards: `odin.>` covers `odin.token.>`, `odin.*.trade` does not.
+    """
+    wide, narrow = pattern.split("."), subject.split(".")
+    for position, part in enumerate(wide):
+        if part == ">":
+            return len(narrow) > position
+        if position >= len(narrow) or narrow[position] == ">":
+            return False
+        if part not in {"*", narrow[position]}:
+            return False
+    return len(wide) == len(narrow)

@@ -1,0 +1,76 @@
+"""A publication, and its bytes on the wire: framed once, numbered per connection.
+
+Every subscriber of a publication gets the same envelope but for `seq`, which is the first key. So the
+bytes behind `seq` are made once and shared; a connection's frame is three pieces put together:
+
+    frame head + '{"seq":'   |   "1207"   |   ',"ts":1759027038365,"type":…}'
+    one per total length         per seq       one per publication
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+import msgspec
+
+from trio_odin.core.frame import Opcode, frame_head
+
+EVENT_TYPE: Final = "price:update"
+PRIORITY: Final = 1
+_SEQ_KEY: Final = b'{"seq":'
+
+
+class NatsMessage(NamedTuple):
+    """What the bridge puts into the feed. `offset` is the stream's sequence, None in core mode."""
+
+    subject: str
+    payload: bytes
+    offset: int | None
+
+
+class InvalidPayload(Exception):
+    """The payload is not JSON in UTF-8, so no browser could read the envelope."""
+
+
+class Publication:
+    """One event of one channel. Immutable; shared by every outbox and replay history it is in."""
+
+    __slots__ = ("_tail", "channel")
+
+    def __init__(self, channel: str, payload: bytes, *, offset: int | None, unix_ms: int) -> None:
+        """Build the shared bytes.
+
+        Raises:
+            InvalidPayload: `payload` is not JSON, or not UTF-8.
+        """
+        _require_json(payload)
+        self.channel = channel
+        offset_key = b"" if offset is None else b',"offset":%d' % offset
+        self._tail = b',"ts":%d,"type":"%b","priority":%d,"data":%b,"channel":%b%b}' % (
+            unix_ms,
+            EVENT_TYPE.encode(),
+            PRIORITY,
+            payload,
+            msgspec.json.encode(channel),
+            offset_key,
+        )
+
+    def frame(self, seq: int) -> bytes:
+        """The whole WebSocket frame of this publication as envelope number `seq`."""
+        digits = b"%d" % seq
+        tail = self._tail
+        return _head(len(digits) + len(tail)) + digits + tail
+
+
+@lru_cache(maxsize=4096)
+def _head(length_behind: int) -> bytes:
+    return frame_head(Opcode.TEXT, len(_SEQ_KEY) + length_behind) + _SEQ_KEY
+
+
+def _require_json(payload: bytes) -> None:
+    try:
+        msgspec.json.decode(payload, type=msgspec.Raw)  # checks the grammar, keeps huge numbers
+        payload.decode()  # the check above lets bad UTF-8 in strings pass
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidPayload(str(error)) from error

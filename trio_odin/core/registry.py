@@ -1,0 +1,74 @@
+"""The registry: an inverted index, channel ↔ subscribers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Generic, TypeVar
+
+S = TypeVar("S")
+
+_NOBODY: Mapping[object, None] = {}
+
+
+class Registry(Generic[S]):
+    """Who is subscribed to what, in both directions.
+
+    Every operation costs O(size of the request): a subscription O(channels asked), a look-up O(1), a
+    departure O(that subscriber's channels). A channel without subscribers is not kept, nor is a
+    subscriber without channels, so names that clients make up cannot pile up.
+
+    Dicts serve as ordered sets: denser than sets, and a fan-out goes in the order of subscription.
+    """
+
+    def __init__(self) -> None:
+        self._subscribers: dict[str, dict[S, None]] = {}
+        self._channels: dict[S, dict[str, None]] = {}
+
+    def subscribe(self, subscriber: S, channels: Iterable[str]) -> int:
+        """Add subscriptions; those that exist already stay. Returns how many `subscriber` has now."""
+        own = self._channels.setdefault(subscriber, {})
+        for channel in channels:
+            own[channel] = None
+            self._subscribers.setdefault(channel, {})[subscriber] = None
+        return self._count_or_forget(subscriber, own)
+
+    def unsubscribe(self, subscriber: S, channels: Iterable[str]) -> int:
+        """Remove subscriptions; those that do not exist are ignored. Returns how many are left."""
+        own = self._channels.get(subscriber, {})
+        for channel in channels:
+            if channel in own:
+                del own[channel]
+                self._forget(subscriber, channel)
+        return self._count_or_forget(subscriber, own)
+
+    def remove(self, subscriber: S) -> None:
+        """Remove `subscriber` from every channel. One that has no subscription is ignored."""
+        for channel in self._channels.pop(subscriber, {}):
+            self._forget(subscriber, channel)
+
+    def subscribers(self, channel: str) -> Collection[S]:
+        """The subscribers of `channel`, a live view in order of subscription."""
+        return self._subscribers.get(channel, _NOBODY).keys()  # type: ignore[return-value]
+
+    def channels(self, subscriber: S) -> Collection[str]:
+        """The channels of `subscriber`, a live view in order of subscription."""
+        return self._channels.get(subscriber, {}).keys()
+
+    def channel_count(self) -> int:
+        """How many channels have at least one subscriber."""
+        return len(self._subscribers)
+
+    def subscription_counts(self) -> list[int]:
+        """For each subscriber that has any, the number of its subscriptions."""
+        return [len(own) for own in self._channels.values()]
+
+    def _count_or_forget(self, subscriber: S, own: dict[str, None]) -> int:
+        if not own:
+            self._channels.pop(subscriber, None)
+        return len(own)
+
+    def _forget(self, subscriber: S, channel: str) -> None:
+        subscribers = self._subscribers[channel]
+        del subscribers[subscriber]
+        if not subscribers:
+            del self._subscribers[channel]

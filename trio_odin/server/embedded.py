@@ -1,0 +1,80 @@
+"""A real nats-server as a child process, for `trio-odin up` and for tests."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import trio
+
+_START_SECONDS = 10.0
+_POLL_SECONDS = 0.02
+
+
+class BrokerUnavailable(Exception):
+    """nats-server cannot be found or started; the message is one sentence."""
+
+
+def find_nats_server() -> Path:
+    """The nats-server program: the one in the wheel beside this Python, else one on PATH.
+
+    Raises:
+        BrokerUnavailable: there is none.
+    """
+    beside = Path(sysconfig.get_path("scripts")) / "nats-server"
+    if beside.exists():
+        return beside
+    on_path = shutil.which("nats-server")
+    if on_path is None:
+        raise BrokerUnavailable(
+            'there is no nats-server: pip install "trio-odin[demo]", or put one on PATH'
+        )
+    return Path(on_path)
+
+
+async def run_nats_server(*, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+    """Run nats-server with JetStream on a free port of the loopback, its store in a temporary folder.
+
+    Starts with its URL as soon as it takes connections. Runs until cancelled; then the child is told
+    to stop, killed if it does not, and the store removed.
+
+    Raises:
+        BrokerUnavailable: it is missing, did not start, or ended by itself.
+    """
+    program = find_nats_server()
+    with tempfile.TemporaryDirectory(prefix="trio-odin-nats-") as folder:
+        command = [
+            str(program),
+            *("--addr", "127.0.0.1", "--port", "-1", "--ports_file_dir", folder),
+            *("--jetstream", "--store_dir", folder, "--log", str(Path(folder) / "log")),
+        ]
+        async with trio.open_nursery() as nursery:
+            # In a session of its own: a Ctrl-C in the terminal is for us, we tell it when to stop.
+            process: trio.Process = await nursery.start(
+                lambda task_status: trio.run_process(
+                    command,
+                    check=False,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                    task_status=task_status,
+                )
+            )
+            task_status.started(await _wait_for_url(Path(folder), process))
+            code = await process.wait()
+            raise BrokerUnavailable(f"nats-server has ended by itself with exit code {code}")
+
+
+async def _wait_for_url(folder: Path, process: trio.Process) -> str:
+    """Wait for the file in which nats-server says which port it has."""
+    with trio.move_on_after(_START_SECONDS):
+        while process.returncode is None:
+            for ports_file in folder.glob("*.ports"):
+                if text := ports_file.read_text():
+                    return str(json.loads(text)["nats"][0])
+            await trio.sleep(_POLL_SECONDS)
+    raise BrokerUnavailable(f"nats-server did not start within {_START_SECONDS:.0f} s")

@@ -1,0 +1,74 @@
+"""Pings for every connection from one task, by a timing wheel."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from typing import Generic, Protocol, TypeVar
+
+import trio
+
+from trio_odin.core.closing import CloseReason
+
+_SPOKES_PER_SECOND = 1.0
+
+
+class _Outlet(Protocol):
+    @property
+    def heard_at(self) -> float: ...
+
+    def ping(self) -> None: ...
+
+
+class Pinged(Hashable, Protocol):
+    """What the wheel needs of a connection."""
+
+    @property
+    def outlet(self) -> _Outlet:
+        """Sends the ping and knows when anything was heard last."""
+
+    def evict(self, reason: CloseReason) -> None:
+        """End it without waiting."""
+
+
+P = TypeVar("P", bound=Pinged)
+
+
+class PingWheel(Generic[P]):
+    """Pings each connection every `interval_seconds`, ends those silent for `deadline_seconds`.
+
+    A connection gets a random spoke, so ten thousand that came at once are not pinged at once. The
+    deadline is looked at when the spoke comes by: it acts up to one interval late, never early.
+    """
+
+    def __init__(self, *, interval_seconds: float, deadline_seconds: float) -> None:
+        spokes = max(1, round(interval_seconds * _SPOKES_PER_SECOND))
+        self._spokes: list[dict[P, None]] = [{} for _ in range(spokes)]
+        self._pause_seconds = interval_seconds / spokes
+        self._deadline_seconds = deadline_seconds
+
+    @contextmanager
+    def pinging(self, connection: P) -> Iterator[None]:
+        """Within it, `connection` is pinged."""
+        spoke = random.choice(self._spokes)
+        spoke[connection] = None
+        try:
+            yield
+        finally:
+            del spoke[connection]
+
+    async def run(self) -> None:
+        """Turn until cancelled."""
+        while True:
+            for spoke in self._spokes:
+                await trio.sleep(self._pause_seconds)
+                self._visit(spoke)
+
+    def _visit(self, spoke: dict[P, None]) -> None:
+        silent_since = trio.current_time() - self._deadline_seconds
+        for connection in spoke:
+            if connection.outlet.heard_at < silent_since:
+                connection.evict(CloseReason.KEEPALIVE_TIMEOUT)
+            else:
+                connection.outlet.ping()

@@ -1,0 +1,160 @@
+"""The listener: accepts, looks at the head, and leads to a WebSocket connection or a page."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+import trio
+
+from trio_odin.config import Settings
+from trio_odin.core.admission import Admission, Rejection
+from trio_odin.net.http import (
+    HEAD_MAX_BYTES,
+    HEADERS_MAX,
+    Response,
+    receive_head,
+    send_response,
+    serve_request,
+)
+from trio_odin.server.connection import Connection
+from trio_odin.server.hub import Hub
+from trio_odin.server.keepalive import PingWheel
+from trio_odin.server.pages import Pages
+
+_log = structlog.get_logger("listener")
+
+# Out of files or memory: nothing helps but to wait until someone leaves.
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+_EXHAUSTED_PAUSE_SECONDS = 0.2
+_LOG_EVERY_SECONDS = 10.0
+
+_END_OF_HEAD = b"\r\n\r\n"
+_WEBSOCKET_REQUEST = re.compile(rb"GET /ws(\?[^ ]*)? HTTP/1\.1\r\n")
+_UPGRADE_HEADER = re.compile(rb"\r\nupgrade:[ \t]*websocket[ \t]*\r\n", re.IGNORECASE)
+
+
+class Listener:
+    """Turns accepted sockets into connections. Their tasks live in `nursery`.
+
+    Attributes:
+        admitted: connections let in, those in their handshake included.
+    """
+
+    def __init__(
+        self,
+        *,
+        hub: Hub[Connection],
+        wheel: PingWheel[Connection],
+        admission: Admission,
+        pages: Pages,
+        settings: Settings,
+    ) -> None:
+        self._hub = hub
+        self._wheel = wheel
+        self._admission = admission
+        self._pages = pages
+        self._settings = settings
+        self._traffic = hub.ledger.traffic
+        self._logged_at = -_LOG_EVERY_SECONDS
+        self.admitted = 0
+
+    async def run(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
+        """Accept on `listener` until cancelled.
+
+        Error handling: running out of files or memory is counted, logged now and then, and waited
+        out, with the connections that are open served on.
+        """
+        while True:
+            try:
+                stream = await listener.accept()
+            except OSError as error:
+                self._traffic.accept_errors += 1
+                if error.errno not in _EXHAUSTED:
+                    continue  # the peer was gone before we got to it
+                self._log_now_and_then(error)
+                await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
+            else:
+                nursery.start_soon(self.serve, stream, name="connection")
+
+    def _log_now_and_then(self, error: OSError) -> None:
+        now = trio.current_time()
+        if now - self._logged_at >= _LOG_EVERY_SECONDS:
+            self._logged_at = now
+            _log.error("accept.failed", error=str(error), connections=len(self._hub.members))
+
+    async def serve(self, stream: trio.abc.HalfCloseableStream) -> None:
+        """Serve one accepted socket to its end. Nothing the peer does raises out of here."""
+        try:
+            head = await self._receive_head(stream)
+            if head is None:
+                await trio.aclose_forcefully(stream)
+            elif _is_websocket_request(head):
+                await self._serve_websocket(stream, head)
+            else:
+                await serve_request(stream, self._pages.respond, received=head)
+        except Exception:  # noqa: BLE001 - a fault of ours in one request must not end the others
+            _log.exception("request.failed")
+            await trio.aclose_forcefully(stream)
+
+    async def _receive_head(self, stream: trio.abc.HalfCloseableStream) -> bytes | None:
+        """The head; None if the peer sent nothing in time or has gone."""
+        with trio.move_on_after(self._settings.handshake_seconds):
+            try:
+                return await receive_head(stream) or None
+            except trio.BrokenResourceError:
+                return None
+        self._traffic.rejected["timeout"] += 1
+        with trio.move_on_after(self._settings.write_deadline_seconds):
+            await send_response(stream, Response.text(408, "Request not complete in time"))
+        return None
+
+    async def _serve_websocket(self, stream: trio.abc.HalfCloseableStream, head: bytes) -> None:
+        refusal = _malformed(head) or self._refused()
+        if refusal is not None:
+            async with stream:
+                with trio.move_on_after(self._settings.write_deadline_seconds):
+                    await send_response(stream, refusal)
+            return
+        with self._admission_held():
+            connection = Connection(stream, head, self._hub, self._settings)
+            with self._wheel.pinging(connection):
+                await connection.run()
+
+    def _refused(self) -> Response | None:
+        rejection = self._admission.rejection(self.admitted)
+        if rejection is None:
+            return None
+        self._traffic.rejected[rejection.label] += 1
+        return Response.text(503, rejection.text, headers=_retry_after(rejection))
+
+    @contextmanager
+    def _admission_held(self) -> Iterator[None]:
+        self.admitted += 1
+        try:
+            yield
+        finally:
+            self.admitted -= 1
+
+
+def _is_websocket_request(head: bytes) -> bool:
+    return bool(_WEBSOCKET_REQUEST.match(head) and _UPGRADE_HEADER.search(head))
+
+
+def _malformed(head: bytes) -> Response | None:
+    """What is wrong with the head of a WebSocket request, before any costly parse of it."""
+    if len(head) > HEAD_MAX_BYTES or head.count(b"\r\n") > HEADERS_MAX:
+        return Response.text(431, f"At most {HEADERS_MAX} headers in {HEAD_MAX_BYTES} bytes")
+    if not head.endswith(_END_OF_HEAD) or head.count(_END_OF_HEAD) > 1:
+        return Response.text(400, "Bytes behind the request: wait for the upgrade first")
+    if not head.isascii():
+        return Response.text(400, "The head of a request is ASCII")
+    return None
+
+
+def _retry_after(rejection: Rejection) -> list[tuple[str, str]]:
+    seconds = 1 if rejection is Rejection.OVERLOADED else 5
+    return [("Retry-After", str(seconds))]

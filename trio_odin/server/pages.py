@@ -1,0 +1,63 @@
+"""What the port answers to plain HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from trio_odin import __version__
+from trio_odin.net.http import Request, Response
+from trio_odin.telemetry.health import HealthReport, health, ready
+from trio_odin.telemetry.metrics import CONTENT_TYPE, Metrics
+from trio_odin.telemetry.snapshot import Snapshot
+
+_WELCOME = f"""trio-odin {__version__}: token events from NATS, over WebSocket, to whom they concern.
+
+Connect a WebSocket to /ws on this port and send one JSON object per text frame:
+
+    {{"type":"subscribe","channels":["BTC.trade","ETH.trade"]}}
+    {{"type":"unsubscribe","channels":["ETH.trade"]}}
+    {{"type":"replay","data":{{"since":41}}}}
+    {{"type":"heartbeat"}}
+
+You get exactly the events of your channels, numbered by "seq": a gap means a loss.
+
+    /health   how it is (JSON)
+    /ready    whether it takes clients (200 or 503)
+    /metrics  for Prometheus"""
+
+_ALLOWED_METHODS = {"GET", "HEAD"}
+
+
+class Pages:
+    """Answers `/`, `/health`, `/ready` and `/metrics`."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+        self._snapshot = snapshot
+        self._metrics = Metrics(snapshot)
+
+    async def respond(self, request: Request) -> Response:
+        """The answer to one request. Never waits."""
+        if request.method not in _ALLOWED_METHODS:
+            allow = ", ".join(sorted(_ALLOWED_METHODS))
+            return Response.text(405, f"Use {allow}", headers=[("Allow", allow)])
+        match request.path:
+            case "/":
+                return Response.text(200, _WELCOME)
+            case "/health":
+                return _json(health(self._snapshot()))
+            case "/ready":
+                return _json(ready(self._snapshot()))
+            case "/metrics":
+                return Response(200, self._metrics.render(), CONTENT_TYPE)
+            case "/ws":
+                return Response.text(
+                    426,
+                    "This is a WebSocket endpoint; see / on how to use it",
+                    headers=[("Upgrade", "websocket")],
+                )
+            case _:
+                return Response.text(404, "Not found; see / for what there is")
+
+
+def _json(report: HealthReport) -> Response:
+    return Response.json(report.status, report.content)

@@ -1,0 +1,200 @@
+"""The nursery tree: the whole server in one picture and one function.
+
+serve()                                cancel = stop now; drain() = leave in order, then stop
+├── listener × address                 plain HTTP is answered until the very end
+│   └── connection × N                 one cancel scope each; cancelling it is the eviction
+│       ├── reader                     commands → session → replies
+│       ├── trio-websocket             socket → messages, pongs, the close handshake
+│       └── writer                     outbox → socket, asleep unless the socket would block
+├── bridge                             NATS → feed
+├── hub                                feed → registry → outlets; a fan-out never waits
+├── keepalive                          one timing wheel for every connection's pings
+├── guard                              samples the CPU, closes and opens the door
+└── summary                            a line in the log now and then
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+import trio
+
+from trio_odin.config import Settings
+from trio_odin.core.admission import Admission
+from trio_odin.core.ledger import Ledger
+from trio_odin.core.publication import NatsMessage
+from trio_odin.net.address import Address, bound_address, open_listeners
+from trio_odin.server.bridge import Bridge
+from trio_odin.server.connection import Connection
+from trio_odin.server.hub import Hub
+from trio_odin.server.keepalive import PingWheel
+from trio_odin.server.listener import Listener
+from trio_odin.server.pages import Pages
+from trio_odin.telemetry.process import CpuMeter, machine_bytes, resident_bytes
+from trio_odin.telemetry.snapshot import Snapshot
+
+_GUARD_SECONDS = 1.0
+_DRAIN_POLL_SECONDS = 0.05
+
+_log = structlog.get_logger("server")
+
+
+class Server:
+    """A running server, as whoever started it sees it. Made by `serve`.
+
+    Attributes:
+        addresses: where it listens, with the ports the kernel chose.
+        ledger: its books.
+        finished: set when a drain is complete, or everything was stopped.
+    """
+
+    def __init__(self, settings: Settings, listeners: Sequence[trio.SocketListener]) -> None:
+        self.addresses: list[Address] = [bound_address(listener) for listener in listeners]
+        self.ledger = Ledger()
+        self._settings = settings
+        self._listeners = listeners
+        self._started_at = trio.current_time()
+        self._drain_asked = trio.Event()
+        self.finished = trio.Event()
+        self._cpu_percent = 0.0
+        self._memory_limit = settings.memory_limit_bytes or machine_bytes()
+        # Full: the bridge sheds the newest message and counts it.
+        self._feed_send, self._feed_receive = trio.open_memory_channel[NatsMessage](
+            settings.feed_capacity
+        )
+        self._admission = Admission(
+            max_connections=settings.max_connections,
+            cpu_reject_percent=settings.cpu_reject_percent,
+        )
+        self._hub: Hub[Connection] = Hub(settings, self.ledger)
+        self._bridge = Bridge(settings, self.ledger, self._feed_send)
+        self._wheel: PingWheel[Connection] = PingWheel(
+            interval_seconds=settings.ping_interval_seconds,
+            deadline_seconds=settings.keepalive_seconds,
+        )
+        self._listener = Listener(
+            hub=self._hub,
+            wheel=self._wheel,
+            admission=self._admission,
+            pages=Pages(self.snapshot),
+            settings=settings,
+        )
+
+    def drain(self) -> None:
+        """Ask the server to leave in order; `serve` returns when it has. Does not wait."""
+        self._drain_asked.set()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether a drain was asked for."""
+        return self._drain_asked.is_set()
+
+    async def _run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for listener in self._listeners:
+                nursery.start_soon(self._listener.run, listener, nursery, name="listener")
+            nursery.start_soon(self._wheel.run, name="keepalive")
+            nursery.start_soon(self._guard, name="guard")
+            nursery.start_soon(self._summary, name="summary")
+            async with trio.open_nursery() as flow:
+                flow.start_soon(self._hub.run, self._feed_receive, name="hub")
+                flow.start_soon(self._bridge_until_drain, name="bridge")
+            await self._empty()
+            nursery.cancel_scope.cancel(reason="drained")
+
+    async def _bridge_until_drain(self) -> None:
+        """Run the bridge until a drain is asked for. The feed ends with it, and with that the hub."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._bridge.run)
+            await self._drain_asked.wait()
+            self._admission.is_draining = True
+            _log.info("drain.started", connections=len(self._hub.members))
+            nursery.cancel_scope.cancel(reason="drain")
+
+    async def _empty(self) -> None:
+        """Let every connection empty its outbox, close with 1001 and end."""
+        for connection in list(self._hub.members):
+            connection.leave()
+        while self._listener.admitted:  # each has deadlines of its own
+            await trio.sleep(_DRAIN_POLL_SECONDS)
+        _log.info("drain.finished", uptime=round(self._uptime(), 1))
+
+    async def _guard(self) -> None:
+        meter = CpuMeter(self._settings.cpu_limit_cores)
+        while True:
+            await trio.sleep(_GUARD_SECONDS)
+            self._cpu_percent = meter.read()
+            self._admission.observe_cpu(self._cpu_percent)
+
+    async def _summary(self) -> None:
+        while True:
+            await trio.sleep(self._settings.summary_seconds)
+            deliveries = self.ledger.deliveries
+            _log.info(
+                "summary",
+                connections=len(self._hub.members),
+                received=self.ledger.publications.received,
+                written=deliveries.written,
+                queued=deliveries.queued,
+                dropped=deliveries.dropped.total(),
+                cpu_percent=round(self._cpu_percent, 1),
+                nats=self._bridge.status.is_connected,
+            )
+
+    def _uptime(self) -> float:
+        return trio.current_time() - self._started_at
+
+    def snapshot(self) -> Snapshot:
+        """The state now, for metrics and health."""
+        settings, registry, bridge = self._settings, self._hub.registry, self._bridge.status
+        return Snapshot(
+            ledger=self.ledger,
+            uptime_seconds=self._uptime(),
+            is_draining=self._admission.is_draining,
+            connections=len(self._hub.members),
+            max_connections=settings.max_connections,
+            subscription_counts=registry.subscription_counts(),
+            channels=registry.channel_count(),
+            is_nats_connected=bridge.is_connected,
+            was_nats_connected=bridge.was_connected,
+            nats_mode=bridge.mode,
+            nats_reconnects=bridge.reconnects,
+            feed_waiting=self._feed_receive.statistics().current_buffer_used,
+            feed_capacity=settings.feed_capacity,
+            tasks=trio.lowlevel.current_statistics().tasks_living,
+            max_tasks=settings.max_tasks,
+            cpu_percent=self._cpu_percent,
+            cpu_reject_percent=settings.cpu_reject_percent,
+            cpu_pause_percent=settings.cpu_pause_percent,
+            is_overloaded=self._admission.is_overloaded,
+            memory_bytes=resident_bytes(),
+            memory_limit_bytes=self._memory_limit,
+            max_nats_rate=settings.max_nats_rate,
+            max_broadcast_rate=settings.max_broadcast_rate,
+        )
+
+
+async def serve(
+    settings: Settings, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serve until drained or cancelled. Starts with a `Server` as soon as it listens.
+
+    NATS need not be there: the server is unhealthy until it is, and recovers by itself.
+
+    Raises:
+        AddressUnavailable: it cannot listen where it should.
+
+    Cancellation: every connection is cut at once; `Server.drain` is the polite way.
+    """
+    listeners = await open_listeners(settings.address)
+    server = Server(settings, listeners)
+    try:
+        _log.info("server.listening", addresses=[str(address) for address in server.addresses])
+        task_status.started(server)
+        await server._run()  # noqa: SLF001 - its one caller, on the same page
+    finally:
+        server.finished.set()
+        for listener in listeners:
+            with trio.CancelScope(shield=True):  # closing a listening socket does not wait
+                await listener.aclose()

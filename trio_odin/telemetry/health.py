@@ -1,0 +1,120 @@
+"""`/health` and `/ready`: the exact shape that the load scripts and dashboards read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from trio_odin.telemetry.snapshot import Snapshot
+
+_NEARLY_FULL_PERCENT = 90.0
+_MEGABYTE = 1024 * 1024
+
+
+@attrs.frozen
+class HealthReport:
+    """The HTTP status and the content of the JSON."""
+
+    status: int
+    content: dict[str, Any]
+
+
+def health(snapshot: Snapshot) -> HealthReport:
+    """Judge a snapshot: unhealthy (503) if it cannot do its job, degraded (200) if it may soon not."""
+    capacity = _percentage(snapshot.connections, snapshot.max_connections)
+    memory = _percentage(snapshot.memory_bytes, snapshot.memory_limit_bytes)
+    tasks = _percentage(snapshot.tasks, snapshot.max_tasks)
+    errors = list(_errors(snapshot))
+    warnings = list(_warnings(snapshot, capacity=capacity, memory=memory, tasks=tasks))
+    status = "unhealthy" if errors else "degraded" if warnings else "healthy"
+    content = {
+        "status": status,
+        "healthy": not errors,
+        "uptime": round(snapshot.uptime_seconds, 3),
+        "errors": errors,
+        "warnings": warnings,
+        "checks": {
+            "capacity": {
+                "current": snapshot.connections,
+                "max": snapshot.max_connections,
+                "percentage": capacity,
+                "healthy": capacity < 100,
+            },
+            "cpu": {
+                "percentage": round(snapshot.cpu_percent, 2),
+                "threshold": snapshot.cpu_reject_percent,
+                "healthy": not snapshot.is_overloaded,
+            },
+            "memory": {
+                "used_mb": round(snapshot.memory_bytes / _MEGABYTE, 2),
+                "limit_mb": round(snapshot.memory_limit_bytes / _MEGABYTE, 2),
+                "percentage": memory,
+                "healthy": memory < _NEARLY_FULL_PERCENT,
+            },
+            "goroutines": {
+                "current": snapshot.tasks,
+                "limit": snapshot.max_tasks,
+                "percentage": tasks,
+                "healthy": tasks < 100,
+            },
+            "nats": {
+                "status": "connected" if snapshot.is_nats_connected else "disconnected",
+                "healthy": snapshot.is_nats_connected,
+            },
+            "limits": {
+                "max_connections": snapshot.max_connections,
+                "nats_rate": snapshot.max_nats_rate,
+                "broadcast_rate": snapshot.max_broadcast_rate,
+                "worker_pool_size": 0,  # there is none; the key is part of the shape
+                "max_goroutines": snapshot.max_tasks,
+                "cpu_threshold": snapshot.cpu_reject_percent,
+                "memory_limit_mb": round(snapshot.memory_limit_bytes / _MEGABYTE, 2),
+            },
+        },
+    }
+    return HealthReport(503 if errors else 200, content)
+
+
+def ready(snapshot: Snapshot) -> HealthReport:
+    """Whether a load balancer should send clients here.
+
+    Not before NATS was reached once, so that a new node which cannot do its job gets no clients. A
+    later outage keeps it ready: it would hit every node alike, and a client that stays connected
+    here gets events again as soon as they flow.
+    """
+    reasons = []
+    if snapshot.is_draining:
+        reasons.append("shutting down")
+    if not snapshot.was_nats_connected:
+        reasons.append("NATS was not reached yet")
+    return HealthReport(503 if reasons else 200, {"ready": not reasons, "reasons": reasons})
+
+
+def _errors(snapshot: Snapshot) -> list[str]:
+    errors = []
+    if not snapshot.is_nats_connected:
+        errors.append("NATS is disconnected")
+    if snapshot.is_draining:
+        errors.append("Server is shutting down")
+    return errors
+
+
+def _warnings(snapshot: Snapshot, *, capacity: float, memory: float, tasks: float) -> list[str]:
+    warnings = []
+    if capacity >= _NEARLY_FULL_PERCENT:
+        warnings.append(f"Connections at {capacity} % of the limit")
+    if snapshot.is_overloaded:
+        warnings.append(f"CPU at {snapshot.cpu_percent:.1f} %: new connections are refused")
+    elif snapshot.cpu_pause_percent and snapshot.cpu_percent >= snapshot.cpu_pause_percent:
+        warnings.append(f"CPU at {snapshot.cpu_percent:.1f} %")
+    if memory >= _NEARLY_FULL_PERCENT:
+        warnings.append(f"Memory at {memory} % of the limit")
+    if tasks >= 100:
+        warnings.append(f"Tasks at {tasks} % of the limit")
+    return warnings
+
+
+def _percentage(part: float, whole: float) -> float:
+    """A JSON number with a fraction; without a limit nothing is ever full."""
+    return round(part / whole * 100, 2) if whole else 0.0

@@ -1,0 +1,61 @@
+"""Log lines: JSON for machines, text for a terminal. One line an event, never one a message."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TextIO
+
+import structlog
+
+
+def configure_logs(level: str, style: str, *, file: TextIO | None = None) -> None:
+    """Set up structlog, and route what libraries log through `logging` the same way.
+
+    Args:
+        level: debug, info, warning or error.
+        style: json (a JSON object a line), text (key=value), pretty (aligned, coloured).
+        file: where to; standard error by default, as standard output belongs to the programs.
+    """
+    number = logging.getLevelNamesMapping()[level.upper()]
+    shared: list[structlog.types.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(file or sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_renderers(style),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(number)
+    # One line a frame would be one line a message.
+    logging.getLogger("trio-websocket").setLevel(logging.WARNING)
+    # The bridge reports what nats-py meets; its own default handler would print tracebacks.
+    logging.getLogger("nats").setLevel(logging.CRITICAL)
+
+
+def _renderers(style: str) -> list[structlog.types.Processor]:
+    if style == "json":
+        return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+    if style == "text":
+        return [
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        ]
+    return [structlog.dev.ConsoleRenderer()]

@@ -1,0 +1,281 @@
+"""`/metrics`: a snapshot in the Prometheus text format.
+
+One table says which series exist; docs/metrics.md is generated from it. Where the plan and the
+running dashboards have two names for one thing, the plan's is the series and the other its alias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
+from typing import Any, TypeAlias
+
+import attrs
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
+from prometheus_client.registry import Collector
+
+from trio_odin.core.admission import Rejection
+from trio_odin.core.closing import CloseReason
+from trio_odin.core.commands import ErrorCode
+from trio_odin.core.ledger import Dropped, Invalid, Shed
+from trio_odin.telemetry.snapshot import Snapshot
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_Value: TypeAlias = float | Mapping[Any, int]
+
+
+@attrs.frozen
+class Series:
+    """One series: how it is called, what it means, and where in a snapshot its value is.
+
+    A labelled series gives a mapping from label value to number. `values` are the label values that
+    are always shown, so that a rate starts from 0 and not from nothing.
+    """
+
+    name: str
+    help: str
+    value: Callable[[Snapshot], _Value]
+    alias: str | None = None
+    label: str | None = None
+    values: Sequence[str] = ()
+
+    @property
+    def kind(self) -> str:
+        """Prometheus' type: by its naming rule a counter ends in `_total`."""
+        return "counter" if self.name.endswith("_total") else "gauge"
+
+
+def _labels(reasons: type[Enum]) -> Sequence[str]:
+    return [_label(reason) for reason in reasons]
+
+
+def _label(reason: Any) -> str:
+    """An enum member as a label value: its `label` if it has one, else its value."""
+    if isinstance(reason, Enum):
+        return str(getattr(reason, "label", reason.value))
+    return str(reason)
+
+
+SERIES = (
+    Series(
+        "ws_connections_current",
+        "Connections open now",
+        lambda s: s.connections,
+        alias="ws_connections_active",
+    ),
+    Series("ws_connections_total", "Connections opened", lambda s: s.ledger.traffic.accepted),
+    Series(
+        "ws_connections_rejected_total",
+        "Connections refused before the upgrade",
+        lambda s: s.ledger.traffic.rejected,
+        label="reason",
+        values=[*_labels(Rejection), "bad_request", "timeout"],
+    ),
+    Series(
+        "ws_connections_closed_total",
+        "Connections that ended",
+        lambda s: s.ledger.traffic.closed,
+        label="reason",
+        values=_labels(CloseReason),
+    ),
+    Series(
+        "ws_slow_clients_disconnected_total",
+        "Connections evicted because the client read too slowly",
+        lambda s: (
+            s.ledger.traffic.closed[CloseReason.OUTBOX_FULL.label]
+            + s.ledger.traffic.closed[CloseReason.WRITE_DEADLINE.label]
+        ),
+    ),
+    Series("ws_accept_errors_total", "Failed accepts", lambda s: s.ledger.traffic.accept_errors),
+    Series(
+        "ws_capacity_max_connections", "Limit of connections, 0: none", lambda s: s.max_connections
+    ),
+    Series("ws_channels_current", "Channels with a subscriber", lambda s: s.channels),
+    Series(
+        "ws_messages_sent_total",
+        "Envelopes written to a socket",
+        lambda s: s.ledger.deliveries.written,
+    ),
+    Series(
+        "ws_deliveries_matched_total",
+        "Envelopes addressed to a connection",
+        lambda s: s.ledger.deliveries.matched,
+    ),
+    Series(
+        "ws_deliveries_queued",
+        "Envelopes that wait for their socket now",
+        lambda s: s.ledger.deliveries.queued,
+    ),
+    Series(
+        "ws_deliveries_dropped_total",
+        "Envelopes given up",
+        lambda s: s.ledger.deliveries.dropped,
+        label="reason",
+        values=_labels(Dropped),
+    ),
+    Series(
+        "ws_ledger_imbalance",
+        "Publications and deliveries unaccounted for, always 0",
+        lambda s: (
+            abs(s.ledger.deliveries.imbalance())
+            + abs(s.ledger.publications.imbalance(s.feed_waiting))
+        ),
+    ),
+    Series(
+        "ws_messages_received_total",
+        "Messages from clients",
+        lambda s: s.ledger.traffic.messages_received,
+    ),
+    Series(
+        "ws_binary_messages_ignored_total",
+        "Binary messages from clients, ignored",
+        lambda s: s.ledger.traffic.binary_ignored,
+    ),
+    Series(
+        "ws_commands_total",
+        "Commands from clients",
+        lambda s: s.ledger.traffic.commands,
+        label="command",
+        values=["subscribe", "unsubscribe", "replay", "heartbeat", "unknown", "malformed"],
+    ),
+    Series(
+        "ws_error_replies_total",
+        "Errors answered to clients",
+        lambda s: s.ledger.traffic.errors,
+        label="code",
+        values=_labels(ErrorCode),
+    ),
+    Series(
+        "ws_rate_limited_messages_total",
+        "Messages from clients over their rate",
+        lambda s: s.ledger.traffic.rate_limited,
+    ),
+    Series(
+        "ws_replay_requests_total",
+        "Replays asked for",
+        lambda s: s.ledger.traffic.commands["replay"],
+    ),
+    Series(
+        "ws_replayed_messages_total", "Envelopes sent again", lambda s: s.ledger.traffic.replayed
+    ),
+    Series("ws_bytes_sent_total", "Bytes to clients", lambda s: s.ledger.traffic.bytes_sent),
+    Series(
+        "ws_bytes_received_total", "Bytes from clients", lambda s: s.ledger.traffic.bytes_received
+    ),
+    Series("ws_nats_connected", "1 while connected to NATS", lambda s: s.is_nats_connected),
+    Series(
+        "ws_nats_reconnects_total", "NATS connections after the first", lambda s: s.nats_reconnects
+    ),
+    Series(
+        "ws_nats_messages_received_total",
+        "Messages from NATS",
+        lambda s: s.ledger.publications.received,
+    ),
+    Series(
+        "ws_nats_messages_dropped_total",
+        "Messages from NATS shed before the fan-out",
+        lambda s: s.ledger.publications.shed.total(),
+    ),
+    Series(
+        "ws_nats_messages_shed_total",
+        "The same by reason",
+        lambda s: s.ledger.publications.shed,
+        label="reason",
+        values=_labels(Shed),
+    ),
+    Series(
+        "ws_nats_messages_invalid_total",
+        "Messages from NATS that are no event",
+        lambda s: s.ledger.publications.invalid,
+        label="reason",
+        values=_labels(Invalid),
+    ),
+    Series(
+        "ws_publications_fanned_out_total",
+        "Messages from NATS handed to at least one connection",
+        lambda s: s.ledger.publications.fanned_out,
+    ),
+    Series(
+        "ws_publications_unmatched_total",
+        "Messages from NATS that nobody was subscribed to",
+        lambda s: s.ledger.publications.unmatched,
+    ),
+    Series("ws_feed_waiting", "Messages between bridge and hub now", lambda s: s.feed_waiting),
+    Series("ws_feed_capacity", "Limit of that", lambda s: s.feed_capacity),
+    Series("ws_tasks", "Tasks of the process", lambda s: s.tasks),
+    Series("ws_cpu_usage_percent", "CPU, in percent of the limit", lambda s: s.cpu_percent),
+    Series(
+        "ws_memory_usage_bytes",
+        "Resident memory",
+        lambda s: s.memory_bytes,
+        alias="ws_memory_bytes",
+    ),
+    Series("ws_memory_limit_bytes", "Limit of that", lambda s: s.memory_limit_bytes),
+    Series("ws_draining", "1 while shutting down", lambda s: s.is_draining),
+    Series("ws_uptime_seconds", "Time since start", lambda s: s.uptime_seconds),
+)
+
+SUBSCRIPTIONS_NAME = "ws_subscription_count_per_client"
+SUBSCRIPTIONS_HELP = "Subscriptions a client has, over the clients that have any"
+_QUANTILES = (0.5, 0.9, 0.99, 1.0)
+
+
+class Metrics:
+    """Renders snapshots, and the process figures that prometheus_client knows (`process_…`)."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_SnapshotCollector(snapshot))
+        ProcessCollector(registry=self._registry)
+
+    def render(self) -> bytes:
+        """The text for a scrape now."""
+        return generate_latest(self._registry)
+
+
+class _SnapshotCollector(Collector):
+    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+        self._snapshot = snapshot
+
+    def describe(self) -> Iterable[Metric]:
+        # An empty description keeps the registry from collecting once just to learn the names.
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        snapshot = self._snapshot()
+        for series in SERIES:
+            yield _family(series, series.name, snapshot)
+            if series.alias:
+                yield _family(series, series.alias, snapshot)
+        yield _subscriptions(snapshot)
+
+
+def _family(series: Series, name: str, snapshot: Snapshot) -> Metric:
+    family = CounterMetricFamily if series.kind == "counter" else GaugeMetricFamily
+    value = series.value(snapshot)
+    if not isinstance(value, Mapping):
+        return family(name, series.help, value=float(value))
+    by_label = dict.fromkeys(series.values, 0) | {_label(k): n for k, n in value.items()}
+    metric = family(name, series.help, labels=[series.label or ""])
+    for label, number in by_label.items():
+        metric.add_metric([label], number)
+    return metric
+
+
+def _subscriptions(snapshot: Snapshot) -> Metric:
+    """A summary with quantiles: exact, and only sorted when someone scrapes."""
+    counts = sorted(snapshot.subscription_counts)
+    metric = SummaryMetricFamily(
+        SUBSCRIPTIONS_NAME, SUBSCRIPTIONS_HELP, count_value=len(counts), sum_value=sum(counts)
+    )
+    for quantile in _QUANTILES:
+        value = counts[min(int(quantile * len(counts)), len(counts) - 1)] if counts else 0
+        metric.add_sample(SUBSCRIPTIONS_NAME, {"quantile": str(quantile)}, value)
+    return metric

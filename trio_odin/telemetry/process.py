@@ -1,0 +1,45 @@
+"""CPU and memory of this process, and what the machine has."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from pathlib import Path
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class CpuMeter:
+    """CPU used between two readings, in percent of `limit_cores` (0: the cores we may run on)."""
+
+    def __init__(self, limit_cores: float) -> None:
+        # Affinity, not cpu_count: a container may be pinned to fewer cores than the host has.
+        self._cores = limit_cores or len(os.sched_getaffinity(0))
+        self._wall = time.monotonic()
+        self._cpu = time.process_time()
+
+    def read(self) -> float:
+        """Percent since the last reading."""
+        wall, cpu = time.monotonic(), time.process_time()
+        used = (cpu - self._cpu) / max(wall - self._wall, 1e-9) / self._cores * 100
+        self._wall, self._cpu = wall, cpu
+        return used
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
+
+
+def machine_bytes() -> int:
+    """Memory of the machine."""
+    return os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
+
+
+def raise_file_limit() -> int:
+    """Raise the soft limit of open files to the hard one. Returns the limit now in force."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
