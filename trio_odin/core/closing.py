@@ -8,7 +8,8 @@ from enum import Enum
 class CloseReason(Enum):
     """Each reason has a `label` (metric, log), and a code and text if the server closes for it.
 
-    `code` None: the peer has gone, or trio-websocket has told it already. Codes are those of RFC 6455, 7.4.1.
+    `code` None: the peer has gone, or trio-websocket has told it already. Codes are those of
+    RFC 6455, 7.4.1.
     """
 
     PEER_CLOSED = ("peer_closed", None, "")

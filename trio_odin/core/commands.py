@@ -39,7 +39,7 @@ class Unsubscribe:
 
 @attrs.frozen
 class Replay:
-    """Send the kept envelopes from `first` to `last` again, both inclusive; no `last`: to the end."""
+    """Send the kept envelopes `first` to `last` again, both inclusive; no `last`: to the end."""
 
     first: int
     last: int | None = None

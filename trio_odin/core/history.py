@@ -36,7 +36,7 @@ class History:
         return self.seq
 
     def between(self, first: int, last: int) -> KeptRange:
-        """The kept envelopes with `first <= seq <= last`. Numbers not yet given are not asked for."""
+        """The kept envelopes with `first <= seq <= last`; numbers not yet given do not count."""
         first, last = max(first, 1), min(last, self.seq)
         oldest_kept = self.seq - len(self._kept) + 1
         kept = [

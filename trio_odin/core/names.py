@@ -23,8 +23,8 @@ def is_channel(name: str) -> bool:
 def channel_of_subject(subject: str) -> str | None:
     """The channel of a NATS subject: `odin.token.BTC.trade` gives `BTC.trade`.
 
-    Further parts are ignored. None if there are too few parts, or if the third and fourth do not make
-    a well-formed channel: nobody could ever have subscribed to it.
+    Further parts are ignored. None if there are too few parts, or if the third and fourth do not
+    make a well-formed channel: nobody could ever have subscribed to it.
     """
     parts = subject.split(".", _REST)
     if len(parts) < _REST:

@@ -1,7 +1,7 @@
 """A publication, and its bytes on the wire: framed once, numbered per connection.
 
-Every subscriber of a publication gets the same envelope but for `seq`, which is the first key. So the
-bytes behind `seq` are made once and shared; a connection's frame is three pieces put together:
+Every subscriber of a publication gets the same envelope but for `seq`, which is the first key. So
+the bytes behind `seq` are made once and shared; a connection's frame is three pieces put together:
 
     frame head + '{"seq":'   |   "1207"   |   ',"ts":1759027038365,"type":…}'
     one per total length         per seq       one per publication

@@ -13,8 +13,8 @@ _NOBODY: Mapping[object, None] = {}
 class Registry(Generic[S]):
     """Who is subscribed to what, in both directions.
 
-    Every operation costs O(size of the request): a subscription O(channels asked), a look-up O(1), a
-    departure O(that subscriber's channels). A channel without subscribers is not kept, nor is a
+    Every operation costs O(size of the request): a subscription O(channels asked), a look-up O(1),
+    a departure O(that subscriber's channels). A channel without subscribers is not kept, nor is a
     subscriber without channels, so names that clients make up cannot pile up.
 
     Dicts serve as ordered sets: denser than sets, and a fan-out goes in the order of subscription.
@@ -25,7 +25,7 @@ class Registry(Generic[S]):
         self._channels: dict[S, dict[str, None]] = {}
 
     def subscribe(self, subscriber: S, channels: Iterable[str]) -> int:
-        """Add subscriptions; those that exist already stay. Returns how many `subscriber` has now."""
+        """Add subscriptions; existing ones stay. Returns how many `subscriber` has now."""
         own = self._channels.setdefault(subscriber, {})
         for channel in channels:
             own[channel] = None

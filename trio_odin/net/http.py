@@ -8,6 +8,7 @@ people with a browser; none of them gains from keep-alive.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -97,8 +98,8 @@ async def serve_request(
 ) -> None:
     """Answer the one request on `stream`, then close it.
 
-    `received` are bytes already taken from the stream. What a peer does wrong becomes a clean status
-    (400, 408, 413, 431, 501); a peer that goes away is not an error.
+    `received` are bytes already taken from the stream. What a peer does wrong becomes a clean
+    status (400, 408, 413, 431, 501); a peer that goes away is not an error.
 
     Cancellation closes the stream at once.
     """
@@ -128,6 +129,8 @@ async def serve_request(
 
 
 async def _receive_request(connection: h11.Connection, stream: trio.abc.Stream) -> Request | None:
+    if len(connection.trailing_data[0]) > HEAD_MAX_BYTES:
+        raise _BadRequest(431, f"Head longer than {HEAD_MAX_BYTES} bytes")
     head: h11.Request | None = None
     body = bytearray()
     while True:
@@ -174,20 +177,16 @@ async def send_response(
         *(f"{name}: {value}" for name, value in response.headers),
     ]
     head = "\r\n".join(lines).encode("ascii") + b"\r\n\r\n"
-    try:
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         await stream.send_all(head + (b"" if method == "HEAD" else response.body))
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        pass
 
 
 async def _linger(stream: trio.abc.Stream) -> None:
-    """Read on for a moment: closing over unread bytes resets the connection and the answer with it."""
+    """Read on for a moment: closing over unread bytes would reset the connection."""
     taken = 0
     with trio.move_on_after(_LINGER_SECONDS):
-        try:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             if isinstance(stream, trio.abc.HalfCloseableStream):
                 await stream.send_eof()
             while taken < _LINGER_BYTES and (chunk := await stream.receive_some(_RECEIVE_BYTES)):
                 taken += len(chunk)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass

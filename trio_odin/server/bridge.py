@@ -3,11 +3,11 @@
 nats-py runs on asyncio, so each NATS connection gets an asyncio loop inside a trio task
 (trio-asyncio), and nothing of it survives that connection. One connection has one life:
 
-    connect ─► consume (ordered consumer, or core subscription) ─► lost ─► wait a little ─► connect …
+    connect ─► consume (ordered consumer or core subscription) ─► lost ─► wait a little ─► again
 
-nats-py's own reconnecting is off: with it there would be two ways to lose a connection and two to get
-it back. What carries over between two lives is the position in the stream, so nothing inside the
-stream's window is lost or comes twice.
+nats-py's own reconnecting is off: with it there would be two ways to lose a connection and two to
+get it back. What carries over between two lives is the position in the stream, so nothing inside
+the stream's window is lost or comes twice.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _BACKOFF_FIRST_SECONDS = 0.1
 _BACKOFF_MAX_SECONDS = 1.0
 _CLOSE_SECONDS = 2.0
 _TROUBLE_KEPT = 3
-# nats-py's own queue before our callback; past it nats-py drops, and the ordered consumer starts over.
+# nats-py's own queue before our callback; past it nats-py drops, which is booked as shed.
 _PENDING_MESSAGES = 65_536
 _PENDING_BYTES = 64 * 1024 * 1024
 
@@ -77,8 +77,8 @@ class BridgeStatus:
 class Bridge:
     """Consumes `odin.token.>` for ever and puts every message into the feed.
 
-    Feed full, or more than the allowed rate: the newest message is shed and counted; the bridge does
-    not wait, as NATS would then drop for us, and uncounted.
+    Feed full, or more than the allowed rate: the newest message is shed and counted; the bridge
+    does not wait, as NATS would then drop for us, and uncounted.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Bridge:
             del trouble[:-_TROUBLE_KEPT]
             if isinstance(error, nats.errors.SlowConsumerError):
                 self._shed(Shed.NATS_CLIENT)
-            # What nats-py cannot mend by itself: the stream is gone, or the consumer cannot be made.
+            # What nats-py cannot mend: the stream is gone, or the consumer cannot be made again.
             if isinstance(
                 error, (APIError, nats.errors.TimeoutError, nats.errors.NoRespondersError)
             ):

@@ -19,7 +19,8 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_st
 from trio_odin.config import Settings
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.frame import close_frame
-from trio_odin.core.session import Session, SessionLimits
+from trio_odin.core.session import Session
+from trio_odin.net.http import Response, send_response
 from trio_odin.server.hub import Hub
 from trio_odin.server.outlet import Outlet
 
@@ -46,6 +47,7 @@ class Connection:
         "_nursery",
         "_reading",
         "_settings",
+        "_stream",
         "close_reason",
         "history",
         "number",
@@ -75,6 +77,7 @@ class Connection:
             now=trio.current_time(),
         )
         self.history = self.session.history
+        self._stream = stream
         self._hub = hub
         self._settings = settings
         self._nursery: trio.Nursery | None = None
@@ -93,9 +96,12 @@ class Connection:
                 if websocket is not None:
                     await self._serve(websocket)
                 nursery.cancel_scope.cancel(reason="the connection has ended")
-        except Exception:  # noqa: BLE001 - a fault of ours in one connection must not end the others
-            self.evict(CloseReason.INTERNAL_ERROR)
-            _log.exception("connection.failed", connection=self.number)
+        except Exception:  # noqa: BLE001 - a fault in one connection must not end the others
+            if self._reading is None:
+                await self._refuse()
+            else:
+                self.evict(CloseReason.INTERNAL_ERROR)
+                _log.exception("connection.failed", connection=self.number)
         finally:
             self._nursery = None
             self.outlet.stop()
@@ -111,6 +117,13 @@ class Connection:
             )
             return await request.accept()
         return None
+
+    async def _refuse(self) -> None:
+        """Answer a head that trio-websocket's parser choked on, such as an impossible host name."""
+        self._hub.ledger.traffic.rejected["bad_request"] += 1
+        self.outlet.stop()
+        with trio.move_on_after(self._settings.write_deadline_seconds):
+            await send_response(self._stream, Response.text(400, "Bad WebSocket handshake"))
 
     async def _serve(self, websocket: WebSocketConnection) -> None:
         with self._hub.membership(self):
@@ -157,6 +170,7 @@ class Connection:
         if self._reading is not None:
             self._reading.cancel(reason="stream closed")
         elif self._nursery is not None:
+            self._hub.ledger.traffic.rejected["bad_request"] += 1
             self._nursery.cancel_scope.cancel(reason="stream closed before the upgrade")
 
     def leave(self) -> None:

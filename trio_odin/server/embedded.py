@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -37,10 +38,10 @@ def find_nats_server() -> Path:
 
 
 async def run_nats_server(*, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
-    """Run nats-server with JetStream on a free port of the loopback, its store in a temporary folder.
+    """Run nats-server with JetStream on a free loopback port, its store in a temporary folder.
 
-    Starts with its URL as soon as it takes connections. Runs until cancelled; then the child is told
-    to stop, killed if it does not, and the store removed.
+    Starts with its URL as soon as it takes connections. Runs until cancelled; then the child is
+    told to stop, killed if it does not, and the store removed.
 
     Raises:
         BrokerUnavailable: it is missing, did not start, or ended by itself.
@@ -54,27 +55,26 @@ async def run_nats_server(*, task_status: trio.TaskStatus[str] = trio.TASK_STATU
         ]
         async with trio.open_nursery() as nursery:
             # In a session of its own: a Ctrl-C in the terminal is for us, we tell it when to stop.
-            process: trio.Process = await nursery.start(
-                lambda task_status: trio.run_process(
-                    command,
-                    check=False,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,
-                    task_status=task_status,
-                )
+            child = partial(
+                trio.run_process,
+                command,
+                check=False,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
             )
-            task_status.started(await _wait_for_url(Path(folder), process))
+            process: trio.Process = await nursery.start(child)
+            task_status.started(await _wait_for_url(trio.Path(folder), process))
             code = await process.wait()
             raise BrokerUnavailable(f"nats-server has ended by itself with exit code {code}")
 
 
-async def _wait_for_url(folder: Path, process: trio.Process) -> str:
+async def _wait_for_url(folder: trio.Path, process: trio.Process) -> str:
     """Wait for the file in which nats-server says which port it has."""
     with trio.move_on_after(_START_SECONDS):
         while process.returncode is None:
-            for ports_file in folder.glob("*.ports"):
-                if text := ports_file.read_text():
+            for ports_file in await folder.glob("*.ports"):
+                if text := await ports_file.read_text():
                     return str(json.loads(text)["nats"][0])
             await trio.sleep(_POLL_SECONDS)
     raise BrokerUnavailable(f"nats-server did not start within {_START_SECONDS:.0f} s")

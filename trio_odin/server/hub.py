@@ -30,14 +30,17 @@ class Member(Hashable, Protocol):
     @property
     def history(self) -> History:
         """Numbers its envelopes and keeps the last ones."""
+        ...
 
     @property
     def outlet(self) -> _Outlet:
         """Takes an envelope without waiting; see `Outlet.offer`."""
+        ...
 
     @property
     def close_reason(self) -> CloseReason | None:
         """Why it ended."""
+        ...
 
 
 M = TypeVar("M", bound=Member)
@@ -74,12 +77,16 @@ class Hub(Generic[M]):
         """Within it, `member` can be subscribed; it has no subscription left afterwards."""
         self.members[member] = None
         self.ledger.traffic.accepted += 1
+        otherwise = CloseReason.STOPPED
         try:
             yield
+        except Exception:
+            otherwise = CloseReason.INTERNAL_ERROR
+            raise
         finally:
             del self.members[member]
             self.registry.remove(member)
-            reason = member.close_reason or CloseReason.STOPPED
+            reason = member.close_reason or otherwise
             self.ledger.traffic.closed[reason.label] += 1
 
     async def run(self, feed_receive: trio.MemoryReceiveChannel[NatsMessage]) -> None:

@@ -27,6 +27,7 @@ class Pinged(Hashable, Protocol):
     @property
     def outlet(self) -> _Outlet:
         """Sends the ping and knows when anything was heard last."""
+        ...
 
     def evict(self, reason: CloseReason) -> None:
         """End it without waiting."""

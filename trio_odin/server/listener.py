@@ -60,6 +60,7 @@ class Listener:
         self._settings = settings
         self._traffic = hub.ledger.traffic
         self._logged_at = -_LOG_EVERY_SECONDS
+        self._departed = trio.lowlevel.ParkingLot()
         self.admitted = 0
 
     async def run(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
@@ -138,6 +139,12 @@ class Listener:
             yield
         finally:
             self.admitted -= 1
+            self._departed.unpark_all()
+
+    async def wait_empty(self) -> None:
+        """Wait until no connection is left."""
+        while self.admitted:
+            await self._departed.park()
 
 
 def _is_websocket_request(head: bytes) -> bool:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -45,7 +46,7 @@ class _Envelope(NamedTuple):
 
 @attrs.define(eq=False)
 class _Raw:
-    """Ready bytes in the outbox, and whether they have been written: someone is waiting for that."""
+    """Ready bytes in the outbox; somebody is waiting for `is_written`."""
 
     data: bytes
     is_written: bool = False
@@ -123,8 +124,8 @@ class Outlet(trio.abc.Stream):
         """Hand over one envelope without waiting.
 
         Returns:
-            The bytes written, if the whole `frame` went out at once: the caller books it as written.
-            0 if it was queued or dropped, which is booked here.
+            The bytes written, if the whole `frame` went out at once: the caller books that. 0 if it
+            was queued or dropped, which is booked here.
         """
         sent = 0
         if self._is_idle:
@@ -229,7 +230,7 @@ class Outlet(trio.abc.Stream):
     async def run_writer(self) -> None:
         """Write what waits in the outbox, joined; sleep while nothing does.
 
-        Returns when the stream is gone or a write missed its deadline; the owner was told to evict then.
+        Returns when the stream is gone or a write missed its deadline; the owner knows it then.
         """
         async for first in self._outbox_receive:
             batch = self._take_batch(first)
@@ -309,10 +310,8 @@ class Outlet(trio.abc.Stream):
         if self._is_stopped:
             return
         if farewell and not self._is_torn:
-            try:
+            with suppress(OSError):  # full or gone: best effort
                 self._write_now(farewell)
-            except OSError:  # full or gone: best effort
-                pass
         self._is_stopped = True
         self._is_idle = False
         # The file number may soon belong to another connection: nothing here may know it any more.

@@ -10,7 +10,7 @@ from trio_odin.telemetry.health import HealthReport, health, ready
 from trio_odin.telemetry.metrics import CONTENT_TYPE, Metrics
 from trio_odin.telemetry.snapshot import Snapshot
 
-_WELCOME = f"""trio-odin {__version__}: token events from NATS, over WebSocket, to whom they concern.
+_WELCOME = f"""trio-odin {__version__}: NATS token events, over WebSocket, to whom they concern.
 
 Connect a WebSocket to /ws on this port and send one JSON object per text frame:
 

@@ -1,8 +1,8 @@
 """The nursery tree: the whole server in one picture and one function.
 
 serve()                                cancel = stop now; drain() = leave in order, then stop
-├── listener × address                 plain HTTP is answered until the very end
-│   └── connection × N                 one cancel scope each; cancelling it is the eviction
+├── listener                           plain HTTP is answered until the very end
+│   └── connection …                   one cancel scope each; cancelling it is the eviction
 │       ├── reader                     commands → session → replies
 │       ├── trio-websocket             socket → messages, pongs, the close handshake
 │       └── writer                     outbox → socket, asleep unless the socket would block
@@ -35,7 +35,6 @@ from trio_odin.telemetry.process import CpuMeter, machine_bytes, resident_bytes
 from trio_odin.telemetry.snapshot import Snapshot
 
 _GUARD_SECONDS = 1.0
-_DRAIN_POLL_SECONDS = 0.05
 
 _log = structlog.get_logger("server")
 
@@ -86,9 +85,9 @@ class Server:
         self._drain_asked.set()
 
     @property
-    def is_draining(self) -> bool:
-        """Whether a drain was asked for."""
-        return self._drain_asked.is_set()
+    def connections(self) -> int:
+        """How many are open now."""
+        return len(self._hub.members)
 
     async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -104,7 +103,7 @@ class Server:
             nursery.cancel_scope.cancel(reason="drained")
 
     async def _bridge_until_drain(self) -> None:
-        """Run the bridge until a drain is asked for. The feed ends with it, and with that the hub."""
+        """Run the bridge until a drain is asked for; the feed ends then, and with it the hub."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._bridge.run)
             await self._drain_asked.wait()
@@ -116,8 +115,7 @@ class Server:
         """Let every connection empty its outbox, close with 1001 and end."""
         for connection in list(self._hub.members):
             connection.leave()
-        while self._listener.admitted:  # each has deadlines of its own
-            await trio.sleep(_DRAIN_POLL_SECONDS)
+        await self._listener.wait_empty()  # each has deadlines of its own
         _log.info("drain.finished", uptime=round(self._uptime(), 1))
 
     async def _guard(self) -> None:

@@ -21,7 +21,7 @@ class HealthReport:
 
 
 def health(snapshot: Snapshot) -> HealthReport:
-    """Judge a snapshot: unhealthy (503) if it cannot do its job, degraded (200) if it may soon not."""
+    """Judge a snapshot: unhealthy (503) if it fails its job, degraded (200) if it may soon."""
     capacity = _percentage(snapshot.connections, snapshot.max_connections)
     memory = _percentage(snapshot.memory_bytes, snapshot.memory_limit_bytes)
     tasks = _percentage(snapshot.tasks, snapshot.max_tasks)

@@ -1,0 +1,64 @@
+"""Everything a developer runs: `nox -l` lists it, `nox -s NAME` does it."""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "imports", "types", "tests"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+EVERYTHING = ".[demo,lab]"
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    packages = nox.project.dependency_groups(PROJECT, *groups)
+    session.install("--quiet", "--editable", EVERYTHING, *packages)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run all tests, end to end against a real nats-server too. Arguments go to pytest."""
+    install(session, "tests")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Run all tests and say which lines none of them reached."""
+    install(session, "tests")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "report", "--show-missing", "--skip-covered")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style with ruff; `nox -s lint -- --fix` mends what can be mended."""
+    session.install("--quiet", *nox.project.dependency_groups(PROJECT, "lint"))
+    session.run("ruff", "check", *session.posargs, ".")
+    session.run("ruff", "format", *([] if session.posargs else ["--check"]), ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types with mypy (strict) and pyright."""
+    install(session, "tests", "types")
+    session.install("--quiet", "nox")
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session
+def imports(session: nox.Session) -> None:
+    """Check which layer imports which."""
+    install(session, "imports")
+    session.run("lint-imports")
+
+
+@nox.session
+def load(session: nox.Session) -> None:
+    """Hold 10,000 connections on loopback and print what they cost; arguments go to the script."""
+    install(session)
+    session.run("python", "ops/load.py", *session.posargs)

@@ -1,0 +1,83 @@
+"""A server without sockets and without NATS: everything but the edges of the nursery tree."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import trio
+import trio.testing
+from trio_websocket import WebSocketConnection, wrap_client_stream
+
+from trio_odin.config import read_settings
+from trio_odin.core.admission import Admission
+from trio_odin.core.ledger import Ledger
+from trio_odin.core.publication import NatsMessage
+from trio_odin.net.http import Request, Response
+from trio_odin.server.connection import Connection
+from trio_odin.server.hub import Hub
+from trio_odin.server.keepalive import PingWheel
+from trio_odin.server.listener import Listener
+
+
+class NoPages:
+    """Answers every request with its path."""
+
+    async def respond(self, request: Request) -> Response:
+        return Response.text(200, f"{request.method} {request.path}")
+
+
+class Rig:
+    """A listener with its hub; `connect` gives a client over a stream in memory."""
+
+    def __init__(self, nursery: trio.Nursery, **variables: str) -> None:
+        self.settings = read_settings(variables)
+        self.ledger = Ledger()
+        self.hub: Hub[Connection] = Hub(self.settings, self.ledger)
+        self.wheel: PingWheel[Connection] = PingWheel(
+            interval_seconds=self.settings.ping_interval_seconds,
+            deadline_seconds=self.settings.keepalive_seconds,
+        )
+        self.admission = Admission(
+            max_connections=self.settings.max_connections,
+            cpu_reject_percent=self.settings.cpu_reject_percent,
+        )
+        self.listener = Listener(
+            hub=self.hub,
+            wheel=self.wheel,
+            admission=self.admission,
+            pages=NoPages(),
+            settings=self.settings,
+        )
+        self._nursery = nursery
+
+    def open_stream(self) -> trio.StapledStream[Any, Any]:
+        """A stream to the listener, as after a TCP connect."""
+        client, server = trio.testing.memory_stream_pair()
+        self._nursery.start_soon(self.listener.serve, server)
+        return client
+
+    async def connect(self) -> WebSocketConnection:
+        stream = self.open_stream()
+        return await wrap_client_stream(self._nursery, stream, "localhost", "/ws")
+
+    async def subscribe(self, *channels: str) -> WebSocketConnection:
+        client = await self.connect()
+        await client.send_message(json.dumps({"type": "subscribe", "channels": channels}))
+        assert json.loads(await client.get_message())["type"] == "subscription_ack"
+        return client
+
+    def publish(self, channel: str, payload: bytes = b"1") -> None:
+        self.ledger.publications.received += 1
+        self.hub.publish(NatsMessage(f"odin.token.{channel}", payload, None))
+
+    def check_balance(self) -> None:
+        assert self.ledger.deliveries.imbalance() == 0
+        assert self.ledger.publications.imbalance(0) == 0
+
+
+async def receive_all(stream: trio.abc.ReceiveStream) -> bytes:
+    received = b""
+    while chunk := await stream.receive_some():
+        received += chunk
+    return received

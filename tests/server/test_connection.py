@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import trio
+import trio.testing
+from trio_websocket import ConnectionClosed, WebSocketConnection
+
+from tests.server.rig import Rig
+from trio_odin.core.closing import CloseReason
+from trio_odin.core.session import Session
+
+
+async def closed_with(client: WebSocketConnection) -> tuple[int, str | None]:
+    """Read to the end and return the close code and reason."""
+    with pytest.raises(ConnectionClosed) as closed:
+        while True:
+            await client.get_message()
+    assert closed.value.reason is not None
+    return closed.value.reason.code, closed.value.reason.reason
+
+
+async def test_a_subscriber_gets_its_events_numbered(nursery: trio.Nursery) -> None:
+    rig = Rig(nursery)
+    client = await rig.subscribe("BTC.trade")
+    rig.publish("ETH.trade")
+    for number in range(1, 4):
+        rig.publish("BTC.trade", b'{"n":%d}' % number)
+        envelope = json.loads(await client.get_message())
+        assert list(envelope) == ["seq", "ts", "type", "priority", "data", "channel"]
+        assert (envelope["seq"], envelope["data"]) == (number, {"n": number})
+    await client.aclose()
+    rig.check_balance()
+
+
+async def test_the_peer_closing_ends_the_connection_and_its_subscriptions(
+    nursery: trio.Nursery,
+) -> None:
+    rig = Rig(nursery)
+    client = await rig.subscribe("BTC.trade")
+    await client.aclose()
+    await trio.testing.wait_all_tasks_blocked()
+    assert rig.ledger.traffic.closed == {"peer_closed": 1}
+    assert not rig.hub.members
+    assert rig.hub.registry.channel_count() == 0
+    assert rig.listener.admitted == 0
+
+
+async def test_a_vanished_peer_ends_the_connection(nursery: trio.Nursery) -> None:
+    rig = Rig(nursery)
+    client = await rig.subscribe("BTC.trade")
+    await client._stream.aclose()
+    await trio.testing.wait_all_tasks_blocked()
+    assert rig.ledger.traffic.closed == {"peer_gone": 1}
+    assert rig.listener.admitted == 0
+
+
+async def test_a_binary_message_is_counted_and_ignored(nursery: trio.Nursery) -> None:
+    rig = Rig(nursery)
+    client = await rig.connect()
+    await client.send_message(b'{"type":"heartbeat"}')
+    await client.send_message('{"type":"heartbeat","id":1}')
+    assert json.loads(await client.get_message())["id"] == 1
+    assert rig.ledger.traffic.binary_ignored == 1
+
+
+async def test_a_message_over_the_limit_closes_with_1009(nursery: trio.Nursery) -> None:
+    rig = Rig(nursery, WS_MAX_MESSAGE_BYTES="100")
+    client = await rig.connect()
+    await client.send_message("x" * 101)
+    assert (await closed_with(client))[0] == 1009
+    await trio.testing.wait_all_tasks_blocked()
+    assert rig.ledger.traffic.closed == {"message_too_big": 1}
+
+
+async def test_eviction_cancels_the_connection_and_tells_the_peer_if_it_can(
+    nursery: trio.Nursery,
+) -> None:
+    rig = Rig(nursery)
+    await rig.subscribe("BTC.trade")
+    (connection,) = rig.hub.members
+    connection.evict(CloseReason.KEEPALIVE_TIMEOUT)
+    connection.evict(CloseReason.OUTBOX_FULL)  # the first reason stays
+    rig.publish("BTC.trade")
+    await trio.testing.wait_all_tasks_blocked()
+    assert rig.ledger.traffic.closed == {"keepalive_timeout": 1}
+    assert not rig.hub.members
+    rig.check_balance()
+
+
+async def test_a_client_that_never_reads_is_evicted_and_the_others_are_not(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    rig = Rig(nursery, WS_OUTBOX_CAPACITY="8")
+    good = await rig.subscribe("BTC.trade")
+    bad = await rig.subscribe("BTC.trade")
+    (_, stuck) = rig.hub.members
+    stuck.outlet._stream = trio.testing.lockstep_stream_pair()[0]
+    for number in range(1, 21):
+        rig.publish("BTC.trade")
+        assert json.loads(await good.get_message())["seq"] == number
+    await trio.testing.wait_all_tasks_blocked()
+    assert rig.ledger.traffic.closed == {"outbox_full": 1}
+    assert stuck.close_reason is CloseReason.OUTBOX_FULL
+    assert len(rig.hub.members) == 1
+    rig.check_balance()
+    await bad._stream.aclose()
+
+
+async def test_a_fault_of_ours_ends_one_connection_only(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(nursery)
+    good = await rig.subscribe("BTC.trade")
+    bad = await rig.connect()
+
+    def fail(*_: object, **__: object) -> list[bytes]:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Session, "receive", fail)
+        await bad.send_message("anything")
+        await trio.testing.wait_all_tasks_blocked()
+    assert rig.ledger.traffic.closed == {"internal_error": 1}
+    rig.publish("BTC.trade")
+    assert json.loads(await good.get_message())["seq"] == 1
+
+
+async def test_leaving_empties_the_outbox_then_closes_with_1001(nursery: trio.Nursery) -> None:
+    rig = Rig(nursery)
+    client = await rig.subscribe("BTC.trade")
+    (connection,) = rig.hub.members
+    for _ in range(5):
+        rig.publish("BTC.trade")
+    connection.leave()
+    numbers = [json.loads(await client.get_message())["seq"] for _ in range(5)]
+    assert numbers == [1, 2, 3, 4, 5]
+    assert await closed_with(client) == (1001, "Server is shutting down")
+    await trio.testing.wait_all_tasks_blocked()
+    assert rig.ledger.traffic.closed == {"draining": 1}
+    rig.check_balance()
+
+
+async def test_leaving_does_not_wait_for_a_peer_that_never_reads_nor_answers(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    rig = Rig(nursery, WS_DRAIN_TIMEOUT="2s")
+    await rig.subscribe("BTC.trade")
+    (connection,) = rig.hub.members
+    connection.outlet._stream = trio.testing.lockstep_stream_pair()[0]
+    rig.publish("BTC.trade")
+    started = trio.current_time()
+    connection.leave()
+    await rig.listener.wait_empty()
+    assert trio.current_time() - started <= 2 + 3 + 0.1
+    rig.check_balance()
+
+
+async def test_a_client_silent_for_the_deadline_is_gone_after_one_more_ping_interval(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    rig = Rig(nursery)
+    nursery.start_soon(rig.wheel.run)
+    alive = await rig.subscribe("BTC.trade")
+    dead = await rig.subscribe("BTC.trade")
+    (_, silent) = rig.hub.members
+    silent.outlet._stream = trio.testing.lockstep_stream_pair()[0]
+    for _ in range(3):
+        await trio.sleep(30)
+        await alive.send_message('{"type":"heartbeat"}')
+        assert json.loads(await alive.get_message())["type"] == "pong"
+    assert silent.close_reason is CloseReason.KEEPALIVE_TIMEOUT
+    assert len(rig.hub.members) == 1
+    rig.publish("BTC.trade")
+    assert json.loads(await alive.get_message())["seq"] == 1
+    await dead._stream.aclose()

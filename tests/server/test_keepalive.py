@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import attrs
+import trio
+import trio.testing
+
+from trio_odin.core.closing import CloseReason
+from trio_odin.server.keepalive import PingWheel
+
+
+@attrs.define(eq=False)
+class FakeOutlet:
+    heard_at: float = 0.0
+    pinged_at: list[float] = attrs.field(factory=list)
+
+    def ping(self) -> None:
+        self.pinged_at.append(trio.current_time())
+
+
+@attrs.define(eq=False)
+class FakeConnection:
+    outlet: FakeOutlet
+    reason: CloseReason | None = None
+
+    def evict(self, reason: CloseReason) -> None:
+        self.reason = reason
+
+
+def connection() -> FakeConnection:
+    return FakeConnection(FakeOutlet(heard_at=trio.current_time()))
+
+
+async def test_every_connection_is_pinged_once_an_interval(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    wheel: PingWheel[FakeConnection] = PingWheel(interval_seconds=27, deadline_seconds=1000)
+    nursery.start_soon(wheel.run)
+    pinged = connection()
+    with wheel.pinging(pinged):
+        await trio.sleep(27 * 4 + 0.5)
+    times = pinged.outlet.pinged_at
+    assert len(times) == 4
+    assert {round(b - a, 6) for a, b in zip(times, times[1:], strict=False)} == {27}
+
+
+async def test_connections_that_came_at_once_are_not_pinged_at_once(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    wheel: PingWheel[FakeConnection] = PingWheel(interval_seconds=27, deadline_seconds=1000)
+    nursery.start_soon(wheel.run)
+    many = [connection() for _ in range(500)]
+    for one in many:
+        nursery.start_soon(_held, wheel, one)
+    await trio.sleep(27.5)
+    moments = {one.outlet.pinged_at[0] for one in many}
+    assert len(moments) == 27
+    nursery.cancel_scope.cancel(reason="the test is over")
+
+
+async def _held(wheel: PingWheel[FakeConnection], one: FakeConnection) -> None:
+    with wheel.pinging(one):
+        await trio.sleep_forever()
+
+
+async def test_silence_past_the_deadline_evicts_and_never_before(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    wheel: PingWheel[FakeConnection] = PingWheel(interval_seconds=27, deadline_seconds=60)
+    nursery.start_soon(wheel.run)
+    silent = connection()
+    with wheel.pinging(silent):
+        await trio.sleep(60)
+        assert silent.reason is None
+        await trio.sleep(27 + 1)
+        assert silent.reason is CloseReason.KEEPALIVE_TIMEOUT
+
+
+async def test_any_sign_of_life_counts(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    wheel: PingWheel[FakeConnection] = PingWheel(interval_seconds=27, deadline_seconds=60)
+    nursery.start_soon(wheel.run)
+    alive = connection()
+    with wheel.pinging(alive):
+        for _ in range(20):
+            await trio.sleep(30)
+            alive.outlet.heard_at = trio.current_time()
+    assert alive.reason is None
+
+
+async def test_who_has_left_is_not_pinged(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    wheel: PingWheel[FakeConnection] = PingWheel(interval_seconds=2, deadline_seconds=60)
+    nursery.start_soon(wheel.run)
+    gone = connection()
+    with wheel.pinging(gone):
+        pass
+    await trio.sleep(10)
+    assert gone.outlet.pinged_at == []
