@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import trio
 import trio.testing
@@ -20,11 +20,9 @@ from trio_odin.server.keepalive import PingWheel
 from trio_odin.server.listener import Listener
 
 
-class NoPages:
-    """Answers every request with its path."""
-
-    async def respond(self, request: Request) -> Response:
-        return Response.text(200, f"{request.method} {request.path}")
+async def echo(request: Request) -> Response:
+    """Answer every request with its path."""
+    return Response.text(200, f"{request.method} {request.path}")
 
 
 class Rig:
@@ -46,7 +44,7 @@ class Rig:
             hub=self.hub,
             wheel=self.wheel,
             admission=self.admission,
-            pages=NoPages(),
+            respond=echo,
             settings=self.settings,
         )
         self._nursery = nursery
@@ -59,7 +57,8 @@ class Rig:
 
     async def connect(self) -> WebSocketConnection:
         stream = self.open_stream()
-        return await wrap_client_stream(self._nursery, stream, "localhost", "/ws")
+        # Annotated for sockets only, but any trio stream will do.
+        return await wrap_client_stream(self._nursery, cast("Any", stream), "localhost", "/ws")
 
     async def subscribe(self, *channels: str) -> WebSocketConnection:
         client = await self.connect()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import attrs
 import trio
 import trio.testing
@@ -40,7 +42,7 @@ async def test_every_connection_is_pinged_once_an_interval(
         await trio.sleep(27 * 4 + 0.5)
     times = pinged.outlet.pinged_at
     assert len(times) == 4
-    assert {round(b - a, 6) for a, b in zip(times, times[1:], strict=False)} == {27}
+    assert {round(b - a, 6) for a, b in pairwise(times)} == {27}
 
 
 async def test_connections_that_came_at_once_are_not_pinged_at_once(

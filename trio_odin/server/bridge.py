@@ -19,7 +19,6 @@ from contextlib import suppress
 from typing import Any
 
 import attrs
-import nats
 import nats.errors
 import structlog
 import trio
@@ -43,8 +42,8 @@ _REQUEST_SECONDS = 5.0
 # A hung server is noticed after three pings without an answer, so within 9 s.
 _PING_SECONDS = 3
 _PINGS_OUTSTANDING = 2
-# An idle ordered consumer is checked, and made anew, after twice this silence.
-_CONSUMER_HEARTBEAT_SECONDS = 2.0
+# A consumer that is silent for two of these is made anew, or found to have no stream any more.
+_CONSUMER_HEARTBEAT_SECONDS = 1.0
 _BACKOFF_FIRST_SECONDS = 0.1
 _BACKOFF_MAX_SECONDS = 1.0
 _CLOSE_SECONDS = 2.0
@@ -142,8 +141,9 @@ class Bridge:
             ):
                 lost.set()
 
-        client = await self._connect(on_closed, on_error)
+        client = Client()  # not nats.connect(): a connection that fails half-way needs closing too
         try:
+            await self._connect(client, on_closed, on_error)
             mode = await self._subscribe(client)
             self._note_connected(client, mode)
             await lost.wait()
@@ -157,11 +157,12 @@ class Bridge:
 
     async def _connect(
         self,
+        client: Client,
         on_closed: Callable[[], Awaitable[None]],
         on_error: Callable[[Exception], Awaitable[None]],
-    ) -> Client:
+    ) -> None:
         async with asyncio.timeout(_CONNECT_SECONDS * (len(self._settings.nats_urls) + 1)):
-            return await nats.connect(
+            await client.connect(
                 servers=list(self._settings.nats_urls),
                 name="trio-odin",
                 allow_reconnect=False,

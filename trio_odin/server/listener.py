@@ -15,6 +15,7 @@ from trio_odin.core.admission import Admission, Rejection
 from trio_odin.net.http import (
     HEAD_MAX_BYTES,
     HEADERS_MAX,
+    Respond,
     Response,
     receive_head,
     send_response,
@@ -23,7 +24,6 @@ from trio_odin.net.http import (
 from trio_odin.server.connection import Connection
 from trio_odin.server.hub import Hub
 from trio_odin.server.keepalive import PingWheel
-from trio_odin.server.pages import Pages
 
 _log = structlog.get_logger("listener")
 
@@ -50,13 +50,13 @@ class Listener:
         hub: Hub[Connection],
         wheel: PingWheel[Connection],
         admission: Admission,
-        pages: Pages,
+        respond: Respond,
         settings: Settings,
     ) -> None:
         self._hub = hub
         self._wheel = wheel
         self._admission = admission
-        self._pages = pages
+        self._respond = respond
         self._settings = settings
         self._traffic = hub.ledger.traffic
         self._logged_at = -_LOG_EVERY_SECONDS
@@ -96,7 +96,7 @@ class Listener:
             elif _is_websocket_request(head):
                 await self._serve_websocket(stream, head)
             else:
-                await serve_request(stream, self._pages.respond, received=head)
+                await serve_request(stream, self._respond, received=head)
         except Exception:  # noqa: BLE001 - a fault of ours in one request must not end the others
             _log.exception("request.failed")
             await trio.aclose_forcefully(stream)

@@ -76,7 +76,7 @@ class Server:
             hub=self._hub,
             wheel=self._wheel,
             admission=self._admission,
-            pages=Pages(self.snapshot),
+            respond=Pages(self.snapshot).respond,
             settings=settings,
         )
 

@@ -1,0 +1,165 @@
+"""A nats-server that a test can stop and start again, and a publisher that is not nats-py."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+
+import attrs
+import trio
+
+from trio_odin.server.embedded import find_nats_server
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@attrs.define
+class NatsServer:
+    """nats-server on a port of its own, which stays the same over restarts. Trio is not needed."""
+
+    folder: Path
+    jetstream: bool = True
+    port: int = attrs.field(factory=free_port)
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        options = ["-js", "-sd", str(self.folder)] if self.jetstream else []
+        self._process = subprocess.Popen(
+            [find_nats_server(), "-a", "127.0.0.1", "-p", str(self.port), *options],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@contextmanager
+def running_nats(folder: Path, *, jetstream: bool = True) -> Iterator[NatsServer]:
+    server = NatsServer(folder, jetstream)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+class NatsClient:
+    """The few lines of the NATS protocol that a test needs, spoken directly."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._received = b""
+
+    async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
+        line = f"PUB {subject} {reply} {len(payload)}\r\n".replace("  ", " ")
+        await self._stream.send_all(line.encode() + payload + b"\r\n")
+
+    async def flush(self) -> None:
+        """Wait until the server has taken all that was published."""
+        await self._stream.send_all(b"PING\r\n")
+        await self._receive_until(b"PONG\r\n")
+
+    async def request(self, subject: str, content: object) -> dict[str, object]:
+        """Ask the JetStream API."""
+        await self._stream.send_all(b"SUB answers 1\r\n")
+        payload = b"" if content is None else json.dumps(content).encode()
+        await self.publish(subject, payload, "answers")
+        head = await self._receive_until(b"\r\n{")
+        size = int(head.rsplit(b" ", 1)[1].split(b"\r\n")[0])
+        while len(self._received) < size + 1:
+            self._received += await self._stream.receive_some()
+        body, self._received = b"{" + self._received[: size - 1], self._received[size + 1 :]
+        await self._stream.send_all(b"UNSUB 1\r\n")
+        answer: dict[str, object] = json.loads(body)
+        return answer
+
+    async def _receive_until(self, end: bytes) -> bytes:
+        while end not in self._received:
+            chunk = await self._stream.receive_some()
+            assert chunk, "nats-server has closed the connection"
+            self._received += chunk
+        before, _, self._received = self._received.partition(end)
+        return before + end
+
+
+@asynccontextmanager
+async def nats_client(url: str) -> AsyncIterator[NatsClient]:
+    """A connection to the server at `url`, waiting for it to come up."""
+    host, port = url.removeprefix("nats://").split(":")
+    with trio.fail_after(10):
+        while True:
+            try:
+                stream = await trio.open_tcp_stream(host, int(port))
+                break
+            except OSError:
+                await trio.sleep(0.02)
+    async with stream:
+        client = NatsClient(stream)
+        await stream.send_all(b'CONNECT {"verbose":false}\r\n')
+        await client.flush()
+        yield client
+
+
+class Network:
+    """A wire to a local port that can be cut."""
+
+    def __init__(self, nursery: trio.Nursery, listener: trio.SocketListener, port: int) -> None:
+        self.url = f"nats://127.0.0.1:{listener.socket.getsockname()[1]}"
+        self._nursery = nursery
+        self._port = port
+        self._wires: set[trio.CancelScope] = set()
+
+    def cut(self) -> None:
+        """Close every connection over this network; new ones are possible at once."""
+        for wire in self._wires:
+            wire.cancel(reason="cut")
+
+    async def carry(self, near: trio.SocketStream) -> None:
+        try:
+            far = await trio.open_tcp_stream("127.0.0.1", self._port)
+        except OSError:  # nobody there yet
+            await near.aclose()
+            return
+        async with near, far:
+            async with trio.open_nursery() as nursery:
+                self._wires.add(nursery.cancel_scope)
+                nursery.start_soon(_copy, near, far, nursery.cancel_scope)
+                nursery.start_soon(_copy, far, near, nursery.cancel_scope)
+            self._wires.discard(nursery.cancel_scope)
+
+
+async def _copy(source: trio.SocketStream, sink: trio.SocketStream, wire: trio.CancelScope) -> None:
+    with suppress(trio.BrokenResourceError):
+        async for chunk in source:
+            await sink.send_all(chunk)
+    wire.cancel(reason="one end has closed")
+
+
+async def start_network(nursery: trio.Nursery, port: int) -> Network:
+    """Lay a wire to `port` of this machine."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    network = Network(nursery, listener, port)
+    nursery.start_soon(trio.serve_listeners, network.carry, [listener])
+    return network

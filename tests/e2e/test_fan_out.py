@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+import trio
+import trio.testing
+
+from tests.e2e.conftest import (
+    StartServer,
+    check_balance,
+    client_of,
+    receive,
+    wait_for_nats,
+    wait_until,
+)
+from tests.e2e.nats import nats_client
+
+pytestmark = pytest.mark.e2e
+
+CHANNELS = [
+    f"{symbol}.{event}"
+    for symbol in ("BTC", "ETH", "ODIN", "SOL", "DOGE")
+    for event in ("trade", "liquidity", "metadata", "social")
+]
+
+
+async def test_a_hundred_clients_get_exactly_what_they_subscribed_to(
+    start_server: StartServer, nats_url: str
+) -> None:
+    """The plan's integration test."""
+    choose = random.Random(1)
+    wanted = [choose.sample(CHANNELS, choose.randint(1, len(CHANNELS))) for _ in range(100)]
+    published = Counter({channel: choose.randint(0, 6) for channel in CHANNELS})
+    server = await start_server(NATS_URL=nats_url)
+    await wait_for_nats(server)
+    everyone_is_subscribed = trio.Event()
+    subscribed = 0
+
+    async def be_a_client(channels: list[str]) -> None:
+        nonlocal subscribed
+        async with client_of(server, *channels) as client:
+            subscribed += 1
+            if subscribed == len(wanted):
+                everyone_is_subscribed.set()
+            expected = sum(published[channel] for channel in channels)
+            envelopes = [await receive(client) for _ in range(expected)]
+            got = Counter((e["channel"], e["data"]["n"]) for e in envelopes)
+            assert got == {(c, n): 1 for c in channels for n in range(published[c])}
+            assert [e["seq"] for e in envelopes] == list(range(1, expected + 1))
+            assert [e["offset"] for e in envelopes] == sorted(e["offset"] for e in envelopes)
+            # And nothing else comes: the next answer is the heartbeat's.
+            await client.send('{"type":"heartbeat"}')
+            assert (await receive(client))["type"] == "pong"
+
+    async with trio.open_nursery() as clients, nats_client(nats_url) as nats:
+        for channels in wanted:
+            clients.start_soon(be_a_client, channels)
+        with trio.fail_after(20):
+            await everyone_is_subscribed.wait()
+        everything = [(c, n) for c in CHANNELS for n in range(published[c])]
+        choose.shuffle(everything)
+        for channel, number in everything:
+            await nats.publish(f"odin.token.{channel}", b'{"n":%d}' % number)
+        await nats.flush()
+    matched = sum(published[channel] for channels in wanted for channel in channels)
+    assert server.ledger.deliveries.written == server.ledger.deliveries.matched == matched
+    assert server.ledger.publications.received == published.total()
+    check_balance(server)
+
+
+async def test_without_filtering_every_connection_gets_everything(
+    start_server: StartServer, nats_url: str
+) -> None:
+    server = await start_server(NATS_URL=nats_url, ENABLE_SUBSCRIPTION_FILTERING="false")
+    await wait_for_nats(server)
+    async with client_of(server) as client, nats_client(nats_url) as nats:
+        await wait_until(lambda: server.connections == 1)
+        await nats.publish("odin.token.SOL.social", b"{}")
+        assert (await receive(client))["channel"] == "SOL.social"
+
+
+async def test_order_holds_across_commands_events_and_replay(
+    start_server: StartServer, nats_url: str
+) -> None:
+    server = await start_server(NATS_URL=nats_url)
+    await wait_for_nats(server)
+    async with client_of(server, "BTC.trade") as client, nats_client(nats_url) as nats:
+        for number in range(150):
+            await nats.publish("odin.token.BTC.trade", b'{"n":%d}' % number)
+        originals = [await receive(client) for _ in range(150)]
+        await client.send('{"type":"replay","data":{"since":140},"id":"r"}')
+        assert [await receive(client) for _ in range(10)] == originals[140:]
+        await client.send('{"type":"replay","data":{"from":41,"to":60},"id":"r"}')
+        assert [await receive(client) for _ in range(10)] == originals[50:60]
+        incomplete = await receive(client)
+        assert (incomplete["type"], incomplete["sent"], incomplete["total"]) == (
+            "replay_incomplete",
+            10,
+            20,
+        )
+        assert incomplete["id"] == "r"
+
+
+async def test_a_payload_that_is_not_json_is_counted_and_not_sent(
+    start_server: StartServer, nats_url: str
+) -> None:
+    server = await start_server(NATS_URL=nats_url)
+    await wait_for_nats(server)
+    async with client_of(server, "BTC.trade") as client, nats_client(nats_url) as nats:
+        for payload in (b"nonsense", b'"\xff"', b"", b'{"good":1}'):
+            await nats.publish("odin.token.BTC.trade", payload)
+        envelope = await receive(client)
+        assert (envelope["seq"], envelope["data"]) == (1, {"good": 1})
+    assert server.ledger.publications.invalid.total() == 3
+    check_balance(server)
+
+
+async def test_the_shape_of_an_envelope_is_the_compatible_one(
+    start_server: StartServer, nats_url: str
+) -> None:
+    server = await start_server(NATS_URL=nats_url)
+    await wait_for_nats(server)
+    async with client_of(server, "BTC.trade") as client, nats_client(nats_url) as nats:
+        await nats.publish("odin.token.BTC.trade.more.parts", b'{"price": 1.50}')
+        with trio.fail_after(5):
+            text = str(await client.recv())
+    ts = text.split('"ts":')[1].split(",", maxsplit=1)[0]
+    assert len(ts) == 13
+    assert text == (
+        f'{{"seq":1,"ts":{ts},"type":"price:update","priority":1,'
+        '"data":{"price": 1.50},"channel":"BTC.trade","offset":1}'
+    )
