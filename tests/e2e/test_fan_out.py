@@ -16,6 +16,7 @@ from tests.e2e.conftest import (
     wait_until,
 )
 from tests.e2e.nats import nats_client
+from trio_odin.core.publication import NatsMessage
 
 pytestmark = pytest.mark.e2e
 
@@ -132,3 +133,20 @@ async def test_the_shape_of_an_envelope_is_the_compatible_one(
         f'{{"seq":1,"ts":{ts},"type":"price:update","priority":1,'
         '"data":{"price": 1.50},"channel":"BTC.trade","offset":1}'
     )
+
+
+async def test_nothing_is_sent_before_the_handshake_is_complete(start_server: StartServer) -> None:
+    """Neither an event for everyone nor a ping: the first bytes are the answer to the upgrade."""
+    server = await start_server(WS_PING_INTERVAL="1ms", ENABLE_SUBSCRIPTION_FILTERING="false")
+
+    async def connect_and_leave() -> None:
+        async with client_of(server) as client:
+            await client.send('{"type":"heartbeat"}')
+            while (await receive(client))["type"] != "pong":
+                pass
+
+    async with trio.open_nursery() as clients:
+        for _ in range(100):
+            clients.start_soon(connect_and_leave)
+            server._hub.publish(NatsMessage("odin.token.BTC.trade", b"1", None))
+    assert server.ledger.traffic.accepted == 100

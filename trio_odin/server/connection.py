@@ -22,6 +22,7 @@ from trio_odin.core.frame import close_frame
 from trio_odin.core.session import Session
 from trio_odin.net.http import Response, send_response
 from trio_odin.server.hub import Hub
+from trio_odin.server.keepalive import PingWheel
 from trio_odin.server.outlet import Outlet
 
 # How long a peer may take to answer our close frame.
@@ -48,6 +49,7 @@ class Connection:
         "_reading",
         "_settings",
         "_stream",
+        "_wheel",
         "close_reason",
         "history",
         "number",
@@ -56,7 +58,13 @@ class Connection:
     )
 
     def __init__(
-        self, stream: trio.abc.Stream, head: bytes, hub: Hub[Connection], settings: Settings
+        self,
+        stream: trio.abc.Stream,
+        head: bytes,
+        *,
+        hub: Hub[Connection],
+        wheel: PingWheel[Connection],
+        settings: Settings,
     ) -> None:
         """A connection over `stream`, from which the handshake's `head` was received already."""
         self.number = next(_numbers)
@@ -79,6 +87,7 @@ class Connection:
         self.history = self.session.history
         self._stream = stream
         self._hub = hub
+        self._wheel = wheel
         self._settings = settings
         self._nursery: trio.Nursery | None = None
         self._reading: trio.CancelScope | None = None
@@ -126,7 +135,7 @@ class Connection:
             await send_response(self._stream, Response.text(400, "Bad WebSocket handshake"))
 
     async def _serve(self, websocket: WebSocketConnection) -> None:
-        with self._hub.membership(self):
+        with self._hub.membership(self), self._wheel.pinging(self):
             _log.debug("connection.opened", connection=self.number)
             with trio.CancelScope() as self._reading:
                 await self._read(websocket)

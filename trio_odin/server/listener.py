@@ -121,9 +121,10 @@ class Listener:
                     await send_response(stream, refusal)
             return
         with self._admission_held():
-            connection = Connection(stream, head, self._hub, self._settings)
-            with self._wheel.pinging(connection):
-                await connection.run()
+            connection = Connection(
+                stream, head, hub=self._hub, wheel=self._wheel, settings=self._settings
+            )
+            await connection.run()
 
     def _refused(self) -> Response | None:
         rejection = self._admission.rejection(self.admitted)
