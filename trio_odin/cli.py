@@ -125,7 +125,7 @@ def publish_command(
     configure_logs(settings.log_level, settings.log_format)
     plan = PublisherSettings(
         address=_address(addr),
-        nats_url=",".join(settings.nats_urls),
+        nats_urls=settings.nats_urls,
         rate=rate,
         tokens=tokens,
         autostart=not idle,

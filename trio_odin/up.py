@@ -58,9 +58,9 @@ async def up(plan: UpPlan, console: Console) -> None:
                 publish,
                 PublisherSettings(
                     address=Address("127.0.0.1", 0),
-                    nats_url=nats_url,
+                    nats_urls=[nats_url],
                     rate=plan.rate,
-                    tokens=list(plan.tokens),
+                    tokens=plan.tokens,
                 ),
             )
             await _serve_and_show(plan, nats_url, publisher, console)
