@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,10 +22,10 @@ from trio_odin.lab.publisher import PublisherSettings, publish
 from trio_odin.lab.watch import WatchError, watch
 from trio_odin.net.address import Address, AddressUnavailable
 from trio_odin.server.embedded import BrokerUnavailable
-from trio_odin.server.signals import drain_on_signal
+from trio_odin.server.signals import drain_on_signal, end_signals
 from trio_odin.server.tree import Server, serve
 from trio_odin.telemetry.logs import configure_logs
-from trio_odin.telemetry.process import raise_file_limit
+from trio_odin.telemetry.process import raise_file_limit, settle_garbage_collector
 from trio_odin.up import UpPlan, up
 
 # Files beside the connections: listeners, NATS, logs, requests to /metrics.
@@ -102,6 +101,7 @@ def serve_command(**flags: str | None) -> None:
     """
     settings = _settings(flags)
     _start_logs(settings)
+    settle_garbage_collector()
     _run(partial(_serve_until_signalled, settings))
 
 
@@ -134,11 +134,11 @@ def publish_command(
 
 
 async def _publish_until_signalled(plan: PublisherSettings) -> None:
-    async with trio.open_nursery() as nursery:
-        await nursery.start(publish, plan)
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with end_signals() as signals:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(publish, plan)
             await anext(signals)
-        nursery.cancel_scope.cancel(reason="signal")
+            nursery.cancel_scope.cancel(reason="signal")
 
 
 @main.command("up")
@@ -209,11 +209,12 @@ def _start_logs(settings: Settings) -> None:
 
 
 async def _serve_until_signalled(settings: Settings) -> None:
-    async with trio.open_nursery() as nursery:
-        server: Server = await nursery.start(serve, settings)
-        nursery.start_soon(partial(drain_on_signal, server, stop=nursery.cancel_scope))
-        await server.finished.wait()
-        nursery.cancel_scope.cancel(reason="the server has finished")
+    with end_signals() as signals:
+        async with trio.open_nursery() as nursery:
+            server: Server = await nursery.start(serve, settings)
+            nursery.start_soon(partial(drain_on_signal, signals, server, stop=nursery.cancel_scope))
+            await server.finished.wait()
+            nursery.cancel_scope.cancel(reason="the server has finished")
 
 
 def _run(function: Callable[[], Any]) -> None:

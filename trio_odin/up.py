@@ -12,7 +12,7 @@ Each level is left before the one that it needs, so a Ctrl-C ends all in order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 
 import attrs
@@ -26,7 +26,7 @@ from trio_odin.config import Settings
 from trio_odin.lab.publisher import Publisher, PublisherSettings, publish
 from trio_odin.net.address import Address
 from trio_odin.server.embedded import run_nats_server
-from trio_odin.server.signals import drain_on_signal
+from trio_odin.server.signals import drain_on_signal, end_signals
 from trio_odin.server.tree import Server, serve
 
 _REFRESH_SECONDS = 0.5
@@ -51,6 +51,11 @@ async def up(plan: UpPlan, console: Console) -> None:
         AddressUnavailable: the server's address is taken.
         BrokerUnavailable: there is no nats-server, or it ended.
     """
+    with end_signals() as signals:
+        await _start_levels(plan, signals, console)
+
+
+async def _start_levels(plan: UpPlan, signals: AsyncIterator[int], console: Console) -> None:
     async with trio.open_nursery() as broker_level:
         nats_url: str = await broker_level.start(run_nats_server)
         async with trio.open_nursery() as publisher_level:
@@ -63,13 +68,17 @@ async def up(plan: UpPlan, console: Console) -> None:
                     tokens=plan.tokens,
                 ),
             )
-            await _serve_and_show(plan, nats_url, publisher, console)
+            await _serve_and_show(plan, nats_url, publisher, signals, console)
             publisher_level.cancel_scope.cancel(reason="the server has finished")
         broker_level.cancel_scope.cancel(reason="the publisher has finished")
 
 
 async def _serve_and_show(
-    plan: UpPlan, nats_url: str, publisher: Publisher, console: Console
+    plan: UpPlan,
+    nats_url: str,
+    publisher: Publisher,
+    signals: AsyncIterator[int],
+    console: Console,
 ) -> None:
     async with trio.open_nursery() as nursery:
         server: Server = await nursery.start(serve, plan.settings_for(nats_url))
@@ -77,6 +86,7 @@ async def _serve_and_show(
         nursery.start_soon(
             partial(
                 drain_on_signal,
+                signals,
                 server,
                 stop=nursery.cancel_scope,
                 after_seconds=plan.duration_seconds,

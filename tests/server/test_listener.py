@@ -67,6 +67,8 @@ async def test_what_is_malformed_gets_a_clean_status(
     await trio.testing.wait_all_tasks_blocked()
     assert rig.listener.admitted == 0
     assert not rig.hub.members
+    of_a_websocket = request_bytes.startswith(b"GET /ws")
+    assert rig.ledger.traffic.rejected == ({"bad_request": 1} if of_a_websocket else {})
 
 
 async def test_an_upgrade_is_answered_with_101(nursery: trio.Nursery) -> None:

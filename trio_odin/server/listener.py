@@ -114,7 +114,7 @@ class Listener:
         return None
 
     async def _serve_websocket(self, stream: trio.abc.HalfCloseableStream, head: bytes) -> None:
-        refusal = _malformed(head) or self._refused()
+        refusal = self._malformed(head) or self._refused()
         if refusal is not None:
             async with stream:
                 with trio.move_on_after(self._settings.write_deadline_seconds):
@@ -125,6 +125,19 @@ class Listener:
                 stream, head, hub=self._hub, wheel=self._wheel, settings=self._settings
             )
             await connection.run()
+
+    def _malformed(self, head: bytes) -> Response | None:
+        """What is wrong with the head of a WebSocket request, before any costly parse of it."""
+        if len(head) > HEAD_MAX_BYTES or head.count(b"\r\n") > HEADERS_MAX:
+            problem = (431, f"At most {HEADERS_MAX} headers in {HEAD_MAX_BYTES} bytes")
+        elif not head.endswith(_END_OF_HEAD) or head.count(_END_OF_HEAD) > 1:
+            problem = (400, "Bytes behind the request: wait for the upgrade first")
+        elif not head.isascii():
+            problem = (400, "The head of a request is ASCII")
+        else:
+            return None
+        self._traffic.rejected["bad_request"] += 1
+        return Response.text(*problem)
 
     def _refused(self) -> Response | None:
         rejection = self._admission.rejection(self.admitted)
@@ -150,17 +163,6 @@ class Listener:
 
 def _is_websocket_request(head: bytes) -> bool:
     return bool(_WEBSOCKET_REQUEST.match(head) and _UPGRADE_HEADER.search(head))
-
-
-def _malformed(head: bytes) -> Response | None:
-    """What is wrong with the head of a WebSocket request, before any costly parse of it."""
-    if len(head) > HEAD_MAX_BYTES or head.count(b"\r\n") > HEADERS_MAX:
-        return Response.text(431, f"At most {HEADERS_MAX} headers in {HEAD_MAX_BYTES} bytes")
-    if not head.endswith(_END_OF_HEAD) or head.count(_END_OF_HEAD) > 1:
-        return Response.text(400, "Bytes behind the request: wait for the upgrade first")
-    if not head.isascii():
-        return Response.text(400, "The head of a request is ASCII")
-    return None
 
 
 def _retry_after(rejection: Rejection) -> list[tuple[str, str]]:

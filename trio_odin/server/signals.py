@@ -1,25 +1,35 @@
-"""How a process is told to end, and how long it may take."""
+"""How a process is told to end."""
 
 from __future__ import annotations
 
 import math
 import signal
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
 
 import trio
 
 from trio_odin.server.tree import Server
 
 
+def end_signals() -> AbstractContextManager[AsyncIterator[int]]:
+    """Receive SIGTERM and SIGINT; to be entered before anything is started that they should end."""
+    return trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT)
+
+
 async def drain_on_signal(
-    server: Server, *, stop: trio.CancelScope, after_seconds: float = math.inf
+    signals: AsyncIterator[int],
+    server: Server,
+    *,
+    stop: trio.CancelScope,
+    after_seconds: float = math.inf,
 ) -> None:
-    """Drain `server` at the first SIGTERM or SIGINT, or after `after_seconds`.
+    """Drain `server` at the first signal, or after `after_seconds`.
 
     The next signal cancels `stop`, for people who cannot wait. Runs until cancelled.
     """
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        with trio.move_on_after(after_seconds):
-            await anext(signals)
-        server.drain()
+    with trio.move_on_after(after_seconds):
         await anext(signals)
-        stop.cancel(reason="a second signal")
+    server.drain()
+    await anext(signals)
+    stop.cancel(reason="a second signal")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import time
@@ -43,3 +44,14 @@ def raise_file_limit() -> int:
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
+
+
+def settle_garbage_collector() -> None:
+    """Keep what start-up made out of every later collection, and collect far less often.
+
+    With CPython's defaults every 700 allocations start a collection, and ten thousand connections
+    are walked again and again: that was 40 % of a storm of connects (docs/decisions/0004-gc.md).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 10)

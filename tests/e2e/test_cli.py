@@ -1,0 +1,209 @@
+"""The commands as a person runs them: processes, exit codes, sentences."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+from websockets.exceptions import ConnectionClosed
+from websockets.trio.client import connect
+
+from tests.e2e.conftest import receive, wait_until
+from tests.e2e.nats import free_port, nats_client, running_nats
+
+pytestmark = pytest.mark.e2e
+
+COMMAND = [sys.executable, "-m", "trio_odin"]
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def children_of(pid: int) -> set[int]:
+    # Of all its threads: trio starts processes from one of its own.
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    return {int(child) for thread in threads for child in thread.read_text().split()}
+
+
+def test_up_runs_and_ends_by_itself_with_everything_started() -> None:
+    ended = run("up", "--addr", "127.0.0.1:0", "--duration", "2", "--rate", "20")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    assert re.search(r"ws://127\.0\.0\.1:\d+/ws", ended.stdout)
+    counted = re.search(r"Stopped in order after (\d+) messages in", ended.stdout)
+    assert counted is not None
+    assert 20 <= int(counted[1]) <= 40
+
+
+@pytest.mark.parametrize("command", [["up"], ["serve"], ["publish"]])
+def test_a_taken_port_is_one_sentence_and_exit_code_2(command: list[str], tmp_path: Path) -> None:
+    with running_nats(tmp_path) as someone:
+        address = f"127.0.0.1:{someone.port}"
+        ended = run(*command, "--addr", address)
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        f"trio-odin: cannot listen on {address}: another program is listening there\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "sentence"),
+    [
+        (["serve"], {"WS_MAX_CONNECTIONS": "many"}, "WS_MAX_CONNECTIONS='many'"),
+        (["serve", "--addr", "nowhere"], {}, "WS_ADDR='nowhere'"),
+        (["up", "--addr", "1:2:3"], {}, "WS_ADDR='1:2:3'"),
+        (["publish", "--addr", "x"], {}, "--addr 'x'"),
+        (["publish", "--rate", "0"], {}, "'--rate'"),
+        (["publish", "--tokens", "B C"], {}, "'B C'"),
+        (["watch", "BTC.trade", "--url", "http://x"], {}, "http://x"),
+    ],
+)
+def test_bad_input_is_a_sentence_with_the_value_and_exit_code_2(
+    arguments: list[str], variables: dict[str, str], sentence: str
+) -> None:
+    ended = run(*arguments, **variables)
+    assert ended.returncode == 2
+    assert sentence in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_help_teaches() -> None:
+    assert "trio-odin up" in run("--help").stdout
+    for command in ("serve", "publish", "up", "watch", "load"):
+        shown = run(command, "--help")
+        assert shown.returncode == 0
+        assert "--" in shown.stdout
+
+
+async def start(*arguments: str, **variables: str) -> trio.Process:
+    return await trio.lowlevel.open_process(
+        [*COMMAND, *arguments],
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+async def ended(process: trio.Process) -> tuple[int, str, str]:
+    """Wait for the end; the exit code and what was printed."""
+    printed = {"out": b"", "err": b""}
+
+    async def collect(name: str, stream: trio.abc.ReceiveStream) -> None:
+        async for chunk in stream:
+            printed[name] += chunk
+
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with trio.fail_after(20):
+        async with process.stdout, process.stderr, trio.open_nursery() as nursery:
+            nursery.start_soon(collect, "out", process.stdout)
+            nursery.start_soon(collect, "err", process.stderr)
+        return await process.wait(), printed["out"].decode(), printed["err"].decode()
+
+
+async def ready(port: int) -> str:
+    """Wait until the server on `port` takes clients and has NATS; its WebSocket address."""
+
+    def ask() -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", "/ready")
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    with trio.fail_after(15):
+        while True:
+            try:
+                if await trio.to_thread.run_sync(ask) == 200:
+                    return f"ws://127.0.0.1:{port}/ws"
+            except OSError:
+                pass
+            await trio.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_drains_the_server_and_it_exits_with_0(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    port = free_port()
+    with running_nats(tmp_path) as nats:
+        server = await start("serve", "--addr", f"127.0.0.1:{port}", "--nats", nats.url)
+        url = await ready(port)
+        async with connect(url) as client, nats_client(nats.url) as publisher:
+            await client.send('{"type":"subscribe","channels":["BTC.trade"]}')
+            assert (await receive(client))["type"] == "subscription_ack"
+            await publisher.publish("odin.token.BTC.trade", b"1")
+            assert (await receive(client))["seq"] == 1
+            server.send_signal(number)
+            with pytest.raises(ConnectionClosed) as closed:
+                await receive(client)
+        assert closed.value.rcvd is not None
+        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (
+            1001,
+            "Server is shutting down",
+        )
+        code, _, logged = await ended(server)
+    assert code == 0
+    assert '"event": "drain.finished"' in logged
+
+
+async def test_up_leaves_nothing_behind_after_ctrl_c() -> None:
+    port = free_port()
+    process = await start("up", "--addr", f"127.0.0.1:{port}")
+    await ready(port)
+    children = children_of(process.pid)
+    assert len(children) == 1  # nats-server
+    process.send_signal(signal.SIGINT)
+    code, out, err = await ended(process)
+    assert (code, err) == (0, "")
+    assert "Stopped in order" in out
+    await wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+
+
+async def test_watch_prints_what_comes_until_the_server_leaves() -> None:
+    port = free_port()
+    up = await start("up", "--addr", f"127.0.0.1:{port}", "--duration", "4", "--rate", "50")
+    url = await ready(port)
+    watch = await start("watch", "BTC.trade", "--url", url)
+    code, out, err = await ended(watch)
+    lines = out.splitlines()
+    assert (code, err) == (0, "")
+    assert '"subscription_ack"' in lines[0]
+    assert len(lines) > 2
+    assert all('"channel":"BTC.trade"' in line for line in lines[1:])
+    await ended(up)
+
+
+def test_a_misspelt_variable_gets_a_warning_with_the_nearest_one() -> None:
+    port = free_port()
+    process = subprocess.Popen(
+        [*COMMAND, "serve", "--addr", f"127.0.0.1:{port}"],
+        env={**os.environ, "WS_MAX_CONECTIONS": "5", "WS_WORKER_POOL_SIZE": "256"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    with process, process.stderr:
+        lines = [process.stderr.readline() for _ in range(3)]
+        process.send_signal(signal.SIGTERM)
+        process.stderr.read()
+        assert process.wait(timeout=10) == 0
+    assert "WS_MAX_CONECTIONS is unknown" in lines[0]
+    assert "WS_MAX_CONNECTIONS" in lines[0]
+    assert "WS_WORKER_POOL_SIZE has no effect" in lines[1]

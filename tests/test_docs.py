@@ -1,0 +1,129 @@
+"""Prose that can rot is tested here."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import click
+import msgspec
+import pytest
+from wsproto.connection import Connection, ConnectionType
+from wsproto.events import TextMessage
+
+from trio_odin.cli import main
+from trio_odin.config import variables
+from trio_odin.core.closing import CloseReason
+from trio_odin.core.commands import ErrorCode
+from trio_odin.core.ledger import Traffic
+from trio_odin.core.names import channel_of_subject
+from trio_odin.core.publication import Publication
+from trio_odin.core.registry import Registry
+from trio_odin.core.session import Session, SessionLimits
+from trio_odin.telemetry.metrics import SERIES
+
+ROOT = Path(__file__).parent.parent
+UNIX_MS = 1759027038365
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", ["configuration.md", "metrics.md"])
+def test_generated_pages_are_current(page: str) -> None:
+    pages: dict[str, Callable[[], str]] = _load(ROOT / "docs" / "generate.py").PAGES
+    assert (ROOT / "docs" / page).read_text() == pages[page](), "run: python docs/generate.py"
+
+
+def test_the_examples_of_the_protocol_page_are_what_happens() -> None:
+    lines = _example_lines(ROOT / "docs" / "protocol.md")
+    registry: Registry[str] = Registry()
+    session = Session("me", registry, limits=SessionLimits(), traffic=Traffic(), now=0)
+    wire = Connection(ConnectionType.CLIENT)
+    offset = 0
+    pending: list[str] = []
+    for kind, text in lines:
+        if kind == "<":
+            assert pending, f"nothing was sent where the page says {text}"
+            assert msgspec.json.decode(pending.pop(0)) == msgspec.json.decode(text)
+            continue
+        assert not pending, f"the page does not show {pending}"
+        if kind == ">":
+            frames = session.receive(text, now=0, unix_ms=UNIX_MS)
+        else:
+            offset += 1
+            frames = _publish(registry, session, text, offset)
+        pending += _texts(wire, frames)
+    assert not pending
+    assert len(lines) > 15
+
+
+def _example_lines(page: Path) -> list[tuple[str, str]]:
+    blocks = re.findall(r"^```\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [(line[0], line[2:]) for line in lines]
+
+
+def _publish(registry: Registry[str], session: Session[str], text: str, offset: int) -> list[bytes]:
+    subject, payload = text.split(" ", 1)
+    channel = channel_of_subject(subject)
+    assert channel is not None
+    if "me" not in registry.subscribers(channel):
+        return []
+    publication = Publication(channel, payload.encode(), offset=offset, unix_ms=UNIX_MS)
+    return [publication.frame(session.history.append(publication))]
+
+
+def _texts(wire: Connection, frames: list[bytes]) -> list[str]:
+    for frame in frames:
+        wire.receive_data(frame)
+    return [event.data for event in wire.events() if isinstance(event, TextMessage)]
+
+
+def test_every_error_code_and_close_text_is_on_the_protocol_page() -> None:
+    page = (ROOT / "docs" / "protocol.md").read_text()
+    for code in ErrorCode:
+        assert f"`{code.value}`" in page
+    for reason in CloseReason:
+        assert reason.code is None or f"| {reason.code} | `{reason.text}` |" in page
+
+
+def _pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", _pages(), ids=lambda page: page.name)
+def test_every_link_inside_the_project_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", _pages(), ids=lambda page: page.name)
+def test_every_variable_and_metric_that_a_page_names_exists(page: Path) -> None:
+    known = {v.name for v in variables()} | {"WS_WORKER_POOL_SIZE", "JS_CONSUMER_NAME"}
+    text = page.read_text()
+    for name in re.findall(r"`((?:WS|JS)_[A-Z_]+[A-Z])`", text):
+        assert name in known
+    series = {s.name for s in SERIES} | {s.alias for s in SERIES}
+    for name in re.findall(r"`(ws_[a-z_]+)[`{]", text):
+        assert name in series | {"ws_subscription_count_per_client"}
+
+
+@pytest.mark.parametrize("page", _pages(), ids=lambda page: page.name)
+def test_every_command_that_a_page_shows_exists_with_its_options(page: Path) -> None:
+    for name, rest in re.findall(r"trio-odin ([a-z]+)([^\n`]*)", page.read_text()):
+        if name not in main.commands:
+            pytest.fail(f"trio-odin {name} does not exist")
+        command: click.Command = main.commands[name]
+        options = {option for parameter in command.params for option in parameter.opts}
+        for option in re.findall(r"--[a-z-]+", rest.split("#")[0].split("&&")[0]):
+            assert option in options | {"--help"}
