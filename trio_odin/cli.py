@@ -8,15 +8,17 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import click
 import structlog
 import trio
 from rich.console import Console
+from rich.status import Status
 
 from trio_odin import __version__
 from trio_odin.config import SettingError, Settings, read_settings, variables, warnings_about
+from trio_odin.lab.load import LoadImpossible, LoadPlan, Progress, run_load
 from trio_odin.lab.market import parse_tokens
 from trio_odin.lab.publisher import PublisherSettings, publish
 from trio_odin.lab.watch import WatchError, watch
@@ -176,6 +178,81 @@ def up_command(rate: float, tokens: list[str], duration: float, **flags: str | N
 def watch_command(channels: tuple[str, ...], url: str) -> None:
     """Subscribe to channels such as BTC.trade and print every message as it comes."""
     _run(partial(watch, url, channels, click.echo))
+
+
+@main.command("load")
+@click.argument("url", default="ws://127.0.0.1:3002/ws")
+@click.option("--connections", type=click.IntRange(min=1), default=1000, show_default=True)
+@click.option(
+    "--channels-per-connection",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many of the tokens' trade channels each connection samples.",
+)
+@_tokens_option
+@click.option(
+    "--hold",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to receive once all are subscribed.",
+)
+@click.option(
+    "--ramp",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="PER_SECOND",
+    help="Connects a second; 0, the default: as fast as it goes.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Which channels are sampled.")
+@click.option(
+    "--json", "json_file", type=click.File("wb"), metavar="FILE", help="Write the report there too."
+)
+def load_command(
+    url: str,
+    connections: int,
+    channels_per_connection: int,
+    tokens: list[str],
+    hold: float,
+    ramp: float,
+    seed: int,
+    json_file: BinaryIO | None,
+) -> None:
+    """Hold many connections to URL, check every event they get, and say what that cost.
+
+    Needs the extra `lab`. The figures of the server come from /metrics beside URL. Publish with
+    `trio-odin publish` or `up` and the same --tokens. Exit code 0 means that nothing was lost,
+    doubled, foreign or out of order, 1 that something was.
+    """
+    plan = LoadPlan(
+        url=url,
+        connections=connections,
+        channels_per_connection=channels_per_connection,
+        tokens=tokens,
+        hold_seconds=hold,
+        ramp_per_second=ramp,
+        seed=seed,
+    )
+    console = Console(highlight=False)
+    try:
+        with Status("", console=console) as status:
+            report = run_load(plan, lambda progress: status.update(_progress_line(plan, progress)))
+    except LoadImpossible as error:
+        _fail(str(error))
+    console.print(report.render())
+    if json_file is not None:
+        json_file.write(report.as_json() + b"\n")
+    sys.exit(0 if report.is_perfect else 1)
+
+
+def _progress_line(plan: LoadPlan, progress: Progress) -> str:
+    left = "" if progress.seconds_left is None else f", {progress.seconds_left:.0f} s left"
+    return (
+        f"{progress.phase.value}: {progress.connected} of {plan.connections} connected, "
+        f"{progress.subscribed} subscribed, {progress.received} events{left}"
+    )
 
 
 def _address(text: str) -> Address:

@@ -142,6 +142,16 @@ async def test_leaving_empties_the_outbox_then_closes_with_1001(nursery: trio.Nu
     rig.check_balance()
 
 
+async def test_who_completes_its_handshake_during_a_drain_is_sent_away(
+    nursery: trio.Nursery,
+) -> None:
+    rig = Rig(nursery)
+    rig.hub.is_draining = True
+    client = await rig.connect()
+    assert await closed_with(client) == (1001, "Server is shutting down")
+    await rig.listener.wait_empty()
+
+
 async def test_leaving_does_not_wait_for_a_peer_that_never_reads_nor_answers(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:

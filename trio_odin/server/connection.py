@@ -138,6 +138,8 @@ class Connection:
         with self._hub.membership(self), self._wheel.pinging(self):
             _log.debug("connection.opened", connection=self.number)
             with trio.CancelScope() as self._reading:
+                if self._hub.is_draining:  # it began while we shook hands
+                    self.leave()
                 await self._read(websocket)
             if self.close_reason is None:
                 self.close_reason = _reason_of_peer(websocket)

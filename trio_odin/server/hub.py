@@ -53,9 +53,11 @@ class Hub(Generic[M]):
         registry: who is subscribed to what.
         members: the connections whose handshake is complete.
         ledger: the books of the server.
+        is_draining: whoever joins now has to leave at once.
     """
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
+        self.is_draining = False
         self.registry: Registry[M] = Registry()
         self.members: dict[M, None] = {}
         self.ledger = ledger

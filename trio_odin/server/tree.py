@@ -113,6 +113,7 @@ class Server:
 
     async def _empty(self) -> None:
         """Let every connection empty its outbox, close with 1001 and end."""
+        self._hub.is_draining = True
         for connection in list(self._hub.members):
             connection.leave()
         await self._listener.wait_empty()  # each has deadlines of its own
