@@ -1,7 +1,7 @@
-"""10,000 connections on loopback: `nox -s load`, or `python ops/load.py [options of trio-odin load]`.
+"""10,000 connections on loopback: `nox -s load`. Arguments go to `trio-odin load`.
 
-Starts `trio-odin up` with the plan's 200 tokens at its peak of 30 events a second, puts the load on it
-and ends both. The exit code is that of `trio-odin load`.
+Starts `trio-odin up` with the plan's 200 tokens at its peak of 30 events a second, puts the load
+on it and ends both. The exit code is that of `trio-odin load`.
 """
 
 from __future__ import annotations

@@ -103,11 +103,15 @@ class Publisher:
 
     async def keep_link(self) -> None:
         """Hold a NATS connection, and make another one whenever it is lost."""
+        failures = 0
         while True:
             try:
                 await trio_asyncio.aio_as_trio(self._hold_link)()
-            except* (OSError, nats.errors.Error) as group:
-                _log.warning("nats.failed", error=repr(group.exceptions[0]))
+                failures = 0
+            except (OSError, nats.errors.Error) as error:
+                failures += 1
+                if failures.bit_count() == 1:  # the 1st, 2nd, 4th, 8th … in a row
+                    _log.warning("nats.failed", in_a_row=failures, error=repr(error))
             await trio.sleep(random.uniform(*_BACKOFF_SECONDS))
 
     async def _hold_link(self) -> None:
@@ -162,18 +166,18 @@ class Publisher:
         """Publish on the schedule of `run` until its time is over or the control has another."""
         _log.info("run.started", rate=run.rate, tokens=len(run.tokens))
         start = trio.current_time()
+        end = start + run.seconds
         schedule = Schedule(rate=run.rate, start=start)
         number = 0
         while self.control.run is run:
             now = trio.current_time()
-            if now >= start + run.seconds:
-                self.control.stop()
-                break
-            due = schedule.take_due(now)
+            due = schedule.take_due(min(now, end))
             await self._publish(run, number, due)
             number += due
-            wake_at = min(schedule.next_at, start + run.seconds, now + _LOOK_SECONDS)
-            await trio.sleep_until(wake_at)
+            if now >= end:
+                self.control.stop()
+            else:
+                await trio.sleep_until(min(schedule.next_at, end, now + _LOOK_SECONDS))
         _log.info("run.ended", **self.control.stats.as_json())
 
     async def _publish(self, run: Run, number: int, count: int) -> None:

@@ -104,7 +104,8 @@ async def serve_request(
     Cancellation closes the stream at once.
     """
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_MAX_BYTES)
-    connection.receive_data(received)
+    if received:  # to h11, nothing means the end of the stream
+        connection.receive_data(received)
     method = "GET"
     async with stream:
         try:

@@ -91,6 +91,7 @@ class Bridge:
         self._books = ledger.publications
         self._feed_send = feed_send
         self._position = _Position()
+        self._failures = 0
         self._rate = TokenBucket(
             burst=max(1.0, settings.max_nats_rate),
             per_second=settings.max_nats_rate,
@@ -114,12 +115,19 @@ class Bridge:
             async with trio_asyncio.open_loop():
                 reached = await trio_asyncio.aio_as_trio(self._connect_and_consume)()
         except* (OSError, nats.errors.Error) as group:  # TimeoutError is an OSError
-            _log.warning("nats.failed", errors=[_describe(error) for error in _leaves(group)])
+            self._note_failure(group)
         except* Exception:  # noqa: BLE001 - whatever it was, the way back is to connect again
             _log.exception("nats.failed")
         finally:
             self.status.is_connected = False
         return reached
+
+    def _note_failure(self, group: BaseExceptionGroup[BaseException]) -> None:
+        """Log the 1st, 2nd, 4th, 8th … failure in a row, so that a long outage is no flood."""
+        self._failures += 1
+        if self._failures.bit_count() == 1:
+            errors = [_describe(error) for error in _leaves(group)]
+            _log.warning("nats.failed", in_a_row=self._failures, errors=errors)
 
     # From here on the functions run under asyncio.
 
@@ -181,6 +189,7 @@ class Bridge:
         status.reconnects += status.was_connected
         status.is_connected = status.was_connected = True
         status.mode = mode
+        self._failures = 0
         url = client.connected_url
         _log.info("nats.connected", server=url.hostname if url else None, mode=mode)
 

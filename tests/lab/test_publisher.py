@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import trio
+import trio.testing
+
+from tests.e2e.nats import NatsServer, nats_client, running_nats
+from trio_odin.lab.publisher import Publisher, PublisherSettings, publish
+from trio_odin.net.address import Address
+
+
+class FakeLink:
+    """A NATS client that is always connected."""
+
+    is_connected = True
+
+
+@pytest.fixture
+async def publisher(monkeypatch: pytest.MonkeyPatch) -> Publisher:
+    """A publisher without sockets; what it publishes is counted and goes nowhere."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    settings = PublisherSettings(rate=10, tokens=("BTC", "ETH"))
+    it = Publisher(settings, [listener])
+    await listener.aclose()
+
+    async def count(run: object, number: int, due: int) -> None:
+        it.control.stats.published += due
+
+    monkeypatch.setattr(it, "_publish", count)
+    return it
+
+
+async def test_a_publisher_that_was_held_up_catches_up_and_keeps_its_schedule(
+    publisher: Publisher, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    nursery.start_soon(publisher.run_for_ever)
+    await trio.sleep(1.05)
+    assert publisher.control.stats.published == 10
+    autojump_clock.jump(3)  # the whole process was stopped
+    await trio.sleep(0.1)
+    assert publisher.control.stats.published == 41
+    await trio.sleep(1)
+    assert publisher.control.stats.published == 51
+
+
+async def test_a_run_with_a_duration_ends_by_itself(
+    publisher: Publisher, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    nursery.start_soon(publisher.run_for_ever)
+    await trio.sleep(0.01)
+    publisher.control.stop()
+    publisher.control.command(b'{"action":"start","duration":2000}', unix_ms=0)
+    await trio.sleep(10)
+    assert publisher.control.run is None
+    assert publisher.control.stats.published == 20
+
+
+async def test_without_nats_ticks_are_errors_and_are_not_sent_later(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    it = Publisher(PublisherSettings(rate=10), [listener])
+    await listener.aclose()
+    nursery.start_soon(it.run_for_ever)
+    await trio.sleep(2.05)
+    assert (it.control.stats.published, it.control.stats.errors) == (0, 20)
+
+
+async def ask(
+    publisher: Publisher, method: str, path: str, body: object = None
+) -> tuple[http.client.HTTPResponse, Any]:
+    def request() -> tuple[http.client.HTTPResponse, Any]:
+        connection = http.client.HTTPConnection(str(publisher.address), timeout=5)
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body))
+            response = connection.getresponse()
+            content = response.read()
+            return response, json.loads(content) if content else None
+        finally:
+            connection.close()
+
+    return await trio.to_thread.run_sync(request)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(10):
+        while not condition():
+            await trio.sleep(0.01)
+
+
+@pytest.mark.e2e
+async def test_the_control_drives_real_messages_into_nats(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    with running_nats(tmp_path) as nats:
+        settings = PublisherSettings(
+            address=Address("127.0.0.1", 0), nats_urls=[nats.url], autostart=False, seed=1
+        )
+        publisher = cast("Publisher", await nursery.start(publish, settings))
+        await until(lambda: publisher.is_connected)
+        response, health = await ask(publisher, "GET", "/health")
+        assert response.status == 200
+        assert response.headers["Access-Control-Allow-Origin"] == "*"
+        assert (health["status"], health["nats"], health["publishing"]) == (
+            "healthy",
+            "connected",
+            False,
+        )
+        async with nats_client(nats.url) as listener:
+            await listener._stream.send_all(b"SUB odin.token.*.trade 9\r\n")
+            await listener.flush()
+            command = {"action": "start", "messagesPerSecond": 100, "tokens": ["SOL", "ADA"]}
+            _, answer = await ask(publisher, "POST", "/control", command)
+            assert answer["success"] is True
+            assert answer["activeTokens"] == ["SOL", "ADA"]
+            received = ""
+            with trio.fail_after(10):
+                while received.count("MSG odin.token.") < 20:
+                    received += (await listener._stream.receive_some()).decode()
+            assert "MSG odin.token.SOL.trade" in received
+            assert "MSG odin.token.ADA.trade" in received
+        _, answer = await ask(publisher, "POST", "/control", {"action": "stop"})
+        assert answer["success"] is True
+        _, stats = await ask(publisher, "GET", "/stats")
+        assert stats["isPublishing"] is False
+        assert stats["stats"]["messagesPublished"] >= 20
+        response, answer = await ask(publisher, "GET", "/nothing")
+        assert (response.status, answer["success"]) == (200, False)
+        response, _ = await ask(publisher, "OPTIONS", "/control")
+        assert response.status == 204
+        assert "POST" in response.headers["Access-Control-Allow-Methods"]
+        nursery.cancel_scope.cancel(reason="the test is over")
+
+
+@pytest.mark.e2e
+async def test_it_finds_nats_again_after_a_restart(nursery: trio.Nursery, tmp_path: Path) -> None:
+    nats = NatsServer(tmp_path)
+    settings = PublisherSettings(
+        address=Address("127.0.0.1", 0), nats_urls=[nats.url], rate=100, seed=1
+    )
+    publisher = cast("Publisher", await nursery.start(publish, settings))
+    await until(lambda: publisher.control.stats.errors > 0)
+    for _ in range(2):
+        nats.start()
+        try:
+            await until(lambda: publisher.is_connected)
+            before = publisher.control.stats.published
+            await until(lambda seen=before: publisher.control.stats.published > seen)
+        finally:
+            nats.stop()
+        await until(lambda: not publisher.is_connected)
+    nursery.cancel_scope.cancel(reason="the test is over")

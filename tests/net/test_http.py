@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from trio_odin.net.http import Request, Response, serve_request
+
+
+async def echo(request: Request) -> Response:
+    return Response.json(200, [request.method, request.path, request.body.decode()])
+
+
+async def answer_to(nursery: trio.Nursery, *pieces: bytes, received: bytes = b"") -> bytes:
+    """Send a request in pieces and return all that comes back."""
+    client, server = trio.testing.memory_stream_pair()
+
+    async def serve() -> None:
+        await serve_request(server, echo, received=received)
+
+    nursery.start_soon(serve)
+    for piece in pieces:
+        await client.send_all(piece)
+        await trio.testing.wait_all_tasks_blocked()
+    await client.send_stream.aclose()
+    answer = b""
+    with trio.fail_after(5):
+        async for chunk in client:
+            answer += chunk
+    return answer
+
+
+POST = b"POST /a%20b?c=d HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
+
+
+async def test_a_body_may_come_in_any_pieces(nursery: trio.Nursery) -> None:
+    for pieces in ([POST + b"hello"], [POST, b"hel", b"lo"], [POST[:9], POST[9:] + b"hello"]):
+        answer = await answer_to(nursery, *pieces)
+        assert answer.endswith(b'["POST","/a b","hello"]')
+        assert b"\r\nContent-Type: application/json\r\n" in answer
+        assert b"\r\nConnection: close\r\n" in answer
+
+
+async def test_what_was_received_before_counts(nursery: trio.Nursery) -> None:
+    answer = await answer_to(nursery, b"lo", received=POST + b"hel")
+    assert answer.endswith(b'["POST","/a b","hello"]')
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n" + b"x" * 99999, 413),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 70 + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 20_000, 431),
+        (b"GET /\x00 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET http://[ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+    ],
+)
+async def test_what_is_wrong_with_a_request_becomes_a_status(
+    request_bytes: bytes, status: int, nursery: trio.Nursery
+) -> None:
+    answer = await answer_to(nursery, request_bytes)
+    assert int(answer.split(b" ")[1]) == status
+
+
+async def test_http_1_0_is_served(nursery: trio.Nursery) -> None:
+    assert (await answer_to(nursery, b"GET /x HTTP/1.0\r\n\r\n")).endswith(b'["GET","/x",""]')
+
+
+async def test_a_request_that_does_not_end_is_timed_out(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    client, server = trio.testing.memory_stream_pair()
+
+    async def serve() -> None:
+        await serve_request(server, echo, deadline_seconds=3)
+
+    nursery.start_soon(serve)
+    await client.send_all(POST)
+    answer = b""
+    async for chunk in client:
+        answer += chunk
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_peer_that_leaves_is_no_error(nursery: trio.Nursery) -> None:
+    assert await answer_to(nursery) == b""
+
+
+async def test_a_peer_that_reads_nothing_does_not_keep_us(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    client, server = trio.testing.lockstep_stream_pair()
+
+    async def serve() -> Any:
+        return await serve_request(server, echo, deadline_seconds=3)
+
+    async with trio.open_nursery() as serving:
+        serving.start_soon(serve)
+        await client.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        started = trio.current_time()
+    assert trio.current_time() - started <= 3 + 1
