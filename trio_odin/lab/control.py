@@ -1,175 +1,178 @@
-"""What the publisher is told and when its ticks are due. Decides with numbers, never waits.
-
-A run is open loop: tick n is due at start + n/rate whatever became of the ticks before it. That is
-what makes a load honest: a slow moment is not followed by a kind pause, but by what it held up.
-"""
+"""The publisher's decisions: its open-loop schedule, and its control commands. No waiting."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import attrs
 import msgspec
 
-from trio_odin.lab.market import TOKEN_RULE, TOKENS_MAX, are_tokens
+from trio_odin.lab.market import TOKENS_RULE, are_symbols
 
-RATE_MAX = 100_000
-RATE_RULE = f"a number above 0 and at most {RATE_MAX}"
-_DURATION_MAX_MS = 365 * 24 * 3600 * 1000
+RATE_MAX = 100_000.0
 _CONNECTIONS_MAX = 1_000_000
 
-_RULES = {
-    "messagesPerSecond": RATE_RULE,
-    "tokens": f"a list of 1 to {TOKENS_MAX} symbols, {TOKEN_RULE}",
-    "duration": f"milliseconds, a number from 0 (no end) to {_DURATION_MAX_MS}",
-    "connections": f"a whole number from 0 to {_CONNECTIONS_MAX}",
-}
-_ACTION_RULE = '"action" is "start", "stop" or "configure"'
-_COMMAND_RULE = f"allowed is a JSON object: {_ACTION_RULE}; " + "; ".join(
-    f'"{name}", optional, is {rule}' for name, rule in _RULES.items()
-)
-_SHOWN_CHARS = 40
 
-
-@attrs.frozen
 class Schedule:
-    """When the ticks of one run are due. Times in monotonic seconds, `rate` in ticks a second."""
+    """Ticks at `start + n / rate`, n from 1 on; one that is late does not shift the rest."""
 
-    start: float
-    rate: float
-    end: float = math.inf
+    def __init__(self, *, rate: float, start: float) -> None:
+        self._rate = rate
+        self._start = start
+        self._taken = 0
 
-    def at(self, tick: int) -> float:
-        """When tick `tick` is due; the first one is 0."""
-        return self.start + tick / self.rate
+    @property
+    def next_at(self) -> float:
+        """When the next tick is due."""
+        return self._start + (self._taken + 1) / self._rate
 
-    def due(self, now: float) -> int:
-        """How many ticks have come in all by `now`. One that falls on `end` or later never comes."""
-        count = max(0, math.floor((min(now, self.end) - self.start) * self.rate) + 1)
-        # The product and the quotient round differently. `at` decides, or whoever sleeps until
-        # then could find nothing due.
-        while self._has_come(count, now):
-            count += 1
-        while count and not self._has_come(count - 1, now):
-            count -= 1
-        return count
+    def take_due(self, now: float) -> int:
+        """How many ticks have come due since the last call; they are taken with this."""
+        due = math.floor((now - self._start) * self._rate + 1e-9)
+        taken, self._taken = self._taken, max(self._taken, due)
+        return self._taken - taken
 
-    def _has_come(self, tick: int, now: float) -> bool:
-        at = self.at(tick)
-        return at <= now and at < self.end
 
-    def wake_at(self, done: int) -> float:
-        """When there is something to do again after `done` ticks: the next tick, or the end."""
-        return min(self.at(done), self.end)
+@attrs.define
+class Stats:
+    """S of the control answers. Times are Unix milliseconds."""
 
-    def is_over(self, now: float) -> bool:
-        """Whether no further tick will come."""
-        return now >= self.end
+    published: int = 0
+    started_at: int = 0
+    errors: int = 0
+
+    def as_json(self) -> dict[str, int]:
+        """With the keys of the wire."""
+        return {
+            "messagesPublished": self.published,
+            "startTime": self.started_at,
+            "errors": self.errors,
+        }
 
 
 @attrs.frozen
-class Configuration:
-    """What a run publishes. `connections` means something to the load's side alone."""
+class Run:
+    """One run of publishing, until stopped or for `seconds`."""
 
     rate: float
     tokens: tuple[str, ...]
-    connections: int = 0
+    seconds: float = math.inf
 
 
-@attrs.frozen
-class State:
-    """The configuration, and the schedule of the run that is going on if there is one."""
-
-    configuration: Configuration
-    schedule: Schedule | None = None
+class _Action(msgspec.Struct):
+    action: str = ""
 
 
-@attrs.frozen
-class Answer:
-    """How a command ended. `message` is one sentence for a person."""
-
-    success: bool
-    message: str
-
-
-class _Command(msgspec.Struct, rename="camel"):
-    action: str
-    messages_per_second: float | None = None
+class _Options(msgspec.Struct):
+    messagesPerSecond: float | None = None  # noqa: N815 - names of the wire
     tokens: list[str] | None = None
     duration: float | None = None
     connections: int | None = None
 
 
-_command = msgspec.json.Decoder(_Command)
+class _Refused(Exception):
+    """A command cannot be carried out; the message says why."""
 
 
-def is_rate(rate: float) -> bool:
-    """Whether `rate` follows `RATE_RULE`."""
-    return math.isfinite(rate) and 0 < rate <= RATE_MAX
+@attrs.define
+class Control:
+    """What the publisher is to do, and the answers to who asks. `run` None: nothing at present."""
+
+    rate: float
+    tokens: tuple[str, ...]
+    connections: int = 0
+    stats: Stats = attrs.field(factory=Stats)
+    run: Run | None = None
+
+    def command(self, body: bytes, *, unix_ms: int) -> dict[str, Any]:
+        """Carry out a POST to /control; anything wrong with it is an answer, not an error."""
+        try:
+            action = msgspec.json.decode(body, type=_Action).action
+            options = msgspec.json.decode(body, type=_Options)
+        except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+            return _refusal(f"Not a command: {error}")
+        try:
+            match action:
+                case "start":
+                    self.start(options, unix_ms=unix_ms)
+                    message = f"Publishing {self.rate:g} messages a second"
+                case "stop":
+                    self.stop()
+                    message = "Stopped"
+                case "configure":
+                    self._configure(options)
+                    message = "Configured"
+                case _:
+                    return _refusal(f"Unknown action {action!r}: start, stop or configure")
+        except _Refused as refused:
+            return _refusal(str(refused))
+        return {
+            "success": True,
+            "message": message,
+            "stats": self.stats.as_json(),
+            "activeTokens": self.active_tokens,
+        }
+
+    @property
+    def active_tokens(self) -> list[str]:
+        """The tokens being published; none while nothing is."""
+        return list(self.run.tokens) if self.run else []
+
+    def start(self, options: _Options | None = None, *, unix_ms: int) -> None:
+        """Begin a run, with new numbers in `stats`."""
+        if self.run:
+            raise _Refused("Already publishing: stop first")
+        seconds = math.inf
+        if options is not None:
+            self._configure(options)
+            seconds = _seconds(options.duration)
+        self.stats = Stats(started_at=unix_ms)
+        self.run = Run(self.rate, self.tokens, seconds)
+
+    def stop(self) -> None:
+        """End the run."""
+        if not self.run:
+            raise _Refused("Not publishing")
+        self.run = None
+
+    def _configure(self, options: _Options) -> None:
+        """Take over what is given; a run in progress goes on with it."""
+        rate = self.rate if options.messagesPerSecond is None else options.messagesPerSecond
+        if not 0 < rate <= RATE_MAX:
+            raise _Refused(f"messagesPerSecond={rate:g}: allowed is above 0, up to {RATE_MAX:g}")
+        tokens = self.tokens if options.tokens is None else tuple(options.tokens)
+        if not are_symbols(tokens):
+            raise _Refused(f"tokens: allowed is {TOKENS_RULE}")
+        connections = self.connections if options.connections is None else options.connections
+        if not 0 <= connections <= _CONNECTIONS_MAX:
+            raise _Refused(f"connections={connections}: allowed is 0 to {_CONNECTIONS_MAX}")
+        self.rate, self.tokens, self.connections = rate, tokens, connections
+        if self.run:
+            self.run = attrs.evolve(self.run, rate=rate, tokens=tokens)
+
+    def report(self) -> dict[str, Any]:
+        """The answer to GET /stats."""
+        return {
+            "success": True,
+            "stats": self.stats.as_json(),
+            "isPublishing": self.run is not None,
+            "activeTokens": self.active_tokens,
+            "configuration": {
+                "connections": self.connections,
+                "messagesPerSecond": self.rate,
+                "tokens": list(self.tokens),
+            },
+        }
 
 
-def decide(state: State, body: bytes, now: float) -> tuple[State, Answer]:
-    """What the command in `body`, the body of a POST, makes of `state` at `now`.
-
-    Any bytes are allowed. A command that is refused leaves the state as it was.
-    """
-    try:
-        command = _command.decode(body)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        return state, Answer(False, f"Not understood ({error}): {_COMMAND_RULE}")
-    match command.action:
-        case "start":
-            return _start(state, command, now)
-        case "stop":
-            return _stop(state)
-        case "configure":
-            return _configure(state, command, now)
-    shown = command.action[:_SHOWN_CHARS]
-    return state, Answer(False, f"Unknown action {shown!r}: {_ACTION_RULE}")
+def _seconds(duration_ms: float | None) -> float:
+    if duration_ms is None:
+        return math.inf
+    if not 0 < duration_ms < math.inf:
+        raise _Refused(f"duration={duration_ms:g}: allowed is milliseconds above 0")
+    return duration_ms / 1000
 
 
-def _start(state: State, command: _Command, now: float) -> tuple[State, Answer]:
-    if state.schedule is not None:
-        return state, Answer(False, "Already publishing: stop or configure it")
-    if refusal := _refusal(command):
-        return state, refusal
-    configuration = _applied(command, state.configuration)
-    schedule = Schedule(now, configuration.rate, _end(command, now, otherwise=math.inf))
-    return State(configuration, schedule), Answer(True, f"Publishing {_summary(configuration)}")
-
-
-def _stop(state: State) -> tuple[State, Answer]:
-    # A stop asks for silence: that there already is silence is no failure.
-    message = "Nothing was being published" if state.schedule is None else "Publishing stopped"
-    return attrs.evolve(state, schedule=None), Answer(True, message)
-
-
-def _configure(state: State, command: _Command, now: float) -> tuple[State, Answer]:
-    if refusal := _refusal(command):
-        return state, refusal
-    configuration = _applied(command, state.configuration)
-    message = f"Configured {_summary(configuration)}"
-    schedule = state.schedule
-    if schedule is None:
-        if command.duration is not None:
-            message += "; a duration is for start, or for a run that is going on: not used"
-        return State(configuration), Answer(True, message)
-    end = _end(command, now, otherwise=schedule.end)
-    if configuration.rate != schedule.rate:
-        # Its first tick is a whole step away, so that asking often does not publish more.
-        schedule = Schedule(now + 1 / configuration.rate, configuration.rate, end)
-    return State(configuration, attrs.evolve(schedule, end=end)), Answer(True, message)
-
-
-def _refusal(command: _Command) -> Answer | None:
-    """The answer that names the first value out of its bounds; None if all are good."""
-    good = {
-        "messagesPerSecond": _is_good(command.messages_per_second, is_rate),
-        "tokens": command.tokens is None or are_tokens(command.tokens),
-        "duration": command.duration is None or 0 <= command.duration <= _DURATION_MAX_MS,
-        "connections": command.connections is None or 0 <= command.connections <= _CONNECTIONS_MAX,
-    }
-    for name, is_good in good.items():
-        if not is_good:
-            return Answer(False, f"{name} has a value that is not allowed: it is {_RULES[name]}")
-    return None
+def _refusal(message: str) -> dict[str, Any]:
+    return {"success": False, "message": message}

@@ -1,144 +1,95 @@
-"""A simulated market: token names, prices that wander, and their trades as JSON. No waiting."""
+"""A simulated market: which tokens there are, and a random walk of each one's price."""
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Iterable
+import re
+from collections.abc import Sequence
 
-import attrs
 import msgspec
-
-from trio_odin.core.names import CHANNEL_MAX_CHARS, is_channel
 
 DEFAULT_TOKENS = ("BTC", "ETH", "ODIN", "SOL", "DOGE", "USDT", "BNB", "XRP", "ADA", "MATIC")
 TOKENS_MAX = 10_000
-TOKEN_RULE = (
-    f"at most {CHANNEL_MAX_CHARS - len('.trade')} characters, each a letter, a digit, _ or -"
-)
-TOKENS_RULE = (
-    f"allowed is a whole number from 1 to {TOKENS_MAX}, or as many symbols as that with commas "
-    f"between them, {TOKEN_RULE}"
-)
-
-_OPENING_PRICES = {
-    "BTC": 65_000.0,
-    "ETH": 3_200.0,
-    "ODIN": 0.5,
-    "SOL": 150.0,
-    "DOGE": 0.12,
-    "USDT": 1.0,
-    "BNB": 580.0,
-    "XRP": 0.6,
-    "ADA": 0.45,
-    "MATIC": 0.7,
-}
-# The price stays within this factor of the opening: a walk of a month neither vanishes nor explodes.
-_PRICE_FACTOR_MAX = 50.0
-_PRICE_STEP = 0.002
-_VOLUME_STEP = 0.01
-_VOLUME_FACTOR_MAX = 10.0
+TOKENS_RULE = f"a number from 1 to {TOKENS_MAX}, or symbols of letters, digits, _ and - with commas"
+_SYMBOL = re.compile(r"[A-Za-z0-9_-]{1,32}")
+# A trade moves the price by about this share of itself.
+_VOLATILITY = 0.002
+_PRICE_MIN = 0.000_001
+_SUPPLY = 21_000_000
 
 
-def is_token(name: str) -> bool:
-    """Whether `name` can be a token: clients must be able to subscribe to `{name}.trade`."""
-    return is_channel(f"{name}.trade")
+def first_tokens(count: int) -> list[str]:
+    """The first `count` tokens: the well-known ones, then made-up names from `TKN011` on."""
+    made_up = [f"TKN{number:03}" for number in range(len(DEFAULT_TOKENS) + 1, count + 1)]
+    return [*DEFAULT_TOKENS[:count], *made_up]
 
 
-def are_tokens(names: Iterable[str]) -> bool:
-    """Whether `names` are from 1 to `TOKENS_MAX` good ones."""
-    names = list(names)
-    return 1 <= len(names) <= TOKENS_MAX and all(map(is_token, names))
-
-
-def tokens(count: int) -> list[str]:
-    """The first `count` tokens: the default ones, then `TKN011`, `TKN012` and so on."""
-    generated = (f"TKN{number:03d}" for number in range(len(DEFAULT_TOKENS) + 1, count + 1))
-    return [*DEFAULT_TOKENS[:count], *generated]
+def are_symbols(tokens: Sequence[str]) -> bool:
+    """Whether `tokens` are between one and `TOKENS_MAX` well-formed symbols."""
+    return 0 < len(tokens) <= TOKENS_MAX and all(_SYMBOL.fullmatch(token) for token in tokens)
 
 
 def parse_tokens(text: str) -> list[str]:
-    """Read how many tokens, or which: `200`, or `BTC,ETH`. One named twice counts once.
+    """Read `25` (how many) or `BTC,ETH` (which).
 
     Raises:
         ValueError: says what is allowed.
     """
-    text = text.strip()
-    if text.isascii() and text.isdigit():
-        # Longer numbers than the largest allowed one are not even converted.
-        count = int(text) if len(text) <= len(str(TOKENS_MAX)) else 0
-        names = tokens(count)
-    else:
-        names = list(dict.fromkeys(name.strip() for name in text.split(",")))
-    if not are_tokens(names):
-        raise ValueError(TOKENS_RULE)
-    return names
+    if text.isascii() and text.isdigit() and 1 <= int(text) <= TOKENS_MAX:
+        return first_tokens(int(text))
+    tokens = [token.strip() for token in text.split(",") if token.strip()]
+    if text.isdigit() or not are_symbols(tokens):
+        raise ValueError(f"allowed is {TOKENS_RULE}")
+    return tokens
 
 
-class _Trade(msgspec.Struct, frozen=True, rename="camel"):
-    """The payload; the order of the fields is the order on the wire."""
+class _Trade(msgspec.Struct):
+    """The payload of a trade. The order of the fields is the order of the keys."""
 
     type: str
-    token_id: str
+    tokenId: str  # noqa: N815 - names of the wire
     price: float
     volume24h: int
-    market_cap: int
-    price_change24h: float
+    marketCap: int  # noqa: N815
+    priceChange24h: float  # noqa: N815
     timestamp: int
     source: str
     nonce: str
 
 
-@attrs.define
-class _Walk:
-    """Where a token stands."""
-
-    opening_price: float
-    price: float
-    opening_volume: float
-    volume: float
-    supply: float
-
-
 class Market:
-    """A random walk per token. With a `seed` the same calls give the same bytes."""
+    """Prices that walk at random, each token on its own; the same seed walks the same way."""
 
     def __init__(self, seed: int | None = None) -> None:
         self._random = random.Random(seed)
-        self._walks: dict[str, _Walk] = {}
-        # Unique over markets by the first part, within one by the second.
-        self._nonce_prefix = f"{self._random.getrandbits(32):08x}"
-        self._trades = 0
-        self._encoder = msgspec.json.Encoder()
+        self._opening: dict[str, float] = {}
+        self._prices: dict[str, float] = {}
+        self._volumes: dict[str, float] = {}
 
     def trade(self, token: str, unix_ms: int) -> bytes:
-        """Move `token` one step and return the trade as JSON, stamped with `unix_ms`."""
-        walk = self._walks.get(token) or self._open(token)
-        walk.price = self._step(walk.price, _PRICE_STEP, walk.opening_price, _PRICE_FACTOR_MAX)
-        walk.volume = self._step(walk.volume, _VOLUME_STEP, walk.opening_volume, _VOLUME_FACTOR_MAX)
-        self._trades += 1
-        return self._encoder.encode(
-            _Trade(
-                type="price:update",
-                token_id=token,
-                price=round(walk.price, 6),
-                volume24h=int(walk.volume),
-                market_cap=int(walk.price * walk.supply),
-                # Adding 0.0 makes a plain 0.0 of a -0.0.
-                price_change24h=round((walk.price / walk.opening_price - 1) * 100, 2) + 0.0,
-                timestamp=unix_ms,
-                source="simulator",
-                nonce=f"{self._nonce_prefix}-{self._trades:x}",
-            )
+        """The next trade of `token` at `unix_ms`, as the JSON that goes to NATS."""
+        price = self._walk(token)
+        opening = self._opening[token]
+        trade = _Trade(
+            type="price:update",
+            tokenId=token,
+            price=round(price, 6),
+            volume24h=int(self._volumes[token]),
+            marketCap=int(price * _SUPPLY),
+            priceChange24h=round((price / opening - 1) * 100, 2),
+            timestamp=unix_ms,
+            source="simulator",
+            nonce=f"{self._random.getrandbits(64):016x}",
         )
+        return msgspec.json.encode(trade)
 
-    def _open(self, token: str) -> _Walk:
-        price = _OPENING_PRICES.get(token) or 10 ** self._random.uniform(-2, 3)
-        volume = 10 ** self._random.uniform(5, 9)
-        supply = 10 ** self._random.uniform(7, 10)
-        walk = self._walks[token] = _Walk(price, price, volume, volume, supply)
-        return walk
-
-    def _step(self, value: float, size: float, opening: float, factor_max: float) -> float:
-        moved = value * math.exp(self._random.gauss(0.0, size))
-        return min(max(moved, opening / factor_max), opening * factor_max)
+    def _walk(self, token: str) -> float:
+        choose = self._random
+        if token not in self._prices:
+            opening = 10.0 ** choose.uniform(-2, 5)
+            self._opening[token] = self._prices[token] = opening
+            self._volumes[token] = choose.uniform(1e5, 1e9)
+        self._volumes[token] += abs(choose.gauss(0, 1000))
+        moved = self._prices[token] * (1 + choose.gauss(0, _VOLATILITY))
+        self._prices[token] = max(moved, _PRICE_MIN)
+        return self._prices[token]
