@@ -126,7 +126,7 @@ def parse_command(text: str) -> Command:
                 return Heartbeat(_id_of(text))
             case _:
                 return Unknown()
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         return Malformed(ErrorCode.INVALID_COMMAND, str(error), _id_of(text))
 
 

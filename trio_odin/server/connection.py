@@ -125,6 +125,7 @@ class Connection:
                 receive_buffer_size=_RECEIVE_BYTES,
             )
             return await request.accept()
+        self._hub.ledger.traffic.rejected["timeout"] += 1
         return None
 
     async def _refuse(self) -> None:

@@ -1,0 +1,44 @@
+"""What a client sees: frames through wsproto's own parser, which knows nothing of our code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from wsproto.frame_protocol import Frame, FrameProtocol, Opcode
+
+
+def frames_of(data: bytes) -> list[Frame]:
+    """The frames in `data`, none of it left over. Raises wsproto's ParseFailed."""
+    protocol = FrameProtocol(client=True, extensions=[])
+    protocol.receive_bytes(data)
+    frames = list(protocol.received_frames())
+    protocol.receive_bytes(b"\x8a\x00")  # a pong: parsed as one only between two frames
+    (marker,) = protocol.received_frames()
+    assert marker.opcode is Opcode.PONG
+    return frames
+
+
+def texts_of(frames: Iterable[bytes]) -> list[str]:
+    """The text messages; each has to be exactly one unfragmented frame."""
+    texts = []
+    for data in frames:
+        (frame,) = frames_of(data)
+        assert frame.opcode is Opcode.TEXT
+        assert frame.frame_finished
+        assert frame.message_finished
+        assert isinstance(frame.payload, str)
+        texts.append(frame.payload)
+    return texts
+
+
+def objects_of(frames: Iterable[bytes]) -> list[dict[str, Any]]:
+    """The messages, each of which has to be a JSON object as RFC 8259 has it."""
+    objects = [json.loads(text, parse_constant=_no_constant) for text in texts_of(frames)]
+    assert all(isinstance(content, dict) for content in objects)
+    return objects
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
