@@ -1,8 +1,8 @@
 """10,000 connections on loopback: `nox -s load`. Arguments go to `trio-odin load`.
 
 Starts nats-server, `trio-odin serve` and `trio-odin publish` as processes of their own, with the
-plan's 200 tokens at its peak of 30 events a second; then puts the load on it, and ends all. The exit
-code is that of `trio-odin load`.
+plan's 200 tokens at its peak of 30 events a second; then puts the load on it, and ends all. The
+exit code is that of `trio-odin load`.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class Address:
             ValueError: says what is allowed.
         """
         host, colon, port = text.strip().rpartition(":")
-        is_port = port.isascii() and port.isdigit() and int(port) <= _PORT_MAX
+        is_port = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= _PORT_MAX
         is_bracketed = host.startswith("[") and host.endswith("]")
         if not (colon and is_port) or (":" in host and not is_bracketed):
             raise ValueError("an address like :3002, 127.0.0.1:3002 or [::1]:3002")

@@ -6,7 +6,8 @@ from enum import Enum
 
 import attrs
 
-# Once overloaded, the CPU has to fall this far below the threshold before clients are let in again.
+# Once overloaded, the CPU has to fall this far below the threshold before clients are let in again,
+# or to half of it where the threshold is that low.
 _HYSTERESIS_PERCENT = 10.0
 
 
@@ -37,7 +38,9 @@ class Admission:
             return
         if percent >= self.cpu_reject_percent:
             self.is_overloaded = True
-        elif percent < self.cpu_reject_percent - _HYSTERESIS_PERCENT:
+        elif percent < max(
+            self.cpu_reject_percent - _HYSTERESIS_PERCENT, self.cpu_reject_percent / 2
+        ):
             self.is_overloaded = False
 
     def rejection(self, connections: int) -> Rejection | None:

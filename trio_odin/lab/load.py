@@ -40,6 +40,7 @@ import msgspec
 from rich.table import Table
 
 from trio_odin.core.names import CHANNEL_RULE, is_channel
+from trio_odin.lab.machine import this_machine
 
 if TYPE_CHECKING:
     from picows import WSFrame, WSListener, WSTransport
@@ -511,9 +512,14 @@ class LoadReport:
         return self.connected == wanted and self.subscribed == wanted and not any(faults)
 
     def as_json(self) -> bytes:
-        """All of it, as one JSON object."""
+        """All of it as one JSON object, with the machine and the lines that a person reads."""
         content = {name: getattr(self, name) for name in attrs.fields_dict(type(self))}
-        return msgspec.json.encode(content | {"is_perfect": self.is_perfect})
+        more = {
+            "is_perfect": self.is_perfect,
+            "machine": this_machine(),
+            "summary": dict(self._rows()),
+        }
+        return msgspec.json.encode(content | more)
 
     def lines(self) -> list[str]:
         """The report as plain text, one figure a line."""

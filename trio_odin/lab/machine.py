@@ -1,0 +1,43 @@
+"""What machine a measurement was made on; a figure without it means little."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sysconfig
+from pathlib import Path
+
+import attrs
+
+
+@attrs.frozen
+class Machine:
+    """The parts that explain a figure. `is_python_optimised`: built with PGO."""
+
+    cpu: str
+    cores: int
+    memory_gib: float
+    kernel: str
+    python: str
+    is_python_optimised: bool
+
+
+def this_machine() -> Machine:
+    """Describe the machine that this runs on."""
+    return Machine(
+        cpu=_cpu_model(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_gib=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        kernel=f"{platform.system()} {platform.release()}",
+        python=f"{platform.python_implementation()} {platform.python_version()}",
+        is_python_optimised="--enable-optimizations"
+        in (sysconfig.get_config_var("CONFIG_ARGS") or ""),
+    )
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return platform.machine()
