@@ -86,7 +86,7 @@ def capacity() -> str:
             "",
             f"One server process, {plan['connections']:,} connections with",
             f"{plan['channels_per_connection']} of {len(plan['tokens'])} channels each, 30 events",
-            "a second from a real nats-server. Server, publisher, nats-server and the load share one",
+            "a second from a real nats-server. Server, publisher, nats-server and load share one",
             f"machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB,",
             f"{machine['kernel']}, {machine['python']} built {build} PGO.",
             "",

@@ -138,6 +138,11 @@ async def test_the_control_drives_real_messages_into_nats(
         nursery.cancel_scope.cancel(reason="the test is over")
 
 
+async def _publishes_again(publisher: Publisher) -> None:
+    before = publisher.control.stats.published
+    await until(lambda: publisher.control.stats.published > before)
+
+
 @pytest.mark.e2e
 async def test_it_finds_nats_again_after_a_restart(nursery: trio.Nursery, tmp_path: Path) -> None:
     nats = NatsServer(tmp_path)
@@ -150,8 +155,7 @@ async def test_it_finds_nats_again_after_a_restart(nursery: trio.Nursery, tmp_pa
         nats.start()
         try:
             await until(lambda: publisher.is_connected)
-            before = publisher.control.stats.published
-            await until(lambda seen=before: publisher.control.stats.published > seen)
+            await _publishes_again(publisher)
         finally:
             nats.stop()
         await until(lambda: not publisher.is_connected)

@@ -36,12 +36,9 @@ class LoadPlan:
     hold_seconds: float
     ramp_per_second: float = 0.0
     seed: int = 0
-    metrics_url: str | None = attrs.field()
-
-    @metrics_url.default
-    def _metrics_beside_the_socket(self) -> str:
-        parts = urlsplit(self.url)
-        return f"{'https' if parts.scheme == 'wss' else 'http'}://{parts.netloc}/metrics"
+    metrics_url: str | None = attrs.field(
+        default=attrs.Factory(lambda plan: _metrics_beside(plan.url), takes_self=True)
+    )
 
     @property
     def channels(self) -> list[str]:
@@ -78,6 +75,11 @@ class LoadPlan:
         channels = self.channels
         for _ in range(self.connections):
             yield chance.sample(channels, self.channels_per_connection)
+
+
+def _metrics_beside(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{'https' if parts.scheme == 'wss' else 'http'}://{parts.netloc}/metrics"
 
 
 class Phase(Enum):
