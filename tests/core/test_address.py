@@ -43,7 +43,7 @@ def test_addresses_as_people_write_them(text: str, host: str, port: int) -> None
     ],
 )  # fmt: skip
 def test_the_complaint_about_a_bad_address_says_what_is_allowed(text: str) -> None:
-    with pytest.raises(ValueError, match="^an address like "):
+    with pytest.raises(ValueError, match=r"^an address like "):
         Address.parse(text)
 
 

@@ -51,7 +51,7 @@ def test_once_overloaded_the_cpu_has_to_fall_well_below_the_threshold() -> None:
     assert states == [False, True, True, True, False, False, True]
 
 
-@given(threshold=st.floats(11, 100), samples=st.lists(st.floats(0, 200), max_size=30))
+@given(threshold=st.floats(20, 100), samples=st.lists(st.floats(0, 200), max_size=30))
 def test_between_the_two_marks_the_door_stays_as_it_was(
     threshold: float, samples: list[float]
 ) -> None:

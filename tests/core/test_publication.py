@@ -154,7 +154,7 @@ def test_a_payload_is_accepted_exactly_if_it_is_json_in_utf_8(payload: bytes) ->
         is_json = True
         json.dumps(expected, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return  # half a surrogate pair, in escapes: allowed by the grammar only, either answer is fine
+        return  # half a surrogate pair, in escapes: the grammar allows it, either answer is fine
     except ValueError:
         is_json = False
     try:

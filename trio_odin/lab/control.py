@@ -29,9 +29,11 @@ class Schedule:
 
     def take_due(self, now: float) -> int:
         """How many ticks have come due since the last call; they are taken with this."""
-        due = math.floor((now - self._start) * self._rate + 1e-9)
-        taken, self._taken = self._taken, max(self._taken, due)
-        return self._taken - taken
+        before = self._taken
+        self._taken = max(before, math.floor((now - self._start) * self._rate))
+        while self.next_at <= now:  # the division above may have been rounded down
+            self._taken += 1
+        return self._taken - before
 
 
 @attrs.define
@@ -53,11 +55,11 @@ class Stats:
 
 @attrs.frozen
 class Run:
-    """One run of publishing, until stopped or for `seconds`."""
+    """One run of publishing, until stopped or until `ends_at` (seconds, monotonic)."""
 
     rate: float
     tokens: tuple[str, ...]
-    seconds: float = math.inf
+    ends_at: float = math.inf
 
 
 class _Action(msgspec.Struct):
@@ -85,7 +87,7 @@ class Control:
     stats: Stats = attrs.field(factory=Stats)
     run: Run | None = None
 
-    def command(self, body: bytes, *, unix_ms: int) -> dict[str, Any]:
+    def command(self, body: bytes, *, now: float, unix_ms: int) -> dict[str, Any]:
         """Carry out a POST to /control; anything wrong with it is an answer, not an error."""
         try:
             action = msgspec.json.decode(body, type=_Action).action
@@ -95,7 +97,7 @@ class Control:
         try:
             match action:
                 case "start":
-                    self.start(options, unix_ms=unix_ms)
+                    self.start(options, now=now, unix_ms=unix_ms)
                     message = f"Publishing {self.rate:g} messages a second"
                 case "stop":
                     self.stop()
@@ -119,8 +121,14 @@ class Control:
         """The tokens being published; none while nothing is."""
         return list(self.run.tokens) if self.run else []
 
-    def start(self, options: _Options | None = None, *, unix_ms: int) -> None:
-        """Begin a run, with new numbers in `stats`."""
+    def start(self, options: _Options | None = None, *, now: float, unix_ms: int) -> None:
+        """Begin a run, with new numbers in `stats`.
+
+        Args:
+            options: what to change first, and for how long to run.
+            now: monotonic seconds.
+            unix_ms: the time of day.
+        """
         if self.run:
             raise _Refused("Already publishing: stop first")
         seconds = math.inf
@@ -128,12 +136,10 @@ class Control:
             self._configure(options)
             seconds = _seconds(options.duration)
         self.stats = Stats(started_at=unix_ms)
-        self.run = Run(self.rate, self.tokens, seconds)
+        self.run = Run(self.rate, self.tokens, now + seconds)
 
     def stop(self) -> None:
-        """End the run."""
-        if not self.run:
-            raise _Refused("Not publishing")
+        """End the run, if there is one."""
         self.run = None
 
     def _configure(self, options: _Options) -> None:
@@ -147,7 +153,7 @@ class Control:
         connections = self.connections if options.connections is None else options.connections
         if not 0 <= connections <= _CONNECTIONS_MAX:
             raise _Refused(f"connections={connections}: allowed is 0 to {_CONNECTIONS_MAX}")
-        self.rate, self.tokens, self.connections = rate, tokens, connections
+        self.rate, self.tokens, self.connections = float(rate), tokens, connections
         if self.run:
             self.run = attrs.evolve(self.run, rate=rate, tokens=tokens)
 
@@ -160,17 +166,17 @@ class Control:
             "activeTokens": self.active_tokens,
             "configuration": {
                 "connections": self.connections,
-                "messagesPerSecond": self.rate,
+                "messagesPerSecond": int(self.rate) if self.rate == int(self.rate) else self.rate,
                 "tokens": list(self.tokens),
             },
         }
 
 
 def _seconds(duration_ms: float | None) -> float:
-    if duration_ms is None:
+    if not duration_ms:
         return math.inf
     if not 0 < duration_ms < math.inf:
-        raise _Refused(f"duration={duration_ms:g}: allowed is milliseconds above 0")
+        raise _Refused(f"duration={duration_ms:g}: allowed is milliseconds, 0 for no end")
     return duration_ms / 1000
 
 

@@ -8,7 +8,19 @@ from collections.abc import Sequence
 
 import msgspec
 
-DEFAULT_TOKENS = ("BTC", "ETH", "ODIN", "SOL", "DOGE", "USDT", "BNB", "XRP", "ADA", "MATIC")
+_OPENING_PRICES = {
+    "BTC": 64_000.0,
+    "ETH": 3_200.0,
+    "ODIN": 0.042,
+    "SOL": 150.0,
+    "DOGE": 0.12,
+    "USDT": 1.0,
+    "BNB": 580.0,
+    "XRP": 0.52,
+    "ADA": 0.45,
+    "MATIC": 0.7,
+}
+DEFAULT_TOKENS = tuple(_OPENING_PRICES)
 TOKENS_MAX = 10_000
 TOKENS_RULE = f"a number from 1 to {TOKENS_MAX}, or symbols of letters, digits, _ and - with commas"
 _SYMBOL = re.compile(r"[A-Za-z0-9_-]{1,32}")
@@ -35,10 +47,12 @@ def parse_tokens(text: str) -> list[str]:
     Raises:
         ValueError: says what is allowed.
     """
-    if text.isascii() and text.isdigit() and 1 <= int(text) <= TOKENS_MAX:
+    is_number = text.isascii() and text.isdigit()
+    if is_number and len(text) <= len(str(TOKENS_MAX)) and 1 <= int(text) <= TOKENS_MAX:
         return first_tokens(int(text))
-    tokens = [token.strip() for token in text.split(",") if token.strip()]
-    if text.isdigit() or not are_symbols(tokens):
+    named = (token.strip() for token in text.split(","))
+    tokens = list(dict.fromkeys(token for token in named if token))
+    if is_number or not are_symbols(tokens):
         raise ValueError(f"allowed is {TOKENS_RULE}")
     return tokens
 
@@ -86,7 +100,7 @@ class Market:
     def _walk(self, token: str) -> float:
         choose = self._random
         if token not in self._prices:
-            opening = 10.0 ** choose.uniform(-2, 5)
+            opening = _OPENING_PRICES.get(token) or 10.0 ** choose.uniform(-2, 5)
             self._opening[token] = self._prices[token] = opening
             self._volumes[token] = choose.uniform(1e5, 1e9)
         self._volumes[token] += abs(choose.gauss(0, 1000))

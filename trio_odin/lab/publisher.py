@@ -12,10 +12,9 @@ statistics, not a message that comes late.
 from __future__ import annotations
 
 import asyncio
-import random
+import math
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -24,20 +23,19 @@ import nats.errors
 import structlog
 import trio
 import trio_asyncio
-from nats.aio.client import Client
 
 from trio_odin.lab.control import Control, Run, Schedule
 from trio_odin.lab.market import DEFAULT_TOKENS, Market
 from trio_odin.net.address import Address, bound_address, open_listeners
 from trio_odin.net.http import Request, Response, serve_request
+from trio_odin.net.nats_link import NatsLink, backoff_seconds, nats_link
 
-_CONNECT_SECONDS = 5
-_CLOSE_SECONDS = 2.0
-_PING_SECONDS = 3
-_PINGS_OUTSTANDING = 2
-_BACKOFF_SECONDS = (0.1, 1.0)
 # A pause this long lets a configure take effect soon, however low the rate.
 _LOOK_SECONDS = 0.2
+# A tick later than this, after the machine slept for instance, is an error and not published.
+_LATE_MAX_SECONDS = 5.0
+_BATCH_MAX = 1000
+_PUBLISH_SECONDS = 2.0
 
 _log = structlog.get_logger("publisher")
 
@@ -68,19 +66,28 @@ class Publisher:
         self._settings = settings
         self._market = Market(settings.seed)
         self._started_at = trio.current_time()
-        self._client: Client | None = None
+        self._link: NatsLink | None = None
         self._changed = trio.Event()
 
     @property
     def is_connected(self) -> bool:
         """Whether NATS takes messages now."""
-        return self._client is not None and self._client.is_connected
+        return self._link is not None and self._link.is_up
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        """Serve one control connection; a fault in it does not end the publishing."""
+        try:
+            await serve_request(stream, self.respond)
+        except Exception:  # noqa: BLE001 - as said
+            _log.exception("control.failed")
 
     async def respond(self, request: Request) -> Response:
         """Answer one HTTP request; always 200, as the existing scripts expect."""
         match request.method, request.path:
             case "POST", "/control":
-                answer = self.control.command(request.body, unix_ms=_unix_ms())
+                answer = self.control.command(
+                    request.body, now=trio.current_time(), unix_ms=_unix_ms()
+                )
                 self._changed.set()
                 _log.info("control", body=request.body[:200].decode(errors="replace"), **answer)
             case "GET" | "HEAD", "/stats":
@@ -88,7 +95,7 @@ class Publisher:
             case "GET" | "HEAD", "/health":
                 answer = self._health()
             case "OPTIONS", _:
-                return Response(204, headers=_PREFLIGHT)
+                return Response(200, headers=_PREFLIGHT)
             case _:
                 answer = {"success": False, "message": "POST /control, GET /stats, GET /health"}
         return Response.json(200, answer)
@@ -112,46 +119,28 @@ class Publisher:
                 failures += 1
                 if failures.bit_count() == 1:  # the 1st, 2nd, 4th, 8th … in a row
                     _log.warning("nats.failed", in_a_row=failures, error=repr(error))
-            await trio.sleep(random.uniform(*_BACKOFF_SECONDS))
+            await trio.sleep(backoff_seconds(failures))
 
     async def _hold_link(self) -> None:
         """Under asyncio: connect, and return when the connection is lost."""
-        lost = asyncio.Event()
-        client = Client()
 
-        async def on_closed() -> None:
-            lost.set()
-
-        async def on_error(error: Exception) -> None:
+        async def on_error(_: NatsLink, error: Exception) -> None:
             _log.debug("nats.error", error=repr(error))
 
-        try:
-            await client.connect(
-                servers=list(self._settings.nats_urls),
-                name="trio-odin-publisher",
-                allow_reconnect=False,
-                max_reconnect_attempts=1,
-                reconnect_time_wait=0,
-                connect_timeout=_CONNECT_SECONDS,
-                ping_interval=_PING_SECONDS,
-                max_outstanding_pings=_PINGS_OUTSTANDING,
-                closed_cb=on_closed,
-                error_cb=on_error,
-            )
-            self._client = client
-            _log.info("nats.connected")
-            await lost.wait()
-            _log.warning("nats.lost")
-        finally:
-            self._client = None
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_CLOSE_SECONDS):
-                    await client.close()
+        urls = self._settings.nats_urls
+        async with nats_link(urls, name="trio-odin-publisher", on_error=on_error) as link:
+            self._link = link
+            try:
+                _log.info("nats.connected")
+                await link.wait_lost()
+                _log.warning("nats.lost")
+            finally:
+                self._link = None
 
     async def run_for_ever(self) -> None:
         """Carry out whatever run the control asks for, one after another."""
         if self._settings.autostart:
-            self.control.start(unix_ms=_unix_ms())
+            self.control.start(now=trio.current_time(), unix_ms=_unix_ms())
         while True:
             if self.control.run is None:
                 await self._wait_for_change()
@@ -163,48 +152,56 @@ class Publisher:
         await self._changed.wait()
 
     async def _carry_out(self, run: Run) -> None:
-        """Publish on the schedule of `run` until its time is over or the control has another."""
+        """Publish on the schedule of `run` until it ends or the control has another."""
         _log.info("run.started", rate=run.rate, tokens=len(run.tokens))
-        start = trio.current_time()
-        end = start + run.seconds
-        schedule = Schedule(rate=run.rate, start=start)
+        schedule = Schedule(rate=run.rate, start=trio.current_time())
         number = 0
         while self.control.run is run:
             now = trio.current_time()
-            due = schedule.take_due(min(now, end))
-            await self._publish(run, number, due)
+            due = schedule.take_due(min(now, run.ends_at))
+            await self._publish_due(run, number, due)
             number += due
-            if now >= end:
+            if now >= run.ends_at:
                 self.control.stop()
             else:
-                await trio.sleep_until(min(schedule.next_at, end, now + _LOOK_SECONDS))
+                await trio.sleep_until(min(schedule.next_at, run.ends_at, now + _LOOK_SECONDS))
         _log.info("run.ended", **self.control.stats.as_json())
 
-    async def _publish(self, run: Run, number: int, count: int) -> None:
-        """Publish the ticks from `number` on, `count` of them; each token has its turn."""
-        if not count:
-            return
+    async def _publish_due(self, run: Run, number: int, count: int) -> None:
+        """Publish `count` ticks from `number` on, except those that are far too late."""
+        too_late = max(0, count - math.ceil(run.rate * _LATE_MAX_SECONDS))
+        self.control.stats.errors += too_late
+        ticks = range(number + too_late, number + count)
+        for start in range(0, len(ticks), _BATCH_MAX):
+            await self._publish(run, ticks[start : start + _BATCH_MAX])
+
+    async def _publish(self, run: Run, ticks: Sequence[int]) -> None:
+        """Publish some ticks; each token has its turn."""
         stats = self.control.stats
-        if self._client is None or not self._client.is_connected:
-            stats.errors += count
+        if self._link is None or not self._link.is_up:
+            stats.errors += len(ticks)
             return
         batch = []
-        for tick in range(number, number + count):
+        for tick in ticks:
             token = run.tokens[tick % len(run.tokens)]
             batch.append((f"odin.token.{token}.trade", self._market.trade(token, _unix_ms())))
-        try:
-            # One crossing into asyncio for all that is due, as a crossing costs 0.1 ms.
-            await trio_asyncio.aio_as_trio(partial(_publish_batch, self._client, batch))()
-        except (OSError, nats.errors.Error):
-            stats.errors += count
-        else:
-            stats.published += count
+        # One crossing into asyncio for all that is due, as a crossing costs 0.1 ms.
+        sent = await trio_asyncio.aio_as_trio(partial(_publish_batch, self._link, batch))()
+        stats.published += sent
+        stats.errors += len(batch) - sent
 
 
-async def _publish_batch(client: Client, batch: Sequence[tuple[str, bytes]]) -> None:
-    """Under asyncio. nats-py waits for nothing here unless its buffer of 2 MiB is full."""
-    for subject, payload in batch:
-        await client.publish(subject, payload)
+async def _publish_batch(link: NatsLink, batch: Sequence[tuple[str, bytes]]) -> int:
+    """Under asyncio: publish; returns how many nats-py took within the deadline."""
+    sent = 0
+    try:
+        async with asyncio.timeout(_PUBLISH_SECONDS):
+            for subject, payload in batch:
+                await link.client.publish(subject, payload)
+                sent += 1
+    except (OSError, nats.errors.Error) as error:
+        _log.debug("nats.publish_failed", error=repr(error))
+    return sent
 
 
 _PREFLIGHT = (
@@ -232,9 +229,7 @@ async def publish(
     listeners = await open_listeners(settings.address)
     publisher = Publisher(settings, listeners)
     async with trio_asyncio.open_loop(), trio.open_nursery() as nursery:
-        nursery.start_soon(
-            trio.serve_listeners, partial(serve_request, respond=publisher.respond), listeners
-        )
+        nursery.start_soon(trio.serve_listeners, publisher.serve, listeners)
         nursery.start_soon(publisher.keep_link)
         nursery.start_soon(publisher.run_for_ever)
         task_status.started(publisher)

@@ -5,17 +5,13 @@ nats-py runs on asyncio, so each NATS connection gets an asyncio loop inside a t
 
     connect ─► consume (ordered consumer or core subscription) ─► lost ─► wait a little ─► again
 
-nats-py's own reconnecting is off: with it there would be two ways to lose a connection and two to
-get it back. What carries over between two lives is the position in the stream, so nothing inside
-the stream's window is lost or comes twice.
+What carries over between two lives is the position in the stream, so nothing inside the stream's
+window is lost or comes twice (docs/decisions/0002-one-nats-connection-one-life.md).
 """
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -34,19 +30,13 @@ from trio_odin.core.ledger import Ledger, Shed
 from trio_odin.core.names import covers
 from trio_odin.core.publication import NatsMessage
 from trio_odin.core.ratelimit import TokenBucket
+from trio_odin.net.nats_link import NatsLink, backoff_seconds, nats_link
 
 SUBJECT = "odin.token.>"
 
-_CONNECT_SECONDS = 5
 _REQUEST_SECONDS = 5.0
-# A hung server is noticed after three pings without an answer, so within 9 s.
-_PING_SECONDS = 3
-_PINGS_OUTSTANDING = 2
 # A consumer that is silent for two of these is made anew, or found to have no stream any more.
 _CONSUMER_HEARTBEAT_SECONDS = 1.0
-_BACKOFF_FIRST_SECONDS = 0.1
-_BACKOFF_MAX_SECONDS = 1.0
-_CLOSE_SECONDS = 2.0
 _TROUBLE_KEPT = 3
 # nats-py's own queue before our callback; past it nats-py drops, which is booked as shed.
 _PENDING_MESSAGES = 65_536
@@ -105,7 +95,7 @@ class Bridge:
             while True:
                 reached = await self._live_once()
                 attempt = 0 if reached else attempt + 1
-                await trio.sleep(_backoff_seconds(attempt))
+                await trio.sleep(backoff_seconds(attempt))
 
     async def _live_once(self) -> bool:
         """One NATS connection from connect to loss. Returns whether it ever consumed."""
@@ -132,13 +122,9 @@ class Bridge:
     # From here on the functions run under asyncio.
 
     async def _connect_and_consume(self) -> bool:
-        lost = asyncio.Event()
         trouble: list[str] = []
 
-        async def on_closed() -> None:
-            lost.set()
-
-        async def on_error(error: Exception) -> None:
+        async def on_error(link: NatsLink, error: Exception) -> None:
             trouble.append(_describe(error))
             del trouble[:-_TROUBLE_KEPT]
             if isinstance(error, nats.errors.SlowConsumerError):
@@ -147,42 +133,17 @@ class Bridge:
             if isinstance(
                 error, (APIError, nats.errors.TimeoutError, nats.errors.NoRespondersError)
             ):
-                lost.set()
+                link.give_up()
 
-        client = Client()  # not nats.connect(): a connection that fails half-way needs closing too
-        try:
-            await self._connect(client, on_closed, on_error)
-            mode = await self._subscribe(client)
-            self._note_connected(client, mode)
-            await lost.wait()
-            _log.warning("nats.lost", errors=trouble)
-            return True
-        finally:
-            self.status.is_connected = False
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_CLOSE_SECONDS):
-                    await client.close()
-
-    async def _connect(
-        self,
-        client: Client,
-        on_closed: Callable[[], Awaitable[None]],
-        on_error: Callable[[Exception], Awaitable[None]],
-    ) -> None:
-        async with asyncio.timeout(_CONNECT_SECONDS * (len(self._settings.nats_urls) + 1)):
-            await client.connect(
-                servers=list(self._settings.nats_urls),
-                name="trio-odin",
-                allow_reconnect=False,
-                # Here these two mean: try each server once more, at once, then give up.
-                max_reconnect_attempts=1,
-                reconnect_time_wait=0,
-                connect_timeout=_CONNECT_SECONDS,
-                ping_interval=_PING_SECONDS,
-                max_outstanding_pings=_PINGS_OUTSTANDING,
-                closed_cb=on_closed,
-                error_cb=on_error,
-            )
+        async with nats_link(self._settings.nats_urls, name="trio-odin", on_error=on_error) as link:
+            try:
+                mode = await self._subscribe(link.client)
+                self._note_connected(link.client, mode)
+                await link.wait_lost()
+                _log.warning("nats.lost", errors=trouble)
+            finally:
+                self.status.is_connected = False
+        return True
 
     def _note_connected(self, client: Client, mode: str) -> None:
         status = self.status
@@ -309,12 +270,6 @@ async def _has_jetstream(client: Client) -> bool:
     except (ServiceUnavailableError, nats.errors.NoRespondersError, APIError):
         return False
     return True
-
-
-def _backoff_seconds(attempt: int) -> float:
-    """Doubles up to a limit; the jitter keeps many servers from coming back in step."""
-    longest = min(_BACKOFF_MAX_SECONDS, _BACKOFF_FIRST_SECONDS * 2.0 ** min(attempt, 16))
-    return longest * random.uniform(0.5, 1.0)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -262,9 +262,10 @@ class Books:
         )
 
     def _publication_of(self, envelope: Envelope, payload: bytes) -> Publication:
-        # Without a stream there is no offset: then stamp and payload say which publication it is.
+        # Without a stream there is no offset: then the payload says which publication it is. Not
+        # the stamp, which differs between servers.
         offset = envelope.offset
-        identity = hash((envelope.ts, bytes(envelope.data))) if offset is None else offset
+        identity = hash(bytes(envelope.data)) if offset is None else offset
         key = (envelope.channel, identity)
         publication = self._publications.get(key)
         if publication is None:

@@ -445,7 +445,7 @@ def _reason(error: Exception) -> str:
         return f"no handshake within {_STEP_SECONDS:.0f} s"
     response = getattr(error, "response", None)  # of picows' WSHandshakeError
     if response is not None:
-        text = (response.body or b"").decode(errors="replace").strip()[:80]
+        text = (getattr(error, "raw_body", None) or b"").decode(errors="replace").strip()[:80]
         return f"HTTP {int(response.status)} {text}".strip()
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)

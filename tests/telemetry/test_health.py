@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.telemetry.snapshots import snapshot
+from trio_odin.net.http import Response
+from trio_odin.telemetry.health import HealthReport, health, ready
+
+# wire_compatibility.md, `/health`: what each number has to be in the text of the JSON.
+SHAPE = {
+    "status": str,
+    "healthy": bool,
+    "uptime": float,
+    "errors": list,
+    "warnings": list,
+    "checks": {
+        "capacity": {"current": int, "max": int, "percentage": float, "healthy": bool},
+        "cpu": {"percentage": float, "threshold": float, "healthy": bool},
+        "memory": {"used_mb": float, "limit_mb": float, "percentage": float, "healthy": bool},
+        "goroutines": {"current": int, "limit": int, "percentage": float, "healthy": bool},
+        "nats": {"status": str, "healthy": bool},
+        "limits": {
+            "max_connections": int,
+            "nats_rate": float,
+            "broadcast_rate": float,
+            "worker_pool_size": int,
+            "max_goroutines": int,
+            "cpu_threshold": float,
+            "memory_limit_mb": float,
+        },
+    },
+}
+
+
+def as_sent(report: HealthReport) -> str:
+    return Response.json(report.status, report.content).body.decode()
+
+
+def shape_of(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: shape_of(value) for key, value in content.items()}
+    return type(content)
+
+
+COUNTS = st.integers(0, 10**9)
+PERCENTAGES = st.floats(0, 10_000)
+
+
+@given(
+    connections=COUNTS,
+    max_connections=COUNTS,
+    tasks=COUNTS,
+    max_tasks=COUNTS,
+    cpu_percent=PERCENTAGES,
+    memory_bytes=st.integers(0, 10**13),
+    memory_limit_bytes=st.integers(0, 10**13),
+    uptime_seconds=st.floats(0, 1e9),
+    is_nats_connected=st.booleans(),
+    is_draining=st.booleans(),
+    is_overloaded=st.booleans(),
+)
+def test_the_shape_and_the_kinds_of_numbers_are_always_the_same(**changes: Any) -> None:
+    content = json.loads(as_sent(health(snapshot(**changes))))
+    assert shape_of(content) == SHAPE
+    assert list(content) == list(SHAPE)
+    assert content["checks"]["capacity"]["current"] == changes["connections"]
+    assert all(isinstance(line, str) for line in content["errors"] + content["warnings"])
+
+
+def test_at_zero_percentages_have_a_fraction_and_counts_have_none() -> None:
+    text = as_sent(health(snapshot(max_connections=0, memory_limit_bytes=0)))
+    assert re.findall(r'"percentage":([^,}]+)', text) == ["0.0"] * 4
+    assert '"capacity":{"current":0,"max":0,' in text
+
+
+def test_a_healthy_server_word_for_word() -> None:
+    report = health(
+        snapshot(
+            connections=25,
+            cpu_percent=12.345,
+            max_tasks=1000,
+            tasks=80,
+            max_nats_rate=20.0,
+            max_broadcast_rate=30.5,
+        )
+    )
+    assert report.status == 200
+    assert json.loads(as_sent(report)) == {
+        "status": "healthy",
+        "healthy": True,
+        "uptime": 12.346,
+        "errors": [],
+        "warnings": [],
+        "checks": {
+            "capacity": {"current": 25, "max": 100, "percentage": 25.0, "healthy": True},
+            "cpu": {"percentage": pytest.approx(12.345, abs=0.01), "threshold": 75.0,
+                    "healthy": True},
+            "memory": {"used_mb": 64.0, "limit_mb": 1024.0, "percentage": 6.25, "healthy": True},
+            "goroutines": {"current": 80, "limit": 1000, "percentage": 8.0, "healthy": True},
+            "nats": {"status": "connected", "healthy": True},
+            "limits": {
+                "max_connections": 100,
+                "nats_rate": 20.0,
+                "broadcast_rate": 30.5,
+                "worker_pool_size": 0,
+                "max_goroutines": 1000,
+                "cpu_threshold": 75.0,
+                "memory_limit_mb": 1024.0,
+            },
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "word"),
+    [
+        ({"connections": 89}, "healthy", None),
+        ({"connections": 90}, "degraded", "Connections"),
+        ({"connections": 100}, "degraded", "Connections"),
+        ({"connections": 10**6, "max_connections": 0}, "healthy", None),
+        ({"cpu_percent": 79.9}, "healthy", None),
+        ({"cpu_percent": 80.0}, "degraded", "CPU"),
+        ({"cpu_percent": 100.0, "cpu_pause_percent": 0.0}, "healthy", None),
+        ({"cpu_percent": 70.0, "is_overloaded": True}, "degraded", "CPU"),
+        ({"memory_bytes": 899, "memory_limit_bytes": 1000}, "healthy", None),
+        ({"memory_bytes": 900, "memory_limit_bytes": 1000}, "degraded", "Memory"),
+        ({"memory_bytes": 10**12, "memory_limit_bytes": 0}, "healthy", None),
+        ({"tasks": 99, "max_tasks": 100}, "healthy", None),
+        ({"tasks": 100, "max_tasks": 100}, "degraded", "Tasks"),
+        ({"tasks": 10**6, "max_tasks": 0}, "healthy", None),
+        ({"is_nats_connected": False}, "unhealthy", "NATS"),
+        ({"is_draining": True}, "unhealthy", "shutting down"),
+        ({"is_nats_connected": False, "connections": 100}, "unhealthy", "NATS"),
+    ],
+)
+def test_each_condition_has_its_status_its_code_and_a_sentence(
+    changes: dict[str, Any], status: str, word: str | None
+) -> None:
+    report = health(snapshot(**changes))
+    content = report.content
+    assert content["status"] == status
+    assert report.status == (503 if status == "unhealthy" else 200)
+    assert content["healthy"] == (status != "unhealthy")
+    assert bool(content["errors"]) == (status == "unhealthy")
+    if status == "degraded":
+        assert len(content["warnings"]) == 1
+    sentences = content["errors"] + content["warnings"]
+    assert bool(sentences) == (word is not None)
+    assert word is None or word in sentences[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "unhealthy"),
+    [
+        ({"connections": 99}, set()),
+        ({"connections": 100}, {"capacity"}),
+        ({"cpu_percent": 99.0}, set()),
+        ({"is_overloaded": True}, {"cpu"}),
+        ({"memory_bytes": 90, "memory_limit_bytes": 100}, {"memory"}),
+        ({"tasks": 100, "max_tasks": 100}, {"goroutines"}),
+        ({"is_nats_connected": False}, {"nats"}),
+    ],
+)
+def test_each_check_is_about_its_own_condition(
+    changes: dict[str, Any], unhealthy: set[str]
+) -> None:
+    checks = health(snapshot(**changes)).content["checks"]
+    assert {name for name, check in checks.items() if not check.get("healthy", True)} == unhealthy
+
+
+def test_a_lost_nats_is_disconnected() -> None:
+    content = health(snapshot(is_nats_connected=False)).content
+    assert content["checks"]["nats"] == {"status": "disconnected", "healthy": False}
+
+
+def test_both_errors_are_told() -> None:
+    content = health(snapshot(is_nats_connected=False, is_draining=True)).content
+    assert len(content["errors"]) == 2
+
+
+def test_an_overload_is_told_once_and_says_what_follows() -> None:
+    content = health(snapshot(is_overloaded=True, cpu_percent=91.26)).content
+    assert content["warnings"] == ["CPU at 91.3 %: new connections are refused"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "reasons"),
+    [
+        ({}, 200, []),
+        ({"is_nats_connected": False}, 200, []),
+        ({"is_nats_connected": False, "was_nats_connected": False}, 503, ["NATS"]),
+        ({"is_draining": True}, 503, ["shutting down"]),
+        ({"is_draining": True, "was_nats_connected": False}, 503, ["shutting down", "NATS"]),
+        ({"is_overloaded": True, "connections": 100}, 200, []),
+    ],
+)
+def test_clients_are_sent_here_once_nats_was_reached_and_until_it_leaves(
+    changes: dict[str, Any], status: int, reasons: list[str]
+) -> None:
+    report = ready(snapshot(**changes))
+    assert report.status == status
+    assert report.content["ready"] == (status == 200)
+    assert len(report.content["reasons"]) == len(reasons)
+    for sentence, word in zip(report.content["reasons"], reasons, strict=True):
+        assert word in sentence

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from trio_odin.telemetry.logs import configure_logs
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    root.handlers, root.level = handlers, level
+    structlog.reset_defaults()
+
+
+def lines_of(style: str, level: str = "info") -> list[str]:
+    """What is written of a few events, ours and a library's."""
+    file = io.StringIO()
+    configure_logs(level, style, file=file)
+    log = structlog.get_logger("test")
+    log.debug("too.fine")
+    log.info("server.listening", port=3002)
+    logging.getLogger("some.library").warning("careful: %s", "hot")
+    try:
+        raise ValueError("a bug")
+    except ValueError:
+        log.exception("it.failed")
+    return file.getvalue().splitlines()
+
+
+def test_json_is_one_object_a_line_with_level_event_and_time() -> None:
+    objects = [json.loads(line) for line in lines_of("json")]
+    assert [o["event"] for o in objects] == ["server.listening", "careful: hot", "it.failed"]
+    assert [o["level"] for o in objects] == ["info", "warning", "error"]
+    assert objects[0]["port"] == 3002
+    assert objects[0]["timestamp"].endswith("Z")
+    assert objects[1]["logger"] == "some.library"
+    assert objects[2]["exception"][0]["exc_value"] == "a bug"
+
+
+def test_text_is_key_and_value() -> None:
+    line = lines_of("text")[0]
+    assert "level=info event=server.listening" in line
+    assert "port=3002" in line
+
+
+def test_pretty_is_for_people() -> None:
+    shown = "\n".join(lines_of("pretty"))
+    assert "server.listening" in shown
+    assert "ValueError" in shown
+
+
+def test_the_level_is_kept_and_libraries_that_chatter_are_not_heard() -> None:
+    assert any("too.fine" in line for line in lines_of("json", "debug"))
+    assert not any("server.listening" in line for line in lines_of("json", "error"))
+    assert not logging.getLogger("trio-websocket").isEnabledFor(logging.DEBUG)

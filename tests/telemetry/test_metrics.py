@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import re
+from collections import Counter
+from enum import Enum
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.telemetry.snapshots import snapshot
+from trio_odin.core.admission import Rejection
+from trio_odin.core.closing import CloseReason
+from trio_odin.core.commands import Command, ErrorCode
+from trio_odin.core.ledger import Deliveries, Dropped, Invalid, Ledger, Publications, Shed, Traffic
+from trio_odin.telemetry.metrics import CONTENT_TYPE, SERIES, Metrics
+from trio_odin.telemetry.snapshot import Snapshot
+
+# wire_compatibility.md, metric names: the plan's and the running dashboard's.
+PLAN = {
+    "ws_connections_current": "gauge",
+    "ws_cpu_usage_percent": "gauge",
+    "ws_memory_usage_bytes": "gauge",
+    "ws_messages_sent_total": "counter",
+    "ws_connections_rejected_total": "counter",
+    "ws_subscription_count_per_client": "summary",
+}
+DASHBOARD = {
+    "ws_connections_active": "gauge",
+    "ws_connections_total": "counter",
+    "ws_messages_received_total": "counter",
+    "ws_bytes_sent_total": "counter",
+    "ws_bytes_received_total": "counter",
+    "ws_memory_bytes": "gauge",
+    "ws_memory_limit_bytes": "gauge",
+    "ws_slow_clients_disconnected_total": "counter",
+    "ws_rate_limited_messages_total": "counter",
+    "ws_replay_requests_total": "counter",
+    "ws_nats_connected": "gauge",
+    "ws_nats_messages_received_total": "counter",
+    "ws_nats_messages_dropped_total": "counter",
+    "ws_capacity_max_connections": "gauge",
+}
+# The label of each labelled series, and the values that are there from the start.
+LABELS = {
+    "ws_connections_rejected_total": ("reason", {one.label for one in Rejection}),
+    "ws_connections_closed_total": ("reason", {one.label for one in CloseReason}),
+    "ws_deliveries_dropped_total": ("reason", {one.value for one in Dropped}),
+    "ws_nats_messages_shed_total": ("reason", {one.value for one in Shed}),
+    "ws_nats_messages_invalid_total": ("reason", {one.value for one in Invalid}),
+    "ws_error_replies_total": ("code", {one.value for one in ErrorCode}),
+    "ws_commands_total": (
+        "command",
+        {kind.__name__.lower() for kind in Command.__args__},  # type: ignore[attr-defined]
+    ),
+}
+
+
+def families(state: Snapshot) -> dict[str, Metric]:
+    """What Prometheus makes of the text, by the name of the first sample's series."""
+    text = Metrics(lambda: state).render().decode()
+    parsed = list(text_string_to_metric_families(text))
+    by_name = {
+        f"{family.name}_total" if family.type == "counter" else family.name: family
+        for family in parsed
+    }
+    assert len(by_name) == len(parsed), "no family is there twice"
+    return by_name
+
+
+def value(state: Snapshot, name: str, **labels: str) -> float:
+    (found,) = [
+        sample.value
+        for family in families(state).values()
+        for sample in family.samples
+        if sample.name == name and sample.labels == labels
+    ]
+    return float(found)
+
+
+@pytest.mark.parametrize(("name", "kind"), [*PLAN.items(), *DASHBOARD.items()])
+def test_every_name_that_dashboards_know_is_there_with_its_type(name: str, kind: str) -> None:
+    family = families(snapshot())[name]
+    assert family.type == kind
+    assert family.samples
+
+
+def test_every_series_is_there_has_help_and_the_type_its_name_promises() -> None:
+    by_name = families(snapshot())
+    for series in SERIES:
+        for name in filter(None, (series.name, series.alias)):
+            assert by_name[name].type == series.kind
+            assert by_name[name].documentation == series.help
+            assert re.fullmatch(r"ws_[a-z]+(_[a-z]+)*", name)
+    names = [name for series in SERIES for name in (series.name, series.alias) if name]
+    assert len(names) == len(set(names))
+
+
+def test_only_our_prefix_and_that_of_the_process_are_used() -> None:
+    assert {name.split("_")[0] for name in families(snapshot())} == {"ws", "process"}
+
+
+def test_the_type_of_the_page_is_that_of_the_text_format() -> None:
+    assert CONTENT_TYPE == "text/plain; version=0.0.4; charset=utf-8"
+
+
+LEDGER = Ledger(
+    publications=Publications(
+        received=1001,
+        fanned_out=1002,
+        unmatched=1003,
+        invalid=Counter({Invalid.SUBJECT: 1004, Invalid.PAYLOAD: 1005}),
+        shed=Counter({Shed.FEED_FULL: 1006, Shed.NATS_RATE: 1007}),
+    ),
+    deliveries=Deliveries(
+        matched=2001, written=2002, queued=2003, dropped=Counter({Dropped.OUTBOX_FULL: 2004})
+    ),
+    traffic=Traffic(
+        accepted=3001,
+        rejected=Counter({"at_capacity": 3002, "something_new": 3003}),
+        closed=Counter({"outbox_full": 3004, "write_deadline": 3005, "peer_gone": 3006}),
+        accept_errors=3007,
+        messages_received=3008,
+        binary_ignored=3009,
+        commands=Counter({"replay": 3010, "subscribe": 3011}),
+        errors=Counter({"INVALID_JSON": 3012}),
+        rate_limited=3013,
+        replayed=3014,
+        bytes_received=3015,
+        bytes_sent=3016,
+    ),
+)
+BUSY = snapshot(
+    ledger=LEDGER,
+    uptime_seconds=4001.5,
+    connections=4002,
+    max_connections=4003,
+    channels=4004,
+    nats_reconnects=4005,
+    feed_waiting=4006,
+    feed_capacity=4007,
+    tasks=4008,
+    cpu_percent=40.09,
+    memory_bytes=4010,
+    memory_limit_bytes=4011,
+)
+EXPECTED: list[tuple[str, dict[str, str], float]] = [
+    ("ws_connections_current", {}, 4002),
+    ("ws_connections_active", {}, 4002),
+    ("ws_connections_total", {}, 3001),
+    ("ws_connections_rejected_total", {"reason": "at_capacity"}, 3002),
+    ("ws_connections_rejected_total", {"reason": "something_new"}, 3003),
+    ("ws_connections_closed_total", {"reason": "outbox_full"}, 3004),
+    ("ws_connections_closed_total", {"reason": "peer_gone"}, 3006),
+    ("ws_slow_clients_disconnected_total", {}, 3004 + 3005),
+    ("ws_accept_errors_total", {}, 3007),
+    ("ws_capacity_max_connections", {}, 4003),
+    ("ws_channels_current", {}, 4004),
+    ("ws_messages_sent_total", {}, 2002),
+    ("ws_deliveries_matched_total", {}, 2001),
+    ("ws_deliveries_queued", {}, 2003),
+    ("ws_deliveries_dropped_total", {"reason": "outbox_full"}, 2004),
+    ("ws_messages_received_total", {}, 3008),
+    ("ws_binary_messages_ignored_total", {}, 3009),
+    ("ws_commands_total", {"command": "subscribe"}, 3011),
+    ("ws_error_replies_total", {"code": "INVALID_JSON"}, 3012),
+    ("ws_rate_limited_messages_total", {}, 3013),
+    ("ws_replay_requests_total", {}, 3010),
+    ("ws_replayed_messages_total", {}, 3014),
+    ("ws_bytes_sent_total", {}, 3016),
+    ("ws_bytes_received_total", {}, 3015),
+    ("ws_nats_connected", {}, 1),
+    ("ws_nats_reconnects_total", {}, 4005),
+    ("ws_nats_messages_received_total", {}, 1001),
+    ("ws_nats_messages_dropped_total", {}, 1006 + 1007),
+    ("ws_nats_messages_shed_total", {"reason": "feed_full"}, 1006),
+    ("ws_nats_messages_shed_total", {"reason": "nats_rate"}, 1007),
+    ("ws_nats_messages_invalid_total", {"reason": "subject"}, 1004),
+    ("ws_nats_messages_invalid_total", {"reason": "payload"}, 1005),
+    ("ws_publications_fanned_out_total", {}, 1002),
+    ("ws_publications_unmatched_total", {}, 1003),
+    ("ws_feed_waiting", {}, 4006),
+    ("ws_feed_capacity", {}, 4007),
+    ("ws_tasks", {}, 4008),
+    ("ws_cpu_usage_percent", {}, 40.09),
+    ("ws_memory_usage_bytes", {}, 4010),
+    ("ws_memory_bytes", {}, 4010),
+    ("ws_memory_limit_bytes", {}, 4011),
+    ("ws_draining", {}, 0),
+    ("ws_uptime_seconds", {}, 4001.5),
+]
+
+
+@pytest.mark.parametrize(("name", "labels", "number"), EXPECTED)
+def test_every_series_shows_its_own_figure(
+    name: str, labels: dict[str, str], number: float
+) -> None:
+    assert value(BUSY, name, **labels) == number
+
+
+def test_the_figures_above_are_those_of_every_series() -> None:
+    checked = {name for name, _, _ in EXPECTED} | {"ws_ledger_imbalance"}
+    assert {series.name for series in SERIES} <= checked
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [("ws_nats_connected", "is_nats_connected"), ("ws_draining", "is_draining")]
+)
+def test_a_claim_is_1_or_0(name: str, field: str) -> None:
+    assert value(snapshot(**{field: True}), name) == 1
+    assert value(snapshot(**{field: False}), name) == 0
+
+
+def test_an_alias_is_the_same_figure() -> None:
+    by_name = families(BUSY)
+    pairs = [(series.name, series.alias) for series in SERIES if series.alias]
+    assert len(pairs) >= 2
+    for name, alias in pairs:
+        first, second = by_name[name], by_name[alias]
+        assert [(s.labels, s.value) for s in first.samples] == [
+            (s.labels, s.value) for s in second.samples
+        ]
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_a_labelled_series_starts_at_0_for_every_value(name: str) -> None:
+    label, values = LABELS[name]
+    samples = families(snapshot())[name].samples
+    assert {sample.value for sample in samples} == {0}
+    assert all(sample.labels.keys() == {label} for sample in samples)
+    shown = [sample.labels[label] for sample in samples]
+    assert len(shown) == len(set(shown))
+    assert values <= set(shown)
+
+
+def test_the_labelled_series_are_those_checked_here() -> None:
+    assert {series.name for series in SERIES if series.label} == LABELS.keys()
+
+
+@pytest.mark.parametrize("kind", [Dropped, Shed, Invalid])
+def test_counting_does_not_show_a_label_twice(kind: type[Enum]) -> None:
+    counted: Counter[Any] = Counter(kind)
+    ledger = Ledger(
+        publications=Publications(
+            invalid=counted if kind is Invalid else Counter(),
+            shed=counted if kind is Shed else Counter(),
+        ),
+        deliveries=Deliveries(dropped=counted if kind is Dropped else Counter()),
+    )
+    by_name = families(snapshot(ledger=ledger))
+    (name,) = [n for n, (_, v) in LABELS.items() if v == {one.value for one in kind}]
+    assert [sample.value for sample in by_name[name].samples] == [1] * len(kind)
+
+
+def test_reading_the_metrics_does_not_change_the_books() -> None:
+    ledger = Ledger()
+    families(snapshot(ledger=ledger))
+    assert ledger == Ledger()
+    assert not ledger.traffic.closed.keys()
+
+
+def test_imbalances_do_not_cancel_each_other_out() -> None:
+    def imbalance(**changes: Any) -> float:
+        return value(snapshot(**changes), "ws_ledger_imbalance")
+
+    assert imbalance() == 0
+    lost = Ledger(publications=Publications(received=3), deliveries=Deliveries(written=2))
+    assert imbalance(ledger=lost) == 5
+    assert imbalance(ledger=lost, feed_waiting=3) == 2
+
+
+def test_each_scrape_takes_a_new_snapshot() -> None:
+    states = iter([snapshot(connections=1), snapshot(connections=2)])
+    metrics = Metrics(lambda: next(states))
+    assert b"\nws_connections_current 1.0\n" in metrics.render()
+    assert b"\nws_connections_current 2.0\n" in metrics.render()
+
+
+def test_two_servers_in_one_process_have_metrics_of_their_own() -> None:
+    first = Metrics(lambda: snapshot(connections=1))
+    second = Metrics(lambda: snapshot(connections=2))
+    assert b"\nws_connections_current 1.0\n" in first.render()
+    assert b"\nws_connections_current 2.0\n" in second.render()
+
+
+# --- subscriptions per client
+
+
+def subscriptions(counts: list[int]) -> dict[str, float]:
+    family = families(snapshot(subscription_counts=counts))["ws_subscription_count_per_client"]
+    assert family.type == "summary"
+    return {sample.labels.get("quantile", sample.name): sample.value for sample in family.samples}
+
+
+def test_without_clients_the_summary_is_empty_not_absent() -> None:
+    assert subscriptions([]) == {
+        "ws_subscription_count_per_client_count": 0,
+        "ws_subscription_count_per_client_sum": 0,
+        "0.5": 0,
+        "0.9": 0,
+        "0.99": 0,
+        "1.0": 0,
+    }
+
+
+@given(st.lists(st.integers(1, 256), min_size=1, max_size=250))
+def test_a_quantile_has_at_least_its_share_of_clients_on_either_side(counts: list[int]) -> None:
+    summary = subscriptions(counts)
+    assert summary["ws_subscription_count_per_client_count"] == len(counts)
+    assert summary["ws_subscription_count_per_client_sum"] == sum(counts)
+    assert summary["1.0"] == max(counts)
+    for text, percent in (("0.5", 50), ("0.9", 90), ("0.99", 99)):
+        quantile = summary[text]
+        assert quantile in counts
+        assert sum(count <= quantile for count in counts) * 100 >= len(counts) * percent
+        assert sum(count >= quantile for count in counts) * 100 >= len(counts) * (100 - percent)
+
+
+def test_quantiles_of_known_counts() -> None:
+    summary = subscriptions([*range(1, 102)])
+    assert [summary[q] for q in ("0.5", "0.9", "0.99", "1.0")] == [51, 91, 100, 101]
+    assert [subscriptions([7])[q] for q in ("0.5", "0.9", "0.99", "1.0")] == [7] * 4

@@ -1,0 +1,106 @@
+"""A link to NATS: one connection from connect to loss, for the bridge and for the publisher.
+
+Everything in here runs under asyncio, inside a loop of trio-asyncio's. nats-py's own reconnecting
+is off: with it there would be two ways to lose a connection and two to get it back. Who wants to
+stay connected makes another link.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import nats.errors
+from nats.aio.client import Client
+
+_CONNECT_SECONDS = 5
+_FLUSH_SECONDS = 5.0
+_CLOSE_SECONDS = 2.0
+# A hung server is noticed after three pings without an answer, so within 9 s.
+_PING_SECONDS = 3
+_PINGS_OUTSTANDING = 2
+_LOOK_SECONDS = 1.0
+_BACKOFF_FIRST_SECONDS = 0.1
+_BACKOFF_MAX_SECONDS = 1.0
+
+
+class NatsLink:
+    """A connection that is open, or was. Made by `nats_link`."""
+
+    def __init__(self) -> None:
+        self.client = Client()
+        self._lost = asyncio.Event()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether NATS takes and gives messages now."""
+        return self.client.is_connected and not self._lost.is_set()
+
+    def give_up(self) -> None:
+        """Count the connection as lost, for a reason that nats-py does not know."""
+        self._lost.set()
+
+    async def wait_lost(self) -> None:
+        """Wait until the connection is lost.
+
+        nats-py calls back when it has closed a connection, but not if the closing itself fails,
+        as it does when data still waits for a server that hangs: so we look, too.
+        """
+        while not self._lost.is_set() and not self.client.is_closed:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._lost.wait()
+
+
+@asynccontextmanager
+async def nats_link(
+    urls: Sequence[str], *, name: str, on_error: Callable[[NatsLink, Exception], Awaitable[None]]
+) -> AsyncIterator[NatsLink]:
+    """Connect to one of `urls`; close at the end, within two seconds.
+
+    `on_error` gets what nats-py meets while connected.
+
+    Raises:
+        OSError, nats.errors.Error: no connection could be had (TimeoutError is an OSError).
+    """
+    link = NatsLink()
+
+    async def closed() -> None:
+        link.give_up()
+
+    async def failed(error: Exception) -> None:
+        await on_error(link, error)
+
+    try:
+        async with asyncio.timeout(_CONNECT_SECONDS * (len(urls) + 1)):
+            await link.client.connect(
+                servers=list(urls),
+                name=name,
+                allow_reconnect=False,
+                # Here these two mean: try each server once more, at once, then give up.
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+                connect_timeout=_CONNECT_SECONDS,
+                ping_interval=_PING_SECONDS,
+                max_outstanding_pings=_PINGS_OUTSTANDING,
+                flush_timeout=_FLUSH_SECONDS,
+                closed_cb=closed,
+                error_cb=failed,
+            )
+        yield link
+    finally:
+        # A connection that failed half-way needs closing too.
+        with suppress(OSError, nats.errors.Error):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await link.client.close()
+
+
+def backoff_seconds(attempt: int) -> float:
+    """How long to wait before trying again; `attempt` counts the failures in a row.
+
+    Doubles up to a second; the jitter keeps many servers from coming back in step.
+    """
+    longest = min(_BACKOFF_MAX_SECONDS, _BACKOFF_FIRST_SECONDS * 2.0 ** min(attempt, 16))
+    return longest * random.uniform(0.5, 1.0)
