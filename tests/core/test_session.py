@@ -93,7 +93,7 @@ class Conversations(RuleBasedStateMachine):
         return self.sessions[who].receive(json.dumps(content), now=0.0, unix_ms=self.time)
 
     @rule(who=WHO, asked=REQUESTS, flat=st.booleans(), command_id=IDS)
-    def subscribe(self, who: int, asked: list[str], flat: bool, command_id: CommandId) -> None:  # noqa: FBT001
+    def subscribe(self, who: int, asked: list[str], flat: bool, command_id: CommandId) -> None:
         allowed, bad, excess = self.models[who].subscribe(asked)
         form = {"channels": asked} if flat else {"data": {"channels": asked}}
         replies = objects_of(self.say(who, command_id, type="subscribe", **form))
@@ -112,7 +112,7 @@ class Conversations(RuleBasedStateMachine):
         assert replies == []
 
     @rule(who=WHO, asked=REQUESTS, flat=st.booleans(), command_id=IDS)
-    def unsubscribe(self, who: int, asked: list[str], flat: bool, command_id: CommandId) -> None:  # noqa: FBT001
+    def unsubscribe(self, who: int, asked: list[str], flat: bool, command_id: CommandId) -> None:
         model = self.models[who]
         model.channels = [channel for channel in model.channels if channel not in asked]
         form = {"channels": asked} if flat else {"data": {"channels": asked}}
@@ -376,7 +376,7 @@ def test_without_a_history_a_replay_says_that_nothing_was_sent() -> None:
         {"type": "replay"},
         {"type": 5},
     ],
-    ids=lambda content: json.dumps(content),
+    ids=json.dumps,
 )
 def test_an_id_comes_back_as_it_was(content: dict[str, Any], command_id: str | int) -> None:
     client = Client(SessionLimits(replay_capacity=1))
@@ -405,7 +405,8 @@ def test_without_an_id_there_is_none_in_the_answer(client: Client) -> None:
 
 @pytest.mark.parametrize("command_id", ["[]", "{}", "true", "1.5"])
 def test_a_command_with_a_bad_id_is_refused_without_effect(client: Client, command_id: str) -> None:
-    (error,) = client.say('{"type":"subscribe","channels":["BTC.trade"],"id":%s}' % command_id)
+    text = '{"type":"subscribe","channels":["BTC.trade"],"id":ID}'.replace("ID", command_id)
+    (error,) = client.say(text)
     assert error.pop("message").endswith("`$.id`")
     assert error == {"type": "error", "code": "INVALID_COMMAND"}
     assert client.registry.channel_count() == 0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -170,3 +171,25 @@ async def test_it_finds_nats_again_after_a_restart(nursery: trio.Nursery, tmp_pa
             nats.stop()
         await until(lambda: not publisher.is_connected)
     nursery.cancel_scope.cancel(reason="the test is over")
+
+
+@pytest.mark.e2e
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # nats-py's task
+async def test_it_survives_a_nats_server_that_hangs_under_load_and_is_killed(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    """With data waiting for it, nats-py cannot close the connection and does not call back."""
+    with running_nats(tmp_path) as nats:
+        settings = PublisherSettings(
+            address=Address("127.0.0.1", 0), nats_urls=[nats.url], rate=20_000, seed=1
+        )
+        publisher = cast("Publisher", await nursery.start(publish, settings))
+        await until(lambda: publisher.control.stats.published > 0)
+        nats.signal(signal.SIGSTOP)
+        await trio.sleep(1)
+        nats.stop()
+        await until(lambda: not publisher.is_connected)
+        nats.start()
+        await until(lambda: publisher.is_connected)
+        await _publishes_again(publisher)
+        nursery.cancel_scope.cancel(reason="the test is over")

@@ -54,7 +54,7 @@ LABELS = {
     "ws_error_replies_total": ("code", {one.value for one in ErrorCode}),
     "ws_commands_total": (
         "command",
-        {kind.__name__.lower() for kind in Command.__args__},  # type: ignore[attr-defined]
+        {kind.__name__.lower() for kind in Command.__args__},
     ),
 }
 

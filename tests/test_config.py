@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_odin.config import (
+    IGNORED,
+    SettingError,
+    Settings,
+    Variable,
+    read_settings,
+    variables,
+    warnings_about,
+)
+from trio_odin.core.address import Address
+
+# wire_compatibility.md, environment names in use.
+COMPATIBLE = [
+    "WS_ADDR", "NATS_URL", "WS_CPU_LIMIT", "WS_MEMORY_LIMIT", "WS_MAX_CONNECTIONS",
+    "WS_WORKER_POOL_SIZE", "WS_WORKER_QUEUE_SIZE", "WS_MAX_NATS_RATE", "WS_MAX_BROADCAST_RATE",
+    "WS_MAX_GOROUTINES", "WS_CPU_REJECT_THRESHOLD", "WS_CPU_PAUSE_THRESHOLD", "JS_STREAM_NAME",
+    "JS_STREAM_MAX_AGE", "JS_STREAM_MAX_MSGS", "JS_STREAM_MAX_BYTES", "JS_CONSUMER_NAME",
+    "METRICS_INTERVAL", "LOG_LEVEL", "LOG_FORMAT", "ENABLE_SUBSCRIPTION_FILTERING",
+]  # fmt: skip
+
+
+class Examples(NamedTuple):
+    """What a variable may be, what comes of it, and what it may not be."""
+
+    allowed: str
+    good: dict[str, Any]
+    bad: list[str]
+
+
+COUNT = Examples(
+    "a whole number, 0 or more",
+    {"0": 0, "1": 1, "25000": 25000, " 7 ": 7},
+    ["-1", "1.5", "many", "1e3", "0x10", "10k", "∞", "1 2"],
+)
+POSITIVE = Examples(
+    "a whole number, 1 or more",
+    {"1": 1, "25600": 25600},
+    ["0", "-1", "1.5", "many", "10MB"],
+)
+NUMBER = Examples(
+    "a number, 0 or more",
+    {"0": 0.0, "0.0": 0.0, "1.9": 1.9, "1000": 1000.0, "1e3": 1000.0},
+    ["-0.1", "nan", "inf", "-inf", "1,5", "fast"],
+)
+PERCENT = Examples(
+    "a percentage from 0 to 100",
+    {"0": 0.0, "75": 75.0, "75.0": 75.0, "80%": 80.0, "100": 100.0},
+    ["-1", "100.1", "nan", "inf", "%", "high"],
+)
+DURATION = Examples(
+    "a duration above 0 such as 30s, 1m or 500ms",
+    {"30s": 30.0, "1m": 60.0, "500ms": 0.5, "2h": 7200.0, "1.5s": 1.5, "0.5m": 30.0, "15": 15.0,
+     " 15s ": 15.0},
+    ["0", "0s", "0.0ms", "-1s", "s", "30 s", "30S", "1d", "five", "1e3s", "nan", "inf"],
+)  # fmt: skip
+
+EXAMPLES = {
+    "WS_ADDR": Examples(
+        "an address like :3002, 127.0.0.1:3002 or [::1]:3002",
+        {":3002": Address("", 3002), "127.0.0.1:0": Address("127.0.0.1", 0),
+         "[::1]:80": Address("::1", 80)},
+        ["3002", "localhost", ":65536", "::1:3002", ":http"],
+    ),
+    "NATS_URL": Examples(
+        "nats://host:port, several separated by commas",
+        {
+            "nats://10.0.0.1:4222": ("nats://10.0.0.1:4222",),
+            "10.0.0.1:4222": ("nats://10.0.0.1:4222",),
+            "nats": ("nats://nats",),
+            "tls://a:1, b:2 ,nats://c": ("tls://a:1", "nats://b:2", "nats://c"),
+            "nats://a/": ("nats://a/",),
+            "nats://user:secret@a:1": ("nats://user:secret@a:1",),
+            "user:secret@a:1": ("nats://user:secret@a:1",),
+            "nats://[::1]:4222,": ("nats://[::1]:4222",),
+        },
+        ["http://a:4222", "nats://", ",", "a b", "nats://a/path", "nats://a?x=1", "ws://a"],
+    ),
+    "NATS_MODE": Examples(
+        "auto, jetstream or core",
+        {"auto": "auto", "JetStream": "jetstream", " core ": "core"},
+        ["js", "jetstreams", "1"],
+    ),
+    "ENABLE_SUBSCRIPTION_FILTERING": Examples(
+        "true, false, 1, 0, yes or no",
+        {"true": True, "TRUE": True, "1": True, "yes": True, "false": False, "False": False,
+         "0": False, "no": False},
+        ["on", "2", "tru", "disabled"],
+    ),
+    "WS_MAX_CONNECTIONS": COUNT,
+    "WS_CPU_LIMIT": NUMBER,
+    "WS_MEMORY_LIMIT": COUNT,
+    "WS_MAX_GOROUTINES": COUNT,
+    "WS_CPU_REJECT_THRESHOLD": PERCENT,
+    "WS_CPU_PAUSE_THRESHOLD": PERCENT,
+    "WS_MAX_NATS_RATE": NUMBER,
+    "WS_MAX_BROADCAST_RATE": NUMBER,
+    "WS_WORKER_QUEUE_SIZE": POSITIVE,
+    "WS_OUTBOX_CAPACITY": POSITIVE,
+    "WS_REPLAY_CAPACITY": COUNT,
+    "WS_MAX_MESSAGE_BYTES": POSITIVE,
+    "WS_MAX_CHANNELS": POSITIVE,
+    "WS_COMMAND_BURST": POSITIVE,
+    "WS_COMMAND_RATE": NUMBER,
+    "WS_HANDSHAKE_TIMEOUT": DURATION,
+    "WS_WRITE_DEADLINE": DURATION,
+    "WS_PING_INTERVAL": DURATION,
+    "WS_KEEPALIVE_TIMEOUT": DURATION,
+    "WS_DRAIN_TIMEOUT": DURATION,
+    "JS_STREAM_NAME": Examples("", {"ODIN_TOKENS": "ODIN_TOKENS", "other": "other"}, []),
+    "JS_STREAM_MAX_AGE": DURATION,
+    "JS_STREAM_MAX_MSGS": POSITIVE,
+    "JS_STREAM_MAX_BYTES": POSITIVE,
+    "METRICS_INTERVAL": DURATION,
+    "LOG_LEVEL": Examples(
+        "debug, info, warning or error",
+        {"debug": "debug", "INFO": "info", "warning": "warning", "error": "error"},
+        ["loud", "0", "trace"],
+    ),
+    "LOG_FORMAT": Examples(
+        "json, text or pretty",
+        {"json": "json", "text": "text", "Pretty": "pretty"},
+        ["xml", "jsonl"],
+    ),
+}  # fmt: skip
+
+FIELDS = {
+    field.metadata["environ_config"].name: field.name
+    for field in attrs.fields(cast("Any", Settings))
+}
+GOOD = [(n, text, value) for n, (_, good, _) in EXAMPLES.items() for text, value in good.items()]
+BAD = [(n, text, allowed) for n, (allowed, _, bad) in EXAMPLES.items() for text in bad]
+
+
+def test_there_are_examples_for_every_variable() -> None:
+    assert EXAMPLES.keys() == FIELDS.keys() == {variable.name for variable in variables()}
+
+
+@pytest.mark.parametrize(("name", "text", "value"), GOOD)
+def test_a_good_value_is_taken_and_nothing_else_changes(name: str, text: str, value: Any) -> None:
+    settings = read_settings({name: text})
+    taken = getattr(settings, FIELDS[name])
+    assert taken == value
+    assert type(taken) is type(value)
+    assert attrs.evolve(settings, **{FIELDS[name]: default(name)}) == read_settings({})
+
+
+def default(name: str) -> Any:
+    return getattr(read_settings({}), FIELDS[name])
+
+
+@pytest.mark.parametrize(("name", "text", "allowed"), BAD)
+def test_the_complaint_about_a_bad_value_names_variable_value_and_what_is_allowed(
+    name: str, text: str, allowed: str
+) -> None:
+    with pytest.raises(SettingError) as caught:
+        read_settings({name: text})
+    assert str(caught.value) == f"{name}={text!r}: allowed is {allowed}"
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("text", ["", " ", "\t\n"])
+def test_an_empty_variable_counts_as_unset(name: str, text: str) -> None:
+    assert read_settings({name: text}) == read_settings({})
+
+
+@given(
+    name=st.sampled_from(sorted(EXAMPLES)),
+    text=st.text() | st.text(st.sampled_from("0123456789.-+e_%smh:/@,[]")),
+)
+def test_any_text_is_a_value_or_a_complaint_that_begins_with_the_name(name: str, text: str) -> None:
+    try:
+        read_settings({name: text})
+    except SettingError as error:
+        assert str(error).startswith(f"{name}=")  # noqa: PT017
+
+
+def test_the_defaults_are_those_of_the_wire_document() -> None:
+    settings = read_settings({})
+    assert settings.address == Address("", 3002)
+    assert settings.is_filtering is True
+    assert (settings.cpu_reject_percent, settings.cpu_pause_percent) == (75.0, 80.0)
+    assert (settings.max_nats_rate, settings.max_broadcast_rate) == (0.0, 0.0)
+    assert (settings.outbox_capacity, settings.replay_capacity) == (512, 100)
+    assert (settings.command_burst, settings.commands_per_second) == (100, 10.0)
+    assert (settings.max_message_bytes, settings.max_channels) == (16384, 256)
+    assert settings.write_deadline_seconds == 5.0
+    assert settings.ping_interval_seconds == 27.0
+    assert settings.keepalive_seconds >= 60.0
+    assert settings.stream_name == "ODIN_TOKENS"
+    assert settings.stream_max_age_seconds == 30.0
+    assert settings.stream_max_messages == 100_000
+    assert settings.stream_max_bytes == 50 * 1024 * 1024
+    assert settings.summary_seconds == 15.0
+
+
+@pytest.mark.parametrize("variable", variables(), ids=lambda variable: variable.name)
+def test_a_default_written_out_means_the_same_as_none(variable: Variable) -> None:
+    assert read_settings({variable.name: variable.default}) == read_settings({})
+    assert variable.help.endswith(".")
+
+
+def test_the_plans_environment_is_understood() -> None:
+    environment = {
+        "WS_CPU_LIMIT": "1.9",
+        "WS_MEMORY_LIMIT": "7516192768",
+        "WS_MAX_CONNECTIONS": "10000",
+        "WS_WORKER_POOL_SIZE": "256",
+        "WS_WORKER_QUEUE_SIZE": "25600",
+        "WS_MAX_NATS_RATE": "1000",
+        "WS_MAX_BROADCAST_RATE": "1000",
+        "WS_MAX_GOROUTINES": "25000",
+        "WS_CPU_REJECT_THRESHOLD": "75.0",
+        "WS_CPU_PAUSE_THRESHOLD": "80.0",
+        "LOG_LEVEL": "info",
+        "LOG_FORMAT": "json",
+    }
+    settings = read_settings(environment)
+    assert settings.memory_limit_bytes == 7_516_192_768
+    assert settings.feed_capacity == 25600
+    (warning,) = warnings_about(environment)
+    assert warning.startswith("WS_WORKER_POOL_SIZE has no effect: ")
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        read_settings({}).max_channels = 5  # type: ignore[misc]
+
+
+# --- names
+
+
+@pytest.mark.parametrize("name", COMPATIBLE)
+def test_every_name_in_use_has_an_effect_or_a_reason_why_not(name: str) -> None:
+    assert (name in FIELDS) != (name in IGNORED)
+    warnings = list(warnings_about({name: "1"}))
+    assert warnings == ([f"{name} has no effect: {IGNORED[name]}"] if name in IGNORED else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("WS_MAX_CONECTIONS", "WS_MAX_CONNECTIONS"),
+        ("WS_MAXCHANNELS", "WS_MAX_CHANNELS"),
+        ("WS_ADDRESS", "WS_ADDR"),
+        ("JS_STREAM_MAX_MESSAGES", "JS_STREAM_MAX_MSGS"),
+        ("JS_STREAM", "JS_STREAM_NAME"),
+        ("WS_CPU_REJECT", "WS_CPU_REJECT_THRESHOLD"),
+    ],
+)
+def test_an_unknown_name_of_ours_is_told_with_the_nearest_known_one(
+    name: str, nearest: str
+) -> None:
+    (warning,) = warnings_about({name: "x"})
+    assert warning == f"{name} is unknown and has no effect; the nearest known one is {nearest}"
+
+
+@given(st.text().map("WS_{}".format))
+def test_any_unknown_name_of_ours_has_some_nearest_one(name: str) -> None:
+    if name not in FIELDS and name not in IGNORED:
+        (warning,) = warnings_about({name: "x"})
+        assert warning.rpartition(" ")[2] in FIELDS
+
+
+def test_names_of_other_programs_are_left_alone() -> None:
+    environment = {"PATH": "/bin", "HOME": "/", "NATS_URI": "x", "XWS_ADDR": "x", "ws_addr": "x"}
+    assert list(warnings_about(environment)) == []
+    assert read_settings(environment) == read_settings({})
+
+
+def test_warnings_come_in_order_of_name() -> None:
+    environment = {"WS_B": "", "JS_CONSUMER_NAME": "", "WS_A": "", "WS_ADDR": ""}
+    names = [warning.split()[0] for warning in warnings_about(environment)]
+    assert names == ["JS_CONSUMER_NAME", "WS_A", "WS_B"]
+
+
+# --- secrets
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:SECRET@host:4222",
+        "nats://SECRET@host:4222/path",
+        "nats://user:SECRET@host:4222,http://other:SECRET@b",
+        "nats://good:SECRET@host:4222,not a url",
+        "nats://user:SECRET@with@host/path",
+        "user:SECRET@host:4222/path",
+        "SECRET@host name:4222",
+        "nats://user:pa/SECRET@host:4222",
+        "nats://user:pa SECRET@host:4222",
+        "nats://user:pa?SECRET#SECRET@host:4222",
+        "nats://user:pa,SECRET/x@host:4222",
+        "a,user:SECRET@b/path",
+    ],
+)
+def test_the_complaint_about_a_bad_nats_url_does_not_show_its_credentials(url: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        read_settings({"NATS_URL": url})
+    assert "SECRET" not in str(caught.value)
+    assert str(caught.value).startswith("NATS_URL=")
+    assert "allowed is nats://host:port" in str(caught.value)
+
+
+def test_the_complaint_still_shows_the_host_that_is_wrong() -> None:
+    with pytest.raises(SettingError, match=r"host:4222/path"):
+        read_settings({"NATS_URL": "nats://user:secret@host:4222/path"})
