@@ -82,7 +82,8 @@ EXAMPLES = {
             "user:secret@a:1": ("nats://user:secret@a:1",),
             "nats://[::1]:4222,": ("nats://[::1]:4222",),
         },
-        ["http://a:4222", "nats://", ",", "a b", "nats://a/path", "nats://a?x=1", "ws://a"],
+        ["http://a:4222", "nats://", ",", "a b", "nats://a/path", "nats://a?x=1", "ws://a",
+         "a:http", "a:1:2", "a:123456", "nats://[::1"],
     ),
     "NATS_MODE": Examples(
         "auto, jetstream or core",
@@ -144,17 +145,19 @@ def test_there_are_examples_for_every_variable() -> None:
     assert EXAMPLES.keys() == FIELDS.keys() == {variable.name for variable in variables()}
 
 
+# The two variables that limit each other, as far apart as can be.
+WIDE = {"WS_PING_INTERVAL": "1ms", "WS_KEEPALIVE_TIMEOUT": "24h"}
+
+
+def by_name(settings: Settings) -> dict[str, Any]:
+    return {name: getattr(settings, field) for name, field in FIELDS.items()}
+
+
 @pytest.mark.parametrize(("name", "text", "value"), GOOD)
 def test_a_good_value_is_taken_and_nothing_else_changes(name: str, text: str, value: Any) -> None:
-    settings = read_settings({name: text})
-    taken = getattr(settings, FIELDS[name])
-    assert taken == value
-    assert type(taken) is type(value)
-    assert attrs.evolve(settings, **{FIELDS[name]: default(name)}) == read_settings({})
-
-
-def default(name: str) -> Any:
-    return getattr(read_settings({}), FIELDS[name])
+    taken = by_name(read_settings(WIDE | {name: text}))
+    assert taken == by_name(read_settings(WIDE)) | {name: value}
+    assert type(taken[name]) is type(value)
 
 
 @pytest.mark.parametrize(("name", "text", "allowed"), BAD)
@@ -163,7 +166,7 @@ def test_the_complaint_about_a_bad_value_names_variable_value_and_what_is_allowe
 ) -> None:
     with pytest.raises(SettingError) as caught:
         read_settings({name: text})
-    assert str(caught.value) == f"{name}={text!r}: allowed is {allowed}"
+    assert str(caught.value).startswith(f"{name}={text!r}: allowed is {allowed}")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -178,9 +181,10 @@ def test_an_empty_variable_counts_as_unset(name: str, text: str) -> None:
 )
 def test_any_text_is_a_value_or_a_complaint_that_begins_with_the_name(name: str, text: str) -> None:
     try:
-        read_settings({name: text})
+        read_settings(WIDE | {name: text})
     except SettingError as error:
-        assert str(error).startswith(f"{name}=")  # noqa: PT017
+        names = WIDE if name in WIDE else [name]
+        assert str(error).startswith(tuple(f"{one}=" for one in names))  # noqa: PT017
 
 
 def test_the_defaults_are_those_of_the_wire_document() -> None:
@@ -232,7 +236,32 @@ def test_the_plans_environment_is_understood() -> None:
 
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        read_settings({}).max_channels = 5  # type: ignore[misc]
+        read_settings({}).max_channels = 5
+
+
+# --- two variables that limit each other
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"WS_PING_INTERVAL": "60s"},
+        {"WS_PING_INTERVAL": "2m"},
+        {"WS_KEEPALIVE_TIMEOUT": "27s"},
+        {"WS_KEEPALIVE_TIMEOUT": "15s", "WS_PING_INTERVAL": ""},
+    ],
+)
+def test_pings_that_come_too_late_for_quiet_clients_are_warned_about(
+    environment: dict[str, str],
+) -> None:
+    (warning,) = warnings_about(environment)
+    settings = read_settings(environment)
+    assert f"WS_PING_INTERVAL of {settings.ping_interval_seconds:g} s" in warning
+    assert f"WS_KEEPALIVE_TIMEOUT of {settings.keepalive_seconds:g} s" in warning
+
+
+def test_a_silence_longer_than_the_time_between_pings_is_nothing_to_warn_about() -> None:
+    assert list(warnings_about({"WS_PING_INTERVAL": "59s"})) == []
 
 
 # --- names
@@ -241,7 +270,8 @@ def test_settings_cannot_be_changed() -> None:
 @pytest.mark.parametrize("name", COMPATIBLE)
 def test_every_name_in_use_has_an_effect_or_a_reason_why_not(name: str) -> None:
     assert (name in FIELDS) != (name in IGNORED)
-    warnings = list(warnings_about({name: "1"}))
+    text = next(iter(EXAMPLES[name].good)) if name in EXAMPLES else "1"
+    warnings = list(warnings_about({name: text}))
     assert warnings == ([f"{name} has no effect: {IGNORED[name]}"] if name in IGNORED else [])
 
 

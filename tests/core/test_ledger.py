@@ -33,7 +33,11 @@ def test_deliveries_balance_if_each_became_something(
     assert Deliveries(matched, written, queued, dropped).imbalance() == 0
 
 
-@pytest.mark.parametrize("entry", [field.name for field in attrs.fields(Publications)])
+@pytest.mark.parametrize(
+    "entry",
+    # What NATS repeats was not received, as far as the books go.
+    sorted({field.name for field in attrs.fields(Publications)} - {"repeated"}),
+)
 def test_every_entry_of_the_publications_weighs_in(entry: str) -> None:
     books = Publications()
     if entry == "received":

@@ -175,6 +175,7 @@ EXPECTED: list[tuple[str, dict[str, str], float]] = [
     ("ws_nats_connected", {}, 1),
     ("ws_nats_reconnects_total", {}, 4005),
     ("ws_nats_messages_received_total", {}, 1001),
+    ("ws_nats_messages_repeated_total", {}, 0),
     ("ws_nats_messages_dropped_total", {}, 1006 + 1007),
     ("ws_nats_messages_shed_total", {"reason": "feed_full"}, 1006),
     ("ws_nats_messages_shed_total", {"reason": "nats_rate"}, 1007),

@@ -34,4 +34,5 @@ class Address:
     @property
     def connectable(self) -> str:
         """`host:port` that a client on this machine can use."""
-        return str(attrs.evolve(self, host=self.host or "127.0.0.1"))
+        is_any = self.host in {"", "0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+        return str(attrs.evolve(self, host="127.0.0.1" if is_any else self.host))

@@ -106,14 +106,19 @@ _channels_command = msgspec.json.Decoder(_ChannelsCommand)
 _replay_command = msgspec.json.Decoder(_ReplayCommand)
 
 
+_NOT_AN_OBJECT = Malformed(ErrorCode.INVALID_JSON, "Not a JSON object")
+
+
 def parse_command(text: str) -> Command:
     """Read one text message from a client."""
     try:
         kind = _typed.decode(text).type
     except msgspec.ValidationError as error:
+        if not text.lstrip().startswith("{"):
+            return _NOT_AN_OBJECT
         return Malformed(ErrorCode.INVALID_COMMAND, str(error), _id_of(text))
     except (msgspec.DecodeError, RecursionError, UnicodeError):
-        return Malformed(ErrorCode.INVALID_JSON, "Not a JSON object")
+        return _NOT_AN_OBJECT
     try:
         match kind:
             case "subscribe":
