@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trio
+from nats.js.api import StreamInfo
 
 from tests.e2e.conftest import (
     StartServer,
@@ -233,3 +234,80 @@ async def test_more_than_the_allowed_rate_from_nats_is_shed_and_counted(
     assert 5 <= server.ledger.publications.fanned_out < 50
     assert server.ledger.publications.shed.total() > 0
     check_balance(server)
+
+
+async def test_the_past_of_a_stream_is_not_news(
+    start_server: StartServer, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    """Not at start-up, nor after an early reconnect, nor when nats-py starts over."""
+    with running_nats(tmp_path) as nats:
+        network = await start_network(nursery, nats.port)
+        first = await start_server(NATS_URL=nats.url)
+        await wait_for_nats(first)
+        async with nats_client(nats.url) as publisher:
+            for _ in range(50):
+                await publisher.publish("odin.token.BTC.trade", b'"old"')
+            await publisher.flush()
+        server = await start_server(NATS_URL=network.url)
+        await wait_for_nats(server)
+        network.cut()
+        await wait_until(lambda: server.snapshot().nats_reconnects == 1)
+        async with client_of(server, "BTC.trade") as client, nats_client(nats.url) as publisher:
+            names: Any = await publisher.request("$JS.API.CONSUMER.NAMES.ODIN_TOKENS", {})
+            for name in names["consumers"]:
+                await publisher.request(f"$JS.API.CONSUMER.DELETE.ODIN_TOKENS.{name}", None)
+            await wait_until(lambda: server.ledger.publications.repeated == 50)
+            await publisher.publish("odin.token.BTC.trade", b'"new"')
+            assert (await receive(client))["data"] == "new"
+        assert server.ledger.publications.received == 1
+        check_balance(server)
+
+
+async def test_a_stream_that_came_back_shorter_is_read_from_its_beginning(
+    start_server: StartServer, nats_url: str
+) -> None:
+    """In a cluster a stream in memory comes back empty, yet with the date of its creation."""
+    server = await start_server(NATS_URL=nats_url)
+    await wait_for_nats(server)
+    bridge = server._bridge
+    bridge._position.offset = 1000
+    async with nats_client(nats_url) as publisher:
+        info: Any = await publisher.request("$JS.API.STREAM.INFO.ODIN_TOKENS", None)
+    assert bridge._find_place(StreamInfo.from_response(info)) == 0
+
+
+async def test_a_stream_with_a_part_of_our_subject_is_left_alone(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    theirs = {"name": "THEIRS", "subjects": ["odin.token.BTC.trade"], "retention": "workqueue"}
+    with running_nats(tmp_path) as nats:
+        async with nats_client(nats.url) as client:
+            await client.request("$JS.API.STREAM.CREATE.THEIRS", theirs)
+        server = await start_server(NATS_URL=nats.url)
+        await wait_for_nats(server)
+        assert server.snapshot().nats_mode == "core"
+        config = await stream_config(nats.url, "THEIRS")
+        assert config["subjects"] == ["odin.token.BTC.trade"]
+        async with client_of(server, "SOL.trade") as subscriber, nats_client(nats.url) as client:
+            await client.publish("odin.token.SOL.trade", b"1")
+            assert (await receive(subscriber))["data"] == 1
+
+
+async def test_once_jetstream_was_consumed_core_is_no_substitute(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """It would have events twice when JetStream is back, and lose those in between."""
+    with running_nats(tmp_path) as nats:
+        server = await start_server(NATS_URL=nats.url)
+        await wait_for_nats(server)
+        nats.stop()
+        nats.jetstream = False
+        nats.start()
+        async with nats_client(nats.url):
+            await trio.sleep(0.5)
+        assert not server.snapshot().is_nats_connected
+        nats.stop()
+        nats.jetstream = True
+        nats.start()
+        await wait_for_nats(server)
+        assert server.snapshot().nats_mode == "jetstream"

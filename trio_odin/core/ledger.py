@@ -44,13 +44,17 @@ def _counter() -> Counter[str]:
 
 @attrs.define
 class Publications:
-    """The way in: messages from NATS until they are fanned out."""
+    """The way in: messages from NATS until they are fanned out.
+
+    `repeated` are those that NATS sent a second time; they are not `received` again.
+    """
 
     received: int = 0
     fanned_out: int = 0
     unmatched: int = 0
     invalid: Counter[Invalid] = attrs.field(factory=Counter)
     shed: Counter[Shed] = attrs.field(factory=Counter)
+    repeated: int = 0
 
     def imbalance(self, waiting: int) -> int:
         """Messages unaccounted for, with `waiting` of them in the feed. Always 0."""

@@ -12,7 +12,6 @@ window is lost or comes twice (docs/decisions/0002-one-nats-connection-one-life.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import attrs
 import nats.errors
@@ -21,18 +20,15 @@ import trio
 import trio_asyncio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js import JetStreamContext
-from nats.js.api import ConsumerConfig, DeliverPolicy, RetentionPolicy, StorageType, StreamConfig
-from nats.js.errors import APIError, NotFoundError, ServiceUnavailableError
+from nats.js.api import ConsumerConfig, DeliverPolicy, StreamInfo
+from nats.js.errors import APIError
 
 from trio_odin.config import Settings
 from trio_odin.core.ledger import Ledger, Shed
-from trio_odin.core.names import covers
 from trio_odin.core.publication import NatsMessage
 from trio_odin.core.ratelimit import TokenBucket
-from trio_odin.net.nats_link import NatsLink, backoff_seconds, nats_link
-
-SUBJECT = "odin.token.>"
+from trio_odin.net.nats_link import NatsLink, backoff_seconds, nats_link, places_of
+from trio_odin.server.stream import SUBJECT, StreamUnsuitable, ensure_stream, has_jetstream
 
 _REQUEST_SECONDS = 5.0
 # A consumer that is silent for two of these is made anew, or found to have no stream any more.
@@ -68,6 +64,10 @@ class Bridge:
 
     Feed full, or more than the allowed rate: the newest message is shed and counted; the bridge
     does not wait, as NATS would then drop for us, and uncounted.
+
+    Attributes:
+        status: what the outside may know.
+        fed: messages put into the feed so far.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class Bridge:
         feed_send: trio.MemorySendChannel[NatsMessage],
     ) -> None:
         self.status = BridgeStatus()
+        self.fed = 0
         self._settings = settings
         self._books = ledger.publications
         self._feed_send = feed_send
@@ -117,7 +118,12 @@ class Bridge:
         self._failures += 1
         if self._failures.bit_count() == 1:
             errors = [_describe(error) for error in _leaves(group)]
-            _log.warning("nats.failed", in_a_row=self._failures, errors=errors)
+            _log.warning(
+                "nats.failed",
+                servers=places_of(self._settings.nats_urls),
+                in_a_row=self._failures,
+                errors=errors,
+            )
 
     # From here on the functions run under asyncio.
 
@@ -152,14 +158,20 @@ class Bridge:
         status.mode = mode
         self._failures = 0
         url = client.connected_url
-        _log.info("nats.connected", server=url.hostname if url else None, mode=mode)
+        _log.info("nats.connected", server=places_of([url.geturl()])[0] if url else "", mode=mode)
 
     async def _subscribe(self, client: Client) -> str:
         """Subscribe in the mode that is wanted and possible; returns which."""
-        wanted = self._settings.nats_mode
-        if wanted == "jetstream" or (wanted == "auto" and await _has_jetstream(client)):
-            await self._consume_stream(client.jetstream(timeout=_REQUEST_SECONDS))
-            return "jetstream"
+        if self._settings.nats_mode != "core":
+            why_not = await self._consume_stream(client)
+            if why_not is None:
+                return "jetstream"
+            if self._settings.nats_mode == "jetstream":
+                raise nats.errors.Error(f"{why_not}, and NATS_MODE is jetstream")
+            if self._position.epoch:
+                # Core in between would have the stream's events come twice, or not at all.
+                raise nats.errors.Error(f"{why_not}, and it was consumed before")
+            _log.warning("nats.core_only", reason=why_not)
         await client.subscribe(
             SUBJECT,
             cb=self._on_core_message,
@@ -169,78 +181,51 @@ class Bridge:
         await client.flush(timeout=int(_REQUEST_SECONDS))
         return "core"
 
-    async def _consume_stream(self, jetstream: JetStreamContext) -> None:
-        name, epoch = await self._ensure_stream(jetstream)
+    async def _consume_stream(self, client: Client) -> str | None:
+        """Consume JetStream; returns why not, if it is not there or not fit."""
+        if not await has_jetstream(client, request_seconds=_REQUEST_SECONDS):
+            return "the server has no JetStream"
+        jetstream = client.jetstream(timeout=_REQUEST_SECONDS)
+        try:
+            info = await ensure_stream(jetstream, self._settings)
+        except StreamUnsuitable as unsuitable:
+            return str(unsuitable)
         await jetstream.subscribe(
             SUBJECT,
-            stream=name,
+            stream=info.config.name,
             cb=self._on_stream_message,
             ordered_consumer=True,
             idle_heartbeat=_CONSUMER_HEARTBEAT_SECONDS,
-            config=self._where_to_start(epoch),
+            config=ConsumerConfig(
+                deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+                opt_start_seq=self._find_place(info) + 1,
+            ),
             pending_msgs_limit=_PENDING_MESSAGES,
             pending_bytes_limit=_PENDING_BYTES,
         )
+        return None
 
-    def _where_to_start(self, epoch: str) -> ConsumerConfig:
-        """After the last message we had; at the first in a new stream; at the next at start-up."""
-        before, self._position.epoch = self._position.epoch, epoch
-        if not before:
-            return ConsumerConfig(deliver_policy=DeliverPolicy.NEW)
-        if before != epoch:
-            _log.warning("nats.stream_is_new", epoch=epoch)
-            self._position.offset = 0
-        return ConsumerConfig(
-            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-            opt_start_seq=self._position.offset + 1,
-        )
+    def _find_place(self, info: StreamInfo) -> int:
+        """The offset behind which to go on: where we were, or the end of the stream at start-up.
 
-    async def _ensure_stream(self, jetstream: JetStreamContext) -> tuple[str, str]:
-        """Find the stream for our subject or make it; returns its name and epoch.
-
-        A stream that exists keeps the settings its makers chose. Only a missing subject is added to
-        the stream of the configured name, as without it there would be nothing to consume.
+        A stream that was made anew, or that came back shorter than it was (as one in memory does
+        when its server restarts), is read from its beginning: all that is in it is new.
         """
-        try:
-            info = await jetstream.stream_info(self._settings.stream_name)
-        except NotFoundError:
-            info = await self._find_or_make(jetstream)
-        config = info.config
-        subjects = config.subjects or []
-        if not any(covers(pattern, SUBJECT) for pattern in subjects):
-            # NATS refuses overlapping subjects in one stream: what ours covers makes room for it.
-            kept = [pattern for pattern in subjects if not covers(SUBJECT, pattern)]
-            info = await jetstream.update_stream(config.evolve(subjects=[*kept, SUBJECT]))
-            _log.info("nats.stream_adapted", stream=config.name, added=SUBJECT)
-        if config.retention not in (None, RetentionPolicy.LIMITS):
-            _log.warning(
-                "nats.stream_forgets",
-                stream=config.name,
-                retention=str(config.retention),
-                hint="with limits retention nothing is lost over a short disconnect",
-            )
-        return str(config.name), str(info.created)
-
-    async def _find_or_make(self, jetstream: JetStreamContext) -> Any:
-        settings = self._settings
-        try:
-            return await jetstream.stream_info(await jetstream.find_stream_name_by_subject(SUBJECT))
-        except NotFoundError:
-            _log.info("nats.stream_made", stream=settings.stream_name)
-            return await jetstream.add_stream(
-                StreamConfig(
-                    name=settings.stream_name,
-                    subjects=[SUBJECT],
-                    retention=RetentionPolicy.LIMITS,
-                    storage=StorageType.MEMORY,
-                    max_age=settings.stream_max_age_seconds,
-                    max_msgs=settings.stream_max_messages,
-                    max_bytes=settings.stream_max_bytes,
-                )
-            )
+        position, epoch = self._position, str(info.created)
+        if not position.epoch:
+            position.offset = info.state.last_seq
+        elif position.epoch != epoch or info.state.last_seq < position.offset:
+            _log.warning("nats.stream_is_new", epoch=epoch, last_offset=info.state.last_seq)
+            position.offset = 0
+        position.epoch = epoch
+        return position.offset
 
     async def _on_stream_message(self, message: Msg) -> None:
         offset = message.metadata.sequence.stream
+        if offset <= self._position.offset:
+            # A consumer that nats-py made anew before its first message starts at the beginning.
+            self._books.repeated += 1
+            return
         self._position.offset = offset
         self._accept(NatsMessage(message.subject, message.data, offset))
 
@@ -255,6 +240,7 @@ class Bridge:
         try:
             # A synchronous call across the border; awaiting there would cost six times as much.
             self._feed_send.send_nowait(message)
+            self.fed += 1
         except trio.WouldBlock:
             self._books.shed[Shed.FEED_FULL] += 1
 
@@ -262,14 +248,6 @@ class Bridge:
         """Book a message that never came as far as `_accept`."""
         self._books.received += 1
         self._books.shed[why] += 1
-
-
-async def _has_jetstream(client: Client) -> bool:
-    try:
-        await client.jetstream(timeout=_REQUEST_SECONDS).account_info()
-    except (ServiceUnavailableError, nats.errors.NoRespondersError, APIError):
-        return False
-    return True
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

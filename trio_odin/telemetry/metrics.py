@@ -179,6 +179,11 @@ SERIES = (
         lambda s: s.ledger.publications.received,
     ),
     Series(
+        "ws_nats_messages_repeated_total",
+        "Messages that NATS sent a second time, ignored",
+        lambda s: s.ledger.publications.repeated,
+    ),
+    Series(
         "ws_nats_messages_dropped_total",
         "Messages from NATS shed before the fan-out",
         lambda s: s.ledger.publications.shed.total(),

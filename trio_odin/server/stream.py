@@ -1,0 +1,114 @@
+"""Which JetStream stream the bridge consumes: one that is there, or one that it makes.
+
+Runs under asyncio, called by the bridge.
+"""
+
+from __future__ import annotations
+
+import nats.errors
+import structlog
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from nats.js.api import RetentionPolicy, StorageType, StreamConfig, StreamInfo
+from nats.js.errors import APIError, NotFoundError
+
+from trio_odin.config import Settings
+from trio_odin.core.names import covers
+
+SUBJECT = "odin.token.>"
+
+# NATS server error codes: JetStream is not enabled for this account, or not at all.
+_NOT_ENABLED = {10039, 10076}
+
+_log = structlog.get_logger("bridge")
+
+
+class StreamUnsuitable(Exception):
+    """There is a stream in the way that cannot be consumed and is not ours to change."""
+
+
+async def has_jetstream(client: Client, *, request_seconds: float) -> bool:
+    """Whether the server has JetStream for us. False only on a definite answer.
+
+    Raises:
+        nats.errors.Error: no definite answer, such as from a cluster that elects its leader.
+    """
+    try:
+        await client.jetstream(timeout=request_seconds).account_info()
+    except nats.errors.NoRespondersError:
+        return False
+    except APIError as error:
+        # nats-py turns "nobody answers on the API's subjects" into an error without a code.
+        if error.code is None or error.err_code in _NOT_ENABLED:
+            return False
+        raise
+    return True
+
+
+async def ensure_stream(jetstream: JetStreamContext, settings: Settings) -> StreamInfo:
+    """Find the stream for our subject, or make it.
+
+    A stream that exists keeps what its makers chose. Only the one of the configured name gains our
+    subject where it is missing; another one is used if its subjects cover ours as they are.
+
+    Raises:
+        StreamUnsuitable: says why.
+        nats.errors.Error: NATS refuses, or does not answer.
+    """
+    try:
+        info = await jetstream.stream_info(settings.stream_name)
+    except NotFoundError:
+        info = await _find_or_make(jetstream, settings)
+    name, retention = info.config.name, info.config.retention
+    if retention == RetentionPolicy.WORK_QUEUE:
+        raise StreamUnsuitable(f"stream {name} is a work queue: an event of it is for one server")
+    if not _covers_ours(info):
+        info = await _add_our_subject(jetstream, info)
+    if retention not in (None, RetentionPolicy.LIMITS):
+        _log.warning(
+            "nats.stream_forgets",
+            stream=name,
+            retention=str(retention),
+            hint="with limits retention nothing is lost over a short disconnect",
+        )
+    return info
+
+
+def _covers_ours(info: StreamInfo) -> bool:
+    return any(covers(pattern, SUBJECT) for pattern in info.config.subjects or [])
+
+
+async def _add_our_subject(jetstream: JetStreamContext, info: StreamInfo) -> StreamInfo:
+    # NATS refuses overlapping subjects in one stream: what ours covers makes room for it.
+    kept = [pattern for pattern in info.config.subjects or [] if not covers(SUBJECT, pattern)]
+    _log.info("nats.stream_adapted", stream=info.config.name, added=SUBJECT)
+    return await jetstream.update_stream(info.config.evolve(subjects=[*kept, SUBJECT]))
+
+
+async def _find_or_make(jetstream: JetStreamContext, settings: Settings) -> StreamInfo:
+    try:
+        other = await jetstream.find_stream_name_by_subject(SUBJECT)
+    except NotFoundError:
+        return await _make(jetstream, settings)
+    info = await jetstream.stream_info(other)
+    if not _covers_ours(info):
+        raise StreamUnsuitable(
+            f"stream {other} has a part of {SUBJECT}; add the rest to it, or name it in "
+            f"JS_STREAM_NAME to have it added"
+        )
+    return info
+
+
+async def _make(jetstream: JetStreamContext, settings: Settings) -> StreamInfo:
+    _log.info("nats.stream_made", stream=settings.stream_name)
+    return await jetstream.add_stream(
+        StreamConfig(
+            name=settings.stream_name,
+            subjects=[SUBJECT],
+            retention=RetentionPolicy.LIMITS,
+            storage=StorageType.MEMORY,
+            max_age=settings.stream_max_age_seconds,
+            max_msgs=settings.stream_max_messages,
+            max_bytes=settings.stream_max_bytes,
+        )
+    )
