@@ -16,6 +16,8 @@ from tests.e2e.conftest import (
     wait_until,
 )
 from tests.e2e.nats import nats_client
+from tests.server.test_listener import UPGRADE
+from trio_odin.core.frame import close_frame
 from trio_odin.core.publication import NatsMessage
 
 pytestmark = pytest.mark.e2e
@@ -150,3 +152,29 @@ async def test_nothing_is_sent_before_the_handshake_is_complete(start_server: St
             clients.start_soon(connect_and_leave)
             server._hub.publish(NatsMessage("odin.token.BTC.trade", b"1", None))
     assert server.ledger.traffic.accepted == 100
+
+
+@pytest.mark.parametrize(
+    ("frame", "code"),
+    [
+        (b"\x81\x01x", 1002),  # not masked
+        (b"\x83\x80\x00\x00\x00\x00", 1002),  # reserved opcode
+        (b"\xc1\x80\x00\x00\x00\x00", 1002),  # reserved bit
+        (b"\x88\x81\x00\x00\x00\x00a", 1002),  # close with one byte
+        (b"\x89\xfe\x00\x7e\x00\x00\x00\x00", 1002),  # ping of 126 bytes
+        (b"\x81\x81\x00\x00\x00\x00\xff", 1007),  # not UTF-8
+    ],
+)
+async def test_frames_that_break_the_rules_are_told_which(
+    frame: bytes, code: int, start_server: StartServer
+) -> None:
+    server = await start_server()
+    stream = await trio.open_tcp_stream("127.0.0.1", server.addresses[0].port)
+    async with stream:
+        await stream.send_all(UPGRADE + b"\r\n")
+        assert b" 101 " in await stream.receive_some()
+        await stream.send_all(frame)
+        with trio.fail_after(5):
+            assert await stream.receive_some() == close_frame(code, "")
+            assert await stream.receive_some() == b""
+    await wait_until(lambda: server.ledger.traffic.closed == {"protocol_error": 1})

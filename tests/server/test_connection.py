@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 
 import pytest
@@ -9,7 +10,10 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from tests.server.rig import Rig
 from trio_odin.core.closing import CloseReason
+from trio_odin.core.frame import close_frame
+from trio_odin.core.ledger import Dropped
 from trio_odin.core.session import Session
+from trio_odin.server.connection import Connection
 
 
 async def closed_with(client: WebSocketConnection) -> tuple[int, str | None]:
@@ -185,3 +189,51 @@ async def test_a_client_silent_for_the_deadline_is_gone_after_one_more_ping_inte
     rig.publish("BTC.trade")
     assert json.loads(await alive.get_message())["seq"] == 1
     await dead._stream.aclose()
+
+
+async def test_a_drain_does_not_mind_a_ping_of_the_peer(
+    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    """trio-websocket cannot answer one after our close frame; that is no fault to report."""
+    rig = Rig(nursery)
+    client = await rig.subscribe("BTC.trade")
+    (connection,) = rig.hub.members
+    connection.leave()
+    await client._stream.send_all(b"\x89\x80\x00\x00\x00\x00")
+    await rig.listener.wait_empty()
+    assert rig.ledger.traffic.closed == {"draining": 1}
+    assert "internal_error" not in rig.ledger.traffic.closed
+
+
+async def test_no_envelope_follows_a_close_frame(nursery: trio.Nursery) -> None:
+    rig = Rig(nursery)
+    client = await rig.subscribe("BTC.trade")
+    (connection,) = rig.hub.members
+    await connection.outlet.send_all(close_frame(1000, ""))
+    rig.publish("BTC.trade")
+    assert rig.ledger.deliveries.written == 0
+    assert rig.ledger.deliveries.dropped == {Dropped.CLOSING: 1}
+    assert await closed_with(client) == (1000, None)
+    rig.check_balance()
+
+
+def connections_alive() -> int:
+    return sum(isinstance(thing, Connection) for thing in gc.get_objects())
+
+
+async def test_an_ended_connection_is_freed_without_the_garbage_collector(
+    nursery: trio.Nursery,
+) -> None:
+    rig = Rig(nursery)
+    gc.collect()
+    before = connections_alive()
+    gc.disable()
+    try:
+        client = await rig.subscribe("BTC.trade")
+        assert connections_alive() == before + 1
+        await client.aclose()
+        await rig.listener.wait_empty()
+        await trio.testing.wait_all_tasks_blocked()
+        assert connections_alive() == before
+    finally:
+        gc.enable()

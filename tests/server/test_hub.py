@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import attrs
 import pytest
 import trio
@@ -193,3 +195,26 @@ async def test_a_consumer_that_never_reads_does_not_delay_the_others(
     assert trio.current_time() == started
     assert hub.ledger.deliveries.queued == 400
     assert hub.ledger.deliveries.written == 400
+
+
+async def test_large_frames_are_not_kept_for_every_seq(hub: Hub[FakeMember]) -> None:
+    """A megabyte for a thousand connections at different numbers would be a gigabyte."""
+    members = [FakeMember(outlet=Forgetful()) for _ in range(200)]
+    for number, member in enumerate(members):
+        member.history.seq = number
+        hub.registry.subscribe(member, ["BTC.trade"])
+    payload = b'"%b"' % (b"x" * 100_000)
+    tracemalloc.start()
+    try:
+        hub.publish(message("odin.token.BTC.trade", payload))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * len(payload)
+
+
+class Forgetful(Recorder):
+    """An outlet that keeps nothing."""
+
+    def offer(self, publication: Publication, seq: int, frame: bytes) -> int:
+        return len(frame)

@@ -8,7 +8,7 @@ from enum import IntEnum
 # RFC 6455, 5.2: a length up to 125 is its own field, 126 announces 16 bits, 127 announces 64 bits.
 _LENGTH_7_BITS_MAX = 125
 _LENGTH_16_BITS_MAX = 0xFFFF
-_FIN = 0x80
+FIN = 0x80
 # RFC 6455, 5.5: a control frame carries at most 125 bytes, two of which are the close code.
 _CLOSE_REASON_MAX_BYTES = 123
 
@@ -24,10 +24,10 @@ class Opcode(IntEnum):
 def frame_head(opcode: Opcode, length: int) -> bytes:
     """The head of a frame with a payload of `length` bytes."""
     if length <= _LENGTH_7_BITS_MAX:
-        return bytes((_FIN | opcode, length))
+        return bytes((FIN | opcode, length))
     if length <= _LENGTH_16_BITS_MAX:
-        return struct.pack("!BBH", _FIN | opcode, 126, length)
-    return struct.pack("!BBQ", _FIN | opcode, 127, length)
+        return struct.pack("!BBH", FIN | opcode, 126, length)
+    return struct.pack("!BBQ", FIN | opcode, 127, length)
 
 
 def text_frame(payload: bytes) -> bytes:

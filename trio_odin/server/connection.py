@@ -28,6 +28,9 @@ from trio_odin.server.outlet import Outlet
 # How long a peer may take to answer our close frame.
 _CLOSE_HANDSHAKE_SECONDS = 3.0
 _RECEIVE_BYTES = 4 * 1024
+# RFC 6455, 7.4.1: protocol error, data of a type or content that cannot be.
+_BROKEN_RULES = {1002, 1003, 1007}
+_REASONS = {1006: CloseReason.PEER_GONE, 1009: CloseReason.MESSAGE_TOO_BIG}
 
 _log = structlog.get_logger("connection")
 _numbers = itertools.count(1)
@@ -49,6 +52,7 @@ class Connection:
         "_reading",
         "_settings",
         "_stream",
+        "_websocket",
         "_wheel",
         "close_reason",
         "history",
@@ -91,6 +95,7 @@ class Connection:
         self._settings = settings
         self._nursery: trio.Nursery | None = None
         self._reading: trio.CancelScope | None = None
+        self._websocket: WebSocketConnection | None = None
 
     async def run(self) -> None:
         """Serve the client until either side ends it. Nothing it sends raises out of here.
@@ -108,6 +113,9 @@ class Connection:
         except Exception:  # noqa: BLE001 - a fault in one connection must not end the others
             if self._reading is None:
                 await self._refuse()
+            elif self.close_reason is not None:
+                # trio-websocket cannot answer a ping once we have sent our close frame.
+                _log.debug("connection.failed_while_closing", connection=self.number)
             else:
                 self.evict(CloseReason.INTERNAL_ERROR)
                 _log.exception("connection.failed", connection=self.number)
@@ -115,6 +123,13 @@ class Connection:
             self._nursery = None
             self.outlet.stop()
             await trio.aclose_forcefully(self.outlet)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Break the reference cycles, so that an ended connection is freed at once."""
+        self.outlet.forget_owner()
+        self._websocket = None
+        del self.session
 
     async def _shake_hands(self, nursery: trio.Nursery) -> WebSocketConnection | None:
         with trio.move_on_after(self._settings.handshake_seconds):
@@ -136,12 +151,14 @@ class Connection:
             await send_response(self._stream, Response.text(400, "Bad WebSocket handshake"))
 
     async def _serve(self, websocket: WebSocketConnection) -> None:
+        self._websocket = websocket
         with self._hub.membership(self), self._wheel.pinging(self):
             _log.debug("connection.opened", connection=self.number)
             with trio.CancelScope() as self._reading:
                 if self._hub.is_draining:  # it began while we shook hands
                     self.leave()
                 await self._read(websocket)
+            self._say_which_rule_was_broken()
             if self.close_reason is None:
                 self.close_reason = _reason_of_peer(websocket)
             if self.close_reason is CloseReason.DRAINING:
@@ -179,11 +196,18 @@ class Connection:
 
     def stream_closed(self) -> None:
         """trio-websocket has ended the connection: stop reading."""
+        self._say_which_rule_was_broken()
         if self._reading is not None:
             self._reading.cancel(reason="stream closed")
         elif self._nursery is not None:
             self._hub.ledger.traffic.rejected["bad_request"] += 1
             self._nursery.cancel_scope.cancel(reason="stream closed before the upgrade")
+
+    def _say_which_rule_was_broken(self) -> None:
+        """Close with the code: for broken frames trio-websocket leaves without a word."""
+        closed = self._websocket.closed if self._websocket else None
+        if closed and closed.code in _BROKEN_RULES:
+            self.outlet.stop(close_frame(closed.code, ""))
 
     def leave(self) -> None:
         """Ask the connection to empty its outbox, close with 1001 and end. Does not wait."""
@@ -202,12 +226,6 @@ class Connection:
 def _reason_of_peer(websocket: WebSocketConnection) -> CloseReason:
     """How a connection ended that we did not end. No closing handshake shows as code 1006."""
     code = websocket.closed.code if websocket.closed else 1006
-    match code:
-        case 1006:
-            return CloseReason.PEER_GONE
-        case 1002 | 1003 | 1007:
-            return CloseReason.PROTOCOL_ERROR
-        case 1009:
-            return CloseReason.MESSAGE_TOO_BIG
-        case _:
-            return CloseReason.PEER_CLOSED
+    if code in _BROKEN_RULES:
+        return CloseReason.PROTOCOL_ERROR
+    return _REASONS.get(code, CloseReason.PEER_CLOSED)

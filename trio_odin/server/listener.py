@@ -30,6 +30,7 @@ _log = structlog.get_logger("listener")
 # Out of files or memory: nothing helps but to wait until someone leaves.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _EXHAUSTED_PAUSE_SECONDS = 0.2
+_ACCEPT_PAUSE_SECONDS = 0.01
 _LOG_EVERY_SECONDS = 10.0
 
 _END_OF_HEAD = b"\r\n\r\n"
@@ -74,10 +75,11 @@ class Listener:
                 stream = await listener.accept()
             except OSError as error:
                 self._traffic.accept_errors += 1
-                if error.errno not in _EXHAUSTED:
-                    continue  # the peer was gone before we got to it
-                self._log_now_and_then(error)
-                await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
+                if error.errno in _EXHAUSTED:
+                    self._log_now_and_then(error)
+                    await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
+                else:  # the peer was gone before we got to it
+                    await trio.sleep(_ACCEPT_PAUSE_SECONDS)
             else:
                 nursery.start_soon(self.serve, stream, name="connection")
 

@@ -26,7 +26,7 @@ import trio
 
 from trio_odin.core.backpressure import SlowConsumerWatch
 from trio_odin.core.closing import CloseReason
-from trio_odin.core.frame import PING
+from trio_odin.core.frame import FIN, PING, Opcode
 from trio_odin.core.ledger import Dropped, Ledger
 from trio_odin.core.publication import Publication
 
@@ -34,6 +34,7 @@ from trio_odin.core.publication import Publication
 _JOINED_MAX_BYTES = 64 * 1024
 # The write deadline is for a piece of this size: one that goes out is progress.
 _PIECE_BYTES = 16 * 1024
+_CLOSE_FRAME_START = bytes((FIN | Opcode.CLOSE,))
 
 
 class _Envelope(NamedTuple):
@@ -88,6 +89,7 @@ class Outlet(trio.abc.Stream):
         "_write_deadline_seconds",
         "_write_now",
         "heard_at",
+        "is_closing",
     )
 
     def __init__(
@@ -115,6 +117,7 @@ class Outlet(trio.abc.Stream):
         self._is_idle = True  # nothing in the outbox, and no frame half written
         self._is_torn = False  # the last byte written may not be the end of a frame
         self._is_stopped = False
+        self.is_closing = False  # a close frame is out, or queued
         self._waiting_envelopes = 0
         self._progress: trio.lowlevel.ParkingLot | None = None
         self.heard_at = trio.current_time()
@@ -143,7 +146,7 @@ class Outlet(trio.abc.Stream):
         return 0
 
     def _queue(self, envelope: _Envelope) -> None:
-        if self._is_stopped:
+        if self._is_stopped or self.is_closing:
             self._drop(Dropped.CLOSING)
             return
         try:
@@ -198,15 +201,24 @@ class Outlet(trio.abc.Stream):
 
         Cancellation: the bytes may still be sent.
         """
-        await trio.lowlevel.checkpoint()
         rest = bytes(data)
+        # The write comes first: an acknowledgement is to be out before the events it announces.
         if self._is_idle:
             try:
                 rest = self._write_what_fits(rest)
             except OSError as error:
                 raise trio.BrokenResourceError from error
+        if data[:1] == _CLOSE_FRAME_START:
+            self._close_to_envelopes()
         if rest:
             await self._send_queued(_Raw(rest))
+        else:
+            await trio.lowlevel.checkpoint()
+
+    def _close_to_envelopes(self) -> None:
+        """Take no envelope any more: after a close frame nothing may follow (RFC 6455, 5.5.1)."""
+        self.is_closing = True
+        self._is_idle = False
 
     async def _send_queued(self, raw: _Raw) -> None:
         if self._is_stopped:
@@ -281,7 +293,8 @@ class Outlet(trio.abc.Stream):
         self._ledger.deliveries.queued -= envelopes
         self._ledger.deliveries.written += envelopes
         self._ledger.traffic.bytes_sent += size
-        if not self._is_stopped and not self._outbox_receive.statistics().current_buffer_used:
+        is_empty = not self._outbox_receive.statistics().current_buffer_used
+        if is_empty and not self._is_stopped and not self.is_closing:
             self._is_idle = True
             self._watch.outbox_accepted()
         if self._progress is not None:
@@ -302,6 +315,10 @@ class Outlet(trio.abc.Stream):
         self._ledger.traffic.bytes_received += len(data)
         return data
 
+    def forget_owner(self) -> None:
+        """Let go of the connection, so that it can be freed without the garbage collector."""
+        self._owner = _NOBODY
+
     def stop(self, farewell: bytes = b"") -> None:
         """Take and write nothing more; book what waits as dropped. Can be called again.
 
@@ -309,7 +326,7 @@ class Outlet(trio.abc.Stream):
         """
         if self._is_stopped:
             return
-        if farewell and not self._is_torn:
+        if farewell and not self._is_torn and not self.is_closing:
             with suppress(OSError):  # full or gone: best effort
                 self._write_now(farewell)
         self._is_stopped = True
@@ -324,9 +341,22 @@ class Outlet(trio.abc.Stream):
 
     async def aclose(self) -> None:
         """Stop and close the stream. This is how trio-websocket ends a connection."""
-        self.stop()
         self._owner.stream_closed()
+        self.stop()
         await self._stream.aclose()
+
+
+class _Nobody:
+    """The owner of an outlet whose connection has ended."""
+
+    def evict(self, reason: CloseReason) -> None:
+        pass
+
+    def stream_closed(self) -> None:
+        pass
+
+
+_NOBODY = _Nobody()
 
 
 def _bytes_of(item: _Envelope | _Raw) -> bytes:

@@ -13,8 +13,11 @@ from trio_odin.server.tree import Server
 
 
 def end_signals() -> AbstractContextManager[AsyncIterator[int]]:
-    """Receive SIGTERM and SIGINT; to be entered before anything is started that they should end."""
-    return trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT)
+    """Receive what ends a process: a stop, a Ctrl-C, a terminal that is gone.
+
+    To be entered before anything is started that they should end.
+    """
+    return trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 async def drain_on_signal(

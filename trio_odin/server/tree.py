@@ -159,7 +159,8 @@ class Server:
             was_nats_connected=bridge.was_connected,
             nats_mode=bridge.mode,
             nats_reconnects=bridge.reconnects,
-            feed_waiting=self._feed_receive.statistics().current_buffer_used,
+            # Not the channel's own count: a message on its way into the hub is in neither.
+            feed_waiting=self._bridge.fed - self._hub.taken,
             feed_capacity=settings.feed_capacity,
             tasks=trio.lowlevel.current_statistics().tasks_living,
             max_tasks=settings.max_tasks,
