@@ -14,6 +14,6 @@ USER 65532:65532
 EXPOSE 3002
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:3002/health', timeout=2)"]
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:3002/ready', timeout=2)"]
 ENTRYPOINT ["trio-odin"]
 CMD ["serve"]

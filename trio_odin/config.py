@@ -18,15 +18,13 @@ from trio_odin.core.address import Address
 
 # Variables that begin so are ours; an unknown one is probably a typing error.
 _OWN_PREFIXES = ("WS_", "JS_")
+_PORT_MAX = 65535
 
 # Known to the server this one replaces, without a meaning in this design.
 IGNORED = {
     "WS_WORKER_POOL_SIZE": "there is no worker pool, fan-out is one loop",
     "JS_CONSUMER_NAME": "each process has an ordered consumer of its own, without a shared name",
 }
-
-
-_CREDENTIALS = re.compile(r"//[^/\s]*@")
 
 
 class SettingError(Exception):
@@ -44,10 +42,16 @@ def _setting(name: str, default: str, convert: Callable[[str], Any], *, help: st
         try:
             return convert(text)
         except (_Unacceptable, ValueError) as error:
-            shown = _CREDENTIALS.sub("//…@", text)
-            raise SettingError(f"{name}={shown!r}: allowed is {error}") from None
+            raise SettingError(
+                f"{name}={_without_credentials(text)!r}: allowed is {error}"
+            ) from None
 
     return environ.var(default=default, converter=converter, name=name, help=help)
+
+
+def _without_credentials(text: str) -> str:
+    """What may be shown of a value: nothing before the last @, where a URL has its password."""
+    return f"…@{text.rpartition('@')[2]}" if "@" in text else text
 
 
 def _integer(text: str, minimum: int) -> int:
@@ -98,16 +102,19 @@ def _percent(text: str) -> float:
     return value
 
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)?")
-_SECONDS_PER_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)")
+_SECONDS_PER_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def _duration(text: str) -> float:
-    """Seconds, of Go's notation for one unit: `30s`, `1m`, `500ms`. A bare number means seconds."""
-    match = _DURATION.fullmatch(text.strip())
-    if match is None or not float(match[1]):
+    """Seconds, of Go's notation: `30s`, `1m30s`, `500ms`. A bare number means seconds."""
+    text = text.strip()
+    parts = _DURATION.findall(text if text[-1:].isalpha() else f"{text}s")
+    seconds = sum(float(number) * _SECONDS_PER_UNIT[unit] for number, unit in parts)
+    is_whole = "".join(number + unit for number, unit in parts) in {text, f"{text}s"}
+    if not is_whole or not seconds:
         raise _Unacceptable("a duration above 0 such as 30s, 1m or 500ms")
-    return float(match[1]) * _SECONDS_PER_UNIT[match[2]]
+    return seconds
 
 
 def _choice(*allowed: str) -> Callable[[str], str]:
@@ -124,10 +131,29 @@ def _boolean(text: str) -> bool:
     return _choice("true", "false", "1", "0", "yes", "no")(text) in {"true", "1", "yes"}
 
 
+def _level(text: str) -> str:
+    """A level; `warn` is how the replaced server spelt it."""
+    word = "warning" if text.strip().lower() == "warn" else text
+    return _choice("debug", "info", "warning", "error")(word)
+
+
+def _stream_name(text: str) -> str:
+    """NATS ADR-6: no white space, and nothing that means something in a subject or a path."""
+    if not re.fullmatch(r"[^\s.*>/\\]+", text):
+        raise _Unacceptable("a name without spaces, . * > / and \\")
+    return text
+
+
+_NATS_URL = re.compile(
+    r"((nats|tls)://)?([^\s,/?#@]+@)?([^\s,/?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>\d{1,5}))?/?"
+)
+
+
 def _nats_urls(text: str) -> tuple[str, ...]:
     """URLs as clients of the replaced server wrote them: the scheme may be left out."""
     urls = tuple(url.strip() for url in text.split(",") if url.strip())
-    if not urls or not all(re.fullmatch(r"((nats|tls)://)?[^\s,/?#]+/?", url) for url in urls):
+    matches = [_NATS_URL.fullmatch(url) for url in urls]
+    if not matches or not all(m and int(m["port"] or 0) <= _PORT_MAX for m in matches):
         raise _Unacceptable("nats://host:port, several separated by commas")
     return tuple(url if "://" in url else f"nats://{url}" for url in urls)
 
@@ -225,14 +251,20 @@ class Settings:
         "WS_PING_INTERVAL", "27s", _duration, help="Time between pings to one connection."
     )
     keepalive_seconds: float = _setting(
-        "WS_KEEPALIVE_TIMEOUT", "60s", _duration, help="Silence after which a connection is ended."
+        "WS_KEEPALIVE_TIMEOUT",
+        "60s",
+        _duration,
+        help="Silence after which a connection is ended, at the next ping.",
     )
     drain_seconds: float = _setting(
         "WS_DRAIN_TIMEOUT", "30s", _duration, help="At shutdown, time for outboxes to empty."
     )
 
     stream_name: str = _setting(
-        "JS_STREAM_NAME", "ODIN_TOKENS", str, help="JetStream stream, made if there is none."
+        "JS_STREAM_NAME",
+        "ODIN_TOKENS",
+        _stream_name,
+        help="JetStream stream, made if there is none.",
     )
     stream_max_age_seconds: float = _setting(
         "JS_STREAM_MAX_AGE", "30s", _duration, help="Age limit of a stream that is made."
@@ -250,8 +282,8 @@ class Settings:
     log_level: str = _setting(
         "LOG_LEVEL",
         "info",
-        _choice("debug", "info", "warning", "error"),
-        help="Least level logged.",
+        _level,
+        help="Least level logged: debug, info, warning or error.",
     )
     log_format: str = _setting(
         "LOG_FORMAT", "json", _choice("json", "text", "pretty"), help="How log lines look."
@@ -284,7 +316,17 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 
 
 def warnings_about(environment: Mapping[str, str]) -> Iterable[str]:
-    """A sentence for each variable that is ours by its prefix but has no effect."""
+    """A sentence for each variable that is ours but has no effect, or not the one it should.
+
+    Raises:
+        SettingError: as `read_settings` does.
+    """
+    settings = read_settings(environment)
+    if settings.ping_interval_seconds >= settings.keepalive_seconds:
+        yield (
+            f"WS_PING_INTERVAL of {settings.ping_interval_seconds:g} s is not below "
+            f"WS_KEEPALIVE_TIMEOUT of {settings.keepalive_seconds:g} s: quiet clients are ended"
+        )
     known = {variable.name for variable in variables()}
     for name in sorted(environment):
         if name in IGNORED:

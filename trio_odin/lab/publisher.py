@@ -28,7 +28,7 @@ from trio_odin.lab.control import Control, Run, Schedule
 from trio_odin.lab.market import DEFAULT_TOKENS, Market
 from trio_odin.net.address import Address, bound_address, open_listeners
 from trio_odin.net.http import Request, Response, serve_request
-from trio_odin.net.nats_link import NatsLink, backoff_seconds, nats_link
+from trio_odin.net.nats_link import NatsLink, backoff_seconds, nats_link, places_of
 
 # A pause this long lets a configure take effect soon, however low the rate.
 _LOOK_SECONDS = 0.2
@@ -68,6 +68,7 @@ class Publisher:
         self._started_at = trio.current_time()
         self._link: NatsLink | None = None
         self._changed = trio.Event()
+        self._reached = trio.Event()  # NATS, for the first time
 
     @property
     def is_connected(self) -> bool:
@@ -118,7 +119,12 @@ class Publisher:
             except (OSError, nats.errors.Error) as error:
                 failures += 1
                 if failures.bit_count() == 1:  # the 1st, 2nd, 4th, 8th … in a row
-                    _log.warning("nats.failed", in_a_row=failures, error=repr(error))
+                    _log.warning(
+                        "nats.failed",
+                        servers=places_of(self._settings.nats_urls),
+                        in_a_row=failures,
+                        error=repr(error),
+                    )
             await trio.sleep(backoff_seconds(failures))
 
     async def _hold_link(self) -> None:
@@ -130,6 +136,7 @@ class Publisher:
         urls = self._settings.nats_urls
         async with nats_link(urls, name="trio-odin-publisher", on_error=on_error) as link:
             self._link = link
+            self._reached.set()
             try:
                 _log.info("nats.connected")
                 await link.wait_lost()
@@ -140,6 +147,7 @@ class Publisher:
     async def run_for_ever(self) -> None:
         """Carry out whatever run the control asks for, one after another."""
         if self._settings.autostart:
+            await self._reached.wait()
             self.control.start(now=trio.current_time(), unix_ms=_unix_ms())
         while True:
             if self.control.run is None:
@@ -221,7 +229,7 @@ async def publish(
 ) -> None:
     """Publish until cancelled. Starts with a `Publisher` as soon as its control listens.
 
-    NATS need not be there: ticks without it are counted as errors.
+    NATS need not be there: publishing begins when it is, and ticks without it count as errors.
 
     Raises:
         AddressUnavailable: the control cannot listen where it should.

@@ -41,4 +41,4 @@ async def open_listeners(address: Address) -> list[trio.SocketListener]:
 def bound_address(listener: trio.SocketListener) -> Address:
     """The address that `listener` really has, with the port the kernel chose."""
     host, port = listener.socket.getsockname()[:2]
-    return Address("" if host in {"0.0.0.0", "::"} else host, port)  # noqa: S104
+    return Address(host, port)

@@ -8,6 +8,9 @@ from typing import TextIO
 
 import structlog
 
+# Without the values of local variables: they may be secrets, and they are many.
+_TRACEBACKS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+
 
 def configure_logs(level: str, style: str, *, file: TextIO | None = None) -> None:
     """Set up structlog, and route what libraries log through `logging` the same way.
@@ -52,10 +55,13 @@ def configure_logs(level: str, style: str, *, file: TextIO | None = None) -> Non
 
 def _renderers(style: str) -> list[structlog.types.Processor]:
     if style == "json":
-        return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        return [
+            structlog.processors.ExceptionRenderer(_TRACEBACKS),
+            structlog.processors.JSONRenderer(),
+        ]
     if style == "text":
         return [
             structlog.processors.format_exc_info,
             structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
         ]
-    return [structlog.dev.ConsoleRenderer()]
+    return [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]

@@ -46,6 +46,7 @@ class LoadReport:
         closed_cleanly: connections that answered our close (1000) in time.
         error_replies: errors that the server sent, `subscribed` or not.
         received: envelopes, in all.
+        silent: connections that subscribed and received no envelope.
         gaps: numbers that are missing from the connections' `seq`.
         duplicates: envelopes whose `seq` did not rise.
         foreign: envelopes of a channel that the connection had not subscribed to.
@@ -68,6 +69,7 @@ class LoadReport:
     closed_cleanly: int
     error_replies: int
     received: int
+    silent: int
     gaps: int
     duplicates: int
     foreign: int
@@ -92,7 +94,7 @@ class LoadReport:
     def is_perfect(self) -> bool:
         """Whether everything that was asked for came about, and nothing else.
 
-        True also for a load in which nothing was published: see `publications`.
+        Not if nothing was published in the window: then nothing was tested.
         """
         wanted = self.plan.connections
         faults = (
@@ -100,7 +102,12 @@ class LoadReport:
             *(self.lost, self.duplicated, self.unreadable),
             *(self.disconnects, self.error_replies, self.interrupted),
         )
-        return self.connected == wanted and self.subscribed == wanted and not any(faults)
+        return (
+            self.connected == wanted
+            and self.subscribed == wanted
+            and self.publications > 0
+            and not any(faults)
+        )
 
     def as_json(self) -> bytes:
         """All of it as one JSON object, with the machine and the lines that a person reads."""
@@ -158,6 +165,8 @@ class LoadReport:
                 f"over {self.hold_seconds:.1f} s"
             ),
         )
+        if self.silent:
+            yield "silent", f"{self.silent:,} connections received nothing"
         yield (
             "breaches",
             (
@@ -216,6 +225,8 @@ class LoadReport:
 def _verdict(report: LoadReport) -> str:
     if report.interrupted:
         return "interrupted: these are the figures so far"
+    if not report.publications:
+        return "nothing was tested: no event was published to these channels"
     return "perfect" if report.is_perfect else "NOT perfect"
 
 

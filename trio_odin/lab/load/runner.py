@@ -68,7 +68,7 @@ def run_load(plan: LoadPlan, progress: Callable[[Progress], None]) -> LoadReport
         import uvloop  # noqa: PLC0415
     except ImportError as error:
         raise LoadImpossible(
-            f'{error.name} is not installed, it comes with: pip install "trio-odin[lab]"'
+            f"{error.name} is not installed, it comes with the extra lab: pip install '.[lab]'"
         ) from error
     with _calm_gc(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_Load(plan, progress).run())
@@ -96,6 +96,11 @@ class _Subscriber:
         self.numbering = Numbering()
         self.transport: WSTransport | None = None  # None before the handshake and after the end
         self.acknowledged: asyncio.Future[list[str]] | None = None
+
+    @property
+    def has_heard_nothing(self) -> bool:
+        """It subscribed, and no envelope has come."""
+        return bool(self.numbering.channels) and not self.numbering.seq
 
     def answer(self, subscribed: list[str]) -> None:
         """The subscription is acknowledged (or, with no channels, will never be)."""
@@ -407,6 +412,7 @@ class _Load:
             closed_cleanly=self._closed_cleanly,
             error_replies=self._error_replies,
             received=books.received,
+            silent=sum(s.has_heard_nothing for s in self._subscribers),
             gaps=books.gaps,
             duplicates=books.duplicates,
             foreign=books.foreign,
