@@ -23,7 +23,7 @@ async def publisher(monkeypatch: pytest.MonkeyPatch) -> Publisher:
     settings = PublisherSettings(rate=10, tokens=("BTC", "ETH"))
     it = Publisher(settings, [listener])
     await listener.aclose()
-    it._reached.set()
+    it.autostart()
 
     async def count(run: object, ticks: Sequence[int]) -> None:
         it.control.stats.published += len(ticks)
@@ -35,7 +35,7 @@ async def publisher(monkeypatch: pytest.MonkeyPatch) -> Publisher:
 async def test_a_publisher_that_was_held_up_catches_up_and_keeps_its_schedule(
     publisher: Publisher, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    nursery.start_soon(publisher.run_for_ever)
+    nursery.start_soon(publisher.pump)
     await trio.sleep(1.05)
     assert publisher.control.stats.published == 10
     autojump_clock.jump(3)  # the whole process was stopped
@@ -48,7 +48,7 @@ async def test_a_publisher_that_was_held_up_catches_up_and_keeps_its_schedule(
 async def test_a_run_with_a_duration_ends_by_itself(
     publisher: Publisher, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    nursery.start_soon(publisher.run_for_ever)
+    nursery.start_soon(publisher.pump)
     await trio.sleep(0.01)
     publisher.control.stop()
     await trio.sleep(1)
@@ -65,7 +65,7 @@ async def test_a_run_with_a_duration_ends_by_itself(
 async def test_after_a_long_sleep_of_the_machine_only_the_last_seconds_are_made_up_for(
     publisher: Publisher, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    nursery.start_soon(publisher.run_for_ever)
+    nursery.start_soon(publisher.pump)
     await trio.sleep(0.01)
     autojump_clock.jump(3600)
     await trio.sleep(0.01)
@@ -79,8 +79,8 @@ async def test_without_nats_ticks_are_errors_and_are_not_sent_later(
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     it = Publisher(PublisherSettings(rate=10), [listener])
     await listener.aclose()
-    it._reached.set()  # and lost again
-    nursery.start_soon(it.run_for_ever)
+    it.autostart()
+    nursery.start_soon(it.pump)
     await trio.sleep(2.05)
     assert (it.control.stats.published, it.control.stats.errors) == (0, 20)
 

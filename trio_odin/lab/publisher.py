@@ -2,8 +2,9 @@
 
     publish()
     ├── http            /control /stats /health
-    ├── link            NATS, connected again for ever
-    └── runs            one open-loop run after another
+    └── run             one NATS connection after another, each with
+        ├── link        an asyncio loop and nats-py
+        └── pump        one open-loop run after another; it goes on while there is no link
 
 Between the schedule and NATS there is no queue: a tick that finds no connection is an error in the
 statistics, not a message that comes late.
@@ -68,7 +69,10 @@ class Publisher:
         self._started_at = trio.current_time()
         self._link: NatsLink | None = None
         self._changed = trio.Event()
-        self._reached = trio.Event()  # NATS, for the first time
+        self._is_to_start = settings.autostart
+        self._run: Run | None = None
+        self._schedule = Schedule(rate=settings.rate, start=0)
+        self._number = 0
 
     @property
     def is_connected(self) -> bool:
@@ -109,23 +113,34 @@ class Publisher:
             "uptime": round((trio.current_time() - self._started_at) * 1000),
         }
 
-    async def keep_link(self) -> None:
-        """Hold a NATS connection, and make another one whenever it is lost."""
+    async def run(self) -> None:
+        """Hold a NATS connection, make another one whenever it is lost, and publish all the while.
+
+        Each connection has an asyncio loop of its own. trio-asyncio's loop can break when a socket
+        is reset under it; then the connection is lost with it, and no more.
+        """
         failures = 0
         while True:
             try:
-                await trio_asyncio.aio_as_trio(self._hold_link)()
-                failures = 0
-            except (OSError, nats.errors.Error) as error:
+                async with trio_asyncio.open_loop(), trio.open_nursery() as nursery:
+                    nursery.start_soon(self.pump)
+                    await trio_asyncio.aio_as_trio(self._hold_link)()
+                    failures = 0
+                    nursery.cancel_scope.cancel(reason="NATS is lost")
+            except* (OSError, nats.errors.Error) as group:
                 failures += 1
-                if failures.bit_count() == 1:  # the 1st, 2nd, 4th, 8th … in a row
-                    _log.warning(
-                        "nats.failed",
-                        servers=places_of(self._settings.nats_urls),
-                        in_a_row=failures,
-                        error=repr(error),
-                    )
-            await trio.sleep(backoff_seconds(failures))
+                self._note_failure(failures, group)
+            finally:
+                self._link = None
+            with trio.move_on_after(backoff_seconds(failures)):
+                await self.pump()
+
+    def _note_failure(self, failures: int, group: BaseExceptionGroup[BaseException]) -> None:
+        """Log the 1st, 2nd, 4th, 8th … failure in a row."""
+        if failures.bit_count() == 1:
+            places = places_of(self._settings.nats_urls)
+            error = repr(group.exceptions[0])
+            _log.warning("nats.failed", servers=places, in_a_row=failures, error=error)
 
     async def _hold_link(self) -> None:
         """Under asyncio: connect, and return when the connection is lost."""
@@ -136,44 +151,51 @@ class Publisher:
         urls = self._settings.nats_urls
         async with nats_link(urls, name="trio-odin-publisher", on_error=on_error) as link:
             self._link = link
-            self._reached.set()
-            try:
-                _log.info("nats.connected")
-                await link.wait_lost()
-                _log.warning("nats.lost")
-            finally:
-                self._link = None
+            _log.info("nats.connected")
+            self.autostart()
+            await link.wait_lost()
+            _log.warning("nats.lost")
 
-    async def run_for_ever(self) -> None:
-        """Carry out whatever run the control asks for, one after another."""
-        if self._settings.autostart:
-            await self._reached.wait()
-            self.control.start(now=trio.current_time(), unix_ms=_unix_ms())
-        while True:
+    def autostart(self) -> None:
+        """Begin the first run, if the settings want one; called when NATS is there."""
+        if self._is_to_start:
+            self._is_to_start = False
             if self.control.run is None:
+                self.control.start(now=trio.current_time(), unix_ms=_unix_ms())
+                self._changed.set()
+
+    async def pump(self) -> None:
+        """Publish what is due, on the schedule of whatever run the control has, until cancelled.
+
+        Cancellation: what was due and is not known to be sent counts as an error; another pump goes
+        on where this one was.
+        """
+        while True:
+            run = self.control.run
+            if run is None:
                 await self._wait_for_change()
             else:
-                await self._carry_out(self.control.run)
+                await self._step(run)
 
     async def _wait_for_change(self) -> None:
         self._changed = trio.Event()
         await self._changed.wait()
 
-    async def _carry_out(self, run: Run) -> None:
-        """Publish on the schedule of `run` until it ends or the control has another."""
-        _log.info("run.started", rate=run.rate, tokens=len(run.tokens))
-        schedule = Schedule(rate=run.rate, start=trio.current_time())
-        number = 0
-        while self.control.run is run:
-            now = trio.current_time()
-            due = schedule.take_due(min(now, run.ends_at))
-            await self._publish_due(run, number, due)
-            number += due
-            if now >= run.ends_at:
-                self.control.stop()
-            else:
-                await trio.sleep_until(min(schedule.next_at, run.ends_at, now + _LOOK_SECONDS))
-        _log.info("run.ended", **self.control.stats.as_json())
+    async def _step(self, run: Run) -> None:
+        """Publish what is due of `run`, and wait for what is due next."""
+        if run is not self._run:
+            _log.info("run.started", rate=run.rate, tokens=len(run.tokens))
+            self._run = run
+            self._schedule = Schedule(rate=run.rate, start=trio.current_time())
+            self._number = 0
+        now = trio.current_time()
+        due = self._schedule.take_due(min(now, run.ends_at))
+        number, self._number = self._number, self._number + due
+        await self._publish_due(run, number, due)
+        if now >= run.ends_at and self.control.run is run:
+            self.control.stop()
+            _log.info("run.ended", **self.control.stats.as_json())
+        await trio.sleep_until(min(self._schedule.next_at, run.ends_at, now + _LOOK_SECONDS))
 
     async def _publish_due(self, run: Run, number: int, count: int) -> None:
         """Publish `count` ticks from `number` on, except those that are far too late."""
@@ -186,8 +208,8 @@ class Publisher:
     async def _publish(self, run: Run, ticks: Sequence[int]) -> None:
         """Publish some ticks; each token has its turn."""
         stats = self.control.stats
+        stats.errors += len(ticks)  # until they are known to be sent
         if self._link is None or not self._link.is_up:
-            stats.errors += len(ticks)
             return
         batch = []
         for tick in ticks:
@@ -196,7 +218,7 @@ class Publisher:
         # One crossing into asyncio for all that is due, as a crossing costs 0.1 ms.
         sent = await trio_asyncio.aio_as_trio(partial(_publish_batch, self._link, batch))()
         stats.published += sent
-        stats.errors += len(batch) - sent
+        stats.errors -= sent
 
 
 async def _publish_batch(link: NatsLink, batch: Sequence[tuple[str, bytes]]) -> int:
@@ -236,8 +258,7 @@ async def publish(
     """
     listeners = await open_listeners(settings.address)
     publisher = Publisher(settings, listeners)
-    async with trio_asyncio.open_loop(), trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, publisher.serve, listeners)
-        nursery.start_soon(publisher.keep_link)
-        nursery.start_soon(publisher.run_for_ever)
+        nursery.start_soon(publisher.run)
         task_status.started(publisher)

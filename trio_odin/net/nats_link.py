@@ -95,6 +95,19 @@ async def nats_link(
         with suppress(Exception):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await link.client.close()
+        _abort(link.client)
+
+
+def _abort(client: Client) -> None:
+    """Close the socket, whatever state nats-py left it in.
+
+    When its own closing fails, nats-py forgets an open socket with data waiting. The garbage
+    collector closes that some time later, under the feet of the event loop, which fails on the bad
+    file number. There is no public way to the socket.
+    """
+    writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
+    if writer is not None:
+        writer.transport.abort()
 
 
 def places_of(urls: Sequence[str]) -> list[str]:
