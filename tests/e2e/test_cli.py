@@ -207,3 +207,33 @@ def test_a_misspelt_variable_gets_a_warning_with_the_nearest_one() -> None:
     assert "WS_MAX_CONECTIONS is unknown" in lines[0]
     assert "WS_MAX_CONNECTIONS" in lines[0]
     assert "WS_WORKER_POOL_SIZE has no effect" in lines[1]
+
+
+async def test_running_out_of_files_ends_nothing_and_is_no_flood_in_the_log(
+    tmp_path: Path,
+) -> None:
+    port = free_port()
+    with running_nats(tmp_path) as nats:
+        serve = f"serve --addr 127.0.0.1:{port} --nats {nats.url}"
+        server = await trio.lowlevel.open_process(
+            ["bash", "-c", f"ulimit -n 60 && exec {sys.executable} -m trio_odin {serve}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        url = await ready(port)
+        async with connect(url) as early:
+            many = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(100)]
+            await trio.sleep(1)
+            await early.send('{"type":"heartbeat"}')
+            assert (await receive(early))["type"] == "pong"
+            for stream in many:
+                await stream.aclose()
+        with trio.fail_after(15):
+            async with connect(url) as late:
+                await late.send('{"type":"heartbeat"}')
+                assert (await receive(late))["type"] == "pong"
+        server.send_signal(signal.SIGTERM)
+        code, _, logged = await ended(server)
+    assert code == 0
+    assert logged.count('"accept.failed"') == 1
+    assert "Traceback" not in logged

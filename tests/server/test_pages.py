@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.telemetry.snapshots import snapshot
+from trio_odin.net.http import Request
+from trio_odin.server.pages import Pages
+
+
+@pytest.fixture
+def pages() -> Pages:
+    return Pages(snapshot)
+
+
+async def test_the_front_page_says_what_this_is_and_how_to_connect(pages: Pages) -> None:
+    page = await pages.respond(Request("GET", "/"))
+    text = page.body.decode()
+    assert page.status == 200
+    for word in ("trio-odin", "/ws", '"subscribe"', "/health", "/ready", "/metrics"):
+        assert word in text
+
+
+async def test_health_and_readiness_are_json(pages: Pages) -> None:
+    for path, key in (("/health", "checks"), ("/ready", "ready")):
+        page = await pages.respond(Request("GET", path))
+        assert page.status in {200, 503}
+        assert page.content_type == "application/json"
+        assert key in json.loads(page.body)
+
+
+async def test_metrics_are_for_prometheus(pages: Pages) -> None:
+    page = await pages.respond(Request("GET", "/metrics"))
+    assert page.content_type.startswith("text/plain; version=0.0.4")
+    names = {family.name for family in text_string_to_metric_families(page.body.decode())}
+    assert {"ws_connections_current", "process_resident_memory_bytes"} <= names
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nothing", 404),
+        ("POST", "/health", 405),
+        ("DELETE", "/", 405),
+        ("GET", "/ws", 426),
+        ("HEAD", "/ready", 200),
+    ],
+)
+async def test_anything_else_gets_its_status(
+    method: str, path: str, status: int, pages: Pages
+) -> None:
+    assert (await pages.respond(Request(method, path))).status == status
