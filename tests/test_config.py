@@ -230,7 +230,7 @@ def test_the_plans_environment_is_understood() -> None:
     settings = read_settings(environment)
     assert settings.memory_limit_bytes == 7_516_192_768
     assert settings.feed_capacity == 25600
-    (warning,) = warnings_about(environment)
+    (warning,) = warnings_about(read_settings(environment), environment)
     assert warning.startswith("WS_WORKER_POOL_SIZE has no effect: ")
 
 
@@ -254,14 +254,14 @@ def test_settings_cannot_be_changed() -> None:
 def test_pings_that_come_too_late_for_quiet_clients_are_warned_about(
     environment: dict[str, str],
 ) -> None:
-    (warning,) = warnings_about(environment)
+    (warning,) = warnings_about(read_settings(environment), environment)
     settings = read_settings(environment)
     assert f"WS_PING_INTERVAL of {settings.ping_interval_seconds:g} s" in warning
     assert f"WS_KEEPALIVE_TIMEOUT of {settings.keepalive_seconds:g} s" in warning
 
 
 def test_a_silence_longer_than_the_time_between_pings_is_nothing_to_warn_about() -> None:
-    assert list(warnings_about({"WS_PING_INTERVAL": "59s"})) == []
+    assert list(warnings_about(read_settings({"WS_PING_INTERVAL": "59s"}), {})) == []
 
 
 # --- names
@@ -271,7 +271,7 @@ def test_a_silence_longer_than_the_time_between_pings_is_nothing_to_warn_about()
 def test_every_name_in_use_has_an_effect_or_a_reason_why_not(name: str) -> None:
     assert (name in FIELDS) != (name in IGNORED)
     text = next(iter(EXAMPLES[name].good)) if name in EXAMPLES else "1"
-    warnings = list(warnings_about({name: text}))
+    warnings = list(warnings_about(read_settings({}), {name: text}))
     assert warnings == ([f"{name} has no effect: {IGNORED[name]}"] if name in IGNORED else [])
 
 
@@ -289,26 +289,28 @@ def test_every_name_in_use_has_an_effect_or_a_reason_why_not(name: str) -> None:
 def test_an_unknown_name_of_ours_is_told_with_the_nearest_known_one(
     name: str, nearest: str
 ) -> None:
-    (warning,) = warnings_about({name: "x"})
+    (warning,) = warnings_about(read_settings({}), {name: "x"})
     assert warning == f"{name} is unknown and has no effect; the nearest known one is {nearest}"
 
 
 @given(st.text().map("WS_{}".format))
 def test_any_unknown_name_of_ours_has_some_nearest_one(name: str) -> None:
     if name not in FIELDS and name not in IGNORED:
-        (warning,) = warnings_about({name: "x"})
+        (warning,) = warnings_about(read_settings({}), {name: "x"})
         assert warning.rpartition(" ")[2] in FIELDS
 
 
 def test_names_of_other_programs_are_left_alone() -> None:
     environment = {"PATH": "/bin", "HOME": "/", "NATS_URI": "x", "XWS_ADDR": "x", "ws_addr": "x"}
-    assert list(warnings_about(environment)) == []
+    assert list(warnings_about(read_settings(environment), environment)) == []
     assert read_settings(environment) == read_settings({})
 
 
 def test_warnings_come_in_order_of_name() -> None:
     environment = {"WS_B": "", "JS_CONSUMER_NAME": "", "WS_A": "", "WS_ADDR": ""}
-    names = [warning.split()[0] for warning in warnings_about(environment)]
+    names = [
+        warning.split()[0] for warning in warnings_about(read_settings(environment), environment)
+    ]
     assert names == ["JS_CONSUMER_NAME", "WS_A", "WS_B"]
 
 

@@ -66,16 +66,11 @@ def _flag(option: str, *, default: str | None = None) -> Callable[[_F], _F]:
     )
 
 
-class _Tokens(click.ParamType[list[str]]):
-    name = "tokens"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[str]:
-        try:
-            return parse_tokens(value)
-        except ValueError as error:
-            self.fail(f"{value!r}: {error}", param, ctx)
+def _tokens(_: click.Context, __: click.Parameter, text: str) -> list[str]:
+    try:
+        return parse_tokens(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: {error}") from error
 
 
 _rate_option = click.option(
@@ -87,7 +82,7 @@ _rate_option = click.option(
 )
 _tokens_option = click.option(
     "--tokens",
-    type=_Tokens(),
+    callback=_tokens,
     default="10",
     metavar="N|SYMBOL,…",
     show_default=True,
@@ -314,7 +309,7 @@ def _as_given(complaint: str) -> str:
 def _start_logs(settings: Settings) -> None:
     configure_logs(settings.log_level, settings.log_format)
     log = structlog.get_logger("cli")
-    for sentence in warnings_about(os.environ):
+    for sentence in warnings_about(settings, os.environ):
         log.warning("setting.ignored", reason=sentence)
 
 

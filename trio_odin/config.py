@@ -315,13 +315,11 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     return environ.to_config(Settings, given)
 
 
-def warnings_about(environment: Mapping[str, str]) -> Iterable[str]:
+def warnings_about(settings: Settings, environment: Mapping[str, str]) -> Iterable[str]:
     """A sentence for each variable that is ours but has no effect, or not the one it should.
 
-    Raises:
-        SettingError: as `read_settings` does.
+    `settings` are those in force, which flags may have changed.
     """
-    settings = read_settings(environment)
     if settings.ping_interval_seconds >= settings.keepalive_seconds:
         yield (
             f"WS_PING_INTERVAL of {settings.ping_interval_seconds:g} s is not below "

@@ -311,3 +311,23 @@ async def test_once_jetstream_was_consumed_core_is_no_substitute(
         nats.start()
         await wait_for_nats(server)
         assert server.snapshot().nats_mode == "jetstream"
+
+
+async def test_a_stream_made_anew_under_a_live_connection_is_found_out(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """nats-py would wait at the old place for ever, connected and silent."""
+    stream = {"name": "ODIN_TOKENS", "subjects": ["odin.token.>"], "storage": "memory"}
+    with running_nats(tmp_path) as nats:
+        server = await start_server(NATS_URL=nats.url)
+        await wait_for_nats(server)
+        async with client_of(server, "BTC.trade") as client, nats_client(nats.url) as publisher:
+            for number in range(20):
+                await publisher.publish("odin.token.BTC.trade", b"%d" % number)
+            assert [(await receive(client))["data"] for _ in range(20)] == list(range(20))
+            await publisher.request("$JS.API.STREAM.DELETE.ODIN_TOKENS", None)
+            await publisher.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", stream)
+            for number in range(20, 25):
+                await publisher.publish("odin.token.BTC.trade", b"%d" % number)
+            assert [(await receive(client))["data"] for _ in range(5)] == list(range(20, 25))
+        check_balance(server)

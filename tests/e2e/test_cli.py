@@ -237,3 +237,9 @@ async def test_running_out_of_files_ends_nothing_and_is_no_flood_in_the_log(
     assert code == 0
     assert logged.count('"accept.failed"') == 1
     assert "Traceback" not in logged
+
+
+def test_a_flag_replaces_a_bad_variable() -> None:
+    ended = run("publish", "--addr", "x", "--log-format", "json", LOG_FORMAT="bogus")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("trio-odin: --addr 'x'")

@@ -237,3 +237,27 @@ async def test_an_ended_connection_is_freed_without_the_garbage_collector(
         assert connections_alive() == before
     finally:
         gc.enable()
+
+
+async def test_no_reply_follows_a_close_frame(nursery: trio.Nursery) -> None:
+    rig = Rig(nursery)
+    await rig.connect()
+    (connection,) = rig.hub.members
+    await connection.outlet.send_all(close_frame(1000, ""))
+    with pytest.raises(trio.BrokenResourceError):
+        await connection.outlet.send_all(b"late")
+
+
+async def test_a_drain_does_not_wait_for_one_that_is_closing(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    rig = Rig(nursery)
+    client = await rig.subscribe("BTC.trade")
+    (connection,) = rig.hub.members
+    rig.publish("BTC.trade")
+    nursery.start_soon(connection.outlet.send_all, close_frame(1009, ""))
+    await trio.testing.wait_all_tasks_blocked()
+    started = trio.current_time()
+    await connection.outlet.wait_flushed()
+    assert trio.current_time() == started
+    assert json.loads(await client.get_message())["seq"] == 1

@@ -29,7 +29,7 @@ from trio_odin.lab.control import Control, Run, Schedule
 from trio_odin.lab.market import DEFAULT_TOKENS, Market
 from trio_odin.net.address import Address, bound_address, open_listeners
 from trio_odin.net.http import Request, Response, serve_request
-from trio_odin.net.nats_link import NatsLink, backoff_seconds, nats_link, places_of
+from trio_odin.net.nats_link import NatsLink, backoff_seconds, describe, nats_link, places_of
 
 # A pause this long lets a configure take effect soon, however low the rate.
 _LOOK_SECONDS = 0.2
@@ -130,6 +130,9 @@ class Publisher:
             except* (OSError, nats.errors.Error) as group:
                 failures += 1
                 self._note_failure(failures, group)
+            except* Exception:  # noqa: BLE001 - whatever it was, the way back is to connect again
+                failures += 1
+                _log.exception("nats.failed")
             finally:
                 self._link = None
             with trio.move_on_after(backoff_seconds(failures)):
@@ -139,8 +142,8 @@ class Publisher:
         """Log the 1st, 2nd, 4th, 8th … failure in a row."""
         if failures.bit_count() == 1:
             places = places_of(self._settings.nats_urls)
-            error = repr(group.exceptions[0])
-            _log.warning("nats.failed", servers=places, in_a_row=failures, error=error)
+            errors = describe(group)
+            _log.warning("nats.failed", servers=places, in_a_row=failures, errors=errors)
 
     async def _hold_link(self) -> None:
         """Under asyncio: connect, and return when the connection is lost."""

@@ -110,6 +110,13 @@ def _abort(client: Client) -> None:
         writer.transport.abort()
 
 
+def describe(error: BaseException) -> list[str]:
+    """An error, or all in a group of them, as short lines for a log."""
+    if isinstance(error, BaseExceptionGroup):
+        return [line for inner in error.exceptions for line in describe(inner)]
+    return [f"{type(error).__name__}: {error}" if str(error) else type(error).__name__]
+
+
 def places_of(urls: Sequence[str]) -> list[str]:
     """`host:port` of each URL, for a log: credentials are left out."""
     return [url.rpartition("@")[2].rpartition("//")[2].rstrip("/") for url in urls]

@@ -1,4 +1,4 @@
-"""The bridge: NATS → feed. The only module of the server that knows asyncio.
+"""The bridge: NATS → feed. With `stream.py`, all of the server that knows asyncio.
 
 nats-py runs on asyncio, so each NATS connection gets an asyncio loop inside a trio task
 (trio-asyncio), and nothing of it survives that connection. One connection has one life:
@@ -11,7 +11,7 @@ window is lost or comes twice (docs/decisions/0002-one-nats-connection-one-life.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
 
 import attrs
 import nats.errors
@@ -27,13 +27,14 @@ from trio_odin.config import Settings
 from trio_odin.core.ledger import Ledger, Shed
 from trio_odin.core.publication import NatsMessage
 from trio_odin.core.ratelimit import TokenBucket
-from trio_odin.net.nats_link import NatsLink, backoff_seconds, nats_link, places_of
+from trio_odin.net.nats_link import NatsLink, backoff_seconds, describe, nats_link, places_of
 from trio_odin.server.stream import SUBJECT, StreamUnsuitable, ensure_stream, has_jetstream
 
 _REQUEST_SECONDS = 5.0
 # A consumer that is silent for two of these is made anew, or found to have no stream any more.
 _CONSUMER_HEARTBEAT_SECONDS = 1.0
 _TROUBLE_KEPT = 3
+_STREAM_LOOK_SECONDS = 2.0
 # nats-py's own queue before our callback; past it nats-py drops, which is booked as shed.
 _PENDING_MESSAGES = 65_536
 _PENDING_BYTES = 64 * 1024 * 1024
@@ -45,6 +46,7 @@ _log = structlog.get_logger("bridge")
 class _Position:
     """Where in which stream we are. `epoch` tells a stream from another one of the same name."""
 
+    stream: str = ""
     epoch: str = ""
     offset: int = 0
 
@@ -117,7 +119,7 @@ class Bridge:
         """Log the 1st, 2nd, 4th, 8th … failure in a row, so that a long outage is no flood."""
         self._failures += 1
         if self._failures.bit_count() == 1:
-            errors = [_describe(error) for error in _leaves(group)]
+            errors = describe(group)
             _log.warning(
                 "nats.failed",
                 servers=places_of(self._settings.nats_urls),
@@ -131,7 +133,7 @@ class Bridge:
         trouble: list[str] = []
 
         async def on_error(link: NatsLink, error: Exception) -> None:
-            trouble.append(_describe(error))
+            trouble.extend(describe(error))
             del trouble[:-_TROUBLE_KEPT]
             if isinstance(error, nats.errors.SlowConsumerError):
                 self._shed(Shed.NATS_CLIENT)
@@ -145,11 +147,38 @@ class Bridge:
             try:
                 mode = await self._subscribe(link.client)
                 self._note_connected(link.client, mode)
-                await link.wait_lost()
+                watch = asyncio.create_task(self._watch_stream(link, mode))
+                try:
+                    await link.wait_lost()
+                finally:
+                    watch.cancel()
                 _log.warning("nats.lost", errors=trouble)
             finally:
                 self.status.is_connected = False
         return True
+
+    async def _watch_stream(self, link: NatsLink, mode: str) -> None:
+        """Give the link up when the stream under it is another one: then the place is found anew.
+
+        nats-py would make its consumer again at the old place and wait there, connected and silent.
+        """
+        if mode != "jetstream":
+            return
+        jetstream = link.client.jetstream(timeout=_REQUEST_SECONDS)
+        try:
+            while True:
+                await asyncio.sleep(_STREAM_LOOK_SECONDS)
+                offset = self._position.offset  # before the question, as it grows meanwhile
+                info = await jetstream.stream_info(self._position.stream)
+                if self._is_new(info, offset):
+                    break
+        except nats.errors.Error as error:
+            _log.warning("nats.stream_unknown", errors=describe(error))
+        link.give_up()
+
+    def _is_new(self, info: StreamInfo, offset: int) -> bool:
+        """Whether this is not the stream that had `offset`: made anew, or back but shorter."""
+        return str(info.created) != self._position.epoch or info.state.last_seq < offset
 
     def _note_connected(self, client: Client, mode: str) -> None:
         status = self.status
@@ -214,10 +243,11 @@ class Bridge:
         position, epoch = self._position, str(info.created)
         if not position.epoch:
             position.offset = info.state.last_seq
-        elif position.epoch != epoch or info.state.last_seq < position.offset:
+        elif self._is_new(info, position.offset):
             _log.warning("nats.stream_is_new", epoch=epoch, last_offset=info.state.last_seq)
             position.offset = 0
         position.epoch = epoch
+        position.stream = str(info.config.name)
         return position.offset
 
     async def _on_stream_message(self, message: Msg) -> None:
@@ -248,15 +278,3 @@ class Bridge:
         """Book a message that never came as far as `_accept`."""
         self._books.received += 1
         self._books.shed[why] += 1
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

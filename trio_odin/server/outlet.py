@@ -75,6 +75,7 @@ class Outlet(trio.abc.Stream):
 
     __slots__ = (
         "_head",
+        "_is_empty",
         "_is_idle",
         "_is_stopped",
         "_is_torn",
@@ -114,7 +115,8 @@ class Outlet(trio.abc.Stream):
         )
         self._watch = SlowConsumerWatch()
         self._write_now = _direct_write(stream)
-        self._is_idle = True  # nothing in the outbox, and no frame half written
+        self._is_empty = True  # nothing in the outbox, and no frame half written
+        self._is_idle = True  # that, and more may be written
         self._is_torn = False  # the last byte written may not be the end of a frame
         self._is_stopped = False
         self.is_closing = False  # a close frame is out, or queued
@@ -156,7 +158,7 @@ class Outlet(trio.abc.Stream):
             if self._watch.outbox_full():
                 self._owner.evict(CloseReason.OUTBOX_FULL)
             return
-        self._is_idle = False
+        self._is_empty = self._is_idle = False
         self._is_torn = self._is_torn or envelope.sent > 0
         self._watch.outbox_accepted()
         self._waiting_envelopes += 1
@@ -178,7 +180,7 @@ class Outlet(trio.abc.Stream):
                 self._owner.evict(CloseReason.PEER_GONE)
                 return
             if 0 < len(rest) < len(PING):
-                self._is_idle = False
+                self._is_empty = self._is_idle = False
                 self._outbox_send.send_nowait(_Raw(rest))  # it has room, nothing waited
 
     def _write_what_fits(self, data: bytes) -> bytes:
@@ -201,6 +203,8 @@ class Outlet(trio.abc.Stream):
 
         Cancellation: the bytes may still be sent.
         """
+        if self.is_closing:
+            raise trio.BrokenResourceError
         rest = bytes(data)
         # The write comes first: an acknowledgement is to be out before the events it announces.
         if self._is_idle:
@@ -209,21 +213,21 @@ class Outlet(trio.abc.Stream):
             except OSError as error:
                 raise trio.BrokenResourceError from error
         if data[:1] == _CLOSE_FRAME_START:
-            self._close_to_envelopes()
+            self._close_for_good()
         if rest:
             await self._send_queued(_Raw(rest))
         else:
             await trio.lowlevel.checkpoint()
 
-    def _close_to_envelopes(self) -> None:
-        """Take no envelope any more: after a close frame nothing may follow (RFC 6455, 5.5.1)."""
+    def _close_for_good(self) -> None:
+        """Take nothing any more: after a close frame nothing may follow (RFC 6455, 5.5.1)."""
         self.is_closing = True
         self._is_idle = False
 
     async def _send_queued(self, raw: _Raw) -> None:
         if self._is_stopped:
             raise trio.BrokenResourceError
-        self._is_idle = False
+        self._is_empty = self._is_idle = False
         await self._outbox_send.send(raw)
         await self._wait_for(lambda: raw.is_written)
         if not raw.is_written:
@@ -231,7 +235,7 @@ class Outlet(trio.abc.Stream):
 
     async def wait_flushed(self) -> None:
         """Wait until nothing waits to be written, or the outlet was stopped."""
-        await self._wait_for(lambda: self._is_idle)
+        await self._wait_for(lambda: self._is_empty)
 
     async def _wait_for(self, condition: Callable[[], bool]) -> None:
         if self._progress is None:
@@ -293,8 +297,8 @@ class Outlet(trio.abc.Stream):
         self._ledger.deliveries.queued -= envelopes
         self._ledger.deliveries.written += envelopes
         self._ledger.traffic.bytes_sent += size
-        is_empty = not self._outbox_receive.statistics().current_buffer_used
-        if is_empty and not self._is_stopped and not self.is_closing:
+        self._is_empty = not self._outbox_receive.statistics().current_buffer_used
+        if self._is_empty and not self._is_stopped and not self.is_closing:
             self._is_idle = True
             self._watch.outbox_accepted()
         if self._progress is not None:

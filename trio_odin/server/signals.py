@@ -15,9 +15,13 @@ from trio_odin.server.tree import Server
 def end_signals() -> AbstractContextManager[AsyncIterator[int]]:
     """Receive what ends a process: a stop, a Ctrl-C, a terminal that is gone.
 
-    To be entered before anything is started that they should end.
+    To be entered before anything is started that they should end. Under nohup, which has the last
+    one ignored, it stays ignored.
     """
-    return trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    ends = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        ends.append(signal.SIGHUP)
+    return trio.open_signal_receiver(*ends)
 
 
 async def drain_on_signal(
