@@ -29,7 +29,7 @@ from trio_odin.lab.control import Control, Run, Schedule
 from trio_odin.lab.market import DEFAULT_TOKENS, Market
 from trio_odin.net.address import Address, bound_address, open_listeners
 from trio_odin.net.http import Request, Response, serve_request
-from trio_odin.net.nats_link import NatsLink, backoff_seconds, describe, nats_link, places_of
+from trio_odin.net.nats_link import NatsLink, Outage, nats_link
 
 # A pause this long lets a configure take effect soon, however low the rate.
 _LOOK_SECONDS = 0.2
@@ -68,6 +68,7 @@ class Publisher:
         self._market = Market(settings.seed)
         self._started_at = trio.current_time()
         self._link: NatsLink | None = None
+        self._outage = Outage(_log, settings.nats_urls)
         self._changed = trio.Event()
         self._is_to_start = settings.autostart
         self._run: Run | None = None
@@ -119,31 +120,20 @@ class Publisher:
         Each connection has an asyncio loop of its own. trio-asyncio's loop can break when a socket
         is reset under it; then the connection is lost with it, and no more.
         """
-        failures = 0
         while True:
             try:
                 async with trio_asyncio.open_loop(), trio.open_nursery() as nursery:
                     nursery.start_soon(self.pump)
                     await trio_asyncio.aio_as_trio(self._hold_link)()
-                    failures = 0
                     nursery.cancel_scope.cancel(reason="NATS is lost")
             except* (OSError, nats.errors.Error) as group:
-                failures += 1
-                self._note_failure(failures, group)
+                self._outage.note(group)
             except* Exception:  # noqa: BLE001 - whatever it was, the way back is to connect again
-                failures += 1
-                _log.exception("nats.failed")
+                self._outage.note_unexpected()
             finally:
                 self._link = None
-            with trio.move_on_after(backoff_seconds(failures)):
+            with trio.move_on_after(self._outage.pause_seconds()):
                 await self.pump()
-
-    def _note_failure(self, failures: int, group: BaseExceptionGroup[BaseException]) -> None:
-        """Log the 1st, 2nd, 4th, 8th … failure in a row."""
-        if failures.bit_count() == 1:
-            places = places_of(self._settings.nats_urls)
-            errors = describe(group)
-            _log.warning("nats.failed", servers=places, in_a_row=failures, errors=errors)
 
     async def _hold_link(self) -> None:
         """Under asyncio: connect, and return when the connection is lost."""
@@ -154,6 +144,7 @@ class Publisher:
         urls = self._settings.nats_urls
         async with nats_link(urls, name="trio-odin-publisher", on_error=on_error) as link:
             self._link = link
+            self._outage.over()
             _log.info("nats.connected")
             self.autostart()
             await link.wait_lost()

@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from nats.aio.client import Client
 
@@ -122,10 +123,42 @@ def places_of(urls: Sequence[str]) -> list[str]:
     return [url.rpartition("@")[2].rpartition("//")[2].rstrip("/") for url in urls]
 
 
-def backoff_seconds(attempt: int) -> float:
-    """How long to wait before trying again; `attempt` counts the failures in a row.
+class Outage:
+    """Failures in a row to have a link: how long to pause after each, and which to log.
 
-    Doubles up to a second; the jitter keeps many servers from coming back in step.
+    Attributes:
+        failures: how many since NATS was there.
     """
-    longest = min(_BACKOFF_MAX_SECONDS, _BACKOFF_FIRST_SECONDS * 2.0 ** min(attempt, 16))
-    return longest * random.uniform(0.5, 1.0)
+
+    def __init__(self, log: Any, urls: Sequence[str]) -> None:
+        self.failures = 0
+        self._log = log
+        self._servers = places_of(urls)
+
+    def over(self) -> None:
+        """NATS is there."""
+        self.failures = 0
+
+    def note(self, error: BaseException) -> None:
+        """Count a failure; log the 1st, 2nd, 4th, 8th … so that a long outage is no flood."""
+        self.failures += 1
+        if self.failures.bit_count() == 1:
+            self._log.warning(
+                "nats.failed",
+                servers=self._servers,
+                in_a_row=self.failures,
+                errors=describe(error),
+            )
+
+    def note_unexpected(self) -> None:
+        """Count a failure nobody thought of, and log the exception being handled with its place."""
+        self.failures += 1
+        self._log.exception("nats.failed", servers=self._servers, in_a_row=self.failures)
+
+    def pause_seconds(self) -> float:
+        """How long to wait before trying again.
+
+        Doubles up to a second; the jitter keeps many servers from coming back in step.
+        """
+        longest = min(_BACKOFF_MAX_SECONDS, _BACKOFF_FIRST_SECONDS * 2.0 ** min(self.failures, 16))
+        return longest * random.uniform(0.5, 1.0)

@@ -27,7 +27,7 @@ from trio_odin.config import Settings
 from trio_odin.core.ledger import Ledger, Shed
 from trio_odin.core.publication import NatsMessage
 from trio_odin.core.ratelimit import TokenBucket
-from trio_odin.net.nats_link import NatsLink, backoff_seconds, describe, nats_link, places_of
+from trio_odin.net.nats_link import NatsLink, Outage, describe, nats_link, places_of
 from trio_odin.server.stream import SUBJECT, StreamUnsuitable, ensure_stream, has_jetstream
 
 _REQUEST_SECONDS = 5.0
@@ -84,7 +84,7 @@ class Bridge:
         self._books = ledger.publications
         self._feed_send = feed_send
         self._position = _Position()
-        self._failures = 0
+        self._outage = Outage(_log, settings.nats_urls)
         self._rate = TokenBucket(
             burst=max(1.0, settings.max_nats_rate),
             per_second=settings.max_nats_rate,
@@ -94,42 +94,25 @@ class Bridge:
     async def run(self) -> None:
         """Connect, consume, and connect again for ever; closes the feed when cancelled."""
         with self._feed_send:
-            attempt = 0
             while True:
-                reached = await self._live_once()
-                attempt = 0 if reached else attempt + 1
-                await trio.sleep(backoff_seconds(attempt))
+                await self._live_once()
+                await trio.sleep(self._outage.pause_seconds())
 
-    async def _live_once(self) -> bool:
-        """One NATS connection from connect to loss. Returns whether it ever consumed."""
-        self.status.is_connected = False
-        reached = False
+    async def _live_once(self) -> None:
+        """One NATS connection from connect to loss."""
         try:
             async with trio_asyncio.open_loop():
-                reached = await trio_asyncio.aio_as_trio(self._connect_and_consume)()
+                await trio_asyncio.aio_as_trio(self._connect_and_consume)()
         except* (OSError, nats.errors.Error) as group:  # TimeoutError is an OSError
-            self._note_failure(group)
+            self._outage.note(group)
         except* Exception:  # noqa: BLE001 - whatever it was, the way back is to connect again
-            _log.exception("nats.failed")
+            self._outage.note_unexpected()
         finally:
             self.status.is_connected = False
-        return reached
-
-    def _note_failure(self, group: BaseExceptionGroup[BaseException]) -> None:
-        """Log the 1st, 2nd, 4th, 8th … failure in a row, so that a long outage is no flood."""
-        self._failures += 1
-        if self._failures.bit_count() == 1:
-            errors = describe(group)
-            _log.warning(
-                "nats.failed",
-                servers=places_of(self._settings.nats_urls),
-                in_a_row=self._failures,
-                errors=errors,
-            )
 
     # From here on the functions run under asyncio.
 
-    async def _connect_and_consume(self) -> bool:
+    async def _connect_and_consume(self) -> None:
         trouble: list[str] = []
 
         async def on_error(link: NatsLink, error: Exception) -> None:
@@ -155,7 +138,6 @@ class Bridge:
                 _log.warning("nats.lost", errors=trouble)
             finally:
                 self.status.is_connected = False
-        return True
 
     async def _watch_stream(self, link: NatsLink, mode: str) -> None:
         """Give the link up when the stream under it is another one: then the place is found anew.
@@ -185,7 +167,7 @@ class Bridge:
         status.reconnects += status.was_connected
         status.is_connected = status.was_connected = True
         status.mode = mode
-        self._failures = 0
+        self._outage.over()
         url = client.connected_url
         _log.info("nats.connected", server=places_of([url.geturl()])[0] if url else "", mode=mode)
 

@@ -249,24 +249,22 @@ class Outlet(trio.abc.Stream):
         Returns when the stream is gone or a write missed its deadline; the owner knows it then.
         """
         async for first in self._outbox_receive:
-            batch = self._take_batch(first)
-            joined = b"".join([_bytes_of(item) for item in batch])
+            batch, joined = self._take_batch(first)
             self._is_torn = True
             if not await self._write(joined):
                 return
             self._is_torn = False
             self._settle(batch, len(joined))
 
-    def _take_batch(self, first: _Envelope | _Raw) -> list[_Envelope | _Raw]:
+    def _take_batch(self, first: _Envelope | _Raw) -> tuple[list[_Envelope | _Raw], bytes]:
+        """What waits, `first` and as many more as one write should take, and their bytes joined."""
         batch = [first]
-        size = len(_bytes_of(first))
-        try:
-            while size < _JOINED_MAX_BYTES:
+        joined = bytearray(_bytes_of(first))
+        with suppress(trio.WouldBlock):
+            while len(joined) < _JOINED_MAX_BYTES:
                 batch.append(self._outbox_receive.receive_nowait())
-                size += len(_bytes_of(batch[-1]))
-        except trio.WouldBlock:
-            pass
-        return batch
+                joined += _bytes_of(batch[-1])
+        return batch, bytes(joined)
 
     async def _write(self, joined: bytes) -> bool:
         """Write it all. False if that cannot be, and then the connection is being ended."""
