@@ -1,0 +1,1 @@
+"""Measuring trio-odin, and other servers that do the same."""

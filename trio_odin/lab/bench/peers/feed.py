@@ -1,0 +1,75 @@
+"""The feed of every peer: NATS `odin.token.>` → (channel, payload), by a core subscription.
+
+It is the link that trio-odin itself uses, so a comparison does not measure two NATS clients.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TypeAlias
+
+import nats.errors
+import trio
+import trio_asyncio
+from nats.aio.msg import Msg
+
+from trio_odin.core.names import channel_of_subject
+from trio_odin.net.nats_link import NatsLink, nats_link
+
+Event: TypeAlias = tuple[str, bytes]
+Feed: TypeAlias = trio.MemoryReceiveChannel[Event]
+
+_SUBJECT = "odin.token.>"
+# The three limits are those of trio-odin: of its feed, and of nats-py's queue before it.
+_CAPACITY = 8192
+_PENDING_MESSAGES = 65_536
+_PENDING_BYTES = 64 * 1024 * 1024
+_FLUSH_SECONDS = 5
+
+
+class NatsLost(Exception):
+    """NATS has gone; a peer has no second life, as a measurement across one would mean nothing."""
+
+
+async def run_feed(
+    nats_url: str, dropped: Counter[str], *, task_status: trio.TaskStatus[Feed]
+) -> None:
+    """Put every event into a channel, and count in `dropped` what finds no place there.
+
+    Starts with the receiving end as soon as NATS has taken the subscription. Runs until cancelled.
+
+    Raises:
+        OSError, nats.errors.Error: no connection could be had.
+        NatsLost: it was had, and lost.
+    """
+    send, receive = trio.open_memory_channel[Event](_CAPACITY)
+
+    async def on_message(message: Msg) -> None:
+        channel = channel_of_subject(message.subject)
+        if channel is None:
+            dropped["bad_subject"] += 1
+            return
+        try:
+            send.send_nowait((channel, message.data))
+        except trio.WouldBlock:
+            dropped["feed_full"] += 1
+
+    async def on_error(_link: NatsLink, error: Exception) -> None:
+        if isinstance(error, nats.errors.SlowConsumerError):
+            dropped["nats_client"] += 1
+
+    async def consume() -> None:  # under asyncio
+        async with nats_link([nats_url], name="trio-odin-peer", on_error=on_error) as link:
+            await link.client.subscribe(
+                _SUBJECT,
+                cb=on_message,
+                pending_msgs_limit=_PENDING_MESSAGES,
+                pending_bytes_limit=_PENDING_BYTES,
+            )
+            await link.client.flush(timeout=_FLUSH_SECONDS)
+            task_status.started(receive)
+            await link.wait_lost()
+        raise NatsLost(f"the connection to {nats_url} is lost")
+
+    async with send, trio_asyncio.open_loop():
+        await trio_asyncio.aio_as_trio(consume)()

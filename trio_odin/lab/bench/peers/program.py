@@ -1,0 +1,73 @@
+"""What is around every peer: its options, its feed, the line that says where it listens, its end.
+
+run(serve)                  ends in order at SIGTERM or SIGINT, with exit code 0
+├── signals
+├── feed                    NATS → channel
+└── serve                   the peer: channel → WebSockets
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import click
+import trio
+
+from trio_odin.core.address import Address
+from trio_odin.lab.bench.peers.feed import Feed, run_feed
+from trio_odin.telemetry.process import raise_file_limit, settle_garbage_collector
+
+
+class Peer(Protocol):
+    """A server, as a function to be started in a nursery."""
+
+    async def __call__(
+        self,
+        feed: Feed,
+        address: Address,
+        dropped: Counter[str],
+        *,
+        task_status: trio.TaskStatus[Address],
+    ) -> None:
+        """Take events from `feed`, and count in `dropped` what is not delivered.
+
+        Starts with the address it listens on. Runs until cancelled.
+        """
+
+
+def run(serve: Peer) -> None:
+    """Read the command line and run `serve` until a signal; then exit."""
+
+    @click.command()
+    @click.option("--nats", "nats_url", required=True, help="URL of the NATS server.")
+    @click.option("--addr", default="127.0.0.1:0", help="Address to listen on.")
+    def command(nats_url: str, addr: str) -> None:
+        try:
+            address = Address.parse(addr)
+        except ValueError as error:
+            raise click.BadParameter(f"--addr {addr!r} is not {error}") from error
+        raise_file_limit()
+        trio.run(_main, serve, nats_url, address)
+
+    command()
+
+
+async def _main(serve: Peer, nats_url: str, address: Address) -> None:
+    dropped: Counter[str] = Counter()
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
+            feed: Feed = await nursery.start(run_feed, nats_url, dropped)
+            bound: Address = await nursery.start(serve, feed, address, dropped)
+            settle_garbage_collector()
+            click.echo(f"listening on {bound}")
+    for why, count in dropped.items():
+        click.echo(f"dropped {count}: {why}", err=True)
+
+
+async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    await anext(signals)
+    scope.cancel(reason="a signal")

@@ -1,0 +1,88 @@
+"""Peer: trio-websocket as its manual shows it, a queue and a writer task for each connection.
+
+Its server takes no extensions unless asked to, so nothing is compressed, and its backlog is trio's,
+which is the largest there is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+
+import trio
+from trio_websocket import (
+    ConnectionClosed,
+    WebSocketConnection,
+    WebSocketRequest,
+    WebSocketServer,
+    serve_websocket,
+)
+
+from trio_odin.core.address import Address
+from trio_odin.lab.bench.peers.feed import Feed
+from trio_odin.lab.bench.peers.program import run
+from trio_odin.lab.bench.peers.wire import (
+    Subscriptions,
+    acknowledgement,
+    asked_channels,
+    delivery,
+)
+
+_OUTBOX_CAPACITY = 512
+
+
+async def serve(
+    feed: Feed,
+    address: Address,
+    dropped: Counter[str],
+    *,
+    task_status: trio.TaskStatus[Address],
+) -> None:
+    """Serve until cancelled. An outbox that is full drops the delivery."""
+    subscriptions: Subscriptions[trio.MemorySendChannel[str]] = Subscriptions()
+
+    async def handle(request: WebSocketRequest) -> None:
+        websocket = await request.accept()
+        outbox, to_write = trio.open_memory_channel[str](_OUTBOX_CAPACITY)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_write, websocket, to_write)
+            try:
+                while True:
+                    if channels := asked_channels(await websocket.get_message()):
+                        # Through the outbox, which keeps it before every delivery.
+                        await outbox.send(acknowledgement(channels).decode())
+                        subscriptions.add(outbox, channels)
+            except ConnectionClosed:
+                nursery.cancel_scope.cancel(reason="closed")
+            finally:
+                subscriptions.remove(outbox)
+
+    async with trio.open_nursery() as nursery:
+        server: WebSocketServer = await nursery.start(
+            partial(serve_websocket, handle, address.host or None, address.port, None)
+        )
+        task_status.started(Address(address.host, server.port))
+        async for channel, payload in feed:
+            text = delivery(channel, payload).decode()
+            for outbox in subscriptions.of(channel):
+                try:
+                    outbox.send_nowait(text)
+                except trio.WouldBlock:
+                    dropped["outbox_full"] += 1
+
+
+async def _write(websocket: WebSocketConnection, texts: trio.MemoryReceiveChannel[str]) -> None:
+    try:
+        async for text in texts:
+            await websocket.send_message(text)
+    except ConnectionClosed:
+        pass  # the reader learns of it, too, and ends the connection
+
+
+def main() -> None:
+    """Run the peer."""
+    run(serve)
+
+
+if __name__ == "__main__":
+    main()
