@@ -64,7 +64,7 @@ async def _main(serve: Peer, nats_url: str, address: Address) -> None:
             bound: Address = await nursery.start(serve, feed, address, dropped)
             settle_garbage_collector()
             click.echo(f"listening on {bound}")
-    for why, count in dropped.items():
+    for why, count in (+dropped).items():
         click.echo(f"dropped {count}: {why}", err=True)
 
 

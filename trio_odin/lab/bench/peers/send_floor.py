@@ -1,7 +1,7 @@
 """Peer: the floor. One write(2) for each delivery and nothing else, so no Python can do it faster.
 
-What makes a server of it is missing: whatever the socket does not take at once is lost, clients'
-pings go unanswered, and nobody is asked whether they are still there.
+What makes a server of it is missing: a delivery that would block is lost, clients' pings go
+unanswered, and nobody is asked whether they are still there.
 """
 
 from __future__ import annotations
@@ -41,18 +41,27 @@ class _Floor:
     """A connection is its file number; a number is forgotten before its socket is closed."""
 
     def __init__(self, dropped: Counter[str]) -> None:
-        self._subscriptions: Subscriptions[int] = Subscriptions()
         self._streams: dict[int, trio.SocketStream] = {}
+        self._ready: Subscriptions[int] = Subscriptions()
+        # The socket took part of a frame: nothing may follow before the rest of it.
+        self._behind: Subscriptions[int] = Subscriptions()
         self._dropped = dropped
 
     async def fan_out(self, feed: Feed) -> None:
         """Write every event of `feed` to its subscribers."""
-        async for channel, payload in feed:
-            frame = text_frame(delivery(channel, payload))
-            self._write(self._subscriptions.of(channel), frame)
+        async with trio.open_nursery() as nursery:
+            async for channel, payload in feed:
+                frame = text_frame(delivery(channel, payload))
+                self._dropped["behind"] += len(self._behind.of(channel))
+                for number, written in self._write(self._ready.of(channel), frame):
+                    self._behind.add(number, self._ready.remove(number))
+                    stream = self._streams[number]
+                    nursery.start_soon(self._finish, number, stream, frame[written:])
 
-    def _write(self, numbers: Iterable[int], frame: bytes) -> None:
+    def _write(self, numbers: Iterable[int], frame: bytes) -> list[tuple[int, int]]:
+        """Write `frame` to each; returns whose socket took part of it, and how much."""
         write, size = os.write, len(frame)
+        parts = []
         for number in numbers:
             try:
                 written = write(number, frame)
@@ -60,13 +69,14 @@ class _Floor:
                 self._dropped[type(error).__name__] += 1
                 continue
             if written != size:
-                self._cut(number)
+                parts.append((number, written))
+        return parts
 
-    def _cut(self, number: int) -> None:
-        """Shut down a connection with half a frame on it, which nothing could follow."""
-        self._dropped["half_written"] += 1
-        with suppress(OSError):  # it may have gone since
-            self._streams[number].socket.shutdown(trio.socket.SHUT_RDWR)
+    async def _finish(self, number: int, stream: trio.SocketStream, rest: bytes) -> None:
+        """Write what the socket did not take at once; then the number is ready again."""
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await stream.send_all(rest)
+            self._ready.add(number, self._behind.remove(number))
 
     async def handle(self, stream: trio.SocketStream) -> None:
         """Serve one connection: the handshake, then commands until it is closed."""
@@ -77,7 +87,8 @@ class _Floor:
                 try:
                     await self._converse(_Incoming(stream), number)
                 finally:
-                    self._subscriptions.remove(number)
+                    self._ready.remove(number)
+                    self._behind.remove(number)
                     del self._streams[number]
         except (trio.BrokenResourceError, OSError, EOFError):
             pass  # gone, in whatever way
@@ -94,7 +105,7 @@ class _Floor:
                 return
             if opcode == Opcode.TEXT and (channels := asked_channels(payload)):
                 os.write(number, text_frame(acknowledgement(channels)))
-                self._subscriptions.add(number, channels)
+                self._ready.add(number, channels)
 
 
 class _Incoming:

@@ -1,12 +1,14 @@
 """Peer: trio-websocket as its manual shows it, a queue and a writer task for each connection.
 
 Its server takes no extensions unless asked to, so nothing is compressed, and its backlog is trio's,
-which is the largest there is.
+which is the largest there is. There is no keepalive. The library lets one fault out that ends the
+server: a client that sends what is no handshake and resets before it is told so.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 
 import trio
@@ -41,21 +43,25 @@ async def serve(
     """Serve until cancelled. An outbox that is full drops the delivery."""
     subscriptions: Subscriptions[trio.MemorySendChannel[str]] = Subscriptions()
 
+    async def read(websocket: WebSocketConnection, outbox: trio.MemorySendChannel[str]) -> None:
+        try:
+            while True:
+                if channels := asked_channels(await websocket.get_message()):
+                    # Through the outbox, which keeps it before every delivery.
+                    await outbox.send(acknowledgement(channels).decode())
+                    subscriptions.add(outbox, channels)
+        finally:
+            subscriptions.remove(outbox)
+
     async def handle(request: WebSocketRequest) -> None:
-        websocket = await request.accept()
         outbox, to_write = trio.open_memory_channel[str](_OUTBOX_CAPACITY)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_write, websocket, to_write)
-            try:
-                while True:
-                    if channels := asked_channels(await websocket.get_message()):
-                        # Through the outbox, which keeps it before every delivery.
-                        await outbox.send(acknowledgement(channels).decode())
-                        subscriptions.add(outbox, channels)
-            except ConnectionClosed:
+        with suppress(ConnectionClosed):
+            websocket = await request.accept()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_write, websocket, to_write)
+                with suppress(ConnectionClosed):  # out of the nursery it would come as a group
+                    await read(websocket, outbox)
                 nursery.cancel_scope.cancel(reason="closed")
-            finally:
-                subscriptions.remove(outbox)
 
     async with trio.open_nursery() as nursery:
         server: WebSocketServer = await nursery.start(
@@ -72,11 +78,9 @@ async def serve(
 
 
 async def _write(websocket: WebSocketConnection, texts: trio.MemoryReceiveChannel[str]) -> None:
-    try:
+    with suppress(ConnectionClosed):  # the reader learns of it, too, and ends the connection
         async for text in texts:
             await websocket.send_message(text)
-    except ConnectionClosed:
-        pass  # the reader learns of it, too, and ends the connection
 
 
 def main() -> None:

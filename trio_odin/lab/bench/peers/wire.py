@@ -43,10 +43,12 @@ class Subscriptions(Generic[_Member]):
         for channel in channels:
             self._members.setdefault(channel, set()).add(member)
 
-    def remove(self, member: _Member) -> None:
-        """Forget `member`."""
-        for members in self._members.values():
-            members.discard(member)
+    def remove(self, member: _Member) -> list[str]:
+        """Forget `member`; returns the channels it was subscribed to."""
+        channels = [channel for channel, members in self._members.items() if member in members]
+        for channel in channels:
+            self._members[channel].remove(member)
+        return channels
 
     def of(self, channel: str) -> Collection[_Member]:
         """Who is subscribed to `channel`: the set itself, so not to be kept over an await."""
