@@ -72,6 +72,11 @@ def _positive(text: str) -> int:
     return _integer(text, 1)
 
 
+def _milliseconds(text: str) -> float:
+    """Zero or more milliseconds, given as seconds."""
+    return _number(text) / 1000
+
+
 def _number(text: str) -> float:
     try:
         value = float(text)
@@ -221,6 +226,12 @@ class Settings:
     )
     outbox_capacity: int = _setting(
         "WS_OUTBOX_CAPACITY", "512", _positive, help="Envelopes that may wait for one connection."
+    )
+    max_flush_delay_seconds: float = _setting(
+        "WS_MAX_FLUSH_DELAY_MS",
+        "100",
+        _milliseconds,
+        help="Under load, writes may wait this long to be joined with later ones; 0: not at all.",
     )
     replay_capacity: int = _setting(
         "WS_REPLAY_CAPACITY", "100", _count, help="Envelopes of a connection kept for replay."

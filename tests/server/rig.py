@@ -68,7 +68,7 @@ class Rig:
 
     def publish(self, channel: str, payload: bytes = b"1") -> None:
         self.ledger.publications.received += 1
-        self.hub.publish(NatsMessage(f"odin.token.{channel}", payload, None))
+        self.hub.publish(NatsMessage(f"odin.token.{channel}", payload, None, trio.current_time()))
 
     def check_balance(self) -> None:
         assert self.ledger.deliveries.imbalance() == 0

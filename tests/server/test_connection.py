@@ -8,7 +8,7 @@ import trio
 import trio.testing
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
-from tests.server.rig import Rig
+from tests.server.rig import Rig, receive_all
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.frame import close_frame
 from trio_odin.core.ledger import Dropped
@@ -251,13 +251,34 @@ async def test_no_reply_follows_a_close_frame(nursery: trio.Nursery) -> None:
 async def test_a_drain_does_not_wait_for_one_that_is_closing(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
-    rig = Rig(nursery)
+    rig = Rig(nursery, WS_MAX_MESSAGE_BYTES="100")
     client = await rig.subscribe("BTC.trade")
     (connection,) = rig.hub.members
     rig.publish("BTC.trade")
-    nursery.start_soon(connection.outlet.send_all, close_frame(1009, ""))
-    await trio.testing.wait_all_tasks_blocked()
     started = trio.current_time()
-    await connection.outlet.wait_flushed()
-    assert trio.current_time() == started
+    await client.send_message("x" * 101)
+    await trio.testing.wait_all_tasks_blocked()
+    connection.leave()
     assert json.loads(await client.get_message())["seq"] == 1
+    assert (await closed_with(client))[0] in {1001, 1009}
+    await rig.listener.wait_empty()
+    assert trio.current_time() == started
+    rig.check_balance()
+
+
+async def test_a_drain_waits_three_seconds_for_the_answer_to_its_close_frame(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    rig = Rig(nursery)
+    stream = rig.open_stream()
+    await stream.send_all(
+        b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    await stream.receive_some()
+    (connection,) = rig.hub.members
+    started = trio.current_time()
+    connection.leave()
+    assert (await receive_all(stream)).startswith(b"\x88\x19\x03\xe9")
+    assert trio.current_time() - started == pytest.approx(3)
+    assert rig.ledger.traffic.closed == {"draining": 1}

@@ -21,21 +21,32 @@ class Recorder:
     """An outlet that takes everything."""
 
     frames: list[bytes] = attrs.field(factory=list)
+    deferred: list[bytes] = attrs.field(factory=list)
+    writes: int = 0
 
     def offer(self, publication: Publication, seq: int, frame: bytes) -> int:
         self.frames.append(frame)
+        self.writes += 1
         return len(frame)
+
+    def defer(self, publication: Publication, seq: int) -> bool:
+        self.deferred.append(publication.frame(seq))
+        return len(self.deferred) == 1
+
+    def flush(self) -> None:
+        self.frames += self.deferred
+        self.deferred.clear()
+        self.writes += 1
 
 
 @attrs.define(eq=False)
 class FakeMember:
     outlet: Recorder = attrs.field(factory=Recorder)
     history: History = attrs.field(factory=lambda: History(100))
-    close_reason: CloseReason | None = None
 
 
 def message(subject: str, payload: bytes = b"1") -> NatsMessage:
-    return NatsMessage(subject, payload, 7)
+    return NatsMessage(subject, payload, 7, trio.current_time())
 
 
 @pytest.fixture
@@ -45,12 +56,14 @@ async def hub(settings: Settings) -> Hub[FakeMember]:
 
 async def test_only_the_subscribers_of_the_channel_get_the_event(hub: Hub[FakeMember]) -> None:
     both, one, none = FakeMember(), FakeMember(), FakeMember()
-    with hub.membership(both), hub.membership(one), hub.membership(none):
-        hub.registry.subscribe(both, ["BTC.trade", "ETH.trade"])
-        hub.registry.subscribe(one, ["ETH.trade"])
-        hub.publish(message("odin.token.BTC.trade"))
-        hub.publish(message("odin.token.ETH.trade"))
-        hub.publish(message("odin.token.BTC.liquidity"))
+    hub.join(both)
+    hub.join(one)
+    hub.join(none)
+    hub.registry.subscribe(both, ["BTC.trade", "ETH.trade"])
+    hub.registry.subscribe(one, ["ETH.trade"])
+    hub.publish(message("odin.token.BTC.trade"))
+    hub.publish(message("odin.token.ETH.trade"))
+    hub.publish(message("odin.token.BTC.liquidity"))
     assert [len(m.outlet.frames) for m in (both, one, none)] == [2, 1, 0]
     assert hub.ledger.publications.fanned_out == 2
     assert hub.ledger.publications.unmatched == 1
@@ -61,40 +74,43 @@ async def test_without_filtering_everyone_gets_everything() -> None:
     settings = read_settings({"ENABLE_SUBSCRIPTION_FILTERING": "false"})
     hub: Hub[FakeMember] = Hub(settings, Ledger())
     members = [FakeMember(), FakeMember()]
-    with hub.membership(members[0]), hub.membership(members[1]):
-        hub.registry.subscribe(members[0], ["BTC.trade"])
-        hub.publish(message("odin.token.SOL.social"))
+    hub.join(members[0])
+    hub.join(members[1])
+    hub.registry.subscribe(members[0], ["BTC.trade"])
+    hub.publish(message("odin.token.SOL.social"))
     assert [len(m.outlet.frames) for m in members] == [1, 1]
 
 
 async def test_each_connection_counts_its_own_seq(hub: Hub[FakeMember]) -> None:
     early, late = FakeMember(), FakeMember()
-    with hub.membership(early), hub.membership(late):
-        hub.registry.subscribe(early, ["BTC.trade"])
-        hub.publish(message("odin.token.BTC.trade"))
-        hub.registry.subscribe(late, ["BTC.trade"])
-        hub.publish(message("odin.token.BTC.trade"))
+    hub.join(early)
+    hub.join(late)
+    hub.registry.subscribe(early, ["BTC.trade"])
+    hub.publish(message("odin.token.BTC.trade"))
+    hub.registry.subscribe(late, ["BTC.trade"])
+    hub.publish(message("odin.token.BTC.trade"))
     assert b'"seq":2,' in early.outlet.frames[1]
     assert b'"seq":1,' in late.outlet.frames[0]
 
 
 async def test_connections_at_the_same_seq_share_the_bytes(hub: Hub[FakeMember]) -> None:
     first, second = FakeMember(), FakeMember()
-    with hub.membership(first), hub.membership(second):
-        hub.registry.subscribe(first, ["BTC.trade"])
-        hub.registry.subscribe(second, ["BTC.trade"])
-        hub.publish(message("odin.token.BTC.trade"))
+    hub.join(first)
+    hub.join(second)
+    hub.registry.subscribe(first, ["BTC.trade"])
+    hub.registry.subscribe(second, ["BTC.trade"])
+    hub.publish(message("odin.token.BTC.trade"))
     assert first.outlet.frames[0] is second.outlet.frames[0]
 
 
 async def test_what_is_no_event_is_counted_by_reason(hub: Hub[FakeMember]) -> None:
     member = FakeMember()
-    with hub.membership(member):
-        hub.registry.subscribe(member, ["BTC.trade"])
-        hub.publish(message("odin.token.BTC"))
-        hub.publish(message("odin.token.B/C.trade"))
-        hub.publish(message("odin.token.BTC.trade", b"{nonsense"))
-        hub.publish(message("odin.token.BTC.trade.further.parts"))
+    hub.join(member)
+    hub.registry.subscribe(member, ["BTC.trade"])
+    hub.publish(message("odin.token.BTC"))
+    hub.publish(message("odin.token.B/C.trade"))
+    hub.publish(message("odin.token.BTC.trade", b"{nonsense"))
+    hub.publish(message("odin.token.BTC.trade.further.parts"))
     assert hub.ledger.publications.invalid == {Invalid.SUBJECT: 2, Invalid.PAYLOAD: 1}
     assert len(member.outlet.frames) == 1
 
@@ -102,13 +118,13 @@ async def test_what_is_no_event_is_counted_by_reason(hub: Hub[FakeMember]) -> No
 async def test_a_rate_of_fan_outs_can_be_set(mock_clock: trio.testing.MockClock) -> None:
     hub: Hub[FakeMember] = Hub(read_settings({"WS_MAX_BROADCAST_RATE": "10"}), Ledger())
     member = FakeMember()
-    with hub.membership(member):
-        hub.registry.subscribe(member, ["BTC.trade"])
-        for _ in range(25):
-            hub.publish(message("odin.token.BTC.trade"))
-        mock_clock.jump(0.5)
-        for _ in range(25):
-            hub.publish(message("odin.token.BTC.trade"))
+    hub.join(member)
+    hub.registry.subscribe(member, ["BTC.trade"])
+    for _ in range(25):
+        hub.publish(message("odin.token.BTC.trade"))
+    mock_clock.jump(0.5)
+    for _ in range(25):
+        hub.publish(message("odin.token.BTC.trade"))
     assert len(member.outlet.frames) == 10 + 5
     assert hub.ledger.publications.shed == {Shed.BROADCAST_RATE: 35}
 
@@ -123,9 +139,10 @@ async def test_a_fan_out_is_one_step_for_the_scheduler(hub: Hub[FakeMember]) -> 
 
 
 async def test_who_leaves_has_no_subscription_left(hub: Hub[FakeMember]) -> None:
-    member = FakeMember(close_reason=CloseReason.PEER_GONE)
-    with hub.membership(member):
-        hub.registry.subscribe(member, ["BTC.trade"])
+    member = FakeMember()
+    hub.join(member)
+    hub.registry.subscribe(member, ["BTC.trade"])
+    hub.leave(member, CloseReason.PEER_GONE)
     assert not hub.members
     assert hub.registry.channel_count() == 0
     assert hub.ledger.traffic.closed == {"peer_gone": 1}
@@ -136,13 +153,13 @@ async def test_the_hub_ends_when_the_feed_does_and_loses_nothing_in_it(
 ) -> None:
     feed_send, feed_receive = trio.open_memory_channel[NatsMessage](10)
     member = FakeMember()
-    with hub.membership(member):
-        hub.registry.subscribe(member, ["BTC.trade"])
-        for _ in range(10):
-            feed_send.send_nowait(message("odin.token.BTC.trade"))
-        feed_send.close()
-        with trio.fail_after(1):
-            await hub.run(feed_receive)
+    hub.join(member)
+    hub.registry.subscribe(member, ["BTC.trade"])
+    for _ in range(10):
+        feed_send.send_nowait(message("odin.token.BTC.trade"))
+    feed_send.close()
+    with trio.fail_after(1):
+        await hub.run(feed_receive)
     assert len(member.outlet.frames) == 10
 
 
@@ -155,12 +172,14 @@ class QuietOwner:
     def stream_closed(self) -> None:
         pass
 
+    def close_frame_sent(self) -> None:
+        pass
+
 
 @attrs.define(eq=False)
 class StreamMember:
     outlet: Outlet
     history: History = attrs.field(factory=lambda: History(100))
-    close_reason: CloseReason | None = None
 
 
 async def test_a_consumer_that_never_reads_does_not_delay_the_others(
@@ -174,8 +193,7 @@ async def test_a_consumer_that_never_reads_does_not_delay_the_others(
         StreamMember(
             Outlet(
                 stream,
-                head=b"",
-                capacity=512,
+                    capacity=512,
                 write_deadline_seconds=5,
                 ledger=hub.ledger,
                 owner=QuietOwner(),

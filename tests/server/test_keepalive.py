@@ -38,8 +38,8 @@ async def test_every_connection_is_pinged_once_an_interval(
     wheel: PingWheel[FakeConnection] = PingWheel(interval_seconds=27, deadline_seconds=1000)
     nursery.start_soon(wheel.run)
     pinged = connection()
-    with wheel.pinging(pinged):
-        await trio.sleep(27 * 4 + 0.5)
+    wheel.add(pinged)
+    await trio.sleep(27 * 4 + 0.5)
     times = pinged.outlet.pinged_at
     assert len(times) == 4
     assert {round(b - a, 6) for a, b in pairwise(times)} == {27}
@@ -60,8 +60,8 @@ async def test_connections_that_came_at_once_are_not_pinged_at_once(
 
 
 async def _held(wheel: PingWheel[FakeConnection], one: FakeConnection) -> None:
-    with wheel.pinging(one):
-        await trio.sleep_forever()
+    wheel.add(one)
+    await trio.sleep_forever()
 
 
 async def test_silence_past_the_deadline_evicts_and_never_before(
@@ -70,11 +70,11 @@ async def test_silence_past_the_deadline_evicts_and_never_before(
     wheel: PingWheel[FakeConnection] = PingWheel(interval_seconds=27, deadline_seconds=60)
     nursery.start_soon(wheel.run)
     silent = connection()
-    with wheel.pinging(silent):
-        await trio.sleep(60)
-        assert silent.reason is None
-        await trio.sleep(27 + 1)
-        assert silent.reason is CloseReason.KEEPALIVE_TIMEOUT
+    wheel.add(silent)
+    await trio.sleep(60)
+    assert silent.reason is None
+    await trio.sleep(27 + 1)
+    assert silent.reason is CloseReason.KEEPALIVE_TIMEOUT
 
 
 async def test_any_sign_of_life_counts(
@@ -83,10 +83,10 @@ async def test_any_sign_of_life_counts(
     wheel: PingWheel[FakeConnection] = PingWheel(interval_seconds=27, deadline_seconds=60)
     nursery.start_soon(wheel.run)
     alive = connection()
-    with wheel.pinging(alive):
-        for _ in range(20):
-            await trio.sleep(30)
-            alive.outlet.heard_at = trio.current_time()
+    wheel.add(alive)
+    for _ in range(20):
+        await trio.sleep(30)
+        alive.outlet.heard_at = trio.current_time()
     assert alive.reason is None
 
 
@@ -96,7 +96,7 @@ async def test_who_has_left_is_not_pinged(
     wheel: PingWheel[FakeConnection] = PingWheel(interval_seconds=2, deadline_seconds=60)
     nursery.start_soon(wheel.run)
     gone = connection()
-    with wheel.pinging(gone):
-        pass
+    wheel.add(gone)
+    wheel.remove(gone)
     await trio.sleep(10)
     assert gone.outlet.pinged_at == []

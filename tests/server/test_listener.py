@@ -55,7 +55,7 @@ async def test_a_head_has_no_body(nursery: trio.Nursery) -> None:
         (UPGRADE.replace(b"Version: 13", b"Version: 12") + b"\r\n", 426),
         (UPGRADE.replace(b"Sec-WebSocket-Key", b"X-Key") + b"\r\n", 400),
         (UPGRADE.replace(b"Host: localhost\r\n", b"") + b"\r\n", 400),
-        (UPGRADE.replace(b"Host: localhost", b"Host: xn--a..") + b"\r\n", 400),
+        (UPGRADE.replace(b"Host: localhost", b"Host: a b") + b"\r\n", 400),
         (UPGRADE.replace(b"Connection: Upgrade\r\n", b"") + b"\r\n", 400),
     ],
 )

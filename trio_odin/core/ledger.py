@@ -14,6 +14,8 @@ from enum import Enum
 
 import attrs
 
+from trio_odin.core.durations import Durations
+
 
 class Invalid(Enum):
     """Why a NATS message could not become a publication."""
@@ -96,8 +98,14 @@ class Traffic:
 
 @attrs.define
 class Ledger:
-    """All the books of one server."""
+    """All the books of one server.
+
+    `fan_out`: from the arrival of a message to the last write of its fan-out, joined or queued ones
+    included as far as they are handed over. `lag`: how late the scheduler runs what is due.
+    """
 
     publications: Publications = attrs.field(factory=Publications)
     deliveries: Deliveries = attrs.field(factory=Deliveries)
     traffic: Traffic = attrs.field(factory=Traffic)
+    fan_out: Durations = attrs.field(factory=Durations)
+    lag: Durations = attrs.field(factory=Durations)

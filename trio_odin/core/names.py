@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 CHANNEL_MAX_CHARS = 64
 _CHANNEL = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
@@ -17,7 +18,13 @@ CHANNEL_RULE = (
 
 def is_channel(name: str) -> bool:
     """Whether `name` is a well-formed channel such as `BTC.trade`."""
-    return len(name) <= CHANNEL_MAX_CHARS and _CHANNEL.fullmatch(name) is not None
+    return len(name) <= CHANNEL_MAX_CHARS and _is_pair(name)
+
+
+# Clients ask for the same few names over and over.
+@lru_cache(maxsize=8192)
+def _is_pair(name: str) -> bool:
+    return _CHANNEL.fullmatch(name) is not None
 
 
 def channel_of_subject(subject: str) -> str | None:

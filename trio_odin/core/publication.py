@@ -22,11 +22,15 @@ _SEQ_KEY: Final = b'{"seq":'
 
 
 class NatsMessage(NamedTuple):
-    """What the bridge puts into the feed. `offset` is the stream's sequence, None in core mode."""
+    """What the bridge puts into the feed.
+
+    `offset` is the stream's sequence, None in core mode; `arrived_at` is in monotonic seconds.
+    """
 
     subject: str
     payload: bytes
     offset: int | None
+    arrived_at: float
 
 
 class InvalidPayload(Exception):

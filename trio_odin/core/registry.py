@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from typing import Generic, TypeVar
 
@@ -27,9 +28,14 @@ class Registry(Generic[S]):
     def subscribe(self, subscriber: S, channels: Iterable[str]) -> int:
         """Add subscriptions; existing ones stay. Returns how many `subscriber` has now."""
         own = self._channels.setdefault(subscriber, {})
-        for channel in channels:
+        for name in channels:
+            # One string for all subscribers of a channel: each name is parsed anew for each client.
+            channel = sys.intern(name)
             own[channel] = None
-            self._subscribers.setdefault(channel, {})[subscriber] = None
+            subscribers = self._subscribers.get(channel)
+            if subscribers is None:
+                subscribers = self._subscribers[channel] = {}
+            subscribers[subscriber] = None
         return self._count_or_forget(subscriber, own)
 
     def unsubscribe(self, subscriber: S, channels: Iterable[str]) -> int:

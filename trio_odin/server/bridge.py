@@ -239,10 +239,10 @@ class Bridge:
             self._books.repeated += 1
             return
         self._position.offset = offset
-        self._accept(NatsMessage(message.subject, message.data, offset))
+        self._accept(NatsMessage(message.subject, message.data, offset, trio.current_time()))
 
     async def _on_core_message(self, message: Msg) -> None:
-        self._accept(NatsMessage(message.subject, message.data, None))
+        self._accept(NatsMessage(message.subject, message.data, None, trio.current_time()))
 
     def _accept(self, message: NatsMessage) -> None:
         self._books.received += 1

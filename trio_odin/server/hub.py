@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
 import trio
@@ -14,6 +14,7 @@ from trio_odin.core.closing import CloseReason
 from trio_odin.core.history import History
 from trio_odin.core.ledger import Invalid, Ledger, Shed
 from trio_odin.core.names import channel_of_subject
+from trio_odin.core.pacing import Pace
 from trio_odin.core.publication import InvalidPayload, NatsMessage, Publication
 from trio_odin.core.ratelimit import TokenBucket
 from trio_odin.core.registry import Registry
@@ -21,10 +22,18 @@ from trio_odin.core.session import SessionLimits
 
 # A large frame costs more to keep for every seq until the fan-out ends than to make again.
 _SHARED_FRAME_MAX_BYTES = 4096
+# Some 5 ms: readers, pings and the guard get their turn within a round.
+_FLUSHES_BETWEEN_CHECKPOINTS = 500
+# A round joins at most so many messages; the rest of the feed is for the next one.
+_JOINED_MAX_MESSAGES = 1000
 
 
 class _Outlet(Protocol):
     def offer(self, publication: Publication, seq: int, frame: bytes) -> int: ...
+
+    def defer(self, publication: Publication, seq: int) -> bool: ...
+
+    def flush(self) -> None: ...
 
 
 class Member(Hashable, Protocol):
@@ -38,11 +47,6 @@ class Member(Hashable, Protocol):
     @property
     def outlet(self) -> _Outlet:
         """Takes an envelope without waiting; see `Outlet.offer`."""
-        ...
-
-    @property
-    def close_reason(self) -> CloseReason | None:
-        """Why it ended."""
         ...
 
 
@@ -72,6 +76,7 @@ class Hub(Generic[M]):
             command_burst=settings.command_burst,
             commands_per_second=settings.commands_per_second,
         )
+        self._pace = Pace(settings.max_flush_delay_seconds)
         self._is_filtering = settings.is_filtering
         self._rate = TokenBucket(
             burst=max(1.0, settings.max_broadcast_rate),
@@ -79,34 +84,54 @@ class Hub(Generic[M]):
             now=trio.current_time(),
         )
 
-    @contextmanager
-    def membership(self, member: M) -> Iterator[None]:
-        """Within it, `member` can be subscribed; it has no subscription left afterwards."""
+    def join(self, member: M) -> None:
+        """From now on `member` can be subscribed; see `leave`."""
         self.members[member] = None
         self.ledger.traffic.accepted += 1
-        otherwise = CloseReason.STOPPED
-        try:
-            yield
-        except Exception:
-            otherwise = CloseReason.INTERNAL_ERROR
-            raise
-        finally:
-            del self.members[member]
-            self.registry.remove(member)
-            reason = member.close_reason or otherwise
-            self.ledger.traffic.closed[reason.label] += 1
+
+    def leave(self, member: M, reason: CloseReason) -> None:
+        """`member` has ended, for `reason`; it has no subscription left."""
+        del self.members[member]
+        self.registry.remove(member)
+        self.ledger.traffic.closed[reason.label] += 1
 
     async def run(self, feed_receive: trio.MemoryReceiveChannel[NatsMessage]) -> None:
         """Publish everything in the feed; returns when its sending side was closed and it is empty.
 
-        The tasks of the connections run between two messages, never within a fan-out.
+        The tasks of the connections run between two messages, never within a fan-out. What waits
+        in the feed when a round begins is joined: each connection gets it in one write.
         """
-        async for message in feed_receive:
-            self.taken += 1
-            self.publish(message)
+        async for first in feed_receive:
+            if delay := self._pace.delay(trio.current_time()):
+                await trio.sleep(delay)
+            started = trio.current_time()
+            messages = [first, *_waiting(feed_receive)]
+            if len(messages) == 1:
+                self.taken += 1
+                self.publish(first)
+            else:
+                await self._publish_joined(messages)
+            ended = trio.current_time()
+            self._pace.worked(started, ended)
+            for message in messages:
+                self.ledger.fan_out.add(ended - message.arrived_at)
 
-    def publish(self, message: NatsMessage) -> None:
-        """Turn a message from NATS into a publication and fan it out. Never waits, never raises."""
+    async def _publish_joined(self, messages: list[NatsMessage]) -> None:
+        """Publish them all, then write to each connection once what it gets of them."""
+        dirty: list[_Outlet] = []
+        for message in messages:
+            self.taken += 1
+            self.publish(message, dirty)
+            await trio.lowlevel.checkpoint()
+        for number, outlet in enumerate(dirty, start=1):
+            outlet.flush()
+            if number % _FLUSHES_BETWEEN_CHECKPOINTS == 0:
+                await trio.lowlevel.checkpoint()
+    def publish(self, message: NatsMessage, dirty: list[_Outlet] | None = None) -> None:
+        """Turn a message from NATS into a publication and fan it out. Never waits, never raises.
+
+        With `dirty`, envelopes are deferred, and each outlet to be flushed is added to it.
+        """
         publications = self.ledger.publications
         channel = channel_of_subject(message.subject)
         if channel is None:
@@ -130,7 +155,10 @@ class Hub(Generic[M]):
             publications.invalid[Invalid.PAYLOAD] += 1
             return
         publications.fanned_out += 1
-        self._fan_out(publication, subscribers)
+        if dirty is None:
+            self._fan_out(publication, subscribers)
+        else:
+            self._defer(publication, subscribers, dirty)
 
     def _fan_out(self, publication: Publication, subscribers: Iterable[M]) -> None:
         """Hand `publication` to every one of `subscribers`.
@@ -154,3 +182,24 @@ class Hub(Generic[M]):
         self.ledger.deliveries.matched += matched
         self.ledger.deliveries.written += written
         self.ledger.traffic.bytes_sent += sent_bytes
+
+    def _defer(
+        self, publication: Publication, subscribers: Iterable[M], dirty: list[_Outlet]
+    ) -> None:
+        """Like `_fan_out`, but for the writes: they come with the flush."""
+        matched = 0
+        for member in subscribers:
+            outlet = member.outlet
+            matched += 1
+            if outlet.defer(publication, member.history.append(publication)):
+                dirty.append(outlet)
+        # Where `defer` has flushed, `queued` was too small until here; nobody could look.
+        self.ledger.deliveries.matched += matched
+        self.ledger.deliveries.queued += matched
+
+
+def _waiting(feed_receive: trio.MemoryReceiveChannel[NatsMessage]) -> Iterator[NatsMessage]:
+    """What is in the feed now."""
+    with suppress(trio.WouldBlock, trio.EndOfChannel):
+        for _ in range(_JOINED_MAX_MESSAGES):
+            yield feed_receive.receive_nowait()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable
 from typing import Generic, Protocol, TypeVar
 
 import trio
@@ -48,16 +47,19 @@ class PingWheel(Generic[P]):
         self._spokes: list[dict[P, None]] = [{} for _ in range(spokes)]
         self._pause_seconds = interval_seconds / spokes
         self._deadline_seconds = deadline_seconds
+        self._salt = random.random()
 
-    @contextmanager
-    def pinging(self, connection: P) -> Iterator[None]:
-        """Within it, `connection` is pinged."""
-        spoke = random.choice(self._spokes)
-        spoke[connection] = None
-        try:
-            yield
-        finally:
-            del spoke[connection]
+    def add(self, connection: P) -> None:
+        """Ping `connection` from now on, until it is removed."""
+        self._spoke_of(connection)[connection] = None
+
+    def remove(self, connection: P) -> None:
+        """Ping it no more."""
+        del self._spoke_of(connection)[connection]
+
+    def _spoke_of(self, connection: P) -> dict[P, None]:
+        """As good as random, and nothing has to be kept: a hash of identity, stirred."""
+        return self._spokes[hash((self._salt, connection)) % len(self._spokes)]
 
     async def run(self) -> None:
         """Turn until cancelled."""

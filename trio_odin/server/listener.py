@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import errno
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import structlog
 import trio
 
 from trio_odin.config import Settings
+from trio_odin.core import handshake
 from trio_odin.core.admission import Admission, Rejection
+from trio_odin.core.handshake import Refusal
 from trio_odin.net.http import (
     HEAD_MAX_BYTES,
     HEADERS_MAX,
@@ -34,8 +33,6 @@ _ACCEPT_PAUSE_SECONDS = 0.01
 _LOG_EVERY_SECONDS = 10.0
 
 _END_OF_HEAD = b"\r\n\r\n"
-_WEBSOCKET_REQUEST = re.compile(rb"GET /ws(\?[^ ]*)? HTTP/1\.1\r\n")
-_UPGRADE_HEADER = re.compile(rb"\r\nupgrade:[ \t]*websocket[ \t]*\r\n", re.IGNORECASE)
 
 
 class Listener:
@@ -95,10 +92,15 @@ class Listener:
             head = await self._receive_head(stream)
             if head is None:
                 await trio.aclose_forcefully(stream)
-            elif _is_websocket_request(head):
-                await self._serve_websocket(stream, head)
-            else:
+            elif not handshake.is_websocket_request(head):
                 await serve_request(stream, self._respond, received=head)
+            else:
+                answer = self._answer(head)
+                del head  # the rest of this frame lives as long as the connection
+                if isinstance(answer, bytes):
+                    await self._connect(stream, answer)
+                else:
+                    await self._refuse(stream, answer)
         except Exception:  # noqa: BLE001 - a fault of ours in one request must not end the others
             _log.exception("request.failed")
             await trio.aclose_forcefully(stream)
@@ -115,44 +117,29 @@ class Listener:
             await send_response(stream, Response.text(408, "Request not complete in time"))
         return None
 
-    async def _serve_websocket(self, stream: trio.abc.HalfCloseableStream, head: bytes) -> None:
-        refusal = self._malformed(head) or self._refused()
-        if refusal is not None:
-            async with stream:
-                with trio.move_on_after(self._settings.write_deadline_seconds):
-                    await send_response(stream, refusal)
-            return
-        with self._admission_held():
-            connection = Connection(
-                stream, head, hub=self._hub, wheel=self._wheel, settings=self._settings
-            )
-            await connection.run()
-
-    def _malformed(self, head: bytes) -> Response | None:
-        """What is wrong with the head of a WebSocket request, before any costly parse of it."""
-        if len(head) > HEAD_MAX_BYTES or head.count(b"\r\n") > HEADERS_MAX:
-            problem = (431, f"At most {HEADERS_MAX} headers in {HEAD_MAX_BYTES} bytes")
-        elif not head.endswith(_END_OF_HEAD) or head.count(_END_OF_HEAD) > 1:
-            problem = (400, "Bytes behind the request: wait for the upgrade first")
-        elif not head.isascii():
-            problem = (400, "The head of a request is ASCII")
-        else:
-            return None
-        self._traffic.rejected["bad_request"] += 1
-        return Response.text(*problem)
-
-    def _refused(self) -> Response | None:
+    def _answer(self, head: bytes) -> bytes | Response:
+        """What a request for a WebSocket gets: the upgrade, or a refusal, which is counted."""
         rejection = self._admission.rejection(self.admitted)
-        if rejection is None:
-            return None
-        self._traffic.rejected[rejection.label] += 1
-        return Response.text(503, rejection.text, headers=_retry_after(rejection))
+        malformed = _malformed(head)
+        if rejection is not None and malformed is None:
+            self._traffic.rejected[rejection.label] += 1
+            return Response.text(503, rejection.text, headers=_retry_after(rejection))
+        answer = malformed or handshake.answer(head)
+        if isinstance(answer, bytes):
+            return answer
+        self._traffic.rejected["bad_request"] += 1
+        return Response.text(answer.status, answer.text, headers=answer.headers)
 
-    @contextmanager
-    def _admission_held(self) -> Iterator[None]:
+    async def _refuse(self, stream: trio.abc.HalfCloseableStream, refusal: Response) -> None:
+        async with stream:
+            with trio.move_on_after(self._settings.write_deadline_seconds):
+                await send_response(stream, refusal)
+
+    async def _connect(self, stream: trio.abc.Stream, upgrade: bytes) -> None:
         self.admitted += 1
         try:
-            yield
+            connection = Connection(stream, hub=self._hub, settings=self._settings)
+            await connection.run(upgrade, self._wheel)
         finally:
             self.admitted -= 1
             self._departed.unpark_all()
@@ -163,8 +150,13 @@ class Listener:
             await self._departed.park()
 
 
-def _is_websocket_request(head: bytes) -> bool:
-    return bool(_WEBSOCKET_REQUEST.match(head) and _UPGRADE_HEADER.search(head))
+def _malformed(head: bytes) -> Refusal | None:
+    """What is wrong with the size of a head, before anything is made of it."""
+    if len(head) > HEAD_MAX_BYTES or head.count(b"\r\n") > HEADERS_MAX:
+        return Refusal(431, f"At most {HEADERS_MAX} headers in {HEAD_MAX_BYTES} bytes")
+    if not head.endswith(_END_OF_HEAD) or head.count(_END_OF_HEAD) > 1:
+        return Refusal(400, "Bytes behind the request: wait for the upgrade first")
+    return None
 
 
 def _retry_after(rejection: Rejection) -> list[tuple[str, str]]:

@@ -4,13 +4,16 @@ Three kinds of bytes share a socket: envelopes from the fan-out, replies of ours
 frames and close handshake of trio-websocket. The outlet is the stream that trio-websocket is given,
 and the only one that writes to the socket, so none can land in the middle of another.
 
-    offer ──► nothing waits? ──yes──► one non-blocking write ──► all of it went out: done
-      send_all      │ no                     │ the socket is full, or took a part
-                    ▼                        ▼
-                 outbox (memory channel) ──► writer task: joins what waits, writes, sleeps again
+    offer, flush ──► nothing waits? ──yes──► one non-blocking write ──► all of it went out: done
+      send_all             │ no                     │ the socket is full, or took a part
+                           ▼                        ▼
+                        outbox (memory channel) ──► writer task: joins what waits, writes, sleeps
 
 A literal task switch per delivery would cost 4 to 15 times as much as the write; the writer task is
 there for the moments in which the socket will not take it.
+
+Under load the hub does not `offer` each envelope but `defer`s several, and `flush`es them in one
+write. They come before anything that is sent in the meantime.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import attrs
 import trio
@@ -34,6 +37,9 @@ from trio_odin.core.publication import Publication
 _JOINED_MAX_BYTES = 64 * 1024
 # The write deadline is for a piece of this size: one that goes out is progress.
 _PIECE_BYTES = 16 * 1024
+# More than this many deferred envelopes are not worth waiting for: the write is cheap by then.
+_DEFERRED_MAX = 64
+_RECEIVE_BYTES = 4 * 1024
 _CLOSE_FRAME_START = bytes((FIN | Opcode.CLOSE,))
 
 
@@ -53,6 +59,12 @@ class _Raw:
     is_written: bool = False
 
 
+# As an annotation: `open_memory_channel[...]` evaluates the type anew for each connection.
+_Outbox: TypeAlias = tuple[
+    trio.MemorySendChannel[_Envelope | _Raw], trio.MemoryReceiveChannel[_Envelope | _Raw]
+]
+
+
 class Owner(Protocol):
     """The connection, as its outlet knows it. Neither method may raise or wait."""
 
@@ -61,6 +73,9 @@ class Owner(Protocol):
 
     def stream_closed(self) -> None:
         """Someone has closed the stream; trio-websocket does at the end of a connection."""
+
+    def close_frame_sent(self) -> None:
+        """Our close frame is out: the peer's answer is all that is missing."""
 
 
 class Outlet(trio.abc.Stream):
@@ -74,7 +89,8 @@ class Outlet(trio.abc.Stream):
     """
 
     __slots__ = (
-        "_head",
+        "_deferred",
+        "_deferred_from_seq",
         "_is_empty",
         "_is_idle",
         "_is_stopped",
@@ -84,6 +100,7 @@ class Outlet(trio.abc.Stream):
         "_outbox_send",
         "_owner",
         "_progress",
+        "_socket",
         "_stream",
         "_waiting_envelopes",
         "_watch",
@@ -97,22 +114,20 @@ class Outlet(trio.abc.Stream):
         self,
         stream: trio.abc.Stream,
         *,
-        head: bytes,
         capacity: int,
         write_deadline_seconds: float,
         ledger: Ledger,
         owner: Owner,
     ) -> None:
-        """Wrap `stream`; `head` are bytes already received from it, to be received first."""
+        """Wrap `stream`. A socket is read and written by its file number, other streams as such."""
         self._stream = stream
-        self._head = head
+        self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
         self._ledger = ledger
         self._owner = owner
         self._write_deadline_seconds = write_deadline_seconds
         # Full: the slow-consumer watch decides, see `offer`. Replies wait for room instead.
-        self._outbox_send, self._outbox_receive = trio.open_memory_channel[_Envelope | _Raw](
-            capacity
-        )
+        outbox: _Outbox = trio.open_memory_channel(capacity)
+        self._outbox_send, self._outbox_receive = outbox
         self._watch = SlowConsumerWatch()
         self._write_now = _direct_write(stream)
         self._is_empty = True  # nothing in the outbox, and no frame half written
@@ -121,9 +136,10 @@ class Outlet(trio.abc.Stream):
         self._is_stopped = False
         self.is_closing = False  # a close frame is out, or queued
         self._waiting_envelopes = 0
+        self._deferred: list[Publication] | None = None
+        self._deferred_from_seq = 0
         self._progress: trio.lowlevel.ParkingLot | None = None
         self.heard_at = trio.current_time()
-        ledger.traffic.bytes_received += len(head)
 
     def offer(self, publication: Publication, seq: int, frame: bytes) -> int:
         """Hand over one envelope without waiting.
@@ -146,6 +162,65 @@ class Outlet(trio.abc.Stream):
                 return sent
         self._queue(_Envelope(publication, seq, sent))
         return 0
+
+    def defer(self, publication: Publication, seq: int) -> bool:
+        """Keep one envelope for the next `flush`; the caller books it as queued.
+
+        Returns:
+            True if it is the first one: the caller has to see to the `flush`.
+        """
+        deferred = self._deferred
+        if deferred is None:
+            self._deferred = [publication]
+            self._deferred_from_seq = seq
+            return True
+        deferred.append(publication)
+        if len(deferred) >= _DEFERRED_MAX:
+            self.flush()
+        return False
+
+    def flush(self) -> None:
+        """Hand over what was deferred, in one write if the socket takes it. Does not wait."""
+        if self._deferred is None:
+            return
+        deferred, self._deferred = self._deferred, None
+        deliveries = self._ledger.deliveries
+        deliveries.queued -= len(deferred)
+        if not self._is_idle:
+            for seq, publication in enumerate(deferred, self._deferred_from_seq):
+                self._queue(_Envelope(publication, seq, 0))
+            return
+        frames = [
+            publication.frame(seq)
+            for seq, publication in enumerate(deferred, self._deferred_from_seq)
+        ]
+        joined = b"".join(frames)
+        try:
+            sent = self._write_now(joined)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            deliveries.dropped[Dropped.CLOSING] += len(deferred)
+            self._owner.evict(CloseReason.PEER_GONE)
+            return
+        if sent == len(joined):
+            deliveries.written += len(deferred)
+            self._ledger.traffic.bytes_sent += sent
+        else:
+            self._queue_rest(deferred, frames, sent)
+
+    def _queue_rest(self, deferred: list[Publication], frames: list[bytes], sent: int) -> None:
+        """Book the frames that are within the first `sent` bytes, and queue the others."""
+        for seq, (publication, frame) in enumerate(
+            zip(deferred, frames, strict=True), self._deferred_from_seq
+        ):
+            if sent >= len(frame):
+                self._ledger.deliveries.written += 1
+                self._ledger.traffic.bytes_sent += len(frame)
+                sent -= len(frame)
+            else:
+                self._queue(_Envelope(publication, seq, sent))
+                sent = 0
 
     def _queue(self, envelope: _Envelope) -> None:
         if self._is_stopped or self.is_closing:
@@ -173,15 +248,35 @@ class Outlet(trio.abc.Stream):
 
         A socket that takes nothing has a writer at work, whose deadline is the shorter one.
         """
-        if self._is_idle:
-            try:
-                rest = self._write_what_fits(PING)
-            except OSError:
-                self._owner.evict(CloseReason.PEER_GONE)
-                return
-            if 0 < len(rest) < len(PING):
-                self._is_empty = self._is_idle = False
-                self._outbox_send.send_nowait(_Raw(rest))  # it has room, nothing waited
+        try:
+            self.send_nowait(PING)
+        except trio.BrokenResourceError:
+            self._owner.evict(CloseReason.PEER_GONE)
+
+    def send_nowait(self, data: bytes) -> bool:
+        """Send ready bytes, whole frames, at once.
+
+        Returns:
+            False if the socket takes nothing now or others wait already: see `send_all`.
+
+        Raises:
+            trio.BrokenResourceError: the peer has gone.
+        """
+        if not self._is_idle:
+            return False
+        self.flush()
+        if not self._is_idle:
+            return False
+        try:
+            rest = self._write_what_fits(data)
+        except OSError as error:
+            raise trio.BrokenResourceError from error
+        if len(rest) == len(data):
+            return False
+        if rest:
+            self._is_empty = self._is_idle = False
+            self._outbox_send.send_nowait(_Raw(rest))  # it has room, nothing waited
+        return True
 
     def _write_what_fits(self, data: bytes) -> bytes:
         """Write as much as the socket takes now, and return the rest. Only while idle."""
@@ -205,6 +300,7 @@ class Outlet(trio.abc.Stream):
         """
         if self.is_closing:
             raise trio.BrokenResourceError
+        self.flush()
         rest = bytes(data)
         # The write comes first: an acknowledgement is to be out before the events it announces.
         if self._is_idle:
@@ -219,6 +315,30 @@ class Outlet(trio.abc.Stream):
         else:
             await trio.lowlevel.checkpoint()
 
+    def close(self, frame: bytes) -> bool:
+        """Send `frame`, a close frame, behind all that waits, and take nothing more. Does not wait.
+
+        Returns:
+            False if there is no room left for it: the peer has stopped reading.
+        """
+        if self.is_closing:
+            return True
+        self.flush()
+        rest = frame
+        if self._is_idle:
+            with suppress(OSError):  # the reader will notice as well
+                rest = self._write_what_fits(frame)
+        if rest:
+            try:
+                self._outbox_send.send_nowait(_Raw(rest))
+            except trio.WouldBlock:
+                return False
+            self._is_empty = False
+        self._close_for_good()
+        if not rest:
+            self._owner.close_frame_sent()
+        return True
+
     def _close_for_good(self) -> None:
         """Take nothing any more: after a close frame nothing may follow (RFC 6455, 5.5.1)."""
         self.is_closing = True
@@ -232,10 +352,6 @@ class Outlet(trio.abc.Stream):
         await self._wait_for(lambda: raw.is_written)
         if not raw.is_written:
             raise trio.BrokenResourceError
-
-    async def wait_flushed(self) -> None:
-        """Wait until nothing waits to be written, or the outlet was stopped."""
-        await self._wait_for(lambda: self._is_empty)
 
     async def _wait_for(self, condition: Callable[[], bool]) -> None:
         if self._progress is None:
@@ -299,6 +415,8 @@ class Outlet(trio.abc.Stream):
         if self._is_empty and not self._is_stopped and not self.is_closing:
             self._is_idle = True
             self._watch.outbox_accepted()
+        if self._is_empty and self.is_closing:
+            self._owner.close_frame_sent()
         if self._progress is not None:
             self._progress.unpark_all()
 
@@ -307,12 +425,23 @@ class Outlet(trio.abc.Stream):
         await self._stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Receive from the client. Anything it sends, a pong too, is a sign of life."""
-        if self._head:
-            await trio.lowlevel.checkpoint()
-            head, self._head = self._head, b""
-            return head
-        data = await self._stream.receive_some(max_bytes)
+        """Receive from the client. Anything it sends, a pong too, is a sign of life.
+
+        From a socket: one read once it is readable. `SocketStream.receive_some` tries first and
+        waits then: a failed read for each message, and more frames on each waiting reader's stack.
+        """
+        socket = self._socket
+        data: bytes | bytearray | None = None
+        while data is None:
+            if socket is None:
+                data = await self._stream.receive_some(max_bytes)
+                continue
+            await trio.lowlevel.wait_readable(socket)
+            with suppress(BlockingIOError):
+                try:
+                    data = os.read(socket.fileno(), max_bytes or _RECEIVE_BYTES)
+                except ConnectionError as error:
+                    raise trio.BrokenResourceError from error
         self.heard_at = trio.current_time()
         self._ledger.traffic.bytes_received += len(data)
         return data
@@ -335,9 +464,11 @@ class Outlet(trio.abc.Stream):
         self._is_idle = False
         # The file number may soon belong to another connection: nothing here may know it any more.
         self._write_now = _refuse
-        self._ledger.deliveries.queued -= self._waiting_envelopes
-        self._ledger.deliveries.dropped[Dropped.CLOSING] += self._waiting_envelopes
+        lost = self._waiting_envelopes + len(self._deferred or ())
+        self._ledger.deliveries.queued -= lost
+        self._ledger.deliveries.dropped[Dropped.CLOSING] += lost
         self._waiting_envelopes = 0
+        self._deferred = None
         if self._progress is not None:
             self._progress.unpark_all()
 
@@ -355,6 +486,9 @@ class _Nobody:
         pass
 
     def stream_closed(self) -> None:
+        pass
+
+    def close_frame_sent(self) -> None:
         pass
 
 

@@ -3,13 +3,14 @@
 serve()                                cancel = stop now; drain() = leave in order, then stop
 ├── listener                           plain HTTP is answered until the very end
 │   └── connection …                   one cancel scope each; cancelling it is the eviction
-│       ├── reader                     commands → session → replies
-│       ├── trio-websocket             socket → messages, pongs, the close handshake
+│       ├── reader                     frames → commands → session → replies
 │       └── writer                     outbox → socket, asleep unless the socket would block
 ├── bridge                             NATS → feed
 ├── hub                                feed → registry → outlets; a fan-out never waits
 ├── keepalive                          one timing wheel for every connection's pings
 ├── guard                              samples the CPU, closes and opens the door
+├── lag                                measures how late the scheduler is
+├── collector                          looks for leaks now and then
 └── summary                            a line in the log now and then
 """
 
@@ -31,10 +32,17 @@ from trio_odin.server.hub import Hub
 from trio_odin.server.keepalive import PingWheel
 from trio_odin.server.listener import Listener
 from trio_odin.server.pages import Pages
-from trio_odin.telemetry.process import CpuMeter, machine_bytes, resident_bytes
+from trio_odin.telemetry.process import (
+    CpuMeter,
+    collect_what_leaked,
+    machine_bytes,
+    resident_bytes,
+)
 from trio_odin.telemetry.snapshot import Snapshot
 
 _GUARD_SECONDS = 1.0
+_LAG_SECONDS = 0.1
+_COLLECT_SECONDS = 3600.0
 
 _log = structlog.get_logger("server")
 
@@ -95,6 +103,8 @@ class Server:
                 nursery.start_soon(self._listener.run, listener, nursery, name="listener")
             nursery.start_soon(self._wheel.run, name="keepalive")
             nursery.start_soon(self._guard, name="guard")
+            nursery.start_soon(self._feel_lag, name="lag")
+            nursery.start_soon(self._collect_leaks, name="collector")
             nursery.start_soon(self._summary, name="summary")
             async with trio.open_nursery() as flow:
                 flow.start_soon(self._hub.run, self._feed_receive, name="hub")
@@ -125,6 +135,19 @@ class Server:
             await trio.sleep(_GUARD_SECONDS)
             self._cpu_percent = meter.read()
             self._admission.observe_cpu(self._cpu_percent)
+
+    async def _collect_leaks(self) -> None:
+        while True:
+            await trio.sleep(_COLLECT_SECONDS)
+            collect_what_leaked(len(self._hub.members))
+
+    async def _feel_lag(self) -> None:
+        """Measure how late the scheduler runs what is due."""
+        due = trio.current_time()
+        while True:
+            due = max(due + _LAG_SECONDS, trio.current_time())
+            await trio.sleep_until(due)
+            self.ledger.lag.add(trio.current_time() - due)
 
     async def _summary(self) -> None:
         while True:

@@ -46,12 +46,37 @@ def raise_file_limit() -> int:
     return hard
 
 
-def settle_garbage_collector() -> None:
-    """Keep what start-up made out of every later collection, and collect far less often.
+# Young objects between two collections. Each is looked at once, in the collection after its birth.
+_YOUNG_MAX = 50_000
+# A connection is some 200 objects. Far more than that is garbage in cycles, of whatever making.
+_OBJECTS_PER_CONNECTION_MAX = 1_000
+_OBJECTS_BESIDE_MAX = 1_000_000
 
-    With CPython's defaults every 700 allocations start a collection, and ten thousand connections
-    are walked again and again: that was 40 % of a storm of connects (docs/decisions/0004-gc.md).
+
+def settle_garbage_collector() -> None:
+    """Keep from the collector what has survived one collection, what start-up made first of all.
+
+    Connections and publications are in no cycle when they end and are freed by their reference
+    counts, so to walk them again and again is in vain: with CPython's defaults that was 40 % of a
+    storm of connects, and half of it still with higher thresholds (docs/decisions/0004-gc.md).
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 10)
+    gc.set_threshold(_YOUNG_MAX, 1_000_000, 1_000_000)
+    if _freeze_survivors not in gc.callbacks:
+        gc.callbacks.append(_freeze_survivors)
+
+
+def _freeze_survivors(phase: str, _: dict[str, int]) -> None:
+    if phase == "stop":
+        gc.freeze()
+
+
+def collect_what_leaked(connections: int) -> None:
+    """Collect in full, which takes a second or two, if there is far more than connections explain.
+
+    A safety net: cycles that a library leaves behind may not fill the memory over the months.
+    """
+    if gc.get_freeze_count() > _OBJECTS_BESIDE_MAX + _OBJECTS_PER_CONNECTION_MAX * connections:
+        gc.unfreeze()
+        gc.collect()
