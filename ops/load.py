@@ -14,7 +14,7 @@ import sys
 
 import trio
 
-from trio_odin.server.embedded import run_nats_server
+from trio_odin.net.nats_server import run_nats_server
 
 TOKENS = "200"
 PROGRAM = [sys.executable, "-m", "trio_odin"]
@@ -25,7 +25,7 @@ LOAD = ["--connections", "10000", "--channels-per-connection", "24", "--tokens",
 async def main() -> int:
     """Run all of it; returns the exit code of the load."""
     async with trio.open_nursery() as nursery:
-        nats: str = await nursery.start(run_nats_server)
+        nats: str = (await nursery.start(run_nats_server)).url
         serve = [*PROGRAM, "serve", "--addr", "127.0.0.1:0", "--nats", nats]
         server = await trio.lowlevel.open_process(serve, stderr=subprocess.PIPE)
         publish = [*PROGRAM, *PUBLISH, "--nats", nats, "--log-level", "error"]

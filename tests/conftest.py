@@ -6,13 +6,13 @@ import pytest
 import trio
 
 from trio_odin.config import Settings, read_settings
-from trio_odin.server.embedded import run_nats_server
+from trio_odin.net.nats_server import run_nats_server
 
 
 @pytest.fixture
 async def nats_url(nursery: trio.Nursery) -> str:
     """The URL of a real nats-server with JetStream, gone after the test."""
-    url: str = await nursery.start(run_nats_server)
+    url: str = (await nursery.start(run_nats_server)).url
     return url
 
 

@@ -23,7 +23,7 @@ from trio_odin.lab.market import parse_tokens
 from trio_odin.lab.publisher import PublisherSettings, publish
 from trio_odin.lab.watch import WatchError, watch
 from trio_odin.net.address import Address, AddressUnavailable
-from trio_odin.server.embedded import BrokerUnavailable
+from trio_odin.net.nats_server import BrokerUnavailable
 from trio_odin.server.signals import drain_on_signal, end_signals
 from trio_odin.server.tree import Server, serve
 from trio_odin.telemetry.logs import configure_logs

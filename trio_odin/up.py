@@ -25,7 +25,7 @@ from rich.text import Text
 from trio_odin.config import Settings
 from trio_odin.lab.publisher import Publisher, PublisherSettings, publish
 from trio_odin.net.address import Address
-from trio_odin.server.embedded import run_nats_server
+from trio_odin.net.nats_server import run_nats_server
 from trio_odin.server.signals import drain_on_signal, end_signals
 from trio_odin.server.tree import Server, serve
 
@@ -57,7 +57,7 @@ async def up(plan: UpPlan, console: Console) -> None:
 
 async def _start_levels(plan: UpPlan, signals: AsyncIterator[int], console: Console) -> None:
     async with trio.open_nursery() as broker_level:
-        nats_url: str = await broker_level.start(run_nats_server)
+        nats_url: str = (await broker_level.start(run_nats_server)).url
         async with trio.open_nursery() as publisher_level:
             publisher: Publisher = await publisher_level.start(
                 publish,

@@ -1,4 +1,4 @@
-"""A real nats-server as a child process, for `trio-odin up` and for tests."""
+"""A real nats-server as a child process, for `trio-odin up`, the bench and tests."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+import attrs
 import trio
 
 _START_SECONDS = 10.0
@@ -37,11 +38,22 @@ def find_nats_server() -> Path:
     return Path(on_path)
 
 
-async def run_nats_server(*, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
-    """Run nats-server with JetStream on a free loopback port, its store in a temporary folder.
+@attrs.frozen
+class NatsServer:
+    """A running nats-server. `websocket_url` is that of its own WebSocket listener."""
 
-    Starts with its URL as soon as it takes connections. Runs until cancelled; then the child is
-    told to stop, killed if it does not, and the store removed.
+    url: str
+    websocket_url: str
+    pid: int
+
+
+async def run_nats_server(
+    *, task_status: trio.TaskStatus[NatsServer] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Run nats-server with JetStream on free loopback ports, its store in a temporary folder.
+
+    Starts as soon as it takes connections. Runs until cancelled; then the child is told to stop,
+    killed if it does not, and the store removed.
 
     Raises:
         BrokerUnavailable: it is missing, did not start, or ended by itself.
@@ -52,6 +64,7 @@ async def run_nats_server(*, task_status: trio.TaskStatus[str] = trio.TASK_STATU
             str(program),
             *("--addr", "127.0.0.1", "--port", "-1", "--ports_file_dir", folder),
             *("--jetstream", "--store_dir", folder, "--log", str(Path(folder) / "log")),
+            *("--config", str(_write_config(Path(folder)))),
         ]
         async with trio.open_nursery() as nursery:
             # In a session of its own: a Ctrl-C in the terminal is for us, we tell it when to stop.
@@ -64,17 +77,25 @@ async def run_nats_server(*, task_status: trio.TaskStatus[str] = trio.TASK_STATU
                 start_new_session=True,
             )
             process: trio.Process = await nursery.start(child)
-            task_status.started(await _wait_for_url(trio.Path(folder), process))
+            task_status.started(await _wait_until_ready(trio.Path(folder), process))
             code = await process.wait()
             raise BrokerUnavailable(f"nats-server has ended by itself with exit code {code}")
 
 
-async def _wait_for_url(folder: trio.Path, process: trio.Process) -> str:
-    """Wait for the file in which nats-server says which port it has."""
+def _write_config(folder: Path) -> Path:
+    """What nats-server takes by a file only."""
+    config = folder / "nats.conf"
+    config.write_text('websocket { host: "127.0.0.1", port: -1, no_tls: true }\n')
+    return config
+
+
+async def _wait_until_ready(folder: trio.Path, process: trio.Process) -> NatsServer:
+    """Wait for the file in which nats-server says which ports it has."""
     with trio.move_on_after(_START_SECONDS):
         while process.returncode is None:
             for ports_file in await folder.glob("*.ports"):
                 if text := await ports_file.read_text():
-                    return str(json.loads(text)["nats"][0])
+                    ports = json.loads(text)
+                    return NatsServer(ports["nats"][0], ports["websocket"][0], process.pid)
             await trio.sleep(_POLL_SECONDS)
     raise BrokerUnavailable(f"nats-server did not start within {_START_SECONDS:.0f} s")

@@ -1,0 +1,189 @@
+"""How a client of the bench speaks to each kind of server. Pure: bytes in, bytes out.
+
+Every event carries in its payload what the bench needs to know about it, whoever delivers it:
+
+    {"n":17,"t":81234567890123,"c":"BTC.trade","pad":"…"}
+
+`n` counts the publications of a run, `t` is the monotonic nanosecond at which it was meant to be
+published, `c` its channel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from base64 import b64encode
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol
+
+_TEXT: Final = 0x81
+_BINARY: Final = 0x82
+_LENGTH_7_BITS_MAX: Final = 125
+_NO_MASK: Final = b"\0\0\0\0"  # a mask of zeros leaves the payload as it is
+_EVENT = re.compile(rb'"n":(\d+),"t":(\d+),"c":"([^"]+)"')
+
+
+class Event(NamedTuple):
+    """What the payload of a publication says about itself."""
+
+    number: int
+    due_ns: int
+    channel: str
+
+
+def payload_of(event: Event, size_bytes: int) -> bytes:
+    """The payload of `event`, padded to `size_bytes`."""
+    head = b'{"n":%d,"t":%d,"c":"%b","pad":"' % (event.number, event.due_ns, event.channel.encode())
+    return head + b"x" * max(0, size_bytes - len(head) - 2) + b'"}'
+
+
+def event_in(unit: bytes) -> Event | None:
+    """The event that `unit`, any bytes around a payload, carries."""
+    found = _EVENT.search(unit)
+    return found and Event(int(found[1]), int(found[2]), found[3].decode())
+
+
+def masked_frame(head: int, payload: bytes) -> bytes:
+    """A frame of a client (RFC 6455, 5.2), of less than 64 KiB."""
+    if len(payload) <= _LENGTH_7_BITS_MAX:
+        return bytes((head, 0x80 | len(payload))) + _NO_MASK + payload
+    return bytes((head, 0x80 | 126)) + len(payload).to_bytes(2, "big") + _NO_MASK + payload
+
+
+def upgrade_request(host: str, path: str) -> bytes:
+    """The opening handshake (RFC 6455, 4.1)."""
+    key = b64encode(os.urandom(16)).decode()
+    return (
+        f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    ).encode()
+
+
+class Dialect(Protocol):
+    """What is particular to one kind of server."""
+
+    def greeting(self, channels: Sequence[str]) -> bytes:
+        """The frames that subscribe to `channels`."""
+        ...
+
+    def is_acknowledgement(self, payload: bytes) -> bool:
+        """Whether `payload` says that the greeting was carried out in full."""
+        ...
+
+    def seq_and_rest(self, payload: bytes) -> tuple[int, bytes]:
+        """The number of an envelope per connection, 0 if it has none, and the bytes all share."""
+        ...
+
+    def answer(self, payload: bytes) -> bytes | None:
+        """The frame that the server expects upon `payload`, if it is a ping of the dialect's own."""
+        ...
+
+    def units(self, buffered: bytes) -> tuple[list[bytes], bytes]:
+        """The whole messages in what a stream of frames carries, and the rest."""
+        ...
+
+
+class Odin:
+    """trio_odin's wire (docs/protocol.md), and that of the bench's own peers, which do not count."""
+
+    _SEQ: Final = b'{"seq":'
+
+    def greeting(self, channels: Sequence[str]) -> bytes:
+        """One command."""
+        command = {"type": "subscribe", "channels": list(channels)}
+        return masked_frame(_TEXT, json.dumps(command, separators=(",", ":")).encode())
+
+    def is_acknowledgement(self, payload: bytes) -> bool:
+        """The reply to it."""
+        return b'"subscription_ack"' in payload
+
+    def seq_and_rest(self, payload: bytes) -> tuple[int, bytes]:
+        """`seq` is the first key."""
+        if not payload.startswith(self._SEQ):
+            return 0, payload
+        comma = payload.find(b",")
+        return int(payload[len(self._SEQ) : comma]), payload[comma:]
+
+    def answer(self, payload: bytes) -> bytes | None:
+        """Keepalive is by control frames."""
+        return None
+
+    def units(self, buffered: bytes) -> tuple[list[bytes], bytes]:
+        """A frame is a message."""
+        return [buffered], b""
+
+
+class Nats:
+    """The NATS client protocol over WebSocket, as nats-server's own listener speaks it."""
+
+    _MSG = re.compile(rb"MSG \S+ \S+ (?:\S+ )?(\d+)\r\n")
+
+    def greeting(self, channels: Sequence[str]) -> bytes:
+        """CONNECT, the SUBs, and a PING whose PONG shows that they were carried out."""
+        lines = ['CONNECT {"verbose":false,"pedantic":false,"lang":"bench","version":"1"}']
+        lines += [f"SUB odin.token.{channel} {channel}" for channel in channels]
+        lines += ["PING", ""]
+        return masked_frame(_BINARY, "\r\n".join(lines).encode())
+
+    def is_acknowledgement(self, payload: bytes) -> bool:
+        """The PONG."""
+        return payload.startswith(b"PONG") or b"\r\nPONG\r\n" in payload
+
+    def seq_and_rest(self, payload: bytes) -> tuple[int, bytes]:
+        """There is no number."""
+        return 0, payload
+
+    def answer(self, payload: bytes) -> bytes | None:
+        """PING wants PONG."""
+        return masked_frame(_BINARY, b"PONG\r\n") if payload.startswith(b"PING\r\n") else None
+
+    def units(self, buffered: bytes) -> tuple[list[bytes], bytes]:
+        """Protocol lines, each MSG with its payload: frames know nothing of them."""
+        units = []
+        start = 0
+        while (end := self._end_of_unit(buffered, start)) is not None:
+            units.append(buffered[start:end])
+            start = end
+        return units, buffered[start:]
+
+    def _end_of_unit(self, buffered: bytes, start: int) -> int | None:
+        line_end = buffered.find(b"\r\n", start)
+        if line_end < 0:
+            return None
+        message = self._MSG.match(buffered, start)
+        end = line_end + 2 if message is None else message.end() + int(message[1]) + 2
+        return end if end <= len(buffered) else None
+
+
+class Centrifugo:
+    """Centrifugo's JSON protocol over its bidirectional WebSocket, a line each."""
+
+    def greeting(self, channels: Sequence[str]) -> bytes:
+        """connect is command 1, then one subscribe each; the last id is that of all."""
+        commands = [{"id": 1, "connect": {}}]
+        commands += [
+            {"id": 2 if channel == channels[-1] else 3, "subscribe": {"channel": channel}}
+            for channel in channels
+        ]
+        text = "\n".join(json.dumps(command, separators=(",", ":")) for command in commands)
+        return masked_frame(_TEXT, text.encode())
+
+    def is_acknowledgement(self, payload: bytes) -> bool:
+        """The reply to the last subscribe."""
+        return b'"id":2,' in payload and b'"error"' not in payload
+
+    def seq_and_rest(self, payload: bytes) -> tuple[int, bytes]:
+        """There is no number per connection."""
+        return 0, payload
+
+    def answer(self, payload: bytes) -> bytes | None:
+        """An empty object is a ping, and its pong."""
+        return masked_frame(_TEXT, b"{}") if payload.strip() == b"{}" else None
+
+    def units(self, buffered: bytes) -> tuple[list[bytes], bytes]:
+        """A frame holds whole replies, one a line."""
+        return buffered.split(b"\n"), b""
+
+
+DIALECTS: Final[dict[str, Dialect]] = {"odin": Odin(), "nats": Nats(), "centrifugo": Centrifugo()}

@@ -1,0 +1,61 @@
+"""What a bench does, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from trio_odin.lab.bench.subjects import Subject
+
+# A process may have so many files open at least; more connections take more fleets.
+FLEET_MAX = 18_000
+
+
+@attrs.frozen(kw_only=True)
+class BenchPlan:
+    """What is done to each subject, in this order.
+
+    Args:
+        connections: that connect and subscribe as fast as they can (the storm).
+        idle_seconds: nothing is published, but keepalive is at work.
+        rate: publications a second of workload W, for `hold_seconds`.
+        stalled_share: so many connections more that never read, while W goes on.
+        ramp_seconds: a step of the ramp, on which the rate is doubled until p99 passes
+            `ramp_p99_ms` or the cores are full. 0: no ramp.
+        plan_rate, plan_channels: the other workload, that of the plan's second phase.
+    """
+
+    subjects: Sequence[Subject]
+    connections: int = 10_000
+    channels_per_connection: int = 24
+    tokens: int = 200
+    payload_bytes: int = 200
+    rate: float = 30.0
+    hold_seconds: float = 30.0
+    idle_seconds: float = 15.0
+    stalled_share: float = 0.01
+    stalled_seconds: float = 20.0
+    ramp_seconds: float = 6.0
+    ramp_p99_ms: float = 1000.0
+    plan_rate: float = 12.0
+    plan_channels: int = 16
+    plan_seconds: float = 12.0
+    seed: int = 0
+
+    @property
+    def channels(self) -> list[str]:
+        """Every channel."""
+        return [f"TOKEN{number:03d}.trade" for number in range(self.tokens)]
+
+    def quick(self) -> BenchPlan:
+        """The same in under a minute."""
+        return attrs.evolve(
+            self,
+            connections=min(1_000, self.connections),
+            hold_seconds=3.0,
+            idle_seconds=1.0,
+            stalled_seconds=2.0,
+            ramp_seconds=0.0,
+            plan_seconds=1.0,
+        )

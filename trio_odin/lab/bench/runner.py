@@ -1,0 +1,324 @@
+"""A bench: one subject after the other, each in processes of its own, measured from outside.
+
+run_bench()
+└── for each subject
+    ├── nats-server        fresh, with JetStream
+    ├── subject            a process or more
+    ├── publisher          nats-py, on an open-loop schedule
+    └── fleets             the clients, a process for each 18,000
+
+Latency is counted from the moment for which a publication was planned, so a publisher or a server
+that is late cannot hide it (no coordinated omission).
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import attrs
+import psutil
+import trio
+import trio_asyncio
+
+from trio_odin.lab.bench.dialects import Event, payload_of
+from trio_odin.lab.bench.fleet import Collected, FleetPlan
+from trio_odin.lab.bench.fleets import Fleets, fleets
+from trio_odin.lab.bench.plan import FLEET_MAX, BenchPlan
+from trio_odin.lab.bench.report import (
+    KIB,
+    BenchReport,
+    Stage,
+    Storm,
+    SubjectReport,
+    percentile,
+    ranked,
+)
+from trio_odin.lab.bench.subjects import Running, Subject, SubjectFailed, run_subject
+from trio_odin.lab.machine import this_machine
+from trio_odin.net.nats_link import NatsLink, nats_link
+from trio_odin.net.nats_server import NatsServer, run_nats_server
+
+# After the last publication of a stage the deliveries may take so long, and as they come.
+_ARRIVAL_SECONDS = 15.0
+_LOOK_SECONDS = 0.2
+_QUIET_LOOKS = 10
+_SETTLE_SECONDS = 1.0
+_FULL = 0.95
+_STEPS_MAX = 8
+
+Progress = Callable[[str], None]
+
+
+async def run_bench(plan: BenchPlan, progress: Progress) -> BenchReport:
+    """Measure every subject. What goes wrong with one is in its report.
+
+    Raises:
+        LoadImpossible: this machine cannot hold so many connections; says what would do.
+        BrokerUnavailable: there is no nats-server.
+
+    Cancellation: every process that was started is ended.
+    """
+    reports = [await _measured(subject, plan, progress) for subject in plan.subjects]
+    return BenchReport(
+        date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        machine=this_machine(),
+        connections=plan.connections,
+        channels_per_connection=plan.channels_per_connection,
+        tokens=plan.tokens,
+        payload_bytes=plan.payload_bytes,
+        rate=plan.rate,
+        hold_seconds=plan.hold_seconds,
+        subjects=reports,
+    )
+
+
+async def _measured(subject: Subject, plan: BenchPlan, progress: Progress) -> SubjectReport:
+    def told(text: str) -> None:
+        progress(f"{subject.title}: {text}")
+
+    bench = _SubjectBench(subject, plan, told)
+    try:
+        async with trio.open_nursery() as nursery:
+            told("starting")
+            broker: NatsServer = await nursery.start(run_nats_server)
+            running: Running = await nursery.start(run_subject, subject, broker)
+            await bench.run(running, broker)
+            nursery.cancel_scope.cancel(reason="measured")
+    except* SubjectFailed as group:
+        bench.failed(str(group.exceptions[0]))
+    except* psutil.NoSuchProcess:
+        bench.failed("it has ended by itself")
+    return bench.report
+
+
+@asynccontextmanager
+async def _publisher(url: str) -> AsyncIterator[Callable[[str, bytes], Awaitable[None]]]:
+    """What publishes a payload to a subject, through nats-py."""
+
+    async def on_error(_: NatsLink, error: Exception) -> None:
+        raise error
+
+    async with (
+        trio_asyncio.open_loop(),
+        trio_asyncio.aio_as_trio(nats_link([url], name="bench", on_error=on_error)) as link,
+    ):
+        yield trio_asyncio.aio_as_trio(link.client.publish)
+
+
+@attrs.frozen
+class _Taken:
+    """The raw figures of a stage."""
+
+    name: str
+    rate: float
+    seconds: float
+    events: list[Event]
+    subscribers: dict[str, int]
+    collected: Collected
+
+
+class _SubjectBench:
+    """The measurements of one subject, in their order."""
+
+    def __init__(self, subject: Subject, plan: BenchPlan, progress: Progress) -> None:
+        self.report = SubjectReport(name=subject.name, title=subject.title)
+        self._subject = subject
+        self._plan = plan
+        self._progress = progress
+        self._number = 0
+
+    def failed(self, why: str) -> None:
+        self.report = attrs.evolve(self.report, failure=why)
+
+    async def run(self, running: Running, broker: NatsServer) -> None:
+        """All stages; those above W only for a subject that could carry W."""
+        plan = self._plan
+        self._running = running
+        async with AsyncExitStack() as stack:
+            self._publisher = await stack.enter_async_context(_publisher(broker.url))
+            crowd = await stack.enter_async_context(
+                fleets(self._fleet_plans(plan.connections, plan.channels_per_connection))
+            )
+            await trio.sleep(_SETTLE_SECONDS)
+            subscribers = await self._storm(crowd)
+            await self._idle()
+            w = await self._stage("W", crowd, subscribers, plan.rate, plan.hold_seconds)
+            self._note_memory()
+            if self._carried(w):
+                await self._with_stalled_clients(crowd, subscribers)
+                await self._ramp(crowd, subscribers)
+        if self._carried(w):
+            await self._plan_workload(broker)
+
+    def _carried(self, stage: Stage) -> bool:
+        return stage.p99_ms < self._plan.ramp_p99_ms and not stage.lost
+
+    def _fleet_plans(self, connections: int, channels: int) -> list[FleetPlan]:
+        count = -(-connections // FLEET_MAX)
+        shares = [connections // count + (i < connections % count) for i in range(count)]
+        return [
+            self._fleet_plan(share, channels, seed=self._plan.seed + number, number=number)
+            for number, share in enumerate(shares)
+        ]
+
+    def _fleet_plan(self, connections: int, channels: int, *, seed: int, number: int) -> FleetPlan:
+        return FleetPlan(
+            host=self._running.host,
+            port=self._running.port,
+            source=f"127.0.0.{1 + number}",
+            path=self._subject.path,
+            dialect=self._subject.dialect,
+            connections=connections,
+            channels=self._plan.channels,
+            channels_per_connection=channels,
+            seed=seed,
+        )
+
+    # ---- stages
+
+    async def _storm(self, crowd: Fleets) -> dict[str, int]:
+        base = self._running.rss_bytes()
+        before = self._running.cpu_seconds()
+        result = await crowd.connect(lambda count: self._progress(f"{count:,} connected"))
+        cpu = sum(self._running.cpu_seconds()) - sum(before)
+        await trio.sleep(_SETTLE_SECONDS)
+        grown = self._running.rss_bytes() - base
+        is_ours = bool(self._running.processes) and result.connected > 0
+        self.report = attrs.evolve(
+            self.report,
+            storm=Storm(
+                connected=result.connected,
+                seconds=result.seconds,
+                p50_ms=ranked(result.ms, 0.5),
+                p99_ms=ranked(result.ms, 0.99),
+                cpu_us_each=cpu / result.connected * 1e6 if is_ours else None,
+                failures=result.failures,
+            ),
+            rss_base_bytes=base if is_ours else None,
+            kib_connected=grown / result.connected / KIB if is_ours else None,
+        )
+        return result.subscribers
+
+    async def _idle(self) -> None:
+        self._progress("idle")
+        before = sum(self._running.cpu_seconds())
+        await trio.sleep(self._plan.idle_seconds)
+        used = sum(self._running.cpu_seconds()) - before
+        if self._running.processes:
+            percent = used / self._plan.idle_seconds * 100
+            self.report = attrs.evolve(self.report, idle_percent=percent)
+
+    def _note_memory(self) -> None:
+        storm, base = self.report.storm, self.report.rss_base_bytes
+        if storm is not None and base is not None:
+            grown = self._running.rss_bytes() - base
+            self.report = attrs.evolve(self.report, kib_loaded=grown / storm.connected / KIB)
+
+    async def _with_stalled_clients(self, crowd: Fleets, subscribers: dict[str, int]) -> None:
+        plan = self._plan
+        count = max(1, round(plan.connections * plan.stalled_share))
+        stalled = attrs.evolve(
+            self._fleet_plan(count, len(plan.channels), seed=plan.seed + 1000, number=200),
+            is_reading=False,
+        )
+        async with fleets([stalled]) as others:
+            await others.connect(lambda _: None)
+            await self._stage("stalled", crowd, subscribers, plan.rate, plan.stalled_seconds)
+
+    async def _ramp(self, crowd: Fleets, subscribers: dict[str, int]) -> None:
+        if not self._plan.ramp_seconds:
+            return
+        rate = self._plan.rate
+        for _ in range(_STEPS_MAX):
+            rate *= 2
+            stage = await self._stage("ramp", crowd, subscribers, rate, self._plan.ramp_seconds)
+            is_full = (stage.cores or 0) >= _FULL * self._subject.workers
+            if stage.p99_ms >= self._plan.ramp_p99_ms or stage.lost or is_full:
+                break
+
+    async def _plan_workload(self, broker: NatsServer) -> None:
+        plan = self._plan
+        plans = self._fleet_plans(plan.connections, plan.plan_channels)
+        async with _publisher(broker.url) as self._publisher, fleets(plans) as crowd:
+            result = await crowd.connect(lambda count: self._progress(f"{count:,} connected"))
+            subscribers = result.subscribers
+            await self._stage("plan", crowd, subscribers, plan.plan_rate, plan.plan_seconds)
+
+    async def _stage(
+        self, name: str, crowd: Fleets, subscribers: dict[str, int], rate: float, seconds: float
+    ) -> Stage:
+        self._progress(f"{name}: {rate:g} events a second for {seconds:g} s")
+        await crowd.collect()
+        started, before = time.monotonic(), self._running.cpu_seconds()
+        received_before = await crowd.received()
+        events = await self._publish(rate, seconds)
+        expected = sum(subscribers.get(event.channel, 0) for event in events)
+        await self._arrival(crowd, received_before + expected)
+        after, ended = self._running.cpu_seconds(), time.monotonic()
+        collected = await crowd.collect()
+        stage = self._figures(
+            _Taken(name, rate, ended - started, events, subscribers, collected),
+            [b - a for a, b in zip(before, after, strict=True)],
+        )
+        self.report.stages.append(stage)
+        return stage
+
+    async def _publish(self, rate: float, seconds: float) -> list[Event]:
+        """Publish on an open-loop schedule, in turn on each channel."""
+        start_ns = time.monotonic_ns() + 50_000_000
+        events = []
+        channels = self._plan.channels
+        for tick in range(max(1, round(rate * seconds))):
+            self._number += 1
+            due_ns = start_ns + round(tick / rate * 1e9)
+            event = Event(self._number, due_ns, channels[self._number * 7 % len(channels)])
+            payload = payload_of(event, self._plan.payload_bytes)
+            await trio.sleep(max(0.0, (due_ns - time.monotonic_ns()) / 1e9))
+            await self._publisher(f"odin.token.{event.channel}", payload)
+            events.append(event)
+        return events
+
+    async def _arrival(self, crowd: Fleets, expected: int) -> None:
+        """Wait until everything has arrived, or nothing more does."""
+        last, quiet = -1, 0
+        with trio.move_on_after(_ARRIVAL_SECONDS):
+            while last < expected and quiet < _QUIET_LOOKS:
+                received = await crowd.received()
+                quiet = quiet + 1 if received == last else 0
+                last = received
+                if last < expected:
+                    await trio.sleep(_LOOK_SECONDS)
+
+    def _figures(self, taken: _Taken, cpu: list[float]) -> Stage:
+        collected = taken.collected
+        wanted = {event.number: taken.subscribers.get(event.channel, 0) for event in taken.events}
+        got = collected.deliveries
+        received = sum(got.get(number, 0) for number in wanted)
+        per_delivery = [
+            seconds / received * 1e6 if received and self._running.processes else None
+            for seconds in cpu
+        ]
+        return Stage(
+            name=taken.name,
+            rate=taken.rate,
+            seconds=taken.seconds,
+            expected=sum(wanted.values()),
+            received=received,
+            lost=sum(max(0, wanted[n] - got.get(n, 0)) for n in wanted),
+            repeated=collected.repeated,
+            foreign=collected.foreign,
+            gaps=collected.gaps,
+            disconnects=collected.disconnects,
+            user_us=per_delivery[0],
+            system_us=per_delivery[1],
+            cores=sum(cpu) / taken.seconds if self._running.processes else None,
+            p50_ms=percentile(collected.buckets, 0.5),
+            p99_ms=percentile(collected.buckets, 0.99),
+            p999_ms=percentile(collected.buckets, 0.999),
+            frames_per_read=collected.received / collected.reads if collected.reads else 0.0,
+            client_us=collected.cpu_seconds / received * 1e6 if received else 0.0,
+            client_cores=collected.cpu_seconds / taken.seconds,
+        )
