@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 
 from trio_odin.core.ledger import Ledger
-from trio_odin.telemetry.snapshot import Snapshot
+from trio_odin.telemetry.snapshot import Snapshot, Workers
 
 
 def snapshot(**changes: Any) -> Snapshot:
@@ -36,5 +36,7 @@ def snapshot(**changes: Any) -> Snapshot:
         memory_limit_bytes=1024 * 1024 * 1024,
         max_nats_rate=0.0,
         max_broadcast_rate=0.0,
+        cpu_seconds=1.5,
+        workers=Workers.alone(0),
     )
     return attrs.evolve(idle, **changes)

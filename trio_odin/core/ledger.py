@@ -10,9 +10,13 @@ Two balances hold at any moment between two fan-outs:
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from enum import Enum
+from typing import Any, TypeVar
 
 import attrs
+
+_Book = TypeVar("_Book", bound="Publications | Deliveries | Traffic")
 
 
 class Invalid(Enum):
@@ -29,6 +33,7 @@ class Shed(Enum):
     NATS_CLIENT = "nats_client"
     NATS_RATE = "nats_rate"
     BROADCAST_RATE = "broadcast_rate"
+    WORKER_LOST = "worker_lost"
 
 
 class Dropped(Enum):
@@ -36,6 +41,7 @@ class Dropped(Enum):
 
     OUTBOX_FULL = "outbox_full"
     CLOSING = "closing"
+    WORKER_LOST = "worker_lost"
 
 
 def _counter() -> Counter[str]:
@@ -101,3 +107,28 @@ class Ledger:
     publications: Publications = attrs.field(factory=Publications)
     deliveries: Deliveries = attrs.field(factory=Deliveries)
     traffic: Traffic = attrs.field(factory=Traffic)
+
+
+def total(ledgers: Iterable[Ledger]) -> Ledger:
+    """The books of several servers as one: new books, every entry the sum of theirs."""
+    all_of_them = list(ledgers)
+    return Ledger(
+        _total(Publications, [ledger.publications for ledger in all_of_them]),
+        _total(Deliveries, [ledger.deliveries for ledger in all_of_them]),
+        _total(Traffic, [ledger.traffic for ledger in all_of_them]),
+    )
+
+
+def _total(kind: type[_Book], books: Iterable[_Book]) -> _Book:
+    sums = kind()
+    for book in books:
+        for field in attrs.fields(kind):
+            _add(sums, field.name, getattr(book, field.name))
+    return sums
+
+
+def _add(sums: Publications | Deliveries | Traffic, entry: str, value: Any) -> None:
+    if isinstance(value, Counter):
+        getattr(sums, entry).update(value)
+    else:
+        setattr(sums, entry, getattr(sums, entry) + value)

@@ -31,8 +31,8 @@ from trio_odin.server.hub import Hub
 from trio_odin.server.keepalive import PingWheel
 from trio_odin.server.listener import Listener
 from trio_odin.server.pages import Pages
-from trio_odin.telemetry.process import CpuMeter, machine_bytes, resident_bytes
-from trio_odin.telemetry.snapshot import Snapshot
+from trio_odin.telemetry.process import CpuMeter, cpu_seconds, machine_bytes, resident_bytes
+from trio_odin.telemetry.snapshot import Snapshot, Workers
 
 _GUARD_SECONDS = 1.0
 
@@ -76,7 +76,7 @@ class Server:
             hub=self._hub,
             wheel=self._wheel,
             admission=self._admission,
-            respond=Pages(self.snapshot).respond,
+            respond=Pages(self.gather).respond,
             settings=settings,
         )
 
@@ -144,8 +144,12 @@ class Server:
     def _uptime(self) -> float:
         return trio.current_time() - self._started_at
 
+    async def gather(self) -> Snapshot:
+        """The state of the whole server, for its pages."""
+        return self.snapshot()
+
     def snapshot(self) -> Snapshot:
-        """The state now, for metrics and health."""
+        """The state of this process now."""
         settings, registry, bridge = self._settings, self._hub.registry, self._bridge.status
         return Snapshot(
             ledger=self.ledger,
@@ -172,6 +176,8 @@ class Server:
             memory_limit_bytes=self._memory_limit,
             max_nats_rate=settings.max_nats_rate,
             max_broadcast_rate=settings.max_broadcast_rate,
+            cpu_seconds=cpu_seconds(),
+            workers=Workers.alone(len(self._hub.members)),
         )
 
 

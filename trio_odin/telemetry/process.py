@@ -28,6 +28,11 @@ class CpuMeter:
         return used
 
 
+def cpu_seconds() -> float:
+    """CPU that this process has used, user and system."""
+    return time.process_time()
+
+
 def resident_bytes() -> int:
     """Resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
