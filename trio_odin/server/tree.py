@@ -10,6 +10,7 @@ serve()                                cancel = stop now; drain() = leave in ord
 ├── hub                                feed → registry → outlets; a fan-out never waits
 ├── keepalive                          one timing wheel for every connection's pings
 ├── guard                              samples the CPU, closes and opens the door
+├── siblings                           in a worker: the parent's questions, and its end
 └── summary                            a line in the log now and then
 """
 
@@ -31,6 +32,7 @@ from trio_odin.server.hub import Hub
 from trio_odin.server.keepalive import PingWheel
 from trio_odin.server.listener import Listener
 from trio_odin.server.pages import Pages
+from trio_odin.server.siblings import Siblings
 from trio_odin.telemetry.process import CpuMeter, cpu_seconds, machine_bytes, resident_bytes
 from trio_odin.telemetry.snapshot import Snapshot, Workers
 
@@ -48,11 +50,17 @@ class Server:
         finished: set when a drain is complete, or everything was stopped.
     """
 
-    def __init__(self, settings: Settings, listeners: Sequence[trio.SocketListener]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        listeners: Sequence[trio.SocketListener],
+        siblings: Siblings | None = None,
+    ) -> None:
         self.addresses: list[Address] = [bound_address(listener) for listener in listeners]
         self.ledger = Ledger()
         self._settings = settings
         self._listeners = listeners
+        self._siblings = siblings
         self._started_at = trio.current_time()
         self._drain_asked = trio.Event()
         self.finished = trio.Event()
@@ -96,10 +104,16 @@ class Server:
             nursery.start_soon(self._wheel.run, name="keepalive")
             nursery.start_soon(self._guard, name="guard")
             nursery.start_soon(self._summary, name="summary")
+            if self._siblings is not None:
+                nursery.start_soon(
+                    self._siblings.run, self.snapshot, self._admission, self.drain, name="siblings"
+                )
             async with trio.open_nursery() as flow:
                 flow.start_soon(self._hub.run, self._feed_receive, name="hub")
                 flow.start_soon(self._bridge_until_drain, name="bridge")
             await self._empty()
+            if self._siblings is not None:
+                await self._siblings.leave(self.snapshot())
             nursery.cancel_scope.cancel(reason="drained")
 
     async def _bridge_until_drain(self) -> None:
@@ -145,8 +159,9 @@ class Server:
         return trio.current_time() - self._started_at
 
     async def gather(self) -> Snapshot:
-        """The state of the whole server, for its pages."""
-        return self.snapshot()
+        """The state of the whole server, with all its workers, for its pages."""
+        of_all = None if self._siblings is None else await self._siblings.gather()
+        return of_all or self.snapshot()
 
     def snapshot(self) -> Snapshot:
         """The state of this process now."""
@@ -182,19 +197,23 @@ class Server:
 
 
 async def serve(
-    settings: Settings, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED
+    settings: Settings,
+    siblings: Siblings | None = None,
+    *,
+    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until drained or cancelled. Starts with a `Server` as soon as it listens.
 
-    NATS need not be there: the server is unhealthy until it is, and recovers by itself.
+    NATS need not be there: the server is unhealthy until it is, and recovers by itself. A server
+    with `siblings` shares its address with them.
 
     Raises:
         AddressUnavailable: it cannot listen where it should.
 
     Cancellation: every connection is cut at once; `Server.drain` is the polite way.
     """
-    listeners = await open_listeners(settings.address)
-    server = Server(settings, listeners)
+    listeners = await open_listeners(settings.address, shared=siblings is not None)
+    server = Server(settings, listeners, siblings)
     try:
         _log.info("server.listening", addresses=[str(address) for address in server.addresses])
         task_status.started(server)
