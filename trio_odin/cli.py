@@ -29,13 +29,12 @@ from trio_odin.server.signals import drain_on_signal, end_signals
 from trio_odin.server.tree import Server, serve
 from trio_odin.server.workers import Workers, WorkerUnfit, serve_with_workers
 from trio_odin.telemetry.logs import configure_logs
-from trio_odin.telemetry.process import raise_file_limit, settle_garbage_collector
+from trio_odin.telemetry.process import (
+    files_needed,
+    raise_file_limit,
+    settle_garbage_collector,
+)
 from trio_odin.up import UpPlan, up
-
-# Files beside the connections: listeners, NATS, logs, requests to /metrics.
-_FILES_BESIDE = 64
-# How much more than its equal share of the connections a worker may well get.
-_UNEVENNESS = 1.2
 
 _FLAGS = {
     "--addr": "WS_ADDR",
@@ -339,7 +338,7 @@ def _start_logs(settings: Settings) -> None:
 def _raise_file_limit(settings: Settings, workers: int = 1) -> None:
     """Raise the limit of this process, which those it starts inherit; warn if it is too low."""
     files = raise_file_limit()
-    needed = math.ceil(_largest_share(settings.max_connections, workers)) + _FILES_BESIDE
+    needed = files_needed(settings.max_connections, workers)
     if needed > files:
         structlog.get_logger("cli").warning(
             "files.limited",
@@ -347,11 +346,6 @@ def _raise_file_limit(settings: Settings, workers: int = 1) -> None:
             needed=needed,
             reason="the limit of open files is below WS_MAX_CONNECTIONS: raise nofile",
         )
-
-
-def _largest_share(connections: int, workers: int) -> float:
-    """How many connections one worker may get, as the kernel spreads them by chance."""
-    return min(connections, connections / workers * _UNEVENNESS)
 
 
 async def _serve_until_signalled(settings: Settings, link_file_number: int | None = None) -> None:

@@ -3,11 +3,17 @@ from __future__ import annotations
 import os
 
 import pytest
+import trio
 
 from tests.telemetry.snapshots import snapshot
 from trio_odin.config import read_settings
 from trio_odin.core.address import Address
-from trio_odin.server.workers import Worker, environment_of_worker
+from trio_odin.server.workers import (
+    Worker,
+    WorkerUnfit,
+    environment_of_worker,
+    serve_with_workers,
+)
 
 
 async def test_a_worker_that_ends_again_and_again_comes_back_later_and_later() -> None:
@@ -43,6 +49,17 @@ async def test_a_worker_that_has_ended_holds_nothing_and_leaves_its_figures() ->
     assert worker.end() == snapshot(connections=4)
     assert (worker.last, worker.connections) == (None, 0)
     assert worker.missing_since is not None
+
+
+async def test_a_worker_that_cannot_be_configured_ends_the_whole(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    settings = read_settings({"WS_WORKERS": "2", "WS_ADDR": "127.0.0.1:0"})
+    environment = os.environ | {"WS_WORKERS": "2", "WS_MAX_CHANNELS": "none"}
+    with pytest.raises(ExceptionGroup) as caught, trio.fail_after(10):
+        await serve_with_workers(settings, environment)
+    assert caught.group_contains(WorkerUnfit)
+    assert "trio-odin: WS_MAX_CHANNELS='none': allowed is" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("limit", "share"), [("3", "0.750"), ("0", None)])

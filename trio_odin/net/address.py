@@ -84,7 +84,21 @@ async def _look_up(address: Address) -> list[tuple[int, tuple[Any, ...]]]:
         type=trio.socket.SOCK_STREAM,
         flags=trio.socket.AI_PASSIVE,
     )
-    return [(family, sockaddr) for family, _, _, _, sockaddr in found]
+    ours: list[tuple[int, tuple[Any, ...]]] = [
+        (family, sockaddr) for family, _, _, _, sockaddr in found if _is_known(family)
+    ]
+    if not ours:
+        raise OSError(errno.EAFNOSUPPORT, "this machine has no such network")
+    return ours
+
+
+def _is_known(family: int) -> bool:
+    """Whether the kernel has this family: many a container is without IPv6."""
+    try:
+        trio.socket.socket(family, trio.socket.SOCK_STREAM).close()
+    except OSError as error:
+        return error.errno != errno.EAFNOSUPPORT
+    return True
 
 
 def _new_socket(family: int) -> trio.socket.SocketType:

@@ -71,6 +71,7 @@ class Worker:
         process: the one that runs, if any.
         link: to that process.
         last: its last known figures; None until it serves.
+        has_served: whether any process ever did here.
         missing_since: since when no process serves and answers here; None while one does.
     """
 
@@ -79,6 +80,7 @@ class Worker:
         self.process: trio.Process | None = None
         self.link: Link[FromWorker] | None = None
         self.last: Snapshot | None = None
+        self.has_served = False
         self.missing_since: float | None = trio.current_time()
         self._pause_seconds = 0.0
 
@@ -94,6 +96,7 @@ class Worker:
     def note(self, snapshot: Snapshot) -> None:
         """It serves, and has told how it is."""
         self.last = snapshot
+        self.has_served = True
         self.missing_since = None
 
     def note_missing(self) -> None:
@@ -186,14 +189,15 @@ class Workers:
         """Run one process after the other in this place, until a drain.
 
         Raises:
-            WorkerUnfit: the next one would not get any further.
+            WorkerUnfit: none ever served, and the next one would not get any further.
         """
         while True:
             began_at = trio.current_time()
-            exit_code, has_served = await self._run_once(worker)
+            exit_code = await self._run_once(worker)
             if self._drain_asked.is_set():
                 return
-            if exit_code == _MISTAKE and not has_served:
+            # Later the others do serve: then it is waited for whoever mends this one.
+            if exit_code == _MISTAKE and not worker.has_served:
                 raise WorkerUnfit(f"worker {worker.number} cannot serve, for the reason above")
             pause = worker.next_pause_seconds(trio.current_time() - began_at)
             _log.error("worker.ended", worker=worker.number, how=_how(exit_code), pause=pause)
@@ -202,11 +206,8 @@ class Workers:
                 return
             self._restarts += 1
 
-    async def _run_once(self, worker: Worker) -> tuple[int | None, bool]:
-        """Run one process to its end. Returns its exit code, and whether it ever served.
-
-        Error handling: a process that cannot be started is one that has ended.
-        """
+    async def _run_once(self, worker: Worker) -> int | None:
+        """Run one process to its end. Returns its exit code, None if it could not be started."""
         exit_code: int | None = None
         try:
             exit_code = await self._run_process(worker)
@@ -217,7 +218,7 @@ class Workers:
             self._round.note_answer(worker)
             if last is not None:
                 self._past = self._past.with_ended(last)
-        return exit_code, last is not None
+        return exit_code
 
     async def _run_process(self, worker: Worker) -> int | None:
         near, far = socket.socketpair()
