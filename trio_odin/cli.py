@@ -27,7 +27,7 @@ from trio_odin.server.embedded import BrokerUnavailable
 from trio_odin.server.siblings import Siblings
 from trio_odin.server.signals import drain_on_signal, end_signals
 from trio_odin.server.tree import Server, serve
-from trio_odin.server.workers import Workers, WorkerUnfit, serve_with_workers
+from trio_odin.server.workers import Parent, WorkerUnfit, serve_with_workers
 from trio_odin.telemetry.logs import configure_logs
 from trio_odin.telemetry.process import (
     files_needed,
@@ -363,11 +363,9 @@ async def _serve_with_workers_until_signalled(
 ) -> None:
     with end_signals() as signals:
         async with trio.open_nursery() as nursery:
-            workers: Workers = await nursery.start(serve_with_workers, settings, environment)
-            nursery.start_soon(
-                partial(drain_on_signal, signals, workers, stop=nursery.cancel_scope)
-            )
-            await workers.finished.wait()
+            parent: Parent = await nursery.start(serve_with_workers, settings, environment)
+            nursery.start_soon(partial(drain_on_signal, signals, parent, stop=nursery.cancel_scope))
+            await parent.finished.wait()
             nursery.cancel_scope.cancel(reason="the workers have finished")
 
 

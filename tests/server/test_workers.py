@@ -9,6 +9,7 @@ from tests.telemetry.snapshots import snapshot
 from trio_odin.config import read_settings
 from trio_odin.core.address import Address
 from trio_odin.server.workers import (
+    Parent,
     Worker,
     WorkerUnfit,
     environment_of_worker,
@@ -60,6 +61,21 @@ async def test_a_worker_that_cannot_be_configured_ends_the_whole(
         await serve_with_workers(settings, environment)
     assert caught.group_contains(WorkerUnfit)
     assert "trio-odin: WS_MAX_CHANNELS='none': allowed is" in capfd.readouterr().err
+
+
+async def test_workers_that_cannot_start_are_tried_again_until_the_drain(
+    capfd: pytest.CaptureFixture[str], nursery: trio.Nursery
+) -> None:
+    settings = read_settings({"WS_WORKERS": "2", "WS_ADDR": "127.0.0.1:0"})
+    environment = os.environ | {"PYTHONHOME": "/nowhere"}
+    parent: Parent = await nursery.start(serve_with_workers, settings, environment)
+    with trio.fail_after(10):
+        while sum(worker.restarts for worker in parent.workers) < 4:
+            await trio.sleep(0.05)
+        assert parent.snapshot() is None
+        parent.drain()
+        await parent.finished.wait()
+    assert "Fatal Python error" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("limit", "share"), [("3", "0.750"), ("0", None)])

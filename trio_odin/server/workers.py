@@ -14,6 +14,7 @@ never meets the parent: it can neither slow down a delivery nor lose one.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -37,10 +38,9 @@ from trio_odin.server.worker_link import (
     Question,
     parent_decoder,
 )
-from trio_odin.telemetry import snapshot as figures
 from trio_odin.telemetry.merge import Past, merge
 from trio_odin.telemetry.process import cpu_seconds, resident_bytes
-from trio_odin.telemetry.snapshot import Snapshot
+from trio_odin.telemetry.snapshot import Snapshot, Workers
 
 _POLL_SECONDS = 1.0
 _ASK_SECONDS = 0.5
@@ -72,6 +72,7 @@ class Worker:
         link: to that process.
         last: its last known figures; None until it serves.
         has_served: whether any process ever did here.
+        restarts: how many processes came after the first one.
         missing_since: since when no process serves and answers here; None while one does.
     """
 
@@ -81,6 +82,7 @@ class Worker:
         self.link: Link[FromWorker] | None = None
         self.last: Snapshot | None = None
         self.has_served = False
+        self.restarts = 0
         self.missing_since: float | None = trio.current_time()
         self._pause_seconds = 0.0
 
@@ -125,7 +127,6 @@ class _Round:
     """One question to all workers. `awaited` are those that have not answered yet."""
 
     number: int = 0
-    asked_at: float = -1.0
     awaited: set[Worker] = attrs.field(factory=set)
     is_complete: trio.Event = attrs.field(factory=trio.Event)
 
@@ -135,13 +136,14 @@ class _Round:
             self.is_complete.set()
 
 
-class Workers:
+class Parent:
     """A running server of several processes, as whoever started it sees it.
 
     Made by `serve_with_workers`.
 
     Attributes:
         address: what the workers share, with the port the kernel chose.
+        workers: their places, by number.
         finished: set when all of them have ended for good.
     """
 
@@ -152,12 +154,12 @@ class Workers:
         self.finished = trio.Event()
         self._settings = settings
         self._environment = environment_of_worker(settings, environment, address)
-        self._workers = [Worker(number) for number in range(1, settings.workers + 1)]
+        self.workers = [Worker(number) for number in range(1, settings.workers + 1)]
         self._past = Past()
-        self._restarts = 0
         self._started_at = trio.current_time()
         self._drain_asked = trio.Event()
         self._round = _Round()
+        self._asked_at = -math.inf
         self._one_round_at_a_time = trio.Lock()
 
     def drain(self) -> None:
@@ -169,19 +171,19 @@ class Workers:
             nursery.start_soon(self._poll, name="poll")
             nursery.start_soon(self._drain_when_asked, nursery.cancel_scope, name="drain")
             async with trio.open_nursery() as processes:
-                for worker in self._workers:
+                for worker in self.workers:
                     name = f"worker {worker.number}"
                     processes.start_soon(self._keep_running, worker, name=name)
             nursery.cancel_scope.cancel(reason="all workers have ended")
 
     async def _drain_when_asked(self, stop: trio.CancelScope) -> None:
         await self._drain_asked.wait()
-        _log.info("drain.started", workers=len(self._workers))
-        for worker in self._workers:
+        _log.info("drain.started", workers=len(self.workers))
+        for worker in self.workers:
             if worker.process is not None:
                 worker.process.terminate()
         await trio.sleep(self._settings.drain_seconds + _DRAIN_EXTRA_SECONDS)
-        late = [worker.number for worker in self._workers if worker.process is not None]
+        late = [worker.number for worker in self.workers if worker.process is not None]
         _log.error("drain.late", workers=late)
         stop.cancel(reason="a worker did not leave in time")
 
@@ -204,7 +206,7 @@ class Workers:
             with trio.move_on_after(pause):
                 await self._drain_asked.wait()
                 return
-            self._restarts += 1
+            worker.restarts += 1
 
     async def _run_once(self, worker: Worker) -> int | None:
         """Run one process to its end. Returns its exit code, None if it could not be started."""
@@ -283,14 +285,16 @@ class Workers:
     async def _ask_all_since(self, moment: float) -> None:
         """Ask all workers how they are, unless they were asked since `moment`."""
         async with self._one_round_at_a_time:
-            if self._round.asked_at < moment:
+            if self._asked_at < moment:
+                now = trio.current_time()
                 await self._ask_all()
+                self._asked_at = now
 
     async def _ask_all(self) -> None:
         """Wait for the answers of those that serve, but not for one that was silent before."""
-        serving = [worker for worker in self._workers if worker.last is not None]
+        serving = [worker for worker in self.workers if worker.last is not None]
         awaited = {worker for worker in serving if worker.missing_since is None}
-        self._round = _Round(self._round.number + 1, trio.current_time(), awaited)
+        self._round = _Round(self._round.number + 1, awaited)
         everywhere = sum(worker.connections for worker in serving)
         for worker in serving:
             if worker.link is not None:
@@ -304,7 +308,7 @@ class Workers:
 
     def snapshot(self) -> Snapshot | None:
         """All workers as one server, as they were when asked last; None if there are none."""
-        parts = [worker.last for worker in self._workers if worker.last is not None]
+        parts = [worker.last for worker in self.workers if worker.last is not None]
         if not parts:
             return None
         whole = merge(parts, past=self._past, workers=self._figures())
@@ -317,14 +321,14 @@ class Workers:
             cpu_seconds=whole.cpu_seconds + cpu_seconds(),
         )
 
-    def _figures(self) -> figures.Workers:
+    def _figures(self) -> Workers:
         now = trio.current_time()
-        missing = [now - w.missing_since for w in self._workers if w.missing_since is not None]
-        return figures.Workers(
-            configured=len(self._workers),
-            alive=len(self._workers) - len(missing),
-            restarts=self._restarts,
-            connections=[worker.connections for worker in self._workers],
+        missing = [now - w.missing_since for w in self.workers if w.missing_since is not None]
+        return Workers(
+            configured=len(self.workers),
+            alive=len(self.workers) - len(missing),
+            restarts=sum(worker.restarts for worker in self.workers),
+            connections=[worker.connections for worker in self.workers],
             missing_seconds=max(missing, default=0.0),
         )
 
@@ -360,11 +364,11 @@ async def serve_with_workers(
     settings: Settings,
     environment: Mapping[str, str],
     *,
-    task_status: trio.TaskStatus[Workers] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[Parent] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve with `settings.workers` processes until drained or cancelled.
 
-    Starts with `Workers` once the port is theirs; `environment` is that from which `settings` were
+    Starts with a `Parent` once the port is theirs; `environment` is that from which `settings` were
     read, and what the workers read theirs from.
 
     Raises:
@@ -374,10 +378,10 @@ async def serve_with_workers(
     Cancellation: the workers are told to stop at once, and killed if they have not in a second.
     """
     async with reserved_address(settings.address) as address:
-        workers = Workers(settings, environment, address)
+        parent = Parent(settings, environment, address)
         _log.info("workers.starting", address=str(address), workers=settings.workers)
-        task_status.started(workers)
+        task_status.started(parent)
         try:
-            await workers._run()  # noqa: SLF001 - its one caller, on the same page
+            await parent._run()  # noqa: SLF001 - its one caller, on the same page
         finally:
-            workers.finished.set()
+            parent.finished.set()
