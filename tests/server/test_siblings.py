@@ -12,6 +12,7 @@ from trio_odin.server.siblings import Siblings
 from trio_odin.server.worker_link import (
     Answer,
     Ask,
+    Elsewhere,
     Figures,
     FromWorker,
     Link,
@@ -52,7 +53,8 @@ async def parent(nursery: trio.Nursery) -> Parent:
 
 
 async def test_a_worker_answers_and_learns_what_the_others_hold(parent: Parent) -> None:
-    parent.link.send(Ask(7, 42))
+    parent.link.send(Elsewhere(42))
+    parent.link.send(Ask(7))
     assert await parent.heard() == Figures(7, snapshot(connections=3))
     assert parent.admission.connections_elsewhere == 42
 

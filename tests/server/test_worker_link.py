@@ -14,6 +14,7 @@ from trio_odin.core.ledger import Dropped, Invalid, Shed
 from trio_odin.server.worker_link import (
     Answer,
     Ask,
+    Elsewhere,
     Figures,
     FromParent,
     FromWorker,
@@ -44,7 +45,7 @@ def test_figures_arrive_as_they_were_sent(number: int, state: Snapshot) -> None:
 
 @given(NUMBERS, NUMBERS, balanced())
 def test_the_other_messages_arrive_too(number: int, count: int, state: Snapshot) -> None:
-    for message in (Ask(number, count), Answer(number, state)):
+    for message in (Ask(number), Elsewhere(count), Answer(number, state)):
         assert worker_decoder().decode(msgspec.json.encode(message)) == message
     question = Question(number)
     assert parent_decoder().decode(msgspec.json.encode(question)) == question
@@ -83,7 +84,7 @@ async def test_a_line_that_is_no_message_is_left_out(line: bytes) -> None:
 async def test_a_side_that_does_not_read_is_told_nothing_more_and_nobody_waits() -> None:
     parent, _, _ = ends()
     taken = 0
-    while parent.send(Ask(1, 0)):
+    while parent.send(Ask(1)):
         taken += 1
         assert taken < 1000
     assert taken > 1
@@ -92,8 +93,8 @@ async def test_a_side_that_does_not_read_is_told_nothing_more_and_nobody_waits()
 async def test_the_end_of_the_other_side_ends_the_writer(nursery: trio.Nursery) -> None:
     parent, _, stream = ends()
     await stream.aclose()
-    parent.send(Ask(1, 0))
+    parent.send(Ask(1))
     with trio.fail_after(1):
         await parent.run_writer()
-    assert not parent.send(Ask(2, 0))
+    assert not parent.send(Ask(2))
     assert await parent.receive() is None

@@ -11,7 +11,15 @@ import structlog
 import trio
 
 from trio_odin.core.admission import Admission
-from trio_odin.server.worker_link import Answer, Ask, Figures, Link, Question, worker_decoder
+from trio_odin.server.worker_link import (
+    Answer,
+    Ask,
+    Elsewhere,
+    Figures,
+    Link,
+    Question,
+    worker_decoder,
+)
 from trio_odin.telemetry.snapshot import Snapshot
 
 # The parent waits half as long for the other workers.
@@ -65,8 +73,9 @@ class Siblings:
             while (message := await self._link.receive()) is not None:
                 match message:
                     case Ask():
-                        admission.connections_elsewhere = message.connections_elsewhere
                         self._link.send(Figures(message.number, snapshot()))
+                    case Elsewhere():
+                        admission.connections_elsewhere = message.connections
                     case Answer():
                         self._take(message)
             nursery.cancel_scope.cancel(reason="the parent has closed the link")

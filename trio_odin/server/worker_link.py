@@ -1,7 +1,8 @@
 """The link between a worker and its parent: a socket pair, one JSON object a line.
 
-    parent ── Ask ──────► worker        "how are you? and so many connections are elsewhere"
+    parent ── Ask ──────► worker        "how are you?"
     parent ◄── Figures ── worker        the answer; number 0 unasked: it has begun, or has finished
+    parent ── Elsewhere ► worker        what the other workers hold, once all have answered
     parent ◄── Question ─ worker        "somebody wants a page: how are all of us?"
     parent ── Answer ───► worker
 
@@ -28,10 +29,15 @@ _log = structlog.get_logger("workers")
 
 
 class Ask(msgspec.Struct, tag=True, frozen=True):
-    """The parent wants the worker's figures, and tells what the other workers hold."""
+    """The parent wants the worker's figures."""
 
     number: int
-    connections_elsewhere: int
+
+
+class Elsewhere(msgspec.Struct, tag=True, frozen=True):
+    """What the other workers hold: the limit is for all of them together."""
+
+    connections: int
 
 
 class Figures(msgspec.Struct, tag=True, frozen=True):
@@ -54,7 +60,7 @@ class Answer(msgspec.Struct, tag=True, frozen=True):
     snapshot: Snapshot
 
 
-FromParent: TypeAlias = Ask | Answer
+FromParent: TypeAlias = Ask | Elsewhere | Answer
 FromWorker: TypeAlias = Figures | Question
 M = TypeVar("M")
 
@@ -72,7 +78,7 @@ def parent_decoder() -> msgspec.json.Decoder[FromWorker]:
 
 def worker_decoder() -> msgspec.json.Decoder[FromParent]:
     """Reads what the parent says."""
-    return msgspec.json.Decoder(Ask | Answer, dec_hook=_counter)
+    return msgspec.json.Decoder(Ask | Elsewhere | Answer, dec_hook=_counter)
 
 
 class Link(Generic[M]):

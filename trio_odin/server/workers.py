@@ -32,7 +32,9 @@ from trio_odin.net.address import Address, reserved_address
 from trio_odin.server.worker_link import (
     Answer,
     Ask,
+    Elsewhere,
     Figures,
+    FromParent,
     FromWorker,
     Link,
     Question,
@@ -94,6 +96,11 @@ class Worker:
     def begin(self, process: trio.Process, link: Link[FromWorker]) -> None:
         """A process was started."""
         self.process, self.link = process, link
+
+    def tell(self, message: FromParent) -> None:
+        """Send it to the process that serves here, if there is one."""
+        if self.link is not None and self.last is not None:
+            self.link.send(message)
 
     def note(self, snapshot: Snapshot) -> None:
         """It serves, and has told how it is."""
@@ -295,16 +302,20 @@ class Parent:
         serving = [worker for worker in self.workers if worker.last is not None]
         awaited = {worker for worker in serving if worker.missing_since is None}
         self._round = _Round(self._round.number + 1, awaited)
-        everywhere = sum(worker.connections for worker in serving)
         for worker in serving:
-            if worker.link is not None:
-                worker.link.send(Ask(self._round.number, everywhere - worker.connections))
+            worker.tell(Ask(self._round.number))
         if awaited:
             with trio.move_on_after(_ASK_SECONDS):
                 await self._round.is_complete.wait()
         for worker in self._round.awaited:
             _log.warning("worker.silent", worker=worker.number)
             worker.note_missing()
+        self._tell_what_the_others_hold()
+
+    def _tell_what_the_others_hold(self) -> None:
+        everywhere = sum(worker.connections for worker in self.workers)
+        for worker in self.workers:
+            worker.tell(Elsewhere(everywhere - worker.connections))
 
     def snapshot(self) -> Snapshot | None:
         """All workers as one server, as they were when asked last; None if there are none."""
