@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple, cast
 
 import attrs
@@ -95,6 +96,11 @@ EXAMPLES = {
         {"true": True, "TRUE": True, "1": True, "yes": True, "false": False, "False": False,
          "0": False, "no": False},
         ["on", "2", "tru", "disabled"],
+    ),
+    "WS_WORKERS": Examples(
+        "a whole number from 1 to 64, or auto",
+        {"1": 1, " 2 ": 2, "64": 64},
+        ["0", "65", "-1", "1.5", "automatic", "all"],
     ),
     "WS_MAX_CONNECTIONS": COUNT,
     "WS_CPU_LIMIT": NUMBER,
@@ -232,6 +238,12 @@ def test_the_plans_environment_is_understood() -> None:
     assert settings.feed_capacity == 25600
     (warning,) = warnings_about(read_settings(environment), environment)
     assert warning.startswith("WS_WORKER_POOL_SIZE has no effect: ")
+
+
+def test_as_many_workers_as_cores_this_process_may_use() -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert read_settings({"WS_WORKERS": "auto"}).workers == min(cores, 64)
+    assert read_settings({"WS_WORKERS": " Auto"}).workers == min(cores, 64)
 
 
 def test_settings_cannot_be_changed() -> None:

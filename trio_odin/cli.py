@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, BinaryIO, NoReturn, TypeVar
@@ -24,20 +24,24 @@ from trio_odin.lab.publisher import PublisherSettings, publish
 from trio_odin.lab.watch import WatchError, watch
 from trio_odin.net.address import Address, AddressUnavailable
 from trio_odin.net.nats_server import BrokerUnavailable
+from trio_odin.server.siblings import Siblings
 from trio_odin.server.signals import drain_on_signal, end_signals
 from trio_odin.server.tree import Server, serve
+from trio_odin.server.workers import Parent, WorkerUnfit, serve_with_workers
 from trio_odin.telemetry.logs import configure_logs
-from trio_odin.telemetry.process import raise_file_limit, settle_garbage_collector
+from trio_odin.telemetry.process import (
+    files_needed,
+    raise_file_limit,
+    settle_garbage_collector,
+)
 from trio_odin.up import UpPlan, up
-
-# Files beside the connections: listeners, NATS, logs, requests to /metrics.
-_FILES_BESIDE = 64
 
 _FLAGS = {
     "--addr": "WS_ADDR",
     "--nats": "NATS_URL",
     "--nats-mode": "NATS_MODE",
     "--max-connections": "WS_MAX_CONNECTIONS",
+    "--workers": "WS_WORKERS",
     "--log-level": "LOG_LEVEL",
     "--log-format": "LOG_FORMAT",
 }
@@ -45,6 +49,7 @@ _METAVARS = {
     "--nats-mode": "auto|jetstream|core",
     "--log-level": "debug|info|warning|error",
     "--log-format": "json|text|pretty",
+    "--workers": "N|auto",
     "--addr": "[HOST]:PORT",
     "--nats": "URL[,URL…]",
 }
@@ -104,9 +109,11 @@ def main() -> None:
 @_flag("--nats")
 @_flag("--nats-mode")
 @_flag("--max-connections")
+@_flag("--workers")
 @_flag("--log-level")
 @_flag("--log-format")
-def serve_command(**flags: str | None) -> None:
+@click.option("--as-worker", nargs=2, type=int, hidden=True)  # its number and its link's file
+def serve_command(as_worker: tuple[int, int] | None, **flags: str | None) -> None:
     """Serve NATS token events to WebSocket clients.
 
     Every setting is an environment variable; docs/configuration.md lists them all, and the flags
@@ -114,10 +121,19 @@ def serve_command(**flags: str | None) -> None:
     them and a close frame; a second one stops at once.
     """
     settings = _settings(flags)
+    if as_worker is not None:
+        number, file_number = as_worker
+        configure_logs(settings.log_level, settings.log_format, worker=number)
+        settle_garbage_collector()
+        _run(partial(_serve_until_signalled, settings, file_number))
+        return
     _start_logs(settings)
-    _raise_file_limit(settings)
-    settle_garbage_collector()
-    _run(partial(_serve_until_signalled, settings))
+    _raise_file_limit(settings, settings.workers)
+    if settings.workers > 1:
+        _run(partial(_serve_with_workers_until_signalled, settings, _environment(flags)))
+    else:
+        settle_garbage_collector()
+        _run(partial(_serve_until_signalled, settings))
 
 
 @main.command("publish", short_help="Publish a simulated market to NATS.")
@@ -180,6 +196,8 @@ def up_command(rate: float, tokens: list[str], duration: float, **flags: str | N
     settings = _settings(flags)
     _start_logs(settings)
     _raise_file_limit(settings)
+    if settings.workers > 1:
+        structlog.get_logger("cli").warning("workers.ignored", reason="up serves in one process")
     plan = UpPlan(
         settings_for=lambda nats_url: _settings({**flags, "NATS_URL": nats_url}),
         rate=rate,
@@ -291,11 +309,15 @@ def _address(text: str) -> Address:
 
 
 def _settings(flags: dict[str, str | None]) -> Settings:
-    given = {name: text for name, text in flags.items() if text is not None}
     try:
-        return read_settings({**os.environ, **given})
+        return read_settings(_environment(flags))
     except SettingError as error:
         _fail(_as_given(str(error)))
+
+
+def _environment(flags: Mapping[str, str | None]) -> dict[str, str]:
+    """The environment, with the flags that were given in it."""
+    return os.environ | {name: text for name, text in flags.items() if text is not None}
 
 
 def _as_given(complaint: str) -> str:
@@ -313,24 +335,38 @@ def _start_logs(settings: Settings) -> None:
         log.warning("setting.ignored", reason=sentence)
 
 
-def _raise_file_limit(settings: Settings) -> None:
+def _raise_file_limit(settings: Settings, workers: int = 1) -> None:
+    """Raise the limit of this process, which those it starts inherit; warn if it is too low."""
     files = raise_file_limit()
-    if settings.max_connections + _FILES_BESIDE > files:
+    needed = files_needed(settings.max_connections, workers)
+    if needed > files:
         structlog.get_logger("cli").warning(
             "files.limited",
             limit=files,
-            needed=settings.max_connections + _FILES_BESIDE,
+            needed=needed,
             reason="the limit of open files is below WS_MAX_CONNECTIONS: raise nofile",
         )
 
 
-async def _serve_until_signalled(settings: Settings) -> None:
+async def _serve_until_signalled(settings: Settings, link_file_number: int | None = None) -> None:
+    siblings = None if link_file_number is None else Siblings(link_file_number)
     with end_signals() as signals:
         async with trio.open_nursery() as nursery:
-            server: Server = await nursery.start(serve, settings)
+            server: Server = await nursery.start(serve, settings, siblings)
             nursery.start_soon(partial(drain_on_signal, signals, server, stop=nursery.cancel_scope))
             await server.finished.wait()
             nursery.cancel_scope.cancel(reason="the server has finished")
+
+
+async def _serve_with_workers_until_signalled(
+    settings: Settings, environment: Mapping[str, str]
+) -> None:
+    with end_signals() as signals:
+        async with trio.open_nursery() as nursery:
+            parent: Parent = await nursery.start(serve_with_workers, settings, environment)
+            nursery.start_soon(partial(drain_on_signal, signals, parent, stop=nursery.cancel_scope))
+            await parent.finished.wait()
+            nursery.cancel_scope.cancel(reason="the workers have finished")
 
 
 def _run(function: Callable[[], Any]) -> Any:
@@ -339,7 +375,7 @@ def _run(function: Callable[[], Any]) -> Any:
     try:
         with suppress(KeyboardInterrupt):
             result = trio.run(function, strict_exception_groups=True)
-    except* (AddressUnavailable, BrokerUnavailable, WatchError) as group:
+    except* (AddressUnavailable, BrokerUnavailable, WatchError, WorkerUnfit) as group:
         _fail(str(_first(group)))
     return result
 

@@ -7,6 +7,7 @@ in and one kind of error. docs/configuration.md is generated from this class.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
@@ -19,6 +20,7 @@ from trio_odin.core.address import Address
 # Variables that begin so are ours; an unknown one is probably a typing error.
 _OWN_PREFIXES = ("WS_", "JS_")
 _PORT_MAX = 65535
+_WORKERS_MAX = 64
 
 # Known to the server this one replaces, without a meaning in this design.
 IGNORED = {
@@ -75,6 +77,18 @@ def _positive(text: str) -> int:
 def _milliseconds(text: str) -> float:
     """Zero or more milliseconds, given as seconds."""
     return _number(text) / 1000
+
+
+def _workers(text: str) -> int:
+    if text.strip().lower() == "auto":
+        return min(len(os.sched_getaffinity(0)), _WORKERS_MAX)
+    try:
+        value = _positive(text)
+    except _Unacceptable:
+        value = _WORKERS_MAX + 1
+    if value > _WORKERS_MAX:
+        raise _Unacceptable(f"a whole number from 1 to {_WORKERS_MAX}, or auto")
+    return value
 
 
 def _number(text: str) -> float:
@@ -184,6 +198,12 @@ class Settings:
         help="false sends every event to every connection (the way back, should filtering fail).",
     )
 
+    workers: int = _setting(
+        "WS_WORKERS",
+        "1",
+        _workers,
+        help="Processes that serve the port together, 1 to 64; auto: one for each core.",
+    )
     max_connections: int = _setting(
         "WS_MAX_CONNECTIONS", "10000", _count, help="Connections at once; further ones get a 503."
     )

@@ -13,6 +13,14 @@ def test_there_is_room_up_to_the_limit() -> None:
     assert answers == [None, None, Rejection.AT_CAPACITY, Rejection.AT_CAPACITY]
 
 
+def test_connections_of_other_workers_take_room_too() -> None:
+    door = Admission(max_connections=5, cpu_reject_percent=0)
+    door.connections_elsewhere = 3
+    assert [door.rejection(own) for own in (1, 2)] == [None, Rejection.AT_CAPACITY]
+    door.connections_elsewhere = 0
+    assert door.rejection(4) is None
+
+
 def test_a_limit_of_0_is_none() -> None:
     door = Admission(max_connections=0, cpu_reject_percent=0)
     door.observe_cpu(5000.0)

@@ -172,7 +172,9 @@ async def test_a_load_on_the_real_server_is_perfect_and_knows_what_it_cost(
 
     async def publish() -> None:
         for offset in range(1, 10_000):
-            server._hub.publish(NatsMessage("odin.token.BTC.trade", b"{}", offset, trio.current_time()))
+            server._hub.publish(
+                NatsMessage("odin.token.BTC.trade", b"{}", offset, trio.current_time())
+            )
             await trio.sleep(0.01)
 
     nursery.start_soon(publish)

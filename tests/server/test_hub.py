@@ -193,7 +193,7 @@ async def test_a_consumer_that_never_reads_does_not_delay_the_others(
         StreamMember(
             Outlet(
                 stream,
-                    capacity=512,
+                capacity=512,
                 write_deadline_seconds=5,
                 ledger=hub.ledger,
                 owner=QuietOwner(),

@@ -8,11 +8,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.telemetry.snapshots import snapshot
 from trio_odin.net.http import Request
 from trio_odin.server.pages import Pages
+from trio_odin.telemetry.snapshot import Snapshot
 
 
 @pytest.fixture
 def pages() -> Pages:
-    return Pages(snapshot)
+    async def gather() -> Snapshot:
+        return snapshot()
+
+    return Pages(gather)
 
 
 async def test_the_front_page_says_what_this_is_and_how_to_connect(pages: Pages) -> None:

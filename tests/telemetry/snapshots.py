@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import attrs
+from hypothesis import strategies as st
 
-from trio_odin.core.ledger import Ledger
-from trio_odin.telemetry.snapshot import Snapshot
+from trio_odin.core.ledger import Deliveries, Dropped, Invalid, Ledger, Publications, Shed, Traffic
+from trio_odin.telemetry.snapshot import Snapshot, Workers
 
 
 def snapshot(**changes: Any) -> Snapshot:
@@ -36,5 +38,54 @@ def snapshot(**changes: Any) -> Snapshot:
         memory_limit_bytes=1024 * 1024 * 1024,
         max_nats_rate=0.0,
         max_broadcast_rate=0.0,
+        cpu_seconds=1.5,
+        workers=Workers.alone(0),
     )
     return attrs.evolve(idle, **changes)
+
+
+AMOUNTS = st.integers(0, 10**9)
+NAMES = st.sampled_from(["one", "two", "three"])
+
+
+def counters(keys: st.SearchStrategy[Any]) -> st.SearchStrategy[Counter[Any]]:
+    return st.dictionaries(keys, AMOUNTS).map(Counter)
+
+
+@st.composite
+def balanced(draw: st.DrawFn) -> Snapshot:
+    """A worker in which nothing is unaccounted for."""
+    way_in = Publications(
+        fanned_out=draw(AMOUNTS),
+        unmatched=draw(AMOUNTS),
+        invalid=draw(counters(st.sampled_from(Invalid))),
+        shed=draw(counters(st.sampled_from(Shed))),
+        repeated=draw(AMOUNTS),
+    )
+    feed_waiting = draw(st.integers(0, 8192))
+    way_in.received = -way_in.imbalance(feed_waiting)
+    way_out = Deliveries(
+        written=draw(AMOUNTS),
+        queued=draw(AMOUNTS),
+        dropped=draw(counters(st.sampled_from(Dropped))),
+    )
+    way_out.matched = -way_out.imbalance()
+    connections = draw(st.integers(0, 10_000))
+    closed = draw(counters(NAMES))
+    traffic = Traffic(accepted=connections + closed.total(), closed=closed)
+    for name in ("rejected", "commands", "errors"):
+        setattr(traffic, name, draw(counters(NAMES)))
+    for name in ("accept_errors", "messages_received", "rate_limited", "replayed", "bytes_sent"):
+        setattr(traffic, name, draw(AMOUNTS))
+    return snapshot(
+        ledger=Ledger(way_in, way_out, traffic),
+        connections=connections,
+        subscription_counts=draw(st.lists(st.integers(1, 256), max_size=5)),
+        channels=draw(AMOUNTS),
+        feed_waiting=feed_waiting,
+        nats_reconnects=draw(AMOUNTS),
+        cpu_seconds=draw(st.integers(0, 10**6)),
+        is_nats_connected=draw(st.booleans()),
+        is_overloaded=draw(st.booleans()),
+        workers=Workers.alone(connections),
+    )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.telemetry.snapshots import snapshot
 from trio_odin.net.http import Response
 from trio_odin.telemetry.health import HealthReport, health, ready
+from trio_odin.telemetry.snapshot import Workers
 
 # wire_compatibility.md, `/health`: what each number has to be in the text of the JSON.
 SHAPE = {
@@ -35,6 +36,7 @@ SHAPE = {
             "memory_limit_mb": float,
         },
     },
+    "workers": {"configured": int, "alive": int, "restarts": int, "connections": list},
 }
 
 
@@ -114,6 +116,7 @@ def test_a_healthy_server_word_for_word() -> None:
                 "memory_limit_mb": 1024.0,
             },
         },
+        "workers": {"configured": 1, "alive": 1, "restarts": 0, "connections": [0]},
     }  # fmt: skip
 
 
@@ -137,6 +140,10 @@ def test_a_healthy_server_word_for_word() -> None:
         ({"is_nats_connected": False}, "unhealthy", "NATS"),
         ({"is_draining": True}, "unhealthy", "shutting down"),
         ({"is_nats_connected": False, "connections": 100}, "unhealthy", "NATS"),
+        ({"workers": Workers(2, 1, 0, [0, 0], missing_seconds=4.9)}, "degraded", "1 of 2 workers"),
+        ({"workers": Workers(2, 1, 9, [0, 0], missing_seconds=5.1)}, "unhealthy", "1 of 2 workers"),
+        ({"workers": Workers(2, 0, 0, [0, 0], missing_seconds=0.1)}, "unhealthy", "0 of 2 workers"),
+        ({"workers": Workers(2, 2, 9, [0, 0])}, "healthy", None),
     ],
 )
 def test_each_condition_has_its_status_its_code_and_a_sentence(

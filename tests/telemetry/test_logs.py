@@ -45,6 +45,14 @@ def test_json_is_one_object_a_line_with_level_event_and_time() -> None:
     assert objects[2]["exception"][0]["exc_value"] == "a bug"
 
 
+def test_every_line_of_a_worker_carries_its_number_a_librarys_too() -> None:
+    file = io.StringIO()
+    configure_logs("info", "json", worker=3, file=file)
+    structlog.get_logger("test").info("server.listening")
+    logging.getLogger("some.library").warning("careful")
+    assert [json.loads(line)["worker"] for line in file.getvalue().splitlines()] == [3, 3]
+
+
 def test_text_is_key_and_value() -> None:
     line = lines_of("text")[0]
     assert "level=info event=server.listening" in line

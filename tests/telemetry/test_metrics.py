@@ -16,8 +16,8 @@ from trio_odin.core.admission import Rejection
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.commands import Command, ErrorCode
 from trio_odin.core.ledger import Deliveries, Dropped, Invalid, Ledger, Publications, Shed, Traffic
-from trio_odin.telemetry.metrics import CONTENT_TYPE, SERIES, Metrics
-from trio_odin.telemetry.snapshot import Snapshot
+from trio_odin.telemetry.metrics import CONTENT_TYPE, SERIES, render
+from trio_odin.telemetry.snapshot import Snapshot, Workers
 
 # wire_compatibility.md, metric names: the plan's and the running dashboard's.
 PLAN = {
@@ -56,12 +56,13 @@ LABELS = {
         "command",
         {kind.__name__.lower() for kind in Command.__args__},
     ),
+    "ws_worker_connections": ("worker", {"1"}),
 }
 
 
 def families(state: Snapshot) -> dict[str, Metric]:
     """What Prometheus makes of the text, by the name of the first sample's series."""
-    text = Metrics(lambda: state).render().decode()
+    text = render(state).decode()
     parsed = list(text_string_to_metric_families(text))
     by_name = {
         f"{family.name}_total" if family.type == "counter" else family.name: family
@@ -146,6 +147,7 @@ BUSY = snapshot(
     cpu_percent=40.09,
     memory_bytes=4010,
     memory_limit_bytes=4011,
+    workers=Workers(configured=5001, alive=5002, restarts=5003, connections=[5004, 5005]),
 )
 EXPECTED: list[tuple[str, dict[str, str], float]] = [
     ("ws_connections_current", {}, 4002),
@@ -192,6 +194,11 @@ EXPECTED: list[tuple[str, dict[str, str], float]] = [
     ("ws_memory_limit_bytes", {}, 4011),
     ("ws_draining", {}, 0),
     ("ws_uptime_seconds", {}, 4001.5),
+    ("ws_workers", {}, 5001),
+    ("ws_workers_alive", {}, 5002),
+    ("ws_worker_restarts_total", {}, 5003),
+    ("ws_worker_connections", {"worker": "1"}, 5004),
+    ("ws_worker_connections", {"worker": "2"}, 5005),
 ]
 
 
@@ -273,18 +280,33 @@ def test_imbalances_do_not_cancel_each_other_out() -> None:
     assert imbalance(ledger=lost, feed_waiting=3) == 2
 
 
-def test_each_scrape_takes_a_new_snapshot() -> None:
-    states = iter([snapshot(connections=1), snapshot(connections=2)])
-    metrics = Metrics(lambda: next(states))
-    assert b"\nws_connections_current 1.0\n" in metrics.render()
-    assert b"\nws_connections_current 2.0\n" in metrics.render()
+def test_each_scrape_is_of_its_own_snapshot() -> None:
+    for connections in (1, 2):
+        page = render(snapshot(connections=connections))
+        assert f"\nws_connections_current {connections}.0\n".encode() in page
 
 
-def test_two_servers_in_one_process_have_metrics_of_their_own() -> None:
-    first = Metrics(lambda: snapshot(connections=1))
-    second = Metrics(lambda: snapshot(connections=2))
-    assert b"\nws_connections_current 1.0\n" in first.render()
-    assert b"\nws_connections_current 2.0\n" in second.render()
+# --- workers
+
+
+def test_a_server_without_workers_is_one_worker_and_shows_its_own_process() -> None:
+    state = snapshot(workers=Workers.alone(7))
+    assert value(state, "ws_workers") == value(state, "ws_workers_alive") == 1
+    assert value(state, "ws_worker_connections", worker="1") == 7
+    assert value(state, "ws_worker_restarts_total") == 0
+    assert "process_open_fds" in families(state)
+
+
+def test_several_workers_are_shown_one_by_one_and_their_processes_as_one() -> None:
+    workers = Workers(configured=3, alive=2, restarts=5, connections=[4, 0, 6])
+    state = snapshot(workers=workers, cpu_seconds=12.5, memory_bytes=1000)
+    held = families(state)["ws_worker_connections"].samples
+    assert {sample.labels["worker"]: sample.value for sample in held} == {"1": 4, "2": 0, "3": 6}
+    assert (value(state, "ws_workers"), value(state, "ws_workers_alive")) == (3, 2)
+    assert value(state, "ws_worker_restarts_total") == 5
+    assert value(state, "process_cpu_seconds_total") == 12.5
+    assert value(state, "process_resident_memory_bytes") == 1000
+    assert "process_open_fds" not in families(state)
 
 
 # --- subscriptions per client

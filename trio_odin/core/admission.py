@@ -25,11 +25,15 @@ class Rejection(Enum):
 
 @attrs.define
 class Admission:
-    """The door. `max_connections` 0 is no limit, `cpu_reject_percent` 0 is none either."""
+    """The door. `max_connections` 0 is no limit, `cpu_reject_percent` 0 is none either.
+
+    `connections_elsewhere` are those that other workers hold: the limit is for all of them.
+    """
 
     max_connections: int
     cpu_reject_percent: float
     is_draining: bool = False
+    connections_elsewhere: int = attrs.field(default=0, init=False)
     is_overloaded: bool = attrs.field(default=False, init=False)
 
     def observe_cpu(self, percent: float) -> None:
@@ -47,7 +51,8 @@ class Admission:
         """Why one more connection beside `connections` may not come in; None if it may."""
         if self.is_draining:
             return Rejection.SHUTTING_DOWN
-        if self.max_connections and connections >= self.max_connections:
+        everywhere = connections + self.connections_elsewhere
+        if self.max_connections and everywhere >= self.max_connections:
             return Rejection.AT_CAPACITY
         if self.is_overloaded:
             return Rejection.OVERLOADED

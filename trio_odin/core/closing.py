@@ -8,8 +8,8 @@ from enum import Enum
 class CloseReason(Enum):
     """Each reason has a `label` (metric, log), and a code and text if the server closes for it.
 
-    `code` None: the peer has gone, or trio-websocket has told it already. Codes are those of
-    RFC 6455, 7.4.1.
+    `code` None: the peer has gone, or trio-websocket has told it already, or the process that held
+    the connection is no more. Codes are those of RFC 6455, 7.4.1.
     """
 
     PEER_CLOSED = ("peer_closed", None, "")
@@ -22,6 +22,7 @@ class CloseReason(Enum):
     DRAINING = ("draining", 1001, "Server is shutting down")
     STOPPED = ("stopped", 1001, "Server is shutting down")
     INTERNAL_ERROR = ("internal_error", 1011, "Internal error")
+    WORKER_LOST = ("worker_lost", None, "")
 
     def __init__(self, label: str, code: int | None, text: str) -> None:
         self.label = label

@@ -9,8 +9,11 @@ Two balances hold at any moment between two fan-outs:
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
+from collections.abc import Iterable
 from enum import Enum
+from typing import Any
 
 import attrs
 
@@ -31,6 +34,7 @@ class Shed(Enum):
     NATS_CLIENT = "nats_client"
     NATS_RATE = "nats_rate"
     BROADCAST_RATE = "broadcast_rate"
+    WORKER_LOST = "worker_lost"
 
 
 class Dropped(Enum):
@@ -38,6 +42,7 @@ class Dropped(Enum):
 
     OUTBOX_FULL = "outbox_full"
     CLOSING = "closing"
+    WORKER_LOST = "worker_lost"
 
 
 def _counter() -> Counter[str]:
@@ -109,3 +114,24 @@ class Ledger:
     traffic: Traffic = attrs.field(factory=Traffic)
     fan_out: Durations = attrs.field(factory=Durations)
     lag: Durations = attrs.field(factory=Durations)
+
+
+def total(ledgers: Iterable[Ledger]) -> Ledger:
+    """The books of several servers as one: new books, every entry the sum of theirs."""
+    sums = Ledger()
+    for ledger in ledgers:
+        for book in attrs.fields(Ledger):
+            into, of = getattr(sums, book.name), getattr(ledger, book.name)
+            for entry in attrs.fields(type(into)):
+                _add(into, entry.name, getattr(of, entry.name))
+    return sums
+
+
+def _add(sums: Any, entry: str, value: Any) -> None:
+    present = getattr(sums, entry)
+    if isinstance(value, Counter):
+        present.update(value)
+    elif isinstance(value, list):
+        present[:] = map(operator.add, present, value)
+    else:
+        setattr(sums, entry, present + value)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
 import trio
 
 from trio_odin.core.address import Address
 
-__all__ = ["Address", "AddressUnavailable", "bound_address", "open_listeners"]
+__all__ = ["Address", "AddressUnavailable", "bound_address", "open_listeners", "reserved_address"]
 
 # The kernel cuts this down to net.core.somaxconn.
 _BACKLOG = 65535
@@ -18,16 +21,110 @@ class AddressUnavailable(Exception):
     """The address cannot be bound; the message is one sentence for the person who chose it."""
 
 
-async def open_listeners(address: Address) -> list[trio.SocketListener]:
+async def open_listeners(address: Address, *, shared: bool = False) -> list[trio.SocketListener]:
     """Bind `address` and listen.
+
+    `shared`: beside other processes of this user that do so too, under a `reserved_address`; the
+    kernel gives each new connection to one of them.
 
     Raises:
         AddressUnavailable: in use, not permitted, or not an address of this machine.
     """
+    with _said_in_a_sentence(address):
+        if not shared:
+            return await trio.open_tcp_listeners(
+                address.port, host=_host_of(address), backlog=_BACKLOG
+            )
+        # trio's own function cannot share a port.
+        async with _closed_on_error() as sockets:
+            for family, sockaddr in await _look_up(address):
+                sockets.append(sock := _new_socket(family))
+                sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEPORT, 1)
+                await sock.bind(sockaddr)
+                sock.listen(_BACKLOG)
+            return [trio.SocketListener(sock) for sock in sockets]
+
+
+@asynccontextmanager
+async def reserved_address(address: Address) -> AsyncIterator[Address]:
+    """Hold `address` without listening, for processes of this user to listen on it together.
+
+    Within it they can, with `open_listeners(shared=True)`, and nobody else. Gives the address with
+    the port the kernel chose.
+
+    Raises:
+        AddressUnavailable: in use, not permitted, or not an address of this machine.
+    """
+    async with _closed_on_error() as sockets:
+        port = address.port
+        with _said_in_a_sentence(address):
+            for family, sockaddr in await _look_up(address):
+                sockets.append(sock := _new_socket(family))
+                await sock.bind((sockaddr[0], port, *sockaddr[2:]))
+                port = sock.getsockname()[1]
+                # Only now, so that the bind fails where others share the port already; and what it
+                # needed to bind beside connections that linger would let others in.
+                sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEPORT, 1)
+                sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 0)
+        yield Address(_host_of(address) or "", port)
+        for sock in sockets:
+            sock.close()
+
+
+def _host_of(address: Address) -> str | None:
     # With port 0 every family would get a port of its own, so only one family is opened.
-    host = "0.0.0.0" if address.port == 0 and not address.host else address.host or None  # noqa: S104
+    return "0.0.0.0" if address.port == 0 and not address.host else address.host or None  # noqa: S104
+
+
+async def _look_up(address: Address) -> list[tuple[int, tuple[Any, ...]]]:
+    """Family and socket address of each place that `address` names and this machine can have."""
+    found = await trio.socket.getaddrinfo(
+        _host_of(address),
+        address.port,
+        type=trio.socket.SOCK_STREAM,
+        flags=trio.socket.AI_PASSIVE,
+    )
+    ours: list[tuple[int, tuple[Any, ...]]] = [
+        (family, sockaddr) for family, _, _, _, sockaddr in found if _is_known(family)
+    ]
+    if not ours:
+        raise OSError(errno.EAFNOSUPPORT, "this machine has no such network")
+    return ours
+
+
+def _is_known(family: int) -> bool:
+    """Whether the kernel has this family: many a container is without IPv6."""
     try:
-        return await trio.open_tcp_listeners(address.port, host=host, backlog=_BACKLOG)
+        trio.socket.socket(family, trio.socket.SOCK_STREAM).close()
+    except OSError as error:
+        return error.errno != errno.EAFNOSUPPORT
+    return True
+
+
+def _new_socket(family: int) -> trio.socket.SocketType:
+    sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
+    sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
+    if family == trio.socket.AF_INET6:
+        sock.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, 1)
+    return sock
+
+
+@asynccontextmanager
+async def _closed_on_error() -> AsyncIterator[list[trio.socket.SocketType]]:
+    """A list whose sockets are closed if the block does not end well."""
+    sockets: list[trio.socket.SocketType] = []
+    try:
+        yield sockets
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+
+
+@contextmanager
+def _said_in_a_sentence(address: Address) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         reasons = {
             errno.EADDRINUSE: "another program is listening there",

@@ -127,6 +127,7 @@ class Hub(Generic[M]):
             outlet.flush()
             if number % _FLUSHES_BETWEEN_CHECKPOINTS == 0:
                 await trio.lowlevel.checkpoint()
+
     def publish(self, message: NatsMessage, dirty: list[_Outlet] | None = None) -> None:
         """Turn a message from NATS into a publication and fan it out. Never waits, never raises.
 

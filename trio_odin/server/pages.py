@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from trio_odin import __version__
 from trio_odin.net.http import Request, Response
 from trio_odin.telemetry.health import HealthReport, health, ready
-from trio_odin.telemetry.metrics import CONTENT_TYPE, Metrics
+from trio_odin.telemetry.metrics import CONTENT_TYPE, render
 from trio_odin.telemetry.snapshot import Snapshot
 
 _WELCOME = f"""trio-odin {__version__}: NATS token events, over WebSocket, to whom they concern.
@@ -29,14 +29,13 @@ _ALLOWED_METHODS = {"GET", "HEAD"}
 
 
 class Pages:
-    """Answers `/`, `/health`, `/ready` and `/metrics`."""
+    """Answers `/`, `/health`, `/ready` and `/metrics`, with what `gather` finds out."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
-        self._snapshot = snapshot
-        self._metrics = Metrics(snapshot)
+    def __init__(self, gather: Callable[[], Awaitable[Snapshot]]) -> None:
+        self._gather = gather
 
     async def respond(self, request: Request) -> Response:
-        """The answer to one request. Never waits."""
+        """The answer to one request. Waits for `gather` at most."""
         if request.method not in _ALLOWED_METHODS:
             allow = ", ".join(sorted(_ALLOWED_METHODS))
             return Response.text(405, f"Use {allow}", headers=[("Allow", allow)])
@@ -44,11 +43,11 @@ class Pages:
             case "/":
                 return Response.text(200, _WELCOME)
             case "/health":
-                return _json(health(self._snapshot()))
+                return _json(health(await self._gather()))
             case "/ready":
-                return _json(ready(self._snapshot()))
+                return _json(ready(await self._gather()))
             case "/metrics":
-                return Response(200, self._metrics.render(), CONTENT_TYPE)
+                return Response(200, render(await self._gather()), CONTENT_TYPE)
             case "/ws":
                 return Response.text(
                     426,

@@ -6,10 +6,16 @@ import math
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 import trio
 
-from trio_odin.server.tree import Server
+
+class Leaving(Protocol):
+    """What can leave in order: a server, or a server with workers."""
+
+    def drain(self) -> None:
+        """Begin to leave. Does not wait."""
 
 
 def end_signals() -> AbstractContextManager[AsyncIterator[int]]:
@@ -26,7 +32,7 @@ def end_signals() -> AbstractContextManager[AsyncIterator[int]]:
 
 async def drain_on_signal(
     signals: AsyncIterator[int],
-    server: Server,
+    server: Leaving,
     *,
     stop: trio.CancelScope,
     after_seconds: float = math.inf,

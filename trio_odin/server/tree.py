@@ -11,6 +11,7 @@ serve()                                cancel = stop now; drain() = leave in ord
 ├── guard                              samples the CPU, closes and opens the door
 ├── lag                                measures how late the scheduler is
 ├── collector                          looks for leaks now and then
+├── siblings                           in a worker: the parent's questions, and its end
 └── summary                            a line in the log now and then
 """
 
@@ -32,13 +33,15 @@ from trio_odin.server.hub import Hub
 from trio_odin.server.keepalive import PingWheel
 from trio_odin.server.listener import Listener
 from trio_odin.server.pages import Pages
+from trio_odin.server.siblings import Siblings
 from trio_odin.telemetry.process import (
     CpuMeter,
     collect_what_leaked,
+    cpu_seconds,
     machine_bytes,
     resident_bytes,
 )
-from trio_odin.telemetry.snapshot import Snapshot
+from trio_odin.telemetry.snapshot import Snapshot, Workers
 
 _GUARD_SECONDS = 1.0
 _LAG_SECONDS = 0.1
@@ -56,11 +59,17 @@ class Server:
         finished: set when a drain is complete, or everything was stopped.
     """
 
-    def __init__(self, settings: Settings, listeners: Sequence[trio.SocketListener]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        listeners: Sequence[trio.SocketListener],
+        siblings: Siblings | None = None,
+    ) -> None:
         self.addresses: list[Address] = [bound_address(listener) for listener in listeners]
         self.ledger = Ledger()
         self._settings = settings
         self._listeners = listeners
+        self._siblings = siblings
         self._started_at = trio.current_time()
         self._drain_asked = trio.Event()
         self.finished = trio.Event()
@@ -84,7 +93,7 @@ class Server:
             hub=self._hub,
             wheel=self._wheel,
             admission=self._admission,
-            respond=Pages(self.snapshot).respond,
+            respond=Pages(self.gather).respond,
             settings=settings,
         )
 
@@ -106,10 +115,16 @@ class Server:
             nursery.start_soon(self._feel_lag, name="lag")
             nursery.start_soon(self._collect_leaks, name="collector")
             nursery.start_soon(self._summary, name="summary")
+            if self._siblings is not None:
+                nursery.start_soon(
+                    self._siblings.run, self.snapshot, self._admission, self.drain, name="siblings"
+                )
             async with trio.open_nursery() as flow:
                 flow.start_soon(self._hub.run, self._feed_receive, name="hub")
                 flow.start_soon(self._bridge_until_drain, name="bridge")
             await self._empty()
+            if self._siblings is not None:
+                await self._siblings.leave(self.snapshot())
             nursery.cancel_scope.cancel(reason="drained")
 
     async def _bridge_until_drain(self) -> None:
@@ -167,8 +182,13 @@ class Server:
     def _uptime(self) -> float:
         return trio.current_time() - self._started_at
 
+    async def gather(self) -> Snapshot:
+        """The state of the whole server, with all its workers, for its pages."""
+        of_all = None if self._siblings is None else await self._siblings.gather()
+        return of_all or self.snapshot()
+
     def snapshot(self) -> Snapshot:
-        """The state now, for metrics and health."""
+        """The state of this process now."""
         settings, registry, bridge = self._settings, self._hub.registry, self._bridge.status
         return Snapshot(
             ledger=self.ledger,
@@ -195,23 +215,29 @@ class Server:
             memory_limit_bytes=self._memory_limit,
             max_nats_rate=settings.max_nats_rate,
             max_broadcast_rate=settings.max_broadcast_rate,
+            cpu_seconds=cpu_seconds(),
+            workers=Workers.alone(len(self._hub.members)),
         )
 
 
 async def serve(
-    settings: Settings, *, task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED
+    settings: Settings,
+    siblings: Siblings | None = None,
+    *,
+    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until drained or cancelled. Starts with a `Server` as soon as it listens.
 
-    NATS need not be there: the server is unhealthy until it is, and recovers by itself.
+    NATS need not be there: the server is unhealthy until it is, and recovers by itself. A server
+    with `siblings` shares its address with them.
 
     Raises:
         AddressUnavailable: it cannot listen where it should.
 
     Cancellation: every connection is cut at once; `Server.drain` is the polite way.
     """
-    listeners = await open_listeners(settings.address)
-    server = Server(settings, listeners)
+    listeners = await open_listeners(settings.address, shared=siblings is not None)
+    server = Server(settings, listeners, siblings)
     try:
         _log.info("server.listening", addresses=[str(address) for address in server.addresses])
         task_status.started(server)

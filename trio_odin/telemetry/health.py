@@ -10,6 +10,8 @@ from trio_odin.telemetry.snapshot import Snapshot
 
 _NEARLY_FULL_PERCENT = 90.0
 _MEGABYTE = 1024 * 1024
+# A worker that has ended is back within a second, unless it ends again and again.
+_WORKER_MISSING_SECONDS = 5.0
 
 
 @attrs.frozen
@@ -72,6 +74,12 @@ def health(snapshot: Snapshot) -> HealthReport:
                 "memory_limit_mb": round(snapshot.memory_limit_bytes / _MEGABYTE, 2),
             },
         },
+        "workers": {
+            "configured": snapshot.workers.configured,
+            "alive": snapshot.workers.alive,
+            "restarts": snapshot.workers.restarts,
+            "connections": list(snapshot.workers.connections),
+        },
     }
     return HealthReport(503 if errors else 200, content)
 
@@ -97,11 +105,15 @@ def _errors(snapshot: Snapshot) -> list[str]:
         errors.append("NATS is disconnected")
     if snapshot.is_draining:
         errors.append("Server is shutting down")
+    if snapshot.workers.missing_seconds > _WORKER_MISSING_SECONDS or not snapshot.workers.alive:
+        errors.append(_workers_alive(snapshot))
     return errors
 
 
 def _warnings(snapshot: Snapshot, *, capacity: float, memory: float, tasks: float) -> list[str]:
     warnings = []
+    if 0 < snapshot.workers.missing_seconds <= _WORKER_MISSING_SECONDS and snapshot.workers.alive:
+        warnings.append(_workers_alive(snapshot))
     if capacity >= _NEARLY_FULL_PERCENT:
         warnings.append(f"Connections at {capacity} % of the limit")
     if snapshot.is_overloaded:
@@ -113,6 +125,10 @@ def _warnings(snapshot: Snapshot, *, capacity: float, memory: float, tasks: floa
     if tasks >= 100:
         warnings.append(f"Tasks at {tasks} % of the limit")
     return warnings
+
+
+def _workers_alive(snapshot: Snapshot) -> str:
+    return f"{snapshot.workers.alive} of {snapshot.workers.configured} workers alive"
 
 
 def _percentage(part: float, whole: float) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TextIO
+from functools import partial
+from typing import Any, TextIO
 
 import structlog
 
@@ -12,12 +13,15 @@ import structlog
 _TRACEBACKS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 
 
-def configure_logs(level: str, style: str, *, file: TextIO | None = None) -> None:
+def configure_logs(
+    level: str, style: str, *, worker: int | None = None, file: TextIO | None = None
+) -> None:
     """Set up structlog, and route what libraries log through `logging` the same way.
 
     Args:
         level: debug, info, warning or error.
         style: json (a JSON object a line), text (key=value), pretty (aligned, coloured).
+        worker: a number that every line carries; None if this process is no worker.
         file: where to; standard error by default, as standard output belongs to the programs.
     """
     number = logging.getLevelNamesMapping()[level.upper()]
@@ -25,6 +29,8 @@ def configure_logs(level: str, style: str, *, file: TextIO | None = None) -> Non
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    if worker is not None:
+        shared.append(partial(_add_worker, worker))
     structlog.configure(
         processors=[
             *shared,
@@ -51,6 +57,13 @@ def configure_logs(level: str, style: str, *, file: TextIO | None = None) -> Non
     logging.getLogger("trio-websocket").setLevel(logging.WARNING)
     # The bridge reports what nats-py meets; its own default handler would print tracebacks.
     logging.getLogger("nats").setLevel(logging.CRITICAL)
+
+
+def _add_worker(
+    worker: int, _: Any, __: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    event["worker"] = worker
+    return event
 
 
 def _renderers(style: str) -> list[structlog.types.Processor]:

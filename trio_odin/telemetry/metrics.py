@@ -6,6 +6,7 @@ running dashboards have two names for one thing, the plan's is the series and th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, TypeAlias
@@ -15,6 +16,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
+    HistogramMetricFamily,
     Metric,
     SummaryMetricFamily,
 )
@@ -23,7 +25,8 @@ from prometheus_client.registry import Collector
 from trio_odin.core.admission import Rejection
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.commands import ErrorCode
-from trio_odin.core.ledger import Dropped, Invalid, Shed
+from trio_odin.core.durations import Durations
+from trio_odin.core.ledger import Dropped, Invalid, Ledger, Shed
 from trio_odin.telemetry.snapshot import Snapshot
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -97,7 +100,11 @@ SERIES = (
     Series(
         "ws_capacity_max_connections", "Limit of connections, 0: none", lambda s: s.max_connections
     ),
-    Series("ws_channels_current", "Channels with a subscriber", lambda s: s.channels),
+    Series(
+        "ws_channels_current",
+        "Channels with a subscriber; with several workers, those of the worker that has most",
+        lambda s: s.channels,
+    ),
     Series(
         "ws_messages_sent_total",
         "Envelopes written to a socket",
@@ -175,7 +182,7 @@ SERIES = (
     ),
     Series(
         "ws_nats_messages_received_total",
-        "Messages from NATS",
+        "Messages from NATS; each counts once in every worker",
         lambda s: s.ledger.publications.received,
     ),
     Series(
@@ -225,6 +232,41 @@ SERIES = (
     Series("ws_memory_limit_bytes", "Limit of that", lambda s: s.memory_limit_bytes),
     Series("ws_draining", "1 while shutting down", lambda s: s.is_draining),
     Series("ws_uptime_seconds", "Time since start", lambda s: s.uptime_seconds),
+    Series("ws_workers", "Processes that should serve", lambda s: s.workers.configured),
+    Series("ws_workers_alive", "Processes that serve and answer", lambda s: s.workers.alive),
+    Series(
+        "ws_worker_connections",
+        "Connections open now, by worker",
+        lambda s: dict(enumerate(s.workers.connections, start=1)),
+        label="worker",
+        values=["1"],
+    ),
+    Series(
+        "ws_worker_restarts_total",
+        "Workers started again after they had ended",
+        lambda s: s.workers.restarts,
+    ),
+)
+
+
+@attrs.frozen
+class Histogram:
+    """One histogram of durations in seconds."""
+
+    name: str
+    help: str
+    durations: Callable[[Ledger], Durations]
+
+
+HISTOGRAMS = (
+    Histogram(
+        "ws_fan_out_seconds",
+        "From a message's arrival from NATS to the last write of its fan-out",
+        lambda ledger: ledger.fan_out,
+    ),
+    Histogram(
+        "ws_loop_lag_seconds", "How late the scheduler runs what is due", lambda ledger: ledger.lag
+    ),
 )
 
 SUBSCRIPTIONS_NAME = "ws_subscription_count_per_client"
@@ -232,21 +274,18 @@ SUBSCRIPTIONS_HELP = "Subscriptions a client has, over the clients that have any
 _QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 
-class Metrics:
-    """Renders snapshots, and the process figures that prometheus_client knows (`process_…`)."""
+_THIS_PROCESS = ProcessCollector(registry=None)
 
-    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
-        self._registry = CollectorRegistry()
-        self._registry.register(_SnapshotCollector(snapshot))
-        ProcessCollector(registry=self._registry)
 
-    def render(self) -> bytes:
-        """The text for a scrape now."""
-        return generate_latest(self._registry)
+def render(snapshot: Snapshot) -> bytes:
+    """The text for a scrape: a snapshot, and figures of the process or processes (`process_…`)."""
+    registry = CollectorRegistry()
+    registry.register(_SnapshotCollector(snapshot))
+    return generate_latest(registry)
 
 
 class _SnapshotCollector(Collector):
-    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+    def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
 
     def describe(self) -> Iterable[Metric]:
@@ -254,12 +293,41 @@ class _SnapshotCollector(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        snapshot = self._snapshot()
+        snapshot = self._snapshot
         for series in SERIES:
             yield _family(series, series.name, snapshot)
             if series.alias:
                 yield _family(series, series.alias, snapshot)
         yield _subscriptions(snapshot)
+        for histogram in HISTOGRAMS:
+            durations = histogram.durations(snapshot.ledger)
+            yield HistogramMetricFamily(
+                histogram.name,
+                histogram.help,
+                buckets=list(durations.cumulative()),
+                sum_value=durations.total_seconds,
+            )
+        if snapshot.workers.configured == 1:
+            yield from _THIS_PROCESS.collect()
+        else:
+            yield from _processes(snapshot)
+
+
+def _processes(snapshot: Snapshot) -> Iterator[Metric]:
+    """All processes of a server as one: a scrape reaches now this worker, now that one."""
+    yield CounterMetricFamily(
+        "process_cpu_seconds_total", "CPU used by all processes", value=snapshot.cpu_seconds
+    )
+    yield GaugeMetricFamily(
+        "process_resident_memory_bytes",
+        "Resident memory of all processes",
+        value=snapshot.memory_bytes,
+    )
+    yield GaugeMetricFamily(
+        "process_start_time_seconds",
+        "Start of the server, in seconds since 1970",
+        value=round(time.time() - snapshot.uptime_seconds),
+    )
 
 
 def _family(series: Series, name: str, snapshot: Snapshot) -> Metric:

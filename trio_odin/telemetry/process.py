@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import resource
 import time
 from pathlib import Path
 
+# Files beside the connections: listeners, NATS, logs, requests to /metrics.
+_FILES_BESIDE = 64
+# How much more than its equal share of the connections a worker may well get.
+_UNEVENNESS = 1.2
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -28,6 +33,11 @@ class CpuMeter:
         return used
 
 
+def cpu_seconds() -> float:
+    """CPU that this process has used, user and system."""
+    return time.process_time()
+
+
 def resident_bytes() -> int:
     """Resident memory of this process."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
@@ -36,6 +46,12 @@ def resident_bytes() -> int:
 def machine_bytes() -> int:
     """Memory of the machine."""
     return os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
+
+
+def files_needed(connections: int, workers: int) -> int:
+    """How many files one of `workers` processes needs, as the kernel spreads connections."""
+    share = min(connections, connections / workers * _UNEVENNESS)
+    return math.ceil(share) + _FILES_BESIDE
 
 
 def raise_file_limit() -> int:

@@ -10,8 +10,32 @@ from trio_odin.core.ledger import Ledger
 
 
 @attrs.frozen
+class Workers:
+    """The processes of a server; a server without workers is one that serves alone.
+
+    Attributes:
+        configured: how many there should be.
+        alive: how many serve and answer.
+        restarts: how often one was started again.
+        connections: how many each holds, in the order of their numbers.
+        missing_seconds: for how long the one that is missing longest has been; 0: all are there.
+    """
+
+    configured: int
+    alive: int
+    restarts: int
+    connections: Sequence[int]
+    missing_seconds: float = 0.0
+
+    @classmethod
+    def alone(cls, connections: int) -> Workers:
+        """The one process of a server without workers."""
+        return cls(configured=1, alive=1, restarts=0, connections=[connections])
+
+
+@attrs.frozen
 class Snapshot:
-    """Figures of one server. `ledger` is live; everything else is a copy."""
+    """Figures of one server. `ledger` may be live; everything else is a copy."""
 
     ledger: Ledger
     uptime_seconds: float
@@ -36,3 +60,5 @@ class Snapshot:
     memory_limit_bytes: int
     max_nats_rate: float
     max_broadcast_rate: float
+    cpu_seconds: float
+    workers: Workers

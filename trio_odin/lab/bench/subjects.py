@@ -99,9 +99,7 @@ SUBJECTS = (
     ours(1),
     ours(2),
     Subject(name="nats", title="nats-server's WebSocket", dialect="nats", path="/", workers=2),
-    Subject(
-        name="floor", title="floor: a loop of send(2)", command=partial(_peer, "send_floor")
-    ),
+    Subject(name="floor", title="floor: a loop of send(2)", command=partial(_peer, "send_floor")),
     Subject(
         name="websockets",
         title="websockets on trio, broadcast",

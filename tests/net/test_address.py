@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import socket
+
+import pytest
+import trio
+
+from trio_odin.net.address import (
+    Address,
+    AddressUnavailable,
+    bound_address,
+    open_listeners,
+    reserved_address,
+)
+
+ANY_PORT = Address("127.0.0.1", 0)
+
+
+async def test_a_reserved_port_is_shared_by_those_who_say_so() -> None:
+    async with reserved_address(ANY_PORT) as address:
+        (first,) = await open_listeners(address, shared=True)
+        (second,) = await open_listeners(address, shared=True)
+        async with first, second:
+            assert bound_address(first) == bound_address(second) == address
+            async with await trio.open_tcp_stream(address.host, address.port):
+                pass
+
+
+async def check_taken(address: Address) -> None:
+    sentence = f"cannot listen on {address}: another program is listening there"
+    with pytest.raises(AddressUnavailable, match=sentence):
+        await open_listeners(address)
+    with pytest.raises(AddressUnavailable, match=sentence):
+        async with reserved_address(address):
+            pass
+
+
+async def test_a_reserved_port_is_nobody_elses_while_nobody_listens_and_while_somebody_does() -> (
+    None
+):
+    async with reserved_address(ANY_PORT) as address:
+        await check_taken(address)
+        (listener,) = await open_listeners(address, shared=True)
+        async with listener:
+            await check_taken(address)
+
+
+async def test_a_port_that_somebody_listens_on_cannot_be_reserved() -> None:
+    (listener,) = await open_listeners(ANY_PORT)
+    async with listener:
+        taken = bound_address(listener)
+        await check_taken(taken)
+
+
+async def test_a_reserved_port_takes_no_connection_by_itself_and_is_free_afterwards() -> None:
+    async with reserved_address(ANY_PORT) as address:
+        with pytest.raises(OSError, match="all attempts to connect"):
+            await trio.open_tcp_stream(address.host, address.port)
+    (listener,) = await open_listeners(address)
+    await listener.aclose()
+
+
+async def test_a_port_can_be_reserved_again_beside_connections_that_linger() -> None:
+    async with reserved_address(ANY_PORT) as address:
+        (listener,) = await open_listeners(address, shared=True)
+        client = await trio.open_tcp_stream(address.host, address.port)
+        accepted = await listener.accept()
+        await accepted.aclose()  # who closes first keeps the port in TIME_WAIT
+        await client.aclose()
+        await listener.aclose()
+    async with reserved_address(address):
+        (listener,) = await open_listeners(address, shared=True)
+        await listener.aclose()
+
+
+async def test_every_interface_is_both_families_on_one_port() -> None:
+    async with reserved_address(ANY_PORT) as free:
+        port = free.port
+    async with reserved_address(Address("", port)) as address:
+        listeners = await open_listeners(address, shared=True)
+        families = {listener.socket.family for listener in listeners}
+        assert socket.AF_INET in families
+        assert {bound_address(listener).port for listener in listeners} == {port}
+        for listener in listeners:
+            await listener.aclose()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_an_address_of_another_machine_is_a_sentence(shared: bool) -> None:
+    with pytest.raises(AddressUnavailable, match="not an address of this machine"):
+        await open_listeners(Address("192.0.2.1", 0), shared=shared)

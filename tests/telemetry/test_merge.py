@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import attrs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.telemetry.snapshots import balanced, snapshot
+from trio_odin.core.closing import CloseReason
+from trio_odin.core.ledger import Deliveries, Dropped, Ledger, Publications, Shed, Traffic
+from trio_odin.telemetry.merge import Past, merge
+from trio_odin.telemetry.snapshot import Snapshot, Workers
+
+WORKERS = Workers(configured=2, alive=2, restarts=0, connections=[1, 2])
+
+
+def merged(*parts: Snapshot, past: Past | None = None) -> Snapshot:
+    return merge(parts, past=past or Past(), workers=WORKERS)
+
+
+def counts(ledger: Ledger) -> dict[str, float]:
+    """Every counter of the books that Prometheus sees, by its name and label."""
+    found: dict[str, float] = {}
+    for book in (ledger.publications, ledger.deliveries, ledger.traffic):
+        for name, entry in attrs.asdict(book, recurse=False).items():
+            if isinstance(entry, Counter):
+                found |= {f"{name} {key}": number for key, number in entry.items()}
+            elif name != "queued":
+                found[name] = entry
+    return found
+
+
+def open_connections(state: Snapshot) -> int:
+    return state.ledger.traffic.accepted - state.ledger.traffic.closed.total()
+
+
+def imbalance(state: Snapshot) -> int:
+    books = state.ledger
+    return abs(books.deliveries.imbalance()) + abs(books.publications.imbalance(state.feed_waiting))
+
+
+@given(balanced())
+def test_a_merge_of_one_is_that_one(one: Snapshot) -> None:
+    assert merge([one], past=Past(), workers=one.workers) == one
+
+
+@given(st.lists(balanced(), min_size=1, max_size=4))
+def test_counters_add_up_and_nothing_is_unaccounted_for(parts: list[Snapshot]) -> None:
+    whole = merged(*parts)
+    sums: Counter[str] = Counter()
+    for part in parts:
+        sums.update(counts(part.ledger))
+    assert counts(whole.ledger) == sums
+    assert whole.connections == open_connections(whole) == sum(p.connections for p in parts)
+    assert imbalance(whole) == 0
+
+
+@given(balanced(), balanced())
+def test_no_counter_goes_down_when_a_worker_ends_and_the_books_still_balance(
+    stays: Snapshot, ends: Snapshot
+) -> None:
+    before = merged(stays, ends)
+    after = merged(stays, past=Past().with_ended(ends))
+    was, now = counts(before.ledger), counts(after.ledger)
+    assert all(now[name] >= was[name] for name in was)
+    assert after.nats_reconnects == before.nats_reconnects
+    assert after.cpu_seconds == before.cpu_seconds
+    assert after.connections == open_connections(after) == stays.connections
+    assert after.ledger.deliveries.queued == stays.ledger.deliveries.queued
+    assert after.feed_waiting == stays.feed_waiting
+    assert imbalance(after) == 0
+
+
+def test_what_a_worker_held_when_it_ended_is_booked_as_lost() -> None:
+    books = Ledger(
+        Publications(received=10, fanned_out=7),
+        Deliveries(matched=9, written=5, queued=4),
+        Traffic(accepted=6, closed=Counter({"peer_gone": 1})),
+    )
+    past = Past().with_ended(snapshot(ledger=books, feed_waiting=3, connections=5))
+    assert past.ledger.publications.shed == {Shed.WORKER_LOST: 3}
+    assert past.ledger.deliveries == Deliveries(9, 5, 0, Counter({Dropped.WORKER_LOST: 4}))
+    assert past.ledger.traffic.closed == {"peer_gone": 1, CloseReason.WORKER_LOST.label: 5}
+    assert books.deliveries.queued == 4, "the figures themselves are left alone"
+
+
+def test_figures_of_two_workers_in_numbers() -> None:
+    one = snapshot(connections=3, channels=4, cpu_percent=20.0, memory_bytes=100, tasks=7,
+                   subscription_counts=[1, 2, 2], feed_capacity=10, cpu_seconds=1.0,
+                   nats_reconnects=1, uptime_seconds=9.0)  # fmt: skip
+    two = snapshot(connections=1, channels=5, cpu_percent=60.0, memory_bytes=150, tasks=5,
+                   subscription_counts=[3], feed_capacity=10, cpu_seconds=2.5,
+                   nats_reconnects=0, uptime_seconds=2.0)  # fmt: skip
+    whole = merged(one, two, past=Past(nats_reconnects=5, cpu_seconds=10.0))
+    assert (whole.connections, whole.channels, whole.tasks) == (4, 5, 12)
+    assert (whole.cpu_percent, whole.memory_bytes, whole.feed_capacity) == (40.0, 250, 20)
+    assert whole.subscription_counts == [1, 2, 2, 3]
+    assert (whole.nats_reconnects, whole.cpu_seconds, whole.uptime_seconds) == (6, 13.5, 9.0)
+    assert whole.max_connections == one.max_connections
+    assert whole.workers is WORKERS
+
+
+def test_a_claim_about_the_server_is_what_a_client_may_count_on() -> None:
+    good = snapshot()
+    bad = snapshot(
+        is_nats_connected=False, was_nats_connected=False, is_overloaded=True, is_draining=True
+    )
+    mixed = merged(good, bad)
+    assert (mixed.is_nats_connected, mixed.was_nats_connected) == (False, True)
+    assert (mixed.is_overloaded, mixed.is_draining) == (False, False)
+    worst = merged(bad, bad)
+    assert (worst.is_overloaded, worst.is_draining) == (True, True)
+    assert not worst.was_nats_connected

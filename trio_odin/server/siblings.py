@@ -1,0 +1,99 @@
+"""The other workers, as one of them knows them: through the parent."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+from collections.abc import Callable
+
+import attrs
+import structlog
+import trio
+
+from trio_odin.core.admission import Admission
+from trio_odin.server.worker_link import (
+    Answer,
+    Ask,
+    Elsewhere,
+    Figures,
+    Link,
+    Question,
+    worker_decoder,
+)
+from trio_odin.telemetry.snapshot import Snapshot
+
+# The parent waits half as long for the other workers.
+_ANSWER_SECONDS = 1.0
+_FAREWELL_SECONDS = 0.5
+
+_log = structlog.get_logger("workers")
+
+
+@attrs.define
+class _Wait:
+    """A page that waits for the figures of all."""
+
+    is_over: trio.Event = attrs.field(factory=trio.Event)
+    snapshot: Snapshot | None = None
+
+
+class Siblings:
+    """The end of the link to the parent. `file_number` is that of the socket."""
+
+    def __init__(self, file_number: int) -> None:
+        sock = socket.socket(fileno=file_number)
+        sock.set_inheritable(False)
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        self._link = Link(stream, worker_decoder())
+        self._numbers = itertools.count(1)
+        self._waits: dict[int, _Wait] = {}
+        self._is_leaving = False
+
+    async def gather(self) -> Snapshot | None:
+        """The figures of all workers together; None if the parent does not answer in time."""
+        number, wait = next(self._numbers), _Wait()
+        self._waits[number] = wait
+        try:
+            with trio.move_on_after(_ANSWER_SECONDS):
+                if self._link.send(Question(number)):
+                    await wait.is_over.wait()
+        finally:
+            del self._waits[number]
+        if wait.snapshot is None:
+            _log.warning("workers.parent_silent", shown="figures of this worker alone")
+        return wait.snapshot
+
+    async def run(
+        self, snapshot: Callable[[], Snapshot], admission: Admission, drain: Callable[[], None]
+    ) -> None:
+        """Tell the parent that this worker serves, and answer it; at its end, `drain`."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._link.run_writer)
+            self._link.send(Figures(0, snapshot()))
+            while (message := await self._link.receive()) is not None:
+                match message:
+                    case Ask():
+                        self._link.send(Figures(message.number, snapshot()))
+                    case Elsewhere():
+                        admission.connections_elsewhere = message.connections
+                    case Answer():
+                        self._take(message)
+            nursery.cancel_scope.cancel(reason="the parent has closed the link")
+        for wait in self._waits.values():
+            wait.is_over.set()
+        if not self._is_leaving:
+            _log.warning("workers.parent_gone")
+            drain()
+
+    def _take(self, answer: Answer) -> None:
+        wait = self._waits.get(answer.number)
+        if wait is not None:
+            wait.snapshot = answer.snapshot
+            wait.is_over.set()
+
+    async def leave(self, last: Snapshot) -> None:
+        """Tell the parent the `last` figures: what was closed in order is not to count as lost."""
+        self._is_leaving = True
+        self._link.send(Figures(0, last))
+        with trio.move_on_after(_FAREWELL_SECONDS):
+            await self._link.finish()

@@ -1,0 +1,81 @@
+"""Several workers as one server: their snapshots merged, and what those that ended leave behind.
+
+Pure functions, so that what a scrape shows of a crash can be tested without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import attrs
+
+from trio_odin.core.closing import CloseReason
+from trio_odin.core.ledger import Dropped, Ledger, Shed, total
+from trio_odin.telemetry.snapshot import Snapshot, Workers
+
+
+@attrs.frozen
+class Past:
+    """The counters of workers that have ended: they hold nothing any more, and count nothing."""
+
+    ledger: Ledger = attrs.field(factory=Ledger)
+    nats_reconnects: int = 0
+    cpu_seconds: float = 0.0
+
+    def with_ended(self, last: Snapshot) -> Past:
+        """The past with one more worker in it, whose last known figures are `last`."""
+        return Past(
+            total([self.ledger, _closed_books(last)]),
+            self.nats_reconnects + last.nats_reconnects,
+            self.cpu_seconds + last.cpu_seconds,
+        )
+
+
+def _closed_books(last: Snapshot) -> Ledger:
+    """Books in which nothing is open: what the worker held is booked as lost, so they balance."""
+    ledger = total([last.ledger])
+    ledger.publications.shed[Shed.WORKER_LOST] += last.feed_waiting
+    ledger.deliveries.dropped[Dropped.WORKER_LOST] += ledger.deliveries.queued
+    ledger.deliveries.queued = 0
+    ledger.traffic.closed[CloseReason.WORKER_LOST.label] += last.connections
+    return ledger
+
+
+def merge(parts: Sequence[Snapshot], *, past: Past, workers: Workers) -> Snapshot:
+    """One server made of the workers `parts`, at least one, and the `past` of those before them.
+
+    Counters and what the workers hold are sums. CPU is in percent of each worker's share, so the
+    server's is the mean. Limits are for the whole server, or the same for all. Channels are those
+    of the worker that has most: most are subscribed to in every worker, and sending their names
+    would cost what clients care to make of it. The claims are each what a client may count on:
+
+    - NATS is connected if it is for all, as a client may be with the one for which it is not.
+    - NATS was connected if it was for one: all are on one machine, and one that has just been
+      started again must not take the whole server from the load balancer.
+    - The server is overloaded, or leaves, if all do: else another one still takes new clients.
+    """
+    return attrs.evolve(
+        parts[0],
+        ledger=total([past.ledger, *(part.ledger for part in parts)]),
+        uptime_seconds=max(part.uptime_seconds for part in parts),
+        is_draining=all(part.is_draining for part in parts),
+        connections=sum(part.connections for part in parts),
+        subscription_counts=[count for part in parts for count in part.subscription_counts],
+        channels=max(part.channels for part in parts),
+        is_nats_connected=all(part.is_nats_connected for part in parts),
+        was_nats_connected=any(part.was_nats_connected for part in parts),
+        nats_reconnects=past.nats_reconnects + sum(part.nats_reconnects for part in parts),
+        feed_waiting=sum(part.feed_waiting for part in parts),
+        feed_capacity=sum(part.feed_capacity for part in parts),
+        tasks=sum(part.tasks for part in parts),
+        cpu_percent=_mean(part.cpu_percent for part in parts),
+        is_overloaded=all(part.is_overloaded for part in parts),
+        memory_bytes=sum(part.memory_bytes for part in parts),
+        cpu_seconds=past.cpu_seconds + sum(part.cpu_seconds for part in parts),
+        workers=workers,
+    )
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed)
