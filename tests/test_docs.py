@@ -23,7 +23,7 @@ from trio_odin.core.names import channel_of_subject
 from trio_odin.core.publication import Publication
 from trio_odin.core.registry import Registry
 from trio_odin.core.session import Session, SessionLimits
-from trio_odin.telemetry.metrics import SERIES
+from trio_odin.telemetry.metrics import HISTOGRAMS, SERIES
 
 ROOT = Path(__file__).parent.parent
 UNIX_MS = 1759027038365
@@ -115,7 +115,7 @@ def test_every_variable_and_metric_that_a_page_names_exists(page: Path) -> None:
         assert name in known
     series = {s.name for s in SERIES} | {s.alias for s in SERIES}
     for name in re.findall(r"`(ws_[a-z_]+)[`{]", text):
-        assert name in series | {"ws_subscription_count_per_client"}
+        assert name in series | {"ws_subscription_count_per_client"} | {h.name for h in HISTOGRAMS}
 
 
 @pytest.mark.parametrize("page", _pages(), ids=lambda page: page.name)

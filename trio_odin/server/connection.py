@@ -99,15 +99,12 @@ class Connection:
             async with trio.open_nursery() as nursery:
                 self._scope = nursery.cancel_scope
                 nursery.start_soon(self.outlet.run_writer)
-                if not self.outlet.send_nowait(upgrade):
-                    await self.outlet.send_all(upgrade)
+                await self._send(upgrade)
                 if self._hub.is_draining:  # it began while the request came in
                     self.leave()
                 await self._websocket.read()
                 nursery.cancel_scope.cancel(reason="the connection has ended")
             self._say_which_rule_was_broken()
-        except trio.BrokenResourceError:  # gone before the upgrade
-            self.evict(CloseReason.PEER_GONE)
         except Exception:  # noqa: BLE001 - a fault in one connection must not end the others
             self._failed()
         finally:
@@ -147,10 +144,12 @@ class Connection:
             message, now=trio.current_time(), unix_ms=time.time_ns() // 1_000_000
         )
         if replies:
-            answer = b"".join(replies)
-            with suppress(trio.BrokenResourceError):  # the reader will notice as well
-                if not self.outlet.send_nowait(answer):
-                    await self.outlet.send_all(answer)
+            await self._send(b"".join(replies))
+
+    async def _send(self, data: bytes) -> None:
+        with suppress(trio.BrokenResourceError):  # the reader will notice as well
+            if not self.outlet.send_nowait(data):
+                await self.outlet.send_all(data)
 
     def evict(self, reason: CloseReason) -> None:
         """End the connection now, for `reason`; only the first one counts. Does not wait."""

@@ -436,12 +436,15 @@ class Outlet(trio.abc.Stream):
             if socket is None:
                 data = await self._stream.receive_some(max_bytes)
                 continue
+            if self._is_stopped:
+                raise trio.ClosedResourceError
             await trio.lowlevel.wait_readable(socket)
-            with suppress(BlockingIOError):
-                try:
-                    data = os.read(socket.fileno(), max_bytes or _RECEIVE_BYTES)
-                except ConnectionError as error:
-                    raise trio.BrokenResourceError from error
+            try:
+                data = os.read(socket.fileno(), max_bytes or _RECEIVE_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise trio.BrokenResourceError from error
         self.heard_at = trio.current_time()
         self._ledger.traffic.bytes_received += len(data)
         return data
