@@ -18,6 +18,7 @@ from trio_odin.cli import main
 from trio_odin.config import variables
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.commands import ErrorCode
+from trio_odin.core.history import History
 from trio_odin.core.ledger import Traffic
 from trio_odin.core.names import channel_of_subject
 from trio_odin.core.publication import Publication
@@ -47,7 +48,9 @@ def test_generated_pages_are_current(page: str) -> None:
 def test_the_examples_of_the_protocol_page_are_what_happens() -> None:
     lines = _example_lines(ROOT / "docs" / "protocol.md")
     registry: Registry[str] = Registry()
-    session = Session("me", registry, limits=SessionLimits(), traffic=Traffic(), now=0)
+    session = Session(
+        "me", registry, history=History(100), limits=SessionLimits(), traffic=Traffic(), now=0
+    )
     wire = Connection(ConnectionType.CLIENT)
     offset = 0
     pending: list[str] = []

@@ -20,6 +20,7 @@ from trio_odin.core.commands import (
     Unsubscribe,
     parse_command,
 )
+from trio_odin.core.history import History
 from trio_odin.core.ledger import Traffic
 from trio_odin.core.registry import Registry
 from trio_odin.core.session import Session, SessionLimits
@@ -32,7 +33,12 @@ HUGE = [2**63, 2**64, -(2**63) - 1, 10**400, -(10**4000)]
 def receive(text: str) -> list[dict[str, Any]]:
     """What a new session answers; every frame has to be one JSON object."""
     session = Session(
-        "me", Registry(), limits=SessionLimits(commands_per_second=0), traffic=Traffic(), now=0.0
+        "me",
+        Registry(),
+        history=History(100),
+        limits=SessionLimits(commands_per_second=0),
+        traffic=Traffic(),
+        now=0.0,
     )
     return objects_of(session.receive(text, now=0.0, unix_ms=1))
 

@@ -57,7 +57,7 @@ def test_the_same_publication_is_kept_not_a_copy() -> None:
 
 def test_no_more_than_the_capacity_is_kept() -> None:
     history, _ = filled(100, 1000)
-    assert len(history._kept) == 100
+    assert len(history.kept) == 100
     kept, asked = history.between(1, 1000)
     assert [seq for seq, _ in kept] == list(range(901, 1001))
     assert asked == 1000

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.core.client import objects_of, texts_of
 from trio_odin.core.commands import ErrorCode
+from trio_odin.core.history import History
 from trio_odin.core.ledger import Traffic
 from trio_odin.core.names import CHANNEL_RULE
 from trio_odin.core.publication import Publication
@@ -82,7 +83,14 @@ class Conversations(RuleBasedStateMachine):
         self.time = UNIX_MS
 
     def new_session(self, who: int) -> Session[int]:
-        return Session(who, self.registry, limits=self.limits, traffic=Traffic(), now=0.0)
+        return Session(
+            who,
+            self.registry,
+            history=History(self.limits.replay_capacity),
+            limits=self.limits,
+            traffic=Traffic(),
+            now=0.0,
+        )
 
     def new_model(self) -> Model:
         return Model(self.limits.max_channels, self.limits.replay_capacity)
@@ -212,7 +220,12 @@ class Client:
 
     def __attrs_post_init__(self) -> None:
         self.session = Session(
-            "me", self.registry, limits=self.limits, traffic=self.traffic, now=self.now
+            "me",
+            self.registry,
+            history=History(self.limits.replay_capacity),
+            limits=self.limits,
+            traffic=self.traffic,
+            now=self.now,
         )
 
     def say(self, text: str) -> list[dict[str, Any]]:

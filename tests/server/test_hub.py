@@ -23,14 +23,18 @@ class Recorder:
     frames: list[bytes] = attrs.field(factory=list)
     deferred: list[bytes] = attrs.field(factory=list)
     writes: int = 0
+    seq: int = 0
 
-    def offer(self, publication: Publication, seq: int, frame: bytes) -> int:
+    def deliver(self, publication: Publication, frames: dict[int, bytes]) -> int:
+        self.seq += 1
+        frame = frames.setdefault(self.seq, publication.frame(self.seq))
         self.frames.append(frame)
         self.writes += 1
         return len(frame)
 
-    def defer(self, publication: Publication, seq: int) -> bool:
-        self.deferred.append(publication.frame(seq))
+    def defer(self, publication: Publication) -> bool:
+        self.seq += 1
+        self.deferred.append(publication.frame(self.seq))
         return len(self.deferred) == 1
 
     def flush(self) -> None:
@@ -42,7 +46,6 @@ class Recorder:
 @attrs.define(eq=False)
 class FakeMember:
     outlet: Recorder = attrs.field(factory=Recorder)
-    history: History = attrs.field(factory=lambda: History(100))
 
 
 def message(subject: str, payload: bytes = b"1") -> NatsMessage:
@@ -59,8 +62,8 @@ async def test_only_the_subscribers_of_the_channel_get_the_event(hub: Hub[FakeMe
     hub.join(both)
     hub.join(one)
     hub.join(none)
-    hub.registry.subscribe(both, ["BTC.trade", "ETH.trade"])
-    hub.registry.subscribe(one, ["ETH.trade"])
+    hub.registry.subscribe(both.outlet, ["BTC.trade", "ETH.trade"])
+    hub.registry.subscribe(one.outlet, ["ETH.trade"])
     hub.publish(message("odin.token.BTC.trade"))
     hub.publish(message("odin.token.ETH.trade"))
     hub.publish(message("odin.token.BTC.liquidity"))
@@ -76,7 +79,7 @@ async def test_without_filtering_everyone_gets_everything() -> None:
     members = [FakeMember(), FakeMember()]
     hub.join(members[0])
     hub.join(members[1])
-    hub.registry.subscribe(members[0], ["BTC.trade"])
+    hub.registry.subscribe(members[0].outlet, ["BTC.trade"])
     hub.publish(message("odin.token.SOL.social"))
     assert [len(m.outlet.frames) for m in members] == [1, 1]
 
@@ -85,9 +88,9 @@ async def test_each_connection_counts_its_own_seq(hub: Hub[FakeMember]) -> None:
     early, late = FakeMember(), FakeMember()
     hub.join(early)
     hub.join(late)
-    hub.registry.subscribe(early, ["BTC.trade"])
+    hub.registry.subscribe(early.outlet, ["BTC.trade"])
     hub.publish(message("odin.token.BTC.trade"))
-    hub.registry.subscribe(late, ["BTC.trade"])
+    hub.registry.subscribe(late.outlet, ["BTC.trade"])
     hub.publish(message("odin.token.BTC.trade"))
     assert b'"seq":2,' in early.outlet.frames[1]
     assert b'"seq":1,' in late.outlet.frames[0]
@@ -97,8 +100,8 @@ async def test_connections_at_the_same_seq_share_the_bytes(hub: Hub[FakeMember])
     first, second = FakeMember(), FakeMember()
     hub.join(first)
     hub.join(second)
-    hub.registry.subscribe(first, ["BTC.trade"])
-    hub.registry.subscribe(second, ["BTC.trade"])
+    hub.registry.subscribe(first.outlet, ["BTC.trade"])
+    hub.registry.subscribe(second.outlet, ["BTC.trade"])
     hub.publish(message("odin.token.BTC.trade"))
     assert first.outlet.frames[0] is second.outlet.frames[0]
 
@@ -106,7 +109,7 @@ async def test_connections_at_the_same_seq_share_the_bytes(hub: Hub[FakeMember])
 async def test_what_is_no_event_is_counted_by_reason(hub: Hub[FakeMember]) -> None:
     member = FakeMember()
     hub.join(member)
-    hub.registry.subscribe(member, ["BTC.trade"])
+    hub.registry.subscribe(member.outlet, ["BTC.trade"])
     hub.publish(message("odin.token.BTC"))
     hub.publish(message("odin.token.B/C.trade"))
     hub.publish(message("odin.token.BTC.trade", b"{nonsense"))
@@ -119,7 +122,7 @@ async def test_a_rate_of_fan_outs_can_be_set(mock_clock: trio.testing.MockClock)
     hub: Hub[FakeMember] = Hub(read_settings({"WS_MAX_BROADCAST_RATE": "10"}), Ledger())
     member = FakeMember()
     hub.join(member)
-    hub.registry.subscribe(member, ["BTC.trade"])
+    hub.registry.subscribe(member.outlet, ["BTC.trade"])
     for _ in range(25):
         hub.publish(message("odin.token.BTC.trade"))
     mock_clock.jump(0.5)
@@ -132,7 +135,7 @@ async def test_a_rate_of_fan_outs_can_be_set(mock_clock: trio.testing.MockClock)
 async def test_a_fan_out_is_one_step_for_the_scheduler(hub: Hub[FakeMember]) -> None:
     members = [FakeMember() for _ in range(50)]
     for member in members:
-        hub.registry.subscribe(member, ["BTC.trade"])
+        hub.registry.subscribe(member.outlet, ["BTC.trade"])
     with trio.testing.assert_no_checkpoints():
         hub.publish(message("odin.token.BTC.trade"))
     assert all(member.outlet.frames for member in members)
@@ -141,7 +144,7 @@ async def test_a_fan_out_is_one_step_for_the_scheduler(hub: Hub[FakeMember]) -> 
 async def test_who_leaves_has_no_subscription_left(hub: Hub[FakeMember]) -> None:
     member = FakeMember()
     hub.join(member)
-    hub.registry.subscribe(member, ["BTC.trade"])
+    hub.registry.subscribe(member.outlet, ["BTC.trade"])
     hub.leave(member, CloseReason.PEER_GONE)
     assert not hub.members
     assert hub.registry.channel_count() == 0
@@ -154,7 +157,7 @@ async def test_the_hub_ends_when_the_feed_does_and_loses_nothing_in_it(
     feed_send, feed_receive = trio.open_memory_channel[NatsMessage](10)
     member = FakeMember()
     hub.join(member)
-    hub.registry.subscribe(member, ["BTC.trade"])
+    hub.registry.subscribe(member.outlet, ["BTC.trade"])
     for _ in range(10):
         feed_send.send_nowait(message("odin.token.BTC.trade"))
     feed_send.close()
@@ -179,7 +182,6 @@ class QuietOwner:
 @attrs.define(eq=False)
 class StreamMember:
     outlet: Outlet
-    history: History = attrs.field(factory=lambda: History(100))
 
 
 async def test_a_consumer_that_never_reads_does_not_delay_the_others(
@@ -193,6 +195,7 @@ async def test_a_consumer_that_never_reads_does_not_delay_the_others(
         StreamMember(
             Outlet(
                 stream,
+                history=History(100),
                 capacity=512,
                 write_deadline_seconds=5,
                 ledger=hub.ledger,
@@ -204,7 +207,7 @@ async def test_a_consumer_that_never_reads_does_not_delay_the_others(
     for member in members:
         nursery.start_soon(member.outlet.run_writer)
         hub.members[member] = None
-        hub.registry.subscribe(member, ["BTC.trade"])
+        hub.registry.subscribe(member.outlet, ["BTC.trade"])
     started = trio.current_time()
     for number in range(1, 401):
         hub.publish(message("odin.token.BTC.trade"))
@@ -215,12 +218,22 @@ async def test_a_consumer_that_never_reads_does_not_delay_the_others(
     assert hub.ledger.deliveries.written == 400
 
 
-async def test_large_frames_are_not_kept_for_every_seq(hub: Hub[FakeMember]) -> None:
+async def test_large_frames_are_not_kept_for_every_seq(
+    settings: Settings, hub: Hub[StreamMember]
+) -> None:
     """A megabyte for a thousand connections at different numbers would be a gigabyte."""
-    members = [FakeMember(outlet=Forgetful()) for _ in range(200)]
-    for number, member in enumerate(members):
-        member.history.seq = number
-        hub.registry.subscribe(member, ["BTC.trade"])
+    for number in range(200):
+        history = History(100)
+        history.seq = number
+        outlet = Outlet(
+            trio.testing.memory_stream_pair()[0],
+            history=history,
+            capacity=512,
+            write_deadline_seconds=5,
+            ledger=hub.ledger,
+            owner=QuietOwner(),
+        )
+        hub.registry.subscribe(outlet, ["BTC.trade"])
     payload = b'"%b"' % (b"x" * 100_000)
     tracemalloc.start()
     try:
@@ -228,11 +241,23 @@ async def test_large_frames_are_not_kept_for_every_seq(hub: Hub[FakeMember]) -> 
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
+    assert hub.ledger.deliveries.queued == 200
     assert peak < 20 * len(payload)
 
 
-class Forgetful(Recorder):
-    """An outlet that keeps nothing."""
-
-    def offer(self, publication: Publication, seq: int, frame: bytes) -> int:
-        return len(frame)
+async def test_messages_that_wait_in_the_feed_are_written_to_each_in_one_go(
+    hub: Hub[FakeMember],
+) -> None:
+    feed_send, feed_receive = trio.open_memory_channel[NatsMessage](10)
+    member = FakeMember()
+    hub.join(member)
+    hub.registry.subscribe(member.outlet, ["BTC.trade", "ETH.trade"])
+    for channel in ("BTC", "ETH", "BTC"):
+        feed_send.send_nowait(message(f"odin.token.{channel}.trade"))
+    feed_send.close()
+    await hub.run(feed_receive)
+    assert [b'"seq":%d,' % n in frame for n, frame in enumerate(member.outlet.frames, 1)] == [
+        True
+    ] * 3
+    assert member.outlet.writes == 1
+    assert sum(hub.ledger.fan_out.counts) == 3

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trio_odin.core.closing import CloseReason
-from trio_odin.core.frame import PING, text_frame
+from trio_odin.core.frame import PING, close_frame, text_frame
+from trio_odin.core.history import History
 from trio_odin.core.ledger import Dropped, Ledger
 from trio_odin.core.publication import Publication
 from trio_odin.server.outlet import Outlet
@@ -43,26 +45,34 @@ class Rig:
     def __init__(self, stream: trio.abc.Stream, *, capacity: int = 512) -> None:
         self.owner = OwnerOfOne()
         self.ledger = Ledger()
+        self.history = History(100)
         self.outlet = Outlet(
             stream,
+            history=self.history,
             capacity=capacity,
             write_deadline_seconds=5,
             ledger=self.ledger,
             owner=self.owner,
         )
         self.owner.outlet = self.outlet
-        self.seq = 0
 
     def offer(self, publication: Publication) -> bytes:
         """Offer the next envelope and keep the books as the hub does. Returns its frame."""
-        self.seq += 1
-        frame = publication.frame(self.seq)
-        sent = self.outlet.offer(publication, self.seq, frame)
+        sent = self.outlet.deliver(publication, {})
+        frame = publication.frame(self.history.seq)
         self.ledger.deliveries.matched += 1
         self.ledger.deliveries.written += sent > 0
         self.ledger.traffic.bytes_sent += sent
         assert self.ledger.deliveries.imbalance() == 0
         return frame
+
+    def defer(self, publication: Publication) -> bytes:
+        """The same for a round that is joined: the hub flushes at its end."""
+        self.outlet.defer(publication)
+        self.ledger.deliveries.matched += 1
+        self.ledger.deliveries.queued += 1
+        assert self.ledger.deliveries.imbalance() == 0
+        return publication.frame(self.history.seq)
 
 
 def publication(size: int = 20) -> Publication:
@@ -254,7 +264,7 @@ class StutteringWrite:
         self._sink = sink
         self._choose = choose
 
-    def __call__(self, data: bytes) -> int:
+    def __call__(self, file: int, data: bytes) -> int:
         room = self._choose.choice([0, 1, 2, len(data) // 2, len(data), len(data) + 9])
         if not room:
             raise BlockingIOError
@@ -285,12 +295,13 @@ class StutteringStream(trio.abc.Stream):
 
 
 @given(
-    steps=st.lists(st.sampled_from(["offer", "reply", "ping", "run"]), max_size=60),
+    steps=st.lists(st.sampled_from(["offer", "defer", "flush", "reply", "ping", "run"]), max_size=80),
     seed=st.integers(0, 2**32),
+    is_left=st.booleans(),
 )
 @settings(max_examples=200, deadline=None)
 def test_no_frame_ever_lands_in_another_whatever_the_socket_takes(
-    steps: list[str], seed: int
+    steps: list[str], seed: int, *, is_left: bool
 ) -> None:
     sink = bytearray()
     frames: list[bytes] = []
@@ -302,7 +313,12 @@ def test_no_frame_ever_lands_in_another_whatever_the_socket_takes(
             nursery.start_soon(rig.outlet.run_writer)
             for number, step in enumerate(steps):
                 if step == "offer":
+                    rig.outlet.flush()  # as the hub does at the end of a round
                     frames.append(rig.offer(publication(number)))
+                elif step == "defer":
+                    frames.append(rig.defer(publication(number)))
+                elif step == "flush":
+                    rig.outlet.flush()
                 elif step == "reply":
                     reply = text_frame(b'{"reply":%d}' % number)
                     frames.append(reply)
@@ -313,9 +329,17 @@ def test_no_frame_ever_lands_in_another_whatever_the_socket_takes(
                     rig.outlet.ping()
                 else:
                     await trio.lowlevel.checkpoint()
+            if is_left:
+                assert rig.outlet.close(close_frame(1001, "bye"))
+                frames.append(close_frame(1001, "bye"))
+                rig.offer(publication())  # too late: it is dropped
+                await trio.testing.wait_all_tasks_blocked()
+                assert rig.owner.close_frame_is_out
+            rig.outlet.flush()
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel(reason="the test is over")
         assert rig.ledger.deliveries.imbalance() == 0
+        assert rig.ledger.deliveries.dropped.total() == is_left
         assert rig.ledger.deliveries.queued == 0
 
     trio.run(scenario)
@@ -335,14 +359,55 @@ def without_pings(wire: bytes, frames: list[bytes]) -> bytes:
     return kept + rest
 
 
+async def test_what_was_deferred_goes_out_in_one_write() -> None:
+    ours, theirs = await socket_pair()
+    async with ours, theirs:
+        rig = Rig(ours)
+        writes: list[bytes] = []
+
+        def write(file: int, data: bytes) -> int:
+            writes.append(data)
+            return os.write(file, data)
+
+        rig.outlet._write_now = write
+        frames = [rig.defer(publication(size)) for size in range(5)]
+        rig.outlet.flush()
+        rig.outlet.flush()
+        assert writes == [b"".join(frames)]
+        assert rig.ledger.deliveries.written == 5
+        assert rig.ledger.traffic.bytes_sent == len(writes[0])
+        assert await receive_exactly(theirs, len(writes[0])) == writes[0]
+
+
+async def test_deferred_envelopes_are_bounded() -> None:
+    ours, theirs = await socket_pair()
+    async with ours, theirs:
+        rig = Rig(ours)
+        for _ in range(200):
+            rig.defer(publication())
+        assert rig.ledger.deliveries.queued < 64
+        assert rig.ledger.deliveries.written > 200 - 64
+
+
+async def test_what_is_deferred_when_the_connection_ends_is_booked_as_dropped() -> None:
+    ours, theirs = await socket_pair()
+    async with ours, theirs:
+        rig = Rig(ours)
+        rig.defer(publication())
+        rig.outlet.stop()
+        rig.outlet.flush()
+        assert rig.ledger.deliveries.dropped == {Dropped.CLOSING: 1}
+        assert rig.ledger.deliveries.imbalance() == 0
+
+
 def test_the_stutter_can_tear_a_frame() -> None:
     """The property above is worth something only if frames do get torn."""
     sink = bytearray()
-    write: Callable[[bytes], int] = StutteringWrite(sink, random.Random(1))
+    write: Callable[[int, bytes], int] = StutteringWrite(sink, random.Random(1))
     outcomes = set()
     for _ in range(100):
         try:
-            outcomes.add(write(b"0123456789"))
+            outcomes.add(write(-1, b"0123456789"))
         except BlockingIOError:
             outcomes.add(0)
     assert outcomes == {0, 1, 2, 5, 10}

@@ -55,6 +55,7 @@ class Session(Generic[S]):
         subscriber: S,
         registry: Registry[S],
         *,
+        history: History,
         limits: SessionLimits,
         traffic: Traffic,
         now: float,
@@ -66,7 +67,7 @@ class Session(Generic[S]):
         self._bucket = TokenBucket(
             burst=limits.command_burst, per_second=limits.commands_per_second, now=now
         )
-        self.history = History(limits.replay_capacity)
+        self.history = history
 
     def receive(self, text: str, *, now: float, unix_ms: int) -> list[bytes]:
         """Execute one text message and return the frames that answer it, in order.

@@ -18,6 +18,7 @@ import trio
 from trio_odin.config import Settings
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.frame import close_frame
+from trio_odin.core.history import History
 from trio_odin.core.session import Session
 from trio_odin.server.hub import Hub
 from trio_odin.server.keepalive import PingWheel
@@ -35,7 +36,7 @@ _numbers = itertools.count(1)
 
 
 class Connection:
-    """A client. Hashable by identity: it is the subscriber in the registry.
+    """A client. Hashable by identity. Its outlet is the subscriber in the registry.
 
     Attributes:
         number: counts up per process, for the log.
@@ -50,7 +51,6 @@ class Connection:
         "_settings",
         "_websocket",
         "close_reason",
-        "history",
         "number",
         "outlet",
         "session",
@@ -62,21 +62,23 @@ class Connection:
         """A connection over `stream`, on which the request for a WebSocket was received."""
         self.number = next(_numbers)
         self.close_reason: CloseReason | None = None
+        history = History(settings.replay_capacity)
         self.outlet = Outlet(
             stream,
+            history=history,
             capacity=settings.outbox_capacity,
             write_deadline_seconds=settings.write_deadline_seconds,
             ledger=hub.ledger,
             owner=self,
         )
         self.session = Session(
-            self,
+            self.outlet,
             hub.registry,
+            history=history,
             limits=hub.session_limits,
             traffic=hub.ledger.traffic,
             now=trio.current_time(),
         )
-        self.history = self.session.history
         self._websocket = ServerWebSocket(
             self.outlet, max_message_bytes=settings.max_message_bytes, take=self._take
         )

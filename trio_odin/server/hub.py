@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator
 from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
@@ -11,7 +11,6 @@ import trio
 
 from trio_odin.config import Settings
 from trio_odin.core.closing import CloseReason
-from trio_odin.core.history import History
 from trio_odin.core.ledger import Invalid, Ledger, Shed
 from trio_odin.core.names import channel_of_subject
 from trio_odin.core.pacing import Pace
@@ -20,18 +19,18 @@ from trio_odin.core.ratelimit import TokenBucket
 from trio_odin.core.registry import Registry
 from trio_odin.core.session import SessionLimits
 
-# A large frame costs more to keep for every seq until the fan-out ends than to make again.
-_SHARED_FRAME_MAX_BYTES = 4096
 # Some 5 ms: readers, pings and the guard get their turn within a round.
 _FLUSHES_BETWEEN_CHECKPOINTS = 500
 # A round joins at most so many messages; the rest of the feed is for the next one.
 _JOINED_MAX_MESSAGES = 1000
 
 
-class _Outlet(Protocol):
-    def offer(self, publication: Publication, seq: int, frame: bytes) -> int: ...
+class Subscriber(Hashable, Protocol):
+    """What a fan-out hands envelopes to; see `Outlet`."""
 
-    def defer(self, publication: Publication, seq: int) -> bool: ...
+    def deliver(self, publication: Publication, frames: dict[int, bytes]) -> int: ...
+
+    def defer(self, publication: Publication) -> bool: ...
 
     def flush(self) -> None: ...
 
@@ -40,13 +39,8 @@ class Member(Hashable, Protocol):
     """What the hub needs of a connection."""
 
     @property
-    def history(self) -> History:
-        """Numbers its envelopes and keeps the last ones."""
-        ...
-
-    @property
-    def outlet(self) -> _Outlet:
-        """Takes an envelope without waiting; see `Outlet.offer`."""
+    def outlet(self) -> Subscriber:
+        """Takes its envelopes."""
         ...
 
 
@@ -67,7 +61,7 @@ class Hub(Generic[M]):
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self.is_draining = False
         self.taken = 0
-        self.registry: Registry[M] = Registry()
+        self.registry: Registry[Subscriber] = Registry()
         self.members: dict[M, None] = {}
         self.ledger = ledger
         self.session_limits = SessionLimits(
@@ -92,7 +86,7 @@ class Hub(Generic[M]):
     def leave(self, member: M, reason: CloseReason) -> None:
         """`member` has ended, for `reason`; it has no subscription left."""
         del self.members[member]
-        self.registry.remove(member)
+        self.registry.remove(member.outlet)
         self.ledger.traffic.closed[reason.label] += 1
 
     async def run(self, feed_receive: trio.MemoryReceiveChannel[NatsMessage]) -> None:
@@ -118,7 +112,7 @@ class Hub(Generic[M]):
 
     async def _publish_joined(self, messages: list[NatsMessage]) -> None:
         """Publish them all, then write to each connection once what it gets of them."""
-        dirty: list[_Outlet] = []
+        dirty: list[Subscriber] = []
         for message in messages:
             self.taken += 1
             self.publish(message, dirty)
@@ -128,7 +122,7 @@ class Hub(Generic[M]):
             if number % _FLUSHES_BETWEEN_CHECKPOINTS == 0:
                 await trio.lowlevel.checkpoint()
 
-    def publish(self, message: NatsMessage, dirty: list[_Outlet] | None = None) -> None:
+    def publish(self, message: NatsMessage, dirty: list[Subscriber] | None = None) -> None:
         """Turn a message from NATS into a publication and fan it out. Never waits, never raises.
 
         With `dirty`, envelopes are deferred, and each outlet to be flushed is added to it.
@@ -138,7 +132,11 @@ class Hub(Generic[M]):
         if channel is None:
             publications.invalid[Invalid.SUBJECT] += 1
             return
-        subscribers = self.registry.subscribers(channel) if self._is_filtering else self.members
+        subscribers: Collection[Subscriber]
+        if self._is_filtering:
+            subscribers = self.registry.subscribers(channel)
+        else:
+            subscribers = [member.outlet for member in self.members]
         if not subscribers:
             publications.unmatched += 1
             return
@@ -161,7 +159,7 @@ class Hub(Generic[M]):
         else:
             self._defer(publication, subscribers, dirty)
 
-    def _fan_out(self, publication: Publication, subscribers: Iterable[M]) -> None:
+    def _fan_out(self, publication: Publication, subscribers: Iterable[Subscriber]) -> None:
         """Hand `publication` to every one of `subscribers`.
 
         Not one checkpoint in here, so the registry cannot change under the loop. Connections that
@@ -169,15 +167,9 @@ class Hub(Generic[M]):
         """
         frames: dict[int, bytes] = {}
         matched = written = sent_bytes = 0
-        for member in subscribers:
-            seq = member.history.append(publication)
-            frame = frames.get(seq)
-            if frame is None:
-                frame = publication.frame(seq)
-                if len(frame) <= _SHARED_FRAME_MAX_BYTES:
-                    frames[seq] = frame
+        for subscriber in subscribers:
             matched += 1
-            if sent := member.outlet.offer(publication, seq, frame):
+            if sent := subscriber.deliver(publication, frames):
                 written += 1
                 sent_bytes += sent
         self.ledger.deliveries.matched += matched
@@ -185,15 +177,17 @@ class Hub(Generic[M]):
         self.ledger.traffic.bytes_sent += sent_bytes
 
     def _defer(
-        self, publication: Publication, subscribers: Iterable[M], dirty: list[_Outlet]
+        self,
+        publication: Publication,
+        subscribers: Iterable[Subscriber],
+        dirty: list[Subscriber],
     ) -> None:
         """Like `_fan_out`, but for the writes: they come with the flush."""
         matched = 0
-        for member in subscribers:
-            outlet = member.outlet
+        for subscriber in subscribers:
             matched += 1
-            if outlet.defer(publication, member.history.append(publication)):
-                dirty.append(outlet)
+            if subscriber.defer(publication):
+                dirty.append(subscriber)
         # Where `defer` has flushed, `queued` was too small until here; nobody could look.
         self.ledger.deliveries.matched += matched
         self.ledger.deliveries.queued += matched

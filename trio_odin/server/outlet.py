@@ -4,7 +4,7 @@ Three kinds of bytes share a socket: envelopes from the fan-out, replies of ours
 frames and close handshake of trio-websocket. The outlet is the stream that trio-websocket is given,
 and the only one that writes to the socket, so none can land in the middle of another.
 
-    offer, flush ──► nothing waits? ──yes──► one non-blocking write ──► all of it went out: done
+    deliver, flush ► nothing waits? ──yes──► one non-blocking write ──► all of it went out: done
       send_all             │ no                     │ the socket is full, or took a part
                            ▼                        ▼
                         outbox (memory channel) ──► writer task: joins what waits, writes, sleeps
@@ -12,7 +12,7 @@ and the only one that writes to the socket, so none can land in the middle of an
 A literal task switch per delivery would cost 4 to 15 times as much as the write; the writer task is
 there for the moments in which the socket will not take it.
 
-Under load the hub does not `offer` each envelope but `defer`s several, and `flush`es them in one
+Under load the hub does not `deliver` each envelope but `defer`s several, and `flush`es them in one
 write. They come before anything that is sent in the meantime.
 """
 
@@ -21,7 +21,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import NamedTuple, Protocol, TypeAlias
 
 import attrs
@@ -30,6 +29,7 @@ import trio
 from trio_odin.core.backpressure import SlowConsumerWatch
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.frame import FIN, PING, Opcode
+from trio_odin.core.history import History
 from trio_odin.core.ledger import Dropped, Ledger
 from trio_odin.core.publication import Publication
 
@@ -40,6 +40,8 @@ _PIECE_BYTES = 16 * 1024
 # More than this many deferred envelopes are not worth waiting for: the write is cheap by then.
 _DEFERRED_MAX = 64
 _RECEIVE_BYTES = 4 * 1024
+# A large frame costs more to keep for every seq until the fan-out ends than to make again.
+_SHARED_FRAME_MAX_BYTES = 4096
 _CLOSE_FRAME_START = bytes((FIN | Opcode.CLOSE,))
 
 
@@ -81,7 +83,7 @@ class Owner(Protocol):
 class Outlet(trio.abc.Stream):
     """Owns the order of bytes on one socket; see the module's picture.
 
-    Envelopes are `offer`ed without waiting, everything else is sent with `send_all`, which waits
+    Envelopes are `deliver`ed without waiting, everything else is sent with `send_all`, which waits
     until it is out. `run_writer` has to be running in a task.
 
     Resource handling: owns `stream`. After `stop` no byte is written any more and what waits is
@@ -90,7 +92,8 @@ class Outlet(trio.abc.Stream):
 
     __slots__ = (
         "_deferred",
-        "_deferred_from_seq",
+        "_file",
+        "_history",
         "_is_empty",
         "_is_idle",
         "_is_stopped",
@@ -114,6 +117,7 @@ class Outlet(trio.abc.Stream):
         self,
         stream: trio.abc.Stream,
         *,
+        history: History,
         capacity: int,
         write_deadline_seconds: float,
         ledger: Ledger,
@@ -121,15 +125,16 @@ class Outlet(trio.abc.Stream):
     ) -> None:
         """Wrap `stream`. A socket is read and written by its file number, other streams as such."""
         self._stream = stream
+        self._history = history
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
         self._ledger = ledger
         self._owner = owner
         self._write_deadline_seconds = write_deadline_seconds
-        # Full: the slow-consumer watch decides, see `offer`. Replies wait for room instead.
+        # Full: the slow-consumer watch decides, see `deliver`. Replies wait for room instead.
         outbox: _Outbox = trio.open_memory_channel(capacity)
         self._outbox_send, self._outbox_receive = outbox
         self._watch = SlowConsumerWatch()
-        self._write_now = _direct_write(stream)
+        self._write_now, self._file = _direct_write(stream)
         self._is_empty = True  # nothing in the outbox, and no frame half written
         self._is_idle = True  # that, and more may be written
         self._is_torn = False  # the last byte written may not be the end of a frame
@@ -137,21 +142,32 @@ class Outlet(trio.abc.Stream):
         self.is_closing = False  # a close frame is out, or queued
         self._waiting_envelopes = 0
         self._deferred: list[Publication] | None = None
-        self._deferred_from_seq = 0
         self._progress: trio.lowlevel.ParkingLot | None = None
         self.heard_at = trio.current_time()
 
-    def offer(self, publication: Publication, seq: int, frame: bytes) -> int:
-        """Hand over one envelope without waiting.
+    def deliver(self, publication: Publication, frames: dict[int, bytes]) -> int:
+        """Number one envelope, keep it for replay, and hand it over without waiting.
+
+        Args:
+            publication: what to deliver.
+            frames: of this publication by `seq`, shared by all its subscribers; is added to.
 
         Returns:
-            The bytes written, if the whole `frame` went out at once: the caller books that. 0 if it
+            The bytes written, if the whole frame went out at once: the caller books that. 0 if it
             was queued or dropped, which is booked here.
         """
+        history = self._history
+        history.seq = seq = history.seq + 1
+        history.kept.append(publication)
+        frame = frames.get(seq)
+        if frame is None:
+            frame = publication.frame(seq)
+            if len(frame) <= _SHARED_FRAME_MAX_BYTES:
+                frames[seq] = frame
         sent = 0
         if self._is_idle:
             try:
-                sent = self._write_now(frame)
+                sent = self._write_now(self._file, frame)
             except BlockingIOError:
                 pass
             except OSError:
@@ -163,16 +179,16 @@ class Outlet(trio.abc.Stream):
         self._queue(_Envelope(publication, seq, sent))
         return 0
 
-    def defer(self, publication: Publication, seq: int) -> bool:
-        """Keep one envelope for the next `flush`; the caller books it as queued.
+    def defer(self, publication: Publication) -> bool:
+        """Like `deliver`, but leave the writing to the next `flush`; the caller books it as queued.
 
         Returns:
             True if it is the first one: the caller has to see to the `flush`.
         """
+        self._history.append(publication)
         deferred = self._deferred
         if deferred is None:
             self._deferred = [publication]
-            self._deferred_from_seq = seq
             return True
         deferred.append(publication)
         if len(deferred) >= _DEFERRED_MAX:
@@ -181,39 +197,34 @@ class Outlet(trio.abc.Stream):
 
     def flush(self) -> None:
         """Hand over what was deferred, in one write if the socket takes it. Does not wait."""
-        if self._deferred is None:
+        deferred = self._deferred
+        if deferred is None:
             return
-        deferred, self._deferred = self._deferred, None
-        deliveries = self._ledger.deliveries
-        deliveries.queued -= len(deferred)
-        if not self._is_idle:
-            for seq, publication in enumerate(deferred, self._deferred_from_seq):
+        self._deferred = None
+        self._ledger.deliveries.queued -= len(deferred)
+        first_seq = self._history.seq - len(deferred) + 1
+        if self._is_idle:
+            self._write_joined(deferred, first_seq)
+        else:
+            for seq, publication in enumerate(deferred, first_seq):
                 self._queue(_Envelope(publication, seq, 0))
-            return
-        frames = [
-            publication.frame(seq)
-            for seq, publication in enumerate(deferred, self._deferred_from_seq)
-        ]
+
+    def _write_joined(self, deferred: list[Publication], first_seq: int) -> None:
+        frames = [publication.frame(seq) for seq, publication in enumerate(deferred, first_seq)]
         joined = b"".join(frames)
         try:
-            sent = self._write_now(joined)
+            sent = self._write_now(self._file, joined)
         except BlockingIOError:
             sent = 0
         except OSError:
-            deliveries.dropped[Dropped.CLOSING] += len(deferred)
+            self._ledger.deliveries.dropped[Dropped.CLOSING] += len(deferred)
             self._owner.evict(CloseReason.PEER_GONE)
             return
         if sent == len(joined):
-            deliveries.written += len(deferred)
+            self._ledger.deliveries.written += len(deferred)
             self._ledger.traffic.bytes_sent += sent
-        else:
-            self._queue_rest(deferred, frames, sent)
-
-    def _queue_rest(self, deferred: list[Publication], frames: list[bytes], sent: int) -> None:
-        """Book the frames that are within the first `sent` bytes, and queue the others."""
-        for seq, (publication, frame) in enumerate(
-            zip(deferred, frames, strict=True), self._deferred_from_seq
-        ):
+            return
+        for seq, (publication, frame) in enumerate(zip(deferred, frames, strict=True), first_seq):
             if sent >= len(frame):
                 self._ledger.deliveries.written += 1
                 self._ledger.traffic.bytes_sent += len(frame)
@@ -281,7 +292,7 @@ class Outlet(trio.abc.Stream):
     def _write_what_fits(self, data: bytes) -> bytes:
         """Write as much as the socket takes now, and return the rest. Only while idle."""
         try:
-            sent = self._write_now(data)
+            sent = self._write_now(self._file, data)
         except BlockingIOError:
             return data
         self._ledger.traffic.bytes_sent += sent
@@ -462,7 +473,7 @@ class Outlet(trio.abc.Stream):
             return
         if farewell and not self._is_torn and not self.is_closing:
             with suppress(OSError):  # full or gone: best effort
-                self._write_now(farewell)
+                self._write_now(self._file, farewell)
         self._is_stopped = True
         self._is_idle = False
         # The file number may soon belong to another connection: nothing here may know it any more.
@@ -504,16 +515,19 @@ def _bytes_of(item: _Envelope | _Raw) -> bytes:
     return item.publication.frame(item.seq)[item.sent :]
 
 
-def _direct_write(stream: trio.abc.Stream) -> Callable[[bytes], int]:
-    """A non-blocking write to `stream`'s socket; one that never takes anything if it has none."""
+def _direct_write(stream: trio.abc.Stream) -> tuple[Callable[[int, bytes], int], int]:
+    """A non-blocking write and the file number to call it with.
+
+    A stream without a socket never takes anything that way.
+    """
     if isinstance(stream, trio.SocketStream):
-        return partial(os.write, stream.socket.fileno())
-    return _would_block
+        return os.write, stream.socket.fileno()
+    return _would_block, -1
 
 
-def _would_block(data: bytes) -> int:
+def _would_block(file: int, data: bytes) -> int:
     raise BlockingIOError
 
 
-def _refuse(data: bytes) -> int:
+def _refuse(file: int, data: bytes) -> int:
     raise BrokenPipeError

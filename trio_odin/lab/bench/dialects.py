@@ -160,7 +160,7 @@ class Centrifugo:
     """Centrifugo's JSON protocol over its bidirectional WebSocket, a line each."""
 
     def greeting(self, channels: Sequence[str]) -> bytes:
-        """connect is command 1, then one subscribe each; the last id is that of all."""
+        """Connect is command 1, then one subscribe each; the last id is that of all."""
         commands = [{"id": 1, "connect": {}}]
         commands += [
             {"id": 2 if channel == channels[-1] else 3, "subscribe": {"channel": channel}}
