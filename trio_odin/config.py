@@ -249,7 +249,7 @@ class Settings:
     )
     max_flush_delay_seconds: float = _setting(
         "WS_MAX_FLUSH_DELAY_MS",
-        "100",
+        "50",
         _milliseconds,
         help="Under load, writes may wait this long to be joined with later ones; 0: not at all.",
     )

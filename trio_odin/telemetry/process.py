@@ -62,8 +62,9 @@ def raise_file_limit() -> int:
     return hard
 
 
-# Young objects between two collections. Each is looked at once, in the collection after its birth.
-_YOUNG_MAX = 50_000
+# Young objects between two collections. Each is looked at once, in the collection after its birth;
+# of 50,000 that the caches have forgotten that takes over 100 ms, in one piece.
+_YOUNG_MAX = 5_000
 # A connection is some 200 objects. Far more than that is garbage in cycles, of whatever making.
 _OBJECTS_PER_CONNECTION_MAX = 1_000
 _OBJECTS_BESIDE_MAX = 1_000_000
