@@ -295,7 +295,9 @@ class StutteringStream(trio.abc.Stream):
 
 
 @given(
-    steps=st.lists(st.sampled_from(["offer", "defer", "flush", "reply", "ping", "run"]), max_size=80),
+    steps=st.lists(
+        st.sampled_from(["offer", "defer", "flush", "reply", "ping", "run"]), max_size=80
+    ),
     seed=st.integers(0, 2**32),
     is_left=st.booleans(),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -15,6 +16,9 @@ __all__ = ["Address", "AddressUnavailable", "bound_address", "open_listeners", "
 
 # The kernel cuts this down to net.core.somaxconn.
 _BACKLOG = 65535
+# Every client of ours speaks first, so the kernel may keep a connection until there is something
+# to read: accepted, it need not be waited for. One that says nothing comes after this time.
+_DEFER_SECONDS = 1
 
 
 class AddressUnavailable(Exception):
@@ -31,16 +35,14 @@ async def open_listeners(address: Address, *, shared: bool = False) -> list[trio
         AddressUnavailable: in use, not permitted, or not an address of this machine.
     """
     with _said_in_a_sentence(address):
-        if not shared:
-            return await trio.open_tcp_listeners(
-                address.port, host=_host_of(address), backlog=_BACKLOG
-            )
-        # trio's own function cannot share a port.
+        # trio's own function cannot share a port, nor defer accepts.
         async with _closed_on_error() as sockets:
             for family, sockaddr in await _look_up(address):
                 sockets.append(sock := _new_socket(family))
-                sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEPORT, 1)
+                if shared:
+                    sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEPORT, 1)
                 await sock.bind(sockaddr)
+                sock.setsockopt(trio.socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _DEFER_SECONDS)
                 sock.listen(_BACKLOG)
             return [trio.SocketListener(sock) for sock in sockets]
 

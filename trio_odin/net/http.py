@@ -70,7 +70,7 @@ class _BadRequest(Exception):
         self.response = Response.text(status, text)
 
 
-async def receive_head(stream: trio.abc.ReceiveStream) -> bytes:
+async def receive_head(stream: trio.abc.ReceiveStream, received_already: bytes = b"") -> bytes:
     """Receive until a request head is complete, too long, or the peer has ended.
 
     Returns:
@@ -80,7 +80,7 @@ async def receive_head(stream: trio.abc.ReceiveStream) -> bytes:
 
     Cancellation loses what was received: close the stream.
     """
-    received = bytearray()
+    received = bytearray(received_already)
     while b"\r\n\r\n" not in received and len(received) <= HEAD_MAX_BYTES:
         chunk = await stream.receive_some(_RECEIVE_BYTES)
         if not chunk:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
 
 import structlog
 import trio
@@ -31,6 +35,8 @@ _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 _EXHAUSTED_PAUSE_SECONDS = 0.2
 _ACCEPT_PAUSE_SECONDS = 0.01
 _LOG_EVERY_SECONDS = 10.0
+# Some 2 ms of accepting; then everyone else has a turn.
+_ACCEPTS_PER_TURN = 64
 
 _END_OF_HEAD = b"\r\n\r\n"
 
@@ -64,21 +70,29 @@ class Listener:
     async def run(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
         """Accept on `listener` until cancelled.
 
+        All that wait are accepted at each wake-up, up to a limit: after a lost network thousands
+        come back at once, and `listener.accept` is a turn of the scheduler for each.
+
         Error handling: running out of files or memory is counted, logged now and then, and waited
         out, with the connections that are open served on.
         """
-        while True:
-            try:
-                stream = await listener.accept()
-            except OSError as error:
-                self._traffic.accept_errors += 1
-                if error.errno in _EXHAUSTED:
-                    self._log_now_and_then(error)
-                    await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
-                else:  # the peer was gone before we got to it
-                    await trio.sleep(_ACCEPT_PAUSE_SECONDS)
-            else:
-                nursery.start_soon(self.serve, stream, name="connection")
+        with socket.socket(fileno=os.dup(listener.socket.fileno())) as waiting:
+            waiting.setblocking(False)
+            while True:
+                await trio.lowlevel.wait_readable(waiting)
+                try:
+                    for stream in _accepted(waiting):
+                        nursery.start_soon(self.serve, stream, name="connection")
+                except OSError as error:
+                    self._traffic.accept_errors += 1
+                    await self._wait_out(error)
+
+    async def _wait_out(self, error: OSError) -> None:
+        if error.errno in _EXHAUSTED:
+            self._log_now_and_then(error)
+            await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
+        else:  # the peer was gone before we got to it
+            await trio.sleep(_ACCEPT_PAUSE_SECONDS)
 
     def _log_now_and_then(self, error: OSError) -> None:
         now = trio.current_time()
@@ -107,9 +121,12 @@ class Listener:
 
     async def _receive_head(self, stream: trio.abc.HalfCloseableStream) -> bytes | None:
         """The head; None if the peer sent nothing in time or has gone."""
+        received = _already_there(stream)
+        if received.endswith(_END_OF_HEAD):
+            return received
         with trio.move_on_after(self._settings.handshake_seconds):
             try:
-                return await receive_head(stream) or None
+                return await receive_head(stream, received) or None
             except trio.BrokenResourceError:
                 return None
         self._traffic.rejected["timeout"] += 1
@@ -148,6 +165,22 @@ class Listener:
         """Wait until no connection is left."""
         while self.admitted:
             await self._departed.park()
+
+
+def _accepted(waiting: socket.socket) -> Iterator[trio.SocketStream]:
+    """Those who wait to be accepted, up to a limit."""
+    with suppress(BlockingIOError):
+        for _ in range(_ACCEPTS_PER_TURN):
+            accepted, _ = waiting.accept()
+            yield trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
+
+
+def _already_there(stream: trio.abc.Stream) -> bytes:
+    """What can be read without waiting: mostly the whole head."""
+    if isinstance(stream, trio.SocketStream):
+        with suppress(OSError):  # nothing there, or gone: `receive_head` will see
+            return os.read(stream.socket.fileno(), HEAD_MAX_BYTES)
+    return b""
 
 
 def _malformed(head: bytes) -> Refusal | None:
