@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
+import attrs
 import click
 import structlog
 import trio
@@ -18,6 +21,12 @@ from rich.status import Status
 
 from trio_odin import __version__
 from trio_odin.config import SettingError, Settings, read_settings, variables, warnings_about
+from trio_odin.lab.bench.dialects import DIALECTS
+from trio_odin.lab.bench.plan import BenchPlan
+from trio_odin.lab.bench.plot import PlotUnavailable, plot
+from trio_odin.lab.bench.report import BenchReport, render
+from trio_odin.lab.bench.runner import run_bench
+from trio_odin.lab.bench.subjects import SUBJECTS, Subject, ours, parse_peer
 from trio_odin.lab.load import LoadImpossible, LoadPlan, Progress, run_load
 from trio_odin.lab.market import parse_tokens
 from trio_odin.lab.publisher import PublisherSettings, publish
@@ -291,6 +300,154 @@ def load_command(
     if json_file is not None:
         json_file.write(report.as_json() + b"\n")
     sys.exit(0 if report.is_perfect else 1)
+
+
+def _chosen(_: click.Context, __: click.Parameter, text: str) -> list[str]:
+    known = [subject.name for subject in SUBJECTS]
+    names = known if text == "all" else text.split(",")
+    for name in names:
+        if name not in known and not re.fullmatch(r"odin-[1-9]\d?", name):
+            raise click.BadParameter(
+                f"{name!r}: allowed are all, {', '.join(known)}, or odin-N for N workers"
+            )
+    return names
+
+
+def _peers(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> list[Subject]:
+    try:
+        return [parse_peer(text) for text in texts]
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+@main.command("bench", short_help="Measure this server against others, on this machine.")
+@click.option("--quick", is_flag=True, help="1,000 connections and short stages: under a minute.")
+@click.option(
+    "--connections", type=click.IntRange(min=1), help="How many.  [default: 10000, quick: 1000]"
+)
+@click.option(
+    "--subjects",
+    callback=_chosen,
+    default="all",
+    show_default=True,
+    metavar="NAME,…",
+    help=f"Of {', '.join(subject.name for subject in SUBJECTS)}; odin-N has N workers.",
+)
+@click.option(
+    "--peer",
+    "peers",
+    callback=_peers,
+    multiple=True,
+    metavar="NAME=URL[,DIALECT]",
+    help=f"Another server, ws://HOST:PORT/PATH; speaks {', '.join(DIALECTS)}.  [repeatable]",
+)
+@click.option(
+    "--nats",
+    "nats_url",
+    default="nats://127.0.0.1:4222",
+    show_default=True,
+    help="Where every --peer takes its events from.",
+)
+@click.option(
+    "--hold",
+    type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
+    help="Of the main workload.  [default: 30, quick: 3]",
+)
+@click.option(
+    "--only-hold",
+    is_flag=True,
+    help="The main workload and nothing after it: for many connections.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Which channels are sampled.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.File("wb"),
+    metavar="FILE",
+    help="Write the figures there too.",
+)
+@click.option(
+    "--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE", help="SVG or PNG."
+)
+def bench_command(
+    subjects: list[str],
+    peers: list[Subject],
+    connections: int | None,
+    hold: float | None,
+    seed: int,
+    json_file: BinaryIO | None,
+    plot_file: Path | None,
+    nats_url: str,
+    *,
+    quick: bool,
+    only_hold: bool,
+) -> None:
+    r"""Measure this server against others, on this machine.
+
+    Needs the extras `demo`, `lab` and `bench`. Each server runs in processes of its own beside a
+    fresh nats-server, and is measured from outside: CPU of a delivery, memory of a connection,
+    latency from the moment planned for the publication, and whether all arrived. In turn: all
+    connect and subscribe at once; nothing is published; 30 events a second to 24 of 200 channels
+    each (W); the same while one client in a hundred never reads; the rate is doubled until it is
+    too much; and 12 events a second to 16 channels each.
+
+    A --peer runs elsewhere, so its CPU and memory are not measured. It has to take its events from
+    the NATS server of --nats, to which the bench publishes for it.
+
+    \b
+      trio-odin bench --quick
+      trio-odin bench --subjects odin,nats --json figures.json --plot figures.svg
+      trio-odin bench --subjects odin-6 --connections 100000 --hold 60 --only-hold
+
+    Exit code 0 means that trio-odin lost and doubled nothing, 1 that it did.
+    """
+    plan = _bench_plan([*map(_subject, subjects), *peers], connections, hold, seed, quick=quick)
+    plan = attrs.evolve(plan, peers_nats_url=nats_url)
+    if only_hold:
+        plan = plan.only_hold()
+    console = Console(highlight=False)
+    try:
+        with Status("", console=console) as status:
+            report = _run(partial(run_bench, plan, status.update))
+    except* LoadImpossible as group:
+        _fail(str(_first(group)))
+    if not isinstance(report, BenchReport):
+        sys.exit(130)
+    render(report, console)
+    if json_file is not None:
+        json_file.write(report.as_json() + b"\n")
+    if plot_file is not None:
+        _plot(report, plot_file)
+    sys.exit(0 if report.is_perfect else 1)
+
+
+def _subject(name: str) -> Subject:
+    known = {subject.name: subject for subject in SUBJECTS}
+    return known[name] if name in known else ours(int(name.removeprefix("odin-")))
+
+
+def _bench_plan(
+    subjects: list[Subject],
+    connections: int | None,
+    hold: float | None,
+    seed: int,
+    *,
+    quick: bool,
+) -> BenchPlan:
+    plan = BenchPlan(subjects=subjects, seed=seed)
+    if quick:
+        plan = plan.quick()
+    if connections is not None:
+        plan = attrs.evolve(plan, connections=connections)
+    return plan if hold is None else attrs.evolve(plan, hold_seconds=hold)
+
+
+def _plot(report: BenchReport, path: Path) -> None:
+    try:
+        plot(report, path)
+    except (PlotUnavailable, ValueError, OSError) as error:
+        _fail(f"--plot: {error}")
 
 
 def _progress_line(plan: LoadPlan, progress: Progress) -> str:

@@ -12,7 +12,7 @@ import attrs
 
 @attrs.define
 class Durations:
-    """Counts durations by upper bound. `counts` has one place more than `BOUNDS`: what is longer."""
+    """Counts by upper bound. `counts` has one place more than `BOUNDS`: for what is longer."""
 
     BOUNDS: ClassVar = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 

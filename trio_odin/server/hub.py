@@ -28,11 +28,17 @@ _JOINED_MAX_MESSAGES = 1000
 class Subscriber(Hashable, Protocol):
     """What a fan-out hands envelopes to; see `Outlet`."""
 
-    def deliver(self, publication: Publication, frames: dict[int, bytes]) -> int: ...
+    def deliver(self, publication: Publication, frames: dict[int, bytes]) -> int:
+        """Take one envelope now; returns the bytes written at once."""
+        ...
 
-    def defer(self, publication: Publication) -> bool: ...
+    def defer(self, publication: Publication) -> bool:
+        """Take one envelope for the next `flush`; returns whether it is the first."""
+        ...
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        """Write what was deferred."""
+        ...
 
 
 class Member(Hashable, Protocol):

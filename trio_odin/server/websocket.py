@@ -92,7 +92,7 @@ class ServerWebSocket(WebSocketConnection):
     """Read until the connection has ended. What `take` raises comes out here."""
 
     def start_closing(self, code: int, reason: str) -> bytes | None:
-        """The frame that begins the closing handshake; None if it has begun. `read` completes it."""
+        """The frame that begins the closing handshake, which `read` completes; None if it began."""
         if self._close_reason is not None or self._wsproto.state is not ConnectionState.OPEN:
             return None
         self._close_reason = CloseReason(code, reason)

@@ -76,7 +76,7 @@ class Dialect(Protocol):
         ...
 
     def answer(self, payload: bytes) -> bytes | None:
-        """The frame that the server expects upon `payload`, if it is a ping of the dialect's own."""
+        """The frame that the server expects upon `payload`, if that is a ping of its own."""
         ...
 
     def units(self, buffered: bytes) -> tuple[list[bytes], bytes]:
@@ -85,7 +85,7 @@ class Dialect(Protocol):
 
 
 class Odin:
-    """trio_odin's wire (docs/protocol.md), and that of the bench's own peers, which do not count."""
+    """trio_odin's wire (docs/protocol.md), and that of the bench's own peers: no `seq`."""
 
     _SEQ: Final = b'{"seq":'
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import TypeVar, cast
 
 import attrs
 import msgspec
@@ -20,6 +20,7 @@ _ANSWER_SECONDS = 60.0
 _END_SECONDS = 5.0
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 class _Impossible(msgspec.Struct):
@@ -39,6 +40,8 @@ class _Fleet:
 
     def __init__(self, process: trio.Process) -> None:
         self._process = process
+        self._input = cast("trio.abc.SendStream", process.stdin)
+        self._output = cast("trio.abc.ReceiveStream", process.stdout)
         self._buffer = bytearray()
         self.connected = 0
 
@@ -48,11 +51,8 @@ class _Fleet:
         Raises:
             LoadImpossible: the fleet says so, or has ended.
         """
-        assert self._process.stdin is not None
-        try:
-            await self._process.stdin.send_all(command.encode() + b"\n")
-        except trio.BrokenResourceError:
-            pass  # its last line says why
+        with suppress(trio.BrokenResourceError):  # then its last line says why
+            await self._input.send_all(command.encode() + b"\n")
         while True:
             with trio.fail_after(_ANSWER_SECONDS):
                 line = await self._line()
@@ -69,9 +69,8 @@ class _Fleet:
                 return said  # type: ignore[return-value]
 
     async def _line(self) -> bytes:
-        assert self._process.stdout is not None
         while b"\n" not in self._buffer:
-            chunk = await self._process.stdout.receive_some()
+            chunk = await self._output.receive_some()
             if not chunk:
                 raise LoadImpossible("a fleet of clients has ended unexpectedly")
             self._buffer += chunk
@@ -81,8 +80,7 @@ class _Fleet:
 
     async def end(self) -> None:
         """Tell it to quit; kill it if it does not."""
-        if self._process.stdin is not None:
-            await self._process.stdin.aclose()
+        await self._input.aclose()
         with trio.move_on_after(_END_SECONDS):
             await self._process.wait()
         self._process.kill()
@@ -144,8 +142,8 @@ class Fleets:
         )
 
 
-def _summed(parts):  # type: ignore[no-untyped-def]
-    total = Counter()  # type: ignore[var-annotated]
+def _summed(parts: Iterable[Mapping[K, int]]) -> Counter[K]:
+    total: Counter[K] = Counter()
     for part in parts:
         total.update(part)
     return total

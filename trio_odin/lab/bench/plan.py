@@ -14,7 +14,7 @@ FLEET_MAX = 18_000
 
 @attrs.frozen(kw_only=True)
 class BenchPlan:
-    """What is done to each subject, in this order.
+    """What is done to each subject, in this order; a stage of 0 seconds is left out.
 
     Args:
         connections: that connect and subscribe as fast as they can (the storm).
@@ -22,7 +22,8 @@ class BenchPlan:
         rate: publications a second of workload W, for `hold_seconds`.
         stalled_share: so many connections more that never read, while W goes on.
         ramp_seconds: a step of the ramp, on which the rate is doubled until p99 passes
-            `ramp_p99_ms` or the cores are full. 0: no ramp.
+            `ramp_p99_ms` or the cores are full.
+        peers_nats_url: where the events for subjects that run elsewhere are published.
         plan_rate, plan_channels: the other workload, that of the plan's second phase.
     """
 
@@ -42,11 +43,16 @@ class BenchPlan:
     plan_channels: int = 16
     plan_seconds: float = 12.0
     seed: int = 0
+    peers_nats_url: str = "nats://127.0.0.1:4222"
 
     @property
     def channels(self) -> list[str]:
         """Every channel."""
         return [f"TOKEN{number:03d}.trade" for number in range(self.tokens)]
+
+    def only_hold(self) -> BenchPlan:
+        """The same without what comes after workload W."""
+        return attrs.evolve(self, stalled_seconds=0.0, ramp_seconds=0.0, plan_seconds=0.0)
 
     def quick(self) -> BenchPlan:
         """The same in under a minute."""

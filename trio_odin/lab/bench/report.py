@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import attrs
 import msgspec
@@ -162,75 +163,90 @@ def ranked(values: Sequence[float], fraction: float) -> float:
     return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))] if ordered else 0.0
 
 
-def rows(report: BenchReport) -> Iterator[tuple[str, list[str]]]:
-    """The table: a label and a cell for each subject."""
+_NOTHING = "-"
+_Row: TypeAlias = tuple[str, list[str]]
+
+
+def rows(report: BenchReport) -> Iterator[_Row]:
+    """The table: a label, and a cell for each subject."""
     subjects = report.subjects
-    floor = next((s.stage("W") for s in subjects if s.name == "floor"), None)
-    nats = next((s.stage("W") for s in subjects if s.name == "nats"), None)
-
-    def stage_row(label: str, stage: str, cell):  # type: ignore[no-untyped-def]
-        found = [subject.stage(stage) for subject in subjects]
-        return label, ["–" if one is None else cell(one) for one in found]
-
-    def storm_row(label: str, cell):  # type: ignore[no-untyped-def]
-        return label, ["–" if s.storm is None else cell(s.storm) for s in subjects]
-
-    yield storm_row("connected and subscribed", lambda s: f"{s.connected:,}")
-    yield storm_row("in", lambda s: f"{s.seconds:.2f} s")
-    yield storm_row("  p99 of one", lambda s: f"{s.p99_ms:.0f} ms")
-    yield storm_row("  CPU each", lambda s: _micros(s.cpu_us_each))
+    yield from _storm_rows(subjects)
     yield "memory a connection, connected", [_kib(s.kib_connected) for s in subjects]
     yield "  after W", [_kib(s.kib_loaded) for s in subjects]
     yield "idle, with keepalive", [_percent(s.idle_percent) for s in subjects]
-    for name in ("W", "plan", "stalled"):
-        yield from _stage_rows(name, stage_row, nats, floor)
-    yield "most deliveries a second", [_peak(s, lambda p: p.received / p.seconds) for s in subjects]
-    yield "  deliveries a second and core", [_peak(s, lambda p: p.per_core or 0) for s in subjects]
-    yield "  with p99", [f"{s.peak.p99_ms:.0f} ms" if s.peak else "–" for s in subjects]
-    yield "  frames a write", [f"{s.peak.frames_per_read:.1f}" if s.peak else "–" for s in subjects]
+    yield from _stage_rows("W", "W", subjects)
+    yield from _ratio_rows(subjects)
+    yield from _stage_rows("stalled", "W, 1 % never read", subjects)
+    yield from _stage_rows("plan", "the plan's", subjects)
+    yield from _peak_rows(subjects)
 
 
-def _stage_rows(name, stage_row, nats, floor):  # type: ignore[no-untyped-def]
-    yield stage_row(f"{name}: CPU a delivery", name, lambda s: _micros(s.cpu_us))
-    yield stage_row("  user + system", name, _user_and_system)
-    if name == "W":
-        yield stage_row("  against nats-server", name, lambda s: _ratio(s, nats))
-        yield stage_row("  against the floor", name, lambda s: _ratio(s, floor))
-    yield stage_row("  cores", name, lambda s: "–" if s.cores is None else f"{s.cores:.2f}")
-    yield stage_row(
-        "  p50 / p99 / p99.9 ms",
-        name,
-        lambda s: f"{s.p50_ms:.0f} / {s.p99_ms:.0f} / {s.p999_ms:.0f}",
-    )
-    yield stage_row("  lost / repeated", name, lambda s: f"{s.lost:,} / {s.repeated:,}")
+def _storm_rows(subjects: list[SubjectReport]) -> Iterator[_Row]:
+    def row(label: str, cell: Callable[[Storm], str]) -> _Row:
+        return label, [_NOTHING if s.storm is None else cell(s.storm) for s in subjects]
+
+    yield row("connected and subscribed", lambda s: f"{s.connected:,}")
+    yield row("  in", lambda s: f"{s.seconds:.2f} s")
+    yield row("  p99 of one", lambda s: f"{s.p99_ms:.0f} ms")
+    yield row("  CPU each", lambda s: _micros(s.cpu_us_each))
+    spread = [s.connections_by_worker or [] for s in subjects]
+    yield "  by worker", [" + ".join(map(str, parts)) or _NOTHING for parts in spread]
+
+
+def _stage_rows(name: str, title: str, subjects: list[SubjectReport]) -> Iterator[_Row]:
+    def row(label: str, cell: Callable[[Stage], str]) -> _Row:
+        stages = [subject.stage(name) for subject in subjects]
+        return label, [_NOTHING if stage is None else cell(stage) for stage in stages]
+
+    yield row(f"{title}: CPU a delivery", lambda s: _micros(s.cpu_us))
+    yield row("  user + system", _user_and_system)
+    yield row("  cores", lambda s: _NOTHING if s.cores is None else f"{s.cores:.2f}")
+    yield row("  p50 / p99 / p99.9 ms", _latencies)
+    yield row("  lost / repeated", lambda s: f"{s.lost:,} / {s.repeated:,}")
+
+
+def _ratio_rows(subjects: list[SubjectReport]) -> Iterator[_Row]:
+    for name, title in (("nats", "nats-server"), ("floor", "the floor")):
+        base = next((s.stage("W") for s in subjects if s.name == name), None)
+        yield f"  CPU against {title}", [_ratio(s.stage("W"), base) for s in subjects]
+
+
+def _peak_rows(subjects: list[SubjectReport]) -> Iterator[_Row]:
+    def row(label: str, cell: Callable[[Stage], str]) -> _Row:
+        return label, [_NOTHING if s.peak is None else cell(s.peak) for s in subjects]
+
+    yield row("most deliveries a second", lambda s: f"{s.received / s.seconds:,.0f}")
+    yield row("  of a full core", lambda s: f"{s.per_core:,.0f}" if s.per_core else _NOTHING)
+    yield row("  p99", lambda s: f"{s.p99_ms:.0f} ms")
+    yield row("  frames a write", lambda s: f"{s.frames_per_read:.1f}")
 
 
 def _micros(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f} µs"
+    return _NOTHING if value is None else f"{value:.1f} µs"
 
 
 def _kib(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f} KiB"
+    return _NOTHING if value is None else f"{value:.1f} KiB"
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f} %"
+    return _NOTHING if value is None else f"{value:.1f} %"
 
 
 def _user_and_system(stage: Stage) -> str:
-    if stage.user_us is None:
-        return "–"
+    if stage.user_us is None or stage.system_us is None:
+        return _NOTHING
     return f"{stage.user_us:.1f} + {stage.system_us:.1f}"
 
 
-def _ratio(stage: Stage, base: Stage | None) -> str:
-    if base is None or not base.cpu_us or not stage.cpu_us:
-        return "–"
+def _latencies(stage: Stage) -> str:
+    return f"{stage.p50_ms:.0f} / {stage.p99_ms:.0f} / {stage.p999_ms:.0f}"
+
+
+def _ratio(stage: Stage | None, base: Stage | None) -> str:
+    if stage is None or base is None or not base.cpu_us or not stage.cpu_us:
+        return _NOTHING
     return f"{stage.cpu_us / base.cpu_us:.2f}"
-
-
-def _peak(subject: SubjectReport, figure) -> str:  # type: ignore[no-untyped-def]
-    return f"{figure(subject.peak):,.0f}" if subject.peak else "–"
 
 
 def render(report: BenchReport, console: Console) -> None:

@@ -13,13 +13,12 @@ that is late cannot hide it (no coordinated omission).
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import attrs
-import psutil
 import trio
 import trio_asyncio
 
@@ -56,14 +55,15 @@ async def run_bench(plan: BenchPlan, progress: Progress) -> BenchReport:
     """Measure every subject. What goes wrong with one is in its report.
 
     Raises:
-        LoadImpossible: this machine cannot hold so many connections; says what would do.
+        LoadImpossible: this machine cannot hold so many connections, or something is not
+            installed; says what would do.
         BrokerUnavailable: there is no nats-server.
 
     Cancellation: every process that was started is ended.
     """
     reports = [await _measured(subject, plan, progress) for subject in plan.subjects]
     return BenchReport(
-        date=datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        date=dt.datetime.now(tz=dt.UTC).date().isoformat(),
         machine=this_machine(),
         connections=plan.connections,
         channels_per_connection=plan.channels_per_connection,
@@ -83,14 +83,16 @@ async def _measured(subject: Subject, plan: BenchPlan, progress: Progress) -> Su
     try:
         async with trio.open_nursery() as nursery:
             told("starting")
-            broker: NatsServer = await nursery.start(run_nats_server)
+            broker: NatsServer
+            if subject.url is None:
+                broker = await nursery.start(run_nats_server)
+            else:
+                broker = NatsServer(plan.peers_nats_url, "", 0)
             running: Running = await nursery.start(run_subject, subject, broker)
             await bench.run(running, broker)
             nursery.cancel_scope.cancel(reason="measured")
     except* SubjectFailed as group:
         bench.failed(str(group.exceptions[0]))
-    except* psutil.NoSuchProcess:
-        bench.failed("it has ended by itself")
     return bench.report
 
 
@@ -200,6 +202,9 @@ class _SubjectBench:
             rss_base_bytes=base if is_ours else None,
             kib_connected=grown / result.connected / KIB if is_ours else None,
         )
+        if self._subject.is_ours:
+            spread = await self._running.connections_by_worker()
+            self.report = attrs.evolve(self.report, connections_by_worker=spread)
         return result.subscribers
 
     async def _idle(self) -> None:
@@ -219,6 +224,8 @@ class _SubjectBench:
 
     async def _with_stalled_clients(self, crowd: Fleets, subscribers: dict[str, int]) -> None:
         plan = self._plan
+        if not plan.stalled_seconds:
+            return
         count = max(1, round(plan.connections * plan.stalled_share))
         stalled = attrs.evolve(
             self._fleet_plan(count, len(plan.channels), seed=plan.seed + 1000, number=200),
@@ -235,12 +242,14 @@ class _SubjectBench:
         for _ in range(_STEPS_MAX):
             rate *= 2
             stage = await self._stage("ramp", crowd, subscribers, rate, self._plan.ramp_seconds)
-            is_full = (stage.cores or 0) >= _FULL * self._subject.workers
+            is_full = (stage.cores or 0) >= _FULL * self._subject.cores
             if stage.p99_ms >= self._plan.ramp_p99_ms or stage.lost or is_full:
                 break
 
     async def _plan_workload(self, broker: NatsServer) -> None:
         plan = self._plan
+        if not plan.plan_seconds:
+            return
         plans = self._fleet_plans(plan.connections, plan.plan_channels)
         async with _publisher(broker.url) as self._publisher, fleets(plans) as crowd:
             result = await crowd.connect(lambda count: self._progress(f"{count:,} connected"))

@@ -5,26 +5,34 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import attrs
-import psutil
 import trio
 
 from trio_odin.lab.bench.dialects import DIALECTS
+from trio_odin.lab.load.plan import LoadImpossible
 from trio_odin.net.nats_server import NatsServer
+
+if TYPE_CHECKING:
+    import psutil
 
 _START_SECONDS = 20.0
 _STOP_SECONDS = 5.0
 _ADDRESS = re.compile(rb'(?:listening on |"addresses": \[")([\w.]+):(\d+)')
 _OUTPUT_KEPT_BYTES = 4096
+_PAGE_SECONDS = 10.0
+_BY_WORKER = re.compile(r'^ws_worker_connections\{worker="\d+"\} (\S+)', re.MULTILINE)
 _PEERS = "trio_odin.lab.bench.peers"
 
 
 class SubjectFailed(Exception):
-    """A server did not start, or ended by itself; the message says which and shows its last words."""
+    """A server did not start, or ended by itself; the message shows its last words."""
 
 
 @attrs.frozen(kw_only=True)
@@ -38,7 +46,8 @@ class Subject:
         path: of its WebSocket.
         command: how to start it beside a NATS server; None if it is not ours to start.
         url: where it is, if it is not ours to start; None and no command: nats-server itself.
-        workers: processes that share the work: so many cores it can fill.
+        cores: how many it can fill.
+        workers: processes of ours that share the port; each says when it listens.
     """
 
     name: str
@@ -47,7 +56,13 @@ class Subject:
     path: str = "/ws"
     command: Callable[[NatsServer], list[str]] | None = None
     url: str | None = None
+    cores: int = 1
     workers: int = 1
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is trio-odin."""
+        return self.name.startswith("odin")
 
 
 @attrs.frozen
@@ -60,12 +75,20 @@ class Running:
 
     def cpu_seconds(self) -> tuple[float, float]:
         """User and system time so far, of all its processes."""
-        times = [process.cpu_times() for process in self._family()]
+        with _ended_is_failed():
+            times = [process.cpu_times() for process in self._family()]
         return sum(t.user for t in times), sum(t.system for t in times)
 
     def rss_bytes(self) -> int:
         """Resident memory of all its processes."""
-        return sum(process.memory_info().rss for process in self._family())
+        with _ended_is_failed():
+            return sum(process.memory_info().rss for process in self._family())
+
+    async def connections_by_worker(self) -> list[int]:
+        """How many each worker of ours holds, as /metrics has it."""
+        url = f"http://{self.host}:{self.port}/metrics"
+        page = await trio.to_thread.run_sync(partial(_page, url))
+        return [int(float(count)) for count in _BY_WORKER.findall(page)]
 
     def _family(self) -> list[psutil.Process]:
         return [
@@ -73,6 +96,36 @@ class Running:
             for process in self.processes
             for member in (process, *process.children(recursive=True))
         ]
+
+
+def _page(url: str) -> str:
+    with urlopen(url, timeout=_PAGE_SECONDS) as page:  # noqa: S310 - http, by its caller
+        return str(page.read().decode())
+
+
+@contextmanager
+def _ended_is_failed() -> Iterator[None]:
+    import psutil  # noqa: PLC0415
+
+    try:
+        yield
+    except psutil.NoSuchProcess as error:
+        raise SubjectFailed(f"a process of it has ended by itself: {error}") from error
+
+
+def process_of(pid: int) -> psutil.Process:
+    """The process, to be measured.
+
+    Raises:
+        LoadImpossible: psutil is not installed.
+    """
+    try:
+        import psutil  # noqa: PLC0415
+    except ImportError as error:
+        raise LoadImpossible(
+            "psutil is not installed: pip install '.[demo,lab,bench]' (the extra bench)"
+        ) from error
+    return psutil.Process(pid)
 
 
 def _ours(workers: int, nats: NatsServer) -> list[str]:
@@ -91,6 +144,7 @@ def ours(workers: int) -> Subject:
         name="odin" if workers == 1 else f"odin-{workers}",
         title=f"trio-odin, {workers} worker{'s' if workers > 1 else ''}",
         command=partial(_ours, workers),
+        cores=workers,
         workers=workers,
     )
 
@@ -98,7 +152,7 @@ def ours(workers: int) -> Subject:
 SUBJECTS = (
     ours(1),
     ours(2),
-    Subject(name="nats", title="nats-server's WebSocket", dialect="nats", path="/", workers=2),
+    Subject(name="nats", title="nats-server's WebSocket", dialect="nats", path="/", cores=2),
     Subject(name="floor", title="floor: a loop of send(2)", command=partial(_peer, "send_floor")),
     Subject(
         name="websockets",
@@ -144,7 +198,7 @@ async def run_subject(
     """
     if subject.command is None:
         parts = urlsplit(subject.url or nats.websocket_url)
-        processes = [] if subject.url else [psutil.Process(nats.pid)]
+        processes = [] if subject.url else [process_of(nats.pid)]
         task_status.started(Running(parts.hostname or "", parts.port or 80, processes))
         await trio.sleep_forever()
         return
@@ -152,19 +206,12 @@ async def run_subject(
         subject.command(nats), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     try:
-        assert process.stdout is not None
-        output = bytearray()
-        async for chunk in _within(_START_SECONDS, process.stdout):
-            output += chunk
-            if found := _ADDRESS.search(output):
-                break
-        else:
-            raise SubjectFailed(f"{subject.title} did not start: {_last_words(output)}")
-        running = Running(found[1].decode(), int(found[2]), [psutil.Process(process.pid)])
-        task_status.started(running)
-        async for chunk in process.stdout:
-            output = (output + chunk)[-_OUTPUT_KEPT_BYTES:]
-        raise SubjectFailed(f"{subject.title} has ended: {_last_words(output)}")
+        host, port = await _announced(subject, cast("trio.abc.ReceiveStream", process.stdout))
+        task_status.started(Running(host, port, [process_of(process.pid)]))
+        words = b""
+        async for chunk in cast("trio.abc.ReceiveStream", process.stdout):
+            words = (words + chunk)[-_OUTPUT_KEPT_BYTES:]
+        raise SubjectFailed(f"it has ended: {_last_words(words)}")
     finally:
         process.terminate()
         with trio.CancelScope(shield=True), trio.move_on_after(_STOP_SECONDS):
@@ -172,15 +219,17 @@ async def run_subject(
         process.kill()
 
 
-async def _within(seconds: float, stream: trio.abc.ReceiveStream):  # type: ignore[no-untyped-def]
-    deadline = trio.current_time() + seconds
-    while True:
-        with trio.move_on_at(deadline) as scope:
-            chunk = await stream.receive_some()
-        if scope.cancelled_caught or not chunk:
-            return
-        yield chunk
+async def _announced(subject: Subject, output: trio.abc.ReceiveStream) -> tuple[str, int]:
+    """Where it listens, once all of its workers have said so."""
+    words = b""
+    with trio.move_on_after(_START_SECONDS):
+        async for chunk in output:
+            words += chunk
+            said = _ADDRESS.findall(words)
+            if len(said) >= subject.workers:
+                return said[0][0].decode(), int(said[0][1])
+    raise SubjectFailed(f"it did not start: {_last_words(words)}")
 
 
-def _last_words(output: bytes | bytearray) -> str:
-    return bytes(output[-500:]).decode(errors="replace").strip() or "it said nothing"
+def _last_words(output: bytes) -> str:
+    return output[-500:].decode(errors="replace").strip() or "it said nothing"
