@@ -10,7 +10,7 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "imports", "types", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-EVERYTHING = ".[demo,lab]"
+EVERYTHING = ".[demo,lab,bench]"
 
 
 def install(session: nox.Session, *groups: str) -> None:

@@ -39,7 +39,7 @@ def _load(path: Path) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["capacity.md", "configuration.md", "metrics.md"])
+@pytest.mark.parametrize("page", ["benchmarks.md", "capacity.md", "configuration.md", "metrics.md"])
 def test_generated_pages_are_current(page: str) -> None:
     pages: dict[str, Callable[[], str]] = _load(ROOT / "docs" / "generate.py").PAGES
     assert (ROOT / "docs" / page).read_text() == pages[page](), "run: python docs/generate.py"
