@@ -62,3 +62,10 @@ def load(session: nox.Session) -> None:
     """Hold 10,000 connections on loopback and print what they cost; arguments go to the script."""
     install(session)
     session.run("python", "ops/load.py", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure this server against others; arguments go to `trio-odin bench` (`-- --quick`)."""
+    install(session)
+    session.run("trio-odin", "bench", *session.posargs)

@@ -155,8 +155,8 @@ def _what_was_measured(report: BenchReport) -> str:
         f"{report.connections:,} WebSocket connections with {report.channels_per_connection} of "
         f"{report.tokens} channels each, and {report.rate:g} events a second of "
         f"{report.payload_bytes} bytes for {report.hold_seconds:g} seconds. That is workload *W*. "
-        "Then some more clients come that never read (*stalled*), then the rate is doubled at each step "
-        "until the latency or the cores give out (the ramp), and at last there is a smaller "
+        "Then some more clients come that never read (*stalled*), then the rate is doubled at each "
+        "step until the latency or the cores give out (the ramp), and at last there is a smaller "
         "workload with connections of its own (*plan*). To repeat it:"
     )
 

@@ -352,7 +352,14 @@ def _peers(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> lis
     "--hold",
     type=click.FloatRange(min=0.1),
     metavar="SECONDS",
-    help="Of the main workload.  [default: 30, quick: 3]",
+    help="Of the main workload.  [default: 30, quick: 2]",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0.1, max=1000),
+    default=30.0,
+    show_default=True,
+    help="Events a second of the main workload.",
 )
 @click.option(
     "--only-hold",
@@ -375,6 +382,7 @@ def bench_command(
     peers: list[Subject],
     connections: int | None,
     hold: float | None,
+    rate: float,
     seed: int,
     json_file: BinaryIO | None,
     plot_file: Path | None,
@@ -398,18 +406,18 @@ def bench_command(
     \b
       trio-odin bench --quick
       trio-odin bench --subjects odin,nats --json figures.json --plot figures.svg
-      trio-odin bench --subjects odin-6 --connections 100000 --hold 60 --only-hold
+      trio-odin bench --subjects odin-6 --connections 100000 --hold 60 --only-hold --rate 1
 
     Exit code 0 means that trio-odin lost and doubled nothing, 1 that it did.
     """
     plan = _bench_plan([*map(_subject, subjects), *peers], connections, hold, seed, quick=quick)
-    plan = attrs.evolve(plan, peers_nats_url=nats_url)
+    plan = attrs.evolve(plan, rate=rate, peers_nats_url=nats_url)
     if only_hold:
         plan = plan.only_hold()
     console = Console(highlight=False)
     try:
         with Status("", console=console) as status:
-            report = _run(partial(run_bench, plan, status.update))
+            report = _run(partial(run_bench, plan, _teller(console, status)))
     except* LoadImpossible as group:
         _fail(str(_first(group)))
     if not isinstance(report, BenchReport):
@@ -420,6 +428,18 @@ def bench_command(
     if plot_file is not None:
         _plot(report, plot_file)
     sys.exit(0 if report.is_perfect else 1)
+
+
+def _teller(console: Console, status: Status) -> Callable[[str], None]:
+    """Show what goes on in a line that changes, or in lines where there is no terminal."""
+    if console.is_terminal:
+        return status.update
+
+    def tell(text: str) -> None:
+        if not text.endswith(" connected"):
+            click.echo(text, err=True)
+
+    return tell
 
 
 def _subject(name: str) -> Subject:

@@ -59,9 +59,9 @@ class BenchPlan:
         return attrs.evolve(
             self,
             connections=min(1_000, self.connections),
-            hold_seconds=3.0,
+            hold_seconds=2.0,
             idle_seconds=1.0,
-            stalled_seconds=2.0,
+            stalled_seconds=1.0,
             ramp_seconds=0.0,
-            plan_seconds=1.0,
+            plan_seconds=0.0,
         )

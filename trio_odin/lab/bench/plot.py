@@ -24,8 +24,8 @@ _LEGEND_COLUMNS = 4
 _TICKS_MIN = 3
 _PNG_DPI = 192
 _TITLE_MAX = 24
-# Of the panel's width, to the right of the longest bar: for the figure at its end.
-_LABEL_SHARE = 0.42
+# Of a panel's width, for each character of the figure at the end of a bar.
+_CHARACTER_SHARE = 0.028
 # The first subject is drawn last, on top of the others.
 _FIRST_LAYER = 1000
 _INK = "#333333"
@@ -166,7 +166,8 @@ def _prepare_bars(axes: Axes, styles: Sequence[_Style], *, has_titles: bool) -> 
 def _label_bars(axes: Axes, lengths: Sequence[float | None], labels: Sequence[str]) -> None:
     """Write each figure at the end of its bar, and make room for it; a dash where there is none."""
     longest = max((length for length in lengths if length), default=1.0)
-    axes.set_xlim(0, longest * (1 + _LABEL_SHARE))
+    room = _CHARACTER_SHARE * (2 + max(map(len, labels), default=0))
+    axes.set_xlim(0, longest / (1 - room))
     for row, (length, label) in enumerate(zip(lengths, labels, strict=True)):
         axes.annotate(
             "–" if length is None else label,

@@ -164,6 +164,7 @@ def ranked(values: Sequence[float], fraction: float) -> float:
 
 
 _NOTHING = "-"
+_COLUMN_CHARS = 28
 _Row: TypeAlias = tuple[str, list[str]]
 
 
@@ -252,12 +253,13 @@ def _ratio(stage: Stage | None, base: Stage | None) -> str:
 def render(report: BenchReport, console: Console) -> None:
     """Print the table and what is amiss."""
     table = Table(title=f"{report.connections:,} connections, {report.rate:g} events a second")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for subject in report.subjects:
         table.add_column(subject.title, justify="right")
     for label, cells in rows(report):
         table.add_row(label, *cells)
-    console.print(table)
+    # Into a file or a pipe it goes in full width; a terminal has its own.
+    console.print(table, width=None if console.is_terminal else _COLUMN_CHARS * table.column_count)
     for subject in report.subjects:
         if subject.failure:
             console.print(f"{subject.title}: {subject.failure}", style="red")
