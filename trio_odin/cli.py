@@ -45,6 +45,8 @@ from trio_odin.telemetry.process import (
 )
 from trio_odin.up import UpPlan, up
 
+_TABLE_CHARS = 200
+
 _FLAGS = {
     "--addr": "WS_ADDR",
     "--nats": "NATS_URL",
@@ -414,7 +416,8 @@ def bench_command(
     plan = attrs.evolve(plan, rate=rate, peers_nats_url=nats_url)
     if only_hold:
         plan = plan.only_hold()
-    console = Console(highlight=False)
+    # Into a file or a pipe the table goes in full width; a terminal has its own.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _TABLE_CHARS)
     try:
         with Status("", console=console) as status:
             report = _run(partial(run_bench, plan, _teller(console, status)))

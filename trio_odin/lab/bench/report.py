@@ -163,8 +163,7 @@ def ranked(values: Sequence[float], fraction: float) -> float:
     return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))] if ordered else 0.0
 
 
-_NOTHING = "-"
-_COLUMN_CHARS = 28
+_NOTHING = "–"
 _Row: TypeAlias = tuple[str, list[str]]
 
 
@@ -258,8 +257,19 @@ def render(report: BenchReport, console: Console) -> None:
         table.add_column(subject.title, justify="right")
     for label, cells in rows(report):
         table.add_row(label, *cells)
-    # Into a file or a pipe it goes in full width; a terminal has its own.
-    console.print(table, width=None if console.is_terminal else _COLUMN_CHARS * table.column_count)
+    console.print(table)
     for subject in report.subjects:
-        if subject.failure:
-            console.print(f"{subject.title}: {subject.failure}", style="red")
+        for sentence in amiss(subject):
+            console.print(f"{subject.title}: {sentence}", style="red")
+
+
+def amiss(subject: SubjectReport) -> Iterator[str]:
+    """What went wrong, a sentence each."""
+    if subject.failure:
+        yield subject.failure
+    if subject.storm is not None:
+        for why, count in subject.storm.failures.items():
+            yield f"{count:,} not connected: {why}"
+    for stage in subject.stages:
+        if stage.disconnects:
+            yield f"{stage.disconnects:,} cut off in {stage.name} at {stage.rate:g} events a second"
