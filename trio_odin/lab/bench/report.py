@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
@@ -159,7 +160,7 @@ def percentile(buckets: Mapping[int, int], fraction: float) -> float:
 def ranked(values: Sequence[float], fraction: float) -> float:
     """The same of a sequence of values."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))] if ordered else 0.0
+    return ordered[max(0, math.ceil(fraction * len(ordered)) - 1)] if ordered else 0.0
 
 
 def rows(report: BenchReport) -> Iterator[tuple[str, list[str]]]:
@@ -185,7 +186,7 @@ def rows(report: BenchReport) -> Iterator[tuple[str, list[str]]]:
     for name in ("W", "plan", "stalled"):
         yield from _stage_rows(name, stage_row, nats, floor)
     yield "most deliveries a second", [_peak(s, lambda p: p.received / p.seconds) for s in subjects]
-    yield "  deliveries a second and core", [_peak(s, lambda p: p.per_core or 0) for s in subjects]
+    yield "  deliveries a second and core", [_peak(s, lambda p: p.per_core) for s in subjects]
     yield "  with p99", [f"{s.peak.p99_ms:.0f} ms" if s.peak else "–" for s in subjects]
     yield "  frames a write", [f"{s.peak.frames_per_read:.1f}" if s.peak else "–" for s in subjects]
 
@@ -230,7 +231,8 @@ def _ratio(stage: Stage, base: Stage | None) -> str:
 
 
 def _peak(subject: SubjectReport, figure) -> str:  # type: ignore[no-untyped-def]
-    return f"{figure(subject.peak):,.0f}" if subject.peak else "–"
+    value = figure(subject.peak) if subject.peak else None
+    return "–" if value is None else f"{value:,.0f}"
 
 
 def render(report: BenchReport, console: Console) -> None:
