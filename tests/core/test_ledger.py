@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections import Counter
 
 import attrs
@@ -7,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_odin.core.ledger import Deliveries, Dropped, Invalid, Ledger, Publications, Shed
+from trio_odin.core.durations import Durations
+from trio_odin.core.ledger import Deliveries, Dropped, Invalid, Ledger, Publications, Shed, total
 
 AMOUNTS = st.integers(0, 10**12)
 
@@ -75,3 +77,46 @@ def test_two_servers_keep_books_of_their_own() -> None:
     first.traffic.commands["replay"] += 1
     first.traffic.errors["INVALID_JSON"] += 1
     assert second == Ledger()
+
+
+# --- several servers as one
+
+DURATIONS = st.builds(
+    Durations,
+    st.lists(AMOUNTS, min_size=len(Durations.BOUNDS) + 1, max_size=len(Durations.BOUNDS) + 1),
+    st.integers(0, 10**6).map(float),
+)
+
+
+@given(st.lists(st.tuples(DURATIONS, DURATIONS), max_size=4))
+def test_histograms_add_up_bucket_by_bucket_and_leave_the_parts_alone(
+    parts: list[tuple[Durations, Durations]],
+) -> None:
+    ledgers = [Ledger(fan_out=fan_out, lag=lag) for fan_out, lag in parts]
+    before = copy.deepcopy(ledgers)
+    whole = total(ledgers)
+    for name in ("fan_out", "lag"):
+        histograms = [getattr(ledger, name) for ledger in ledgers]
+        assert getattr(whole, name) == Durations(
+            [sum(of.counts[place] for of in histograms) for place in range(len(whole.lag.counts))],
+            sum(of.total_seconds for of in histograms),
+        )
+    whole.fan_out.add(0.01)
+    whole.lag.add(0.01)
+    assert ledgers == before
+
+
+def test_the_sum_of_no_books_is_empty_books() -> None:
+    assert total([]) == Ledger()
+
+
+def test_counters_and_labels_add_up_and_leave_the_parts_alone() -> None:
+    one, two = Ledger(), Ledger()
+    one.traffic.accepted, two.traffic.accepted = 2, 3
+    one.traffic.closed["peer_gone"] += 1
+    two.traffic.closed.update({"peer_gone": 4, "draining": 5})
+    whole = total([one, two])
+    assert whole.traffic.accepted == 5
+    assert whole.traffic.closed == {"peer_gone": 5, "draining": 5}
+    whole.traffic.closed["peer_gone"] += 1
+    assert (one.traffic.closed["peer_gone"], two.traffic.closed["peer_gone"]) == (1, 4)

@@ -15,8 +15,9 @@ from tests.telemetry.snapshots import snapshot
 from trio_odin.core.admission import Rejection
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.commands import Command, ErrorCode
+from trio_odin.core.durations import Durations
 from trio_odin.core.ledger import Deliveries, Dropped, Invalid, Ledger, Publications, Shed, Traffic
-from trio_odin.telemetry.metrics import CONTENT_TYPE, SERIES, render
+from trio_odin.telemetry.metrics import CONTENT_TYPE, HISTOGRAMS, SERIES, render
 from trio_odin.telemetry.snapshot import Snapshot, Workers
 
 # wire_compatibility.md, metric names: the plan's and the running dashboard's.
@@ -346,3 +347,39 @@ def test_quantiles_of_known_counts() -> None:
     summary = subscriptions([*range(1, 102)])
     assert [summary[q] for q in ("0.5", "0.9", "0.99", "1.0")] == [51, 91, 100, 101]
     assert [subscriptions([7])[q] for q in ("0.5", "0.9", "0.99", "1.0")] == [7] * 4
+
+
+# --- histograms
+
+
+def test_a_histogram_has_its_buckets_its_count_and_its_sum() -> None:
+    ledger = Ledger()
+    for seconds in (0.0005, 0.001, 0.002, 0.3, 7.0):
+        ledger.fan_out.add(seconds)
+    ledger.lag.add(0.25)
+    by_name = families(snapshot(ledger=ledger))
+    assert [histogram.name for histogram in HISTOGRAMS] == [
+        "ws_fan_out_seconds",
+        "ws_loop_lag_seconds",
+    ]
+    counts = {
+        "ws_fan_out_seconds": [2, 3, 3, 3, 3, 3, 3, 3, 4, 4, 4, 4, 5],
+        "ws_loop_lag_seconds": [0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1],
+    }
+    sums = {"ws_fan_out_seconds": 7.3035, "ws_loop_lag_seconds": 0.25}
+    for histogram in HISTOGRAMS:
+        name = histogram.name
+        family = by_name[name]
+        assert (family.type, family.documentation) == ("histogram", histogram.help)
+        buckets = {
+            float(sample.labels["le"]): sample.value
+            for sample in family.samples
+            if sample.name == f"{name}_bucket"
+        }
+        assert list(buckets) == [*Durations.BOUNDS, float("inf")]
+        assert list(buckets.values()) == counts[name]
+        plain = {s.name: s.value for s in family.samples if not s.labels}
+        assert plain == {
+            f"{name}_count": counts[name][-1],
+            f"{name}_sum": pytest.approx(sums[name]),
+        }

@@ -12,10 +12,11 @@ from binascii import Error as NotBase64
 from hashlib import sha1
 from typing import Final, NamedTuple
 
-_WEBSOCKET_REQUEST = re.compile(rb"GET /ws(\?[^ ]*)? HTTP/1\.1\r\n")
+_WEBSOCKET_REQUEST = re.compile(rb"GET /ws(\?[!-~]*)? HTTP/1\.1\r\n")
 _UPGRADE_HEADER = re.compile(rb"\r\nupgrade:[ \t]*websocket[ \t]*\r\n", re.IGNORECASE)
-# RFC 9110, 5.1 and 5.5: a token, a colon, and text without control characters.
-_HEADER = rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e]*?)[ \t]*\r\n"
+# RFC 9110, 5.1 and 5.5: a token, a colon, and text without control characters. There is one way
+# only to match a line, so that no malformed one keeps the matcher busy.
+_HEADER = rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e]*+)\r\n"
 _HEADERS = re.compile(rb"(?:" + _HEADER + rb")*\r\n")
 _EACH_HEADER = re.compile(_HEADER)
 # RFC 9110, 7.2: a name, an IPv4 address or an IPv6 address in brackets, perhaps with a port.
@@ -51,7 +52,7 @@ def answer(head: bytes) -> bytes | Refusal:
         return Refusal(400, "A header line of the request is malformed")
     headers: dict[bytes, bytes] = {}
     for name, value in _EACH_HEADER.findall(head, start):
-        lower = name.lower()
+        lower, value = name.lower(), value.strip(b" \t")
         # RFC 9110, 5.3: repeated lines are one list.
         headers[lower] = headers[lower] + b", " + value if lower in headers else value
     problem = _problem(headers)

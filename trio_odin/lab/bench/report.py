@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
@@ -160,7 +161,7 @@ def percentile(buckets: Mapping[int, int], fraction: float) -> float:
 def ranked(values: Sequence[float], fraction: float) -> float:
     """The same of a sequence of values."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))] if ordered else 0.0
+    return ordered[max(0, math.ceil(fraction * len(ordered)) - 1)] if ordered else 0.0
 
 
 _NOTHING = "–"

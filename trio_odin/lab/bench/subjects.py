@@ -175,8 +175,12 @@ def parse_peer(text: str) -> Subject:
     """
     name, equals, rest = text.partition("=")
     url, _, dialect = rest.partition(",")
-    parts = urlsplit(url)
-    if not (name and equals and parts.scheme == "ws" and parts.hostname and parts.port):
+    try:
+        parts = urlsplit(url)
+        is_good = parts.scheme == "ws" and bool(parts.hostname and parts.port and not parts.query)
+    except ValueError:  # a port that cannot be
+        is_good = False
+    if not (name and equals and is_good):
         raise ValueError("allowed is NAME=ws://HOST:PORT/PATH, perhaps with ,DIALECT behind it")
     if (dialect or "odin") not in DIALECTS:
         raise ValueError(f"{dialect!r} is no dialect: allowed is one of {', '.join(DIALECTS)}")

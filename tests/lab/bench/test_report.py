@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from trio_odin.lab.bench.report import (
+    BenchReport,
+    Stage,
+    Storm,
+    SubjectReport,
+    percentile,
+    ranked,
+    render,
+    rows,
+)
+from trio_odin.lab.machine import Machine
+
+DASH = "\N{EN DASH}"
+FRACTIONS = st.sampled_from([0.0, 0.001, 0.07, 0.5, 0.9, 0.99, 0.999, 1.0]) | st.floats(0, 1)
+TENTHS = st.lists(st.integers(0, 300), max_size=60)
+
+
+def brute_force(values: list[float], fraction: float) -> float:
+    """The smallest value that at least `fraction` of all do not exceed."""
+    return min(
+        (v for v in values if sum(w <= v for w in values) >= fraction * len(values)), default=0.0
+    )
+
+
+@given(TENTHS, FRACTIONS)
+def test_a_percentile_is_the_smallest_latency_that_enough_do_not_exceed(
+    tenths: list[int], fraction: float
+) -> None:
+    assert percentile(Counter(tenths), fraction) == brute_force([t / 10 for t in tenths], fraction)
+
+
+@given(TENTHS, FRACTIONS)
+def test_ranked_values_and_buckets_agree(tenths: list[int], fraction: float) -> None:
+    assert ranked([t / 10 for t in tenths], fraction) == percentile(Counter(tenths), fraction)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "ms"), [(0.5, 50.0), (0.99, 99.0), (0.999, 100.0), (0.01, 1.0), (1.0, 100.0)]
+)
+def test_percentiles_of_a_hundred_values(fraction: float, ms: float) -> None:
+    assert percentile({10 * n: 1 for n in range(100, 0, -1)}, fraction) == ms
+    assert ranked([float(n) for n in range(100, 0, -1)], fraction) == ms
+
+
+def test_a_percentile_weighs_the_buckets_and_of_nothing_it_is_0() -> None:
+    assert percentile({5: 99, 2000: 1}, 0.99) == 0.5
+    assert percentile({5: 98, 2000: 2}, 0.99) == 200.0
+    assert percentile({}, 0.5) == 0.0
+    assert ranked([], 0.5) == 0.0
+
+
+# --- the table
+
+STORM = Storm(
+    connected=10_000, seconds=4.321, p50_ms=5.0, p99_ms=87.6, cpu_us_each=310.04, failures={}
+)
+W = Stage(
+    name="W",
+    rate=100.0,
+    seconds=20.0,
+    expected=1_000_000,
+    received=1_000_000,
+    lost=0,
+    repeated=0,
+    foreign=0,
+    gaps=0,
+    disconnects=0,
+    user_us=2.0,
+    system_us=4.0,
+    cores=0.456,
+    p50_ms=3.0,
+    p99_ms=25.0,
+    p999_ms=31.4,
+    frames_per_read=1.5,
+    client_us=1.0,
+    client_cores=0.5,
+)
+RAMP = attrs.evolve(W, name="ramp", received=3_000_000, p99_ms=250.0, frames_per_read=7.25)
+OURS = SubjectReport(
+    name="odin",
+    title="trio-odin",
+    storm=STORM,
+    rss_base_bytes=50_000_000,
+    kib_connected=19.04,
+    kib_loaded=22.0,
+    idle_percent=1.26,
+    connections_by_worker=[10_000],
+    stages=[W, RAMP],
+)
+FLOOR = SubjectReport(
+    name="floor", title="floor", stages=[attrs.evolve(W, user_us=1.0, system_us=3.0, lost=1234)]
+)
+NATS = SubjectReport(
+    name="nats", title="nats", stages=[attrs.evolve(W, user_us=3.0, system_us=9.0)]
+)
+ELSEWHERE = SubjectReport(
+    name="far",
+    title="far",
+    storm=attrs.evolve(STORM, cpu_us_each=None),
+    stages=[attrs.evolve(W, user_us=None, system_us=None, cores=None)],
+)
+FAILED = SubjectReport(name="broken", title="broken", failure="broken did not start: no such file")
+
+
+def report_of(*subjects: SubjectReport) -> BenchReport:
+    return BenchReport(
+        date="2025-01-01",
+        machine=Machine("a CPU", 2, 8.0, "Linux 6", "CPython 3.11", True),
+        connections=10_000,
+        channels_per_connection=20,
+        tokens=50,
+        payload_bytes=300,
+        rate=100.0,
+        hold_seconds=20.0,
+        subjects=list(subjects),
+    )
+
+
+def section(report: BenchReport, start: str) -> dict[str, list[str]]:
+    """The rows from `start` to the next one that is not indented."""
+    found: dict[str, list[str]] = {}
+    for label, cells in rows(report):
+        if label == start or (found and label.startswith(" ")):
+            found[label.strip()] = cells
+        elif found:
+            break
+    return found
+
+
+def test_every_row_has_a_cell_for_each_subject() -> None:
+    for subjects in ([], [OURS], [OURS, FLOOR, NATS, ELSEWHERE, FAILED]):
+        table = list(rows(report_of(*subjects)))
+        assert len(table) > 20
+        assert {len(cells) for _, cells in table} == {len(subjects)}
+
+
+def test_the_figures_of_the_storm_and_of_the_memory_are_shown() -> None:
+    table = dict(rows(report_of(OURS)))
+    assert table["connected and subscribed"] == ["10,000"]
+    assert table["in"] == ["4.32 s"]
+    assert table["  p99 of one"] == ["88 ms"]
+    assert table["  CPU each"] == ["310.0 µs"]
+    assert table["memory a connection, connected"] == ["19.0 KiB"]
+    assert table["  after W"] == ["22.0 KiB"]
+    assert table["idle, with keepalive"] == ["1.3 %"]
+
+
+def test_the_figures_of_a_stage_and_its_ratios_are_shown() -> None:
+    assert section(report_of(OURS, NATS, FLOOR), "W: CPU a delivery") == {
+        "W: CPU a delivery": ["6.0 µs", "12.0 µs", "4.0 µs"],
+        "user + system": ["2.0 + 4.0", "3.0 + 9.0", "1.0 + 3.0"],
+        "against nats-server": ["0.50", "1.00", "0.33"],
+        "against the floor": ["1.50", "3.00", "1.00"],
+        "cores": ["0.46"] * 3,
+        "p50 / p99 / p99.9 ms": ["3 / 25 / 31"] * 3,
+        "lost / repeated": ["0 / 0", "0 / 0", "1,234 / 0"],
+    }
+
+
+def test_the_most_a_subject_delivered_is_that_of_its_best_stage() -> None:
+    assert section(report_of(OURS), "most deliveries a second") == {
+        "most deliveries a second": ["150,000"],
+        "deliveries a second and core": ["166,667"],
+        "with p99": ["250 ms"],
+        "frames a write": ["7.2"],
+    }
+
+
+def test_what_is_missing_is_a_dash() -> None:
+    assert {cell for _, cells in rows(report_of(FAILED)) for cell in cells} == {DASH}
+    table = dict(rows(report_of(OURS, ELSEWHERE)))
+    for label in ("  CPU each", "W: CPU a delivery", "  deliveries a second and core"):
+        assert table[label][0] != DASH
+        assert table[label][1] == DASH
+    of_w = section(report_of(OURS, ELSEWHERE), "W: CPU a delivery")
+    for label in ("user + system", "cores"):
+        assert (of_w[label][0] != DASH, of_w[label][1]) == (True, DASH)
+    assert of_w["against nats-server"] == of_w["against the floor"] == [DASH, DASH]
+
+
+def test_the_table_is_printed_with_the_failures_below_it() -> None:
+    output = io.StringIO()
+    render(report_of(OURS, FAILED), Console(file=output, width=200))
+    text = output.getvalue()
+    assert "10,000 connections, 100 events a second" in text
+    assert "trio-odin" in text
+    assert text.rstrip().endswith("broken: broken did not start: no such file")
+
+
+# --- verdicts
+
+
+@pytest.mark.parametrize("amiss", ["lost", "repeated", "foreign", "gaps"])
+def test_a_stage_with_anything_amiss_is_not_complete(amiss: str) -> None:
+    assert W.is_complete
+    changes: dict[str, Any] = {amiss: 1}
+    assert not attrs.evolve(W, **changes).is_complete
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_perfect"),
+    [
+        ({}, True),
+        ({"failure": "it ended"}, False),
+        ({"stages": [attrs.evolve(W, lost=1)]}, False),
+        ({"stages": [attrs.evolve(RAMP, lost=1)]}, True),
+    ],
+)
+def test_a_bench_is_perfect_if_ours_lost_nothing_below_the_ramp(
+    changes: dict[str, Any], is_perfect: bool
+) -> None:
+    assert report_of(attrs.evolve(OURS, **changes), FLOOR, FAILED).is_perfect is is_perfect
+    assert report_of(attrs.evolve(FLOOR, **changes)).is_perfect
+
+
+def test_the_last_stage_of_a_name_counts() -> None:
+    again = attrs.evolve(W, received=1)
+    assert attrs.evolve(OURS, stages=[W, RAMP, again]).stage("W") is again
+    assert OURS.stage("plan") is None
+
+
+def test_the_json_has_the_names_of_the_attributes() -> None:
+    said = json.loads(report_of(OURS, FAILED).as_json())
+    assert said["machine"]["cores"] == 2
+    assert said["subjects"][0]["stages"][0]["p99_ms"] == 25.0
+    assert said["subjects"][1]["storm"] is None
+    assert said["subjects"][1]["failure"] == "broken did not start: no such file"

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+
+from trio_odin.lab.bench.dialects import DIALECTS
+from trio_odin.lab.bench.subjects import SUBJECTS, Subject, ours, parse_peer
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "dialect", "url"),
+    [
+        ("far=ws://10.0.0.1:8000/ws", "/ws", "odin", "ws://10.0.0.1:8000/ws"),
+        ("far=ws://10.0.0.1:8000", "/", "odin", "ws://10.0.0.1:8000"),
+        ("far=ws://a.b:1/c/d,centrifugo", "/c/d", "centrifugo", "ws://a.b:1/c/d"),
+        ("far=ws://a.b:65535/,nats", "/", "nats", "ws://a.b:65535/"),
+        ("far=ws://a:1/x,", "/x", "odin", "ws://a:1/x"),
+    ],
+)
+def test_a_peer_has_a_name_an_address_and_perhaps_a_dialect(
+    text: str, path: str, dialect: str, url: str
+) -> None:
+    assert parse_peer(text) == Subject(name="far", title="far", dialect=dialect, path=path, url=url)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "far",
+        "ws://a:1/ws",
+        "=ws://a:1/ws",
+        "far=",
+        "far=http://a:1/ws",
+        "far=wss://a:1/ws",
+        "far=ws://a/ws",
+        "far=ws://:1/ws",
+        "far=a:1",
+    ],
+)
+def test_what_is_no_peer_is_told_what_is(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^allowed is NAME=ws://HOST:PORT/PATH") as caught:
+        parse_peer(text)
+    assert str(caught.value).endswith(", perhaps with ,DIALECT behind it")
+
+
+@pytest.mark.parametrize("port", ["65536", "x", "-1"])
+def test_a_port_that_cannot_be_is_a_value_error(port: str) -> None:
+    with pytest.raises(ValueError, match=r"[Pp]ort"):
+        parse_peer(f"far=ws://a:{port}/ws")
+
+
+def test_an_unknown_dialect_is_told_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="dialect") as caught:
+        parse_peer("far=ws://a:1/ws,klingon")
+    assert str(caught.value) == (
+        "'klingon' is no dialect: allowed is one of odin, nats, centrifugo"
+    )
+
+
+def test_the_subjects_have_names_of_their_own_and_speak_known_dialects() -> None:
+    names = [subject.name for subject in SUBJECTS]
+    assert len(names) == len(set(names))
+    assert {subject.dialect for subject in SUBJECTS} <= DIALECTS.keys()
+
+
+def test_ours_is_called_by_its_workers() -> None:
+    assert (ours(1).name, ours(1).title) == ("odin", "trio-odin, 1 worker")
+    assert (ours(4).name, ours(4).title, ours(4).workers) == ("odin-4", "trio-odin, 4 workers", 4)
