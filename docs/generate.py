@@ -144,9 +144,85 @@ def benchmarks() -> str:
         "",
         *_READING,
     ]
+    lines += _scale(first)
     for number, report in enumerate(reports, start=1):
         lines += _bench_run(number, report, first)
     return "\n".join(lines)
+
+
+def _scale(first: BenchReport) -> Iterable[str]:
+    """The runs with more connections, beside the first run; nothing if there are none."""
+    paths = sorted(DOCS.glob("benchmarks-scale-*.json"))
+    if not paths:
+        return
+    larger = [msgspec.json.decode(path.read_bytes(), type=BenchReport) for path in paths]
+    reports = sorted([first, *larger], key=lambda report: report.connections)
+    head = (
+        "server",
+        "connected",
+        "in",
+        "held, with events a second",
+        "memory a connection",
+        "by worker",
+        "lost",
+    )
+    command = (
+        "`trio-odin bench --only-hold` with `--subjects`, `--connections`, `--hold` and `--rate` as "
+        "in the table; workers, clients, nats-server and publisher share the machine:"
+    )
+    yield from ("## More connections", "", *textwrap.wrap(command, 95), "")
+    rows = (_scale_row(report, report.subjects[0]) for report in reports)
+    yield from (*_table(head, rows, figures=True), "")
+
+
+def _scale_row(report: BenchReport, subject: SubjectReport) -> tuple[str, ...]:
+    storm, w = subject.storm, subject.stage("W")
+    assert storm is not None
+    assert w is not None
+    return (
+        f"`{subject.name}`",
+        f"{storm.connected:,} of {report.connections:,}",
+        f"{storm.seconds:.1f} s",
+        f"{report.hold_seconds:g} s, {report.rate:g}",
+        f"{subject.kib_loaded or 0:.1f} KiB",
+        " + ".join(map(str, subject.connections_by_worker or [])),
+        f"{w.lost:,}",
+    )
+
+
+_README = DOCS.parent / "README.md"
+_README_MARKS = ("<!-- benchmarks -->\n", "<!-- end of benchmarks -->\n")
+_README_SUBJECTS = ("odin", "nats", "floor")
+
+
+def readme() -> str:
+    """README.md with its three rows of the first run."""
+    before, _, rest = _README.read_text(encoding="utf-8").partition(_README_MARKS[0])
+    _, _, after = rest.partition(_README_MARKS[1])
+    report = _bench_reports()[0]
+    subjects = [s for s in report.subjects if s.name in _README_SUBJECTS]
+    head = (
+        f"{report.connections:,} connections, {report.rate:g} events a second",
+        "CPU a delivery",
+        "memory a connection",
+        "p99",
+        "at most, a full core",
+    )
+    table = "\n".join(_table(head, map(_readme_row, subjects), figures=True))
+    return f"{before}{_README_MARKS[0]}{table}\n{_README_MARKS[1]}{after}"
+
+
+def _readme_row(subject: SubjectReport) -> tuple[str, ...]:
+    w, peak = subject.stage("W"), subject.peak
+    if w is None or peak is None:
+        return (subject.title, *"––––")
+    return (
+        subject.title,
+        "–" if w.cpu_us is None else f"{w.cpu_us:.1f} µs",
+        "–" if subject.kib_loaded is None else f"{subject.kib_loaded:.1f} KiB",
+        f"{w.p99_ms:.0f} ms",
+        "–" if peak.per_core is None else f"{peak.per_core:,.0f} deliveries/s",
+    )
 
 
 def _what_was_measured(report: BenchReport) -> str:
@@ -277,6 +353,7 @@ def main() -> None:
         plot(_bench_reports()[0], DOCS / "benchmarks.svg")
     for name, page in PAGES.items():
         (DOCS / name).write_text(page(), encoding="utf-8")
+    _README.write_text(readme(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,11 @@ def test_generated_pages_are_current(page: str) -> None:
     assert (ROOT / "docs" / page).read_text() == pages[page](), "run: python docs/generate.py"
 
 
+def test_the_figures_in_the_readme_are_current() -> None:
+    readme: Callable[[], str] = _load(ROOT / "docs" / "generate.py").readme
+    assert (ROOT / "README.md").read_text() == readme(), "run: python docs/generate.py"
+
+
 def test_the_examples_of_the_protocol_page_are_what_happens() -> None:
     lines = _example_lines(ROOT / "docs" / "protocol.md")
     registry: Registry[str] = Registry()
