@@ -381,6 +381,25 @@ async def test_what_was_deferred_goes_out_in_one_write() -> None:
         assert await receive_exactly(theirs, len(writes[0])) == writes[0]
 
 
+async def test_a_joined_write_has_a_bound_of_its_own() -> None:
+    """Sixty-four events of a megabyte each must not be put together in memory."""
+    ours, theirs = await socket_pair()
+    async with ours, theirs:
+        rig = Rig(ours)
+        sizes: list[int] = []
+
+        def write(file: int, data: bytes) -> int:
+            sizes.append(len(data))
+            return len(data)
+
+        rig.outlet._write_now = write
+        frames = [rig.defer(publication(30_000)) for _ in range(10)]
+        rig.outlet.flush()
+        assert sum(sizes) == sum(map(len, frames))
+        assert max(sizes) < 64 * 1024 + 31_000
+        assert rig.ledger.deliveries.written == 10
+
+
 async def test_deferred_envelopes_are_bounded() -> None:
     ours, theirs = await socket_pair()
     async with ours, theirs:

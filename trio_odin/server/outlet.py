@@ -19,7 +19,7 @@ write. They come before anything that is sent in the meantime.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -202,29 +202,41 @@ class Outlet(trio.abc.Stream):
             return
         self._deferred = None
         self._ledger.deliveries.queued -= len(deferred)
-        first_seq = self._history.seq - len(deferred) + 1
-        if self._is_idle:
-            self._write_joined(deferred, first_seq)
-        else:
-            for seq, publication in enumerate(deferred, first_seq):
-                self._queue(_Envelope(publication, seq, 0))
+        numbered = list(enumerate(deferred, self._history.seq - len(deferred) + 1))
+        while numbered and self._is_idle:
+            del numbered[: self._write_joined(numbered)]
+        for seq, publication in numbered:
+            self._queue(_Envelope(publication, seq, 0))
 
-    def _write_joined(self, deferred: list[Publication], first_seq: int) -> None:
-        frames = [publication.frame(seq) for seq, publication in enumerate(deferred, first_seq)]
-        joined = b"".join(frames)
+    def _write_joined(self, numbered: Sequence[tuple[int, Publication]]) -> int:
+        """Write as many as one write should take, and book or queue them. Returns how many."""
+        frames: list[bytes] = []
+        size = 0
+        for seq, publication in numbered:
+            frames.append(publication.frame(seq))
+            size += len(frames[-1])
+            if size >= _JOINED_MAX_BYTES:
+                break
         try:
-            sent = self._write_now(self._file, joined)
+            sent = self._write_now(self._file, b"".join(frames))
         except BlockingIOError:
             sent = 0
         except OSError:
-            self._ledger.deliveries.dropped[Dropped.CLOSING] += len(deferred)
+            self._ledger.deliveries.dropped[Dropped.CLOSING] += len(frames)
             self._owner.evict(CloseReason.PEER_GONE)
-            return
-        if sent == len(joined):
-            self._ledger.deliveries.written += len(deferred)
+            return len(frames)
+        if sent == size:
+            self._ledger.deliveries.written += len(frames)
             self._ledger.traffic.bytes_sent += sent
-            return
-        for seq, (publication, frame) in enumerate(zip(deferred, frames, strict=True), first_seq):
+        else:
+            self._book_partly(numbered, frames, sent)
+        return len(frames)
+
+    def _book_partly(
+        self, numbered: Sequence[tuple[int, Publication]], frames: Sequence[bytes], sent: int
+    ) -> None:
+        """Book the frames that are within the first `sent` bytes, and queue the others."""
+        for (seq, publication), frame in zip(numbered, frames, strict=False):
             if sent >= len(frame):
                 self._ledger.deliveries.written += 1
                 self._ledger.traffic.bytes_sent += len(frame)
