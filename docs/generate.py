@@ -167,8 +167,8 @@ def _scale(first: BenchReport) -> Iterable[str]:
         "lost",
     )
     command = (
-        "`trio-odin bench --only-hold` with `--subjects`, `--connections`, `--hold` and `--rate` as "
-        "in the table; workers, clients, nats-server and publisher share the machine:"
+        "`trio-odin bench --only-hold` with `--subjects`, `--connections`, `--hold` and `--rate` "
+        "as in the table; workers, clients, nats-server and publisher share the machine:"
     )
     yield from ("## More connections", "", *textwrap.wrap(command, 95), "")
     rows = (_scale_row(report, report.subjects[0]) for report in reports)
@@ -177,8 +177,8 @@ def _scale(first: BenchReport) -> Iterable[str]:
 
 def _scale_row(report: BenchReport, subject: SubjectReport) -> tuple[str, ...]:
     storm, w = subject.storm, subject.stage("W")
-    assert storm is not None
-    assert w is not None
+    if storm is None or w is None:
+        raise ValueError(f"{subject.title} of {report.date} failed: {subject.failure}")
     return (
         f"`{subject.name}`",
         f"{storm.connected:,} of {report.connections:,}",
@@ -253,11 +253,16 @@ _READING = (
     "- Latency is counted from the moment for which a publication was planned, not from when it",
     "  was sent: nothing that is late can hide, be it the publisher or a server that holds it up.",
     "- The clients look every millisecond for what has come, instead of being woken by it; a",
-    "  server would pay for the waking. All latencies contain up to a millisecond for that, of",
+    "  server would pay for the waking. All latencies contain that, and the time that the clients",
+    "  need to read an event for the last of its subscribers (8 µs each, one after the other), of",
     "  every server alike.",
-    "- *Frames a write* is how many frames a client found in one read: above 1, the server joins",
+    "- *Frames a read* is how many frames a client found in one read: above 1, the server joins",
     "  frames (or the client was late).",
-    "- *Lost* and *repeated* are judged by the number of each event, on each connection.",
+    "- *Lost*: over all subscribers of an event, those that it did not reach. *Repeated*: it came",
+    "  again on a connection, or behind a later one; then it does not count as received.",
+    "- *Most deliveries a second* is of the best step of the ramp that lost nothing; *of a full",
+    "  core* is computed from its CPU a delivery.",
+    "- In the storm up to 200 connects are under way at a time.",
     "",
 )
 
@@ -303,7 +308,7 @@ def _ramp(number: int, subject: SubjectReport) -> Iterable[str]:
         "cores",
         "CPU a delivery",
         "p99",
-        "frames a write",
+        "frames a read",
         "lost",
     )
     yield from (f"### Run {number}, W and the ramp ({subject.title})", "")

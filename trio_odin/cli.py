@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
@@ -24,8 +25,8 @@ from trio_odin.config import SettingError, Settings, read_settings, variables, w
 from trio_odin.lab.bench.dialects import DIALECTS
 from trio_odin.lab.bench.plan import BenchPlan
 from trio_odin.lab.bench.plot import PlotUnavailable, plot
-from trio_odin.lab.bench.report import BenchReport, render
-from trio_odin.lab.bench.runner import run_bench
+from trio_odin.lab.bench.report import BenchReport, SubjectReport, render
+from trio_odin.lab.bench.runner import bench_report, run_bench
 from trio_odin.lab.bench.subjects import SUBJECTS, Subject, ours, parse_peer
 from trio_odin.lab.load import LoadImpossible, LoadPlan, Progress, run_load
 from trio_odin.lab.market import parse_tokens
@@ -46,6 +47,7 @@ from trio_odin.telemetry.process import (
 from trio_odin.up import UpPlan, up
 
 _TABLE_CHARS = 200
+_INTERRUPTED = 130
 
 _FLAGS = {
     "--addr": "WS_ADDR",
@@ -308,9 +310,9 @@ def _chosen(_: click.Context, __: click.Parameter, text: str) -> list[str]:
     known = [subject.name for subject in SUBJECTS]
     names = known if text == "all" else text.split(",")
     for name in names:
-        if name not in known and not re.fullmatch(r"odin-[1-9]\d?", name):
+        if name not in known and not re.fullmatch(r"odin-([1-9]|[1-5]\d|6[0-4])", name):
             raise click.BadParameter(
-                f"{name!r}: allowed are all, {', '.join(known)}, or odin-N for N workers"
+                f"{name!r}: allowed are all, {', '.join(known)}, or odin-N for N workers, 1 to 64"
             )
     return names
 
@@ -322,10 +324,26 @@ def _peers(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> lis
         raise click.BadParameter(str(error)) from error
 
 
+def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path | None:
+    """Checked before the measurement, which takes a while."""
+    if text is None:
+        return None
+    path = Path(text)
+    if path.suffix not in {".svg", ".png"}:
+        raise click.BadParameter(f"{text!r}: allowed is a name that ends in .svg or .png")
+    if not path.parent.is_dir():
+        raise click.BadParameter(f"{text!r}: there is no folder {str(path.parent)!r}")
+    if find_spec("matplotlib") is None:
+        raise click.BadParameter("needs matplotlib: pip install '.[bench]' (the extra bench)")
+    return path
+
+
 @main.command("bench", short_help="Measure this server against others, on this machine.")
 @click.option("--quick", is_flag=True, help="1,000 connections and short stages: under a minute.")
 @click.option(
-    "--connections", type=click.IntRange(min=1), help="How many.  [default: 10000, quick: 1000]"
+    "--connections",
+    type=click.IntRange(min=1, max=1_000_000),
+    help="How many.  [default: 10000, quick: 1000]",
 )
 @click.option(
     "--subjects",
@@ -372,13 +390,11 @@ def _peers(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> lis
 @click.option(
     "--json",
     "json_file",
-    type=click.File("wb"),
+    type=click.File("wb", lazy=False),
     metavar="FILE",
     help="Write the figures there too.",
 )
-@click.option(
-    "--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE", help="SVG or PNG."
-)
+@click.option("--plot", "plot_file", callback=_plot_file, metavar="FILE", help="SVG or PNG.")
 def bench_command(
     subjects: list[str],
     peers: list[Subject],
@@ -398,9 +414,9 @@ def bench_command(
     Needs the extras `demo`, `lab` and `bench`. Each server runs in processes of its own beside a
     fresh nats-server, and is measured from outside: CPU of a delivery, memory of a connection,
     latency from the moment planned for the publication, and whether all arrived. In turn: all
-    connect and subscribe at once; nothing is published; 30 events a second to 24 of 200 channels
-    each (W); the same while one client in a hundred never reads; the rate is doubled until it is
-    too much; and 12 events a second to 16 channels each.
+    connect and subscribe, 200 at a time; nothing is published; 30 events a second to 24 of 200
+    channels each (W); the same while one client in a hundred never reads; the rate is doubled until
+    it is too much; and 12 events a second to 16 channels each.
 
     A --peer runs elsewhere, so its CPU and memory are not measured. It has to take its events from
     the NATS server of --nats, to which the bench publishes for it.
@@ -418,19 +434,33 @@ def bench_command(
         plan = plan.only_hold()
     # Into a file or a pipe the table goes in full width; a terminal has its own.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _TABLE_CHARS)
-    try:
-        with Status("", console=console) as status:
-            report = _run(partial(run_bench, plan, _teller(console, status)))
-    except* LoadImpossible as group:
-        _fail(str(_first(group)))
-    if not isinstance(report, BenchReport):
-        sys.exit(130)
+    reports: list[SubjectReport] = []
+    with Status("", console=console) as status:
+        _run(partial(_bench_until_signalled, plan, _teller(console, status), reports))
+    report = bench_report(plan, reports)
     render(report, console)
     if json_file is not None:
         json_file.write(report.as_json() + b"\n")
     if plot_file is not None:
         _plot(report, plot_file)
+    if len(reports) < len(plan.subjects):
+        sys.exit(_INTERRUPTED)
     sys.exit(0 if report.is_perfect else 1)
+
+
+async def _bench_until_signalled(
+    plan: BenchPlan, tell: Callable[[str], None], reports: list[SubjectReport]
+) -> None:
+    with end_signals() as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def end() -> None:
+                await anext(signals)
+                nursery.cancel_scope.cancel(reason="a signal")
+
+            nursery.start_soon(end)
+            await run_bench(plan, tell, reports)
+            nursery.cancel_scope.cancel(reason="all is measured")
 
 
 def _teller(console: Console, status: Status) -> Callable[[str], None]:
@@ -555,7 +585,13 @@ def _run(function: Callable[[], Any]) -> Any:
     try:
         with suppress(KeyboardInterrupt):
             result = trio.run(function, strict_exception_groups=True)
-    except* (AddressUnavailable, BrokerUnavailable, WatchError, WorkerUnfit) as group:
+    except* (
+        AddressUnavailable,
+        BrokerUnavailable,
+        LoadImpossible,
+        WatchError,
+        WorkerUnfit,
+    ) as group:
         _fail(str(_first(group)))
     return result
 

@@ -128,7 +128,7 @@ class Nats:
 
     def is_acknowledgement(self, payload: bytes) -> bool:
         """The PONG."""
-        return payload.startswith(b"PONG") or b"\r\nPONG\r\n" in payload
+        return payload.startswith(b"PONG")
 
     def seq_and_rest(self, payload: bytes) -> tuple[int, bytes]:
         """There is no number."""

@@ -26,6 +26,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 
 import attrs
 import msgspec
@@ -42,6 +43,7 @@ _LENGTH_16_BITS, _LENGTH_64_BITS = 126, 127
 _LOOK_SECONDS = 0.001
 _PROGRESS_SECONDS = 0.25
 _CONNECT_SECONDS = 30.0
+_STORM_SECONDS = 300.0
 _NS_PER_BUCKET = 100_000  # a tenth of a millisecond
 _KNOWN_MAX = 16_384
 
@@ -52,7 +54,7 @@ class FleetPlan:
 
     Args:
         host, port: of the server.
-        source: the address to connect from; each has source ports of its own.
+        source: the address to connect from, each has source ports of its own; none: any.
         path: of the WebSocket.
         dialect: a key of `DIALECTS`.
         connections: how many.
@@ -103,7 +105,8 @@ class Collected:
         deliveries: how often each event was received, by its number.
         buckets: latencies from the moment of the plan, in tenths of a millisecond, with counts.
         gaps: envelopes that a jump of `seq` says are missing.
-        repeated: events that came twice, or after a later one, on the same connection.
+        repeated: events that came twice, or after a later one, on the same connection; they and
+            foreign ones are in nothing else.
         foreign: events of a channel that the connection did not subscribe to.
         disconnects: connections that the server ended.
         cpu_seconds: of this process.
@@ -170,8 +173,6 @@ class Fleet:
         self._received = self._reads = self._gaps = self._repeated = self._foreign = 0
         self._disconnects = 0
         self._buckets: Counter[int] = Counter()
-        for event in self._events.values():
-            event.deliveries = 0
         self._events.clear()
         self._known.clear()
         self._cpu_from = time.process_time()
@@ -229,6 +230,11 @@ class Fleet:
             while begun < self._plan.connections and self._in_flight < self._plan.in_flight:
                 self._begin(next(samples))
                 begun += 1
+            if time.monotonic() - started > _STORM_SECONDS:
+                self._failures[f"not within {_STORM_SECONDS:.0f} s"] += (
+                    self._plan.connections - begun
+                )
+                begun = self._plan.connections
             for fd, _ in self._ready():
                 if fd != sys.stdin.fileno():
                     self._advance(fd)
@@ -252,7 +258,8 @@ class Fleet:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         # The port is chosen by `connect`, when the whole pair of addresses is known.
         connection.setsockopt(socket.IPPROTO_IP, getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24), 1)
-        connection.bind((self._plan.source, 0))
+        if self._plan.source:
+            connection.bind((self._plan.source, 0))
         code = connection.connect_ex((self._plan.host, self._plan.port))
         client = _Client(connection, channels)
         if code not in {0, errno.EINPROGRESS}:
@@ -287,7 +294,7 @@ class Fleet:
             self._abandon(fd, client, os.strerror(code))
             return
         host = f"{self._plan.host}:{self._plan.port}"
-        os.write(fd, upgrade_request(host, self._plan.path))
+        self._send(fd, upgrade_request(host, self._plan.path))
         client.step = "upgrade"
         self._epoll.modify(fd, select.EPOLLIN)
 
@@ -298,7 +305,7 @@ class Fleet:
         elif head.startswith(b"HTTP/1.1 101 "):
             client.rest = b""
             client.step = "subscribe"
-            os.write(fd, self._dialect.greeting(sorted(client.channels)))
+            self._send(fd, self._dialect.greeting(sorted(client.channels)))
             if behind:
                 self._take(fd, client, behind)
         else:
@@ -347,6 +354,11 @@ class Fleet:
         else:
             self._ended(fd, client)
 
+    def _send(self, fd: int, data: bytes) -> None:
+        # Small, and seldom: a socket that has no room for it, or is gone, is seen when it is read.
+        with suppress(OSError):
+            os.write(fd, data)
+
     def _read(self, fd: int) -> bytes:
         # Into memory that is there: os.read would map and unmap as much as it might need.
         return bytes(self._buffer[: os.readv(fd, [self._buffer])])
@@ -386,9 +398,9 @@ class Fleet:
 
     def _control(self, fd: int, head: int, payload: bytes) -> None:
         if head == _PING:
-            os.write(fd, masked_frame(_PONG, payload))
+            self._send(fd, masked_frame(_PONG, payload))
         elif head == _CLOSE:
-            os.write(fd, masked_frame(_CLOSE, payload[:2]))
+            self._send(fd, masked_frame(_CLOSE, payload[:2]))
 
     def _payload(self, fd: int, client: _Client, payload: bytes, now_ns: int) -> None:
         if not client.partial:
@@ -409,7 +421,7 @@ class Fleet:
         elif client.step is not None and self._dialect.is_acknowledgement(unit):
             self._acknowledged(fd, client)
         elif (answer := self._dialect.answer(unit)) is not None:
-            os.write(fd, answer)
+            self._send(fd, answer)
 
     def _learn(self, shared: bytes) -> _Event | None:
         found = event_in(shared)
@@ -430,12 +442,13 @@ class Fleet:
             if seq != client.seq + 1:
                 self._gaps += max(0, seq - client.seq - 1)
             client.seq = seq
-        if event.number > client.event:
-            client.event = event.number
-        else:
+        if event.number <= client.event:
             self._repeated += 1
+            return
+        client.event = event.number
         if event.channel not in client.channels:
             self._foreign += 1
+            return
         event.deliveries += 1
         self._buckets[(now_ns - event.due_ns) // _NS_PER_BUCKET] += 1
 

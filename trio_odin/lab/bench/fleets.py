@@ -87,10 +87,15 @@ class _Fleet:
 
 
 class Fleets:
-    """Some fleets as one. Made by `fleets`."""
+    """Some fleets as one. Made by `fleets`.
+
+    Attributes:
+        busiest_cpu_seconds: CPU of the busiest process between the last two collects.
+    """
 
     def __init__(self, members: Sequence[_Fleet]) -> None:
         self._members = members
+        self.busiest_cpu_seconds = 0.0
 
     async def _all(self, command: str, answer: type[T]) -> list[T]:
         answers: list[T] = []
@@ -135,6 +140,7 @@ class Fleets:
             for field in attrs.fields(Collected)
             if field.name not in {"deliveries", "buckets"}
         }
+        self.busiest_cpu_seconds = max(part.cpu_seconds for part in parts)
         return Collected(
             deliveries=dict(_summed(part.deliveries for part in parts)),
             buckets=dict(_summed(part.buckets for part in parts)),

