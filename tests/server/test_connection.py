@@ -13,6 +13,7 @@ from trio_odin.core.closing import CloseReason
 from trio_odin.core.frame import close_frame
 from trio_odin.core.ledger import Dropped
 from trio_odin.core.session import Session
+from trio_odin.lab.bench.dialects import masked_frame
 from trio_odin.server.connection import Connection
 
 
@@ -191,18 +192,92 @@ async def test_a_client_silent_for_the_deadline_is_gone_after_one_more_ping_inte
     await dead._stream.aclose()
 
 
-async def test_a_drain_does_not_mind_a_ping_of_the_peer(
-    nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+UPGRADE = (
+    b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+PING_OF_A_CLIENT = b"\x89\x80\x00\x00\x00\x00"
+
+
+async def test_a_ping_during_a_drain_costs_nobody_what_waits_for_it(
+    nursery: trio.Nursery,
 ) -> None:
-    """trio-websocket cannot answer one after our close frame; that is no fault to report."""
     rig = Rig(nursery)
     client = await rig.subscribe("BTC.trade")
     (connection,) = rig.hub.members
+    for _ in range(50):  # a stream in memory takes nothing directly: all of it waits
+        rig.publish("BTC.trade")
     connection.leave()
-    await client._stream.send_all(b"\x89\x80\x00\x00\x00\x00")
+    await client._stream.send_all(PING_OF_A_CLIENT)
+    seqs = [json.loads(await client.get_message())["seq"] for _ in range(50)]
+    assert seqs == list(range(1, 51))
+    assert (await closed_with(client))[0] == 1001
     await rig.listener.wait_empty()
     assert rig.ledger.traffic.closed == {"draining": 1}
-    assert "internal_error" not in rig.ledger.traffic.closed
+    assert rig.ledger.deliveries.dropped.total() == 0
+    rig.check_balance()
+
+
+async def test_a_ping_behind_a_message_that_is_too_big_is_no_fault_of_ours(
+    nursery: trio.Nursery,
+) -> None:
+    rig = Rig(nursery, WS_MAX_MESSAGE_BYTES="100")
+    client = await rig.connect()
+    too_big = masked_frame(0x81, b"x" * 101)
+    await client._stream.send_all(too_big + PING_OF_A_CLIENT + too_big)
+    assert (await closed_with(client))[0] == 1009
+    await rig.listener.wait_empty()
+    assert rig.ledger.traffic.closed == {"message_too_big": 1}
+
+
+async def test_empty_fragments_are_not_collected(nursery: trio.Nursery) -> None:
+    rig = Rig(nursery)
+    client = await rig.connect()
+    (connection,) = rig.hub.members
+    fragment = masked_frame(0x00, b"")
+    await client._stream.send_all(masked_frame(0x01, b"") + fragment * 1000)
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(connection._websocket._message_parts) == 0
+
+
+async def test_who_does_not_answer_a_close_for_a_big_message_is_gone_after_three_seconds(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    left, right = trio.socket.socketpair()
+    rig = Rig(nursery, WS_MAX_MESSAGE_BYTES="100")
+    async with trio.SocketStream(left) as client:
+        nursery.start_soon(rig.listener.serve, trio.SocketStream(right))
+        await client.send_all(UPGRADE)
+        with trio.fail_after(1000):
+            assert (await client.receive_some()).startswith(b"HTTP/1.1 101")
+            started = trio.current_time()
+            await client.send_all(masked_frame(0x81, b"x" * 101))
+            await rig.listener.wait_empty()
+    assert trio.current_time() - started < 10
+    assert rig.ledger.traffic.closed == {"message_too_big": 1}
+
+
+async def test_a_connection_that_fails_is_freed_without_the_garbage_collector(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    rig = Rig(nursery)
+    gc.collect()
+    before = connections_alive()
+    gc.disable()
+    try:
+        client = await rig.connect()
+        monkeypatch.setattr(Session, "receive", fail)
+        await client.send_message("{}")
+        await closed_with(client)
+        await rig.listener.wait_empty()
+        await trio.testing.wait_all_tasks_blocked()
+        assert rig.ledger.traffic.closed == {"internal_error": 1}
+        assert connections_alive() == before
+    finally:
+        gc.enable()
 
 
 async def test_no_envelope_follows_a_close_frame(nursery: trio.Nursery) -> None:
@@ -271,10 +346,7 @@ async def test_a_drain_waits_three_seconds_for_the_answer_to_its_close_frame(
 ) -> None:
     rig = Rig(nursery)
     stream = rig.open_stream()
-    await stream.send_all(
-        b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
+    await stream.send_all(UPGRADE)
     await stream.receive_some()
     (connection,) = rig.hub.members
     started = trio.current_time()

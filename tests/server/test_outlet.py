@@ -400,6 +400,20 @@ async def test_a_joined_write_has_a_bound_of_its_own() -> None:
         assert rig.ledger.deliveries.written == 10
 
 
+async def test_one_flush_counts_as_one_full_outbox() -> None:
+    """The writer had no turn in between: it is not three failures in a row."""
+    ours, _theirs = trio.testing.lockstep_stream_pair()
+    rig = Rig(ours, capacity=2)
+    for number in range(1, 4):
+        for _ in range(10):
+            rig.defer(publication())
+        assert not rig.owner.reasons
+        rig.outlet.flush()
+        assert bool(rig.owner.reasons) == (number == 3)
+    assert rig.owner.reasons == [CloseReason.OUTBOX_FULL]
+    assert rig.ledger.deliveries.imbalance() == 0
+
+
 async def test_deferred_envelopes_are_bounded() -> None:
     ours, theirs = await socket_pair()
     async with ours, theirs:

@@ -16,7 +16,7 @@ _WEBSOCKET_REQUEST = re.compile(rb"GET /ws(\?[!-~]*)? HTTP/1\.1\r\n")
 _UPGRADE_HEADER = re.compile(rb"\r\nupgrade:[ \t]*websocket[ \t]*\r\n", re.IGNORECASE)
 # RFC 9110, 5.1 and 5.5: a token, a colon, and text without control characters. There is one way
 # only to match a line, so that no malformed one keeps the matcher busy.
-_HEADER = rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e]*+)\r\n"
+_HEADER = rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*+)\r\n"
 _HEADERS = re.compile(rb"(?:" + _HEADER + rb")*\r\n")
 _EACH_HEADER = re.compile(_HEADER)
 # RFC 9110, 7.2: a name, an IPv4 address or an IPv6 address in brackets, perhaps with a port.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterable, Mapping
 from typing import Generic, TypeVar
 
@@ -24,13 +23,15 @@ class Registry(Generic[S]):
     def __init__(self) -> None:
         self._subscribers: dict[str, dict[S, None]] = {}
         self._channels: dict[S, dict[str, None]] = {}
+        self._names: dict[str, str] = {}
 
     def subscribe(self, subscriber: S, channels: Iterable[str]) -> int:
         """Add subscriptions; existing ones stay. Returns how many `subscriber` has now."""
         own = self._channels.setdefault(subscriber, {})
         for name in channels:
             # One string for all subscribers of a channel: each name is parsed anew for each client.
-            channel = sys.intern(name)
+            # Not sys.intern, which on some Pythons keeps for ever what clients make up.
+            channel = self._names.setdefault(name, name)
             own[channel] = None
             subscribers = self._subscribers.get(channel)
             if subscribers is None:
@@ -78,3 +79,4 @@ class Registry(Generic[S]):
         del subscribers[subscriber]
         if not subscribers:
             del self._subscribers[channel]
+            del self._names[channel]

@@ -101,14 +101,9 @@ class Connection:
             async with trio.open_nursery() as nursery:
                 self._scope = nursery.cancel_scope
                 nursery.start_soon(self.outlet.run_writer)
-                await self._send(upgrade)
-                if self._hub.is_draining:  # it began while the request came in
-                    self.leave()
-                await self._websocket.read()
+                await self._read(upgrade)
                 nursery.cancel_scope.cancel(reason="the connection has ended")
             self._say_which_rule_was_broken()
-        except Exception:  # noqa: BLE001 - a fault in one connection must not end the others
-            self._failed()
         finally:
             if self.close_reason is None:
                 self.close_reason = self._reason_of_peer()
@@ -119,11 +114,14 @@ class Connection:
             await trio.aclose_forcefully(self.outlet)
             self._let_go()
 
-    def _failed(self) -> None:
-        if self.close_reason is not None:
-            # trio-websocket cannot answer a ping once we have sent our close frame.
-            _log.debug("connection.failed_while_closing", connection=self.number)
-        else:
+    async def _read(self, upgrade: bytes) -> None:
+        try:
+            await self._send(upgrade)
+            if self._hub.is_draining:  # it began while the request came in
+                self.leave()
+            await self._websocket.read()
+        # Caught here and not outside the nursery, whose exception group would be a cycle.
+        except Exception:  # noqa: BLE001 - a fault in one connection must not end the others
             self.evict(CloseReason.INTERNAL_ERROR)
             _log.exception("connection.failed", connection=self.number)
 
@@ -177,11 +175,11 @@ class Connection:
         reason = CloseReason.DRAINING
         if self.close_reason is not None or self._scope is None:
             return
+        self._end_within(self._settings.drain_seconds)
         frame = self._websocket.start_closing(reason.code or 0, reason.text)
         if frame is None:  # the peer was faster
             return
         self.close_reason = reason
-        self._end_within(self._settings.drain_seconds)
         if not self.outlet.close(frame):
             self._scope.cancel(reason="no room for the close frame")
 

@@ -45,7 +45,7 @@ class Listener:
     """Turns accepted sockets into connections. Their tasks live in `nursery`.
 
     Attributes:
-        admitted: connections let in, those in their handshake included.
+        admitted: connections let in. Those that still send their head are not counted yet.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class Listener:
                     await self._wait_out(error)
 
     async def _wait_out(self, error: OSError) -> None:
-        if error.errno in _EXHAUSTED:
+        if error.errno != errno.ECONNABORTED:  # that is: gone before we got to it
             self._log_now_and_then(error)
-            await trio.sleep(_EXHAUSTED_PAUSE_SECONDS)
-        else:  # the peer was gone before we got to it
-            await trio.sleep(_ACCEPT_PAUSE_SECONDS)
+        await trio.sleep(
+            _EXHAUSTED_PAUSE_SECONDS if error.errno in _EXHAUSTED else _ACCEPT_PAUSE_SECONDS
+        )
 
     def _log_now_and_then(self, error: OSError) -> None:
         now = trio.current_time()

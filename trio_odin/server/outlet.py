@@ -19,7 +19,7 @@ write. They come before anything that is sent in the meantime.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple, Protocol, TypeAlias
 
@@ -68,7 +68,7 @@ _Outbox: TypeAlias = tuple[
 
 
 class Owner(Protocol):
-    """The connection, as its outlet knows it. Neither method may raise or wait."""
+    """The connection, as its outlet knows it. None of this may raise or wait."""
 
     def evict(self, reason: CloseReason) -> None:
         """The connection is to be ended for `reason`."""
@@ -94,7 +94,6 @@ class Outlet(trio.abc.Stream):
         "_deferred",
         "_file",
         "_history",
-        "_is_empty",
         "_is_idle",
         "_is_stopped",
         "_is_torn",
@@ -135,8 +134,7 @@ class Outlet(trio.abc.Stream):
         self._outbox_send, self._outbox_receive = outbox
         self._watch = SlowConsumerWatch()
         self._write_now, self._file = _direct_write(stream)
-        self._is_empty = True  # nothing in the outbox, and no frame half written
-        self._is_idle = True  # that, and more may be written
+        self._is_idle = True  # nothing in the outbox, no frame half written, and more may be
         self._is_torn = False  # the last byte written may not be the end of a frame
         self._is_stopped = False
         self.is_closing = False  # a close frame is out, or queued
@@ -176,7 +174,7 @@ class Outlet(trio.abc.Stream):
                 return 0
             if sent == len(frame):
                 return sent
-        self._queue(_Envelope(publication, seq, sent))
+        self._judge(self._queue(_Envelope(publication, seq, sent)))
         return 0
 
     def defer(self, publication: Publication) -> bool:
@@ -205,8 +203,8 @@ class Outlet(trio.abc.Stream):
         numbered = list(enumerate(deferred, self._history.seq - len(deferred) + 1))
         while numbered and self._is_idle:
             del numbered[: self._write_joined(numbered)]
-        for seq, publication in numbered:
-            self._queue(_Envelope(publication, seq, 0))
+        if numbered:
+            self._queue_all(_Envelope(publication, seq, 0) for seq, publication in numbered)
 
     def _write_joined(self, numbered: Sequence[tuple[int, Publication]]) -> int:
         """Write as many as one write should take, and book or queue them. Returns how many."""
@@ -236,32 +234,44 @@ class Outlet(trio.abc.Stream):
         self, numbered: Sequence[tuple[int, Publication]], frames: Sequence[bytes], sent: int
     ) -> None:
         """Book the frames that are within the first `sent` bytes, and queue the others."""
+        waiting = []
         for (seq, publication), frame in zip(numbered, frames, strict=False):
             if sent >= len(frame):
                 self._ledger.deliveries.written += 1
                 self._ledger.traffic.bytes_sent += len(frame)
                 sent -= len(frame)
             else:
-                self._queue(_Envelope(publication, seq, sent))
+                waiting.append(_Envelope(publication, seq, sent))
                 sent = 0
+        self._queue_all(waiting)
 
-    def _queue(self, envelope: _Envelope) -> None:
+    def _queue(self, envelope: _Envelope) -> bool:
+        """Queue it, or drop it and book that. False if it was for a full outbox."""
         if self._is_stopped or self.is_closing:
             self._drop(Dropped.CLOSING)
-            return
+            return True
         try:
             self._outbox_send.send_nowait(envelope)
         except trio.WouldBlock:
             self._drop(Dropped.OUTBOX_FULL)
-            if self._watch.outbox_full():
-                self._owner.evict(CloseReason.OUTBOX_FULL)
-            return
-        self._is_empty = self._is_idle = False
+            return False
+        self._is_idle = False
         self._is_torn = self._is_torn or envelope.sent > 0
-        self._watch.outbox_accepted()
         self._waiting_envelopes += 1
         self._ledger.deliveries.queued += 1
         self._ledger.traffic.bytes_sent += envelope.sent
+        return True
+
+    def _queue_all(self, envelopes: Iterable[_Envelope]) -> None:
+        # All are tried, and judged once: the writer had no turn between them.
+        has_room = [self._queue(envelope) for envelope in envelopes]
+        self._judge(all(has_room))
+
+    def _judge(self, has_room: bool) -> None:
+        if has_room:
+            self._watch.outbox_accepted()
+        elif self._watch.outbox_full():
+            self._owner.evict(CloseReason.OUTBOX_FULL)
 
     def _drop(self, why: Dropped) -> None:
         self._ledger.deliveries.dropped[why] += 1
@@ -297,7 +307,7 @@ class Outlet(trio.abc.Stream):
         if len(rest) == len(data):
             return False
         if rest:
-            self._is_empty = self._is_idle = False
+            self._is_idle = False
             self._outbox_send.send_nowait(_Raw(rest))  # it has room, nothing waited
         return True
 
@@ -333,6 +343,8 @@ class Outlet(trio.abc.Stream):
                 raise trio.BrokenResourceError from error
         if data[:1] == _CLOSE_FRAME_START:
             self._close_for_good()
+            if not rest:
+                self._owner.close_frame_sent()
         if rest:
             await self._send_queued(_Raw(rest))
         else:
@@ -356,7 +368,6 @@ class Outlet(trio.abc.Stream):
                 self._outbox_send.send_nowait(_Raw(rest))
             except trio.WouldBlock:
                 return False
-            self._is_empty = False
         self._close_for_good()
         if not rest:
             self._owner.close_frame_sent()
@@ -370,7 +381,7 @@ class Outlet(trio.abc.Stream):
     async def _send_queued(self, raw: _Raw) -> None:
         if self._is_stopped:
             raise trio.BrokenResourceError
-        self._is_empty = self._is_idle = False
+        self._is_idle = False
         await self._outbox_send.send(raw)
         await self._wait_for(lambda: raw.is_written)
         if not raw.is_written:
@@ -413,7 +424,8 @@ class Outlet(trio.abc.Stream):
                 try:
                     await self._stream.send_all(view[start : start + _PIECE_BYTES])
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    self._owner.evict(CloseReason.PEER_GONE)
+                    if not self._is_stopped:  # else there is a better reason
+                        self._owner.evict(CloseReason.PEER_GONE)
                     return False
             if deadline.cancelled_caught:
                 self._owner.evict(CloseReason.WRITE_DEADLINE)
@@ -434,12 +446,12 @@ class Outlet(trio.abc.Stream):
         self._ledger.deliveries.queued -= envelopes
         self._ledger.deliveries.written += envelopes
         self._ledger.traffic.bytes_sent += size
-        self._is_empty = not self._outbox_receive.statistics().current_buffer_used
-        if self._is_empty and not self._is_stopped and not self.is_closing:
-            self._is_idle = True
-            self._watch.outbox_accepted()
-        if self._is_empty and self.is_closing:
-            self._owner.close_frame_sent()
+        if not self._is_stopped and not self._outbox_receive.statistics().current_buffer_used:
+            if self.is_closing:
+                self._owner.close_frame_sent()
+            else:
+                self._is_idle = True
+                self._watch.outbox_accepted()
         if self._progress is not None:
             self._progress.unpark_all()
 

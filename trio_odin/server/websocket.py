@@ -10,7 +10,7 @@ import trio
 from trio_websocket import WebSocketConnection
 from trio_websocket._impl import CloseReason  # not exported, but the type of a public property
 from wsproto.connection import Connection, ConnectionState, ConnectionType
-from wsproto.events import CloseConnection
+from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 
 __all__ = ["ServerWebSocket"]
 
@@ -90,6 +90,18 @@ class ServerWebSocket(WebSocketConnection):
 
     read: Final = WebSocketConnection._reader_task  # noqa: SLF001
     """Read until the connection has ended. What `take` raises comes out here."""
+
+    async def _handle_ping_event(self, event: Ping) -> None:
+        # The base answers in any state, which after our close frame is an error.
+        if self._wsproto.state is ConnectionState.OPEN:
+            await super()._handle_ping_event(event)
+
+    async def _handle_message_event(self, event: BytesMessage | TextMessage) -> None:
+        # What comes behind our close frame is not read. Of a fragmented message the base keeps each
+        # part, and empty ones would never reach the limit of bytes.
+        is_open = self._wsproto.state is ConnectionState.OPEN
+        if is_open and (event.data or event.message_finished):
+            await super()._handle_message_event(event)
 
     def start_closing(self, code: int, reason: str) -> bytes | None:
         """The frame that begins the closing handshake, which `read` completes; None if it began."""

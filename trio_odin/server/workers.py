@@ -367,7 +367,9 @@ def _how(exit_code: int | None) -> str:
     if exit_code is None:
         return "not started"
     if exit_code < 0:
-        return signal.Signals(-exit_code).name
+        # A real-time signal has no name.
+        names = {member.value: member.name for member in signal.Signals}
+        return names.get(-exit_code, f"signal {-exit_code}")
     return f"exit code {exit_code}"
 
 
