@@ -186,8 +186,6 @@ def test_another_version_is_told_the_right_one(instead: tuple[bytes, ...]) -> No
         b"X: \x7f",
         b"X: a\rb",
         b"X: a\nY: b",
-        b"X: \xff",
-        "X: é".encode(),
         "é: x".encode(),
     ],
 )
@@ -197,12 +195,19 @@ def test_a_malformed_line_is_refused_wherever_it_is(line: bytes) -> None:
     assert refusal_of(head(*GOOD[:2], line, *GOOD[2:])) == expected
 
 
+@pytest.mark.parametrize("line", [b"X: \xff", "Cookie: name=Jürgen".encode()])
+def test_a_value_may_have_bytes_that_are_not_ascii(line: bytes) -> None:
+    """RFC 9110, 5.5: a cookie that some other page has set must not keep a browser out."""
+    answered = answer(head(*GOOD, line))
+    assert isinstance(answered, bytes)
+
+
 @pytest.mark.parametrize(
     "lines",
     [
         b"X:" + b" " * 7000 + b"\0",  # cubic, if blanks could be taken in three ways
         b"X: \t \r\n" * 80 + b"\0",  # exponential, if each line could be taken in several
-        b"X: " + b"a \t" * 2000 + b"\xff",
+        b"X: " + b"a \t" * 2000 + b"\x7f",
         b"X" * 7000,
     ],
 )

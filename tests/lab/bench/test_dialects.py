@@ -195,7 +195,8 @@ def test_nats_subscribes_line_by_line_and_asks_for_a_sign_that_it_is_done() -> N
         b"",
     ]
     assert Nats().is_acknowledgement(b"PONG\r\n")
-    assert Nats().is_acknowledgement(b"+OK\r\nPONG\r\n")
+    units, _ = Nats().units(b"+OK\r\nPONG\r\n")
+    assert [Nats().is_acknowledgement(unit) for unit in units] == [False, True]
     assert not Nats().is_acknowledgement(b'INFO {"pong":1}\r\n')
 
 

@@ -92,6 +92,7 @@ RAMP = attrs.evolve(W, name="ramp", received=3_000_000, p99_ms=250.0, frames_per
 OURS = SubjectReport(
     name="odin",
     title="trio-odin",
+    is_ours=True,
     storm=STORM,
     rss_base_bytes=50_000_000,
     kib_connected=19.04,
@@ -167,6 +168,7 @@ def test_the_figures_of_a_stage_and_its_ratios_are_shown() -> None:
         "cores": ["0.46"] * 3,
         "p50 / p99 / p99.9 ms": ["3 / 25 / 31"] * 3,
         "lost / repeated": ["0 / 0", "0 / 0", "1,234 / 0"],
+        "of the clients, cores": [f"{W.client_cores:.2f}"] * 3,
     }
 
 
@@ -175,7 +177,7 @@ def test_the_most_a_subject_delivered_is_that_of_its_best_stage() -> None:
         "most deliveries a second": ["150,000"],
         "of a full core": ["166,667"],
         "p99": ["250 ms"],
-        "frames a write": ["7.2"],
+        "frames a read": ["7.2"],
     }
 
 
@@ -216,10 +218,14 @@ def test_a_stage_with_anything_amiss_is_not_complete(amiss: str) -> None:
         ({}, True),
         ({"failure": "it ended"}, False),
         ({"stages": [attrs.evolve(W, lost=1)]}, False),
-        ({"stages": [attrs.evolve(RAMP, lost=1)]}, True),
+        ({"stages": [W, attrs.evolve(RAMP, lost=1)]}, True),
+        ({"stages": [attrs.evolve(W, disconnects=1)]}, False),
+        ({"stages": [RAMP]}, False),
+        ({"storm": None}, False),
+        ({"storm": attrs.evolve(STORM, connected=9_999)}, False),
     ],
 )
-def test_a_bench_is_perfect_if_ours_lost_nothing_below_the_ramp(
+def test_a_bench_is_perfect_if_ours_connected_all_and_lost_nothing_below_the_ramp(
     changes: dict[str, Any], is_perfect: bool
 ) -> None:
     assert report_of(attrs.evolve(OURS, **changes), FLOOR, FAILED).is_perfect is is_perfect

@@ -35,6 +35,10 @@ def test_a_peer_has_a_name_an_address_and_perhaps_a_dialect(
         "far=ws://a/ws",
         "far=ws://:1/ws",
         "far=a:1",
+        "far=ws://a:65536/ws",
+        "far=ws://a:x/ws",
+        "far=ws://a:-1/ws",
+        "far=ws://a:1/ws?x=1",
     ],
 )
 def test_what_is_no_peer_is_told_what_is(text: str) -> None:
@@ -43,10 +47,10 @@ def test_what_is_no_peer_is_told_what_is(text: str) -> None:
     assert str(caught.value).endswith(", perhaps with ,DIALECT behind it")
 
 
-@pytest.mark.parametrize("port", ["65536", "x", "-1"])
-def test_a_port_that_cannot_be_is_a_value_error(port: str) -> None:
-    with pytest.raises(ValueError, match=r"[Pp]ort"):
-        parse_peer(f"far=ws://a:{port}/ws")
+@pytest.mark.parametrize("name", ["odin", "odin-go", "nats", "floor"])
+def test_a_peer_may_not_be_called_as_a_subject_of_the_bench(name: str) -> None:
+    with pytest.raises(ValueError, match="is the name of a subject of the bench"):
+        parse_peer(f"{name}=ws://a:1/ws")
 
 
 def test_an_unknown_dialect_is_told_the_known_ones() -> None:

@@ -1,0 +1,85 @@
+"""The command, with real servers and few connections."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from trio_odin.lab.bench.subjects import SUBJECTS
+
+pytestmark = pytest.mark.e2e
+
+BENCH = [sys.executable, "-m", "trio_odin", "bench"]
+SMALL = ["--connections", "50", "--hold", "1", "--only-hold"]
+
+
+def test_a_small_bench_receives_what_was_published_and_says_what_it_cost(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    subjects = ["--subjects", "odin,odin-2,nats,floor"]
+    command = [*BENCH, *SMALL, *subjects, "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "connected and subscribed" in done.stdout
+    report = json.loads(file.read_bytes())
+    assert [subject["name"] for subject in report["subjects"]] == subjects[1].split(",")
+    for subject in report["subjects"]:
+        assert subject["failure"] is None
+        assert subject["storm"]["connected"] == 50
+        (w,) = subject["stages"]
+        assert (w["name"], w["rate"]) == ("W", 30)
+        assert w["received"] == w["expected"] > 0
+        assert w["lost"] == w["repeated"] == w["gaps"] == w["foreign"] == w["disconnects"] == 0
+        assert 0 < w["p50_ms"] <= w["p99_ms"] <= w["p999_ms"] < 10_000
+        assert 0 < w["cores"] < 2
+    assert sum(report["subjects"][1]["connections_by_worker"]) == 50
+
+
+def test_a_peer_that_is_not_there_is_a_sentence_and_not_a_success() -> None:
+    command = [*BENCH, *SMALL, "--subjects", "odin", "--peer", "far=ws://127.0.0.1:1/ws"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "far: nobody could connect: {'Connection refused': 50}" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_an_interrupt_ends_every_process_and_shows_what_was_measured() -> None:
+    command = [*BENCH, "--connections", "50", "--hold", "60", "--subjects", "odin"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as bench:
+        assert bench.stderr is not None
+        for line in bench.stderr:
+            if ": W: " in line:
+                break
+        children = psutil.Process(bench.pid).children(recursive=True)
+        assert len(children) == 3  # nats-server, the server, the clients
+        bench.send_signal(signal.SIGINT)
+        output, errors = bench.communicate(timeout=30)
+    assert bench.returncode == 130
+    assert "Traceback" not in output + errors
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--subjects", "go"], f"'go': allowed are all, {', '.join(s.name for s in SUBJECTS)}"),
+        (["--subjects", "odin-65"], "'odin-65': allowed are"),
+        (["--peer", "far"], "allowed is NAME=ws://HOST:PORT/PATH"),
+        (["--plot", "figures.pdf"], "allowed is a name that ends in .svg or .png"),
+        (["--plot", "nowhere/figures.svg"], "there is no folder 'nowhere'"),
+        (["--connections", "0"], "0 is not in the range"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_exit_code_2(options: list[str], sentence: str) -> None:
+    done = subprocess.run(
+        [*BENCH, *options], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.returncode == 2
+    assert sentence in " ".join(done.stderr.split())
