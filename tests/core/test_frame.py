@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import accumulate, pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,16 @@ from wsproto.frame_protocol import Opcode as WsprotoOpcode
 
 from tests.core.client import frames_of, texts_of
 from trio_odin.core.closing import CloseReason
-from trio_odin.core.frame import PING, Opcode, close_frame, frame_head, text_frame
+from trio_odin.core.frame import (
+    FIN,
+    PING,
+    Opcode,
+    close_frame,
+    frame_head,
+    missing_after,
+    text_frame,
+)
+from trio_odin.lab.bench.dialects import masked_frame
 
 # On both sides of each point at which the length needs another form.
 BOUNDARIES = [0, 1, 124, 125, 126, 127, 128, 255, 256, 65534, 65535, 65536, 65537, 300_000]
@@ -91,3 +102,37 @@ def test_a_ping_has_no_payload() -> None:
     (frame,) = frames_of(PING)
     assert frame.opcode is WsprotoOpcode.PING
     assert frame.payload == b""
+
+
+CLIENT_FRAMES = st.lists(
+    st.builds(
+        lambda size, opcode: masked_frame(FIN | opcode, b"x" * size),
+        st.sampled_from([0, 1, 125, 126, 300, 30_000]),
+        st.sampled_from([Opcode.TEXT, Opcode.PONG]),
+    ),
+    max_size=5,
+)
+
+
+@given(CLIENT_FRAMES, st.lists(st.integers(0, 200_000), max_size=6))
+def test_between_two_frames_nothing_is_missing_and_only_there(
+    frames: list[bytes], cuts: list[int]
+) -> None:
+    stream = b"".join(frames)
+    ends = {0, *accumulate(map(len, frames))}
+    places = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
+    missing = 0
+    for start, end in pairwise(places):
+        missing = missing_after(stream[start:end], missing)
+        if missing >= 0:
+            assert end + missing in ends
+            assert (missing == 0) == (end in ends)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_a_head_that_is_cut_in_two_is_not_guessed(cut: int) -> None:
+    frame = masked_frame(0x81, b"x" * 300)
+    missing = missing_after(frame[:cut], 0)
+    assert missing == -1
+    assert missing_after(frame[cut:], missing) == -1
+    assert missing_after(frame[:4], 0) == len(frame) - 4

@@ -230,6 +230,34 @@ async def test_a_ping_behind_a_message_that_is_too_big_is_no_fault_of_ours(
     assert rig.ledger.traffic.closed == {"message_too_big": 1}
 
 
+async def test_pongs_are_signs_of_life_and_nothing_else_is_lost_between_them(
+    nursery: trio.Nursery,
+) -> None:
+    left, right = trio.socket.socketpair()
+    rig = Rig(nursery)
+    pong = masked_frame(0x8A, b"")
+    command = masked_frame(0x81, b'{"type":"heartbeat","id":1}')
+    async with trio.SocketStream(left) as client:
+        nursery.start_soon(rig.listener.serve, trio.SocketStream(right))
+        await client.send_all(UPGRADE)
+        await client.receive_some()
+        (connection,) = rig.hub.members
+        for piece in (pong, command, pong, pong + command, pong, command[:9], command[9:], pong):
+            before = connection.outlet.heard_at
+            await client.send_all(piece)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert connection.outlet.heard_at > before
+        # Six bytes like those of a pong, but in the middle of a message.
+        binary = masked_frame(0x82, b"x" * 9 + pong + b"x")
+        for piece in (binary[:15], binary[15:21], binary[21:]):
+            await client.send_all(piece)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        assert rig.ledger.traffic.messages_received == 4
+        assert rig.ledger.traffic.binary_ignored == 1
+    await rig.listener.wait_empty()
+    assert rig.ledger.traffic.closed == {"peer_gone": 1}
+
+
 async def test_empty_fragments_are_not_collected(nursery: trio.Nursery) -> None:
     rig = Rig(nursery)
     client = await rig.connect()

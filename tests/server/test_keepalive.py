@@ -55,7 +55,7 @@ async def test_connections_that_came_at_once_are_not_pinged_at_once(
         nursery.start_soon(_held, wheel, one)
     await trio.sleep(27.5)
     moments = {one.outlet.pinged_at[0] for one in many}
-    assert len(moments) == 27
+    assert len(moments) > 90  # of 108 steps, with 500 connections
     nursery.cancel_scope.cancel(reason="the test is over")
 
 

@@ -9,16 +9,19 @@ from enum import IntEnum
 _LENGTH_7_BITS_MAX = 125
 _LENGTH_16_BITS_MAX = 0xFFFF
 FIN = 0x80
+_MASK_BYTES = 4
+_LONGEST_HEAD_BYTES = 10
 # RFC 6455, 5.5: a control frame carries at most 125 bytes, two of which are the close code.
 _CLOSE_REASON_MAX_BYTES = 123
 
 
 class Opcode(IntEnum):
-    """RFC 6455, 5.2: the opcodes that this server sends on its own."""
+    """RFC 6455, 5.2: the opcodes that this server sends, or looks for, on its own."""
 
     TEXT = 0x1
     CLOSE = 0x8
     PING = 0x9
+    PONG = 0xA
 
 
 def frame_head(opcode: Opcode, length: int) -> bytes:
@@ -41,4 +44,41 @@ def close_frame(code: int, reason: str) -> bytes:
     return frame_head(Opcode.CLOSE, 2 + len(text)) + struct.pack("!H", code) + text
 
 
+def missing_after(data: bytes, missing: int) -> int:
+    """How much of a frame from a client is missing behind `data`, 0 if that ends with a frame.
+
+    Args:
+        data: what was received, not empty.
+        missing: what this gave for the bytes before, 0 at the beginning.
+
+    Returns:
+        -1 if that cannot be said, from then on for good: the head of a frame was cut in two.
+    """
+    if missing < 0:
+        return -1
+    end = missing
+    while end < len(data):
+        head = data[end : end + _LONGEST_HEAD_BYTES]
+        length = _client_frame_length(head)
+        if length is None:
+            return -1
+        end += length
+    return end - len(data)
+
+
+def _client_frame_length(head: bytes) -> int | None:
+    """The length of a masked frame, from its first bytes; None if they are too few to tell."""
+    if len(head) < 2:
+        return None
+    announced = head[1] & 0x7F
+    extra = {126: 2, 127: 8}.get(announced, 0)
+    if len(head) < 2 + extra:
+        return None
+    length = int.from_bytes(head[2 : 2 + extra], "big") if extra else announced
+    return 2 + extra + _MASK_BYTES + length
+
+
 PING = frame_head(Opcode.PING, 0)
+# What a client sends upon `PING`: masked, with the payload of the ping, which is none.
+PONG_HEAD = bytes((FIN | Opcode.PONG, 0x80))
+PONG_BYTES = len(PONG_HEAD) + _MASK_BYTES

@@ -10,7 +10,8 @@ import trio
 
 from trio_odin.core.closing import CloseReason
 
-_SPOKES_PER_SECOND = 1.0
+# Many small steps: the pongs of one are read in one go, and may not hold up a fan-out for long.
+_SPOKES_PER_SECOND = 4.0
 
 
 class _Outlet(Protocol):

@@ -28,7 +28,7 @@ import trio
 
 from trio_odin.core.backpressure import SlowConsumerWatch
 from trio_odin.core.closing import CloseReason
-from trio_odin.core.frame import FIN, PING, Opcode
+from trio_odin.core.frame import FIN, PING, PONG_BYTES, PONG_HEAD, Opcode, missing_after
 from trio_odin.core.history import History
 from trio_odin.core.ledger import Dropped, Ledger
 from trio_odin.core.publication import Publication
@@ -98,6 +98,7 @@ class Outlet(trio.abc.Stream):
         "_is_stopped",
         "_is_torn",
         "_ledger",
+        "_missing",
         "_outbox_receive",
         "_outbox_send",
         "_owner",
@@ -141,6 +142,7 @@ class Outlet(trio.abc.Stream):
         self._waiting_envelopes = 0
         self._deferred: list[Publication] | None = None
         self._progress: trio.lowlevel.ParkingLot | None = None
+        self._missing = 0  # bytes of a frame that was received in part, see `missing_after`
         self.heard_at = trio.current_time()
 
     def deliver(self, publication: Publication, frames: dict[int, bytes]) -> int:
@@ -466,11 +468,9 @@ class Outlet(trio.abc.Stream):
         waits then: a failed read for each message, and more frames on each waiting reader's stack.
         """
         socket = self._socket
-        data: bytes | bytearray | None = None
-        while data is None:
-            if socket is None:
-                data = await self._stream.receive_some(max_bytes)
-                continue
+        if socket is None:
+            return self._heard(await self._stream.receive_some(max_bytes))
+        while True:
             if self._is_stopped:
                 raise trio.ClosedResourceError
             await trio.lowlevel.wait_readable(socket)
@@ -480,9 +480,20 @@ class Outlet(trio.abc.Stream):
                 continue
             except OSError as error:
                 raise trio.BrokenResourceError from error
+            self._heard(data)
+            if self._is_bare_pong(data):
+                continue  # that it came is all it says, and ten thousand of them add up
+            self._missing = missing_after(data, self._missing)
+            return data
+
+    def _heard(self, data: bytes | bytearray) -> bytes | bytearray:
         self.heard_at = trio.current_time()
         self._ledger.traffic.bytes_received += len(data)
         return data
+
+    def _is_bare_pong(self, data: bytes) -> bool:
+        is_alone = self._missing == 0 and len(data) == PONG_BYTES
+        return is_alone and data.startswith(PONG_HEAD)
 
     def forget_owner(self) -> None:
         """Let go of the connection, so that it can be freed without the garbage collector."""
