@@ -183,20 +183,23 @@ def parse_peer(text: str) -> Subject:
     """
     name, equals, rest = text.partition("=")
     url, _, dialect = rest.partition(",")
-    try:
-        parts = urlsplit(url)
-        is_good = parts.scheme == "ws" and bool(parts.hostname and parts.port and not parts.query)
-    except ValueError:  # a port that cannot be
-        is_good = False
-    if not (name and equals and is_good):
+    if not (name and equals and _is_address(url)):
         raise ValueError("allowed is NAME=ws://HOST:PORT/PATH, perhaps with ,DIALECT behind it")
     if name in {subject.name for subject in SUBJECTS} or name.startswith("odin"):
         raise ValueError(f"{name!r} is the name of a subject of the bench: choose another one")
     if (dialect or "odin") not in DIALECTS:
         raise ValueError(f"{dialect!r} is no dialect: allowed is one of {', '.join(DIALECTS)}")
     return Subject(
-        name=name, title=name, dialect=dialect or "odin", path=parts.path or "/", url=url
+        name=name, title=name, dialect=dialect or "odin", path=urlsplit(url).path or "/", url=url
     )
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme == "ws" and bool(parts.hostname and parts.port and not parts.query)
+    except ValueError:  # a port that cannot be
+        return False
 
 
 async def run_subject(
