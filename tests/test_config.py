@@ -112,6 +112,9 @@ EXAMPLES = {
     "WS_MAX_BROADCAST_RATE": NUMBER,
     "WS_WORKER_QUEUE_SIZE": POSITIVE,
     "WS_OUTBOX_CAPACITY": POSITIVE,
+    "WS_MAX_FLUSH_DELAY_MS": Examples(
+        "a number, 0 or more", {"0": 0.0, "50": 0.05, "2.5": 0.0025}, ["-1", "50ms", "inf", "nan"]
+    ),
     "WS_REPLAY_CAPACITY": COUNT,
     "WS_MAX_MESSAGE_BYTES": POSITIVE,
     "WS_MAX_CHANNELS": POSITIVE,
