@@ -293,14 +293,13 @@ def _bench_run(number: int, report: BenchReport, first: BenchReport) -> Iterable
     yield from (f"- {subject.title}: {_one_line(subject.failure)}" for subject in failures)
     yield from ("",) if failures else ()
     for subject in report.subjects:
-        if subject.name.startswith("odin") or subject.name in ("nats", "floor"):
+        if subject.is_ours or subject.name in ("nats", "floor"):
             yield from _ramp(number, subject)
 
 
 def _ramp(number: int, subject: SubjectReport) -> Iterable[str]:
     """W and the steps above it; nothing if there is not even W."""
-    steps = [stage for stage in subject.stages if stage.name in ("W", "ramp")]
-    if not steps:
+    if not subject.steps:
         return
     head = (
         "events a second",
@@ -312,13 +311,13 @@ def _ramp(number: int, subject: SubjectReport) -> Iterable[str]:
         "lost",
     )
     yield from (f"### Run {number}, W and the ramp ({subject.title})", "")
-    yield from (*_table(head, map(_ramp_row, steps), figures=True), "")
+    yield from (*_table(head, map(_ramp_row, subject.steps), figures=True), "")
 
 
 def _ramp_row(step: Stage) -> tuple[str, ...]:
     return (
         f"{step.rate:g}",
-        f"{step.received / step.seconds:,.0f}",
+        f"{step.per_second:,.0f}",
         "–" if step.cores is None else f"{step.cores:.2f}",
         "–" if step.cpu_us is None else f"{step.cpu_us:.1f} µs",
         f"{step.p99_ms:,.0f} ms",

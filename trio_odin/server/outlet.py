@@ -299,13 +299,7 @@ class Outlet(trio.abc.Stream):
         """
         if not self._is_idle:
             return False
-        self.flush()
-        if not self._is_idle:
-            return False
-        try:
-            rest = self._write_what_fits(data)
-        except OSError as error:
-            raise trio.BrokenResourceError from error
+        rest = self._send_what_fits(data)
         if len(rest) == len(data):
             return False
         if rest:
@@ -313,12 +307,21 @@ class Outlet(trio.abc.Stream):
             self._outbox_send.send_nowait(_Raw(rest))  # it has room, nothing waited
         return True
 
-    def _write_what_fits(self, data: bytes) -> bytes:
-        """Write as much as the socket takes now, and return the rest. Only while idle."""
+    def _send_what_fits(self, data: bytes) -> bytes:
+        """Send as much as can go out now, behind what was deferred, and return the rest.
+
+        Raises:
+            trio.BrokenResourceError: the peer has gone.
+        """
+        self.flush()
+        if not self._is_idle:
+            return data
         try:
             sent = self._write_now(self._file, data)
         except BlockingIOError:
             return data
+        except OSError as error:
+            raise trio.BrokenResourceError from error
         self._ledger.traffic.bytes_sent += sent
         self._is_torn = sent < len(data)
         return data[sent:]
@@ -335,14 +338,8 @@ class Outlet(trio.abc.Stream):
         """
         if self.is_closing:
             raise trio.BrokenResourceError
-        self.flush()
-        rest = bytes(data)
         # The write comes first: an acknowledgement is to be out before the events it announces.
-        if self._is_idle:
-            try:
-                rest = self._write_what_fits(rest)
-            except OSError as error:
-                raise trio.BrokenResourceError from error
+        rest = self._send_what_fits(bytes(data))
         if data[:1] == _CLOSE_FRAME_START:
             self._close_for_good()
             if not rest:
@@ -360,11 +357,9 @@ class Outlet(trio.abc.Stream):
         """
         if self.is_closing:
             return True
-        self.flush()
         rest = frame
-        if self._is_idle:
-            with suppress(OSError):  # the reader will notice as well
-                rest = self._write_what_fits(frame)
+        with suppress(trio.BrokenResourceError):  # the reader will notice as well
+            rest = self._send_what_fits(frame)
         if rest:
             try:
                 self._outbox_send.send_nowait(_Raw(rest))

@@ -50,7 +50,7 @@ class ServerWebSocket(WebSocketConnection):
     """A WebSocket whose handshake is done; reads frames, answers pings, does the closing handshake.
 
     A subclass, because trio-websocket's own way costs an h11 connection, a task and a queue for
-    each client: two thirds of the memory of a connection (docs/decisions/0006-own-handshake.md).
+    each client: half of the memory of a connection (docs/decisions/0006-own-handshake.md).
 
     Resource handling: `stream` is closed when the connection has ended.
     """

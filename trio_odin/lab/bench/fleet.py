@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import select
 import socket
 import sys
@@ -33,7 +32,7 @@ import msgspec
 
 from trio_odin.lab.bench.dialects import DIALECTS, event_in, masked_frame, upgrade_request
 from trio_odin.lab.load.limits import require_files
-from trio_odin.lab.load.plan import LoadImpossible
+from trio_odin.lab.load.plan import LoadImpossible, samples
 
 _READ_BYTES = 256 * 1024
 _PONG = 0x8A
@@ -79,9 +78,7 @@ class FleetPlan:
 
     def samples(self) -> Iterator[list[str]]:
         """The channels of each connection, in the order of connecting."""
-        chance = random.Random(self.seed)
-        for _ in range(self.connections):
-            yield chance.sample(self.channels, self.channels_per_connection)
+        return samples(self.channels, self.channels_per_connection, self.connections, self.seed)
 
 
 @attrs.frozen(kw_only=True)

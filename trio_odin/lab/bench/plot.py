@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from trio_odin.lab.bench.report import BenchReport, Stage, SubjectReport
+from trio_odin.lab.bench.report import BenchReport, Stage, SubjectReport, w_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -195,9 +195,7 @@ def _draw_cpu(axes: Axes, report: BenchReport, styles: Sequence[_Style]) -> None
 
 
 def _draw_floor(axes: Axes, report: BenchReport) -> None:
-    floor = next(
-        (subject.stage("W") for subject in report.subjects if subject.name == "floor"), None
-    )
+    floor = w_of("floor", report.subjects)
     if floor is not None and floor.cpu_us is not None:
         axes.axvline(floor.cpu_us, color=_COLOURS["floor"], linewidth=1, linestyle=(0, (4, 3)))
 
@@ -264,14 +262,12 @@ def _draw_latency(
 
 
 def _steps(subject: SubjectReport) -> Iterator[Stage]:
-    """W and the ramp; not what delivered nothing, which has no place on a logarithmic scale."""
-    for stage in subject.stages:
-        if stage.name in ("W", "ramp") and stage.received and stage.p99_ms > 0:
-            yield stage
+    """Without those that delivered nothing, which have no place on a logarithmic scale."""
+    return (stage for stage in subject.steps if stage.received and stage.p99_ms > 0)
 
 
 def _draw_line(axes: Axes, steps: Sequence[Stage], style: _Style, *, layer: float) -> None:
-    points = [(_per_second(step), step.p99_ms) for step in steps]
+    points = [(step.per_second, step.p99_ms) for step in steps]
     axes.plot(
         *zip(*points, strict=True),
         color=style.colour,
@@ -292,14 +288,10 @@ def _draw_line(axes: Axes, steps: Sequence[Stage], style: _Style, *, layer: floa
         )
 
 
-def _per_second(stage: Stage) -> float:
-    return stage.received / stage.seconds
-
-
 def _set_scale(axes: Axes, steps: Sequence[Stage]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
-    x_ticks = _ticks([_per_second(step) for step in steps])
+    x_ticks = _ticks([step.per_second for step in steps])
     y_ticks = _ticks([step.p99_ms for step in steps])
     axes.set_xticks(x_ticks, [f"{tick:,g}" for tick in x_ticks])
     axes.set_yticks(y_ticks, [f"{tick:,g}" for tick in y_ticks])

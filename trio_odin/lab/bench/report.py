@@ -79,6 +79,11 @@ class Stage:
         return self.user_us + self.system_us
 
     @property
+    def per_second(self) -> float:
+        """Deliveries a second."""
+        return self.received / self.seconds
+
+    @property
     def per_core(self) -> float | None:
         """Deliveries a second that a full core would make at this price."""
         return 1e6 / self.cpu_us if self.cpu_us else None
@@ -116,8 +121,13 @@ class SubjectReport:
     @property
     def peak(self) -> Stage | None:
         """The step of the ramp that delivered most a second, of those that lost nothing."""
-        steps = [stage for stage in self.stages if stage.name == "ramp" and stage.is_complete]
-        return max(steps, key=lambda stage: stage.received / stage.seconds, default=None)
+        ramp = [stage for stage in self.stages if stage.name == "ramp" and stage.is_complete]
+        return max(ramp, key=lambda stage: stage.per_second, default=None)
+
+    @property
+    def steps(self) -> list[Stage]:
+        """W, and the steps of the ramp above it."""
+        return [stage for stage in self.stages if stage.name in {"W", "ramp"}]
 
 
 @attrs.frozen(kw_only=True)
@@ -159,6 +169,11 @@ class BenchReport:
     def as_json(self) -> bytes:
         """Indented, with the names of the attributes."""
         return msgspec.json.format(msgspec.json.encode(self), indent=1)
+
+
+def w_of(name: str, subjects: Sequence[SubjectReport]) -> Stage | None:
+    """Workload W of the subject of that name."""
+    return next((subject.stage("W") for subject in subjects if subject.name == name), None)
 
 
 def percentile(buckets: Mapping[int, int], fraction: float) -> float:
@@ -227,7 +242,7 @@ def _stage_rows(name: str, title: str, subjects: list[SubjectReport]) -> Iterato
 
 def _ratio_rows(subjects: list[SubjectReport]) -> Iterator[_Row]:
     for name, title in (("nats", "nats-server"), ("floor", "the floor")):
-        base = next((s.stage("W") for s in subjects if s.name == name), None)
+        base = w_of(name, subjects)
         yield f"  CPU against {title}", [_ratio(s.stage("W"), base) for s in subjects]
 
 
@@ -235,7 +250,7 @@ def _peak_rows(subjects: list[SubjectReport]) -> Iterator[_Row]:
     def row(label: str, cell: Callable[[Stage], str]) -> _Row:
         return label, [_NOTHING if s.peak is None else cell(s.peak) for s in subjects]
 
-    yield row("most deliveries a second", lambda s: f"{s.received / s.seconds:,.0f}")
+    yield row("most deliveries a second", lambda s: f"{s.per_second:,.0f}")
     yield row("  of a full core", lambda s: f"{s.per_core:,.0f}" if s.per_core else _NOTHING)
     yield row("  p99", lambda s: f"{s.p99_ms:.0f} ms")
     yield row("  frames a read", lambda s: f"{s.frames_per_read:.1f}")

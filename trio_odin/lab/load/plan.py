@@ -71,10 +71,14 @@ class LoadPlan:
 
     def samples(self) -> Iterator[list[str]]:
         """The channels of each connection, in the order of connecting."""
-        chance = random.Random(self.seed)
-        channels = self.channels
-        for _ in range(self.connections):
-            yield chance.sample(channels, self.channels_per_connection)
+        return samples(self.channels, self.channels_per_connection, self.connections, self.seed)
+
+
+def samples(channels: list[str], each: int, connections: int, seed: int) -> Iterator[list[str]]:
+    """`each` of `channels` for every connection; the same seed gives the same samples."""
+    chance = random.Random(seed)
+    for _ in range(connections):
+        yield chance.sample(channels, each)
 
 
 def _metrics_beside(url: str) -> str:
