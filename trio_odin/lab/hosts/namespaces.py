@@ -1,0 +1,195 @@
+"""Three hosts as network namespaces, on a bridge in a fourth.
+
+Every link is made inside the namespaces, none is moved into them: the machine's own network does
+not change, not even for a moment.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from trio_odin.lab.hosts.controllers import CGROUP_ROOT, remove_cgroups
+from trio_odin.lab.hosts.hosts import HOST_NAMES, LINK, Host, Hosts, HostsUnavailable
+from trio_odin.lab.hosts.lock import lab_lock, sharing
+from trio_odin.lab.hosts.processes import Belongs, end_processes, is_marked
+from trio_odin.lab.hosts.run import run
+from trio_odin.lab.hosts.teardown import to_the_end
+
+_FOLDER = Path("/run/netns")
+_TEARDOWN_SECONDS = 30.0
+_ADDRESSES = {name: f"10.77.0.{11 + place}" for place, name in enumerate(HOST_NAMES)}
+_PREFIX_BITS = 24
+_SOURCE_PORTS = (1024, 65535)
+_WAY_OUT = "--no-isolation runs the same on loopback"
+_PACKAGES = {"ip": "iproute2", "nsenter": "util-linux"}
+
+
+@asynccontextmanager
+async def isolated_hosts(prefix: str = "odin") -> AsyncIterator[Hosts]:
+    """Three hosts, 10.77.0.11 to 13, each in a network namespace of its own.
+
+    However the block is left, also by an error or a cancellation, the processes that still are in
+    the namespaces are ended (SIGTERM, then SIGKILL) and the namespaces removed, within 30 seconds.
+    What a killed lab leaves is for `down`.
+
+    Raises:
+        HostsUnavailable: not Linux, not root, a tool is missing, the kernel refuses, another lab
+            is running, one has left something behind, or something could not be removed.
+        ValueError: it cannot be a prefix.
+    """
+    _require_means()
+    with lab_lock(prefix):
+        if left := _existing(prefix):
+            raise HostsUnavailable(
+                f"there are leftovers of another lab ({', '.join(left)}): "
+                "`trio-odin lab down` removes them"
+            )
+        try:
+            notes = await _build(prefix) + sharing(prefix)
+            yield _hosts(prefix, notes)
+        finally:
+            await to_the_end(partial(_remove_namespaces, prefix), _TEARDOWN_SECONDS)
+
+
+async def down(prefix: str = "odin", *, cgroup_root: Path = CGROUP_ROOT) -> list[str]:
+    """Remove what a killed lab of that prefix has left: processes, namespaces, cgroups.
+
+    Returns a sentence for each thing that was removed; nothing left is an empty list. Cancellation
+    leaves the rest for the next time.
+
+    Who is not root has left processes only, and only his own are ended.
+
+    Raises:
+        HostsUnavailable: a lab is running, or the means are missing, or it could not be removed.
+        ValueError: it cannot be a prefix.
+    """
+    removed = []
+    with lab_lock(prefix):
+        if ended := await end_processes(is_marked(prefix)):
+            removed.append(f"ended {ended} {'process' if ended == 1 else 'processes'} of the lab")
+        if os.geteuid() == 0:
+            _require_means()
+            removed += await _remove_namespaces(prefix)
+            removed += await remove_cgroups(prefix, root=cgroup_root)
+    return removed
+
+
+def _require_means() -> None:
+    if not sys.platform.startswith("linux"):
+        raise HostsUnavailable(f"network namespaces need Linux: {_WAY_OUT}")
+    if os.geteuid() != 0:
+        raise HostsUnavailable(f"network namespaces need root: sudo, or {_WAY_OUT}")
+    for program, package in _PACKAGES.items():
+        if shutil.which(program) is None:
+            raise HostsUnavailable(
+                f"network namespaces need `{program}` (package {package}, such as "
+                f"apt-get install {package}); {_WAY_OUT}"
+            )
+
+
+def _names(prefix: str) -> list[str]:
+    """All namespaces of a lab; only these are ever removed."""
+    return [f"{prefix}-{name}" for name in (*HOST_NAMES, "switch")]
+
+
+def _existing(prefix: str) -> list[str]:
+    return [name for name in _names(prefix) if (_FOLDER / name).exists()]
+
+
+def _hosts(prefix: str, notes: list[str]) -> Hosts:
+    ws, backend, runner = (
+        Host(name, address, _FOLDER / f"{prefix}-{name}", prefix)
+        for name, address in _ADDRESSES.items()
+    )
+    parts = ", ".join(f"{name} {address}" for name, address in _ADDRESSES.items())
+    apart = (
+        f"each host is a network namespace with its own address ({parts}), "
+        "joined by a bridge in a fourth"
+    )
+    together = "they share this machine's kernel, CPUs and memory"
+    return Hosts(ws=ws, backend=backend, runner=runner, isolation=[apart, together, *notes])
+
+
+async def _build(prefix: str) -> list[str]:
+    """Make them; returns sentences about what had to be left as it was."""
+    for command in _building(prefix):
+        done = await run(command)
+        if not done.is_fine:
+            raise HostsUnavailable(f"`{' '.join(command)}` says: {done.complaint}; {_WAY_OUT}")
+    return await _widen_source_ports(prefix)
+
+
+def _building(prefix: str) -> list[list[str]]:
+    """The commands that make the namespaces and join them, in order."""
+    in_switch = f"ip -n {prefix}-switch link"
+    lines = [f"ip netns add {name}" for name in _names(prefix)]
+    lines += [f"{in_switch} add br0 type bridge forward_delay 0", f"{in_switch} set br0 up"]
+    for name, address in _ADDRESSES.items():
+        here, port = f"ip -n {prefix}-{name}", f"to-{name}"
+        lines += [
+            f"{in_switch} add {port} type veth peer name {LINK} netns {prefix}-{name}",
+            f"{in_switch} set {port} master br0 up",
+            f"{here} link set lo up",
+            f"{here} addr add {address}/{_PREFIX_BITS} dev {LINK}",
+            f"{here} link set {LINK} up",
+        ]
+    return [line.split() for line in lines]
+
+
+async def _widen_source_ports(prefix: str) -> list[str]:
+    """Give the runner, which opens all the connections, every port that may be one's own."""
+    first, last = _SOURCE_PORTS
+    write = f"echo {first} {last} > /proc/sys/net/ipv4/ip_local_port_range"
+    runner = _hosts(prefix, []).runner
+    done = await run(runner.command(["sh", "-c", write]))
+    if done.is_fine:
+        return []
+    return [f"the runner's source ports are as this machine has them: {done.complaint}"]
+
+
+async def _remove_namespaces(prefix: str) -> list[str]:
+    """End the processes in the namespaces and remove them; returns what was removed."""
+    removed: list[str] = []
+    refusals: list[str] = []
+    left = _existing(prefix)
+    if ended := await end_processes(_inside(left)):
+        removed.append(f"ended {ended} {'process' if ended == 1 else 'processes'} in namespaces")
+    for name in left:
+        done = await run(["ip", "netns", "del", name])
+        if done.is_fine:
+            removed.append(f"removed the network namespace {name}")
+        else:  # the others can go nevertheless
+            refusals.append(f"the network namespace {name} cannot be removed: {done.complaint}")
+    if refusals:
+        raise HostsUnavailable("; ".join(refusals))
+    return removed
+
+
+def _inside(names: list[str]) -> Belongs:
+    """Whether a process is in one of these namespaces.
+
+    A name of ours that leads to this machine's own namespace counts for none: by it everything
+    that runs here would be ours.
+    """
+    own = {_identity(Path("/proc") / who / "ns/net") for who in ("self", "1")}
+    ours = {_identity(_FOLDER / name) for name in names} - own - {None}
+    return partial(_is_in, ours)
+
+
+def _is_in(namespaces: set[tuple[int, int] | None], pid: int) -> bool:
+    return _identity(Path(f"/proc/{pid}/ns/net")) in namespaces
+
+
+def _identity(namespace: Path) -> tuple[int, int] | None:
+    """What tells one namespace from another; None: there is none (any more)."""
+    try:
+        found = namespace.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
