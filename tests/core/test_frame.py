@@ -18,7 +18,7 @@ from trio_odin.core.frame import (
     missing_after,
     text_frame,
 )
-from trio_odin.lab.bench.dialects import masked_frame
+from trio_odin.lab.fleet.dialects import masked_frame
 
 # On both sides of each point at which the length needs another form.
 BOUNDARIES = [0, 1, 124, 125, 126, 127, 128, 255, 256, 65534, 65535, 65536, 65537, 300_000]

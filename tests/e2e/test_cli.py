@@ -17,6 +17,7 @@ from websockets.trio.client import connect
 
 from tests.e2e.conftest import receive, wait_until
 from tests.e2e.nats import free_port, nats_client, running_nats
+from trio_odin.cli import main
 
 pytestmark = pytest.mark.e2e
 
@@ -84,10 +85,25 @@ def test_bad_input_is_a_sentence_with_the_value_and_exit_code_2(
 
 def test_help_teaches() -> None:
     assert "trio-odin up" in run("--help").stdout
-    for command in ("serve", "publish", "up", "watch", "load"):
+    for command in main.commands:
         shown = run(command, "--help")
         assert shown.returncode == 0
         assert "--" in shown.stdout
+
+
+def test_a_misspelt_command_gets_the_nearest_one() -> None:
+    ended = run("serv")
+    assert ended.returncode == 2
+    assert "Did you mean 'serve'?" in ended.stderr
+
+
+def test_what_serves_loads_nothing_of_the_lab() -> None:
+    program = (
+        "import sys; from trio_odin.cli import main; main.commands['serve'];"
+        "print(*(name for name in sys.modules if name.startswith('trio_odin.lab')))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert ended.stdout == b"\n"
 
 
 async def start(*arguments: str, **variables: str) -> trio.Process:

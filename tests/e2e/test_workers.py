@@ -21,7 +21,7 @@ from websockets.trio.client import ClientConnection, connect
 from tests.e2e.conftest import receive, wait_until
 from tests.e2e.nats import free_port, nats_client, running_nats
 from tests.e2e.test_cli import children_of, ended, ready, run, start
-from trio_odin.lab.load.scrape import parse_metrics
+from trio_odin.lab.load.pages import parse_metrics
 
 pytestmark = pytest.mark.e2e
 

@@ -3,13 +3,16 @@ from __future__ import annotations
 import http.client
 import json
 import signal
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import trio
 import trio.testing
+import trio_asyncio
 
 from tests.e2e.nats import NatsServer, nats_client, running_nats
 from trio_odin.lab.publisher import Publisher, PublisherSettings, publish
@@ -83,6 +86,40 @@ async def test_without_nats_ticks_are_errors_and_are_not_sent_later(
     nursery.start_soon(it.pump)
     await trio.sleep(2.05)
     assert (it.control.stats.published, it.control.stats.errors) == (0, 20)
+
+
+async def test_an_event_that_is_late_says_when_it_was_due(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    it = Publisher(PublisherSettings(rate=10, tokens=("BTC", "ETH"), seed=1), [listener])
+    await listener.aclose()
+    it.autostart()
+    sent: list[tuple[str, float]] = []
+
+    def take(function: partial[None]) -> Callable[[], Awaitable[int]]:
+        async def publish_batch() -> int:
+            _, batch = function.args
+            sent.extend((subject, json.loads(data)["timestamp"]) for subject, data in batch)
+            return len(batch)
+
+        return publish_batch
+
+    class Link:
+        is_up = True
+
+    monkeypatch.setattr(trio_asyncio, "aio_as_trio", take)
+    monkeypatch.setattr(it, "_link", Link())
+    # The time of day that goes with the trio clock, to the millisecond.
+    midnight = 1_700_000_000.0 - trio.current_time()
+    monkeypatch.setattr(time, "time", lambda: midnight + trio.current_time())
+    nursery.start_soon(it.pump)
+    await trio.sleep(0.01)
+    autojump_clock.jump(2)  # the whole process was stopped
+    await trio.sleep(0.01)
+    assert [subject for subject, _ in sent] == ["odin.token.BTC.trade", "odin.token.ETH.trade"] * 10
+    planned = [1_700_000_000_000 + 100 * tick for tick in range(1, 21)]
+    assert [stamp for _, stamp in sent] == pytest.approx(planned, abs=1)
 
 
 async def ask(

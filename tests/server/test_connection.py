@@ -13,7 +13,7 @@ from trio_odin.core.closing import CloseReason
 from trio_odin.core.frame import close_frame
 from trio_odin.core.ledger import Dropped
 from trio_odin.core.session import Session
-from trio_odin.lab.bench.dialects import masked_frame
+from trio_odin.lab.fleet.dialects import masked_frame
 from trio_odin.server.connection import Connection
 
 

@@ -25,7 +25,11 @@ class Schedule:
     @property
     def next_at(self) -> float:
         """When the next tick is due."""
-        return self._start + (self._taken + 1) / self._rate
+        return self.due_at(self._taken)
+
+    def due_at(self, tick: int) -> float:
+        """When a tick is due; the first one is tick 0."""
+        return self._start + (tick + 1) / self._rate
 
     def take_due(self, now: float) -> int:
         """How many ticks have come due since the last call; they are taken with this."""

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -48,12 +49,20 @@ class NatsServer:
 
 
 async def run_nats_server(
-    *, task_status: trio.TaskStatus[NatsServer] = trio.TASK_STATUS_IGNORED
+    host: str = "127.0.0.1",
+    within: Callable[[Sequence[str]], list[str]] = list,
+    *,
+    task_status: trio.TaskStatus[NatsServer] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run nats-server with JetStream on free loopback ports, its store in a temporary folder.
+    """Run nats-server with JetStream on free ports, its store in a temporary folder.
 
     Starts as soon as it takes connections. Runs until cancelled; then the child is told to stop,
     killed if it does not, and the store removed.
+
+    Args:
+        host: the address it listens on.
+        within: makes the words that run its words where it is to run; here, if nothing is said.
+        task_status: is told the running server.
 
     Raises:
         BrokerUnavailable: it is missing, did not start, or ended by itself.
@@ -62,15 +71,15 @@ async def run_nats_server(
     with tempfile.TemporaryDirectory(prefix="trio-odin-nats-") as folder:
         command = [
             str(program),
-            *("--addr", "127.0.0.1", "--port", "-1", "--ports_file_dir", folder),
+            *("--addr", host, "--port", "-1", "--ports_file_dir", folder),
             *("--jetstream", "--store_dir", folder, "--log", str(Path(folder) / "log")),
-            *("--config", str(_write_config(Path(folder)))),
+            *("--config", str(_write_config(Path(folder), host))),
         ]
         async with trio.open_nursery() as nursery:
             # In a session of its own: a Ctrl-C in the terminal is for us, we tell it when to stop.
             child = partial(
                 trio.run_process,
-                command,
+                within(command),
                 check=False,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -82,10 +91,10 @@ async def run_nats_server(
             raise BrokerUnavailable(f"nats-server has ended by itself with exit code {code}")
 
 
-def _write_config(folder: Path) -> Path:
+def _write_config(folder: Path, host: str) -> Path:
     """What nats-server takes by a file only."""
     config = folder / "nats.conf"
-    config.write_text('websocket { host: "127.0.0.1", port: -1, no_tls: true }\n')
+    config.write_text(f'websocket {{ host: "{host}", port: -1, no_tls: true }}\n')
     return config
 
 

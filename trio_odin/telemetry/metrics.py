@@ -6,13 +6,14 @@ running dashboards have two names for one thing, the plan's is the series and th
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, TypeAlias
 
 import attrs
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -27,6 +28,7 @@ from trio_odin.core.closing import CloseReason
 from trio_odin.core.commands import ErrorCode
 from trio_odin.core.durations import Durations
 from trio_odin.core.ledger import Dropped, Invalid, Ledger, Shed
+from trio_odin.telemetry.process import open_files
 from trio_odin.telemetry.snapshot import Snapshot
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -274,9 +276,6 @@ SUBSCRIPTIONS_HELP = "Subscriptions a client has, over the clients that have any
 _QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 
-_THIS_PROCESS = ProcessCollector(registry=None)
-
-
 def render(snapshot: Snapshot) -> bytes:
     """The text for a scrape: a snapshot, and figures of the process or processes (`process_…`)."""
     registry = CollectorRegistry()
@@ -307,10 +306,16 @@ class _SnapshotCollector(Collector):
                 buckets=list(durations.cumulative()),
                 sum_value=durations.total_seconds,
             )
+        yield from _processes(snapshot)
         if snapshot.workers.configured == 1:
-            yield from _THIS_PROCESS.collect()
-        else:
-            yield from _processes(snapshot)
+            yield from _files()
+
+
+def _files() -> Iterator[Metric]:
+    # As prometheus_client's own collector has them, which lists all files at each scrape.
+    yield GaugeMetricFamily("process_open_fds", "Open files", value=open_files())
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield GaugeMetricFamily("process_max_fds", "Limit of open files", value=most)
 
 
 def _processes(snapshot: Snapshot) -> Iterator[Metric]:

@@ -48,6 +48,15 @@ def machine_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
 
 
+def open_files() -> int:
+    """How many files this process has open.
+
+    Since Linux 6.2 that is the size of their folder; to list it takes 8 ms with 10,000 of them.
+    """
+    folder = Path("/proc/self/fd")
+    return folder.stat().st_size or sum(1 for _ in folder.iterdir())
+
+
 def files_needed(connections: int, workers: int) -> int:
     """How many files one of `workers` processes needs, as the kernel spreads connections."""
     share = min(connections, connections / workers * _UNEVENNESS)

@@ -2,13 +2,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections import Counter
 from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from trio_odin.lab.bench.report import (
@@ -16,51 +13,12 @@ from trio_odin.lab.bench.report import (
     Stage,
     Storm,
     SubjectReport,
-    percentile,
-    ranked,
     render,
     rows,
 )
 from trio_odin.lab.machine import Machine
 
 DASH = "\N{EN DASH}"
-FRACTIONS = st.sampled_from([0.0, 0.001, 0.07, 0.5, 0.9, 0.99, 0.999, 1.0]) | st.floats(0, 1)
-TENTHS = st.lists(st.integers(0, 300), max_size=60)
-
-
-def brute_force(values: list[float], fraction: float) -> float:
-    """The smallest value that at least `fraction` of all do not exceed."""
-    return min(
-        (v for v in values if sum(w <= v for w in values) >= fraction * len(values)), default=0.0
-    )
-
-
-@given(TENTHS, FRACTIONS)
-def test_a_percentile_is_the_smallest_latency_that_enough_do_not_exceed(
-    tenths: list[int], fraction: float
-) -> None:
-    assert percentile(Counter(tenths), fraction) == brute_force([t / 10 for t in tenths], fraction)
-
-
-@given(TENTHS, FRACTIONS)
-def test_ranked_values_and_buckets_agree(tenths: list[int], fraction: float) -> None:
-    assert ranked([t / 10 for t in tenths], fraction) == percentile(Counter(tenths), fraction)
-
-
-@pytest.mark.parametrize(
-    ("fraction", "ms"), [(0.5, 50.0), (0.99, 99.0), (0.999, 100.0), (0.01, 1.0), (1.0, 100.0)]
-)
-def test_percentiles_of_a_hundred_values(fraction: float, ms: float) -> None:
-    assert percentile({10 * n: 1 for n in range(100, 0, -1)}, fraction) == ms
-    assert ranked([float(n) for n in range(100, 0, -1)], fraction) == ms
-
-
-def test_a_percentile_weighs_the_buckets_and_of_nothing_it_is_0() -> None:
-    assert percentile({5: 99, 2000: 1}, 0.99) == 0.5
-    assert percentile({5: 98, 2000: 2}, 0.99) == 200.0
-    assert percentile({}, 0.5) == 0.0
-    assert ranked([], 0.5) == 0.0
-
 
 # --- the table
 

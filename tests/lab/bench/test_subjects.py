@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from trio_odin.lab.bench.dialects import DIALECTS
 from trio_odin.lab.bench.subjects import SUBJECTS, Subject, ours, parse_peer
+from trio_odin.lab.fleet.dialects import DIALECTS
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,6 @@ import attrs
 
 from trio_odin.lab.bench.subjects import Subject
 
-# A process may have so many files open at least; more connections take more fleets.
-FLEET_MAX = 18_000
-
 
 @attrs.frozen(kw_only=True)
 class BenchPlan:

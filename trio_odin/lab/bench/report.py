@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import attrs
@@ -13,7 +12,6 @@ from rich.table import Table
 
 from trio_odin.lab.machine import Machine
 
-_TENTHS_PER_MS = 10
 KIB = 1024
 
 
@@ -174,26 +172,6 @@ class BenchReport:
 def w_of(name: str, subjects: Sequence[SubjectReport]) -> Stage | None:
     """Workload W of the subject of that name."""
     return next((subject.stage("W") for subject in subjects if subject.name == name), None)
-
-
-def percentile(buckets: Mapping[int, int], fraction: float) -> float:
-    """The smallest latency in ms that at least `fraction` of all do not exceed; 0 if there is none.
-
-    `buckets` are tenths of a millisecond with their counts.
-    """
-    rank = fraction * sum(buckets.values())
-    seen = 0
-    for tenths in sorted(buckets):
-        seen += buckets[tenths]
-        if seen >= rank:
-            return tenths / _TENTHS_PER_MS
-    return 0.0
-
-
-def ranked(values: Sequence[float], fraction: float) -> float:
-    """The same of a sequence of values."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(fraction * len(ordered)) - 1)] if ordered else 0.0
 
 
 _NOTHING = "–"

@@ -15,31 +15,31 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from importlib import metadata
 
 import attrs
 import trio
-import trio_asyncio
 
-from trio_odin.lab.bench.dialects import Event, payload_of
-from trio_odin.lab.bench.fleet import Collected, Connected, FleetPlan
-from trio_odin.lab.bench.fleets import Fleets, fleets
-from trio_odin.lab.bench.plan import FLEET_MAX, BenchPlan
+from trio_odin.lab.bench.plan import BenchPlan
 from trio_odin.lab.bench.report import (
     KIB,
     BenchReport,
     Stage,
     Storm,
     SubjectReport,
-    percentile,
-    ranked,
 )
 from trio_odin.lab.bench.subjects import Running, Subject, SubjectFailed, run_subject
-from trio_odin.lab.load.plan import LoadImpossible
+from trio_odin.lab.fleet.events import Event, payload_of
+from trio_odin.lab.fleet.fleets import Fleets, fleets
+from trio_odin.lab.fleet.latency import percentile_ms
+from trio_odin.lab.fleet.limits import FLEET_MAX, LoadImpossible
+from trio_odin.lab.fleet.plan import Collected, Connected, FleetPlan, shares
+from trio_odin.lab.fleet.workload import Workload
 from trio_odin.lab.machine import this_machine
-from trio_odin.net.nats_link import NatsLink, nats_link
+from trio_odin.lab.publishing import publishing
 from trio_odin.net.nats_server import BrokerUnavailable, NatsServer, run_nats_server
 
 # After the last publication of a stage the deliveries may take so long, and as they come.
@@ -94,12 +94,16 @@ def _versions() -> dict[str, str]:
 
 def _require_some(result: Connected) -> None:
     if not result.connected:
-        raise SubjectFailed(f"nobody could connect: {result.failures}")
+        raise SubjectFailed(f"nobody could connect: {_why_not(result)}")
 
 
 def _require_all(result: Connected, count: int) -> None:
     if result.connected < count:
-        raise SubjectFailed(f"{result.connected:,} of {count:,} connected: {result.failures}")
+        raise SubjectFailed(f"{result.connected:,} of {count:,} connected: {_why_not(result)}")
+
+
+def _why_not(result: Connected) -> dict[str, int]:
+    return result.rejections | result.failures
 
 
 async def _measured(subject: Subject, plan: BenchPlan, progress: Progress) -> SubjectReport:
@@ -123,20 +127,6 @@ async def _measured(subject: Subject, plan: BenchPlan, progress: Progress) -> Su
     except* Exception as group:  # noqa: BLE001 - the others are measured all the same
         bench.failed(_sentence(group))
     return bench.report
-
-
-@asynccontextmanager
-async def _publisher(url: str) -> AsyncIterator[Callable[[str, bytes], Awaitable[None]]]:
-    """What publishes a payload to a subject, through nats-py."""
-
-    async def on_error(_: NatsLink, __: Exception) -> None:
-        pass  # a publish that fails because of it raises
-
-    async with (
-        trio_asyncio.open_loop(),
-        trio_asyncio.aio_as_trio(nats_link([url], name="bench", on_error=on_error)) as link,
-    ):
-        yield trio_asyncio.aio_as_trio(link.client.publish)
 
 
 def _sentence(group: BaseExceptionGroup[Exception]) -> str:
@@ -176,7 +166,7 @@ class _SubjectBench:
         plan = self._plan
         self._running = running
         async with AsyncExitStack() as stack:
-            self._publisher = await stack.enter_async_context(_publisher(broker.url))
+            self._publisher = await stack.enter_async_context(publishing(broker.url, name="bench"))
             crowd = await stack.enter_async_context(
                 fleets(self._fleet_plans(plan.connections, plan.channels_per_connection))
             )
@@ -196,23 +186,27 @@ class _SubjectBench:
 
     def _fleet_plans(self, connections: int, channels: int) -> list[FleetPlan]:
         count = -(-connections // FLEET_MAX)
-        shares = [connections // count + (i < connections % count) for i in range(count)]
         return [
-            self._fleet_plan(share, channels, seed=self._plan.seed + number, number=number)
-            for number, share in enumerate(shares)
+            self._fleet_plan(share, channels, first=first, number=number)
+            for number, (first, share) in enumerate(shares(connections, count))
         ]
 
-    def _fleet_plan(self, connections: int, channels: int, *, seed: int, number: int) -> FleetPlan:
+    def _fleet_plan(
+        self, connections: int, channels: int, *, first: int = 0, number: int
+    ) -> FleetPlan:
         return FleetPlan(
             host=self._running.host,
             port=self._running.port,
             source=f"127.0.0.{1 + number}" if self._running.host.startswith("127.") else "",
             path=self._subject.path,
             dialect=self._subject.dialect,
+            workload=Workload(
+                channels=self._plan.channels,
+                channels_per_connection=channels,
+                seed=self._plan.seed,
+            ),
+            first=first,
             connections=connections,
-            channels=self._plan.channels,
-            channels_per_connection=channels,
-            seed=seed,
         )
 
     # ---- stages
@@ -231,10 +225,10 @@ class _SubjectBench:
             storm=Storm(
                 connected=result.connected,
                 seconds=result.seconds,
-                p50_ms=ranked(result.ms, 0.5),
-                p99_ms=ranked(result.ms, 0.99),
+                p50_ms=percentile_ms(result.buckets, 0.5),
+                p99_ms=percentile_ms(result.buckets, 0.99),
                 cpu_us_each=cpu / result.connected * 1e6 if is_ours else None,
-                failures=result.failures,
+                failures=_why_not(result),
             ),
             rss_base_bytes=base if is_ours else None,
             kib_connected=grown / result.connected / KIB if is_ours else None,
@@ -265,7 +259,7 @@ class _SubjectBench:
             return
         count = max(1, round(plan.connections * plan.stalled_share))
         stalled = attrs.evolve(
-            self._fleet_plan(count, len(plan.channels), seed=plan.seed + 1000, number=200),
+            self._fleet_plan(count, len(plan.channels), number=200),
             is_reading=False,
         )
         async with fleets([stalled]) as others:
@@ -288,7 +282,7 @@ class _SubjectBench:
         if not plan.plan_seconds:
             return
         plans = self._fleet_plans(plan.connections, plan.plan_channels)
-        async with _publisher(broker.url) as self._publisher, fleets(plans) as crowd:
+        async with publishing(broker.url, name="bench") as self._publisher, fleets(plans) as crowd:
             result = await crowd.connect(lambda count: self._progress(f"{count:,} connected"))
             _require_all(result, plan.connections)
             await trio.sleep(_SETTLE_SECONDS)
@@ -301,7 +295,7 @@ class _SubjectBench:
         self._progress(f"{name}: {rate:g} events a second for {seconds:g} s")
         await crowd.collect()
         started, before = time.monotonic(), self._running.cpu_seconds()
-        received_before = await crowd.received()
+        received_before = (await crowd.progress()).received
         events, late_ms = await self._publish(rate, seconds)
         expected = sum(subscribers.get(event.channel, 0) for event in events)
         after, ended = await self._arrival(crowd, received_before + expected)
@@ -347,7 +341,7 @@ class _SubjectBench:
         cpu, ended = self._running.cpu_seconds(), time.monotonic()
         with trio.move_on_after(_ARRIVAL_SECONDS):
             while last < expected and quiet < _QUIET_LOOKS:
-                received = await crowd.received()
+                received = (await crowd.progress()).received
                 if received == last:
                     quiet += 1
                 else:
@@ -359,9 +353,12 @@ class _SubjectBench:
 
     def _figures(self, taken: _Taken, cpu: list[float]) -> Stage:
         collected = taken.collected
+        books = collected.received
         wanted = {event.number: taken.subscribers.get(event.channel, 0) for event in taken.events}
-        got = collected.deliveries
-        received = sum(got.get(number, 0) for number in wanted)
+        got: Counter[int] = Counter()
+        for entry in books.deliveries:
+            got[entry.number] += entry.times
+        received = sum(got[number] for number in wanted)
         per_delivery = [
             seconds / received * 1e6 if received and self._running.processes else None
             for seconds in cpu
@@ -372,18 +369,18 @@ class _SubjectBench:
             seconds=taken.seconds,
             expected=sum(wanted.values()),
             received=received,
-            lost=sum(max(0, wanted[n] - got.get(n, 0)) for n in wanted),
-            repeated=collected.repeated,
-            foreign=collected.foreign,
-            gaps=collected.gaps,
-            disconnects=collected.disconnects,
+            lost=sum(max(0, wanted[n] - got[n]) for n in wanted),
+            repeated=books.repeated,
+            foreign=books.foreign,
+            gaps=books.gaps,
+            disconnects=sum(collected.disconnects.values()),
             user_us=per_delivery[0],
             system_us=per_delivery[1],
             cores=sum(cpu) / taken.seconds if self._running.processes else None,
-            p50_ms=percentile(collected.buckets, 0.5),
-            p99_ms=percentile(collected.buckets, 0.99),
-            p999_ms=percentile(collected.buckets, 0.999),
-            frames_per_read=collected.received / collected.reads if collected.reads else 0.0,
+            p50_ms=percentile_ms(books.buckets, 0.5),
+            p99_ms=percentile_ms(books.buckets, 0.99),
+            p999_ms=percentile_ms(books.buckets, 0.999),
+            frames_per_read=books.received / collected.reads if collected.reads else 0.0,
             client_us=collected.cpu_seconds / received * 1e6 if received else 0.0,
             client_cores=collected.cpu_seconds / taken.seconds,
         )

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
-from urllib.request import urlopen
 
 import attrs
 import trio
 
-from trio_odin.lab.bench.dialects import DIALECTS
-from trio_odin.lab.load.plan import LoadImpossible
+from trio_odin.lab.fleet.dialects import DIALECTS
+from trio_odin.lab.fleet.limits import LoadImpossible
+from trio_odin.lab.load.pages import get, labelled
 from trio_odin.net.nats_server import NatsServer
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ _START_SECONDS = 20.0
 _STOP_SECONDS = 5.0
 _ADDRESS = re.compile(rb'(?:listening on |"addresses": \[")([\w.]+):(\d+)')
 _OUTPUT_KEPT_BYTES = 4096
-_PAGE_SECONDS = 10.0
-_BY_WORKER = re.compile(r'^ws_worker_connections\{worker="\d+"\} (\S+)', re.MULTILINE)
 _PEERS = "trio_odin.lab.bench.peers"
 
 
@@ -85,9 +83,9 @@ class Running:
 
     async def connections_by_worker(self) -> list[int]:
         """How many each worker of ours holds, as /metrics has it."""
-        url = f"http://{self.host}:{self.port}/metrics"
-        page = await trio.to_thread.run_sync(partial(_page, url))
-        return [int(float(count)) for count in _BY_WORKER.findall(page)]
+        page = await get(f"http://{self.host}:{self.port}/metrics")
+        text = "" if page is None else page.body.decode()
+        return [int(count) for count in labelled(text, "ws_worker_connections").values()]
 
     def _family(self) -> list[psutil.Process]:
         return [
@@ -95,11 +93,6 @@ class Running:
             for process in self.processes
             for member in (process, *process.children(recursive=True))
         ]
-
-
-def _page(url: str) -> str:
-    with urlopen(url, timeout=_PAGE_SECONDS) as page:  # noqa: S310 - http, by its caller
-        return str(page.read().decode())
 
 
 @contextmanager
@@ -122,7 +115,7 @@ def process_of(pid: int) -> psutil.Process:
         import psutil  # noqa: PLC0415
     except ImportError as error:
         raise LoadImpossible(
-            "psutil is not installed: pip install '.[demo,lab,bench]' (the extra bench)"
+            "psutil is not installed: pip install '.[demo,lab,bench]' (the extra lab)"
         ) from error
     return psutil.Process(pid)
 

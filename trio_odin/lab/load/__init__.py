@@ -1,16 +1,10 @@
-"""A load: many subscribers in one process that check every envelope they receive.
+"""A load: many subscribers in other processes that check every envelope they receive.
 
-    LoadPlan ──► run_load ──► LoadReport
-                    │ asyncio, uvloop, picows: the only waiting
-                    ▼
-                  Books      pure: numbering, foreign channels, completeness, latency
+    LoadPlan ──► run_load ──► LoadResult ──► criteria ──► checks
+                    │ a sample a second
+                    ├── fleets      the clients
+                    ├── /metrics    what the server says of itself
+                    └── publisher   started and stopped, if it is ours to tell
 
-Architecture invariant: no server code is imported here. asyncio, uvloop and picows are: a client
-has to be much cheaper than the server it measures on the same machine.
+Architecture invariant: no server code is imported here, so a load cannot cheat.
 """
-
-from trio_odin.lab.load.plan import LoadImpossible, LoadPlan, Phase, Progress
-from trio_odin.lab.load.report import LoadReport
-from trio_odin.lab.load.runner import run_load
-
-__all__ = ["LoadImpossible", "LoadPlan", "LoadReport", "Phase", "Progress", "run_load"]

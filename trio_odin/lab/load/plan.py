@@ -2,48 +2,77 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from enum import Enum
-from urllib.parse import urlsplit
+import math
+import re
+from collections.abc import Iterator, Set
+from urllib.parse import urlsplit, urlunsplit
 
 import attrs
 
 from trio_odin.core.names import CHANNEL_RULE, is_channel
+from trio_odin.lab.fleet.limits import LoadImpossible
+from trio_odin.lab.fleet.workload import Workload
 
-
-class LoadImpossible(Exception):
-    """The load cannot be started from here. The message is one sentence that says what would do."""
+RECONNECT_SECONDS = 1.0
+CHURNING_SHARE = 0.2
 
 
 @attrs.frozen(kw_only=True)
 class LoadPlan:
-    """What to do.
+    """What to do, in this order; what takes 0 seconds is left out.
 
     Args:
-        connections: how many WebSocket connections, 1 or more.
-        channels_per_connection: how many of the channels `{token}.{event_type}` each one samples.
+        url: of the server, ws:// or wss://.
+        connections: how many, 1 or more.
+        workload: what each of them subscribes to.
         ramp_per_second: connects a second; 0 goes as fast as it can, 200 handshakes at a time.
-        seed: the same seed gives the same samples.
-        metrics_url: the server's metrics page; by default /metrics beside `url`. None: no scraping.
+        idle_seconds: then nothing is published, and the server's cost of that is measured.
+        hold_seconds: then events are received, and checked.
+        is_cut: then all are cut at once, come back, and events go on for `after_seconds`.
+        reconnects: connections that are lost come back, each within a second at random.
+        churn_per_second: so many connections are replaced in order while events are received; a
+            fifth of all take part.
+        rate: events a second that the publisher is told.
+        publisher_url: of its control; None: somebody else sees to it.
+        processes: of clients, at least.
+        health_url: the server's /health, with /metrics beside it; None: its figures stay unknown.
     """
 
     url: str = "ws://127.0.0.1:3002/ws"
     connections: int
-    channels_per_connection: int
-    tokens: list[str]
-    event_type: str = "trade"
-    hold_seconds: float
+    workload: Workload
     ramp_per_second: float = 0.0
-    seed: int = 0
-    metrics_url: str | None = attrs.field(
-        default=attrs.Factory(lambda plan: _metrics_beside(plan.url), takes_self=True)
+    idle_seconds: float = 0.0
+    hold_seconds: float
+    is_cut: bool = False
+    after_seconds: float = 10.0
+    reconnects: bool = False
+    churn_per_second: float = 0.0
+    rate: float | None = None
+    publisher_url: str | None = None
+    processes: int = 1
+    health_url: str | None = attrs.field(
+        default=attrs.Factory(lambda plan: health_beside(plan.url), takes_self=True)
     )
 
     @property
-    def channels(self) -> list[str]:
-        """Every channel that a connection may sample."""
-        return [f"{token}.{self.event_type}" for token in dict.fromkeys(self.tokens)]
+    def metrics_url(self) -> str | None:
+        """Beside /health."""
+        if self.health_url is None:
+            return None
+        parts = urlsplit(self.health_url)
+        folder = parts.path.rpartition("/")[0]
+        return urlunsplit((parts.scheme, parts.netloc, f"{folder}/metrics", "", ""))
+
+    @property
+    def churners(self) -> int:
+        """How many connections are replaced now and then."""
+        return max(1, int(self.connections * CHURNING_SHARE)) if self.churn_per_second else 0
+
+    @property
+    def reconnect_seconds(self) -> float:
+        """For the fleets."""
+        return RECONNECT_SECONDS if self.reconnects or self.is_cut else 0.0
 
     def check(self) -> None:
         """Refuse a plan that cannot be carried out by any machine.
@@ -51,56 +80,102 @@ class LoadPlan:
         Raises:
             LoadImpossible: says which number or name is wrong, and what is allowed.
         """
-        channels = self.channels
-        bad = [channel for channel in channels if not is_channel(channel)]
-        parts = urlsplit(self.url)
-        if parts.scheme not in {"ws", "wss"} or not parts.hostname:
-            raise LoadImpossible(f"{self.url!r} is no address like ws://127.0.0.1:3002/ws")
-        if self.connections < 1:
-            raise LoadImpossible(f"{self.connections} connections: allowed is 1 or more")
-        if bad:
-            raise LoadImpossible(f"{bad[0]!r} is no channel: {CHANNEL_RULE}")
-        if not 1 <= self.channels_per_connection <= len(channels):
-            raise LoadImpossible(
-                f"{self.channels_per_connection} channels a connection: "
-                f"with {len(channels)} tokens, allowed is 1 to {len(channels)}"
+        for sentence in self._complaints():
+            raise LoadImpossible(sentence)
+
+    def _complaints(self) -> Iterator[str]:
+        if not _is_address(self.url, {"ws", "wss"}):
+            yield f"{self.url!r} is no address like ws://127.0.0.1:3002/ws"
+        for what, url, example in (
+            ("server's health page", self.health_url, "http://127.0.0.1:3002/health"),
+            ("publisher", self.publisher_url, "http://127.0.0.1:3003"),
+        ):
+            if url is not None and not _is_address(url, {"http", "https"}):
+                yield f"{url!r} is no address of a {what}, like {example}"
+        yield from self._complaints_about_subscriptions()
+        yield from self._complaints_about_numbers()
+
+    def _complaints_about_subscriptions(self) -> Iterator[str]:
+        workload = self.workload
+        total = len(workload.channels)
+        if not total:
+            yield "no channels: allowed is 1 or more"
+        for channel in workload.channels:
+            if not is_channel(channel):
+                yield f"{channel!r} is no channel: {CHANNEL_RULE}"
+        if not 1 <= workload.channels_per_connection <= total:
+            yield (
+                f"{workload.channels_per_connection} channels a connection: "
+                f"with {total} tokens, allowed is 1 to {total}"
             )
-        for name, value in (("hold", self.hold_seconds), ("ramp", self.ramp_per_second)):
-            if not 0 <= value < float("inf"):
-                raise LoadImpossible(f"{name} of {value}: allowed is a number, 0 or more")
 
-    def samples(self) -> Iterator[list[str]]:
-        """The channels of each connection, in the order of connecting."""
-        return samples(self.channels, self.channels_per_connection, self.connections, self.seed)
-
-
-def samples(channels: list[str], each: int, connections: int, seed: int) -> Iterator[list[str]]:
-    """`each` of `channels` for every connection; the same seed gives the same samples."""
-    chance = random.Random(seed)
-    for _ in range(connections):
-        yield chance.sample(channels, each)
-
-
-def _metrics_beside(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{'https' if parts.scheme == 'wss' else 'http'}://{parts.netloc}/metrics"
-
-
-class Phase(Enum):
-    """Where a load is."""
-
-    CONNECTING = "connecting"
-    SUBSCRIBING = "subscribing"
-    HOLDING = "holding"
-    CLOSING = "closing"
+    def _complaints_about_numbers(self) -> Iterator[str]:
+        if self.connections < 1:
+            yield f"{self.connections} connections: allowed is 1 or more"
+        if self.processes < 1:
+            yield f"{self.processes} processes: allowed is 1 or more"
+        for name in ("hold", "idle", "after"):
+            seconds = getattr(self, f"{name}_seconds")
+            if not 0 <= seconds < math.inf:
+                yield f"{name} of {seconds:g} seconds: allowed is a number, 0 or more"
+        for name in ("ramp", "churn"):
+            rate = getattr(self, f"{name}_per_second")
+            if not 0 <= rate < math.inf:
+                yield f"{name} of {rate:g} a second: allowed is a number, 0 or more"
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            yield f"rate of {self.rate:g} a second: allowed is a number above 0"
+        if self.churn_per_second and self.connections < 2:
+            yield (
+                f"churn of {self.churn_per_second:g} a second with {self.connections} connections: "
+                "allowed is 2 connections or more"
+            )
 
 
-@attrs.frozen
+def _is_address(url: str, schemes: Set[str]) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # no such port, or brackets around what is no IPv6 address
+        return False
+
+
+def health_beside(url: str) -> str:
+    """The health page of the server of a WebSocket; whether `url` is one, `LoadPlan` checks."""
+    scheme, _, rest = url.partition("://")
+    host = re.split("[/?#]", rest, maxsplit=1)[0]
+    return f"{'https' if scheme == 'wss' else 'http'}://{host}/health"
+
+
+@attrs.frozen(kw_only=True)
 class Progress:
-    """A glance at a running load. `seconds_left` of this phase, None where nobody can know."""
+    """A glance at a running load.
 
-    phase: Phase
-    connected: int
-    subscribed: int
-    received: int
+    Args:
+        phase: see `Sample`.
+        connections: subscribed now, of `wanted`.
+        received_per_second: envelopes.
+        p99_ms: latency, None if nothing was received.
+        server_percent: CPU by the server's own account.
+        seconds_left: of this phase, None where nobody can know.
+    """
+
+    phase: str
+    connections: int
+    wanted: int
+    received_per_second: float
+    p99_ms: float | None
+    server_percent: float | None
     seconds_left: float | None
+
+    def line(self) -> str:
+        """One line for people; it fits a terminal of 80 columns."""
+        parts = [f"{self.phase}: {self.connections:,} of {self.wanted:,}"]
+        if self.received_per_second:
+            parts.append(f"{self.received_per_second:,.0f} events/s")
+        if self.p99_ms is not None:
+            parts.append(f"p99 {self.p99_ms:.0f} ms")
+        if self.server_percent is not None:
+            parts.append(f"CPU {self.server_percent:.0f} %")
+        if self.seconds_left is not None:
+            parts.append(f"{self.seconds_left:.0f} s left")
+        return ", ".join(parts)

@@ -1,494 +1,505 @@
-"""Runs a load: the only part of it that waits."""
+"""A load from its first connect to its last close.
+
+run_load()
+├── fleets        the clients, a process for each 18,000 or more of them
+├── signals       the first SIGINT or SIGTERM ends the load in order, the second one at once
+└── (this task)   connecting → idle → hold → reconnecting → closing, a sample each second
+"""
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import gc
-import logging
-import os
+import datetime as dt
+import signal
+import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable
+from urllib.parse import urlsplit
 
-import msgspec
+import attrs
+import trio
 
-from trio_odin.lab.load.books import Books, Numbering, read_reply
-from trio_odin.lab.load.cost import Hold, micros, ratio, server_figures
-from trio_odin.lab.load.limits import require_files, require_ports
-from trio_odin.lab.load.plan import LoadImpossible, LoadPlan, Phase, Progress
-from trio_odin.lab.load.report import LoadReport
-from trio_odin.lab.load.scrape import Sample, own_cpu_seconds, scrape
+from trio_odin.lab.fleet.fleets import Fleets, fleets
+from trio_odin.lab.fleet.latency import durations, percentile_ms
+from trio_odin.lab.fleet.limits import FLEET_MAX, LoadImpossible, require_ports, sources_towards
+from trio_odin.lab.fleet.plan import Collected, Connected, FleetPlan, Summary, shares
+from trio_odin.lab.load.plan import LoadPlan, Progress
+from trio_odin.lab.load.publisher import PublisherControl
+from trio_odin.lab.load.result import LoadResult, Reconnects, Sample
+from trio_odin.lab.load.server import (
+    UNMATCHED,
+    Moments,
+    Statement,
+    health,
+    server_figures,
+    statement,
+)
+from trio_odin.lab.machine import this_machine
 
-if TYPE_CHECKING:
-    from picows import WSFrame, WSListener, WSTransport
-
-_IN_FLIGHT_MAX = 200
-_STEP_SECONDS = 30.0  # deadline of one handshake, and of one acknowledgement
-_CONNECTS_PER_SECOND_MIN = 100  # a phase that goes slower than this ends with what it has
-_PROGRESS_SECONDS = 0.5
-_CLOSE_SECONDS = 5.0
-_CLOSE_BATCH = 500
-_GRACE_SECONDS = 2.0  # what an interrupted phase gives to its handshakes in flight
-_WINDOW_MARGIN_MS = 1000
-_REASONS_MAX = 8  # that many kinds of failure are told apart, the rest is "other"
-
-_LOGGER = logging.getLogger("picows.load")
-_LOGGER.setLevel(logging.WARNING)  # below that it has a line for every connection
-# RFC 6455, 7.4.1: a close frame without a code, and an end without a close frame.
-_NO_CODE, _ABNORMAL = 1005, 1006
+_TICK_SECONDS = 1.0
+_SHORT_TICK_SECONDS = 0.25
+_SETTLE_SECONDS = 1.0
+# Longer than any pause before another attempt to connect: nobody more will come.
+_STALLED_SECONDS = 60.0
+_RETURN_SECONDS = 120.0
+_CLOSE_SECONDS = 15.0
+_ARRIVAL_SECONDS = 15.0
+_QUIET_SECONDS = 1.0
+# An event near an end of the hold may have come before all were there, or still be on its way.
+_MARGIN_NS = 1_000_000_000
+_MARGIN_SHARE = 4
+_NO_STATEMENT = Statement(0.0, {})
 
 
-def run_load(plan: LoadPlan, progress: Callable[[Progress], None]) -> LoadReport:
-    """Connect, subscribe, hold and close as `plan` says; return what was found.
+class LoadAbandoned(Exception):
+    """Somebody wanted the load to end at once. The message is one sentence."""
 
-    Runs an asyncio loop of its own, so call it from a thread without one. Ctrl-C in the main thread
-    ends the phase, closes what is open, and returns the report so far; a second one raises
-    KeyboardInterrupt.
 
-    Bounds: 30 s for each handshake and each acknowledgement, 200 of them at a time, and a phase
-    that gets on with less than 100 a second ends with what it has; then `hold_seconds`; then 5 s
-    to close.
+async def run_load(plan: LoadPlan, progress: Callable[[Progress], None]) -> LoadResult:
+    """Carry out `plan`. Belongs into the main thread, which is where signals come.
 
-    Args:
-        plan: is checked first.
-        progress: called about twice a second and at each new phase, in the loop: it must be quick.
+    The first SIGINT or SIGTERM ends it in order: the publisher is stopped, connections are closed,
+    and the result says that it was interrupted. The second one ends it at once.
 
     Raises:
-        LoadImpossible: the plan, this machine's limits or a missing library forbid it. What the
-            server does wrong is in the report instead.
+        LoadImpossible: it cannot be started from here; says what would do. Also in a group.
+        LoadAbandoned: it was interrupted twice.
+
+    Cancellation: the publisher is stopped, which may take 10 s, and the fleets are ended without
+    closing their connections in order. So it is with every exception.
     """
     plan.check()
-    require_files(plan.connections)
-    require_ports(plan.connections)
+    durations({0: 1})  # what is not installed is better said before the load than after it
+    result: LoadResult | None = None
+    async with fleets(await _fleet_plans(plan)) as crowd:
+        load = _Load(plan, crowd, progress)
+        async with trio.open_nursery() as nursery:
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                nursery.start_soon(_end_on_signals, signals, load, nursery.cancel_scope)
+                result = await load.run()
+            nursery.cancel_scope.cancel(reason="the load has ended")
+    if result is None:
+        raise LoadAbandoned("interrupted twice: the figures are lost")
+    return result
+
+
+async def _end_on_signals(
+    signals: AsyncIterator[int], load: _Load, everything: trio.CancelScope
+) -> None:
+    await anext(signals)
+    load.interrupt()
+    await anext(signals)
+    everything.cancel(reason="interrupted twice")
+
+
+async def _fleet_plans(plan: LoadPlan) -> list[FleetPlan]:
+    """A plan for each process of clients."""
+    parts = urlsplit(plan.url)
+    is_tls = parts.scheme == "wss"
+    family, host, port = await _resolved(
+        parts.hostname or "", parts.port or (443 if is_tls else 80), plan.url
+    )
+    count = max(plan.processes, -(-plan.connections // FLEET_MAX))
+    count = min(count, plan.connections)
+    sources = sources_towards(host, family, count)
+    require_ports(-(-plan.connections // len(sources)))
+    return [
+        FleetPlan(
+            host=host,
+            port=port,
+            family=family,
+            name=parts.hostname or "",
+            is_tls=is_tls,
+            source=sources[number % len(sources)],
+            path=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
+            kind="market",
+            workload=plan.workload,
+            first=first,
+            connections=share,
+            in_flight=max(1, 200 // count),
+            ramp_per_second=plan.ramp_per_second / count,
+            reconnect_seconds=plan.reconnect_seconds,
+            churn_per_second=plan.churn_per_second / count,
+            churners=min(share - 1, -(-plan.churners // count)),
+        )
+        for number, (first, share) in enumerate(shares(plan.connections, count))
+    ]
+
+
+async def _resolved(host: str, port: int, url: str) -> tuple[int, str, int]:
     try:
-        import picows  # noqa: F401, PLC0415
-        import uvloop  # noqa: PLC0415
-    except ImportError as error:
-        raise LoadImpossible(
-            f"{error.name} is not installed, it comes with the extra lab: pip install '.[lab]'"
-        ) from error
-    with _calm_gc(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_Load(plan, progress).run())
+        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise LoadImpossible(f"{url!r}: {host!r} cannot be resolved: {error}") from error
+    family, _, _, _, address = found[0]
+    return int(family), str(address[0]), port
 
 
-@contextmanager
-def _calm_gc() -> Iterator[None]:
-    """Collect rarely: each full collection would walk every connection."""
-    thresholds = gc.get_threshold()
-    gc.set_threshold(100_000, 50, 100)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
+@attrs.define
+class _Totals:
+    """What all seconds add up to."""
+
+    received: int = 0
+    gaps: int = 0
+    repeated: int = 0
+    foreign: int = 0
+    churned: int = 0
+    unreadable: int = 0
+    error_replies: int = 0
+    disconnects: Counter[str] = attrs.field(factory=Counter)
+    times: Counter[tuple[str, int]] = attrs.field(factory=Counter)
+    due_ns: dict[tuple[str, int], int] = attrs.field(factory=dict)
+    hold_buckets: Counter[int] = attrs.field(factory=Counter)
+    hold_received: int = 0
+    hold_cpu: float = 0.0
+    hold_busiest_cpu: float = 0.0
+
+    def add(self, collected: Collected) -> None:
+        books = collected.received
+        self.received += books.received
+        self.gaps += books.gaps
+        self.repeated += books.repeated
+        self.foreign += books.foreign
+        self.churned += collected.churned
+        self.unreadable += collected.unreadable
+        self.error_replies += collected.error_replies
+        self.disconnects.update(collected.disconnects)
+        for entry in books.deliveries:
+            key = (entry.channel, entry.number)
+            self.times[key] += entry.times
+            self.due_ns[key] = entry.due_ns
+
+    def add_to_hold(self, collected: Collected, busiest_cpu: float) -> None:
+        self.hold_buckets.update(collected.received.buckets)
+        self.hold_received += collected.received.received
+        self.hold_cpu += collected.cpu_seconds
+        self.hold_busiest_cpu += busiest_cpu
 
 
-class _Subscriber:
-    """One connection, as the load sees it."""
-
-    __slots__ = ("acknowledged", "asked", "numbering", "transport")
-
-    def __init__(self, asked: list[str]) -> None:
-        self.asked = asked
-        self.numbering = Numbering()
-        self.transport: WSTransport | None = None  # None before the handshake and after the end
-        self.acknowledged: asyncio.Future[list[str]] | None = None
-
-    @property
-    def has_heard_nothing(self) -> bool:
-        """It subscribed, and no envelope has come."""
-        return bool(self.numbering.channels) and not self.numbering.seq
-
-    def answer(self, subscribed: list[str]) -> None:
-        """The subscription is acknowledged (or, with no channels, will never be)."""
-        if self.acknowledged is not None and not self.acknowledged.done():
-            self.acknowledged.set_result(subscribed)
+class _Interrupted(Exception):
+    """Comes out of a pause: the phases are to end."""
 
 
 class _Load:
-    """One run. Everything in here happens in the thread of its loop."""
+    """One run. Everything that waits has a deadline.
 
-    def __init__(self, plan: LoadPlan, progress: Callable[[Progress], None]) -> None:
-        self.books = Books()
+    A fleet that was asked has to be heard, or its next answer would be taken for another one's. So
+    neither an interruption nor a deadline cuts a question short: they end pauses.
+    """
+
+    def __init__(self, plan: LoadPlan, crowd: Fleets, progress: Callable[[Progress], None]) -> None:
         self._plan = plan
+        self._crowd = crowd
         self._progress = progress
-        self._subscribers = [_Subscriber(sample) for sample in plan.samples()]
-        self._phase = Phase.CONNECTING
-        self._phase_ends_at: float | None = None
-        self._interrupted = False
-        # Connections: all that were ever opened, those that are open, and how they ended.
-        self._connected = self._subscribed = self._open = 0
-        self._subscribers_of: Counter[str] = Counter()  # by channel
-        self._failures: Counter[str] = Counter()
-        self._close_codes: Counter[int] = Counter()
-        self._closed_cleanly = self._error_replies = self._unreadable = 0
-        self._all_gone = asyncio.Event()
-        # Moments; a phase that never came leaves None.
-        self._before: Sample | None = None
-        self._held_from: Sample | None = None
-        self._held_until: Sample | None = None
-        self._connect_seconds = 0.0
-        self._window_ms = (0.0, 0.0)
+        self._publisher = PublisherControl(plan)
+        self._interrupted = trio.Event()
+        self._was_cut_short = False
+        self._subscribers: dict[str, int] = {}
+        self._totals = _Totals()
+        self._series: list[Sample] = []
+        self._hold: list[Statement] = []
+        self._windows: list[tuple[int, int]] = []
+        self._started = self._last_at = time.monotonic()
+        self._date = _now()
+        self._ends_at: float | None = None
 
-    async def run(self) -> LoadReport:
-        """The phases one after the other. The first cancellation only goes on to the closing."""
-        ticker = asyncio.create_task(self._tick())
+    def interrupt(self) -> None:
+        """End it in order, with the figures so far."""
+        self._interrupted.set()
+
+    async def run(self) -> LoadResult:
+        """All phases. Whatever happens, nothing is published any more afterwards."""
+        self._health = [await health(self._plan.health_url)]
+        self._before = self._page = await statement(self._plan.metrics_url)
+        self._connected_page = self._idle_from = self._idle_until = _NO_STATEMENT
+        self._before_events = _NO_STATEMENT
         try:
-            await self._connect_and_hold()
-        except asyncio.CancelledError:
-            self._interrupted = True
-            if (task := asyncio.current_task()) is not None:
-                task.uncancel()
+            try:
+                await self._phases()
+            except _Interrupted:
+                self._was_cut_short = True
+            await self._publisher.stop()
+            await self._arrivals()
+            connects = await self._crowd.connects()
+            self._health.append(await health(self._plan.health_url))
+            await self._close()
+            return self._result(connects, await self._crowd.summary())
         finally:
-            ticker.cancel()
-        await self._close_all()
-        with suppress(asyncio.CancelledError):
-            await ticker  # a fault of `progress` comes out here
-        return self._report()
+            with trio.CancelScope(shield=True):
+                await self._publisher.stop()
+
+    async def _phases(self) -> None:
+        await self._publisher.prepare()
+        await self._connect()
+        await self._idle()
+        await self._receive()
+        await self._cut()
 
     # ---- phases
 
-    async def _connect_and_hold(self) -> None:
-        self._enter(Phase.CONNECTING)
-        self._before = await self._sample()
-        started = time.monotonic()
-        await self._for_each(
-            self._subscribers, self._connect, per_second=self._plan.ramp_per_second
+    async def _connect(self) -> None:
+        self._started = self._last_at = time.monotonic()
+        self._date = _now()
+        ramp = self._plan.ramp_per_second
+        patience = _STALLED_SECONDS + (1 / ramp if ramp else 0.0)
+        at = await self._crowd.begin("connect")
+        least, fell_at = at.pending, time.monotonic()
+        pause = _SHORT_TICK_SECONDS  # a few connections are there at once
+        while at.pending and time.monotonic() - fell_at < patience:
+            await self._tick("connecting", seconds=pause)
+            pause = _TICK_SECONDS
+            at = await self._crowd.progress()
+            if at.pending < least:
+                least, fell_at = at.pending, time.monotonic()
+        connects = await self._crowd.connects()
+        self._subscribers = connects.subscribers
+        if not connects.connected:
+            raise LoadImpossible(
+                f"nobody could connect to {self._plan.url}: "
+                f"{_listed(connects.rejections | connects.failures)}"
+            )
+        await self._tick("connecting", seconds=_SETTLE_SECONDS)  # the server has to tidy up
+        self._connected_page = self._page
+
+    async def _idle(self) -> None:
+        if self._plan.idle_seconds:
+            self._idle_from = self._page
+            await self._phase("idle", self._plan.idle_seconds)
+            self._idle_until = self._page
+
+    async def _receive(self) -> None:
+        self._before_events = self._page
+        await self._publisher.start()
+        if self._plan.churn_per_second:
+            await self._crowd.begin("churn")
+        self._hold.append(await self._ask())
+        await self._window("hold", self._plan.hold_seconds)
+
+    async def _window(self, phase: str, seconds: float) -> None:
+        """Receive; the events of this time have to be complete."""
+        first = time.time_ns()
+        try:
+            await self._phase(phase, seconds)
+        finally:
+            last = time.time_ns()
+            margin = min(_MARGIN_NS, (last - first) // _MARGIN_SHARE)
+            self._windows.append((first + margin, last - margin))
+
+    async def _cut(self) -> None:
+        if not self._plan.is_cut:
+            return
+        at = await self._crowd.begin("cut")
+        gives_up_at = time.monotonic() + _RETURN_SECONDS
+        while at.pending and time.monotonic() < gives_up_at:
+            await self._tick("reconnecting")
+            at = await self._crowd.progress()
+        await self._window("after", self._plan.after_seconds)
+
+    async def _arrivals(self) -> None:
+        """Wait for what is still on its way: once nothing is published, until nothing comes."""
+        if not self._windows:
+            return
+        gives_up_at = time.monotonic() + _ARRIVAL_SECONDS
+        await trio.sleep(_SHORT_TICK_SECONDS)
+        await self._look("closing")  # what came in the hold is no reason to wait
+        is_quiet = False
+        while not is_quiet and time.monotonic() < gives_up_at:
+            await trio.sleep(_QUIET_SECONDS)
+            is_quiet = not await self._look("closing") or not self._publisher.is_ours
+
+    async def _close(self) -> None:
+        at = await self._crowd.begin("close")
+        gives_up_at = time.monotonic() + _CLOSE_SECONDS
+        while at.connections and time.monotonic() < gives_up_at:
+            await trio.sleep(_SHORT_TICK_SECONDS)
+            await self._look("closing")
+            at = await self._crowd.progress()
+
+    async def _phase(self, phase: str, seconds: float) -> None:
+        ends_at = self._ends_at = time.monotonic() + seconds
+        try:
+            while (left := ends_at - time.monotonic()) > 0:
+                await self._tick(phase, seconds=min(_TICK_SECONDS, left))
+        except _Interrupted:
+            await self._look(phase)  # for this belongs to it still
+            raise
+        finally:
+            self._ends_at = None
+
+    # ---- samples
+
+    async def _tick(self, phase: str, *, seconds: float | None = None) -> None:
+        """Wait and take a sample.
+
+        Raises:
+            _Interrupted: the user wants it to end, at once if that was so before.
+        """
+        with trio.move_on_after(_TICK_SECONDS if seconds is None else seconds):
+            await self._interrupted.wait()
+            raise _Interrupted
+        await self._look(phase)
+
+    async def _look(self, phase: str) -> int:
+        """Take a sample; returns how many envelopes came."""
+        collected = await self._crowd.collect()
+        earlier, page = self._page, await self._ask()
+        now = time.monotonic()
+        took, self._last_at = max(1e-3, now - self._last_at), now
+        self._totals.add(collected)
+        if phase == "hold":
+            self._totals.add_to_hold(collected, self._crowd.busiest_cpu_seconds)
+            self._hold.append(page)
+        sample = _sample(
+            phase, now - self._started, took, collected, page, page.cores_since(earlier)
         )
-        self._enter(Phase.SUBSCRIBING)
-        await self._for_each([s for s in self._subscribers if s.transport], self._subscribe)
-        self._connect_seconds = time.monotonic() - started
-        if self._subscribed:
-            await self._hold()
-
-    async def _for_each(
-        self,
-        subscribers: list[_Subscriber],
-        act: Callable[[_Subscriber], Awaitable[None]],
-        *,
-        per_second: float = 0.0,
-    ) -> None:
-        """Act on each subscriber, 200 at a time. Cancellation leaves those in flight 2 s to end."""
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        ramp_seconds = len(subscribers) / per_second if per_second else 0.0
-        slowest_seconds = ramp_seconds + len(subscribers) / _CONNECTS_PER_SECOND_MIN
-        places = asyncio.Semaphore(_IN_FLIGHT_MAX)
-        tasks: set[asyncio.Future[None]] = set()
-        faults: list[BaseException] = []
-        begun = 0
-
-        def end(task: asyncio.Future[None]) -> None:
-            tasks.discard(task)
-            places.release()
-            if not task.cancelled() and (fault := task.exception()) is not None:
-                faults.append(fault)
-
-        try:
-            async with asyncio.timeout(slowest_seconds + _STEP_SECONDS):
-                for subscriber in subscribers:
-                    if per_second:
-                        await asyncio.sleep(started + begun / per_second - loop.time())
-                    await places.acquire()
-                    task = asyncio.ensure_future(act(subscriber))
-                    tasks.add(task)
-                    task.add_done_callback(end)
-                    begun += 1
-                await _finish(tasks, _STEP_SECONDS + _GRACE_SECONDS)
-        except TimeoutError:
-            self._fail("too slow, not even tried", len(subscribers) - begun)
-        finally:
-            await _finish(tasks, _GRACE_SECONDS)
-        if faults:
-            raise faults[0]
-
-    async def _connect(self, subscriber: _Subscriber) -> None:
-        from picows import WSError, ws_connect  # noqa: PLC0415
-
-        try:
-            # picows bounds the handshake and tidies up after it; the outer bound is for connecting.
-            async with asyncio.timeout(_STEP_SECONDS + 1):
-                _, listener = await ws_connect(
-                    lambda: _listener(self, subscriber),
-                    self._plan.url,
-                    websocket_handshake_timeout=_STEP_SECONDS,
-                    logger_name=_LOGGER.name.removeprefix("picows."),
-                    max_redirects=0,
-                )
-        except (OSError, WSError) as error:
-            self._fail(_reason(error))
-        else:
-            if listener is None:
-                self._fail("closed by the server during the handshake")
-
-    async def _subscribe(self, subscriber: _Subscriber) -> None:
-        from picows import WSMsgType  # noqa: PLC0415
-
-        if subscriber.transport is None:
-            return  # ended in the meantime, and counted so
-        # An event may overtake the acknowledgement.
-        subscriber.numbering.channels = frozenset(subscriber.asked)
-        subscriber.acknowledged = asyncio.get_running_loop().create_future()
-        command = {"type": "subscribe", "channels": subscriber.asked}
-        subscriber.transport.send(WSMsgType.TEXT, msgspec.json.encode(command))
-        try:
-            async with asyncio.timeout(_STEP_SECONDS):
-                subscribed = await subscriber.acknowledged
-        except TimeoutError:
-            # Whether it is subscribed cannot be known, so it must not be counted with the others.
-            self._fail(f"subscription not acknowledged within {_STEP_SECONDS:.0f} s")
-            self._cut_off(subscriber)
-            return
-        if subscriber.transport is None:
-            return
-        self._subscribers_of.update(set(subscribed))
-        if set(subscribed) == set(subscriber.asked):
-            self._subscribed += 1
-        else:
-            self._fail("not subscribed to every channel")
-            subscriber.numbering.channels = frozenset(subscribed)
-
-    async def _hold(self) -> None:
-        first_ms = _unix_ms() + _WINDOW_MARGIN_MS
-        gc.freeze()  # what lives now lives until the end
-        self._held_from = await self._sample()
-        self.books.restart_latency()
-        self._enter(Phase.HOLDING, self._plan.hold_seconds)
-        try:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._plan.hold_seconds):
-                    await self._all_gone.wait()
-        finally:
-            self._window_ms = (first_ms, _unix_ms() - _WINDOW_MARGIN_MS)
-            self._held_until = await self._sample()
-
-    async def _close_all(self) -> None:
-        """Close with 1000 and wait for the answers; what has not answered in time is aborted."""
-        from picows import WSCloseCode  # noqa: PLC0415
-
-        self._enter(Phase.CLOSING, _CLOSE_SECONDS)
-        transports = [s.transport for s in self._subscribers if s.transport is not None]
-        for number, transport in enumerate(transports, start=1):
-            transport.send_close(WSCloseCode.OK)
-            if number % _CLOSE_BATCH == 0:
-                await asyncio.sleep(0)  # take the answers in between
-        await self._wait_until_all_gone()
-        for transport in transports:
-            transport.disconnect(graceful=False)
-        await self._wait_until_all_gone()
-
-    async def _wait_until_all_gone(self) -> None:
-        if self._open:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_CLOSE_SECONDS):
-                    await self._all_gone.wait()
-
-    # ---- what a connection tells
-
-    def opened(self, subscriber: _Subscriber, transport: WSTransport) -> None:
-        """The handshake is done."""
-        if self._phase is Phase.CLOSING:  # an interrupted phase left it behind
-            transport.disconnect(graceful=False)
-            return
-        subscriber.transport = transport
-        self._connected += 1
-        self._open += 1
-        self._all_gone.clear()
-
-    def received(self, subscriber: _Subscriber, frame: WSFrame) -> None:
-        """A frame that the library did not answer by itself."""
-        payload = frame.get_payload_as_bytes()
-        if not self.books.take(subscriber.numbering, payload, time.time_ns() // 1_000_000):
-            self._received_other(subscriber, frame, payload)
-
-    def _received_other(self, subscriber: _Subscriber, frame: WSFrame, payload: bytes) -> None:
-        from picows import WSMsgType  # noqa: PLC0415
-
-        if frame.msg_type == WSMsgType.CLOSE:
-            self._received_close(subscriber, payload)
-            return
-        if frame.msg_type == WSMsgType.PONG:
-            return
-        try:
-            reply = read_reply(payload)
-        except msgspec.DecodeError:
-            self._unreadable += 1
-            return
-        if reply.type == "subscription_ack":
-            subscriber.answer(reply.subscribed)
-        elif reply.type == "error":
-            self._error_replies += 1
-            subscriber.answer([])
-
-    def _received_close(self, subscriber: _Subscriber, payload: bytes) -> None:
-        from picows import WSCloseCode  # noqa: PLC0415
-
-        transport = subscriber.transport
-        if transport is None:
-            return
-        if (
-            transport.is_close_frame_sent
-        ):  # the answer to ours; the server closes first (RFC 6455, 7.1.1)
-            self._closed_cleanly += 1
-            return
-        self._close_codes[int.from_bytes(payload[:2], "big") or _NO_CODE] += 1
-        self._ended(subscriber)
-        transport.send_close(WSCloseCode.OK)
-        transport.disconnect()
-
-    def closed(self, subscriber: _Subscriber) -> None:
-        """The connection has ended, in whatever way."""
-        if subscriber.transport is not None and self._phase is not Phase.CLOSING:
-            self._close_codes[_ABNORMAL] += 1
-        self._ended(subscriber)
-
-    def _ended(self, subscriber: _Subscriber) -> None:
-        if subscriber.transport is None:
-            return
-        subscriber.transport = None
-        subscriber.answer([])
-        self._open -= 1
-        if not self._open:
-            self._all_gone.set()
-
-    def _cut_off(self, subscriber: _Subscriber) -> None:
-        if subscriber.transport is not None:
-            subscriber.transport.disconnect(graceful=False)
-            self._ended(subscriber)
-
-    # ---- books of the run
-
-    def _fail(self, reason: str, count: int = 1) -> None:
-        is_known = reason in self._failures or len(self._failures) < _REASONS_MAX
-        self._failures[reason if is_known else "other"] += count
-
-    def _enter(self, phase: Phase, seconds: float | None = None) -> None:
-        self._phase = phase
-        self._phase_ends_at = None if seconds is None else time.monotonic() + seconds
-        self._report_progress()
-
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(_PROGRESS_SECONDS)
-            self._report_progress()
-
-    def _report_progress(self) -> None:
-        ends_at = self._phase_ends_at
+        self._series.append(sample)
         self._progress(
             Progress(
-                phase=self._phase,
-                connected=self._connected,
-                subscribed=self._subscribed,
-                received=self.books.received,
-                seconds_left=None if ends_at is None else max(0.0, ends_at - time.monotonic()),
+                phase=phase,
+                connections=collected.connections,
+                wanted=self._plan.connections,
+                received_per_second=sample.received_per_second,
+                p99_ms=sample.p99_ms,
+                server_percent=page.percent,
+                seconds_left=None if self._ends_at is None else max(0.0, self._ends_at - now),
             )
         )
+        return collected.received.received
 
-    async def _sample(self) -> Sample:
-        metrics = await scrape(self._plan.metrics_url)
-        return Sample(
-            at=time.monotonic(),
-            metrics=metrics,
-            client_cpu=own_cpu_seconds(),
-            received=self.books.received,
+    async def _ask(self) -> Statement:
+        self._page = await statement(self._plan.metrics_url)
+        return self._page
+
+    # ---- the result
+
+    def _result(self, connects: Connected, summary: Summary) -> LoadResult:
+        plan, totals = self._plan, self._totals
+        hold = self._hold or [_NO_STATEMENT]
+        seconds = hold[-1].at - hold[0].at
+        moments = Moments(
+            before=self._before,
+            connected=self._connected_page,
+            idle_from=self._idle_from,
+            idle_until=self._idle_until,
+            hold=hold,
+            end=self._page,
+        )
+        figures = server_figures(
+            moments, connected=connects.connected, received=totals.hold_received
+        )
+        return attrs.evolve(
+            self._completeness(),
+            rate=plan.rate if plan.publisher_url else None,
+            hold_seconds=seconds,
+            interrupted=self._was_cut_short,
+            connected=connects.connected,
+            rejections=connects.rejections,
+            failures=connects.failures,
+            connect_seconds=connects.seconds,
+            connect_ms=durations(connects.buckets),
+            disconnects=dict(totals.disconnects),
+            closed_cleanly=summary.closed_cleanly,
+            churned=totals.churned,
+            churn_per_second=plan.churn_per_second,
+            reconnects=_reconnects(summary),
+            received=totals.received,
+            received_per_second=totals.hold_received / seconds if seconds else 0.0,
+            silent=summary.silent,
+            gaps=totals.gaps,
+            repeated=totals.repeated,
+            foreign=totals.foreign,
+            unreadable=totals.unreadable,
+            error_replies=totals.error_replies,
+            latency=durations(totals.hold_buckets),
+            client_cores=totals.hold_cpu / seconds if seconds else 0.0,
+            busiest_client_cores=totals.hold_busiest_cpu / seconds if seconds else 0.0,
+            server=figures,
+            health=self._health,
+            series=self._series,
         )
 
-    def _report(self) -> LoadReport:
-        books = self.books
-        first_ms, last_ms = self._window_ms
-        complete = books.completeness(self._subscribers_of, first_ms=first_ms, last_ms=last_ms)
-        hold = Hold.between(self._held_from, self._held_until)
-        return LoadReport(
-            plan=self._plan,
-            interrupted=self._interrupted,
-            connected=self._connected,
-            subscribed=self._subscribed,
-            failures=dict(self._failures),
-            disconnects=self._close_codes.total(),
-            close_codes=dict(self._close_codes),
-            closed_cleanly=self._closed_cleanly,
-            error_replies=self._error_replies,
-            received=books.received,
-            silent=sum(s.has_heard_nothing for s in self._subscribers),
-            gaps=books.gaps,
-            duplicates=books.duplicates,
-            foreign=books.foreign,
-            offsets_backwards=books.offsets_backwards,
-            unreadable=self._unreadable,
-            publications=complete.publications,
-            expected=complete.expected,
-            received_in_window=complete.received,
-            lost=complete.lost,
-            duplicated=complete.duplicated,
-            latency_published=books.since_published.latency(),
-            latency_stamped=books.since_stamped.latency(),
-            connect_seconds=self._connect_seconds,
-            connects_per_second=ratio(self._subscribed, self._connect_seconds) or 0.0,
-            hold_seconds=hold.seconds,
-            received_per_second=ratio(hold.received, hold.seconds) or 0.0,
-            server=server_figures(
-                self._before,
-                self._held_from,
-                self._held_until,
-                connected=self._connected,
-                subscribed=self._subscribed,
-            ),
-            client_cpu_cores=ratio(hold.client_cpu, hold.seconds) or 0.0,
-            client_cpu_us_per_delivery=micros(hold.client_cpu, hold.received),
+    def _completeness(self) -> LoadResult:
+        """A result with what became of the events of the windows."""
+        plan, totals, subscribers = self._plan, self._totals, self._subscribers
+        publications = expected = delivered = lost = 0
+        for key, due_ns in totals.due_ns.items():
+            wanted = subscribers.get(key[0], 0)
+            if not wanted or not any(first <= due_ns <= last for first, last in self._windows):
+                continue
+            publications += 1
+            expected += wanted
+            delivered += min(wanted, totals.times[key])
+            lost += max(0, wanted - totals.times[key])
+        came = {channel for channel, _ in totals.due_ns}
+        return LoadResult(
+            url=plan.url,
+            workload=plan.workload,
+            machine=this_machine(),
+            date=self._date,
+            connections=plan.connections,
+            publications=publications,
+            published=self._publisher.published,
+            unseen=self._unseen(),
+            quiet_channels=len(subscribers.keys() - came),
+            channels=len(subscribers),
+            expected=expected,
+            delivered=delivered,
+            lost=lost,
         )
 
-
-def _unix_ms() -> float:
-    return time.time() * 1000
-
-
-def _reason(error: Exception) -> str:
-    """Why a connect failed, without anything that differs between connections."""
-    if isinstance(error, TimeoutError):
-        return f"no handshake within {_STEP_SECONDS:.0f} s"
-    response = getattr(error, "response", None)  # of picows' WSHandshakeError
-    if response is not None:
-        text = (getattr(error, "raw_body", None) or b"").decode(errors="replace").strip()[:80]
-        return f"HTTP {int(response.status)} {text}".strip()
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    return f"{type(error).__name__}: {error}"[:120]
+    def _unseen(self) -> int | None:
+        """Events that somebody had subscribed to and nobody received, None if nobody can tell."""
+        published = self._publisher.published
+        # While all are cut, events reach nobody, and that is as it has to be.
+        if published is None or self._plan.is_cut:
+            return None
+        unwanted: float | None = 0.0
+        if not all(self._subscribers.get(name) for name in self._plan.workload.channels):
+            # Of channels without a subscriber; only the server knows how many these were.
+            unwanted = self._page.since(self._before_events, UNMATCHED)
+        if unwanted is None:
+            return None
+        return max(0, published - int(unwanted) - len(self._totals.due_ns))
 
 
-async def _finish(tasks: set[asyncio.Future[None]], seconds: float) -> None:
-    """Wait for the tasks; cancel those that need longer."""
-    if tasks:
-        await asyncio.wait(tasks, timeout=seconds)
-    for task in list(tasks):
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=seconds)
+def _sample(
+    phase: str,
+    at: float,
+    took: float,
+    collected: Collected,
+    page: Statement,
+    cores: float | None,
+) -> Sample:
+    buckets = collected.received.buckets
+    return Sample(
+        at=round(at, 2),
+        phase=phase,
+        connections=collected.connections,
+        received_per_second=round(collected.received.received / took, 1),
+        p50_ms=percentile_ms(buckets, 0.5) if buckets else None,
+        p99_ms=percentile_ms(buckets, 0.99) if buckets else None,
+        max_ms=percentile_ms(buckets, 1.0) if buckets else None,
+        server_cores=None if cores is None else round(cores, 3),
+        server_percent=page.percent,
+        server_mib=None if page.mib is None else round(page.mib, 2),
+        client_cores=round(collected.cpu_seconds / took, 3),
+    )
 
 
-@functools.cache
-def _listener_type() -> Callable[[_Load, _Subscriber], WSListener]:
-    """The class of our listeners. Made when it is needed: its base is in an optional package."""
-    from picows import WSListener  # noqa: PLC0415
-
-    class Listener(WSListener):
-        def __init__(self, load: _Load, subscriber: _Subscriber) -> None:
-            self._load = load
-            self._subscriber = subscriber
-
-        def on_ws_connected(self, transport: WSTransport) -> None:
-            self._load.opened(self._subscriber, transport)
-
-        def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-            self._load.received(self._subscriber, frame)
-
-        def on_ws_disconnected(self, transport: WSTransport) -> None:
-            self._load.closed(self._subscriber)
-
-    return Listener
+def _reconnects(summary: Summary) -> Reconnects | None:
+    if not summary.lost:
+        return None
+    return Reconnects(
+        lost=summary.lost,
+        back=summary.back,
+        seconds=max(0.0, summary.last_back - summary.first_lost),
+        ms=durations(summary.buckets),
+    )
 
 
-def _listener(load: _Load, subscriber: _Subscriber) -> WSListener:
-    return _listener_type()(load, subscriber)
+def _now() -> str:
+    return dt.datetime.now(tz=dt.UTC).isoformat(timespec="milliseconds")
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{reason} ({count:,} times)" for reason, count in counts.items())

@@ -1,12 +1,4 @@
-"""How a client of the bench speaks to each kind of server. Pure: bytes in, bytes out.
-
-Every event carries in its payload what the bench needs to know about it, whoever delivers it:
-
-    {"n":17,"t":81234567890123,"c":"BTC.trade","pad":"…"}
-
-`n` counts the publications of a run, `t` is the monotonic nanosecond at which it was meant to be
-published, `c` its channel.
-"""
+"""How a client of a fleet speaks to each kind of server. Pure: bytes in, bytes out."""
 
 from __future__ import annotations
 
@@ -15,33 +7,14 @@ import os
 import re
 from base64 import b64encode
 from collections.abc import Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Literal, Protocol
+
+import msgspec
 
 _TEXT: Final = 0x81
 _BINARY: Final = 0x82
 _LENGTH_7_BITS_MAX: Final = 125
 _NO_MASK: Final = b"\0\0\0\0"  # a mask of zeros leaves the payload as it is
-_EVENT = re.compile(rb'"n":(\d+),"t":(\d+),"c":"([^"]+)"')
-
-
-class Event(NamedTuple):
-    """What the payload of a publication says about itself."""
-
-    number: int
-    due_ns: int
-    channel: str
-
-
-def payload_of(event: Event, size_bytes: int) -> bytes:
-    """The payload of `event`, padded to `size_bytes`."""
-    head = b'{"n":%d,"t":%d,"c":"%b","pad":"' % (event.number, event.due_ns, event.channel.encode())
-    return head + b"x" * max(0, size_bytes - len(head) - 2) + b'"}'
-
-
-def event_in(unit: bytes) -> Event | None:
-    """The event that `unit`, any bytes around a payload, carries."""
-    found = _EVENT.search(unit)
-    return found and Event(int(found[1]), int(found[2]), found[3].decode())
 
 
 def masked_frame(head: int, payload: bytes) -> bytes:
@@ -60,6 +33,22 @@ def upgrade_request(host: str, path: str) -> bytes:
     ).encode()
 
 
+class _Message(msgspec.Struct):
+    type: str
+
+
+class _Acknowledgement(msgspec.Struct):
+    """Without `count` the channels themselves tell."""
+
+    type: Literal["subscription_ack"]
+    subscribed: list[str] = []  # msgspec copies it for every instance
+    count: int | None = None
+
+
+_read_message = msgspec.json.Decoder(_Message).decode
+_read_acknowledgement = msgspec.json.Decoder(_Acknowledgement).decode
+
+
 class Dialect(Protocol):
     """What is particular to one kind of server."""
 
@@ -67,8 +56,19 @@ class Dialect(Protocol):
         """The frames that subscribe to `channels`."""
         ...
 
-    def is_acknowledgement(self, payload: bytes) -> bool:
-        """Whether `payload` says that the greeting was carried out in full."""
+    def subscribed(self, payload: bytes, asked: int) -> int | None:
+        """To how many of `asked` channels `payload` says that we are; None: it says nothing of it.
+
+        A part of them is the last word: no more will follow.
+        """
+        ...
+
+    def is_error(self, payload: bytes) -> bool:
+        """Whether `payload` says that something was refused."""
+        ...
+
+    def is_known(self, payload: bytes) -> bool:
+        """Whether `payload` is any message at all."""
         ...
 
     def seq_and_rest(self, payload: bytes) -> tuple[int, bytes]:
@@ -94,16 +94,37 @@ class Odin:
         command = {"type": "subscribe", "channels": list(channels)}
         return masked_frame(_TEXT, json.dumps(command, separators=(",", ":")).encode())
 
-    def is_acknowledgement(self, payload: bytes) -> bool:
-        """The reply to it."""
-        return b'"subscription_ack"' in payload
+    def subscribed(self, payload: bytes, asked: int) -> int | None:
+        """The reply to it has the count."""
+        try:
+            reply = _read_acknowledgement(payload)
+        except msgspec.DecodeError:
+            return None
+        return len(reply.subscribed) if reply.count is None else reply.count
+
+    def is_error(self, payload: bytes) -> bool:
+        """The reply to a command that was not carried out."""
+        return b'"type":"error"' in payload
+
+    def is_known(self, payload: bytes) -> bool:
+        """A JSON object that names its type, and is no envelope that could not be read."""
+        if payload.startswith(self._SEQ):
+            return False
+        try:
+            _read_message(payload)
+        except msgspec.DecodeError:
+            return False
+        return True
 
     def seq_and_rest(self, payload: bytes) -> tuple[int, bytes]:
         """`seq` is the first key."""
         if not payload.startswith(self._SEQ):
             return 0, payload
         comma = payload.find(b",")
-        return int(payload[len(self._SEQ) : comma]), payload[comma:]
+        try:
+            return int(payload[len(self._SEQ) : comma]), payload[comma:]
+        except ValueError:
+            return 0, payload
 
     def answer(self, payload: bytes) -> bytes | None:
         """Keepalive is by control frames."""
@@ -126,9 +147,17 @@ class Nats:
         lines += ["PING", ""]
         return masked_frame(_BINARY, "\r\n".join(lines).encode())
 
-    def is_acknowledgement(self, payload: bytes) -> bool:
-        """The PONG."""
-        return payload.startswith(b"PONG")
+    def subscribed(self, payload: bytes, asked: int) -> int | None:
+        """The PONG comes when all was carried out."""
+        return asked if payload.startswith(b"PONG") else None
+
+    def is_error(self, payload: bytes) -> bool:
+        """-ERR."""
+        return payload.startswith(b"-ERR")
+
+    def is_known(self, payload: bytes) -> bool:
+        """Lines; there are many kinds."""
+        return payload.endswith(b"\r\n")
 
     def seq_and_rest(self, payload: bytes) -> tuple[int, bytes]:
         """There is no number."""
@@ -169,9 +198,17 @@ class Centrifugo:
         text = "\n".join(json.dumps(command, separators=(",", ":")) for command in commands)
         return masked_frame(_TEXT, text.encode())
 
-    def is_acknowledgement(self, payload: bytes) -> bool:
-        """The reply to the last subscribe."""
-        return b'"id":2,' in payload and b'"error"' not in payload
+    def subscribed(self, payload: bytes, asked: int) -> int | None:
+        """The reply to the last subscribe; an error of another one has come before."""
+        return asked if b'"id":2,' in payload and b'"error"' not in payload else None
+
+    def is_error(self, payload: bytes) -> bool:
+        """A reply with an error."""
+        return b'"error":' in payload
+
+    def is_known(self, payload: bytes) -> bool:
+        """A reply or a push, or the empty end of a line."""
+        return not payload or payload.startswith(b"{")
 
     def seq_and_rest(self, payload: bytes) -> tuple[int, bytes]:
         """There is no number per connection."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import resource
+import socket
 from pathlib import Path
 
-from trio_odin.lab.load.plan import LoadImpossible
-
 _SPARE_FILES = 64
+
+
+class LoadImpossible(Exception):
+    """The load cannot be started from here. The message is one sentence that says what would do."""
 
 
 def require_files(connections: int) -> None:
@@ -48,3 +51,41 @@ def require_ports(connections: int) -> None:
             f"{connections:,} connections to one address need as many source ports and there are "
             f"{ports:,}: ask for at most {ports:,}, or widen net.ipv4.ip_local_port_range"
         )
+
+
+FLEET_MAX = 18_000
+"""Connections of one process: it may have 20,000 files open at least."""
+
+
+def sources_towards(host: str, family: int, count: int) -> list[str]:
+    """Addresses to connect from, each with source ports of its own.
+
+    On loopback any of 127.0.0.0/8 will do, so there are `count`; elsewhere those of the interface
+    that leads to `host`, if it has several. A single empty one means: whatever the kernel takes.
+    """
+    if host.startswith("127."):
+        return [f"127.0.0.{1 + number}" for number in range(min(count, 250))]
+    if family != socket.AF_INET:
+        return [""]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, 9))  # sends nothing, only asks for the route
+        except OSError:
+            return [""]
+        own = probe.getsockname()[0]
+    return _beside(own)
+
+
+def _beside(own: str) -> list[str]:
+    """All addresses of the interface of `own`."""
+    try:
+        import psutil  # noqa: PLC0415 - of an extra
+    except ImportError as error:
+        raise LoadImpossible(
+            "psutil is not installed: pip install '.[lab]' (the extra lab)"
+        ) from error
+    for addresses in psutil.net_if_addrs().values():
+        found = [address.address for address in addresses if address.family == socket.AF_INET]
+        if own in found and len(found) > 1:
+            return found
+    return [""]

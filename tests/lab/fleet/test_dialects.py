@@ -12,23 +12,16 @@ from wsproto.events import BytesMessage, TextMessage
 from wsproto.events import Event as WsprotoEvent
 
 from trio_odin.core.handshake import answer, is_websocket_request
-from trio_odin.lab.bench.dialects import (
+from trio_odin.lab.fleet.dialects import (
     DIALECTS,
     Centrifugo,
     Dialect,
-    Event,
     Nats,
     Odin,
-    event_in,
     masked_frame,
-    payload_of,
     upgrade_request,
 )
-
-CHANNEL = st.from_regex(r"[A-Z0-9]{1,10}\.[a-z]{1,10}", fullmatch=True)
-EVENTS = st.builds(Event, st.integers(0, 10**9), st.integers(0, 10**18), CHANNEL)
-
-AROUND = st.binary(max_size=30).map(lambda some: some.replace(b'"', b"'"))
+from trio_odin.lab.fleet.events import Event, payload_of
 
 
 def as_server(frames: bytes) -> list[WsprotoEvent]:
@@ -42,38 +35,6 @@ def message_in(frame: bytes) -> str | bytes:
     (event,) = as_server(frame)
     assert isinstance(event, TextMessage | BytesMessage)
     return event.data if isinstance(event.data, str) else bytes(event.data)
-
-
-# --- payloads
-
-
-@given(EVENTS, st.integers(0, 500), AROUND, AROUND)
-def test_a_payload_says_which_event_it_is_whatever_is_around_it(
-    event: Event, size: int, before: bytes, behind: bytes
-) -> None:
-    payload = payload_of(event, size)
-    assert event_in(payload) == event
-    assert event_in(before + payload + behind) == event
-    said = json.loads(payload)
-    assert (said["n"], said["t"], said["c"]) == event
-
-
-@given(EVENTS, st.integers(100, 5_000))
-def test_a_payload_has_exactly_the_size_asked_for(event: Event, size: int) -> None:
-    assert len(payload_of(event, size)) == size
-
-
-def test_a_payload_is_never_cut_short() -> None:
-    event = Event(17, 42, "BTC.trade")
-    assert payload_of(event, 0) == b'{"n":17,"t":42,"c":"BTC.trade","pad":""}'
-    assert payload_of(event, 43) == b'{"n":17,"t":42,"c":"BTC.trade","pad":"xxx"}'
-
-
-@pytest.mark.parametrize(
-    "unit", [b"", b"{}", b"PING\r\n", b'{"n":1,"t":2}', b'"n":x,"t":2,"c":"C"']
-)
-def test_in_anything_else_there_is_no_event(unit: bytes) -> None:
-    assert event_in(unit) is None
 
 
 # --- frames
@@ -103,7 +64,8 @@ def test_no_dialect_takes_an_event_for_an_acknowledgement_or_a_ping(name: str) -
         "centrifugo": b'{"push":{"channel":"BTC.trade","pub":{"data":' + payload + b"}}}",
     }
     dialect = DIALECTS[name]
-    assert not dialect.is_acknowledgement(units[name])
+    assert dialect.subscribed(units[name], 1) is None
+    assert not dialect.is_error(units[name])
     assert dialect.answer(units[name]) is None
     assert dialect.units(units[name]) == ([units[name]], b"")
 
@@ -114,8 +76,50 @@ def test_no_dialect_takes_an_event_for_an_acknowledgement_or_a_ping(name: str) -
 def test_odin_subscribes_with_one_command_and_knows_the_reply() -> None:
     message = message_in(Odin().greeting(["BTC.trade", "ETH.social"]))
     assert json.loads(message) == {"type": "subscribe", "channels": ["BTC.trade", "ETH.social"]}
-    assert Odin().is_acknowledgement(b'{"type":"subscription_ack","subscribed":[]}')
-    assert not Odin().is_acknowledgement(b'{"type":"error","code":"INVALID_CHANNEL"}')
+    reply = b'{"type":"subscription_ack","subscribed":["BTC.trade","ETH.social"],"count":2}'
+    assert Odin().subscribed(reply, 2) == 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "count"),
+    [
+        (b'{"type":"subscription_ack","subscribed":["A.b"],"count":1}', 1),
+        (b'{"type":"subscription_ack","subscribed":["A.b","C.d"],"count":7,"id":"x"}', 7),
+        (b'{"type":"subscription_ack","subscribed":["A.b","C.d"]}', 2),
+        (b'{"type":"subscription_ack","subscribed":[]}', 0),
+        (b'{"type":"unsubscription_ack","unsubscribed":["A.b"],"count":1}', None),
+        (b'{"type":"error","message":"no \\"subscription_ack\\""}', None),
+        (b'{"type":"subscription_ack","count":"many"}', None),
+        (b'"subscription_ack"', None),
+        (b"subscription_ack", None),
+        (b"{}", None),
+        (b"", None),
+    ],
+)
+def test_odin_says_to_how_many_channels_one_is_subscribed(reply: bytes, count: int | None) -> None:
+    assert Odin().subscribed(reply, 2) == count
+
+
+@pytest.mark.parametrize(
+    ("message", "is_known"),
+    [
+        (b'{"type":"pong","ts":1}', True),
+        (b'{"type":"replay_incomplete","sent":1}', True),
+        (b'{"no":"type"}', False),
+        (b'{"seq":1,"type":"price:update"}', False),
+        (b"hello", False),
+        (b"", False),
+    ],
+)
+def test_odin_names_the_type_of_a_reply_and_an_envelope_is_none(
+    message: bytes, is_known: bool
+) -> None:
+    assert Odin().is_known(message) is is_known
+
+
+def test_an_error_of_odin_is_one() -> None:
+    assert Odin().is_error(b'{"type":"error","code":"INVALID_CHANNEL","message":"x"}')
+    assert not Odin().is_error(b'{"type":"subscription_ack","subscribed":["error"],"count":1}')
 
 
 @given(st.integers(1, 10**12), st.binary())
@@ -124,7 +128,13 @@ def test_what_is_behind_the_number_is_the_same_for_all_subscribers(seq: int, res
 
 
 def test_an_envelope_without_a_number_has_number_0() -> None:
-    for payload in (b'{"channel":"BTC.trade","data":{}}', b"", b'{"type":"pong","seq":5}'):
+    no_number = b'{"seq":x,"ts":1}', b'{"seq":"7","ts":1}', b'{"seq":', b'{"seq":,'
+    for payload in (
+        b'{"channel":"BTC.trade","data":{}}',
+        b"",
+        b'{"type":"pong","seq":5}',
+        *no_number,
+    ):
         assert Odin().seq_and_rest(payload) == (0, payload)
 
 
@@ -194,10 +204,17 @@ def test_nats_subscribes_line_by_line_and_asks_for_a_sign_that_it_is_done() -> N
         b"PING",
         b"",
     ]
-    assert Nats().is_acknowledgement(b"PONG\r\n")
     units, _ = Nats().units(b"+OK\r\nPONG\r\n")
-    assert [Nats().is_acknowledgement(unit) for unit in units] == [False, True]
-    assert not Nats().is_acknowledgement(b'INFO {"pong":1}\r\n')
+    assert [Nats().subscribed(unit, 2) for unit in units] == [None, 2]
+    assert Nats().subscribed(b'INFO {"pong":1}\r\n', 2) is None
+
+
+def test_nats_says_what_it_refuses_and_everything_it_says_is_a_line() -> None:
+    refusal = b"-ERR 'Authorization Violation'\r\n"
+    assert Nats().is_error(refusal)
+    assert not Nats().is_error(b"+OK\r\n")
+    assert all(map(Nats().is_known, (refusal, b"+OK\r\n", b"INFO {}\r\n")))
+    assert not Nats().is_known(b"HTTP")
 
 
 def test_nats_is_answered_its_ping_and_has_no_numbers() -> None:
@@ -224,19 +241,27 @@ def test_centrifugo_is_greeted_with_a_line_each_and_the_last_one_has_number_2() 
 
 
 @pytest.mark.parametrize(
-    ("reply", "is_it"),
+    ("reply", "count"),
     [
-        (b'{"id":2,"subscribe":{}}', True),
-        (b'{"id":1,"connect":{"client":"x"}}', False),
-        (b'{"id":3,"subscribe":{}}', False),
-        (b'{"id":22,"subscribe":{}}', False),
-        (b'{"id":2,"error":{"code":103,"message":"permission denied"}}', False),
+        (b'{"id":2,"subscribe":{}}', 4),
+        (b'{"id":1,"connect":{"client":"x"}}', None),
+        (b'{"id":3,"subscribe":{}}', None),
+        (b'{"id":22,"subscribe":{}}', None),
+        (b'{"id":2,"error":{"code":103,"message":"permission denied"}}', None),
     ],
 )
 def test_centrifugo_has_acknowledged_when_the_last_subscribe_is_answered(
-    reply: bytes, is_it: bool
+    reply: bytes, count: int | None
 ) -> None:
-    assert Centrifugo().is_acknowledgement(reply) is is_it
+    assert Centrifugo().subscribed(reply, 4) == count
+
+
+def test_centrifugo_answers_with_errors_and_a_line_may_be_empty() -> None:
+    refusal = b'{"id":3,"error":{"code":103,"message":"permission denied"}}'
+    assert Centrifugo().is_error(refusal)
+    assert not Centrifugo().is_error(b'{"id":3,"subscribe":{}}')
+    assert all(map(Centrifugo().is_known, (refusal, b"", b'{"push":{}}')))
+    assert not Centrifugo().is_known(b"hello")
 
 
 def test_an_empty_object_is_centrifugos_ping_and_pong() -> None:

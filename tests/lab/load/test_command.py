@@ -1,0 +1,374 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.e2e.nats import free_port
+from tests.lab.load.made_up import load_result
+from tests.lab.load.rig import COMMAND, Rig, stand_in
+from trio_odin.cli import load as command
+from trio_odin.cli.load import load_command
+from trio_odin.lab.fleet.limits import LoadImpossible
+from trio_odin.lab.load.plan import LoadPlan, Progress
+from trio_odin.lab.load.result import LoadResult, ServerFigures
+from trio_odin.lab.load.runner import LoadAbandoned
+
+
+class Carried:
+    """In place of `run_load`: what it was to carry out, and what came of it."""
+
+    def __init__(self) -> None:
+        self.plan: LoadPlan
+        self.outcome: LoadResult | Exception = load_result()
+        self.progress: list[Progress] = []
+
+    async def __call__(self, plan: LoadPlan, progress: Any) -> LoadResult:
+        self.plan = plan
+        plan.check()
+        for one in self.progress:
+            progress(one)
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest.fixture
+def carried(monkeypatch: pytest.MonkeyPatch) -> Carried:
+    it = Carried()
+    monkeypatch.setattr(command, "run_load", it)
+    return it
+
+
+def load(*arguments: str) -> Result:
+    return CliRunner().invoke(load_command, arguments)
+
+
+def test_the_flags_become_a_plan(carried: Carried) -> None:
+    ended = load(
+        *("wss://odin.example/ws", "--connections", "500", "--channels-per-connection", "3"),
+        *("--tokens", "BTC,ETH,SOL", "--hold", "7", "--idle", "2", "--ramp", "50", "--reconnect"),
+        *("--churn", "5", "--cut", "--publisher", "http://x:3003", "--rate", "12"),
+        *("--processes", "2", "--health-url", "http://x:3004/health", "--seed", "9"),
+    )
+    assert ended.exit_code == 0, ended.output
+    plan = carried.plan
+    assert (plan.url, plan.connections, plan.processes) == ("wss://odin.example/ws", 500, 2)
+    assert (plan.hold_seconds, plan.idle_seconds, plan.ramp_per_second) == (7, 2, 50)
+    assert (plan.reconnects, plan.is_cut, plan.churn_per_second) == (True, True, 5)
+    assert (plan.publisher_url, plan.rate) == ("http://x:3003", 12)
+    assert plan.health_url == "http://x:3004/health"
+    assert plan.workload.channels == ["BTC.trade", "ETH.trade", "SOL.trade"]
+    assert (plan.workload.channels_per_connection, plan.workload.seed) == (3, 9)
+    assert plan.workload.is_filtered
+
+
+def test_without_flags_the_plan_is_that_of_the_help_text(carried: Carried) -> None:
+    assert load().exit_code == 0
+    plan = carried.plan
+    assert (plan.connections, plan.hold_seconds, plan.processes) == (1000, 30, 1)
+    assert plan.health_url == "http://127.0.0.1:3002/health"
+    assert (plan.publisher_url, plan.rate, plan.workload.home_share) == (None, None, None)
+    assert len(plan.workload.channels) == 10
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("home=0.8,token=0.2", 0.8), (" token=1 ", 0.0), ("home=1,token=0", 1), ("home=1", 1)],
+)
+def test_a_mix_is_the_share_of_users_with_the_home_page(
+    text: str, share: float, carried: Carried
+) -> None:
+    assert load("--mix", text).exit_code == 0
+    assert carried.plan.workload.home_share == share
+
+
+def test_unfiltered_subscribes_to_nothing(carried: Carried) -> None:
+    assert load("--unfiltered").exit_code == 0
+    assert not carried.plan.workload.is_filtered
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "home", "0.8", "home=much,token=0.2", "home=0.8,token=0.3", "home=0.8"),
+        *("home=0.8;token=0.2", "home=0.8,token=0.2,", "home=0.8,token=0.2,other=0"),
+        *("home=2,token=-1", "home=nan,token=0.2", "home=inf,token=-inf", "home==0.8,token=0.2"),
+    ],
+)
+def test_a_mix_that_is_none_is_a_sentence_with_what_is_allowed(text: str) -> None:
+    ended = load("--mix", text)
+    assert ended.exit_code == 2
+    said = " ".join(ended.stderr.split())
+    assert f"{text!r}: allowed is home=SHARE,token=SHARE" in said
+    assert "two numbers from 0 to 1 that add up to 1" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["http://x/ws"], "'http://x/ws' is no address like ws://127.0.0.1:3002/ws"),
+        (["ws://[x/ws"], "'ws://[x/ws' is no address like ws://127.0.0.1:3002/ws"),
+        (["ws://x:99999"], "'ws://x:99999' is no address like ws://127.0.0.1:3002/ws"),
+        (["--health-url", "x"], "'x' is no address of a server's health page"),
+        (["--hold", "nan"], "hold of nan seconds: allowed is a number, 0 or more"),
+        (["--ramp", "nan"], "ramp of nan a second: allowed is a number, 0 or more"),
+        (["--churn", "1", "--connections", "1"], "allowed is 2 connections or more"),
+        (
+            ["--channels-per-connection", "11"],
+            "11 channels a connection: with 10 tokens, allowed is 1 to 10",
+        ),
+    ],
+)
+def test_a_plan_that_cannot_be_carried_out_is_a_sentence_and_exit_code_2(
+    arguments: list[str], sentence: str, carried: Carried
+) -> None:
+    ended = load(*arguments)
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("trio-odin: ")
+    assert sentence in ended.stderr
+    assert "Traceback" not in ended.output
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "said"),
+    [
+        (load_result(), 0, "passed: 11 of 11 criteria"),
+        (load_result(lost=1), 1, "not met: deliveries lost: at most 0, measured 1"),
+        (load_result(lost=1), 1, "NOT passed: 10 of 11 criteria"),
+        (load_result(connected=99), 1, "not met: connected and subscribed: at least 100 %"),
+        (load_result(publications=0), 1, "not tested: no event came"),
+        (load_result(received=0), 0, "no event came: somebody has to publish"),
+        (load_result(quiet_channels=8, channels=10), 0, "no event came on 8 of 10 channels"),
+        (load_result(interrupted=True), 130, "interrupted: these are the figures so far"),
+        (LoadImpossible("it cannot be done"), 2, "trio-odin: it cannot be done"),
+        (LoadAbandoned("interrupted twice"), 130, "trio-odin: interrupted twice"),
+    ],
+)
+def test_the_exit_code_is_the_verdict(
+    outcome: LoadResult | Exception, code: int, said: str, carried: Carried
+) -> None:
+    carried.outcome = outcome
+    ended = load()
+    assert ended.exit_code == code, ended.output
+    assert said in " ".join(ended.output.split())
+
+
+@pytest.mark.parametrize(
+    ("flag", "met", "missed", "outcome"),
+    [
+        ("--expect-success", "0.95", "0.96", load_result(connected=95)),
+        ("--expect-cpu-below", "0.3", "0.2", load_result(server=ServerFigures(percent=25.0))),
+        ("--expect-memory-below", "100", "99", load_result(server=ServerFigures(held_mib=100.0))),
+        ("--expect-p99-below", "41", "39", load_result()),
+        ("--expect-rejected-below", "3", "2", load_result(rejections={"503 x": 3})),
+    ],
+)
+def test_each_expectation_changes_the_exit_code(
+    flag: str, met: str, missed: str, outcome: LoadResult, carried: Carried
+) -> None:
+    carried.outcome = outcome
+    assert load(flag, met).exit_code == 0
+    assert load(flag, missed).exit_code == 1
+
+
+@pytest.mark.parametrize("flag", ["--expect-cpu-below", "--expect-memory-below"])
+def test_what_was_expected_of_a_figure_that_is_unknown_does_not_hold(
+    flag: str, carried: Carried
+) -> None:
+    carried.outcome = load_result(server=ServerFigures())
+    ended = load(flag, "1000")
+    assert ended.exit_code == 1
+    assert "measured unknown" in ended.stdout
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_json_can_be_read_as_the_result_it_is(
+    interrupted: bool, carried: Carried, tmp_path: Path
+) -> None:
+    carried.outcome = load_result(interrupted=interrupted)
+    file = tmp_path / "load.json"
+    load("--json", str(file))
+    assert msgspec.json.decode(file.read_bytes(), type=LoadResult) == carried.outcome
+    assert file.read_bytes().endswith(b"}\n")
+
+
+def test_a_file_that_cannot_be_written_is_seen_before_the_load(
+    carried: Carried, tmp_path: Path
+) -> None:
+    ended = load("--json", str(tmp_path / "missing" / "load.json"))
+    assert ended.exit_code == 2
+    assert not hasattr(carried, "plan")
+
+
+def test_the_servers_own_words_are_no_markup(carried: Carried) -> None:
+    carried.outcome = load_result(disconnects={"4000 [/foo] [red]:bomb:": 1})
+    ended = load()
+    assert ended.exit_code == 1, ended.exception
+    assert "4000 [/foo] [red]:bomb:" in " ".join(ended.stdout.split())
+
+
+def test_where_nobody_looks_progress_is_a_line_now_and_then_on_standard_error(
+    carried: Carried,
+) -> None:
+    carried.progress = [
+        Progress(
+            phase=phase,
+            connections=number,
+            wanted=1000,
+            received_per_second=0.0,
+            p99_ms=None,
+            server_percent=None,
+            seconds_left=None,
+        )
+        for phase in ("connecting", "hold")
+        for number in range(3)
+    ]
+    ended = load()
+    assert ended.stderr.splitlines() == [
+        "connecting: 0 of 1,000",
+        "hold: 0 of 1,000",
+    ]
+    assert "connecting:" not in ended.stdout
+
+
+def test_the_help_names_every_flag_and_shows_the_examples_as_they_are_typed() -> None:
+    text = load("--help").stdout
+    for parameter in load_command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.opts[0] in text
+    lines = [line.rstrip() for line in text.splitlines()]
+    first = "    trio-odin load ws://127.0.0.1:3002/ws --tokens 10 --hold 10"
+    assert first in lines
+    example = lines[lines.index(first) + 1 :]
+    assert example[0].endswith("--tokens 200 \\")
+    assert "\b" not in text
+    assert "\\b" not in text
+
+
+def test_the_example_of_the_help_is_a_command_that_can_be_given(carried: Carried) -> None:
+    _, _, behind = load("--help").stdout.partition("--hold 10\n")
+    typed = behind.partition("\n\n")[0].replace("\\\n", "").split()
+    assert typed[:2] == ["trio-odin", "load"]
+    arguments = typed[2 : typed.index("--json")]
+    ended = load(*arguments)
+    assert ended.exit_code == 0, ended.output
+    assert carried.plan.connections == 10_000
+
+
+# --- with servers
+
+
+@pytest.mark.e2e
+@pytest.mark.usefixtures("hasty")
+def test_a_server_with_a_breach_is_exit_code_1_and_the_figures_say_which(tmp_path: Path) -> None:
+    file = tmp_path / "load.json"
+    with stand_in([1, 2, 4]) as url:
+        ended = load(url, "--connections", "5", "--hold", "0.3", "--json", str(file))
+    assert ended.exit_code == 1, ended.output
+    assert "not met: missing numbers of seq: at most 0, measured 5" in ended.stdout
+    assert json.loads(file.read_bytes())["gaps"] == 5
+    assert ended.stderr.startswith("connecting: ")
+
+
+@pytest.mark.e2e
+@pytest.mark.usefixtures("hasty")
+def test_where_nobody_listens_there_is_a_sentence_and_exit_code_2() -> None:
+    url = f"ws://127.0.0.1:{free_port()}/ws"
+    ended = load(url, "--connections", "5")
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert ended.stderr.endswith(
+        f"trio-odin: nobody could connect to {url}: Connection refused (5 times)\n"
+    )
+
+
+# --- as a process
+
+
+@contextmanager
+def loading(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The command as a user has it, and gone at the end of the block."""
+    with subprocess.Popen(
+        [*COMMAND, "load", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_for(process: subprocess.Popen[str], phase: str) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith(f"{phase}: "):
+            return
+    raise AssertionError(f"there was no {phase}")
+
+
+@pytest.mark.e2e
+def test_a_process_that_is_interrupted_writes_its_figures_and_exits_with_130(
+    rig: Rig, tmp_path: Path
+) -> None:
+    file = tmp_path / "load.json"
+    with loading(
+        *(rig.server.websocket_url, "--connections", "20", "--tokens", "3", "--hold", "60"),
+        *("--publisher", rig.publisher.url, "--rate", "50", "--json", str(file)),
+    ) as process:
+        wait_for(process, "hold")
+        assert rig.publisher.is_publishing()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=15)
+    assert process.returncode == 130
+    assert "interrupted: these are the figures so far" in out
+    assert "Traceback" not in err
+    result = msgspec.json.decode(file.read_bytes(), type=LoadResult)
+    assert result.interrupted
+    assert (result.connected, result.closed_cleanly, result.gaps, result.lost) == (20, 20, 0, 0)
+    assert not rig.publisher.is_publishing()
+
+
+@pytest.mark.e2e
+def test_a_process_that_is_interrupted_twice_ends_at_once_with_a_sentence(rig: Rig) -> None:
+    with loading(
+        *(rig.server.websocket_url, "--connections", "20", "--tokens", "3", "--hold", "60"),
+        *("--publisher", rig.publisher.url),
+    ) as process:
+        wait_for(process, "hold")
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        out, err = process.communicate(timeout=15)
+    assert time.monotonic() - began < 5
+    assert (process.returncode, out) == (130, "")
+    assert err.endswith("trio-odin: interrupted twice: the figures are lost\n")
+    assert "Traceback" not in err
+    assert not rig.publisher.is_publishing()
+
+
+def test_without_the_extra_the_load_says_so_before_it_begins() -> None:
+    program = (
+        "import sys; sys.modules['hdrh'] = sys.modules['hdrh.histogram'] = None; "
+        "from trio_odin.cli import main; main(['load', 'ws://127.0.0.1:9/ws'])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "trio-odin: not installed: hdrhistogram; pip install '.[demo,lab]' (the extra lab)\n"
+    )

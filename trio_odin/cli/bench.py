@@ -1,0 +1,229 @@
+"""`trio-odin bench`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import BinaryIO
+
+import attrs
+import click
+import trio
+from rich.console import Console
+from rich.status import Status
+
+from trio_odin.cli.common import fail, run
+from trio_odin.lab.bench.plan import BenchPlan
+from trio_odin.lab.bench.plot import PlotUnavailable, plot
+from trio_odin.lab.bench.report import BenchReport, SubjectReport, render
+from trio_odin.lab.bench.runner import bench_report, run_bench
+from trio_odin.lab.bench.subjects import SUBJECTS, Subject, ours, parse_peer
+from trio_odin.lab.fleet.dialects import DIALECTS
+from trio_odin.lab.fleet.limits import LoadImpossible
+from trio_odin.net.nats_server import BrokerUnavailable
+from trio_odin.server.signals import end_signals
+
+_TABLE_CHARS = 200
+_INTERRUPTED = 130
+
+
+def _chosen(_: click.Context, __: click.Parameter, text: str) -> list[str]:
+    known = [subject.name for subject in SUBJECTS]
+    names = known if text == "all" else text.split(",")
+    for name in names:
+        if name not in known and not re.fullmatch(r"odin-([1-9]|[1-5]\d|6[0-4])", name):
+            raise click.BadParameter(
+                f"{name!r}: allowed are all, {', '.join(known)}, or odin-N for N workers, 1 to 64"
+            )
+    return names
+
+
+def _peers(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> list[Subject]:
+    try:
+        return [parse_peer(text) for text in texts]
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path | None:
+    """Checked before the measurement, which takes a while."""
+    if text is None:
+        return None
+    path = Path(text)
+    if path.suffix not in {".svg", ".png"}:
+        raise click.BadParameter(f"{text!r}: allowed is a name that ends in .svg or .png")
+    if not path.parent.is_dir():
+        raise click.BadParameter(f"{text!r}: there is no folder {str(path.parent)!r}")
+    if find_spec("matplotlib") is None:
+        raise click.BadParameter("needs matplotlib: pip install '.[bench]' (the extra bench)")
+    return path
+
+
+@click.command("bench", short_help="Measure this server against others, on this machine.")
+@click.option("--quick", is_flag=True, help="1,000 connections and short stages: under a minute.")
+@click.option(
+    "--connections",
+    type=click.IntRange(min=1, max=1_000_000),
+    help="How many.  [default: 10000, quick: 1000]",
+)
+@click.option(
+    "--subjects",
+    callback=_chosen,
+    default="all",
+    show_default=True,
+    metavar="NAME,…",
+    help=f"Of {', '.join(subject.name for subject in SUBJECTS)}; odin-N has N workers.",
+)
+@click.option(
+    "--peer",
+    "peers",
+    callback=_peers,
+    multiple=True,
+    metavar="NAME=URL[,DIALECT]",
+    help=f"Another server, ws://HOST:PORT/PATH; speaks {', '.join(DIALECTS)}.  [repeatable]",
+)
+@click.option(
+    "--nats",
+    "nats_url",
+    default="nats://127.0.0.1:4222",
+    show_default=True,
+    help="Where every --peer takes its events from.",
+)
+@click.option(
+    "--hold",
+    type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
+    help="Of the main workload.  [default: 30, quick: 2]",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0.1, max=1000),
+    default=30.0,
+    show_default=True,
+    help="Events a second of the main workload.",
+)
+@click.option(
+    "--only-hold",
+    is_flag=True,
+    help="The main workload and nothing after it: for many connections.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Which channels are sampled.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.File("wb", lazy=False),
+    metavar="FILE",
+    help="Write the figures there too.",
+)
+@click.option("--plot", "plot_file", callback=_plot_file, metavar="FILE", help="SVG or PNG.")
+def bench_command(
+    subjects: list[str],
+    peers: list[Subject],
+    connections: int | None,
+    hold: float | None,
+    rate: float,
+    seed: int,
+    json_file: BinaryIO | None,
+    plot_file: Path | None,
+    nats_url: str,
+    *,
+    quick: bool,
+    only_hold: bool,
+) -> None:
+    """Measure this server against others, on this machine.
+
+    Needs the extras `demo`, `lab` and `bench`. Each server runs in processes of its own beside a
+    fresh nats-server, and is measured from outside: CPU of a delivery, memory of a connection,
+    latency from the moment planned for the publication, and whether all arrived. In turn: all
+    connect and subscribe, 200 at a time; nothing is published; 30 events a second to 24 of 200
+    channels each (W); the same while one client in a hundred never reads; the rate is doubled until
+    it is too much; and 12 events a second to 16 channels each.
+
+    A --peer runs elsewhere, so its CPU and memory are not measured. It has to take its events from
+    the NATS server of --nats, to which the bench publishes for it.
+
+    \b
+      trio-odin bench --quick
+      trio-odin bench --subjects odin,nats --json figures.json --plot figures.svg
+      trio-odin bench --subjects odin-6 --connections 100000 --hold 60 --only-hold --rate 1
+
+    Exit code 0 means that trio-odin lost and doubled nothing, 1 that it did.
+    """  # noqa: D301 - click needs the character, not the backslash
+    plan = _bench_plan([*map(_subject, subjects), *peers], connections, hold, seed, quick=quick)
+    plan = attrs.evolve(plan, rate=rate, peers_nats_url=nats_url)
+    if only_hold:
+        plan = plan.only_hold()
+    # Into a file or a pipe the table goes in full width; a terminal has its own.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _TABLE_CHARS)
+    reports: list[SubjectReport] = []
+    with Status("", console=console) as status:
+        measure = partial(_bench_until_signalled, plan, _teller(console, status), reports)
+        run(measure, LoadImpossible, BrokerUnavailable)
+    report = bench_report(plan, reports)
+    render(report, console)
+    if json_file is not None:
+        json_file.write(report.as_json() + b"\n")
+    if plot_file is not None:
+        _plot(report, plot_file)
+    if len(reports) < len(plan.subjects):
+        sys.exit(_INTERRUPTED)
+    sys.exit(0 if report.is_perfect else 1)
+
+
+async def _bench_until_signalled(
+    plan: BenchPlan, tell: Callable[[str], None], reports: list[SubjectReport]
+) -> None:
+    with end_signals() as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def end() -> None:
+                await anext(signals)
+                nursery.cancel_scope.cancel(reason="a signal")
+
+            nursery.start_soon(end)
+            await run_bench(plan, tell, reports)
+            nursery.cancel_scope.cancel(reason="all is measured")
+
+
+def _teller(console: Console, status: Status) -> Callable[[str], None]:
+    """Show what goes on in a line that changes, or in lines where there is no terminal."""
+    if console.is_terminal:
+        return status.update
+
+    def tell(text: str) -> None:
+        if not text.endswith(" connected"):
+            click.echo(text, err=True)
+
+    return tell
+
+
+def _subject(name: str) -> Subject:
+    known = {subject.name: subject for subject in SUBJECTS}
+    return known[name] if name in known else ours(int(name.removeprefix("odin-")))
+
+
+def _bench_plan(
+    subjects: list[Subject],
+    connections: int | None,
+    hold: float | None,
+    seed: int,
+    *,
+    quick: bool,
+) -> BenchPlan:
+    plan = BenchPlan(subjects=subjects, seed=seed)
+    if quick:
+        plan = plan.quick()
+    if connections is not None:
+        plan = attrs.evolve(plan, connections=connections)
+    return plan if hold is None else attrs.evolve(plan, hold_seconds=hold)
+
+
+def _plot(report: BenchReport, path: Path) -> None:
+    try:
+        plot(report, path)
+    except (PlotUnavailable, ValueError, OSError) as error:
+        fail(f"--plot: {error}")

@@ -1,0 +1,145 @@
+"""What the commands share: flags, settings, logs, a run under trio, a sentence and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib.util import find_spec
+from typing import Any, NoReturn, TypeVar
+
+import click
+import structlog
+import trio
+
+from trio_odin.config import SettingError, Settings, read_settings, variables, warnings_about
+from trio_odin.net.address import AddressUnavailable
+from trio_odin.telemetry.logs import configure_logs
+from trio_odin.telemetry.process import files_needed, raise_file_limit
+
+_FLAGS = {
+    "--addr": "WS_ADDR",
+    "--nats": "NATS_URL",
+    "--nats-mode": "NATS_MODE",
+    "--max-connections": "WS_MAX_CONNECTIONS",
+    "--workers": "WS_WORKERS",
+    "--log-level": "LOG_LEVEL",
+    "--log-format": "LOG_FORMAT",
+}
+_METAVARS = {
+    "--nats-mode": "auto|jetstream|core",
+    "--log-level": "debug|info|warning|error",
+    "--log-format": "json|text|pretty",
+    "--workers": "N|auto",
+    "--addr": "[HOST]:PORT",
+    "--nats": "URL[,URL…]",
+}
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def flag(option: str, *, default: str | None = None) -> Callable[[_F], _F]:
+    """A flag that is another spelling of a variable, with the variable's own help and default."""
+    variable = _FLAGS[option]
+    known = {known.name: known for known in variables()}[variable]
+    return click.option(
+        option,
+        variable,
+        envvar=variable,
+        default=default,
+        metavar=_METAVARS.get(option, "TEXT"),
+        help=f"{known.help}  [env: {variable}; default: {default or known.default}]",
+    )
+
+
+def settings_from(flags: dict[str, str | None]) -> Settings:
+    """The settings of the environment and the flags; ends the process if one is wrong."""
+    try:
+        return read_settings(environment_with(flags))
+    except SettingError as error:
+        fail(_as_given(str(error)))
+
+
+def environment_with(flags: Mapping[str, str | None]) -> dict[str, str]:
+    """The environment, with the flags that were given in it."""
+    return os.environ | {name: text for name, text in flags.items() if text is not None}
+
+
+def _as_given(complaint: str) -> str:
+    """Name the flag that was used beside the variable that it stands for."""
+    variable = complaint.partition("=")[0]
+    flag = next((flag for flag, name in _FLAGS.items() if name == variable), None)
+    is_flag = flag is not None and any(a.partition("=")[0] == flag for a in sys.argv[1:])
+    return f"{flag}: {complaint}" if is_flag else complaint
+
+
+def start_logs(settings: Settings) -> None:
+    """Log as the settings say from here on, first of all what is odd about them."""
+    configure_logs(settings.log_level, settings.log_format)
+    log = structlog.get_logger("cli")
+    for sentence in warnings_about(settings, os.environ):
+        log.warning("setting.ignored", reason=sentence)
+
+
+def raise_limit_of_files(settings: Settings, workers: int = 1) -> None:
+    """Raise the limit of this process, which those it starts inherit; warn if it is too low."""
+    files = raise_file_limit()
+    needed = files_needed(settings.max_connections, workers)
+    if needed > files:
+        structlog.get_logger("cli").warning(
+            "files.limited",
+            limit=files,
+            needed=needed,
+            reason="the limit of open files is below WS_MAX_CONNECTIONS: raise nofile",
+        )
+
+
+def run(function: Callable[[], Any], *mistakes: type[Exception]) -> Any:
+    """Run under trio; a person's mistake becomes a sentence and exit code 2.
+
+    Args:
+        function: asynchronous; a Ctrl-C that it does not take itself ends it.
+        mistakes: whose text is that sentence, beside an address that is taken.
+    """
+    result = "interrupted"
+    complaint = ""
+    expected: tuple[type[Exception], ...] = (AddressUnavailable, *mistakes)
+    try:
+        with suppress(KeyboardInterrupt):
+            result = trio.run(function, strict_exception_groups=True)
+    except* expected as group:
+        complaint = str(_first(group))  # an exit from in here would be one of a group
+    if complaint:
+        fail(complaint)
+    return result
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+_PACKAGES = {"hdrh": "hdrhistogram"}
+
+
+def require_extra(*modules: str) -> None:
+    """End with exit code 2 if one of these is not installed; they come with the extra `lab`."""
+    missing = [_PACKAGES.get(name, name) for name in modules if not _is_installed(name)]
+    if missing:
+        fail(f"not installed: {', '.join(missing)}; pip install '.[demo,lab]' (the extra lab)")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # it was made unavailable on purpose
+        return False
+
+
+def fail(sentence: str) -> NoReturn:
+    """End the process with exit code 2, for a reason that a person can do something about."""
+    click.echo(f"trio-odin: {sentence}", err=True)
+    sys.exit(2)

@@ -1,0 +1,60 @@
+"""`trio-odin publish`."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import click
+import trio
+
+from trio_odin.cli.common import fail, flag, run, settings_from, start_logs
+from trio_odin.cli.market import rate_option, tokens_option
+from trio_odin.lab.publisher import PublisherSettings, publish
+from trio_odin.net.address import Address
+from trio_odin.server.signals import end_signals
+
+
+@click.command("publish", short_help="Publish a simulated market to NATS.")
+@click.option("--addr", default=":3003", show_default=True, help="Address of the HTTP control.")
+@flag("--nats")
+@rate_option
+@tokens_option
+@click.option("--idle", is_flag=True, help="Wait for POST /control instead of publishing at once.")
+@flag("--log-level")
+@flag("--log-format")
+def publish_command(
+    addr: str, rate: float, tokens: list[str], *, idle: bool, **flags: str | None
+) -> None:
+    """Publish a simulated market to NATS, under HTTP control.
+
+    Events go to odin.token.SYMBOL.trade on an open-loop schedule: one that is late does not shift
+    the ones after it. POST /control starts, stops and configures, GET /stats and /health report:
+
+    \b
+      curl localhost:3003/control -d '{"action":"configure","messagesPerSecond":25}'
+    """  # noqa: D301 - click needs the character, not the backslash
+    settings = settings_from(flags)
+    start_logs(settings)
+    plan = PublisherSettings(
+        address=_address(addr),
+        nats_urls=settings.nats_urls,
+        rate=rate,
+        tokens=tokens,
+        autostart=not idle,
+    )
+    run(partial(_publish_until_signalled, plan))
+
+
+async def _publish_until_signalled(plan: PublisherSettings) -> None:
+    with end_signals() as signals:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(publish, plan)
+            await anext(signals)
+            nursery.cancel_scope.cancel(reason="signal")
+
+
+def _address(text: str) -> Address:
+    try:
+        return Address.parse(text)
+    except ValueError as error:
+        fail(f"--addr {text!r}: allowed is {error}")

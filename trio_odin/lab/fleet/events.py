@@ -1,0 +1,112 @@
+"""The events that a load follows, and what tells them apart. Pure: bytes in, events out.
+
+There are two kinds. The bench publishes its own, whose payload says all there is to know about it:
+
+    {"n":17,"t":81234567890123,"c":"BTC.trade","pad":"…"}
+
+`n` counts the publications of a run, `t` is the monotonic nanosecond at which it was meant to be
+published, `c` its channel. Everybody else's come in trio_odin's envelope (docs/protocol.md), with
+the time at which it was meant to be published in the payload's `timestamp`, if there is one.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Final, NamedTuple
+
+import attrs
+import msgspec
+
+_MARKS = re.compile(rb'"n":(\d+),"t":(\d+),"c":"([^"]+)"')
+_NS_PER_MS: Final = 1_000_000
+_MS_MAX: Final = 2**50  # far beyond any date, and no overflow in nanoseconds
+_DIGEST_BYTES: Final = 6
+
+
+class Event(NamedTuple):
+    """What is known of a publication.
+
+    Args:
+        number: tells it from others of its channel.
+        due_ns: when it was to be published, by the clock of its kind.
+        channel: where.
+        is_ordered: numbers rise with the order of publishing.
+    """
+
+    number: int
+    due_ns: int
+    channel: str
+    is_ordered: bool = True
+
+
+def payload_of(event: Event, size_bytes: int) -> bytes:
+    """The payload of an event of the bench, padded to `size_bytes`."""
+    head = b'{"n":%d,"t":%d,"c":"%b","pad":"' % (event.number, event.due_ns, event.channel.encode())
+    return head + b"x" * max(0, size_bytes - len(head) - 2) + b'"}'
+
+
+def bench_event(unit: bytes) -> Event | None:
+    """The bench's event that `unit`, any bytes around a payload, carries."""
+    found = _MARKS.search(unit)
+    return found and Event(int(found[1]), int(found[2]), found[3].decode(errors="replace"))
+
+
+class _Envelope(msgspec.Struct):
+    """The envelope on the wire. `channel` and `offset` are absent on older servers."""
+
+    ts: int
+    data: msgspec.Raw
+    channel: str = ""
+    offset: int | None = None
+
+
+class _Payload(msgspec.Struct):
+    timestamp: float | None = None
+
+
+_read_envelope = msgspec.json.Decoder(_Envelope).decode
+_read_payload = msgspec.json.Decoder(_Payload).decode
+
+
+def market_event(unit: bytes) -> Event | None:
+    """The event in an envelope, or in one whose `seq` was cut off its front."""
+    try:
+        envelope = _read_envelope(b'{"seq":0' + unit if unit.startswith(b",") else unit)
+    except msgspec.DecodeError:
+        return None
+    due_ms = _due_ms(envelope.data) or envelope.ts
+    # Without a stream there is no offset: then the payload says which publication it is. Not the
+    # stamp, which differs between servers.
+    has_offset = envelope.offset is not None
+    number = envelope.offset if has_offset else _digest(envelope.data)
+    return Event(number or 0, int(due_ms * _NS_PER_MS), envelope.channel, has_offset)
+
+
+def _digest(data: msgspec.Raw) -> int:
+    # Not hash(): that is another one in each process, and an event reaches several fleets.
+    return int.from_bytes(blake2b(data, digest_size=_DIGEST_BYTES).digest(), "big")
+
+
+def _due_ms(data: msgspec.Raw) -> float | None:
+    try:
+        due_ms = _read_payload(data).timestamp
+    except msgspec.DecodeError:
+        return None
+    return due_ms if due_ms is not None and abs(due_ms) < _MS_MAX else None
+
+
+@attrs.frozen
+class Kind:
+    """How to find an event in bytes, and the clock that its `due_ns` is by."""
+
+    event_in: Callable[[bytes], Event | None]
+    now_ns: Callable[[], int]
+
+
+KINDS: Final[dict[str, Kind]] = {
+    "bench": Kind(bench_event, time.monotonic_ns),
+    "market": Kind(market_event, time.time_ns),
+}

@@ -1,0 +1,97 @@
+"""Percentiles of durations. Fleets count in buckets, as that is cheap; then HdrHistogram."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from trio_odin.lab.fleet.limits import LoadImpossible
+
+if TYPE_CHECKING:
+    from hdrh.histogram import HdrHistogram
+
+NS_PER_BUCKET: Final = 100_000
+"""Fleets count in tenths of a millisecond."""
+
+_US_PER_BUCKET: Final = 100
+_US_PER_MS: Final = 1000
+_MAX_US: Final = 3600 * 1_000_000
+_DIGITS: Final = 3
+
+
+@attrs.frozen(kw_only=True)
+class Durations:
+    """Percentiles of some durations in milliseconds.
+
+    `hdr` is the whole histogram, in microseconds: HdrHistogram V2, compressed, in base64, as the
+    tools of hdrhistogram.org read it.
+    """
+
+    count: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    p999_ms: float
+    max_ms: float
+    hdr: str = ""
+
+
+def buckets_of(durations_ms: Iterable[float]) -> dict[int, int]:
+    """Durations in milliseconds as buckets."""
+    buckets: dict[int, int] = {}
+    for ms in durations_ms:
+        bucket = int(ms * _US_PER_MS) // _US_PER_BUCKET
+        buckets[bucket] = buckets.get(bucket, 0) + 1
+    return buckets
+
+
+def durations(buckets: Mapping[int, int]) -> Durations | None:
+    """The percentiles of what was counted in buckets, None if there is nothing.
+
+    Raises:
+        LoadImpossible: the package hdrhistogram is not installed.
+    """
+    if not buckets:
+        return None
+    histogram = _empty()
+    for bucket, count in buckets.items():
+        histogram.record_value(min(_MAX_US, max(1, bucket * _US_PER_BUCKET)), count)
+    p50, p90, p99, p999, most = (
+        histogram.get_value_at_percentile(percent) / _US_PER_MS
+        for percent in (50.0, 90.0, 99.0, 99.9, 100.0)
+    )
+    return Durations(
+        count=histogram.get_total_count(),
+        p50_ms=p50,
+        p90_ms=p90,
+        p99_ms=p99,
+        p999_ms=p999,
+        max_ms=most,
+        hdr=histogram.encode().decode(),
+    )
+
+
+def _empty() -> HdrHistogram:
+    try:
+        from hdrh.histogram import HdrHistogram  # noqa: PLC0415 - of an extra
+    except ImportError as error:
+        raise LoadImpossible(
+            "hdrhistogram is not installed: pip install '.[lab]' (the extra lab)"
+        ) from error
+    return HdrHistogram(1, _MAX_US, _DIGITS)
+
+
+def percentile_ms(buckets: Mapping[int, int], fraction: float) -> float:
+    """The smallest latency in ms that at least `fraction` of all do not exceed; 0 if there is none.
+
+    For a glance each second, where a histogram would be made for one figure.
+    """
+    rank = fraction * sum(buckets.values())
+    seen = 0
+    for bucket in sorted(buckets):
+        seen += buckets[bucket]
+        if seen >= rank:
+            return bucket * _US_PER_BUCKET / _US_PER_MS
+    return 0.0

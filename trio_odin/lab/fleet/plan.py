@@ -1,0 +1,149 @@
+"""What a fleet is to do, and what it answers: the data between the processes of a load."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import attrs
+
+from trio_odin.lab.fleet.books import Received
+from trio_odin.lab.fleet.workload import Workload
+
+
+@attrs.frozen(kw_only=True)
+class FleetPlan:
+    """What a fleet is to do.
+
+    Args:
+        host, port, family: of the server, an address as numbers.
+        name: of the server, for the Host header and TLS; the host if empty.
+        is_tls: speak TLS.
+        source: the address to connect from, each has source ports of its own; empty: any.
+        path: of the WebSocket.
+        dialect: a key of `DIALECTS`.
+        kind: of the events, a key of `KINDS`.
+        workload: what each connection subscribes to.
+        first: the number of this fleet's first connection in the workload.
+        connections: how many.
+        in_flight: how many connects may be under way at a time.
+        ramp_per_second: how many connects are begun a second; 0: as fast as it goes.
+        is_reading: False: after the subscription nothing is read any more, with small buffers.
+        reconnect_seconds: a connection that was lost, or not made, is made anew after a random
+            share of so long, doubled with each failure; 0: never.
+        churn_per_second: so many connections are closed in order and made anew, a second.
+        churners: so many of the connections, the last ones, take part in that. What reaches them is
+            checked by `seq`, but not counted in `deliveries`.
+    """
+
+    host: str
+    port: int
+    family: int = int(socket.AF_INET)
+    name: str = ""
+    is_tls: bool = False
+    source: str = ""
+    path: str = "/ws"
+    dialect: str = "odin"
+    kind: str = "bench"
+    workload: Workload
+    first: int = 0
+    connections: int
+    in_flight: int = 200
+    ramp_per_second: float = 0.0
+    is_reading: bool = True
+    reconnect_seconds: float = 0.0
+    churn_per_second: float = 0.0
+    churners: int = 0
+
+
+def shares(connections: int, count: int) -> Iterator[tuple[int, int]]:
+    """Of each of `count` fleets the number of its first connection, and how many it has."""
+    first = 0
+    for number in range(count):
+        share = connections // count + (number < connections % count)
+        yield first, share
+        first += share
+
+
+@attrs.frozen(kw_only=True)
+class Progress:
+    """Where a fleet is.
+
+    Args:
+        connections: subscribed now.
+        pending: still to be connected, as far as the plan goes.
+        received: events so far.
+    """
+
+    connections: int
+    pending: int
+    received: int
+
+
+@attrs.frozen(kw_only=True)
+class Connected:
+    """How the connects went. Times are from a connection's `connect` to its acknowledgement.
+
+    Args:
+        connected: connections that were subscribed at least once.
+        seconds: from the first connect to the last acknowledgement.
+        rejections: by HTTP status.
+        failures: everything else, by reason.
+        buckets: times in tenths of a millisecond, with counts.
+        subscribers: of each channel, connections that count.
+    """
+
+    connected: int
+    seconds: float
+    rejections: dict[str, int]
+    failures: dict[str, int]
+    buckets: dict[int, int]
+    subscribers: dict[str, int]
+
+
+@attrs.frozen(kw_only=True)
+class Collected:
+    """What happened since the last time.
+
+    Args:
+        received: events.
+        connections: subscribed now.
+        pending: still to be connected.
+        reads: from sockets; fewer than events where the server joins.
+        disconnects: connections that the server ended, by code and reason.
+        churned: connections that were closed and made anew on purpose.
+        error_replies: what the server refused.
+        unreadable: frames that are no message of a known form.
+        cpu_seconds: of this process.
+    """
+
+    received: Received
+    connections: int
+    pending: int
+    reads: int
+    disconnects: dict[str, int]
+    churned: int
+    error_replies: int
+    unreadable: int
+    cpu_seconds: float
+
+
+@attrs.frozen(kw_only=True)
+class Summary:
+    """What is known at the end.
+
+    Args:
+        silent: subscribed connections that received nothing.
+        closed_cleanly: connections that answered our close frame.
+        lost: connections that were lost and are to come back; `back` of them did.
+        first_lost, last_back: monotonic seconds of this machine, 0 if there were none.
+        buckets: from a connection's loss to its acknowledged subscription, tenths of milliseconds.
+    """
+
+    silent: int
+    closed_cleanly: int
+    lost: int
+    back: int
+    first_lost: float
+    last_back: float
+    buckets: dict[int, int]

@@ -1,0 +1,181 @@
+"""What a load found, as data. Units are in the names; a server's figure that is unknown is None."""
+
+from __future__ import annotations
+
+import attrs
+import msgspec
+
+from trio_odin.lab.fleet.latency import Durations
+from trio_odin.lab.fleet.workload import Workload
+from trio_odin.lab.machine import Machine
+
+
+@attrs.frozen(kw_only=True)
+class Sample:
+    """A second of a load.
+
+    Args:
+        at: seconds since the first connect.
+        phase: "connecting", "idle", "hold", "reconnecting", "after", "closing".
+        connections: subscribed connections, as the clients count them.
+        received_per_second: envelopes.
+        p50_ms, p99_ms, max_ms: latency; None if nothing was received.
+        server_cores: CPU of the server since the sample before, by time.
+        server_percent: the same as the server itself says, of its own limit.
+        server_mib: resident memory of the server.
+        client_cores: CPU of all clients.
+    """
+
+    at: float
+    phase: str
+    connections: int
+    received_per_second: float
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    max_ms: float | None = None
+    server_cores: float | None = None
+    server_percent: float | None = None
+    server_mib: float | None = None
+    client_cores: float = 0.0
+
+
+@attrs.frozen(kw_only=True)
+class ServerFigures:
+    """What the server's own pages said.
+
+    Args:
+        connect_us: CPU of one connect and subscription.
+        idle_cores: CPU while nothing was published but all were connected.
+        cores: CPU during the hold, by time.
+        percent: mean of what it says itself during the hold, in percent of its limit.
+        percent_max: the highest of these.
+        delivery_us: CPU of the hold by its deliveries.
+        base_mib, connected_mib, held_mib: resident memory before the connects, after the
+            subscriptions, and at the end of the hold.
+        connection_kib: what a connection added to it, at the end of the hold.
+        rejected: connections it refused during the load.
+        imbalance: publications and deliveries that its ledger does not account for.
+        received_from_nats: messages during the hold.
+    """
+
+    connect_us: float | None = None
+    idle_cores: float | None = None
+    cores: float | None = None
+    percent: float | None = None
+    percent_max: float | None = None
+    delivery_us: float | None = None
+    base_mib: float | None = None
+    connected_mib: float | None = None
+    held_mib: float | None = None
+    connection_kib: float | None = None
+    rejected: float | None = None
+    imbalance: float | None = None
+    received_from_nats: float | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Reconnects:
+    """How connections came back.
+
+    Args:
+        lost: connections that were cut, by us on purpose or by the server.
+        back: of these, those that were connected and subscribed again.
+        seconds: from the first loss to the last return.
+        ms: from a connection's own loss to its own acknowledged subscription.
+    """
+
+    lost: int
+    back: int
+    seconds: float
+    ms: Durations | None
+
+
+@attrs.frozen(kw_only=True)
+class LoadResult:
+    """What a load found.
+
+    Args:
+        url: of the server.
+        date: of the first connect, ISO 8601 with milliseconds.
+        connections: how many were asked for.
+        rate: events a second that the publisher was told, None if it was not ours to tell.
+        hold_seconds: how long the hold really was.
+        interrupted: the user ended it early.
+        connected: connections whose handshake succeeded and whose subscription to all their
+            channels was acknowledged.
+        rejections: how many were refused before the upgrade, by HTTP status ("503").
+        failures: how many did not come about otherwise, by reason.
+        connect_seconds: until the last of them was subscribed.
+        connect_ms: of one, from its connect to its acknowledgement.
+        disconnects: connections that ended before the load closed them, by code and reason
+            ("1001 server is draining"); 1006 is an end without a close frame.
+        closed_cleanly: connections that answered our close.
+        churned: connections that were closed and replaced on purpose, of `churn_per_second`.
+        received: envelopes in all.
+        silent: connections that received nothing.
+        quiet_channels: channels with a subscriber of which nothing came, of `channels`.
+        gaps: numbers that are missing from the connections' `seq`.
+        repeated: envelopes that came again, or behind a later one.
+        foreign: envelopes of a channel that the connection did not subscribe to.
+        unreadable: frames that are no message of a known form.
+        error_replies: errors that the server sent.
+        publications: events within the window of the hold that somebody received.
+        published: events during the hold by the publisher's own count, if it was asked.
+        unseen: of these, events of channels with a subscriber that reached nobody.
+        expected, delivered, lost: deliveries of the publications to the connections that are not
+            replaced on purpose.
+        latency: from the moment for which the publisher planned an event to its receipt, so
+            nothing that is late can hide (no coordinated omission).
+        health: of the server before the first connect and before the last close, in its own word.
+        client_cores, busiest_client_cores: CPU of all clients, and of the busiest process.
+    """
+
+    url: str
+    workload: Workload
+    machine: Machine
+    date: str
+    connections: int
+    rate: float | None = None
+    hold_seconds: float = 0.0
+    interrupted: bool = False
+    connected: int = 0
+    rejections: dict[str, int] = attrs.field(factory=dict)
+    failures: dict[str, int] = attrs.field(factory=dict)
+    connect_seconds: float = 0.0
+    connect_ms: Durations | None = None
+    disconnects: dict[str, int] = attrs.field(factory=dict)
+    closed_cleanly: int = 0
+    churned: int = 0
+    churn_per_second: float = 0.0
+    reconnects: Reconnects | None = None
+    received: int = 0
+    received_per_second: float = 0.0
+    silent: int = 0
+    quiet_channels: int = 0
+    channels: int = 0
+    gaps: int = 0
+    repeated: int = 0
+    foreign: int = 0
+    unreadable: int = 0
+    error_replies: int = 0
+    publications: int = 0
+    published: int | None = None
+    unseen: int | None = None
+    expected: int = 0
+    delivered: int = 0
+    lost: int = 0
+    latency: Durations | None = None
+    client_cores: float = 0.0
+    busiest_client_cores: float = 0.0
+    server: ServerFigures = attrs.field(factory=ServerFigures)
+    health: list[str] = attrs.field(factory=list)
+    series: list[Sample] = attrs.field(factory=list)
+
+    @property
+    def success(self) -> float:
+        """The share of the connections that came about."""
+        return self.connected / self.connections
+
+    def as_json(self) -> bytes:
+        """Indented, with the names of the attributes."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1)

@@ -1,0 +1,115 @@
+"""What a server says of itself on its /metrics, sample by sample, and what that means."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+from trio_odin.lab.load.pages import get, get_object, parse_metrics
+from trio_odin.lab.load.result import ServerFigures
+
+_MIB = 1024 * 1024
+_CPU = "process_cpu_seconds_total"
+_RSS = "process_resident_memory_bytes"
+_PERCENT = "ws_cpu_usage_percent"
+_SENT = "ws_messages_sent_total"
+_REJECTED = "ws_connections_rejected_total"
+_IMBALANCE = "ws_ledger_imbalance"
+UNMATCHED = "ws_publications_unmatched_total"
+_FROM_NATS = "ws_nats_messages_received_total"
+
+
+@attrs.frozen
+class Statement:
+    """The page at one moment; without figures where there was none. `at`: monotonic seconds."""
+
+    at: float
+    figures: Mapping[str, float]
+
+    @property
+    def mib(self) -> float | None:
+        """Resident memory."""
+        rss = self.figures.get(_RSS)
+        return None if rss is None else rss / _MIB
+
+    @property
+    def percent(self) -> float | None:
+        """CPU as the server has it, in percent of its limit."""
+        return self.figures.get(_PERCENT)
+
+    def since(self, earlier: Statement, name: str) -> float | None:
+        """How much the metric has grown, None if one of the two pages did not have it."""
+        if name in self.figures and name in earlier.figures:
+            return self.figures[name] - earlier.figures[name]
+        return None
+
+    def cores_since(self, earlier: Statement) -> float | None:
+        """CPU by time."""
+        cpu, seconds = self.since(earlier, _CPU), self.at - earlier.at
+        return cpu / seconds if cpu is not None and seconds > 0 else None
+
+
+async def health(health_url: str | None) -> str:
+    """What the server says of itself: "healthy", "degraded", "unhealthy", or "unknown"."""
+    found = None if health_url is None else await get_object(health_url)
+    return str((found or {}).get("status", "unknown"))
+
+
+async def statement(metrics_url: str | None) -> Statement:
+    """Ask for the page."""
+    page = None if metrics_url is None else await get(metrics_url)
+    has_figures = page is not None and page.status == 200
+    text = page.body.decode(errors="replace") if page is not None and has_figures else ""
+    return Statement(time.monotonic(), parse_metrics(text))
+
+
+@attrs.frozen(kw_only=True)
+class Moments:
+    """The pages at the turning points of a load; `hold` has all of the hold, its ends included."""
+
+    before: Statement
+    connected: Statement
+    idle_from: Statement
+    idle_until: Statement
+    hold: Sequence[Statement]
+    end: Statement
+
+
+def server_figures(moments: Moments, *, connected: int, received: int) -> ServerFigures:
+    """What the pages say.
+
+    Args:
+        moments: the pages.
+        connected: connections that came about.
+        received: envelopes of the hold, should the server not count them.
+    """
+    before, first, last = moments.before, moments.hold[0], moments.hold[-1]
+    base, held = before.mib, last.mib
+    hold_cpu = last.since(first, _CPU)
+    deliveries = last.since(first, _SENT) or received
+    percents = [page.percent for page in moments.hold[1:] if page.percent is not None]
+    return ServerFigures(
+        connect_us=_micros(moments.connected.since(before, _CPU), connected),
+        idle_cores=moments.idle_until.cores_since(moments.idle_from),
+        cores=last.cores_since(first),
+        percent=sum(percents) / len(percents) if percents else None,
+        percent_max=max(percents, default=None),
+        delivery_us=_micros(hold_cpu, deliveries),
+        base_mib=base,
+        connected_mib=moments.connected.mib,
+        held_mib=held,
+        connection_kib=(
+            (held - base) * 1024 / connected
+            if held is not None and base is not None and connected
+            else None
+        ),
+        rejected=moments.end.since(before, _REJECTED),
+        imbalance=moments.end.figures.get(_IMBALANCE),
+        received_from_nats=last.since(first, _FROM_NATS),
+    )
+
+
+def _micros(seconds: float | None, count: float) -> float | None:
+    return None if seconds is None or not count else seconds * 1e6 / count
