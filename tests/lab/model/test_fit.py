@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+
+from tests.lab.model.stages import (
+    SHAPES,
+    TRUTH,
+    Distortion,
+    lab_of,
+    some_costs,
+    stage_of,
+    stages_of,
+)
+from trio_odin.lab.model.fit import BadFigure, TooLittle, fit, predictions
+from trio_odin.lab.model.model import Costs, doublings
+from trio_odin.lab.verdict import Prediction, StageResult
+
+
+def assert_alike(found: Costs, truth: Costs) -> None:
+    for name in ("base_mib", "connection_kib", "kernel_kib", "delivery_us", "connect_us"):
+        assert getattr(found, name) == pytest.approx(getattr(truth, name), rel=1e-4), name
+    assert found.doubling_us == pytest.approx(truth.doubling_us, abs=1e-3)
+    assert found.publication_us == pytest.approx(truth.publication_us, abs=0.1)
+    assert found.connection_us_per_second == pytest.approx(truth.connection_us_per_second, abs=1e-3)
+    assert found.base_cores == pytest.approx(truth.base_cores, abs=1e-5)
+
+
+@given(some_costs)
+def test_a_fit_finds_the_costs_that_made_the_stages(truth: Costs) -> None:
+    assert_alike(fit(stages_of(truth)), truth)
+
+
+@given(some_costs)
+def test_what_follows_the_model_is_predicted_exactly(truth: Costs) -> None:
+    found = predictions(lab_of(stages_of(truth)))
+    assert set(found) == {4, 5, 6, 7}
+    for number in found:
+        assert [one.what for one in found[number]] == ["CPU", "memory"]
+        assert memory(found[number]).error == pytest.approx(0, abs=1e-4)
+    for number in (6, 7):
+        assert cpu(found[number]).error == pytest.approx(0, abs=1e-4)
+
+
+def cpu(found: list[Prediction]) -> Prediction:
+    return next(one for one in found if one.what == "CPU")
+
+
+def memory(found: list[Prediction]) -> Prediction:
+    return next(one for one in found if one.what == "memory")
+
+
+def noise(seed: int) -> Distortion:
+    """What measuring does: a few percent, CPU in ticks of 10 ms, and caches that fill up."""
+    chance = random.Random(seed)
+
+    def distort(number: int, name: str, value: float) -> float:
+        connections = {shape[0]: shape[1] for shape in SHAPES}[number]
+        if name == "cores":
+            # Saturates instead of growing for ever, and at 30 events a second some join.
+            rate = {shape[0]: shape[2] for shape in SHAPES}[number]
+            each = 7.0 + 6.5 * connections / (connections + 2000) - 0.5 * (rate > 20)
+            value = 0.004 + connections * 2e-6 + rate * (60e-6 + connections * 0.121 * each / 1e6)
+        value *= chance.gauss(1, 0.01 if name == "held" else 0.02)
+        return value if name == "held" else round(value * 10, 2) / 10
+
+    return distort
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_real_stages_are_predicted_within_10_percent(seed: int) -> None:
+    found = predictions(lab_of(stages_of(TRUTH, distort=noise(seed))))
+    for number in (5, 6):
+        assert abs(cpu(found[number]).error) < 0.1
+    for number in (4, 7):
+        assert abs(memory(found[number]).error) < 0.1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_cost_is_below_0_and_a_delivery_always_costs(seed: int) -> None:
+    found = fit(stages_of(TRUTH, distort=noise(seed)))
+    figures = [value for value in attrs.asdict(found).values() if isinstance(value, float)]
+    assert min(figures) >= 0
+    assert found.delivery_us > 1
+
+
+def tripled(number: int, names: set[str]) -> Distortion:
+    def distort(stage: int, name: str, value: float) -> float:
+        return value * 3 if stage == number and name in names else value
+
+    return distort
+
+
+def test_cpu_is_predicted_from_fewer_events_only() -> None:
+    """Stage 6 has more to do than 7, so what it found must not show there, nor in itself."""
+    found = predictions(lab_of(stages_of(TRUTH, distort=tripled(6, {"idle", "cores"}))))
+    assert cpu(found[6]).error == pytest.approx(-2 / 3, abs=1e-3)
+    assert cpu(found[7]).error == pytest.approx(0, abs=1e-3)
+    # Stage 4 is stage 5 for a shorter time: as much to do, so it says nothing about it.
+    as_it_is, odd = (
+        predictions(lab_of(stages_of(TRUTH, distort=tripled(number, {"idle", "cores"}))))
+        for number in (0, 4)
+    )
+    assert cpu(odd[5]) == cpu(as_it_is[5])
+    assert cpu(odd[6]) != cpu(as_it_is[6])
+
+
+def test_memory_is_predicted_from_fewer_connections_only() -> None:
+    for number in (4, 5):
+        found = predictions(lab_of(stages_of(TRUTH, distort=tripled(number, {"held"}))))
+        assert memory(found[number]).error == pytest.approx(-2 / 3, abs=1e-3)
+        assert memory(found[6]).error == pytest.approx(0, abs=1e-3)
+
+
+def test_the_source_says_which_stages() -> None:
+    found = fit(stages_of(TRUTH))
+    assert (found.source, found.date) == ("lab, stages 2, 3, 4, 5, 6, 7", "2026-11-30")
+    assert fit(stages_of(TRUTH), source="mine").source == "mine"
+
+
+def with_load(stage: StageResult, **changes: Any) -> StageResult:
+    assert stage.load is not None
+    return attrs.evolve(stage, load=attrs.evolve(stage.load, **changes))
+
+
+def test_stages_without_plain_figures_do_not_count() -> None:
+    stages = stages_of(TRUTH, SHAPES[:3])
+    server = stages[0].load.server if stages[0].load else None
+    assert server is not None
+    odd = stage_of(attrs.evolve(TRUTH, delivery_us=500), 8, 3000, 12.0)
+    workload = odd.load.workload if odd.load else None
+    assert workload is not None
+    stages += [
+        StageResult(number=1, title="no load"),
+        with_load(odd, churned=10),
+        with_load(odd, connected=2999),
+        with_load(odd, disconnects={"1006": 1}),
+        with_load(odd, lost=1),
+        with_load(odd, workload=attrs.evolve(workload, channels=[])),
+        with_load(odd, workload=attrs.evolve(workload, is_filtered=False)),
+        with_load(odd, interrupted=True),
+        with_load(odd, received_per_second=0.0),
+        with_load(odd, hold_seconds=0.0),
+        with_load(odd, server=attrs.evolve(server, cores=None)),
+        with_load(odd, server=attrs.evolve(server, held_mib=None)),
+    ]
+    assert fit(stages).source == "lab, stages 2, 3, 4"
+    assert_alike(fit(stages), TRUTH)
+    assert set(predictions(lab_of(stages))) == {4}
+
+
+def test_a_server_that_was_used_before_does_not_hide_its_base() -> None:
+    used = stages_of(TRUTH)
+    load = used[-1].load
+    assert load is not None
+    used[-1] = with_load(used[-1], server=attrs.evolve(load.server, base_mib=300.0))
+    assert fit(used).base_mib == pytest.approx(46)
+
+
+def test_what_the_server_took_from_nats_counts_as_the_rate() -> None:
+    truth = attrs.evolve(TRUTH, delivery_us=30.0, doubling_us=0.0)
+    stages = [
+        with_load(
+            stage,
+            rate=None,
+            publications=int(60 * rate),
+            server=attrs.evolve(stage.load.server, received_from_nats=60 * rate),
+        )
+        for stage, (_, _, rate) in zip(stages_of(truth), SHAPES, strict=True)
+        if stage.load is not None
+    ]
+    assert_alike(fit(stages), truth)
+    # How many events there would be was not known before.
+    found = predictions(lab_of(stages))
+    assert [[one.what for one in told] for told in found.values()] == [["memory"]] * 4
+
+
+def test_without_idle_figures_the_hold_alone_is_fitted() -> None:
+    stages = [
+        with_load(stage, server=attrs.evolve(stage.load.server, idle_cores=None))
+        for stage in stages_of(TRUTH)
+        if stage.load is not None
+    ]
+    found = fit(stages)
+    deliveries = 30 * 10_000 * 0.121
+    assert found.cores(10_000, 30, deliveries) == pytest.approx(
+        TRUTH.cores(10_000, 30, deliveries), rel=1e-4
+    )
+
+
+def test_without_a_host_or_a_series_the_kernels_part_is_unknown() -> None:
+    assert fit([attrs.evolve(stage, host=[]) for stage in stages_of(TRUTH)]).kernel_kib == 0
+    assert fit([with_load(stage, series=[]) for stage in stages_of(TRUTH)]).kernel_kib == 0
+
+
+def test_a_host_that_holds_less_than_its_process_says_nothing_about_the_kernel() -> None:
+    """Pages of files that were read before the stage count for the process, not for the host."""
+    first, *others = stages_of(TRUTH)
+    low = [attrs.evolve(sample, memory_mib=1.0) for sample in first.host]
+    found = fit([attrs.evolve(first, host=low), *others])
+    assert found.kernel_kib == pytest.approx(6.5, rel=1e-4)
+    assert fit([attrs.evolve(stage, host=low) for stage in (first, *others)]).kernel_kib == 0
+
+
+@pytest.mark.parametrize(("kib", "found"), [(0.5, 0), (2.0, 2.0), (60.0, 60.0), (100.0, 0)])
+def test_what_the_kernel_cannot_take_is_not_believed(kib: float, found: float) -> None:
+    stages = stages_of(attrs.evolve(TRUTH, kernel_kib=kib))
+    assert fit(stages).kernel_kib == pytest.approx(found, rel=1e-3)
+
+
+def test_the_costs_say_how_far_was_measured() -> None:
+    found = fit(stages_of(TRUTH))
+    assert (found.max_rate, found.max_connections) == (30.0, 18_000)
+
+
+@pytest.mark.parametrize(("less", "is_there"), [(0.5, False), (10.0, True)])
+def test_an_unknown_that_hardly_helps_is_not_fitted(less: float, is_there: bool) -> None:
+    """Readings that differ by 10 %, so half a MiB less at the larger ones tells of no base."""
+    held = {2: 190.0, 3: 210.0, 4: 380.0 - less, 5: 420.0 - less}
+
+    def distort(number: int, name: str, value: float) -> float:
+        return held[number] if name == "held" else value
+
+    shapes = [(2, 1000, 12.0), (3, 1000, 12.0), (4, 2000, 12.0), (5, 2000, 12.0)]
+    stages = [
+        with_load(stage, server=attrs.evolve(stage.load.server, base_mib=None))
+        for stage in stages_of(TRUTH, shapes, distort)
+        if stage.load is not None
+    ]
+    assert (fit(stages).base_mib > 0) == is_there
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("cores", -0.1), ("held_mib", -1.0), ("connect_us", 1e300)]
+)
+def test_a_figure_that_nobody_can_have_measured_is_refused(name: str, value: float) -> None:
+    stages = stages_of(TRUTH)
+    server = stages[2].load.server if stages[2].load else None
+    assert server is not None
+    stages[2] = with_load(stages[2], server=attrs.evolve(server, **{name: value}))
+    with pytest.raises(BadFigure, match=f"stage 4 has a {name} of {value:g}".replace("+", r"\+")):
+        fit(stages)
+    with pytest.raises(BadFigure, match="allowed is 0 to 10¹²"):
+        predictions(lab_of(stages))
+
+
+def test_connections_below_0_are_refused() -> None:
+    stages = stages_of(TRUTH)
+    with pytest.raises(BadFigure, match="stage 2 has a connections of -1"):
+        fit([with_load(stages[0], connections=-1, connected=-1), *stages[1:]])
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_stages_are_refused_with_a_sentence(count: int) -> None:
+    wanted = "of this run (none|only stage 2) will do"
+    with pytest.raises(TooLittle, match=wanted):
+        fit(stages_of(TRUTH, SHAPES[:count]))
+
+
+def test_the_delivery_grows_as_the_stages_say() -> None:
+    """8 µs among 1,000 connections and 12 among 10,000, as measured, and nothing else."""
+    truth = Costs(delivery_us=8.0, doubling_us=4 / doublings(10_000), connection_kib=20.0)
+    found = fit(stages_of(truth))
+    assert found.delivery_us_among(1000) == pytest.approx(8, rel=1e-4)
+    assert found.delivery_us_among(10_000) == pytest.approx(12, rel=1e-4)
+    assert 12 < found.delivery_us_among(18_000) < 13.1

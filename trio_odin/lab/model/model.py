@@ -1,0 +1,437 @@
+"""What a workload costs: from the costs of the parts to CPU, memory, instances and money. Pure.
+
+    Demand × Costs  ──►  cores, MiB           of so many connections in one place
+    … on an Instance ──►  the most it can hold ──►  how many of them, and what they cost
+
+Units: MiB, and KiB as its 1024th. The plan says MB for both its 7,168 and its 0.7 a connection, so
+its 10,240 connections are the same in either; here its 0.7 is 716.8 KiB.
+
+What is deliberately absent: frames that are joined at high rates. A delivery then costs less, so
+at a hundred events a second and more the CPU here is too much, never too little.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+import attrs
+
+from trio_odin.core.publication import Publication
+from trio_odin.telemetry.process import files_needed
+
+KIB: Final = 1024
+# Beyond it nobody asks: it stands for "not bound by this".
+ENDLESS: Final = 100_000_000
+# IPv4 without options, TCP with timestamps (RFC 7323); what is left of an Ethernet frame's 1,500.
+_HEADERS_BYTES = 52
+_SEGMENT_BYTES = 1500 - _HEADERS_BYTES
+_MONTH_SECONDS = 365 / 12 * 86_400
+MEASURED_PAYLOAD_BYTES: Final = 200
+"""The events of the lab, whose CPU is what `Costs` know."""
+
+# From here on the connections no longer fit into the CPU's caches, a few KiB each.
+_CACHED_CONNECTIONS = 1000
+
+
+@attrs.frozen(kw_only=True)
+class Costs:
+    """What the parts of a server cost, measured or claimed.
+
+    Args:
+        base_mib: resident memory of a process without connections.
+        connection_kib: what a connection adds to it, once events have gone through.
+        kernel_kib: what it takes beside that in the kernel, which counts against the limit of a
+            container as well; 0 if unknown.
+        delivery_us: CPU of one envelope to one connection, where there are up to 1,000 of them.
+        doubling_us: what each doubling of the connections above 1,000 adds to a delivery: their
+            state has left the CPU's caches by the time of the next event.
+        publication_us: CPU of taking one event, whoever it is for; each process takes each.
+        connection_us_per_second: CPU of a connection by time, such as its keepalive.
+        base_cores: CPU of a process that does nothing.
+        connect_us: CPU of one connect, handshake and subscription; None if unknown.
+        max_rate, max_connections: the most events a second, and the most connections, at which
+            this was measured; None if nobody said. Beyond them the figures are extrapolated.
+        uses_all_cores: one process uses every core; trio's uses one.
+        source: where the figures come from, for people.
+        date: of the measurement, YYYY-MM-DD.
+    """
+
+    connection_kib: float
+    delivery_us: float
+    base_mib: float = 0.0
+    kernel_kib: float = 0.0
+    doubling_us: float = 0.0
+    publication_us: float = 0.0
+    connection_us_per_second: float = 0.0
+    base_cores: float = 0.0
+    connect_us: float | None = None
+    max_rate: float | None = None
+    max_connections: int | None = None
+    uses_all_cores: bool = False
+    source: str = ""
+    date: str = ""
+
+    def delivery_us_among(self, connections: int) -> float:
+        """CPU of one delivery where there are so many connections."""
+        return self.delivery_us + self.doubling_us * doublings(connections)
+
+    def cores(
+        self, connections: int, publications: float, deliveries: float, *, processes: int = 1
+    ) -> float:
+        """CPU by time, at so many publications and deliveries a second."""
+        us = (
+            connections * self.connection_us_per_second
+            + publications * self.publication_us * processes
+            + deliveries * self.delivery_us_among(connections)
+        )
+        return self.base_cores * processes + us / 1e6
+
+    def memory_mib(self, connections: int, *, processes: int = 1) -> float:
+        """Resident memory of the processes; the kernel's part is not in it."""
+        return self.base_mib * processes + connections * self.connection_kib / KIB
+
+    def host_mib(self, connections: int, *, processes: int = 1) -> float:
+        """The same with the kernel's part of the connections, as far as it is known."""
+        kernel_mib = connections * self.kernel_kib / KIB
+        return self.memory_mib(connections, processes=processes) + kernel_mib
+
+
+def doublings(connections: int) -> float:
+    """How often 1,000 connections have to be doubled to be so many; 0 for fewer."""
+    return math.log2(max(1.0, connections / _CACHED_CONNECTIONS))
+
+
+# "0.7 MB/conn" and "0.0000365 cores per write": the plan's "Current State Analysis", of the Go
+# server that it is about. It knows no other costs.
+PLAN_COSTS: Final = Costs(
+    connection_kib=0.7 * KIB,
+    delivery_us=36.5,
+    uses_all_cores=True,
+    source="the plan",
+    date="2025-10-11",
+)
+
+
+@attrs.frozen(kw_only=True)
+class Demand:
+    """What the users do.
+
+    Args:
+        users: each is one connection.
+        home_share: the share of them with the home page open, which holds `home_tokens` channels;
+            each of the others holds one.
+        tokens: over which the events are spread evenly.
+        rate: events a second over all tokens.
+        payload_bytes: of an event, as it is published.
+
+    Raises:
+        ValueError: the home page shows more tokens than there are.
+    """
+
+    users: int = 10_000
+    home_share: float = 0.8
+    home_tokens: int = 30
+    tokens: int = 200
+    rate: float = 12.0
+    payload_bytes: int = 200
+
+    def __attrs_post_init__(self) -> None:
+        if self.home_tokens > self.tokens:
+            raise ValueError(f"{self.home_tokens} home tokens of {self.tokens} tokens")
+
+    def of(self, users: int) -> Demand:
+        """The same of so many users."""
+        return attrs.evolve(self, users=users)
+
+    @property
+    def mean_subscriptions(self) -> float:
+        """Channels that a user holds, on average."""
+        return self.home_share * self.home_tokens + (1 - self.home_share)
+
+    @property
+    def subscribers_per_token(self) -> float:
+        """To how many connections an event goes, on average."""
+        return self.users * self.mean_subscriptions / self.tokens
+
+    @property
+    def home_subscribers(self) -> float:
+        """To how many an event of a home token goes: the home page's, and those who chose it."""
+        return self.users * (self.home_share + (1 - self.home_share) / self.tokens)
+
+    @property
+    def writes_per_second(self) -> float:
+        """Deliveries a second: the plan's writes."""
+        return self.rate * self.subscribers_per_token
+
+    @property
+    def bytes_per_second(self) -> float:
+        """On the network, towards the users.
+
+        The envelope is one of ours, its numbers in their fourth and seventh digit, not compressed;
+        each TCP segment has 52 bytes of headers. Acknowledgements and keepalive are not in it.
+        """
+        return self.writes_per_second * _packet_bytes(self.payload_bytes)
+
+    @property
+    def terabytes_per_month(self) -> float:
+        """The same in a month of 365 / 12 days, in 10¹² bytes."""
+        return self.bytes_per_second * _MONTH_SECONDS / 1e12
+
+
+def _packet_bytes(payload_bytes: int) -> int:
+    payload = b'"%b"' % (b"x" * (payload_bytes - 2))
+    publication = Publication("TOKEN.trade", payload, offset=1_000_000, unix_ms=10**12)
+    frame = len(publication.frame(1000))
+    return frame + math.ceil(frame / _SEGMENT_BYTES) * _HEADERS_BYTES
+
+
+@attrs.frozen(kw_only=True)
+class Instance:
+    """A kind of machine, and what of it is the server's.
+
+    Args:
+        vcpus: that it has for long; `burst_vcpus` for a while, None if these are no more.
+        egress_gbit: that it can send a second, in 10⁹ bits; None if unknown.
+        cpu_share, memory_share: what is left by the system and the shipping of logs.
+        file_limit: open files of one process.
+    """
+
+    name: str
+    vcpus: float
+    memory_mib: float
+    monthly_usd: float
+    burst_vcpus: float | None = None
+    egress_gbit: float | None = None
+    cpu_share: float = 0.95
+    memory_share: float = 0.875
+    file_limit: int = 200_000
+
+    @property
+    def cpu_limit(self) -> float:
+        """Cores that are the server's: the plan's 1.9 of 2."""
+        return self.vcpus * self.cpu_share
+
+    @property
+    def memory_limit_mib(self) -> float:
+        """Memory that is the server's: the plan's 7,168 of 8,192."""
+        return self.memory_mib * self.memory_share
+
+
+@attrs.frozen(kw_only=True)
+class Forecast:
+    """What a demand comes to on one kind of machine.
+
+    Args:
+        max_by_memory, max_by_cpu, max_by_files, max_by_network, max_by_latency: connections that
+            one instance can hold; 100 million where this does not bind it.
+        max_connections: the lowest of these, and `bound_by` says of which: "memory", "CPU",
+            "open files", "network" or "latency".
+        instances: that the users need, spread evenly; None if no number is enough, as not even one
+            connection is within the bound.
+        monthly_usd: of all instances.
+        connections: on each; all users if no number is enough. The rest is of each, too:
+        writes_per_second: deliveries.
+        delivery_us: CPU of one of them, among so many connections.
+        usable_cores: of the limit, what the processes can use; `target_cores` is what they may.
+        cpu_percent: of the limit, as the server itself reports it.
+        memory_mib: with the kernel's part of the connections, as far as it is known.
+        home_fan_out_ms: how long an event of a home token takes to reach the last of its
+            subscribers if there is nothing else to do. Most deliveries are of such events, so it
+            is a lower bound of the latency's p99.
+        p99_ms: about the p99 under this load, as far as the events themselves make it; None if
+            the load is more than the cores.
+        reconnect_seconds: at the least, until all have connected and subscribed again, if they
+            come at once and events go on; None if the cost of a connect is unknown, or the events
+            leave no CPU for it.
+    """
+
+    max_by_memory: int
+    max_by_cpu: int
+    max_by_files: int
+    max_by_network: int
+    max_by_latency: int
+    max_connections: int
+    bound_by: str
+    instances: int | None
+    monthly_usd: float | None
+    connections: int
+    writes_per_second: float
+    delivery_us: float
+    usable_cores: float
+    target_cores: float
+    cores: float
+    cpu_percent: float
+    memory_mib: float
+    home_fan_out_ms: float
+    p99_ms: float | None
+    reconnect_seconds: float | None
+
+
+@attrs.frozen
+class _Place:
+    """One instance with its processes: what a number of connections comes to there.
+
+    The kernel spreads connections unevenly, and one process uses one core at most: so what takes
+    longest is either the work of all processes on all cores, or that of the fullest on its own.
+    """
+
+    demand: Demand
+    costs: Costs
+    instance: Instance
+    workers: int
+
+    @property
+    def processes(self) -> int:
+        return 1 if self.costs.uses_all_cores else self.workers
+
+    @property
+    def usable_cores(self) -> float:
+        return min(self.instance.cpu_limit, self.processes * self._process_cores)
+
+    @property
+    def _process_cores(self) -> float:
+        """What one process can use."""
+        limit = self.instance.cpu_limit
+        return limit if self.costs.uses_all_cores else min(limit, 1.0)
+
+    def _fullest(self, connections: int) -> int:
+        """The connections of the fullest process, as the limit of files provides for it too."""
+        return files_needed(connections, self.processes) - files_needed(0, self.processes)
+
+    def cores(self, connections: int) -> float:
+        writes = self.demand.of(connections).writes_per_second
+        return self.costs.cores(connections, self.demand.rate, writes, processes=self.processes)
+
+    def _fullest_cores(self, connections: int) -> float:
+        alone = self.costs.cores(0, self.demand.rate, 0)
+        if not connections:
+            return alone
+        share = self._fullest(connections) / connections
+        return alone + (self.cores(connections) - alone * self.processes) * share
+
+    def busy_share(self, connections: int) -> float:
+        """Of the time: of all usable cores, or of the fullest process, whichever is more."""
+        return max(
+            self.cores(connections) / self.usable_cores,
+            self._fullest_cores(connections) / self._process_cores,
+        )
+
+    def memory_mib(self, connections: int) -> float:
+        return self.costs.host_mib(connections, processes=self.processes)
+
+    def files(self, connections: int) -> int:
+        return files_needed(connections, self.processes)
+
+    def egress_gbit(self, connections: int) -> float:
+        return self.demand.of(connections).bytes_per_second * 8 / 1e9
+
+    def home_fan_out_ms(self, connections: int) -> float:
+        each_us = self.costs.delivery_us_among(connections)
+
+        def work_us(among: int, processes: int) -> float:
+            subscribers = self.demand.of(among).home_subscribers
+            return self.costs.publication_us * processes + subscribers * each_us
+
+        of_all = work_us(connections, self.processes) / self.usable_cores
+        of_fullest = work_us(self._fullest(connections), 1) / self._process_cores
+        return max(of_all, of_fullest) / 1e3
+
+    def p99_ms(self, connections: int) -> float:
+        """About: the fan-out, and the wait before it, as if every event were one of the home page.
+
+        The mean wait is that of M/D/1, service × busy / 2(1 - busy). Its tail is taken to be
+        exponential, and the share of the events that wait at all to be `busy`, so 1 % of them wait
+        ln(100 × busy) times as long. What the rest of the machine does is not in it: of two runs of
+        the lab one had 0.5 to 1.1 of it, the other, with half the load and less, about twice.
+        """
+        service, busy = self.home_fan_out_ms(connections), self.busy_share(connections)
+        if busy >= 1:
+            return math.inf
+        tail = math.log(max(1.0, 100 * busy))
+        return service * (1 + busy / (2 * (1 - busy)) * tail)
+
+    def reconnect_seconds(self, connections: int) -> float | None:
+        if self.costs.connect_us is None or self.busy_share(connections) >= 1:
+            return None
+        seconds = self.costs.connect_us / 1e6
+        return max(
+            connections * seconds / (self.usable_cores - self.cores(connections)),
+            self._fullest(connections)
+            * seconds
+            / (self._process_cores - self._fullest_cores(connections)),
+        )
+
+
+def forecast(
+    demand: Demand,
+    costs: Costs,
+    instance: Instance,
+    *,
+    workers: int = 1,
+    target_cpu_percent: float = 75.0,
+    target_p99_ms: float = 1000.0,
+) -> Forecast:
+    """What the demand comes to.
+
+    Args:
+        demand: of all users.
+        costs: of the parts.
+        instance: the kind of machine, all alike.
+        workers: processes on each. One uses one core at most, however many there are.
+        target_cpu_percent: of the usable cores, and of the fullest process's own, how much may be
+            used: the plan's threshold.
+        target_p99_ms: what `Forecast.p99_ms` may be.
+    """
+    place = _Place(demand, costs, instance, workers)
+    target_cores = place.usable_cores * target_cpu_percent / 100
+    egress_limit = math.inf if instance.egress_gbit is None else instance.egress_gbit
+    bounds = {
+        "memory": _most(lambda n: place.memory_mib(n) <= _at_most(instance.memory_limit_mib)),
+        "CPU": _most(lambda n: place.busy_share(n) <= _at_most(target_cpu_percent / 100)),
+        "open files": _most(lambda n: place.files(n) <= instance.file_limit),
+        "network": _most(lambda n: place.egress_gbit(n) <= _at_most(egress_limit)),
+        "latency": _most(lambda n: place.p99_ms(n) <= _at_most(target_p99_ms)),
+    }
+    bound_by = min(bounds, key=bounds.__getitem__)
+    most = bounds[bound_by]
+    instances = math.ceil(demand.users / most) if most else None
+    connections = math.ceil(demand.users / instances) if instances else demand.users
+    cores, p99_ms = place.cores(connections), place.p99_ms(connections)
+    return Forecast(
+        max_by_memory=bounds["memory"],
+        max_by_cpu=bounds["CPU"],
+        max_by_files=bounds["open files"],
+        max_by_network=bounds["network"],
+        max_by_latency=bounds["latency"],
+        max_connections=most,
+        bound_by=bound_by,
+        instances=instances,
+        monthly_usd=instances * instance.monthly_usd if instances else None,
+        connections=connections,
+        writes_per_second=demand.of(connections).writes_per_second,
+        delivery_us=costs.delivery_us_among(connections),
+        usable_cores=place.usable_cores,
+        target_cores=target_cores,
+        cores=cores,
+        cpu_percent=cores / instance.cpu_limit * 100,
+        memory_mib=place.memory_mib(connections),
+        home_fan_out_ms=place.home_fan_out_ms(connections),
+        p99_ms=p99_ms if math.isfinite(p99_ms) else None,
+        reconnect_seconds=place.reconnect_seconds(connections),
+    )
+
+
+def _at_most(limit: float) -> float:
+    # 10,240 × 0.7 is 7,168 for people; for floating point it may be a hair more.
+    return limit * (1 + 1e-12)
+
+
+def _most(fits: Callable[[int], bool]) -> int:
+    """The most connections that fit, 0 to `ENDLESS`; more never fit where fewer do not."""
+    low, high = 0, ENDLESS + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

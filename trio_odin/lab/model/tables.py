@@ -1,0 +1,70 @@
+"""The figures that come with the project: prices of machines, and the costs measured last."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import msgspec
+
+from trio_odin.lab.model.model import Costs, Instance
+
+_PACKAGE = files("trio_odin.lab.model")
+_COSTS_HEAD = "# What the parts of the server cost, as measured last; units are in the names.\n"
+
+
+@attrs.frozen(kw_only=True)
+class Prices:
+    """Machines that can be had, and when that was looked up.
+
+    Args:
+        egress_usd_per_gb: of traffic to the internet, by 10⁹ bytes; of `egress_date`.
+    """
+
+    date: str
+    currency: str
+    source: str
+    egress_usd_per_gb: float
+    egress_date: str
+    machines: dict[str, Instance]
+
+
+def read_prices(file: Path | Traversable = _PACKAGE / "prices.toml") -> Prices:
+    """The machines by name, from a file such as the project's own `prices.toml`."""
+    content = tomllib.loads(file.read_text(encoding="utf-8"))
+    shares = {name: content[name] for name in ("cpu_share", "memory_share", "file_limit")}
+    machines = [msgspec.convert(shares | entry, Instance) for entry in content["machines"]]
+    return Prices(
+        date=content["date"],
+        currency=content["currency"],
+        source=content["source"],
+        egress_usd_per_gb=content["egress_usd_per_gb"],
+        egress_date=content["egress_date"],
+        machines={machine.name: machine for machine in machines},
+    )
+
+
+def read_costs(file: Path | Traversable = _PACKAGE / "costs.toml") -> Costs | None:
+    """The costs that were measured last, from the project's own `costs.toml`; None without one."""
+    if not file.is_file():
+        return None
+    return msgspec.convert(tomllib.loads(file.read_text(encoding="utf-8")), Costs)
+
+
+def write_costs(path: Path, costs: Costs) -> None:
+    """Write costs so that `read_costs` reads them; figures are kept to 4 digits."""
+    known = {name: value for name, value in attrs.asdict(costs).items() if value is not None}
+    lines = (f"{name} = {_toml(value)}\n" for name, value in known.items())
+    path.write_text(_COSTS_HEAD + "".join(lines), encoding="utf-8")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, float):
+        return json.dumps(float(f"{value:.4g}"))
+    # Strings and booleans of JSON are strings and booleans of TOML.
+    return json.dumps(value, ensure_ascii=False)
