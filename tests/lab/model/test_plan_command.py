@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from click.testing import CliRunner, Result
+
+from tests.lab.model.stages import SHAPES, TRUTH, lab_of, stages_of
+from trio_odin.cli import plan as plan_module
+from trio_odin.cli.plan import plan_command
+from trio_odin.lab.report.series import without_series, write_series
+
+
+def plan(*arguments: str) -> Result:
+    return CliRunner().invoke(plan_command, arguments)
+
+
+def test_a_machine_of_ones_own_is_bounded_and_paid_like_the_others() -> None:
+    own, known = plan("--machine", "2,8192,60"), plan("--machine", "e2-standard-2")
+    assert own.exit_code == known.exit_code == 0
+    assert "1 × 2 vCPU, 8,192 MiB, $60 a month" in words(own)
+
+
+def words(result: Result) -> str:
+    return " ".join(result.output.split())
+
+
+@pytest.fixture
+def verdict(tmp_path: Path) -> Path:
+    path = tmp_path / "verdict.json"
+    result = lab_of(stages_of(TRUTH))
+    write_series(result, tmp_path / "series")
+    path.write_bytes(without_series(result).as_json())
+    return path
+
+
+def test_the_plans_answer_is_the_plans() -> None:
+    result = plan("--costs", "plan")
+    assert result.exit_code == 0, result.output
+    for figure in ("1,210 subscribers a token", "14,520 writes a second", "10,240", "27.9 %"):
+        assert figure in words(result)
+    assert (
+        "need 1 × e2-standard-2, $60 a month (machines only, traffic about $1,133 more)"
+        in words(result)
+    )
+    assert "measured" not in result.output
+
+
+def test_twice_the_users_by_the_plan_need_two() -> None:
+    result = plan("--costs", "plan", "--users", "20000", "--home", "50%")
+    assert "need 2 × e2-standard-2, $120 a month" in words(result)
+    assert "9,300" in result.output
+
+
+def test_measured_costs_stand_beside_the_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "read_costs", lambda: TRUTH)
+    result = plan()
+    assert result.exit_code == 0
+    assert "measured costs" in result.output
+    assert "× 0.0272" in result.output  # memory of a connection
+    assert "1 worker, a core each at most, can use 1 of its 1.9 cores" in words(result)
+    assert "By the plan's costs: 1 × e2-standard-2" in words(result)
+
+
+def test_without_a_measurement_the_plans_costs_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "read_costs", lambda: None)
+    assert plan().output == plan("--costs", "plan").output
+    result = plan("--costs", "measured")
+    assert result.exit_code == 2
+    assert "nothing was measured yet; give --fit RUN" in words(result)
+
+
+def test_a_verdict_calibrates_the_costs_and_is_predicted(verdict: Path) -> None:
+    result = plan("--fit", str(verdict))
+    assert result.exit_code == 0, result.output
+    for text in ("Predicted from smaller stages only", "8.0 µs", "1.2 µs", "6.5 KiB", "240 µs"):
+        assert text in result.output
+    assert "+0.0 %" in result.output or "\N{MINUS SIGN}0.0 %" in result.output
+
+
+def test_a_folder_of_the_lab_calibrates_as_its_verdict_does(verdict: Path) -> None:
+    folder = verdict.parent
+    assert plan("--fit", str(folder)).output == plan("--fit", str(verdict)).output
+    (folder / "series" / "stage-05.csv").write_text("nonsense")
+    refused = plan("--fit", str(folder))
+    assert refused.exit_code == 2
+    assert "is no series of the lab" in words(refused)
+
+
+def test_the_figures_go_into_a_file(verdict: Path, tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    assert plan("--fit", str(verdict), "--json", str(path), "--workers", "2").exit_code == 0
+    figures: dict[str, Any] = json.loads(path.read_bytes())
+    assert figures["plan"]["forecast"]["max_connections"] == 10_240
+    assert figures["measured"]["costs"]["delivery_us"] == pytest.approx(8)
+    assert figures["measured"]["forecast"]["usable_cores"] == 1.9
+    assert figures["demand"]["users"] == 10_000
+    assert set(figures["predictions"]) == {"4", "5", "6", "7"}
+
+
+def test_that_no_number_is_enough_is_said_with_exit_code_1() -> None:
+    result = plan("--rate", "100000", "--machine", "e2-micro", "--home", "1", "--tokens", "30")
+    assert result.exit_code == 1
+    assert "No number of e2-micro is enough for 10,000 users" in words(result)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--home", "1.5"], "'1.5': allowed is a share, 0 to 1, or 0% to 100%"),
+        (["--home", "nan"], "'nan': allowed is a share"),
+        (["--home", "most"], "'most': allowed is a share"),
+        (["--home-tokens", "300"], "--home-tokens 300: allowed is at most --tokens, 200"),
+        (["--machine", "m5"], "'m5': allowed are e2-micro, e2-small, e2-medium, e2-standard-2"),
+        (["--machine", "4,1024"], "'4,1024': allowed are e2-micro"),
+        (["--machine", "0,1024,5"], "or numbers above 0 as VCPUS,MIB,USD"),
+        (["--users", "0"], "0 is not in the range"),
+        (["--rate", "nan"], "'nan': allowed is a number"),
+        (["--target-cpu", "101"], "101.0 is not in the range"),
+        (["--target-cpu", "nan"], "'nan': allowed is a number"),
+        (["--payload", "1"], "1 is not in the range"),
+        (["--fit", "no/such.json"], "no/such.json cannot be read: No such file or directory"),
+        (["--fit", "tests"], "tests/verdict.json cannot be read: No such file"),
+        (["--tokens", "2000000"], "2000000 is not in the range"),
+        (["--home-tokens", "2000000"], "2000000 is not in the range"),
+        (["--users", "1000000000"], "1000000000 is not in the range"),
+        (["--target-p99", "0"], "0.0 is not in the range"),
+        (["--target-p99", "nan"], "'nan': allowed is a number"),
+    ],
+)
+def test_what_is_not_allowed_is_refused_with_a_sentence(
+    arguments: list[str], complaint: str
+) -> None:
+    result = plan(*arguments)
+    assert result.exit_code == 2
+    assert complaint in words(result)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"[]", b'{"date":"2026"}', b"\xff\xfe"])
+def test_a_file_that_is_no_verdict_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    result = plan("--fit", str(path))
+    assert result.exit_code == 2
+    assert "allowed is a run of the capacity lab" in words(result)
+
+
+def test_a_verdict_with_too_few_stages_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "verdict.json"
+    path.write_bytes(lab_of(stages_of(TRUTH, SHAPES[:1])).as_json())
+    result = plan("--fit", str(path))
+    assert result.exit_code == 2
+    assert "two stages or more with different numbers of connections" in words(result)
+
+
+def test_a_verdict_with_a_figure_below_0_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "verdict.json"
+    result = lab_of(stages_of(attrs.evolve(TRUTH, base_mib=-1000.0)))
+    path.write_bytes(result.as_json())
+    refused = plan("--fit", str(path))
+    assert refused.exit_code == 2
+    assert "stage 2 has a base_mib of -1000: allowed is 0 to 10¹²" in words(refused)
+
+
+def test_a_verdict_without_channels_has_too_few_stages(tmp_path: Path) -> None:
+    path = tmp_path / "verdict.json"
+    content = json.loads(lab_of(stages_of(TRUTH)).as_json())
+    for stage in content["stages"]:
+        stage["load"]["workload"]["channels"] = []
+    path.write_text(json.dumps(content))
+    refused = plan("--fit", str(path))
+    assert refused.exit_code == 2
+    assert "of this run none will do" in words(refused)
+
+
+# --- what has to be said, and what not
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = attrs.evolve(
+        TRUTH,
+        max_rate=30.0,
+        max_connections=18_000,
+        source="the lab, 2026-11-23",
+        date="2026-11-23",
+    )
+    monkeypatch.setattr(plan_module, "read_costs", lambda: costs)
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("", "under this load p99 is about 132 ms; what else the machine does comes on top"),
+        ("--target-p99 150", "connections, bound by latency (a p99 of 150 ms)."),
+        ("--target-p99 0.01", "even one connection would have a p99 above 0.01 ms"),
+        ("--rate 60", "60 events a second: beyond what was measured (18,000 connections,"),
+        ("--payload 1000", "measured with events of 200 bytes; of 1,000 bytes it is more"),
+        ("--payload 50", "measured with events of 200 bytes; of 50 bytes it is less"),
+        ("--workers 8", "8 workers on 2 cores are too many"),
+        ("--machine e2-micro", "it has 0.25 for long, which counts here, and 2 for a while"),
+        ("--users 1", "1 user at 12 events a second needs 1 ×"),
+        ("--users 1", "each serves 1 connection with"),
+        ("--users 100000000 --target-p99 9999", "need 3,"),
+        ("--rate 1", "1 event a second of 200 bytes"),
+        ("--rate 20000", "the events alone take more than"),
+    ],
+)
+def test_what_has_to_be_known_is_said(arguments: str, told: str) -> None:
+    assert told in words(plan(*arguments.split()))
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize(
+    ("arguments", "untold"),
+    [
+        ("--home 0", "An event of a home token"),
+        ("--home 0", "p99 under this load"),
+        ("--target-p99 200", "beyond what was measured"),
+        ("--payload 400", "CPU was measured with"),
+        ("--workers 2", "are too many"),
+        ("--costs plan --payload 1000", "CPU was measured with"),
+        ("", "for a while"),
+        ("", "nor the kernel's memory for sockets"),
+        ("", "2026-11-23, 2026-11-23"),
+    ],
+)
+def test_what_is_of_no_account_is_not_said(arguments: str, untold: str) -> None:
+    assert untold not in words(plan(*arguments.split()))
+
+
+def test_that_the_kernels_memory_is_unknown_is_said() -> None:
+    assert "nor the kernel's memory for sockets" in words(plan("--costs", "plan"))
+
+
+def test_a_fit_of_the_plans_costs_is_refused(verdict: Path) -> None:
+    result = plan("--fit", str(verdict), "--costs", "plan")
+    assert result.exit_code == 2
+    assert "--costs plan: allowed with --fit is measured" in words(result)
+
+
+def test_the_help_shows_examples() -> None:
+    result = plan("--help")
+    assert "  trio-odin plan --users 50000 --home 60% --rate 30 --workers 2\n" in result.output
+    assert "\\b" not in result.output

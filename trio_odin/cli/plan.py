@@ -1,0 +1,257 @@
+"""`trio-odin plan`: how many machines a number of users needs, and what they cost."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+from rich.console import Console
+
+from trio_odin.lab.model.comparison import Quote, compare, render
+from trio_odin.lab.model.fit import BadFigure, TooLittle, fit, predictions
+from trio_odin.lab.model.model import ENDLESS, Costs, Demand, Instance
+from trio_odin.lab.model.tables import Prices, read_costs, read_prices
+from trio_odin.lab.report.folder import read_verdict
+from trio_odin.lab.verdict import LabResult
+
+_TABLE_CHARS = 100
+_TOKENS_MAX = 1_000_000
+_VCPUS_MAX = 1_024
+_MIB_MAX = 2**30
+
+
+def _home_share(_: click.Context, __: click.Parameter, text: str) -> float:
+    """0.8 and 80% are the same."""
+    try:
+        share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise click.BadParameter(f"{text!r}: allowed is a share, 0 to 1, or 0% to 100%")
+    return share
+
+
+def _number(_: click.Context, __: click.Parameter, value: float) -> float:
+    """What is not a number is in every range for click."""
+    if math.isnan(value):
+        raise click.BadParameter("'nan': allowed is a number")
+    return value
+
+
+def _lab_result(_: click.Context, __: click.Parameter, path: Path | None) -> LabResult | None:
+    if path is None:
+        return None
+    try:
+        return read_verdict(path)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}; allowed is a run of the capacity lab") from error
+
+
+@click.command("plan", short_help="Say how many machines so many users need, and the cost.")
+@click.option(
+    "--users",
+    type=click.IntRange(min=1, max=ENDLESS),
+    default=10_000,
+    show_default=True,
+    help="A connection each.",
+)
+@click.option(
+    "--home",
+    "home_share",
+    callback=_home_share,
+    default="0.8",
+    metavar="SHARE",
+    show_default=True,
+    help="The share of them with the home page open; the others hold one token each.",
+)
+@click.option(
+    "--home-tokens",
+    type=click.IntRange(min=1, max=_TOKENS_MAX),
+    default=30,
+    show_default=True,
+    help="Tokens on the home page.",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1, max=_TOKENS_MAX),
+    default=200,
+    show_default=True,
+    help="Tokens in all.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True, max=100_000),
+    callback=_number,
+    default=12.0,
+    show_default=True,
+    help="Events a second over all tokens.",
+)
+@click.option(
+    "--payload",
+    "payload_bytes",
+    type=click.IntRange(min=2, max=1_048_576),
+    default=200,
+    metavar="BYTES",
+    show_default=True,
+    help="Of an event; counts for the network and its cost only.",
+)
+@click.option(
+    "--machine",
+    default="e2-standard-2",
+    metavar="NAME",
+    show_default=True,
+    help=f"{', '.join(read_prices().machines)}; or your own as VCPUS,MIB,USD, such as 4,16384,120.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1, max=64),
+    default=1,
+    show_default=True,
+    help="Processes on each machine: one uses one core at most.",
+)
+@click.option(
+    "--target-cpu",
+    type=click.FloatRange(min=0, min_open=True, max=100),
+    callback=_number,
+    default=75.0,
+    metavar="PERCENT",
+    show_default=True,
+    help="How much of the usable cores may be used.",
+)
+@click.option(
+    "--target-p99",
+    "target_p99_ms",
+    type=click.FloatRange(min=0, min_open=True, max=3_600_000),
+    callback=_number,
+    default=1000.0,
+    metavar="MS",
+    show_default=True,
+    help="What the p99 of the latency may be, as far as it can be told.",
+)
+@click.option(
+    "--costs",
+    type=click.Choice(["plan", "measured"]),
+    help="Whose costs.  [default: what the lab measured last, if anything, beside the plan's]",
+)
+@click.option(
+    "--fit",
+    "lab_result",
+    callback=_lab_result,
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Take the costs from this run of the lab instead: its folder, or its verdict.json.",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.File("wb", lazy=False),
+    metavar="FILE",
+    help="Write the figures there too.",
+)
+def plan_command(
+    users: int,
+    home_share: float,
+    home_tokens: int,
+    tokens: int,
+    rate: float,
+    payload_bytes: int,
+    machine: str,
+    workers: int,
+    target_cpu: float,
+    target_p99_ms: float,
+    costs: str | None,
+    lab_result: LabResult | None,
+    json_file: BinaryIO | None,
+) -> None:
+    """Say how many machines so many users need, and what these cost a month.
+
+    An event goes to all subscribers of its token, so deliveries a second are users × subscriptions
+    ÷ tokens × events a second. These times the cost of each is CPU, users times the cost of a
+    connection is memory; what ends first bounds a machine, or the latency does. The costs are those
+    measured last, beside those of the isolation plan.
+
+    \b
+      trio-odin plan --users 50000 --home 60% --rate 30 --workers 2
+      trio-odin plan --machine e2-small --target-cpu 60 --json figures.json
+      trio-odin plan --machine 4,16384,120 --workers 3 --users 40000
+      trio-odin plan --fit docs/capacity
+
+    The last calibrates the costs with a run of the lab, and shows how well a fit to the small
+    stages predicts the large ones. Exit code 0 means that there is an answer, 1 that no number of
+    these machines is enough.
+    """  # noqa: D301 - click needs the character, not the backslash
+    try:
+        demand = Demand(
+            users=users,
+            home_share=home_share,
+            home_tokens=home_tokens,
+            tokens=tokens,
+            rate=rate,
+            payload_bytes=payload_bytes,
+        )
+    except ValueError as error:
+        raise click.UsageError(
+            f"--home-tokens {home_tokens}: allowed is at most --tokens, {tokens}"
+        ) from error
+    prices = read_prices()
+    quote = compare(
+        demand,
+        _machine(prices, machine),
+        prices,
+        _measured(costs, lab_result),
+        workers=workers,
+        target_cpu_percent=target_cpu,
+        target_p99_ms=target_p99_ms,
+        predictions=None if lab_result is None else predictions(lab_result),
+    )
+    _show(quote, json_file)
+
+
+def _show(quote: Quote, json_file: BinaryIO | None) -> None:
+    # Into a file or a pipe the table goes in full width; a terminal has its own.
+    render(quote, Console(highlight=False, width=None if sys.stdout.isatty() else _TABLE_CHARS))
+    if json_file is not None:
+        json_file.write(quote.as_json() + b"\n")
+    sys.exit(0 if quote.is_possible else 1)
+
+
+def _machine(prices: Prices, name: str) -> Instance:
+    if name in prices.machines:
+        return prices.machines[name]
+    parts = name.split(",")
+    try:
+        vcpus, memory_mib, usd = map(float, parts)
+    except ValueError:
+        vcpus = memory_mib = usd = math.nan
+    if not (0 < vcpus <= _VCPUS_MAX and 0 < memory_mib <= _MIB_MAX and 0 <= usd < math.inf):
+        known = ", ".join(prices.machines)
+        raise click.BadParameter(
+            f"{name!r}: allowed are {known}, or numbers above 0 as VCPUS,MIB,USD",
+            param_hint="--machine",
+        )
+    own = f"{vcpus:g} vCPU, {memory_mib:,.0f} MiB"
+    return Instance(name=own, vcpus=vcpus, memory_mib=memory_mib, monthly_usd=usd)
+
+
+def _measured(choice: str | None, lab_result: LabResult | None) -> Costs | None:
+    """The measured costs that the options ask for; None if these are the plan's alone."""
+    if lab_result is not None:
+        if choice == "plan":
+            raise click.UsageError("--costs plan: allowed with --fit is measured, or no --costs")
+        return _fitted(lab_result)
+    if choice == "plan":
+        return None
+    costs = read_costs()
+    if costs is None and choice == "measured":
+        raise click.UsageError("--costs measured: nothing was measured yet; give --fit RUN")
+    return costs
+
+
+def _fitted(lab_result: LabResult) -> Costs:
+    try:
+        return fit(lab_result.stages)
+    except (TooLittle, BadFigure) as error:
+        raise click.UsageError(f"--fit: {error}") from error
