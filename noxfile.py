@@ -59,9 +59,24 @@ def imports(session: nox.Session) -> None:
 
 @nox.session
 def load(session: nox.Session) -> None:
-    """Hold 10,000 connections on loopback and print what they cost; arguments go to the script."""
+    """Hold 10,000 connections on loopback: a few minutes. Arguments go to `trio-odin lab`."""
     install(session)
-    session.run("python", "ops/load.py", *session.posargs)
+    options = ["--no-isolation", "--stages", "4-6", "--hold", "60"]
+    session.run("trio-odin", "lab", *options, *session.posargs)
+
+
+@nox.session
+def lab(session: nox.Session) -> None:
+    """Run every stage of the capacity lab, shortened to half an hour; needs root and iproute2."""
+    install(session)
+    session.run("trio-odin", "lab", "--short", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Hold 5,000 connections with churn for an hour; `-- --hold SECONDS` for another time."""
+    install(session)
+    session.run("trio-odin", "lab", "--stages", "10", *session.posargs)
 
 
 @nox.session

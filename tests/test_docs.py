@@ -24,6 +24,7 @@ from trio_odin.core.names import channel_of_subject
 from trio_odin.core.publication import Publication
 from trio_odin.core.registry import Registry
 from trio_odin.core.session import Session, SessionLimits
+from trio_odin.lab.model.tables import write_costs
 from trio_odin.telemetry.metrics import HISTOGRAMS, SERIES
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +49,14 @@ def test_generated_pages_are_current(page: str) -> None:
 def test_the_figures_in_the_readme_are_current() -> None:
     readme: Callable[[], str] = _load(ROOT / "docs" / "generate.py").readme
     assert (ROOT / "README.md").read_text() == readme(), "run: python docs/generate.py"
+
+
+def test_the_costs_of_the_model_are_those_that_the_lab_measured(tmp_path: Path) -> None:
+    generate = _load(ROOT / "docs" / "generate.py")
+    write_costs(tmp_path / "costs.toml", generate.costs())
+    assert generate.COSTS.read_text() == (tmp_path / "costs.toml").read_text(), (
+        "run: python docs/generate.py"
+    )
 
 
 def test_the_examples_of_the_protocol_page_are_what_happens() -> None:

@@ -14,7 +14,7 @@ import click
 from trio_odin import __version__
 
 # `NAME_command` is in the module of that name.
-_NAMES = ("bench", "load", "plan", "publish", "serve", "up", "watch")
+_NAMES = ("bench", "lab", "load", "plan", "publish", "serve", "up", "watch")
 
 
 class _Commands(Mapping[str, click.Command]):

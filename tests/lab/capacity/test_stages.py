@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+
+from tests.lab.load.made_up import load_result
+from trio_odin.config import read_settings, variables
+from trio_odin.lab.capacity.host import host_checks
+from trio_odin.lab.capacity.rig import server_settings
+from trio_odin.lab.capacity.stages import SERVER_CORES, SERVER_MIB, STAGES, Stage, stage_of
+from trio_odin.lab.load.criteria import FIGURES, INTEGRITY, checks
+from trio_odin.lab.load.result import Sample
+from trio_odin.lab.verdict import HostSample
+
+LOADED = [stage for stage in STAGES if stage.connections]
+by_number = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: str(stage.number))
+
+
+def bounds(number: int, source: str) -> dict[str, float]:
+    criteria = [c for c in stage_of(number).criteria if c.source == source]
+    return {criterion.figure: criterion.bound for criterion in criteria}
+
+
+def test_the_stages_are_numbered_from_one_without_a_gap() -> None:
+    assert [stage.number for stage in STAGES] == list(range(1, 11))
+    assert len({stage.title for stage in STAGES}) == len(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("number", "connections", "rate", "bound"),
+    [
+        (2, 1_000, 12, {"success": 1.0, "rejected": 0, "cpu": 0.10}),
+        (3, 5_000, 12, {"success": 1.0, "rejected": 0, "cpu": 0.25, "memory": 3_500}),
+        (4, 10_000, 12, {"success": 1.0, "rejected": 0, "cpu": 0.30, "memory": 7_000}),
+        (5, 10_000, 12, {"success": 1.0, "rejected": 0, "cpu": 0.30, "memory": 7_168}),
+        (6, 10_000, 30, {"success": 1.0, "rejected": 0, "cpu": 0.70, "memory": 7_168}),
+        (7, 18_000, 12, {"success": 1.0, "rejected": 0, "memory": 7_168}),
+    ],
+)
+def test_the_plans_tests_have_the_plans_figures(
+    number: int, connections: int, rate: float, bound: dict[str, float]
+) -> None:
+    stage = stage_of(number)
+    assert (stage.connections, stage.rate) == (connections, rate)
+    assert bounds(number, "plan") == bound
+
+
+def test_the_plan_holds_its_fifth_test_for_half_an_hour() -> None:
+    assert stage_of(5).hold_seconds == 30 * 60
+
+
+@pytest.mark.parametrize("stage", LOADED, ids=lambda stage: str(stage.number))
+def test_every_criterion_asks_for_a_figure_that_there_is(stage: Stage) -> None:
+    assert stage.criteria
+    assert {criterion.figure for criterion in stage.criteria} <= set(FIGURES)
+    assert {criterion.source for criterion in stage.criteria} <= {"plan", "ours"}
+
+
+@pytest.mark.parametrize("stage", LOADED, ids=lambda stage: str(stage.number))
+def test_nothing_may_be_lost_in_any_stage_but_the_one_that_shows_what_is_wrong(
+    stage: Stage,
+) -> None:
+    asked = {criterion.figure for criterion in stage.criteria}
+    wanted = {criterion.figure for criterion in INTEGRITY} - ({"unseen"} if stage.is_cut else set())
+    assert stage.number == 8 or wanted <= asked
+    assert {"success", "pace", "held"} <= asked
+
+
+def empty(stage: Stage, **changes: Any) -> list[str]:
+    """What a stage complains about of a load in which nothing happened but `changes`."""
+    load = attrs.evolve(load_result(connections=stage.connections), **changes)
+    return [check.what for check in checks(load, stage.criteria) if not check.is_met]
+
+
+@pytest.mark.parametrize("stage", LOADED, ids=lambda stage: str(stage.number))
+def test_a_stage_does_not_pass_with_hardly_any_events(stage: Stage) -> None:
+    few = {"rate": stage.rate, "hold_seconds": 900.0, "published": 1, "publications": 1}
+    assert "events published, of those planned" in empty(stage, **few)
+
+
+def test_a_soak_in_which_hardly_anybody_was_replaced_or_is_there_at_its_end_does_not_pass() -> None:
+    soak = stage_of(10)
+    held = Sample(at=1.0, phase="hold", connections=4_000, received_per_second=1.0)
+    churn = {"churn_per_second": 20.0, "hold_seconds": 3_600.0, "churned": 1}
+    complaints = empty(soak, **churn, series=[held], rejections={"503 Service Unavailable": 9})
+    assert {
+        "connections replaced, of those planned",
+        "connected at the end of the hold",
+        "connections refused",
+    } <= set(complaints)
+
+
+def test_the_host_is_held_to_the_plans_bounds_as_well() -> None:
+    load = load_result(
+        series=[
+            Sample(at=at, phase=phase, connections=1, received_per_second=1.0)
+            for at, phase in ((1.0, "connecting"), (2.0, "hold"), (4.0, "hold"))
+        ]
+    )
+    calm = [HostSample(at=at, cores=0.5, memory_mib=300.0) for at in (2.0, 3.0, 4.0)]
+    busy = [HostSample(at=1.0, cores=1.9, memory_mib=7_300.0), *calm]  # while they connect
+    cpu, memory = host_checks(stage_of(4), calm, load)
+    assert (cpu.is_met, cpu.measured) == (True, "26.32 %")
+    assert (memory.is_met, memory.measured) == (True, "300 MiB")
+    cpu, memory = host_checks(stage_of(4), busy, load)
+    assert cpu.is_met  # only the hold counts
+    assert (memory.is_met, memory.measured) == (False, "7,300 MiB")
+    assert not list(host_checks(stage_of(4), [], load))
+
+
+@by_number
+def test_the_server_takes_the_settings_of_every_stage(stage: Stage) -> None:
+    known = {variable.name for variable in variables()}
+    settings = server_settings(stage)
+    assert set(settings) - known <= {"WS_WORKER_POOL_SIZE"}
+    taken = read_settings(settings)
+    assert taken.cpu_limit_cores == SERVER_CORES
+    assert taken.memory_limit_bytes == SERVER_MIB * 1024 * 1024
+    assert taken.max_connections >= stage.connections
+    assert taken.is_filtering == stage.is_filtered
+
+
+@by_number
+def test_a_short_hold_is_no_longer_than_the_whole_one(stage: Stage) -> None:
+    assert stage.short_seconds <= stage.hold_seconds or not stage.connections

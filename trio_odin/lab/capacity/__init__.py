@@ -1,0 +1,1 @@
+"""The capacity lab: three isolated hosts, stages with criteria, a verdict, and a model of cost."""

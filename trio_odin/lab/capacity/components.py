@@ -1,0 +1,32 @@
+"""What a lab consists of, with versions: a figure without them means little."""
+
+from __future__ import annotations
+
+import subprocess
+from importlib import metadata
+
+from trio_odin import __version__
+from trio_odin.lab.machine import this_machine
+from trio_odin.net.nats_server import find_nats_server
+
+
+def components(*, has_prometheus: bool) -> dict[str, list[str]]:
+    """What runs on which host, with its version."""
+    python = this_machine().python
+    ours = f"trio-odin {__version__}"
+    on_backend = [_version_of(str(find_nats_server())), f"{ours} publish"]
+    if has_prometheus:
+        on_backend.append(_version_of("prometheus"))
+    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("trio", "trio-websocket"))
+    return {
+        "ws": [f"{ours} serve ({python}, {packages})"],
+        "backend": on_backend,
+        "runner": [f"{ours} load"],
+    }
+
+
+def _version_of(program: str) -> str:
+    """The first line that it says of itself."""
+    done = subprocess.run([program, "--version"], capture_output=True, timeout=10, check=False)  # noqa: S603
+    said = (done.stdout or done.stderr).decode(errors="replace").splitlines()
+    return said[0].partition(" (")[0].replace(": v", " ") if said else program
