@@ -268,8 +268,8 @@ class _Lab:
         )
         try:
             result = await self._run_stage(stage, result)
-        except (ProgramFailed, HostsUnavailable, OSError) as error:
-            result = attrs.evolve(result, failure=str(error))
+        except* (ProgramFailed, HostsUnavailable, OSError) as group:
+            result = attrs.evolve(result, failure=_first_sentence(group))
         return attrs.evolve(result, seconds=time.monotonic() - started)
 
     async def _run_stage(self, stage: Stage, result: StageResult) -> StageResult:
@@ -441,6 +441,13 @@ class _Lab:
         if stage.churn_per_second:
             arguments += ["--churn", f"{stage.churn_per_second:g}", "--reconnect"]
         return arguments
+
+
+def _first_sentence(group: BaseExceptionGroup[Exception]) -> str:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error)
 
 
 async def _lines(process: trio.Process) -> AsyncIterator[str]:
