@@ -59,6 +59,8 @@ async def test_who_may_not_write_the_lock_has_one_among_the_temporary_files(
 async def test_what_a_lab_on_loopback_leaves_running_is_ended_with_it() -> None:
     async with loopback_hosts(PREFIX) as hosts:
         sleeper = await trio.lowlevel.open_process(hosts.backend.command(["sleep", "60"]))
+        while not _is_sleeping(sleeper.pid):  # before that it has no mark yet
+            await trio.sleep(0.01)
     assert await sleeper.wait() == -signal.SIGTERM
 
 
