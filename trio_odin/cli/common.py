@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from trio_odin.config import SettingError, Settings, read_settings, variables, warnings_about
+from trio_odin.core.errors import first_error
 from trio_odin.net.address import AddressUnavailable
 from trio_odin.telemetry.logs import configure_logs
 from trio_odin.telemetry.process import files_needed, raise_file_limit
@@ -109,17 +110,10 @@ def run(function: Callable[[], Any], *mistakes: type[Exception]) -> Any:
         with suppress(KeyboardInterrupt):
             result = trio.run(function, strict_exception_groups=True)
     except* expected as group:
-        complaint = str(_first(group))  # an exit from in here would be one of a group
+        complaint = str(first_error(group))  # an exit from in here would be one of a group
     if complaint:
         fail(complaint)
     return result
-
-
-def _first(group: BaseExceptionGroup[Any]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 _PACKAGES = {"hdrh": "hdrhistogram"}

@@ -23,6 +23,7 @@ from importlib import metadata
 import attrs
 import trio
 
+from trio_odin.core.errors import first_error
 from trio_odin.lab.bench.plan import BenchPlan
 from trio_odin.lab.bench.report import (
     KIB,
@@ -130,9 +131,7 @@ async def _measured(subject: Subject, plan: BenchPlan, progress: Progress) -> Su
 
 
 def _sentence(group: BaseExceptionGroup[Exception]) -> str:
-    first: BaseException = group
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
+    first = first_error(group)
     return str(first) if isinstance(first, SubjectFailed) else f"{type(first).__name__}: {first}"
 
 

@@ -29,6 +29,7 @@ import click
 import msgspec
 import trio
 
+from trio_odin.core.errors import first_error
 from trio_odin.lab.capacity import judgement as judge
 from trio_odin.lab.capacity.client import Client, Stopped, command, open_client
 from trio_odin.lab.capacity.judgement import Event, Received
@@ -131,9 +132,7 @@ async def _cannot_publish(why: str, _subject: str, _payload: bytes) -> None:
 
 
 def _sentence(error: BaseException) -> str:
-    first = error
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
+    first = first_error(error)
     return str(first) if isinstance(first, Stopped) else describe(first)[0]
 
 

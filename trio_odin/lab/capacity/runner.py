@@ -28,6 +28,7 @@ import msgspec
 import trio
 
 from trio_odin import __version__
+from trio_odin.core.errors import first_error
 from trio_odin.lab.capacity.components import components
 from trio_odin.lab.capacity.host import host_checks, watch_host
 from trio_odin.lab.capacity.rig import (
@@ -269,7 +270,7 @@ class _Lab:
         try:
             result = await self._run_stage(stage, result)
         except* (ProgramFailed, HostsUnavailable, OSError) as group:
-            result = attrs.evolve(result, failure=_first_sentence(group))
+            result = attrs.evolve(result, failure=str(first_error(group)))
         return attrs.evolve(result, seconds=time.monotonic() - started)
 
     async def _run_stage(self, stage: Stage, result: StageResult) -> StageResult:
@@ -441,13 +442,6 @@ class _Lab:
         if stage.churn_per_second:
             arguments += ["--churn", f"{stage.churn_per_second:g}", "--reconnect"]
         return arguments
-
-
-def _first_sentence(group: BaseExceptionGroup[Exception]) -> str:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return str(error)
 
 
 async def _lines(process: trio.Process) -> AsyncIterator[str]:
