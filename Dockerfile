@@ -2,7 +2,7 @@ FROM python:3.12-slim-bookworm AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY trio_odin trio_odin
-RUN python -m venv /opt/trio-odin && /opt/trio-odin/bin/pip install --no-cache-dir .
+RUN python -m venv /opt/trio-odin && /opt/trio-odin/bin/pip install --no-cache-dir ".[auth]"
 
 FROM python:3.12-slim-bookworm
 LABEL org.opencontainers.image.title="trio-odin" \

@@ -10,7 +10,7 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "imports", "types", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-EVERYTHING = ".[demo,lab,bench]"
+EVERYTHING = ".[auth,demo,lab,bench]"
 
 
 def install(session: nox.Session, *groups: str) -> None:
@@ -58,6 +58,23 @@ def imports(session: nox.Session) -> None:
 
 
 @nox.session
+def conformance(session: nox.Session) -> None:
+    """Run Autobahn's cases against the frame layer; `-- --keep` makes docs/conformance.json."""
+    install(session, "conformance")
+    session.run("python", "-m", "tests.conformance", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz commands, frames and HTTP heads for a minute; `-- --seconds 3600` for longer."""
+    install(session, "tests")
+    for package in nox.project.dependency_groups(PROJECT, "fuzz"):
+        # atheris has no wheel for every Python; hypothesis does without it.
+        session.install("--quiet", "--only-binary=atheris", package, success_codes=[0, 1])
+    session.run("python", "-m", "tests.fuzz", *session.posargs)
+
+
+@nox.session
 def load(session: nox.Session) -> None:
     """Hold 10,000 connections on loopback: a few minutes. Arguments go to `trio-odin lab`."""
     install(session)
@@ -77,6 +94,15 @@ def soak(session: nox.Session) -> None:
     """Hold 5,000 connections with churn for an hour; `-- --hold SECONDS` for another time."""
     install(session)
     session.run("trio-odin", "lab", "--stages", "10", *session.posargs)
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Attack the server and break what it needs, some minutes; renews docs/reliability.json."""
+    install(session, "tests")
+    # An empty expression: also the quick ones, which run with all other tests as well.
+    every = ["tests/faults", "-m", ""]
+    session.run("pytest", *every, *(session.posargs or ["--record", "docs/reliability.json"]))
 
 
 @nox.session

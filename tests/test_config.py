@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+from ipaddress import ip_network
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import attrs
@@ -13,9 +15,12 @@ from trio_odin.config import (
     SettingError,
     Settings,
     Variable,
+    changes,
     read_settings,
+    reloaded,
     variables,
     warnings_about,
+    with_reload_file,
 )
 from trio_odin.core.address import Address
 
@@ -57,6 +62,10 @@ PERCENT = Examples(
     {"0": 0.0, "75": 75.0, "75.0": 75.0, "80%": 80.0, "100": 100.0},
     ["-1", "100.1", "nan", "inf", "%", "high"],
 )
+MILLISECONDS = Examples(
+    "a number, 0 or more", {"0": 0.0, "50": 0.05, "2.5": 0.0025}, ["-1", "50ms", "inf", "nan"]
+)
+PATH = Examples("", {"keys.json": Path("keys.json"), "/etc/odin/keys": Path("/etc/odin/keys")}, [])
 DURATION = Examples(
     "a duration above 0 such as 30s, 1m or 500ms",
     {"30s": 30.0, "1m": 60.0, "500ms": 0.5, "2h": 7200.0, "1.5s": 1.5, "0.5m": 30.0, "15": 15.0,
@@ -71,6 +80,12 @@ EXAMPLES = {
          "[::1]:80": Address("::1", 80)},
         ["3002", "localhost", ":65536", "::1:3002", ":http"],
     ),
+    "WS_ADMIN_ADDR": Examples(
+        "an address like :3002, 127.0.0.1:3002 or [::1]:3002",
+        {":9102": Address("", 9102), "127.0.0.1:0": Address("127.0.0.1", 0)},
+        ["9102", "localhost", ":65536"],
+    ),
+    "WS_RELOAD_FILE": PATH,
     "NATS_URL": Examples(
         "nats://host:port, several separated by commas",
         {
@@ -108,15 +123,50 @@ EXAMPLES = {
     "WS_MAX_GOROUTINES": COUNT,
     "WS_CPU_REJECT_THRESHOLD": PERCENT,
     "WS_CPU_PAUSE_THRESHOLD": PERCENT,
+    "WS_MEMORY_REJECT_THRESHOLD": PERCENT,
+    "WS_MEMORY_PAUSE_THRESHOLD": PERCENT,
+    "WS_LAG_REJECT_MS": MILLISECONDS,
+    "WS_ACCEPT_RATE": NUMBER,
+    "WS_MAX_HALF_OPEN": POSITIVE,
+    "WS_MAX_CONNECTIONS_PER_IP": COUNT,
+    "WS_TRUSTED_PROXIES": Examples(
+        "addresses and networks such as 10.0.0.0/8, separated by commas",
+        {"10.0.0.0/8, ::1": (ip_network("10.0.0.0/8"), ip_network("::1")),
+         "192.168.7.7,": (ip_network("192.168.7.7"),)},
+        ["10.0.0.1/8", "proxy", "10.0.0.0/33", "10.0.0.0/8 ::1"],
+    ),
+    "WS_ALLOWED_ORIGINS": Examples(
+        "origins such as https://example.com, separated by commas",
+        {"https://example.com, http://localhost:3000": ("https://example.com",
+         "http://localhost:3000"), "https://[::1]:8443": ("https://[::1]:8443",),
+         "https://a:80, http://a:443": ("https://a:80", "http://a:443")},
+        ["example.com", "https://example.com/", "https://*.example.com", "null", "*",
+         "https://Example.com", "https://example.com:", "https://example.com:443",
+         "http://[::1]:80"],
+    ),
+    "WS_JWT_KEYS": PATH,
+    "WS_JWT_ALGORITHMS": Examples(
+        "some of HS256, RS256, ES256, separated by commas",
+        {"HS256": ("HS256",), "es256, rs256": ("ES256", "RS256")},
+        ["none", "HS512", "HS256 RS256", ","],
+    ),
+    "WS_JWT_ISSUER": Examples("", {"https://id.example.com": "https://id.example.com"}, []),
+    "WS_JWT_AUDIENCE": Examples("", {"odin": "odin", " odin ": "odin"}, []),
     "WS_MAX_NATS_RATE": NUMBER,
     "WS_MAX_BROADCAST_RATE": NUMBER,
     "WS_WORKER_QUEUE_SIZE": POSITIVE,
     "WS_OUTBOX_CAPACITY": POSITIVE,
-    "WS_MAX_FLUSH_DELAY_MS": Examples(
-        "a number, 0 or more", {"0": 0.0, "50": 0.05, "2.5": 0.0025}, ["-1", "50ms", "inf", "nan"]
+    "WS_OUTBOX_BYTES": POSITIVE,
+    "WS_TOTAL_OUTBOX_BYTES": COUNT,
+    "WS_SLOW_POLICY": Examples(
+        "evict, conflate or drop",
+        {"evict": "evict", "Conflate": "conflate", " drop ": "drop"},
+        ["kick", "0", "conflation"],
     ),
+    "WS_MAX_FLUSH_DELAY_MS": MILLISECONDS,
     "WS_REPLAY_CAPACITY": COUNT,
     "WS_MAX_MESSAGE_BYTES": POSITIVE,
+    "WS_MAX_FRAGMENTS": POSITIVE,
     "WS_MAX_CHANNELS": POSITIVE,
     "WS_COMMAND_BURST": POSITIVE,
     "WS_COMMAND_RATE": NUMBER,
@@ -124,7 +174,7 @@ EXAMPLES = {
     "WS_WRITE_DEADLINE": DURATION,
     "WS_PING_INTERVAL": DURATION,
     "WS_KEEPALIVE_TIMEOUT": DURATION,
-    "WS_DRAIN_TIMEOUT": DURATION,
+    "WS_DRAIN_SECONDS": DURATION,
     "JS_STREAM_NAME": Examples("", {"ODIN_TOKENS": "ODIN_TOKENS", "other": "other"}, []),
     "JS_STREAM_MAX_AGE": DURATION,
     "JS_STREAM_MAX_MSGS": POSITIVE,
@@ -279,6 +329,73 @@ def test_a_silence_longer_than_the_time_between_pings_is_nothing_to_warn_about()
     assert list(warnings_about(read_settings({"WS_PING_INTERVAL": "59s"}), {})) == []
 
 
+# --- a file of settings, and those that change while the server runs
+
+
+def test_a_file_goes_before_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "settings"
+    file.write_text("\ufeff# limits\nWS_MAX_CHANNELS='7'\nWS_OUTBOX_CAPACITY=\n", "utf-8")
+    environment = {
+        "WS_RELOAD_FILE": str(file), "WS_MAX_CHANNELS": "5", "WS_OUTBOX_CAPACITY": "5",
+        "WS_REPLAY_CAPACITY": "5",
+    }  # fmt: skip
+    settings = read_settings(with_reload_file(environment))
+    assert settings.max_channels == 7
+    assert settings.outbox_capacity == 512, "an empty value counts as unset"
+    assert settings.replay_capacity == 5
+
+
+@pytest.mark.parametrize("environment", [{}, {"WS_RELOAD_FILE": " "}])
+def test_without_a_file_the_environment_is_all(environment: dict[str, str]) -> None:
+    assert with_reload_file({"WS_ADDR": ":1", **environment}) == {"WS_ADDR": ":1", **environment}
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "No such file"),
+        (b"WS_MAX_CHANNELS=5\nSECRET", "line 2 is not NAME=value"),
+        (b"WS_MAX_CHANNELS=\xff", "decode"),
+        (b"WS_RELOAD_FILE=/other", "WS_RELOAD_FILE cannot be set by the file that it names"),
+    ],
+)
+def test_a_bad_file_is_a_sentence_that_does_not_show_what_is_in_it(
+    content: bytes | None, complaint: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "settings"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(SettingError, match=complaint) as caught:
+        with_reload_file({"WS_RELOAD_FILE": str(file)})
+    assert str(caught.value).startswith("WS_RELOAD_FILE")
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "text", "value"), GOOD)
+def test_a_reload_takes_on_what_can_change_and_nothing_else(
+    name: str, text: str, value: Any
+) -> None:
+    running, wanted = read_settings(WIDE), read_settings(WIDE | {name: text})
+    after = reloaded(running, wanted)
+    (variable,) = (variable for variable in variables() if variable.name == name)
+    expected = wanted if variable.reloads else running
+    assert by_name(after) == by_name(expected)
+    assert type(after) is Settings
+    assert changes(running, wanted) == ([name] if wanted != running else [])
+
+
+def test_limits_origins_and_keys_can_change() -> None:
+    names = {variable.name for variable in variables() if variable.reloads}
+    assert {
+        "WS_MAX_CONNECTIONS", "WS_MAX_CONNECTIONS_PER_IP", "WS_CPU_REJECT_THRESHOLD",
+        "WS_CPU_PAUSE_THRESHOLD", "WS_MEMORY_REJECT_THRESHOLD", "WS_MEMORY_PAUSE_THRESHOLD",
+        "WS_LAG_REJECT_MS", "WS_ACCEPT_RATE", "WS_MAX_HALF_OPEN", "WS_MAX_NATS_RATE",
+        "WS_MAX_BROADCAST_RATE", "WS_MAX_CHANNELS", "WS_COMMAND_BURST", "WS_COMMAND_RATE",
+        "WS_ALLOWED_ORIGINS", "WS_JWT_KEYS", "WS_JWT_ALGORITHMS", "WS_JWT_ISSUER",
+        "WS_JWT_AUDIENCE", "LOG_LEVEL",
+    } == names  # fmt: skip
+
+
 # --- names
 
 
@@ -360,3 +477,9 @@ def test_the_complaint_about_a_bad_nats_url_does_not_show_its_credentials(url: s
 def test_the_complaint_still_shows_the_host_that_is_wrong() -> None:
     with pytest.raises(SettingError, match=r"host:4222/path"):
         read_settings({"NATS_URL": "nats://user:secret@host:4222/path"})
+
+
+def test_a_url_whose_host_was_forgotten_does_not_show_its_password() -> None:
+    with pytest.raises(SettingError) as caught:
+        read_settings({"NATS_URL": "nats://bob:s3cret"})
+    assert "s3cret" not in str(caught.value)

@@ -21,9 +21,11 @@ from trio_odin.core.commands import ErrorCode
 from trio_odin.core.history import History
 from trio_odin.core.ledger import Traffic
 from trio_odin.core.names import channel_of_subject
-from trio_odin.core.publication import Publication
+from trio_odin.core.publication import NatsMessage, Publication
+from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry
 from trio_odin.core.session import Session, SessionLimits
+from trio_odin.core.upstream import Upstream
 from trio_odin.lab.model.tables import write_costs
 from trio_odin.telemetry.metrics import HISTOGRAMS, SERIES
 
@@ -40,7 +42,17 @@ def _load(path: Path) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["benchmarks.md", "capacity.md", "configuration.md", "metrics.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "benchmarks.md",
+        "capacity.md",
+        "configuration.md",
+        "conformance.md",
+        "metrics.md",
+        "reliability.md",
+    ],
+)
 def test_generated_pages_are_current(page: str) -> None:
     pages: dict[str, Callable[[], str]] = _load(ROOT / "docs" / "generate.py").PAGES
     assert (ROOT / "docs" / page).read_text() == pages[page](), "run: python docs/generate.py"
@@ -62,9 +74,8 @@ def test_the_costs_of_the_model_are_those_that_the_lab_measured(tmp_path: Path) 
 def test_the_examples_of_the_protocol_page_are_what_happens() -> None:
     lines = _example_lines(ROOT / "docs" / "protocol.md")
     registry: Registry[str] = Registry()
-    session = Session(
-        "me", registry, history=History(100), limits=SessionLimits(), traffic=Traffic(), now=0
-    )
+    recent = Recent(max_age_seconds=30.0)
+    session = _new_session(registry, recent)
     wire = Connection(ConnectionType.CLIENT)
     offset = 0
     pending: list[str] = []
@@ -74,11 +85,15 @@ def test_the_examples_of_the_protocol_page_are_what_happens() -> None:
             assert msgspec.json.decode(pending.pop(0)) == msgspec.json.decode(text)
             continue
         assert not pending, f"the page does not show {pending}"
+        if kind == "!":
+            registry.remove("me")
+            session = _new_session(registry, recent)
+            continue
         if kind == ">":
             frames = session.receive(text, now=0, unix_ms=UNIX_MS)
         else:
             offset += 1
-            frames = _publish(registry, session, text, offset)
+            frames = _publish(registry, recent, session, text, offset)
         pending += _texts(wire, frames)
     assert not pending
     assert len(lines) > 15
@@ -90,10 +105,29 @@ def _example_lines(page: Path) -> list[tuple[str, str]]:
     return [(line[0], line[2:]) for line in lines]
 
 
-def _publish(registry: Registry[str], session: Session[str], text: str, offset: int) -> list[bytes]:
+def _new_session(registry: Registry[str], recent: Recent) -> Session[str]:
+    upstream = Upstream(is_connected=True, mode="jetstream", epoch="63fc2bd2a9d40")
+    upstream.heard_event(-1.9)
+    upstream.heard(-0.4)
+    return Session(
+        "me",
+        registry,
+        history=History(100),
+        recent=recent,
+        limits=SessionLimits(),
+        traffic=Traffic(),
+        upstream=upstream,
+        now=0,
+    )
+
+
+def _publish(
+    registry: Registry[str], recent: Recent, session: Session[str], text: str, offset: int
+) -> list[bytes]:
     subject, payload = text.split(" ", 1)
     channel = channel_of_subject(subject)
     assert channel is not None
+    recent.add(NatsMessage(subject, payload.encode(), offset, 0.0), channel)
     if "me" not in registry.subscribers(channel):
         return []
     publication = Publication(channel, payload.encode(), offset=offset, unix_ms=UNIX_MS)
@@ -112,6 +146,17 @@ def test_every_error_code_and_close_text_is_on_the_protocol_page() -> None:
         assert f"`{code.value}`" in page
     for reason in CloseReason:
         assert reason.code is None or f"| {reason.code} | `{reason.text}` |" in page
+
+
+def test_codes_say_whether_to_come_back_as_the_page_does() -> None:
+    page = (ROOT / "docs" / "protocol.md").read_text()
+    codes = {reason.code for reason in CloseReason if reason.code is not None}
+    for code in codes:
+        assert code in {1001, 1008, 1011} or 4000 <= code <= 4999
+        answers = re.findall(rf"^\| {code} \|.*\| ([^|]*) \|$", page, re.MULTILINE)
+        assert answers
+        for answer in answers:
+            assert answer.startswith("no" if code >= 4500 else "yes"), code
 
 
 def _pages() -> list[Path]:

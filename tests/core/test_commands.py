@@ -22,11 +22,13 @@ from trio_odin.core.commands import (
 )
 from trio_odin.core.history import History
 from trio_odin.core.ledger import Traffic
+from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry
 from trio_odin.core.session import Session, SessionLimits
+from trio_odin.core.upstream import Upstream
 
 KINDS = ["subscribe", "unsubscribe", "replay", "heartbeat", "ping", "anything"]
-KEYS = ["type", "data", "channels", "id", "from", "to", "since", "x"]
+KEYS = ["type", "data", "channels", "id", "from", "to", "since", "after", "x"]
 HUGE = [2**63, 2**64, -(2**63) - 1, 10**400, -(10**4000)]
 
 
@@ -36,8 +38,10 @@ def receive(text: str) -> list[dict[str, Any]]:
         "me",
         Registry(),
         history=History(100),
+        recent=Recent(max_age_seconds=30.0),
         limits=SessionLimits(commands_per_second=0),
         traffic=Traffic(),
+        upstream=Upstream(),
         now=0.0,
     )
     return objects_of(session.receive(text, now=0.0, unix_ms=1))
@@ -60,7 +64,8 @@ def check_any_answer(text: str) -> None:
         case Unsubscribe(channels):
             assert [reply["unsubscribed"] for reply in replies] == [channels]
         case Subscribe():
-            assert {reply["type"] for reply in replies} <= {"subscription_ack", "error"}
+            kinds = {"subscription_ack", "error", "resume_incomplete"}
+            assert {reply["type"] for reply in replies} <= kinds
             assert replies
         case Replay():
             assert replies == [], "a new session has nothing to send again"
@@ -250,6 +255,11 @@ def test_an_object_of_any_other_type_is_unknown(kind: str, extra: dict[str, Any]
         ('{"type":"heartbeat","id":true}', Heartbeat()),
         ('{"type":"subscribe","data":null,"channels":["A.b"]}', Subscribe(["A.b"])),
         ('{"type":"subscribe","data":{"channels":["A.b"],"x":1}}', Subscribe(["A.b"])),
+        ('{"type":"subscribe","channels":["A.b"],"after":7}', Subscribe(["A.b"], after=7)),
+        (
+            '{"type":"subscribe","data":{"channels":["A.b"],"after":7},"after":8}',
+            Subscribe(["A.b"], after=7),
+        ),
         (' {"channels":["A.b"],"type":"subscribe"}\n', Subscribe(["A.b"])),
         ('{"type":"heartbeat","type":"unsubscribe","channels":[]}', Unsubscribe([])),
     ],

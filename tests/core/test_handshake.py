@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from wsproto import ConnectionType
 from wsproto.events import AcceptConnection, Request
 
-from trio_odin.core.handshake import Refusal, answer, is_websocket_request
+from trio_odin.core.handshake import Refusal, Upgrade, is_websocket_request, parse
 
 # RFC 6455, 1.3: the example of the document itself.
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
@@ -24,6 +24,11 @@ GOOD = (
     b"Sec-WebSocket-Key: " + KEY,
     b"Sec-WebSocket-Version: 13",
 )
+
+
+def answer(request_head: bytes) -> bytes | Refusal:
+    parsed = parse(request_head)
+    return parsed if isinstance(parsed, Refusal) else parsed.response()
 
 
 def head(*lines: bytes, start: bytes = b"GET /ws HTTP/1.1") -> bytes:
@@ -69,6 +74,7 @@ def test_the_example_of_the_rfc_gets_the_answer_of_the_rfc() -> None:
         head(*reversed(GOOD)),
         head(*GOOD, b"X-Empty:", b"X-Blank: \t "),
         head(*GOOD, b"Sec-WebSocket-Extensions: permessage-deflate", b"Sec-WebSocket-Protocol: a"),
+        head(*GOOD, b"Sec-WebSocket-Protocol: Trio-Odin, trio-odin2, bearer.trio-odin"),
         head(*GOOD, start=b"GET /ws?token=a/b?c HTTP/1.1"),
         head(*GOOD, start=b"GET /ws? HTTP/1.1"),
         without(b"Upgrade", b"uPgRaDe: WebSocket"),
@@ -84,6 +90,15 @@ def test_the_example_of_the_rfc_gets_the_answer_of_the_rfc() -> None:
 def test_http_may_write_a_good_request_in_many_ways(request_head: bytes) -> None:
     assert is_websocket_request(request_head)
     assert accept_in(answer(request_head)) == ACCEPT
+
+
+@pytest.mark.parametrize("offered", [b"trio-odin", b"a, trio-odin", b"bearer.a.b.c,trio-odin"])
+def test_our_subprotocol_is_selected_where_it_is_offered(offered: bytes) -> None:
+    """RFC 6455, 4.2.2: one that the client offered, and never one that is a secret."""
+    response = answer(head(*GOOD, b"Sec-WebSocket-Protocol: " + offered))
+    assert isinstance(response, bytes)
+    assert response.lower().count(b"sec-websocket-protocol") == 1
+    assert b"\r\nSec-WebSocket-Protocol: trio-odin\r\n" in response
 
 
 @pytest.mark.parametrize(
@@ -214,8 +229,8 @@ def test_a_value_may_have_bytes_that_are_not_ascii(line: bytes) -> None:
 def test_no_malformed_head_keeps_the_matcher_busy(lines: bytes) -> None:
     """In a process of its own: one that backtracks holds the interpreter for minutes."""
     program = (
-        "import sys; from trio_odin.core.handshake import answer;"
-        "print(answer(sys.stdin.buffer.read()).status)"
+        "import sys; from trio_odin.core.handshake import parse;"
+        "print(parse(sys.stdin.buffer.read()).status)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -306,3 +321,14 @@ def accept_of_wsproto(request_head: bytes) -> bytes:
 def test_wsproto_accepts_a_good_request_with_the_same_words(request_head: bytes) -> None:
     assert is_websocket_request(request_head)
     assert accept_in(answer(request_head)) == accept_of_wsproto(request_head)
+
+
+@pytest.mark.parametrize(
+    ("target", "query"), [("/ws", b""), ("/ws?", b""), ("/ws?a=1&b=%20?", b"a=1&b=%20?")]
+)
+def test_the_query_comes_as_it_was_sent(target: str, query: bytes) -> None:
+    request = head(*GOOD).replace(b"GET /ws ", f"GET {target} ".encode())
+    parsed = parse(request)
+    assert isinstance(parsed, Upgrade)
+    assert parsed.query == query
+    assert parsed.headers[b"sec-websocket-version"] == b"13"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_odin.core.pacing import Pace
+from trio_odin.core.pacing import AcceptPace, Pace
 
 SECONDS = st.floats(0, 100, allow_subnormal=False)
 MAXIMA = st.floats(0, 1)
@@ -97,3 +97,48 @@ def test_without_a_maximum_nothing_ever_waits(rounds: list[tuple[float, float, f
         pace.worked(now + idle, now + idle + work)
         assert pace.delay(now + idle + work) == 0
         now += idle + work + later
+
+
+# --- accepts
+
+
+def test_without_a_rate_all_that_come_are_accepted() -> None:
+    pace = AcceptPace(0)
+    for _ in range(100):
+        assert pace.room(1.0, 64) == 64
+        pace.accepted(64)
+
+
+def test_a_tenth_of_a_second_may_come_at_once_and_the_rest_waits_its_turn() -> None:
+    pace = AcceptPace(2000)
+    assert [pace.room(5.0, 64), pace.room(5.0, 1000)] == [64, 200]
+    pace.accepted(200)
+    assert pace.room(5.0, 64) == 0
+    assert pace.delay() == 0.025
+    assert pace.room(5.0 + pace.delay(), 64) == 50
+
+
+@given(st.floats(0.01, 10_000), st.integers(0, 1000))
+def test_after_the_delay_there_is_room_for_one(per_second: float, accepted: int) -> None:
+    pace = AcceptPace(per_second)
+    room = pace.room(0.0, accepted)
+    assert 0 <= room <= accepted
+    pace.accepted(room)
+    assert pace.room(pace.delay() * 1.001, 64) >= 1
+
+
+@given(
+    st.integers(1, 5000),
+    st.lists(st.tuples(st.floats(0, 0.3), st.integers(0, 64)), min_size=1, max_size=60),
+)
+def test_no_stretch_of_time_has_more_accepts_than_the_rate_and_one_burst(
+    per_second: int, turns: list[tuple[float, int]]
+) -> None:
+    pace = AcceptPace(per_second)
+    now, total = 0.0, 0
+    for seconds, come in turns:
+        now += seconds
+        accepted = pace.room(now, come)
+        pace.accepted(accepted)
+        total += accepted
+        assert total <= max(1.0, per_second * 0.1) + per_second * now + 1e-6

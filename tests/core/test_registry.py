@@ -213,3 +213,16 @@ def test_a_request_touches_only_the_channels_it_names(
     assert set(channels_used) <= {"shared.trade", "own8.trade", "own9.trade"}
     assert set(subscribers_used) == {"me"}
     assert len(channels_used) + len(subscribers_used) < 20
+
+
+def test_who_wants_to_be_told_of_gaps_stays_until_it_is_removed() -> None:
+    registry: Registry[str] = Registry()
+    registry.tell_of_gaps("a", True)
+    registry.tell_of_gaps("b", True)
+    registry.subscribe("a", ["BTC.trade"])
+    registry.unsubscribe("a", ["BTC.trade"])
+    assert list(registry.audience) == ["a", "b"]
+    registry.remove("a")
+    registry.tell_of_gaps("b", False)
+    registry.tell_of_gaps("c", False)
+    assert registry.audience == {}

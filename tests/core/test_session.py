@@ -5,18 +5,22 @@ from typing import Any, TypeAlias
 
 import attrs
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.core.client import objects_of, texts_of
 from trio_odin.core.commands import ErrorCode
+from trio_odin.core.gaps import Gap, GapReason
+from trio_odin.core.grants import Grant
 from trio_odin.core.history import History
 from trio_odin.core.ledger import Traffic
 from trio_odin.core.names import CHANNEL_RULE
-from trio_odin.core.publication import Publication
+from trio_odin.core.publication import NatsMessage, Publication
+from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry
 from trio_odin.core.session import Session, SessionLimits
+from trio_odin.core.upstream import Upstream
 
 CommandId: TypeAlias = str | int | None
 
@@ -87,8 +91,10 @@ class Conversations(RuleBasedStateMachine):
             who,
             self.registry,
             history=History(self.limits.replay_capacity),
+            recent=Recent(max_age_seconds=30.0),
             limits=self.limits,
             traffic=Traffic(),
+            upstream=Upstream(),
             now=0.0,
         )
 
@@ -215,7 +221,9 @@ class Client:
     limits: SessionLimits = attrs.field(factory=SessionLimits)
     registry: Registry[str] = attrs.field(factory=Registry)
     traffic: Traffic = attrs.field(factory=Traffic)
+    upstream: Upstream = attrs.field(factory=Upstream)
     now: float = 1000.0
+    recent: Recent = attrs.field(factory=lambda: Recent(max_age_seconds=30.0))
     session: Session[str] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -223,8 +231,10 @@ class Client:
             "me",
             self.registry,
             history=History(self.limits.replay_capacity),
+            recent=self.recent,
             limits=self.limits,
             traffic=self.traffic,
+            upstream=self.upstream,
             now=self.now,
         )
 
@@ -443,6 +453,12 @@ def error_invalid_channel(client: Client) -> dict[str, Any]:
     return error
 
 
+def error_forbidden_channel(client: Client) -> dict[str, Any]:
+    client.session.grant = Grant(0.0, "k", frozenset({"BTC.*"}))
+    (error,) = client.subscribe("ETH.trade")
+    return error
+
+
 def error_too_many_channels(client: Client) -> dict[str, Any]:
     _, error = client.subscribe(*(f"T{number}.trade" for number in range(257)))
     return error
@@ -628,3 +644,209 @@ def test_every_message_is_counted_by_the_command_it_was(client: Client) -> None:
         client.say(text)
     counted = ["subscribe", "unsubscribe", "replay", "heartbeat", "unknown", "malformed"]
     assert client.traffic.commands == dict.fromkeys(counted, 1)
+
+
+# --- coming back
+
+
+def happen(client: Client, *channels: str) -> None:
+    """Events that this client did not get, in the stream from offset 1 on."""
+    for offset, channel in enumerate(channels, start=1):
+        payload = json.dumps(offset).encode()
+        message = NatsMessage(f"odin.token.{channel}", payload, offset, 0.0)
+        client.recent.add(message, channel)
+
+
+def come_back(client: Client, after: int, *channels: str) -> list[dict[str, Any]]:
+    return client.say(json.dumps({"type": "subscribe", "channels": channels, "after": after}))
+
+
+def test_who_comes_back_gets_what_was_missed_behind_the_ack_and_numbered_on() -> None:
+    client = Client()
+    happen(client, "BTC.trade", "ETH.trade", "BTC.trade", "SOL.trade")
+    client.publish(2)
+    ack, *missed = come_back(client, 1, "BTC.trade", "SOL.trade")
+    assert ack["type"] == "subscription_ack"
+    assert [(one["seq"], one["channel"], one["data"], one["offset"]) for one in missed] == [
+        (3, "BTC.trade", 3, 3),
+        (4, "SOL.trade", 4, 4),
+    ]
+    assert client.traffic.resumed == 2
+    assert client.traffic.resumed_incompletely == 0
+    assert [one["seq"] for one in client.say('{"type":"replay","data":{"since":2}}')] == [3, 4]
+
+
+def test_a_channel_that_is_held_already_is_not_resumed() -> None:
+    client = Client()
+    client.subscribe("BTC.trade")
+    happen(client, "BTC.trade", "ETH.trade")
+    _, only = come_back(client, 0, "BTC.trade", "ETH.trade")
+    assert only["channel"] == "ETH.trade"
+
+
+def test_more_than_the_replay_keeps_is_cut_to_the_newest_and_said() -> None:
+    client = Client(SessionLimits(replay_capacity=2))
+    happen(client, *["BTC.trade"] * 5)
+    _, *missed, end = come_back(client, 1, "BTC.trade")
+    assert [one["offset"] for one in missed] == [4, 5]
+    assert (end["type"], end["after"], end["sent"]) == ("resume_incomplete", 1, 2)
+    assert client.traffic.resumed_incompletely == 1
+
+
+def test_who_comes_back_too_late_is_told_with_the_id() -> None:
+    client = Client()
+    text = '{"type":"subscribe","channels":["BTC.trade"],"after":10,"id":"x"}'
+    _, end = client.say(text)
+    assert (end["type"], end["sent"], end["id"]) == ("resume_incomplete", 0, "x")
+
+
+# --- grants
+
+
+def test_of_the_channels_asked_for_those_are_subscribed_that_the_token_allows() -> None:
+    client = Client(SessionLimits(max_channels=2))
+    client.session.grant = Grant(0.0, "k", frozenset({"BTC.*", "*.social"}))
+    replies = client.subscribe("BTC.trade", "ETH.trade", "bad", "ETH.social", "SOL.trade", "BTC.x")
+    assert [reply.get("code") for reply in replies] == [
+        None,
+        "INVALID_CHANNEL",
+        "FORBIDDEN_CHANNEL",
+        "TOO_MANY_CHANNELS",
+    ]
+    assert replies[0]["subscribed"] == ["BTC.trade", "ETH.social"]
+    assert replies[2]["message"] == (
+        "Not subscribed to 'ETH.trade', 'SOL.trade': the token does not allow it"
+    )
+    assert list(client.registry.channels(client.session._subscriber)) == replies[0]["subscribed"]
+
+
+def test_a_grant_of_every_channel_is_like_none(client: Client) -> None:
+    client.session.grant = Grant(0.0, "k")
+    (ack,) = client.subscribe("BTC.trade", "ETH.trade")
+    assert ack["count"] == 2
+
+
+# --- what is known of NATS, for who asks
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"type":"heartbeat"}',
+        '{"type":"heartbeat","data":{}}',
+        '{"type":"heartbeat","data":null}',
+        '{"type":"heartbeat","data":"x","nats":true}',
+        '{"type":"heartbeat","data":{"nats":1}}',
+        '{"type":"heartbeat","nats":false}',
+        '{"type":"heartbeat","data":{"nats":false},"nats":true}',
+    ],
+)
+def test_a_heartbeat_that_does_not_ask_is_answered_as_ever(client: Client, text: str) -> None:
+    client.upstream.heard(1.0)
+    frames = client.session.receive(text, now=client.now, unix_ms=UNIX_MS)
+    assert texts_of(frames) == [f'{{"type":"pong","ts":{UNIX_MS}}}']
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"type":"heartbeat","data":{"nats":true},"id":4}',
+        '{"type":"heartbeat","nats":true,"id":4}',
+    ],
+)
+def test_a_heartbeat_that_asks_tells_a_quiet_market_from_a_broken_pipe(
+    client: Client, text: str
+) -> None:
+    asked = {"type": "pong", "ts": UNIX_MS, "id": 4}
+    never = {"nats": "disconnected", "age_ms": None, "event_age_ms": None, "offset": None}
+    assert client.say(text) == [asked | never]
+    client.upstream.is_connected = True
+    client.upstream.heard_event(client.now - 60)
+    client.upstream.heard(client.now - 0.25)
+    quiet = {"nats": "connected", "age_ms": 250, "event_age_ms": 60_000, "offset": None}
+    assert client.say(text) == [asked | quiet]
+    client.upstream.is_connected = False
+    client.now += 10
+    broken = {"nats": "disconnected", "age_ms": 10_250, "event_age_ms": 70_000, "offset": None}
+    assert client.say(text) == [asked | broken]
+
+
+@given(
+    st.floats(1000, 1e9),
+    st.none() | st.floats(0, 1e6),
+    st.booleans(),
+)
+def test_an_age_is_a_whole_number_of_milliseconds(
+    now: float, age: float | None, is_connected: bool
+) -> None:
+    client = Client()
+    client.upstream.is_connected = is_connected
+    if age is not None:
+        client.upstream.heard(now - age)
+    client.now = now
+    (pong,) = client.say('{"type":"heartbeat","nats":true}')
+    assert pong["nats"] == ("connected" if is_connected else "disconnected")
+    assert pong["event_age_ms"] is None
+    if age is None:
+        assert pong["age_ms"] is None
+    else:
+        assert isinstance(pong["age_ms"], int)
+        assert pong["age_ms"] == pytest.approx(age * 1000, abs=1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"type":"subscribe","channels":["BTC.trade"],"notices":true}',
+        '{"type":"subscribe","data":{"channels":["BTC.trade"],"notices":true}}',
+    ],
+)
+def test_who_asks_for_notices_is_in_the_audience_and_learns_the_epoch(
+    client: Client, text: str
+) -> None:
+    ack = {"type": "subscription_ack", "subscribed": ["BTC.trade"], "count": 1}
+    assert client.say(text) == [ack | {"epoch": None, "offset": None}]
+    assert list(client.registry.audience) == ["me"]
+    client.upstream.epoch = "63fc2bd2a9d40"
+    assert client.subscribe("BTC.trade") == [ack | {"epoch": "63fc2bd2a9d40", "offset": None}]
+    owed = client.registry.audience["me"] = {GapReason.CORE: Gap(GapReason.CORE)}
+    assert client.say(text) == [ack | {"epoch": "63fc2bd2a9d40", "offset": None}]
+    assert client.registry.audience == {"me": owed}, "asking again takes nothing back"
+
+
+def test_who_did_not_ask_for_notices_is_left_alone_and_they_can_be_ended(client: Client) -> None:
+    (ack,) = client.subscribe("BTC.trade")
+    assert "epoch" not in ack
+    client.say('{"type":"subscribe","channels":[],"notices":true}')
+    client.say('{"type":"unsubscribe","channels":["BTC.trade"],"notices":false}')
+    assert list(client.registry.audience) == ["me"], "only a subscription says"
+    (ack,) = client.say('{"type":"subscribe","channels":[],"notices":false}')
+    assert "epoch" not in ack
+    assert not client.registry.audience
+
+
+def test_notices_that_are_no_claim_are_an_error(client: Client) -> None:
+    (error,) = client.say('{"type":"subscribe","channels":["BTC.trade"],"notices":"yes"}')
+    assert error["code"] == "INVALID_COMMAND"
+    assert not client.registry.audience
+    assert not client.registry.channels("me")
+
+
+def test_an_offset_of_another_epoch_brings_nothing_and_is_said() -> None:
+    client = Client()
+    client.upstream.epoch = "now"
+    happen(client, "BTC.trade", "BTC.trade")
+    command = {"type": "subscribe", "channels": ["BTC.trade"], "after": 1, "epoch": "then"}
+    ack, end = client.say(json.dumps(command))
+    assert (ack["epoch"], end["type"]) == ("now", "resume_incomplete")
+    client.say('{"type":"unsubscribe","channels":["BTC.trade"]}')
+    ack, missed = client.say(json.dumps(command | {"epoch": "now"}))
+    assert missed["offset"] == 2
+
+
+def test_where_everything_comes_to_everyone_nothing_is_resumed_and_it_is_said() -> None:
+    client = Client(SessionLimits(can_resume=False))
+    happen(client, "BTC.trade", "BTC.trade")
+    ack, end = come_back(client, 1, "BTC.trade")
+    assert ack["offset"] == 2
+    assert (end["type"], end["sent"]) == ("resume_incomplete", 0)

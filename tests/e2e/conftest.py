@@ -7,26 +7,41 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
+import attrs
 import pytest
 import trio
+from websockets.exceptions import ConnectionClosed
 from websockets.trio.client import ClientConnection, connect
 
 from trio_odin.config import read_settings
 from trio_odin.server.tree import Server, serve
 
 StartServer: TypeAlias = Callable[..., Awaitable[Server]]
+# The test's own clients keep the same process busy, and other tests the machine.
+_WITHOUT_GUARD = {
+    "WS_CPU_REJECT_THRESHOLD": "0",
+    "WS_CPU_PAUSE_THRESHOLD": "0",
+    "WS_LAG_REJECT_MS": "0",
+}
 
 
 @pytest.fixture
-async def start_server(nursery: trio.Nursery) -> StartServer:
-    """Start a server with some variables set; it is cut at the end of the test."""
+async def start_server(nursery: trio.Nursery) -> AsyncIterator[StartServer]:
+    """Start a server with some variables set, by default whatever its load.
+
+    At the end its books are checked, and it is cut.
+    """
+    servers = []
 
     async def start(**variables: str) -> Server:
-        settings = read_settings({"WS_ADDR": "127.0.0.1:0", **variables})
+        settings = read_settings({"WS_ADDR": "127.0.0.1:0", **_WITHOUT_GUARD, **variables})
         server: Server = await nursery.start(serve, settings)
+        servers.append(server)
         return server
 
-    return start
+    yield start
+    for server in servers:
+        check_balance(server)
 
 
 async def wait_until(condition: Callable[[], bool], seconds: float = 15) -> None:
@@ -59,8 +74,39 @@ async def receive(client: ClientConnection) -> dict[str, Any]:
     return message
 
 
+@attrs.frozen
+class Ending:
+    """How a server ended a connection: the close code and text, None if it came without a word.
+
+    `reconnect_in_ms` are the notices before it, `events` the other messages.
+    """
+
+    code: int | None
+    text: str
+    reconnect_in_ms: list[int]
+    events: list[dict[str, Any]]
+
+
+async def ending_of(client: ClientConnection) -> Ending:
+    """Receive until the connection has ended."""
+    messages: list[dict[str, Any]] = []
+    received = None
+    try:
+        while True:
+            messages.append(await receive(client))
+    except ConnectionClosed as closed:
+        received = closed.rcvd
+    return Ending(
+        None if received is None else received.code,
+        "" if received is None else received.reason,
+        [m["reconnect_in_ms"] for m in messages if m.get("type") == "server:draining"],
+        [m for m in messages if m.get("type") != "server:draining"],
+    )
+
+
 def check_balance(server: Server) -> None:
     """Nothing may be unaccounted for, ever."""
     snapshot = server.snapshot()
     assert snapshot.ledger.deliveries.imbalance() == 0
+    assert snapshot.connections or snapshot.outbox_bytes == 0
     assert snapshot.ledger.publications.imbalance(snapshot.feed_waiting) == 0

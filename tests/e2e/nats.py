@@ -6,7 +6,7 @@ import json
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class NatsServer:
     folder: Path
     jetstream: bool = True
     port: int = attrs.field(factory=free_port)
+    monitoring: int = 0  # the port of its pages; none if 0
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -37,6 +38,8 @@ class NatsServer:
 
     def start(self) -> None:
         options = ["-js", "-sd", str(self.folder)] if self.jetstream else []
+        if self.monitoring:
+            options += ["-m", str(self.monitoring)]
         self._process = subprocess.Popen(
             [find_nats_server(), "-a", "127.0.0.1", "-p", str(self.port), *options],
             stdout=subprocess.DEVNULL,
@@ -48,16 +51,22 @@ class NatsServer:
         self._process.send_signal(number)
 
     def stop(self) -> None:
+        self.end(signal.SIGKILL)
+
+    def end(self, number: int) -> None:
+        """Signal it and wait until it has gone."""
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
-            self._process.kill()
+            self._process.send_signal(number)
             self._process.wait()
             self._process = None
 
 
 @contextmanager
-def running_nats(folder: Path, *, jetstream: bool = True) -> Iterator[NatsServer]:
-    server = NatsServer(folder, jetstream)
+def running_nats(
+    folder: Path, *, jetstream: bool = True, monitoring: int = 0
+) -> Iterator[NatsServer]:
+    server = NatsServer(folder, jetstream, monitoring=monitoring)
     server.start()
     try:
         yield server
@@ -123,31 +132,42 @@ async def nats_client(url: str) -> AsyncIterator[NatsClient]:
 
 
 class Network:
-    """A wire to a local port that can be cut."""
+    """A wire to a local port that can be cut. While it `is_down` there is no new one."""
 
     def __init__(self, nursery: trio.Nursery, listener: trio.SocketListener, port: int) -> None:
         self.url = f"nats://127.0.0.1:{listener.socket.getsockname()[1]}"
+        self.is_down = False
         self._nursery = nursery
         self._port = port
         self._wires: set[trio.CancelScope] = set()
+        self._ends: set[trio.SocketStream] = set()
 
     def cut(self) -> None:
-        """Close every connection over this network; new ones are possible at once."""
+        """Close every connection over this network; new ones are possible unless it `is_down`."""
         for wire in self._wires:
             wire.cancel(reason="cut")
 
+    def each(self, do: Callable[[trio.socket.SocketType], None]) -> None:
+        """Do something to the socket towards each client."""
+        for end in self._ends:
+            do(end.socket)
+
     async def carry(self, near: trio.SocketStream) -> None:
         try:
+            if self.is_down:
+                raise ConnectionRefusedError
             far = await trio.open_tcp_stream("127.0.0.1", self._port)
         except OSError:  # nobody there yet
             await near.aclose()
             return
         async with near, far:
+            self._ends.add(near)
             async with trio.open_nursery() as nursery:
                 self._wires.add(nursery.cancel_scope)
                 nursery.start_soon(_copy, near, far, nursery.cancel_scope)
                 nursery.start_soon(_copy, far, near, nursery.cancel_scope)
             self._wires.discard(nursery.cancel_scope)
+            self._ends.discard(near)
 
 
 async def _copy(source: trio.SocketStream, sink: trio.SocketStream, wire: trio.CancelScope) -> None:

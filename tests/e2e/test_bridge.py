@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 from nats.js.api import StreamInfo
+from websockets.trio.client import ClientConnection
 
 from tests.e2e.conftest import (
     StartServer,
@@ -44,7 +49,13 @@ async def test_it_starts_without_nats_says_so_and_recovers(
     async with client_of(server, "BTC.trade") as client:
         status, health = await get(server, "/health")
         assert (status, health["status"]) == (503, "unhealthy")
-        assert health["checks"]["nats"] == {"status": "disconnected", "healthy": False}
+        assert health["checks"]["nats"] == {
+            "status": "disconnected",
+            "healthy": False,
+            "mode": "none",
+            "age_ms": None,
+            "gaps": 0,
+        }
         assert (await get(server, "/ready"))[0] == 503
         nats.start()
         try:
@@ -259,7 +270,8 @@ async def test_the_past_of_a_stream_is_not_news(
             await wait_until(lambda: server.ledger.publications.repeated == 50)
             await publisher.publish("odin.token.BTC.trade", b'"new"')
             assert (await receive(client))["data"] == "new"
-        assert server.ledger.publications.received == 1
+        books = server.ledger.publications
+        assert (books.received, books.recalled) == (51, 50)
         check_balance(server)
 
 
@@ -331,3 +343,214 @@ async def test_a_stream_made_anew_under_a_live_connection_is_found_out(
                 await publisher.publish("odin.token.BTC.trade", b"%d" % number)
             assert [(await receive(client))["data"] for _ in range(5)] == list(range(20, 25))
         check_balance(server)
+
+
+async def test_a_client_of_a_server_that_has_gone_gets_what_it_missed_from_the_next_one(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    with running_nats(tmp_path) as nats:
+        first = await start_server(NATS_URL=nats.url)
+        await wait_for_nats(first)
+        async with nats_client(nats.url) as publisher:
+            async with client_of(first, "BTC.trade") as client:
+                await publisher.publish("odin.token.BTC.trade", b'"seen"')
+                seen = (await receive(client))["offset"]
+            for payload in (b'"missed 1"', b'"missed 2"'):
+                await publisher.publish("odin.token.BTC.trade", payload)
+                await publisher.publish("odin.token.ETH.trade", b'"of others"')
+            await publisher.flush()
+            # It began after the events, and knows them from the stream.
+            second = await start_server(NATS_URL=nats.url)
+            await wait_until(lambda: second.ledger.publications.recalled == 5)
+            async with client_of(second) as client:
+                command = {"type": "subscribe", "channels": ["BTC.trade"], "after": seen}
+                await client.send(json.dumps(command))
+                assert (await receive(client))["type"] == "subscription_ack"
+                await publisher.publish("odin.token.BTC.trade", b'"live"')
+                envelopes = [await receive(client) for _ in range(3)]
+    assert [one["data"] for one in envelopes] == ["missed 1", "missed 2", "live"]
+    assert [one["seq"] for one in envelopes] == [1, 2, 3]
+    assert second.ledger.traffic.resumed == 2
+
+
+# --- NATS stops, hangs, or is somewhere else
+
+
+async def test_a_stop_is_seen_within_2_s_and_events_flow_1_s_after_nats_is_back(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    with running_nats(tmp_path) as nats:
+        server = await start_server(NATS_URL=nats.url)
+        await wait_for_nats(server)
+        async with client_of(server, "BTC.trade") as client:
+            nats.signal(signal.SIGTERM)
+            await wait_until(lambda: not server.snapshot().is_nats_connected, seconds=2)
+            await trio.sleep(1)  # by now it tries as seldom as it ever will
+            nats.stop()
+            nats.start()
+            async with nats_client(nats.url) as publisher:
+                with trio.fail_after(1):
+                    await wait_for_nats(server)
+                    await publisher.publish("odin.token.BTC.trade", b"1")
+                    assert (await receive(client))["data"] == 1
+
+
+async def test_of_several_servers_the_one_that_answers_is_used(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """Of the others one is down, and one takes connections and says nothing, as when it hangs."""
+    with running_nats(tmp_path) as nats, socket.create_server(("127.0.0.1", 0)) as hung:
+        async with nats_client(nats.url):
+            pass  # it is up
+        down = NatsServer(tmp_path)
+        hung_url = f"nats://127.0.0.1:{hung.getsockname()[1]}"
+        server = await start_server(NATS_URL=f"{down.url},{hung_url},{nats.url}")
+        await wait_until(lambda: server.snapshot().is_nats_connected, seconds=5)
+        async with client_of(server, "BTC.trade") as client, nats_client(nats.url) as publisher:
+            await publisher.publish("odin.token.BTC.trade", b"1")
+            assert (await receive(client))["data"] == 1
+
+
+async def test_a_heartbeat_and_health_say_how_fresh_nats_is(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    heartbeat = '{"type":"heartbeat","data":{"nats":true}}'
+    with running_nats(tmp_path) as nats:
+        server = await start_server(NATS_URL=nats.url)
+        await wait_for_nats(server)
+        async with client_of(server, "BTC.trade") as client:
+            await trio.sleep(1.5)  # a quiet market: nothing but signs of life
+            await client.send(heartbeat)
+            pong = await receive(client)
+            assert (pong["nats"], pong["event_age_ms"]) == ("connected", None)
+            assert pong["age_ms"] < 1300
+            nats.signal(signal.SIGSTOP)  # a broken pipe: not known yet, but already seen
+            await trio.sleep(2)
+            await client.send(heartbeat)
+            assert (await receive(client))["age_ms"] > 1900
+            assert (await get(server, "/health"))[1]["checks"]["nats"]["age_ms"] > 1900
+            nats.stop()
+            await wait_until(lambda: not server.snapshot().is_nats_connected)
+            await client.send(heartbeat)
+            assert (await receive(client))["nats"] == "disconnected"
+
+
+# --- gaps
+
+
+@asynccontextmanager
+async def listener_of(server: Server) -> AsyncIterator[tuple[ClientConnection, str]]:
+    """A client that has asked to be told of gaps, and the epoch it was told."""
+    async with client_of(server) as client:
+        command = {"type": "subscribe", "channels": ["BTC.trade"], "notices": True}
+        await client.send(json.dumps(command))
+        yield client, (await receive(client))["epoch"]
+
+
+async def receive_gap(client: ClientConnection) -> dict[str, Any]:
+    """The next notice; events may come before it."""
+    while (message := await receive(client)).get("type") != "gap":
+        assert "seq" in message
+    assert message.pop("ts") > 10**12
+    return message
+
+
+async def test_what_the_stream_has_dropped_meanwhile_is_a_gap_of_so_many_messages(
+    start_server: StartServer, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    with running_nats(tmp_path) as nats:
+        network = await start_network(nursery, nats.port)
+        server = await start_server(NATS_URL=network.url, JS_STREAM_MAX_MSGS="3")
+        await wait_for_nats(server)
+        async with listener_of(server) as (client, epoch), nats_client(nats.url) as publisher:
+            await publisher.publish("odin.token.BTC.trade", b"1")
+            assert (await receive(client))["offset"] == 1
+            network.is_down = True
+            network.cut()
+            await wait_until(lambda: not server.snapshot().is_nats_connected)
+            for number in range(2, 12):
+                await publisher.publish("odin.token.BTC.trade", b"%d" % number)
+            await publisher.flush()
+            network.is_down = False
+            assert [(await receive(client))["offset"] for _ in range(3)] == [9, 10, 11]
+            assert await receive_gap(client) == {
+                "type": "gap", "reason": "window", "missed": 7, "from": 2, "to": 8, "epoch": epoch,
+            }  # fmt: skip
+        assert server.ledger.publications.missed == 7
+        assert (await get(server, "/health"))[1]["checks"]["nats"]["gaps"] == 1
+        check_balance(server)
+
+
+async def test_messages_of_others_in_the_stream_are_no_gap_but_hide_how_large_one_is(
+    start_server: StartServer, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    shared = {"name": "ODIN_TOKENS", "subjects": ["odin.>"], "max_msgs": 20}
+    with running_nats(tmp_path) as nats:
+        network = await start_network(nursery, nats.port)
+        async with nats_client(nats.url) as publisher:
+            await publisher.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", shared)
+            server = await start_server(NATS_URL=network.url)
+            await wait_for_nats(server)
+            async with listener_of(server) as (client, _):
+                for subject in ["odin.token.BTC.trade", *["odin.user.x"] * 5] * 2:
+                    await publisher.publish(subject, b"1")
+                assert [(await receive(client))["offset"] for _ in range(2)] == [1, 7]
+                await trio.sleep(1.2)
+                assert not server.ledger.publications.gaps
+                network.is_down = True
+                network.cut()
+                await wait_until(lambda: not server.snapshot().is_nats_connected)
+                for _ in range(20):
+                    await publisher.publish("odin.user.x", b"1")
+                await publisher.flush()
+                network.is_down = False
+                gap = await receive_gap(client)
+                assert (gap["reason"], gap["missed"]) == ("window", None)
+                assert (gap["from"], gap["to"]) == (8, 12)
+
+
+async def test_a_stream_made_anew_is_a_gap_with_another_epoch(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    with running_nats(tmp_path) as nats:
+        server = await start_server(NATS_URL=nats.url)
+        await wait_for_nats(server)
+        async with listener_of(server) as (client, epoch):
+            nats.stop()
+            nats.start()
+            gap = await receive_gap(client)
+            assert (gap["reason"], gap["missed"], gap["from"]) == ("stream", None, None)
+            assert gap["epoch"] != epoch
+            async with listener_of(server) as (_, told):
+                assert told == gap["epoch"]
+
+
+async def test_in_core_mode_every_loss_of_the_connection_is_a_gap(
+    start_server: StartServer, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    with running_nats(tmp_path, jetstream=False) as nats:
+        network = await start_network(nursery, nats.port)
+        server = await start_server(NATS_URL=network.url)
+        await wait_for_nats(server)
+        async with listener_of(server) as (client, epoch):
+            assert epoch is None
+            network.cut()
+            gap = await receive_gap(client)
+            assert (gap["reason"], gap["missed"], gap["epoch"]) == ("core", None, None)
+
+
+async def test_what_the_server_sheds_is_a_gap_too(start_server: StartServer, nats_url: str) -> None:
+    server = await start_server(NATS_URL=nats_url, WS_MAX_NATS_RATE="5")
+    await wait_for_nats(server)
+    async with listener_of(server) as (client, _), nats_client(nats_url) as publisher:
+        for _ in range(50):
+            await publisher.publish("odin.token.BTC.trade", b"1")
+        await wait_until(lambda: server.ledger.publications.received == 50)
+        missed = 0
+        while missed < server.ledger.publications.shed.total():
+            gap = await receive_gap(client)
+            assert gap["reason"] == "shed"
+            missed += gap["missed"]
+    assert 0 < missed < 50
+    assert server.ledger.publications.missed == missed
+    check_balance(server)

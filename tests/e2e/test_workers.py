@@ -18,7 +18,7 @@ import trio
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.trio.client import ClientConnection, connect
 
-from tests.e2e.conftest import receive, wait_until
+from tests.e2e.conftest import ending_of, receive, wait_until
 from tests.e2e.nats import free_port, nats_client, running_nats
 from tests.e2e.test_cli import children_of, ended, ready, run, start
 from trio_odin.lab.load.pages import parse_metrics
@@ -105,14 +105,6 @@ async def end(running: Running) -> tuple[int, str]:
     return code, logged
 
 
-async def closing_of(client: ClientConnection) -> tuple[int, str] | None:
-    """Wait for the end of a connection; None if it came without a word."""
-    with pytest.raises(ConnectionClosed) as closed:
-        await receive(client)
-    received = closed.value.rcvd
-    return None if received is None else (received.code, received.reason)
-
-
 async def test_two_workers_share_port_and_events_and_leave_together(tmp_path: Path) -> None:
     async with server(tmp_path, clients=ENOUGH) as running:
         held = (await running.workers())["connections"]
@@ -124,7 +116,9 @@ async def test_two_workers_share_port_and_events_and_leave_together(tmp_path: Pa
             assert (event["seq"], event["channel"], event["data"]) == (1, "BTC.trade", 1)
         running.process.send_signal(signal.SIGTERM)
         for client in running.clients:
-            assert await closing_of(client) == (1001, "Server is shutting down")
+            ending = await ending_of(client)
+            assert (ending.code, ending.text) == (1001, "Server is shutting down")
+            assert len(ending.reconnect_in_ms) == 1
         code, _, logged = await ended(running.process)
         assert code == 0
         assert logged.count('"event": "drain.finished"') == 2
@@ -256,7 +250,9 @@ async def test_workers_whose_parent_is_killed_leave_by_themselves(tmp_path: Path
         assert len(workers) == 2
         running.process.kill()
         for client in running.clients:
-            assert await closing_of(client) == (1001, "Server is shutting down")
+            ending = await ending_of(client)
+            assert (ending.code, ending.text) == (1001, "Server is shutting down")
+            assert len(ending.reconnect_in_ms) == 1
         code, _, logged = await ended(running.process)  # their standard error ends with them
         assert code == -signal.SIGKILL
         assert logged.count('"workers.parent_gone"') == 2

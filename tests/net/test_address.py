@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
@@ -8,7 +9,9 @@ import trio
 from trio_odin.net.address import (
     Address,
     AddressUnavailable,
+    bind_shared,
     bound_address,
+    inherited_listeners,
     open_listeners,
     reserved_address,
 )
@@ -24,6 +27,37 @@ async def test_a_reserved_port_is_shared_by_those_who_say_so() -> None:
             assert bound_address(first) == bound_address(second) == address
             async with await trio.open_tcp_stream(address.host, address.port):
                 pass
+
+
+def inherit(sockets: list[trio.socket.SocketType]) -> list[trio.SocketListener]:
+    """What a process does that has inherited `sockets`."""
+    return inherited_listeners([os.dup(sock.fileno()) for sock in sockets])
+
+
+async def test_a_bound_socket_takes_connections_once_a_process_that_inherited_it_listens() -> None:
+    async with reserved_address(ANY_PORT) as address:
+        sockets = await bind_shared(address)
+        with pytest.raises(OSError, match="all attempts to connect"):
+            await trio.open_tcp_stream(address.host, address.port)
+        (listener,) = inherit(sockets)
+        async with listener, await trio.open_tcp_stream(address.host, address.port):
+            assert bound_address(listener) == address
+            assert not os.get_inheritable(listener.socket.fileno())
+        sockets[0].close()
+
+
+async def test_what_waits_to_be_accepted_is_there_for_a_successor() -> None:
+    async with reserved_address(ANY_PORT) as address:
+        sockets = await bind_shared(address)
+        (first,) = inherit(sockets)
+        async with await trio.open_tcp_stream(address.host, address.port) as client:
+            await client.send_all(b"early")
+            (second,) = inherit(sockets)
+            await first.aclose()
+            sockets[0].close()
+            with trio.fail_after(5):
+                async with second, await second.accept() as accepted:
+                    assert await accepted.receive_some() == b"early"
 
 
 async def check_taken(address: Address) -> None:

@@ -18,6 +18,12 @@ from trio_odin.server.connection import Connection
 from trio_odin.server.hub import Hub
 from trio_odin.server.keepalive import PingWheel
 from trio_odin.server.listener import Listener
+from trio_odin.server.permits import Permits
+
+UPGRADE = (
+    b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 
 
 async def echo(request: Request) -> Response:
@@ -32,18 +38,22 @@ class Rig:
         self.settings = read_settings(variables)
         self.ledger = Ledger()
         self.hub: Hub[Connection] = Hub(self.settings, self.ledger)
+        self.permits = Permits(self.settings)
         self.wheel: PingWheel[Connection] = PingWheel(
             interval_seconds=self.settings.ping_interval_seconds,
             deadline_seconds=self.settings.keepalive_seconds,
+            objection=lambda connection: self.permits.objection(connection.session.grant),
         )
         self.admission = Admission(
             max_connections=self.settings.max_connections,
             cpu_reject_percent=self.settings.cpu_reject_percent,
+            max_per_address=self.settings.max_connections_per_address,
         )
         self.listener = Listener(
             hub=self.hub,
             wheel=self.wheel,
             admission=self.admission,
+            permits=self.permits,
             respond=echo,
             settings=self.settings,
         )
@@ -73,6 +83,7 @@ class Rig:
     def check_balance(self) -> None:
         assert self.ledger.deliveries.imbalance() == 0
         assert self.ledger.publications.imbalance(0) == 0
+        assert self.hub.members or self.hub.outbox_rules.budget.used_bytes == 0
 
 
 async def receive_all(stream: trio.abc.ReceiveStream) -> bytes:

@@ -8,10 +8,11 @@ import trio
 import trio.testing
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
-from tests.server.rig import Rig, receive_all
+from tests.server.rig import UPGRADE, Rig, receive_all
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.frame import close_frame
 from trio_odin.core.ledger import Dropped
+from trio_odin.core.publication import NatsMessage
 from trio_odin.core.session import Session
 from trio_odin.lab.fleet.dialects import masked_frame
 from trio_odin.server.connection import Connection
@@ -160,7 +161,7 @@ async def test_who_completes_its_handshake_during_a_drain_is_sent_away(
 async def test_leaving_does_not_wait_for_a_peer_that_never_reads_nor_answers(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
-    rig = Rig(nursery, WS_DRAIN_TIMEOUT="2s")
+    rig = Rig(nursery, WS_DRAIN_SECONDS="2s")
     await rig.subscribe("BTC.trade")
     (connection,) = rig.hub.members
     connection.outlet._stream = trio.testing.lockstep_stream_pair()[0]
@@ -192,10 +193,6 @@ async def test_a_client_silent_for_the_deadline_is_gone_after_one_more_ping_inte
     await dead._stream.aclose()
 
 
-UPGRADE = (
-    b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-)
 PING_OF_A_CLIENT = b"\x89\x80\x00\x00\x00\x00"
 
 
@@ -263,7 +260,7 @@ async def test_empty_fragments_are_not_collected(nursery: trio.Nursery) -> None:
     client = await rig.connect()
     (connection,) = rig.hub.members
     fragment = masked_frame(0x00, b"")
-    await client._stream.send_all(masked_frame(0x01, b"") + fragment * 1000)
+    await client._stream.send_all(masked_frame(0x01, b"") + fragment * 63)
     await trio.testing.wait_all_tasks_blocked()
     assert len(connection._websocket._message_parts) == 0
 
@@ -382,3 +379,25 @@ async def test_a_drain_waits_three_seconds_for_the_answer_to_its_close_frame(
     assert (await receive_all(stream)).startswith(b"\x88\x19\x03\xe9")
     assert trio.current_time() - started == pytest.approx(3)
     assert rig.ledger.traffic.closed == {"draining": 1}
+
+
+async def test_what_a_round_has_deferred_is_numbered_before_what_is_resumed(
+    nursery: trio.Nursery,
+) -> None:
+    rig = Rig(nursery)
+    rig.hub.recent.add(
+        NatsMessage("odin.token.ETH.trade", b"1", 1, trio.current_time()), "ETH.trade"
+    )
+    client = await rig.subscribe("BTC.trade")
+    rig.ledger.publications.received += 1
+    deferred = NatsMessage("odin.token.BTC.trade", b"2", 2, trio.current_time())
+    rig.hub.publish(deferred, [])  # a round, in which this client is not flushed yet
+    command = {"type": "subscribe", "channels": ["ETH.trade"], "after": 0}
+    await client.send_message(json.dumps(command))
+    received = [json.loads(await client.get_message()) for _ in range(3)]
+    assert [(one.get("seq"), one["type"]) for one in received] == [
+        (1, "price:update"),
+        (None, "subscription_ack"),
+        (2, "price:update"),
+    ]
+    rig.check_balance()

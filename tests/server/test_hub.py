@@ -8,6 +8,7 @@ import trio
 import trio.testing
 
 from trio_odin.config import Settings, read_settings
+from trio_odin.core.backpressure import OutboxRules
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.history import History
 from trio_odin.core.ledger import Invalid, Ledger, Shed
@@ -172,9 +173,6 @@ class QuietOwner:
     def evict(self, reason: CloseReason) -> None:
         pass
 
-    def stream_closed(self) -> None:
-        pass
-
     def close_frame_sent(self) -> None:
         pass
 
@@ -196,8 +194,7 @@ async def test_a_consumer_that_never_reads_does_not_delay_the_others(
             Outlet(
                 stream,
                 history=History(100),
-                capacity=512,
-                write_deadline_seconds=5,
+                rules=OutboxRules(),
                 ledger=hub.ledger,
                 owner=QuietOwner(),
             )
@@ -228,8 +225,7 @@ async def test_large_frames_are_not_kept_for_every_seq(
         outlet = Outlet(
             trio.testing.memory_stream_pair()[0],
             history=history,
-            capacity=512,
-            write_deadline_seconds=5,
+            rules=OutboxRules(),
             ledger=hub.ledger,
             owner=QuietOwner(),
         )

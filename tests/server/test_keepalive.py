@@ -100,3 +100,23 @@ async def test_who_has_left_is_not_pinged(
     wheel.remove(gone)
     await trio.sleep(10)
     assert gone.outlet.pinged_at == []
+
+
+async def test_who_may_not_stay_is_ended_at_its_next_ping_and_gets_none(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    objections: dict[FakeConnection, CloseReason] = {}
+    wheel: PingWheel[FakeConnection] = PingWheel(
+        interval_seconds=27, deadline_seconds=1000, objection=objections.get
+    )
+    nursery.start_soon(wheel.run)
+    welcome, unwelcome = connection(), connection()
+    wheel.add(welcome)
+    wheel.add(unwelcome)
+    await trio.sleep(27.5)
+    assert unwelcome.reason is None
+    objections[unwelcome] = CloseReason.TOKEN_EXPIRED
+    await trio.sleep(27)
+    assert unwelcome.reason is CloseReason.TOKEN_EXPIRED
+    assert welcome.reason is None
+    assert (len(unwelcome.outlet.pinged_at), len(welcome.outlet.pinged_at)) == (1, 2)

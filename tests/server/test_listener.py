@@ -5,6 +5,7 @@ import trio
 import trio.testing
 
 from tests.server.rig import Rig, receive_all
+from trio_odin.core.admission import Load
 from trio_odin.core.ledger import Ledger
 
 UPGRADE = (
@@ -67,8 +68,7 @@ async def test_what_is_malformed_gets_a_clean_status(
     await trio.testing.wait_all_tasks_blocked()
     assert rig.listener.admitted == 0
     assert not rig.hub.members
-    of_a_websocket = request_bytes.startswith(b"GET /ws")
-    assert rig.ledger.traffic.rejected == ({"bad_request": 1} if of_a_websocket else {})
+    assert rig.ledger.traffic.rejected == {"bad_request": 1}
 
 
 async def test_an_upgrade_is_answered_with_101(nursery: trio.Nursery) -> None:
@@ -103,7 +103,7 @@ async def test_the_limit_of_connections_is_kept_before_the_upgrade(nursery: trio
 
 async def test_an_overloaded_and_a_leaving_server_say_so(nursery: trio.Nursery) -> None:
     rig = Rig(nursery)
-    rig.admission.observe_cpu(99)
+    rig.admission.observe(Load(cpu_percent=99))
     assert (await answer_to(rig, UPGRADE + b"\r\n")).endswith(b"Server overloaded\n")
     rig.admission.is_draining = True
     assert (await answer_to(rig, UPGRADE + b"\r\n")).endswith(b"Server is shutting down\n")
@@ -122,7 +122,69 @@ async def test_who_does_not_finish_its_request_is_timed_out(
     assert rig.ledger.traffic.rejected == {"timeout": 1}
 
 
+async def test_beyond_the_cap_the_oldest_half_open_one_is_ended(nursery: trio.Nursery) -> None:
+    rig = Rig(nursery, WS_MAX_HALF_OPEN="3")
+    streams = []
+    for _ in range(5):
+        streams.append(rig.open_stream())
+        await streams[-1].send_all(b"GET /ws HTTP/1.1\r\nHost: ")
+        await trio.testing.wait_all_tasks_blocked()
+    for ended in streams[:2]:
+        with trio.fail_after(1):
+            assert await receive_all(ended) == b""
+    assert rig.listener.half_open == 3
+    assert rig.ledger.traffic.rejected == {"half_open": 2}
+    # Those who are left finish as if nothing had been.
+    for stream in streams[2:]:
+        await stream.send_all(UPGRADE.split(b"Host: ")[1] + b"\r\n")
+        assert status_of(bytes(await stream.receive_some())) == 101
+    assert rig.listener.half_open == 0
+
+
+async def test_a_slowloris_locks_nobody_out(nursery: trio.Nursery) -> None:
+    rig = Rig(nursery, WS_MAX_HALF_OPEN="10")
+    attackers = []
+    for _ in range(50):
+        attackers.append(rig.open_stream())
+        await attackers[-1].send_all(b"G")
+        await trio.testing.wait_all_tasks_blocked()
+    await rig.connect()
+    assert status_of(await answer_to(rig, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")) == 200
+    assert rig.listener.half_open <= 10
+    assert rig.listener.admitted == 1
+
+
+async def test_a_body_that_is_dribbled_is_half_open_too(nursery: trio.Nursery) -> None:
+    rig = Rig(nursery, WS_MAX_HALF_OPEN="1")
+    streams = []
+    for _ in range(2):
+        streams.append(rig.open_stream())
+        await streams[-1].send_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n1")
+        await trio.testing.wait_all_tasks_blocked()
+    first, second = streams
+    with trio.fail_after(1):
+        assert await receive_all(first) == b""
+    assert rig.ledger.traffic.rejected == {"half_open": 1}
+    await second.send_all(b"23456789")
+    assert status_of(await receive_all(second)) == 200
+
+
 async def test_a_peer_that_connects_and_leaves_is_nothing(nursery: trio.Nursery) -> None:
     rig = Rig(nursery)
     assert await answer_to(rig, b"") == b""
     assert rig.ledger == Ledger()
+
+
+async def test_a_page_that_is_ended_for_the_sake_of_others_is_no_fault(
+    nursery: trio.Nursery, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rig = Rig(nursery, WS_MAX_HALF_OPEN="1")
+    slow = rig.open_stream()
+    await slow.send_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n")
+    await trio.testing.wait_all_tasks_blocked()
+    another = rig.open_stream()
+    await another.send_all(b"GET /")
+    await trio.testing.wait_all_tasks_blocked()
+    assert rig.ledger.traffic.rejected == {"half_open": 1}
+    assert await receive_all(slow) == b""
+    assert "request.failed" not in capsys.readouterr().out

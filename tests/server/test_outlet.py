@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import json
 import os
 import random
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wsproto.frame_protocol import Opcode
 
+from tests.core.client import frames_of
+from trio_odin.core.backpressure import OutboxBudget, OutboxRules, SlowPolicy
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.frame import PING, close_frame, text_frame
 from trio_odin.core.history import History
@@ -23,7 +29,6 @@ class OwnerOfOne:
 
     def __init__(self) -> None:
         self.reasons: list[CloseReason] = []
-        self.closed = False
         self.close_frame_is_out = False
         self.outlet: Outlet | None = None
 
@@ -32,9 +37,6 @@ class OwnerOfOne:
         if self.outlet is not None:
             self.outlet.stop()
 
-    def stream_closed(self) -> None:
-        self.closed = True
-
     def close_frame_sent(self) -> None:
         self.close_frame_is_out = True
 
@@ -42,19 +44,33 @@ class OwnerOfOne:
 class Rig:
     """An outlet over `stream`, and its books."""
 
-    def __init__(self, stream: trio.abc.Stream, *, capacity: int = 512) -> None:
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        *,
+        policy: SlowPolicy = SlowPolicy.EVICT,
+        capacity: int = 512,
+        max_bytes: int = 100_000_000,
+        total_bytes: int = 0,
+    ) -> None:
+        self.budget = OutboxBudget(total_bytes)
         self.owner = OwnerOfOne()
         self.ledger = Ledger()
         self.history = History(100)
         self.outlet = Outlet(
             stream,
             history=self.history,
-            capacity=capacity,
-            write_deadline_seconds=5,
+            rules=OutboxRules(policy, capacity, max_bytes, 5, self.budget),
             ledger=self.ledger,
             owner=self.owner,
         )
         self.owner.outlet = self.outlet
+
+    def check_the_end(self) -> None:
+        """A connection that has ended owes nothing: no envelope, no byte."""
+        self.outlet.stop()
+        assert self.ledger.deliveries.queued == self.ledger.deliveries.imbalance() == 0
+        assert self.budget.used_bytes == 0
 
     def offer(self, publication: Publication) -> bytes:
         """Offer the next envelope and keep the books as the hub does. Returns its frame."""
@@ -75,8 +91,8 @@ class Rig:
         return publication.frame(self.history.seq)
 
 
-def publication(size: int = 20) -> Publication:
-    return Publication("BTC.trade", b'"%b"' % (b"x" * size), offset=1, unix_ms=1)
+def publication(size: int = 20, channel: str = "BTC.trade") -> Publication:
+    return Publication(channel, b'"%b"' % (b"x" * size), offset=1, unix_ms=1)
 
 
 async def socket_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
@@ -152,7 +168,7 @@ async def test_three_full_outboxes_in_a_row_evict() -> None:
     rig.offer(publication())
     assert rig.owner.reasons == [CloseReason.OUTBOX_FULL]
     assert rig.ledger.deliveries.dropped == {Dropped.OUTBOX_FULL: 3, Dropped.CLOSING: 4}
-    assert rig.ledger.deliveries.queued == 0
+    rig.check_the_end()
 
 
 async def test_an_envelope_that_fits_between_makes_the_count_start_anew(
@@ -171,17 +187,20 @@ async def test_an_envelope_that_fits_between_makes_the_count_start_anew(
     assert rig.ledger.deliveries.dropped[Dropped.OUTBOX_FULL] > 3
 
 
+@pytest.mark.parametrize("policy", SlowPolicy)
 async def test_a_write_without_progress_for_its_deadline_evicts(
-    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+    policy: SlowPolicy, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     ours, _theirs = trio.testing.lockstep_stream_pair()
-    rig = Rig(ours)
+    rig = Rig(ours, policy=policy)
     rig.offer(publication())
     started = trio.current_time()
     await rig.outlet.run_writer()
     assert rig.owner.reasons == [CloseReason.WRITE_DEADLINE]
     assert trio.current_time() - started == pytest.approx(5)
     assert rig.ledger.deliveries.dropped == {Dropped.CLOSING: 1}
+    assert rig.outlet.report()["events"][-1] == "5.000s write stalled"
+    rig.check_the_end()
 
 
 async def test_a_slow_reader_that_makes_progress_is_not_evicted(
@@ -220,7 +239,6 @@ async def test_a_stopped_outlet_knows_no_file_number_any_more() -> None:
     rig.outlet.ping()
     with pytest.raises(trio.BrokenResourceError):
         await rig.outlet.send_all(b"x")
-    assert rig.owner.closed
     assert rig.ledger.deliveries.dropped == {Dropped.CLOSING: 1}
     with trio.move_on_after(0.01) as nothing_came:
         await heirs_peer.receive_some()
@@ -343,6 +361,8 @@ def test_no_frame_ever_lands_in_another_whatever_the_socket_takes(
         assert rig.ledger.deliveries.imbalance() == 0
         assert rig.ledger.deliveries.dropped.total() == is_left
         assert rig.ledger.deliveries.queued == 0
+        assert rig.budget.used_bytes == 0
+        rig.check_the_end()
 
     trio.run(scenario)
     assert without_pings(bytes(sink), frames) == b"".join(frames)
@@ -446,3 +466,275 @@ def test_the_stutter_can_tear_a_frame() -> None:
         except BlockingIOError:
             outcomes.add(0)
     assert outcomes == {0, 1, 2, 5, 10}
+
+
+async def test_a_full_outbox_keeps_the_newest_of_each_channel(nursery: trio.Nursery) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    rig = Rig(ours, policy=SlowPolicy.CONFLATE, capacity=4)
+    for number in range(100):
+        rig.offer(publication(number, f"A{number % 3}.a"))
+    assert rig.ledger.deliveries.queued == 3
+    nursery.start_soon(rig.outlet.run_writer)
+    await trio.testing.wait_all_tasks_blocked()
+    envelopes = envelopes_of(bytes(await theirs.receive_some()))
+    assert [(e["seq"], e["channel"], e["skipped"]) for e in envelopes] == [
+        (98, "A1.a", 32), (99, "A2.a", 32), (100, "A0.a", 33),
+    ]  # fmt: skip
+    assert not rig.owner.reasons
+    assert [seq for seq, _ in rig.history.between(1, 100).kept] == list(range(1, 101))
+    rig.check_the_end()
+
+
+async def test_a_client_with_more_channels_than_places_is_evicted_under_conflation() -> None:
+    ours, _theirs = trio.testing.lockstep_stream_pair()
+    rig = Rig(ours, policy=SlowPolicy.CONFLATE, capacity=4)
+    for number in range(7):
+        rig.offer(publication(channel=f"A{number}.a"))
+    assert rig.owner.reasons == [CloseReason.OUTBOX_FULL]
+    rig.check_the_end()
+
+
+async def test_who_may_miss_events_is_not_evicted_and_sees_a_gap(nursery: trio.Nursery) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    rig = Rig(ours, policy=SlowPolicy.DROP, capacity=4)
+    for _ in range(100):
+        rig.offer(publication())
+    assert rig.ledger.deliveries.dropped == {Dropped.OUTBOX_FULL: 96}
+    nursery.start_soon(rig.outlet.run_writer)
+    await trio.testing.wait_all_tasks_blocked()
+    rig.offer(publication())
+    await trio.testing.wait_all_tasks_blocked()
+    envelopes = envelopes_of(bytes(await theirs.receive_some()))
+    assert [e["seq"] for e in envelopes] == [1, 2, 3, 4, 101]
+    assert not rig.owner.reasons
+    rig.check_the_end()
+
+
+async def test_a_reply_that_waits_for_a_place_keeps_its_turn_when_others_give_way(
+    nursery: trio.Nursery,
+) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    rig = Rig(ours, policy=SlowPolicy.CONFLATE, capacity=3)
+    for channel in ("A.a", "A.a", "B.b"):
+        rig.offer(publication(channel=channel))
+    nursery.start_soon(rig.outlet.send_all, text_frame(b'{"type":"pong"}'))
+    await trio.testing.wait_all_tasks_blocked()  # it waits: the outbox is full
+    rig.offer(publication(channel="C.c"))  # the one place that there might be is the reply's
+    assert rig.ledger.deliveries.dropped == {Dropped.OUTBOX_FULL: 1}
+    rig.offer(publication(channel="B.b"))
+    nursery.start_soon(rig.outlet.run_writer)
+    await trio.testing.wait_all_tasks_blocked()
+    messages = envelopes_of(bytes(await theirs.receive_some()))
+    assert [m.get("seq", m["type"]) for m in messages] == [2, "pong", 5]
+    rig.check_the_end()
+
+
+async def test_an_envelope_on_its_way_to_the_writer_gives_way_to_nothing(
+    nursery: trio.Nursery,
+) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    rig = Rig(ours, policy=SlowPolicy.CONFLATE, capacity=2)
+    nursery.start_soon(rig.outlet.run_writer)
+    await trio.testing.wait_all_tasks_blocked()
+    for channel in ("A.a", "B.b", "A.a", "C.c"):  # the writer has the first one
+        rig.offer(publication(channel=channel))
+    assert rig.ledger.deliveries.dropped == {Dropped.OUTBOX_FULL: 1}
+    await trio.testing.wait_all_tasks_blocked()
+    envelopes = envelopes_of(bytes(await theirs.receive_some()))
+    assert [e["seq"] for e in envelopes] == [1, 2, 3]
+    rig.check_the_end()
+
+
+async def test_a_reply_that_is_cancelled_while_it_waits_gives_its_bytes_back() -> None:
+    ours, _theirs = trio.testing.memory_stream_pair()
+    rig = Rig(ours, capacity=1)
+    frame = rig.offer(publication())
+    with trio.move_on_after(0.01) as waiting:
+        await rig.outlet.send_all(text_frame(b"{}"))
+    assert waiting.cancelled_caught
+    assert rig.budget.used_bytes == len(frame)
+    rig.check_the_end()
+
+
+async def test_bytes_that_wait_are_bounded_for_one_and_for_all() -> None:
+    size = len(publication().frame(1))
+    ours, _theirs = trio.testing.memory_stream_pair()
+    rig = Rig(ours, max_bytes=2 * size)
+    for _ in range(5):
+        rig.offer(publication())
+    assert rig.ledger.deliveries.dropped[Dropped.OUTBOX_BYTES] == 3
+    assert rig.owner.reasons == [CloseReason.OUTBOX_FULL]
+    rig.check_the_end()
+    rig = Rig(ours, policy=SlowPolicy.DROP, total_bytes=3 * size)
+    for _ in range(5):
+        rig.offer(publication())
+    assert rig.ledger.deliveries.dropped == {Dropped.TOTAL_OUTBOX_BYTES: 2}
+    assert rig.budget.used_bytes == 3 * size
+    rig.check_the_end()
+
+
+async def test_an_envelope_over_the_limit_of_bytes_is_delivered(nursery: trio.Nursery) -> None:
+    ours, theirs = await socket_pair()
+    async with ours, theirs:
+        rig = Rig(ours, max_bytes=1000, total_bytes=1000)
+        nursery.start_soon(rig.outlet.run_writer)
+        for size in (2_000_000, 10):
+            frame = rig.offer(publication(size))
+            with trio.fail_after(5):
+                assert await receive_exactly(theirs, len(frame)) == frame
+            await trio.testing.wait_all_tasks_blocked()
+        assert rig.budget.used_bytes == rig.ledger.deliveries.dropped.total() == 0
+
+
+async def test_what_happened_to_a_slow_client_is_on_record(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    ours, theirs = trio.testing.lockstep_stream_pair()
+    rig = Rig(ours, policy=SlowPolicy.CONFLATE, capacity=32)
+    assert rig.outlet.report()["events"] == []
+    await trio.sleep(1)
+    rig.outlet.ping()
+    for number in range(20):
+        rig.offer(publication(channel=f"A{number % 18}.a"))
+    await trio.sleep(1)
+    nursery.start_soon(rig.outlet.run_writer)
+    with trio.move_on_after(3):
+        while True:
+            await trio.sleep(1.5)
+            await theirs.receive_some(200)
+    assert rig.outlet.report() == {
+        "seconds": 5.0,
+        "silent_seconds": 5.0,
+        "seq": 20,
+        "queued": 18,
+        "queued_bytes": rig.budget.used_bytes,
+        "events": [
+            "1.000s ping skipped",
+            "1.000s outbox began to fill",
+            "1.000s envelopes waiting x16",
+            "2.000s conflated x2",
+        ],
+    }
+
+
+def envelopes_of(wire: bytes) -> list[dict[str, Any]]:
+    """The messages on the wire, without pings."""
+    frames = [frame for frame in frames_of(wire) if frame.opcode is not Opcode.PING]
+    return [json.loads(str(frame.payload)) for frame in frames]
+
+
+@given(
+    policy=st.sampled_from([SlowPolicy.CONFLATE, SlowPolicy.DROP]),
+    steps=st.lists(
+        st.sampled_from(["offer", "offer", "offer", "round", "reply", "ping", "read", "read all"]),
+        max_size=60,
+    ),
+    seed=st.integers(0, 2**32),
+    max_bytes=st.sampled_from([400, 10**9]),
+    capacity=st.integers(4, 12),
+)
+@settings(max_examples=200, deadline=None)
+def test_what_a_slow_client_gets_tells_it_what_it_missed(
+    policy: SlowPolicy, steps: list[str], seed: int, max_bytes: int, capacity: int
+) -> None:
+    sink = bytearray()
+    choose = random.Random(seed)
+    matched: Counter[str] = Counter()
+    replies = 0
+
+    async def scenario() -> None:
+        nonlocal replies
+        stream = GatedStream(sink)
+        rig = Rig(stream, policy=policy, capacity=capacity, max_bytes=max_bytes)
+        rig.owner.outlet = None  # an eviction is noted, but what waits is to be seen
+        rig.outlet._write_now = StutteringWrite(sink, choose)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rig.outlet.run_writer)
+            for number, step in enumerate(steps):
+                if step in ("offer", "round"):
+                    rig.outlet.flush()
+                    offer = rig.offer if step == "offer" else rig.defer
+                    for _ in range(choose.randint(1, 6)):
+                        channel = f"{choose.choice('ABCDE')}.a"
+                        matched[channel] += 1
+                        offer(publication(number, channel))
+                    rig.outlet.flush()
+                elif step == "reply":
+                    replies += 1
+                    reply = text_frame(b'{"reply":%d}' % replies)
+                    nursery.start_soon(rig.outlet.send_all, reply)
+                    await trio.testing.wait_all_tasks_blocked()
+                elif step == "ping":
+                    rig.outlet.ping()
+                else:
+                    stream.bytes_allowed += choose.randint(1, 300) if step == "read" else 10**6
+                    stream.reading.unpark_all()
+                    await trio.testing.wait_all_tasks_blocked()
+                    if step == "read":
+                        stream.bytes_allowed = 0
+                assert rig.ledger.deliveries.imbalance() == 0
+            stream.bytes_allowed = 10**9
+            stream.reading.unpark_all()
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel(reason="the test is over")
+        assert rig.budget.used_bytes == rig.ledger.deliveries.queued == 0
+        messages = envelopes_of(bytes(sink))
+        assert [m["reply"] for m in messages if "reply" in m] == list(range(1, replies + 1))
+        envelopes = [m for m in messages if "seq" in m]
+        check_what_was_received(envelopes, matched, rig)
+
+    trio.run(scenario)
+
+
+def check_what_was_received(
+    envelopes: list[dict[str, Any]], matched: Counter[str], rig: Rig
+) -> None:
+    seqs = [e["seq"] for e in envelopes]
+    assert seqs == sorted(set(seqs))
+    received: Counter[str] = Counter()
+    for envelope in envelopes:
+        received[envelope["channel"]] += 1 + envelope.get("skipped", 0)
+    deliveries = rig.ledger.deliveries
+    assert not received - matched
+    assert (matched - received).total() == deliveries.dropped.total()
+    assert sum(e.get("skipped", 0) for e in envelopes) == deliveries.conflated
+    assert deliveries.written == len(envelopes)
+
+
+class GatedStream(StutteringStream):
+    """The waiting side of a socket whose peer reads when it is told to."""
+
+    def __init__(self, sink: bytearray) -> None:
+        super().__init__(sink)
+        self.bytes_allowed = 0
+        self.reading = trio.lowlevel.ParkingLot()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await trio.lowlevel.checkpoint()
+        while len(data):
+            while not self.bytes_allowed:
+                await self.reading.park()
+            taken = data[: self.bytes_allowed]
+            self._sink += taken
+            self.bytes_allowed -= len(taken)
+            data = data[len(taken) :]
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_conflating_while_the_writer_takes_what_waits_never_runs_out_of_places(
+    seed: int, nursery: trio.Nursery
+) -> None:
+    """With few places each envelope may be superseded between two steps of the writer."""
+    choose = random.Random(seed)
+    sink = bytearray()
+    rig = Rig(StutteringStream(sink), policy=SlowPolicy.CONFLATE, capacity=2)
+    rig.outlet._write_now = StutteringWrite(sink, choose)
+    nursery.start_soon(rig.outlet.run_writer)
+    for _ in range(300):
+        rig.offer(publication(choose.randrange(40), choose.choice(["A.x", "B.x", "C.x"])))
+        for _ in range(choose.randrange(3)):
+            await trio.lowlevel.checkpoint()
+        if rig.owner.reasons:
+            break
+    nursery.cancel_scope.cancel(reason="the test is over")
+    rig.check_the_end()

@@ -42,6 +42,37 @@ async def test_metrics_are_for_prometheus(pages: Pages) -> None:
     assert {"ws_connections_current", "process_resident_memory_bytes"} <= names
 
 
+async def gathered() -> Snapshot:
+    return snapshot()
+
+
+async def test_with_an_address_of_their_own_metrics_are_not_found_by_the_public() -> None:
+    pages = Pages(gathered, has_metrics=False)
+    assert (await pages.respond(Request("GET", "/metrics"))).status == 404
+    assert b"/metrics" not in (await pages.respond(Request("GET", "/"))).body
+    for path in ("/health", "/ready"):
+        assert (await pages.respond(Request("GET", path))).status == 200
+
+
+@pytest.mark.parametrize("has_metrics", [True, False])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/metrics", 200),
+        ("HEAD", "/health", 200),
+        ("GET", "/ready", 200),
+        ("GET", "/ws", 404),
+        ("GET", "/", 404),
+        ("POST", "/metrics", 405),
+    ],
+)
+async def test_the_admin_address_has_three_pages_and_nothing_else(
+    method: str, path: str, status: int, has_metrics: bool
+) -> None:
+    pages = Pages(gathered, has_metrics=has_metrics)
+    assert (await pages.respond_to_admin(Request(method, path))).status == status
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 
 import pytest
 import trio
 import trio.testing
 
 from tests.telemetry.snapshots import snapshot
-from trio_odin.core.admission import Admission
+from trio_odin.server.reloading import ReadEnvironment
 from trio_odin.server.siblings import Siblings
 from trio_odin.server.worker_link import (
     Answer,
@@ -17,27 +18,43 @@ from trio_odin.server.worker_link import (
     FromWorker,
     Link,
     Question,
+    Relieve,
+    Reload,
     parent_decoder,
 )
+from trio_odin.telemetry.snapshot import Snapshot
 
 
 class Parent:
-    """The other end of a worker's link, in the hands of the test."""
+    """The other end of a worker's link, in the hands of the test, and the worker's server."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         near, far = socket.socketpair()
         self.stream = trio.SocketStream(trio.socket.from_stdlib_socket(near))
         self.link: Link[FromWorker] = Link(self.stream, parent_decoder())
-        self.admission = Admission(max_connections=10, cpu_reject_percent=0)
-        self.is_draining = False
+        self.learnt: list[Elsewhere] = []
+        self.is_draining = self.is_relieved = False
+        self.environment: Mapping[str, str] = {}
         self.siblings = Siblings(far.detach())
         nursery.start_soon(self.link.run_writer)
-        nursery.start_soon(
-            self.siblings.run, lambda: snapshot(connections=3), self.admission, self.drain
-        )
+        nursery.start_soon(self.siblings.run, self)
+
+    # As the server of the worker:
+
+    def snapshot(self) -> Snapshot:
+        return snapshot(connections=3)
+
+    def learn(self, elsewhere: Elsewhere) -> None:
+        self.learnt.append(elsewhere)
+
+    def reload(self, read: ReadEnvironment) -> None:
+        self.environment = read()
 
     def drain(self) -> None:
         self.is_draining = True
+
+    def relieve(self) -> None:
+        self.is_relieved = True
 
     async def heard(self) -> FromWorker | None:
         with trio.fail_after(2):
@@ -53,10 +70,20 @@ async def parent(nursery: trio.Nursery) -> Parent:
 
 
 async def test_a_worker_answers_and_learns_what_the_others_hold(parent: Parent) -> None:
-    parent.link.send(Elsewhere(42))
+    elsewhere = Elsewhere(42, cpu_cores=0.75, memory_bytes=2**33)
+    parent.link.send(elsewhere)
     parent.link.send(Ask(7))
     assert await parent.heard() == Figures(7, snapshot(connections=3))
-    assert parent.admission.connections_elsewhere == 42
+    assert parent.learnt == [elsewhere]
+
+
+async def test_a_worker_takes_on_settings_of_any_bytes_and_is_relieved(parent: Parent) -> None:
+    parent.link.send(Reload({"WS_JWT_KEYS": b"/keys/\xff", "LOG_LEVEL": b"debug"}))
+    parent.link.send(Relieve())
+    parent.link.send(Ask(1))
+    await parent.heard()
+    assert parent.environment == {"WS_JWT_KEYS": "/keys/\udcff", "LOG_LEVEL": "debug"}
+    assert (parent.is_relieved, parent.is_draining) == (True, False)
 
 
 async def test_a_page_gets_the_answer_to_its_own_question(parent: Parent) -> None:

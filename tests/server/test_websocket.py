@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import trio
@@ -53,10 +54,27 @@ class Client:
 
 
 def pair(
-    take: Callable[[str | bytes], Awaitable[None]], *, max_message_bytes: int = 1024
+    take: Callable[[str | bytes], Awaitable[None]], **limits: Any
 ) -> tuple[ServerWebSocket, Client]:
     near, far = trio.testing.memory_stream_pair()
-    return ServerWebSocket(near, max_message_bytes=max_message_bytes, take=take), Client(far)
+    return websocket(near, take, **limits), Client(far)
+
+
+def websocket(
+    stream: trio.abc.Stream,
+    take: Callable[[str | bytes], Awaitable[None]],
+    *,
+    max_message_bytes: int = 1024,
+    max_fragments: int = 64,
+    may_answer_ping: Callable[[], bool] = lambda: True,
+) -> ServerWebSocket:
+    return ServerWebSocket(
+        stream,
+        max_message_bytes=max_message_bytes,
+        max_fragments=max_fragments,
+        take=take,
+        may_answer_ping=may_answer_ping,
+    )
 
 
 def taking() -> tuple[Taken, Callable[[str | bytes], Awaitable[None]]]:
@@ -76,7 +94,7 @@ async def test_it_has_exactly_the_attributes_that_trio_websocket_gives_a_connect
     stream, _ = trio.testing.memory_stream_pair()
     theirs = WebSocketConnection(stream, wsproto.WSConnection(ConnectionType.SERVER))
     _, take = taking()
-    ours = ServerWebSocket(stream, max_message_bytes=1, take=take)
+    ours = websocket(stream, take, max_message_bytes=1)
     assert vars(ours).keys() == vars(theirs).keys()
 
 
@@ -86,7 +104,7 @@ async def test_the_values_of_a_fresh_connection_are_those_of_trio_websocket() ->
         stream, wsproto.WSConnection(ConnectionType.SERVER), max_message_size=7
     )
     _, take = taking()
-    ours = ServerWebSocket(stream, max_message_bytes=7, take=take)
+    ours = websocket(stream, take, max_message_bytes=7)
     of_our_own = {
         "_id",
         "_stream_lock",
@@ -136,7 +154,7 @@ async def test_while_a_message_is_taken_nothing_more_is_read(nursery: trio.Nurse
 
     near, far = trio.testing.memory_stream_pair()
     near.receive_stream.receive_some_hook = count_read
-    server = ServerWebSocket(near, max_message_bytes=1024, take=take)
+    server = websocket(near, take)
     client = Client(far)
     nursery.start_soon(server.read)
     await client.send(TextMessage("one"))
@@ -198,10 +216,93 @@ async def test_a_message_that_is_too_big_is_told_so_and_not_taken(nursery: trio.
     assert server.closed.code == 1009
 
 
+async def test_the_limit_of_a_message_is_of_bytes_also_where_a_character_has_four(
+    nursery: trio.Nursery,
+) -> None:
+    taken, take = taking()
+    server, client = pair(take, max_message_bytes=8)
+    nursery.start_soon(server.read)
+    await client.send(TextMessage("\N{ELEPHANT}" * 2), TextMessage("\N{ELEPHANT}" * 3))
+    (close,) = await client.receive()
+    assert close == CloseConnection(code=1009, reason="Exceeded maximum message size: 8 bytes")
+    await client.send(CLOSE)
+    assert taken == ["\N{ELEPHANT}" * 2]
+
+
+@pytest.mark.parametrize("part", ["x", ""])
+async def test_a_message_in_too_many_fragments_is_told_so_and_not_taken(
+    part: str, nursery: trio.Nursery
+) -> None:
+    taken, take = taking()
+    server, client = pair(take, max_fragments=3)
+    nursery.start_soon(server.read)
+    fragment = TextMessage(part, message_finished=False)
+    last = TextMessage(part)
+    await client.send(fragment, Ping(b"between"), fragment, last, fragment, fragment, last)
+    await client.send(fragment, fragment, fragment, fragment)
+    pong, close = await client.receive(2)
+    assert pong == Pong(b"between")
+    assert close == CloseConnection(code=1009, reason="Exceeded maximum number of fragments: 3")
+    assert taken == [part * 3] * 2
+    assert server.refused_with == 1009
+    await client.send(close.response())
+
+
+async def test_a_message_in_any_pieces_is_one_and_the_pieces_of_a_frame_are_no_fragments(
+    nursery: trio.Nursery,
+) -> None:
+    taken, take = taking()
+    near, far = trio.testing.memory_stream_pair()
+    server = websocket(near, take, max_fragments=1)
+    nursery.start_soon(server.read)
+    text = "\N{ELEPHANT} never forgets " * 20
+    for event in (TextMessage(text), BytesMessage(text.encode())):
+        for byte in Protocol(ConnectionType.CLIENT).send(event):
+            await far.send_all(bytes([byte]))
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(server._message_parts) <= 65
+    assert taken == [text, text.encode()]
+    assert server.refused_with is None
+    await far.aclose()
+
+
+async def test_what_comes_with_the_frame_that_is_too_much_does_not_count(
+    nursery: trio.Nursery,
+) -> None:
+    taken, take = taking()
+    server, client = pair(take, max_message_bytes=3)
+    await client.send(TextMessage("abcd"), TextMessage("abc"), CLOSE)
+    with trio.fail_after(5):
+        await server.read()
+    assert server.closed is not None
+    assert (server.refused_with, taken) == (1009, [])
+
+
+@pytest.mark.parametrize("code", [1000, 1002, 1007, 1009])
+async def test_a_peer_that_closes_with_a_code_of_ours_is_not_refused(code: int) -> None:
+    _, take = taking()
+    server, client = pair(take)
+    await client.send(CloseConnection(code=code))
+    with trio.fail_after(5):
+        await server.read()
+    assert server.closed is not None
+    assert server.closed.code == code
+    assert server.refused_with is None
+
+
+async def test_a_ping_that_may_not_be_answered_is_not(nursery: trio.Nursery) -> None:
+    _, take = taking()
+    allowed = iter([True, False, True])
+    server, client = pair(take, may_answer_ping=lambda: next(allowed))
+    nursery.start_soon(server.read)
+    await client.send(Ping(b"1"), Ping(b"2"), Ping(b"3"), CLOSE)
+    assert await client.receive(3) == [Pong(b"1"), Pong(b"3"), CLOSE]
+
+
 async def test_a_peer_that_is_just_gone_ends_the_reading_with_1006() -> None:
     near, far = trio.testing.memory_stream_pair()
     _, take = taking()
-    server = ServerWebSocket(near, max_message_bytes=1024, take=take)
+    server = websocket(near, take)
     await far.aclose()
     with trio.fail_after(5):
         await server.read()
@@ -212,7 +313,7 @@ async def test_a_peer_that_is_just_gone_ends_the_reading_with_1006() -> None:
 async def test_we_begin_to_close_once_and_the_answer_of_the_peer_completes_it() -> None:
     near, far = trio.testing.memory_stream_pair()
     _, take = taking()
-    server = ServerWebSocket(near, max_message_bytes=1024, take=take)
+    server = websocket(near, take)
     client = Client(far)
     frame = server.start_closing(1001, "leaving")
     assert frame == b"\x88\x09\x03\xe9leaving"

@@ -20,6 +20,8 @@ from trio_odin.server.worker_link import (
     FromWorker,
     Link,
     Question,
+    Relieve,
+    Reload,
     parent_decoder,
     worker_decoder,
 )
@@ -45,7 +47,9 @@ def test_figures_arrive_as_they_were_sent(number: int, state: Snapshot) -> None:
 
 @given(NUMBERS, NUMBERS, balanced())
 def test_the_other_messages_arrive_too(number: int, count: int, state: Snapshot) -> None:
-    for message in (Ask(number), Elsewhere(count), Answer(number, state)):
+    reload = Reload({"WS_ADDR": b":3002", "odd": bytes(range(256))})
+    elsewhere = Elsewhere(count, cpu_cores=number / 8, memory_bytes=count)
+    for message in (Ask(number), elsewhere, Answer(number, state), reload, Relieve()):
         assert worker_decoder().decode(msgspec.json.encode(message)) == message
     question = Question(number)
     assert parent_decoder().decode(msgspec.json.encode(question)) == question

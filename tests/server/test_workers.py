@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
@@ -8,6 +10,7 @@ import trio
 from tests.telemetry.snapshots import snapshot
 from trio_odin.config import read_settings
 from trio_odin.core.address import Address
+from trio_odin.server.worker_link import Elsewhere
 from trio_odin.server.workers import (
     Parent,
     Worker,
@@ -78,15 +81,71 @@ async def test_workers_that_cannot_start_are_tried_again_until_the_drain(
     assert "Fatal Python error" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("limit", "share"), [("3", "0.750"), ("0", None)])
-def test_a_worker_gets_the_settings_with_the_real_port_and_its_share_of_the_cpu(
-    limit: str, share: str | None
+@pytest.mark.parametrize(
+    ("given", "share"),
+    [
+        ({"WS_TOTAL_OUTBOX_BYTES": "8000"}, 2000),
+        ({"WS_MEMORY_LIMIT": "1600000"}, 100_000),
+        ({"WS_TOTAL_OUTBOX_BYTES": "2"}, 1),  # 0 would be a quarter of the memory
+    ],
+)
+def test_the_bytes_that_may_wait_are_those_of_all_workers_together(
+    given: dict[str, str], share: int
 ) -> None:
-    environment = {"WS_WORKERS": "4", "WS_ADDR": ":0", "WS_CPU_LIMIT": limit, "NATS_URL": "n"}
-    given = environment_of_worker(
-        read_settings(environment), environment, Address("127.0.0.1", 5000)
-    )
+    environment = {"WS_WORKERS": "4", **given}
+    settings = read_settings(environment)
+    of_worker = environment_of_worker(settings, environment, Address("127.0.0.1", 5000), None)
+    assert read_settings(of_worker).total_outbox_bytes == share
+
+
+@pytest.mark.parametrize(("admin", "given_admin"), [(None, ""), (Address("", 5001), ":5001")])
+def test_a_worker_gets_the_settings_with_the_real_ports_and_the_whole_of_the_limits(
+    admin: Address | None, given_admin: str
+) -> None:
+    environment = {"WS_WORKERS": "4", "WS_ADDR": ":0", "WS_CPU_LIMIT": "3", "NATS_URL": "n"}
+    settings = read_settings(environment)
+    given = environment_of_worker(settings, environment, Address("127.0.0.1", 5000), admin)
     assert (given["WS_ADDR"], given["NATS_URL"]) == ("127.0.0.1:5000", "n")
-    cores = len(os.sched_getaffinity(0))
-    assert given["WS_CPU_LIMIT"] == (share or f"{cores / 4:.3f}")
-    read_settings(given)
+    assert given["WS_ADMIN_ADDR"] == given_admin
+    settings = read_settings(given)
+    assert (settings.cpu_limit_cores, settings.workers) == (3, 4)
+
+
+async def test_each_worker_is_told_what_the_others_use() -> None:
+    parent = Parent(read_settings({"WS_WORKERS": "3"}), {}, Address("", 1), None)
+    told: dict[int, object] = {}
+    for worker, busy in zip(parent.workers, (90.0, 30.0, None), strict=True):
+        worker.tell = partial(told.__setitem__, worker.number)  # type: ignore[method-assign]
+        if busy is not None:
+            worker.note(snapshot(connections=int(busy), loop_busy_percent=busy, memory_bytes=2**40))
+    parent._tell_what_the_others_hold()
+    first, third = told[1], told[3]
+    assert isinstance(first, Elsewhere)
+    assert isinstance(third, Elsewhere)
+    assert (first.connections, first.cpu_cores) == (30, 0.3)
+    assert third.connections == 120
+    assert third.cpu_cores == pytest.approx(1.2)
+    assert 2**40 < first.memory_bytes < 2**40 + 2**32, "one worker, and the parent"
+
+
+async def test_clients_of_a_worker_that_leaves_are_not_counted_elsewhere() -> None:
+    """They come back to the others, who would refuse them for a limit that is not reached."""
+    parent = Parent(read_settings({"WS_WORKERS": "2"}), {}, Address("", 1), None)
+    told: dict[int, Elsewhere] = {}
+    for worker in parent.workers:
+        worker.tell = partial(told.__setitem__, worker.number)  # type: ignore[method-assign]
+        worker.note(snapshot(connections=100 * worker.number))
+    parent.workers[0].is_leaving.set()
+    parent._tell_what_the_others_hold()
+    assert {number: elsewhere.connections for number, elsewhere in told.items()} == {1: 200, 2: 0}
+
+
+async def test_keys_that_no_worker_could_start_with_are_refused_by_the_parent(
+    tmp_path: Path,
+) -> None:
+    environment = {"WS_WORKERS": "2"}
+    parent = Parent(read_settings(environment), environment, Address("", 1), None)
+    before = parent._environment
+    parent.reload(lambda: {**environment, "WS_JWT_KEYS": str(tmp_path / "missing")})
+    assert parent._environment == before
+    assert parent._past.ledger.traffic.reloads == {"failed": 1}

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 from hypothesis import strategies as st
 
+from trio_odin.core.gaps import GapReason
 from trio_odin.core.ledger import Deliveries, Dropped, Invalid, Ledger, Publications, Shed, Traffic
 from trio_odin.telemetry.snapshot import Snapshot, Workers
 
@@ -26,19 +27,30 @@ def snapshot(**changes: Any) -> Snapshot:
         was_nats_connected=True,
         nats_mode="jetstream",
         nats_reconnects=0,
+        nats_age_seconds=0.25,
         feed_waiting=0,
         feed_capacity=8192,
+        outbox_bytes=0,
+        outbox_bytes_limit=256 * 1024 * 1024,
         tasks=10,
         max_tasks=0,
         cpu_percent=0.0,
+        loop_busy_percent=0.0,
+        lag_seconds=0.0,
         cpu_reject_percent=75.0,
         cpu_pause_percent=80.0,
         is_overloaded=False,
+        is_memory_short=False,
+        is_lagging=False,
+        paused_percent=0,
+        half_open=0,
         memory_bytes=64 * 1024 * 1024,
+        group_memory_bytes=0,
         memory_limit_bytes=1024 * 1024 * 1024,
         max_nats_rate=0.0,
         max_broadcast_rate=0.0,
         cpu_seconds=1.5,
+        log_lines_dropped=0,
         workers=Workers.alone(0),
     )
     return attrs.evolve(idle, **changes)
@@ -61,12 +73,16 @@ def balanced(draw: st.DrawFn) -> Snapshot:
         invalid=draw(counters(st.sampled_from(Invalid))),
         shed=draw(counters(st.sampled_from(Shed))),
         repeated=draw(AMOUNTS),
+        recalled=draw(AMOUNTS),
+        gaps=draw(counters(st.sampled_from(GapReason))),
+        missed=draw(AMOUNTS),
     )
     feed_waiting = draw(st.integers(0, 8192))
     way_in.received = -way_in.imbalance(feed_waiting)
     way_out = Deliveries(
         written=draw(AMOUNTS),
         queued=draw(AMOUNTS),
+        conflated=draw(AMOUNTS),
         dropped=draw(counters(st.sampled_from(Dropped))),
     )
     way_out.matched = -way_out.imbalance()
@@ -75,7 +91,14 @@ def balanced(draw: st.DrawFn) -> Snapshot:
     traffic = Traffic(accepted=connections + closed.total(), closed=closed)
     for name in ("rejected", "commands", "errors"):
         setattr(traffic, name, draw(counters(NAMES)))
-    for name in ("accept_errors", "messages_received", "rate_limited", "replayed", "bytes_sent"):
+    for name in (
+        "accept_errors",
+        "accepts_paced",
+        "messages_received",
+        "rate_limited",
+        "replayed",
+        "bytes_sent",
+    ):
         setattr(traffic, name, draw(AMOUNTS))
     return snapshot(
         ledger=Ledger(way_in, way_out, traffic),
@@ -84,7 +107,9 @@ def balanced(draw: st.DrawFn) -> Snapshot:
         channels=draw(AMOUNTS),
         feed_waiting=feed_waiting,
         nats_reconnects=draw(AMOUNTS),
+        nats_age_seconds=draw(st.none() | st.integers(0, 10**6)),
         cpu_seconds=draw(st.integers(0, 10**6)),
+        log_lines_dropped=draw(AMOUNTS),
         is_nats_connected=draw(st.booleans()),
         is_overloaded=draw(st.booleans()),
         workers=Workers.alone(connections),

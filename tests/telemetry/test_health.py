@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.telemetry.snapshots import snapshot
+from trio_odin.core.gaps import GapReason
+from trio_odin.core.ledger import Ledger, Publications
 from trio_odin.net.http import Response
 from trio_odin.telemetry.health import HealthReport, health, ready
 from trio_odin.telemetry.snapshot import Workers
@@ -22,10 +25,16 @@ SHAPE = {
     "warnings": list,
     "checks": {
         "capacity": {"current": int, "max": int, "percentage": float, "healthy": bool},
-        "cpu": {"percentage": float, "threshold": float, "healthy": bool},
+        "cpu": {
+            "percentage": float,
+            "threshold": float,
+            "healthy": bool,
+            "loop_busy_percentage": float,
+            "paused_percent": float,
+        },
         "memory": {"used_mb": float, "limit_mb": float, "percentage": float, "healthy": bool},
         "goroutines": {"current": int, "limit": int, "percentage": float, "healthy": bool},
-        "nats": {"status": str, "healthy": bool},
+        "nats": {"status": str, "healthy": bool, "mode": str, "age_ms": int, "gaps": int},
         "limits": {
             "max_connections": int,
             "nats_rate": float,
@@ -86,6 +95,7 @@ def test_a_healthy_server_word_for_word() -> None:
         snapshot(
             connections=25,
             cpu_percent=12.345,
+            loop_busy_percent=9.876,
             max_tasks=1000,
             tasks=80,
             max_nats_rate=20.0,
@@ -102,10 +112,11 @@ def test_a_healthy_server_word_for_word() -> None:
         "checks": {
             "capacity": {"current": 25, "max": 100, "percentage": 25.0, "healthy": True},
             "cpu": {"percentage": pytest.approx(12.345, abs=0.01), "threshold": 75.0,
-                    "healthy": True},
+                    "healthy": True, "loop_busy_percentage": 9.88, "paused_percent": 0.0},
             "memory": {"used_mb": 64.0, "limit_mb": 1024.0, "percentage": 6.25, "healthy": True},
             "goroutines": {"current": 80, "limit": 1000, "percentage": 8.0, "healthy": True},
-            "nats": {"status": "connected", "healthy": True},
+            "nats": {"status": "connected", "healthy": True, "mode": "jetstream", "age_ms": 250,
+                     "gaps": 0},
             "limits": {
                 "max_connections": 100,
                 "nats_rate": 20.0,
@@ -131,6 +142,17 @@ def test_a_healthy_server_word_for_word() -> None:
         ({"cpu_percent": 80.0}, "degraded", "CPU"),
         ({"cpu_percent": 100.0, "cpu_pause_percent": 0.0}, "healthy", None),
         ({"cpu_percent": 70.0, "is_overloaded": True}, "degraded", "CPU"),
+        ({"loop_busy_percent": 79.9}, "healthy", None),
+        ({"loop_busy_percent": 80.0}, "degraded", "CPU of one process at 80.0 % of a core"),
+        ({"loop_busy_percent": 70.0, "is_overloaded": True}, "degraded", "refused"),
+        (
+            {"memory_bytes": 860, "memory_limit_bytes": 1000, "is_memory_short": True},
+            "degraded",
+            "Memory at 86.0 % of the limit: new connections are refused",
+        ),
+        ({"group_memory_bytes": 950, "memory_limit_bytes": 1000}, "degraded", "Memory at 95.0 %"),
+        ({"is_lagging": True, "lag_seconds": 1.25}, "degraded", "late by 1.2 s"),
+        ({"paused_percent": 30}, "degraded", "30 % of the events are shed"),
         ({"memory_bytes": 899, "memory_limit_bytes": 1000}, "healthy", None),
         ({"memory_bytes": 900, "memory_limit_bytes": 1000}, "degraded", "Memory"),
         ({"memory_bytes": 10**12, "memory_limit_bytes": 0}, "healthy", None),
@@ -170,6 +192,7 @@ def test_each_condition_has_its_status_its_code_and_a_sentence(
         ({"cpu_percent": 99.0}, set()),
         ({"is_overloaded": True}, {"cpu"}),
         ({"memory_bytes": 90, "memory_limit_bytes": 100}, {"memory"}),
+        ({"is_memory_short": True}, {"memory"}),
         ({"tasks": 100, "max_tasks": 100}, {"goroutines"}),
         ({"is_nats_connected": False}, {"nats"}),
     ],
@@ -183,7 +206,17 @@ def test_each_check_is_about_its_own_condition(
 
 def test_a_lost_nats_is_disconnected() -> None:
     content = health(snapshot(is_nats_connected=False)).content
-    assert content["checks"]["nats"] == {"status": "disconnected", "healthy": False}
+    check = content["checks"]["nats"]
+    assert (check["status"], check["healthy"]) == ("disconnected", False)
+
+
+def test_the_age_of_what_never_came_is_null() -> None:
+    assert health(snapshot(nats_age_seconds=None)).content["checks"]["nats"]["age_ms"] is None
+
+
+def test_gaps_of_all_reasons_are_counted() -> None:
+    books = Ledger(Publications(gaps=Counter({GapReason.WINDOW: 2, GapReason.SHED: 1})))
+    assert health(snapshot(ledger=books)).content["checks"]["nats"]["gaps"] == 3
 
 
 def test_both_errors_are_told() -> None:
@@ -194,6 +227,13 @@ def test_both_errors_are_told() -> None:
 def test_an_overload_is_told_once_and_says_what_follows() -> None:
     content = health(snapshot(is_overloaded=True, cpu_percent=91.26)).content
     assert content["warnings"] == ["CPU at 91.3 %: new connections are refused"]
+
+
+def test_the_share_that_is_shed_is_a_number_of_the_check_and_no_error() -> None:
+    report = health(snapshot(paused_percent=100, cpu_percent=95.0, is_overloaded=True))
+    assert report.status == 200
+    assert report.content["checks"]["cpu"]["paused_percent"] == 100.0
+    assert len(report.content["warnings"]) == 2
 
 
 @pytest.mark.parametrize(

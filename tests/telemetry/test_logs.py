@@ -3,12 +3,15 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
 
-from trio_odin.telemetry.logs import configure_logs
+import trio_odin
+from trio_odin.telemetry.logs import configure_logs, set_log_level
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +35,12 @@ def lines_of(style: str, level: str = "info") -> list[str]:
         raise ValueError("a bug")
     except ValueError:
         log.exception("it.failed")
+    return written(file)
+
+
+def written(file: io.StringIO) -> list[str]:
+    for handler in logging.getLogger().handlers:
+        handler.flush()
     return file.getvalue().splitlines()
 
 
@@ -50,7 +59,20 @@ def test_every_line_of_a_worker_carries_its_number_a_librarys_too() -> None:
     configure_logs("info", "json", worker=3, file=file)
     structlog.get_logger("test").info("server.listening")
     logging.getLogger("some.library").warning("careful")
-    assert [json.loads(line)["worker"] for line in file.getvalue().splitlines()] == [3, 3]
+    assert [json.loads(line)["worker"] for line in written(file)] == [3, 3]
+
+
+def test_the_level_can_change_for_loggers_that_were_used_before() -> None:
+    file = io.StringIO()
+    configure_logs("info", "json", file=file)
+    log = structlog.get_logger("test")
+    for level, said in (("info", 2), ("error", 1), ("debug", 3), ("warning", 1)):
+        file.truncate(0)
+        set_log_level(level)
+        log.debug("fine")
+        log.info("news")
+        log.error("trouble")
+        assert len(written(file)) == said, level
 
 
 def test_text_is_key_and_value() -> None:
@@ -69,3 +91,11 @@ def test_the_level_is_kept_and_libraries_that_chatter_are_not_heard() -> None:
     assert any("too.fine" in line for line in lines_of("json", "debug"))
     assert not any("server.listening" in line for line in lines_of("json", "error"))
     assert not logging.getLogger("trio-websocket").isEnabledFor(logging.DEBUG)
+
+
+def test_no_logger_of_ours_is_one_of_those_that_are_muted() -> None:
+    sources = Path(trio_odin.__file__).parent.rglob("*.py")
+    names = {name for s in sources for name in re.findall(r'get_logger\("(\w+)"\)', s.read_text())}
+    configure_logs("info", "json", file=io.StringIO())
+    assert len(names) > 5
+    assert [name for name in names if not logging.getLogger(name).isEnabledFor(logging.INFO)] == []

@@ -66,6 +66,7 @@ def test_no_counter_goes_down_when_a_worker_ends_and_the_books_still_balance(
     assert all(now[name] >= was[name] for name in was)
     assert after.nats_reconnects == before.nats_reconnects
     assert after.cpu_seconds == before.cpu_seconds
+    assert after.log_lines_dropped == before.log_lines_dropped
     assert after.connections == open_connections(after) == stays.connections
     assert after.ledger.deliveries.queued == stays.ledger.deliveries.queued
     assert after.feed_waiting == stays.feed_waiting
@@ -80,7 +81,9 @@ def test_what_a_worker_held_when_it_ended_is_booked_as_lost() -> None:
     )
     past = Past().with_ended(snapshot(ledger=books, feed_waiting=3, connections=5))
     assert past.ledger.publications.shed == {Shed.WORKER_LOST: 3}
-    assert past.ledger.deliveries == Deliveries(9, 5, 0, Counter({Dropped.WORKER_LOST: 4}))
+    assert past.ledger.deliveries == Deliveries(
+        matched=9, written=5, dropped=Counter({Dropped.WORKER_LOST: 4})
+    )
     assert past.ledger.traffic.closed == {"peer_gone": 1, CloseReason.WORKER_LOST.label: 5}
     assert books.deliveries.queued == 4, "the figures themselves are left alone"
 
@@ -88,15 +91,23 @@ def test_what_a_worker_held_when_it_ended_is_booked_as_lost() -> None:
 def test_figures_of_two_workers_in_numbers() -> None:
     one = snapshot(connections=3, channels=4, cpu_percent=20.0, memory_bytes=100, tasks=7,
                    subscription_counts=[1, 2, 2], feed_capacity=10, cpu_seconds=1.0,
-                   nats_reconnects=1, uptime_seconds=9.0)  # fmt: skip
+                   loop_busy_percent=80.0, lag_seconds=0.1, paused_percent=10, half_open=3,
+                   outbox_bytes_limit=7, nats_reconnects=1, uptime_seconds=9.0,
+                   log_lines_dropped=1)  # fmt: skip
     two = snapshot(connections=1, channels=5, cpu_percent=60.0, memory_bytes=150, tasks=5,
                    subscription_counts=[3], feed_capacity=10, cpu_seconds=2.5,
-                   nats_reconnects=0, uptime_seconds=2.0)  # fmt: skip
-    whole = merged(one, two, past=Past(nats_reconnects=5, cpu_seconds=10.0))
+                   loop_busy_percent=70.0, lag_seconds=0.2, paused_percent=30, half_open=4,
+                   group_memory_bytes=900, outbox_bytes_limit=7, nats_reconnects=0,
+                   uptime_seconds=2.0, log_lines_dropped=2)  # fmt: skip
+    whole = merged(one, two, past=Past(nats_reconnects=5, cpu_seconds=10.0, log_lines_dropped=3))
     assert (whole.connections, whole.channels, whole.tasks) == (4, 5, 12)
     assert (whole.cpu_percent, whole.memory_bytes, whole.feed_capacity) == (40.0, 250, 20)
+    assert (whole.loop_busy_percent, whole.lag_seconds, whole.paused_percent) == (80.0, 0.2, 30)
+    assert (whole.half_open, whole.group_memory_bytes, whole.used_memory_bytes) == (7, 900, 900)
+    assert whole.outbox_bytes_limit == 14
     assert whole.subscription_counts == [1, 2, 2, 3]
     assert (whole.nats_reconnects, whole.cpu_seconds, whole.uptime_seconds) == (6, 13.5, 9.0)
+    assert whole.log_lines_dropped == 6
     assert whole.max_connections == one.max_connections
     assert whole.workers is WORKERS
 
@@ -104,11 +115,30 @@ def test_figures_of_two_workers_in_numbers() -> None:
 def test_a_claim_about_the_server_is_what_a_client_may_count_on() -> None:
     good = snapshot()
     bad = snapshot(
-        is_nats_connected=False, was_nats_connected=False, is_overloaded=True, is_draining=True
-    )
-    mixed = merged(good, bad)
+        is_nats_connected=False, was_nats_connected=False, is_overloaded=True,
+        is_memory_short=True, is_lagging=True,
+    )  # fmt: skip
+    leaving = attrs.evolve(bad, is_draining=True)
+    mixed = merged(good, bad, leaving)
     assert (mixed.is_nats_connected, mixed.was_nats_connected) == (False, True)
     assert (mixed.is_overloaded, mixed.is_draining) == (False, False)
-    worst = merged(bad, bad)
+    assert (mixed.is_memory_short, mixed.is_lagging) == (False, False)
+    worst = merged(leaving, leaving)
     assert (worst.is_overloaded, worst.is_draining) == (True, True)
+    assert (worst.is_memory_short, worst.is_lagging) == (True, True)
     assert not worst.was_nats_connected
+
+
+def test_a_worker_that_leaves_to_a_successor_counts_but_claims_nothing() -> None:
+    leaving = snapshot(is_draining=True, is_nats_connected=False, connections=4)
+    serving = snapshot(connections=3)
+    whole = merged(leaving, serving)
+    assert (whole.is_draining, whole.is_nats_connected, whole.connections) == (False, True, 7)
+    all_leave = merged(leaving, leaving)
+    assert (all_leave.is_draining, all_leave.is_nats_connected) == (True, False)
+
+
+def test_what_came_from_nats_is_as_old_as_with_the_worst_worker() -> None:
+    ages = [snapshot(nats_age_seconds=age) for age in (1.0, 3.0, 2.0)]
+    assert merged(*ages).nats_age_seconds == 3.0
+    assert merged(*ages, snapshot(nats_age_seconds=None)).nats_age_seconds is None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from enum import Enum
@@ -16,6 +17,7 @@ from trio_odin.core.admission import Rejection
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.commands import Command, ErrorCode
 from trio_odin.core.durations import Durations
+from trio_odin.core.gaps import GapReason
 from trio_odin.core.ledger import Deliveries, Dropped, Invalid, Ledger, Publications, Shed, Traffic
 from trio_odin.telemetry.metrics import CONTENT_TYPE, HISTOGRAMS, SERIES, render
 from trio_odin.telemetry.snapshot import Snapshot, Workers
@@ -50,9 +52,11 @@ LABELS = {
     "ws_connections_rejected_total": ("reason", {one.label for one in Rejection}),
     "ws_connections_closed_total": ("reason", {one.label for one in CloseReason}),
     "ws_deliveries_dropped_total": ("reason", {one.value for one in Dropped}),
+    "ws_nats_gaps_total": ("reason", {one.value for one in GapReason}),
     "ws_nats_messages_shed_total": ("reason", {one.value for one in Shed}),
     "ws_nats_messages_invalid_total": ("reason", {one.value for one in Invalid}),
     "ws_error_replies_total": ("code", {one.value for one in ErrorCode}),
+    "ws_config_reloads_total": ("result", {"ok", "failed"}),
     "ws_commands_total": (
         "command",
         {kind.__name__.lower() for kind in Command.__args__},
@@ -116,21 +120,32 @@ LEDGER = Ledger(
         unmatched=1003,
         invalid=Counter({Invalid.SUBJECT: 1004, Invalid.PAYLOAD: 1005}),
         shed=Counter({Shed.FEED_FULL: 1006, Shed.NATS_RATE: 1007}),
+        recalled=1011,
+        gaps=Counter({GapReason.WINDOW: 1008, GapReason.SHED: 1009}),
+        missed=1010,
     ),
     deliveries=Deliveries(
-        matched=2001, written=2002, queued=2003, dropped=Counter({Dropped.OUTBOX_FULL: 2004})
+        matched=2001,
+        written=2002,
+        queued=2003,
+        conflated=2005,
+        dropped=Counter({Dropped.OUTBOX_FULL: 2004}),
     ),
     traffic=Traffic(
         accepted=3001,
         rejected=Counter({"at_capacity": 3002, "something_new": 3003}),
         closed=Counter({"outbox_full": 3004, "write_deadline": 3005, "peer_gone": 3006}),
         accept_errors=3007,
+        accepts_paced=3017,
         messages_received=3008,
         binary_ignored=3009,
         commands=Counter({"replay": 3010, "subscribe": 3011}),
         errors=Counter({"INVALID_JSON": 3012}),
         rate_limited=3013,
+        reloads=Counter({"ok": 3017, "failed": 3018}),
         replayed=3014,
+        resumed=3021,
+        resumed_incompletely=3022,
         bytes_received=3015,
         bytes_sent=3016,
     ),
@@ -138,17 +153,28 @@ LEDGER = Ledger(
 BUSY = snapshot(
     ledger=LEDGER,
     uptime_seconds=4001.5,
+    log_lines_dropped=4002,
     connections=4002,
     max_connections=4003,
     channels=4004,
     nats_reconnects=4005,
+    nats_age_seconds=40.055,
     feed_waiting=4006,
     feed_capacity=4007,
+    outbox_bytes=4101,
+    outbox_bytes_limit=4102,
     tasks=4008,
     cpu_percent=40.09,
-    memory_bytes=4010,
+    loop_busy_percent=40.12,
+    lag_seconds=0.75,
+    paused_percent=30,
+    half_open=4013,
+    memory_bytes=4009,
+    group_memory_bytes=4010,
     memory_limit_bytes=4011,
-    workers=Workers(configured=5001, alive=5002, restarts=5003, connections=[5004, 5005]),
+    workers=Workers(
+        configured=5001, alive=5002, restarts=5003, connections=[5004, 5005], rollings=5006
+    ),
 )
 EXPECTED: list[tuple[str, dict[str, str], float]] = [
     ("ws_connections_current", {}, 4002),
@@ -160,11 +186,14 @@ EXPECTED: list[tuple[str, dict[str, str], float]] = [
     ("ws_connections_closed_total", {"reason": "peer_gone"}, 3006),
     ("ws_slow_clients_disconnected_total", {}, 3004 + 3005),
     ("ws_accept_errors_total", {}, 3007),
+    ("ws_accepts_paced_total", {}, 3017),
+    ("ws_half_open_current", {}, 4013),
     ("ws_capacity_max_connections", {}, 4003),
     ("ws_channels_current", {}, 4004),
     ("ws_messages_sent_total", {}, 2002),
     ("ws_deliveries_matched_total", {}, 2001),
     ("ws_deliveries_queued", {}, 2003),
+    ("ws_deliveries_conflated_total", {}, 2005),
     ("ws_deliveries_dropped_total", {"reason": "outbox_full"}, 2004),
     ("ws_messages_received_total", {}, 3008),
     ("ws_binary_messages_ignored_total", {}, 3009),
@@ -173,12 +202,20 @@ EXPECTED: list[tuple[str, dict[str, str], float]] = [
     ("ws_rate_limited_messages_total", {}, 3013),
     ("ws_replay_requests_total", {}, 3010),
     ("ws_replayed_messages_total", {}, 3014),
+    ("ws_resumed_messages_total", {}, 3021),
+    ("ws_resumes_incomplete_total", {}, 3022),
     ("ws_bytes_sent_total", {}, 3016),
     ("ws_bytes_received_total", {}, 3015),
     ("ws_nats_connected", {}, 1),
     ("ws_nats_reconnects_total", {}, 4005),
+    ("ws_nats_age_seconds", {}, 40.055),
+    ("ws_nats_gaps_total", {"reason": "window"}, 1008),
+    ("ws_nats_gaps_total", {"reason": "shed"}, 1009),
+    ("ws_nats_gaps_total", {"reason": "core"}, 0),
+    ("ws_nats_messages_missed_total", {}, 1010),
     ("ws_nats_messages_received_total", {}, 1001),
     ("ws_nats_messages_repeated_total", {}, 0),
+    ("ws_nats_messages_recalled_total", {}, 1011),
     ("ws_nats_messages_dropped_total", {}, 1006 + 1007),
     ("ws_nats_messages_shed_total", {"reason": "feed_full"}, 1006),
     ("ws_nats_messages_shed_total", {"reason": "nats_rate"}, 1007),
@@ -188,16 +225,26 @@ EXPECTED: list[tuple[str, dict[str, str], float]] = [
     ("ws_publications_unmatched_total", {}, 1003),
     ("ws_feed_waiting", {}, 4006),
     ("ws_feed_capacity", {}, 4007),
+    ("ws_outbox_bytes", {}, 4101),
+    ("ws_outbox_bytes_limit", {}, 4102),
     ("ws_tasks", {}, 4008),
     ("ws_cpu_usage_percent", {}, 40.09),
+    ("ws_loop_busy_percent", {}, 40.12),
+    ("ws_loop_lag_max_seconds", {}, 0.75),
+    ("ws_paused_percent", {}, 30),
+    ("process_resident_memory_bytes", {}, 4009),
     ("ws_memory_usage_bytes", {}, 4010),
     ("ws_memory_bytes", {}, 4010),
     ("ws_memory_limit_bytes", {}, 4011),
     ("ws_draining", {}, 0),
+    ("ws_log_lines_dropped_total", {}, 4002),
     ("ws_uptime_seconds", {}, 4001.5),
     ("ws_workers", {}, 5001),
     ("ws_workers_alive", {}, 5002),
     ("ws_worker_restarts_total", {}, 5003),
+    ("ws_worker_rollings_total", {}, 5006),
+    ("ws_config_reloads_total", {"result": "ok"}, 3017),
+    ("ws_config_reloads_total", {"result": "failed"}, 3018),
     ("ws_worker_connections", {"worker": "1"}, 5004),
     ("ws_worker_connections", {"worker": "2"}, 5005),
 ]
@@ -221,6 +268,10 @@ def test_the_figures_above_are_those_of_every_series() -> None:
 def test_a_claim_is_1_or_0(name: str, field: str) -> None:
     assert value(snapshot(**{field: True}), name) == 1
     assert value(snapshot(**{field: False}), name) == 0
+
+
+def test_the_age_of_what_never_came_is_beyond_every_threshold() -> None:
+    assert value(snapshot(nats_age_seconds=None), "ws_nats_age_seconds") == math.inf
 
 
 def test_an_alias_is_the_same_figure() -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import gc
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -124,3 +126,13 @@ def test_a_small_server_never_collects_in_full(monkeypatch: pytest.MonkeyPatch) 
     leaked = frozen_cycle()
     process.collect_what_leaked(connections=0)
     assert leaked() is not None
+
+
+def test_memory_is_known_even_where_no_file_can_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = process.resident_bytes()
+
+    def read_text(_: Path) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert now / 2 < process.resident_bytes() < now * 100

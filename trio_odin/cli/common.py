@@ -13,7 +13,14 @@ import click
 import structlog
 import trio
 
-from trio_odin.config import SettingError, Settings, read_settings, variables, warnings_about
+from trio_odin.config import (
+    SettingError,
+    Settings,
+    read_settings,
+    variables,
+    warnings_about,
+    with_reload_file,
+)
 from trio_odin.core.errors import first_error
 from trio_odin.net.address import AddressUnavailable
 from trio_odin.telemetry.logs import configure_logs
@@ -56,8 +63,17 @@ def flag(option: str, *, default: str | None = None) -> Callable[[_F], _F]:
 
 def settings_from(flags: dict[str, str | None]) -> Settings:
     """The settings of the environment and the flags; ends the process if one is wrong."""
+    settings, _ = settings_of(lambda: environment_with(flags))
+    return settings
+
+
+def settings_of(
+    read: Callable[[], Mapping[str, str]],
+) -> tuple[Settings, Mapping[str, str]]:
+    """The settings of what `read` gives, and that; ends the process if one is wrong."""
     try:
-        return read_settings(environment_with(flags))
+        environment = read()
+        return read_settings(environment), environment
     except SettingError as error:
         fail(_as_given(str(error)))
 
@@ -65,6 +81,15 @@ def settings_from(flags: dict[str, str | None]) -> Settings:
 def environment_with(flags: Mapping[str, str | None]) -> dict[str, str]:
     """The environment, with the flags that were given in it."""
     return os.environ | {name: text for name, text in flags.items() if text is not None}
+
+
+def with_reload_file_and(flags: Mapping[str, str | None]) -> dict[str, str]:
+    """The environment and the flags, with what the file of WS_RELOAD_FILE says before both.
+
+    Raises:
+        SettingError: the file is not there, or not what it should be.
+    """
+    return with_reload_file(environment_with(flags))
 
 
 def _as_given(complaint: str) -> str:
@@ -75,11 +100,29 @@ def _as_given(complaint: str) -> str:
     return f"{flag}: {complaint}" if is_flag else complaint
 
 
-def start_logs(settings: Settings) -> None:
-    """Log as the settings say from here on, first of all what is odd about them."""
+def start_logs(settings: Settings, environment: Mapping[str, str] | None = None) -> None:
+    """Log as the settings say from here on, first of all what is odd about them.
+
+    `environment` is that from which they were read, the process' own by default.
+    """
     configure_logs(settings.log_level, settings.log_format)
+    _warn(settings, os.environ if environment is None else environment)
+
+
+def warned_about(read: Callable[[], Mapping[str, str]]) -> Mapping[str, str]:
+    """What `read` gives, once the log says what is odd about it.
+
+    Raises:
+        SettingError: a setting is wrong.
+    """
+    environment = read()
+    _warn(read_settings(environment), environment)
+    return environment
+
+
+def _warn(settings: Settings, environment: Mapping[str, str]) -> None:
     log = structlog.get_logger("cli")
-    for sentence in warnings_about(settings, os.environ):
+    for sentence in warnings_about(settings, environment):
         log.warning("setting.ignored", reason=sentence)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -10,16 +10,27 @@ import click
 import trio
 
 from trio_odin.cli.common import (
-    environment_with,
     flag,
     raise_limit_of_files,
     run,
     settings_from,
+    settings_of,
     start_logs,
+    warned_about,
+    with_reload_file_and,
 )
-from trio_odin.config import Settings
+from trio_odin.config import SettingError, Settings
+from trio_odin.server.reloading import ReadEnvironment
 from trio_odin.server.siblings import Siblings
-from trio_odin.server.signals import drain_on_signal, end_signals
+from trio_odin.server.signals import (
+    Signals,
+    drain_on_signal,
+    end_signals,
+    has_terminal,
+    leave_changes_to_parent,
+    obey_signals,
+    serve_signals,
+)
 from trio_odin.server.tree import Server, serve
 from trio_odin.server.workers import Parent, WorkerUnfit, serve_with_workers
 from trio_odin.telemetry.logs import configure_logs
@@ -27,6 +38,8 @@ from trio_odin.telemetry.process import settle_garbage_collector
 
 # Started in a nursery, it gives back what can be drained.
 _Start: TypeAlias = Callable[..., Awaitable[None]]
+# Does with it what the signals say.
+_Obey: TypeAlias = Callable[..., Awaitable[None]]
 
 
 @click.command("serve", short_help="Serve NATS token events to WebSocket clients.")
@@ -38,42 +51,67 @@ _Start: TypeAlias = Callable[..., Awaitable[None]]
 @flag("--log-level")
 @flag("--log-format")
 @click.option("--as-worker", nargs=2, type=int, hidden=True)  # its number and its link's file
-def serve_command(as_worker: tuple[int, int] | None, **flags: str | None) -> None:
+@click.option("--socket", "sockets", multiple=True, type=int, hidden=True)  # that it inherits
+def serve_command(
+    as_worker: tuple[int, int] | None, sockets: tuple[int, ...], **flags: str | None
+) -> None:
     """Serve NATS token events to WebSocket clients.
 
     Every setting is an environment variable; docs/configuration.md lists them all, and the flags
-    here are other spellings of the commonest. SIGTERM or Ctrl-C drains: clients get what waits for
-    them and a close frame; a second one stops at once.
+    here are other spellings of the commonest. A file that WS_RELOAD_FILE names goes before both.
+
+    SIGTERM or Ctrl-C drains: each client is told when to come back elsewhere, gets what waits for
+    it and a close frame; a second one stops at once. SIGHUP reads the file, and keys, again;
+    started from a terminal, it drains, as a terminal that is closed sends it. SIGUSR2 replaces the
+    workers one after the other, and refuses nobody.
     """
-    settings = settings_from(flags)
     if as_worker is not None:
-        number, file_number = as_worker
-        configure_logs(settings.log_level, settings.log_format, worker=number)
-        settle_garbage_collector()
-        start: _Start = partial(_serve_as_worker, settings, file_number)
+        _serve_as_worker(settings_from(flags), *as_worker, sockets)
     else:
-        start_logs(settings)
-        raise_limit_of_files(settings, settings.workers)
-        if settings.workers > 1:
-            start = partial(serve_with_workers, settings, environment_with(flags))
-        else:
-            settle_garbage_collector()
-            start = partial(serve, settings)
-    run(partial(_until_signalled, start), WorkerUnfit)
+        _serve(partial(with_reload_file_and, flags))
 
 
-async def _serve_as_worker(
-    settings: Settings, file_number: int, *, task_status: trio.TaskStatus[Server]
+def _serve(read: ReadEnvironment) -> None:
+    settings, environment = settings_of(read)
+    start_logs(settings, environment)
+    raise_limit_of_files(settings, settings.workers)
+    if settings.workers > 1:
+        start: _Start = partial(serve_with_workers, settings, environment)
+    else:
+        settle_garbage_collector()
+        start = partial(serve, settings)
+    obey: _Obey = partial(
+        obey_signals, read=partial(warned_about, read), hangup_ends=has_terminal()
+    )
+    run(partial(_until_ended, start, serve_signals(), obey), WorkerUnfit, SettingError)
+
+
+def _serve_as_worker(
+    settings: Settings, number: int, file_number: int, sockets: Sequence[int]
 ) -> None:
-    await serve(settings, Siblings(file_number), task_status=task_status)
+    leave_changes_to_parent()
+    configure_logs(settings.log_level, settings.log_format, worker=number)
+    settle_garbage_collector()
+    start = partial(_work, settings, file_number, sockets)
+    run(partial(_until_ended, start, end_signals(), drain_on_signal), SettingError)
 
 
-async def _until_signalled(start: _Start) -> None:
+async def _work(
+    settings: Settings,
+    file_number: int,
+    sockets: Sequence[int],
+    *,
+    task_status: trio.TaskStatus[Server],
+) -> None:
+    await serve(settings, Siblings(file_number), inherited=sockets, task_status=task_status)
+
+
+async def _until_ended(start: _Start, signals: Signals, obey: _Obey) -> None:
     """Run what `start` starts until it has ended by itself, or in order after a signal."""
-    with end_signals() as signals:
+    with signals as received:
         async with trio.open_nursery() as nursery:
             serving: Server | Parent = await nursery.start(start)
             stop = nursery.cancel_scope
-            nursery.start_soon(partial(drain_on_signal, signals, serving, stop=stop))
+            nursery.start_soon(partial(obey, received, serving, stop=stop))
             await serving.finished.wait()
             stop.cancel(reason="what served has finished")

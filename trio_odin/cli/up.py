@@ -11,6 +11,7 @@ from rich.console import Console
 
 from trio_odin.cli.common import flag, raise_limit_of_files, run, settings_from, start_logs
 from trio_odin.cli.market import rate_option, tokens_option
+from trio_odin.config import SettingError
 from trio_odin.net.nats_server import BrokerUnavailable
 from trio_odin.up import UpPlan, up
 
@@ -44,4 +45,4 @@ def up_command(rate: float, tokens: list[str], duration: float, **flags: str | N
         tokens=tokens,
         duration_seconds=duration,
     )
-    run(partial(up, plan, Console(highlight=False)), BrokerUnavailable)
+    run(partial(up, plan, Console(highlight=False)), BrokerUnavailable, SettingError)

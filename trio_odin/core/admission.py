@@ -6,54 +6,111 @@ from enum import Enum
 
 import attrs
 
-# Once overloaded, the CPU has to fall this far below the threshold before clients are let in again,
-# or to half of it where the threshold is that low.
-_HYSTERESIS_PERCENT = 10.0
+# Once a cause has closed the door, it has to fall this far below its threshold before clients are
+# let in again, or to half of it where the threshold is that low.
+_CPU_HYSTERESIS_PERCENT = 10.0
+_MEMORY_HYSTERESIS_PERCENT = 5.0
 
 
 class Rejection(Enum):
-    """Why a connection is refused: the metric label, and the text behind the 503."""
+    """Why a connection is refused: metric label, text of the answer, its status and Retry-After."""
 
-    SHUTTING_DOWN = ("shutting_down", "Server is shutting down")
-    AT_CAPACITY = ("at_capacity", "Server at capacity")
-    OVERLOADED = ("overloaded", "Server overloaded")
+    SHUTTING_DOWN = ("shutting_down", "Server is shutting down", 503, 5)
+    AT_CAPACITY = ("at_capacity", "Server at capacity", 503, 5)
+    FILES = ("files", "Server at capacity", 503, 5)
+    MEMORY = ("memory", "Server overloaded", 503, 5)
+    OVERLOADED = ("overloaded", "Server overloaded", 503, 1)
+    LAG = ("lag", "Server overloaded", 503, 1)
+    PER_ADDRESS = ("per_address", "Too many connections from this address", 429, 5)
 
-    def __init__(self, label: str, text: str) -> None:
+    def __init__(self, label: str, text: str, status: int, retry_after_seconds: int) -> None:
         self.label = label
         self.text = text
+        self.status = status
+        self.retry_after_seconds = retry_after_seconds
+
+
+@attrs.frozen(kw_only=True)
+class Load:
+    """How hard the server works, over the last second.
+
+    Attributes:
+        cpu_percent: of what the whole server may use, all workers and what shares its group.
+        loop_busy_percent: CPU of this process, of one core: more than one its loop cannot use.
+        memory_percent: of what the whole server may use.
+        lag_seconds: how late the scheduler was at worst.
+    """
+
+    cpu_percent: float = 0.0
+    loop_busy_percent: float = 0.0
+    memory_percent: float = 0.0
+    lag_seconds: float = 0.0
+
+    @property
+    def busiest_percent(self) -> float:
+        """The CPU, by whichever limit is nearer."""
+        return max(self.cpu_percent, self.loop_busy_percent)
+
+
+def is_still_over(was_over: bool, value: float, threshold: float, hysteresis: float) -> bool:
+    """Whether `value` counts as over `threshold` (0: there is none), where it did or did not."""
+    if not threshold:
+        return False
+    least = max(threshold - hysteresis, threshold / 2) if was_over else threshold
+    return value >= least
 
 
 @attrs.define
 class Admission:
-    """The door. `max_connections` 0 is no limit, `cpu_reject_percent` 0 is none either.
+    """The door. A limit or a threshold of 0 is none; each may be set anew at any time.
 
     `connections_elsewhere` are those that other workers hold: the limit is for all of them.
     """
 
-    max_connections: int
-    cpu_reject_percent: float
+    max_connections: int = 0
+    cpu_reject_percent: float = 0.0
+    memory_reject_percent: float = 0.0
+    lag_reject_seconds: float = 0.0
+    max_per_address: int = 0
     is_draining: bool = False
     connections_elsewhere: int = attrs.field(default=0, init=False)
-    is_overloaded: bool = attrs.field(default=False, init=False)
+    _over: set[Rejection] = attrs.field(factory=set, init=False)
 
-    def observe_cpu(self, percent: float) -> None:
-        """Take in a sample of the CPU, in percent of what the server may use."""
-        if not self.cpu_reject_percent:
-            return
-        if percent >= self.cpu_reject_percent:
-            self.is_overloaded = True
-        elif percent < max(
-            self.cpu_reject_percent - _HYSTERESIS_PERCENT, self.cpu_reject_percent / 2
-        ):
-            self.is_overloaded = False
+    def observe(self, load: Load) -> None:
+        """Take in a sample; each cause closes the door, and opens it again, by itself."""
+        cpu, memory, lag = (
+            self.cpu_reject_percent,
+            self.memory_reject_percent,
+            self.lag_reject_seconds,
+        )
+        judged = (
+            (Rejection.OVERLOADED, load.busiest_percent, cpu, _CPU_HYSTERESIS_PERCENT),
+            (Rejection.MEMORY, load.memory_percent, memory, _MEMORY_HYSTERESIS_PERCENT),
+            (Rejection.LAG, load.lag_seconds, lag, lag / 2),
+        )
+        self._over = {
+            cause
+            for cause, value, threshold, hysteresis in judged
+            if is_still_over(cause in self._over, value, threshold, hysteresis)
+        }
 
-    def rejection(self, connections: int) -> Rejection | None:
-        """Why one more connection beside `connections` may not come in; None if it may."""
+    @property
+    def closed_by(self) -> list[Rejection]:
+        """The causes for which the last sample left the door closed."""
+        return [cause for cause in Rejection if cause in self._over]
+
+    def rejection(self, connections: int, *, from_address: int = 0) -> Rejection | None:
+        """Why one more connection beside `connections` may not come in; None if it may.
+
+        `from_address` are those of them that are the same client's, by its address.
+        """
         if self.is_draining:
             return Rejection.SHUTTING_DOWN
         everywhere = connections + self.connections_elsewhere
         if self.max_connections and everywhere >= self.max_connections:
             return Rejection.AT_CAPACITY
-        if self.is_overloaded:
-            return Rejection.OVERLOADED
+        if self._over:
+            return self.closed_by[0]
+        if self.max_per_address and from_address >= self.max_per_address:
+            return Rejection.PER_ADDRESS
         return None

@@ -1,8 +1,85 @@
-"""When a slow consumer is too slow: the compatible policy, eviction."""
+"""When a client reads too slowly: what may wait for it, what gives way, and when it is closed.
+
+The outlet has the outbox, a memory channel, and executes what is decided here. A `Backlog` knows
+what waits in it, and keeps the books of that:
+
+    admit ──► queued ──► taken ──► written
+       │        └──► superseded by a newer one of its channel (conflated)
+       └──► refused: dropped, with the reason; is_too_slow says whether that was once too often
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from enum import Enum
+from typing import TypeVar
+
+import attrs
+
+from trio_odin.core.ledger import Deliveries, Dropped
+from trio_odin.core.publication import Publication
+
 FULL_OUTBOXES_IN_A_ROW = 3
+# To take the superseded out of an outbox is to go through all of it: they have to be this share.
+_SUPERSEDED_SHARE = 8
+
+T = TypeVar("T")
+
+
+class SlowPolicy(Enum):
+    """What becomes of an envelope for which there is no room, and of its client."""
+
+    EVICT = "evict"
+    CONFLATE = "conflate"
+    DROP = "drop"
+
+
+@attrs.define
+class OutboxBudget:
+    """The bytes that wait in all outboxes of a process. `limit_bytes` 0 is no limit."""
+
+    limit_bytes: int = 0
+    used_bytes: int = 0
+
+    def has_room_for(self, size: int) -> bool:
+        """Whether `size` more bytes may wait."""
+        return not self.limit_bytes or self.used_bytes + size <= self.limit_bytes
+
+
+@attrs.frozen
+class OutboxRules:
+    """What may wait for a connection: `capacity` envelopes and replies, `max_bytes` bytes."""
+
+    policy: SlowPolicy = SlowPolicy.EVICT
+    capacity: int = 512
+    max_bytes: int = 1024 * 1024
+    write_deadline_seconds: float = 5.0
+    budget: OutboxBudget = attrs.field(factory=OutboxBudget)
+
+
+@attrs.define(eq=False)
+class Envelope:
+    """An envelope that waits: references only. The first `sent` bytes of its frame are out.
+
+    `skipped` older ones of its channel gave way to it; if it `is_superseded` it did so itself.
+    """
+
+    publication: Publication
+    seq: int
+    sent: int = 0
+    skipped: int = 0
+    is_superseded: bool = False
+
+    def rest(self) -> bytes:
+        """What is still to be written."""
+        if self.skipped:
+            return self.publication.conflated_frame(self.seq, self.skipped)
+        return self.publication.frame(self.seq)[self.sent :]
+
+    @property
+    def size(self) -> int:
+        """How many bytes that is."""
+        return self.publication.frame_bytes(self.seq, self.skipped) - self.sent
 
 
 class SlowConsumerWatch:
@@ -21,3 +98,119 @@ class SlowConsumerWatch:
         """An envelope found no room. Returns whether the connection is now to be evicted."""
         self._full_in_a_row += 1
         return self._full_in_a_row >= FULL_OUTBOXES_IN_A_ROW
+
+
+class Backlog:
+    """What waits for one socket, from the first bytes it would not take until the last are out.
+
+    Attributes:
+        envelopes: how many wait or are being written.
+        bytes: of those and of replies.
+    """
+
+    __slots__ = ("_deliveries", "_newest", "_rules", "_superseded", "_watch", "bytes", "envelopes")
+
+    def __init__(self, rules: OutboxRules, deliveries: Deliveries) -> None:
+        self._rules = rules
+        self._deliveries = deliveries
+        self._watch = SlowConsumerWatch()
+        self._newest: dict[str, Envelope] = {}  # of each channel, if the policy is to conflate
+        self._superseded = 0  # that are still in the outbox
+        self.envelopes = 0
+        self.bytes = 0
+
+    def admit(self, envelope: Envelope, *, room: int) -> Dropped | None:
+        """Decide whether `envelope` may wait, and book it.
+
+        Args:
+            envelope: the newest one of the connection.
+            room: free places in the outbox, less the replies that wait for one.
+
+        Returns:
+            Why it was dropped. None: it may wait; where there is no room it is made by taking out
+            of the outbox what was superseded, see `without_superseded`.
+        """
+        channel = envelope.publication.channel
+        older = self._newest.get(channel)
+        if older is not None:
+            envelope.skipped = older.skipped + 1
+        size, freed = envelope.size, older.size if older else 0
+        refusal = self._refusal(size, freed, room, self._superseded + (older is not None))
+        if refusal is not None:
+            self._deliveries.dropped[refusal] += 1
+            return refusal
+        self._grow(size - freed)
+        if older is None:
+            self.envelopes += 1
+            self._deliveries.queued += 1
+        else:
+            older.is_superseded = True
+            older.publication = envelope.publication  # lets go of what nobody will get
+            self._superseded += 1
+            self._deliveries.conflated += 1
+        if self._rules.policy is SlowPolicy.CONFLATE and not envelope.sent:
+            self._newest[channel] = envelope
+        return None
+
+    def _refusal(self, size: int, freed: int, room: int, superseded: int) -> Dropped | None:
+        """Why it may not wait. If there are several reasons, the one nearest to the client."""
+        if self.bytes == freed:
+            return None  # alone: else one over the limit would never get through
+        rules = self._rules
+        if room < 1 and superseded < max(rules.capacity // _SUPERSEDED_SHARE, 1 - room):
+            return Dropped.OUTBOX_FULL
+        if size <= freed:
+            return None
+        if self.bytes + size - freed > rules.max_bytes:
+            return Dropped.OUTBOX_BYTES
+        if not rules.budget.has_room_for(size - freed):
+            return Dropped.TOTAL_OUTBOX_BYTES
+        return None
+
+    def is_too_slow(self, *, had_room: bool) -> bool:
+        """Whether the client is to be evicted, after a delivery that had room or had none."""
+        if had_room:
+            self._watch.outbox_accepted()
+            return False
+        return self._rules.policy is not SlowPolicy.DROP and self._watch.outbox_full()
+
+    def take(self, envelope: Envelope) -> bool:
+        """`envelope` has left the outbox, to be written. False: it was superseded, skip it."""
+        if envelope.is_superseded:
+            self._superseded -= 1
+            return False
+        if self._newest.get(envelope.publication.channel) is envelope:
+            del self._newest[envelope.publication.channel]
+        return True
+
+    def without_superseded(self, items: Iterable[T]) -> list[T]:
+        """All that is in the outbox but for what was superseded, in order."""
+        self._superseded = 0
+        return [item for item in items if not (isinstance(item, Envelope) and item.is_superseded)]
+
+    def reply_waits(self, size: int) -> None:
+        """A reply waits. That is never refused: the client's next command waits for it."""
+        self._grow(size)
+
+    def written(self, envelopes: int, size: int) -> None:
+        """So much is out. What was abandoned meanwhile is booked as dropped, and stays so."""
+        envelopes = min(envelopes, self.envelopes)
+        self.envelopes -= envelopes
+        self._deliveries.queued -= envelopes
+        self._deliveries.written += envelopes
+        self.give_back(size)
+
+    def abandon(self) -> None:
+        """Nothing of it will be written any more."""
+        self._deliveries.queued -= self.envelopes
+        self._deliveries.dropped[Dropped.CLOSING] += self.envelopes
+        self.envelopes = 0
+        self.give_back(self.bytes)
+
+    def give_back(self, size: int) -> None:
+        """`size` bytes wait no more."""
+        self._grow(-min(size, self.bytes))
+
+    def _grow(self, size: int) -> None:
+        self.bytes += size
+        self._rules.budget.used_bytes += size

@@ -17,16 +17,24 @@ class ErrorCode(Enum):
     INVALID_JSON = "INVALID_JSON"
     INVALID_COMMAND = "INVALID_COMMAND"
     INVALID_CHANNEL = "INVALID_CHANNEL"
+    FORBIDDEN_CHANNEL = "FORBIDDEN_CHANNEL"
     TOO_MANY_CHANNELS = "TOO_MANY_CHANNELS"
     RATE_LIMIT_EXCEEDED = "RATE_LIMIT_EXCEEDED"
 
 
 @attrs.frozen
 class Subscribe:
-    """Add `channels`, as the client wrote them."""
+    """Add `channels`, as the client wrote them.
+
+    `notices`: to tell of gaps, or to stop it; None: as it is. `after`: with what came behind that
+    offset, of that `epoch` if the client knows it.
+    """
 
     channels: list[str]
     id: CommandId = None
+    notices: bool | None = None
+    after: int | None = None
+    epoch: str | None = None
 
 
 @attrs.frozen
@@ -48,9 +56,10 @@ class Replay:
 
 @attrs.frozen
 class Heartbeat:
-    """Answer with the time."""
+    """Answer with the time, and with what is known of NATS if it is `about_nats`."""
 
     id: CommandId = None
+    about_nats: bool = False
 
 
 @attrs.frozen
@@ -81,6 +90,9 @@ class _Identified(msgspec.Struct):
 
 class _Channels(msgspec.Struct):
     channels: list[str]
+    notices: bool | None = None
+    after: int | None = None
+    epoch: str | None = None
 
 
 class _ChannelsCommand(_Identified):
@@ -88,6 +100,18 @@ class _ChannelsCommand(_Identified):
 
     data: _Channels | None = None
     channels: list[str] | None = None
+    notices: bool | None = None
+    after: int | None = None
+    epoch: str | None = None
+
+
+class _Questions(msgspec.Struct):
+    nats: bool = False
+
+
+class _HeartbeatCommand(_Identified):
+    data: _Questions | None = None
+    nats: bool = False
 
 
 class _Range(msgspec.Struct):
@@ -103,6 +127,7 @@ class _ReplayCommand(_Identified):
 _typed = msgspec.json.Decoder(_Typed)
 _identified = msgspec.json.Decoder(_Identified)
 _channels_command = msgspec.json.Decoder(_ChannelsCommand)
+_heartbeat_command = msgspec.json.Decoder(_HeartbeatCommand)
 _replay_command = msgspec.json.Decoder(_ReplayCommand)
 
 
@@ -122,13 +147,17 @@ def parse_command(text: str) -> Command:
     try:
         match kind:
             case "subscribe":
-                return Subscribe(*_channels_of(text))
+                wanted, command_id = _channels_of(text)
+                return Subscribe(
+                    wanted.channels, command_id, wanted.notices, wanted.after, wanted.epoch
+                )
             case "unsubscribe":
-                return Unsubscribe(*_channels_of(text))
+                wanted, command_id = _channels_of(text)
+                return Unsubscribe(wanted.channels, command_id)
             case "replay":
                 return _replay_of(text)
             case "heartbeat":
-                return Heartbeat(_id_of(text))
+                return _heartbeat_of(text)
             case _:
                 return Unknown()
     except (msgspec.DecodeError, RecursionError) as error:
@@ -143,12 +172,24 @@ def _id_of(text: str) -> CommandId:
         return None
 
 
-def _channels_of(text: str) -> tuple[list[str], CommandId]:
+def _channels_of(text: str) -> tuple[_Channels, CommandId]:
     command = _channels_command.decode(text)
-    channels = command.channels if command.data is None else command.data.channels
-    if channels is None:
+    if command.data is not None:
+        return command.data, command.id
+    if command.channels is None:
         raise msgspec.ValidationError("Object missing required field `channels` - at `$.data`")
-    return channels, command.id
+    flat = _Channels(command.channels, command.notices, command.after, command.epoch)
+    return flat, command.id
+
+
+def _heartbeat_of(text: str) -> Heartbeat:
+    """Whatever else is in it, a heartbeat is one: clients send all sorts of data with theirs."""
+    try:
+        command = _heartbeat_command.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return Heartbeat(_id_of(text))
+    asked = command.nats if command.data is None else command.data.nats
+    return Heartbeat(command.id, asked)
 
 
 def _replay_of(text: str) -> Replay:

@@ -17,21 +17,55 @@ _UPGRADE_HEADER = re.compile(rb"\r\nupgrade:[ \t]*websocket[ \t]*\r\n", re.IGNOR
 # RFC 9110, 5.1 and 5.5: a token, a colon, and text without control characters. There is one way
 # only to match a line, so that no malformed one keeps the matcher busy.
 _HEADER = rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*+)\r\n"
-_HEADERS = re.compile(rb"(?:" + _HEADER + rb")*\r\n")
+_HEADERS = re.compile(rb"(?:" + _HEADER + rb")*+\r\n")
 _EACH_HEADER = re.compile(_HEADER)
 # RFC 9110, 7.2: a name, an IPv4 address or an IPv6 address in brackets, perhaps with a port.
 _HOST = re.compile(rb"([A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?")
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _KEY_BYTES: Final = 16
 _VERSION: Final = b"13"
+# Selected if a client offers it: one that has to offer its token as another needs that.
+SUBPROTOCOL: Final = b"trio-odin"
 
 
 class Refusal(NamedTuple):
-    """Why there is no WebSocket: an HTTP status, and a sentence for the one who reads it."""
+    """Why there is no WebSocket: an HTTP status, and a sentence for the one who reads it.
+
+    `label` is that of the metric.
+    """
 
     status: int
     text: str
     headers: tuple[tuple[str, str], ...] = ()
+    label: str = "bad_request"
+
+
+class Upgrade(NamedTuple):
+    """A request for a WebSocket, well-formed.
+
+    `headers` are by their names in lower case, those that were repeated joined by commas; `query`
+    is what was behind the question mark, as it came.
+    """
+
+    headers: dict[bytes, bytes]
+    query: bytes
+
+    @property
+    def subprotocols(self) -> list[bytes]:
+        """Those that the client offers."""
+        offered = self.headers.get(b"sec-websocket-protocol", b"")
+        return [name.strip() for name in offered.split(b",")]
+
+    def response(self) -> bytes:
+        """What completes the handshake. No extension is accepted, and one subprotocol at most."""
+        key = self.headers[b"sec-websocket-key"]
+        accept = b64encode(sha1(key + _GUID, usedforsecurity=False).digest())
+        is_offered = SUBPROTOCOL in self.subprotocols
+        selected = b"Sec-WebSocket-Protocol: %b\r\n" % SUBPROTOCOL if is_offered else b""
+        return (
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: %b\r\n%b\r\n" % (accept, selected)
+        )
 
 
 def is_websocket_request(head: bytes) -> bool:
@@ -39,10 +73,8 @@ def is_websocket_request(head: bytes) -> bool:
     return bool(_WEBSOCKET_REQUEST.match(head) and _UPGRADE_HEADER.search(head))
 
 
-def answer(head: bytes) -> bytes | Refusal:
-    """The response that completes the handshake, or why there is none.
-
-    No extension and no subprotocol is accepted, whatever the client offers.
+def parse(head: bytes) -> Upgrade | Refusal:
+    """What a client asks for, or why there is no WebSocket for it.
 
     Args:
         head: for which `is_websocket_request` holds; everything up to and including the empty line.
@@ -55,14 +87,8 @@ def answer(head: bytes) -> bytes | Refusal:
         lower, value = name.lower(), value.strip(b" \t")
         # RFC 9110, 5.3: repeated lines are one list.
         headers[lower] = headers[lower] + b", " + value if lower in headers else value
-    problem = _problem(headers)
-    if problem is not None:
-        return problem
-    accept = b64encode(sha1(headers[b"sec-websocket-key"] + _GUID, usedforsecurity=False).digest())
-    return (
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: %b\r\n\r\n" % accept
-    )
+    _, target, _ = head[:start].split(b" ")
+    return _problem(headers) or Upgrade(headers, target.partition(b"?")[2])
 
 
 def _problem(headers: dict[bytes, bytes]) -> Refusal | None:

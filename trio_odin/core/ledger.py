@@ -3,8 +3,8 @@
 Plain integers, so that the hot path pays for an addition and telemetry reads them when it is asked.
 Two balances hold at any moment between two fan-outs:
 
-    received  = fanned_out + unmatched + Σ invalid + Σ shed + (waiting in the feed)
-    matched   = written + queued + Σ dropped
+    received  = fanned_out + unmatched + recalled + Σ invalid + Σ shed + (waiting in the feed)
+    matched   = written + queued + conflated + Σ dropped
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 import attrs
 
 from trio_odin.core.durations import Durations
+from trio_odin.core.gaps import GapReason
 
 
 class Invalid(Enum):
@@ -31,6 +32,7 @@ class Shed(Enum):
     """Why a NATS message was given up before the fan-out."""
 
     FEED_FULL = "feed_full"
+    PAUSED = "paused"
     NATS_CLIENT = "nats_client"
     NATS_RATE = "nats_rate"
     BROADCAST_RATE = "broadcast_rate"
@@ -41,6 +43,8 @@ class Dropped(Enum):
     """Why an envelope addressed to a connection was not written."""
 
     OUTBOX_FULL = "outbox_full"
+    OUTBOX_BYTES = "outbox_bytes"
+    TOTAL_OUTBOX_BYTES = "total_outbox_bytes"
     CLOSING = "closing"
     WORKER_LOST = "worker_lost"
 
@@ -53,7 +57,9 @@ def _counter() -> Counter[str]:
 class Publications:
     """The way in: messages from NATS until they are fanned out.
 
-    `repeated` are those that NATS sent a second time; they are not `received` again.
+    `repeated` are those that NATS sent a second time; they are not `received` again. `recalled` are
+    those from before the start, kept for clients that come back. `gaps` are the losses that were
+    told of, `missed` the messages in them as far as they can be counted.
     """
 
     received: int = 0
@@ -62,43 +68,60 @@ class Publications:
     invalid: Counter[Invalid] = attrs.field(factory=Counter)
     shed: Counter[Shed] = attrs.field(factory=Counter)
     repeated: int = 0
+    recalled: int = 0
+    gaps: Counter[GapReason] = attrs.field(factory=Counter)
+    missed: int = 0
 
     def imbalance(self, waiting: int) -> int:
         """Messages unaccounted for, with `waiting` of them in the feed. Always 0."""
         became = self.fanned_out + self.unmatched + self.invalid.total() + self.shed.total()
+        became += self.recalled
         return self.received - became - waiting
 
 
 @attrs.define
 class Deliveries:
-    """The way out: a delivery is one publication for one connection."""
+    """The way out: a delivery is one publication for one connection.
+
+    `conflated` are those that gave way to a newer one of the same channel.
+    """
 
     matched: int = 0
     written: int = 0
     queued: int = 0  # in an outbox, or half written, at this moment
+    conflated: int = 0
     dropped: Counter[Dropped] = attrs.field(factory=Counter)
 
     def imbalance(self) -> int:
         """Deliveries unaccounted for. Always 0."""
-        return self.matched - self.written - self.queued - self.dropped.total()
+        became = self.written + self.queued + self.conflated + self.dropped.total()
+        return self.matched - became
 
 
 @attrs.define
 class Traffic:
-    """Connections and what clients sent."""
+    """Connections and what clients sent.
+
+    `accepts_paced`: how often accepting paused, as more came than its rate allows. `reloads`: of
+    the settings, by how they went.
+    """
 
     accepted: int = 0
     rejected: Counter[str] = attrs.field(factory=_counter)
     closed: Counter[str] = attrs.field(factory=_counter)
     accept_errors: int = 0
+    accepts_paced: int = 0
     messages_received: int = 0
     binary_ignored: int = 0
     commands: Counter[str] = attrs.field(factory=_counter)
     errors: Counter[str] = attrs.field(factory=_counter)
     rate_limited: int = 0
     replayed: int = 0
+    resumed: int = 0
+    resumed_incompletely: int = 0
     bytes_received: int = 0
     bytes_sent: int = 0
+    reloads: Counter[str] = attrs.field(factory=_counter)
 
 
 @attrs.define
@@ -114,6 +137,10 @@ class Ledger:
     traffic: Traffic = attrs.field(factory=Traffic)
     fan_out: Durations = attrs.field(factory=Durations)
     lag: Durations = attrs.field(factory=Durations)
+
+    def imbalance(self, waiting: int) -> int:
+        """All that is unaccounted for, with `waiting` messages in the feed. Always 0."""
+        return abs(self.deliveries.imbalance()) + abs(self.publications.imbalance(waiting))
 
 
 def total(ledgers: Iterable[Ledger]) -> Ledger:

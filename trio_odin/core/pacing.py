@@ -1,4 +1,4 @@
-"""When the next round of writes may begin, so that under load they can be joined."""
+"""When the next round of writes may begin, to be joined under load; and how many accepts."""
 
 from __future__ import annotations
 
@@ -31,3 +31,35 @@ class Pace:
         """A round was at work from `started` to `ended`."""
         rest = min((ended - started) * self._REST_SHARE, self._max_rest_seconds)
         self._rest_until = ended + rest
+
+
+class AcceptPace:
+    """Spreads accepts over time: `per_second` in the long run, 0: as many as come.
+
+    What a tenth of a second allows may come at once. Time enters as monotonic seconds.
+    """
+
+    _BURST_SECONDS: Final = 0.1
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._burst = max(1.0, per_second * self._BURST_SECONDS)
+        self._room = self._burst
+        self._updated = float("-inf")
+
+    def room(self, now: float, most: int) -> int:
+        """How many may be accepted `now`, at most `most`."""
+        if not self._per_second:
+            return most
+        refill = (now - self._updated) * self._per_second
+        self._room = min(self._room + refill, self._burst)
+        self._updated = now
+        return min(int(self._room), most)
+
+    def accepted(self, count: int) -> None:
+        """So many were."""
+        self._room -= count
+
+    def delay(self) -> float:
+        """How long to wait where there is no room: for one accept, or for a few at a high rate."""
+        return max(1.0 / self._per_second, self._BURST_SECONDS / 4) if self._per_second else 0.0

@@ -19,18 +19,24 @@ from trio_odin.core.frame import Opcode, frame_head
 EVENT_TYPE: Final = "price:update"
 PRIORITY: Final = 1
 _SEQ_KEY: Final = b'{"seq":'
+_SKIPPED_KEY: Final = b',"skipped":'
 
 
 class NatsMessage(NamedTuple):
     """What the bridge puts into the feed.
 
-    `offset` is the stream's sequence, None in core mode; `arrived_at` is in monotonic seconds.
+    `offset` is the stream's sequence, None in core mode; `arrived_at` is in monotonic seconds;
+    `is_past`: it was published before we came, so it is no news to anybody connected. `before` is
+    the offset of the event before it, where others lie between that are not ours; None: the next
+    lower one.
     """
 
     subject: str
     payload: bytes
     offset: int | None
     arrived_at: float
+    is_past: bool = False
+    before: int | None = None
 
 
 class InvalidPayload(Exception):
@@ -65,6 +71,18 @@ class Publication:
         digits = b"%d" % seq
         tail = self._tail
         return _head(len(digits) + len(tail)) + digits + tail
+
+    def conflated_frame(self, seq: int, skipped: int) -> bytes:
+        """The frame as of an envelope to which `skipped` older ones of its channel gave way."""
+        behind = b"%d%b%b%d}" % (seq, self._tail[:-1], _SKIPPED_KEY, skipped)
+        return _head(len(behind)) + behind
+
+    def frame_bytes(self, seq: int, skipped: int = 0) -> int:
+        """The length of a frame, without making it."""
+        length = len(str(seq)) + len(self._tail)
+        if skipped:
+            length += len(_SKIPPED_KEY) + len(str(skipped))
+        return len(_head(length)) + length
 
 
 @lru_cache(maxsize=4096)

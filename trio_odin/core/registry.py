@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Generic, TypeVar
 
+from trio_odin.core.gaps import Gaps
+
 S = TypeVar("S")
 
 _NOBODY: Mapping[object, None] = {}
@@ -18,12 +20,16 @@ class Registry(Generic[S]):
     subscriber without channels, so names that clients make up cannot pile up.
 
     Dicts serve as ordered sets: denser than sets, and a fan-out goes in the order of subscription.
+
+    Attributes:
+        audience: who asked to be told of gaps, with those it was not told of yet.
     """
 
     def __init__(self) -> None:
         self._subscribers: dict[str, dict[S, None]] = {}
         self._channels: dict[S, dict[str, None]] = {}
         self._names: dict[str, str] = {}
+        self.audience: dict[S, Gaps] = {}
 
     def subscribe(self, subscriber: S, channels: Iterable[str]) -> int:
         """Add subscriptions; existing ones stay. Returns how many `subscriber` has now."""
@@ -48,8 +54,16 @@ class Registry(Generic[S]):
                 self._forget(subscriber, channel)
         return self._count_or_forget(subscriber, own)
 
+    def tell_of_gaps(self, subscriber: S, is_wanted: bool) -> None:
+        """Take `subscriber` into the audience, or out of it."""
+        if is_wanted:
+            self.audience.setdefault(subscriber, {})
+        else:
+            self.audience.pop(subscriber, None)
+
     def remove(self, subscriber: S) -> None:
-        """Remove `subscriber` from every channel. One that has no subscription is ignored."""
+        """Remove `subscriber` from all there is. One that has no subscription is ignored."""
+        self.audience.pop(subscriber, None)
         for channel in self._channels.pop(subscriber, {}):
             self._forget(subscriber, channel)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Collection, Hashable
 from typing import Any, Generic, TypeVar
 
 import attrs
 import msgspec
 
 from trio_odin.core.commands import (
+    Command,
     CommandId,
     ErrorCode,
     Heartbeat,
@@ -20,11 +21,14 @@ from trio_odin.core.commands import (
     parse_command,
 )
 from trio_odin.core.frame import text_frame
+from trio_odin.core.grants import Grant
 from trio_odin.core.history import History
 from trio_odin.core.ledger import Traffic
 from trio_odin.core.names import CHANNEL_RULE, is_channel
 from trio_odin.core.ratelimit import TokenBucket
+from trio_odin.core.recent import Missed, Recent
 from trio_odin.core.registry import Registry
+from trio_odin.core.upstream import Upstream
 
 S = TypeVar("S", bound=Hashable)
 
@@ -34,21 +38,41 @@ _NAMED_CHANNELS_MAX = 8
 
 @attrs.frozen
 class SessionLimits:
-    """What one client may do. `commands_per_second` 0 is no limit."""
+    """What one client may do. `commands_per_second` 0 is no limit.
+
+    `can_resume`: not where it gets every event from its first moment on, as they would come twice.
+    """
 
     replay_capacity: int = 100
     max_channels: int = 256
     command_burst: int = 100
     commands_per_second: float = 10.0
+    can_resume: bool = True
 
 
 class Session(Generic[S]):
     """Executes the commands of `subscriber` on the registry and on its history.
 
     The wire it speaks is described in docs/protocol.md.
+
+    Attributes:
+        grant: what the client's token allows; None where no token is needed.
+        history: what was addressed to the client, and can be replayed.
+        last_command: what its last message was; None if it came too fast to be read.
     """
 
-    __slots__ = ("_bucket", "_limits", "_registry", "_subscriber", "_traffic", "history")
+    __slots__ = (
+        "_bucket",
+        "_limits",
+        "_recent",
+        "_registry",
+        "_subscriber",
+        "_traffic",
+        "_upstream",
+        "grant",
+        "history",
+        "last_command",
+    )
 
     def __init__(
         self,
@@ -56,67 +80,127 @@ class Session(Generic[S]):
         registry: Registry[S],
         *,
         history: History,
+        recent: Recent,
         limits: SessionLimits,
         traffic: Traffic,
+        upstream: Upstream,
         now: float,
+        grant: Grant | None = None,
     ) -> None:
         self._subscriber = subscriber
         self._registry = registry
+        self._recent = recent
         self._limits = limits
         self._traffic = traffic
+        self._upstream = upstream
         self._bucket = TokenBucket(
             burst=limits.command_burst, per_second=limits.commands_per_second, now=now
         )
         self.history = history
+        self.grant = grant
+        self.last_command: type[Command] | None = None
 
     def receive(self, text: str, *, now: float, unix_ms: int) -> list[bytes]:
         """Execute one text message and return the frames that answer it, in order.
 
         Args:
             text: the message; any text is allowed.
-            now: monotonic seconds, for the rate limit.
+            now: monotonic seconds, for the rate limit and the age of what came from NATS.
             unix_ms: the time of day, for the answer to a heartbeat.
         """
         if not self._bucket.take(now):
             self._traffic.rate_limited += 1
+            self.last_command = None
             return [self._error(ErrorCode.RATE_LIMIT_EXCEEDED, "Too many messages, slow down")]
         command = parse_command(text)
-        self._traffic.commands[type(command).__name__.lower()] += 1
+        self.last_command = type(command)
+        self._traffic.commands[self.last_command.__name__.lower()] += 1
         match command:
-            case Subscribe(channels, command_id):
-                return self._subscribe(channels, command_id)
+            case Subscribe():
+                return self._subscribe(command, unix_ms)
             case Unsubscribe(channels, command_id):
                 count = self._registry.unsubscribe(self._subscriber, channels)
                 ack = {"type": "unsubscription_ack", "unsubscribed": channels, "count": count}
                 return [_reply(ack, command_id)]
             case Replay(first, last, command_id):
                 return self._replay(first, self.history.seq if last is None else last, command_id)
-            case Heartbeat(command_id):
-                return [_reply({"type": "pong", "ts": unix_ms}, command_id)]
+            case Heartbeat(command_id, about_nats):
+                pong = {"type": "pong", "ts": unix_ms}
+                return [_reply(pong | self._freshness(now) if about_nats else pong, command_id)]
             case Malformed(code, message, command_id):
                 return [self._error(code, message, command_id)]
             case Unknown():
                 return []
 
-    def _subscribe(self, channels: list[str], command_id: CommandId) -> list[bytes]:
-        good = [channel for channel in channels if is_channel(channel)]
-        allowed, excess = self._within_limit(good)
+    def allows_ping(self, now: float) -> bool:
+        """Whether a WebSocket ping at `now` may be answered; like a message, it costs its rate."""
+        is_allowed = self._bucket.take(now)
+        self._traffic.rate_limited += not is_allowed
+        return is_allowed
+
+    def _subscribe(self, command: Subscribe, unix_ms: int) -> list[bytes]:
+        channels, command_id = command.channels, command.id
+        if command.notices is not None:
+            self._registry.tell_of_gaps(self._subscriber, command.notices)
+        good, bad = _split(channels, is_channel)
+        granted, forbidden = (good, []) if self.grant is None else _split(good, self.grant.allows)
+        allowed, excess = self._within_limit(granted)
+        held = set(self._registry.channels(self._subscriber)) if command.after is not None else ()
         count = self._registry.subscribe(self._subscriber, allowed)
         replies = []
         if allowed or not channels:
             ack = {"type": "subscription_ack", "subscribed": allowed, "count": count}
+            if self._subscriber in self._registry.audience or command.after is not None:
+                ack |= {"epoch": self._upstream.epoch, "offset": self._newest_offset()}
             replies.append(_reply(ack, command_id))
-        if len(good) < len(channels):
-            bad = [channel for channel in channels if not is_channel(channel)]
-            message = f"Not subscribed to {_named(bad)}: {CHANNEL_RULE}"
-            replies.append(self._error(ErrorCode.INVALID_CHANNEL, message, command_id))
-        if excess:
-            message = (
-                f"Not subscribed to {_named(excess)}: "
-                f"at most {self._limits.max_channels} channels a connection"
-            )
-            replies.append(self._error(ErrorCode.TOO_MANY_CHANNELS, message, command_id))
+        limit = f"at most {self._limits.max_channels} channels a connection"
+        for code, refused, reason in (
+            (ErrorCode.INVALID_CHANNEL, bad, CHANNEL_RULE),
+            (ErrorCode.FORBIDDEN_CHANNEL, forbidden, "the token does not allow it"),
+            (ErrorCode.TOO_MANY_CHANNELS, excess, limit),
+        ):
+            if refused:
+                message = f"Not subscribed to {_named(refused)}: {reason}"
+                replies.append(self._error(code, message, command_id))
+        if command.after is not None:
+            replies += self._resume(command, set(allowed).difference(held), unix_ms)
         return replies
+
+    def _resume(self, command: Subscribe, channels: Collection[str], unix_ms: int) -> list[bytes]:
+        """What came behind `after` in `channels`, as further envelopes of this connection."""
+        missed = self._missed(command, channels, unix_ms)
+        self._traffic.resumed += len(missed.publications)
+        frames = [one.frame(self.history.append(one)) for one in missed.publications]
+        if not missed.is_complete:
+            self._traffic.resumed_incompletely += 1
+            incomplete = {
+                "type": "resume_incomplete",
+                "after": command.after,
+                "sent": len(frames),
+                "message": "There may have been more than is kept",
+            }
+            frames.append(_reply(incomplete, command.id))
+        return frames
+
+    def _missed(self, command: Subscribe, channels: Collection[str], unix_ms: int) -> Missed:
+        is_of_this_stream = command.epoch in (None, self._upstream.epoch)
+        if command.after is None or not is_of_this_stream or not self._limits.can_resume:
+            return Missed([], is_complete=False)
+        at_most = self._limits.replay_capacity
+        return self._recent.after(command.after, channels, at_most=at_most, unix_ms=unix_ms)
+
+    def _newest_offset(self) -> int | None:
+        """Up to here nothing was missed by a client that is subscribed now."""
+        return self._recent.last if self._recent.last >= 0 else None
+
+    def _freshness(self, now: float) -> dict[str, Any]:
+        upstream = self._upstream
+        return {
+            "nats": "connected" if upstream.is_connected else "disconnected",
+            "age_ms": _milliseconds(upstream.age_seconds(now)),
+            "event_age_ms": _milliseconds(upstream.event_age_seconds(now)),
+            "offset": self._newest_offset(),
+        }
 
     def _within_limit(self, channels: list[str]) -> tuple[list[str], list[str]]:
         """Split into those that fit under the limit of channels, in order, and the rest."""
@@ -155,10 +239,22 @@ class Session(Generic[S]):
         return _reply({"type": "error", "code": code.value, "message": message}, command_id)
 
 
+def _split(channels: list[str], is_good: Callable[[str], bool]) -> tuple[list[str], list[str]]:
+    """The good ones and the others, each in order. The second list is mostly empty."""
+    good = [channel for channel in channels if is_good(channel)]
+    if len(good) == len(channels):
+        return good, []
+    return good, [channel for channel in channels if not is_good(channel)]
+
+
 def _reply(content: dict[str, Any], command_id: CommandId) -> bytes:
     if command_id is not None:
         content["id"] = command_id
     return text_frame(msgspec.json.encode(content))
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1000)
 
 
 def _named(channels: list[str]) -> str:

@@ -141,10 +141,10 @@ class Publisher:
         async def on_error(_: NatsLink, error: Exception) -> None:
             _log.debug("nats.error", error=repr(error))
 
-        urls = self._settings.nats_urls
+        urls = self._outage.urls_to_try()
         async with nats_link(urls, name="trio-odin-publisher", on_error=on_error) as link:
             self._link = link
-            self._outage.over()
+            self._outage.over(link.url)
             _log.info("nats.connected")
             self.autostart()
             await link.wait_lost()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -12,7 +12,15 @@ import trio
 
 from trio_odin.core.address import Address
 
-__all__ = ["Address", "AddressUnavailable", "bound_address", "open_listeners", "reserved_address"]
+__all__ = [
+    "Address",
+    "AddressUnavailable",
+    "bind_shared",
+    "bound_address",
+    "inherited_listeners",
+    "open_listeners",
+    "reserved_address",
+]
 
 # The kernel cuts this down to net.core.somaxconn.
 _BACKLOG = 65535
@@ -37,22 +45,56 @@ async def open_listeners(address: Address, *, shared: bool = False) -> list[trio
     with _said_in_a_sentence(address):
         # trio's own function cannot share a port, nor defer accepts.
         async with _closed_on_error() as sockets:
-            for family, sockaddr in await _look_up(address):
-                sockets.append(sock := _new_socket(family))
-                if shared:
-                    sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEPORT, 1)
-                await sock.bind(sockaddr)
-                sock.setsockopt(trio.socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _DEFER_SECONDS)
-                sock.listen(_BACKLOG)
-            return [trio.SocketListener(sock) for sock in sockets]
+            await _bind(address, sockets, is_shared=shared)
+            return [_listening(sock) for sock in sockets]
+
+
+async def bind_shared(address: Address) -> list[trio.socket.SocketType]:
+    """Bind a `reserved_address` beside others, for a process to inherit and to listen on.
+
+    While one process listens, the kernel gives it a share of the new connections; what waits to be
+    accepted belongs to the socket, and so to any other process that has inherited it too.
+
+    Raises:
+        AddressUnavailable: not permitted, or not reserved.
+    """
+    with _said_in_a_sentence(address):
+        async with _closed_on_error() as sockets:
+            await _bind(address, sockets, is_shared=True)
+            return sockets
+
+
+def inherited_listeners(file_numbers: Iterable[int]) -> list[trio.SocketListener]:
+    """Listen on sockets of `bind_shared`, which are now this process' own."""
+    sockets = [socket.socket(fileno=number) for number in file_numbers]
+    for sock in sockets:
+        sock.set_inheritable(False)
+    return [_listening(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
+
+
+async def _bind(
+    address: Address, sockets: list[trio.socket.SocketType], *, is_shared: bool
+) -> None:
+    """Add to `sockets` one for each family, bound and not listening yet."""
+    for family, sockaddr in await _look_up(address):
+        sockets.append(sock := _new_socket(family))
+        if is_shared:
+            sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEPORT, 1)
+        await sock.bind(sockaddr)
+        sock.setsockopt(trio.socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _DEFER_SECONDS)
+
+
+def _listening(sock: trio.socket.SocketType) -> trio.SocketListener:
+    sock.listen(_BACKLOG)
+    return trio.SocketListener(sock)
 
 
 @asynccontextmanager
 async def reserved_address(address: Address) -> AsyncIterator[Address]:
     """Hold `address` without listening, for processes of this user to listen on it together.
 
-    Within it they can, with `open_listeners(shared=True)`, and nobody else. Gives the address with
-    the port the kernel chose.
+    Within it they can, with `bind_shared` or `open_listeners(shared=True)`, and nobody else. Gives
+    the address with the port the kernel chose.
 
     Raises:
         AddressUnavailable: in use, not permitted, or not an address of this machine.

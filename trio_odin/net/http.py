@@ -22,6 +22,9 @@ HEAD_MAX_BYTES = 8 * 1024
 HEADERS_MAX = 64
 BODY_MAX_BYTES = 64 * 1024
 _RECEIVE_BYTES = 4 * 1024
+_VERSIONS = {b"1.0", b"1.1"}
+_UNAVAILABLE = HTTPStatus.SERVICE_UNAVAILABLE
+_END_OF_HEAD = b"\r\n\r\n"
 # How long, and how much, to go on reading after an error so that the answer is not lost to a reset.
 _LINGER_SECONDS = 1.0
 _LINGER_BYTES = 1024 * 1024
@@ -81,7 +84,10 @@ async def receive_head(stream: trio.abc.ReceiveStream, received_already: bytes =
     Cancellation loses what was received: close the stream.
     """
     received = bytearray(received_already)
-    while b"\r\n\r\n" not in received and len(received) <= HEAD_MAX_BYTES:
+    searched = 0
+    while received.find(_END_OF_HEAD, searched) < 0 and len(received) <= HEAD_MAX_BYTES:
+        # So that a head which comes byte by byte is not searched anew for each of them.
+        searched = max(0, len(received) + 1 - len(_END_OF_HEAD))
         chunk = await stream.receive_some(_RECEIVE_BYTES)
         if not chunk:
             break
@@ -95,11 +101,14 @@ async def serve_request(
     *,
     received: bytes = b"",
     deadline_seconds: float = 10,
-) -> None:
+) -> int | None:
     """Answer the one request on `stream`, then close it.
 
     `received` are bytes already taken from the stream. What a peer does wrong becomes a clean
-    status (400, 408, 413, 431, 501); a peer that goes away is not an error.
+    status (400, 408, 413, 431, 501, 505); a peer that goes away is not an error.
+
+    Returns:
+        The status of the answer; None if there was no request.
 
     Cancellation closes the stream at once.
     """
@@ -112,7 +121,7 @@ async def serve_request(
             with trio.fail_after(deadline_seconds):
                 request = await _receive_request(connection, stream)
                 if request is None:
-                    return
+                    return None
                 method = request.method
                 response = await respond(request)
         except trio.TooSlowError:
@@ -122,11 +131,21 @@ async def serve_request(
         except h11.RemoteProtocolError as error:
             response = Response.text(error.error_status_hint, f"Bad request: {error}")
         except trio.BrokenResourceError:
-            return
+            return None
+        await send_last(stream, response, deadline_seconds, method=method)
+        return response.status
+
+
+async def send_last(
+    stream: trio.abc.Stream, response: Response, deadline_seconds: float, *, method: str = "GET"
+) -> None:
+    """Send `response` and close. Whose request was refused may be sending still: see `linger`."""
+    async with stream:
         with trio.move_on_after(deadline_seconds):
             await send_response(stream, response, method=method)
-            if response.status >= HTTPStatus.BAD_REQUEST:
-                await _linger(stream)
+            # A 503 is for a request that was good, and read to its end.
+            if response.status >= HTTPStatus.BAD_REQUEST and response.status != _UNAVAILABLE:
+                await linger(stream)
 
 
 async def _receive_request(connection: h11.Connection, stream: trio.abc.Stream) -> Request | None:
@@ -142,6 +161,8 @@ async def _receive_request(connection: h11.Connection, stream: trio.abc.Stream) 
             head = event
             if len(list(head.headers)) > HEADERS_MAX:
                 raise _BadRequest(431, f"More than {HEADERS_MAX} headers")
+            if head.http_version not in _VERSIONS:
+                raise _BadRequest(505, "This version of HTTP is not spoken here")
         elif isinstance(event, h11.Data):
             body += event.data
             if len(body) > BODY_MAX_BYTES:
@@ -168,6 +189,12 @@ async def send_response(
     stream: trio.abc.SendStream, response: Response, *, method: str = "GET"
 ) -> None:
     """Send `response` with the head of a connection that ends after it. A gone peer is ignored."""
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        await stream.send_all(response_bytes(response, method=method))
+
+
+def response_bytes(response: Response, *, method: str = "GET") -> bytes:
+    """`response` on the wire, with the head of a connection that ends after it."""
     status = HTTPStatus(response.status)
     lines = [
         f"HTTP/1.1 {status.value} {status.phrase}",
@@ -178,12 +205,14 @@ async def send_response(
         *(f"{name}: {value}" for name, value in response.headers),
     ]
     head = "\r\n".join(lines).encode("ascii") + b"\r\n\r\n"
-    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-        await stream.send_all(head + (b"" if method == "HEAD" else response.body))
+    return head + (b"" if method == "HEAD" else response.body)
 
 
-async def _linger(stream: trio.abc.Stream) -> None:
-    """Read on for a moment: closing over unread bytes would reset the connection."""
+async def linger(stream: trio.abc.Stream) -> None:
+    """End our side, and read on for 1 s at most: closing over unread bytes would reset it all.
+
+    A peer that is still sending would then lose the answer that it was sent before.
+    """
     taken = 0
     with trio.move_on_after(_LINGER_SECONDS):
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):

@@ -11,25 +11,33 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, TypeAlias
 
+import nats.errors
 from nats.aio.client import Client
 
-_CONNECT_SECONDS = 5
+# For each server: one that hangs is not to keep us from the next.
+_CONNECT_SECONDS = 3
 _FLUSH_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
 # A hung server is noticed after three pings without an answer, so within 9 s.
 _PING_SECONDS = 3
 _PINGS_OUTSTANDING = 2
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 0.5
 _BACKOFF_FIRST_SECONDS = 0.1
-_BACKOFF_MAX_SECONDS = 1.0
+_BACKOFF_MAX_SECONDS = 0.5
 
 
 class NatsLink:
-    """A connection that is open, or was. Made by `nats_link`."""
+    """A connection that is open, or was. Made by `nats_link`.
 
-    def __init__(self) -> None:
+    Attributes:
+        url: where it is connected.
+        client: of nats-py.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
         self.client = Client()
         self._lost = asyncio.Event()
 
@@ -48,24 +56,57 @@ class NatsLink:
         nats-py calls back when it has closed a connection, but not if the closing itself fails,
         as it does when data still waits for a server that hangs: so we look, too.
         """
-        while not self._lost.is_set() and not self.client.is_closed:
+        while self.is_up:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await self._lost.wait()
 
+    async def close(self) -> None:
+        """Close, within two seconds.
+
+        nats-py can fail at that in many ways, by an assertion for one; none of them may hide why
+        the connection ended.
+        """
+        with suppress(Exception):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self.client.close()
+        _abort(self.client)
+        await _end_tasks(self.client)
+
+
+OnError: TypeAlias = Callable[[NatsLink, Exception], Awaitable[None]]
+
 
 @asynccontextmanager
 async def nats_link(
-    urls: Sequence[str], *, name: str, on_error: Callable[[NatsLink, Exception], Awaitable[None]]
+    urls: Sequence[str], *, name: str, on_error: OnError
 ) -> AsyncIterator[NatsLink]:
-    """Connect to one of `urls`; close at the end, within two seconds.
+    """Connect to the first of `urls` that answers; close at the end, within two seconds.
 
     `on_error` gets what nats-py meets while connected.
 
     Raises:
-        OSError, nats.errors.Error: no connection could be had (TimeoutError is an OSError).
+        OSError, nats.errors.Error: no connection could be had (TimeoutError is an OSError). It is
+            the error of the last one.
     """
-    link = NatsLink()
+    link = await _first_that_answers(urls, name, on_error)
+    try:
+        yield link
+    finally:
+        await link.close()
+
+
+async def _first_that_answers(urls: Sequence[str], name: str, on_error: OnError) -> NatsLink:
+    # nats-py, given several, gives up at the first one that accepts and then says nothing.
+    *others, last = urls
+    for url in others:
+        with suppress(OSError, nats.errors.Error):
+            return await _connect(url, name, on_error)
+    return await _connect(last, name, on_error)
+
+
+async def _connect(url: str, name: str, on_error: OnError) -> NatsLink:
+    link = NatsLink(url)
 
     async def closed() -> None:
         link.give_up()
@@ -74,12 +115,12 @@ async def nats_link(
         await on_error(link, error)
 
     try:
-        async with asyncio.timeout(_CONNECT_SECONDS * (len(urls) + 1)):
+        async with asyncio.timeout(_CONNECT_SECONDS):
             await link.client.connect(
-                servers=list(urls),
+                servers=[url],
                 name=name,
                 allow_reconnect=False,
-                # Here these two mean: try each server once more, at once, then give up.
+                # Here these two mean: try once more, at once, then give up.
                 max_reconnect_attempts=1,
                 reconnect_time_wait=0,
                 connect_timeout=_CONNECT_SECONDS,
@@ -89,14 +130,10 @@ async def nats_link(
                 closed_cb=closed,
                 error_cb=failed,
             )
-        yield link
-    finally:
-        # One that failed half-way needs closing too. nats-py can fail at that in many ways, by an
-        # assertion for one; none of them may hide why the connection ended.
-        with suppress(Exception):
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                await link.client.close()
-        _abort(link.client)
+    except BaseException:  # one that failed half-way needs closing too
+        await link.close()
+        raise
+    return link
 
 
 def _abort(client: Client) -> None:
@@ -109,6 +146,16 @@ def _abort(client: Client) -> None:
     writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
     if writer is not None:
         writer.transport.abort()
+
+
+async def _end_tasks(client: Client) -> None:
+    """Take notice of how nats-py's tasks end, or asyncio logs a traceback for each that failed."""
+    names = ("_reading_task", "_ping_interval_task")
+    tasks = [task for name in names if (task := getattr(client, name, None)) is not None]
+    if tasks:
+        ended, _ = await asyncio.wait(tasks, timeout=_LOOK_SECONDS)
+        for task in ended:
+            _ = task.cancelled() or task.exception()
 
 
 def describe(error: BaseException) -> list[str]:
@@ -133,11 +180,19 @@ class Outage:
     def __init__(self, log: Any, urls: Sequence[str]) -> None:
         self.failures = 0
         self._log = log
+        self._urls = urls
+        self._last_url = ""
         self._servers = places_of(urls)
 
-    def over(self) -> None:
-        """NATS is there."""
+    def urls_to_try(self) -> list[str]:
+        """In which order to try: by chance, but behind the others the one that was lost last."""
+        shuffled = random.sample(self._urls, len(self._urls))
+        return sorted(shuffled, key=lambda url: url == self._last_url)
+
+    def over(self, url: str) -> None:
+        """NATS is there, at `url`."""
         self.failures = 0
+        self._last_url = url
 
     def note(self, error: BaseException) -> None:
         """Count a failure; log the 1st, 2nd, 4th, 8th … so that a long outage is no flood."""
@@ -158,7 +213,8 @@ class Outage:
     def pause_seconds(self) -> float:
         """How long to wait before trying again.
 
-        Doubles up to a second; the jitter keeps many servers from coming back in step.
+        Doubles up to half a second, as events are to flow again within a second after NATS is
+        back; the jitter keeps many servers from coming back in step.
         """
         longest = min(_BACKOFF_MAX_SECONDS, _BACKOFF_FIRST_SECONDS * 2.0 ** min(self.failures, 16))
         return longest * random.uniform(0.5, 1.0)

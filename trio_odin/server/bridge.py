@@ -6,12 +6,14 @@ nats-py runs on asyncio, so each NATS connection gets an asyncio loop inside a t
     connect ─► consume (ordered consumer or core subscription) ─► lost ─► wait a little ─► again
 
 What carries over between two lives is the position in the stream, so nothing inside the stream's
-window is lost or comes twice (docs/decisions/0002-one-nats-connection-one-life.md).
+window is lost or comes twice; what the window has dropped is declared as a gap
+(docs/decisions/0002-one-nats-connection-one-life.md).
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import attrs
 import nats.errors
@@ -24,16 +26,28 @@ from nats.js.api import ConsumerConfig, DeliverPolicy, StreamInfo
 from nats.js.errors import APIError
 
 from trio_odin.config import Settings
+from trio_odin.core.gaps import Gap, GapReason, Position
 from trio_odin.core.ledger import Ledger, Shed
+from trio_odin.core.pause import Pause
 from trio_odin.core.publication import NatsMessage
 from trio_odin.core.ratelimit import TokenBucket
+from trio_odin.core.recent import RECENT_EVENTS_MAX
+from trio_odin.core.upstream import Upstream
 from trio_odin.net.nats_link import NatsLink, Outage, describe, nats_link, places_of
-from trio_odin.server.stream import SUBJECT, StreamUnsuitable, ensure_stream, has_jetstream
+from trio_odin.server.stream import (
+    SUBJECT,
+    StreamUnsuitable,
+    ensure_stream,
+    has_jetstream,
+    state_of,
+)
 
 _REQUEST_SECONDS = 5.0
 # A consumer that is silent for two of these is made anew, or found to have no stream any more.
 _CONSUMER_HEARTBEAT_SECONDS = 1.0
 _TROUBLE_KEPT = 3
+_PULSE_SECONDS = 1.0
+_PULSE_DEADLINE_SECONDS = 60
 _STREAM_LOOK_SECONDS = 2.0
 # nats-py's own queue before our callback; past it nats-py drops, which is booked as shed.
 _PENDING_MESSAGES = 65_536
@@ -42,33 +56,14 @@ _PENDING_BYTES = 64 * 1024 * 1024
 _log = structlog.get_logger("bridge")
 
 
-@attrs.define
-class _Position:
-    """Where in which stream we are. `epoch` tells a stream from another one of the same name."""
-
-    stream: str = ""
-    epoch: str = ""
-    offset: int = 0
-
-
-@attrs.define
-class BridgeStatus:
-    """What the outside may know of the bridge."""
-
-    is_connected: bool = False
-    was_connected: bool = False
-    mode: str = "none"
-    reconnects: int = 0
-
-
 class Bridge:
     """Consumes `odin.token.>` for ever and puts every message into the feed.
 
-    Feed full, or more than the allowed rate: the newest message is shed and counted; the bridge
-    does not wait, as NATS would then drop for us, and uncounted.
+    Feed full, more than the allowed rate, or a share of them while `pause` says so: the newest
+    message is shed and counted; the bridge does not wait, as NATS would then drop for us, and
+    uncounted. What the outside may know of NATS is written to `upstream`.
 
     Attributes:
-        status: what the outside may know.
         fed: messages put into the feed so far.
     """
 
@@ -77,14 +72,21 @@ class Bridge:
         settings: Settings,
         ledger: Ledger,
         feed_send: trio.MemorySendChannel[NatsMessage],
+        upstream: Upstream,
+        pause: Pause,
     ) -> None:
-        self.status = BridgeStatus()
         self.fed = 0
+        self._upstream = upstream
         self._settings = settings
         self._books = ledger.publications
         self._feed_send = feed_send
-        self._position = _Position()
+        self._pause = pause
+        self._position = Position(recall=min(RECENT_EVENTS_MAX, settings.feed_capacity // 2))
         self._outage = Outage(_log, settings.nats_urls)
+        self.reload(settings)
+
+    def reload(self, settings: Settings) -> None:
+        """Take on the rate of `settings`."""
         self._rate = TokenBucket(
             burst=max(1.0, settings.max_nats_rate),
             per_second=settings.max_nats_rate,
@@ -108,7 +110,7 @@ class Bridge:
         except* Exception:  # noqa: BLE001 - whatever it was, the way back is to connect again
             self._outage.note_unexpected()
         finally:
-            self.status.is_connected = False
+            self._upstream.is_connected = False
 
     # From here on the functions run under asyncio.
 
@@ -119,6 +121,7 @@ class Bridge:
             trouble.extend(describe(error))
             del trouble[:-_TROUBLE_KEPT]
             if isinstance(error, nats.errors.SlowConsumerError):
+                self._position.drop()
                 self._shed(Shed.NATS_CLIENT)
             # What nats-py cannot mend: the stream is gone, or the consumer cannot be made again.
             if isinstance(
@@ -126,18 +129,23 @@ class Bridge:
             ):
                 link.give_up()
 
-        async with nats_link(self._settings.nats_urls, name="trio-odin", on_error=on_error) as link:
+        urls = self._outage.urls_to_try()
+        async with nats_link(urls, name="trio-odin", on_error=on_error) as link:
             try:
                 mode = await self._subscribe(link.client)
-                self._note_connected(link.client, mode)
-                watch = asyncio.create_task(self._watch_stream(link, mode))
+                self._note_connected(link, mode)
+                watches = [
+                    asyncio.create_task(self._watch_stream(link, mode)),
+                    asyncio.create_task(self._feel_pulse(link)),
+                ]
                 try:
                     await link.wait_lost()
                 finally:
-                    watch.cancel()
+                    for watch in watches:
+                        watch.cancel()
                 _log.warning("nats.lost", errors=trouble)
             finally:
-                self.status.is_connected = False
+                self._upstream.is_connected = False
 
     async def _watch_stream(self, link: NatsLink, mode: str) -> None:
         """Give the link up when the stream under it is another one: then the place is found anew.
@@ -150,26 +158,43 @@ class Bridge:
         try:
             while True:
                 await asyncio.sleep(_STREAM_LOOK_SECONDS)
-                offset = self._position.offset  # before the question, as it grows meanwhile
-                info = await jetstream.stream_info(self._position.stream)
-                if self._is_new(info, offset):
+                before = attrs.evolve(self._position)  # the question, as it moves meanwhile
+                info = await jetstream.stream_info(before.stream)
+                if before.is_lost_in(state_of(info)):
                     break
         except nats.errors.Error as error:
             _log.warning("nats.stream_unknown", errors=describe(error))
         link.give_up()
 
-    def _is_new(self, info: StreamInfo, offset: int) -> bool:
-        """Whether this is not the stream that had `offset`: made anew, or back but shorter."""
-        return str(info.created) != self._position.epoch or info.state.last_seq < offset
+    async def _feel_pulse(self, link: NatsLink) -> None:
+        """Ask NATS for a sign of life each second.
 
-    def _note_connected(self, client: Client, mode: str) -> None:
-        status = self.status
-        status.reconnects += status.was_connected
-        status.is_connected = status.was_connected = True
-        status.mode = mode
-        self._outage.over()
-        url = client.connected_url
-        _log.info("nats.connected", server=places_of([url.geturl()])[0] if url else "", mode=mode)
+        nats-py does not survive a PONG that comes after its deadline; the pings of its own have
+        found the link lost long before this one.
+        """
+        with suppress(nats.errors.Error):  # the link is lost
+            while True:
+                await asyncio.sleep(_PULSE_SECONDS)
+                await link.client.flush(timeout=_PULSE_DEADLINE_SECONDS)
+                self._upstream.heard(trio.current_time())
+
+    def _note_connected(self, link: NatsLink, mode: str) -> None:
+        upstream, now = self._upstream, trio.current_time()
+        if upstream.mode == "core":
+            upstream.declare(Gap(GapReason.CORE))
+        upstream.reconnects += upstream.was_connected
+        upstream.is_connected = upstream.was_connected = True
+        upstream.mode = mode
+        upstream.epoch = self._position.epoch if mode == "jetstream" else None
+        away = upstream.age_seconds(now)
+        upstream.heard(now)
+        self._outage.over(link.url)
+        _log.info(
+            "nats.connected",
+            server=places_of([link.url])[0],
+            mode=mode,
+            away_seconds=None if away is None else round(away, 1),
+        )
 
     async def _subscribe(self, client: Client) -> str:
         """Subscribe in the mode that is wanted and possible; returns which."""
@@ -217,20 +242,9 @@ class Bridge:
         return None
 
     def _find_place(self, info: StreamInfo) -> int:
-        """The offset behind which to go on: where we were, or the end of the stream at start-up.
-
-        A stream that was made anew, or that came back shorter than it was (as one in memory does
-        when its server restarts), is read from its beginning: all that is in it is new.
-        """
-        position, epoch = self._position, str(info.created)
-        if not position.epoch:
-            position.offset = info.state.last_seq
-        elif self._is_new(info, position.offset):
-            _log.warning("nats.stream_is_new", epoch=epoch, last_offset=info.state.last_seq)
-            position.offset = 0
-        position.epoch = epoch
-        position.stream = str(info.config.name)
-        return position.offset
+        """The offset behind which to go on; what is missing before it is declared."""
+        self._upstream.declare(*self._position.enter(state_of(info)))
+        return self._position.offset
 
     async def _on_stream_message(self, message: Msg) -> None:
         offset = message.metadata.sequence.stream
@@ -238,23 +252,36 @@ class Bridge:
             # A consumer that nats-py made anew before its first message starts at the beginning.
             self._books.repeated += 1
             return
-        self._position.offset = offset
-        self._accept(NatsMessage(message.subject, message.data, offset, trio.current_time()))
+        if gap := self._position.move(offset):
+            self._upstream.declare(gap)
+        now, position = trio.current_time(), self._position
+        self._accept(
+            NatsMessage(
+                message.subject, message.data, offset, now, position.is_past, position.before
+            )
+        )
 
     async def _on_core_message(self, message: Msg) -> None:
         self._accept(NatsMessage(message.subject, message.data, None, trio.current_time()))
 
     def _accept(self, message: NatsMessage) -> None:
         self._books.received += 1
-        if not self._rate.take(trio.current_time()):
-            self._books.shed[Shed.NATS_RATE] += 1
-            return
+        if not message.is_past:
+            self._upstream.heard_event(message.arrived_at)
+            if (reason := self._reason_to_shed(message)) is not None:
+                self._books.shed[reason] += 1
+                return
         try:
             # A synchronous call across the border; awaiting there would cost six times as much.
             self._feed_send.send_nowait(message)
             self.fed += 1
         except trio.WouldBlock:
             self._books.shed[Shed.FEED_FULL] += 1
+
+    def _reason_to_shed(self, message: NatsMessage) -> Shed | None:
+        if self._pause.sheds():
+            return Shed.PAUSED
+        return None if self._rate.take(message.arrived_at) else Shed.NATS_RATE
 
     def _shed(self, why: Shed) -> None:
         """Book a message that never came as far as `_accept`."""

@@ -17,7 +17,10 @@ import trio
 
 from trio_odin.config import Settings
 from trio_odin.core.closing import CloseReason
+from trio_odin.core.draining import notice
+from trio_odin.core.flight import COMMANDS
 from trio_odin.core.frame import close_frame
+from trio_odin.core.grants import Grant
 from trio_odin.core.history import History
 from trio_odin.core.session import Session
 from trio_odin.server.hub import Hub
@@ -27,9 +30,9 @@ from trio_odin.server.websocket import ServerWebSocket
 
 # How long a peer may take to answer our close frame.
 _CLOSE_HANDSHAKE_SECONDS = 3.0
-# RFC 6455, 7.4.1: protocol error, data of a type or content that cannot be.
-_BROKEN_RULES = {1002, 1003, 1007}
-_REASONS = {1006: CloseReason.PEER_GONE, 1009: CloseReason.MESSAGE_TOO_BIG}
+# RFC 6455, 7.4.1
+_GONE = 1006
+_TOO_BIG = 1009
 
 _log = structlog.get_logger("connection")
 _numbers = itertools.count(1)
@@ -57,17 +60,24 @@ class Connection:
     )
 
     def __init__(
-        self, stream: trio.abc.Stream, *, hub: Hub[Connection], settings: Settings
+        self,
+        stream: trio.abc.Stream,
+        *,
+        hub: Hub[Connection],
+        settings: Settings,
+        grant: Grant | None = None,
     ) -> None:
-        """A connection over `stream`, on which the request for a WebSocket was received."""
+        """A connection over `stream`, on which the request for a WebSocket was received.
+
+        `grant` is what its token allows, if it needed one.
+        """
         self.number = next(_numbers)
         self.close_reason: CloseReason | None = None
         history = History(settings.replay_capacity)
         self.outlet = Outlet(
             stream,
             history=history,
-            capacity=settings.outbox_capacity,
-            write_deadline_seconds=settings.write_deadline_seconds,
+            rules=hub.outbox_rules,
             ledger=hub.ledger,
             owner=self,
         )
@@ -75,12 +85,19 @@ class Connection:
             self.outlet,
             hub.registry,
             history=history,
+            recent=hub.recent,
             limits=hub.session_limits,
             traffic=hub.ledger.traffic,
+            upstream=hub.upstream,
             now=trio.current_time(),
+            grant=grant,
         )
         self._websocket = ServerWebSocket(
-            self.outlet, max_message_bytes=settings.max_message_bytes, take=self._take
+            self.outlet,
+            max_message_bytes=settings.max_message_bytes,
+            max_fragments=settings.max_fragments,
+            take=self._take,
+            may_answer_ping=self._may_answer_ping,
         )
         self._hub = hub
         self._settings = settings
@@ -103,16 +120,17 @@ class Connection:
                 nursery.start_soon(self.outlet.run_writer)
                 await self._read(upgrade)
                 nursery.cancel_scope.cancel(reason="the connection has ended")
-            self._say_which_rule_was_broken()
         finally:
             if self.close_reason is None:
                 self.close_reason = self._reason_of_peer()
             self._scope = None
             wheel.remove(self)
             self._hub.leave(self, self.close_reason)
-            self.outlet.stop()
-            await trio.aclose_forcefully(self.outlet)
-            self._let_go()
+            try:
+                await self._part()
+            finally:
+                await trio.aclose_forcefully(self.outlet)
+                self._let_go()
 
     async def _read(self, upgrade: bytes) -> None:
         try:
@@ -140,11 +158,16 @@ class Connection:
             return
         if self.outlet.is_closing:
             return
+        self.outlet.flush()  # a command may number envelopes: those that wait come first
         replies = self.session.receive(
             message, now=trio.current_time(), unix_ms=time.time_ns() // 1_000_000
         )
+        self.outlet.note(COMMANDS[self.session.last_command])
         if replies:
             await self._send(b"".join(replies))
+
+    def _may_answer_ping(self) -> bool:
+        return self.session.allows_ping(trio.current_time())
 
     async def _send(self, data: bytes) -> None:
         with suppress(trio.BrokenResourceError):  # the reader will notice as well
@@ -155,26 +178,38 @@ class Connection:
         """End the connection now, for `reason`; only the first one counts. Does not wait."""
         if self.close_reason is None:
             self.close_reason = reason
+            if reason.code is not None:  # else it was not we who wanted it to end
+                self._hub.evictions.write(self.number, reason, self.outlet)
             farewell = b"" if reason.code is None else close_frame(reason.code, reason.text)
             self.outlet.stop(farewell)
         if self._scope is not None:
             self._scope.cancel(reason=reason.label)
 
-    def stream_closed(self) -> None:
-        """trio-websocket has ended the connection; the reader ends by itself."""
-        self._say_which_rule_was_broken()
+    async def _part(self) -> None:
+        """Stop the outlet; whose frames broke a rule is told so, and given a moment to read it."""
+        code = self._websocket.refused_with
+        if self.close_reason is CloseReason.PROTOCOL_ERROR and code is not None:
+            self.outlet.stop(close_frame(code, ""))
+            await self.outlet.linger()
+        else:
+            self.outlet.stop()
 
-    def _say_which_rule_was_broken(self) -> None:
-        """Close with the code: for broken frames trio-websocket leaves without a word."""
-        closed = self._websocket.closed
-        if closed and closed.code in _BROKEN_RULES:
-            self.outlet.stop(close_frame(closed.code, ""))
+    def announce_leave(self, seconds: float) -> None:
+        """Tell the client to come back elsewhere in so long. Does not wait.
+
+        One that is so slow that there is no room for it learns from the close frame.
+        """
+        self.outlet.send_soon(notice(seconds))
 
     def leave(self) -> None:
-        """Ask the connection to empty its outbox, close with 1001 and end. Does not wait."""
+        """Ask the connection to empty its outbox, close with 1001 and end. Does not wait.
+
+        It is no subscriber any more: what comes from now on is not for it.
+        """
         reason = CloseReason.DRAINING
         if self.close_reason is not None or self._scope is None:
             return
+        self._hub.registry.remove(self.outlet)
         self._end_within(self._settings.drain_seconds)
         frame = self._websocket.start_closing(reason.code or 0, reason.text)
         if frame is None:  # the peer was faster
@@ -193,9 +228,10 @@ class Connection:
 
     def _reason_of_peer(self) -> CloseReason:
         """How it ended if we did not end it. No closing handshake shows as code 1006."""
+        if (code := self._websocket.refused_with) is not None:
+            is_too_big = code == _TOO_BIG
+            return CloseReason.MESSAGE_TOO_BIG if is_too_big else CloseReason.PROTOCOL_ERROR
         closed = self._websocket.closed
         if closed is None:
             return CloseReason.STOPPED
-        if closed.code in _BROKEN_RULES:
-            return CloseReason.PROTOCOL_ERROR
-        return _REASONS.get(closed.code, CloseReason.PEER_CLOSED)
+        return CloseReason.PEER_GONE if closed.code == _GONE else CloseReason.PEER_CLOSED

@@ -10,19 +10,27 @@ from typing import Generic, Protocol, TypeVar
 import trio
 
 from trio_odin.config import Settings
+from trio_odin.core.backpressure import OutboxBudget, OutboxRules, SlowPolicy
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.ledger import Invalid, Ledger, Shed
 from trio_odin.core.names import channel_of_subject
 from trio_odin.core.pacing import Pace
 from trio_odin.core.publication import InvalidPayload, NatsMessage, Publication
 from trio_odin.core.ratelimit import TokenBucket
+from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry
 from trio_odin.core.session import SessionLimits
+from trio_odin.core.upstream import Upstream
+from trio_odin.server.evictions import EvictionLog
+from trio_odin.telemetry.cgroup import memory_group
+from trio_odin.telemetry.meters import MemoryMeter
 
 # Some 5 ms: readers, pings and the guard get their turn within a round.
 _FLUSHES_BETWEEN_CHECKPOINTS = 500
 # A round joins at most so many messages; the rest of the feed is for the next one.
 _JOINED_MAX_MESSAGES = 1000
+# What waits in all outboxes may take this share of the memory, if nothing else is said.
+_OUTBOXES_SHARE_OF_MEMORY = 4
 
 
 class Subscriber(Hashable, Protocol):
@@ -60,6 +68,10 @@ class Hub(Generic[M]):
         registry: who is subscribed to what.
         members: the connections whose handshake is complete.
         ledger: the books of the server.
+        recent: the last events, for who comes back.
+        outbox_rules: what may wait for each connection, and for all.
+        evictions: where it is logged that one was closed by force.
+        upstream: what sessions may say of NATS.
         is_draining: whoever joins now has to leave at once.
         taken: messages taken from the feed so far.
     """
@@ -70,14 +82,29 @@ class Hub(Generic[M]):
         self.registry: Registry[Subscriber] = Registry()
         self.members: dict[M, None] = {}
         self.ledger = ledger
+        self.recent = Recent(max_age_seconds=settings.stream_max_age_seconds)
+        self.upstream = Upstream()
+        self.outbox_rules = OutboxRules(
+            policy=SlowPolicy(settings.slow_policy),
+            capacity=settings.outbox_capacity,
+            max_bytes=settings.outbox_bytes,
+            write_deadline_seconds=settings.write_deadline_seconds,
+            budget=OutboxBudget(total_outbox_bytes(settings)),
+        )
+        self.evictions = EvictionLog()
+        self._pace = Pace(settings.max_flush_delay_seconds)
+        self._is_filtering = settings.is_filtering
+        self.reload(settings)
+
+    def reload(self, settings: Settings) -> None:
+        """Take on the limits of `settings`: of sessions for those that join from now on."""
         self.session_limits = SessionLimits(
             replay_capacity=settings.replay_capacity,
             max_channels=settings.max_channels,
             command_burst=settings.command_burst,
             commands_per_second=settings.commands_per_second,
+            can_resume=self._is_filtering,
         )
-        self._pace = Pace(settings.max_flush_delay_seconds)
-        self._is_filtering = settings.is_filtering
         self._rate = TokenBucket(
             burst=max(1.0, settings.max_broadcast_rate),
             per_second=settings.max_broadcast_rate,
@@ -135,6 +162,10 @@ class Hub(Generic[M]):
         """
         publications = self.ledger.publications
         channel = channel_of_subject(message.subject)
+        event = self.recent.add(message, channel)
+        if message.is_past:
+            publications.recalled += 1
+            return
         if channel is None:
             publications.invalid[Invalid.SUBJECT] += 1
             return
@@ -159,6 +190,8 @@ class Hub(Generic[M]):
         except InvalidPayload:
             publications.invalid[Invalid.PAYLOAD] += 1
             return
+        if event is not None:
+            event.content = publication
         publications.fanned_out += 1
         if dirty is None:
             self._fan_out(publication, subscribers)
@@ -197,6 +230,12 @@ class Hub(Generic[M]):
         # Where `defer` has flushed, `queued` was too small until here; nobody could look.
         self.ledger.deliveries.matched += matched
         self.ledger.deliveries.queued += matched
+
+
+def total_outbox_bytes(settings: Settings) -> int:
+    """Bytes that may wait in all outboxes together."""
+    memory = MemoryMeter(settings.memory_limit_bytes, memory_group())
+    return settings.total_outbox_bytes or memory.limit_bytes // _OUTBOXES_SHARE_OF_MEMORY
 
 
 def _waiting(feed_receive: trio.MemoryReceiveChannel[NatsMessage]) -> Iterator[NatsMessage]:

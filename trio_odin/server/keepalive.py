@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
 import trio
@@ -36,18 +36,30 @@ class Pinged(Hashable, Protocol):
 P = TypeVar("P", bound=Pinged)
 
 
+def _no_objection(_: object) -> None:
+    """Everyone may stay."""
+
+
 class PingWheel(Generic[P]):
     """Pings each connection every `interval_seconds`, ends those silent for `deadline_seconds`.
 
-    A connection gets a random spoke, so ten thousand that came at once are not pinged at once. The
-    deadline is looked at when the spoke comes by: it acts up to one interval late, never early.
+    It also ends those to which there is an `objection`. A connection gets a random spoke, so ten
+    thousand that came at once are not pinged at once. Deadline and objection are looked at when the
+    spoke comes by: they act up to one interval late, never early.
     """
 
-    def __init__(self, *, interval_seconds: float, deadline_seconds: float) -> None:
+    def __init__(
+        self,
+        *,
+        interval_seconds: float,
+        deadline_seconds: float,
+        objection: Callable[[P], CloseReason | None] = _no_objection,
+    ) -> None:
         spokes = max(1, round(interval_seconds * _SPOKES_PER_SECOND))
         self._spokes: list[dict[P, None]] = [{} for _ in range(spokes)]
         self._pause_seconds = interval_seconds / spokes
         self._deadline_seconds = deadline_seconds
+        self._objection = objection
         self._salt = random.random()
 
     def add(self, connection: P) -> None:
@@ -74,5 +86,7 @@ class PingWheel(Generic[P]):
         for connection in spoke:
             if connection.outlet.heard_at < silent_since:
                 connection.evict(CloseReason.KEEPALIVE_TIMEOUT)
+            elif (objection := self._objection(connection)) is not None:
+                connection.evict(objection)
             else:
                 connection.outlet.ping()

@@ -1,12 +1,14 @@
-"""The listener: accepts, looks at the head, and leads to a WebSocket connection or a page."""
+"""The listener: looks at the head of a request, leads to a WebSocket connection or a page."""
 
 from __future__ import annotations
 
-import errno
+import math
 import os
-import socket
-from collections.abc import Iterator
+import resource
+from collections import Counter
 from contextlib import suppress
+from http import HTTPStatus
+from typing import NamedTuple
 
 import structlog
 import trio
@@ -14,31 +16,44 @@ import trio
 from trio_odin.config import Settings
 from trio_odin.core import handshake
 from trio_odin.core.admission import Admission, Rejection
-from trio_odin.core.handshake import Refusal
+from trio_odin.core.client_address import client_address, counted_as
+from trio_odin.core.grants import Grant
+from trio_odin.core.handshake import Refusal, Upgrade
 from trio_odin.net.http import (
     HEAD_MAX_BYTES,
     HEADERS_MAX,
     Respond,
     Response,
     receive_head,
-    send_response,
+    send_last,
     serve_request,
 )
+from trio_odin.server.acceptor import Acceptor, refusal
 from trio_odin.server.connection import Connection
+from trio_odin.server.half_open import HalfOpen
 from trio_odin.server.hub import Hub
 from trio_odin.server.keepalive import PingWheel
+from trio_odin.server.permits import Permits
 
 _log = structlog.get_logger("listener")
 
-# Out of files or memory: nothing helps but to wait until someone leaves.
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
-_EXHAUSTED_PAUSE_SECONDS = 0.2
-_ACCEPT_PAUSE_SECONDS = 0.01
-_LOG_EVERY_SECONDS = 10.0
-# Some 2 ms of accepting; then everyone else has a turn.
-_ACCEPTS_PER_TURN = 64
+# Files that no client of a WebSocket gets: NATS has to come back, and a page has to be answered.
+_FILES_KEPT = 16
+_FILES_KEPT_SHARE = 1 / 8  # of a low limit
 
 _END_OF_HEAD = b"\r\n\r\n"
+_REFUSALS = {400, 405, 413, 426, 431, 501, 505}
+
+
+class _Admitted(NamedTuple):
+    """One who may come in: the response that completes the handshake, and what goes with it.
+
+    `owner` is whose it counts as, where that matters; `grant` what its token allows.
+    """
+
+    upgrade: bytes
+    owner: str | None
+    grant: Grant | None
 
 
 class Listener:
@@ -46,6 +61,7 @@ class Listener:
 
     Attributes:
         admitted: connections let in. Those that still send their head are not counted yet.
+        heads_awaited: how many those are.
     """
 
     def __init__(
@@ -54,64 +70,54 @@ class Listener:
         hub: Hub[Connection],
         wheel: PingWheel[Connection],
         admission: Admission,
+        permits: Permits,
         respond: Respond,
         settings: Settings,
     ) -> None:
         self._hub = hub
         self._wheel = wheel
         self._admission = admission
+        self._permits = permits
         self._respond = respond
         self._settings = settings
         self._traffic = hub.ledger.traffic
-        self._logged_at = -_LOG_EVERY_SECONDS
+        self._acceptor = Acceptor(self._traffic, per_second=settings.accepts_per_second)
+        self._half_open = HalfOpen(settings.max_half_open, self._traffic)
+        self._from_address: Counter[str] = Counter()
+        self._files_for_clients = _files_for_clients()
         self._departed = trio.lowlevel.ParkingLot()
         self.admitted = 0
+        self.heads_awaited = 0
+
+    def reload(self, settings: Settings) -> None:
+        """Serve whoever comes from now on by `settings`."""
+        self._settings = settings
+        self._acceptor.set_rate(settings.accepts_per_second)
+        self._half_open.most = settings.max_half_open
 
     async def run(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
-        """Accept on `listener` until cancelled.
-
-        All that wait are accepted at each wake-up, up to a limit: after a lost network thousands
-        come back at once, and `listener.accept` is a turn of the scheduler for each.
-
-        Error handling: running out of files or memory is counted, logged now and then, and waited
-        out, with the connections that are open served on.
-        """
-        with socket.socket(fileno=os.dup(listener.socket.fileno())) as waiting:
-            waiting.setblocking(False)
-            while True:
-                await trio.lowlevel.wait_readable(waiting)
-                try:
-                    for stream in _accepted(waiting):
-                        nursery.start_soon(self.serve, stream, name="connection")
-                except OSError as error:
-                    self._traffic.accept_errors += 1
-                    await self._wait_out(error)
-
-    async def _wait_out(self, error: OSError) -> None:
-        if error.errno != errno.ECONNABORTED:  # that is: gone before we got to it
-            self._log_now_and_then(error)
-        await trio.sleep(
-            _EXHAUSTED_PAUSE_SECONDS if error.errno in _EXHAUSTED else _ACCEPT_PAUSE_SECONDS
-        )
-
-    def _log_now_and_then(self, error: OSError) -> None:
-        now = trio.current_time()
-        if now - self._logged_at >= _LOG_EVERY_SECONDS:
-            self._logged_at = now
-            _log.error("accept.failed", error=str(error), connections=len(self._hub.members))
+        """Accept on `listener` until cancelled."""
+        await self._acceptor.run(listener, nursery, self.serve)
 
     async def serve(self, stream: trio.abc.HalfCloseableStream) -> None:
         """Serve one accepted socket to its end. Nothing the peer does raises out of here."""
         try:
-            head = await self._receive_head(stream)
+            self.heads_awaited += 1
+            try:
+                head = await self._receive_head(stream)
+            finally:
+                self.heads_awaited -= 1
             if head is None:
                 await trio.aclose_forcefully(stream)
             elif not handshake.is_websocket_request(head):
-                await serve_request(stream, self._respond, received=head)
+                status = None  # it stays so if the page is ended for the sake of others
+                with self._half_open.one(math.inf):  # it has deadlines of its own
+                    status = await serve_request(stream, self._respond, received=head)
+                self._count_refusal(status)
             else:
-                answer = self._answer(head)
+                answer = self._answer(head, stream)
                 del head  # the rest of this frame lives as long as the connection
-                if isinstance(answer, bytes):
+                if isinstance(answer, _Admitted):
                     await self._connect(stream, answer)
                 else:
                     await self._refuse(stream, answer)
@@ -124,55 +130,101 @@ class Listener:
         received = _already_there(stream)
         if received.endswith(_END_OF_HEAD):
             return received
-        with trio.move_on_after(self._settings.handshake_seconds):
+        with self._half_open.one(self._settings.handshake_seconds) as scope:
             try:
                 return await receive_head(stream, received) or None
             except trio.BrokenResourceError:
                 return None
+        if trio.current_time() < scope.deadline:  # ended for the sake of others
+            return None
         self._traffic.rejected["timeout"] += 1
-        with trio.move_on_after(self._settings.write_deadline_seconds):
-            await send_response(stream, Response.text(408, "Request not complete in time"))
+        await self._refuse(stream, Response.text(408, "Request not complete in time"))
         return None
 
-    def _answer(self, head: bytes) -> bytes | Response:
-        """What a request for a WebSocket gets: the upgrade, or a refusal, which is counted."""
-        rejection = self._admission.rejection(self.admitted)
+    def _answer(self, head: bytes, stream: trio.abc.Stream) -> _Admitted | Response:
+        """What a request for a WebSocket gets: the upgrade, or a refusal, which is counted.
+
+        The costly check, of a token's signature, is the last one.
+        """
         malformed = _malformed(head)
+        rejection = self._rejection(stream)
         if rejection is not None and malformed is None:
-            self._traffic.rejected[rejection.label] += 1
-            return Response.text(503, rejection.text, headers=_retry_after(rejection))
-        answer = malformed or handshake.answer(head)
-        if isinstance(answer, bytes):
-            return answer
-        self._traffic.rejected["bad_request"] += 1
-        return Response.text(answer.status, answer.text, headers=answer.headers)
+            return self._rejected(rejection)
+        upgrade = malformed or handshake.parse(head)
+        if isinstance(upgrade, Refusal):
+            return self._refused(upgrade)
+        owner = self._owner(upgrade, stream)
+        if owner is not None:
+            already = self._from_address[owner]
+            rejection = self._admission.rejection(self.admitted, from_address=already)
+            if rejection is not None:
+                return self._rejected(rejection)
+        permit = self._permits.permit(upgrade)
+        if isinstance(permit, Refusal):
+            return self._refused(permit)
+        return _Admitted(upgrade.response(), owner, permit)
+
+    def _refused(self, refusal: Refusal) -> Response:
+        self._traffic.rejected[refusal.label] += 1
+        return Response.text(refusal.status, refusal.text, headers=refusal.headers)
+
+    def _rejection(self, stream: trio.abc.Stream) -> Rejection | None:
+        """Why nobody may come in now, or not on this socket."""
+        file = stream.socket.fileno() if isinstance(stream, trio.SocketStream) else 0
+        is_kept = file >= self._files_for_clients  # the kernel gives the lowest number that is free
+        return self._admission.rejection(self.admitted) or (Rejection.FILES if is_kept else None)
+
+    def _rejected(self, rejection: Rejection) -> Response:
+        self._traffic.rejected[rejection.label] += 1
+        return refusal(rejection)
+
+    def _owner(self, upgrade: Upgrade, stream: trio.abc.Stream) -> str | None:
+        """By what address the client is counted; None where that does not matter."""
+        if not self._admission.max_per_address:
+            return None
+        peer = _peer_of(stream)
+        forwarded_for = upgrade.headers.get(b"x-forwarded-for", b"")
+        address = peer and client_address(peer, forwarded_for, self._settings.trusted_proxies)
+        return counted_as(address) if address else None
 
     async def _refuse(self, stream: trio.abc.HalfCloseableStream, refusal: Response) -> None:
-        async with stream:
-            with trio.move_on_after(self._settings.write_deadline_seconds):
-                await send_response(stream, refusal)
+        await send_last(stream, refusal, self._settings.write_deadline_seconds)
 
-    async def _connect(self, stream: trio.abc.Stream, upgrade: bytes) -> None:
+    def _count_refusal(self, status: int | None) -> None:
+        """Of a request for a page: what is no HTTP, or not what /ws or a page is asked for."""
+        if status == HTTPStatus.REQUEST_TIMEOUT:
+            self._traffic.rejected["timeout"] += 1
+        elif status in _REFUSALS:
+            self._traffic.rejected["bad_request"] += 1
+
+    async def _connect(self, stream: trio.abc.Stream, admitted: _Admitted) -> None:
         self.admitted += 1
+        upgrade, owner, grant = admitted
+        if owner is not None:
+            self._from_address[owner] += 1
         try:
-            connection = Connection(stream, hub=self._hub, settings=self._settings)
+            connection = Connection(stream, hub=self._hub, settings=self._settings, grant=grant)
             await connection.run(upgrade, self._wheel)
         finally:
             self.admitted -= 1
+            if owner is not None:
+                self._forget(owner)
             self._departed.unpark_all()
+
+    def _forget(self, owner: str) -> None:
+        self._from_address[owner] -= 1
+        if not self._from_address[owner]:
+            del self._from_address[owner]
+
+    @property
+    def half_open(self) -> int:
+        """How many have not asked for anything yet, or get a page."""
+        return len(self._half_open)
 
     async def wait_empty(self) -> None:
         """Wait until no connection is left."""
         while self.admitted:
             await self._departed.park()
-
-
-def _accepted(waiting: socket.socket) -> Iterator[trio.SocketStream]:
-    """Those who wait to be accepted, up to a limit."""
-    with suppress(BlockingIOError):
-        for _ in range(_ACCEPTS_PER_TURN):
-            accepted, _ = waiting.accept()
-            yield trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
 
 
 def _already_there(stream: trio.abc.Stream) -> bytes:
@@ -192,6 +244,14 @@ def _malformed(head: bytes) -> Refusal | None:
     return None
 
 
-def _retry_after(rejection: Rejection) -> list[tuple[str, str]]:
-    seconds = 1 if rejection is Rejection.OVERLOADED else 5
-    return [("Retry-After", str(seconds))]
+def _peer_of(stream: trio.abc.Stream) -> str | None:
+    if isinstance(stream, trio.SocketStream):
+        with suppress(OSError):  # it has gone
+            return str(stream.socket.getpeername()[0])
+    return None
+
+
+def _files_for_clients() -> int:
+    """The file number at which WebSockets end."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return limit - min(_FILES_KEPT, int(limit * _FILES_KEPT_SHARE))

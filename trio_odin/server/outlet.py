@@ -12,26 +12,31 @@ and the only one that writes to the socket, so none can land in the middle of an
 A literal task switch per delivery would cost 4 to 15 times as much as the write; the writer task is
 there for the moments in which the socket will not take it.
 
+Whether something may wait, and for how long, is decided in `core/backpressure.py`.
+
 Under load the hub does not `deliver` each envelope but `defer`s several, and `flush`es them in one
 write. They come before anything that is sent in the meantime.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import attrs
 import trio
 
-from trio_odin.core.backpressure import SlowConsumerWatch
+from trio_odin.core.backpressure import Backlog, Envelope, OutboxRules
 from trio_odin.core.closing import CloseReason
+from trio_odin.core.flight import REFUSALS, FlightEvent, FlightRecorder
 from trio_odin.core.frame import FIN, PING, PONG_BYTES, PONG_HEAD, Opcode, missing_after
 from trio_odin.core.history import History
 from trio_odin.core.ledger import Dropped, Ledger
 from trio_odin.core.publication import Publication
+from trio_odin.net.http import linger
 
 # A joined write takes at most about this much; the outbox may hold far more in large envelopes.
 _JOINED_MAX_BYTES = 64 * 1024
@@ -40,17 +45,12 @@ _PIECE_BYTES = 16 * 1024
 # More than this many deferred envelopes are not worth waiting for: the write is cheap by then.
 _DEFERRED_MAX = 64
 _RECEIVE_BYTES = 4 * 1024
+_SLOW_WRITE_SECONDS = 1.0
+# The flight recorder marks how many wait from here on, each time they have doubled.
+_DEPTH_MARK = 16
 # A large frame costs more to keep for every seq until the fan-out ends than to make again.
 _SHARED_FRAME_MAX_BYTES = 4096
 _CLOSE_FRAME_START = bytes((FIN | Opcode.CLOSE,))
-
-
-class _Envelope(NamedTuple):
-    """An envelope in the outbox: references only. The first `sent` bytes of its frame are out."""
-
-    publication: Publication
-    seq: int
-    sent: int
 
 
 @attrs.define(eq=False)
@@ -60,10 +60,14 @@ class _Raw:
     data: bytes
     is_written: bool = False
 
+    def rest(self) -> bytes:
+        """What is still to be written."""
+        return self.data
+
 
 # As an annotation: `open_memory_channel[...]` evaluates the type anew for each connection.
 _Outbox: TypeAlias = tuple[
-    trio.MemorySendChannel[_Envelope | _Raw], trio.MemoryReceiveChannel[_Envelope | _Raw]
+    trio.MemorySendChannel[Envelope | _Raw], trio.MemoryReceiveChannel[Envelope | _Raw]
 ]
 
 
@@ -72,9 +76,6 @@ class Owner(Protocol):
 
     def evict(self, reason: CloseReason) -> None:
         """The connection is to be ended for `reason`."""
-
-    def stream_closed(self) -> None:
-        """Someone has closed the stream; trio-websocket does at the end of a connection."""
 
     def close_frame_sent(self) -> None:
         """Our close frame is out: the peer's answer is all that is missing."""
@@ -91,23 +92,24 @@ class Outlet(trio.abc.Stream):
     """
 
     __slots__ = (
+        "_backlog",
         "_deferred",
         "_file",
+        "_flight",
         "_history",
         "_is_idle",
         "_is_stopped",
         "_is_torn",
         "_ledger",
         "_missing",
+        "_opened_at",
         "_outbox_receive",
         "_outbox_send",
         "_owner",
         "_progress",
+        "_rules",
         "_socket",
         "_stream",
-        "_waiting_envelopes",
-        "_watch",
-        "_write_deadline_seconds",
         "_write_now",
         "heard_at",
         "is_closing",
@@ -118,8 +120,7 @@ class Outlet(trio.abc.Stream):
         stream: trio.abc.Stream,
         *,
         history: History,
-        capacity: int,
-        write_deadline_seconds: float,
+        rules: OutboxRules,
         ledger: Ledger,
         owner: Owner,
     ) -> None:
@@ -129,21 +130,21 @@ class Outlet(trio.abc.Stream):
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
         self._ledger = ledger
         self._owner = owner
-        self._write_deadline_seconds = write_deadline_seconds
-        # Full: the slow-consumer watch decides, see `deliver`. Replies wait for room instead.
-        outbox: _Outbox = trio.open_memory_channel(capacity)
+        self._rules = rules
+        # Full: the backlog decides, see `_queue`. Replies wait for room instead.
+        outbox: _Outbox = trio.open_memory_channel(rules.capacity)
         self._outbox_send, self._outbox_receive = outbox
-        self._watch = SlowConsumerWatch()
+        self._backlog: Backlog | None = None  # nothing waits
+        self._flight: FlightRecorder | None = None  # nothing notable happened
         self._write_now, self._file = _direct_write(stream)
         self._is_idle = True  # nothing in the outbox, no frame half written, and more may be
         self._is_torn = False  # the last byte written may not be the end of a frame
         self._is_stopped = False
         self.is_closing = False  # a close frame is out, or queued
-        self._waiting_envelopes = 0
         self._deferred: list[Publication] | None = None
         self._progress: trio.lowlevel.ParkingLot | None = None
         self._missing = 0  # bytes of a frame that was received in part, see `missing_after`
-        self.heard_at = trio.current_time()
+        self._opened_at = self.heard_at = trio.current_time()
 
     def deliver(self, publication: Publication, frames: dict[int, bytes]) -> int:
         """Number one envelope, keep it for replay, and hand it over without waiting.
@@ -176,7 +177,7 @@ class Outlet(trio.abc.Stream):
                 return 0
             if sent == len(frame):
                 return sent
-        self._judge(self._queue(_Envelope(publication, seq, sent)))
+        self._judge(had_room=self._queue(Envelope(publication, seq, sent)))
         return 0
 
     def defer(self, publication: Publication) -> bool:
@@ -206,7 +207,7 @@ class Outlet(trio.abc.Stream):
         while numbered and self._is_idle:
             del numbered[: self._write_joined(numbered)]
         if numbered:
-            self._queue_all(_Envelope(publication, seq, 0) for seq, publication in numbered)
+            self._queue_all(Envelope(publication, seq) for seq, publication in numbered)
 
     def _write_joined(self, numbered: Sequence[tuple[int, Publication]]) -> int:
         """Write as many as one write should take, and book or queue them. Returns how many."""
@@ -243,36 +244,62 @@ class Outlet(trio.abc.Stream):
                 self._ledger.traffic.bytes_sent += len(frame)
                 sent -= len(frame)
             else:
-                waiting.append(_Envelope(publication, seq, sent))
+                waiting.append(Envelope(publication, seq, sent))
                 sent = 0
         self._queue_all(waiting)
 
-    def _queue(self, envelope: _Envelope) -> bool:
+    def _queue(self, envelope: Envelope) -> bool:
         """Queue it, or drop it and book that. False if it was for a full outbox."""
         if self._is_stopped or self.is_closing:
             self._drop(Dropped.CLOSING)
             return True
-        try:
-            self._outbox_send.send_nowait(envelope)
-        except trio.WouldBlock:
-            self._drop(Dropped.OUTBOX_FULL)
-            return False
+        backlog, outbox = self._begin_to_wait(), self._outbox_send.statistics()
+        # A reply that waits for a place gets the first one.
+        room = self._rules.capacity - outbox.current_buffer_used - outbox.tasks_waiting_send
+        refusal = backlog.admit(envelope, room=room)
+        if refusal is not None:
+            self.note(REFUSALS[refusal])
+            # What waits for all together is not the fault of this one client.
+            return refusal is Dropped.TOTAL_OUTBOX_BYTES
+        if room < 1:
+            self._take_out_superseded(backlog)
+        self._outbox_send.send_nowait(envelope)
+        if outbox.tasks_waiting_receive:
+            backlog.take(envelope)  # it is with the writer, which has still to wake up
         self._is_idle = False
         self._is_torn = self._is_torn or envelope.sent > 0
-        self._waiting_envelopes += 1
-        self._ledger.deliveries.queued += 1
         self._ledger.traffic.bytes_sent += envelope.sent
+        self._mark_depth(backlog.envelopes, envelope)
         return True
 
-    def _queue_all(self, envelopes: Iterable[_Envelope]) -> None:
-        # All are tried, and judged once: the writer had no turn between them.
-        has_room = [self._queue(envelope) for envelope in envelopes]
-        self._judge(all(has_room))
+    def _begin_to_wait(self) -> Backlog:
+        if self._backlog is None:
+            self._backlog = Backlog(self._rules, self._ledger.deliveries)
+            self.note(FlightEvent.BEGAN_TO_WAIT)
+        return self._backlog
 
-    def _judge(self, has_room: bool) -> None:
-        if has_room:
-            self._watch.outbox_accepted()
-        elif self._watch.outbox_full():
+    def _take_out_superseded(self, backlog: Backlog) -> None:
+        """Go through the outbox. A reply that waits for a place in it gets one."""
+        for item in backlog.without_superseded(list(self._waiting())):
+            self._outbox_send.send_nowait(item)
+
+    def _waiting(self) -> Iterator[Envelope | _Raw]:
+        """Take from the outbox, one after the other, until it is empty."""
+        with suppress(trio.WouldBlock):
+            while True:
+                yield self._outbox_receive.receive_nowait()
+
+    def _mark_depth(self, depth: int, newest: Envelope) -> None:
+        if depth >= _DEPTH_MARK and depth & (depth - 1) == 0 and not newest.skipped:
+            self.note(FlightEvent.DEPTH, depth)
+
+    def _queue_all(self, envelopes: Iterable[Envelope]) -> None:
+        # All are tried, and judged once: the writer had no turn between them.
+        had_room = [self._queue(envelope) for envelope in envelopes]
+        self._judge(had_room=all(had_room))
+
+    def _judge(self, *, had_room: bool) -> None:
+        if self._backlog is not None and self._backlog.is_too_slow(had_room=had_room):
             self._owner.evict(CloseReason.OUTBOX_FULL)
 
     def _drop(self, why: Dropped) -> None:
@@ -284,9 +311,11 @@ class Outlet(trio.abc.Stream):
         A socket that takes nothing has a writer at work, whose deadline is the shorter one.
         """
         try:
-            self.send_nowait(PING)
+            is_sent = self.send_nowait(PING)
         except trio.BrokenResourceError:
             self._owner.evict(CloseReason.PEER_GONE)
+        else:
+            self.note(FlightEvent.PING if is_sent else FlightEvent.PING_SKIPPED)
 
     def send_nowait(self, data: bytes) -> bool:
         """Send ready bytes, whole frames, at once.
@@ -304,8 +333,12 @@ class Outlet(trio.abc.Stream):
             return False
         if rest:
             self._is_idle = False
-            self._outbox_send.send_nowait(_Raw(rest))  # it has room, nothing waited
+            self._queue_raw(_Raw(rest))  # it has room, nothing waited
         return True
+
+    def _queue_raw(self, raw: _Raw) -> None:
+        self._outbox_send.send_nowait(raw)
+        self._begin_to_wait().reply_waits(len(raw.data))
 
     def _send_what_fits(self, data: bytes) -> bytes:
         """Send as much as can go out now, behind what was deferred, and return the rest.
@@ -357,29 +390,51 @@ class Outlet(trio.abc.Stream):
         """
         if self.is_closing:
             return True
-        rest = frame
+        if not self.send_soon(frame):
+            return False
+        is_sent = self._is_idle
+        self._close_for_good()
+        if is_sent:
+            self._owner.close_frame_sent()
+        return True
+
+    def send_soon(self, data: bytes) -> bool:
+        """Send ready bytes, whole frames, behind all that waits. Does not wait.
+
+        Returns:
+            False if there is no room left for them, or a close frame is out.
+        """
+        if self.is_closing or self._is_stopped:
+            return False
+        rest = data
         with suppress(trio.BrokenResourceError):  # the reader will notice as well
-            rest = self._send_what_fits(frame)
+            rest = self._send_what_fits(data)
         if rest:
             try:
-                self._outbox_send.send_nowait(_Raw(rest))
+                self._queue_raw(_Raw(rest))
             except trio.WouldBlock:
                 return False
-        self._close_for_good()
-        if not rest:
-            self._owner.close_frame_sent()
+            self._is_idle = False
         return True
 
     def _close_for_good(self) -> None:
         """Take nothing any more: after a close frame nothing may follow (RFC 6455, 5.5.1)."""
         self.is_closing = True
         self._is_idle = False
+        self.note(FlightEvent.CLOSING)
 
     async def _send_queued(self, raw: _Raw) -> None:
         if self._is_stopped:
             raise trio.BrokenResourceError
         self._is_idle = False
-        await self._outbox_send.send(raw)
+        self.note(FlightEvent.REPLY_WAITED)
+        backlog = self._begin_to_wait()
+        backlog.reply_waits(len(raw.data))
+        try:
+            await self._outbox_send.send(raw)
+        except BaseException:  # cancelled, and it is not in the outbox
+            backlog.give_back(len(raw.data))
+            raise
         await self._wait_for(lambda: raw.is_written)
         if not raw.is_written:
             raise trio.BrokenResourceError
@@ -395,29 +450,45 @@ class Outlet(trio.abc.Stream):
 
         Returns when the stream is gone or a write missed its deadline; the owner knows it then.
         """
-        async for first in self._outbox_receive:
-            batch, joined = self._take_batch(first)
+        while True:
+            try:  # not `receive` alone: it lets others run between its taking and its return
+                first = self._outbox_receive.receive_nowait()
+            except trio.WouldBlock:
+                first = await self._outbox_receive.receive()
+            backlog = self._begin_to_wait()
+            batch, joined = self._take_batch(first, backlog)
             self._is_torn = True
             if not await self._write(joined):
                 return
             self._is_torn = False
-            self._settle(batch, len(joined))
+            self._settle(batch, len(joined), backlog)
 
-    def _take_batch(self, first: _Envelope | _Raw) -> tuple[list[_Envelope | _Raw], bytes]:
+    def _take_batch(
+        self, first: Envelope | _Raw, backlog: Backlog
+    ) -> tuple[list[Envelope | _Raw], bytes]:
         """What waits, `first` and as many more as one write should take, and their bytes joined."""
-        batch = [first]
-        joined = bytearray(_bytes_of(first))
-        with suppress(trio.WouldBlock):
-            while len(joined) < _JOINED_MAX_BYTES:
-                batch.append(self._outbox_receive.receive_nowait())
-                joined += _bytes_of(batch[-1])
+        batch: list[Envelope | _Raw] = []
+        joined = bytearray()
+        skipped = 0
+        for item in itertools.chain([first], self._waiting()):
+            if isinstance(item, Envelope):
+                if not backlog.take(item):
+                    continue
+                skipped += item.skipped
+            batch.append(item)
+            joined += item.rest()
+            if len(joined) >= _JOINED_MAX_BYTES:
+                break
+        if skipped:
+            self.note(FlightEvent.CONFLATED, skipped)
         return batch, bytes(joined)
 
     async def _write(self, joined: bytes) -> bool:
         """Write it all. False if that cannot be, and then the connection is being ended."""
         view = memoryview(joined)
         for start in range(0, len(joined), _PIECE_BYTES):
-            with trio.move_on_after(self._write_deadline_seconds) as deadline:
+            started = trio.current_time()
+            with trio.move_on_after(self._rules.write_deadline_seconds) as deadline:
                 try:
                     await self._stream.send_all(view[start : start + _PIECE_BYTES])
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -425,11 +496,16 @@ class Outlet(trio.abc.Stream):
                         self._owner.evict(CloseReason.PEER_GONE)
                     return False
             if deadline.cancelled_caught:
+                self.note(FlightEvent.STALLED)
                 self._owner.evict(CloseReason.WRITE_DEADLINE)
                 return False
+            # While a reply waits its turn, nothing of the client is read: this is life as well.
+            self.heard_at = trio.current_time()
+            if self.heard_at - started >= _SLOW_WRITE_SECONDS:
+                self.note(FlightEvent.SLOW_WRITE)
         return True
 
-    def _settle(self, batch: list[_Envelope | _Raw], size: int) -> None:
+    def _settle(self, batch: list[Envelope | _Raw], size: int, backlog: Backlog) -> None:
         """Book a batch that was written, and wake who waited for it."""
         envelopes = 0
         for item in batch:
@@ -437,18 +513,15 @@ class Outlet(trio.abc.Stream):
                 item.is_written = True
             else:
                 envelopes += 1
-        # If the outlet was stopped meanwhile, they are booked as dropped already.
-        envelopes = min(envelopes, self._waiting_envelopes)
-        self._waiting_envelopes -= envelopes
-        self._ledger.deliveries.queued -= envelopes
-        self._ledger.deliveries.written += envelopes
+        backlog.written(envelopes, size)
         self._ledger.traffic.bytes_sent += size
         if not self._is_stopped and not self._outbox_receive.statistics().current_buffer_used:
             if self.is_closing:
                 self._owner.close_frame_sent()
             else:
                 self._is_idle = True
-                self._watch.outbox_accepted()
+                self._backlog = None
+                self.note(FlightEvent.EMPTIED)
         if self._progress is not None:
             self._progress.unpark_all()
 
@@ -477,6 +550,7 @@ class Outlet(trio.abc.Stream):
                 raise trio.BrokenResourceError from error
             self._heard(data)
             if self._is_bare_pong(data):
+                self.note(FlightEvent.PONG)
                 continue  # that it came is all it says, and ten thousand of them add up
             self._missing = missing_after(data, self._missing)
             return data
@@ -489,6 +563,24 @@ class Outlet(trio.abc.Stream):
     def _is_bare_pong(self, data: bytes) -> bool:
         is_alone = self._missing == 0 and len(data) == PONG_BYTES
         return is_alone and data.startswith(PONG_HEAD)
+
+    def note(self, event: FlightEvent, count: int = 1) -> None:
+        """Write `event` into the flight recorder. Not for the hot path."""
+        if self._flight is None:
+            self._flight = FlightRecorder(self._opened_at)
+        self._flight.add(event, trio.current_time(), count)
+
+    def report(self) -> dict[str, Any]:
+        """How it stands and what happened last, for the log."""
+        now, backlog = trio.current_time(), self._backlog
+        return {
+            "seconds": round(now - self._opened_at, 3),
+            "silent_seconds": round(now - self.heard_at, 3),
+            "seq": self._history.seq,
+            "queued": (backlog.envelopes if backlog else 0) + len(self._deferred or ()),
+            "queued_bytes": backlog.bytes if backlog else 0,
+            "events": self._flight.lines() if self._flight else [],
+        }
 
     def forget_owner(self) -> None:
         """Let go of the connection, so that it can be freed without the garbage collector."""
@@ -508,17 +600,21 @@ class Outlet(trio.abc.Stream):
         self._is_idle = False
         # The file number may soon belong to another connection: nothing here may know it any more.
         self._write_now = _refuse
-        lost = self._waiting_envelopes + len(self._deferred or ())
-        self._ledger.deliveries.queued -= lost
-        self._ledger.deliveries.dropped[Dropped.CLOSING] += lost
-        self._waiting_envelopes = 0
-        self._deferred = None
+        if self._backlog is not None:
+            self._backlog.abandon()
+        if self._deferred is not None:
+            self._ledger.deliveries.queued -= len(self._deferred)
+            self._ledger.deliveries.dropped[Dropped.CLOSING] += len(self._deferred)
+            self._deferred = None
         if self._progress is not None:
             self._progress.unpark_all()
 
+    async def linger(self) -> None:
+        """Read on for a moment: who broke a rule may be sending still, and is to see the answer."""
+        await linger(self._stream)
+
     async def aclose(self) -> None:
         """Stop and close the stream. This is how trio-websocket ends a connection."""
-        self._owner.stream_closed()
         self.stop()
         await self._stream.aclose()
 
@@ -529,20 +625,11 @@ class _Nobody:
     def evict(self, reason: CloseReason) -> None:
         pass
 
-    def stream_closed(self) -> None:
-        pass
-
     def close_frame_sent(self) -> None:
         pass
 
 
 _NOBODY = _Nobody()
-
-
-def _bytes_of(item: _Envelope | _Raw) -> bytes:
-    if isinstance(item, _Raw):
-        return item.data
-    return item.publication.frame(item.seq)[item.sent :]
 
 
 def _direct_write(stream: trio.abc.Stream) -> tuple[Callable[[int, bytes], int], int]:

@@ -22,40 +22,55 @@ Connect a WebSocket to /ws on this port and send one JSON object per text frame:
 You get exactly the events of your channels, numbered by "seq": a gap means a loss.
 
     /health   how it is (JSON)
-    /ready    whether it takes clients (200 or 503)
-    /metrics  for Prometheus"""
+    /ready    whether it takes clients (200 or 503)"""
+_METRICS_LINE = "\n    /metrics  for Prometheus"
 
+_NOT_FOUND = Response.text(404, "Not found; see / for what there is")
 _ALLOWED_METHODS = {"GET", "HEAD"}
 
 
 class Pages:
-    """Answers `/`, `/health`, `/ready` and `/metrics`, with what `gather` finds out."""
+    """Answers `/`, `/health`, `/ready` and `/metrics`, with what `gather` finds out.
 
-    def __init__(self, gather: Callable[[], Awaitable[Snapshot]]) -> None:
+    Where `has_metrics` is false /metrics is found elsewhere, at the address for it.
+    """
+
+    def __init__(
+        self, gather: Callable[[], Awaitable[Snapshot]], *, has_metrics: bool = True
+    ) -> None:
         self._gather = gather
+        self._has_metrics = has_metrics
 
     async def respond(self, request: Request) -> Response:
-        """The answer to one request. Waits for `gather` at most."""
-        if request.method not in _ALLOWED_METHODS:
-            allow = ", ".join(sorted(_ALLOWED_METHODS))
-            return Response.text(405, f"Use {allow}", headers=[("Allow", allow)])
+        """The answer to a request of the public. Waits for `gather` at most."""
         match request.path:
-            case "/":
-                return Response.text(200, _WELCOME)
-            case "/health":
-                return _json(health(await self._gather()))
-            case "/ready":
-                return _json(ready(await self._gather()))
-            case "/metrics":
-                return Response(200, render(await self._gather()), CONTENT_TYPE)
-            case "/ws":
+            case "/" if request.method in _ALLOWED_METHODS:
+                return Response.text(200, _WELCOME + _METRICS_LINE * self._has_metrics)
+            case "/metrics" if not self._has_metrics:
+                return _NOT_FOUND
+            case "/ws" if request.method in _ALLOWED_METHODS:
                 return Response.text(
                     426,
                     "This is a WebSocket endpoint; see / on how to use it",
                     headers=[("Upgrade", "websocket")],
                 )
             case _:
-                return Response.text(404, "Not found; see / for what there is")
+                return await self.respond_to_admin(request)
+
+    async def respond_to_admin(self, request: Request) -> Response:
+        """The answer at WS_ADMIN_ADDR. Waits for `gather` at most."""
+        if request.method not in _ALLOWED_METHODS:
+            allow = ", ".join(sorted(_ALLOWED_METHODS))
+            return Response.text(405, f"Use {allow}", headers=[("Allow", allow)])
+        match request.path:
+            case "/health":
+                return _json(health(await self._gather()))
+            case "/ready":
+                return _json(ready(await self._gather()))
+            case "/metrics":
+                return Response(200, render(await self._gather()), CONTENT_TYPE)
+            case _:
+                return _NOT_FOUND
 
 
 def _json(report: HealthReport) -> Response:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
-from collections.abc import Callable
+from typing import Protocol
 
 import attrs
 import structlog
 import trio
 
-from trio_odin.core.admission import Admission
+from trio_odin.server.reloading import ReadEnvironment
 from trio_odin.server.worker_link import (
     Answer,
     Ask,
     Elsewhere,
     Figures,
+    FromParent,
     Link,
     Question,
+    Relieve,
+    Reload,
     worker_decoder,
 )
 from trio_odin.telemetry.snapshot import Snapshot
@@ -27,6 +31,26 @@ _ANSWER_SECONDS = 1.0
 _FAREWELL_SECONDS = 0.5
 
 _log = structlog.get_logger("workers")
+
+
+class Sibling(Protocol):
+    """The server of this process. None of this waits."""
+
+    def snapshot(self) -> Snapshot:
+        """Its figures now."""
+        ...
+
+    def learn(self, elsewhere: Elsewhere) -> None:
+        """Take in what the other processes of the server hold and use."""
+
+    def reload(self, read: ReadEnvironment) -> None:
+        """Take on the settings of another environment."""
+
+    def drain(self) -> None:
+        """Leave in order."""
+
+    def relieve(self) -> None:
+        """Leave the port to a successor, and leave in order."""
 
 
 @attrs.define
@@ -63,27 +87,33 @@ class Siblings:
             _log.warning("workers.parent_silent", shown="figures of this worker alone")
         return wait.snapshot
 
-    async def run(
-        self, snapshot: Callable[[], Snapshot], admission: Admission, drain: Callable[[], None]
-    ) -> None:
-        """Tell the parent that this worker serves, and answer it; at its end, `drain`."""
+    async def run(self, server: Sibling) -> None:
+        """Tell the parent that `server` serves, answer and obey it; at its end, drain."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._link.run_writer)
-            self._link.send(Figures(0, snapshot()))
+            self._link.send(Figures(0, server.snapshot()))
             while (message := await self._link.receive()) is not None:
-                match message:
-                    case Ask():
-                        self._link.send(Figures(message.number, snapshot()))
-                    case Elsewhere():
-                        admission.connections_elsewhere = message.connections
-                    case Answer():
-                        self._take(message)
+                self._obey(message, server)
             nursery.cancel_scope.cancel(reason="the parent has closed the link")
         for wait in self._waits.values():
             wait.is_over.set()
         if not self._is_leaving:
             _log.warning("workers.parent_gone")
-            drain()
+            server.drain()
+
+    def _obey(self, message: FromParent, server: Sibling) -> None:
+        match message:
+            case Ask():
+                self._link.send(Figures(message.number, server.snapshot()))
+            case Elsewhere():
+                server.learn(message)
+            case Answer():
+                self._take(message)
+            case Reload():
+                texts = {name: os.fsdecode(text) for name, text in message.environment.items()}
+                server.reload(lambda: texts)
+            case Relieve():
+                server.relieve()
 
     def _take(self, answer: Answer) -> None:
         wait = self._waits.get(answer.number)

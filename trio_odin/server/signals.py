@@ -1,14 +1,21 @@
-"""How a process is told to end."""
+"""How a process is told to end, and a server to change."""
 
 from __future__ import annotations
 
 import math
+import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import trio
+
+from trio_odin.server.reloading import ReadEnvironment
+
+# Entered, it gives the numbers of the signals that come.
+Signals: TypeAlias = AbstractContextManager[AsyncIterator[int]]
 
 
 class Leaving(Protocol):
@@ -18,7 +25,17 @@ class Leaving(Protocol):
         """Begin to leave. Does not wait."""
 
 
-def end_signals() -> AbstractContextManager[AsyncIterator[int]]:
+class Serving(Leaving, Protocol):
+    """What can change while it runs, too. None of this waits."""
+
+    def reload(self, read: ReadEnvironment) -> None:
+        """Take on the settings of the environment that `read` gives."""
+
+    def roll(self) -> None:
+        """Begin to replace all workers."""
+
+
+def end_signals() -> Signals:
     """Receive what ends a process: a stop, a Ctrl-C, a terminal that is gone.
 
     To be entered before anything is started that they should end. Under nohup, which has the last
@@ -28,6 +45,57 @@ def end_signals() -> AbstractContextManager[AsyncIterator[int]]:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         ends.append(signal.SIGHUP)
     return trio.open_signal_receiver(*ends)
+
+
+def serve_signals() -> Signals:
+    """Receive what a server obeys: what ends a process, SIGHUP to reload, SIGUSR2 to roll.
+
+    Under nohup SIGHUP stays ignored.
+    """
+    obeyed = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        obeyed.append(signal.SIGHUP)
+    return trio.open_signal_receiver(*obeyed)
+
+
+def leave_changes_to_parent() -> None:
+    """Ignore what a server obeys beside its end: a worker hears of it from its parent."""
+    for number in (signal.SIGHUP, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def has_terminal() -> bool:
+    """Whether a person's terminal is our standard input: its end is then a SIGHUP as well."""
+    try:
+        return os.isatty(sys.__stdin__.fileno()) if sys.__stdin__ else False
+    except (OSError, ValueError):  # closed
+        return False
+
+
+async def obey_signals(
+    signals: AsyncIterator[int],
+    server: Serving,
+    *,
+    read: ReadEnvironment,
+    stop: trio.CancelScope,
+    hangup_ends: bool,
+) -> None:
+    """Drain `server` upon a signal that ends it; the next such one cancels `stop`.
+
+    SIGUSR2 replaces the workers, SIGHUP has it take on what `read` gives; with `hangup_ends` it
+    ends the server like the others. Runs until cancelled.
+    """
+    is_leaving = False
+    async for number in signals:
+        if number == signal.SIGUSR2:
+            server.roll()
+        elif number == signal.SIGHUP and not hangup_ends:
+            server.reload(read)
+        elif is_leaving:
+            stop.cancel(reason="a second signal")
+        else:
+            server.drain()
+            is_leaving = True
 
 
 async def drain_on_signal(

@@ -13,6 +13,7 @@ from nats.js.api import RetentionPolicy, StorageType, StreamConfig, StreamInfo
 from nats.js.errors import APIError, NotFoundError
 
 from trio_odin.config import Settings
+from trio_odin.core.gaps import StreamState
 from trio_odin.core.names import covers
 
 SUBJECT = "odin.token.>"
@@ -72,6 +73,18 @@ async def ensure_stream(jetstream: JetStreamContext, settings: Settings) -> Stre
             hint="with limits retention nothing is lost over a short disconnect",
         )
     return info
+
+
+def state_of(info: StreamInfo) -> StreamState:
+    """What matters of a stream that NATS has described."""
+    created = info.created
+    return StreamState(
+        name=str(info.config.name),
+        epoch=f"{round(created.timestamp() * 1e6):x}" if created else "unknown",
+        first=info.state.first_seq,
+        last=info.state.last_seq,
+        is_ours=all(covers(SUBJECT, pattern) for pattern in info.config.subjects or []),
+    )
 
 
 def _covers_ours(info: StreamInfo) -> bool:

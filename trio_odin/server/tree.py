@@ -1,15 +1,18 @@
 """The nursery tree: the whole server in one picture and one function.
 
 serve()                                cancel = stop now; drain() = leave in order, then stop
-├── listener                           plain HTTP is answered until the very end
-│   └── connection …                   one cancel scope each; cancelling it is the eviction
-│       ├── reader                     frames → commands → session → replies
-│       └── writer                     outbox → socket, asleep unless the socket would block
-├── bridge                             NATS → feed
+├── door                               plain HTTP is answered until the very end
+│   └── listener …                     accepts
+├── connection …                       one cancel scope each; cancelling it is the eviction
+│   ├── reader                         frames → commands → session → replies
+│   └── writer                         outbox → socket, asleep unless the socket would block
+├── bridge                             NATS → feed, until a drain has sent the last client away
+├── notices                            what was lost, told each second to those who asked
 ├── hub                                feed → registry → outlets; a fan-out never waits
 ├── keepalive                          one timing wheel for every connection's pings
-├── guard                              samples the CPU, closes and opens the door
-├── lag                                measures how late the scheduler is
+├── admin                              pages at WS_ADMIN_ADDR, if there is one
+├── guard                              samples the load, closes and opens the door, sheds
+│   └── lag                            measures how late the scheduler is
 ├── collector                          looks for leaks now and then
 ├── siblings                           in a worker: the parent's questions, and its end
 └── summary                            a line in the log now and then
@@ -17,37 +20,39 @@ serve()                                cancel = stop now; drain() = leave in ord
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 
 import structlog
 import trio
 
 from trio_odin.config import Settings
-from trio_odin.core.admission import Admission
+from trio_odin.core.admission import Rejection
+from trio_odin.core.draining import RECONNECTS_PER_SECOND
 from trio_odin.core.ledger import Ledger
 from trio_odin.core.publication import NatsMessage
-from trio_odin.net.address import Address, bound_address, open_listeners
+from trio_odin.net.address import Address, bound_address, inherited_listeners, open_listeners
+from trio_odin.server.admin import AdminPort
 from trio_odin.server.bridge import Bridge
 from trio_odin.server.connection import Connection
+from trio_odin.server.draining import send_away
+from trio_odin.server.guard import Guard
 from trio_odin.server.hub import Hub
 from trio_odin.server.keepalive import PingWheel
 from trio_odin.server.listener import Listener
+from trio_odin.server.notices import Notices
 from trio_odin.server.pages import Pages
+from trio_odin.server.permits import Permits
+from trio_odin.server.reloading import Apply, ReadEnvironment, reload_settings
 from trio_odin.server.siblings import Siblings
-from trio_odin.telemetry.process import (
-    CpuMeter,
-    collect_what_leaked,
-    cpu_seconds,
-    machine_bytes,
-    resident_bytes,
-)
+from trio_odin.server.worker_link import Elsewhere
+from trio_odin.telemetry.log_lines import lines_dropped
+from trio_odin.telemetry.logs import set_log_level
+from trio_odin.telemetry.process import collect_what_leaked, cpu_seconds, resident_bytes
 from trio_odin.telemetry.snapshot import Snapshot, Workers
 
-_GUARD_SECONDS = 1.0
-_TASKS_EVERY = 10  # of these seconds
-_LAG_SECONDS = 0.1
 _COLLECT_SECONDS = 3600.0
+_HEADS_LOOK_SECONDS = 0.01
 
 _log = structlog.get_logger("server")
 
@@ -57,6 +62,7 @@ class Server:
 
     Attributes:
         addresses: where it listens, with the ports the kernel chose.
+        admin_addresses: where it answers Prometheus and health checks alone; mostly nowhere.
         ledger: its books.
         finished: set when a drain is complete, or everything was stopped.
     """
@@ -65,44 +71,80 @@ class Server:
         self,
         settings: Settings,
         listeners: Sequence[trio.SocketListener],
+        permits: Permits,
         siblings: Siblings | None = None,
+        admin_listeners: Sequence[trio.SocketListener] = (),
     ) -> None:
         self.addresses: list[Address] = [bound_address(listener) for listener in listeners]
+        self.admin_addresses: list[Address] = [bound_address(one) for one in admin_listeners]
         self.ledger = Ledger()
         self._settings = settings
         self._listeners = listeners
+        self._admin_listeners = admin_listeners
         self._siblings = siblings
         self._started_at = trio.current_time()
         self._drain_asked = trio.Event()
+        self._is_relieved = False
+        self._door = trio.CancelScope()
         self.finished = trio.Event()
-        self._cpu_percent = 0.0
-        self._tasks = 0
-        self._memory_limit = settings.memory_limit_bytes or machine_bytes()
         # Full: the bridge sheds the newest message and counts it.
         self._feed_send, self._feed_receive = trio.open_memory_channel[NatsMessage](
             settings.feed_capacity
         )
-        self._admission = Admission(
-            max_connections=settings.max_connections,
-            cpu_reject_percent=settings.cpu_reject_percent,
-        )
+        self._guard = Guard(settings, self.ledger)
+        self._admission = self._guard.admission
         self._hub: Hub[Connection] = Hub(settings, self.ledger)
-        self._bridge = Bridge(settings, self.ledger, self._feed_send)
+        self._bridge = Bridge(
+            settings, self.ledger, self._feed_send, self._hub.upstream, self._guard.pause
+        )
+        self._notices = Notices(self.ledger.publications, self._hub.registry, self._hub.upstream)
         self._wheel: PingWheel[Connection] = PingWheel(
             interval_seconds=settings.ping_interval_seconds,
             deadline_seconds=settings.keepalive_seconds,
+            objection=lambda connection: permits.objection(connection.session.grant),
         )
+        pages = Pages(self.gather, has_metrics=not admin_listeners)
+        self._admin = AdminPort(pages.respond_to_admin, self.ledger.traffic)
         self._listener = Listener(
             hub=self._hub,
             wheel=self._wheel,
             admission=self._admission,
-            respond=Pages(self.gather).respond,
+            permits=permits,
+            respond=pages.respond,
             settings=settings,
         )
+        # Who has to know of new settings. Only the first may refuse them.
+        self._reloads: list[Apply] = [
+            permits.reload,  # the only one that may refuse
+            self._guard.reload,
+            self._hub.reload,
+            self._bridge.reload,
+            self._listener.reload,
+            lambda settings: set_log_level(settings.log_level),
+        ]
 
     def drain(self) -> None:
         """Ask the server to leave in order; `serve` returns when it has. Does not wait."""
         self._drain_asked.set()
+
+    def relieve(self) -> None:
+        """Like `drain`, but leave the port to another process first, and refuse nobody."""
+        self._is_relieved = True
+        self.drain()
+
+    def reload(self, read: ReadEnvironment) -> None:
+        """Take on the settings that can change; if `read` or one of them fails, none."""
+        self._settings = reload_settings(
+            self._settings, read, apply=self._reloads, results=self.ledger.traffic.reloads
+        )
+
+    def roll(self) -> None:
+        """Refuse a rolling restart: that takes several workers."""
+        _log.warning("rolling.refused", reason="a rolling restart takes WS_WORKERS of 2 or more")
+
+    def learn(self, elsewhere: Elsewhere) -> None:
+        """Take in what the other processes of the server hold and use."""
+        self._guard.learn(elsewhere)
 
     @property
     def connections(self) -> int:
@@ -111,67 +153,90 @@ class Server:
 
     async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
-            for listener in self._listeners:
-                nursery.start_soon(self._listener.run, listener, nursery, name="listener")
+            nursery.start_soon(self._accept, nursery, name="door")
+            for listener in self._admin_listeners:
+                nursery.start_soon(self._admin.run, listener, nursery, name="admin")
             nursery.start_soon(self._wheel.run, name="keepalive")
-            nursery.start_soon(self._guard, name="guard")
-            nursery.start_soon(self._feel_lag, name="lag")
+            nursery.start_soon(self._notices.run, name="notices")
+            nursery.start_soon(self._guard.run, name="guard")
             nursery.start_soon(self._collect_leaks, name="collector")
             nursery.start_soon(self._summary, name="summary")
             if self._siblings is not None:
-                nursery.start_soon(
-                    self._siblings.run, self.snapshot, self._admission, self.drain, name="siblings"
-                )
+                nursery.start_soon(self._siblings.run, self, name="siblings")
             async with trio.open_nursery() as flow:
                 flow.start_soon(self._hub.run, self._feed_receive, name="hub")
-                flow.start_soon(self._bridge_until_drain, name="bridge")
-            await self._empty()
+                flow.start_soon(self._bridge_until_empty, name="bridge")
+            self._log_end()
             if self._siblings is not None:
                 await self._siblings.leave(self.snapshot())
             nursery.cancel_scope.cancel(reason="drained")
 
-    async def _bridge_until_drain(self) -> None:
-        """Run the bridge until a drain is asked for; the feed ends then, and with it the hub."""
+    async def _accept(self, connections: trio.Nursery) -> None:
+        with self._door:
+            async with trio.open_nursery() as nursery:
+                for listener in self._listeners:
+                    nursery.start_soon(self._listener.run, listener, connections, name="listener")
+
+    async def _bridge_until_empty(self) -> None:
+        """Run the bridge until a drain is done; the feed ends then, and with it the hub."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._bridge.run)
             await self._drain_asked.wait()
-            self._admission.is_draining = True
-            _log.info("drain.started", connections=len(self._hub.members))
+            await self._drain()
             nursery.cancel_scope.cancel(reason="drain")
 
-    async def _empty(self) -> None:
-        """Let every connection empty its outbox, close with 1001 and end."""
-        self._hub.is_draining = True
-        for connection in list(self._hub.members):
-            connection.leave()
-        await self._listener.wait_empty()  # each has deadlines of its own
-        _log.info("drain.finished", uptime=round(self._uptime(), 1))
+    async def _drain(self) -> None:
+        """Let nobody in any more, and send everyone away."""
+        _log.info("drain.started", connections=len(self._hub.members), relieved=self._is_relieved)
+        if self._is_relieved:
+            await self._leave_port()
+        self._admission.is_draining = True
+        await send_away(
+            self._hub,
+            self._listener,
+            reconnects_per_second=self._reconnects_per_second(),
+            drain_seconds=self._settings.drain_seconds,
+        )
 
-    async def _guard(self) -> None:
-        meter = CpuMeter(self._settings.cpu_limit_cores)
-        for second in itertools.count():
-            if second % _TASKS_EVERY == 0:  # trio looks at every socket for it: 4 ms at 10,000
-                self._tasks = trio.lowlevel.current_statistics().tasks_living
-            await trio.sleep(_GUARD_SECONDS)
-            self._cpu_percent = meter.read()
-            self._admission.observe_cpu(self._cpu_percent)
+    async def _leave_port(self) -> None:
+        """Accept no more, and wait until all that were accepted have their answer."""
+        self._door.cancel(reason="a successor serves")
+        for listener in self._listeners:
+            await listener.aclose()
+        with trio.move_on_after(self._settings.handshake_seconds):
+            while True:
+                await trio.sleep(_HEADS_LOOK_SECONDS)
+                if not self._listener.heads_awaited:
+                    break
+
+    def _reconnects_per_second(self) -> float:
+        """How many of our clients may come back in a second: all workers leave together."""
+        own, elsewhere = len(self._hub.members), self._admission.connections_elsewhere
+        rate = self._settings.accepts_per_second or RECONNECTS_PER_SECOND
+        return rate * max(1, own) / max(1, own + elsewhere)
+
+    def _log_end(self) -> None:
+        snapshot = self.snapshot()
+        books = snapshot.ledger
+        _log.info(
+            "drain.finished",
+            uptime=round(snapshot.uptime_seconds, 1),
+            matched=books.deliveries.matched,
+            written=books.deliveries.written,
+            conflated=books.deliveries.conflated,
+            dropped={reason.value: number for reason, number in books.deliveries.dropped.items()},
+            imbalance=books.imbalance(snapshot.feed_waiting),
+        )
 
     async def _collect_leaks(self) -> None:
         while True:
             await trio.sleep(_COLLECT_SECONDS)
             collect_what_leaked(len(self._hub.members))
 
-    async def _feel_lag(self) -> None:
-        """Measure how late the scheduler runs what is due."""
-        due = trio.current_time()
-        while True:
-            due = max(due + _LAG_SECONDS, trio.current_time())
-            await trio.sleep_until(due)
-            self.ledger.lag.add(trio.current_time() - due)
-
     async def _summary(self) -> None:
         while True:
             await trio.sleep(self._settings.summary_seconds)
+            self._hub.evictions.write_rest()
             deliveries = self.ledger.deliveries
             _log.info(
                 "summary",
@@ -179,9 +244,10 @@ class Server:
                 received=self.ledger.publications.received,
                 written=deliveries.written,
                 queued=deliveries.queued,
+                conflated=deliveries.conflated,
                 dropped=deliveries.dropped.total(),
-                cpu_percent=round(self._cpu_percent, 1),
-                nats=self._bridge.status.is_connected,
+                cpu_percent=round(self._guard.load.cpu_percent, 1),
+                nats=self._hub.upstream.is_connected,
             )
 
     def _uptime(self) -> float:
@@ -194,7 +260,9 @@ class Server:
 
     def snapshot(self) -> Snapshot:
         """The state of this process now."""
-        settings, registry, bridge = self._settings, self._hub.registry, self._bridge.status
+        settings, registry, upstream = self._settings, self._hub.registry, self._hub.upstream
+        outboxes = self._hub.outbox_rules.budget
+        load, memory, closed_by = self._guard.load, self._guard.memory, self._admission.closed_by
         return Snapshot(
             ledger=self.ledger,
             uptime_seconds=self._uptime(),
@@ -203,24 +271,35 @@ class Server:
             max_connections=settings.max_connections,
             subscription_counts=registry.subscription_counts(),
             channels=registry.channel_count(),
-            is_nats_connected=bridge.is_connected,
-            was_nats_connected=bridge.was_connected,
-            nats_mode=bridge.mode,
-            nats_reconnects=bridge.reconnects,
+            is_nats_connected=upstream.is_connected,
+            was_nats_connected=upstream.was_connected,
+            nats_mode=upstream.mode,
+            nats_reconnects=upstream.reconnects,
+            nats_age_seconds=upstream.age_seconds(trio.current_time()),
             # Not the channel's own count: a message on its way into the hub is in neither.
             feed_waiting=self._bridge.fed - self._hub.taken,
             feed_capacity=settings.feed_capacity,
-            tasks=self._tasks,
+            outbox_bytes=outboxes.used_bytes,
+            outbox_bytes_limit=outboxes.limit_bytes,
+            tasks=self._guard.tasks,
             max_tasks=settings.max_tasks,
-            cpu_percent=self._cpu_percent,
+            cpu_percent=load.cpu_percent,
+            loop_busy_percent=load.loop_busy_percent,
+            lag_seconds=load.lag_seconds,
             cpu_reject_percent=settings.cpu_reject_percent,
             cpu_pause_percent=settings.cpu_pause_percent,
-            is_overloaded=self._admission.is_overloaded,
+            is_overloaded=Rejection.OVERLOADED in closed_by,
+            is_memory_short=Rejection.MEMORY in closed_by,
+            is_lagging=Rejection.LAG in closed_by,
+            paused_percent=self._guard.pause.percent,
+            half_open=self._listener.half_open,
             memory_bytes=resident_bytes(),
-            memory_limit_bytes=self._memory_limit,
+            group_memory_bytes=memory.group_bytes(),
+            memory_limit_bytes=memory.limit_bytes,
             max_nats_rate=settings.max_nats_rate,
             max_broadcast_rate=settings.max_broadcast_rate,
             cpu_seconds=cpu_seconds(),
+            log_lines_dropped=lines_dropped(),
             workers=Workers.alone(len(self._hub.members)),
         )
 
@@ -229,26 +308,42 @@ async def serve(
     settings: Settings,
     siblings: Siblings | None = None,
     *,
+    inherited: Sequence[int] = (),
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until drained or cancelled. Starts with a `Server` as soon as it listens.
 
     NATS need not be there: the server is unhealthy until it is, and recovers by itself. A server
-    with `siblings` shares its address with them.
+    with `siblings` listens on the `inherited` sockets (file numbers), which are now its own.
 
     Raises:
         AddressUnavailable: it cannot listen where it should.
+        SettingError: the keys of tokens cannot be used.
 
     Cancellation: every connection is cut at once; `Server.drain` is the polite way.
     """
-    listeners = await open_listeners(settings.address, shared=siblings is not None)
-    server = Server(settings, listeners, siblings)
-    try:
-        _log.info("server.listening", addresses=[str(address) for address in server.addresses])
-        task_status.started(server)
-        await server._run()  # noqa: SLF001 - its one caller, on the same page
-    finally:
-        server.finished.set()
-        for listener in listeners:
-            with trio.CancelScope(shield=True):  # closing a listening socket does not wait
-                await listener.aclose()
+    permits = Permits(settings)
+    with ExitStack() as stack:
+        listeners = inherited_listeners(inherited) or await open_listeners(settings.address)
+        _close_with(stack, listeners)
+        admin: list[trio.SocketListener] = []
+        if settings.admin_address is not None:
+            is_shared = siblings is not None
+            admin = await open_listeners(settings.admin_address, shared=is_shared)
+            _close_with(stack, admin)
+        server = Server(settings, listeners, permits, siblings, admin)
+        try:
+            _log.info(
+                "server.listening",
+                addresses=[str(address) for address in server.addresses],
+                admin=[str(address) for address in server.admin_addresses],
+            )
+            task_status.started(server)
+            await server._run()  # noqa: SLF001 - its one caller, on the same page
+        finally:
+            server.finished.set()
+
+
+def _close_with(stack: ExitStack, listeners: Iterable[trio.SocketListener]) -> None:
+    for listener in listeners:
+        stack.callback(listener.socket.close)  # which does not wait

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import trio
@@ -15,7 +16,10 @@ from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 __all__ = ["ServerWebSocket"]
 
 _RECEIVE_BYTES = 4 * 1024
+# A message may come in far more pieces than frames: what each read finds of a frame is one.
+_PIECES_MAX = 64
 _DONE = trio.Event()  # shared: nobody ever waits for it
+_TOO_BIG = 1009
 _NO_PINGS: OrderedDict[bytes, trio.Event] = OrderedDict()  # shared: it stays empty
 
 
@@ -46,23 +50,50 @@ class _Handover:
         pass
 
 
+class _NothingMore:
+    """Stands where the stream was once a rule was broken: trio-websocket would read once more."""
+
+    async def receive_some(self, _: int | None = None) -> bytes:
+        raise trio.ClosedResourceError
+
+
+_NOTHING_MORE: Any = _NothingMore()  # shared
+
+
 class ServerWebSocket(WebSocketConnection):
     """A WebSocket whose handshake is done; reads frames, answers pings, does the closing handshake.
 
     A subclass, because trio-websocket's own way costs an h11 connection, a task and a queue for
     each client: half of the memory of a connection (docs/decisions/0006-own-handshake.md).
 
-    Resource handling: `stream` is closed when the connection has ended.
+    Resource handling: `stream` is closed when the connection has ended, but where the frames of the
+    peer broke a rule: it has to be told, and may be sending still.
+
+    Attributes:
+        refused_with: the close code, if what the peer sent ends the connection. The peer was told
+            of 1009, but not of the others, which are for broken frames.
     """
+
+    __slots__ = ("_fragments", "_max_fragments", "_may_answer_ping", "refused_with")
 
     def __init__(
         self,
         stream: trio.abc.Stream,
         *,
         max_message_bytes: int,
+        max_fragments: int,
         take: Callable[[str | bytes], Awaitable[None]],
+        may_answer_ping: Callable[[], bool],
     ) -> None:
-        """Over `stream`; `take` is called with each message, one after the other."""
+        """Over `stream`; `take` is called with each message, one after the other.
+
+        A message longer than `max_message_bytes`, or in more than `max_fragments` frames, ends the
+        connection with 1009. A ping for which `may_answer_ping` is false is ignored.
+        """
+        self.refused_with: int | None = None
+        self._fragments = 0
+        self._max_fragments = max_fragments
+        self._may_answer_ping = may_answer_ping
         # Not super().__init__(): what it makes for the handshake, for a queue of messages and for
         # pings of its own is a tenth of the price of a connect. A test compares the two.
         self._close_reason = None
@@ -93,15 +124,55 @@ class ServerWebSocket(WebSocketConnection):
 
     async def _handle_ping_event(self, event: Ping) -> None:
         # The base answers in any state, which after our close frame is an error.
-        if self._wsproto.state is ConnectionState.OPEN:
+        if self._wsproto.state is ConnectionState.OPEN and self._may_answer_ping():
             await super()._handle_ping_event(event)
 
     async def _handle_message_event(self, event: BytesMessage | TextMessage) -> None:
-        # What comes behind our close frame is not read. Of a fragmented message the base keeps each
-        # part, and empty ones would never reach the limit of bytes.
-        is_open = self._wsproto.state is ConnectionState.OPEN
-        if is_open and (event.data or event.message_finished):
-            await super()._handle_message_event(event)
+        """One piece of a message, as much of a frame as a read has found."""
+        if self._wsproto.state is not ConnectionState.OPEN:
+            return  # what comes behind our close frame is not read
+        data: Any = event.data
+        self._message_size += len(data.encode()) if isinstance(data, str) else len(data)
+        if data:
+            self._message_parts.append(data)
+        self._fragments += event.frame_finished
+        if self._message_size > self._max_message_size:
+            await self._refuse(f"Exceeded maximum message size: {self._max_message_size} bytes")
+        elif self._fragments > self._max_fragments:
+            await self._refuse(f"Exceeded maximum number of fragments: {self._max_fragments}")
+        elif event.message_finished:
+            message = self._joined(event)
+            self._forget_message()
+            await self._send_channel.send(message)
+        elif len(self._message_parts) > _PIECES_MAX:
+            self._message_parts = [self._joined(event)]
+
+    def _joined(self, event: BytesMessage | TextMessage) -> str | bytes:
+        parts: Any = self._message_parts
+        nothing: Any = type(event.data)()
+        joined: str | bytes = parts[0] if len(parts) == 1 else nothing.join(parts)
+        return joined
+
+    def _forget_message(self) -> None:
+        self._message_size = self._fragments = 0
+        self._message_parts = []
+
+    async def _refuse(self, why: str) -> None:
+        self._forget_message()
+        frame = self.start_closing(_TOO_BIG, why)
+        self.refused_with = _TOO_BIG
+        if frame is not None:  # the reading goes on until the peer answers it
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await self._stream.send_all(frame)
+
+    async def _handle_close_connection_event(self, event: CloseConnection) -> None:
+        # wsproto has the same event for frames that break a rule, and does not change its state.
+        if self._wsproto.state in {ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING}:
+            self.refused_with = self.refused_with or event.code
+            self._reader_running = False
+            self._stream = _NOTHING_MORE
+        else:
+            await super()._handle_close_connection_event(event)
 
     def start_closing(self, code: int, reason: str) -> bytes | None:
         """The frame that begins the closing handshake, which `read` completes; None if it began."""

@@ -5,6 +5,8 @@
     parent ── Elsewhere ► worker        what the other workers hold, once all have answered
     parent ◄── Question ─ worker        "somebody wants a page: how are all of us?"
     parent ── Answer ───► worker
+    parent ── Reload ───► worker        "these are the settings now"
+    parent ── Relieve ──► worker        "your successor serves: leave the port to it, and drain"
 
 The end of the stream is a message too: the other process is no more.
 """
@@ -35,9 +37,11 @@ class Ask(msgspec.Struct, tag=True, frozen=True):
 
 
 class Elsewhere(msgspec.Struct, tag=True, frozen=True):
-    """What the other workers hold: the limit is for all of them together."""
+    """What the other processes hold and use: the limits are for all of them together."""
 
     connections: int
+    cpu_cores: float = 0.0
+    memory_bytes: int = 0
 
 
 class Figures(msgspec.Struct, tag=True, frozen=True):
@@ -60,7 +64,20 @@ class Answer(msgspec.Struct, tag=True, frozen=True):
     snapshot: Snapshot
 
 
-FromParent: TypeAlias = Ask | Elsewhere | Answer
+class Reload(msgspec.Struct, tag=True, frozen=True):
+    """The environment as it is now, of which the worker takes on what can change.
+
+    Values as bytes, as the system has them: they need not be UTF-8.
+    """
+
+    environment: dict[str, bytes]
+
+
+class Relieve(msgspec.Struct, tag=True, frozen=True):
+    """The worker is to take no new connection, and to leave in order."""
+
+
+FromParent: TypeAlias = Ask | Elsewhere | Answer | Reload | Relieve
 FromWorker: TypeAlias = Figures | Question
 M = TypeVar("M")
 
@@ -78,7 +95,7 @@ def parent_decoder() -> msgspec.json.Decoder[FromWorker]:
 
 def worker_decoder() -> msgspec.json.Decoder[FromParent]:
     """Reads what the parent says."""
-    return msgspec.json.Decoder(Ask | Elsewhere | Answer, dec_hook=_counter)
+    return msgspec.json.Decoder(Ask | Elsewhere | Answer | Reload | Relieve, dec_hook=_counter)
 
 
 class Link(Generic[M]):

@@ -25,8 +25,9 @@ class HealthReport:
 def health(snapshot: Snapshot) -> HealthReport:
     """Judge a snapshot: unhealthy (503) if it fails its job, degraded (200) if it may soon."""
     capacity = _percentage(snapshot.connections, snapshot.max_connections)
-    memory = _percentage(snapshot.memory_bytes, snapshot.memory_limit_bytes)
+    memory = _percentage(snapshot.used_memory_bytes, snapshot.memory_limit_bytes)
     tasks = _percentage(snapshot.tasks, snapshot.max_tasks)
+    age = snapshot.nats_age_seconds
     errors = list(_errors(snapshot))
     warnings = list(_warnings(snapshot, capacity=capacity, memory=memory, tasks=tasks))
     status = "unhealthy" if errors else "degraded" if warnings else "healthy"
@@ -47,12 +48,14 @@ def health(snapshot: Snapshot) -> HealthReport:
                 "percentage": round(snapshot.cpu_percent, 2),
                 "threshold": snapshot.cpu_reject_percent,
                 "healthy": not snapshot.is_overloaded,
+                "loop_busy_percentage": round(snapshot.loop_busy_percent, 2),
+                "paused_percent": float(snapshot.paused_percent),
             },
             "memory": {
-                "used_mb": round(snapshot.memory_bytes / _MEGABYTE, 2),
+                "used_mb": round(snapshot.used_memory_bytes / _MEGABYTE, 2),
                 "limit_mb": round(snapshot.memory_limit_bytes / _MEGABYTE, 2),
                 "percentage": memory,
-                "healthy": memory < _NEARLY_FULL_PERCENT,
+                "healthy": memory < _NEARLY_FULL_PERCENT and not snapshot.is_memory_short,
             },
             "goroutines": {
                 "current": snapshot.tasks,
@@ -63,6 +66,9 @@ def health(snapshot: Snapshot) -> HealthReport:
             "nats": {
                 "status": "connected" if snapshot.is_nats_connected else "disconnected",
                 "healthy": snapshot.is_nats_connected,
+                "mode": snapshot.nats_mode,
+                "age_ms": None if age is None else round(age * 1000),
+                "gaps": snapshot.ledger.publications.gaps.total(),
             },
             "limits": {
                 "max_connections": snapshot.max_connections,
@@ -117,14 +123,27 @@ def _warnings(snapshot: Snapshot, *, capacity: float, memory: float, tasks: floa
     if capacity >= _NEARLY_FULL_PERCENT:
         warnings.append(f"Connections at {capacity} % of the limit")
     if snapshot.is_overloaded:
-        warnings.append(f"CPU at {snapshot.cpu_percent:.1f} %: new connections are refused")
-    elif snapshot.cpu_pause_percent and snapshot.cpu_percent >= snapshot.cpu_pause_percent:
-        warnings.append(f"CPU at {snapshot.cpu_percent:.1f} %")
-    if memory >= _NEARLY_FULL_PERCENT:
+        warnings.append(f"{_cpu(snapshot)}: new connections are refused")
+    elif snapshot.cpu_pause_percent and snapshot.busiest_percent >= snapshot.cpu_pause_percent:
+        warnings.append(_cpu(snapshot))
+    if snapshot.is_memory_short:
+        warnings.append(f"Memory at {memory} % of the limit: new connections are refused")
+    elif memory >= _NEARLY_FULL_PERCENT:
         warnings.append(f"Memory at {memory} % of the limit")
+    if snapshot.is_lagging:
+        late = f"{snapshot.lag_seconds:.1f} s"
+        warnings.append(f"The scheduler is late by {late}: new connections are refused")
+    if snapshot.paused_percent:
+        warnings.append(f"{snapshot.paused_percent:g} % of the events are shed")
     if tasks >= 100:
         warnings.append(f"Tasks at {tasks} % of the limit")
     return warnings
+
+
+def _cpu(snapshot: Snapshot) -> str:
+    if snapshot.loop_busy_percent > snapshot.cpu_percent:
+        return f"CPU of one process at {snapshot.loop_busy_percent:.1f} % of a core"
+    return f"CPU at {snapshot.cpu_percent:.1f} %"
 
 
 def _workers_alive(snapshot: Snapshot) -> str:

@@ -9,6 +9,8 @@ from typing import Any, TextIO
 
 import structlog
 
+from trio_odin.telemetry.log_lines import LineHandler
+
 # Without the values of local variables: they may be secrets, and they are many.
 _TRACEBACKS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 
@@ -23,8 +25,9 @@ def configure_logs(
         style: json (a JSON object a line), text (key=value), pretty (aligned, coloured).
         worker: a number that every line carries; None if this process is no worker.
         file: where to; standard error by default, as standard output belongs to the programs.
+
+    Logging never waits: a thread writes the lines, and those it cannot write are counted.
     """
-    number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[structlog.types.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -33,17 +36,22 @@ def configure_logs(
         shared.append(partial(_add_worker, worker))
     structlog.configure(
         processors=[
+            structlog.stdlib.filter_by_level,  # so that `set_log_level` can change it
             *shared,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(file or sys.stderr)
+    handler = LineHandler(file or sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+            foreign_pre_chain=[
+                structlog.stdlib.add_logger_name,
+                structlog.stdlib.ExtraAdder(allow=["count"]),
+                *shared,
+            ],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 *_renderers(style),
@@ -51,12 +59,20 @@ def configure_logs(
         )
     )
     root = logging.getLogger()
+    for earlier in root.handlers:
+        if isinstance(earlier, LineHandler):
+            earlier.close()
     root.handlers = [handler]
-    root.setLevel(number)
+    set_log_level(level)
     # One line a frame would be one line a message.
     logging.getLogger("trio-websocket").setLevel(logging.WARNING)
     # The bridge reports what nats-py meets; its own default handler would print tracebacks.
     logging.getLogger("nats").setLevel(logging.CRITICAL)
+
+
+def set_log_level(level: str) -> None:
+    """Log from now on what is of this level or above: debug, info, warning or error."""
+    logging.getLogger().setLevel(level.upper())
 
 
 def _add_worker(

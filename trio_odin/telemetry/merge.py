@@ -5,6 +5,7 @@ Pure functions, so that what a scrape shows of a crash can be tested without one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import attrs
@@ -21,6 +22,7 @@ class Past:
     ledger: Ledger = attrs.field(factory=Ledger)
     nats_reconnects: int = 0
     cpu_seconds: float = 0.0
+    log_lines_dropped: int = 0
 
     def with_ended(self, last: Snapshot) -> Past:
         """The past with one more worker in it, whose last known figures are `last`."""
@@ -28,6 +30,7 @@ class Past:
             total([self.ledger, _closed_books(last)]),
             self.nats_reconnects + last.nats_reconnects,
             self.cpu_seconds + last.cpu_seconds,
+            self.log_lines_dropped + last.log_lines_dropped,
         )
 
 
@@ -44,16 +47,20 @@ def _closed_books(last: Snapshot) -> Ledger:
 def merge(parts: Sequence[Snapshot], *, past: Past, workers: Workers) -> Snapshot:
     """One server made of the workers `parts`, at least one, and the `past` of those before them.
 
-    Counters and what the workers hold are sums. CPU is in percent of each worker's share, so the
-    server's is the mean. Limits are for the whole server, or the same for all. Channels are those
-    of the worker that has most: most are subscribed to in every worker, and sending their names
-    would cost what clients care to make of it. The claims are each what a client may count on:
+    Counters and what the workers hold are sums. Each worker judges the CPU of all by what it uses
+    itself now and the others did a second ago, so the server's is the mean; how busy one loop is,
+    or how late, or what it sheds, is told of the worst. Limits are for the whole server, or the
+    same for all. Channels are those of the worker that has most: most are subscribed to in every
+    worker, and sending their names would cost what clients care to make of it. The claims are each
+    what a client may count on:
 
-    - NATS is connected if it is for all, as a client may be with the one for which it is not.
+    - NATS is connected if it is for all, as a client may be with the one for which it is not. A
+      worker that leaves to a successor takes no client any more, and lets go of NATS at its end.
     - NATS was connected if it was for one: all are on one machine, and one that has just been
       started again must not take the whole server from the load balancer.
     - The server is overloaded, or leaves, if all do: else another one still takes new clients.
     """
+    staying = [part for part in parts if not part.is_draining] or parts
     return attrs.evolve(
         parts[0],
         ledger=total([past.ledger, *(part.ledger for part in parts)]),
@@ -62,18 +69,34 @@ def merge(parts: Sequence[Snapshot], *, past: Past, workers: Workers) -> Snapsho
         connections=sum(part.connections for part in parts),
         subscription_counts=[count for part in parts for count in part.subscription_counts],
         channels=max(part.channels for part in parts),
-        is_nats_connected=all(part.is_nats_connected for part in parts),
+        is_nats_connected=all(part.is_nats_connected for part in staying),
         was_nats_connected=any(part.was_nats_connected for part in parts),
+        nats_age_seconds=_oldest(part.nats_age_seconds for part in parts),
         nats_reconnects=past.nats_reconnects + sum(part.nats_reconnects for part in parts),
         feed_waiting=sum(part.feed_waiting for part in parts),
         feed_capacity=sum(part.feed_capacity for part in parts),
+        outbox_bytes=sum(part.outbox_bytes for part in parts),
+        outbox_bytes_limit=sum(part.outbox_bytes_limit for part in parts),
         tasks=sum(part.tasks for part in parts),
         cpu_percent=_mean(part.cpu_percent for part in parts),
-        is_overloaded=all(part.is_overloaded for part in parts),
+        loop_busy_percent=max(part.loop_busy_percent for part in parts),
+        lag_seconds=max(part.lag_seconds for part in parts),
+        is_overloaded=all(part.is_overloaded for part in staying),
+        is_memory_short=all(part.is_memory_short for part in staying),
+        is_lagging=all(part.is_lagging for part in staying),
+        paused_percent=max(part.paused_percent for part in parts),
+        half_open=sum(part.half_open for part in parts),
+        group_memory_bytes=max(part.group_memory_bytes for part in parts),
         memory_bytes=sum(part.memory_bytes for part in parts),
         cpu_seconds=past.cpu_seconds + sum(part.cpu_seconds for part in parts),
+        log_lines_dropped=past.log_lines_dropped + sum(part.log_lines_dropped for part in parts),
         workers=workers,
     )
+
+
+def _oldest(ages: Iterable[float | None]) -> float | None:
+    """The greatest age; that of something that never came is None, and beyond all others."""
+    return max(ages, key=lambda age: math.inf if age is None else age)
 
 
 def _mean(values: Iterable[float]) -> float:

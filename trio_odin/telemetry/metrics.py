@@ -6,6 +6,7 @@ running dashboards have two names for one thing, the plan's is the series and th
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from trio_odin.core.admission import Rejection
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.commands import ErrorCode
 from trio_odin.core.durations import Durations
+from trio_odin.core.gaps import GapReason
 from trio_odin.core.ledger import Dropped, Invalid, Ledger, Shed
 from trio_odin.telemetry.process import open_files
 from trio_odin.telemetry.snapshot import Snapshot
@@ -81,7 +83,14 @@ SERIES = (
         "Connections refused before the upgrade",
         lambda s: s.ledger.traffic.rejected,
         label="reason",
-        values=[*_labels(Rejection), "bad_request", "timeout"],
+        values=[
+            *_labels(Rejection),
+            "origin",
+            "unauthorized",
+            "bad_request",
+            "timeout",
+            "half_open",
+        ],
     ),
     Series(
         "ws_connections_closed_total",
@@ -98,7 +107,17 @@ SERIES = (
             + s.ledger.traffic.closed[CloseReason.WRITE_DEADLINE.label]
         ),
     ),
+    Series(
+        "ws_half_open_current",
+        "Sockets without a complete request now, or with a page under way",
+        lambda s: s.half_open,
+    ),
     Series("ws_accept_errors_total", "Failed accepts", lambda s: s.ledger.traffic.accept_errors),
+    Series(
+        "ws_accepts_paced_total",
+        "Pauses of accepting, as more came than WS_ACCEPT_RATE allows",
+        lambda s: s.ledger.traffic.accepts_paced,
+    ),
     Series(
         "ws_capacity_max_connections", "Limit of connections, 0: none", lambda s: s.max_connections
     ),
@@ -123,6 +142,11 @@ SERIES = (
         lambda s: s.ledger.deliveries.queued,
     ),
     Series(
+        "ws_deliveries_conflated_total",
+        "Envelopes that gave way to a newer one of their channel",
+        lambda s: s.ledger.deliveries.conflated,
+    ),
+    Series(
         "ws_deliveries_dropped_total",
         "Envelopes given up",
         lambda s: s.ledger.deliveries.dropped,
@@ -132,10 +156,7 @@ SERIES = (
     Series(
         "ws_ledger_imbalance",
         "Publications and deliveries unaccounted for, always 0",
-        lambda s: (
-            abs(s.ledger.deliveries.imbalance())
-            + abs(s.ledger.publications.imbalance(s.feed_waiting))
-        ),
+        lambda s: s.ledger.imbalance(s.feed_waiting),
     ),
     Series(
         "ws_messages_received_total",
@@ -174,6 +195,16 @@ SERIES = (
     Series(
         "ws_replayed_messages_total", "Envelopes sent again", lambda s: s.ledger.traffic.replayed
     ),
+    Series(
+        "ws_resumed_messages_total",
+        "Envelopes that were missed, sent to clients that came back",
+        lambda s: s.ledger.traffic.resumed,
+    ),
+    Series(
+        "ws_resumes_incomplete_total",
+        "Clients that came back too late for all they had missed",
+        lambda s: s.ledger.traffic.resumed_incompletely,
+    ),
     Series("ws_bytes_sent_total", "Bytes to clients", lambda s: s.ledger.traffic.bytes_sent),
     Series(
         "ws_bytes_received_total", "Bytes from clients", lambda s: s.ledger.traffic.bytes_received
@@ -181,6 +212,23 @@ SERIES = (
     Series("ws_nats_connected", "1 while connected to NATS", lambda s: s.is_nats_connected),
     Series(
         "ws_nats_reconnects_total", "NATS connections after the first", lambda s: s.nats_reconnects
+    ),
+    Series(
+        "ws_nats_age_seconds",
+        "Time since anything came from NATS, which is asked each second; +Inf: nothing ever did",
+        lambda s: math.inf if s.nats_age_seconds is None else s.nats_age_seconds,
+    ),
+    Series(
+        "ws_nats_gaps_total",
+        "Seconds in which events were lost before the fan-out; each worker counts its own",
+        lambda s: s.ledger.publications.gaps,
+        label="reason",
+        values=_labels(GapReason),
+    ),
+    Series(
+        "ws_nats_messages_missed_total",
+        "Messages lost in those, as far as they can be counted; shed ones too",
+        lambda s: s.ledger.publications.missed,
     ),
     Series(
         "ws_nats_messages_received_total",
@@ -191,6 +239,11 @@ SERIES = (
         "ws_nats_messages_repeated_total",
         "Messages that NATS sent a second time, ignored",
         lambda s: s.ledger.publications.repeated,
+    ),
+    Series(
+        "ws_nats_messages_recalled_total",
+        "Messages from before the start, kept for clients that come back",
+        lambda s: s.ledger.publications.recalled,
     ),
     Series(
         "ws_nats_messages_dropped_total",
@@ -223,16 +276,46 @@ SERIES = (
     ),
     Series("ws_feed_waiting", "Messages between bridge and hub now", lambda s: s.feed_waiting),
     Series("ws_feed_capacity", "Limit of that", lambda s: s.feed_capacity),
+    Series(
+        "ws_outbox_bytes",
+        "Bytes that wait for their socket now, in all outboxes",
+        lambda s: s.outbox_bytes,
+    ),
+    Series("ws_outbox_bytes_limit", "Limit of that", lambda s: s.outbox_bytes_limit),
     Series("ws_tasks", "Tasks of the process", lambda s: s.tasks),
-    Series("ws_cpu_usage_percent", "CPU, in percent of the limit", lambda s: s.cpu_percent),
+    Series(
+        "ws_cpu_usage_percent",
+        "CPU, in percent of the limit; with a quota all that runs under it counts",
+        lambda s: s.cpu_percent,
+    ),
+    Series(
+        "ws_loop_busy_percent",
+        "CPU of the process, in percent of one core; with several workers, of the busiest",
+        lambda s: s.loop_busy_percent,
+    ),
+    Series(
+        "ws_loop_lag_max_seconds",
+        "How late the scheduler was at worst, over the last second",
+        lambda s: s.lag_seconds,
+    ),
+    Series(
+        "ws_paused_percent",
+        "Share of the messages from NATS that is shed for CPU or memory",
+        lambda s: s.paused_percent,
+    ),
     Series(
         "ws_memory_usage_bytes",
-        "Resident memory",
-        lambda s: s.memory_bytes,
+        "Memory: of the container, if its limit is the one that counts, else resident",
+        lambda s: s.used_memory_bytes,
         alias="ws_memory_bytes",
     ),
     Series("ws_memory_limit_bytes", "Limit of that", lambda s: s.memory_limit_bytes),
     Series("ws_draining", "1 while shutting down", lambda s: s.is_draining),
+    Series(
+        "ws_log_lines_dropped_total",
+        "Log lines given up, as nobody read them or they could not be written",
+        lambda s: s.log_lines_dropped,
+    ),
     Series("ws_uptime_seconds", "Time since start", lambda s: s.uptime_seconds),
     Series("ws_workers", "Processes that should serve", lambda s: s.workers.configured),
     Series("ws_workers_alive", "Processes that serve and answer", lambda s: s.workers.alive),
@@ -247,6 +330,18 @@ SERIES = (
         "ws_worker_restarts_total",
         "Workers started again after they had ended",
         lambda s: s.workers.restarts,
+    ),
+    Series(
+        "ws_worker_rollings_total",
+        "Workers replaced by a successor upon SIGUSR2",
+        lambda s: s.workers.rollings,
+    ),
+    Series(
+        "ws_config_reloads_total",
+        "Settings read again upon SIGHUP; each worker counts",
+        lambda s: s.ledger.traffic.reloads,
+        label="result",
+        values=["ok", "failed"],
     ),
 )
 

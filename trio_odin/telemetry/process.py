@@ -1,4 +1,4 @@
-"""CPU and memory of this process, and what the machine has."""
+"""CPU, memory and files of this process, and what the machine has."""
 
 from __future__ import annotations
 
@@ -16,31 +16,17 @@ _UNEVENNESS = 1.2
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-class CpuMeter:
-    """CPU used between two readings, in percent of `limit_cores` (0: the cores we may run on)."""
-
-    def __init__(self, limit_cores: float) -> None:
-        # Affinity, not cpu_count: a container may be pinned to fewer cores than the host has.
-        self._cores = limit_cores or len(os.sched_getaffinity(0))
-        self._wall = time.monotonic()
-        self._cpu = time.process_time()
-
-    def read(self) -> float:
-        """Percent since the last reading."""
-        wall, cpu = time.monotonic(), time.process_time()
-        used = (cpu - self._cpu) / max(wall - self._wall, 1e-9) / self._cores * 100
-        self._wall, self._cpu = wall, cpu
-        return used
-
-
 def cpu_seconds() -> float:
     """CPU that this process has used, user and system."""
     return time.process_time()
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
+    """Resident memory of this process; where files have run out, the most it ever had."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def machine_bytes() -> int:

@@ -19,6 +19,7 @@ class Workers:
         restarts: how often one was started again.
         connections: how many each holds, in the order of their numbers.
         missing_seconds: for how long the one that is missing longest has been; 0: all are there.
+        rollings: how often one was replaced by a successor in order.
     """
 
     configured: int
@@ -26,6 +27,7 @@ class Workers:
     restarts: int
     connections: Sequence[int]
     missing_seconds: float = 0.0
+    rollings: int = 0
 
     @classmethod
     def alone(cls, connections: int) -> Workers:
@@ -35,7 +37,17 @@ class Workers:
 
 @attrs.frozen
 class Snapshot:
-    """Figures of one server. `ledger` may be live; everything else is a copy."""
+    """Figures of one server. `ledger` may be live; everything else is a copy.
+
+    Attributes:
+        loop_busy_percent: CPU of this process, or of the busiest one, of one core.
+        lag_seconds: how late the scheduler was at worst, over the last second.
+        is_overloaded: new connections are refused for the CPU; the next two: for the others.
+        paused_percent: the share of publications that is shed.
+        memory_bytes: resident, of all processes of the server.
+        group_memory_bytes: of the control group, where its limit is the one that counts; else 0.
+        nats_age_seconds: how long ago anything came from NATS; None: nothing ever did.
+    """
 
     ledger: Ledger
     uptime_seconds: float
@@ -48,17 +60,38 @@ class Snapshot:
     was_nats_connected: bool
     nats_mode: str
     nats_reconnects: int
+    nats_age_seconds: float | None
     feed_waiting: int
     feed_capacity: int
+    outbox_bytes: int
+    outbox_bytes_limit: int
     tasks: int
     max_tasks: int
     cpu_percent: float
+    loop_busy_percent: float
+    lag_seconds: float
     cpu_reject_percent: float
     cpu_pause_percent: float
     is_overloaded: bool
+    is_memory_short: bool
+    is_lagging: bool
+    paused_percent: float
+    half_open: int
     memory_bytes: int
+    group_memory_bytes: int
     memory_limit_bytes: int
     max_nats_rate: float
     max_broadcast_rate: float
     cpu_seconds: float
+    log_lines_dropped: int
     workers: Workers
+
+    @property
+    def used_memory_bytes(self) -> int:
+        """What counts against the limit."""
+        return self.group_memory_bytes or self.memory_bytes
+
+    @property
+    def busiest_percent(self) -> float:
+        """The CPU, by whichever limit is nearer."""
+        return max(self.cpu_percent, self.loop_busy_percent)

@@ -11,7 +11,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, TextMessage
 from wsproto.events import Event as WsprotoEvent
 
-from trio_odin.core.handshake import answer, is_websocket_request
+from trio_odin.core.handshake import Upgrade, is_websocket_request, parse
 from trio_odin.lab.fleet.dialects import (
     DIALECTS,
     Centrifugo,
@@ -48,7 +48,9 @@ def test_a_server_understands_a_frame_of_any_size(size: int) -> None:
 def test_a_server_understands_the_upgrade_request() -> None:
     request = upgrade_request("127.0.0.1:3002", "/ws")
     assert is_websocket_request(request)
-    response = answer(request)
+    parsed = parse(request)
+    assert isinstance(parsed, Upgrade)
+    response = parsed.response()
     assert isinstance(response, bytes)
     keys = {upgrade_request("a", "/").split(b"Key: ")[1].split(b"\r\n")[0] for _ in range(10)}
     assert len(keys) == 10
@@ -103,6 +105,7 @@ def test_odin_says_to_how_many_channels_one_is_subscribed(reply: bytes, count: i
 @pytest.mark.parametrize(
     ("message", "is_known"),
     [
+        (b'{"type":"server:draining","reconnect_in_ms":1250}', True),
         (b'{"type":"pong","ts":1}', True),
         (b'{"type":"replay_incomplete","sent":1}', True),
         (b'{"no":"type"}', False),

@@ -22,7 +22,13 @@ from trio_odin.core.publication import Publication
 
 COMMAND = [sys.executable, "-m", "trio_odin"]
 # However busy this machine is, nobody is refused for it.
-_UNLIMITED = {"WS_CPU_LIMIT": "64", "LOG_LEVEL": "error"}
+_UNLIMITED = {
+    "WS_CPU_LIMIT": "64",
+    "WS_CPU_REJECT_THRESHOLD": "0",
+    "WS_CPU_PAUSE_THRESHOLD": "0",
+    "WS_LAG_REJECT_MS": "0",
+    "LOG_LEVEL": "error",
+}
 
 
 @attrs.frozen

@@ -1,0 +1,197 @@
+"""A client that stops reading, over real sockets with small buffers, beside one that reads."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections import Counter
+from typing import Any
+
+import pytest
+import trio
+from wsproto.connection import Connection, ConnectionType
+from wsproto.events import CloseConnection, TextMessage
+
+from tests.e2e.conftest import (
+    StartServer,
+    check_balance,
+    client_of,
+    receive,
+    wait_for_nats,
+    wait_until,
+)
+from tests.e2e.nats import nats_client
+from tests.server.test_listener import UPGRADE
+from trio_odin.lab.fleet.dialects import masked_frame
+from trio_odin.server.tree import Server
+
+pytestmark = pytest.mark.e2e
+
+CHANNELS = [f"{symbol}.trade" for symbol in ("BTC", "ETH", "ODIN", "SOL")]
+EVENTS = 400
+PAYLOAD_BYTES = 4000
+BUFFER_BYTES = 4096
+
+
+class SlowClient:
+    """Reads when it is told to."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self._wire = Connection(ConnectionType.CLIENT)
+        self._text = ""
+
+    async def messages(self) -> list[dict[str, Any]]:
+        """What one read brings; raises EndOfChannel at the end of the connection."""
+        data = await self.stream.receive_some()
+        self._wire.receive_data(data or None)
+        messages = []
+        for event in self._wire.events():
+            if isinstance(event, CloseConnection):
+                raise trio.EndOfChannel
+            if isinstance(event, TextMessage):
+                self._text += event.data
+                if event.message_finished:
+                    messages.append(json.loads(self._text))
+                    self._text = ""
+        return messages
+
+    async def until_reply(self, command: str) -> list[dict[str, Any]]:
+        """Ask for a reply, and read up to it; returns the events before it."""
+        await self.stream.send_all(masked_frame(0x81, command.encode()))
+        envelopes: list[dict[str, Any]] = []
+        with trio.fail_after(20):
+            while True:
+                for message in await self.messages():
+                    if message["type"] != "price:update":
+                        return envelopes
+                    envelopes.append(message)
+
+
+async def slow_client(server: Server) -> SlowClient:
+    """Subscribed to all channels, between buffers as small as they get."""
+    server._listeners[0].socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+    ours = trio.socket.socket()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+    await ours.connect(("127.0.0.1", server.addresses[0].port))
+    client = SlowClient(trio.SocketStream(ours))
+    await client.stream.send_all(UPGRADE + b"\r\n")
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += await client.stream.receive_some(1)
+    subscribe = json.dumps({"type": "subscribe", "channels": CHANNELS})
+    assert await client.until_reply(subscribe) == []
+    return client
+
+
+async def publish_to_one_who_reads(server: Server, nats_url: str) -> None:
+    """Publish to all channels in turn; a client beside the slow one gets every event."""
+    async with client_of(server, *CHANNELS) as good, nats_client(nats_url) as nats:
+        for number in range(EVENTS):
+            payload = b'{"n":%d,"x":"%b"}' % (number, b"x" * PAYLOAD_BYTES)
+            await nats.publish(f"odin.token.{CHANNELS[number % 4]}", payload)
+            envelope = await receive(good)
+            assert (envelope["seq"], envelope["data"]["n"]) == (number + 1, number)
+            assert "skipped" not in envelope
+
+
+async def start(
+    start_server: StartServer, nats_url: str, policy: str, **variables: str
+) -> tuple[Server, SlowClient]:
+    server = await start_server(NATS_URL=nats_url, WS_SLOW_POLICY=policy, **variables)
+    await wait_for_nats(server)
+    return server, await slow_client(server)
+
+
+def check_the_end(server: Server) -> None:
+    check_balance(server)
+    assert server.snapshot().outbox_bytes == 0
+    assert server.ledger.deliveries.queued == 0
+
+
+async def test_who_does_not_read_is_evicted_when_its_outbox_is_full(
+    start_server: StartServer, nats_url: str
+) -> None:
+    server, slow = await start(start_server, nats_url, "evict", WS_OUTBOX_CAPACITY="8")
+    async with slow.stream:
+        await publish_to_one_who_reads(server, nats_url)
+        assert server.ledger.traffic.closed["outbox_full"] == 1
+        await wait_until(lambda: server.connections == 0)
+        check_the_end(server)
+
+
+async def test_who_does_not_read_gets_the_newest_of_each_channel_when_it_does_again(
+    start_server: StartServer, nats_url: str
+) -> None:
+    server, slow = await start(
+        start_server, nats_url, "conflate", WS_OUTBOX_CAPACITY="8", WS_WRITE_DEADLINE="30s"
+    )
+    async with slow.stream:
+        await publish_to_one_who_reads(server, nats_url)
+        assert 4 < server.ledger.deliveries.queued < 40
+        envelopes = await slow.until_reply('{"type":"heartbeat"}')
+        # What was in flight, then the newest ones: the last event of each channel is there.
+        assert [e["data"]["n"] for e in envelopes[-4:]] == list(range(EVENTS - 4, EVENTS))
+        came: Counter[str] = Counter()
+        for envelope in envelopes:
+            came[envelope["channel"]] += 1 + envelope.get("skipped", 0)
+        assert came == dict.fromkeys(CHANNELS, EVENTS // 4)
+        skipped = sum(e.get("skipped", 0) for e in envelopes)
+        assert skipped == server.ledger.deliveries.conflated == EVENTS - len(envelopes) > 100
+        # What was skipped can be had: it is kept for replay, as it was.
+        missed = min(set(range(EVENTS - 50, EVENTS + 1)) - {e["seq"] for e in envelopes})
+        replay = f'{{"type":"replay","data":{{"from":{missed},"to":{missed}}}}}'
+        await slow.stream.send_all(masked_frame(0x81, replay.encode()))
+        (again,) = await slow.until_reply('{"type":"heartbeat"}')
+        assert (again["seq"], again["data"]["n"]) == (missed, missed - 1)
+        await wait_until(lambda: server.ledger.deliveries.queued == 0)
+        check_the_end(server)
+
+
+async def test_who_does_not_read_may_miss_events_and_stays(
+    start_server: StartServer, nats_url: str
+) -> None:
+    server, slow = await start(
+        start_server, nats_url, "drop", WS_OUTBOX_CAPACITY="8", WS_WRITE_DEADLINE="30s"
+    )
+    async with slow.stream:
+        await publish_to_one_who_reads(server, nats_url)
+        envelopes = await slow.until_reply('{"type":"heartbeat"}')
+        dropped = server.ledger.deliveries.dropped.total()
+        assert dropped == EVENTS - len(envelopes) > 100
+        assert [e["data"]["n"] for e in envelopes] == [e["seq"] - 1 for e in envelopes]
+        assert server.ledger.traffic.closed["outbox_full"] == 0
+        check_the_end(server)
+
+
+@pytest.mark.parametrize("policy", ["evict", "conflate", "drop"])
+async def test_a_write_past_its_deadline_evicts_under_every_policy(
+    policy: str, start_server: StartServer, nats_url: str
+) -> None:
+    server, slow = await start(
+        start_server, nats_url, policy, WS_WRITE_DEADLINE="300ms", WS_OUTBOX_BYTES="10000000"
+    )
+    async with slow.stream:
+        await publish_to_one_who_reads(server, nats_url)
+        await wait_until(lambda: server.ledger.traffic.closed["write_deadline"] == 1)
+        await wait_until(lambda: server.connections == 0)
+        check_the_end(server)
+
+
+async def test_bytes_that_wait_for_all_are_bounded(
+    start_server: StartServer, nats_url: str
+) -> None:
+    limit = 20 * PAYLOAD_BYTES
+    server, slow = await start(
+        start_server,
+        nats_url,
+        "drop",
+        WS_TOTAL_OUTBOX_BYTES=str(limit),
+        WS_WRITE_DEADLINE="30s",
+    )
+    async with slow.stream:
+        await publish_to_one_who_reads(server, nats_url)
+        snapshot = server.snapshot()
+        assert limit // 2 < snapshot.outbox_bytes <= snapshot.outbox_bytes_limit == limit
+    await wait_until(lambda: server.connections == 0)
+    check_the_end(server)

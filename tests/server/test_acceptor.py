@@ -1,0 +1,154 @@
+"""Accepting over real sockets of the loopback; that files run out is made up."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeAlias
+
+import pytest
+import structlog.testing
+import trio
+
+from tests.server.rig import receive_all
+from trio_odin.core.ledger import Traffic
+from trio_odin.net.address import Address, bound_address, open_listeners
+from trio_odin.server.acceptor import Acceptor
+from trio_odin.server.admin import AdminPort
+
+Serve: TypeAlias = Callable[[trio.SocketStream], Awaitable[None]]
+
+
+async def greet(stream: trio.SocketStream) -> None:
+    async with stream:
+        await stream.receive_some()
+        await stream.send_all(b"hello")
+
+
+@asynccontextmanager
+async def accepting(traffic: Traffic, **rate: float) -> AsyncIterator[Address]:
+    """Where everybody is greeted."""
+    (listener,) = await open_listeners(Address("127.0.0.1", 0))
+    async with listener, trio.open_nursery() as nursery:
+        nursery.start_soon(Acceptor(traffic, **rate).run, listener, nursery, greet)
+        yield bound_address(listener)
+        nursery.cancel_scope.cancel(reason="end of the test")
+
+
+async def ask(address: Address, sent: bytes = b"?") -> bytes:
+    stream = await trio.open_tcp_stream(address.host, address.port)
+    async with stream:
+        await stream.send_all(sent)  # accepted is who has said something
+        with trio.fail_after(10):
+            return await receive_all(stream)
+
+
+async def test_all_are_accepted_and_none_is_paced_below_the_rate() -> None:
+    traffic = Traffic()
+    async with accepting(traffic, per_second=2000) as address:
+        assert [await ask(address) for _ in range(10)] == [b"hello"] * 10
+    assert traffic == Traffic()
+
+
+async def test_beyond_the_rate_the_others_wait_in_the_queue_of_the_kernel() -> None:
+    traffic = Traffic()
+    answers: list[bytes] = []
+
+    async def come() -> None:
+        answers.append(await ask(address))
+
+    async with accepting(traffic, per_second=100) as address:
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for _ in range(40):
+                nursery.start_soon(come)
+        took = trio.current_time() - began
+    assert answers == [b"hello"] * 40, "nobody is refused"
+    assert took > 0.25, "10 at once, and 30 at 100 a second"
+    assert traffic.accepts_paced > 5
+
+
+class NoFiles:
+    """While set, accepting fails as if there were no file left, but in place of the spare one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+        self.are_out = False
+        self.error = error
+        accept, close, open_ = socket.socket.accept, os.close, os.open
+        self._spare: set[int] = set()
+
+        def counting_open(path: str, flags: int, *more: int) -> int:
+            file = open_(path, flags, *more)
+            if path == os.devnull:
+                self._spare.add(file)
+            return file
+
+        def counting_close(file: int) -> None:
+            self._spare.discard(file)
+            close(file)
+
+        def accept_if_possible(sock: socket.socket) -> tuple[socket.socket, object]:
+            if self.are_out and self._spare:
+                raise OSError(self.error, os.strerror(self.error))
+            return accept(sock)
+
+        monkeypatch.setattr(os, "open", counting_open)
+        monkeypatch.setattr(os, "close", counting_close)
+        monkeypatch.setattr(socket.socket, "accept", accept_if_possible)
+
+
+async def test_who_comes_when_files_have_run_out_is_told_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    no_files = NoFiles(monkeypatch, errno.EMFILE)
+    traffic = Traffic()
+    with structlog.testing.capture_logs() as logged:
+        async with accepting(traffic) as address:
+            no_files.are_out = True
+            for _ in range(3):
+                answer = await ask(address, b"GET /ws HTTP/1.1\r\n\r\n")
+                assert answer.startswith(b"HTTP/1.1 503 ")
+                assert b"\r\nRetry-After: 5\r\n" in answer
+                assert answer.endswith(b"Server at capacity\n")
+            no_files.are_out = False
+            assert await ask(address) == b"hello"
+    assert traffic.rejected == {"files": 3}
+    assert traffic.accept_errors == 3
+    assert [line["event"] for line in logged] == ["accept.failed"], "not once for each"
+
+
+async def test_other_errors_are_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_memory = NoFiles(monkeypatch, errno.ENOMEM)
+    traffic = Traffic()
+    async with accepting(traffic) as address, trio.open_nursery() as nursery:
+        no_memory.are_out = True
+        answers: list[bytes] = []
+
+        async def come() -> None:
+            answers.append(await ask(address))
+
+        nursery.start_soon(come)
+        with trio.fail_after(5):
+            while not traffic.accept_errors:
+                await trio.sleep(0.01)
+        no_memory.are_out = False
+    assert answers == [b"hello"]
+    assert traffic.rejected == {}
+
+
+async def test_a_fault_in_one_page_of_the_admin_port_is_logged_and_the_next_one_is_served() -> None:
+    async def fail(_: object) -> object:
+        raise ZeroDivisionError
+
+    (listener,) = await open_listeners(Address("127.0.0.1", 0))
+    with structlog.testing.capture_logs() as logged:
+        async with listener, trio.open_nursery() as nursery:
+            admin = AdminPort(fail, Traffic())  # type: ignore[arg-type]
+            nursery.start_soon(admin.run, listener, nursery)
+            for _ in range(2):
+                assert await ask(bound_address(listener), b"GET / HTTP/1.0\r\n\r\n") == b""
+            nursery.cancel_scope.cancel(reason="end of the test")
+    assert [line["event"] for line in logged] == ["request.failed"] * 2

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import pytest
+import structlog.testing
+import trio
+import trio.testing
+
+from trio_odin.config import read_settings
+from trio_odin.core.admission import Load, Rejection
+from trio_odin.core.ledger import Ledger
+from trio_odin.server.guard import Guard
+from trio_odin.server.worker_link import Elsewhere
+
+
+def guard(ledger: Ledger | None = None, **variables: str) -> Guard:
+    return Guard(read_settings(variables), ledger or Ledger())
+
+
+async def test_the_first_sample_comes_after_one_second(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    # A made-up clock passes in no time, so all of the CPU falls into it.
+    watching = guard(WS_CPU_REJECT_THRESHOLD="100", WS_MEMORY_LIMIT="1")
+    nursery.start_soon(watching.run)
+    await trio.sleep(0.99)
+    assert watching.admission.rejection(0) is None
+    await trio.sleep(0.02)
+    assert watching.admission.rejection(0) is Rejection.MEMORY
+    assert watching.pause.percent == 100
+    assert watching.tasks > 0
+
+
+async def test_the_worst_lateness_of_a_second_is_in_its_sample_and_no_other(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    ledger = Ledger()
+    watching = guard(ledger, WS_CPU_REJECT_THRESHOLD="0", WS_LAG_REJECT_MS="250")
+    nursery.start_soon(watching.run)
+    await trio.sleep(0.55)
+    autojump_clock.jump(0.4)  # nothing runs for so long
+    await trio.sleep(0.2)
+    assert watching.load.lag_seconds == pytest.approx(0.35)
+    assert watching.admission.closed_by == [Rejection.LAG]
+    await trio.sleep(1.0)
+    assert watching.load.lag_seconds == pytest.approx(0.0)
+    assert watching.admission.closed_by == []
+    assert ledger.lag.total_seconds == pytest.approx(0.35)
+
+
+def test_the_settings_are_those_that_count() -> None:
+    watching = guard(
+        WS_MAX_CONNECTIONS="7",
+        WS_CPU_REJECT_THRESHOLD="11",
+        WS_MEMORY_REJECT_THRESHOLD="12",
+        WS_LAG_REJECT_MS="13",
+        WS_MAX_CONNECTIONS_PER_IP="14",
+        WS_CPU_PAUSE_THRESHOLD="15",
+        WS_MEMORY_PAUSE_THRESHOLD="16",
+    )
+    door, pause = watching.admission, watching.pause
+    assert (door.max_connections, door.max_per_address) == (7, 14)
+    assert (door.cpu_reject_percent, door.memory_reject_percent) == (11, 12)
+    assert door.lag_reject_seconds == 0.013
+    assert (pause.cpu_pause_percent, pause.memory_pause_percent) == (15, 16)
+
+
+def test_what_the_others_hold_and_use_counts_too() -> None:
+    watching = guard(WS_MAX_CONNECTIONS="10", WS_CPU_LIMIT="2", WS_MEMORY_LIMIT=str(2**40))
+    watching.learn(Elsewhere(connections=9, cpu_cores=1.6, memory_bytes=2**39))
+    assert watching.admission.rejection(0) is None
+    assert watching.admission.rejection(1) is Rejection.AT_CAPACITY
+    watching._sample()
+    assert watching.load.cpu_percent >= 80.0
+    assert watching.load.memory_percent == pytest.approx(50.0, abs=1)
+    assert watching.admission.closed_by == [Rejection.OVERLOADED]
+    assert watching.pause.percent == 10
+
+
+def test_it_logs_when_the_door_and_the_pause_change_and_not_in_between() -> None:
+    watching = guard()
+    with structlog.testing.capture_logs() as logged:
+        for percent in (10, 90, 95, 96, 10, 10, 10, 10):
+            watching.observe(Load(cpu_percent=percent))
+    events = [(line["event"], line.get("by"), line.get("percent")) for line in logged]
+    assert events == [
+        ("door.closed", ["overloaded"], None),
+        ("pause.began", None, 10),
+        ("door.opened", [], None),
+        ("pause.ended", None, 0),
+    ]
+    assert logged[0]["cpu_percent"] == 90.0

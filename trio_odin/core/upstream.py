@@ -1,0 +1,54 @@
+"""What the server knows of NATS, as plain data: written by the bridge, read by all others."""
+
+from __future__ import annotations
+
+import attrs
+
+from trio_odin.core.gaps import Gap, Gaps, joined
+
+
+@attrs.define
+class Upstream:
+    """The way from NATS to here.
+
+    Attributes:
+        is_connected: events can flow now.
+        was_connected: they could once.
+        mode: `jetstream` or `core`; `none` before the first connection.
+        reconnects: connections after the first.
+        epoch: which numbering the offsets belong to; None where there are no offsets.
+    """
+
+    is_connected: bool = False
+    was_connected: bool = False
+    mode: str = "none"
+    reconnects: int = 0
+    epoch: str | None = None
+    _heard_at: float | None = None
+    _event_at: float | None = None
+    _gaps: Gaps = attrs.field(factory=dict)
+
+    def heard(self, now: float) -> None:
+        """NATS has answered: it is alive, and so is the way to it."""
+        self._heard_at = now
+
+    def heard_event(self, now: float) -> None:
+        """A message of ours has come."""
+        self._heard_at = self._event_at = now
+
+    def age_seconds(self, now: float) -> float | None:
+        """How long ago anything came from NATS; None: nothing ever did."""
+        return None if self._heard_at is None else now - self._heard_at
+
+    def event_age_seconds(self, now: float) -> float | None:
+        """How long ago a message of ours came; None: none ever did."""
+        return None if self._event_at is None else now - self._event_at
+
+    def declare(self, *gaps: Gap) -> None:
+        """Events were lost; whoever takes the gaps tells of it."""
+        self._gaps = joined(self._gaps, gaps)
+
+    def take_gaps(self) -> Gaps:
+        """What was declared since the last time."""
+        gaps, self._gaps = self._gaps, {}
+        return gaps

@@ -1,0 +1,153 @@
+"""Accepting: in batches, at a limited rate, and with an answer even where files have run out."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+
+import structlog
+import trio
+
+from trio_odin.core.admission import Rejection
+from trio_odin.core.ledger import Traffic
+from trio_odin.core.pacing import AcceptPace
+from trio_odin.net.http import HEAD_MAX_BYTES, Response, response_bytes
+
+_log = structlog.get_logger("listener")
+
+_OUT_OF_FILES = {errno.EMFILE, errno.ENFILE}
+# Nothing helps but to wait until someone leaves.
+_EXHAUSTED = {*_OUT_OF_FILES, errno.ENOMEM, errno.ENOBUFS}
+_EXHAUSTED_PAUSE_SECONDS = 0.2
+_ACCEPT_PAUSE_SECONDS = 0.01
+_LOG_EVERY_SECONDS = 10.0
+# Some 2 ms of accepting; then everyone else has a turn.
+_ACCEPTS_PER_TURN = 64
+
+
+class Acceptor:
+    """Accepts on one or several listening sockets, at `per_second` together (0: no limit).
+
+    Resource handling: while it runs it holds one file that nobody needs. Where files have run out,
+    that is given up for a moment to accept those who wait, tell them so, and close.
+    """
+
+    def __init__(self, traffic: Traffic, *, per_second: float = 0.0) -> None:
+        self._traffic = traffic
+        self._pace = AcceptPace(per_second)
+        self._logged_at = -_LOG_EVERY_SECONDS
+
+    def set_rate(self, per_second: float) -> None:
+        """Accept at another rate from now on."""
+        self._pace = AcceptPace(per_second)
+
+    async def run(
+        self,
+        listener: trio.SocketListener,
+        nursery: trio.Nursery,
+        serve: Callable[[trio.SocketStream], Awaitable[None]],
+    ) -> None:
+        """Accept on `listener` until cancelled; `serve` is a task in `nursery` for each.
+
+        All that wait are accepted at each wake-up, up to a limit: after a lost network thousands
+        come back at once, and `listener.accept` is a turn of the scheduler for each. Those beyond
+        the rate stay in the kernel's queue, which costs nothing.
+
+        Error handling: running out of files or memory is counted, logged now and then, and waited
+        out, with the connections that are open served on.
+        """
+        with socket.socket(fileno=os.dup(listener.socket.fileno())) as waiting, _Spare() as spare:
+            waiting.setblocking(False)
+            while True:
+                await trio.lowlevel.wait_readable(waiting)
+                room = self._pace.room(trio.current_time(), _ACCEPTS_PER_TURN)
+                if not room:
+                    self._traffic.accepts_paced += 1
+                    await trio.sleep(self._pace.delay())
+                    continue
+                try:
+                    for stream in _accepted(waiting, room):
+                        self._pace.accepted(1)
+                        nursery.start_soon(serve, stream, name="connection")
+                except OSError as error:
+                    self._traffic.accept_errors += 1
+                    if error.errno in _OUT_OF_FILES:
+                        self._traffic.rejected[Rejection.FILES.label] += spare.refuse(waiting)
+                    await self._wait_out(error)
+
+    async def _wait_out(self, error: OSError) -> None:
+        if error.errno != errno.ECONNABORTED:  # that is: gone before we got to it
+            self._log_now_and_then(error)
+        await trio.sleep(
+            _EXHAUSTED_PAUSE_SECONDS if error.errno in _EXHAUSTED else _ACCEPT_PAUSE_SECONDS
+        )
+
+    def _log_now_and_then(self, error: OSError) -> None:
+        now = trio.current_time()
+        if now - self._logged_at >= _LOG_EVERY_SECONDS:
+            self._logged_at = now
+            connections = self._traffic.accepted - self._traffic.closed.total()
+            _log.error("accept.failed", error=str(error), connections=connections)
+
+
+def refusal(rejection: Rejection) -> Response:
+    """What a client gets that may not come in."""
+    retry_after = ("Retry-After", str(rejection.retry_after_seconds))
+    return Response.text(rejection.status, rejection.text, headers=[retry_after])
+
+
+def _accepted(waiting: socket.socket, most: int) -> Iterator[trio.SocketStream]:
+    """Those who wait to be accepted, up to a limit."""
+    with suppress(BlockingIOError):
+        for _ in range(most):
+            accepted, _ = waiting.accept()
+            yield trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
+
+
+class _Spare:
+    """A file that can be given up for one more socket, for as long as a refusal takes."""
+
+    def __init__(self) -> None:
+        self._file: int | None = None
+        self._answer = response_bytes(refusal(Rejection.FILES))
+
+    def __enter__(self) -> _Spare:
+        self._take()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._give_up()
+
+    def _take(self) -> None:
+        with suppress(OSError):  # another thread was faster: the next time, then
+            self._file = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _give_up(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def refuse(self, waiting: socket.socket) -> int:
+        """Say to those who wait that there is no room; returns to how many. Does not wait."""
+        refused = 0
+        with suppress(OSError):  # nobody waits any more, or not even this file can be had
+            for _ in range(_ACCEPTS_PER_TURN):
+                self._give_up()
+                try:
+                    self._refuse_one(waiting)
+                finally:
+                    self._take()
+                refused += 1
+        return refused
+
+    def _refuse_one(self, waiting: socket.socket) -> None:
+        accepted, _ = waiting.accept()
+        with accepted, suppress(OSError):
+            accepted.setblocking(False)
+            with suppress(BlockingIOError):  # what is left unread would undo the answer
+                accepted.recv(HEAD_MAX_BYTES)
+            accepted.send(self._answer)
+            accepted.shutdown(socket.SHUT_WR)

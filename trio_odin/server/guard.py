@@ -1,0 +1,124 @@
+"""The guard: looks every second at how hard the server works, and decides nothing itself.
+
+run
+├── sample     CPU, memory and lateness → the door (`Admission`) and the share to shed (`Pause`)
+└── lag        how late the scheduler is
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import structlog
+import trio
+
+from trio_odin.config import Settings
+from trio_odin.core.admission import Admission, Load
+from trio_odin.core.ledger import Ledger
+from trio_odin.core.pause import Pause
+from trio_odin.server.worker_link import Elsewhere
+from trio_odin.telemetry.cgroup import cpu_group, memory_group
+from trio_odin.telemetry.meters import CpuMeter, MemoryMeter
+
+_SAMPLE_SECONDS = 1.0
+_TASKS_EVERY = 10  # of these seconds
+_LAG_SECONDS = 0.1
+
+_log = structlog.get_logger("guard")
+
+
+class Guard:
+    """Owns the state that load has: made before anybody is served, `run` as long as they are.
+
+    Attributes:
+        admission: whether a new connection may come in.
+        pause: which publications are shed.
+        load: the last sample.
+        memory: this server's against its limit.
+        tasks: of the process, counted now and then.
+    """
+
+    def __init__(self, settings: Settings, ledger: Ledger) -> None:
+        self.admission = Admission()
+        self.pause = Pause()
+        self.reload(settings)
+        self.load = Load()
+        self.memory = MemoryMeter(settings.memory_limit_bytes, memory_group())
+        self.tasks = 0
+        self._cpu = CpuMeter(settings.cpu_limit_cores, cpu_group())
+        self._elsewhere = Elsewhere(connections=0)
+        self._lag_histogram = ledger.lag
+        self._worst_lag_seconds = 0.0
+
+    def reload(self, settings: Settings) -> None:
+        """Judge by the limits and thresholds of `settings` from now on."""
+        self.admission.max_connections = settings.max_connections
+        self.admission.cpu_reject_percent = settings.cpu_reject_percent
+        self.admission.memory_reject_percent = settings.memory_reject_percent
+        self.admission.lag_reject_seconds = settings.lag_reject_seconds
+        self.admission.max_per_address = settings.max_connections_per_address
+        self.pause.cpu_pause_percent = settings.cpu_pause_percent
+        self.pause.memory_pause_percent = settings.memory_pause_percent
+
+    def learn(self, elsewhere: Elsewhere) -> None:
+        """Take in what the other processes of the server hold and use."""
+        self._elsewhere = elsewhere
+        self.admission.connections_elsewhere = elsewhere.connections
+
+    async def run(self) -> None:
+        """Sample until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._feel_lag, name="lag")
+            for second in itertools.count():
+                if second % _TASKS_EVERY == 0:  # trio looks at every socket for it: 4 ms at 10,000
+                    self.tasks = trio.lowlevel.current_statistics().tasks_living
+                await trio.sleep(_SAMPLE_SECONDS)
+                try:
+                    self._sample()
+                except Exception:  # noqa: BLE001 - what cannot be measured must not end the server
+                    _log.exception("guard.failed")
+
+    def _sample(self) -> None:
+        cpu_percent, loop_busy_percent = self._cpu.read(self._elsewhere.cpu_cores)
+        self.observe(
+            Load(
+                cpu_percent=cpu_percent,
+                loop_busy_percent=loop_busy_percent,
+                memory_percent=self.memory.percent(self._elsewhere.memory_bytes),
+                lag_seconds=self._worst_lag_seconds,
+            )
+        )
+        self._worst_lag_seconds = 0.0
+
+    def observe(self, load: Load) -> None:
+        """Act on a sample, and log what changes with it."""
+        self.load = load
+        closed_before, paused_before = self.admission.closed_by, self.pause.percent
+        self.admission.observe(load)
+        self.pause.observe(load)
+        closed_by, paused = self.admission.closed_by, self.pause.percent
+        if closed_by != closed_before:
+            event = "door.closed" if closed_by else "door.opened"
+            _log.warning(event, by=[cause.label for cause in closed_by], **_rounded(load))
+        if bool(paused) != bool(paused_before):
+            event = "pause.began" if paused else "pause.ended"
+            _log.warning(event, percent=paused, **_rounded(load))
+
+    async def _feel_lag(self) -> None:
+        """Measure how late the scheduler runs what is due."""
+        due = trio.current_time()
+        while True:
+            due = max(due + _LAG_SECONDS, trio.current_time())
+            await trio.sleep_until(due)
+            late = trio.current_time() - due
+            self._lag_histogram.add(late)
+            self._worst_lag_seconds = max(self._worst_lag_seconds, late)
+
+
+def _rounded(load: Load) -> dict[str, float]:
+    return {
+        "cpu_percent": round(load.cpu_percent, 1),
+        "loop_busy_percent": round(load.loop_busy_percent, 1),
+        "memory_percent": round(load.memory_percent, 1),
+        "lag_seconds": round(load.lag_seconds, 3),
+    }

@@ -1,0 +1,70 @@
+"""How much of its CPU and memory a server uses: its container's, where that has a limit."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+
+from trio_odin.telemetry.cgroup import CpuGroup, MemoryGroup
+from trio_odin.telemetry.process import machine_bytes, resident_bytes
+
+
+class CpuMeter:
+    """CPU between two readings, in percent of what the server may use.
+
+    That is `limit_cores` if there are any, else the quota of `group`, else the cores that this
+    process may run on. Against a quota all counts that runs in the group; else this process, and
+    what is told of the server's other processes.
+    """
+
+    def __init__(self, limit_cores: float, group: CpuGroup | None) -> None:
+        self._group = None if limit_cores else group
+        # Affinity, not cpu_count: a container may be pinned to fewer cores than the host has.
+        own_cores = float(len(os.sched_getaffinity(0)))
+        self._cores = limit_cores or min(group.cores if group else own_cores, own_cores)
+        self._wall = time.monotonic()
+        self._own = time.process_time()
+        self._of_group = self._group_seconds()
+
+    def read(self, cores_elsewhere: float) -> tuple[float, float]:
+        """Since the last reading: percent of the limit, and this process' own of one core."""
+        wall, own, of_group = time.monotonic(), time.process_time(), self._group_seconds()
+        seconds = max(wall - self._wall, 1e-9)
+        own_cores = (own - self._own) / seconds
+        cores = own_cores + cores_elsewhere
+        if of_group is not None and self._of_group is not None:
+            cores = (of_group - self._of_group) / seconds
+        self._wall, self._own, self._of_group = wall, own, of_group
+        return cores / self._cores * 100, own_cores * 100
+
+    def _group_seconds(self) -> float | None:
+        """None without a group, and should it become unreadable: then the process has to do."""
+        with suppress(OSError):
+            return None if self._group is None else self._group.used_seconds()
+        return None
+
+
+class MemoryMeter:
+    """Memory of the server against what it may use.
+
+    Attributes:
+        limit_bytes: as given if that is not 0, else that of `group`, else the machine's.
+    """
+
+    def __init__(self, limit_bytes: int, group: MemoryGroup | None) -> None:
+        machine = machine_bytes()
+        is_group_limited = not limit_bytes and group is not None and group.limit_bytes < machine
+        self._group = group if is_group_limited else None
+        self.limit_bytes = self._group.limit_bytes if self._group else limit_bytes or machine
+
+    def group_bytes(self) -> int:
+        """What the group holds; 0 if its limit is not the one that counts."""
+        with suppress(OSError):
+            return 0 if self._group is None else self._group.used_bytes()
+        return 0
+
+    def percent(self, bytes_elsewhere: int) -> float:
+        """How full it is; `bytes_elsewhere` are those of the server's other processes."""
+        used = self.group_bytes() or resident_bytes() + bytes_elsewhere
+        return used / self.limit_bytes * 100
