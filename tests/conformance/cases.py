@@ -1,0 +1,117 @@
+"""Autobahn's cases, driven by kosoku, and what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+
+import attrs
+import kosoku
+import trio
+
+SECTIONS = {
+    "1": "messages of each length",
+    "2": "pings and pongs",
+    "3": "reserved bits",
+    "4": "reserved opcodes",
+    "5": "fragments",
+    "6": "UTF-8",
+    "7": "closing",
+    "9": "large messages, small pieces",
+    "10": "a message in automatic fragments",
+    "12": "compression of messages",
+    "13": "compression with every parameter",
+}
+# Whatever is neither of these needs a reason.
+GOOD = {"OK", "NON-STRICT", "INFORMATIONAL"}
+_NO_COMPRESSION = (
+    "No extension is negotiated: what is sent to ten thousand clients would be compressed ten "
+    "thousand times, and what they send could be inflated without bound. The case ends in order, "
+    "with 1000."
+)
+REASONS = {"12": _NO_COMPRESSION, "13": _NO_COMPRESSION}
+
+
+@attrs.frozen
+class Outcome:
+    """Of one case: the worse of the verdicts on its messages and on its close."""
+
+    case: str
+    verdict: str
+    remark: str
+
+    @property
+    def section(self) -> str:
+        return self.case.partition(".")[0]
+
+    @property
+    def is_accepted(self) -> bool:
+        """Good, or not implemented for a reason that is written down."""
+        is_missing = self.verdict == "UNIMPLEMENTED" and self.section in REASONS
+        return self.verdict in GOOD or is_missing
+
+
+@attrs.frozen
+class Section:
+    """One row of the table in docs/conformance.md."""
+
+    number: str
+    about: str
+    verdicts: dict[str, int]
+    remarks: dict[str, str]
+    """What is to be said about single cases, or about all under `*`."""
+
+
+@attrs.frozen
+class Report:
+    """What docs/conformance.json keeps of a run of all cases."""
+
+    tool: str
+    sections: list[Section]
+
+
+async def run_cases(url: str, cases: Sequence[str] | None = None) -> list[Outcome]:
+    """Run `cases`, patterns such as `5.*`, or all of them, against an echo at `url`."""
+
+    async def run() -> list[Outcome]:
+        try:
+            results = await kosoku.run_fuzzingclient(url, cases, concurrency=2)
+        except kosoku.FailureError as failure:
+            results = failure.results
+        return [_outcome(result) for result in results]
+
+    return await trio.to_thread.run_sync(lambda: asyncio.run(run()), abandon_on_cancel=True)
+
+
+def _outcome(result: kosoku._kosoku.CaseResult) -> Outcome:
+    verdicts = [result.behavior.value, result.behavior_close.value]
+    verdict = next((verdict for verdict in verdicts if verdict != "OK"), "OK")
+    remark = f"{result.result} {result.result_close} Code {result.remote_close_code}."
+    return Outcome(result.case_id, verdict, remark)
+
+
+def report(outcomes: Iterable[Outcome]) -> Report:
+    """The table of a run."""
+    sections: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        sections.setdefault(outcome.section, []).append(outcome)
+    return Report(
+        f"kosoku {version('kosoku')}",
+        [
+            Section(
+                number,
+                SECTIONS.get(number, ""),
+                dict(Counter(outcome.verdict for outcome in outcomes)),
+                _remarks(number, outcomes),
+            )
+            for number, outcomes in sections.items()
+        ],
+    )
+
+
+def _remarks(number: str, outcomes: Iterable[Outcome]) -> dict[str, str]:
+    if number in REASONS:
+        return {"*": REASONS[number]}
+    return {outcome.case: outcome.remark for outcome in outcomes if outcome.verdict != "OK"}

@@ -1,0 +1,35 @@
+"""The server, but for what it does with a message: it sends it back.
+
+Handshake, frames, outlet and close are under test, all as in production.
+"""
+
+from __future__ import annotations
+
+from trio_odin.config import Settings, read_settings
+from trio_odin.core.frame import FIN, text_frame
+from trio_odin.server.connection import Connection
+
+_BINARY_FRAME = bytes((FIN | 0x2,))
+
+
+def settings() -> Settings:
+    """On a free port; room for messages that are larger, and in more pieces, than a client's."""
+    return read_settings(
+        {
+            "WS_ADDR": "127.0.0.1:0",
+            "NATS_URL": "nats://127.0.0.1:1",  # nobody is there, and nobody is needed
+            "WS_MAX_MESSAGE_BYTES": str(64 * 1024 * 1024),
+            "WS_MAX_FRAGMENTS": "1000000",
+            "WS_COMMAND_RATE": "0",
+            "WS_CPU_REJECT_THRESHOLD": "0",
+            "WS_WRITE_DEADLINE": "30s",
+        }
+    )
+
+
+async def send_back(connection: Connection, message: str | bytes) -> None:
+    """Stands where `Connection._take` executes a command."""
+    if isinstance(message, str):
+        await connection._send(text_frame(message.encode()))
+    else:
+        await connection._send(_BINARY_FRAME + text_frame(message)[1:])

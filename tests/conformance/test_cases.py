@@ -1,0 +1,57 @@
+"""The cases that are quick; `nox -s conformance` runs them all."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+pytest.importorskip("kosoku", reason="has no wheel for this platform")
+
+from tests.conformance.cases import Outcome, report, run_cases
+from tests.conformance.echo import send_back, settings
+from trio_odin.server.connection import Connection
+from trio_odin.server.tree import serve
+
+QUICK = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.2.*", "6.4.*", "7.*", "10.*"]
+
+
+async def test_the_frame_layer_conforms(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Connection, "_take", send_back)
+    server = await nursery.start(serve, settings())
+    with trio.fail_after(60):
+        outcomes = await run_cases(f"ws://{server.addresses[0]}/ws", QUICK)
+    nursery.cancel_scope.cancel()
+    assert len(outcomes) > 100
+    assert [outcome for outcome in outcomes if not outcome.is_accepted] == []
+    assert server.ledger.traffic.closed["internal_error"] == 0
+
+
+def test_only_a_case_with_a_reason_may_be_unimplemented_and_none_may_fail() -> None:
+    verdicts = {
+        ("1.1.1", "OK"): True,
+        ("6.4.1", "NON-STRICT"): True,
+        ("7.13.1", "INFORMATIONAL"): True,
+        ("13.1.1", "UNIMPLEMENTED"): True,
+        ("13.1.1", "FAILED"): False,
+        ("5.1", "UNIMPLEMENTED"): False,
+        ("7.1.1", "UNCLEAN"): False,
+        ("7.1.1", "WRONG CODE"): False,
+        ("1.1.1", "ERROR"): False,
+    }
+    for (case, verdict), is_accepted in verdicts.items():
+        assert Outcome(case, verdict, "").is_accepted is is_accepted
+
+
+def test_the_table_counts_and_says_why() -> None:
+    outcomes = [
+        Outcome("1.1.1", "OK", "fine"),
+        Outcome("1.1.2", "NON-STRICT", "late"),
+        Outcome("12.1.1", "UNIMPLEMENTED", "no"),
+    ]
+    first, second = report(outcomes).sections
+    assert (first.number, first.verdicts) == ("1", {"OK": 1, "NON-STRICT": 1})
+    assert first.remarks == {"1.1.2": "late"}
+    assert second.verdicts == {"UNIMPLEMENTED": 1}
+    assert set(second.remarks) == {"*"}

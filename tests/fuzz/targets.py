@@ -1,0 +1,234 @@
+"""What is fuzzed: each target takes any bytes and raises if the server did what it must not.
+
+No exception of ours gets out, what is kept is bounded, what is sent is made of valid frames, and a
+connection ends with a code that is meant for the peer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import h11
+import trio
+import trio.testing
+from websockets.exceptions import ProtocolError
+from websockets.frames import Frame, Opcode
+from websockets.protocol import SERVER, Protocol, State
+from wsproto.connection import Connection, ConnectionType
+from wsproto.events import CloseConnection, Event, Pong, TextMessage
+
+from tests.server.rig import UPGRADE, Rig
+from trio_odin.core import handshake
+from trio_odin.core.commands import parse_command
+from trio_odin.core.handshake import Refusal, Upgrade
+from trio_odin.core.history import History
+from trio_odin.core.ledger import Traffic
+from trio_odin.core.publication import NatsMessage
+from trio_odin.core.recent import Recent
+from trio_odin.core.registry import Registry
+from trio_odin.core.session import Session, SessionLimits
+from trio_odin.core.upstream import Upstream
+from trio_odin.server.websocket import ServerWebSocket
+
+_MESSAGE_BYTES = 512
+_FRAGMENTS = 8
+_LONGEST_HEAD_BYTES = 14
+_CODES = {1002, 1007, 1009}
+# An echo of the channel names that it complains about, each cut.
+_REPLY_BYTES = 16 * 1024
+_HEAD = b"GET /ws HTTP/1.1\r\n"
+
+
+def commands(data: bytes) -> None:
+    """Texts, a line each, as one client's messages."""
+    registry: Registry[str] = Registry()
+    limits = SessionLimits(max_channels=8, commands_per_second=0)
+    recent = Recent(max_age_seconds=30)
+    for offset in range(3, 9):
+        recent.add(NatsMessage("odin.token.A.b", b"1", offset, 0), "A.b")
+    session = Session(
+        "me",
+        registry,
+        history=History(4),
+        recent=recent,
+        limits=limits,
+        traffic=Traffic(),
+        upstream=Upstream(),
+        now=0,
+    )
+    for line in data.decode(errors="replace").split("\n"):
+        parse_command(line)
+        events = _events(b"".join(session.receive(line, now=0, unix_ms=0)))
+        for event in events:
+            assert isinstance(event, TextMessage)
+            assert len(event.data) < max(_REPLY_BYTES, 4 * len(line))
+            assert json.loads(event.data)["type"]
+    assert len(registry.channels("me")) <= limits.max_channels
+
+
+def head(data: bytes) -> None:
+    """Lines behind a request for a WebSocket."""
+    for request in (data, _HEAD + data, _HEAD + data + b"\r\n\r\n"):
+        if not handshake.is_websocket_request(request) or not request.endswith(b"\r\n\r\n"):
+            continue
+        answer = handshake.parse(request)
+        if isinstance(answer, Refusal):
+            assert answer.status in {400, 426}
+        else:
+            _check_upgrade(answer)
+
+
+def _check_upgrade(answer: Upgrade) -> None:
+    client = h11.Connection(h11.CLIENT)
+    host = ("Host", "a")
+    client.send(h11.Request(method="GET", target="/ws", headers=[host, ("Upgrade", "websocket")]))
+    client.receive_data(answer.response())
+    event = client.next_event()
+    assert isinstance(event, h11.InformationalResponse)
+    assert event.status_code == 101
+
+
+def frames(data: bytes) -> None:
+    """What comes over a connection whose handshake is done, in pieces; another parser agrees."""
+    pieces = _pieces(data)
+    trio.run(_read_frames, pieces)
+
+
+async def _read_frames(pieces: list[bytes]) -> None:
+    near, far = trio.testing.memory_stream_pair()
+    taken: list[str | bytes] = []
+
+    async def take(message: str | bytes) -> None:
+        taken.append(message)
+
+    websocket = ServerWebSocket(
+        near,
+        max_message_bytes=_MESSAGE_BYTES,
+        max_fragments=_FRAGMENTS,
+        take=take,
+        may_answer_ping=lambda: True,
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(websocket.read)
+        for piece in pieces:
+            try:
+                await far.send_all(piece)
+            except trio.BrokenResourceError:
+                break
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(websocket._message_parts) <= 65
+        await trio.testing.wait_all_tasks_blocked()
+        await far.send_stream.aclose()
+    await near.aclose()
+    sent = b""
+    while chunk := await far.receive_some():
+        sent += chunk
+    closes = [event.code for event in _events(sent) if isinstance(event, CloseConnection)]
+    refused = websocket.refused_with
+    assert refused is None or refused in _CODES
+    assert websocket.closed is not None
+    assert all(len(message) <= _MESSAGE_BYTES for message in taken)
+    assert len(closes) <= 1
+    if refused is None or refused == 1002:
+        _compare(b"".join(pieces), taken, is_broken=refused == 1002)
+
+
+def _compare(data: bytes, taken: list[str | bytes], *, is_broken: bool) -> None:
+    """`websockets` has to find the same messages, and no rule broken that we find kept.
+
+    Not where a text is no UTF-8 or a limit is passed: that is none of its parser's business. Nor is
+    a length in more bytes than it needs.
+    """
+    ours = [message.encode() if isinstance(message, str) else message for message in taken]
+    theirs, _ = _parsed_by_websockets(data)
+    assert ours == (theirs[: len(ours)] if is_broken else theirs)
+    # wsproto judges a head that is complete, `websockets` each byte of it.
+    _, error = _parsed_by_websockets(data[: 1 - _LONGEST_HEAD_BYTES])
+    assert is_broken or error is None, error
+
+
+def _parsed_by_websockets(data: bytes) -> tuple[list[bytes], ProtocolError | None]:
+    """The messages, and the rule that was broken behind them."""
+    protocol = Protocol(SERVER, state=State.OPEN, max_size=None)
+    protocol.receive_data(data)
+    protocol.receive_eof()
+    messages: list[bytes] = []
+    parts: list[bytes] = []
+    for event in protocol.events_received():
+        assert isinstance(event, Frame)
+        if event.opcode in {Opcode.TEXT, Opcode.BINARY, Opcode.CONT}:
+            parts.append(bytes(event.data))
+            if event.fin:
+                messages.append(b"".join(parts))
+                parts = []
+    error = protocol.parser_exc
+    # RFC 6455, 5.4: a close may come between the fragments of a message, as any control frame.
+    if not isinstance(error, ProtocolError) or "incomplete fragmented" in str(error):
+        return messages, None
+    return messages, error
+
+
+def whole(data: bytes) -> None:
+    """What comes over a fresh socket: any bytes, and any bytes behind a good request."""
+    for start in ([], [UPGRADE]):
+        trio.run(_serve, [*start, *_pieces(data)], bool(start))
+
+
+async def _serve(pieces: list[bytes], is_websocket: bool) -> None:
+    async with trio.open_nursery() as nursery:
+        rig = Rig(nursery, WS_MAX_MESSAGE_BYTES=str(_MESSAGE_BYTES), WS_MAX_FRAGMENTS="8")
+        stream = rig.open_stream()
+        for piece in pieces:
+            try:
+                await stream.send_all(piece)
+            except trio.BrokenResourceError:
+                break
+            await trio.testing.wait_all_tasks_blocked()
+        await stream.send_stream.aclose()
+        received = b""
+        with trio.fail_after(5):
+            while chunk := await stream.receive_some():
+                received += chunk
+            await rig.listener.wait_empty()
+        await trio.testing.wait_all_tasks_blocked()
+    traffic = rig.ledger.traffic
+    assert not traffic.closed["internal_error"]
+    assert not rig.hub.members
+    rig.check_balance()
+    if is_websocket:
+        answer, _, frames = received.partition(b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 101 ")
+        for event in _events(frames):
+            assert isinstance(event, (TextMessage, Pong, CloseConnection))
+            if isinstance(event, TextMessage):
+                json.loads(event.data)
+    elif received:
+        assert received.startswith(b"HTTP/1.1 ")
+
+
+def _pieces(data: bytes) -> list[bytes]:
+    """The first byte says how long the pieces of the rest are."""
+    size = data[0] + 1 if data else 1
+    rest = data[1:]
+    return [rest[start : start + size] for start in range(0, len(rest), size)]
+
+
+def _events(sent: bytes) -> list[Event]:
+    """Fails if the server has sent what is no frame."""
+    client = Connection(ConnectionType.CLIENT)
+    client.receive_data(sent)
+    events = list(client.events())
+    assert not any(
+        isinstance(event, CloseConnection) and client.state.name == "OPEN" for event in events
+    ), "the server has broken a rule"
+    return events
+
+
+TARGETS: dict[str, Callable[[bytes], Any]] = {
+    "commands": commands,
+    "head": head,
+    "frames": frames,
+    "whole": whole,
+}
