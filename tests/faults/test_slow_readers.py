@@ -1,0 +1,92 @@
+"""Clients that do not read: the policy acts on them, and on nobody else."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.faults.cohort import fleet_plan
+from tests.faults.conftest import Record
+from tests.faults.rig import Rig, rig, soon
+from trio_odin.lab.fleet.fleets import fleets
+
+pytestmark = pytest.mark.faults
+
+_STALLED = 1000
+_ALL_CHANNELS = 10
+_COUNTS = {"conflate": "ws_deliveries_conflated_total", "drop": "ws_deliveries_dropped_total"}
+
+
+async def _grown(it: Rig, name: str, before: float) -> bool:
+    return (await it.server.metrics())[name] > before
+
+
+async def _none_but_ours(it: Rig) -> bool:
+    return (await it.server.metrics())["ws_connections_current"] <= it.cohort.size
+
+
+@pytest.mark.parametrize(
+    ("policy", "acts"),
+    [
+        ("evict", "they are closed, for a full outbox or a write past its deadline"),
+        ("conflate", "they keep the newest event of each channel"),
+        ("drop", "they miss events, counted"),
+    ],
+)
+async def test_a_thousand_that_never_read_hurt_nobody(
+    tmp_path: Path, record: Record, policy: str, acts: str
+) -> None:
+    row = record(
+        "attack",
+        f"Zero window, WS_SLOW_POLICY={policy}",
+        f"{_STALLED:,} clients with small buffers that subscribe to all channels and never read, "
+        "twice; memory is that of the second time",
+        f"{acts}; the others' latency and the memory stay",
+    )
+    options: dict[str, Any] = {"WS_SLOW_POLICY": policy, "WS_OUTBOX_CAPACITY": "32"}
+    async with rig(tmp_path, **options) as it:
+        it.publisher.is_paused = False
+        await _stall(it, policy)  # what a thousand connections take is not given back
+        async with it.watch(row):
+            row.recovery_seconds = await _stall(it, policy)
+
+
+async def _stall(it: Rig, policy: str) -> float:
+    """Have a thousand clients that do not read; how long until the policy has acted."""
+    it.publisher.payload_bytes = 2000
+    stalled = fleet_plan(it.server.port, _STALLED, channels=_ALL_CHANNELS, is_reading=False)
+    async with fleets([stalled]) as crowd:
+        connected = await crowd.connect(lambda _: None)
+        assert connected.connected == _STALLED
+        before = await it.server.metrics()
+        if policy == "evict":
+            seconds = await soon(partial(_none_but_ours, it), 30)
+        else:
+            count = _COUNTS[policy]
+            seconds = await soon(partial(_grown, it, count, before[count]), 30)
+            await trio.sleep(2)
+    it.publisher.payload_bytes = 200
+    await soon(partial(_none_but_ours, it), 15)
+    return seconds
+
+
+async def test_peers_that_vanish_are_gone_within_the_keepalive_deadline(
+    tmp_path: Path, record: Record
+) -> None:
+    row = record(
+        "attack",
+        "Half-open TCP",
+        "100 clients whose kernel drops all that comes: no ACK, no FIN, no RST; "
+        "WS_PING_INTERVAL=2s, WS_KEEPALIVE_TIMEOUT=4s",
+        "gone within two intervals and the deadline of a write",
+    )
+    options: dict[str, Any] = {"WS_PING_INTERVAL": "2s", "WS_KEEPALIVE_TIMEOUT": "4s"}
+    async with rig(tmp_path, **options) as it, it.watch(row):
+        for one in await it.attackers.many(100, is_upgraded=True):
+            one.vanish()
+        row.recovery_seconds = await soon(partial(_none_but_ours, it), 20)
+        assert row.recovery_seconds < 4 + 2 + 2
