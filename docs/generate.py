@@ -331,7 +331,8 @@ _FAULTS_READING = (
     "three channels each. *Held* are those of them whose connection stayed. *Lost* are deliveries "
     "to them that are missing, of all events that NATS has acknowledged; *repeated* ones came "
     "twice. At the end of each test `ws_ledger_imbalance` is 0, and open files are as few as "
-    "before. *p99* is their latency before and meanwhile; memory is of all processes of the server."
+    "before. *p99* is their latency before and meanwhile, with the wait for what was away; memory "
+    "is how much more all processes of the server hold afterwards."
 )
 _FAULTS_HEAD = (
     "what",

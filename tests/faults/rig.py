@@ -66,7 +66,7 @@ class Rig:
         await self.pause()
         p99 = await self.cohort.look()
         self.fill(row)
-        row.notes.append(f"p99 {p99_before:.0f} → {p99:.0f} ms")
+        row.notes.append(f"p99 {p99_before:.0f} → {f'{p99:.0f}' if p99 else '–'} ms")
         if may_shed:
             await self._explain_loss(row)
         self.check_books(row, lost=row.lost if may_shed else 0)

@@ -115,8 +115,7 @@ async def test_near_its_memory_limit_it_refuses_before_the_kernel_kills(
         "fault",
         "Memory runs out",
         "WS_MEMORY_LIMIT little above what it holds; then 3,000 clients that want all channels",
-        "503 with Retry-After from 85 % on, events shed from 95 %; /health says so; never above "
-        "the limit",
+        "503 with Retry-After from 85 % on, which /health says; never above the limit",
     )
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
@@ -141,6 +140,28 @@ async def test_near_its_memory_limit_it_refuses_before_the_kernel_kills(
             )
             assert any("emory" in warning for warning in health["warnings"] + health["errors"])
             assert it.server.footprint().mib < limit_mib
+
+
+async def test_with_next_to_no_memory_left_it_sheds_events_and_holds_its_clients(
+    tmp_path: Path, record: Record
+) -> None:
+    row = record(
+        "fault",
+        "Memory has run out",
+        "WS_MEMORY_LIMIT so low that 95 % are reached by the clients that are there",
+        "they stay, and are answered; events are shed, counted, and /health says so",
+    )
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    limit = str(int(await _resident_mib(first) / 0.97 * 1024 * 1024))
+    options: dict[str, Any] = {"WS_MEMORY_LIMIT": limit, "WS_MEMORY_REJECT_THRESHOLD": "0"}
+    async with rig(second, **options) as it, it.watch(row, may_shed=True):
+        await soon(partial(_is_shedding, it), 10)
+        assert (await it.server.health())["status"] == "degraded"
+        one = await it.attackers.websocket()
+        await one.say('{"type":"heartbeat"}')
+        assert b'"pong"' in await one.reply()
 
 
 async def _make_noise(it: Rig, scope: trio.CancelScope, per_second: int) -> None:
