@@ -35,8 +35,10 @@ class RecentEvent:
 
     def publish(self, unix_ms: int) -> Publication | None:
         """The publication, made now if nobody wanted it then; None if it cannot be one."""
-        if isinstance(self.content, Publication) or self.channel is None:
-            return self.content if isinstance(self.content, Publication) else None
+        if isinstance(self.content, Publication):
+            return self.content
+        if self.channel is None:
+            return None
         try:
             self.content = Publication(
                 self.channel, self.content, offset=self.offset, unix_ms=unix_ms

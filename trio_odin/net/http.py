@@ -24,7 +24,7 @@ BODY_MAX_BYTES = 64 * 1024
 _RECEIVE_BYTES = 4 * 1024
 _VERSIONS = {b"1.0", b"1.1"}
 _UNAVAILABLE = HTTPStatus.SERVICE_UNAVAILABLE
-_END_OF_HEAD = b"\r\n\r\n"
+END_OF_HEAD = b"\r\n\r\n"
 # How long, and how much, to go on reading after an error so that the answer is not lost to a reset.
 _LINGER_SECONDS = 1.0
 _LINGER_BYTES = 1024 * 1024
@@ -85,9 +85,9 @@ async def receive_head(stream: trio.abc.ReceiveStream, received_already: bytes =
     """
     received = bytearray(received_already)
     searched = 0
-    while received.find(_END_OF_HEAD, searched) < 0 and len(received) <= HEAD_MAX_BYTES:
+    while received.find(END_OF_HEAD, searched) < 0 and len(received) <= HEAD_MAX_BYTES:
         # So that a head which comes byte by byte is not searched anew for each of them.
-        searched = max(0, len(received) + 1 - len(_END_OF_HEAD))
+        searched = max(0, len(received) + 1 - len(END_OF_HEAD))
         chunk = await stream.receive_some(_RECEIVE_BYTES)
         if not chunk:
             break

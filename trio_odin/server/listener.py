@@ -20,6 +20,7 @@ from trio_odin.core.client_address import client_address, counted_as
 from trio_odin.core.grants import Grant
 from trio_odin.core.handshake import Refusal, Upgrade
 from trio_odin.net.http import (
+    END_OF_HEAD,
     HEAD_MAX_BYTES,
     HEADERS_MAX,
     Respond,
@@ -41,7 +42,6 @@ _log = structlog.get_logger("listener")
 _FILES_KEPT = 16
 _FILES_KEPT_SHARE = 1 / 8  # of a low limit
 
-_END_OF_HEAD = b"\r\n\r\n"
 _REFUSALS = {400, 405, 413, 426, 431, 501, 505}
 
 
@@ -128,7 +128,7 @@ class Listener:
     async def _receive_head(self, stream: trio.abc.HalfCloseableStream) -> bytes | None:
         """The head; None if the peer sent nothing in time or has gone."""
         received = _already_there(stream)
-        if received.endswith(_END_OF_HEAD):
+        if received.endswith(END_OF_HEAD):
             return received
         with self._half_open.one(self._settings.handshake_seconds) as scope:
             try:
@@ -239,7 +239,7 @@ def _malformed(head: bytes) -> Refusal | None:
     """What is wrong with the size of a head, before anything is made of it."""
     if len(head) > HEAD_MAX_BYTES or head.count(b"\r\n") > HEADERS_MAX:
         return Refusal(431, f"At most {HEADERS_MAX} headers in {HEAD_MAX_BYTES} bytes")
-    if not head.endswith(_END_OF_HEAD) or head.count(_END_OF_HEAD) > 1:
+    if not head.endswith(END_OF_HEAD) or head.count(END_OF_HEAD) > 1:
         return Refusal(400, "Bytes behind the request: wait for the upgrade first")
     return None
 
