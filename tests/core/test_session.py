@@ -208,7 +208,7 @@ class Conversations(RuleBasedStateMachine):
 
 
 TestConversations = Conversations.TestCase
-TestConversations.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestConversations.settings = settings(max_examples=80, stateful_step_count=40)
 
 
 # --- every row of the wire document
@@ -691,6 +691,17 @@ def test_more_than_the_replay_keeps_is_cut_to_the_newest_and_said() -> None:
     assert [one["offset"] for one in missed] == [4, 5]
     assert (end["type"], end["after"], end["sent"]) == ("resume_incomplete", 1, 2)
     assert client.traffic.resumed_incompletely == 1
+
+
+def test_who_comes_back_before_all_from_before_the_start_is_there_is_told() -> None:
+    client = Client()
+    client.upstream.past = 3
+    happen(client, "BTC.trade", "BTC.trade")
+    _, end = come_back(client, 2, "BTC.trade")
+    assert end["type"] == "resume_incomplete", "3 is kept when it comes, but not sent"
+    client.say('{"type":"unsubscribe","channels":["BTC.trade"]}')
+    happen(client, "BTC.trade", "BTC.trade", "ETH.trade")
+    assert len(come_back(client, 2, "BTC.trade")) == 1
 
 
 def test_who_comes_back_too_late_is_told_with_the_id() -> None:

@@ -75,6 +75,7 @@ class Position:
     Args:
         recall: how many messages from before the start to take, for clients that come back.
         before: the offset of ours before the last one, or of what did not come between them.
+        past: up to here all was published before the start, and is news to nobody.
     """
 
     stream: str = ""
@@ -82,7 +83,7 @@ class Position:
     offset: int = 0
     recall: int = 0
     before: int = attrs.field(default=0, init=False)
-    _past: int = 0  # up to here nothing is news
+    past: int = attrs.field(default=0, init=False)
     _is_ours: bool = True
     _dropped: int = 0  # ahead of the position, and booked already
 
@@ -99,11 +100,11 @@ class Position:
         """
         gaps = []
         if not self.epoch:
-            self._past = state.last
+            self.past = state.last
             self.offset = max(0, state.first - 1, state.last - self.recall)
         elif self.is_lost_in(state):
             gaps.append(Gap(GapReason.STREAM))
-            self.offset = self._past = 0
+            self.offset = self.past = 0
         self.stream, self.epoch, self._is_ours = state.name, state.epoch, state.is_ours
         self._dropped = 0
         if state.first > self.offset + 1:
@@ -115,7 +116,7 @@ class Position:
     @property
     def is_past(self) -> bool:
         """Whether what was taken last was published before the start."""
-        return self.offset <= self._past
+        return self.offset <= self.past
 
     def drop(self) -> None:
         """A message ahead will not come, which is booked: no gap besides."""
@@ -126,7 +127,7 @@ class Position:
         self.before = self.offset
         if offset > self.before + 1 and (self._is_ours or self._dropped):
             self.before = offset - 1  # which did not come
-        first, self.offset = max(self.offset, self._past) + 1, offset
+        first, self.offset = max(self.offset, self.past) + 1, offset
         if offset <= first:
             return None
         booked = min(self._dropped, offset - first)

@@ -187,7 +187,10 @@ class Session(Generic[S]):
         if command.after is None or not is_of_this_stream or not self._limits.can_resume:
             return Missed([], is_complete=False)
         at_most = self._limits.replay_capacity
-        return self._recent.after(command.after, channels, at_most=at_most, unix_ms=unix_ms)
+        missed = self._recent.after(command.after, channels, at_most=at_most, unix_ms=unix_ms)
+        # What is still to come from before the start is kept, but not fanned out.
+        is_recalled = self._recent.last >= self._upstream.past
+        return missed._replace(is_complete=missed.is_complete and is_recalled)
 
     def _newest_offset(self) -> int | None:
         """Up to here nothing was missed by a client that is subscribed now."""

@@ -17,6 +17,7 @@ class Upstream:
         mode: `jetstream` or `core`; `none` before the first connection.
         reconnects: connections after the first.
         epoch: which numbering the offsets belong to; None where there are no offsets.
+        past: offset up to which events are only kept for clients that come back, not fanned out.
     """
 
     is_connected: bool = False
@@ -24,6 +25,7 @@ class Upstream:
     mode: str = "none"
     reconnects: int = 0
     epoch: str | None = None
+    past: int = 0
     _heard_at: float | None = None
     _event_at: float | None = None
     _gaps: Gaps = attrs.field(factory=dict)

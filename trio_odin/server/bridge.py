@@ -244,6 +244,7 @@ class Bridge:
     def _find_place(self, info: StreamInfo) -> int:
         """The offset behind which to go on; what is missing before it is declared."""
         self._upstream.declare(*self._position.enter(state_of(info)))
+        self._upstream.past = self._position.past
         return self._position.offset
 
     async def _on_stream_message(self, message: Msg) -> None:
