@@ -279,7 +279,7 @@ def test_the_length_of_a_frame_is_known_before_it_is_made(
         max_size=60,
     ),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_each_event_was_received_or_counted_as_skipped_or_dropped(
     policy: str,
     capacity: int,
@@ -356,4 +356,4 @@ class Outboxes(RuleBasedStateMachine):
 
 
 TestOutboxes = Outboxes.TestCase
-TestOutboxes.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestOutboxes.settings = settings(max_examples=100, stateful_step_count=40)

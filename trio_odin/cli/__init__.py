@@ -14,7 +14,18 @@ import click
 from trio_odin import __version__
 
 # `NAME_command` is in the module of that name.
-_NAMES = ("bench", "lab", "load", "plan", "publish", "serve", "up", "watch")
+_NAMES = (
+    "bench",
+    "lab",
+    "load",
+    "plan",
+    "publish",
+    "publisher",
+    "ready",
+    "serve",
+    "up",
+    "watch",
+)
 
 
 class _Commands(Mapping[str, click.Command]):

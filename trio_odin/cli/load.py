@@ -15,6 +15,7 @@ from rich.status import Status
 
 from trio_odin.cli.common import require_extra, run
 from trio_odin.cli.market import tokens_option
+from trio_odin.lab.capacity.stages import HOME_SHARE, STAGES, TOKENS
 from trio_odin.lab.fleet.limits import LoadImpossible
 from trio_odin.lab.fleet.workload import Workload
 from trio_odin.lab.load.criteria import INTEGRITY, Criterion, at_least, at_most, checks
@@ -22,8 +23,29 @@ from trio_odin.lab.load.plan import LoadPlan, Progress, health_beside
 from trio_odin.lab.load.report import render
 from trio_odin.lab.load.runner import LoadAbandoned, run_load
 
+# The plan's capacity tests, and which stages of the lab they are.
+_PLAN_STAGES = {"1k": 2, "5k": 3, "10k": 4}
 _LINE_SECONDS = 5.0
 _INTERRUPTED = 130
+
+
+def _plan(context: click.Context, _: click.Parameter, name: str | None) -> None:
+    """Have a test of the plan in place of the defaults; what is given goes before it."""
+    if name is None:
+        return
+    stage = next(stage for stage in STAGES if stage.number == _PLAN_STAGES[name])
+    bounds = {one.figure: one.bound for one in stage.criteria if one.source == "plan"}
+    context.default_map = {
+        "connections": stage.connections,
+        "mix": f"home={HOME_SHARE:g},token={1 - HOME_SHARE:g}",
+        "tokens": str(TOKENS),
+        "hold": stage.hold_seconds,
+        "rate": stage.rate,
+        "expect_success": bounds["success"],
+        "expect_rejected_below": bounds["rejected"],
+        "expect_cpu_below": bounds["cpu"],
+        "expect_memory_below": bounds.get("memory"),
+    }
 
 
 def _mix(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
@@ -74,6 +96,15 @@ def _expectations(function: Callable[..., None]) -> Callable[..., None]:
 
 @click.command("load", short_help="Hold many connections and check all they get.")
 @click.argument("url", default="ws://127.0.0.1:3002/ws")
+@click.option(
+    "--plan",
+    type=click.Choice(list(_PLAN_STAGES)),
+    callback=_plan,
+    is_eager=True,
+    expose_value=False,
+    help="A capacity test of the plan: its connections, mix, tokens, rate, time and expectations "
+    "in place of the defaults here.",
+)
 @click.option("--connections", type=click.IntRange(min=1), default=1000, show_default=True)
 @click.option(
     "--channels-per-connection",
@@ -192,6 +223,7 @@ def load_command(
       trio-odin load ws://10.0.0.2:3004/ws --connections 10000 --tokens 200 \\
           --mix home=0.8,token=0.2 --publisher http://10.0.0.3:3003 --rate 12 \\
           --hold 1800 --expect-success 1.0 --expect-cpu-below 0.3 --json load.json
+      trio-odin load ws://10.0.0.2:3004/ws --plan 10k --publisher http://10.0.0.3:3003
 
     Latency is counted from the time that the publisher had planned for an event, so nothing that is
     late can hide; between machines it needs clocks that agree.

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from trio_odin.lab.model.comparison import Quote, compare, render
 from trio_odin.lab.model.fit import BadFigure, TooLittle, fit, predictions
-from trio_odin.lab.model.model import ENDLESS, Costs, Demand, Instance
+from trio_odin.lab.model.model import ENDLESS, TARGET_P99_MS, Costs, Demand, Instance
 from trio_odin.lab.model.tables import Prices, read_costs, read_prices
 from trio_odin.lab.report.folder import read_verdict
 from trio_odin.lab.verdict import LabResult
@@ -126,7 +126,7 @@ def _lab_result(_: click.Context, __: click.Parameter, path: Path | None) -> Lab
     "target_p99_ms",
     type=click.FloatRange(min=0, min_open=True, max=3_600_000),
     callback=_number,
-    default=1000.0,
+    default=TARGET_P99_MS,
     metavar="MS",
     show_default=True,
     help="What the p99 of the latency may be, as far as it can be told.",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import attrs
+from typing import NamedTuple
 
 _PORT_MAX = 65535
 
 
-@attrs.frozen
-class Address:
-    """Where to listen. An empty `host` means every interface; port 0 lets the kernel choose."""
+class Address(NamedTuple):
+    """Where to listen. An empty `host` means every interface; port 0 lets the kernel choose.
+
+    No attrs class: those take longer to import than a health check takes for all the rest.
+    """
 
     host: str
     port: int
@@ -35,4 +37,4 @@ class Address:
     def connectable(self) -> str:
         """`host:port` that a client on this machine can use."""
         is_any = self.host in {"", "0.0.0.0", "::"}  # noqa: S104 - compared, not bound
-        return str(attrs.evolve(self, host="127.0.0.1" if is_any else self.host))
+        return str(self._replace(host="127.0.0.1" if is_any else self.host))

@@ -74,6 +74,39 @@ def test_the_flags_become_a_plan(carried: Carried) -> None:
     assert plan.workload.is_filtered
 
 
+def test_a_test_of_the_plan_sets_what_is_not_given(carried: Carried) -> None:
+    ended = load("--plan", "5k", "--hold", "7", "--publisher", "http://x:3003")
+    assert ended.exit_code == 0, ended.output
+    plan = carried.plan
+    assert (plan.connections, plan.rate, plan.hold_seconds) == (5000, 12, 7)
+    assert (len(plan.workload.channels), plan.workload.home_share) == (200, 0.8)
+
+
+def test_a_test_of_the_plan_is_judged_by_the_plans_own_figures(carried: Carried) -> None:
+    carried.outcome = load_result(server=ServerFigures(percent=26, held_mib=3_600))
+    ended = load("--plan", "5k")
+    assert ended.exit_code == 1, ended.output
+    assert "not met: resident memory: at most 3,500 MiB, measured 3,600 MiB" in ended.output
+    assert "not met: CPU of the limit, mean: at most 25 %, measured 26 %" in ended.output
+    assert (
+        load("--plan", "5k", "--expect-cpu-below", "0.3", "--expect-memory-below", "4000").exit_code
+        == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "connections", "seconds", "cpu_percent"),
+    [("1k", 1_000, 600, 10), ("5k", 5_000, 900, 25), ("10k", 10_000, 1_200, 30)],
+)
+def test_each_test_of_the_plan_has_its_figures(
+    carried: Carried, name: str, connections: int, seconds: int, cpu_percent: int
+) -> None:
+    for percent, exit_code in ((cpu_percent, 0), (cpu_percent + 1, 1)):
+        carried.outcome = load_result(server=ServerFigures(percent=percent, held_mib=64))
+        assert load("--plan", name).exit_code == exit_code
+    assert (carried.plan.connections, carried.plan.hold_seconds) == (connections, seconds)
+
+
 def test_without_flags_the_plan_is_that_of_the_help_text(carried: Carried) -> None:
     assert load().exit_code == 0
     plan = carried.plan

@@ -84,13 +84,13 @@ class LoadPlan:
             raise LoadImpossible(sentence)
 
     def _complaints(self) -> Iterator[str]:
-        if not _is_address(self.url, {"ws", "wss"}):
+        if not is_address(self.url, {"ws", "wss"}):
             yield f"{self.url!r} is no address like ws://127.0.0.1:3002/ws"
         for what, url, example in (
             ("server's health page", self.health_url, "http://127.0.0.1:3002/health"),
             ("publisher", self.publisher_url, "http://127.0.0.1:3003"),
         ):
-            if url is not None and not _is_address(url, {"http", "https"}):
+            if url is not None and not is_address(url, {"http", "https"}):
                 yield f"{url!r} is no address of a {what}, like {example}"
         yield from self._complaints_about_subscriptions()
         yield from self._complaints_about_numbers()
@@ -131,7 +131,8 @@ class LoadPlan:
             )
 
 
-def _is_address(url: str, schemes: Set[str]) -> bool:
+def is_address(url: str, schemes: Set[str]) -> bool:
+    """Whether it is a URL of one of these schemes, with a host."""
     try:
         parts = urlsplit(url)
         return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0

@@ -220,9 +220,9 @@ class _Load:
                 self._was_cut_short = True
             await self._publisher.stop()
             await self._arrivals()
-            connects = await self._crowd.connects()
             self._health.append(await health(self._plan.health_url))
             await self._close()
+            connects = await self._crowd.connects()  # until then some may still have come
             return self._result(connects, await self._crowd.summary())
         finally:
             with trio.CancelScope(shield=True):

@@ -15,6 +15,7 @@ from trio_odin.lab.model.model import (
     ENDLESS,
     MEASURED_PAYLOAD_BYTES,
     PLAN_COSTS,
+    TARGET_P99_MS,
     Costs,
     Demand,
     Forecast,
@@ -90,7 +91,7 @@ def compare(
     *,
     workers: int = 1,
     target_cpu_percent: float = 75.0,
-    target_p99_ms: float = 1000.0,
+    target_p99_ms: float = TARGET_P99_MS,
     predictions: Mapping[int, Sequence[Prediction]] | None = None,
 ) -> Quote:
     """Forecast the demand by the plan's costs, and by measured ones if there are any."""

@@ -1,0 +1,177 @@
+"""`trio-odin ready`: what the health check of a container says, and what it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from click.testing import CliRunner, Result
+
+import trio_odin.cli.ready as module
+from tests.e2e.conftest import StartServer, wait_for_nats
+from tests.e2e.nats import free_port
+from trio_odin.cli import main
+from trio_odin.config import read_settings
+from trio_odin.lab.publisher import PublisherSettings, publish
+from trio_odin.net.address import Address
+
+pytestmark = pytest.mark.e2e
+
+NOWHERE = "nats://127.0.0.1:1"
+NO_VARIABLES = {"WS_ADDR": None, "WS_ADMIN_ADDR": None, "WS_RELOAD_FILE": None}
+
+
+async def check(*arguments: str, **variables: str) -> Result:
+    """What the command says, run in a thread: the test's own loop serves meanwhile."""
+    invoke = partial(
+        CliRunner().invoke, main, ["ready", *arguments], env={**NO_VARIABLES, **variables}
+    )
+    return await trio.to_thread.run_sync(invoke)
+
+
+@asynccontextmanager
+async def answering(
+    answer: Callable[[trio.SocketStream], Awaitable[None]],
+) -> AsyncIterator[str]:
+    """The URL of a port that does something odd with whoever comes."""
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, answer, [listener])
+        yield f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+        nursery.cancel_scope.cancel()
+
+
+async def test_it_says_yes_when_nats_was_reached(start_server: StartServer, nats_url: str) -> None:
+    server = await start_server(NATS_URL=nats_url)
+    await wait_for_nats(server)
+    address = str(server.addresses[0])
+    result = await check(WS_ADDR=address)
+    assert (result.exit_code, result.output) == (0, f"http://{address}/ready: ready\n")
+
+
+async def test_it_says_no_and_why_before(start_server: StartServer) -> None:
+    server = await start_server(NATS_URL=NOWHERE)
+    address = str(server.addresses[0])
+    result = await check(WS_ADDR=address)
+    assert result.exit_code == 1
+    assert result.output == (
+        f"trio-odin: http://{address}/ready: 503 "
+        '{"ready":false,"reasons":["NATS was not reached yet"]}\n'
+    )
+
+
+async def test_it_asks_at_the_address_for_metrics_if_there_is_one(
+    start_server: StartServer,
+) -> None:
+    server = await start_server(NATS_URL=NOWHERE, WS_ADMIN_ADDR="127.0.0.1:0")
+    port = server.admin_addresses[0].port
+    result = await check(WS_ADDR="127.0.0.1:1", WS_ADMIN_ADDR=f":{port}")
+    assert f"http://127.0.0.1:{port}/ready: 503" in result.output
+
+
+async def test_the_file_of_settings_goes_before_the_environment(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    server = await start_server(NATS_URL=NOWHERE)
+    file = tmp_path / "settings"
+    file.write_text(f"WS_ADDR={server.addresses[0]}\n")
+    result = await check(WS_ADDR="127.0.0.1:1", WS_RELOAD_FILE=str(file))
+    assert f"http://{server.addresses[0]}/ready: 503" in result.output
+
+
+@pytest.mark.parametrize("content", [None, "what is this"])
+async def test_a_bad_reload_file_is_not_its_business(
+    start_server: StartServer, tmp_path: Path, content: str | None
+) -> None:
+    server = await start_server(NATS_URL=NOWHERE)
+    file = tmp_path / "settings.env"
+    if content is not None:
+        file.write_text(content)
+    result = await check(WS_ADDR=str(server.addresses[0]), WS_RELOAD_FILE=str(file))
+    assert f"http://{server.addresses[0]}/ready: 503" in result.output
+
+
+async def test_it_asks_a_publisher_too(nursery: trio.Nursery) -> None:
+    plan = PublisherSettings(address=Address("127.0.0.1", 0), nats_urls=[NOWHERE])
+    publisher = await nursery.start(publish, plan)
+    result = await check("--url", f"http://{publisher.address}/health")
+    assert result.exit_code == 0
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "sentence"),
+    [
+        ([], {"WS_ADDR": "nowhere"}, "'nowhere': allowed is an address like :3002"),
+        (["--url", "https://127.0.0.1/"], {}, "allowed is a URL like http://127.0.0.1:3002/ready"),
+        (["--url", "http://127.0.0.1:99999/"], {}, "allowed is an address like"),
+        (["--url", "http://a..b:80"], {}, "label empty"),
+    ],
+)
+async def test_what_cannot_be_asked_is_a_sentence_and_exit_code_1(
+    arguments: list[str], variables: dict[str, str], sentence: str
+) -> None:
+    result = await check(*arguments, **variables)
+    assert result.exit_code == 1
+    assert sentence in result.output
+
+
+async def test_nobody_there_is_a_no() -> None:
+    result = await check(WS_ADDR=f"127.0.0.1:{free_port()}")
+    assert result.exit_code == 1
+    assert "refused" in result.output
+
+
+async def _say_nothing(stream: trio.SocketStream) -> None:
+    await trio.sleep_forever()
+
+
+async def _dribble(stream: trio.SocketStream) -> None:
+    while True:
+        await stream.send_all(b"HTTP/1.1 200 OK\r\n")
+        await trio.sleep(0.02)
+
+
+@pytest.mark.parametrize("answer", [_say_nothing, _dribble])
+async def test_an_answer_that_does_not_end_in_time_is_a_no(
+    answer: Callable[[trio.SocketStream], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_DEADLINE_SECONDS", 0.3)
+    async with answering(answer) as url:
+        with trio.fail_after(5):
+            result = await check("--url", url)
+    assert result.exit_code == 1
+    assert "no answer within 0.3 s" in result.output
+
+
+async def test_what_speaks_no_http_is_a_no() -> None:
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"+OK 200\r\n\r\n")
+
+    async with answering(answer) as url:
+        result = await check("--url", url)
+    assert result.exit_code == 1
+    assert "does not speak HTTP" in result.output
+
+
+def test_without_any_setting_it_asks_where_a_server_listens_by_itself() -> None:
+    listens_at = read_settings({}).address
+    assert module._url_of({"WS_ADDR": " "}) == f"http://{listens_at.connectable}/ready"
+
+
+def test_it_loads_nothing_that_takes_long() -> None:
+    script = "import sys, trio_odin.cli.ready; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", f"import sys; sys.path[:0] = {sys.path!r}; {script}"],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    loaded = set(done.stdout.split())
+    assert "trio_odin.cli.ready" in loaded
+    assert not loaded & {"trio", "asyncio", "attrs", "attr", "environ", "http.client", "structlog"}
