@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2024.10.9"
@@ -22,7 +24,9 @@ def install(session: nox.Session, *groups: str) -> None:
 def tests(session: nox.Session) -> None:
     """Run all tests, end to end against a real nats-server too. Arguments go to pytest."""
     install(session, "tests")
-    session.run("pytest", *session.posargs)
+    # More processes than cores, as what is started for real is waited for most of the time.
+    together = ["--numprocesses=3", "--dist=loadfile", "--no-loadscope-reorder"]
+    session.run("pytest", *together, *session.posargs)
 
 
 @nox.session
@@ -45,7 +49,6 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Check types with mypy (strict) and pyright."""
     install(session, "tests", "types")
-    session.install("--quiet", "nox")
     session.run("mypy")
     session.run("pyright")
 
@@ -103,6 +106,70 @@ def faults(session: nox.Session) -> None:
     # An empty expression: also the quick ones, which run with all other tests as well.
     every = ["tests/faults", "-m", ""]
     session.run("pytest", *every, *(session.posargs or ["--record", "docs/reliability.json"]))
+
+
+@nox.session
+def ops(session: nox.Session) -> None:
+    """Check what is under ops/ and start it for real; skips what cannot run here, and says why."""
+    install(session, "tests")
+    # An empty expression: also the quick ones, which run with all other tests as well.
+    session.run("pytest", "tests/ops", "-m", "", *session.posargs)
+
+
+@nox.session
+def publisher(session: nox.Session) -> None:
+    """Control a running publisher: `-- start|start:high|stop|stats [--url http://HOST:3003]`."""
+    session.install("--quiet", "--editable", ".")
+    options = list(session.posargs)
+    action = options.pop(0) if options and not options[0].startswith("-") else "stats"
+    # The plan's peak load; its normal one is the default of the command.
+    arguments = ["start", "--rate", "30"] if action == "start:high" else [action]
+    session.run("trio-odin", "publisher", *arguments, *options)
+
+
+@nox.session
+def capacity(session: nox.Session) -> None:
+    """Run the plan's capacity test: `-- 1k|5k|10k [--url ws://HOST:3004/ws] [OPTION OF load]`."""
+    session.install("--quiet", "--editable", ".[lab]")
+    # Of `load` the address is an argument, not an option.
+    options = [one.removeprefix("--url=") for one in session.posargs if one != "--url"]
+    size = options.pop(0) if options and options[0] in {"1k", "5k", "10k"} else "10k"
+    session.run("trio-odin", "load", "--plan", size, *options)
+
+
+@nox.session(venv_backend="none")
+def instances(session: nox.Session) -> None:
+    """Make and fill the plan's machines: `-- create|deploy|stop|delete|ips|cost [MACHINE…]`."""
+    session.run("ops/cloud/instances.sh", *(session.posargs or ["--help"]), external=True)
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Renew what the image is made of; `-- --upgrade-package trio` for one package alone."""
+    session.install("--quiet", *nox.project.dependency_groups(PROJECT, "lock"))
+    to_build = Path(session.create_tmp()) / "build.in"
+    to_build.write_text("\n".join(PROJECT["build-system"]["requires"]))
+    # Neither the addresses of an index nor paths of this machine get into them.
+    lock = ["uv", "pip", "compile", "--quiet", "--universal", "--python-version=3.11"]
+    lock += ["--generate-hashes", "--no-header", "--no-annotate", "--no-emit-index-url"]
+    # hdrhistogram names them, and needs them to be built only.
+    lock += ["--no-emit-package=pbr", "--no-emit-package=setuptools"]
+    lock += session.posargs or ["--upgrade"]
+    extras = ["--extra=auth", "--extra=lab"]
+    session.run(*lock, *extras, "pyproject.toml", "--output-file=requirements.lock")
+    session.run(*lock, str(to_build), "--output-file=requirements-build.lock")
+
+
+@nox.session
+def dashboards(session: nox.Session) -> None:
+    """Make Grafana's dashboards anew; `-- --preview FOLDER` draws them under load instead."""
+    install(session, "tests")
+    session.run("python", "ops/grafana/dashboards.py")
+    if session.posargs:
+        option, folder = session.posargs if len(session.posargs) == 2 else ("", "")
+        if option != "--preview":
+            session.error("allowed is: nox -s dashboards -- --preview FOLDER")
+        session.run("python", "-m", "tests.ops.preview", folder)
 
 
 @nox.session

@@ -51,6 +51,8 @@ def _load(path: Path) -> ModuleType:
         "conformance.md",
         "metrics.md",
         "reliability.md",
+        "runbooks/migration.md",
+        "runbooks/rollback.md",
     ],
 )
 def test_generated_pages_are_current(page: str) -> None:

@@ -97,6 +97,11 @@ class ServerProcess:
         self.process.wait()
 
 
+def footprint_of(pid: int) -> Footprint:
+    """What any one process holds."""
+    return Footprint(_mib_of(pid), _files_of(pid))
+
+
 def _children_of(pid: int) -> set[int]:
     # Of all its threads: trio starts processes from one of its own.
     threads = Path(f"/proc/{pid}/task").glob("*/children")

@@ -1,0 +1,320 @@
+#!/usr/bin/env bash
+# The plan's three machines on Google Cloud: made, filled, stopped, deleted. `instances.sh --help`.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+prices=$root/trio_odin/lab/model/prices.toml
+
+# Names, and the machine types of the plan. The folder below ops/isolated has the name of the key.
+declare -A name=([ws]=odin-ws [backend]=odin-backend [runner]=odin-runner)
+declare -A machine_type=([ws]=e2-standard-2 [backend]=e2-small [runner]=e2-micro)
+# In this order: the others need the back-end's NATS.
+machines=(backend ws runner)
+# On each machine: release.sh.
+current=/srv/odin/current
+
+: "${ZONE:=us-central1-a}" "${NETWORK:=odin}" "${SUBNET_RANGE:=10.10.0.0/24}"
+dry_run=
+assume_yes=
+
+help() {
+  cat <<TEXT
+Usage: PROJECT=… $0 [--dry-run] [--yes] COMMAND [MACHINE…]
+
+The plan's machines: ws (${machine_type[ws]}), backend (${machine_type[backend]}), \
+runner (${machine_type[runner]}), or all, the default.
+
+  create   network, firewall and machines, those that are not there yet
+  deploy   this commit onto them, and start the compose files of ops/isolated; settings that
+           were changed there stay. Without TRIO_ODIN_IMAGE the image is built on each machine,
+           which takes CPU from the server that runs there: set it for one that has users
+  stop     drain and stop them; what is left to pay is their disks
+  start    the way back from stop: them and what was deployed
+  delete   the machines, after a question; with all, network and firewall as well
+  ips      their addresses
+  cost     what they cost a month, by $(basename "$prices"); asks nobody
+
+  --dry-run   print the commands that would be run, one a line, and run none
+  --yes       do not ask before delete
+
+Environment:
+  PROJECT                  the Google Cloud project; nothing happens without it
+  OPERATOR_CIDR            for create: from where Grafana and the publisher may be reached
+  GRAFANA_ADMIN_PASSWORD   for deploy of backend; without a '
+  ALERT_WEBHOOK_URL        for deploy of backend: where alerts go
+  ZONE, NETWORK            ${ZONE}, ${NETWORK}
+  SUBNET_RANGE             ${SUBNET_RANGE}
+  TRIO_ODIN_IMAGE          for deploy: an image to pull instead of one built on the machine
+TEXT
+}
+
+fail() {
+  echo "instances.sh: $*" >&2
+  exit 2
+}
+
+# Run a command that changes something; with --dry-run only print it, ready to be pasted.
+change() {
+  if [[ $dry_run ]]; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+
+g() {
+  change gcloud --project="$PROJECT" --quiet "$@"
+}
+
+ask() {
+  gcloud --project="$PROJECT" --quiet "$@"
+}
+
+# Whether something is there. A question that fails, as without a sign-in, is no answer: it ends
+# all. With --dry-run nothing is there, so everything is printed.
+is_there() { # NAME WHAT…
+  [[ ! $dry_run ]] || return 1
+  local found
+  found=$(ask "${@:2}" list --filter="name=$1" --format="value(name)") || exit
+  [[ $found ]]
+}
+
+# The same before a delete, where it is worth a line.
+is_left() { # NAME WHAT…
+  [[ $dry_run ]] || is_there "$@" || {
+    echo "$1: not there"
+    return 1
+  }
+}
+
+address() { # MACHINE internal|external; nothing if there is none
+  local field='networkInterfaces[0].networkIP'
+  [[ $2 == internal ]] || field='networkInterfaces[0].accessConfigs[0].natIP'
+  if [[ $dry_run ]]; then
+    echo "<$2 address of ${name[$1]}>"
+  else
+    ask compute instances list --zones="$ZONE" --filter="name=${name[$1]}" --format="value($field)"
+  fi
+}
+
+# Through Google's proxy with its own sign-in: port 22 is open to nobody else.
+on() { # MACHINE COMMAND
+  g compute ssh "${name[$1]}" --zone="$ZONE" --tunnel-through-iap --command="$2"
+}
+
+# A machine that was just made or started does not let anybody in yet.
+reach() { # MACHINE
+  local left
+  for ((left = 20; left; left--)); do
+    ! on "$1" true || return 0
+    echo "${name[$1]}: not reached, $((left - 1)) tries left" >&2
+    sleep 5
+  done
+  fail "${name[$1]} lets nobody in by SSH"
+}
+
+rule() { # NAME TARGET SOURCE PORTS
+  is_there "$NETWORK-$1" compute firewall-rules && return
+  g compute firewall-rules create "$NETWORK-$1" --network="$NETWORK" --direction=INGRESS \
+    --target-tags="$2" "$3" --allow="$4"
+}
+
+create_network() {
+  [[ ${OPERATOR_CIDR-} ]] || fail "create needs OPERATOR_CIDR, such as 203.0.113.7/32"
+  # Not the network `default`: its own rules let everybody in to port 22.
+  is_there "$NETWORK" compute networks ||
+    g compute networks create "$NETWORK" --subnet-mode=custom
+  is_there "$NETWORK" compute networks subnets --regions="${ZONE%-*}" ||
+    g compute networks subnets create "$NETWORK" --network="$NETWORK" \
+      --region="${ZONE%-*}" --range="$SUBNET_RANGE"
+  local all=${name[ws]},${name[backend]},${name[runner]}
+  rule ssh "$all" --source-ranges=35.235.240.0/20 tcp:22
+  rule clients "${name[ws]}" --source-ranges=0.0.0.0/0 tcp:3004
+  # odin-proxy: HAProxy on a machine of its own, made by hand, asks /ready there. Its clients come
+  # in as all do.
+  rule metrics "${name[ws]}" --source-tags="${name[backend]},${name[runner]},odin-proxy" tcp:3005
+  rule backend "${name[backend]}" --source-tags="${name[ws]}" tcp:4222,tcp:3100
+  rule control "${name[backend]}" --source-tags="${name[runner]}" tcp:3003
+  rule operator "${name[backend]}" --source-ranges="$OPERATOR_CIDR" tcp:3010,tcp:3003
+}
+
+create() {
+  create_network
+  local machine metadata
+  local -a named
+  local -A sysctl=([ws]=60-trio-odin.conf [runner]=61-trio-odin-clients.conf)
+  for machine in "$@"; do
+    is_there "${name[$machine]}" compute instances --zones="$ZONE" && continue
+    metadata=startup-script=$here/startup.sh
+    named=()
+    if [[ ${sysctl[$machine]-} ]]; then
+      metadata+=,sysctl=$root/ops/sysctl/${sysctl[$machine]}
+      named=(--metadata="sysctl-name=${sysctl[$machine]}")
+    fi
+    g compute instances create "${name[$machine]}" --zone="$ZONE" \
+      --machine-type="${machine_type[$machine]}" \
+      --image-family=debian-13 --image-project=debian-cloud \
+      --boot-disk-size=20GB --network="$NETWORK" --subnet="$NETWORK" --tags="${name[$machine]}" \
+      --no-service-account --no-scopes --metadata-from-file="$metadata" "${named[@]}"
+  done
+}
+
+# What the compose file of a machine is told; see the .env.example beside it.
+environment_of() { # MACHINE IMAGE
+  local other
+  local -A at
+  for other in backend ws; do
+    at[$other]=$(address "$other" internal) || exit
+    [[ ${at[$other]} ]] || fail "${name[$other]} is not there: create it first"
+  done
+  echo "TRIO_ODIN_IMAGE=$2"
+  echo "INSTANCE_NAME=${name[$1]}"
+  echo "BACKEND_INTERNAL_IP=${at[backend]}"
+  echo "WS_INTERNAL_IP=${at[ws]}"
+  if [[ $1 == backend ]]; then
+    # Compose replaces nothing within these quotes.
+    echo "GRAFANA_ADMIN_PASSWORD='$GRAFANA_ADMIN_PASSWORD'"
+    echo "ALERT_WEBHOOK_URL='$ALERT_WEBHOOK_URL'"
+  fi
+}
+
+check_secrets() {
+  local variable
+  for variable in GRAFANA_ADMIN_PASSWORD ALERT_WEBHOOK_URL; do
+    [[ ${!variable-} ]] ||
+      fail "deploy of backend needs GRAFANA_ADMIN_PASSWORD and ALERT_WEBHOOK_URL"
+    [[ ${!variable} != *"'"* ]] || fail "$variable has a ', which the file .env cannot hold"
+  done
+}
+
+deploy() {
+  [[ " $* " != *" backend "* ]] || check_secrets
+  local revision machine image how=build folder
+  revision=$(git -C "$root" rev-parse --short=12 HEAD)
+  folder=$(mktemp -d)
+  # shellcheck disable=SC2064 # the folder of now
+  trap "rm -rf '$folder'" EXIT
+  # The commit and nothing else that lies about here.
+  git -C "$root" archive --output="$folder/trio-odin.tar" HEAD
+  tar -xOf "$folder/trio-odin.tar" ops/cloud/release.sh >"$folder/release.sh"
+  image=${TRIO_ODIN_IMAGE:-trio-odin:$revision}
+  [[ ! ${TRIO_ODIN_IMAGE-} ]] || how=pull
+  for machine in "$@"; do
+    (umask 077 && environment_of "$machine" "$image" >"$folder/$machine.env")
+    reach "$machine"
+    g compute scp --zone="$ZONE" --tunnel-through-iap \
+      "$folder/trio-odin.tar" "$folder/release.sh" "$folder/$machine.env" "${name[$machine]}:/tmp/"
+    on "$machine" "cd /tmp && sudo bash release.sh deploy $machine $image $revision $how"
+  done
+}
+
+stop() {
+  local machine file=$current/ops/isolated/ws/compose.yml
+  for machine in "$@"; do
+    # Its drain takes longer than dockerd waits when the machine goes down. If that fails it stops
+    # all the same: it was asked for, and a machine that stays up costs money.
+    [[ $machine != ws ]] ||
+      on ws "[ ! -e $file ] || sudo docker compose --file $file stop" ||
+      echo "${name[ws]}: not drained" >&2
+    g compute instances stop "${name[$machine]}" --zone="$ZONE"
+  done
+}
+
+start() {
+  local machine script=$current/ops/cloud/release.sh
+  for machine in "$@"; do
+    g compute instances start "${name[$machine]}" --zone="$ZONE"
+    # The runner has nothing that runs; ws has nothing that Docker starts by itself after a stop.
+    [[ $machine != runner ]] || continue
+    reach "$machine"
+    on "$machine" "[ ! -e $script ] || sudo bash $script start $machine"
+  done
+}
+
+delete() {
+  if [[ ! $assume_yes && ! $dry_run ]]; then
+    local answer=
+    read -r -p "Delete $* in $PROJECT with their disks? Type yes: " answer || true
+    [[ $answer == yes ]] || fail "nothing deleted"
+  fi
+  local machine one
+  for machine in "$@"; do
+    if is_left "${name[$machine]}" compute instances --zones="$ZONE"; then
+      g compute instances delete "${name[$machine]}" --zone="$ZONE"
+    fi
+  done
+  [[ $# == "${#machines[@]}" ]] || return 0
+  for one in ssh clients metrics backend control operator; do
+    if is_left "$NETWORK-$one" compute firewall-rules; then
+      g compute firewall-rules delete "$NETWORK-$one"
+    fi
+  done
+  if is_left "$NETWORK" compute networks subnets --regions="${ZONE%-*}"; then
+    g compute networks subnets delete "$NETWORK" --region="${ZONE%-*}"
+  fi
+  if is_left "$NETWORK" compute networks; then
+    g compute networks delete "$NETWORK"
+  fi
+}
+
+ips() {
+  local machine internal external
+  for machine in "$@"; do
+    internal=$(address "$machine" internal) || exit
+    external=$(address "$machine" external) || exit
+    printf '%-13s internal %-15s external %s\n' "${name[$machine]}" \
+      "${internal:-none}" "${external:-none}"
+  done
+}
+
+# What `trio-odin plan` reckons with: the one place where prices are.
+monthly_usd() { # TYPE
+  awk -v type="\"$1\"" '$1 == "name" {is_it = $3 == type}
+    is_it && $1 == "monthly_usd" {print $3}' "$prices"
+}
+
+cost() {
+  local machine usd sum=0
+  for machine in "$@"; do
+    usd=$(monthly_usd "${machine_type[$machine]}")
+    [[ $usd ]] || fail "no price of ${machine_type[$machine]} in $prices"
+    printf '%-13s %-14s ~%4d USD a month\n' "${name[$machine]}" "${machine_type[$machine]}" "$usd"
+    sum=$((sum + usd))
+  done
+  printf '%-28s ~%4d USD a month, as of %s\n' together "$sum" \
+    "$(awk '$1 == "date" {gsub("\"", ""); print $3}' "$prices")"
+}
+
+main() {
+  local command='' machine
+  local -a chosen=()
+  while (($#)); do
+    case $1 in
+      -h | --help) help && exit ;;
+      --dry-run) dry_run=yes ;;
+      --yes) assume_yes=yes ;;
+      -*) fail "$1 is no option; see --help" ;;
+      create | deploy | stop | start | delete | ips | cost)
+        [[ ! $command ]] || fail "one command at a time: $command or $1"
+        command=$1
+        ;;
+      all) chosen=("${machines[@]}") ;;
+      *)
+        [[ ${name[$1]-} ]] || fail "$1 is no command and no machine; see --help"
+        chosen+=("$1")
+        ;;
+    esac
+    shift
+  done
+  [[ $command ]] || fail "say what to do; see --help"
+  ((${#chosen[@]})) || chosen=("${machines[@]}")
+  if [[ $command != cost ]]; then
+    [[ ${PROJECT-} ]] || fail "PROJECT is not set: the Google Cloud project to act in"
+    [[ $dry_run ]] || command -v gcloud >/dev/null || fail "gcloud is not installed"
+  fi
+  "$command" "${chosen[@]}"
+}
+
+main "$@"

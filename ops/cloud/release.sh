@@ -1,0 +1,158 @@
+#!/usr/bin/env bash
+# On a machine of instances.sh, as root, where everything is below /srv/odin:
+#   release.sh deploy MACHINE IMAGE REVISION build|pull   of the files that instances.sh has sent
+#   release.sh start MACHINE   what was deployed last
+#   release.sh back MACHINE    the release before; once more, and it is this one again
+# A release brings its files and its image. What was changed on the machine stays: the files below,
+# and each line of .env that instances.sh does not write.
+set -euo pipefail
+export LC_ALL=C
+
+# Another one in the tests only.
+root=${ODIN_ROOT:-/srv/odin}
+# The same path, and the same folders, in each release: Compose makes a container anew when the path
+# of a mount has changed, and NATS, whose stream is in memory, would lose it.
+current=$root/current
+previous=$root/previous
+# The files that the containers have read: ops/ when they were started last.
+in_use=$root/in-use
+settings=(ops/settings/ws.env ops/prometheus/targets/ws.yml)
+
+fail() {
+  echo "release.sh: $*" >&2
+  exit 1
+}
+
+compose() {
+  docker compose --file "$current/ops/isolated/$machine/compose.yml" "$@"
+}
+
+wait_for_docker() {
+  # A new machine is still installing it: startup.sh.
+  timeout 300 sh -c 'until docker info && docker compose version && docker buildx version
+    do sleep 3; done' >/dev/null 2>&1 ||
+    fail "no Docker in 5 minutes; see: journalctl -u google-startup-scripts"
+}
+
+# Only one that was brought to its end: a failed release is no way back, and one that is deployed
+# again is not its own.
+keep_as_previous() { # RELEASE, that comes now
+  if [[ -e $current/.release && $(<"$current/.release") != "$1" ]]; then
+    rm -rf "$previous"
+    cp -a "$current" "$previous"
+  fi
+  rm -f "$current/.release"
+}
+
+# trio-odin.tar over what is there, folder by folder as they are: running containers have them
+# mounted. Removed is what the release before brought and this one does not; files of others stay.
+unpack() {
+  local new=$root/files.new file
+  local -a except=()
+  tar -tf trio-odin.tar | grep -v '/$' | sort >"$new"
+  if [[ -e $current/.files ]]; then
+    comm -23 "$current/.files" "$new" | (cd "$current" && xargs -r -d '\n' rm -f --)
+  fi
+  mv "$new" "$current/.files"
+  for file in "${settings[@]}"; do
+    except+=(--exclude="$file")
+  done
+  tar -xf trio-odin.tar -C "$current" "${except[@]}"
+  tar -xf trio-odin.tar -C "$current" --skip-old-files "${settings[@]}"
+}
+
+# The lines of MACHINE.env, in place of those of the same names.
+set_environment() {
+  local env=$current/ops/isolated/$machine/.env new=$machine.env
+  (
+    umask 077
+    {
+      [[ ! -e $env ]] || sed 's/=.*//; s/.*/^&=/' "$new" | grep -vf - "$env" || true
+      cat "$new"
+    } >"$env.new"
+  )
+  mv "$env.new" "$env"
+}
+
+remember_in_use() {
+  rm -rf "$in_use"
+  cp -a "$current/ops" "$in_use"
+}
+
+up() {
+  compose up --detach --wait
+}
+
+# Compose sees a new image or a changed compose file, but not that a mounted file has changed.
+start() {
+  # A load is started by hand, or by `nox -s capacity`.
+  [[ $machine != runner ]] || return 0
+  local service services containers
+  local -a changed=()
+  containers=$(compose ps --all --quiet)
+  [[ $containers ]] || remember_in_use
+  services=$(compose config --services)
+  for service in $services; do
+    if [[ -d $current/ops/$service ]] &&
+      ! diff -rq "$current/ops/$service" "$in_use/$service" >/dev/null 2>&1; then
+      changed+=("$service")
+    fi
+  done
+  up
+  if ((${#changed[@]})); then
+    compose restart "${changed[@]}"
+    up
+  fi
+  remember_in_use
+}
+
+bring() { # RELEASE COMMAND…, that obtains the image
+  local release=$1
+  shift
+  mkdir -p "$current"
+  keep_as_previous "$release"
+  unpack
+  set_environment
+  "$@"
+  start
+  echo "$release" >"$current/.release"
+}
+
+build_image() { # IMAGE REVISION
+  docker build --quiet --tag "$1" --build-arg "REVISION=$2" "$current"
+}
+
+deploy() { # IMAGE REVISION build|pull
+  # shellcheck disable=SC2064 # the machine of now; a password is in that file
+  trap "rm -f trio-odin.tar '$machine.env' release.sh" EXIT
+  wait_for_docker
+  if [[ $3 == build ]]; then
+    bring "$2 $1" build_image "$1" "$2"
+  else
+    bring "$2 $1" docker pull --quiet "$1"
+  fi
+}
+
+back() {
+  [[ -d $previous ]] || fail "there is no release before this one"
+  local folder
+  folder=$(mktemp -d)
+  # shellcheck disable=SC2064 # the folder of now
+  trap "rm -rf '$folder'" EXIT
+  cd "$folder"
+  tar -cf trio-odin.tar -C "$previous" --files-from="$previous/.files"
+  grep '^TRIO_ODIN_IMAGE=' "$previous/ops/isolated/$machine/.env" >"$machine.env"
+  # The image is still on the machine.
+  bring "$(<"$previous/.release")" true
+}
+
+main() {
+  local command=${1-} machine=${2-}
+  case $command in deploy | start | back) ;; *) fail "deploy, start or back?" ;; esac
+  case $machine in ws | backend | runner) ;; *) fail "ws, backend or runner?" ;; esac
+  shift 2
+  [[ $command != start ]] || wait_for_docker
+  "$command" "$@"
+}
+
+main "$@"

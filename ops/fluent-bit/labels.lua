@@ -1,0 +1,27 @@
+-- The labels that depend on a line: from which service it is, and how grave. Both are bounded.
+
+-- What compose gives the log option `labels: com.docker.compose.service`.
+local SERVICES = { ws = true, ["ws-2"] = true, nats = true, publisher = true }
+
+-- Levels of our JSON lines, and how nats-server writes them.
+local LEVELS = { debug = "debug", info = "info", warning = "warning", error = "error", critical = "error" }
+local LEVELS_OF_NATS = {
+  TRC = "debug", DBG = "debug", INF = "info", WRN = "warning", ERR = "error", FTL = "error",
+}
+
+local function level_of(line)
+  -- Within a JSON string the quotes would have a backslash before them.
+  local level = LEVELS[line:match('"level": ?"(%a+)"')]
+  -- [1] 2026/11/24 02:45:10.123456 [INF] Server is ready
+  return level or LEVELS_OF_NATS[line:match("^%[%d+%] %S+ %S+ %[(%u+)%]")] or "unknown"
+end
+
+function label(_, timestamp, record)
+  local attributes = record["attrs"]
+  local service = attributes and attributes["com.docker.compose.service"]
+  if not SERVICES[service] then
+    return -1, timestamp, record -- another container's: not shipped
+  end
+  local line = record["log"]:gsub("%s+$", "")
+  return 2, timestamp, { log = line, service = service, level = level_of(line) }
+end

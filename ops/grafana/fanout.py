@@ -1,0 +1,422 @@
+"""Fan-out: how fast events reach clients, where they wait, and why some do not arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from model import CPU_PAUSE, DELIVERIES, LAG_REJECT_SECONDS, PREDICTED_CPU, TARGET_P99_SECONDS
+from panels import GREEN, RED, YELLOW, Line, Section, graph, heat, runbook
+
+
+def fanout() -> Iterator[Section]:
+    """From what clients feel to what may be the cause of it."""
+    yield _latency()
+    yield _flow()
+    yield _queues()
+    yield _losses()
+    yield _loop()
+    yield _clients()
+
+
+def _quantiles(histogram: str) -> list[Line]:
+    return [
+        Line(
+            f"histogram_quantile({share}, sum by (le)"
+            f" (rate({histogram}_bucket@[$__rate_interval]))) >= 0",
+            name,
+        )
+        for share, name in ((0.99, "p99"), (0.9, "p90"), (0.5, "p50"))
+    ]
+
+
+def _by_reason(metric: str, label: str = "reason", name: str = "") -> Line:
+    query = f"60 * sum by ({label}) (rate({metric}@[$__rate_interval])) > 0"
+    return Line(query, name or f"{{{{{label}}}}}")
+
+
+def _latency() -> Section:
+    return Section(
+        "Latency",
+        [
+            heat(
+                "Fan-out",
+                "Events by how long their fan-out took: from arrival from NATS to the last write. A"
+                " second band further up are the events that most clients subscribe to.",
+                "sum by (le) (increase(ws_fan_out_seconds_bucket@[$__rate_interval]))",
+            ),
+            graph(
+                "Fan-out, quantiles",
+                "It grows with the clients an event goes to. If it grows without them, look at the"
+                " loop below, then at CPU.",
+                _quantiles("ws_fan_out_seconds"),
+                "s",
+                steps=[(GREEN, 0), (RED, TARGET_P99_SECONDS)],
+                width=12,
+                empty="no events",
+            ),
+        ],
+    )
+
+
+def _flow() -> Section:
+    return Section(
+        "Flow",
+        [
+            graph(
+                "Events from NATS a second",
+                runbook(
+                    "What became of them. `unmatched`: nobody was subscribed. `shed`: given up"
+                    " before the fan-out. Each worker takes every event and counts it.",
+                    "EventsShed",
+                ),
+                [
+                    Line(f"sum(rate({metric}@[$__rate_interval]))", name)
+                    for metric, name in (
+                        ("ws_publications_fanned_out_total", "fanned out"),
+                        ("ws_publications_unmatched_total", "unmatched"),
+                        ("ws_nats_messages_dropped_total", "shed"),
+                        ("ws_nats_messages_invalid_total", "invalid"),
+                    )
+                ],
+                stacked=True,
+            ),
+            graph(
+                "Deliveries a second",
+                runbook(
+                    "What became of what was addressed to clients. `conflated`: gave way to a newer"
+                    " one. Where written is below addressed for long, outboxes fill.",
+                    "DeliveriesDropped",
+                ),
+                [
+                    Line(f"sum({DELIVERIES})", "written"),
+                    Line(
+                        "sum(rate(ws_deliveries_conflated_total@[$__rate_interval]))", "conflated"
+                    ),
+                    Line("sum(rate(ws_deliveries_dropped_total@[$__rate_interval]))", "dropped"),
+                    Line(
+                        "sum(rate(ws_deliveries_matched_total@[$__rate_interval]))",
+                        "addressed",
+                        dashed=True,
+                    ),
+                ],
+                stacked=True,
+            ),
+            graph(
+                "Clients an event goes to",
+                "On average, of the events that anybody wanted. The fan-out takes as long as this"
+                " is wide.",
+                [
+                    Line(
+                        "sum(rate(ws_deliveries_matched_total@[$__rate_interval]))"
+                        " / (sum(rate(ws_publications_fanned_out_total@[$__rate_interval])) > 0)",
+                        "clients",
+                    )
+                ],
+                empty="no events",
+            ),
+            graph(
+                "CPU of a delivery",
+                "All CPU of the servers by their deliveries. Under load writes are joined, so that"
+                " one costs less: then it is below the model, which knows single writes only.",
+                [
+                    Line(
+                        "sum(rate(process_cpu_seconds_total@[$__rate_interval]))"
+                        f" / (sum({DELIVERIES}) > 0)",
+                        "measured",
+                    ),
+                    Line(
+                        f"sum({PREDICTED_CPU}) / (sum({DELIVERIES}) > 0)",
+                        "the model",
+                        dashed=True,
+                    ),
+                ],
+                "s",
+                empty="no events",
+            ),
+            graph(
+                "To clients",
+                "Bytes a second, without TCP and TLS.",
+                [Line("rate(ws_bytes_sent_total@[$__rate_interval])", "{{instance}}")],
+                "Bps",
+                stacked=True,
+            ),
+            graph(
+                "Bytes of a delivery",
+                "With all that else goes to clients. A jump: somebody publishes larger events.",
+                [
+                    Line(
+                        "sum(rate(ws_bytes_sent_total@[$__rate_interval]))"
+                        f" / (sum({DELIVERIES}) > 0)",
+                        "bytes",
+                    )
+                ],
+                "bytes",
+                empty="no events",
+            ),
+        ],
+    )
+
+
+def _queues() -> Section:
+    return Section(
+        "Where events wait",
+        [
+            graph(
+                "Between NATS and the fan-out",
+                runbook(
+                    "Share of the feed, which is `WS_WORKER_QUEUE_SIZE` events long. Full: events"
+                    " are shed (`feed_full`), as the loop does not keep up.",
+                    "EventsShed",
+                ),
+                [Line("ws_feed_waiting@ / ws_feed_capacity@", "{{instance}}")],
+                "percentunit",
+                steps=[(GREEN, 0), (RED, 1)],
+                most=1,
+            ),
+            graph(
+                "In all outboxes",
+                runbook(
+                    "Share of `WS_TOTAL_OUTBOX_BYTES`. It fills while many clients read too slowly;"
+                    " full, the fullest of them go.",
+                    "OutboxNearLimit",
+                ),
+                [Line("ws_outbox_bytes@ / (ws_outbox_bytes_limit@ > 0)", "{{instance}}")],
+                "percentunit",
+                steps=[(GREEN, 0), (YELLOW, 0.8), (RED, 1)],
+                most=1,
+            ),
+            graph(
+                "Deliveries that wait",
+                "For their socket. A few are normal; many for long are slow clients.",
+                [Line("ws_deliveries_queued@", "{{instance}}")],
+            ),
+        ],
+    )
+
+
+def _losses() -> Section:
+    return Section(
+        "What did not arrive, and why",
+        [
+            graph(
+                "Events shed a minute",
+                runbook(
+                    "By reason. `paused`: CPU or memory. `feed_full`: the loop. `nats_client`: the"
+                    " connection to NATS overflowed. `…_rate`: a limit that you set.",
+                    "EventsShed",
+                ),
+                [_by_reason("ws_nats_messages_shed_total")],
+                stacked=True,
+                bars=True,
+                empty="none",
+            ),
+            graph(
+                "Gaps a minute",
+                runbook(
+                    "Seconds in which events were lost before the fan-out, by reason. `window`:"
+                    " NATS was away for longer than the stream remembers. `stream`: it lost them."
+                    " `core`: there is no JetStream. `shed`: see the left.",
+                    "EventsLost",
+                ),
+                [
+                    _by_reason("ws_nats_gaps_total"),
+                    Line(
+                        "60 * sum(rate(ws_nats_messages_missed_total@[$__rate_interval])) > 0",
+                        "events in them",
+                    ),
+                    Line(
+                        "60 * sum(rate(ws_nats_reconnects_total@[$__rate_interval])) > 0",
+                        "NATS connected again",
+                    ),
+                ],
+                bars=True,
+                empty="none",
+            ),
+            graph(
+                "Deliveries dropped a minute",
+                runbook(
+                    "By reason. `outbox_full`, `outbox_bytes`: one client reads too slowly."
+                    " `total_outbox_bytes`: too many do. `closing`: it was leaving anyway."
+                    " `worker_lost`: a process ended.",
+                    "DeliveriesDropped",
+                ),
+                [
+                    _by_reason("ws_deliveries_dropped_total"),
+                    Line(
+                        "60 * sum(rate(ws_deliveries_conflated_total@[$__rate_interval])) > 0",
+                        "conflated",
+                    ),
+                ],
+                stacked=True,
+                bars=True,
+                empty="none",
+            ),
+            graph(
+                "Evicted a minute",
+                runbook(
+                    "Clients that the server closed for cause, by reason. `outbox_full`,"
+                    " `write_deadline`: too slow. `keepalive_timeout`: gone without a word."
+                    " `token_…`: no longer allowed. `internal_error`: see the log.",
+                    "SlowConsumers",
+                ),
+                [
+                    Line(
+                        "60 * sum by (reason) (rate(ws_connections_closed_total@{"
+                        'reason!~"peer_closed|peer_gone|draining|stopped"}[$__rate_interval])) > 0',
+                        "{{reason}}",
+                    )
+                ],
+                stacked=True,
+                bars=True,
+                empty="none",
+            ),
+            graph(
+                "Had again, a second",
+                "Events that clients got later: missed ones after they had come back, and replays"
+                " they asked for.",
+                [
+                    Line(
+                        "sum(rate(ws_resumed_messages_total@[$__rate_interval]))",
+                        "after coming back",
+                    ),
+                    Line("sum(rate(ws_replayed_messages_total@[$__rate_interval]))", "replayed"),
+                    Line(
+                        "sum(rate(ws_nats_messages_repeated_total@[$__rate_interval]))",
+                        "NATS repeated (ignored)",
+                    ),
+                ],
+            ),
+            graph(
+                "Since NATS spoke",
+                runbook(
+                    "It is asked each second. No line: it never did.",
+                    "NatsSilent",
+                ),
+                [
+                    Line("ws_nats_age_seconds@ < Inf", "{{instance}}"),
+                ],
+                "s",
+            ),
+        ],
+    )
+
+
+def _loop() -> Section:
+    return Section(
+        "The loop: one process does all its work in one",
+        [
+            heat(
+                "Lateness",
+                "How late the scheduler runs what is due. What is late here is late for every"
+                " client of the process.",
+                "sum by (le) (increase(ws_loop_lag_seconds_bucket@[$__rate_interval]))",
+            ),
+            graph(
+                "Lateness, quantiles and worst",
+                runbook(
+                    f"At {LAG_REJECT_SECONDS:g} s new clients are refused. Late without load:"
+                    " something else uses the machine.",
+                    "LoopLag",
+                ),
+                [
+                    *_quantiles("ws_loop_lag_seconds"),
+                    Line("max(ws_loop_lag_max_seconds@)", "worst"),
+                ],
+                "s",
+                steps=[(GREEN, 0), (RED, LAG_REJECT_SECONDS)],
+                width=12,
+            ),
+            graph(
+                "Busy",
+                runbook(
+                    "CPU of the busiest process, of one core, which is all it can use. At 100 %"
+                    " clients wait: add workers, or a server.",
+                    "LoopBusy",
+                ),
+                [Line("ws_loop_busy_percent@", "{{instance}}")],
+                "percent",
+                steps=[(GREEN, 0), (YELLOW, 70), (RED, 90)],
+                most=100,
+            ),
+            graph(
+                "Shed for CPU or memory",
+                f"Share of the events, from {CPU_PAUSE:g} % CPU on.",
+                [Line("ws_paused_percent@", "{{instance}}")],
+                "percent",
+                most=100,
+            ),
+            graph(
+                "Tasks",
+                "Some for each connection. If they grow without connections, tasks leak.",
+                [Line("ws_tasks@", "{{instance}}")],
+            ),
+        ],
+    )
+
+
+def _clients() -> Section:
+    return Section(
+        "What clients do",
+        [
+            graph(
+                "Commands a second",
+                "Many `subscribe` at a steady number of clients: they come back again and again.",
+                [
+                    Line(
+                        "sum by (command) (rate(ws_commands_total@[$__rate_interval]))",
+                        "{{command}}",
+                    )
+                ],
+                stacked=True,
+            ),
+            graph(
+                "Errors answered a minute",
+                "By code: a new version of a client that does it wrong. `RATE_LIMIT_EXCEEDED`: one"
+                " that floods.",
+                [_by_reason("ws_error_replies_total", "code")],
+                stacked=True,
+                bars=True,
+                empty="none",
+            ),
+            graph(
+                "Channels of a client",
+                "Of those that are subscribed to any. Deliveries are clients × channels ×"
+                " events a channel.",
+                [
+                    Line(
+                        "max by (quantile) (ws_subscription_count_per_client@)",
+                        "quantile {{quantile}}",
+                    ),
+                    Line("max(ws_channels_current@)", "channels in all", dashed=True),
+                ],
+            ),
+            graph(
+                "At the door",
+                "Sockets without a complete request, and pauses of accepting. Many for long: an"
+                " attack, or a proxy that opens connections in advance.",
+                [
+                    Line("sum(ws_half_open_current@)", "half open"),
+                    Line("sum(rate(ws_accepts_paced_total@[$__rate_interval]))", "pauses a second"),
+                    Line(
+                        "sum(rate(ws_accept_errors_total@[$__rate_interval]))",
+                        "failed accepts a second",
+                    ),
+                ],
+            ),
+            graph(
+                "Connections by worker",
+                "The kernel spreads them, unevenly. One far below the others has just started.",
+                [Line("ws_worker_connections@", "{{instance}}, worker {{worker}}")],
+                stacked=True,
+            ),
+            graph(
+                "Open files",
+                "Of one process, with its limit; with several workers there is no such figure.",
+                [
+                    Line("process_open_fds@", "{{instance}}"),
+                    Line("process_max_fds@", "limit of {{instance}}", dashed=True),
+                ],
+                empty="several workers",
+            ),
+        ],
+    )

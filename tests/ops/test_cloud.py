@@ -1,0 +1,323 @@
+"""ops/cloud: linted, and carried out against a stand-in for gcloud that notes its calls."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.ops.conftest import OPS, ROOT
+from tests.ops.tools import run, tool
+from trio_odin.lab.model.tables import read_prices
+
+SCRIPT = OPS / "cloud" / "instances.sh"
+RELEASE = OPS / "cloud" / "release.sh"
+STARTUP = OPS / "cloud" / "startup.sh"
+NEEDED = {
+    "PROJECT": "odin-test",
+    "OPERATOR_CIDR": "203.0.113.7/32",
+    "GRAFANA_ADMIN_PASSWORD": "a $placeholder",
+    "ALERT_WEBHOOK_URL": "https://alerts.example/hook",
+}
+
+
+class Cloud:
+    """A project with nothing in it, and what was asked of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.script = SCRIPT
+        gcloud = folder / "gcloud"
+        shutil.copy(Path(__file__).with_name("fake_gcloud.py"), gcloud)
+        gcloud.chmod(0o755)
+        self.stub("sleep", "")
+
+    def has_machines(self) -> None:
+        """As after `create`, and quicker."""
+        for name in ("odin-backend", "odin-ws", "odin-runner"):
+            (self.folder / f"there-compute-instances-{name}").touch()
+
+    def stub(self, program: str, text: str) -> None:
+        file = self.folder / program
+        file.write_text(f"#!/bin/sh\n{text}")
+        file.chmod(0o755)
+
+    def run(
+        self, *arguments: str, without: str = "", answer: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        own = f"{self.folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        variables = {k: v for k, v in NEEDED.items() if k != without}
+        return subprocess.run(
+            [self.script, *arguments],
+            input=answer,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env={**variables, "PATH": own, "FAKE": str(self.folder)},
+        )
+
+    def did(self, *arguments: str, answer: str = "") -> list[list[str]]:
+        """Carry it out; the calls that change something."""
+        (self.folder / "calls").unlink(missing_ok=True)
+        ended = self.run(*arguments, answer=answer)
+        assert ended.returncode == 0, ended.stderr
+        return [call for call in self.calls if "list" not in call]
+
+    @property
+    def calls(self) -> list[list[str]]:
+        notes = self.folder / "calls"
+        lines = notes.read_text().splitlines() if notes.exists() else []
+        return [json.loads(line) for line in lines]
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Cloud:
+    tool("bash")
+    tool("git")
+    return Cloud(tmp_path)
+
+
+def option(call: list[str], name: str) -> str:
+    return next(part.partition("=")[2] for part in call if part.startswith(f"--{name}="))
+
+
+def created(calls: list[list[str]], what: str) -> Iterator[tuple[str, list[str]]]:
+    for call in calls:
+        if what in call and "create" in call:
+            yield call[call.index("create") + 1], call
+
+
+@pytest.mark.parametrize(
+    "script", [SCRIPT, RELEASE, STARTUP, *(ROOT / "tests" / "ops").glob("*.sh")]
+)
+def test_the_scripts_have_nothing_that_shellcheck_minds(script: Path) -> None:
+    checked = run(tool("shellcheck"), "--shell=bash", "--external-sources", script)
+    assert (checked.returncode, checked.stdout) == (0, "")
+
+
+def test_create_makes_the_machines_of_the_plan_in_a_network_of_their_own(cloud: Cloud) -> None:
+    calls = cloud.did("create")
+    assert all("--project=odin-test" in call for call in calls)
+    machines = dict(created(calls, "instances"))
+    types = {name: option(call, "machine-type") for name, call in machines.items()}
+    assert types == {
+        "odin-backend": "e2-small",
+        "odin-ws": "e2-standard-2",
+        "odin-runner": "e2-micro",
+    }
+    for call in machines.values():
+        assert option(call, "zone") == "us-central1-a"
+        assert option(call, "network") == "odin"
+        files = dict(part.split("=") for part in option(call, "metadata-from-file").split(","))
+        assert all(Path(file).is_file() for file in files.values())
+        assert files["startup-script"] == str(STARTUP)
+        if "sysctl" in files:
+            name = option(call, "metadata").removeprefix("sysctl-name=")
+            assert name == Path(files["sysctl"]).name
+
+
+def test_a_machine_takes_its_limits_under_the_name_that_the_manual_has(cloud: Cloud) -> None:
+    limits = OPS / "sysctl" / "61-trio-odin-clients.conf"
+    script = cloud.folder / "startup.sh"
+    script.write_text(STARTUP.read_text().replace("/etc/sysctl.d", str(cloud.folder)))
+    cloud.stub("docker", "")
+    cloud.stub("systemctl", "")
+    cloud.stub("sysctl", f'echo "$3" >{cloud.folder}/loaded')
+    asked = f"case $5 in */sysctl-name) echo {limits.name} ;; */sysctl) cat {limits} ;; esac"
+    cloud.stub("curl", asked)
+    own = {"PATH": f"{cloud.folder}:/usr/bin:/bin"}
+    ended = run(tool("bash"), script, variables=own)
+    assert ended.returncode == 0, ended.stderr
+    assert (cloud.folder / limits.name).read_text() == limits.read_text()
+    assert (cloud.folder / "loaded").read_text() == f"{cloud.folder / limits.name}\n"
+
+
+def test_only_clients_come_in_from_everywhere(cloud: Cloud) -> None:
+    rules = dict(created(cloud.did("create"), "firewall-rules"))
+    public = {name for name, call in rules.items() if "--source-ranges=0.0.0.0/0" in call}
+    assert public == {"odin-clients"}
+    assert option(rules["odin-clients"], "allow") == "tcp:3004"
+    assert option(rules["odin-ssh"], "source-ranges") == "35.235.240.0/20"
+    assert option(rules["odin-operator"], "source-ranges") == NEEDED["OPERATOR_CIDR"]
+    assert set(option(rules["odin-operator"], "allow").split(",")) == {"tcp:3010", "tcp:3003"}
+    for name, port in (("metrics", "3005"), ("backend", "4222"), ("backend", "3100")):
+        rule = rules[f"odin-{name}"]
+        assert f"tcp:{port}" in option(rule, "allow").split(",")
+        assert ("odin-proxy" in option(rule, "source-tags").split(",")) == (name == "metrics")
+        assert option(rule, "source-tags")
+        assert not any(part.startswith("--source-ranges") for part in rule)
+
+
+def test_what_is_there_is_not_made_again(cloud: Cloud) -> None:
+    assert cloud.did("create", "ws")
+    assert cloud.did("create", "ws") == []
+    assert [name for name, _ in created(cloud.did("create"), "instances")] == [
+        "odin-backend",
+        "odin-runner",
+    ]
+
+
+def test_deploy_brings_this_commit_and_the_addresses_of_the_others(cloud: Cloud) -> None:
+    cloud.has_machines()
+    calls = cloud.did("deploy", "ws")
+    reach, copy, command = calls
+    assert option(reach, "command") == "true"
+    assert "scp" in copy
+    assert copy[-1] == "odin-ws:/tmp/"
+    assert [Path(file).name for file in copy[-4:-1]] == ["trio-odin.tar", "release.sh", "ws.env"]
+    revision = run("git", "-C", ROOT, "rev-parse", "--short=12", "HEAD").stdout.strip()
+    text = option(command, "command")
+    assert text.endswith(f"release.sh deploy ws trio-odin:{revision} {revision} build")
+    assert all("--tunnel-through-iap" in call for call in calls)
+
+
+def test_nothing_is_deployed_before_the_machines_that_it_has_to_know_are_there(
+    cloud: Cloud,
+) -> None:
+    cloud.did("create", "ws")
+    refused = cloud.run("deploy", "ws")
+    assert refused.returncode == 2
+    assert "odin-backend is not there: create it first" in refused.stderr
+    assert not any("scp" in call for call in cloud.calls)
+
+
+def test_the_environment_of_each_machine_is_what_its_compose_file_wants(tmp_path: Path) -> None:
+    """The functions of the script, without its last line."""
+    source = SCRIPT.read_text().rpartition("\nmain ")[0]
+    library = tmp_path / "ops" / "cloud" / "instances.sh"
+    library.parent.mkdir(parents=True)
+    library.write_text(source.replace("dry_run=\n", "dry_run=yes\n", 1))
+    for machine in ("ws", "backend", "runner"):
+        asked = f"source {library}; environment_of {machine} trio-odin:1"
+        made = run(tool("bash"), "-c", asked, variables=NEEDED)
+        assert made.returncode == 0, made.stderr
+        given = {line.partition("=")[0] for line in made.stdout.splitlines()}
+        assert {"TRIO_ODIN_IMAGE", "BACKEND_INTERNAL_IP", "WS_INTERNAL_IP"} <= given
+        compose = OPS / "isolated" / machine / "compose.yml"
+        required = set(re.findall(r"\$\{(\w+):\?", compose.read_text()))
+        assert required <= given, machine
+    assert (
+        "GRAFANA_ADMIN_PASSWORD='a $placeholder'"
+        in run(
+            tool("bash"), "-c", f"source {library}; environment_of backend x", variables=NEEDED
+        ).stdout
+    )
+
+
+def test_a_stop_drains_the_server_before_its_machine_goes(cloud: Cloud) -> None:
+    drain, stop = cloud.did("stop", "ws")
+    assert option(drain, "command").endswith(
+        "docker compose --file /srv/odin/current/ops/isolated/ws/compose.yml stop"
+    )
+    assert stop[-3:] == ["stop", "odin-ws", "--zone=us-central1-a"]
+
+
+def test_nothing_is_deleted_without_a_yes(cloud: Cloud) -> None:
+    cloud.did("create")
+    for answer in ("", "no\n", "y\n"):
+        refused = cloud.run("delete", "ws", answer=answer)
+        assert refused.returncode == 2
+        assert "nothing deleted" in refused.stderr
+    assert not any("delete" in call for call in cloud.calls)
+    (deleted,) = cloud.did("delete", "ws", answer="yes\n")
+    assert "odin-ws" in deleted
+
+
+def test_delete_leaves_nothing_of_all_and_the_network_for_the_others(cloud: Cloud) -> None:
+    made = cloud.did("create")
+    assert len(cloud.did("delete", "runner", "--yes")) == 1
+    cloud.did("create")
+    removed = cloud.did("delete", "--yes")
+    assert len(removed) == len(made)
+    assert cloud.did("delete", "--yes") == []
+    assert "odin-ws: not there\n" in cloud.run("delete", "--yes").stdout
+
+
+@pytest.mark.parametrize("command", ["create", "deploy", "stop", "start", "delete", "ips"])
+def test_an_expired_sign_in_is_not_taken_for_nothing_there(cloud: Cloud, command: str) -> None:
+    cloud.has_machines()
+    (cloud.folder / "expired").touch()
+    ended = cloud.run(command, "--yes")
+    assert ended.returncode == 1
+    assert "Reauthentication failed" in ended.stderr
+    assert "not there" not in ended.stdout + ended.stderr
+
+
+def test_a_machine_that_lets_nobody_in_yet_is_tried_again_and_not_for_ever(cloud: Cloud) -> None:
+    cloud.has_machines()
+    (cloud.folder / "unreachable").write_text("3")
+    assert ["scp" in call for call in cloud.did("deploy", "ws")] == [False] * 4 + [True, False]
+    (cloud.folder / "unreachable").write_text("1000")
+    ended = cloud.run("deploy", "ws")
+    assert ended.returncode == 2
+    assert "odin-ws lets nobody in by SSH" in ended.stderr
+
+
+def test_a_machine_that_cannot_be_drained_is_stopped_all_the_same(cloud: Cloud) -> None:
+    (cloud.folder / "unreachable").write_text("1")
+    assert cloud.did("stop", "ws")[-1][-3:] == ["stop", "odin-ws", "--zone=us-central1-a"]
+
+
+@pytest.mark.parametrize("variable", ["GRAFANA_ADMIN_PASSWORD", "ALERT_WEBHOOK_URL"])
+def test_a_secret_that_would_break_the_file_is_refused(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setitem(NEEDED, variable, "it's")
+    ended = cloud.run("deploy")
+    assert ended.returncode == 2
+    assert f"{variable} has a '" in ended.stderr
+    assert not cloud.calls
+
+
+def test_the_cost_is_that_of_the_plan_and_of_trio_odin_plan(cloud: Cloud) -> None:
+    told = cloud.run("cost", without="PROJECT")
+    assert told.returncode == 0
+    prices = read_prices().machines
+    for kind in ("e2-standard-2", "e2-small", "e2-micro"):
+        assert re.search(rf"{kind} +~ +{prices[kind].monthly_usd:g} USD a month", told.stdout)
+    assert re.search(rf"together +~ +96 USD a month, as of {read_prices().date}", told.stdout)
+    assert not cloud.calls
+
+
+def test_a_dry_run_prints_every_command_and_runs_none(cloud: Cloud) -> None:
+    for command in ("create", "deploy", "stop", "start", "delete", "ips"):
+        told = cloud.run("--dry-run", command)
+        assert told.returncode == 0, told.stderr
+        for machine in ("odin-ws", "odin-backend", "odin-runner"):
+            assert machine in told.stdout
+    assert not cloud.calls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "without", "sentence"),
+    [
+        (["create"], "PROJECT", "PROJECT is not set"),
+        (["create"], "OPERATOR_CIDR", "create needs OPERATOR_CIDR"),
+        (["deploy"], "ALERT_WEBHOOK_URL", "deploy of backend needs"),
+        ([], "", "say what to do"),
+        (["create", "stop"], "", "one command at a time: create or stop"),
+        (["create", "wss"], "", "wss is no command and no machine"),
+        (["create", "--now"], "", "--now is no option"),
+    ],
+)
+def test_what_is_wrong_is_a_sentence_and_nothing_is_done(
+    cloud: Cloud, arguments: list[str], without: str, sentence: str
+) -> None:
+    ended = cloud.run(*arguments, without=without)
+    assert ended.returncode == 2
+    assert sentence in ended.stderr
+    assert not cloud.calls
+
+
+def test_help_names_every_command_and_variable(cloud: Cloud) -> None:
+    told = cloud.run("--help", without="PROJECT").stdout
+    for word in ("create", "deploy", "stop", "start", "delete", "ips", "cost", *NEEDED):
+        assert word in told

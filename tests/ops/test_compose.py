@@ -1,0 +1,332 @@
+"""The compose files: what they say, without starting anything. See test_compose_runs.py."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.ops.composing import (
+    BACKEND,
+    DEVELOPMENT,
+    FOLDERS,
+    HAPROXY,
+    MACHINES,
+    RUNNER,
+    SERVICES,
+    WS,
+    config,
+    example,
+    seconds,
+    services,
+    variables_of,
+)
+from tests.ops.conftest import OPS, ROOT
+from trio_odin.config import IGNORED, Settings, read_settings, variables, with_reload_file
+from trio_odin.net.nats_server import find_nats_server
+
+MIB = 1024 * 1024
+SHIPPED = {"ws", "ws-2", "nats", "publisher"}
+# Nothing in their images can ask them, or they end by themselves.
+WITHOUT_CHECK = {"fluent-bit", "haproxy", "runner"}
+OURS = {"ws", "ws-2", "publisher", "runner"}
+
+# Of the plan: cores and MiB.
+PLAN = {
+    "ws": (1.9, 7168),
+    "nats": (0.5, 256),
+    "publisher": (0.2, 128),
+    "prometheus": (0.3, 256),
+    "grafana": (0.2, 512),
+    "loki": (0.2, 256),
+}
+
+
+def name_of(folder: Path) -> str:
+    return folder.name
+
+
+each_folder = pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
+each_machine = pytest.mark.parametrize("folder", MACHINES, ids=name_of)
+
+
+def all_services(*folders: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for folder in folders:
+        yield from services(folder).items()
+
+
+def limits(service: dict[str, Any]) -> tuple[float, float]:
+    found = service["deploy"]["resources"]["limits"]
+    return float(found["cpus"]), int(found["memory"]) / MIB
+
+
+def ports(service: dict[str, Any]) -> set[tuple[str, int, int]]:
+    return {
+        (port.get("host_ip", ""), int(port["published"]), int(port["target"]))
+        for port in service.get("ports", [])
+    }
+
+
+def environment() -> dict[str, str]:
+    found: dict[str, str] = services(WS)["ws"]["environment"]
+    return found
+
+
+def test_every_compose_file_follows_the_compose_specification() -> None:
+    files = [str(SERVICES), *(str(folder / "compose.yml") for folder in FOLDERS)]
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*check, *files], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_services_have_the_limits_of_the_plan() -> None:
+    found = {name: limits(service) for name, service in all_services(DEVELOPMENT)}
+    assert {name: found[name] for name in PLAN} == PLAN
+
+
+def test_the_back_end_stays_within_what_the_plan_gives_it_of_its_machine() -> None:
+    found = [limits(service) for _, service in all_services(BACKEND)]
+    assert sum(cores for cores, _ in found) <= 1.5 + 1e-9
+    assert sum(memory for _, memory in found) <= 1536
+
+
+def test_the_machine_of_the_server_has_enough_for_it_and_its_shipper() -> None:
+    found = [limits(service) for _, service in all_services(WS)]
+    assert sum(cores for cores, _ in found) <= 2.0
+    assert sum(memory for _, memory in found) <= 8192 - 768  # the plan's for the system
+
+
+def test_the_load_leaves_its_machine_some_memory() -> None:
+    _, memory = limits(services(RUNNER)["runner"])
+    assert memory <= 1024 - 192
+
+
+def test_ports_are_those_that_other_parts_count_on() -> None:
+    own, back = example(WS)["WS_INTERNAL_IP"], example(BACKEND)["BACKEND_INTERNAL_IP"]
+    assert {name: ports(service) for name, service in all_services(WS, BACKEND)} == {
+        "ws": {("", 3004, 3002), (own, 3005, 3005)},
+        "nats": {(back, 4222, 4222), ("127.0.0.1", 8222, 8222)},
+        "publisher": {(back, 3003, 3003)},
+        "prometheus": {("127.0.0.1", 9090, 9090)},
+        "alertmanager": {("127.0.0.1", 9093, 9093)},
+        "grafana": {("", 3010, 3000)},
+        "loki": {(back, 3100, 3100)},
+        "fluent-bit": set(),
+    }
+
+
+def test_in_development_the_same_ports_are_on_this_machine_alone() -> None:
+    isolated = {port for _, service in all_services(WS, BACKEND) for port in ports(service)}
+    found = {port for _, service in all_services(DEVELOPMENT) for port in ports(service)}
+    assert {host for host, _, _ in found} == {"127.0.0.1"}
+    proxys = {port for _, service in all_services(HAPROXY) for port in ports(service)}
+    second_nodes = {(3006, 3002), (3007, 3005)}
+    assert {port[1:] for port in found} == {p[1:] for p in isolated | proxys} | second_nodes
+
+
+def test_development_has_every_service_but_the_load_and_two_nodes_on_demand() -> None:
+    always = {name for name, service in services(DEVELOPMENT).items() if "profiles" not in service}
+    assert always == set(services(WS)) | set(services(BACKEND))
+    assert set(services(DEVELOPMENT)) == always | set(services(HAPROXY)) | {"ws-2"}
+
+
+def test_containers_are_named_after_their_services() -> None:
+    for name, service in all_services(*FOLDERS):
+        assert service["container_name"] == f"odin-{name}"
+
+
+def test_a_service_may_do_nothing_that_it_need_not() -> None:
+    for name, service in all_services(*FOLDERS):
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert "privileged" not in service, name
+        assert "docker.sock" not in str(service.get("volumes", "")), name
+
+
+def test_a_folder_in_memory_is_one_that_images_have_with_room_for_all() -> None:
+    folders = {folder for _, s in all_services(*FOLDERS) for folder in s.get("tmpfs", [])}
+    assert folders == {"/tmp"}
+
+
+def test_a_service_is_started_again_and_its_log_is_rotated() -> None:
+    for name, service in all_services(*FOLDERS):
+        assert service["restart"] == ("no" if name == "runner" else "unless-stopped")
+        assert service["logging"]["driver"] == "json-file"
+        assert service["logging"]["options"]["max-size"] == "10m"
+        assert service["logging"]["options"]["max-file"] == "3"
+
+
+def test_docker_writes_the_service_into_the_lines_that_are_shipped_and_no_others() -> None:
+    for name, service in all_services(*FOLDERS):
+        labels = service["logging"]["options"].get("labels")
+        assert labels == ("com.docker.compose.service" if name in SHIPPED else None), name
+
+
+def test_every_service_is_checked_that_can_be() -> None:
+    for name, service in all_services(*FOLDERS):
+        check = service.get("healthcheck", {}).get("test")
+        assert (check is None) == (name in WITHOUT_CHECK | {"ws", "ws-2"}), name
+    # The server's check is that of the image.
+    assert "HEALTHCHECK" in (ROOT / "Dockerfile").read_text()
+
+
+def test_the_server_has_time_to_drain_before_it_is_killed() -> None:
+    drain = read_settings(environment()).drain_seconds
+    assert seconds(services(WS)["ws"]["stop_grace_period"]) >= drain + 10
+
+
+def test_every_setting_of_the_server_exists_and_means_something() -> None:
+    known = {variable.name for variable in variables()}
+    assert set(environment()) <= known - set(IGNORED)
+    settings = read_settings({**environment(), "WS_RELOAD_FILE": ""})
+    assert isinstance(settings, Settings)
+    assert settings.max_connections == 10_000
+    assert (settings.cpu_reject_percent, settings.cpu_pause_percent) == (75, 80)
+    assert (settings.max_nats_rate, settings.max_broadcast_rate) == (1000, 1000)
+
+
+def test_the_server_reads_its_limits_from_its_container_alone() -> None:
+    assert not {"WS_CPU_LIMIT", "WS_MEMORY_LIMIT"} & set(environment())
+
+
+def test_the_files_of_settings_can_be_read_by_the_server() -> None:
+    (mount,) = services(WS)["ws"]["volumes"]
+    inside = Path(environment()["WS_RELOAD_FILE"])
+    assert inside.parent == Path(mount["target"])
+    file = Path(mount["source"]) / inside.name
+    read_settings(with_reload_file({**environment(), "WS_RELOAD_FILE": str(file)}))
+
+
+@each_folder
+def test_every_file_that_is_mounted_is_in_the_repository(folder: Path) -> None:
+    for name, service in all_services(folder):
+        for volume in service.get("volumes", []):
+            if volume["type"] == "bind" and volume["target"] != "/var/lib/docker/containers":
+                assert Path(volume["source"]).is_relative_to(OPS), name
+                assert any(Path(volume["source"]).iterdir()), f"{name}: {volume['source']} is empty"
+                assert volume["read_only"], name
+
+
+@pytest.mark.parametrize(
+    ("service", "inside"),
+    [
+        ("nats", "/etc/nats/nats.conf"),
+        ("prometheus", "/etc/prometheus/prometheus.yml"),
+        ("alertmanager", "/etc/alertmanager/alertmanager.yml"),
+        ("loki", "/etc/loki/loki.yml"),
+        ("fluent-bit", "/etc/fluent-bit/fluent-bit.yaml"),
+    ],
+)
+def test_each_program_is_told_of_a_file_that_is_mounted(service: str, inside: str) -> None:
+    found = services(DEVELOPMENT)[service]
+    assert any(word.endswith(inside) for word in found["command"])
+    (mount,) = [v for v in found["volumes"] if Path(inside).is_relative_to(v["target"])]
+    assert (Path(mount["source"]) / Path(inside).relative_to(mount["target"])).is_file()
+
+
+def test_alertmanager_reads_its_webhook_where_compose_puts_it() -> None:
+    service = services(BACKEND)["alertmanager"]
+    written = re.search(r"ALERT_WEBHOOK_URL\" > (\S+)", service["entrypoint"][2])
+    assert written is not None
+    assert str(Path(written[1]).parent) == service["tmpfs"][0]
+    text = (OPS / "alertmanager" / "alertmanager.yml").read_text()
+    assert f"url_file: {written[1]}\n" in text
+
+
+def test_what_every_machine_takes_services_from_has_no_relative_path() -> None:
+    found = yaml.safe_load(SERVICES.read_text())["services"]
+    assert not any("volumes" in service or "build" in service for service in found.values())
+
+
+@each_folder
+def test_the_example_of_variables_has_those_that_are_used_and_no_others(folder: Path) -> None:
+    own = yaml.safe_load((folder / "compose.yml").read_text())["services"]
+    shared = yaml.safe_load(SERVICES.read_text())["services"]
+    taken = [service["extends"]["service"] for service in own.values()]
+    text = "".join(yaml.safe_dump(shared[name]) for name in taken)
+    used = set(re.findall(r"(?<!\$)\$\{(\w+)", text + (folder / "compose.yml").read_text()))
+    if folder is not DEVELOPMENT:
+        assert used
+    assert set(example(folder)) == used
+
+
+@each_folder
+def test_the_example_of_variables_shows_the_defaults(folder: Path) -> None:
+    used = variables_of(SERVICES) | variables_of(folder / "compose.yml")
+    for name, text in example(folder).items():
+        if used[name].startswith("-"):
+            assert text == used[name][1:], name
+
+
+@each_machine
+def test_a_machine_does_not_start_without_what_it_must_be_told(folder: Path) -> None:
+    required = {n: r for n, r in variables_of(folder / "compose.yml").items() if r[0] == "?"}
+    assert len(required) >= 3
+    first = (folder / ".env.example").read_text().splitlines()
+    assert [line.split("=")[0] for line in first if "=" in line][: len(required)] == [
+        name for name in example(folder) if name in required
+    ]
+    for name, rest in required.items():
+        given = {n: text for n, text in example(folder).items() if n != name}
+        done = config(folder, given)
+        assert done.returncode != 0, name
+        assert rest[1:] in done.stderr
+
+
+def test_development_needs_no_variables() -> None:
+    done = config(DEVELOPMENT)
+    assert done.returncode == 0
+    assert "variable is not set" not in done.stderr
+
+
+def test_every_image_has_a_tag_that_stays_what_it_is() -> None:
+    for name, service in all_services(*FOLDERS):
+        _, _, tag = service["image"].partition(":")
+        assert tag, name
+        assert tag != "latest", name
+        if name not in OURS:
+            assert re.match(r"v?\d+\.\d+", tag), name
+
+
+def test_services_find_each_other_by_the_same_names_on_three_machines() -> None:
+    hosts = {
+        (folder.name, name): {re.split("[:=]", entry)[0] for entry in service["extra_hosts"]}
+        for folder in MACHINES
+        for name, service in services(folder).items()
+        if "extra_hosts" in service
+    }
+    assert hosts == {
+        ("ws", "ws"): {"nats"},
+        ("ws", "fluent-bit"): {"loki"},
+        ("backend", "prometheus"): {"ws"},
+        ("runner", "runner"): {"ws", "publisher"},
+    }
+    assert environment()["NATS_URL"] == "nats://nats:4222"
+
+
+def test_on_three_machines_the_market_waits_for_the_load() -> None:
+    assert "--idle" in services(BACKEND)["publisher"]["command"]
+    assert "--idle" not in services(DEVELOPMENT)["publisher"]["command"]
+
+
+def test_nats_server_takes_its_configuration_and_holds_our_stream() -> None:
+    file = OPS / "nats" / "nats.conf"
+    done = subprocess.run(
+        [find_nats_server(), "-t", "-c", str(file)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    memory = re.search(r"max_memory_store: (\d+)MB", file.read_text())
+    assert memory is not None
+    assert int(memory[1]) * MIB > read_settings({}).stream_max_bytes
+    assert int(memory[1]) <= limits(services(BACKEND)["nats"])[1] / 2

@@ -1,0 +1,222 @@
+"""docs/logs.md against the source, and the way of a line to Loki as far as it can be run here."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.ops.composing import DEVELOPMENT, services
+from tests.ops.conftest import OPS, ROOT
+from tests.ops.log_calls import Call, expanded_fields, log_calls
+from tests.ops.logql import parsed
+from tests.ops.logs_page import Rows, of_publisher, of_server, queries
+from tests.ops.shipper import JSON_LINE, Label, load_script
+
+SHIPPER = OPS / "fluent-bit" / "fluent-bit.yaml"
+LABELS = {"job", "instance", "service", "level"}
+LEVELS = {"debug", "info", "warning", "error", "unknown"}
+MIB = 1024 * 1024
+
+
+def is_publishers(call: Call) -> bool:
+    shared = {"net/nats_link.py", "telemetry/log_lines.py"}
+    return call.file.startswith("lab/") or call.file in shared or call.event == "setting.ignored"
+
+
+def is_servers(call: Call) -> bool:
+    return not call.file.startswith("lab/")
+
+
+def rows_of(calls: list[Call]) -> Rows:
+    """What the table of these calls should be."""
+    rows: Rows = {}
+    for call in calls:
+        levels, fields = rows.setdefault(call.event, (set(), set()))
+        levels.add(call.level)
+        fields |= call.fields | (expanded_fields(call.event) if call.expands else set())
+    return rows
+
+
+def test_the_page_lists_every_event_of_the_server_with_its_levels_and_fields() -> None:
+    assert of_server() == rows_of([call for call in log_calls() if is_servers(call)])
+
+
+def test_the_page_lists_every_event_of_the_publisher_with_its_levels_and_fields() -> None:
+    assert of_publisher() == rows_of([call for call in log_calls() if is_publishers(call)])
+
+
+def test_no_call_that_logs_is_overlooked() -> None:
+    """Whatever else looks like one, in files that log."""
+    written = sum(
+        len(re.findall(r"_?log\.(?:debug|info|warning|error|exception)\(", path.read_text()))
+        + len(re.findall(r'get_logger\("\w+"\)\.', path.read_text()))
+        for path in (ROOT / "trio_odin").rglob("*.py")
+    )
+    found = [call for call in log_calls() if call.event != "log.dropped"]
+    either_of_two = 2  # door.closed or door.opened, pause.began or pause.ended
+    assert len(found) == written + either_of_two
+    assert len(found) > 40
+
+
+def test_no_field_has_a_name_that_the_log_takes_for_itself() -> None:
+    for call in log_calls():
+        assert not call.fields & {"level", "event", "timestamp", "logger"}, call
+
+
+def pipeline() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(SHIPPER.read_text())["pipeline"]
+    return found
+
+
+def output() -> dict[str, Any]:
+    (found,) = pipeline()["outputs"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_shipper_gives_a_line_these_four_labels_and_no_others() -> None:
+    given = dict(label.strip().split("=") for label in output()["labels"].split(","))
+    assert given == {
+        "job": "odin",
+        "instance": "${INSTANCE_NAME}",
+        "service": "$service",
+        "level": "$level",
+    }
+    other_ways = {"label_keys", "label_map_path", "auto_kubernetes_labels", "structured_metadata"}
+    assert not other_ways & set(output())
+
+
+def test_loki_refuses_more_labels_and_adds_none() -> None:
+    limits = yaml.safe_load((OPS / "loki" / "loki.yml").read_text())["limits_config"]
+    assert limits["max_label_names_per_series"] == len(LABELS)
+    assert limits["discover_service_name"] == []
+
+
+def test_loki_takes_what_the_shipper_has_kept_and_forgets_it_in_time() -> None:
+    config = yaml.safe_load((OPS / "loki" / "loki.yml").read_text())
+    hours = {n: int(config["limits_config"][n].removesuffix("h")) for n in
+             ("retention_period", "reject_old_samples_max_age", "max_query_length")}  # fmt: skip
+    assert hours["reject_old_samples_max_age"] < hours["retention_period"]
+    assert hours["max_query_length"] >= hours["retention_period"]
+    assert config["compactor"]["retention_enabled"]
+    assert config["compactor"]["delete_request_store"] == "filesystem"
+    for folder in (config["common"]["path_prefix"], config["compactor"]["working_directory"]):
+        assert Path(folder).is_relative_to("/loki")
+
+
+def test_the_shipper_keeps_its_place_and_its_buffer_in_a_volume_and_within_bounds() -> None:
+    service = yaml.safe_load(SHIPPER.read_text())["service"]
+    (source,) = pipeline()["inputs"]
+    mounts = {v["target"]: v["type"] for v in services(DEVELOPMENT)["fluent-bit"]["volumes"]}
+    assert mounts["/var/lib/fluent-bit"] == "volume"
+    for path in (service["storage.path"], source["db"]):
+        assert Path(path).is_relative_to("/var/lib/fluent-bit")
+    assert source["storage.type"] == "filesystem"
+    assert source["storage.pause_on_chunks_overlimit"] is True
+    assert output()["storage.total_limit_size"] == "128M"
+    chunks = service["storage.max_chunks_up"] * 2 + int(service["storage.backlog.mem_limit"][:-1])
+    memory = int(services(DEVELOPMENT)["fluent-bit"]["deploy"]["resources"]["limits"]["memory"])
+    assert chunks <= memory / MIB / 2
+    assert Path(source["path"]).is_relative_to("/var/lib/docker/containers")
+    assert mounts["/var/lib/docker/containers"] == "bind"
+
+
+def test_the_shipper_finds_its_script_and_sends_to_the_service_loki() -> None:
+    (step,) = pipeline()["filters"]
+    mounts = services(DEVELOPMENT)["fluent-bit"]["volumes"]
+    (folder,) = (v["source"] for v in mounts if v["target"] == "/etc/fluent-bit")
+    assert (Path(folder) / Path(step["script"]).name).is_file()
+    assert f"function {step['call']}(" in (Path(folder) / Path(step["script"]).name).read_text()
+    assert (output()["host"], output()["port"]) == ("loki", 3100)
+    assert "loki" in services(DEVELOPMENT)
+
+
+@pytest.fixture(scope="module")
+def label() -> Label:
+    return load_script()
+
+
+def of(service: str) -> dict[str, str]:
+    return {"com.docker.compose.service": service}
+
+
+def test_a_line_goes_to_loki_as_it_was_written_with_its_service_and_level(label: Label) -> None:
+    assert label(f"{JSON_LINE}\n", of("ws")) == {
+        "log": JSON_LINE, "service": "ws", "level": "info",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+def test_every_level_of_ours_is_a_label(label: Label, level: str) -> None:
+    found = label(json.dumps({"event": "x", "level": level}), of("publisher"))
+    assert found is not None
+    assert found["level"] == level
+
+
+@pytest.mark.parametrize(
+    ("line", "level"),
+    [
+        ("[1] 2026/11/24 02:45:10.123456 [INF] Server is ready", "info"),
+        ("[1] 2026/11/24 02:45:10.123456 [WRN] JetStream is nearly full", "warning"),
+        ("[1] 2026/11/24 02:45:10.123456 [ERR] Slow Consumer", "error"),
+        ("[1] 2026/11/24 02:45:10.123456 [FTL] no store", "error"),
+        ("[1] 2026/11/24 02:45:10.123456 [DBG] [ERR]", "debug"),
+    ],
+)
+def test_levels_of_nats_server_are_written_as_ours(label: Label, line: str, level: str) -> None:
+    assert label(line, of("nats")) == {"log": line, "service": "nats", "level": level}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Traceback (most recent call last):",
+        "",
+        '{"event": "x", "level": "4711"}',
+        json.dumps({"event": 'told "level": "error" by a client'}),
+        json.dumps({"level": "made up"}),
+    ],
+)
+def test_a_level_that_is_not_one_makes_no_label_of_its_own(label: Label, line: str) -> None:
+    found = label(line, of("ws"))
+    assert found is not None
+    assert found["level"] == "unknown"
+
+
+@pytest.mark.parametrize("attributes", [{}, of("grafana"), {"other": "ws"}])
+def test_lines_of_other_containers_are_not_shipped(
+    label: Label, attributes: dict[str, str]
+) -> None:
+    assert label(JSON_LINE, attributes) is None
+
+
+def test_the_queries_of_the_page_ask_for_what_there_is() -> None:
+    assert len(queries()) >= 8
+    events = {**of_server(), **of_publisher()}
+    for query in queries():
+        for selector in re.findall(r"\{(job=[^}]*)\}", query):
+            asked = dict(re.findall(r"(\w+)[=!~]+\"([^\"]*)\"", selector))
+            assert set(asked) <= LABELS
+            assert set(asked.get("level", "info").split("|")) <= LEVELS
+        for pattern in re.findall(r"event=~?\"([^\"]*)\"", query):
+            regex = re.compile(pattern)
+            if pattern != "event":
+                assert any(regex.fullmatch(event) for event in events), pattern
+        fields = {field for _, found in events.values() for field in found} | {"event", "exception"}
+        for field in re.findall(r"unwrap (\w+)|by \((\w+)\)|\| (\w+)\s*[!=><]", query):
+            (name,) = filter(None, field)
+            assert name in fields | LABELS | {"__error__"}, query
+
+
+@pytest.mark.ops
+def test_the_queries_of_the_page_are_parsed_by_grafanas_grammar(tmp_path: Path) -> None:
+    *found, control = parsed(tmp_path, [*queries(), "{job="])
+    assert control.wrong, "the grammar takes anything"
+    assert {
+        query: one.wrong for query, one in zip(queries(), found, strict=True) if one.wrong
+    } == {}

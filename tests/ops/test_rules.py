@@ -1,0 +1,318 @@
+"""Prometheus' rules, Alertmanager's routes and the runbook, checked without starting anything."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.ops.conftest import OPS, ROOT, Require
+from tests.ops.promql import faults, metrics_of, numbers_of
+from tests.ops.rules import ALERTS, RECORDED, known_series
+from trio_odin.config import variables
+from trio_odin.lab.model.tables import read_costs
+
+PROMETHEUS = OPS / "prometheus"
+ALERTMANAGER = OPS / "alertmanager" / "alertmanager.yml"
+RUNBOOK = ROOT / "docs" / "runbooks" / "alerts.md"
+MIB = 1024 * 1024
+
+
+def _load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+TESTS = [case for file in (PROMETHEUS / "tests").glob("*.yml") for case in _load(file)["tests"]]
+EXPECTED = [
+    (expected["alertname"], alert)
+    for case in TESTS
+    for expected in case.get("alert_rule_test", [])
+    for alert in expected["exp_alerts"] or [None]
+]
+
+
+def _run(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_prometheus_takes_its_configuration_and_all_rules(require: Require) -> None:
+    require("promtool")
+    said = _run("promtool", "check", "config", PROMETHEUS / "prometheus.yml")
+    assert f"{len(ALERTS)} rules found" in said
+    assert f"{len(RECORDED)} rules found" in said
+
+
+def test_each_alert_and_each_figure_does_what_its_tests_say(require: Require) -> None:
+    require("promtool")
+    files = sorted((PROMETHEUS / "tests").glob("*.yml"))
+    assert _run("promtool", "test", "rules", *files).count("SUCCESS") == len(files)
+
+
+@pytest.mark.parametrize("name", [*RECORDED, *ALERTS])
+def test_a_rule_reads_what_is_there(name: str) -> None:
+    rule = RECORDED.get(name) or ALERTS[name]
+    assert faults(rule["expr"], known_series()) == []
+
+
+def test_what_is_not_there_is_found() -> None:
+    query = (
+        'sum by (shard) (rate(ws_gone_total[5m])) + ws_connections_rejected_total{reason="rain"}'
+    )
+    assert faults(query, known_series()) == [
+        "label shard",
+        "metric ws_gone_total",
+        "ws_connections_rejected_total{reason=rain}",
+    ]
+    assert faults('ws_draining{worker=~"1|2"}', known_series()) == ["label worker of ws_draining"]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_recorded_figure_is_named_by_convention_and_tested(name: str) -> None:
+    level, metric, operations = name.split(":")
+    assert level in {"instance", "job"}
+    assert re.fullmatch(r"ws_[a-z_]+", metric)
+    assert re.fullmatch(r"[a-z0-9_]+", operations)
+    for window in re.findall(r"(?:rate|increase)(\d+m)", operations):
+        assert f"[{window}]" in RECORDED[name]["expr"] or f"rate{window}" in RECORDED[name]["expr"]
+    tested = [e["expr"] for case in TESTS for e in case.get("promql_expr_test", [])]
+    assert any(name in metrics_of(query) for query in tested)
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_an_alert_says_what_it_is_about_and_where_to_read_on(name: str) -> None:
+    rule = ALERTS[name]
+    assert rule["labels"].keys() == {"severity"}
+    assert rule["labels"]["severity"] in {"warning", "critical"}
+    assert "for" in rule
+    assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
+    assert rule["annotations"]["runbook_url"].endswith(f"docs/runbooks/alerts.md#{name.lower()}")
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_an_alert_is_seen_to_fire_and_not_to_fire(name: str) -> None:
+    fired = [alert for alertname, alert in EXPECTED if alertname == name and alert]
+    assert fired
+    assert any(alertname == name and not alert for alertname, alert in EXPECTED)
+    rule = ALERTS[name]
+    for alert in fired:
+        assert alert["exp_labels"]["severity"] == rule["labels"]["severity"]
+        assert alert["exp_annotations"].keys() == rule["annotations"].keys()
+
+
+def test_the_plans_alerts_are_the_plans() -> None:
+    def of(name: str) -> tuple[str, str, str]:
+        return ALERTS[name]["expr"], ALERTS[name]["for"], ALERTS[name]["labels"]["severity"]
+
+    assert of("HighCPUUsage") == ("ws_cpu_usage_percent > 80", "2m", "warning")
+    # Its 7 GiB are the server's own limit here.
+    memory = "ws_memory_usage_bytes / ws_memory_limit_bytes > 0.90"
+    assert of("HighMemoryUsage") == (memory, "2m", "warning")
+    guard = '{reason=~"at_capacity|files|memory|overloaded|lag"}'
+    rejections = f"rate(ws_connections_rejected_total{guard}[5m]) > 0"
+    assert of("ConnectionRejections") == (rejections, "1m", "critical")
+
+
+def test_a_threshold_that_an_alert_speaks_of_is_the_default() -> None:
+    defaults = {
+        variable.name: float(variable.default)
+        for variable in variables()
+        if re.fullmatch(r"\d+", variable.default)
+    }
+    cpu, cpu_pause, memory, memory_pause = (
+        f"{defaults[f'WS_{what}_THRESHOLD']:.0f} %"
+        for what in ("CPU_REJECT", "CPU_PAUSE", "MEMORY_REJECT", "MEMORY_PAUSE")
+    )
+    said = {name: rule["annotations"]["description"] for name, rule in ALERTS.items()}
+    assert said["HighCPUUsage"].startswith(
+        f"From {cpu} on new clients are refused, from {cpu_pause} on"
+    )
+    assert f"From {memory} on new" in said["HighMemoryUsage"]
+    assert f"from {memory_pause} on all" in said["HighMemoryUsage"]
+    assert f"From {cpu} on new" in said["LoopBusy"]
+    assert f"From {defaults['WS_LAG_REJECT_MS'] / 1000:.0f} s on new" in said["LoopLag"]
+
+
+def test_the_model_in_the_rules_has_the_figures_of_the_model() -> None:
+    costs = read_costs()
+    assert costs is not None
+    cpu = RECORDED["instance:ws_cpu_cores:model"]["expr"]
+    assert sorted(set(numbers_of(cpu)) - {1.0, 1000.0, 1e6}) == sorted(
+        [
+            costs.base_cores,
+            costs.connection_us_per_second,
+            costs.publication_us,
+            costs.delivery_us,
+            costs.doubling_us,
+        ]
+    )
+    memory = RECORDED["instance:ws_resident_memory_bytes:model"]["expr"]
+    assert numbers_of(memory) == [costs.base_mib, costs.connection_kib, 1024, MIB]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_model_in_the_rules_says_what_the_model_says(
+    workers: int, tmp_path: Path, require: Require
+) -> None:
+    require("promtool")
+    file = tmp_path / "model.yml"
+    loads = product((0, 800, 10_000, 18_000), (12, 30), (0, 36_000))
+    content = {
+        "rule_files": [str(PROMETHEUS / "rules" / "recording.yml")],
+        "evaluation_interval": "15s",
+        "tests": [_model_case(workers, *load) for load in loads],
+    }
+    file.write_text(json.dumps(content))
+    assert "SUCCESS" in _run("promtool", "test", "rules", file)
+
+
+def _model_case(workers: int, connections: int, rate: int, deliveries: int) -> dict[str, Any]:
+    costs = read_costs()
+    assert costs is not None
+    cores = costs.cores(connections, rate, deliveries, processes=workers)
+    expected = {
+        "instance:ws_cpu_cores:model": cores,
+        "instance:ws_resident_memory_bytes:model": costs.memory_mib(connections, processes=workers)
+        * MIB,
+    }
+    values = {
+        "ws_workers": f"{workers}+0x40",
+        "ws_connections_current": f"{connections}+0x40",
+        "ws_nats_messages_received_total": f"0+{15 * rate * workers}x40",
+        "ws_messages_sent_total": f"0+{15 * deliveries}x40",
+    }
+    return {
+        "interval": "15s",
+        "input_series": [{"series": name, "values": shown} for name, shown in values.items()],
+        "promql_expr_test": [
+            {
+                "expr": f"abs({name} / {value!r} - 1) < bool 1e-9",
+                "eval_time": "5m",
+                "exp_samples": [{"labels": "{}", "value": 1}],
+            }
+            for name, value in expected.items()
+        ],
+    }
+
+
+def test_prometheus_finds_the_server_where_compose_puts_it() -> None:
+    config = _load(PROMETHEUS / "prometheus.yml")
+    jobs = {job["job_name"]: job for job in config["scrape_configs"]}
+    (files,) = jobs["ws"]["file_sd_configs"]
+    (targets,) = _load(PROMETHEUS / files["files"][0])
+    assert targets == {"targets": ["ws:3005"], "labels": {"instance": "odin-ws"}}
+
+
+def test_alertmanager_takes_its_configuration(require: Require, tmp_path: Path) -> None:
+    require("amtool")
+    # `url_file` is known from 0.26 on; older ones check all the rest of the file.
+    text = ALERTMANAGER.read_text()
+    if "version 0.25" in _run("amtool", "--version"):
+        text = text.replace("url_file: /tmp/alert_webhook_url", "url: http://127.0.0.1:9/")
+    copy = tmp_path / "alertmanager.yml"
+    copy.write_text(text)
+    said = _run("amtool", "check-config", copy)
+    assert "SUCCESS" in said
+    assert "4 inhibit rules" in said
+
+
+def test_alertmanager_mutes_alerts_that_exist() -> None:
+    config = _load(ALERTMANAGER)
+    matchers = [
+        matcher
+        for rule in config["inhibit_rules"]
+        for matcher in (*rule["source_matchers"], *rule["target_matchers"])
+    ]
+    named = {
+        name
+        for matcher in matchers
+        for found in re.findall(r'alertname !?=~? "(.*)"', matcher)
+        for name in found.split("|")
+    }
+    assert "ServerDown" in named
+    assert named <= ALERTS.keys()
+    assert all(re.fullmatch(r'\w+ (=|!=|=~) "[\w|]+"', matcher) for matcher in matchers)
+
+
+def _sections() -> dict[str, str]:
+    pieces = re.split(r"^## (.+)$", RUNBOOK.read_text(), flags=re.MULTILINE)
+    return dict(zip(pieces[1::2], pieces[2::2], strict=True))
+
+
+def test_each_section_of_the_runbook_is_where_an_alert_points_to() -> None:
+    texts = [file.read_text() for file in OPS.rglob("*.yml")]
+    pointed = {a for text in texts for a in re.findall(r"docs/runbooks/alerts\.md#([\w-]+)", text)}
+    assert {section.lower() for section in _sections()} == pointed
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_a_section_of_the_runbook_answers_what_one_asks_at_night(name: str) -> None:
+    section = _sections()[name]
+    for word in ("Users:", "Look:", "Escalate", "False alarm:"):
+        assert f"**{word}" in section, word
+    assert re.search(r"\*\*(Causes and what to do|Do)[:*,]", section)
+    for anchor in re.findall(r"\]\(#([\w-]+)\)", section):
+        assert anchor in {other.lower() for other in _sections()}
+
+
+def _blocks(kind: str) -> Iterator[str]:
+    for block in re.findall(
+        rf"^```{kind}\n(.*?)^```$", RUNBOOK.read_text(), re.MULTILINE | re.DOTALL
+    ):
+        yield from block.splitlines()
+
+
+def _queries() -> list[str]:
+    inline = re.findall(
+        r"`((?:instance|job):\w+:\w+|[a-z_]+\([^`]*ws_[^`]*\))`", RUNBOOK.read_text()
+    )
+    return [*_blocks("promql"), *inline]
+
+
+def test_the_queries_of_the_runbook_read_what_is_there() -> None:
+    queries = _queries()
+    assert len(queries) > 10
+    assert {query: faults(query, known_series()) for query in queries} == {
+        query: [] for query in queries
+    }
+
+
+def test_the_log_queries_of_the_runbook_look_for_events_that_are_logged() -> None:
+    sources = [file.read_text() for file in (ROOT / "trio_odin").rglob("*.py")]
+    queries = list(_blocks("logql"))
+    assert queries
+    for query in queries:
+        assert query.startswith('{job="odin", service="ws"} | json')
+    text = RUNBOOK.read_text()
+    events = {e for found in re.findall(r'event=~?"(.*?)"', text) for e in found.split("|")}
+    for stem, ends in re.findall(r"(\w+)\\?\.\(([\w|]+)\)", text):
+        events |= {f"{stem}.{end}" for end in ends.split("|")}
+    assert events > {"nats.gap", "nats.failed", "worker.hung"}
+    assert [e for e in events if not any(f'"{e}"' in source for source in sources)] == []
+
+
+def test_the_pages_and_services_that_the_runbook_names_exist() -> None:
+    text = RUNBOOK.read_text()
+    pages = set(re.findall(r"http://[\w.$]+:(\d+)(/[\w/]*)?", text))
+    assert pages <= {
+        *product(["3004"], ["/health", "/ready"]),
+        *product(["3005"], ["/ready", "/metrics"]),
+        *product(["3003"], ["/health", "/stats", "/control"]),
+        *product(["8222"], ["/healthz", "/varz", "/jsz"]),
+        ("9093", ""),
+    }
+    used: dict[str, set[str]] = {}
+    for verb, rest in re.findall(r"docker compose (\w+)([^`|#;]*)", " ".join(text.split())):
+        words = [word for word in rest.split() if word != "--all"]
+        used.setdefault(verb, set()).update(words[:1] if verb == "exec" else words[-1:])
+    assert used.keys() == {"ps", "logs", "exec", "restart", "up"}
+    services = set().union(*used.values())
+    assert services == {"ws", "nats", "publisher", "alertmanager"}

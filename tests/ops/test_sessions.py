@@ -1,0 +1,89 @@
+"""The sessions of nox that stand for the plan's tasks: each is a command that exists."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import ModuleType
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from tests.lab.load.made_up import load_result
+from tests.ops.conftest import ROOT
+from trio_odin.cli import load, main
+from trio_odin.lab.load.plan import LoadPlan
+
+
+@pytest.fixture(scope="module")
+def noxfile() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("noxfile", ROOT / "noxfile.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Session:
+    """What a session of nox is asked for."""
+
+    def __init__(self, *posargs: str) -> None:
+        self.posargs = list(posargs)
+        self.ran: list[tuple[str, ...]] = []
+
+    def install(self, *_: str) -> None:
+        """Nothing: all is here."""
+
+    def run(self, *arguments: str, **_: Any) -> None:
+        self.ran.append(arguments)
+
+
+def ran(noxfile: ModuleType, name: str, *posargs: str) -> tuple[str, ...]:
+    session = Session(*posargs)
+    getattr(noxfile, name)(session)
+    (command,) = session.ran
+    return command
+
+
+@pytest.mark.parametrize(
+    ("posargs", "arguments"),
+    [
+        (["start"], ["start"]),
+        (["start:high"], ["start", "--rate", "30"]),
+        (["stop", "--url", "http://10.0.0.3:3003"], ["stop", "--url", "http://10.0.0.3:3003"]),
+        ([], ["stats"]),
+    ],
+)
+def test_the_publisher_is_started_at_the_plans_rates(
+    noxfile: ModuleType, posargs: list[str], arguments: list[str]
+) -> None:
+    command = ran(noxfile, "publisher", *posargs)
+    assert command == ("trio-odin", "publisher", *arguments)
+    assert CliRunner().invoke(main, [*command[1:], "--help"]).exit_code == 0
+
+
+def test_a_capacity_test_is_a_load_with_the_plans_figures(
+    noxfile: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carried: list[LoadPlan] = []
+
+    async def carry(plan: LoadPlan, _: Any) -> Any:
+        carried.append(plan)
+        return load_result()
+
+    monkeypatch.setattr(load, "run_load", carry)
+    for posargs in (["5k", "--url", "ws://10.0.0.2:3004/ws", "--hold", "7"], ["10k"], []):
+        command = ran(noxfile, "capacity", *posargs)
+        assert command[:2] == ("trio-odin", "load")
+        assert CliRunner().invoke(main, command[1:]).exit_code == 0
+    first, *others = carried
+    assert (first.url, first.connections) == ("ws://10.0.0.2:3004/ws", 5_000)
+    assert first.hold_seconds == 7
+    assert [plan.connections for plan in others] == [10_000, 10_000]
+
+
+def test_the_machines_are_made_by_the_script(noxfile: ModuleType) -> None:
+    command = ran(noxfile, "instances", "create", "ws", "--dry-run")
+    assert command == ("ops/cloud/instances.sh", "create", "ws", "--dry-run")
+    assert (ROOT / command[0]).is_file()

@@ -1,0 +1,46 @@
+"""Programs that the checks of the deployment run: of this environment, else of the machine."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def tool(name: str) -> str:
+    """The path of a program; the test is skipped, with the reason, where there is none."""
+    found = _where(name)
+    if found is None:
+        pytest.skip(f"not installed: {name}")
+    return found
+
+
+def missing(*names: str) -> str | None:
+    """Which of these programs are neither of this environment nor of the machine, in words."""
+    absent = [name for name in names if _where(name) is None]
+    return f"not installed: {', '.join(absent)}" if absent else None
+
+
+def _where(name: str) -> str | None:
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.exists() else shutil.which(name)
+
+
+def run(
+    *arguments: str | Path, variables: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end, with nothing in its environment but `variables` and a PATH."""
+    return subprocess.run(
+        arguments,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={"PATH": _PATH, **(variables or {})},
+    )

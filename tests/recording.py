@@ -1,0 +1,71 @@
+"""Rows that tests write of what they saw, into a JSON file which pages of docs/ are made of."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+import pytest
+
+
+class Recorded(Protocol):
+    """What becomes of a row: None if it could not be run here; why it failed, or was not run."""
+
+    passed: bool | None
+    notes: list[str]
+
+
+R = TypeVar("R", bound=Recorded)
+
+_REASON_MAX = 200
+
+
+class Records(Generic[R]):
+    """The rows of a session. Written to the file that the command line names with `option`."""
+
+    def __init__(self, option: str) -> None:
+        self._option = option
+        self._rows: pytest.StashKey[list[R]] = pytest.StashKey()
+
+    def add_option(self, parser: pytest.Parser) -> None:
+        parser.addoption(self._option, metavar="FILE", type=Path, help="write what was seen")
+
+    def begin(self, request: pytest.FixtureRequest, row: R) -> R:
+        """A row of this test, which fails with it."""
+        for stash in (request.node.stash, request.config.stash):
+            stash.setdefault(self._rows, []).append(row)
+        return row
+
+    def follow(
+        self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
+    ) -> None:
+        """Take over what became of a test into its rows."""
+        for row in item.stash.get(self._rows, []):
+            if report.when == "call":
+                row.passed = None if report.skipped else report.passed
+            elif report.failed:  # something of it could not be ended
+                row.passed = False
+            if not report.passed and call.excinfo is not None:
+                row.notes.append(_reason(call.excinfo.value))
+
+    def write(
+        self, session: pytest.Session, report: Callable[[Path, str, list[R]], object]
+    ) -> None:
+        """Write what `report` makes of the file's name, the date and the rows, if it is wanted."""
+        path: Path | None = session.config.getoption(self._option, default=None)
+        if path is None:
+            return
+        today = dt.datetime.now(dt.UTC).date().isoformat()
+        content = msgspec.json.encode(report(path, today, session.config.stash.get(self._rows, [])))
+        path.write_bytes(msgspec.json.format(content, indent=1) + b"\n")
+
+
+def _reason(error: BaseException) -> str:
+    """The first of what went wrong, in one line."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _REASON_MAX else text[: _REASON_MAX - 1] + "…"
