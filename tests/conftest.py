@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import signal
+
+import hypothesis
 import pytest
 import trio
 
 from trio_odin.config import Settings, read_settings
 from trio_odin.net.nats_server import run_nats_server
+
+# In the background of a script Ctrl-C is ignored, and so it would be in all that is started here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says more about what else the machine does.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import trio
 from websockets.exceptions import ConnectionClosed
 from websockets.trio.client import ClientConnection, connect
 
+from tests.waiting import wait_until
 from trio_odin.config import read_settings
 from trio_odin.server.tree import Server, serve
 
@@ -44,12 +45,6 @@ async def start_server(nursery: trio.Nursery) -> AsyncIterator[StartServer]:
         check_balance(server)
 
 
-async def wait_until(condition: Callable[[], bool], seconds: float = 15) -> None:
-    with trio.fail_after(seconds):
-        while not condition():
-            await trio.sleep(0.01)
-
-
 async def wait_for_nats(server: Server) -> None:
     await wait_until(lambda: server.snapshot().is_nats_connected)
 
@@ -69,7 +64,7 @@ async def client_of(server: Server, *channels: str) -> AsyncIterator[ClientConne
 
 
 async def receive(client: ClientConnection) -> dict[str, Any]:
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         message: dict[str, Any] = json.loads(await client.recv())
     return message
 

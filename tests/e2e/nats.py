@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import secrets
 import signal
 import socket
 import subprocess
@@ -17,9 +19,23 @@ from trio_odin.net.nats_server import find_nats_server
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that is free, and none of those that the kernel gives away: it stays free for a while.
+
+    By chance, as other tests look for theirs at the same time.
+    """
+    while True:
+        port = secrets.choice(_ports())
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+@functools.cache
+def _ports() -> range:
+    """Below those of the kernel, or above, if a machine is set to give away nearly all."""
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    below, above = range(min(10_000, first // 2), first), range(last + 1, 65_536)
+    return max(below, above, key=len)
 
 
 @attrs.define

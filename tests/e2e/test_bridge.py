@@ -20,9 +20,9 @@ from tests.e2e.conftest import (
     client_of,
     receive,
     wait_for_nats,
-    wait_until,
 )
 from tests.e2e.nats import NatsServer, nats_client, running_nats, start_network
+from tests.waiting import wait_until
 from trio_odin.server.tree import Server
 
 pytestmark = pytest.mark.e2e
@@ -260,7 +260,7 @@ async def test_the_past_of_a_stream_is_not_news(
                 await publisher.publish("odin.token.BTC.trade", b'"old"')
             await publisher.flush()
         server = await start_server(NATS_URL=network.url)
-        await wait_for_nats(server)
+        await wait_until(lambda: server.ledger.publications.recalled == 50)
         network.cut()
         await wait_until(lambda: server.snapshot().nats_reconnects == 1)
         async with client_of(server, "BTC.trade") as client, nats_client(nats.url) as publisher:

@@ -16,8 +16,9 @@ import trio
 from websockets.exceptions import InvalidStatus
 from websockets.trio.client import connect
 
-from tests.e2e.conftest import ending_of, receive, wait_until
+from tests.e2e.conftest import ending_of, receive
 from tests.e2e.nats import free_port, nats_client, running_nats
+from tests.waiting import wait_until
 from trio_odin.cli import main
 
 pytestmark = pytest.mark.e2e

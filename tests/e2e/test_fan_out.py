@@ -13,10 +13,10 @@ from tests.e2e.conftest import (
     client_of,
     receive,
     wait_for_nats,
-    wait_until,
 )
 from tests.e2e.nats import nats_client
 from tests.server.test_listener import UPGRADE
+from tests.waiting import wait_until
 from trio_odin.core.frame import close_frame
 from trio_odin.core.publication import NatsMessage
 

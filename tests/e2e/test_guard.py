@@ -19,10 +19,10 @@ from tests.e2e.conftest import (
     receive,
     url_of,
     wait_for_nats,
-    wait_until,
 )
 from tests.e2e.nats import free_port, nats_client, running_nats
 from tests.e2e.test_cli import ended, start
+from tests.waiting import wait_until
 from trio_odin.core.admission import Load
 from trio_odin.lab.load.pages import parse_metrics
 from trio_odin.net.address import Address
@@ -58,7 +58,7 @@ async def test_a_storm_is_refused_with_a_time_to_come_back_and_then_let_in(
     start_server: StartServer,
 ) -> None:
     # So low that the storm of this very test is over it, and an idle server is not.
-    server = await start_server(WS_CPU_REJECT_THRESHOLD="20")
+    server = await start_server(WS_CPU_REJECT_THRESHOLD="10")
     async with AsyncExitStack() as stack:
         early = await stack.enter_async_context(client_of(server))
         refused = None

@@ -19,10 +19,11 @@ import trio
 from websockets.exceptions import InvalidStatus
 from websockets.trio.client import ClientConnection, connect
 
-from tests.e2e.conftest import Ending, ending_of, receive, wait_until
+from tests.e2e.conftest import Ending, ending_of, receive
 from tests.e2e.nats import free_port, nats_client, running_nats
 from tests.e2e.test_cli import children_of, ended, ready
 from tests.e2e.test_workers import Running
+from tests.waiting import wait_until
 from trio_odin.config import read_settings
 from trio_odin.server import workers as workers_module
 from trio_odin.server.workers import Parent, serve_with_workers

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,7 @@ from websockets.trio.client import connect
 
 from tests.e2e.conftest import receive
 from tests.e2e.nats import free_port, nats_client, running_nats
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -76,6 +79,11 @@ async def check_that_it_serves_and_leaves(
         assert await trio.to_thread.run_sync(process.wait) == 0
 
 
+def waiting_in(pipe: int) -> int:
+    """How many bytes of a pipe nobody has read."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 async def test_a_server_whose_log_nobody_reads_serves_on_and_leaves_in_order(
     tmp_path: Path,
 ) -> None:
@@ -83,7 +91,8 @@ async def test_a_server_whose_log_nobody_reads_serves_on_and_leaves_in_order(
     with running_nats(tmp_path) as nats, serving(write_end, NATS_URL=nats.url) as (process, port):
         os.close(write_end)
         await wait_for(port, "ws_nats_connected", 1)
-        await trio.sleep(0.5)  # hundreds of lines: the pipe is full
+        await wait_until(lambda: waiting_in(read_end) > 60_000)
+        await trio.sleep(0.1)  # the rest of the pipe
         await check_that_it_serves_and_leaves(process, port, nats.url)
     held = os.read(read_end, 1_000_000)
     os.close(read_end)

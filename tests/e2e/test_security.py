@@ -15,9 +15,10 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.trio.client import ClientConnection, connect
 from websockets.typing import Origin, Subprotocol
 
-from tests.e2e.conftest import StartServer, receive, url_of, wait_until
+from tests.e2e.conftest import StartServer, receive, url_of
 from tests.e2e.test_cli import run
 from tests.signing import Signer, base64url, ec_signer, rsa_signer, write_key_set
+from tests.waiting import wait_until
 from trio_odin.server.tree import Server
 
 pytestmark = pytest.mark.e2e

@@ -18,10 +18,10 @@ from tests.e2e.conftest import (
     client_of,
     receive,
     wait_for_nats,
-    wait_until,
 )
 from tests.e2e.nats import nats_client
 from tests.server.test_listener import UPGRADE
+from tests.waiting import wait_until
 from trio_odin.lab.fleet.dialects import masked_frame
 from trio_odin.server.tree import Server
 

@@ -18,9 +18,10 @@ import trio
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.trio.client import ClientConnection, connect
 
-from tests.e2e.conftest import ending_of, receive, wait_until
+from tests.e2e.conftest import ending_of, receive
 from tests.e2e.nats import free_port, nats_client, running_nats
 from tests.e2e.test_cli import children_of, ended, ready, run, start
+from tests.waiting import wait_until
 from trio_odin.lab.load.pages import parse_metrics
 
 pytestmark = pytest.mark.e2e

@@ -319,7 +319,7 @@ class StutteringStream(trio.abc.Stream):
     seed=st.integers(0, 2**32),
     is_left=st.booleans(),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_frame_ever_lands_in_another_whatever_the_socket_takes(
     steps: list[str], seed: int, *, is_left: bool
 ) -> None:
@@ -633,7 +633,7 @@ def envelopes_of(wire: bytes) -> list[dict[str, Any]]:
     max_bytes=st.sampled_from([400, 10**9]),
     capacity=st.integers(4, 12),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_what_a_slow_client_gets_tells_it_what_it_missed(
     policy: SlowPolicy, steps: list[str], seed: int, max_bytes: int, capacity: int
 ) -> None:

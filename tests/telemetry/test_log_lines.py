@@ -63,7 +63,10 @@ def test_whoever_logs_into_a_pipe_that_nobody_reads_goes_on_and_the_newest_are_d
 ) -> None:
     read_end, file = pipe
     handler = LineHandler(file, capacity=10)
-    log(handler, *(f"{number:0>1000}" for number in range(100)))
+    messages = [f"{number:0>1000}" for number in range(100)]
+    log(handler, *messages[:5])
+    wait_until(lambda: len(handler._lines._waiting) == 1)  # the pipe is full
+    log(handler, *messages[5:])
     assert 80 <= handler.dropped <= 90  # the pipe has room for four
     kept = 100 - handler.dropped
     lines = read_lines(read_end, kept + 1)

@@ -17,7 +17,7 @@ from tests.e2e.nats import free_port, nats_client, running_nats
 from tests.lab.capacity.wire import FakeServer, Message, Peer, is_wanted
 from trio_odin.lab.capacity import checks as program
 from trio_odin.lab.capacity import judgement as judge
-from trio_odin.lab.capacity.checks import check_wire, run_checks
+from trio_odin.lab.capacity.checks import STEP_SECONDS, check_wire, run_checks
 from trio_odin.lab.capacity.judgement import QUESTIONS, Event, Question, Received, read_message
 from trio_odin.lab.load.criteria import Check
 
@@ -35,10 +35,15 @@ def whats(questions: Iterable[Question]) -> set[str]:
 
 
 async def found_at(
-    url: str, publish: Callable[[str, bytes], Any], *, seed: int = 0, step_seconds: float = 1
+    url: str,
+    publish: Callable[[str, bytes], Any],
+    *,
+    seed: int = 0,
+    step_seconds: float = 3 * STEP_SECONDS,
 ) -> dict[Question, Check]:
+    """By default so patient that a busy machine is no fault of the server."""
     found: dict[Question, Check] = {}
-    with trio.fail_after(30):
+    with trio.fail_after(90):
         await check_wire(url, publish, found, seed=seed, step_seconds=step_seconds)
     assert found.keys() == {*QUESTIONS}
     return found
@@ -237,16 +242,10 @@ STOPPED = {*QUESTIONS[5:9]}  # what the first scenario has not reached when ETH.
     [
         (FakeServer(changed("subscription_ack", count=3)), {judge.SUBSCRIBE}),
         (FakeServer(changed("subscription_ack", subscribed=[])), {judge.SUBSCRIBE}),
-        (FakeServer(lost("subscription_ack")), {*QUESTIONS} - {judge.HEARTBEAT}),
         (FakeServer(wants=never("BTC")), {judge.BTC_TRADE}),
-        (
-            FakeServer(wants=never("ETH")),
-            {judge.ETH_TRADE, judge.SOL_TRADE, judge.BTC_LIQUIDITY, *STOPPED},
-        ),
         (FakeServer(wants=also("SOL")), {judge.SOL_TRADE}),
         (FakeServer(wants=by_symbol), {judge.BTC_LIQUIDITY, judge.CROWD}),
         (FakeServer(changed("unsubscription_ack", count=2)), {judge.UNSUBSCRIBE}),
-        (FakeServer(lost("unsubscription_ack")), {judge.UNSUBSCRIBE}),
         (FakeServer(forgets=False), {judge.AFTERWARDS}),
         (FakeServer(skipping), {judge.NUMBERS, judge.CROWD, judge.REPLAY}),
         (FakeServer(changed(EVENT, ts=None)), {judge.ENVELOPES}),
@@ -260,11 +259,8 @@ STOPPED = {*QUESTIONS[5:9]}  # what the first scenario has not reached when ETH.
         (FakeServer(spoil_replay=renumbered), {judge.REPLAY}),
         (FakeServer(spoil_replay=at_another_time), {judge.REPLAY}),
         (FakeServer(spoil_replay=lambda _: []), {judge.REPLAY}),
-        (FakeServer(lost("error")), {judge.BAD_COMMANDS}),
         (FakeServer(changed("error", code="INVALID_JSON")), {judge.BAD_COMMANDS}),
-        (FakeServer(on_bad_command=lambda peer: peer.channels.clear()), {judge.UNDISTURBED}),
         (FakeServer(on_bad_command=lambda peer: peer.history.clear()), {judge.UNDISTURBED}),
-        (FakeServer(lost("pong")), {judge.HEARTBEAT}),
         (FakeServer(changed("pong", ts=None)), {judge.HEARTBEAT}),
     ],
 )
@@ -272,6 +268,28 @@ async def test_a_fault_is_found_by_the_checks_that_are_about_it(
     server: FakeServer, questions: set[Question], nursery: trio.Nursery
 ) -> None:
     found = await found_at(await server.start(nursery), server.publish)
+    assert unmet(found.values()) == whats(questions)
+    nursery.cancel_scope.cancel(reason="checked")
+
+
+@pytest.mark.parametrize(
+    ("server", "questions"),
+    [
+        (FakeServer(lost("subscription_ack")), {*QUESTIONS} - {judge.HEARTBEAT}),
+        (
+            FakeServer(wants=never("ETH")),
+            {judge.ETH_TRADE, judge.SOL_TRADE, judge.BTC_LIQUIDITY, *STOPPED},
+        ),
+        (FakeServer(lost("unsubscription_ack")), {judge.UNSUBSCRIBE}),
+        (FakeServer(lost("error")), {judge.BAD_COMMANDS}),
+        (FakeServer(on_bad_command=lambda peer: peer.channels.clear()), {judge.UNDISTURBED}),
+        (FakeServer(lost("pong")), {judge.HEARTBEAT}),
+    ],
+)
+async def test_what_does_not_come_is_found_by_the_checks_that_wait_for_it(
+    server: FakeServer, questions: set[Question], nursery: trio.Nursery
+) -> None:
+    found = await found_at(await server.start(nursery), server.publish, step_seconds=2)
     assert unmet(found.values()) == whats(questions)
     nursery.cancel_scope.cancel(reason="checked")
 

@@ -14,6 +14,7 @@ import attrs
 import psutil
 import pytest
 
+from tests.lab.hosts.rig import needs_ip_if_root
 from trio_odin.lab.capacity.runner import LabPlan, Told, run_lab
 from trio_odin.lab.capacity.stages import Stage, stage_of
 from trio_odin.lab.hosts.lock import lab_lock
@@ -21,6 +22,8 @@ from trio_odin.lab.load.criteria import INTEGRITY, at_least, at_most
 from trio_odin.lab.report.folder import read_verdict
 from trio_odin.lab.verdict import LabResult, StageResult
 
+# Of this run only: neither a real lab nor another run of the tests is in the way.
+PREFIX = f"odinl{os.getpid()}"
 LAB = [sys.executable, "-m", "trio_odin", "lab"]
 SHORT = ["--stages", "1,2", "--idle", "1"]
 SMALL = Stage(
@@ -56,9 +59,7 @@ class Kept(Told):
 
 
 def plan_of(folder: Path, *stages: Stage) -> LabPlan:
-    return LabPlan(
-        stages=stages, folder=folder, is_isolated=False, idle_seconds=1.0, prefix="odinlab"
-    )
+    return LabPlan(stages=stages, folder=folder, is_isolated=False, idle_seconds=1.0, prefix=PREFIX)
 
 
 def unmet(stage: StageResult) -> list[str]:
@@ -123,10 +124,10 @@ def links() -> str:
 @needs_root
 def test_stages_1_and_2_pass_on_isolated_hosts_and_leave_nothing(tmp_path: Path) -> None:
     before = links()
-    options = ["--stages", "1,2", "--hold", "5", "--out", str(tmp_path), "--prefix", "odinci"]
-    done = subprocess.run(
-        [*LAB, *options], capture_output=True, text=True, timeout=200, check=False
-    )
+    options = ["--stages", "1,2", "--hold", "5", "--out", str(tmp_path), "--prefix", PREFIX]
+    # It has to pass by its latency too, whatever other tests do beside it.
+    command = ["nice", "--adjustment=-15", *LAB, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     result = read_verdict(tmp_path)
     assert result.passed
@@ -136,7 +137,7 @@ def test_stages_1_and_2_pass_on_isolated_hosts_and_leave_nothing(tmp_path: Path)
     assert load is not None
     assert (load.connected, load.url) == (1000, "ws://10.77.0.11:3004/ws")
     assert (tmp_path / "report.html").stat().st_size > 10_000
-    assert not [name for name in namespaces() if name.startswith("odinci")]
+    assert not [name for name in namespaces() if name.startswith(PREFIX)]
     assert links() == before
 
 
@@ -144,7 +145,7 @@ def test_stages_1_and_2_pass_on_isolated_hosts_and_leave_nothing(tmp_path: Path)
 @needs_root
 def test_an_interrupt_tears_everything_down_and_what_was_found_is_kept(tmp_path: Path) -> None:
     with subprocess.Popen(
-        [*LAB, *SHORT, "--hold", "60", "--out", str(tmp_path), "--prefix", "odinint"],
+        [*LAB, *SHORT, "--hold", "60", "--out", str(tmp_path), "--prefix", PREFIX],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -165,7 +166,7 @@ def test_an_interrupt_tears_everything_down_and_what_was_found_is_kept(tmp_path:
     assert "interrupted" in output
     _, alive = psutil.wait_procs(children, timeout=5)
     assert not alive
-    assert not [name for name in namespaces() if name.startswith("odinint")]
+    assert not [name for name in namespaces() if name.startswith(PREFIX)]
     result = read_verdict(tmp_path)
     assert result.interrupted
     assert not result.passed
@@ -190,8 +191,9 @@ async def test_a_load_that_somebody_ends_early_is_no_pass(tmp_path: Path) -> Non
 
 
 @pytest.mark.e2e
+@needs_ip_if_root
 def test_what_a_killed_lab_on_loopback_leaves_is_removed_by_down(tmp_path: Path) -> None:
-    prefix = ["--prefix", "odinkill"]
+    prefix = ["--prefix", PREFIX]
     options = ["--no-isolation", "--stages", "2", "--hold", "60", "--out", str(tmp_path), *prefix]
     with subprocess.Popen(
         [*LAB, *options], stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -233,29 +235,30 @@ def test_bad_input_is_a_sentence_and_exit_code_2(
     assert "Traceback" not in done.stderr
 
 
+@needs_ip_if_root
 def test_an_earlier_run_in_the_folder_does_not_pass_for_this_one(tmp_path: Path) -> None:
     (tmp_path / "verdict.json").write_text("{}")
     (tmp_path / "logs").mkdir()
     (tmp_path / "mine.txt").write_text("kept")
-    command = [*LAB, "--out", str(tmp_path), "--stages", "1", "--prefix", "odinold"]
-    with lab_lock("odinold"):  # so it ends before its first stage
+    command = [*LAB, "--out", str(tmp_path), "--stages", "1", "--prefix", PREFIX]
+    with lab_lock(PREFIX):  # so it ends before its first stage
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2
-    assert "another lab with the prefix odinold is running" in done.stderr
+    assert f"another lab with the prefix {PREFIX} is running" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"logs", "mine.txt"}
 
 
 def test_down_takes_the_prefix_of_the_lab() -> None:
-    with lab_lock("odindown"):
+    with lab_lock(PREFIX):
         done = subprocess.run(
-            [*LAB, "--prefix", "odindown", "down"],
+            [*LAB, "--prefix", PREFIX, "down"],
             capture_output=True,
             text=True,
             timeout=30,
             check=False,
         )
     assert done.returncode == 2
-    assert "another lab with the prefix odindown is running" in done.stderr
+    assert f"another lab with the prefix {PREFIX} is running" in done.stderr
 
 
 def test_the_help_names_every_stage() -> None:

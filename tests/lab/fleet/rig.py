@@ -32,7 +32,7 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 SOON = 0.001
 
 # Each example has sockets and a buffer to make.
-few_examples = settings(max_examples=40, deadline=None)
+few_examples = settings(max_examples=40)
 
 CUTS = st.lists(st.integers(0, 10**6), max_size=8)
 

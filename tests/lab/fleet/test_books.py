@@ -289,7 +289,7 @@ def figures_like_the_model(books: Books) -> tuple[object, ...]:
     return found.received, found.gaps, found.repeated, found.foreign, times, found.buckets
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(STEPS, st.sampled_from(["bench", "market"]))
 def test_the_books_agree_with_a_plain_model_whatever_comes(steps: list[Step], kind: str) -> None:
     books, model = books_of(kind), Model()

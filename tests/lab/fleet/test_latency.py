@@ -14,7 +14,7 @@ from trio_odin.lab.fleet.limits import LoadImpossible
 TENTHS = st.lists(st.integers(0, 300), max_size=60)
 LONG_TENTHS = st.lists(st.integers(0, 3_600_000) | st.integers(0, 500), min_size=1, max_size=60)
 # Each example makes a histogram or three.
-few_examples = settings(max_examples=20, deadline=None)
+few_examples = settings(max_examples=20)
 FRACTIONS = st.sampled_from([0.0, 0.001, 0.07, 0.5, 0.9, 0.99, 0.999, 1.0]) | st.floats(0, 1)
 
 

@@ -12,13 +12,14 @@ import msgspec
 import pytest
 import trio
 
-from tests.e2e.conftest import StartServer, check_balance, start_server, wait_for_nats, wait_until
+from tests.e2e.conftest import StartServer, check_balance, start_server, wait_for_nats
 from tests.e2e.nats import free_port, nats_client
 from tests.lab.fleet.rig import (
     BTC,
     ETH,
     SOL,
 )
+from tests.waiting import wait_until
 from trio_odin.lab.fleet.events import Event, payload_of
 from trio_odin.lab.fleet.plan import Collected, Connected, FleetPlan, Progress, Summary
 from trio_odin.lab.fleet.workload import Workload

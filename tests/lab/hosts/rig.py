@@ -31,6 +31,10 @@ def _missing() -> str:
 
 
 needs_namespaces = pytest.mark.skipif(bool(_missing()), reason=_missing())
+# Who is not root can have no namespaces, so none are looked for.
+needs_ip_if_root = pytest.mark.skipif(
+    os.geteuid() == 0 and shutil.which("ip") is None, reason="not installed: ip"
+)
 
 _SERVER = """
 import socket

@@ -207,8 +207,11 @@ trio.run(lab, sys.argv[1])
 async def _lab_process() -> AsyncIterator[subprocess.Popen[bytes]]:
     """A lab in a process of its own, with a server that is not told when it dies."""
     with start([sys.executable, "-c", _LAB, PREFIX]) as process:
-        await first_line(process)
-        yield process
+        try:
+            await first_line(process)
+            yield process
+        finally:
+            process.kill()
 
 
 @needs_namespaces
