@@ -25,14 +25,18 @@ _LOG = "[Service]\nStandardOutput=append:/run/log\nStandardError=append:/run/log
 
 @attrs.frozen
 class Machine:
-    """A booted systemd, by its PID outside; its root is `root`."""
+    """A booted systemd, by its PID outside."""
 
     pid: int
+
+    def read(self, path: str) -> str:
+        """A file inside, as its root has it; `path` from there."""
+        return Path("/proc", str(self.pid), "root", path).read_text()
 
     @property
     def log(self) -> str:
         """What the service has logged."""
-        return Path(f"/proc/{self.pid}/root/run/log").read_text()
+        return self.read("run/log")
 
     def started(self, *arguments: str | Path) -> subprocess.Popen[str]:
         """Start a program inside."""

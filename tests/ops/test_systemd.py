@@ -122,7 +122,7 @@ def until_metric(machine: Machine, name: str, value: float) -> None:
 
 @pytest.mark.ops
 def test_it_serves_as_nobody_within_the_limits(machine: Machine) -> None:
-    status = Path(f"/proc/{machine.pid}/root/proc/{machine.show('MainPID')}/status").read_text()
+    status = machine.read(f"proc/{machine.show('MainPID')}/status")
     facts = dict(re.findall(r"(?m)^(\w+):\t(.*)$", status))
     assert facts["Uid"].split()[0] not in {"0", "65534"}
     assert (facts["NoNewPrivs"], facts["Seccomp"], int(facts["CapBnd"], 16)) == ("1", "2", 0)
