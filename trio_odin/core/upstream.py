@@ -18,6 +18,8 @@ class Upstream:
         reconnects: connections after the first.
         epoch: which numbering the offsets belong to; None where there are no offsets.
         past: offset up to which events are only kept for clients that come back, not fanned out.
+        trouble: why events cannot flow, in NATS' own sentence where it gave one; None while they
+            can.
     """
 
     is_connected: bool = False
@@ -26,9 +28,25 @@ class Upstream:
     reconnects: int = 0
     epoch: str | None = None
     past: int = 0
+    trouble: str | None = None
+    _trouble_at: float | None = None
     _heard_at: float | None = None
     _event_at: float | None = None
     _gaps: Gaps = attrs.field(factory=dict)
+
+    def fail(self, trouble: str, now: float) -> None:
+        """Events cannot flow, because of `trouble`; the first of several sets the time."""
+        self.trouble = trouble
+        if self._trouble_at is None:
+            self._trouble_at = now
+
+    def recover(self) -> None:
+        """Events can flow again."""
+        self.trouble = self._trouble_at = None
+
+    def trouble_seconds(self, now: float) -> float | None:
+        """Since when events cannot flow, in seconds before `now`; None while they can."""
+        return None if self._trouble_at is None else now - self._trouble_at
 
     def heard(self, now: float) -> None:
         """NATS has answered: it is alive, and so is the way to it."""
