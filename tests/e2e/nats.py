@@ -8,7 +8,7 @@ import secrets
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
@@ -46,6 +46,7 @@ class NatsServer:
     jetstream: bool = True
     port: int = attrs.field(factory=free_port)
     monitoring: int = 0  # the port of its pages; none if 0
+    options: Sequence[str] = ()  # further ones of nats-server
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -53,7 +54,9 @@ class NatsServer:
         return f"nats://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        options = ["-js", "-sd", str(self.folder)] if self.jetstream else []
+        options = [*self.options]
+        if self.jetstream:
+            options += ["-js", "-sd", str(self.folder)]
         if self.monitoring:
             options += ["-m", str(self.monitoring)]
         self._process = subprocess.Popen(
@@ -62,9 +65,19 @@ class NatsServer:
             stderr=subprocess.DEVNULL,
         )
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the process is there, if only stopped."""
+        return self._process is not None and self._process.poll() is None
+
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+
+    def enter_lame_duck_mode(self) -> None:
+        """Have it tell its clients to leave and take no new ones, as before maintenance."""
+        assert self._process is not None
+        subprocess.run([find_nats_server(), "--signal", f"ldm={self._process.pid}"], check=True)
 
     def stop(self) -> None:
         self.end(signal.SIGKILL)
@@ -120,6 +133,18 @@ class NatsClient:
         answer: dict[str, object] = json.loads(body)
         return answer
 
+    async def receive_line(self, start: bytes) -> bytes:
+        """Wait for a line that begins so."""
+        while not (line := await self._receive_until(b"\r\n")).startswith(start):
+            pass
+        return line
+
+    async def wait_cut(self) -> None:
+        """Wait until the server has closed the connection."""
+        with suppress(trio.BrokenResourceError):
+            while await self._stream.receive_some():
+                pass
+
     async def _receive_until(self, end: bytes) -> bytes:
         while end not in self._received:
             chunk = await self._stream.receive_some()
@@ -130,8 +155,8 @@ class NatsClient:
 
 
 @asynccontextmanager
-async def nats_client(url: str) -> AsyncIterator[NatsClient]:
-    """A connection to the server at `url`, waiting for it to come up."""
+async def nats_client(url: str, **login: object) -> AsyncIterator[NatsClient]:
+    """A connection to the server at `url`, waiting for it to come up; `login` goes into CONNECT."""
     host, port = url.removeprefix("nats://").split(":")
     with trio.fail_after(10):
         while True:
@@ -142,7 +167,8 @@ async def nats_client(url: str) -> AsyncIterator[NatsClient]:
                 await trio.sleep(0.02)
     async with stream:
         client = NatsClient(stream)
-        await stream.send_all(b'CONNECT {"verbose":false}\r\n')
+        connect = json.dumps({"verbose": False, **login})
+        await stream.send_all(f"CONNECT {connect}\r\n".encode())
         await client.flush()
         yield client
 

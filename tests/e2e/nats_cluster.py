@@ -1,0 +1,201 @@
+"""Three real nats-servers that form a JetStream cluster, each of which a test can break.
+
+A node is a `NatsServer`: `stop()` kills it, `start()` brings it back on the same port and store,
+`signal(SIGSTOP)` hangs it, `enter_lame_duck_mode()` announces its end to its clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from tests.e2e.nats import NatsServer, free_port, nats_client
+from trio_odin.lab.load.pages import get_object
+
+_SIZE = 3
+_READY_SECONDS = 30.0
+_ANSWER_SECONDS = 1.0
+_LOOK_SECONDS = 0.05
+_SYSTEM = {"user": "system", "pass": "system"}
+
+# The system account has a user, for what only it may ask; all others need none. The duration is the
+# shortest that NATS takes; a node in lame duck mode begins to cut clients after the grace period.
+_CONFIG = """
+server_name: {name}
+listen: "127.0.0.1:{port}"
+http: "127.0.0.1:{monitoring}"
+cluster {{ name: drill, listen: "127.0.0.1:{route}", routes: [{routes}] }}
+jetstream {{ store_dir: "{folder}" }}
+accounts {{ $SYS {{ users: [{{user: system, password: system}}] }} }}
+lame_duck_duration: "30s"
+lame_duck_grace_period: "{grace_seconds}s"
+"""
+
+
+@attrs.define
+class NatsCluster:
+    """Three nodes; `nodes[0]` is named n0."""
+
+    nodes: list[NatsServer]
+
+    @property
+    def url(self) -> str:
+        """All three, as for `NATS_URL`."""
+        return ",".join(node.url for node in self.nodes)
+
+    @property
+    def running(self) -> list[NatsServer]:
+        return [node for node in self.nodes if node.is_running]
+
+    def start(self) -> None:
+        for node in self.nodes:
+            node.start()
+
+    def stop(self) -> None:
+        """Kill all that run."""
+        for node in self.nodes:
+            node.stop()
+
+    async def wait_ready(self, seconds: float = _READY_SECONDS) -> None:
+        """Wait until each running node knows the others and the same leader of JetStream.
+
+        Raises:
+            trio.TooSlowError: not within `seconds`.
+        """
+        with trio.fail_after(seconds):
+            while True:
+                seen = [await self._meta_of(node) for node in self.running]
+                leaders = {meta.get("leader") for meta in seen}
+                if len(leaders) == 1 and leaders.pop() and await self._has_jetstream():
+                    return
+                await trio.sleep(_LOOK_SECONDS)
+
+    async def request(
+        self, subject: str, content: object = None, *, seconds: float = _READY_SECONDS
+    ) -> dict[str, Any]:
+        """Ask the JetStream API by one running node after the other, until there is an answer.
+
+        So what is asked may be done twice, if an answer is lost.
+
+        Raises:
+            trio.TooSlowError: nobody has answered within `seconds`.
+        """
+        with trio.fail_after(seconds):
+            while True:
+                for node in self.running:
+                    with trio.move_on_after(_ANSWER_SECONDS):
+                        if (answer := await self._ask(node, subject, content)) is not None:
+                            return answer
+                await trio.sleep(_LOOK_SECONDS)
+
+    async def meta_leader(self) -> NatsServer:
+        """The node that leads JetStream: it makes and places streams."""
+        with trio.fail_after(_READY_SECONDS):
+            while True:
+                for node in self.running:
+                    if leader := (await self._meta_of(node)).get("leader"):
+                        return self._named(leader)
+                await trio.sleep(_LOOK_SECONDS)
+
+    async def stream_leader(self, stream: str) -> NatsServer:
+        """The node that takes the stream's messages; waits for an election under way."""
+        with trio.fail_after(_READY_SECONDS):
+            while True:
+                info = await self.request(f"$JS.API.STREAM.INFO.{stream}")
+                if leader := info.get("cluster", {}).get("leader"):
+                    return self._named(leader)
+                await trio.sleep(_LOOK_SECONDS)
+
+    async def step_down(self, stream: str) -> None:
+        """Have the stream's leader give up its place; of a stream with one replica it stays."""
+        await self.request(f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}")
+
+    async def step_down_meta(self) -> None:
+        """Have the node that leads JetStream give up its place."""
+        leader = await self.meta_leader()
+        async with nats_client(leader.url, **_SYSTEM) as client:
+            answer = await client.request("$JS.API.META.LEADER.STEPDOWN", None)
+        assert answer.get("success"), answer
+
+    async def nodes_with(self, client_name: str) -> list[NatsServer]:
+        """The nodes to which clients with this word in their name are connected."""
+        found = []
+        for node in self.running:
+            page = await get_object(f"http://127.0.0.1:{node.monitoring}/connz?limit=1024")
+            connections = (page or {}).get("connections", [])
+            if any(client_name in one.get("name", "") for one in connections):
+                found.append(node)
+        return found
+
+    def _named(self, name: str) -> NatsServer:
+        return self.nodes[int(name.removeprefix("n"))]
+
+    async def _has_jetstream(self) -> bool:
+        for node in self.running:
+            with trio.move_on_after(_ANSWER_SECONDS) as waiting:
+                answer = await self._ask(node, "$JS.API.INFO", None)
+            if waiting.cancelled_caught or answer is None or "error" in answer:
+                return False
+        return True
+
+    async def _meta_of(self, node: NatsServer) -> dict[str, Any]:
+        page = None
+        with trio.move_on_after(_ANSWER_SECONDS):  # a node that hangs does not answer
+            page = await get_object(f"http://127.0.0.1:{node.monitoring}/jsz")
+        meta: dict[str, Any] = (page or {}).get("meta_cluster", {})
+        return meta
+
+    async def _ask(self, node: NatsServer, subject: str, content: object) -> dict[str, Any] | None:
+        """An answer by way of `node`; None if it went away."""
+        try:
+            async with nats_client(node.url) as client:
+                return await client.request(subject, content)
+        except (OSError, trio.BrokenResourceError, AssertionError):
+            return None
+
+
+def cluster_in(folder: Path, *, grace_seconds: float = 1.0) -> NatsCluster:
+    """Write the configuration of three nodes below `folder`; they do not run yet.
+
+    Args:
+        folder: for configuration and stores.
+        grace_seconds: in lame duck mode, from the notice to the first client that is cut.
+    """
+    routes = [free_port() for _ in range(_SIZE)]
+    nodes = []
+    for number, route in enumerate(routes):
+        home = folder / f"n{number}"
+        home.mkdir(parents=True)
+        config, port, monitoring = home / "nats.conf", free_port(), free_port()
+        config.write_text(
+            _CONFIG.format(
+                name=f"n{number}",
+                port=port,
+                monitoring=monitoring,
+                route=route,
+                routes=", ".join(f'"nats://127.0.0.1:{other}"' for other in routes),
+                folder=home / "store",
+                grace_seconds=grace_seconds,
+            )
+        )
+        nodes.append(NatsServer(home, False, port, monitoring, ("-c", str(config))))
+    return NatsCluster(nodes)
+
+
+@asynccontextmanager
+async def running_cluster(
+    folder: Path, *, grace_seconds: float = 1.0
+) -> AsyncIterator[NatsCluster]:
+    """A cluster that is ready; all of it is gone after the block."""
+    cluster = cluster_in(folder, grace_seconds=grace_seconds)
+    cluster.start()
+    try:
+        await cluster.wait_ready()
+        yield cluster
+    finally:
+        cluster.stop()
