@@ -78,6 +78,16 @@ def test_the_example_of_the_rfc_gets_the_answer_of_the_rfc() -> None:
         head(*GOOD, start=b"GET /ws?token=a/b?c HTTP/1.1"),
         head(*GOOD, start=b"GET /ws? HTTP/1.1"),
         without(b"Upgrade", b"uPgRaDe: WebSocket"),
+        # RFC 9110, 7.8: a list, of which the server takes what it likes.
+        without(b"Upgrade", b"Upgrade: websocket, h2c"),
+        without(b"Upgrade", b"Upgrade: h2c ,\tWebSocket"),
+        without(b"Upgrade", b"Upgrade: h2c", b"Upgrade: websocket"),
+        # RFC 9112, 3.2.2: what a client sends to a proxy, and a server has to take.
+        head(*GOOD, start=b"GET http://localhost:3002/ws HTTP/1.1"),
+        head(*GOOD, start=b"GET HTTP://LOCALHOST:3002/ws?a=b HTTP/1.1"),
+        head(*GOOD, start=b"GET wss://localhost:3002/ws HTTP/1.1"),
+        # RFC 9112, 6.3: no body, and so said.
+        head(*GOOD, b"Content-Length: 0"),
         without(b"Connection", b"Connection: keep-alive, Upgrade"),
         without(b"Connection", b"Connection: uPGRADE ,\tkeep-alive"),
         without(b"Connection", b"Connection: keep-alive", b"connection: Upgrade"),
@@ -116,7 +126,14 @@ def test_our_subprotocol_is_selected_where_it_is_offered(offered: bytes) -> None
         head(*GOOD, start=b"GET /ws"),
         without(b"Upgrade"),
         without(b"Upgrade", b"Upgrade: h2c"),
+        without(b"Upgrade", b"Upgrade: websocket/13"),
+        without(b"Upgrade", b"Upgrade: web socket, websockets"),
         without(b"Upgrade", b"X-Upgrade: websocket"),
+        head(*GOOD, start=b"GET http:///ws HTTP/1.1"),
+        head(*GOOD, start=b"GET http://user@localhost:3002/ws HTTP/1.1"),
+        head(*GOOD, start=b"GET http://localhost:3002/other/ws HTTP/1.1"),
+        head(*GOOD, start=b"GET ftp://localhost:3002/ws HTTP/1.1"),
+        head(*GOOD, start=b"GET //localhost:3002/ws HTTP/1.1"),
         b"",
     ],
 )
@@ -141,6 +158,38 @@ def test_what_does_not_ask_for_a_websocket_is_told_apart(request_head: bytes) ->
 def test_one_host_is_needed_that_can_be_one(request_head: bytes) -> None:
     refusal = refusal_of(request_head)
     assert refusal == Refusal(400, "The request needs one Host header with a host")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (b"Content-Length: 5",),
+        (b"content-length:5",),
+        (b"Content-Length: 00",),
+        (b"Content-Length: -0",),
+        (b"Content-Length: +0",),
+        (b"Content-Length: 0x0",),
+        (b"Content-Length:",),
+        (b"Content-Length: 0", b"Content-Length: 5"),
+        (b"Content-Length: 5", b"Content-Length: 0"),
+        (b"Content-Length: 0", b"Content-Length: 0"),
+        (b"Content-Length: 0, 5",),
+        (b"Transfer-Encoding: chunked",),
+        (b"Transfer-Encoding: identity",),
+        (b"Transfer-Encoding:",),
+        (b"tRANSFER-eNCODING:\tchunked", b"Content-Length: 0"),
+    ],
+)
+def test_a_body_is_refused_however_it_is_announced(lines: tuple[bytes, ...]) -> None:
+    """A proxy that waits for the body would take the client's first frames for it."""
+    refusal = refusal_of(head(*GOOD, *lines))
+    assert refusal == Refusal(400, "A request for a WebSocket has no body")
+
+
+@pytest.mark.parametrize("target", [b"http://other/ws", b"http://localhost/ws", b"ws://a:3002/ws"])
+def test_a_target_that_names_another_host_than_the_host_header_is_refused(target: bytes) -> None:
+    refusal = refusal_of(head(*GOOD, start=b"GET " + target + b" HTTP/1.1"))
+    assert refusal == Refusal(400, "The target of the request names another host than Host")
 
 
 @pytest.mark.parametrize(
@@ -324,7 +373,13 @@ def test_wsproto_accepts_a_good_request_with_the_same_words(request_head: bytes)
 
 
 @pytest.mark.parametrize(
-    ("target", "query"), [("/ws", b""), ("/ws?", b""), ("/ws?a=1&b=%20?", b"a=1&b=%20?")]
+    ("target", "query"),
+    [
+        ("/ws", b""),
+        ("/ws?", b""),
+        ("/ws?a=1&b=%20?", b"a=1&b=%20?"),
+        ("http://localhost:3002/ws?a=http://b/c?d", b"a=http://b/c?d"),
+    ],
 )
 def test_the_query_comes_as_it_was_sent(target: str, query: bytes) -> None:
     request = head(*GOOD).replace(b"GET /ws ", f"GET {target} ".encode())

@@ -80,7 +80,7 @@ async def test_what_is_no_clean_upgrade_gets_one_clean_answer(
     row = record(
         "attack",
         "Other protocols",
-        "HTTP/1.0, POST, h2c, HTTP/2's preface, bytes behind the request, TLS, garbage",
+        "HTTP/1.0, POST, h2c, HTTP/2's preface, a body or bytes behind the request, TLS, garbage",
         "one status of HTTP and the end, never an upgrade",
     )
     old = _REQUEST.replace(b"HTTP/1.1", b"HTTP/1.0")
@@ -88,10 +88,12 @@ async def test_what_is_no_clean_upgrade_gets_one_clean_answer(
     h2c = _REQUEST.replace(b"Upgrade: websocket", b"Upgrade: h2c")
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0" * 9
     eager = _REQUEST + masked_frame(0x81, b'{"type":"heartbeat"}')
+    body = _REQUEST[:-2] + b"Content-Length: 5\r\n\r\n"
+    chunks = _REQUEST[:-2] + b"Transfer-Encoding: chunked\r\n\r\n"
     tls = bytes.fromhex("16030100a5010000a10303") + b"\0" * 160
     garbage = b"\0\xff\r\n\r\n"
     async with rig(tmp_path, clients=_QUICK) as it, it.watch(row):
-        for request in (old, post, h2c, preface, eager, tls + b"\r\n\r\n", garbage):
+        for request in (old, post, h2c, preface, eager, body, chunks, tls + b"\r\n\r\n", garbage):
             one = await it.attackers.tcp()
             await one.send(request)
             answer = await one.answer()

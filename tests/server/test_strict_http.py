@@ -56,7 +56,11 @@ REFUSED = {
     "HTTP/2.0": (UPGRADE.replace(b"HTTP/1.1", b"HTTP/2.0"), 505),
     "HTTP/2 with prior knowledge": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), 505),
     "h2c": (UPGRADE.replace(b"Upgrade: websocket", b"Upgrade: h2c"), 426),
-    "h2c or websocket": (UPGRADE.replace(b"Upgrade: websocket", b"Upgrade: h2c, websocket"), 426),
+    "a length": (HEADERS + b"Content-Length: 5\r\n\r\n", 400),
+    "a length and the body": (HEADERS + b"Content-Length: 5\r\n\r\nhello", 400),
+    "two lengths": (HEADERS + b"Content-Length: 0\r\nContent-Length: 5\r\n\r\n", 400),
+    "chunks": (HEADERS + b"Transfer-Encoding: chunked\r\n\r\n", 400),
+    "another host in the target": (UPGRADE.replace(b"/ws", b"http://b/ws"), 400),
     "POST": (UPGRADE.replace(b"GET", b"POST"), 405),
     "POST with a body": (
         UPGRADE.replace(b"GET", b"POST").replace(b"Host", b"Content-Length: 5\r\nHost") + b"hello",
@@ -87,6 +91,21 @@ async def test_it_is_answered_and_counted_once(
     await trio.testing.wait_all_tasks_blocked()
     assert rig.ledger.traffic.rejected == {"bad_request": 1}
     assert rig.listener.admitted == 0
+
+
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [
+        (b"Upgrade: websocket", b"Upgrade: websocket, h2c"),
+        (b"Upgrade: websocket", b"Upgrade: h2c, websocket"),
+        (b"GET /ws", b"GET http://a/ws"),
+        (b"GET /ws", b"GET ws://A/ws?x=1"),
+    ],
+)
+async def test_what_http_allows_is_let_in(here: bytes, there: bytes, nursery: trio.Nursery) -> None:
+    assert here in UPGRADE
+    answer = await answer_to(nursery, Rig(nursery), UPGRADE.replace(here, there))
+    assert answer.startswith(b"HTTP/1.1 101 ")
 
 
 @pytest.mark.parametrize(
@@ -165,6 +184,8 @@ SPACES = b"Sec-WebSocket-Protocol:%b\r\n"
         lambda n: b"Sec-WebSocket-Protocol:" + b" " * n + b"\r\n",
         lambda n: b"Sec-WebSocket-Protocol:" + b" " * n + b"\x7f\r\n",
         lambda n: b"Upgrade:" + b" \t" * (n // 2) + b"x\r\n",
+        lambda n: b"Upgrade:" + b", \t" * (n // 3) + b"x\r\n",
+        lambda n: b"Upgrade: x\r\n" * (n // 12),
         lambda n: b"Connection: " + b"," * n + b"\r\n",
         lambda n: b"X" * n + b"\r\n",
         lambda n: b"a:\r\n" * (n // 4) + b"\0\r\n",

@@ -12,15 +12,23 @@ from binascii import Error as NotBase64
 from hashlib import sha1
 from typing import Final, NamedTuple
 
-_WEBSOCKET_REQUEST = re.compile(rb"GET /ws(\?[!-~]*)? HTTP/1\.1\r\n")
-_UPGRADE_HEADER = re.compile(rb"\r\nupgrade:[ \t]*websocket[ \t]*\r\n", re.IGNORECASE)
+# RFC 9110, 7.2: a name, an IPv4 address or an IPv6 address in brackets, perhaps with a port.
+_HOST_PATTERN = rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?"
+_HOST = re.compile(_HOST_PATTERN)
+# RFC 9112, 3.2: a path, or, as sent to a proxy, a whole URL. Anything else is no way to /ws.
+_WEBSOCKET_REQUEST = re.compile(
+    rb"GET (?:(?i:https?|wss?)://(?!/)(?P<host>" + _HOST_PATTERN + rb"))?"
+    rb"/ws(?:\?(?P<query>[!-~]*))? HTTP/1\.1\r\n"
+)
+# RFC 9110, 7.8: a list of protocols, of which the server takes one that it knows.
+_UPGRADE_HEADER = re.compile(
+    rb"\r\nupgrade:(?:[^\r\n]*,)?[ \t]*+websocket[ \t]*+(?:,[^\r\n]*+)?\r\n", re.IGNORECASE
+)
 # RFC 9110, 5.1 and 5.5: a token, a colon, and text without control characters. There is one way
 # only to match a line, so that no malformed one keeps the matcher busy.
 _HEADER = rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*+)\r\n"
 _HEADERS = re.compile(rb"(?:" + _HEADER + rb")*+\r\n")
 _EACH_HEADER = re.compile(_HEADER)
-# RFC 9110, 7.2: a name, an IPv4 address or an IPv6 address in brackets, perhaps with a port.
-_HOST = re.compile(rb"([A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?")
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _KEY_BYTES: Final = 16
 _VERSION: Final = b"13"
@@ -79,22 +87,31 @@ def parse(head: bytes) -> Upgrade | Refusal:
     Args:
         head: for which `is_websocket_request` holds; everything up to and including the empty line.
     """
-    start = head.index(b"\r\n") + 2
+    request = _WEBSOCKET_REQUEST.match(head)
+    if request is None:
+        return Refusal(400, "Not a request for a WebSocket at /ws")
+    start = request.end()
     if _HEADERS.fullmatch(head, start) is None:
         return Refusal(400, "A header line of the request is malformed")
-    headers: dict[bytes, bytes] = {}
+    lines: dict[bytes, list[bytes]] = {}
     for name, value in _EACH_HEADER.findall(head, start):
-        lower, value = name.lower(), value.strip(b" \t")
-        # RFC 9110, 5.3: repeated lines are one list.
-        headers[lower] = headers[lower] + b", " + value if lower in headers else value
-    _, target, _ = head[:start].split(b" ")
-    return _problem(headers) or Upgrade(headers, target.partition(b"?")[2])
+        lines.setdefault(name.lower(), []).append(value.strip(b" \t"))
+    # RFC 9110, 5.3: repeated lines are one list.
+    headers = {name: b", ".join(values) for name, values in lines.items()}
+    return _problem(headers, request["host"]) or Upgrade(headers, request["query"] or b"")
 
 
-def _problem(headers: dict[bytes, bytes]) -> Refusal | None:
+def _problem(headers: dict[bytes, bytes], target_host: bytes | None) -> Refusal | None:
+    """What keeps the request from being an upgrade; `target_host` is that of a whole URL."""
     host = headers.get(b"host")
     if host is None or _HOST.fullmatch(host) is None:
         return Refusal(400, "The request needs one Host header with a host")
+    if target_host is not None and target_host.lower() != host.lower():
+        return Refusal(400, "The target of the request names another host than Host")
+    # A proxy that waits for a body would take the client's first frames for it, and what is a
+    # message to us would be the next request to the proxy: request smuggling.
+    if headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers:
+        return Refusal(400, "A request for a WebSocket has no body")
     connection = headers.get(b"connection", b"").lower().split(b",")
     if b"upgrade" not in (token.strip() for token in connection):
         return Refusal(400, "The request needs the header Connection: Upgrade")
