@@ -14,6 +14,7 @@ import pytest
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import TextMessage
 
+from tests.core.client import as_sent
 from trio_odin.cli import main
 from trio_odin.config import variables
 from trio_odin.core.closing import CloseReason
@@ -92,7 +93,7 @@ def test_the_examples_of_the_protocol_page_are_what_happens() -> None:
             session = _new_session(registry, recent)
             continue
         if kind == ">":
-            frames = session.receive(text, now=0, unix_ms=UNIX_MS)
+            frames = as_sent(session.receive(text, now=0, unix_ms=UNIX_MS))
         else:
             offset += 1
             frames = _publish(registry, recent, session, text, offset)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 from wsproto.frame_protocol import Frame, FrameProtocol, Opcode
+
+from trio_odin.core.answers import Answer
 
 
 def frames_of(data: bytes) -> list[Frame]:
@@ -19,6 +22,20 @@ def frames_of(data: bytes) -> list[Frame]:
     protocol.receive_bytes(b"\x8a\x00")  # a pong: parsed as one only between two frames
     (marker,) = protocol.received_frames()
     assert marker.opcode is Opcode.PONG
+    return frames
+
+
+def as_sent(answers: Iterable[Answer], *, most: int = sys.maxsize) -> list[bytes]:
+    """The frames of what a session answers, over a socket that takes `most` resent events."""
+    frames: list[bytes] = []
+    for answer in answers:
+        if isinstance(answer, bytes):
+            frames.append(answer)
+            continue
+        fitting = answer.envelopes[:most]
+        frames += [publication.frame(seq) for seq, publication in fitting]
+        end = answer.finish(len(fitting))
+        frames += [end] if end else []
     return frames
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.core.client import objects_of
+from tests.core.client import as_sent, objects_of
 from trio_odin.core.commands import (
     Command,
     ErrorCode,
@@ -44,7 +44,7 @@ def receive(text: str) -> list[dict[str, Any]]:
         upstream=Upstream(),
         now=0.0,
     )
-    return objects_of(session.receive(text, now=0.0, unix_ms=1))
+    return objects_of(as_sent(session.receive(text, now=0.0, unix_ms=1)))
 
 
 def check_any_answer(text: str) -> None:

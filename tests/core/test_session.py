@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.core.client import objects_of, texts_of
+from tests.core.client import as_sent, objects_of, texts_of
 from trio_odin.core.commands import ErrorCode
 from trio_odin.core.gaps import Gap, GapReason
 from trio_odin.core.grants import Grant
@@ -104,7 +104,7 @@ class Conversations(RuleBasedStateMachine):
     def say(self, who: int, command_id: CommandId, **content: Any) -> list[bytes]:
         if command_id is not None:
             content["id"] = command_id
-        return self.sessions[who].receive(json.dumps(content), now=0.0, unix_ms=self.time)
+        return as_sent(self.sessions[who].receive(json.dumps(content), now=0.0, unix_ms=self.time))
 
     @rule(who=WHO, asked=REQUESTS, flat=st.booleans(), command_id=IDS)
     def subscribe(self, who: int, asked: list[str], flat: bool, command_id: CommandId) -> None:
@@ -239,7 +239,10 @@ class Client:
         )
 
     def say(self, text: str) -> list[dict[str, Any]]:
-        return objects_of(self.session.receive(text, now=self.now, unix_ms=UNIX_MS))
+        return objects_of(self.frames(text))
+
+    def frames(self, text: str, *, most: int = 10**9, unix_ms: int = UNIX_MS) -> list[bytes]:
+        return as_sent(self.session.receive(text, now=self.now, unix_ms=unix_ms), most=most)
 
     def subscribe(self, *channels: str) -> list[dict[str, Any]]:
         return self.say(json.dumps({"type": "subscribe", "channels": channels}))
@@ -309,9 +312,7 @@ def test_replies_have_no_seq_and_take_none(client: Client) -> None:
 
 
 def test_the_bytes_of_an_ack_are_those_of_the_wire_document(client: Client) -> None:
-    frames = client.session.receive(
-        '{"type":"subscribe","channels":["BTC.trade"]}', now=client.now, unix_ms=UNIX_MS
-    )
+    frames = client.frames('{"type":"subscribe","channels":["BTC.trade"]}')
     expected = '{"type":"subscription_ack","subscribed":["BTC.trade"],"count":1}'
     assert texts_of(frames) == [expected]
 
@@ -333,9 +334,7 @@ def test_an_unknown_type_is_counted_and_not_answered(client: Client, kind: str) 
 
 def test_a_range_is_inclusive_and_brings_the_original_bytes(client: Client) -> None:
     frames = client.publish(5)
-    got = client.session.receive(
-        '{"type":"replay","data":{"from":2,"to":4}}', now=client.now, unix_ms=UNIX_MS + 10**6
-    )
+    got = client.frames('{"type":"replay","data":{"from":2,"to":4}}', unix_ms=UNIX_MS + 10**6)
     assert got == frames[1:4]
     assert client.traffic.replayed == 3
 
@@ -370,6 +369,17 @@ def test_the_total_does_not_count_numbers_that_were_never_given_out(client: Clie
     replies = client.say('{"type":"replay","data":{"from":-5,"to":1000000000000}}')
     assert (replies[-1]["sent"], replies[-1]["total"]) == (100, 120)
     assert len(replies) == 101
+
+
+@pytest.mark.parametrize("most", [0, 3])
+def test_a_replay_of_which_not_all_may_wait_says_how_many_came(client: Client, most: int) -> None:
+    frames = client.publish(5)
+    got = client.frames('{"type":"replay","data":{"since":0},"id":1}', most=most)
+    assert got[:-1] == frames[:most]
+    (end,) = objects_of(got[-1:])
+    assert "read" in end.pop("message")
+    assert end == {"type": "replay_incomplete", "sent": most, "total": 5, "id": 1}
+    assert client.traffic.replayed == most
 
 
 def test_a_replay_of_everything_kept_is_complete(client: Client) -> None:
@@ -676,6 +686,21 @@ def test_who_comes_back_gets_what_was_missed_behind_the_ack_and_numbered_on() ->
     assert [one["seq"] for one in client.say('{"type":"replay","data":{"since":2}}')] == [3, 4]
 
 
+@pytest.mark.parametrize("most", [0, 2])
+def test_what_of_a_resume_may_not_wait_takes_no_number(most: int) -> None:
+    client = Client()
+    happen(client, *["BTC.trade"] * 4)
+    command = '{"type":"subscribe","channels":["BTC.trade"],"after":0}'
+    _, *missed, end = objects_of(client.frames(command, most=most))
+    assert [one["seq"] for one in missed] == list(range(1, most + 1))
+    assert (end["type"], end["after"], end["sent"]) == ("resume_incomplete", 0, most)
+    assert "read" in end["message"]
+    assert (client.traffic.resumed, client.traffic.resumed_incompletely) == (most, 1)
+    (frame,) = client.publish(1)
+    assert objects_of([frame])[0]["seq"] == most + 1
+    assert len(client.say('{"type":"replay","data":{"since":0}}')) == most + 1
+
+
 def test_a_channel_that_is_held_already_is_not_resumed() -> None:
     client = Client()
     client.subscribe("BTC.trade")
@@ -754,7 +779,7 @@ def test_a_grant_of_every_channel_is_like_none(client: Client) -> None:
 )
 def test_a_heartbeat_that_does_not_ask_is_answered_as_ever(client: Client, text: str) -> None:
     client.upstream.heard(1.0)
-    frames = client.session.receive(text, now=client.now, unix_ms=UNIX_MS)
+    frames = client.frames(text)
     assert texts_of(frames) == [f'{{"type":"pong","ts":{UNIX_MS}}}']
 
 

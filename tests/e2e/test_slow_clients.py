@@ -56,9 +56,20 @@ class SlowClient:
                     self._text = ""
         return messages
 
+    async def say(self, command: str) -> None:
+        await self.stream.send_all(masked_frame(0x81, command.encode()))
+
+    async def until(self, kind: str, seconds: float = 20) -> list[dict[str, Any]]:
+        """Read up to a message of this type; returns it and what came before."""
+        messages: list[dict[str, Any]] = []
+        with trio.fail_after(seconds):
+            while not (messages and messages[-1]["type"] == kind):
+                messages += await self.messages()
+        return messages
+
     async def until_reply(self, command: str) -> list[dict[str, Any]]:
         """Ask for a reply, and read up to it; returns the events before it."""
-        await self.stream.send_all(masked_frame(0x81, command.encode()))
+        await self.say(command)
         envelopes: list[dict[str, Any]] = []
         with trio.fail_after(20):
             while True:
@@ -68,17 +79,29 @@ class SlowClient:
                     envelopes.append(message)
 
 
-async def slow_client(server: Server) -> SlowClient:
-    """Subscribed to all channels, between buffers as small as they get."""
+def make_buffers_small(server: Server) -> None:
+    """Those of the server, for who connects from now on."""
     server._listeners[0].socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+
+
+async def connected_client(server: Server, *, receive_bytes: int = 0) -> SlowClient:
+    """One without a subscription; its buffer is of the kernel's choice if that is 0."""
     ours = trio.socket.socket()
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+    if receive_bytes:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
     await ours.connect(("127.0.0.1", server.addresses[0].port))
     client = SlowClient(trio.SocketStream(ours))
     await client.stream.send_all(UPGRADE + b"\r\n")
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         head += await client.stream.receive_some(1)
+    return client
+
+
+async def slow_client(server: Server) -> SlowClient:
+    """Subscribed to all channels, between buffers as small as they get."""
+    make_buffers_small(server)
+    client = await connected_client(server, receive_bytes=BUFFER_BYTES)
     subscribe = json.dumps({"type": "subscribe", "channels": CHANNELS})
     assert await client.until_reply(subscribe) == []
     return client

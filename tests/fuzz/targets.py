@@ -19,6 +19,7 @@ from websockets.protocol import SERVER, Protocol, State
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, Event, Pong, TextMessage
 
+from tests.core.client import as_sent
 from tests.server.rig import UPGRADE, Rig
 from trio_odin.core import handshake
 from trio_odin.core.commands import parse_command
@@ -60,7 +61,7 @@ def commands(data: bytes) -> None:
     )
     for line in data.decode(errors="replace").split("\n"):
         parse_command(line)
-        events = _events(b"".join(session.receive(line, now=0, unix_ms=0)))
+        events = _events(b"".join(as_sent(session.receive(line, now=0, unix_ms=0))))
         for event in events:
             assert isinstance(event, TextMessage)
             assert len(event.data) < max(_REPLY_BYTES, 4 * len(line))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from wsproto.frame_protocol import Opcode
 
 from tests.core.client import frames_of
+from trio_odin.core.answers import Answer, Resend
 from trio_odin.core.backpressure import OutboxBudget, OutboxRules, SlowPolicy
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.frame import PING, close_frame, text_frame
@@ -314,7 +315,7 @@ class StutteringStream(trio.abc.Stream):
 
 @given(
     steps=st.lists(
-        st.sampled_from(["offer", "defer", "flush", "reply", "ping", "run"]), max_size=80
+        st.sampled_from(["offer", "defer", "flush", "reply", "resend", "ping", "run"]), max_size=80
     ),
     seed=st.integers(0, 2**32),
     is_left=st.booleans(),
@@ -345,6 +346,12 @@ def test_no_frame_ever_lands_in_another_whatever_the_socket_takes(
                     nursery.start_soon(rig.outlet.send_all, reply)
                     # A reply takes its place when its task first runs; keep the model's order.
                     await trio.testing.wait_all_tasks_blocked()
+                elif step == "resend":
+                    rig.outlet.flush()  # as the connection does before a command
+                    again = resend(rig, number % 7)
+                    frames.extend([ACK, *(one.frame(seq) for seq, one in again.envelopes)])
+                    frames.append(text_frame(b'{"sent":%d}' % (number % 7)))
+                    await rig.outlet.answer([ACK, again])
                 elif step == "ping":
                     rig.outlet.ping()
                 else:
@@ -548,11 +555,13 @@ async def test_an_envelope_on_its_way_to_the_writer_gives_way_to_nothing(
 async def test_a_reply_that_is_cancelled_while_it_waits_gives_its_bytes_back() -> None:
     ours, _theirs = trio.testing.memory_stream_pair()
     rig = Rig(ours, capacity=1)
-    frame = rig.offer(publication())
-    with trio.move_on_after(0.01) as waiting:
-        await rig.outlet.send_all(text_frame(b"{}"))
-    assert waiting.cancelled_caught
-    assert rig.budget.used_bytes == len(frame)
+    rig.offer(publication())
+    used = -1
+    while rig.budget.used_bytes != used:  # some replies have places of their own
+        used = rig.budget.used_bytes
+        with trio.move_on_after(0.01) as waiting:
+            await rig.outlet.send_all(text_frame(b"{}"))
+        assert waiting.cancelled_caught
     rig.check_the_end()
 
 
@@ -617,6 +626,136 @@ async def test_what_happened_to_a_slow_client_is_on_record(
     }
 
 
+def resend(rig: Rig, count: int, size: int = 20, channel: str = "BTC.trade") -> Resend:
+    """As a session makes one of a resume; its end says how many were sent."""
+    events = [publication(size, channel) for _ in range(count)]
+
+    def finish(sent: int) -> bytes:
+        for one in events[:sent]:
+            rig.history.append(one)
+        return text_frame(b'{"sent":%d}' % sent)
+
+    return Resend(list(enumerate(events, rig.history.seq + 1)), finish)
+
+
+ACK = text_frame(b'{"type":"subscription_ack"}')
+
+
+async def test_resent_events_go_out_at_once_between_the_ack_and_their_end() -> None:
+    ours, theirs = await socket_pair()
+    async with ours, theirs:
+        rig = Rig(ours)
+        with trio.testing.assert_no_checkpoints():
+            await rig.outlet.answer([ACK, resend(rig, 10), ACK])
+        got = envelopes_of(bytes(await theirs.receive_some()))
+        assert [m.get("seq", m.get("sent", "ack")) for m in got] == [
+            "ack",
+            *range(1, 11),
+            10,
+            "ack",
+        ]
+        assert (rig.ledger.deliveries.matched, rig.ledger.deliveries.written) == (10, 10)
+        rig.check_the_end()
+
+
+@pytest.mark.parametrize("policy", SlowPolicy)
+@pytest.mark.parametrize(
+    "limit", [{"capacity": 8}, {"max_bytes": 250_000}, {"total_bytes": 250_000}], ids=str
+)
+async def test_resent_events_wait_under_the_limits_of_all_events(
+    policy: SlowPolicy, limit: dict[str, Any], nursery: trio.Nursery
+) -> None:
+    ours, theirs = await socket_pair()
+    async with ours, theirs:
+        rig = Rig(ours, policy=policy, **limit)
+        answers: list[Answer] = [ACK, resend(rig, 100, 30_000)]
+        nursery.start_soon(rig.outlet.answer, answers)
+        await trio.testing.wait_all_tasks_blocked()
+        assert 7 <= rig.ledger.deliveries.queued <= 9
+        assert rig.budget.used_bytes < 300_000
+        seq = rig.history.seq
+        assert rig.ledger.deliveries.matched == seq < 100, "what does not fit has no number"
+        assert rig.ledger.deliveries.imbalance() == rig.ledger.deliveries.dropped.total() == 0
+        assert not rig.owner.reasons, "it is no slow client for asking"
+        nursery.start_soon(rig.outlet.run_writer)
+        wire = b""
+        while b'{"sent":' not in wire:
+            wire += await theirs.receive_some()
+        got = [m.get("seq", m.get("sent", "ack")) for m in envelopes_of(wire)]
+        assert got == ["ack", *range(1, seq + 1), seq]
+        await trio.testing.wait_all_tasks_blocked()
+        assert rig.ledger.deliveries.written == seq
+        rig.offer(publication())
+        assert rig.history.seq == seq + 1
+        rig.check_the_end()
+
+
+async def test_an_answer_is_out_before_the_next_command_is_read(nursery: trio.Nursery) -> None:
+    ours, theirs = await socket_pair()
+    async with ours, theirs:
+        rig = Rig(ours)
+        nursery.start_soon(rig.outlet.run_writer)
+        events = Resend(resend(rig, 50, 30_000).envelopes, lambda _: b"")
+        with trio.move_on_after(0.01) as early:
+            await rig.outlet.answer([events])
+        assert early.cancelled_caught
+        with trio.fail_after(5):
+            async with trio.open_nursery() as reading:
+                reading.start_soon(receive_exactly, theirs, 50 * 30_000)
+                await rig.outlet.answer([b""])
+        assert rig.ledger.deliveries.queued == 0
+        rig.check_the_end()
+
+
+async def test_an_answer_has_its_place_in_a_full_outbox(nursery: trio.Nursery) -> None:
+    """Events that are published meanwhile come after it, so it cannot wait for a place."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    rig = Rig(ours, policy=SlowPolicy.DROP, capacity=3)
+    for _ in range(5):
+        rig.offer(publication())
+    answers: list[Answer] = [ACK, resend(rig, 2), ACK]
+    nursery.start_soon(rig.outlet.answer, answers)
+    await trio.testing.wait_all_tasks_blocked()
+    rig.offer(publication())
+    nursery.start_soon(rig.outlet.run_writer)
+    await trio.testing.wait_all_tasks_blocked()
+    got = envelopes_of(bytes(await theirs.receive_some()))
+    assert [m.get("seq", m.get("sent", "ack")) for m in got] == [1, 2, 3, "ack", 0, "ack"]
+    rig.check_the_end()
+
+
+async def test_a_resent_event_gives_way_to_nothing_and_nothing_to_it(
+    nursery: trio.Nursery,
+) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    rig = Rig(ours, policy=SlowPolicy.CONFLATE)
+    for _ in range(2):
+        rig.offer(publication())
+    nursery.start_soon(rig.outlet.answer, [resend(rig, 3)])
+    await trio.testing.wait_all_tasks_blocked()
+    rig.offer(publication())
+    nursery.start_soon(rig.outlet.run_writer)
+    await trio.testing.wait_all_tasks_blocked()
+    got = [m for m in envelopes_of(bytes(await theirs.receive_some())) if "seq" in m]
+    assert [(m["seq"], m.get("skipped", 0)) for m in got] == [(3, 0), (4, 0), (5, 0), (6, 2)]
+    rig.check_the_end()
+
+
+async def test_a_connection_that_ends_within_an_answer_owes_nothing(nursery: trio.Nursery) -> None:
+    ours, theirs = await socket_pair()
+    rig = Rig(ours)
+    await theirs.aclose()
+    with pytest.raises(trio.BrokenResourceError):
+        await rig.outlet.answer([resend(rig, 3), ACK])
+    assert rig.owner.reasons == [CloseReason.PEER_GONE]
+    rig.check_the_end()
+    with pytest.raises(trio.BrokenResourceError):
+        await rig.outlet.answer([resend(rig, 3), ACK])
+    assert not rig.outlet.send_soon(ACK)
+    rig.check_the_end()
+    await ours.aclose()
+
+
 def envelopes_of(wire: bytes) -> list[dict[str, Any]]:
     """The messages on the wire, without pings."""
     frames = [frame for frame in frames_of(wire) if frame.opcode is not Opcode.PING]
@@ -626,7 +765,7 @@ def envelopes_of(wire: bytes) -> list[dict[str, Any]]:
 @given(
     policy=st.sampled_from([SlowPolicy.CONFLATE, SlowPolicy.DROP]),
     steps=st.lists(
-        st.sampled_from(["offer", "offer", "offer", "round", "reply", "ping", "read", "read all"]),
+        st.sampled_from(["offer"] * 3 + ["round", "reply", "resend", "ping", "read", "read all"]),
         max_size=60,
     ),
     seed=st.integers(0, 2**32),
@@ -641,6 +780,13 @@ def test_what_a_slow_client_gets_tells_it_what_it_missed(
     choose = random.Random(seed)
     matched: Counter[str] = Counter()
     replies = 0
+    is_answering = False
+
+    async def answer(rig: Rig, again: Resend) -> None:
+        nonlocal is_answering
+        is_answering = True
+        await rig.outlet.answer([again])
+        is_answering = False
 
     async def scenario() -> None:
         nonlocal replies
@@ -664,6 +810,11 @@ def test_what_a_slow_client_gets_tells_it_what_it_missed(
                     reply = text_frame(b'{"reply":%d}' % replies)
                     nursery.start_soon(rig.outlet.send_all, reply)
                     await trio.testing.wait_all_tasks_blocked()
+                elif step == "resend" and not is_answering:
+                    before, channel = rig.history.seq, f"{choose.choice('ABCDE')}.a"
+                    nursery.start_soon(answer, rig, resend(rig, choose.randint(0, 9), 5, channel))
+                    await trio.testing.wait_all_tasks_blocked()
+                    matched[channel] += rig.history.seq - before
                 elif step == "ping":
                     rig.outlet.ping()
                 else:

@@ -61,7 +61,8 @@ class OutboxRules:
 class Envelope:
     """An envelope that waits: references only. The first `sent` bytes of its frame are out.
 
-    `skipped` older ones of its channel gave way to it; if it `is_superseded` it did so itself.
+    `skipped` older ones of its channel gave way to it; if it `is_superseded` it did so itself. One
+    that `is_resent` was asked for: nothing gives way to it, nor it to anything.
     """
 
     publication: Publication
@@ -69,6 +70,7 @@ class Envelope:
     sent: int = 0
     skipped: int = 0
     is_superseded: bool = False
+    is_resent: bool = False
 
     def rest(self) -> bytes:
         """What is still to be written."""
@@ -120,24 +122,25 @@ class Backlog:
         self.bytes = 0
 
     def admit(self, envelope: Envelope, *, room: int) -> Dropped | None:
-        """Decide whether `envelope` may wait, and book it.
+        """Decide whether `envelope` may wait, and book it; if not, as dropped, unless it is resent.
 
         Args:
             envelope: the newest one of the connection.
             room: free places in the outbox, less the replies that wait for one.
 
         Returns:
-            Why it was dropped. None: it may wait; where there is no room it is made by taking out
+            Why it may not wait. None: it may; where there is no room it is made by taking out
             of the outbox what was superseded, see `without_superseded`.
         """
         channel = envelope.publication.channel
-        older = self._newest.get(channel)
+        older = None if envelope.is_resent else self._newest.get(channel)
         if older is not None:
             envelope.skipped = older.skipped + 1
         size, freed = envelope.size, older.size if older else 0
         refusal = self._refusal(size, freed, room, self._superseded + (older is not None))
         if refusal is not None:
-            self._deliveries.dropped[refusal] += 1
+            if not envelope.is_resent:
+                self._deliveries.dropped[refusal] += 1
             return refusal
         self._grow(size - freed)
         if older is None:
@@ -148,7 +151,8 @@ class Backlog:
             older.publication = envelope.publication  # lets go of what nobody will get
             self._superseded += 1
             self._deliveries.conflated += 1
-        if self._rules.policy is SlowPolicy.CONFLATE and not envelope.sent:
+        may_give_way = self._rules.policy is SlowPolicy.CONFLATE and not envelope.sent
+        if may_give_way and not envelope.is_resent:
             self._newest[channel] = envelope
         return None
 

@@ -38,6 +38,7 @@ class FlightEvent(Enum):
     UNKNOWN = "unknown command"
     RATE_LIMITED = "rate limited"
     REPLY_WAITED = "reply waited"
+    CUT_SHORT = "resume or replay cut short"
     BEGAN_TO_WAIT = "outbox began to fill"
     DEPTH = "envelopes waiting"
     EMPTIED = "outbox emptied"

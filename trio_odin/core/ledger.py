@@ -83,6 +83,7 @@ class Publications:
 class Deliveries:
     """The way out: a delivery is one publication for one connection.
 
+    An event of a resume or a replay is a delivery as well, once it is written or may wait.
     `conflated` are those that gave way to a newer one of the same channel.
     """
 

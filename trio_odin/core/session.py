@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 import attrs
 import msgspec
 
+from trio_odin.core.answers import Answer, Resend
 from trio_odin.core.commands import (
     Command,
     CommandId,
@@ -34,6 +35,8 @@ S = TypeVar("S", bound=Hashable)
 
 # An error names at most so many of the channels that it is about.
 _NAMED_CHANNELS_MAX = 8
+# Of the events that were asked for again.
+_CUT_SHORT = "You read too slowly for all of them: read, and ask for the rest"
 
 
 @attrs.frozen
@@ -100,8 +103,8 @@ class Session(Generic[S]):
         self.grant = grant
         self.last_command: type[Command] | None = None
 
-    def receive(self, text: str, *, now: float, unix_ms: int) -> list[bytes]:
-        """Execute one text message and return the frames that answer it, in order.
+    def receive(self, text: str, *, now: float, unix_ms: int) -> list[Answer]:
+        """Execute one text message and return what answers it, in order.
 
         Args:
             text: the message; any text is allowed.
@@ -123,7 +126,8 @@ class Session(Generic[S]):
                 ack = {"type": "unsubscription_ack", "unsubscribed": channels, "count": count}
                 return [_reply(ack, command_id)]
             case Replay(first, last, command_id):
-                return self._replay(first, self.history.seq if last is None else last, command_id)
+                last = self.history.seq if last is None else last
+                return [self._replay(first, last, command_id)]
             case Heartbeat(command_id, about_nats):
                 pong = {"type": "pong", "ts": unix_ms}
                 return [_reply(pong | self._freshness(now) if about_nats else pong, command_id)]
@@ -138,7 +142,7 @@ class Session(Generic[S]):
         self._traffic.rate_limited += not is_allowed
         return is_allowed
 
-    def _subscribe(self, command: Subscribe, unix_ms: int) -> list[bytes]:
+    def _subscribe(self, command: Subscribe, unix_ms: int) -> list[Answer]:
         channels, command_id = command.channels, command.id
         if command.notices is not None:
             self._registry.tell_of_gaps(self._subscriber, command.notices)
@@ -147,7 +151,7 @@ class Session(Generic[S]):
         allowed, excess = self._within_limit(granted)
         held = set(self._registry.channels(self._subscriber)) if command.after is not None else ()
         count = self._registry.subscribe(self._subscriber, allowed)
-        replies = []
+        replies: list[Answer] = []
         if allowed or not channels:
             ack = {"type": "subscription_ack", "subscribed": allowed, "count": count}
             if self._subscriber in self._registry.audience or command.after is not None:
@@ -163,24 +167,31 @@ class Session(Generic[S]):
                 message = f"Not subscribed to {_named(refused)}: {reason}"
                 replies.append(self._error(code, message, command_id))
         if command.after is not None:
-            replies += self._resume(command, set(allowed).difference(held), unix_ms)
+            replies.append(self._resume(command, set(allowed).difference(held), unix_ms))
         return replies
 
-    def _resume(self, command: Subscribe, channels: Collection[str], unix_ms: int) -> list[bytes]:
+    def _resume(self, command: Subscribe, channels: Collection[str], unix_ms: int) -> Resend:
         """What came behind `after` in `channels`, as further envelopes of this connection."""
         missed = self._missed(command, channels, unix_ms)
-        self._traffic.resumed += len(missed.publications)
-        frames = [one.frame(self.history.append(one)) for one in missed.publications]
-        if not missed.is_complete:
+        publications = missed.publications
+
+        def finish(sent: int) -> bytes:
+            for publication in publications[:sent]:  # what did not fit has no number
+                self.history.append(publication)
+            self._traffic.resumed += sent
+            if sent == len(publications) and missed.is_complete:
+                return b""
             self._traffic.resumed_incompletely += 1
+            is_cut = sent < len(publications)
             incomplete = {
                 "type": "resume_incomplete",
                 "after": command.after,
-                "sent": len(frames),
-                "message": "There may have been more than is kept",
+                "sent": sent,
+                "message": _CUT_SHORT if is_cut else "There may have been more than is kept",
             }
-            frames.append(_reply(incomplete, command.id))
-        return frames
+            return _reply(incomplete, command.id)
+
+        return Resend(list(enumerate(publications, self.history.seq + 1)), finish)
 
     def _missed(self, command: Subscribe, channels: Collection[str], unix_ms: int) -> Missed:
         is_of_this_stream = command.epoch in (None, self._upstream.epoch)
@@ -223,19 +234,24 @@ class Session(Generic[S]):
                 excess.append(channel)
         return allowed, excess
 
-    def _replay(self, first: int, last: int, command_id: CommandId) -> list[bytes]:
+    def _replay(self, first: int, last: int, command_id: CommandId) -> Resend:
         replay = self.history.between(first, last)
-        self._traffic.replayed += len(replay.kept)
-        frames = [publication.frame(seq) for seq, publication in replay.kept]
-        if len(frames) < replay.asked:
+
+        def finish(sent: int) -> bytes:
+            self._traffic.replayed += sent
+            if sent == replay.asked:
+                return b""
+            is_cut = sent < len(replay.kept)
+            capacity = self._limits.replay_capacity
             incomplete = {
                 "type": "replay_incomplete",
-                "sent": len(frames),
+                "sent": sent,
                 "total": replay.asked,
-                "message": f"Only the last {self._limits.replay_capacity} messages are kept",
+                "message": _CUT_SHORT if is_cut else f"Only the last {capacity} messages are kept",
             }
-            frames.append(_reply(incomplete, command_id))
-        return frames
+            return _reply(incomplete, command_id)
+
+        return Resend(replay.kept, finish)
 
     def _error(self, code: ErrorCode, message: str, command_id: CommandId = None) -> bytes:
         self._traffic.errors[code.value] += 1

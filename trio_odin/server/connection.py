@@ -159,12 +159,13 @@ class Connection:
         if self.outlet.is_closing:
             return
         self.outlet.flush()  # a command may number envelopes: those that wait come first
-        replies = self.session.receive(
+        answers = self.session.receive(
             message, now=trio.current_time(), unix_ms=time.time_ns() // 1_000_000
         )
         self.outlet.note(COMMANDS[self.session.last_command])
-        if replies:
-            await self._send(b"".join(replies))
+        if answers:
+            with suppress(trio.BrokenResourceError):  # the reader will notice as well
+                await self.outlet.answer(answers)
 
     def _may_answer_ping(self) -> bool:
         return self.session.allows_ping(trio.current_time())

@@ -5,7 +5,7 @@ frames and close handshake of trio-websocket. The outlet is the stream that trio
 and the only one that writes to the socket, so none can land in the middle of another.
 
     deliver, flush ► nothing waits? ──yes──► one non-blocking write ──► all of it went out: done
-      send_all             │ no                     │ the socket is full, or took a part
+    answer, send_all       │ no                     │ the socket is full, or took a part
                            ▼                        ▼
                         outbox (memory channel) ──► writer task: joins what waits, writes, sleeps
 
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeAlias
@@ -29,6 +30,7 @@ from typing import Any, Protocol, TypeAlias
 import attrs
 import trio
 
+from trio_odin.core.answers import Answer, Resend
 from trio_odin.core.backpressure import Backlog, Envelope, OutboxRules
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.flight import REFUSALS, FlightEvent, FlightRecorder
@@ -50,6 +52,8 @@ _SLOW_WRITE_SECONDS = 1.0
 _DEPTH_MARK = 16
 # A large frame costs more to keep for every seq until the fan-out ends than to make again.
 _SHARED_FRAME_MAX_BYTES = 4096
+# Beyond the capacity of the outbox: what an answer has before its events, and what behind them.
+_PLACES_FOR_ANSWERS = 2
 _CLOSE_FRAME_START = bytes((FIN | Opcode.CLOSE,))
 
 
@@ -64,6 +68,8 @@ class _Raw:
         """What is still to be written."""
         return self.data
 
+
+_FULL = frozenset({Dropped.OUTBOX_FULL, Dropped.OUTBOX_BYTES})
 
 # As an annotation: `open_memory_channel[...]` evaluates the type anew for each connection.
 _Outbox: TypeAlias = tuple[
@@ -131,8 +137,8 @@ class Outlet(trio.abc.Stream):
         self._ledger = ledger
         self._owner = owner
         self._rules = rules
-        # Full: the backlog decides, see `_queue`. Replies wait for room instead.
-        outbox: _Outbox = trio.open_memory_channel(rules.capacity)
+        # Full: the backlog decides, see `_queue`. Replies wait for a place instead.
+        outbox: _Outbox = trio.open_memory_channel(rules.capacity + _PLACES_FOR_ANSWERS)
         self._outbox_send, self._outbox_receive = outbox
         self._backlog: Backlog | None = None  # nothing waits
         self._flight: FlightRecorder | None = None  # nothing notable happened
@@ -172,12 +178,12 @@ class Outlet(trio.abc.Stream):
             except BlockingIOError:
                 pass
             except OSError:
-                self._drop(Dropped.CLOSING)
+                self._ledger.deliveries.dropped[Dropped.CLOSING] += 1
                 self._owner.evict(CloseReason.PEER_GONE)
                 return 0
             if sent == len(frame):
                 return sent
-        self._judge(had_room=self._queue(Envelope(publication, seq, sent)))
+        self._judge(self._queue(Envelope(publication, seq, sent)))
         return 0
 
     def defer(self, publication: Publication) -> bool:
@@ -204,13 +210,22 @@ class Outlet(trio.abc.Stream):
         self._deferred = None
         self._ledger.deliveries.queued -= len(deferred)
         numbered = list(enumerate(deferred, self._history.seq - len(deferred) + 1))
-        while numbered and self._is_idle:
-            del numbered[: self._write_joined(numbered)]
-        if numbered:
-            self._queue_all(Envelope(publication, seq) for seq, publication in numbered)
+        written = self._write_what_fits(numbered)
+        # All are tried, and judged once: the writer had no turn between them.
+        self._judge(*(self._queue(Envelope(one, seq)) for seq, one in numbered[written:]))
+
+    def _write_what_fits(self, numbered: Sequence[tuple[int, Publication]]) -> int:
+        """Write as many as the socket takes now, joined; one half written counts. How many."""
+        written = 0
+        while self._is_idle and written < len(numbered):
+            more = self._write_joined(numbered[written:])
+            if not more:
+                break
+            written += more
+        return written
 
     def _write_joined(self, numbered: Sequence[tuple[int, Publication]]) -> int:
-        """Write as many as one write should take, and book or queue them. Returns how many."""
+        """The same with one write: as many as that should take."""
         frames: list[bytes] = []
         size = 0
         for seq, publication in numbered:
@@ -221,46 +236,35 @@ class Outlet(trio.abc.Stream):
         try:
             sent = self._write_now(self._file, b"".join(frames))
         except BlockingIOError:
-            sent = 0
+            return 0
         except OSError:
-            self._ledger.deliveries.dropped[Dropped.CLOSING] += len(frames)
             self._owner.evict(CloseReason.PEER_GONE)
-            return len(frames)
+            return 0
+        whole = len(frames)
+        if sent < size:
+            ends = list(itertools.accumulate(map(len, frames)))
+            whole = bisect_right(ends, sent)
+            size = ends[whole - 1] if whole else 0
+        self._ledger.deliveries.written += whole
+        self._ledger.traffic.bytes_sent += size
         if sent == size:
-            self._ledger.deliveries.written += len(frames)
-            self._ledger.traffic.bytes_sent += sent
-        else:
-            self._book_partly(numbered, frames, sent)
-        return len(frames)
+            return whole
+        seq, publication = numbered[whole]
+        self._queue(Envelope(publication, seq, sent - size))  # it has room, nothing waited
+        return whole + 1
 
-    def _book_partly(
-        self, numbered: Sequence[tuple[int, Publication]], frames: Sequence[bytes], sent: int
-    ) -> None:
-        """Book the frames that are within the first `sent` bytes, and queue the others."""
-        waiting = []
-        for (seq, publication), frame in zip(numbered, frames, strict=False):
-            if sent >= len(frame):
-                self._ledger.deliveries.written += 1
-                self._ledger.traffic.bytes_sent += len(frame)
-                sent -= len(frame)
-            else:
-                waiting.append(Envelope(publication, seq, sent))
-                sent = 0
-        self._queue_all(waiting)
-
-    def _queue(self, envelope: Envelope) -> bool:
-        """Queue it, or drop it and book that. False if it was for a full outbox."""
+    def _queue(self, envelope: Envelope) -> Dropped | None:
+        """Queue it. If that cannot be, returns why; it is booked as dropped unless it is resent."""
         if self._is_stopped or self.is_closing:
-            self._drop(Dropped.CLOSING)
-            return True
+            if not envelope.is_resent:
+                self._ledger.deliveries.dropped[Dropped.CLOSING] += 1
+            return Dropped.CLOSING
         backlog, outbox = self._begin_to_wait(), self._outbox_send.statistics()
-        # A reply that waits for a place gets the first one.
-        room = self._rules.capacity - outbox.current_buffer_used - outbox.tasks_waiting_send
+        room = self._room(outbox)
         refusal = backlog.admit(envelope, room=room)
         if refusal is not None:
-            self.note(REFUSALS[refusal])
-            # What waits for all together is not the fault of this one client.
-            return refusal is Dropped.TOTAL_OUTBOX_BYTES
+            self.note(FlightEvent.CUT_SHORT if envelope.is_resent else REFUSALS[refusal])
+            return refusal
         if room < 1:
             self._take_out_superseded(backlog)
         self._outbox_send.send_nowait(envelope)
@@ -270,7 +274,11 @@ class Outlet(trio.abc.Stream):
         self._is_torn = self._is_torn or envelope.sent > 0
         self._ledger.traffic.bytes_sent += envelope.sent
         self._mark_depth(backlog.envelopes, envelope)
-        return True
+        return None
+
+    def _room(self, outbox: trio.MemoryChannelStatistics) -> int:
+        """Free places in the outbox. A reply that waits for one gets the first."""
+        return self._rules.capacity - outbox.current_buffer_used - outbox.tasks_waiting_send
 
     def _begin_to_wait(self) -> Backlog:
         if self._backlog is None:
@@ -293,17 +301,11 @@ class Outlet(trio.abc.Stream):
         if depth >= _DEPTH_MARK and depth & (depth - 1) == 0 and not newest.skipped:
             self.note(FlightEvent.DEPTH, depth)
 
-    def _queue_all(self, envelopes: Iterable[Envelope]) -> None:
-        # All are tried, and judged once: the writer had no turn between them.
-        had_room = [self._queue(envelope) for envelope in envelopes]
-        self._judge(had_room=all(had_room))
-
-    def _judge(self, *, had_room: bool) -> None:
+    def _judge(self, *refusals: Dropped | None) -> None:
+        # What waits for all together is not the fault of this one client.
+        had_room = not _FULL.intersection(refusals)
         if self._backlog is not None and self._backlog.is_too_slow(had_room=had_room):
             self._owner.evict(CloseReason.OUTBOX_FULL)
-
-    def _drop(self, why: Dropped) -> None:
-        self._ledger.deliveries.dropped[why] += 1
 
     def ping(self) -> None:
         """Send a WebSocket ping if the socket takes it now; else skip it.
@@ -332,11 +334,13 @@ class Outlet(trio.abc.Stream):
         if len(rest) == len(data):
             return False
         if rest:
-            self._is_idle = False
             self._queue_raw(_Raw(rest))  # it has room, nothing waited
         return True
 
     def _queue_raw(self, raw: _Raw) -> None:
+        if self._is_stopped:
+            raise trio.BrokenResourceError
+        self._is_idle = False
         self._outbox_send.send_nowait(raw)
         self._begin_to_wait().reply_waits(len(raw.data))
 
@@ -382,6 +386,51 @@ class Outlet(trio.abc.Stream):
         else:
             await trio.lowlevel.checkpoint()
 
+    async def answer(self, answers: Iterable[Answer]) -> None:
+        """Send what answers one command, in order, and wait until it is out.
+
+        Everything is written or queued before the first checkpoint: what is published from then on
+        comes after it. Resent events wait under the limits for all events, and at the first one for
+        which there is no room the rest is left out. So nobody can ask for more than may wait.
+
+        Raises:
+            trio.BrokenResourceError: the connection was stopped first.
+
+        Cancellation: what is queued may still be sent.
+        """
+        if self.is_closing or self._is_stopped:
+            raise trio.BrokenResourceError
+        ready, last = b"", None
+        for answer in answers:
+            if isinstance(answer, Resend):
+                self._send_or_queue(ready)
+                ready = answer.finish(self._resend(answer.envelopes))
+            else:
+                ready += answer
+        last = self._send_or_queue(ready)
+        if last is not None:
+            self.note(FlightEvent.REPLY_WAITED)
+            await self._wait_written(last)
+
+    def _send_or_queue(self, ready: bytes) -> _Raw | None:
+        """Send ready bytes, maybe none. If something waits then, returns the last of it."""
+        rest = self._send_what_fits(ready) if ready else b""
+        if self._is_idle and not rest:
+            return None
+        raw = _Raw(rest)
+        self._queue_raw(raw)
+        return raw
+
+    def _resend(self, envelopes: Sequence[tuple[int, Publication]]) -> int:
+        """Write or queue as many as there is room for. Returns how many; these are booked."""
+        sent = self._write_what_fits(envelopes)
+        for seq, publication in envelopes[sent:]:
+            if self._queue(Envelope(publication, seq, is_resent=True)) is not None:
+                break
+            sent += 1
+        self._ledger.deliveries.matched += sent
+        return sent
+
     def close(self, frame: bytes) -> bool:
         """Send `frame`, a close frame, behind all that waits, and take nothing more. Does not wait.
 
@@ -404,18 +453,16 @@ class Outlet(trio.abc.Stream):
         Returns:
             False if there is no room left for them, or a close frame is out.
         """
-        if self.is_closing or self._is_stopped:
+        if self.is_closing:
             return False
-        rest = data
         with suppress(trio.BrokenResourceError):  # the reader will notice as well
             rest = self._send_what_fits(data)
-        if rest:
-            try:
+            if rest:
+                if self._room(self._outbox_send.statistics()) < 1:
+                    return False
                 self._queue_raw(_Raw(rest))
-            except trio.WouldBlock:
-                return False
-            self._is_idle = False
-        return True
+            return True
+        return False
 
     def _close_for_good(self) -> None:
         """Take nothing any more: after a close frame nothing may follow (RFC 6455, 5.5.1)."""
@@ -435,14 +482,14 @@ class Outlet(trio.abc.Stream):
         except BaseException:  # cancelled, and it is not in the outbox
             backlog.give_back(len(raw.data))
             raise
-        await self._wait_for(lambda: raw.is_written)
-        if not raw.is_written:
-            raise trio.BrokenResourceError
+        await self._wait_written(raw)
 
-    async def _wait_for(self, condition: Callable[[], bool]) -> None:
+    async def _wait_written(self, raw: _Raw) -> None:
         if self._progress is None:
             self._progress = trio.lowlevel.ParkingLot()
-        while not condition() and not self._is_stopped:
+        while not raw.is_written:
+            if self._is_stopped:
+                raise trio.BrokenResourceError
             await self._progress.park()
 
     async def run_writer(self) -> None:

@@ -128,12 +128,12 @@ SERIES = (
     ),
     Series(
         "ws_messages_sent_total",
-        "Envelopes written to a socket",
+        "Envelopes written to a socket, those sent again included",
         lambda s: s.ledger.deliveries.written,
     ),
     Series(
         "ws_deliveries_matched_total",
-        "Envelopes addressed to a connection",
+        "Envelopes addressed to a connection, those sent again included",
         lambda s: s.ledger.deliveries.matched,
     ),
     Series(
@@ -192,9 +192,7 @@ SERIES = (
         "Replays asked for",
         lambda s: s.ledger.traffic.commands["replay"],
     ),
-    Series(
-        "ws_replayed_messages_total", "Envelopes sent again", lambda s: s.ledger.traffic.replayed
-    ),
+    Series("ws_replayed_messages_total", "Envelopes replayed", lambda s: s.ledger.traffic.replayed),
     Series(
         "ws_resumed_messages_total",
         "Envelopes that were missed, sent to clients that came back",
