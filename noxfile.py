@@ -173,6 +173,13 @@ def dashboards(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Write the generated pages anew; `-- --age`: how old the measurements behind them are."""
+    install(session)
+    session.run("python", "docs/generate.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure this server against others; arguments go to `trio-odin bench` (`-- --quick`)."""
     install(session)

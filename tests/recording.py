@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
 import pytest
+
+from trio_odin.lab.provenance import Provenance, provenance
 
 
 class Recorded(Protocol):
@@ -29,12 +30,15 @@ class Records(Generic[R]):
     def __init__(self, option: str) -> None:
         self._option = option
         self._rows: pytest.StashKey[list[R]] = pytest.StashKey()
+        self._began: Provenance | None = None
 
     def add_option(self, parser: pytest.Parser) -> None:
         parser.addoption(self._option, metavar="FILE", type=Path, help="write what was seen")
 
     def begin(self, request: pytest.FixtureRequest, row: R) -> R:
         """A row of this test, which fails with it."""
+        if self._began is None and self._file(request.config) is not None:
+            self._began = provenance()
         for stash in (request.node.stash, request.config.stash):
             stash.setdefault(self._rows, []).append(row)
         return row
@@ -52,15 +56,19 @@ class Records(Generic[R]):
                 row.notes.append(_reason(call.excinfo.value))
 
     def write(
-        self, session: pytest.Session, report: Callable[[Path, str, list[R]], object]
+        self, session: pytest.Session, report: Callable[[Path, Provenance, list[R]], object]
     ) -> None:
-        """Write what `report` makes of the file's name, the date and the rows, if it is wanted."""
-        path: Path | None = session.config.getoption(self._option, default=None)
+        """Write what `report` makes of the file's name, the provenance and the rows, if wanted."""
+        path = self._file(session.config)
         if path is None:
             return
-        today = dt.datetime.now(dt.UTC).date().isoformat()
-        content = msgspec.json.encode(report(path, today, session.config.stash.get(self._rows, [])))
+        began = self._began or provenance()
+        content = msgspec.json.encode(report(path, began, session.config.stash.get(self._rows, [])))
         path.write_bytes(msgspec.json.format(content, indent=1) + b"\n")
+
+    def _file(self, config: pytest.Config) -> Path | None:
+        path: Path | None = config.getoption(self._option, default=None)
+        return path
 
 
 def _reason(error: BaseException) -> str:

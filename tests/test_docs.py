@@ -28,6 +28,7 @@ from trio_odin.core.registry import Registry
 from trio_odin.core.session import Session, SessionLimits
 from trio_odin.core.upstream import Upstream
 from trio_odin.lab.model.tables import write_costs
+from trio_odin.lab.provenance import Provenance
 from trio_odin.telemetry.metrics import HISTOGRAMS, SERIES
 
 ROOT = Path(__file__).parent.parent
@@ -59,6 +60,28 @@ def _load(path: Path) -> ModuleType:
 def test_generated_pages_are_current(page: str) -> None:
     pages: dict[str, Callable[[], str]] = _load(ROOT / "docs" / "generate.py").PAGES
     assert (ROOT / "docs" / page).read_text() == pages[page](), "run: python docs/generate.py"
+
+
+@pytest.mark.parametrize(
+    ("record", "page"),
+    [
+        ("benchmarks.json", "docs/benchmarks.md"),
+        ("benchmarks.json", "README.md"),
+        ("capacity/verdict.json", "docs/capacity.md"),
+        ("capacity/verdict.json", "README.md"),
+        ("conformance.json", "docs/conformance.md"),
+        ("rehearsals.json", "docs/runbooks/migration.md"),
+        ("rehearsals.json", "docs/runbooks/rollback.md"),
+        ("reliability.json", "docs/reliability.md"),
+    ],
+)
+def test_a_page_says_which_code_was_measured_and_whether_it_has_changed(
+    record: str, page: str
+) -> None:
+    origin: Provenance = _load(ROOT / "docs" / "generate.py").origins()[record]
+    text = " ".join((ROOT / page).read_text().split())
+    assert origin.short() in text, "run: python docs/generate.py"
+    assert ("has changed since" in origin.short()) == origin.is_outdated
 
 
 def test_the_figures_in_the_readme_are_current() -> None:

@@ -233,7 +233,7 @@ def _lab_table() -> str:
             f" | {figure(p99_ms, 'ms')} |"
         )
     limits = ", ".join(f"{name} {limit}" for name, limit in LAB.limits.items())
-    rows += ["", f"{LAB.date.partition('T')[0]}, limits: {limits}. The machine of the plan:"]
+    rows += ["", f"{LAB.provenance.day}, limits: {limits}. The machine of the plan:"]
     rows.append(
         f"{MACHINE.name}, {MACHINE.cpu_limit:g} cores and {MACHINE.memory_limit_mib:,.0f} MiB."
     )

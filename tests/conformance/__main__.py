@@ -14,7 +14,8 @@ import msgspec
 import trio
 
 from tests.conformance.cases import Outcome, Report, report, run_cases
-from tests.conformance.echo import send_back, settings
+from tests.conformance.echo import ENVIRONMENT, send_back, settings
+from trio_odin.lab.provenance import provenance
 from trio_odin.server.connection import Connection
 from trio_odin.server.tree import serve
 
@@ -41,8 +42,9 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help=f"write {KEPT.name}")
     options = parser.parse_args()
     Connection._take = send_back  # type: ignore[method-assign, assignment]
+    began = provenance(ENVIRONMENT)
     outcomes = trio.run(_run, options.cases)
-    made = report(outcomes)
+    made = report(outcomes, began)
     _show(made)
     if options.keep:
         KEPT.write_bytes(msgspec.json.format(msgspec.json.encode(made)) + b"\n")

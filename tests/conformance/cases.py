@@ -11,6 +11,8 @@ import attrs
 import kosoku
 import trio
 
+from trio_odin.lab.provenance import Provenance
+
 SECTIONS = {
     "1": "messages of each length",
     "2": "pings and pongs",
@@ -68,6 +70,7 @@ class Section:
 class Report:
     """What docs/conformance.json keeps of a run of all cases."""
 
+    provenance: Provenance
     tool: str
     sections: list[Section]
 
@@ -92,12 +95,13 @@ def _outcome(result: kosoku._kosoku.CaseResult) -> Outcome:
     return Outcome(result.case_id, verdict, remark)
 
 
-def report(outcomes: Iterable[Outcome]) -> Report:
+def report(outcomes: Iterable[Outcome], began: Provenance) -> Report:
     """The table of a run."""
     sections: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         sections.setdefault(outcome.section, []).append(outcome)
     return Report(
+        began,
         f"kosoku {version('kosoku')}",
         [
             Section(

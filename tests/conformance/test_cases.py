@@ -9,6 +9,7 @@ pytest.importorskip("kosoku", reason="has no wheel for this platform")
 
 from tests.conformance.cases import Outcome, report, run_cases
 from tests.conformance.echo import send_back, settings
+from tests.lab.origin import ORIGIN
 from trio_odin.server.connection import Connection
 from trio_odin.server.tree import serve
 
@@ -50,7 +51,7 @@ def test_the_table_counts_and_says_why() -> None:
         Outcome("1.1.2", "NON-STRICT", "late"),
         Outcome("12.1.1", "UNIMPLEMENTED", "no"),
     ]
-    first, second = report(outcomes).sections
+    first, second = report(outcomes, ORIGIN).sections
     assert (first.number, first.verdicts) == ("1", {"OK": 1, "NON-STRICT": 1})
     assert first.remarks == {"1.1.2": "late"}
     assert second.verdicts == {"UNIMPLEMENTED": 1}

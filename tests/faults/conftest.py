@@ -10,7 +10,7 @@ from typing import TypeAlias
 import pytest
 
 from tests.recording import Records
-from trio_odin.lab.machine import this_machine
+from trio_odin.lab.provenance import Provenance
 from trio_odin.lab.reliability import FaultReport, Row, RowKind
 
 Record: TypeAlias = Callable[..., Row]
@@ -47,11 +47,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     _RECORDS.write(session, _report)
 
 
-def _report(_: Path, date: str, rows: list[Row]) -> FaultReport:
+def _report(_: Path, began: Provenance, rows: list[Row]) -> FaultReport:
     return FaultReport(
-        date=date,
+        provenance=began,
         command="nox -s faults",
-        machine=this_machine(),
         versions={name: metadata.version(name) for name in _PACKAGES},
         rows=rows,
     )

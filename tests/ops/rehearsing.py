@@ -14,7 +14,7 @@ from typing import TypeAlias
 import pytest
 
 from tests.recording import Records
-from trio_odin.lab.machine import this_machine
+from trio_odin.lab.provenance import Provenance
 from trio_odin.lab.rehearsals import Rehearsal, RehearsalReport
 
 Rehearse: TypeAlias = Callable[..., Rehearsal]
@@ -53,12 +53,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     _RECORDS.write(session, partial(_report, f" --users {users}" if users else ""))
 
 
-def _report(options: str, path: Path, date: str, rows: list[Rehearsal]) -> RehearsalReport:
+def _report(options: str, path: Path, began: Provenance, rows: list[Rehearsal]) -> RehearsalReport:
     versions = {name: metadata.version(name) for name in _PACKAGES}
     return RehearsalReport(
-        date=date,
+        provenance=began,
         command=f"nox -s ops -- --rehearsals {path}{options}",
-        machine=this_machine(),
         versions={"HAProxy": _haproxy_version(), **versions},
         rows=rows,
     )

@@ -19,8 +19,8 @@ from rich.status import Status
 from trio_odin.cli.common import fail, run
 from trio_odin.lab.bench.plan import BenchPlan
 from trio_odin.lab.bench.plot import PlotUnavailable, plot
-from trio_odin.lab.bench.report import BenchReport, SubjectReport, render
-from trio_odin.lab.bench.runner import bench_report, run_bench
+from trio_odin.lab.bench.report import BenchReport, as_json, render, render_summary
+from trio_odin.lab.bench.runner import run_benches
 from trio_odin.lab.bench.subjects import SUBJECTS, Subject, ours, parse_peer
 from trio_odin.lab.fleet.dialects import DIALECTS
 from trio_odin.lab.fleet.limits import LoadImpossible
@@ -111,21 +111,32 @@ def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path 
     is_flag=True,
     help="The main workload and nothing after it: for many connections.",
 )
+@click.option(
+    "--runs",
+    "count",
+    type=click.IntRange(min=1, max=100),
+    default=1,
+    show_default=True,
+    help="How many times all of it; then also the medians, with lowest and highest.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Which channels are sampled.")
 @click.option(
     "--json",
     "json_file",
     type=click.File("wb", lazy=False),
     metavar="FILE",
-    help="Write the figures there too.",
+    help="Write the figures there too, a list of the runs.",
 )
-@click.option("--plot", "plot_file", callback=_plot_file, metavar="FILE", help="SVG or PNG.")
+@click.option(
+    "--plot", "plot_file", callback=_plot_file, metavar="FILE", help="SVG or PNG, of the first run."
+)
 def bench_command(
     subjects: list[str],
     peers: list[Subject],
     connections: int | None,
     hold: float | None,
     rate: float,
+    count: int,
     seed: int,
     json_file: BinaryIO | None,
     plot_file: Path | None,
@@ -148,7 +159,7 @@ def bench_command(
 
     \b
       trio-odin bench --quick
-      trio-odin bench --subjects odin,nats --json figures.json --plot figures.svg
+      trio-odin bench --runs 5 --subjects odin,nats --json figures.json --plot figures.svg
       trio-odin bench --subjects odin-6 --connections 100000 --hold 60 --only-hold --rate 1
 
     Exit code 0 means that trio-odin lost and doubled nothing, 1 that it did.
@@ -159,23 +170,25 @@ def bench_command(
         plan = plan.only_hold()
     # Into a file or a pipe the table goes in full width; a terminal has its own.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _TABLE_CHARS)
-    reports: list[SubjectReport] = []
+    runs: list[BenchReport] = []
     with Status("", console=console) as status:
-        measure = partial(_bench_until_signalled, plan, _teller(console, status), reports)
+        measure = partial(_bench_until_signalled, plan, count, _teller(console, status), runs)
         run(measure, LoadImpossible, BrokerUnavailable)
-    report = bench_report(plan, reports)
-    render(report, console)
+    for report in runs:
+        render(report, console)
+    if len(runs) > 1:
+        render_summary(runs, console)
     if json_file is not None:
-        json_file.write(report.as_json() + b"\n")
+        json_file.write(as_json(runs) + b"\n")
     if plot_file is not None:
-        _plot(report, plot_file)
-    if len(reports) < len(plan.subjects):
+        _plot(runs[0], plot_file)
+    if len(runs) < count or len(runs[-1].subjects) < len(plan.subjects):
         sys.exit(_INTERRUPTED)
-    sys.exit(0 if report.is_perfect else 1)
+    sys.exit(0 if all(report.is_perfect for report in runs) else 1)
 
 
 async def _bench_until_signalled(
-    plan: BenchPlan, tell: Callable[[str], None], reports: list[SubjectReport]
+    plan: BenchPlan, count: int, tell: Callable[[str], None], runs: list[BenchReport]
 ) -> None:
     with end_signals() as signals:
         async with trio.open_nursery() as nursery:
@@ -185,7 +198,7 @@ async def _bench_until_signalled(
                 nursery.cancel_scope.cancel(reason="a signal")
 
             nursery.start_soon(end)
-            await run_bench(plan, tell, reports)
+            await run_benches(plan, count, tell, runs)
             nursery.cancel_scope.cancel(reason="all is measured")
 
 

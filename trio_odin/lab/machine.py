@@ -21,6 +21,14 @@ class Machine:
     python: str
     is_python_optimised: bool
 
+    def sentence(self) -> str:
+        """All of it in a line, without a full stop."""
+        build = "with" if self.is_python_optimised else "without"
+        return (
+            f"{self.cpu}, {self.cores} cores, {self.memory_gib} GiB, {self.kernel}, "
+            f"{self.python} built {build} PGO"
+        )
+
 
 def this_machine() -> Machine:
     """Describe the machine that this runs on."""
@@ -33,6 +41,20 @@ def this_machine() -> Machine:
         is_python_optimised="--enable-optimizations"
         in (sysconfig.get_config_var("CONFIG_ARGS") or ""),
     )
+
+
+def busy_core_seconds() -> float:
+    """CPU that the whole machine has used since its start, whoever used it."""
+    # proc_stat(5): user nice system idle iowait irq softirq steal …
+    ticks = _proc_stat_cpu()[:8]
+    busy = sum(ticks) - sum(ticks[3:5])
+    return busy / os.sysconf("SC_CLK_TCK")
+
+
+def _proc_stat_cpu() -> list[int]:
+    """The ticks of /proc/stat (proc_stat(5)) for all cores together."""
+    first, _, _ = Path("/proc/stat").read_text().partition("\n")
+    return [int(ticks) for ticks in first.split()[1:]]
 
 
 def _cpu_model() -> str:

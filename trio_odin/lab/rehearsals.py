@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from trio_odin.lab.machine import Machine
+from trio_odin.lab.provenance import Provenance
 
 
 @attrs.define(kw_only=True)
@@ -50,8 +50,7 @@ class Rehearsal:
 class RehearsalReport:
     """A run of them. `versions` are those of the programs, by name."""
 
-    date: str
+    provenance: Provenance
     command: str
-    machine: Machine
     versions: dict[str, str]
     rows: list[Rehearsal]

@@ -6,7 +6,7 @@ from enum import Enum
 
 import attrs
 
-from trio_odin.lab.machine import Machine
+from trio_odin.lab.provenance import Provenance
 
 
 class RowKind(Enum):
@@ -53,8 +53,7 @@ class Row:
 class FaultReport:
     """A run of the suite. `versions` are those of the packages, by name."""
 
-    date: str
+    provenance: Provenance
     command: str
-    machine: Machine
     versions: dict[str, str]
     rows: list[Row]

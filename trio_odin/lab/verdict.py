@@ -9,7 +9,7 @@ import msgspec
 
 from trio_odin.lab.load.criteria import Check
 from trio_odin.lab.load.result import LoadResult
-from trio_odin.lab.machine import Machine
+from trio_odin.lab.provenance import Provenance
 
 
 @attrs.frozen(kw_only=True)
@@ -78,6 +78,7 @@ class LabResult:
     """All of it.
 
     Args:
+        provenance: its settings are the server's where a stage does not say otherwise.
         isolation: how the hosts were separated, a sentence for each part.
         limits: of the server's machine, such as {"CPU": "1.9 cores", "memory": "7,168 MiB"}.
         components: what ran where, with its version: {"backend": ["nats-server 2.15.1", …]}.
@@ -86,9 +87,7 @@ class LabResult:
         not_run: numbers of the stages that were left out, or not come to.
     """
 
-    date: str
-    version: str
-    machine: Machine
+    provenance: Provenance
     isolation: list[str]
     limits: Mapping[str, str]
     components: Mapping[str, list[str]]

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import trio
 
-from trio_odin.lab.bench.subjects import SUBJECTS
+from trio_odin.lab.bench.subjects import OUR_SETTINGS, SUBJECTS
 
 pytestmark = pytest.mark.e2e
 
@@ -23,13 +23,17 @@ SMALL = ["--quick", "--connections", "50", "--hold", "1", "--only-hold"]
 def test_a_small_bench_receives_what_was_published_and_says_what_it_cost(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     subjects = ["--subjects", "odin,odin-2,nats,floor"]
-    command = [*BENCH, *SMALL, *subjects, "--json", str(file)]
+    command = [*BENCH, *SMALL, *subjects, "--runs", "2", "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "connected and subscribed" in done.stdout
-    report = json.loads(file.read_bytes())
-    assert [subject["name"] for subject in report["subjects"]] == subjects[1].split(",")
-    for subject in report["subjects"]:
+    assert "Median (lowest–highest) of 2 runs" in done.stdout
+    first, second = json.loads(file.read_bytes())
+    for report in (first, second):
+        assert [subject["name"] for subject in report["subjects"]] == subjects[1].split(",")
+        assert report["provenance"]["settings"] == OUR_SETTINGS
+        assert report["provenance"]["load_average"] >= 0
+    for subject in (*first["subjects"], *second["subjects"]):
         assert subject["failure"] is None
         assert subject["storm"]["connected"] == 50
         (w,) = subject["stages"]
@@ -38,7 +42,8 @@ def test_a_small_bench_receives_what_was_published_and_says_what_it_cost(tmp_pat
         assert w["lost"] == w["repeated"] == w["gaps"] == w["foreign"] == w["disconnects"] == 0
         assert 0 < w["p50_ms"] <= w["p99_ms"] <= w["p999_ms"] < 10_000
         assert 0 < w["cores"] < 2
-    assert sum(report["subjects"][1]["connections_by_worker"]) == 50
+        assert 0 <= w["others_cores"] < 100
+    assert sum(first["subjects"][1]["connections_by_worker"]) == 50
 
 
 async def test_a_peer_that_is_not_there_is_a_sentence(nats_url: str) -> None:

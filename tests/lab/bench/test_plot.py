@@ -7,9 +7,9 @@ from pathlib import Path
 import attrs
 import pytest
 
+from tests.lab.origin import ORIGIN
 from trio_odin.lab.bench.plot import PlotUnavailable, plot, short_title
 from trio_odin.lab.bench.report import BenchReport, Stage, Storm, SubjectReport
-from trio_odin.lab.machine import Machine
 
 STAGE = Stage(
     name="W",
@@ -54,8 +54,7 @@ PARTIAL = [
 
 def report(subjects: list[SubjectReport]) -> BenchReport:
     return BenchReport(
-        date="2026-01-01",
-        machine=Machine("a CPU", 2, 4.0, "Linux", "CPython", is_python_optimised=True),
+        provenance=ORIGIN,
         connections=1000,
         channels_per_connection=24,
         tokens=200,

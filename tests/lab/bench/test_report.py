@@ -8,15 +8,18 @@ import attrs
 import pytest
 from rich.console import Console
 
+from tests.lab.origin import ORIGIN
 from trio_odin.lab.bench.report import (
     BenchReport,
     Stage,
     Storm,
     SubjectReport,
+    as_json,
+    beside,
     render,
     rows,
+    summary,
 )
-from trio_odin.lab.machine import Machine
 
 DASH = "\N{EN DASH}"
 
@@ -76,8 +79,7 @@ FAILED = SubjectReport(name="broken", title="broken", failure="broken did not st
 
 def report_of(*subjects: SubjectReport) -> BenchReport:
     return BenchReport(
-        date="2025-01-01",
-        machine=Machine("a CPU", 2, 8.0, "Linux 6", "CPython 3.11", True),
+        provenance=ORIGIN,
         connections=10_000,
         channels_per_connection=20,
         tokens=50,
@@ -127,6 +129,7 @@ def test_the_figures_of_a_stage_and_its_ratios_are_shown() -> None:
         "p50 / p99 / p99.9 ms": ["3 / 25 / 31"] * 3,
         "lost / repeated": ["0 / 0", "0 / 0", "1,234 / 0"],
         "of the clients, cores": [f"{W.client_cores:.2f}"] * 3,
+        "of others beside, cores": ["–"] * 3,
     }
 
 
@@ -197,8 +200,30 @@ def test_the_last_stage_of_a_name_counts() -> None:
 
 
 def test_the_json_has_the_names_of_the_attributes() -> None:
-    said = json.loads(report_of(OURS, FAILED).as_json())
-    assert said["machine"]["cores"] == 2
+    said = json.loads(as_json([report_of(OURS, FAILED)]))[0]
+    assert said["provenance"]["machine"]["cores"] == 2
     assert said["subjects"][0]["stages"][0]["p99_ms"] == 25.0
     assert said["subjects"][1]["storm"] is None
     assert said["subjects"][1]["failure"] == "broken did not start: no such file"
+
+
+def test_several_runs_are_a_median_with_the_lowest_and_the_highest() -> None:
+    slow = attrs.evolve(W, p99_ms=1234.0)
+    middle = attrs.evolve(W, p99_ms=200.0)
+    runs = [
+        report_of(attrs.evolve(OURS, stages=[stage])) for stage in (slow, attrs.evolve(W), middle)
+    ]
+    cpu, _, p99, peak = summary(runs, OURS.name)
+    assert p99 == f"200 ms ({W.p99_ms:.0f}–1,234)"
+    assert cpu == summary(runs[:1], OURS.name)[0], "the same in all runs is shown without a spread"
+    assert peak == "–", "no run has a ramp"
+    assert summary([report_of(FAILED)], FAILED.name) == ("–", "–", "–", "–")
+
+
+def test_what_ran_beside_is_said_if_it_was_recorded() -> None:
+    quiet, busy = (attrs.evolve(OURS, stages=[attrs.evolve(W, others_cores=n)]) for n in (0.1, 1.5))
+    assert beside([report_of(quiet), report_of(busy)]) == (
+        "The load average was 0.25 before the first run; other programs used 0.10 to 1.50 of the 2 "
+        "cores meanwhile."
+    )
+    assert beside([report_of(OURS)]) == ""

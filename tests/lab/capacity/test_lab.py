@@ -16,9 +16,10 @@ import pytest
 
 from tests.lab.hosts.rig import needs_ip_if_root
 from trio_odin.lab.capacity.runner import LabPlan, Told, run_lab
-from trio_odin.lab.capacity.stages import Stage, stage_of
+from trio_odin.lab.capacity.stages import SERVER_SETTINGS, Stage, stage_of
 from trio_odin.lab.hosts.lock import lab_lock
 from trio_odin.lab.load.criteria import INTEGRITY, at_least, at_most
+from trio_odin.lab.provenance import changed_settings
 from trio_odin.lab.report.folder import read_verdict
 from trio_odin.lab.verdict import LabResult, StageResult
 
@@ -101,6 +102,7 @@ async def test_a_small_lab_on_loopback_checks_and_measures_what_it_says(tmp_path
     assert not result.interrupted
     assert result.not_run == [1, 5, 6, 7, 8, 9, 10]
     assert result.settings["WS_MAX_CONNECTIONS"] == "10000"
+    assert result.provenance.settings == changed_settings(SERVER_SETTINGS)
     assert [number for number, _ in told.begun] == [2, 3, 4]
     assert told.begun[0][1] > told.begun[1][1] > told.begun[2][1]
     assert [so_far.interrupted for _, so_far in told.ended] == [True, True, False]

@@ -6,20 +6,12 @@ from collections.abc import Callable, Sequence
 
 from hypothesis import strategies as st
 
+from tests.lab.origin import MACHINE, ORIGIN
 from trio_odin.lab.fleet.workload import Workload
 from trio_odin.lab.load.result import LoadResult, Sample, ServerFigures
-from trio_odin.lab.machine import Machine
 from trio_odin.lab.model.model import Costs
 from trio_odin.lab.verdict import HostSample, LabResult, StageResult
 
-MACHINE = Machine(
-    cpu="a CPU",
-    cores=2,
-    memory_gib=8.0,
-    kernel="Linux",
-    python="CPython",
-    is_python_optimised=False,
-)
 WORKLOAD = Workload(channels=[f"T{n}.trade" for n in range(200)], home_share=0.8)
 HOLD_SECONDS = 60.0
 # Number, connections and events a second of the plan's stages.
@@ -114,9 +106,7 @@ def stages_of(
 
 def lab_of(stages: list[StageResult]) -> LabResult:
     return LabResult(
-        date="2026-11-30",
-        version="0.1.0",
-        machine=MACHINE,
+        provenance=ORIGIN,
         isolation=[],
         limits={},
         components={},

@@ -7,6 +7,7 @@ import random
 
 import attrs
 
+from tests.lab.origin import ORIGIN
 from trio_odin.lab.fleet.latency import Durations
 from trio_odin.lab.fleet.workload import Workload
 from trio_odin.lab.load.criteria import Check
@@ -314,9 +315,7 @@ def made_up(seed: int = 1) -> LabResult:
         stages[-1], checks=[], failure="The publisher ended early: nats: no servers available."
     )
     return LabResult(
-        date="2026-01-31",
-        version="0.4.0",
-        machine=MACHINE,
+        provenance=attrs.evolve(ORIGIN, machine=MACHINE),
         isolation=[
             "Three hosts, each a network namespace, joined by a bridge.",
             "The server's host has cores 0 and 1 and a memory limit of its own.",

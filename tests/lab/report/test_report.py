@@ -127,7 +127,10 @@ def test_every_stage_check_and_sentence_is_on_the_page() -> None:
             told = f"{mark} {check.what} {check.wanted} {measured} {source}"
             assert told in text
     setup = (*RESULT.isolation, *RESULT.limits.values(), *RESULT.settings, RESULT.command)
-    for words in (*setup, *RESULT.settings.values(), RESULT.machine.cpu, RESULT.machine.kernel):
+    origin = RESULT.provenance
+    of_origin = (origin.date, origin.version, origin.revision, str(origin.load_average))
+    machine = (origin.machine.cpu, origin.machine.kernel)
+    for words in (*setup, *RESULT.settings.values(), *of_origin, *machine):
         assert words in text
     for parts in RESULT.components.values():
         assert ", ".join(parts) in text
@@ -246,9 +249,13 @@ def test_hostile_text_stays_text() -> None:
     )
     result = attrs.evolve(
         RESULT,
-        date=HOSTILE,
-        version=HOSTILE,
-        machine=attrs.evolve(RESULT.machine, cpu=HOSTILE),
+        provenance=attrs.evolve(
+            RESULT.provenance,
+            date=HOSTILE,
+            version=HOSTILE,
+            revision=HOSTILE,
+            machine=attrs.evolve(RESULT.provenance.machine, cpu=HOSTILE),
+        ),
         isolation=[HOSTILE],
         limits={"CPU": HOSTILE, HOSTILE: HOSTILE},
         components={HOSTILE: [HOSTILE]},

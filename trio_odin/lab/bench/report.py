@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from statistics import median
 from typing import TypeAlias
 
 import attrs
@@ -10,7 +11,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from trio_odin.lab.machine import Machine
+from trio_odin.lab.provenance import Provenance
 
 KIB = 1024
 
@@ -44,6 +45,7 @@ class Stage:
         frames_per_read: above 1 where the server joins frames.
         client_us: CPU of the clients per delivery.
         client_cores: CPU of the clients by time; `busiest_client_cores` of the busiest process.
+        others_cores: CPU of the machine by time that neither the bench nor what it started used.
         published_late_ms: how late the latest publication was, which is in the latencies.
     """
 
@@ -67,6 +69,7 @@ class Stage:
     client_us: float
     client_cores: float
     busiest_client_cores: float = 0.0
+    others_cores: float | None = None
     published_late_ms: float = 0.0
 
     @property
@@ -130,10 +133,9 @@ class SubjectReport:
 
 @attrs.frozen(kw_only=True)
 class BenchReport:
-    """All of it. `versions` are those of what was compared, and of what it is made of."""
+    """One run. `versions` are those of what was compared, and of what it is made of."""
 
-    date: str
-    machine: Machine
+    provenance: Provenance
     connections: int
     channels_per_connection: int
     tokens: int
@@ -164,9 +166,10 @@ class BenchReport:
             for subject in ours
         )
 
-    def as_json(self) -> bytes:
-        """Indented, with the names of the attributes."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=1)
+
+def as_json(runs: Sequence[BenchReport]) -> bytes:
+    """A list of the runs, indented, with the names of the attributes."""
+    return msgspec.json.format(msgspec.json.encode(runs), indent=1)
 
 
 def w_of(name: str, subjects: Sequence[SubjectReport]) -> Stage | None:
@@ -212,10 +215,11 @@ def _stage_rows(name: str, title: str, subjects: list[SubjectReport]) -> Iterato
 
     yield row(f"{title}: CPU a delivery", lambda s: _micros(s.cpu_us))
     yield row("  user + system", _user_and_system)
-    yield row("  cores", lambda s: _NOTHING if s.cores is None else f"{s.cores:.2f}")
+    yield row("  cores", lambda s: _cores(s.cores))
     yield row("  p50 / p99 / p99.9 ms", _latencies)
     yield row("  lost / repeated", lambda s: f"{s.lost:,} / {s.repeated:,}")
     yield row("  of the clients, cores", lambda s: f"{s.client_cores:.2f}")
+    yield row("  of others beside, cores", lambda s: _cores(s.others_cores))
 
 
 def _ratio_rows(subjects: list[SubjectReport]) -> Iterator[_Row]:
@@ -236,6 +240,10 @@ def _peak_rows(subjects: list[SubjectReport]) -> Iterator[_Row]:
 
 def _micros(value: float | None) -> str:
     return _NOTHING if value is None else f"{value:.1f} µs"
+
+
+def _cores(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:.2f}"
 
 
 def _kib(value: float | None) -> str:
@@ -262,6 +270,53 @@ def _ratio(stage: Stage | None, base: Stage | None) -> str:
     return f"{stage.cpu_us / base.cpu_us:.2f}"
 
 
+SUMMARY_HEAD = ("CPU a delivery", "memory a connection", "p99", "at most, a full core")
+
+
+def summary(runs: Sequence[BenchReport], name: str) -> tuple[str, ...]:
+    """Of one subject: the figures of `SUMMARY_HEAD`, each the median of all runs.
+
+    With several runs the lowest and the highest stand behind it, in parentheses: on a machine that
+    others use too a single figure, of latency above all, says little. A run in which the subject
+    failed is left out.
+    """
+    subjects = [one for run in runs for one in run.subjects if one.name == name]
+    w = [stage for one in subjects if (stage := one.stage("W")) is not None]
+    peaks = [one.peak.per_core for one in subjects if one.peak is not None]
+    return (
+        _spread([stage.cpu_us for stage in w], "{:.1f}", "µs"),
+        _spread([one.kib_loaded for one in subjects], "{:.1f}", "KiB"),
+        _spread([stage.p99_ms for stage in w], "{:,.0f}", "ms"),
+        _spread(peaks, "{:,.0f}", "deliveries/s"),
+    )
+
+
+def _spread(values: Sequence[float | None], form: str, unit: str) -> str:
+    known = sorted(value for value in values if value is not None)
+    if not known:
+        return _NOTHING
+    middle, lowest, highest = map(form.format, (median(known), known[0], known[-1]))
+    return f"{middle} {unit}" + (f" ({lowest}–{highest})" if lowest != highest else "")
+
+
+def beside(runs: Sequence[BenchReport]) -> str:
+    """What else the machine did, as a sentence; nothing if no run has recorded it."""
+    loads = [run.provenance.load_average for run in runs]
+    others = [
+        stage.others_cores
+        for run in runs
+        for subject in run.subjects
+        if (stage := subject.stage("W")) is not None and stage.others_cores is not None
+    ]
+    if loads[0] is None or not others:
+        return ""
+    cores = runs[0].provenance.machine.cores
+    return (
+        f"The load average was {loads[0]:.2f} before the first run; other programs used "
+        f"{min(others):.2f} to {max(others):.2f} of the {cores} cores meanwhile."
+    )
+
+
 def render(report: BenchReport, console: Console) -> None:
     """Print the table and what is amiss."""
     table = Table(title=f"{report.connections:,} connections, {report.rate:g} events a second")
@@ -274,6 +329,17 @@ def render(report: BenchReport, console: Console) -> None:
     for subject in report.subjects:
         for sentence in amiss(subject):
             console.print(f"{subject.title}: {sentence}", style="red")
+
+
+def render_summary(runs: Sequence[BenchReport], console: Console) -> None:
+    """Print the medians of several runs with their spread, and what ran beside."""
+    table = Table(title=f"Median (lowest–highest) of {len(runs)} runs")
+    for column in ("", *SUMMARY_HEAD):
+        table.add_column(column, justify="right" if column else "left")
+    for subject in runs[0].subjects:
+        table.add_row(subject.title, *summary(runs, subject.name))
+    console.print(table)
+    console.print(beside(runs))
 
 
 def amiss(subject: SubjectReport) -> Iterator[str]:

@@ -13,7 +13,7 @@ that is late cannot hide it (no coordinated omission).
 
 from __future__ import annotations
 
-import datetime as dt
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -32,14 +32,22 @@ from trio_odin.lab.bench.report import (
     Storm,
     SubjectReport,
 )
-from trio_odin.lab.bench.subjects import Running, Subject, SubjectFailed, run_subject
+from trio_odin.lab.bench.subjects import (
+    OUR_SETTINGS,
+    Running,
+    Subject,
+    SubjectFailed,
+    process_of,
+    run_subject,
+)
 from trio_odin.lab.fleet.events import Event, payload_of
 from trio_odin.lab.fleet.fleets import Fleets, fleets
 from trio_odin.lab.fleet.latency import percentile_ms
 from trio_odin.lab.fleet.limits import FLEET_MAX, LoadImpossible
 from trio_odin.lab.fleet.plan import Collected, Connected, FleetPlan, shares
 from trio_odin.lab.fleet.workload import Workload
-from trio_odin.lab.machine import this_machine
+from trio_odin.lab.machine import busy_core_seconds
+from trio_odin.lab.provenance import Provenance, provenance
 from trio_odin.lab.publishing import publishing
 from trio_odin.net.nats_server import BrokerUnavailable, NatsServer, run_nats_server
 
@@ -52,6 +60,28 @@ _FULL = 0.95
 _STEPS_MAX = 8
 
 Progress = Callable[[str], None]
+
+
+async def run_benches(
+    plan: BenchPlan, count: int, progress: Progress, runs: list[BenchReport]
+) -> None:
+    """Carry out `plan` so many times, and add a report to `runs` at the start of each.
+
+    A run is every subject once, not one subject several times: what else the machine does comes and
+    goes, and is then likelier to meet all of them alike.
+
+    Raises and cancellation: as `run_bench`; the last report has the subjects that were finished.
+    """
+    for number in range(1, count + 1):
+        began = await trio.to_thread.run_sync(provenance, OUR_SETTINGS)
+        report = bench_report(plan, began)
+        runs.append(report)
+        prefix = f"run {number} of {count}, " if count > 1 else ""
+        await run_bench(plan, _prefixed(progress, prefix), report.subjects)
+
+
+def _prefixed(progress: Progress, prefix: str) -> Progress:
+    return lambda text: progress(prefix + text)
 
 
 async def run_bench(plan: BenchPlan, progress: Progress, reports: list[SubjectReport]) -> None:
@@ -71,21 +101,27 @@ async def run_bench(plan: BenchPlan, progress: Progress, reports: list[SubjectRe
         reports.append(report)
 
 
-def bench_report(plan: BenchPlan, reports: list[SubjectReport]) -> BenchReport:
-    """What was found, with what is needed to find it again."""
+def bench_report(plan: BenchPlan, began: Provenance) -> BenchReport:
+    """A report without any subject yet, with what is needed to find the same again."""
     return BenchReport(
-        date=dt.datetime.now(tz=dt.UTC).date().isoformat(),
-        machine=this_machine(),
+        provenance=began,
         connections=plan.connections,
         channels_per_connection=plan.channels_per_connection,
         tokens=plan.tokens,
         payload_bytes=plan.payload_bytes,
         rate=plan.rate,
         hold_seconds=plan.hold_seconds,
-        subjects=reports,
+        subjects=[],
         seed=plan.seed,
         versions=_versions(),
     )
+
+
+def _others_core_seconds() -> float:
+    """CPU that the machine has used, without this process and all that it has started."""
+    bench = process_of(os.getpid())
+    family = [process.cpu_times() for process in (bench, *bench.children(recursive=True))]
+    return busy_core_seconds() - sum(times.user + times.system for times in family)
 
 
 def _versions() -> dict[str, str]:
@@ -294,10 +330,12 @@ class _SubjectBench:
         self._progress(f"{name}: {rate:g} events a second for {seconds:g} s")
         await crowd.collect()
         started, before = time.monotonic(), self._running.cpu_seconds()
+        others_before = _others_core_seconds()
         received_before = (await crowd.progress()).received
         events, late_ms = await self._publish(rate, seconds)
         expected = sum(subscribers.get(event.channel, 0) for event in events)
         after, ended = await self._arrival(crowd, received_before + expected)
+        others_cores = (_others_core_seconds() - others_before) / (time.monotonic() - started)
         collected = await crowd.collect()
         stage = self._figures(
             _Taken(name, rate, ended - started, events, subscribers, collected),
@@ -306,6 +344,7 @@ class _SubjectBench:
         stage = attrs.evolve(
             stage,
             busiest_client_cores=crowd.busiest_cpu_seconds / (time.monotonic() - started),
+            others_cores=max(0.0, others_cores),  # the kernel counts in ticks of 10 ms
             published_late_ms=late_ms,
         )
         self.report.stages.append(stage)

@@ -29,7 +29,8 @@ _ADDRESS = re.compile(rb'(?:listening on |"addresses": \[")([\w.]+):(\d+)')
 _OUTPUT_KEPT_BYTES = 4096
 _PEERS = "trio_odin.lab.bench.peers"
 # In a storm its CPU is used up, and that is what is to be measured: nobody refused, nothing shed.
-_WITHOUT_GUARD = {
+OUR_SETTINGS = {
+    "WS_MAX_CONNECTIONS": "0",
     "WS_CPU_REJECT_THRESHOLD": "0",
     "WS_CPU_PAUSE_THRESHOLD": "0",
     "WS_LAG_REJECT_MS": "0",
@@ -129,7 +130,7 @@ def process_of(pid: int) -> psutil.Process:
 
 def _ours(workers: int, nats: NatsServer) -> list[str]:
     command = [sys.executable, "-m", "trio_odin", "serve", "--addr", "127.0.0.1:0"]
-    command += ["--nats", nats.url, "--max-connections", "0", "--log-format", "json"]
+    command += ["--nats", nats.url, "--log-format", "json"]
     return [*command, "--workers", str(workers)] if workers > 1 else command
 
 
@@ -146,7 +147,7 @@ def ours(workers: int) -> Subject:
         cores=workers,
         workers=workers,
         is_ours=True,
-        environment=_WITHOUT_GUARD,
+        environment=OUR_SETTINGS,
     )
 
 

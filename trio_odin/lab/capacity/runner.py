@@ -27,7 +27,6 @@ import attrs
 import msgspec
 import trio
 
-from trio_odin import __version__
 from trio_odin.core.errors import first_error
 from trio_odin.lab.capacity.components import components
 from trio_odin.lab.capacity.host import host_checks, watch_host
@@ -56,8 +55,8 @@ from trio_odin.lab.hosts.loopback import loopback_hosts
 from trio_odin.lab.hosts.namespaces import isolated_hosts
 from trio_odin.lab.load.criteria import Check, checks
 from trio_odin.lab.load.result import LoadResult
-from trio_odin.lab.machine import this_machine
 from trio_odin.lab.model.fit import predictions
+from trio_odin.lab.provenance import Provenance, provenance
 from trio_odin.lab.verdict import HostSample, LabResult, StageResult
 from trio_odin.net.nats_server import NatsServer, run_nats_server
 
@@ -162,6 +161,8 @@ async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope
 
 
 async def _run(plan: LabPlan, told: Told) -> LabResult:
+    # Before anything of the lab is a load on the machine.
+    began = await trio.to_thread.run_sync(provenance, SERVER_SETTINGS)
     async with AsyncExitStack() as stack:
         make_hosts = isolated_hosts if plan.is_isolated else loopback_hosts
         hosts = await stack.enter_async_context(make_hosts(plan.prefix))
@@ -170,7 +171,7 @@ async def _run(plan: LabPlan, told: Told) -> LabResult:
         nats = await stack.enter_async_context(_nats_server(hosts))
         publisher = await stack.enter_async_context(rig.publisher(nats.url))
         prometheus = await stack.enter_async_context(rig.prometheus())
-        lab = _Lab(plan, rig, _Backend(nats, publisher, prometheus), told, notes)
+        lab = _Lab(plan, rig, _Backend(nats, publisher, prometheus), told, notes, began)
         await lab.run()
         return lab.result()
 
@@ -207,7 +208,13 @@ class _Lab:
     """One run."""
 
     def __init__(
-        self, plan: LabPlan, rig: Rig, backend: _Backend, told: Told, notes: Sequence[str]
+        self,
+        plan: LabPlan,
+        rig: Rig,
+        backend: _Backend,
+        told: Told,
+        notes: Sequence[str],
+        began: Provenance,
     ) -> None:
         self._plan = plan
         self._rig = rig
@@ -218,7 +225,7 @@ class _Lab:
         self._note([*rig.hosts.isolation, *notes])
         self._limits: Mapping[str, str] = {}
         self._components = components(has_prometheus=backend.prometheus is not None)
-        self._date = dt.datetime.now(tz=dt.UTC).isoformat(timespec="seconds")
+        self._began = began
         self._started = time.monotonic()
 
     async def run(self) -> None:
@@ -235,9 +242,7 @@ class _Lab:
         """What was found so far."""
         found_numbers = {stage.number for stage in self._stages}
         found = LabResult(
-            date=self._date,
-            version=__version__,
-            machine=this_machine(),
+            provenance=self._began,
             isolation=self._notes,
             limits=self._limits,
             components=self._components,
