@@ -53,7 +53,8 @@ _FAILURE_MAX = 200
 def configuration() -> str:
     """docs/configuration.md."""
     rows = [
-        (f"`{v.name}`", f"`{v.default}`", "yes" if v.reloads else "", v.help) for v in variables()
+        (f"`{v.name}`", f"`{v.default}`", v.allowed, "yes" if v.reloads else "", v.help)
+        for v in variables()
     ]
     ignored = [(f"`{name}`", reason) for name, reason in IGNORED.items()]
     return "\n".join(
@@ -61,9 +62,10 @@ def configuration() -> str:
             "# Configuration",
             "",
             f"{_SOURCE} Every setting is an environment variable; an empty one counts as unset.",
-            "A bad value ends the program with a sentence and exit code 2.",
+            "A bad value ends the program with a sentence and exit code 2. The bounds are wide: a",
+            "number outside them is a slip of the pen.",
             "",
-            *_table(("variable", "default", "SIGHUP", "what it does"), rows),
+            *_table(("variable", "default", "allowed", "SIGHUP", "what it does"), rows),
             "",
             *_RELOADING,
             "Durations are numbers with a unit: `500ms`, `30s`, `1m`, `1h`; a bare number means",

@@ -42,48 +42,80 @@ class Examples(NamedTuple):
     bad: list[str]
 
 
-COUNT = Examples(
-    "a whole number, 0 or more",
-    {"0": 0, "1": 1, "25000": 25000, " 7 ": 7},
-    ["-1", "1.5", "many", "1e3", "0x10", "10k", "∞", "1 2"],
-)
-POSITIVE = Examples(
-    "a whole number, 1 or more",
-    {"1": 1, "25600": 25600},
-    ["0", "-1", "1.5", "many", "10MB"],
-)
-NUMBER = Examples(
-    "a number, 0 or more",
-    {"0": 0.0, "0.0": 0.0, "1.9": 1.9, "1000": 1000.0, "1e3": 1000.0},
-    ["-0.1", "nan", "inf", "-inf", "1,5", "fast"],
-)
+# What no number is, whatever the setting: of these, nothing may be taken for one.
+NO_NUMBERS = [
+    "-1", "-0", "-0.0", "+1", "1_000", "1,000", "1 2", "1e400", "1e99", "nan", "-nan", "inf",
+    "-inf", "Infinity", "0x10", "0b1", "١٢", "\uff11\uff12", "²", "½", "∞", "1e", "e5", ".", "1.",
+    ".5", "--1", "1-1", "many", "10k", "10MB", "1\0", "1\n2", "9" * 20, "9" * 400, "1" + "0" * 5000,
+    "\udcff",
+]  # fmt: skip
+
+
+def whole(minimum: int, maximum: int, *bad: str) -> Examples:
+    return Examples(
+        f"a whole number from {minimum:,} to {maximum:,}",
+        {str(minimum): minimum, f" 000{minimum} ": minimum, str(maximum): maximum},
+        [str(minimum - 1), str(maximum + 1), "1.5", "7.0", "1e3", *NO_NUMBERS, *bad],
+    )  # fmt: skip
+
+
+def number(least: float, maximum: int, unit: int = 1) -> Examples:
+    good = {"0": 0.0, "0.0": 0.0, f"{least:g}": least, "1.9": 1.9, "1e3": 1000.0,
+            f"{maximum}": float(maximum)}  # fmt: skip
+    return Examples(
+        f"0, or a number from {least:g} to {maximum:,}",
+        {text: value / unit for text, value in good.items()},
+        [f"{least / 2:f}", "0.0000001", f"{maximum}.1", "1e-3", "1,5", "50ms", *NO_NUMBERS],
+    )
+
+
 PERCENT = Examples(
     "a percentage from 0 to 100",
-    {"0": 0.0, "75": 75.0, "75.0": 75.0, "80%": 80.0, "100": 100.0},
-    ["-1", "100.1", "nan", "inf", "%", "high"],
-)
-MILLISECONDS = Examples(
-    "a number, 0 or more", {"0": 0.0, "50": 0.05, "2.5": 0.0025}, ["-1", "50ms", "inf", "nan"]
+    {"0": 0.0, "75": 75.0, "75.0": 75.0, "80%": 80.0, "100": 100.0, " 5% ": 5.0},
+    ["100.1", "%", "high", "1e3", "٪", "1%%", *NO_NUMBERS],
 )
 PATH = Examples("", {"keys.json": Path("keys.json"), "/etc/odin/keys": Path("/etc/odin/keys")}, [])
-DURATION = Examples(
-    "a duration above 0 such as 30s, 1m or 500ms",
-    {"30s": 30.0, "1m": 60.0, "500ms": 0.5, "2h": 7200.0, "1.5s": 1.5, "0.5m": 30.0, "15": 15.0,
-     " 15s ": 15.0},
-    ["0", "0s", "0.0ms", "-1s", "s", "30 s", "30S", "1d", "five", "1e3s", "nan", "inf"],
+TEXT = Examples(
+    "a text of printable characters in UTF-8",
+    {"https://id.example.com": "https://id.example.com", " odin ": "odin", "Größe": "Größe"},
+    ["a\x07b", "\udcff"],
 )  # fmt: skip
+NO_DURATIONS = [
+    "0", "0s", "0.0ms", "0.000001s", "0.9ms", "-1s", "s", "30 s", "30S", "1d", "1y", "five", "1e3s",
+    "1_000s", "\uff11\uff15s", "\uff11\uff15", "1m 30s", "1.s", ".5s", "1s1", "s1", "1h-1s",
+    "9999999999s", "1e400h",
+]  # fmt: skip
+
+
+def duration(*bad: str, least: str = "1ms", most: str = "24h") -> Examples:
+    return Examples(
+        f"a duration from {least} to {most}, such as 30s or 1m30s",
+        {"30s": 30.0, "1m": 60.0, "500ms": 0.5, "2h": 7200.0, "1.5s": 1.5, "0.5m": 30.0, "15": 15.0,
+         " 15s ": 15.0, "1m30s": 90.0, "24h": 86400.0},
+        [*NO_DURATIONS, *(text for text in NO_NUMBERS if text not in {"1e", ".5"}), *bad],
+    )  # fmt: skip
+
+
+DURATION = duration("24h1ms", "8760h", "999999999h")
+RATE = number(0.001, 100_000_000)
 
 EXAMPLES = {
     "WS_ADDR": Examples(
         "an address like :3002, 127.0.0.1:3002 or [::1]:3002",
         {":3002": Address("", 3002), "127.0.0.1:0": Address("127.0.0.1", 0),
-         "[::1]:80": Address("::1", 80)},
-        ["3002", "localhost", ":65536", "::1:3002", ":http"],
+         "[::1]:80": Address("::1", 80), "[fe80::1%eth0]:80": Address("fe80::1%eth0", 80),
+         "my_host-1.example.com:1": Address("my_host-1.example.com", 1),
+         "bücher.example:1": Address("bücher.example", 1)},
+        ["3002", "localhost", ":65536", "::1:3002", ":http", ":\uff13\uff10",
+         ":-0", ":1_0", ":999999",
+         "a..b:1", f"{'x' * 64}:1", f"{'x.' * 130}x:1", "a b:1", "a\tb:1", "a/b:1",
+         "\udcff:1", "\x07:1", "[]:1", "[a]:1", "[::1:1", "::1]:1", "[1.2.3.4]:1", "*:1",
+         "é" * 60 + ":1"],
     ),
     "WS_ADMIN_ADDR": Examples(
         "an address like :3002, 127.0.0.1:3002 or [::1]:3002",
         {":9102": Address("", 9102), "127.0.0.1:0": Address("127.0.0.1", 0)},
-        ["9102", "localhost", ":65536"],
+        ["9102", "localhost", ":65536", "a..b:1", ":9_1"],
     ),
     "WS_RELOAD_FILE": PATH,
     "NATS_URL": Examples(
@@ -115,20 +147,20 @@ EXAMPLES = {
     "WS_WORKERS": Examples(
         "a whole number from 1 to 64, or auto",
         {"1": 1, " 2 ": 2, "64": 64},
-        ["0", "65", "-1", "1.5", "automatic", "all"],
+        ["0", "65", "1.5", "automatic", "all", *NO_NUMBERS],
     ),
-    "WS_MAX_CONNECTIONS": COUNT,
-    "WS_CPU_LIMIT": NUMBER,
-    "WS_MEMORY_LIMIT": COUNT,
-    "WS_MAX_GOROUTINES": COUNT,
+    "WS_MAX_CONNECTIONS": whole(0, 10_000_000),
+    "WS_CPU_LIMIT": number(0.01, 4096),
+    "WS_MEMORY_LIMIT": whole(0, 2**50),
+    "WS_MAX_GOROUTINES": whole(0, 100_000_000),
     "WS_CPU_REJECT_THRESHOLD": PERCENT,
     "WS_CPU_PAUSE_THRESHOLD": PERCENT,
     "WS_MEMORY_REJECT_THRESHOLD": PERCENT,
     "WS_MEMORY_PAUSE_THRESHOLD": PERCENT,
-    "WS_LAG_REJECT_MS": MILLISECONDS,
-    "WS_ACCEPT_RATE": NUMBER,
-    "WS_MAX_HALF_OPEN": POSITIVE,
-    "WS_MAX_CONNECTIONS_PER_IP": COUNT,
+    "WS_LAG_REJECT_MS": number(0.001, 3_600_000, unit=1000),
+    "WS_ACCEPT_RATE": number(0.001, 1_000_000),
+    "WS_MAX_HALF_OPEN": whole(1, 1_000_000),
+    "WS_MAX_CONNECTIONS_PER_IP": whole(0, 10_000_000),
     "WS_TRUSTED_PROXIES": Examples(
         "addresses and networks such as 10.0.0.0/8, separated by commas",
         {"10.0.0.0/8, ::1": (ip_network("10.0.0.0/8"), ip_network("::1")),
@@ -136,12 +168,20 @@ EXAMPLES = {
         ["10.0.0.1/8", "proxy", "10.0.0.0/33", "10.0.0.0/8 ::1"],
     ),
     "WS_ALLOWED_ORIGINS": Examples(
-        "origins such as https://example.com, separated by commas",
-        {"https://example.com, http://localhost:3000": ("https://example.com",
+        "origins such as https://example.com, capacitor://localhost or null, separated by commas",
+        {"capacitor://localhost, ionic://localhost, null": ("capacitor://localhost",
+         "ionic://localhost", "null"), "tauri://localhost": ("tauri://localhost",),
+         "chrome-extension://aapbdbdomjkkjkaonfhkkikfgjllcleb":
+         ("chrome-extension://aapbdbdomjkkjkaonfhkkikfgjllcleb",),
+         "safari-web-extension://0A1B2C3D-0000-4000-8000-ABCDEF012345,app://.,file://":
+         ("safari-web-extension://0A1B2C3D-0000-4000-8000-ABCDEF012345", "app://.", "file://"),
+         "https://example.com, http://localhost:3000": ("https://example.com",
          "http://localhost:3000"), "https://[::1]:8443": ("https://[::1]:8443",),
          "https://a:80, http://a:443": ("https://a:80", "http://a:443")},
-        ["example.com", "https://example.com/", "https://*.example.com", "null", "*",
-         "https://Example.com", "https://example.com:", "https://example.com:443",
+        ["example.com", "https://example.com/", "https://*.example.com", "*", "Null", "NULL",
+         "https://Example.com", "wss://example.com", "ws://example.com", "capacitor://localhost/",
+         "Capacitor://localhost", "capacitor:localhost", "tauri://*", "file:///", "https://",
+         "https://example.com:\uff18\uff10", "app:// localhost", "https://example.com:", "https://example.com:443",
          "http://[::1]:80"],
     ),
     "WS_JWT_KEYS": PATH,
@@ -150,35 +190,41 @@ EXAMPLES = {
         {"HS256": ("HS256",), "es256, rs256": ("ES256", "RS256")},
         ["none", "HS512", "HS256 RS256", ","],
     ),
-    "WS_JWT_ISSUER": Examples("", {"https://id.example.com": "https://id.example.com"}, []),
-    "WS_JWT_AUDIENCE": Examples("", {"odin": "odin", " odin ": "odin"}, []),
-    "WS_MAX_NATS_RATE": NUMBER,
-    "WS_MAX_BROADCAST_RATE": NUMBER,
-    "WS_WORKER_QUEUE_SIZE": POSITIVE,
-    "WS_OUTBOX_CAPACITY": POSITIVE,
-    "WS_OUTBOX_BYTES": POSITIVE,
-    "WS_TOTAL_OUTBOX_BYTES": COUNT,
+    "WS_JWT_ISSUER": TEXT,
+    "WS_JWT_AUDIENCE": TEXT,
+    "WS_MAX_NATS_RATE": RATE,
+    "WS_MAX_BROADCAST_RATE": RATE,
+    "WS_WORKER_QUEUE_SIZE": whole(1, 10_000_000),
+    "WS_OUTBOX_CAPACITY": whole(1, 1_000_000),
+    "WS_OUTBOX_BYTES": whole(1, 2**40),
+    "WS_TOTAL_OUTBOX_BYTES": whole(0, 2**50),
     "WS_SLOW_POLICY": Examples(
         "evict, conflate or drop",
         {"evict": "evict", "Conflate": "conflate", " drop ": "drop"},
         ["kick", "0", "conflation"],
     ),
-    "WS_MAX_FLUSH_DELAY_MS": MILLISECONDS,
-    "WS_REPLAY_CAPACITY": COUNT,
-    "WS_MAX_MESSAGE_BYTES": POSITIVE,
-    "WS_MAX_FRAGMENTS": POSITIVE,
-    "WS_MAX_CHANNELS": POSITIVE,
-    "WS_COMMAND_BURST": POSITIVE,
-    "WS_COMMAND_RATE": NUMBER,
+    "WS_MAX_FLUSH_DELAY_MS": number(0.001, 60_000, unit=1000),
+    "WS_REPLAY_CAPACITY": whole(0, 1_000_000, "1" + "0" * 20),
+    "WS_MAX_MESSAGE_BYTES": whole(1, 64 * 2**20),
+    "WS_MAX_FRAGMENTS": whole(1, 1_000_000),
+    "WS_MAX_CHANNELS": whole(1, 1_000_000),
+    "WS_COMMAND_BURST": whole(1, 1_000_000),
+    "WS_COMMAND_RATE": number(0.001, 1_000_000),
+    "WS_MAX_HEAD_BYTES": whole(1024, 2**20, "8KiB"),
+    "WS_MAX_HEADERS": whole(8, 1000),
     "WS_HANDSHAKE_TIMEOUT": DURATION,
     "WS_WRITE_DEADLINE": DURATION,
     "WS_PING_INTERVAL": DURATION,
     "WS_KEEPALIVE_TIMEOUT": DURATION,
     "WS_DRAIN_SECONDS": DURATION,
-    "JS_STREAM_NAME": Examples("", {"ODIN_TOKENS": "ODIN_TOKENS", "other": "other"}, []),
-    "JS_STREAM_MAX_AGE": DURATION,
-    "JS_STREAM_MAX_MSGS": POSITIVE,
-    "JS_STREAM_MAX_BYTES": POSITIVE,
+    "JS_STREAM_NAME": Examples(
+        "a name of at most 255 characters, without spaces, . * > / and \\",
+        {"ODIN_TOKENS": "ODIN_TOKENS", "other": "other", "x" * 255: "x" * 255},
+        ["a b", "a.b", "a*", ">", "a/b", "a\\b", "x" * 256, "a\x07", "\udcff", "a\nb"],
+    ),
+    "JS_STREAM_MAX_AGE": duration("50ms", "87600h1ms", least="100ms", most="87600h"),
+    "JS_STREAM_MAX_MSGS": whole(1, 10**12),
+    "JS_STREAM_MAX_BYTES": whole(1, 2**50),
     "METRICS_INTERVAL": DURATION,
     "LOG_LEVEL": Examples(
         "debug, info, warning or error",
@@ -226,6 +272,7 @@ def test_the_complaint_about_a_bad_value_names_variable_value_and_what_is_allowe
     with pytest.raises(SettingError) as caught:
         read_settings({name: text})
     assert str(caught.value).startswith(f"{name}={text!r}: allowed is {allowed}")
+    assert str(caught.value).isprintable(), "one line, whatever was in it"
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -392,7 +439,7 @@ def test_limits_origins_and_keys_can_change() -> None:
         "WS_LAG_REJECT_MS", "WS_ACCEPT_RATE", "WS_MAX_HALF_OPEN", "WS_MAX_NATS_RATE",
         "WS_MAX_BROADCAST_RATE", "WS_MAX_CHANNELS", "WS_COMMAND_BURST", "WS_COMMAND_RATE",
         "WS_ALLOWED_ORIGINS", "WS_JWT_KEYS", "WS_JWT_ALGORITHMS", "WS_JWT_ISSUER",
-        "WS_JWT_AUDIENCE", "LOG_LEVEL",
+        "WS_JWT_AUDIENCE", "WS_MAX_HEAD_BYTES", "WS_MAX_HEADERS", "LOG_LEVEL",
     } == names  # fmt: skip
 
 

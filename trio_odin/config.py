@@ -24,8 +24,10 @@ from trio_odin.core.assignments import parse_assignments
 _OWN_PREFIXES = ("WS_", "JS_")
 _RELOAD_FILE = "WS_RELOAD_FILE"
 
-# In the metadata of a setting: whether it can change while the server runs.
-_RELOADS = "reloads"
+_MEBIBYTE, _TEBIBYTE, _PEBIBYTE = 2**20, 2**40, 2**50
+
+# In the metadata of a setting: whether it can change while the server runs, and what it may be.
+_RELOADS, _ALLOWED = "reloads", "allowed"
 
 # Known to the server this one replaces, without a meaning in this design.
 IGNORED = {
@@ -65,6 +67,7 @@ def _setting(
 
     field = environ.var(default=default, converter=converter, name=name, help=help)
     field.metadata[_RELOADS] = reloads
+    field.metadata[_ALLOWED] = getattr(convert, "allowed", "")
     return field
 
 
@@ -101,7 +104,7 @@ class Settings:
     nats_mode: str = _setting(
         "NATS_MODE",
         "auto",
-        values.choice("auto", "jetstream", "core"),
+        values.Choice(("auto", "jetstream", "core")),
         help="JetStream ordered consumer, core subscription, or the best that is there.",
     )
     is_filtering: bool = _setting(
@@ -120,23 +123,26 @@ class Settings:
     max_connections: int = _setting(
         "WS_MAX_CONNECTIONS",
         "10000",
-        values.count,
+        values.Whole(0, 10_000_000),
         help="Connections at once; further ones get a 503.",
         reloads=True,
     )
     cpu_limit_cores: float = _setting(
         "WS_CPU_LIMIT",
         "0",
-        values.number,
+        values.Number(4096, least=0.01),
         help="Cores this server may use; 0: those of its container.",
     )
     memory_limit_bytes: int = _setting(
-        "WS_MEMORY_LIMIT", "0", values.count, help="Memory this server may use; 0: its container's."
+        "WS_MEMORY_LIMIT",
+        "0",
+        values.Whole(0, _PEBIBYTE),
+        help="Memory this server may use; 0: its container's.",
     )
     max_tasks: int = _setting(
         "WS_MAX_GOROUTINES",
         "0",
-        values.count,
+        values.Whole(0, 100_000_000),
         help="Tasks (3 a connection) beyond which health degrades.",
     )
     cpu_reject_percent: float = _setting(
@@ -170,28 +176,28 @@ class Settings:
     lag_reject_seconds: float = _setting(
         "WS_LAG_REJECT_MS",
         "1000",
-        values.milliseconds,
+        values.Number(3_600_000, unit=1000),
         help="Lateness of the scheduler from which new connections get a 503; 0: none.",
         reloads=True,
     )
     accepts_per_second: float = _setting(
         "WS_ACCEPT_RATE",
         "2000",
-        values.number,
+        values.Number(1_000_000),
         help="Connections a second that a process takes from the kernel's queue; 0: all.",
         reloads=True,
     )
     max_half_open: int = _setting(
         "WS_MAX_HALF_OPEN",
         "1000",
-        values.positive,
+        values.Whole(1, 1_000_000),
         help="Connections to a process without a request; beyond that the oldest one is ended.",
         reloads=True,
     )
     max_connections_per_address: int = _setting(
         "WS_MAX_CONNECTIONS_PER_IP",
         "0",
-        values.count,
+        values.Whole(0, 10_000_000),
         help="Connections of one client address to a process; further ones get a 429; 0: any.",
         reloads=True,
     )
@@ -225,28 +231,28 @@ class Settings:
     jwt_issuer: str = _setting(
         "WS_JWT_ISSUER",
         "",
-        str.strip,
+        values.printable,
         help="Issuer that a token has to name; empty: any.",
         reloads=True,
     )
     jwt_audience: str = _setting(
         "WS_JWT_AUDIENCE",
         "",
-        str.strip,
+        values.printable,
         help="Audience that a token has to name; empty: any.",
         reloads=True,
     )
     max_nats_rate: float = _setting(
         "WS_MAX_NATS_RATE",
         "0",
-        values.number,
+        values.Number(100_000_000),
         help="Messages a second taken from NATS; more are shed.",
         reloads=True,
     )
     max_broadcast_rate: float = _setting(
         "WS_MAX_BROADCAST_RATE",
         "0",
-        values.number,
+        values.Number(100_000_000),
         help="Fan-outs a second; more are shed.",
         reloads=True,
     )
@@ -254,95 +260,118 @@ class Settings:
     feed_capacity: int = _setting(
         "WS_WORKER_QUEUE_SIZE",
         "8192",
-        values.positive,
+        values.Whole(1, 10_000_000),
         help="Messages from NATS that may wait for their fan-out; more are shed.",
     )
     outbox_capacity: int = _setting(
         "WS_OUTBOX_CAPACITY",
         "512",
-        values.positive,
+        values.Whole(1, 1_000_000),
         help="Envelopes that may wait for one connection.",
     )
     outbox_bytes: int = _setting(
         "WS_OUTBOX_BYTES",
         "1048576",
-        values.positive,
+        values.Whole(1, _TEBIBYTE),
         help="Bytes that may wait for one connection.",
     )
     total_outbox_bytes: int = _setting(
         "WS_TOTAL_OUTBOX_BYTES",
         "0",
-        values.count,
+        values.Whole(0, _PEBIBYTE),
         help="Bytes that may wait for all connections; 0: a quarter of the memory.",
     )
     slow_policy: str = _setting(
         "WS_SLOW_POLICY",
         "evict",
-        values.choice("evict", "conflate", "drop"),
+        values.Choice(("evict", "conflate", "drop")),
         help="A client too slow is closed, gets the newest of each channel, or misses events.",
     )
     max_flush_delay_seconds: float = _setting(
         "WS_MAX_FLUSH_DELAY_MS",
         "50",
-        values.milliseconds,
+        values.Number(60_000, unit=1000),
         help="Under load, writes may wait this long to be joined with later ones; 0: not at all.",
     )
     replay_capacity: int = _setting(
-        "WS_REPLAY_CAPACITY", "100", values.count, help="Envelopes of a connection kept for replay."
+        "WS_REPLAY_CAPACITY",
+        "100",
+        values.Whole(0, 1_000_000),
+        help="Envelopes of a connection kept for replay.",
     )
     max_message_bytes: int = _setting(
-        "WS_MAX_MESSAGE_BYTES", "16384", values.positive, help="Longest message a client may send."
+        "WS_MAX_MESSAGE_BYTES",
+        "16384",
+        values.Whole(1, 64 * _MEBIBYTE),
+        help="Longest message a client may send.",
     )
     max_fragments: int = _setting(
-        "WS_MAX_FRAGMENTS", "64", values.positive, help="Frames that one message may come in."
+        "WS_MAX_FRAGMENTS",
+        "64",
+        values.Whole(1, 1_000_000),
+        help="Frames that one message may come in.",
     )
     max_channels: int = _setting(
         "WS_MAX_CHANNELS",
         "256",
-        values.positive,
+        values.Whole(1, 1_000_000),
         help="Channels one connection may subscribe to.",
         reloads=True,
     )
     command_burst: int = _setting(
         "WS_COMMAND_BURST",
         "100",
-        values.positive,
+        values.Whole(1, 1_000_000),
         help="Messages a client may send at once.",
         reloads=True,
     )
     commands_per_second: float = _setting(
         "WS_COMMAND_RATE",
         "10",
-        values.number,
+        values.Number(1_000_000),
         help="Messages a second a client may send in the long run.",
         reloads=True,
     )
 
+    max_head_bytes: int = _setting(
+        "WS_MAX_HEAD_BYTES",
+        "16384",
+        values.Whole(1024, _MEBIBYTE),
+        help="Longest head of a request, cookies and token included; a longer one gets a 431.",
+        reloads=True,
+    )
+    max_headers: int = _setting(
+        "WS_MAX_HEADERS",
+        "64",
+        values.Whole(8, 1000),
+        help="Header lines of a request; one with more gets a 431.",
+        reloads=True,
+    )
     handshake_seconds: float = _setting(
         "WS_HANDSHAKE_TIMEOUT",
         "5s",
-        values.duration,
+        values.Duration(),
         help="From accept to the end of the handshake.",
     )
     write_deadline_seconds: float = _setting(
         "WS_WRITE_DEADLINE",
         "5s",
-        values.duration,
+        values.Duration(),
         help="A write without progress ends the connection.",
     )
     ping_interval_seconds: float = _setting(
-        "WS_PING_INTERVAL", "27s", values.duration, help="Time between pings to one connection."
+        "WS_PING_INTERVAL", "27s", values.Duration(), help="Time between pings to one connection."
     )
     keepalive_seconds: float = _setting(
         "WS_KEEPALIVE_TIMEOUT",
         "60s",
-        values.duration,
+        values.Duration(),
         help="Silence after which a connection is ended, at the next ping.",
     )
     drain_seconds: float = _setting(
         "WS_DRAIN_SECONDS",
         "30s",
-        values.duration,
+        values.Duration(),
         help="At shutdown, time for all clients to leave.",
     )
 
@@ -353,23 +382,26 @@ class Settings:
         help="JetStream stream, made if there is none.",
     )
     stream_max_age_seconds: float = _setting(
-        "JS_STREAM_MAX_AGE", "30s", values.duration, help="Age limit of a stream that is made."
+        "JS_STREAM_MAX_AGE",
+        "30s",
+        values.Duration("87600h", minimum="100ms"),
+        help="Age limit of a stream that is made.",
     )
     stream_max_messages: int = _setting(
         "JS_STREAM_MAX_MSGS",
         "100000",
-        values.positive,
+        values.Whole(1, 10**12),
         help="Message limit of a stream that is made.",
     )
     stream_max_bytes: int = _setting(
         "JS_STREAM_MAX_BYTES",
         "52428800",
-        values.positive,
+        values.Whole(1, _PEBIBYTE),
         help="Size limit of a stream that is made.",
     )
 
     summary_seconds: float = _setting(
-        "METRICS_INTERVAL", "15s", values.duration, help="Time between summary lines in the log."
+        "METRICS_INTERVAL", "15s", values.Duration(), help="Time between summary lines in the log."
     )
     log_level: str = _setting(
         "LOG_LEVEL",
@@ -379,16 +411,17 @@ class Settings:
         reloads=True,
     )
     log_format: str = _setting(
-        "LOG_FORMAT", "json", values.choice("json", "text", "pretty"), help="How log lines look."
+        "LOG_FORMAT", "json", values.Choice(("json", "text", "pretty")), help="How log lines look."
     )
 
 
 @attrs.frozen
 class Variable:
-    """One variable as the documentation shows it."""
+    """One variable as the documentation shows it; `allowed` is empty where its help says it."""
 
     name: str
     default: str
+    allowed: str
     help: str
     reloads: bool
 
@@ -396,7 +429,13 @@ class Variable:
 def variables() -> list[Variable]:
     """All variables of `Settings`, in order."""
     return [
-        Variable(entry.name, entry.default, entry.help, field.metadata[_RELOADS])
+        Variable(
+            name=entry.name,
+            default=entry.default,
+            allowed=field.metadata[_ALLOWED],
+            help=entry.help,
+            reloads=field.metadata[_RELOADS],
+        )
         for field, entry in _entries()
     ]
 

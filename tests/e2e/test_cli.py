@@ -20,6 +20,7 @@ from tests.e2e.conftest import ending_of, receive
 from tests.e2e.nats import free_port, nats_client, running_nats
 from tests.waiting import wait_until
 from trio_odin.cli import main
+from trio_odin.cli.common import run as run_under_trio
 
 pytestmark = pytest.mark.e2e
 
@@ -69,6 +70,13 @@ def test_a_taken_port_is_one_sentence_and_exit_code_2(command: list[str], tmp_pa
     [
         (["serve"], {"WS_MAX_CONNECTIONS": "many"}, "WS_MAX_CONNECTIONS='many'"),
         (["serve", "--addr", "nowhere"], {}, "WS_ADDR='nowhere'"),
+        (["serve", "--addr", "a..b:1"], {}, "--addr: WS_ADDR='a..b:1': allowed is an address"),
+        (["serve", "--addr", f"{'x' * 64}:1"], {}, ":1': allowed is an address"),
+        (["serve", "--addr", "no-such-host.invalid:1"], {}, "cannot listen on no-such-host."),
+        (["serve"], {"WS_ADMIN_ADDR": "nö-such-host.invalid:1"}, "cannot listen on nö-such-host"),
+        (["serve", "--workers", "2"], {"WS_PING_INTERVAL": "8760h"}, "WS_PING_INTERVAL='8760h'"),
+        (["serve"], {"WS_REPLAY_CAPACITY": "1" + "0" * 20}, "from 0 to 1,000,000"),
+        (["serve"], {"WS_WORKERS": "1_0"}, "from 1 to 64, or auto"),
         (["up", "--addr", "1:2:3"], {}, "WS_ADDR='1:2:3'"),
         (["publish", "--addr", "x"], {}, "--addr 'x'"),
         (["publish", "--rate", "0"], {}, "'--rate'"),
@@ -83,6 +91,37 @@ def test_bad_input_is_a_sentence_with_the_value_and_exit_code_2(
     assert ended.returncode == 2
     assert sentence in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (MemoryError(), "trio-odin: out of memory: "),
+        (RuntimeError("can't start new thread"), "trio-odin: no further thread: "),
+    ],
+)
+def test_what_the_machine_does_not_give_is_a_sentence_and_exit_code_1(
+    error: Exception, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def serve() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_under_trio(serve)
+    assert caught.value.code == 1
+    assert capsys.readouterr().err.startswith(sentence)
+
+
+def test_a_fault_of_ours_is_not_hidden() -> None:
+    async def serve() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            raise RuntimeError("a fault")
+
+    with pytest.raises(ExceptionGroup):
+        run_under_trio(serve)
 
 
 def test_help_teaches() -> None:

@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from trio_odin.net.http import Request, Response, serve_request
+from trio_odin.net.http import Request, Response, receive_head, response_bytes, serve_request
 
 
 async def echo(request: Request) -> Response:
@@ -64,6 +64,42 @@ async def test_what_is_wrong_with_a_request_becomes_a_status(
 ) -> None:
     answer = await answer_to(nursery, request_bytes)
     assert int(answer.split(b" ")[1]) == status
+
+
+@pytest.mark.parametrize(
+    ("received", "sentence"),
+    [
+        (bytes.fromhex("16030100a5010000a10303") + bytes(160), b"This port speaks plain HTTP"),
+        (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\n\r\n", b"The PROXY protocol"),
+        (b"PROXY UNKNOWN\r\n", b"The PROXY protocol is not spoken here"),
+        (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12), b"The PROXY protocol"),
+        (b"\xff\xfe", b"Not HTTP"),
+        (b'{"type":"subscribe"}\n', b"Not HTTP"),
+    ],
+)
+async def test_another_protocol_is_told_so_at_once(
+    received: bytes, sentence: bytes, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    client, server = trio.testing.memory_stream_pair()
+    started = trio.current_time()
+
+    async def serve() -> None:
+        head = await receive_head(server, max_bytes=16_384)
+        await serve_request(server, echo, received=head)
+
+    nursery.start_soon(serve)
+    await client.send_all(received)  # and nothing more: it waits for an answer
+    answer = bytes(await client.receive_some())
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.partition(b"\r\n\r\n")[2].startswith(sentence)
+    assert trio.current_time() == started
+
+
+async def test_a_204_has_no_content_and_no_length() -> None:
+    head = response_bytes(Response(204, headers=[("Allow", "GET")]))
+    assert head.startswith(b"HTTP/1.1 204 No Content\r\n")
+    assert head.endswith(b"\r\n\r\n")
+    assert b"Content-" not in head
 
 
 async def test_http_1_0_is_served(nursery: trio.Nursery) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 
 import attrs
@@ -43,6 +44,24 @@ async def test_every_connection_is_pinged_once_an_interval(
     times = pinged.outlet.pinged_at
     assert len(times) == 4
     assert {round(b - a, 6) for a, b in pairwise(times)} == {27}
+
+
+async def test_an_interval_of_a_day_costs_no_more_memory_than_one_of_minutes(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    tracemalloc.start()
+    try:
+        wheel: PingWheel[FakeConnection] = PingWheel(
+            interval_seconds=86_400, deadline_seconds=10**6
+        )
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    nursery.start_soon(wheel.run)
+    pinged = connection()
+    wheel.add(pinged)
+    await trio.sleep(86_400 * 2 + 0.5)
+    assert len(pinged.outlet.pinged_at) == 2
 
 
 async def test_connections_that_came_at_once_are_not_pinged_at_once(

@@ -73,6 +73,20 @@ async def test_the_admin_address_has_three_pages_and_nothing_else(
     assert (await pages.respond_to_admin(Request(method, path))).status == status
 
 
+@pytest.mark.parametrize("path", ["/", "*", "/health", "/ready", "/metrics", "/ws"])
+async def test_options_says_what_may_be_asked_and_that_any_page_may_ask(
+    path: str, pages: Pages
+) -> None:
+    answer = await pages.respond(Request("OPTIONS", path))
+    assert answer.status == 204
+    assert answer.body == b""
+    assert dict(answer.headers) == {
+        "Allow": "GET, HEAD, OPTIONS",
+        "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS",
+        "Access-Control-Allow-Headers": "*",
+    }
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [

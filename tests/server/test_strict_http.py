@@ -11,12 +11,14 @@ import trio
 import trio.testing
 
 from tests.server.rig import UPGRADE, Rig, receive_all
+from trio_odin.config import read_settings
 from trio_odin.core import handshake
 from trio_odin.core.handshake import Upgrade
-from trio_odin.net.http import HEAD_MAX_BYTES, receive_head
+from trio_odin.net.http import receive_head
 from trio_odin.server.pages import Pages
 
 HEADERS = UPGRADE[:-2]
+HEAD_MAX_BYTES = 16 * 1024  # by default
 
 
 async def open_socket(nursery: trio.Nursery, rig: Rig) -> trio.SocketStream:
@@ -50,7 +52,7 @@ REFUSED = {
         431,
     ),
     "no end": (HEADERS + b"X: " + b"y" * 300_000, 431),
-    "a long target": (UPGRADE.replace(b"/ws", b"/ws?" + b"x" * 9000), 431),
+    "a long target": (UPGRADE.replace(b"/ws", b"/ws?" + b"x" * 17_000), 431),
     "HTTP/1.0": (UPGRADE.replace(b"HTTP/1.1", b"HTTP/1.0"), 426),
     "HTTP/1.0 without a host": (b"GET /ws HTTP/1.0\r\nUpgrade: websocket\r\n\r\n", 426),
     "HTTP/2.0": (UPGRADE.replace(b"HTTP/1.1", b"HTTP/2.0"), 505),
@@ -144,6 +146,22 @@ async def test_a_head_that_is_dribbled_is_refused_once_it_is_too_long(
     assert rig.ledger.traffic.rejected == {"bad_request": 1}
 
 
+async def test_how_long_a_head_may_be_is_a_setting_and_can_change(nursery: trio.Nursery) -> None:
+    """A token of 4,096 bytes and a cookie of 4,096 are a head of more than 8 KiB."""
+    long = HEADERS + b"Authorization: Bearer " + b"x" * 4096 + b"\r\nCookie: " + b"y" * 4096
+    many = HEADERS + b"\r\n".join(b"X-%d: y" % n for n in range(59))  # 64 in all
+    rig = Rig(nursery)
+    for request in (long, many):
+        answer = await answer_to(nursery, rig, request + b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 101 ")
+    rig.listener.reload(read_settings({"WS_MAX_HEAD_BYTES": "8192", "WS_MAX_HEADERS": "63"}))
+    page = long.replace(b"/ws", b"/health").replace(b"Upgrade: websocket\r\n", b"")
+    for request in (long, many, page):
+        answer = await answer_to(nursery, rig, request + b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 431 ")
+        assert b"8192" in answer
+
+
 async def test_who_still_sends_its_head_gets_the_refusal_and_not_a_reset(
     nursery: trio.Nursery,
 ) -> None:
@@ -217,7 +235,7 @@ class Dribble:
 
 async def test_a_head_is_received_up_to_its_limit_and_no_further() -> None:
     dribble = Dribble()
-    head = await receive_head(dribble)  # type: ignore[arg-type]
+    head = await receive_head(dribble, max_bytes=HEAD_MAX_BYTES)  # type: ignore[arg-type]
     assert len(head) == dribble.receives == HEAD_MAX_BYTES + 1
 
 

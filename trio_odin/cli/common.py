@@ -142,21 +142,39 @@ def raise_limit_of_files(settings: Settings, workers: int = 1) -> None:
 def run(function: Callable[[], Any], *mistakes: type[Exception]) -> Any:
     """Run under trio; a person's mistake becomes a sentence and exit code 2.
 
+    A machine that gives no memory or no thread is a sentence too, and exit code 1: that may be
+    otherwise the next time.
+
     Args:
         function: asynchronous; a Ctrl-C that it does not take itself ends it.
         mistakes: whose text is that sentence, beside an address that is taken.
     """
     result = "interrupted"
-    complaint = ""
+    complaint = shortage = ""
     expected: tuple[type[Exception], ...] = (AddressUnavailable, *mistakes)
     try:
         with suppress(KeyboardInterrupt):
             result = trio.run(function, strict_exception_groups=True)
     except* expected as group:
         complaint = str(first_error(group))  # an exit from in here would be one of a group
+    except* (MemoryError, RuntimeError) as group:
+        shortage = _shortage(first_error(group))
+        if not shortage:
+            raise
     if complaint:
         fail(complaint)
+    if shortage:
+        fail(shortage, exit_code=1)
     return result
+
+
+def _shortage(error: BaseException) -> str:
+    """What the machine did not give, in a sentence; empty if `error` is about something else."""
+    if isinstance(error, MemoryError):
+        return "out of memory: raise the limit of the container, or of ulimit -v"
+    if "start new thread" in str(error):
+        return "no further thread: raise the limits of memory (ulimit -v) or processes (ulimit -u)"
+    return ""
 
 
 _PACKAGES = {"hdrh": "hdrhistogram"}
@@ -176,7 +194,7 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def fail(sentence: str) -> NoReturn:
-    """End the process with exit code 2, for a reason that a person can do something about."""
+def fail(sentence: str, exit_code: int = 2) -> NoReturn:
+    """End the process with `exit_code`, for a reason that a person can do something about."""
     click.echo(f"trio-odin: {sentence}", err=True)
-    sys.exit(2)
+    sys.exit(exit_code)

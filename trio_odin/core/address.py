@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 _PORT_MAX = 65535
+# RFC 1123, 2.1, with the underscore that resolvers take; RFC 4291, 2.2, with a zone of RFC 4007.
+_LABEL = r"[A-Za-z0-9_-]{1,63}"
+_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*\.?")
+_IPV6 = re.compile(r"(?=[^:]*:)[0-9A-Fa-f:.]+(%[A-Za-z0-9._~-]+)?")
 
 
 class Address(NamedTuple):
@@ -26,9 +31,11 @@ class Address(NamedTuple):
         host, colon, port = text.strip().rpartition(":")
         is_port = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= _PORT_MAX
         is_bracketed = host.startswith("[") and host.endswith("]")
-        if not (colon and is_port) or (":" in host and not is_bracketed):
+        host = host[1:-1] if is_bracketed else host
+        is_host = _IPV6.fullmatch(host) if is_bracketed else not host or _is_name(host)
+        if not (colon and is_port and is_host):
             raise ValueError("an address like :3002, 127.0.0.1:3002 or [::1]:3002")
-        return cls(host[1:-1] if is_bracketed else host, int(port))
+        return cls(host, int(port))
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -38,3 +45,12 @@ class Address(NamedTuple):
         """`host:port` that a client on this machine can use."""
         is_any = self.host in {"", "0.0.0.0", "::"}  # noqa: S104 - compared, not bound
         return str(self._replace(host="127.0.0.1" if is_any else self.host))
+
+
+def _is_name(host: str) -> bool:
+    """Whether `host` can be looked up: what is not ASCII takes a form that is (RFC 3490)."""
+    try:
+        name = host if host.isascii() else host.encode("idna").decode("ascii")
+    except UnicodeError:
+        return False
+    return _NAME.fullmatch(name) is not None

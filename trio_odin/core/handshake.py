@@ -93,11 +93,16 @@ def parse(head: bytes) -> Upgrade | Refusal:
     start = request.end()
     if _HEADERS.fullmatch(head, start) is None:
         return Refusal(400, "A header line of the request is malformed")
-    lines: dict[bytes, list[bytes]] = {}
+    headers: dict[bytes, bytes] = {}
+    repeated: dict[bytes, list[bytes]] = {}
     for name, value in _EACH_HEADER.findall(head, start):
-        lines.setdefault(name.lower(), []).append(value.strip(b" \t"))
+        lower, value = name.lower(), value.strip(b" \t")
+        if lower in headers:
+            repeated.setdefault(lower, [headers[lower]]).append(value)
+        else:
+            headers[lower] = value
     # RFC 9110, 5.3: repeated lines are one list.
-    headers = {name: b", ".join(values) for name, values in lines.items()}
+    headers.update((name, b", ".join(values)) for name, values in repeated.items())
     return _problem(headers, request["host"]) or Upgrade(headers, request["query"] or b"")
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
+
+import attrs
 
 from trio_odin.core.address import Address
 
@@ -21,30 +23,105 @@ class Unacceptable(Exception):
     """A converter's no; the message says what is allowed."""
 
 
-def integer(text: str, minimum: int) -> int:
-    """A whole number, `minimum` or more."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = minimum - 1
-    if value < minimum:
-        raise Unacceptable(f"a whole number, {minimum} or more")
-    return value
+@attrs.frozen
+class Whole:
+    """Converts to a whole number from `minimum` to `maximum`, written in ASCII digits."""
+
+    minimum: int
+    maximum: int
+
+    @property
+    def allowed(self) -> str:
+        """What is allowed, for a complaint and for the documentation."""
+        return f"a whole number from {self.minimum:,} to {self.maximum:,}"
+
+    def __call__(self, text: str) -> int:
+        """Convert `text`."""
+        text = text.strip()
+        if not _DIGITS.fullmatch(text) or not self.minimum <= int(text) <= self.maximum:
+            raise Unacceptable(self.allowed)
+        return int(text)
 
 
-def count(text: str) -> int:
-    """A whole number, 0 or more."""
-    return integer(text, 0)
+@attrs.frozen
+class Number:
+    """Converts to a number up to `maximum`, with a fraction, or to 0, which mostly means no limit.
+
+    What is above 0 and below `least` is taken for a slip of the pen. The result is divided by
+    `unit`: 1000 for milliseconds that become seconds.
+    """
+
+    maximum: float
+    least: float = 0.001
+    unit: float = 1.0
+
+    @property
+    def allowed(self) -> str:
+        """What is allowed, for a complaint and for the documentation."""
+        return f"0, or a number from {self.least:g} to {self.maximum:,.0f}"
+
+    def __call__(self, text: str) -> float:
+        """Convert `text`."""
+        text = text.strip()
+        value = float(text) if _NUMBER.fullmatch(text) else -1.0
+        if value and not self.least <= value <= self.maximum:
+            raise Unacceptable(self.allowed)
+        return value / self.unit
 
 
-def positive(text: str) -> int:
-    """A whole number, 1 or more."""
-    return integer(text, 1)
+@attrs.frozen
+class Duration:
+    """Converts Go's notation to seconds: `30s`, `1m30s`, `500ms`. A bare number means seconds."""
+
+    maximum: str = "24h"
+    minimum: str = "1ms"
+
+    @property
+    def allowed(self) -> str:
+        """What is allowed, for a complaint and for the documentation."""
+        return f"a duration from {self.minimum} to {self.maximum}, such as 30s or 1m30s"
+
+    def __call__(self, text: str) -> float:
+        """Convert `text`."""
+        seconds = _seconds(text.strip())
+        if not _seconds(self.minimum) <= seconds <= _seconds(self.maximum):
+            raise Unacceptable(self.allowed)
+        return seconds
 
 
-def milliseconds(text: str) -> float:
-    """Zero or more milliseconds, given as seconds."""
-    return number(text) / 1000
+@attrs.frozen
+class Choice:
+    """Converts to one of `words`, written in upper or lower case."""
+
+    words: tuple[str, ...]
+
+    @property
+    def allowed(self) -> str:
+        """What is allowed, for a complaint and for the documentation."""
+        return " or ".join([", ".join(self.words[:-1]), self.words[-1]])
+
+    def __call__(self, text: str) -> str:
+        """Convert `text`."""
+        word = text.strip().lower()
+        if word not in self.words:
+            raise Unacceptable(self.allowed)
+        return word
+
+
+_DIGITS = re.compile(r"[0-9]{1,19}")
+_NUMBER = re.compile(r"[0-9]{1,19}(\.[0-9]{1,19})?(e\+?[0-9]{1,3})?", re.IGNORECASE)
+_DURATION_PART = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m|h)")
+_SECONDS_PER_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _seconds(text: str) -> float:
+    """What a duration means; not a number if `text` is none."""
+    if _NUMBER.fullmatch(text):
+        text = f"{text}s"
+    parts = _DURATION_PART.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        return math.nan
+    return sum(float(number) * _SECONDS_PER_UNIT[unit] for number, unit in parts)
 
 
 def workers(text: str) -> int:
@@ -52,49 +129,25 @@ def workers(text: str) -> int:
     if text.strip().lower() == "auto":
         return min(len(os.sched_getaffinity(0)), _WORKERS_MAX)
     try:
-        value = positive(text)
-    except Unacceptable:
-        value = _WORKERS_MAX + 1
-    if value > _WORKERS_MAX:
-        raise Unacceptable(f"a whole number from 1 to {_WORKERS_MAX}, or auto")
-    return value
-
-
-def number(text: str) -> float:
-    """A finite number, 0 or more."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise Unacceptable("a number, 0 or more")
-    return value
+        return Whole(1, _WORKERS_MAX)(text)
+    except Unacceptable as error:
+        raise Unacceptable(f"{error}, or auto") from None
 
 
 def percent(text: str) -> float:
     """A percentage from 0 to 100, with or without its sign."""
     try:
-        value = number(text.removesuffix("%"))
+        return Number(100, least=0.0)(text.strip().removesuffix("%"))
     except Unacceptable:
-        value = 101.0
-    if value > 100:
-        raise Unacceptable("a percentage from 0 to 100")
-    return value
+        raise Unacceptable("a percentage from 0 to 100") from None
 
 
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)")
-_SECONDS_PER_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def duration(text: str) -> float:
-    """Seconds, of Go's notation: `30s`, `1m30s`, `500ms`. A bare number means seconds."""
+def printable(text: str) -> str:
+    """A text without control characters, and without bytes that are not UTF-8."""
     text = text.strip()
-    parts = _DURATION.findall(text if text[-1:].isalpha() else f"{text}s")
-    seconds = sum(float(number) * _SECONDS_PER_UNIT[unit] for number, unit in parts)
-    is_whole = "".join(number + unit for number, unit in parts) in {text, f"{text}s"}
-    if not is_whole or not seconds:
-        raise Unacceptable("a duration above 0 such as 30s, 1m or 500ms")
-    return seconds
+    if not text.isprintable():
+        raise Unacceptable("a text of printable characters in UTF-8")
+    return text
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -113,10 +166,18 @@ def networks(text: str) -> tuple[Network, ...]:
 
 
 def origins(text: str) -> tuple[str, ...]:
-    """Origins as browsers send them (RFC 6454, 6.2): scheme and host in lower case, port if odd."""
+    """Origins as clients send them (RFC 6454, 6.2), which are compared letter by letter.
+
+    Those of pages: scheme and host in lower case, the port if it is not the scheme's own. Those of
+    apps and extensions: whatever their web view sends. `null` is what pages send that have none,
+    such as files and sandboxed frames of any site.
+    """
     origins = words(text)
     if not all(_ORIGIN.fullmatch(origin) for origin in origins):
-        raise Unacceptable("origins such as https://example.com, separated by commas")
+        raise Unacceptable(
+            "origins such as https://example.com, capacitor://localhost or null, "
+            "separated by commas"
+        )
     return origins
 
 
@@ -141,39 +202,36 @@ def algorithms(text: str) -> tuple[str, ...]:
     return names
 
 
-def choice(*allowed: str) -> Callable[[str], str]:
-    """A converter that takes one of `allowed`, in upper or lower case."""
-
-    def convert(text: str) -> str:
-        value = text.strip().lower()
-        if value not in allowed:
-            raise Unacceptable(" or ".join([", ".join(allowed[:-1]), allowed[-1]]))
-        return value
-
-    return convert
+_BOOLEAN = Choice(("true", "false", "1", "0", "yes", "no"))
+_LEVEL = Choice(("debug", "info", "warning", "error"))
 
 
 def boolean(text: str) -> bool:
     """A claim, as people write it."""
-    return choice("true", "false", "1", "0", "yes", "no")(text) in {"true", "1", "yes"}
+    return _BOOLEAN(text) in {"true", "1", "yes"}
 
 
 def level(text: str) -> str:
     """A level; `warn` is how the replaced server spelt it."""
     word = "warning" if text.strip().lower() == "warn" else text
-    return choice("debug", "info", "warning", "error")(word)
+    return _LEVEL(word)
 
 
 def stream_name(text: str) -> str:
-    """NATS ADR-6: no white space, and nothing that means something in a subject or a path."""
-    if not re.fullmatch(r"[^\s.*>/\\]+", text):
-        raise Unacceptable("a name without spaces, . * > / and \\")
+    """NATS ADR-6: nothing that means something in a subject or a path; the server's own limit."""
+    if not _STREAM_NAME.fullmatch(text) or not text.isprintable():
+        raise Unacceptable("a name of at most 255 characters, without spaces, . * > / and \\")
     return text
 
 
-# RFC 6454, 6.2, without user names, paths and the default port's being written out.
+_STREAM_NAME = re.compile(r"[^\s.*>/\\]{1,255}")
+
+# RFC 6454, 6.2, without user names, paths and the default port's being written out. The host of
+# another scheme is opaque, and may be absent (file://).
 _ORIGIN = re.compile(
-    r"(?!https://.*:443$|http://.*:80$)https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:\d{1,5})?"
+    r"(?!https://.*:443$|http://.*:80$)https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?"
+    r"|(?!(?:https?|wss?)://)[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]*(:[0-9]{1,5})?"
+    r"|null"
 )
 
 _NATS_URL = re.compile(

@@ -7,10 +7,11 @@ people with a browser; none of them gains from keep-alive.
 
 from __future__ import annotations
 
+import string
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from http import HTTPStatus
-from typing import TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import attrs
@@ -18,18 +19,38 @@ import h11
 import msgspec
 import trio
 
-HEAD_MAX_BYTES = 8 * 1024
-HEADERS_MAX = 64
 BODY_MAX_BYTES = 64 * 1024
 _RECEIVE_BYTES = 4 * 1024
+_LINES_BESIDE = 2  # the request line, and the empty one at the end
 _VERSIONS = {b"1.0", b"1.1"}
 _UNAVAILABLE = HTTPStatus.SERVICE_UNAVAILABLE
 END_OF_HEAD = b"\r\n\r\n"
+# What else comes to a port: a ClientHello, and the two versions of what HAProxy calls send-proxy.
+_TLS_HANDSHAKE = b"\x16\x03"
+_PROXY_PROTOCOL = (b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n")
+# RFC 9112, 2.2 and 3.1: empty lines, then a method, which is a token.
+_FIRST_BYTES = frozenset(b"\r\n!#$%&'*+-.^_`|~" + string.ascii_letters.encode() + b"0123456789")
 # How long, and how much, to go on reading after an error so that the answer is not lost to a reset.
 _LINGER_SECONDS = 1.0
 _LINGER_BYTES = 1024 * 1024
 
 Headers: TypeAlias = Sequence[tuple[str, str]]
+
+
+class HeadLimits(NamedTuple):
+    """How long the head of a request may be, and of how many header lines; else 431."""
+
+    max_bytes: int = 16 * 1024
+    max_headers: int = 64
+
+    def refusal(self, head: bytes) -> str | None:
+        """Why `head` is too large, if it is; before anything is made of it."""
+        if len(head) > self.max_bytes or head.count(b"\r\n") > self.max_headers + _LINES_BESIDE:
+            return f"At most {self.max_headers} headers in {self.max_bytes} bytes"
+        return None
+
+
+HEAD_LIMITS: Final = HeadLimits()
 
 
 @attrs.frozen
@@ -73,11 +94,27 @@ class _BadRequest(Exception):
         self.response = Response.text(status, text)
 
 
-async def receive_head(stream: trio.abc.ReceiveStream, received_already: bytes = b"") -> bytes:
-    """Receive until a request head is complete, too long, or the peer has ended.
+def foreign_protocol(received: bytes | bytearray) -> str | None:
+    """What `received` is instead of HTTP, in a sentence; None if it may become a request."""
+    if received.startswith(_TLS_HANDSHAKE):
+        return "This port speaks plain HTTP; TLS belongs to the proxy in front"
+    if received.startswith(_PROXY_PROTOCOL):
+        return (
+            "The PROXY protocol is not spoken here: switch it off in the load balancer "
+            "(client addresses come from X-Forwarded-For, see WS_TRUSTED_PROXIES)"
+        )
+    if received and received[0] not in _FIRST_BYTES:
+        return "Not HTTP"
+    return None
+
+
+async def receive_head(
+    stream: trio.abc.ReceiveStream, received_already: bytes = b"", *, max_bytes: int
+) -> bytes:
+    """Receive until a request head is complete, too long, no HTTP, or the peer has ended.
 
     Returns:
-        What was received, at most a little over `HEAD_MAX_BYTES`: the head, perhaps with bytes
+        What was received, at most a little over `max_bytes`: the head, perhaps with bytes
         behind it, or a part of a head where the peer ended or sent too much. Empty if it sent
         nothing.
 
@@ -85,7 +122,9 @@ async def receive_head(stream: trio.abc.ReceiveStream, received_already: bytes =
     """
     received = bytearray(received_already)
     searched = 0
-    while received.find(END_OF_HEAD, searched) < 0 and len(received) <= HEAD_MAX_BYTES:
+    while received.find(END_OF_HEAD, searched) < 0 and len(received) <= max_bytes:
+        if foreign_protocol(received) is not None:
+            break  # it would wait for an answer of ours, and we for the end of a head
         # So that a head which comes byte by byte is not searched anew for each of them.
         searched = max(0, len(received) + 1 - len(END_OF_HEAD))
         chunk = await stream.receive_some(_RECEIVE_BYTES)
@@ -100,6 +139,7 @@ async def serve_request(
     respond: Respond,
     *,
     received: bytes = b"",
+    limits: HeadLimits = HEAD_LIMITS,
     deadline_seconds: float = 10,
 ) -> int | None:
     """Answer the one request on `stream`, then close it.
@@ -112,14 +152,14 @@ async def serve_request(
 
     Cancellation closes the stream at once.
     """
-    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_MAX_BYTES)
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.max_bytes)
     if received:  # to h11, nothing means the end of the stream
         connection.receive_data(received)
     method = "GET"
     async with stream:
         try:
             with trio.fail_after(deadline_seconds):
-                request = await _receive_request(connection, stream)
+                request = await _receive_request(connection, stream, limits)
                 if request is None:
                     return None
                 method = request.method
@@ -148,21 +188,21 @@ async def send_last(
                 await linger(stream)
 
 
-async def _receive_request(connection: h11.Connection, stream: trio.abc.Stream) -> Request | None:
-    if len(connection.trailing_data[0]) > HEAD_MAX_BYTES:
-        raise _BadRequest(431, f"Head longer than {HEAD_MAX_BYTES} bytes")
+async def _receive_request(
+    connection: h11.Connection, stream: trio.abc.Stream, limits: HeadLimits
+) -> Request | None:
+    if len(connection.trailing_data[0]) > limits.max_bytes:
+        raise _BadRequest(431, f"Head longer than {limits.max_bytes} bytes")
     head: h11.Request | None = None
     body = bytearray()
     while True:
+        if head is None and (text := foreign_protocol(connection.trailing_data[0])):
+            raise _BadRequest(400, text)
         event = connection.next_event()
         if event is h11.NEED_DATA:
             connection.receive_data(bytes(await stream.receive_some(_RECEIVE_BYTES)))
         elif isinstance(event, h11.Request):
-            head = event
-            if len(list(head.headers)) > HEADERS_MAX:
-                raise _BadRequest(431, f"More than {HEADERS_MAX} headers")
-            if head.http_version not in _VERSIONS:
-                raise _BadRequest(505, "This version of HTTP is not spoken here")
+            head = _checked(event, limits)
         elif isinstance(event, h11.Data):
             body += event.data
             if len(body) > BODY_MAX_BYTES:
@@ -176,6 +216,14 @@ async def _receive_request(connection: h11.Connection, stream: trio.abc.Stream) 
             )
         else:  # the peer closed without a request
             return None
+
+
+def _checked(head: h11.Request, limits: HeadLimits) -> h11.Request:
+    if len(list(head.headers)) > limits.max_headers:
+        raise _BadRequest(431, f"More than {limits.max_headers} headers")
+    if head.http_version not in _VERSIONS:
+        raise _BadRequest(505, "This version of HTTP is not spoken here")
+    return head
 
 
 def _path_of(target: bytes) -> str:
@@ -196,10 +244,14 @@ async def send_response(
 def response_bytes(response: Response, *, method: str = "GET") -> bytes:
     """`response` on the wire, with the head of a connection that ends after it."""
     status = HTTPStatus(response.status)
-    lines = [
-        f"HTTP/1.1 {status.value} {status.phrase}",
+    content = [
         f"Content-Type: {response.content_type}",
         f"Content-Length: {len(response.body)}",
+    ]
+    lines = [
+        f"HTTP/1.1 {status.value} {status.phrase}",
+        # RFC 9110, 8.6: a 204 has no content, and does not say how long it is.
+        *(content if status is not HTTPStatus.NO_CONTENT else []),
         "Access-Control-Allow-Origin: *",
         "Connection: close",
         *(f"{name}: {value}" for name, value in response.headers),

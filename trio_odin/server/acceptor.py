@@ -14,7 +14,7 @@ import trio
 from trio_odin.core.admission import Rejection
 from trio_odin.core.ledger import Traffic
 from trio_odin.core.pacing import AcceptPace
-from trio_odin.net.http import HEAD_MAX_BYTES, Response, response_bytes
+from trio_odin.net.http import HEAD_LIMITS, Response, response_bytes
 
 _log = structlog.get_logger("listener")
 
@@ -148,6 +148,6 @@ class _Spare:
         with accepted, suppress(OSError):
             accepted.setblocking(False)
             with suppress(BlockingIOError):  # what is left unread would undo the answer
-                accepted.recv(HEAD_MAX_BYTES)
+                accepted.recv(HEAD_LIMITS.max_bytes)
             accepted.send(self._answer)
             accepted.shutdown(socket.SHUT_WR)

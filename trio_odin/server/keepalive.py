@@ -12,6 +12,8 @@ from trio_odin.core.closing import CloseReason
 
 # Many small steps: the pongs of one are read in one go, and may not hold up a fan-out for long.
 _SPOKES_PER_SECOND = 4.0
+# At an interval of hours that many are small enough.
+_SPOKES_MAX = 2_000
 
 
 class _Outlet(Protocol):
@@ -55,7 +57,7 @@ class PingWheel(Generic[P]):
         deadline_seconds: float,
         objection: Callable[[P], CloseReason | None] = _no_objection,
     ) -> None:
-        spokes = max(1, round(interval_seconds * _SPOKES_PER_SECOND))
+        spokes = min(max(1, round(interval_seconds * _SPOKES_PER_SECOND)), _SPOKES_MAX)
         self._spokes: list[dict[P, None]] = [{} for _ in range(spokes)]
         self._pause_seconds = interval_seconds / spokes
         self._deadline_seconds = deadline_seconds

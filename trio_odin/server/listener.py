@@ -21,8 +21,7 @@ from trio_odin.core.grants import Grant
 from trio_odin.core.handshake import Refusal, Upgrade
 from trio_odin.net.http import (
     END_OF_HEAD,
-    HEAD_MAX_BYTES,
-    HEADERS_MAX,
+    HeadLimits,
     Respond,
     Response,
     receive_head,
@@ -41,6 +40,9 @@ _log = structlog.get_logger("listener")
 # Files that no client of a WebSocket gets: NATS has to come back, and a page has to be answered.
 _FILES_KEPT = 16
 _FILES_KEPT_SHARE = 1 / 8  # of a low limit
+
+# What is read at once of a request, so that most are whole then.
+_FIRST_READ_BYTES = 16 * 1024
 
 _REFUSALS = {400, 405, 413, 426, 431, 501, 505}
 
@@ -80,6 +82,7 @@ class Listener:
         self._permits = permits
         self._respond = respond
         self._settings = settings
+        self._limits = HeadLimits(settings.max_head_bytes, settings.max_headers)
         self._traffic = hub.ledger.traffic
         self._acceptor = Acceptor(self._traffic, per_second=settings.accepts_per_second)
         self._half_open = HalfOpen(settings.max_half_open, self._traffic)
@@ -92,6 +95,7 @@ class Listener:
     def reload(self, settings: Settings) -> None:
         """Serve whoever comes from now on by `settings`."""
         self._settings = settings
+        self._limits = HeadLimits(settings.max_head_bytes, settings.max_headers)
         self._acceptor.set_rate(settings.accepts_per_second)
         self._half_open.most = settings.max_half_open
 
@@ -112,7 +116,9 @@ class Listener:
             elif not handshake.is_websocket_request(head):
                 status = None  # it stays so if the page is ended for the sake of others
                 with self._half_open.one(math.inf):  # it has deadlines of its own
-                    status = await serve_request(stream, self._respond, received=head)
+                    status = await serve_request(
+                        stream, self._respond, received=head, limits=self._limits
+                    )
                 self._count_refusal(status)
             else:
                 answer = self._answer(head, stream)
@@ -132,7 +138,9 @@ class Listener:
             return received
         with self._half_open.one(self._settings.handshake_seconds) as scope:
             try:
-                return await receive_head(stream, received) or None
+                return (
+                    await receive_head(stream, received, max_bytes=self._limits.max_bytes) or None
+                )
             except trio.BrokenResourceError:
                 return None
         if trio.current_time() < scope.deadline:  # ended for the sake of others
@@ -146,7 +154,7 @@ class Listener:
 
         The costly check, of a token's signature, is the last one.
         """
-        malformed = _malformed(head)
+        malformed = _malformed(head, self._limits)
         rejection = self._rejection(stream)
         if rejection is not None and malformed is None:
             return self._rejected(rejection)
@@ -231,14 +239,14 @@ def _already_there(stream: trio.abc.Stream) -> bytes:
     """What can be read without waiting: mostly the whole head."""
     if isinstance(stream, trio.SocketStream):
         with suppress(OSError):  # nothing there, or gone: `receive_head` will see
-            return os.read(stream.socket.fileno(), HEAD_MAX_BYTES)
+            return os.read(stream.socket.fileno(), _FIRST_READ_BYTES)
     return b""
 
 
-def _malformed(head: bytes) -> Refusal | None:
+def _malformed(head: bytes, limits: HeadLimits) -> Refusal | None:
     """What is wrong with the size of a head, before anything is made of it."""
-    if len(head) > HEAD_MAX_BYTES or head.count(b"\r\n") > HEADERS_MAX:
-        return Refusal(431, f"At most {HEADERS_MAX} headers in {HEAD_MAX_BYTES} bytes")
+    if (text := limits.refusal(head)) is not None:
+        return Refusal(431, text)
     if not head.endswith(END_OF_HEAD) or head.count(END_OF_HEAD) > 1:
         return Refusal(400, "Bytes behind the request: wait for the upgrade first")
     return None

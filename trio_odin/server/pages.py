@@ -26,7 +26,17 @@ You get exactly the events of your channels, numbered by "seq": a gap means a lo
 _METRICS_LINE = "\n    /metrics  for Prometheus"
 
 _NOT_FOUND = Response.text(404, "Not found; see / for what there is")
-_ALLOWED_METHODS = {"GET", "HEAD"}
+_READING = {"GET", "HEAD"}
+_ALLOWED = "GET, HEAD, OPTIONS"
+# RFC 9110, 9.3.7, which health checks of load balancers ask for, and a browser's preflight (Fetch).
+_OPTIONS = Response(
+    204,
+    headers=[
+        ("Allow", _ALLOWED),
+        ("Access-Control-Allow-Methods", _ALLOWED),
+        ("Access-Control-Allow-Headers", "*"),
+    ],
+)
 
 
 class Pages:
@@ -44,11 +54,11 @@ class Pages:
     async def respond(self, request: Request) -> Response:
         """The answer to a request of the public. Waits for `gather` at most."""
         match request.path:
-            case "/" if request.method in _ALLOWED_METHODS:
+            case "/" if request.method in _READING:
                 return Response.text(200, _WELCOME + _METRICS_LINE * self._has_metrics)
             case "/metrics" if not self._has_metrics:
                 return _NOT_FOUND
-            case "/ws" if request.method in _ALLOWED_METHODS:
+            case "/ws" if request.method in _READING:
                 return Response.text(
                     426,
                     "This is a WebSocket endpoint; see / on how to use it",
@@ -59,9 +69,10 @@ class Pages:
 
     async def respond_to_admin(self, request: Request) -> Response:
         """The answer at WS_ADMIN_ADDR. Waits for `gather` at most."""
-        if request.method not in _ALLOWED_METHODS:
-            allow = ", ".join(sorted(_ALLOWED_METHODS))
-            return Response.text(405, f"Use {allow}", headers=[("Allow", allow)])
+        if request.method == "OPTIONS":
+            return _OPTIONS
+        if request.method not in _READING:
+            return Response.text(405, f"Use {_ALLOWED}", headers=[("Allow", _ALLOWED)])
         match request.path:
             case "/health":
                 return _json(health(await self._gather()))
