@@ -299,6 +299,12 @@ class Settings:
         values.Whole(0, 1_000_000),
         help="Envelopes of a connection kept for replay.",
     )
+    total_replay_bytes: int = _setting(
+        "WS_REPLAY_BYTES",
+        "0",
+        values.count,
+        help="Bytes of events kept for replay, of all connections; 0: an eighth of the memory.",
+    )
     max_message_bytes: int = _setting(
         "WS_MAX_MESSAGE_BYTES",
         "16384",

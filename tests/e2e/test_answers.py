@@ -90,3 +90,29 @@ async def test_what_hostile_clients_ask_for_again_costs_the_others_nothing(
         assert len(seqs) < KEPT
         await client.stream.aclose()
     await wait_until(lambda: server.connections == 0)
+
+
+async def test_what_is_kept_for_clients_that_have_read_everything_is_bounded(
+    start_server: StartServer, nats_url: str
+) -> None:
+    limit = 20 * PAYLOAD_BYTES
+    server = await start_server(NATS_URL=nats_url, WS_REPLAY_BYTES=str(limit))
+    await wait_for_nats(server)
+    clients = [await connected_client(server) for _ in range(2)]
+    async with trio.open_nursery() as nursery:
+        for client in clients:
+            await client.until_reply(SUBSCRIBE)
+            nursery.start_soon(read_all, client)
+        await publish_large(server, nats_url)
+    snapshot = server.snapshot()
+    assert limit - PAYLOAD_BYTES < snapshot.replay_bytes <= snapshot.replay_bytes_limit == limit
+    for client in clients:
+        await client.say('{"type":"replay","data":{"from":95,"to":100}}')
+        await client.say('{"type":"replay","data":{"from":60,"to":85}}')
+        *messages, last = await client.until("replay_incomplete")
+        seqs = [message["seq"] for message in messages]
+        assert seqs == [*range(95, 101), *range(82, 86)]
+        assert (last["sent"], last["total"]) == (4, 26)
+    for client in clients:
+        await client.stream.aclose()
+    await wait_until(lambda: server.connections == 0)

@@ -84,18 +84,20 @@ async def test_workers_that_cannot_start_are_tried_again_until_the_drain(
 @pytest.mark.parametrize(
     ("given", "share"),
     [
-        ({"WS_TOTAL_OUTBOX_BYTES": "8000"}, 2000),
-        ({"WS_MEMORY_LIMIT": "1600000"}, 100_000),
-        ({"WS_TOTAL_OUTBOX_BYTES": "2"}, 1),  # 0 would be a quarter of the memory
+        ({"WS_TOTAL_OUTBOX_BYTES": "8000", "WS_REPLAY_BYTES": "4000"}, (2000, 1000)),
+        ({"WS_MEMORY_LIMIT": "1600000"}, (100_000, 50_000)),
+        # 0 would be a quarter, or an eighth, of the memory
+        ({"WS_TOTAL_OUTBOX_BYTES": "2", "WS_REPLAY_BYTES": "2"}, (1, 1)),
     ],
 )
-def test_the_bytes_that_may_wait_are_those_of_all_workers_together(
-    given: dict[str, str], share: int
+def test_the_bytes_that_may_wait_or_be_kept_are_those_of_all_workers_together(
+    given: dict[str, str], share: tuple[int, int]
 ) -> None:
     environment = {"WS_WORKERS": "4", **given}
     settings = read_settings(environment)
     of_worker = environment_of_worker(settings, environment, Address("127.0.0.1", 5000), None)
-    assert read_settings(of_worker).total_outbox_bytes == share
+    settings = read_settings(of_worker)
+    assert (settings.total_outbox_bytes, settings.total_replay_bytes) == share
 
 
 @pytest.mark.parametrize(("admin", "given_admin"), [(None, ""), (Address("", 5001), ":5001")])

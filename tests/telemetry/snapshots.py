@@ -32,6 +32,8 @@ def snapshot(**changes: Any) -> Snapshot:
         feed_capacity=8192,
         outbox_bytes=0,
         outbox_bytes_limit=256 * 1024 * 1024,
+        replay_bytes=0,
+        replay_bytes_limit=128 * 1024 * 1024,
         tasks=10,
         max_tasks=0,
         cpu_percent=0.0,

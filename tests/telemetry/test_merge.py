@@ -93,18 +93,18 @@ def test_figures_of_two_workers_in_numbers() -> None:
                    subscription_counts=[1, 2, 2], feed_capacity=10, cpu_seconds=1.0,
                    loop_busy_percent=80.0, lag_seconds=0.1, paused_percent=10, half_open=3,
                    outbox_bytes_limit=7, nats_reconnects=1, uptime_seconds=9.0,
-                   log_lines_dropped=1)  # fmt: skip
+                   log_lines_dropped=1, replay_bytes_limit=6)  # fmt: skip
     two = snapshot(connections=1, channels=5, cpu_percent=60.0, memory_bytes=150, tasks=5,
                    subscription_counts=[3], feed_capacity=10, cpu_seconds=2.5,
                    loop_busy_percent=70.0, lag_seconds=0.2, paused_percent=30, half_open=4,
                    group_memory_bytes=900, outbox_bytes_limit=7, nats_reconnects=0,
-                   uptime_seconds=2.0, log_lines_dropped=2)  # fmt: skip
+                   uptime_seconds=2.0, log_lines_dropped=2, replay_bytes_limit=6)  # fmt: skip
     whole = merged(one, two, past=Past(nats_reconnects=5, cpu_seconds=10.0, log_lines_dropped=3))
     assert (whole.connections, whole.channels, whole.tasks) == (4, 5, 12)
     assert (whole.cpu_percent, whole.memory_bytes, whole.feed_capacity) == (40.0, 250, 20)
     assert (whole.loop_busy_percent, whole.lag_seconds, whole.paused_percent) == (80.0, 0.2, 30)
     assert (whole.half_open, whole.group_memory_bytes, whole.used_memory_bytes) == (7, 900, 900)
-    assert whole.outbox_bytes_limit == 14
+    assert (whole.outbox_bytes_limit, whole.replay_bytes_limit) == (14, 12)
     assert whole.subscription_counts == [1, 2, 2, 3]
     assert (whole.nats_reconnects, whole.cpu_seconds, whole.uptime_seconds) == (6, 13.5, 9.0)
     assert whole.log_lines_dropped == 6

@@ -43,10 +43,41 @@ class InvalidPayload(Exception):
     """The payload is not JSON in UTF-8, so no browser could read the envelope."""
 
 
-class Publication:
-    """One event of one channel. Immutable; shared by every outbox and replay history it is in."""
+class Kept:
+    """What replay histories hold of a publication, all of them the same one.
 
-    __slots__ = ("_tail", "channel")
+    It can be let go of wherever it is held, and outboxes do not notice: see `ReplayBudget`.
+    """
+
+    __slots__ = ("__weakref__", "_channel", "_tail")
+
+    def __init__(self, channel: str, tail: bytes) -> None:
+        self._channel = channel
+        self._tail: bytes | None = tail
+
+    @property
+    def size(self) -> int:
+        """How many bytes it holds."""
+        return len(self._tail or b"")
+
+    def let_go(self) -> None:
+        """Hold nothing from now on."""
+        self._tail = None
+
+    def publication(self) -> Publication | None:
+        """The publication again, which shares its bytes; None if they were let go."""
+        return None if self._tail is None else Publication._of(self._channel, self._tail, self)  # noqa: SLF001
+
+
+class Publication:
+    """One event of one channel. Immutable; shared by every outbox it is in.
+
+    Attributes:
+        channel: whose event it is.
+        kept: what to hold of it for replay.
+    """
+
+    __slots__ = ("_tail", "channel", "kept")
 
     def __init__(self, channel: str, payload: bytes, *, offset: int | None, unix_ms: int) -> None:
         """Build the shared bytes.
@@ -65,6 +96,13 @@ class Publication:
             msgspec.json.encode(channel),
             offset_key,
         )
+        self.kept = Kept(channel, self._tail)
+
+    @classmethod
+    def _of(cls, channel: str, tail: bytes, kept: Kept) -> Publication:
+        self = cls.__new__(cls)
+        self.channel, self._tail, self.kept = channel, tail, kept
+        return self
 
     def frame(self, seq: int) -> bytes:
         """The whole WebSocket frame of this publication as envelope number `seq`."""

@@ -23,7 +23,7 @@ from trio_odin.core.commands import (
 )
 from trio_odin.core.frame import text_frame
 from trio_odin.core.grants import Grant
-from trio_odin.core.history import History
+from trio_odin.core.history import History, ReplayBudget
 from trio_odin.core.ledger import Traffic
 from trio_odin.core.names import CHANNEL_RULE, is_channel
 from trio_odin.core.ratelimit import TokenBucket
@@ -44,6 +44,7 @@ class SessionLimits:
     """What one client may do. `commands_per_second` 0 is no limit.
 
     `can_resume`: not where it gets every event from its first moment on, as they would come twice.
+    `replay_budget` is that of all clients together.
     """
 
     replay_capacity: int = 100
@@ -51,6 +52,7 @@ class SessionLimits:
     command_burst: int = 100
     commands_per_second: float = 10.0
     can_resume: bool = True
+    replay_budget: ReplayBudget = attrs.field(factory=ReplayBudget)
 
 
 class Session(Generic[S]):
@@ -177,6 +179,7 @@ class Session(Generic[S]):
 
         def finish(sent: int) -> bytes:
             for publication in publications[:sent]:  # what did not fit has no number
+                self._limits.replay_budget.add(publication.kept)
                 self.history.append(publication)
             self._traffic.resumed += sent
             if sent == len(publications) and missed.is_complete:

@@ -12,6 +12,7 @@ import trio
 from trio_odin.config import Settings
 from trio_odin.core.backpressure import OutboxBudget, OutboxRules, SlowPolicy
 from trio_odin.core.closing import CloseReason
+from trio_odin.core.history import ReplayBudget
 from trio_odin.core.ledger import Invalid, Ledger, Shed
 from trio_odin.core.names import channel_of_subject
 from trio_odin.core.pacing import Pace
@@ -31,6 +32,8 @@ _FLUSHES_BETWEEN_CHECKPOINTS = 500
 _JOINED_MAX_MESSAGES = 1000
 # What waits in all outboxes may take this share of the memory, if nothing else is said.
 _OUTBOXES_SHARE_OF_MEMORY = 4
+# And likewise what is kept for replay.
+_REPLAY_SHARE_OF_MEMORY = 8
 
 
 class Subscriber(Hashable, Protocol):
@@ -70,6 +73,7 @@ class Hub(Generic[M]):
         ledger: the books of the server.
         recent: the last events, for who comes back.
         outbox_rules: what may wait for each connection, and for all.
+        replay_budget: what all connections together keep for replay.
         evictions: where it is logged that one was closed by force.
         upstream: what sessions may say of NATS.
         is_draining: whoever joins now has to leave at once.
@@ -91,6 +95,7 @@ class Hub(Generic[M]):
             write_deadline_seconds=settings.write_deadline_seconds,
             budget=OutboxBudget(total_outbox_bytes(settings)),
         )
+        self.replay_budget = ReplayBudget(total_replay_bytes(settings))
         self.evictions = EvictionLog()
         self._pace = Pace(settings.max_flush_delay_seconds)
         self._is_filtering = settings.is_filtering
@@ -104,6 +109,7 @@ class Hub(Generic[M]):
             command_burst=settings.command_burst,
             commands_per_second=settings.commands_per_second,
             can_resume=self._is_filtering,
+            replay_budget=self.replay_budget,
         )
         self._rate = TokenBucket(
             burst=max(1.0, settings.max_broadcast_rate),
@@ -190,6 +196,7 @@ class Hub(Generic[M]):
         except InvalidPayload:
             publications.invalid[Invalid.PAYLOAD] += 1
             return
+        self.replay_budget.add(publication.kept)
         if event is not None:
             event.content = publication
         publications.fanned_out += 1
@@ -234,8 +241,16 @@ class Hub(Generic[M]):
 
 def total_outbox_bytes(settings: Settings) -> int:
     """Bytes that may wait in all outboxes together."""
-    memory = MemoryMeter(settings.memory_limit_bytes, memory_group())
-    return settings.total_outbox_bytes or memory.limit_bytes // _OUTBOXES_SHARE_OF_MEMORY
+    return settings.total_outbox_bytes or _memory_bytes(settings) // _OUTBOXES_SHARE_OF_MEMORY
+
+
+def total_replay_bytes(settings: Settings) -> int:
+    """Bytes that all connections together may keep for replay."""
+    return settings.total_replay_bytes or _memory_bytes(settings) // _REPLAY_SHARE_OF_MEMORY
+
+
+def _memory_bytes(settings: Settings) -> int:
+    return MemoryMeter(settings.memory_limit_bytes, memory_group()).limit_bytes
 
 
 def _waiting(feed_receive: trio.MemoryReceiveChannel[NatsMessage]) -> Iterator[NatsMessage]:

@@ -165,7 +165,7 @@ class Outlet(trio.abc.Stream):
         """
         history = self._history
         history.seq = seq = history.seq + 1
-        history.kept.append(publication)
+        history.kept.append(publication.kept)
         frame = frames.get(seq)
         if frame is None:
             frame = publication.frame(seq)

@@ -281,6 +281,8 @@ class Server:
             feed_capacity=settings.feed_capacity,
             outbox_bytes=outboxes.used_bytes,
             outbox_bytes_limit=outboxes.limit_bytes,
+            replay_bytes=self._hub.replay_budget.used_bytes,
+            replay_bytes_limit=self._hub.replay_budget.limit_bytes,
             tasks=self._guard.tasks,
             max_tasks=settings.max_tasks,
             cpu_percent=load.cpu_percent,

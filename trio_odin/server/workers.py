@@ -32,7 +32,7 @@ import trio
 
 from trio_odin.config import SettingError, Settings, changes, read_settings, variables
 from trio_odin.net.address import Address, AddressUnavailable, bind_shared, reserved_address
-from trio_odin.server.hub import total_outbox_bytes
+from trio_odin.server.hub import total_outbox_bytes, total_replay_bytes
 from trio_odin.server.permits import verifier_of
 from trio_odin.server.reloading import ReadEnvironment, log_failed_reload, log_reload
 from trio_odin.server.worker_link import (
@@ -536,7 +536,7 @@ def environment_of_worker(
     address: Address,
     admin_address: Address | None,
 ) -> dict[str, str]:
-    """The same settings, but for the ports, and for a share of the bytes that may wait.
+    """The same settings, but for the ports, and for a share of the bytes that may wait or be kept.
 
     The other limits are for all workers, and each knows the rest.
     """
@@ -545,6 +545,7 @@ def environment_of_worker(
         "WS_ADDR": str(address),
         "WS_ADMIN_ADDR": "" if admin_address is None else str(admin_address),
         "WS_TOTAL_OUTBOX_BYTES": str(max(1, total_outbox_bytes(settings) // settings.workers)),
+        "WS_REPLAY_BYTES": str(max(1, total_replay_bytes(settings) // settings.workers)),
     }
 
 

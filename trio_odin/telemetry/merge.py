@@ -77,6 +77,8 @@ def merge(parts: Sequence[Snapshot], *, past: Past, workers: Workers) -> Snapsho
         feed_capacity=sum(part.feed_capacity for part in parts),
         outbox_bytes=sum(part.outbox_bytes for part in parts),
         outbox_bytes_limit=sum(part.outbox_bytes_limit for part in parts),
+        replay_bytes=sum(part.replay_bytes for part in parts),
+        replay_bytes_limit=sum(part.replay_bytes_limit for part in parts),
         tasks=sum(part.tasks for part in parts),
         cpu_percent=_mean(part.cpu_percent for part in parts),
         loop_busy_percent=max(part.loop_busy_percent for part in parts),

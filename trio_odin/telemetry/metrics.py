@@ -280,6 +280,12 @@ SERIES = (
         lambda s: s.outbox_bytes,
     ),
     Series("ws_outbox_bytes_limit", "Limit of that", lambda s: s.outbox_bytes_limit),
+    Series(
+        "ws_replay_bytes",
+        "Bytes of events kept for replay now, shared by the connections that keep them",
+        lambda s: s.replay_bytes,
+    ),
+    Series("ws_replay_bytes_limit", "Limit of that", lambda s: s.replay_bytes_limit),
     Series("ws_tasks", "Tasks of the process", lambda s: s.tasks),
     Series(
         "ws_cpu_usage_percent",

@@ -65,6 +65,8 @@ class Snapshot:
     feed_capacity: int
     outbox_bytes: int
     outbox_bytes_limit: int
+    replay_bytes: int
+    replay_bytes_limit: int
     tasks: int
     max_tasks: int
     cpu_percent: float
