@@ -198,6 +198,7 @@ EXAMPLES = {
     "WS_OUTBOX_CAPACITY": whole(1, 1_000_000),
     "WS_OUTBOX_BYTES": whole(1, 2**40),
     "WS_TOTAL_OUTBOX_BYTES": whole(0, 2**50),
+    "WS_REPLAY_BYTES": whole(0, 2**50),
     "WS_SLOW_POLICY": Examples(
         "evict, conflate or drop",
         {"evict": "evict", "Conflate": "conflate", " drop ": "drop"},

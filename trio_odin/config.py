@@ -302,7 +302,7 @@ class Settings:
     total_replay_bytes: int = _setting(
         "WS_REPLAY_BYTES",
         "0",
-        values.count,
+        values.Whole(0, _PEBIBYTE),
         help="Bytes of events kept for replay, of all connections; 0: an eighth of the memory.",
     )
     max_message_bytes: int = _setting(

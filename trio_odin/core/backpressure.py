@@ -126,7 +126,7 @@ class Backlog:
 
         Args:
             envelope: the newest one of the connection.
-            room: free places in the outbox, less the replies that wait for one.
+            room: free places in the outbox. Replies take one without asking: it may be below 0.
 
         Returns:
             Why it may not wait. None: it may; where there is no room it is made by taking out

@@ -21,6 +21,7 @@ write. They come before anything that is sent in the meantime.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -52,8 +53,6 @@ _SLOW_WRITE_SECONDS = 1.0
 _DEPTH_MARK = 16
 # A large frame costs more to keep for every seq until the fan-out ends than to make again.
 _SHARED_FRAME_MAX_BYTES = 4096
-# Beyond the capacity of the outbox: what an answer has before its events, and what behind them.
-_PLACES_FOR_ANSWERS = 2
 _CLOSE_FRAME_START = bytes((FIN | Opcode.CLOSE,))
 
 
@@ -137,8 +136,9 @@ class Outlet(trio.abc.Stream):
         self._ledger = ledger
         self._owner = owner
         self._rules = rules
-        # Full: the backlog decides, see `_queue`. Replies wait for a place instead.
-        outbox: _Outbox = trio.open_memory_channel(rules.capacity + _PLACES_FOR_ANSWERS)
+        # Not the channel has the limit: of events the backlog, see `_queue`; and who sends a reply
+        # waits until it is out, so there are no more of them than tasks that send: the reader.
+        outbox: _Outbox = trio.open_memory_channel(math.inf)
         self._outbox_send, self._outbox_receive = outbox
         self._backlog: Backlog | None = None  # nothing waits
         self._flight: FlightRecorder | None = None  # nothing notable happened
@@ -260,7 +260,7 @@ class Outlet(trio.abc.Stream):
                 self._ledger.deliveries.dropped[Dropped.CLOSING] += 1
             return Dropped.CLOSING
         backlog, outbox = self._begin_to_wait(), self._outbox_send.statistics()
-        room = self._room(outbox)
+        room = self._rules.capacity - outbox.current_buffer_used
         refusal = backlog.admit(envelope, room=room)
         if refusal is not None:
             self.note(FlightEvent.CUT_SHORT if envelope.is_resent else REFUSALS[refusal])
@@ -276,10 +276,6 @@ class Outlet(trio.abc.Stream):
         self._mark_depth(backlog.envelopes, envelope)
         return None
 
-    def _room(self, outbox: trio.MemoryChannelStatistics) -> int:
-        """Free places in the outbox. A reply that waits for one gets the first."""
-        return self._rules.capacity - outbox.current_buffer_used - outbox.tasks_waiting_send
-
     def _begin_to_wait(self) -> Backlog:
         if self._backlog is None:
             self._backlog = Backlog(self._rules, self._ledger.deliveries)
@@ -287,7 +283,6 @@ class Outlet(trio.abc.Stream):
         return self._backlog
 
     def _take_out_superseded(self, backlog: Backlog) -> None:
-        """Go through the outbox. A reply that waits for a place in it gets one."""
         for item in backlog.without_superseded(list(self._waiting())):
             self._outbox_send.send_nowait(item)
 
@@ -334,15 +329,17 @@ class Outlet(trio.abc.Stream):
         if len(rest) == len(data):
             return False
         if rest:
-            self._queue_raw(_Raw(rest))  # it has room, nothing waited
+            self._queue_raw(rest)  # it has room, nothing waited
         return True
 
-    def _queue_raw(self, raw: _Raw) -> None:
+    def _queue_raw(self, data: bytes) -> _Raw:
         if self._is_stopped:
             raise trio.BrokenResourceError
         self._is_idle = False
+        raw = _Raw(data)
         self._outbox_send.send_nowait(raw)
-        self._begin_to_wait().reply_waits(len(raw.data))
+        self._begin_to_wait().reply_waits(len(data))
+        return raw
 
     def _send_what_fits(self, data: bytes) -> bytes:
         """Send as much as can go out now, behind what was deferred, and return the rest.
@@ -382,7 +379,7 @@ class Outlet(trio.abc.Stream):
             if not rest:
                 self._owner.close_frame_sent()
         if rest:
-            await self._send_queued(_Raw(rest))
+            await self._wait_written(self._queue_raw(rest))
         else:
             await trio.lowlevel.checkpoint()
 
@@ -409,7 +406,6 @@ class Outlet(trio.abc.Stream):
                 ready += answer
         last = self._send_or_queue(ready)
         if last is not None:
-            self.note(FlightEvent.REPLY_WAITED)
             await self._wait_written(last)
 
     def _send_or_queue(self, ready: bytes) -> _Raw | None:
@@ -417,9 +413,7 @@ class Outlet(trio.abc.Stream):
         rest = self._send_what_fits(ready) if ready else b""
         if self._is_idle and not rest:
             return None
-        raw = _Raw(rest)
-        self._queue_raw(raw)
-        return raw
+        return self._queue_raw(rest)
 
     def _resend(self, envelopes: Sequence[tuple[int, Publication]]) -> int:
         """Write or queue as many as there is room for. Returns how many; these are booked."""
@@ -458,9 +452,9 @@ class Outlet(trio.abc.Stream):
         with suppress(trio.BrokenResourceError):  # the reader will notice as well
             rest = self._send_what_fits(data)
             if rest:
-                if self._room(self._outbox_send.statistics()) < 1:
+                if self._outbox_send.statistics().current_buffer_used >= self._rules.capacity:
                     return False
-                self._queue_raw(_Raw(rest))
+                self._queue_raw(rest)
             return True
         return False
 
@@ -470,21 +464,8 @@ class Outlet(trio.abc.Stream):
         self._is_idle = False
         self.note(FlightEvent.CLOSING)
 
-    async def _send_queued(self, raw: _Raw) -> None:
-        if self._is_stopped:
-            raise trio.BrokenResourceError
-        self._is_idle = False
-        self.note(FlightEvent.REPLY_WAITED)
-        backlog = self._begin_to_wait()
-        backlog.reply_waits(len(raw.data))
-        try:
-            await self._outbox_send.send(raw)
-        except BaseException:  # cancelled, and it is not in the outbox
-            backlog.give_back(len(raw.data))
-            raise
-        await self._wait_written(raw)
-
     async def _wait_written(self, raw: _Raw) -> None:
+        self.note(FlightEvent.REPLY_WAITED)
         if self._progress is None:
             self._progress = trio.lowlevel.ParkingLot()
         while not raw.is_written:
