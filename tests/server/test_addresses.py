@@ -111,11 +111,13 @@ async def test_the_last_files_are_kept_from_websockets_and_not_from_pages(
         lowest_free = probe.fileno()
     monkeypatch.setattr(listener, "_files_for_clients", lambda: lowest_free + 4)
     rig = Rig(nursery)
+    assert not rig.listener.is_out_of_files
     # Each takes two files, one for either end.
     statuses = [await clients.connect(rig) for _ in range(4)]
     assert statuses[0] == 101
     assert statuses[-1] == 503
     assert rig.ledger.traffic.rejected == {"files": statuses.count(503)}
+    assert rig.listener.is_out_of_files
     assert await clients.ask(rig, b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n") == 200
 
 

@@ -64,7 +64,7 @@ def test_the_settings_are_those_that_count() -> None:
     assert (pause.cpu_pause_percent, pause.memory_pause_percent) == (15, 16)
 
 
-def test_what_the_others_hold_and_use_counts_too() -> None:
+async def test_what_the_others_hold_and_use_counts_too() -> None:
     watching = guard(WS_MAX_CONNECTIONS="10", WS_CPU_LIMIT="2", WS_MEMORY_LIMIT=str(2**40))
     watching.learn(Elsewhere(connections=9, cpu_cores=1.6, memory_bytes=2**39))
     assert watching.admission.rejection(0) is None
@@ -76,7 +76,7 @@ def test_what_the_others_hold_and_use_counts_too() -> None:
     assert watching.pause.percent == 10
 
 
-def test_it_logs_when_the_door_and_the_pause_change_and_not_in_between() -> None:
+async def test_it_logs_when_the_door_and_the_pause_change_and_not_in_between() -> None:
     watching = guard()
     with structlog.testing.capture_logs() as logged:
         for percent in (10, 90, 95, 96, 10, 10, 10, 10):
@@ -89,3 +89,19 @@ def test_it_logs_when_the_door_and_the_pause_change_and_not_in_between() -> None
         ("pause.ended", None, 0),
     ]
     assert logged[0]["cpu_percent"] == 90.0
+
+
+async def test_it_knows_since_when_the_door_is_closed_and_events_are_shed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    watching = guard()
+    assert (watching.closed_at, watching.paused_at) == (None, None)
+    await trio.sleep(5)
+    began = trio.current_time()
+    for _ in range(3):
+        watching.observe(Load(cpu_percent=90))
+        await trio.sleep(1)
+    assert (watching.closed_at, watching.paused_at) == (began, began)
+    for _ in range(3):
+        watching.observe(Load(cpu_percent=10))
+    assert (watching.closed_at, watching.paused_at) == (None, None)

@@ -13,8 +13,16 @@ from tests.telemetry.snapshots import snapshot
 from trio_odin.core.gaps import GapReason
 from trio_odin.core.ledger import Ledger, Publications
 from trio_odin.net.http import Response
-from trio_odin.telemetry.health import HealthReport, health, ready
-from trio_odin.telemetry.snapshot import Workers
+from trio_odin.telemetry.health import HealthReport, ready
+from trio_odin.telemetry.health import health as health_at
+from trio_odin.telemetry.snapshot import Snapshot, Workers
+
+NOW = 1_800_000_000.0  # 2027-01-15T08:00:00Z
+
+
+def health(one: Snapshot) -> HealthReport:
+    return health_at(one, NOW)
+
 
 # wire_compatibility.md, `/health`: what each number has to be in the text of the JSON.
 SHAPE = {
@@ -34,7 +42,15 @@ SHAPE = {
         },
         "memory": {"used_mb": float, "limit_mb": float, "percentage": float, "healthy": bool},
         "goroutines": {"current": int, "limit": int, "percentage": float, "healthy": bool},
-        "nats": {"status": str, "healthy": bool, "mode": str, "age_ms": int, "gaps": int},
+        "nats": {
+            "status": str,
+            "healthy": bool,
+            "mode": str,
+            "age_ms": int,
+            "gaps": int,
+            "trouble": type(None),
+            "since_ms": type(None),
+        },
         "limits": {
             "max_connections": int,
             "nats_rate": float,
@@ -116,7 +132,7 @@ def test_a_healthy_server_word_for_word() -> None:
             "memory": {"used_mb": 64.0, "limit_mb": 1024.0, "percentage": 6.25, "healthy": True},
             "goroutines": {"current": 80, "limit": 1000, "percentage": 8.0, "healthy": True},
             "nats": {"status": "connected", "healthy": True, "mode": "jetstream", "age_ms": 250,
-                     "gaps": 0},
+                     "gaps": 0, "trouble": None, "since_ms": None},
             "limits": {
                 "max_connections": 100,
                 "nats_rate": 20.0,
@@ -153,6 +169,52 @@ def test_a_healthy_server_word_for_word() -> None:
         ({"group_memory_bytes": 950, "memory_limit_bytes": 1000}, "degraded", "Memory at 95.0 %"),
         ({"is_lagging": True, "lag_seconds": 1.25}, "degraded", "late by 1.2 s"),
         ({"paused_percent": 30}, "degraded", "30 % of the events are shed"),
+        (
+            {"paused_percent": 90, "paused_seconds": 61.0},
+            "degraded",
+            "90 % of the events are shed since 2027-01-15T07:58:59Z",
+        ),
+        (
+            {"paused_percent": 100, "paused_seconds": 61.0},
+            "unhealthy",
+            "All events are shed for want of CPU or memory since 2027-01-15T07:58:59Z",
+        ),
+        ({"paused_percent": 100}, "unhealthy", "All events are shed for want of CPU or memory:"),
+        (
+            {"is_overloaded": True, "cpu_percent": 80.0, "refusing_seconds": 3.0},
+            "degraded",
+            "CPU at 80.0 %: new connections are refused since 2027-01-15T07:59:57Z",
+        ),
+        ({"is_out_of_files": True}, "degraded", "Open files are used up"),
+        ({"feed_waiting": 89, "feed_capacity": 100}, "healthy", None),
+        ({"feed_waiting": 90, "feed_capacity": 100}, "degraded", "90 events wait"),
+        ({"nats_age_seconds": 4.9}, "healthy", None),
+        ({"nats_age_seconds": 5.0}, "degraded", "from NATS since 2027-01-15T07:59:55Z"),
+        (
+            {"nats_age_seconds": 10.0},
+            "unhealthy",
+            "NATS is connected, but nothing has come from it since 2027-01-15T07:59:50Z",
+        ),
+        (
+            {
+                "is_nats_connected": False,
+                "nats_age_seconds": 12.0,
+                "nats_trouble_seconds": 12.0,
+                "nats_trouble": "NoServersError: nats: no servers available for connection",
+            },
+            "unhealthy",
+            "NATS is disconnected since 2027-01-15T07:59:48Z: NoServersError: nats: no servers",
+        ),
+        (
+            {"nats_trouble": "Permissions Violation for Subscription", "nats_trouble_seconds": 2.0},
+            "unhealthy",
+            "NATS is connected, but no events can come since 2027-01-15T07:59:58Z: Permissions",
+        ),
+        (
+            {"is_draining": True, "draining_seconds": 1.0},
+            "unhealthy",
+            "Server is shutting down since 2027-01-15T07:59:59Z",
+        ),
         ({"memory_bytes": 899, "memory_limit_bytes": 1000}, "healthy", None),
         ({"memory_bytes": 900, "memory_limit_bytes": 1000}, "degraded", "Memory"),
         ({"memory_bytes": 10**12, "memory_limit_bytes": 0}, "healthy", None),
@@ -163,7 +225,11 @@ def test_a_healthy_server_word_for_word() -> None:
         ({"is_draining": True}, "unhealthy", "shutting down"),
         ({"is_nats_connected": False, "connections": 100}, "unhealthy", "NATS"),
         ({"workers": Workers(2, 1, 0, [0, 0], missing_seconds=4.9)}, "degraded", "1 of 2 workers"),
-        ({"workers": Workers(2, 1, 9, [0, 0], missing_seconds=5.1)}, "unhealthy", "1 of 2 workers"),
+        (
+            {"workers": Workers(2, 1, 9, [0, 0], missing_seconds=60.0)},
+            "unhealthy",
+            "1 of 2 workers alive since 2027-01-15T07:59:00Z",
+        ),
         ({"workers": Workers(2, 0, 0, [0, 0], missing_seconds=0.1)}, "unhealthy", "0 of 2 workers"),
         ({"workers": Workers(2, 2, 9, [0, 0])}, "healthy", None),
     ],
@@ -195,6 +261,9 @@ def test_each_condition_has_its_status_its_code_and_a_sentence(
         ({"is_memory_short": True}, {"memory"}),
         ({"tasks": 100, "max_tasks": 100}, {"goroutines"}),
         ({"is_nats_connected": False}, {"nats"}),
+        ({"nats_trouble": "Permissions Violation", "nats_trouble_seconds": 1.0}, {"nats"}),
+        ({"nats_age_seconds": 10.0}, {"nats"}),
+        ({"paused_percent": 100}, set()),
     ],
 )
 def test_each_check_is_about_its_own_condition(
@@ -208,6 +277,14 @@ def test_a_lost_nats_is_disconnected() -> None:
     content = health(snapshot(is_nats_connected=False)).content
     check = content["checks"]["nats"]
     assert (check["status"], check["healthy"]) == ("disconnected", False)
+
+
+def test_what_nats_says_is_a_field_of_its_check_with_its_time() -> None:
+    trouble = "nats: 'Authorization Violation'"
+    check = health(
+        snapshot(is_nats_connected=False, nats_trouble=trouble, nats_trouble_seconds=1.2345)
+    ).content["checks"]["nats"]
+    assert (check["trouble"], check["since_ms"]) == (trouble, 1234)
 
 
 def test_the_age_of_what_never_came_is_null() -> None:
@@ -229,11 +306,13 @@ def test_an_overload_is_told_once_and_says_what_follows() -> None:
     assert content["warnings"] == ["CPU at 91.3 %: new connections are refused"]
 
 
-def test_the_share_that_is_shed_is_a_number_of_the_check_and_no_error() -> None:
-    report = health(snapshot(paused_percent=100, cpu_percent=95.0, is_overloaded=True))
-    assert report.status == 200
-    assert report.content["checks"]["cpu"]["paused_percent"] == 100.0
-    assert len(report.content["warnings"]) == 2
+def test_the_share_that_is_shed_is_a_number_of_the_check_and_all_of_it_is_an_error() -> None:
+    """At 100 % nobody gets anything, whatever else is in order."""
+    for percent, status in ((0, 200), (10, 200), (90, 200), (100, 503)):
+        report = health(snapshot(paused_percent=percent))
+        assert report.status == status
+        assert report.content["checks"]["cpu"]["paused_percent"] == float(percent)
+        assert len(report.content["errors"] + report.content["warnings"]) == (percent > 0)
 
 
 @pytest.mark.parametrize(
@@ -245,6 +324,13 @@ def test_the_share_that_is_shed_is_a_number_of_the_check_and_no_error() -> None:
         ({"is_draining": True}, 503, ["shutting down"]),
         ({"is_draining": True, "was_nats_connected": False}, 503, ["shutting down", "NATS"]),
         ({"is_overloaded": True, "connections": 100}, 200, []),
+        ({"paused_percent": 90}, 200, []),
+        ({"paused_percent": 100}, 503, ["all events are shed"]),
+        (
+            {"is_nats_connected": False, "was_nats_connected": False, "nats_trouble": "no route"},
+            503,
+            ["NATS was not reached yet: no route"],
+        ),
     ],
 )
 def test_clients_are_sent_here_once_nats_was_reached_and_until_it_leaves(

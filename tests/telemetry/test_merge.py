@@ -142,3 +142,40 @@ def test_what_came_from_nats_is_as_old_as_with_the_worst_worker() -> None:
     ages = [snapshot(nats_age_seconds=age) for age in (1.0, 3.0, 2.0)]
     assert merged(*ages).nats_age_seconds == 3.0
     assert merged(*ages, snapshot(nats_age_seconds=None)).nats_age_seconds is None
+
+
+def test_the_trouble_with_nats_is_that_of_the_worker_that_has_had_it_longest() -> None:
+    well = snapshot()
+    new = snapshot(is_nats_connected=False, nats_trouble="refused", nats_trouble_seconds=0.5)
+    old = snapshot(is_nats_connected=False, nats_trouble="no right", nats_trouble_seconds=60.0)
+    leaving = attrs.evolve(old, is_draining=True, draining_seconds=1.0)
+    assert merged(well, well).nats_trouble is None
+    assert merged(well, well).nats_trouble_seconds is None
+    for parts in ((new, old, well), (well, old, new)):
+        assert merged(*parts).nats_trouble == "no right"
+        assert merged(*parts).nats_trouble_seconds == 60.0
+    assert merged(new, leaving).nats_trouble == "refused"
+
+
+def test_a_state_of_one_is_as_old_as_the_oldest_and_one_of_all_as_the_newest() -> None:
+    in_it = [
+        snapshot(
+            is_draining=True,
+            draining_seconds=seconds,
+            is_out_of_files=True,
+            refusing_seconds=seconds,
+            paused_percent=100,
+            paused_seconds=seconds,
+        )
+        for seconds in (0.0, 9.0, 4.0)
+    ]
+    whole = merged(*in_it)
+    assert (whole.draining_seconds, whole.refusing_seconds, whole.paused_seconds) == (0.0, 0.0, 9.0)
+    assert whole.is_out_of_files
+    whole = merged(*in_it, snapshot())
+    assert (whole.draining_seconds, whole.refusing_seconds, whole.paused_seconds) == (
+        None,
+        None,
+        9.0,
+    )
+    assert not whole.is_out_of_files

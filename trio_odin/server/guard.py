@@ -36,6 +36,8 @@ class Guard:
         load: the last sample.
         memory: this server's against its limit.
         tasks: of the process, counted now and then.
+        closed_at: since when load keeps the door closed; None while it does not.
+        paused_at: since when events are shed; None while none are.
     """
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
@@ -45,6 +47,8 @@ class Guard:
         self.load = Load()
         self.memory = MemoryMeter(settings.memory_limit_bytes, memory_group())
         self.tasks = 0
+        self.closed_at: float | None = None
+        self.paused_at: float | None = None
         self._cpu = CpuMeter(settings.cpu_limit_cores, cpu_group())
         self._elsewhere = Elsewhere(connections=0)
         self._lag_histogram = ledger.lag
@@ -97,6 +101,9 @@ class Guard:
         self.admission.observe(load)
         self.pause.observe(load)
         closed_by, paused = self.admission.closed_by, self.pause.percent
+        now = trio.current_time()
+        self.closed_at = (self.closed_at or now) if closed_by else None
+        self.paused_at = (self.paused_at or now) if paused else None
         if closed_by != closed_before:
             event = "door.closed" if closed_by else "door.opened"
             _log.warning(event, by=[cause.label for cause in closed_by], **_rounded(load))

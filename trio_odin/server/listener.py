@@ -229,6 +229,16 @@ class Listener:
         """How many have not asked for anything yet, or get a page."""
         return len(self._half_open)
 
+    @property
+    def is_out_of_files(self) -> bool:
+        """Whether the next connection would be refused as open files are used up."""
+        try:
+            file = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return True
+        os.close(file)
+        return file >= self._files_for_clients
+
     async def wait_empty(self) -> None:
         """Wait until no connection is left."""
         while self.admitted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 
 from trio_odin import __version__
@@ -75,7 +76,7 @@ class Pages:
             return Response.text(405, f"Use {_ALLOWED}", headers=[("Allow", _ALLOWED)])
         match request.path:
             case "/health":
-                return _json(health(await self._gather()))
+                return _json(health(await self._gather(), time.time()))
             case "/ready":
                 return _json(ready(await self._gather()))
             case "/metrics":

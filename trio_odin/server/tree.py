@@ -85,6 +85,7 @@ class Server:
         self._started_at = trio.current_time()
         self._drain_asked = trio.Event()
         self._is_relieved = False
+        self._draining_at: float | None = None
         self._door = trio.CancelScope()
         self.finished = trio.Event()
         # Full: the bridge sheds the newest message and counts it.
@@ -191,6 +192,7 @@ class Server:
         if self._is_relieved:
             await self._leave_port()
         self._admission.is_draining = True
+        self._draining_at = trio.current_time()
         await send_away(
             self._hub,
             self._listener,
@@ -263,10 +265,16 @@ class Server:
         settings, registry, upstream = self._settings, self._hub.registry, self._hub.upstream
         outboxes = self._hub.outbox_rules.budget
         load, memory, closed_by = self._guard.load, self._guard.memory, self._admission.closed_by
+        now = trio.current_time()
+
+        def seconds_since(moment: float | None) -> float | None:
+            return None if moment is None else now - moment
+
         return Snapshot(
             ledger=self.ledger,
             uptime_seconds=self._uptime(),
             is_draining=self._admission.is_draining,
+            draining_seconds=seconds_since(self._draining_at),
             connections=len(self._hub.members),
             max_connections=settings.max_connections,
             subscription_counts=registry.subscription_counts(),
@@ -275,7 +283,9 @@ class Server:
             was_nats_connected=upstream.was_connected,
             nats_mode=upstream.mode,
             nats_reconnects=upstream.reconnects,
-            nats_age_seconds=upstream.age_seconds(trio.current_time()),
+            nats_age_seconds=upstream.age_seconds(now),
+            nats_trouble=upstream.trouble,
+            nats_trouble_seconds=upstream.trouble_seconds(now),
             # Not the channel's own count: a message on its way into the hub is in neither.
             feed_waiting=self._bridge.fed - self._hub.taken,
             feed_capacity=settings.feed_capacity,
@@ -293,7 +303,10 @@ class Server:
             is_overloaded=Rejection.OVERLOADED in closed_by,
             is_memory_short=Rejection.MEMORY in closed_by,
             is_lagging=Rejection.LAG in closed_by,
+            is_out_of_files=self._listener.is_out_of_files,
+            refusing_seconds=seconds_since(self._guard.closed_at),
             paused_percent=self._guard.pause.percent,
+            paused_seconds=seconds_since(self._guard.paused_at),
             half_open=self._listener.half_open,
             memory_bytes=resident_bytes(),
             group_memory_bytes=memory.group_bytes(),

@@ -1,7 +1,12 @@
-"""`/health` and `/ready`: the exact shape that the load scripts and dashboards read."""
+"""`/health` and `/ready`: the exact shape that the load scripts and dashboards read.
+
+The sentences are for a person at night: what is wrong, since when, and what NATS says of it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import attrs
@@ -9,9 +14,13 @@ import attrs
 from trio_odin.telemetry.snapshot import Snapshot
 
 _NEARLY_FULL_PERCENT = 90.0
+_ALL_PERCENT = 100
 _MEGABYTE = 1024 * 1024
 # A worker that has ended is back within a second, unless it ends again and again.
 _WORKER_MISSING_SECONDS = 5.0
+# NATS is asked for a sign of life each second; within ten it should be found to be gone.
+_NATS_SILENT_SECONDS = 5.0
+_NATS_LOST_SECONDS = 10.0
 
 
 @attrs.frozen
@@ -22,14 +31,19 @@ class HealthReport:
     content: dict[str, Any]
 
 
-def health(snapshot: Snapshot) -> HealthReport:
-    """Judge a snapshot: unhealthy (503) if it fails its job, degraded (200) if it may soon."""
+def health(snapshot: Snapshot, unix_time: float) -> HealthReport:
+    """Judge a snapshot: unhealthy (503) if it fails its job, degraded (200) if it may soon.
+
+    `unix_time`, in seconds, is that of the snapshot.
+    """
     capacity = _percentage(snapshot.connections, snapshot.max_connections)
     memory = _percentage(snapshot.used_memory_bytes, snapshot.memory_limit_bytes)
     tasks = _percentage(snapshot.tasks, snapshot.max_tasks)
     age = snapshot.nats_age_seconds
-    errors = list(_errors(snapshot))
-    warnings = list(_warnings(snapshot, capacity=capacity, memory=memory, tasks=tasks))
+    trouble_seconds = snapshot.nats_trouble_seconds
+    nats_errors = list(_nats_errors(snapshot, unix_time))
+    errors = nats_errors + list(_errors(snapshot, unix_time))
+    warnings = list(_warnings(snapshot, unix_time, capacity=capacity, memory=memory, tasks=tasks))
     status = "unhealthy" if errors else "degraded" if warnings else "healthy"
     content = {
         "status": status,
@@ -65,10 +79,12 @@ def health(snapshot: Snapshot) -> HealthReport:
             },
             "nats": {
                 "status": "connected" if snapshot.is_nats_connected else "disconnected",
-                "healthy": snapshot.is_nats_connected,
+                "healthy": not nats_errors,
                 "mode": snapshot.nats_mode,
                 "age_ms": None if age is None else round(age * 1000),
                 "gaps": snapshot.ledger.publications.gaps.total(),
+                "trouble": snapshot.nats_trouble,
+                "since_ms": None if trouble_seconds is None else round(trouble_seconds * 1000),
             },
             "limits": {
                 "max_connections": snapshot.max_connections,
@@ -95,49 +111,89 @@ def ready(snapshot: Snapshot) -> HealthReport:
 
     Not before NATS was reached once, so that a new node which cannot do its job gets no clients. A
     later outage keeps it ready: it would hit every node alike, and a client that stays connected
-    here gets events again as soon as they flow.
+    here gets events again as soon as they flow. Not while every event is shed: that is this node's
+    own lack of CPU or memory.
     """
     reasons = []
     if snapshot.is_draining:
         reasons.append("shutting down")
     if not snapshot.was_nats_connected:
-        reasons.append("NATS was not reached yet")
+        reasons.append(_with_trouble("NATS was not reached yet", snapshot))
+    if snapshot.paused_percent >= _ALL_PERCENT:
+        reasons.append("all events are shed")
     return HealthReport(503 if reasons else 200, {"ready": not reasons, "reasons": reasons})
 
 
-def _errors(snapshot: Snapshot) -> list[str]:
-    errors = []
+def _nats_errors(snapshot: Snapshot, unix_time: float) -> Iterator[str]:
+    """Why no event can come; at most one sentence."""
+    since = _since(snapshot.nats_trouble_seconds, unix_time)
+    age = snapshot.nats_age_seconds
     if not snapshot.is_nats_connected:
-        errors.append("NATS is disconnected")
+        yield _with_trouble(f"NATS is disconnected{since}", snapshot)
+    elif snapshot.nats_trouble is not None:
+        yield _with_trouble(f"NATS is connected, but no events can come{since}", snapshot)
+    elif age is not None and age >= _NATS_LOST_SECONDS:
+        yield f"NATS is connected, but nothing has come from it{_since(age, unix_time)}"
+
+
+def _errors(snapshot: Snapshot, unix_time: float) -> Iterator[str]:
     if snapshot.is_draining:
-        errors.append("Server is shutting down")
+        yield f"Server is shutting down{_since(snapshot.draining_seconds, unix_time)}"
     if snapshot.workers.missing_seconds > _WORKER_MISSING_SECONDS or not snapshot.workers.alive:
-        errors.append(_workers_alive(snapshot))
-    return errors
+        yield _workers_alive(snapshot, unix_time)
+    if snapshot.paused_percent >= _ALL_PERCENT:
+        since = _since(snapshot.paused_seconds, unix_time)
+        yield f"All events are shed for want of CPU or memory{since}: no client gets any"
 
 
-def _warnings(snapshot: Snapshot, *, capacity: float, memory: float, tasks: float) -> list[str]:
-    warnings = []
+def _warnings(
+    snapshot: Snapshot, unix_time: float, *, capacity: float, memory: float, tasks: float
+) -> Iterator[str]:
     if 0 < snapshot.workers.missing_seconds <= _WORKER_MISSING_SECONDS and snapshot.workers.alive:
-        warnings.append(_workers_alive(snapshot))
+        yield _workers_alive(snapshot, unix_time)
+    age = snapshot.nats_age_seconds or 0.0
+    if snapshot.is_nats_connected and _NATS_SILENT_SECONDS <= age < _NATS_LOST_SECONDS:
+        yield f"Nothing has come from NATS{_since(age, unix_time)}"
     if capacity >= _NEARLY_FULL_PERCENT:
-        warnings.append(f"Connections at {capacity} % of the limit")
-    if snapshot.is_overloaded:
-        warnings.append(f"{_cpu(snapshot)}: new connections are refused")
-    elif snapshot.cpu_pause_percent and snapshot.busiest_percent >= snapshot.cpu_pause_percent:
-        warnings.append(_cpu(snapshot))
-    if snapshot.is_memory_short:
-        warnings.append(f"Memory at {memory} % of the limit: new connections are refused")
-    elif memory >= _NEARLY_FULL_PERCENT:
-        warnings.append(f"Memory at {memory} % of the limit")
-    if snapshot.is_lagging:
-        late = f"{snapshot.lag_seconds:.1f} s"
-        warnings.append(f"The scheduler is late by {late}: new connections are refused")
-    if snapshot.paused_percent:
-        warnings.append(f"{snapshot.paused_percent:g} % of the events are shed")
+        yield f"Connections at {capacity} % of the limit"
+    if snapshot.is_out_of_files:
+        yield "Open files are used up: new connections are refused"
+    yield from _load_warnings(snapshot, unix_time, memory)
+    waiting = _percentage(snapshot.feed_waiting, snapshot.feed_capacity)
+    if waiting >= _NEARLY_FULL_PERCENT:
+        yield f"{snapshot.feed_waiting} events wait for their fan-out, {waiting} % of the limit"
     if tasks >= 100:
-        warnings.append(f"Tasks at {tasks} % of the limit")
-    return warnings
+        yield f"Tasks at {tasks} % of the limit"
+
+
+def _load_warnings(snapshot: Snapshot, unix_time: float, memory: float) -> Iterator[str]:
+    refused = f": new connections are refused{_since(snapshot.refusing_seconds, unix_time)}"
+    if snapshot.is_overloaded:
+        yield f"{_cpu(snapshot)}{refused}"
+    elif snapshot.cpu_pause_percent and snapshot.busiest_percent >= snapshot.cpu_pause_percent:
+        yield _cpu(snapshot)
+    if snapshot.is_memory_short:
+        yield f"Memory at {memory} % of the limit{refused}"
+    elif memory >= _NEARLY_FULL_PERCENT:
+        yield f"Memory at {memory} % of the limit"
+    if snapshot.is_lagging:
+        yield f"The scheduler is late by {snapshot.lag_seconds:.1f} s{refused}"
+    if 0 < snapshot.paused_percent < _ALL_PERCENT:
+        since = _since(snapshot.paused_seconds, unix_time)
+        yield f"{snapshot.paused_percent:g} % of the events are shed{since}"
+
+
+def _since(seconds: float | None, unix_time: float) -> str:
+    """` since 2027-01-02T03:04:05Z`, for a state that has lasted so long; empty if unknown."""
+    if seconds is None:
+        return ""
+    began = datetime.fromtimestamp(round(unix_time - seconds), UTC)
+    return f" since {began:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _with_trouble(sentence: str, snapshot: Snapshot) -> str:
+    """`sentence`, with what NATS says of it, if it said anything."""
+    return f"{sentence}: {snapshot.nats_trouble}" if snapshot.nats_trouble else sentence
 
 
 def _cpu(snapshot: Snapshot) -> str:
@@ -146,8 +202,9 @@ def _cpu(snapshot: Snapshot) -> str:
     return f"CPU at {snapshot.cpu_percent:.1f} %"
 
 
-def _workers_alive(snapshot: Snapshot) -> str:
-    return f"{snapshot.workers.alive} of {snapshot.workers.configured} workers alive"
+def _workers_alive(snapshot: Snapshot, unix_time: float) -> str:
+    since = _since(snapshot.workers.missing_seconds, unix_time)
+    return f"{snapshot.workers.alive} of {snapshot.workers.configured} workers alive{since}"
 
 
 def _percentage(part: float, whole: float) -> float:

@@ -59,19 +59,26 @@ def merge(parts: Sequence[Snapshot], *, past: Past, workers: Workers) -> Snapsho
     - NATS was connected if it was for one: all are on one machine, and one that has just been
       started again must not take the whole server from the load balancer.
     - The server is overloaded, or leaves, if all do: else another one still takes new clients.
+
+    A state of one lasts as long as that of the one that has been in it longest; a state of all
+    began with the last one.
     """
     staying = [part for part in parts if not part.is_draining] or parts
+    worst = max(staying, key=lambda part: part.nats_trouble_seconds or 0.0)
     return attrs.evolve(
         parts[0],
         ledger=total([past.ledger, *(part.ledger for part in parts)]),
         uptime_seconds=max(part.uptime_seconds for part in parts),
         is_draining=all(part.is_draining for part in parts),
+        draining_seconds=_of_all(part.draining_seconds for part in parts),
         connections=sum(part.connections for part in parts),
         subscription_counts=[count for part in parts for count in part.subscription_counts],
         channels=max(part.channels for part in parts),
         is_nats_connected=all(part.is_nats_connected for part in staying),
         was_nats_connected=any(part.was_nats_connected for part in parts),
         nats_age_seconds=_oldest(part.nats_age_seconds for part in parts),
+        nats_trouble=worst.nats_trouble,
+        nats_trouble_seconds=worst.nats_trouble_seconds,
         nats_reconnects=past.nats_reconnects + sum(part.nats_reconnects for part in parts),
         feed_waiting=sum(part.feed_waiting for part in parts),
         feed_capacity=sum(part.feed_capacity for part in parts),
@@ -86,7 +93,10 @@ def merge(parts: Sequence[Snapshot], *, past: Past, workers: Workers) -> Snapsho
         is_overloaded=all(part.is_overloaded for part in staying),
         is_memory_short=all(part.is_memory_short for part in staying),
         is_lagging=all(part.is_lagging for part in staying),
+        is_out_of_files=all(part.is_out_of_files for part in staying),
+        refusing_seconds=_of_all(part.refusing_seconds for part in staying),
         paused_percent=max(part.paused_percent for part in parts),
+        paused_seconds=_of_one(part.paused_seconds for part in parts),
         half_open=sum(part.half_open for part in parts),
         group_memory_bytes=max(part.group_memory_bytes for part in parts),
         memory_bytes=sum(part.memory_bytes for part in parts),
@@ -99,6 +109,21 @@ def merge(parts: Sequence[Snapshot], *, past: Past, workers: Workers) -> Snapsho
 def _oldest(ages: Iterable[float | None]) -> float | None:
     """The greatest age; that of something that never came is None, and beyond all others."""
     return max(ages, key=lambda age: math.inf if age is None else age)
+
+
+def _of_one(seconds: Iterable[float | None]) -> float | None:
+    """For how long one at least is in a state; None if none is."""
+    return max((value for value in seconds if value is not None), default=None)
+
+
+def _of_all(seconds: Iterable[float | None]) -> float | None:
+    """For how long all are in a state; None if one is not."""
+    shortest = math.inf
+    for value in seconds:
+        if value is None:
+            return None
+        shortest = min(shortest, value)
+    return shortest
 
 
 def _mean(values: Iterable[float]) -> float:

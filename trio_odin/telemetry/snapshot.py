@@ -41,8 +41,11 @@ class Snapshot:
 
     Attributes:
         loop_busy_percent: CPU of this process, or of the busiest one, of one core.
+        nats_trouble: why events cannot flow, in NATS' own sentence; None while they can.
+        nats_trouble_seconds: for how long; the other `…_seconds` of a state are None like that too.
         lag_seconds: how late the scheduler was at worst, over the last second.
-        is_overloaded: new connections are refused for the CPU; the next two: for the others.
+        is_overloaded: new connections are refused for the CPU; the next three: for the others.
+        refusing_seconds: for how long they have been, for any of CPU, memory and lateness.
         paused_percent: the share of publications that is shed.
         memory_bytes: resident, of all processes of the server.
         group_memory_bytes: of the control group, where its limit is the one that counts; else 0.
@@ -52,6 +55,7 @@ class Snapshot:
     ledger: Ledger
     uptime_seconds: float
     is_draining: bool
+    draining_seconds: float | None
     connections: int
     max_connections: int
     subscription_counts: Sequence[int]
@@ -61,6 +65,8 @@ class Snapshot:
     nats_mode: str
     nats_reconnects: int
     nats_age_seconds: float | None
+    nats_trouble: str | None
+    nats_trouble_seconds: float | None
     feed_waiting: int
     feed_capacity: int
     outbox_bytes: int
@@ -77,7 +83,10 @@ class Snapshot:
     is_overloaded: bool
     is_memory_short: bool
     is_lagging: bool
+    is_out_of_files: bool
+    refusing_seconds: float | None
     paused_percent: float
+    paused_seconds: float | None
     half_open: int
     memory_bytes: int
     group_memory_bytes: int
