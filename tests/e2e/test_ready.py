@@ -112,7 +112,7 @@ async def test_it_asks_a_publisher_too(nursery: trio.Nursery) -> None:
         ([], {"WS_ADDR": "nowhere"}, "'nowhere': allowed is an address like :3002"),
         (["--url", "https://127.0.0.1/"], {}, "allowed is a URL like http://127.0.0.1:3002/ready"),
         (["--url", "http://127.0.0.1:99999/"], {}, "allowed is an address like"),
-        (["--url", "http://a..b:80"], {}, "label empty"),
+        (["--url", "http://a..b:80"], {}, "allowed is an address like"),
     ],
 )
 async def test_what_cannot_be_asked_is_a_sentence_and_exit_code_1(

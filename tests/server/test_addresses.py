@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import socket
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 
 import pytest
 import trio
@@ -111,14 +112,26 @@ async def test_the_last_files_are_kept_from_websockets_and_not_from_pages(
         lowest_free = probe.fileno()
     monkeypatch.setattr(listener, "_files_for_clients", lambda: lowest_free + 4)
     rig = Rig(nursery)
-    assert not rig.listener.is_out_of_files
     # Each takes two files, one for either end.
     statuses = [await clients.connect(rig) for _ in range(4)]
     assert statuses[0] == 101
     assert statuses[-1] == 503
     assert rig.ledger.traffic.rejected == {"files": statuses.count(503)}
-    assert rig.listener.is_out_of_files
     assert await clients.ask(rig, b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n") == 200
+
+
+async def test_a_server_knows_that_its_files_are_used_up(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as held:
+        lowest_free = held.enter_context(socket.socket()).fileno()
+        monkeypatch.setattr(listener, "_files_for_clients", lambda: lowest_free + 3)
+        rig = Rig(nursery)
+        assert not rig.listener.is_out_of_files
+        for _ in range(3):
+            held.enter_context(socket.socket())
+        assert rig.listener.is_out_of_files
+    assert not rig.listener.is_out_of_files
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(64, 8), (128, 16), (1024, 16), (200_000, 16)])
