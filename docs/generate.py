@@ -9,6 +9,7 @@ import argparse
 import textwrap
 from collections.abc import Iterable
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -42,6 +43,8 @@ from trio_odin.telemetry.metrics import (
     SERIES,
     SUBSCRIPTIONS_HELP,
     SUBSCRIPTIONS_NAME,
+    Series,
+    balances,
 )
 
 DOCS = Path(__file__).parent
@@ -123,15 +126,17 @@ def metrics() -> str:
             "",
             "Two balances hold at every scrape; `ws_ledger_imbalance` is what is missing in them:",
             "",
-            "    ws_nats_messages_received_total = ws_publications_fanned_out_total",
-            "        + ws_publications_unmatched_total + Σ ws_nats_messages_invalid_total",
-            "        + Σ ws_nats_messages_shed_total + ws_feed_waiting",
-            "",
-            "    ws_deliveries_matched_total = ws_messages_sent_total + ws_deliveries_queued",
-            "        + ws_deliveries_conflated_total + Σ ws_deliveries_dropped_total",
-            "",
+            *(line for total, parts in balances().items() for line in _equation(total, parts)),
         ]
     )
+
+
+def _equation(total: str, parts: Iterable[Series]) -> Iterable[str]:
+    """As a block of code; Σ is over the labels."""
+    yield f"    {total}"
+    for sign, part in zip(chain("=", repeat("+")), parts, strict=False):
+        yield f"        {sign} {'Σ ' * bool(part.label)}{part.name}"
+    yield ""
 
 
 def capacity() -> str:

@@ -11,10 +11,12 @@ from types import ModuleType
 import click
 import msgspec
 import pytest
+from hypothesis import given
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import TextMessage
 
 from tests.core.client import as_sent
+from tests.telemetry.snapshots import balanced
 from trio_odin.cli import main
 from trio_odin.config import variables
 from trio_odin.core.closing import CloseReason
@@ -27,9 +29,11 @@ from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry
 from trio_odin.core.session import Session, SessionLimits
 from trio_odin.core.upstream import Upstream
+from trio_odin.lab.load.pages import parse_metrics
 from trio_odin.lab.model.tables import write_costs
 from trio_odin.lab.provenance import Provenance
-from trio_odin.telemetry.metrics import HISTOGRAMS, SERIES
+from trio_odin.telemetry.metrics import HISTOGRAMS, SERIES, render
+from trio_odin.telemetry.snapshot import Snapshot
 
 ROOT = Path(__file__).parent.parent
 UNIX_MS = 1759027038365
@@ -82,6 +86,18 @@ def test_a_page_says_which_code_was_measured_and_whether_it_has_changed(
     text = " ".join((ROOT / page).read_text().split())
     assert origin.short() in text, "run: python docs/generate.py"
     assert ("has changed since" in origin.short()) == origin.is_outdated
+
+
+@given(balanced())
+def test_the_balances_of_the_metrics_page_hold_whatever_was_counted(state: Snapshot) -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    equations = re.findall(r"^    (ws_\w+)\n +=(.*?)(?:\n\n|\Z)", page, re.DOTALL | re.MULTILINE)
+    assert len(equations) == 2
+    scraped = parse_metrics(render(state).decode())
+    for whole, parts in equations:
+        names = re.findall(r"ws_\w+", parts)
+        assert parts.count("+") == len(names) - 1
+        assert scraped[whole] == sum(scraped[name] for name in names)
 
 
 def test_the_figures_in_the_readme_are_current() -> None:

@@ -74,6 +74,7 @@ def _flow() -> Section:
                     for metric, name in (
                         ("ws_publications_fanned_out_total", "fanned out"),
                         ("ws_publications_unmatched_total", "unmatched"),
+                        ("ws_nats_messages_recalled_total", "from before the start"),
                         ("ws_nats_messages_dropped_total", "shed"),
                         ("ws_nats_messages_invalid_total", "invalid"),
                     )

@@ -72,11 +72,23 @@ class Publications:
     gaps: Counter[GapReason] = attrs.field(factory=Counter)
     missed: int = 0
 
+    def outcomes(self, waiting: int) -> dict[str, int]:
+        """What became of the received ones, with `waiting` of them in the feed; their sum is all.
+
+        docs/metrics.md makes its balance of this.
+        """
+        return {
+            "fanned_out": self.fanned_out,
+            "unmatched": self.unmatched,
+            "recalled": self.recalled,
+            "invalid": self.invalid.total(),
+            "shed": self.shed.total(),
+            "waiting": waiting,
+        }
+
     def imbalance(self, waiting: int) -> int:
         """Messages unaccounted for, with `waiting` of them in the feed. Always 0."""
-        became = self.fanned_out + self.unmatched + self.invalid.total() + self.shed.total()
-        became += self.recalled
-        return self.received - became - waiting
+        return self.received - sum(self.outcomes(waiting).values())
 
 
 @attrs.define
@@ -93,10 +105,18 @@ class Deliveries:
     conflated: int = 0
     dropped: Counter[Dropped] = attrs.field(factory=Counter)
 
+    def outcomes(self) -> dict[str, int]:
+        """What became of the matched ones; their sum is all. docs/metrics.md makes use of this."""
+        return {
+            "written": self.written,
+            "queued": self.queued,
+            "conflated": self.conflated,
+            "dropped": self.dropped.total(),
+        }
+
     def imbalance(self) -> int:
         """Deliveries unaccounted for. Always 0."""
-        became = self.written + self.queued + self.conflated + self.dropped.total()
-        return self.matched - became
+        return self.matched - sum(self.outcomes().values())
 
 
 @attrs.define

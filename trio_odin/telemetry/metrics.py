@@ -350,6 +350,32 @@ SERIES = (
 )
 
 
+# Which series shows an outcome of the ledger.
+_OUTCOMES = {
+    "fanned_out": "ws_publications_fanned_out_total",
+    "unmatched": "ws_publications_unmatched_total",
+    "recalled": "ws_nats_messages_recalled_total",
+    "invalid": "ws_nats_messages_invalid_total",
+    "shed": "ws_nats_messages_shed_total",
+    "waiting": "ws_feed_waiting",
+    "written": "ws_messages_sent_total",
+    "queued": "ws_deliveries_queued",
+    "conflated": "ws_deliveries_conflated_total",
+    "dropped": "ws_deliveries_dropped_total",
+}
+
+
+def balances() -> dict[str, list[Series]]:
+    """The two balances of the ledger as series: a total, and the parts that add up to it."""
+    ledger = Ledger()
+    outcomes = {
+        "ws_nats_messages_received_total": ledger.publications.outcomes(0),
+        "ws_deliveries_matched_total": ledger.deliveries.outcomes(),
+    }
+    series = {one.name: one for one in SERIES}
+    return {total: [series[_OUTCOMES[part]] for part in parts] for total, parts in outcomes.items()}
+
+
 @attrs.frozen
 class Histogram:
     """One histogram of durations in seconds."""
