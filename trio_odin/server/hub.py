@@ -14,7 +14,7 @@ from trio_odin.core.backpressure import OutboxBudget, OutboxRules, SlowPolicy
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.history import ReplayBudget
 from trio_odin.core.ledger import Invalid, Ledger, Shed
-from trio_odin.core.names import channel_of_subject
+from trio_odin.core.names import CHANNEL_RULE, channel_of_subject
 from trio_odin.core.pacing import Pace
 from trio_odin.core.publication import InvalidPayload, NatsMessage, Publication
 from trio_odin.core.ratelimit import TokenBucket
@@ -23,6 +23,7 @@ from trio_odin.core.registry import Registry
 from trio_odin.core.session import SessionLimits
 from trio_odin.core.upstream import Upstream
 from trio_odin.server.evictions import EvictionLog
+from trio_odin.server.invalid_events import InvalidEventLog
 from trio_odin.telemetry.cgroup import memory_group
 from trio_odin.telemetry.meters import MemoryMeter
 
@@ -97,6 +98,7 @@ class Hub(Generic[M]):
         )
         self.replay_budget = ReplayBudget(total_replay_bytes(settings))
         self.evictions = EvictionLog()
+        self._invalid_events = InvalidEventLog()
         self._pace = Pace(settings.max_flush_delay_seconds)
         self._is_filtering = settings.is_filtering
         self.reload(settings)
@@ -173,7 +175,8 @@ class Hub(Generic[M]):
             publications.recalled += 1
             return
         if channel is None:
-            publications.invalid[Invalid.SUBJECT] += 1
+            error = f"parts three and four are no channel: {CHANNEL_RULE}"
+            self._refuse(message, Invalid.SUBJECT, error)
             return
         subscribers: Collection[Subscriber]
         if self._is_filtering:
@@ -193,8 +196,8 @@ class Hub(Generic[M]):
                 offset=message.offset,
                 unix_ms=time.time_ns() // 1_000_000,
             )
-        except InvalidPayload:
-            publications.invalid[Invalid.PAYLOAD] += 1
+        except InvalidPayload as error:
+            self._refuse(message, Invalid.PAYLOAD, str(error))
             return
         self.replay_budget.add(publication.kept)
         if event is not None:
@@ -204,6 +207,10 @@ class Hub(Generic[M]):
             self._fan_out(publication, subscribers)
         else:
             self._defer(publication, subscribers, dirty)
+
+    def _refuse(self, message: NatsMessage, reason: Invalid, error: str) -> None:
+        self.ledger.publications.invalid[reason] += 1
+        self._invalid_events.write(message, reason, error)
 
     def _fan_out(self, publication: Publication, subscribers: Iterable[Subscriber]) -> None:
         """Hand `publication` to every one of `subscribers`.
