@@ -114,6 +114,10 @@ class NatsClient:
         line = f"PUB {subject} {reply} {len(payload)}\r\n".replace("  ", " ")
         await self._stream.send_all(line.encode() + payload + b"\r\n")
 
+    async def send(self, data: bytes) -> None:
+        """Send bytes as they are."""
+        await self._stream.send_all(data)
+
     async def flush(self) -> None:
         """Wait until the server has taken all that was published."""
         await self._stream.send_all(b"PING\r\n")
@@ -174,11 +178,15 @@ async def nats_client(url: str, **login: object) -> AsyncIterator[NatsClient]:
 
 
 class Network:
-    """A wire to a local port that can be cut. While it `is_down` there is no new one."""
+    """A wire to a local port that can be cut. While it `is_down` there is no new one.
+
+    Bytes from the port that are `spoil[0]`, if they come in one piece, arrive as `spoil[1]`.
+    """
 
     def __init__(self, nursery: trio.Nursery, listener: trio.SocketListener, port: int) -> None:
         self.url = f"nats://127.0.0.1:{listener.socket.getsockname()[1]}"
         self.is_down = False
+        self.spoil = (b"", b"")
         self._nursery = nursery
         self._port = port
         self._wires: set[trio.CancelScope] = set()
@@ -207,9 +215,18 @@ class Network:
             async with trio.open_nursery() as nursery:
                 self._wires.add(nursery.cancel_scope)
                 nursery.start_soon(_copy, near, far, nursery.cancel_scope)
-                nursery.start_soon(_copy, far, near, nursery.cancel_scope)
+                nursery.start_soon(self._copy_spoilt, far, near, nursery.cancel_scope)
             self._wires.discard(nursery.cancel_scope)
             self._ends.discard(near)
+
+    async def _copy_spoilt(
+        self, source: trio.SocketStream, sink: trio.SocketStream, wire: trio.CancelScope
+    ) -> None:
+        with suppress(trio.BrokenResourceError):
+            async for chunk in source:
+                good, bad = self.spoil
+                await sink.send_all(chunk.replace(good, bad) if good else chunk)
+        wire.cancel(reason="one end has closed")
 
 
 async def _copy(source: trio.SocketStream, sink: trio.SocketStream, wire: trio.CancelScope) -> None:

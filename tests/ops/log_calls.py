@@ -74,7 +74,8 @@ def _is_log_call(node: ast.Call) -> bool:
 
 def _events(file: str, node: ast.Call, function: ast.AST) -> Iterator[Call]:
     assert isinstance(node.func, ast.Attribute)
-    names = {keyword.arg for keyword in node.keywords}
+    # An exception has the same field with every event.
+    names = {keyword.arg for keyword in node.keywords} - {"exc_info"}
     for event in _values(node.args[0], function, before=node.lineno):
         yield Call(
             file=file,

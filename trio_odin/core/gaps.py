@@ -19,6 +19,7 @@ class GapReason(Enum):
     WINDOW = "window"  # the stream's limits had dropped them before we could take them
     STREAM = "stream"  # the stream is another one now
     CORE = "core"  # the connection was away, and core NATS keeps nothing
+    UNREADABLE = "unreadable"  # the connection ended twice at one of them, which was stepped over
     SHED = "shed"  # they came, and the server gave them up; see `Shed`
 
 
@@ -117,6 +118,11 @@ class Position:
     def is_past(self) -> bool:
         """Whether what was taken last was published before the start."""
         return self.offset <= self.past
+
+    def step_over(self, offset: int) -> Gap:
+        """Go to `offset`, which is ahead and cannot be read; returns that it is missing."""
+        self.before, self.offset = self.offset, offset
+        return Gap(GapReason.UNREADABLE, 1, offset, offset)
 
     def drop(self) -> None:
         """A message ahead will not come, which is booked: no gap besides."""

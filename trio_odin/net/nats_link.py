@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import nats.errors
 from nats.aio.client import Client
+
+from trio_odin.net.nats_client import TotalClient
+
+T = TypeVar("T")
 
 # For each server: one that hangs is not to keep us from the next.
 _CONNECT_SECONDS = 3
@@ -33,12 +37,14 @@ class NatsLink:
 
     Attributes:
         url: where it is connected.
-        client: of nats-py.
+        client: of nats-py, and ours where that is not total.
+        lost_by: why it is lost; None while it is not.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.client = Client()
+        self.client = TotalClient(self._lose)
+        self.lost_by: Exception | None = None
         self._lost = asyncio.Event()
 
     @property
@@ -46,20 +52,33 @@ class NatsLink:
         """Whether NATS takes and gives messages now."""
         return self.client.is_connected and not self._lost.is_set()
 
-    def give_up(self) -> None:
-        """Count the connection as lost, for a reason that nats-py does not know."""
+    def give_up(self, why: str) -> None:
+        """Count the connection as lost, for a reason that nats-py does not know: a sentence."""
+        self._lose(nats.errors.Error(why))
+
+    def _lose(self, reason: Exception) -> None:
+        self.lost_by = self.lost_by or reason  # what comes after the first is its consequence
         self._lost.set()
 
     async def wait_lost(self) -> None:
-        """Wait until the connection is lost.
+        """Wait until the connection is lost; `lost_by` says why."""
+        await self._lost.wait()
 
-        nats-py calls back when it has closed a connection, but not if the closing itself fails,
-        as it does when data still waits for a server that hangs: so we look, too.
+    async def while_up(self, *works: Coroutine[Any, Any, T]) -> T:
+        """Do `works` at the same time, until the first has ended; returns what that returns.
+
+        Raises:
+            Exception: the connection was lost meanwhile (`lost_by`), or what a work raises.
         """
-        while self.is_up:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await self._lost.wait()
+        tasks = [asyncio.create_task(work) for work in works]
+        loss = asyncio.create_task(self._lost.wait())
+        try:
+            ended, _ = await asyncio.wait({*tasks, loss}, return_when=asyncio.FIRST_COMPLETED)
+            if self.lost_by is not None:
+                raise self.lost_by
+            return next(task for task in tasks if task in ended).result()
+        finally:
+            await _cancel({*tasks, loss})
 
     async def close(self) -> None:
         """Close, within two seconds.
@@ -108,9 +127,6 @@ async def _first_that_answers(urls: Sequence[str], name: str, on_error: OnError)
 async def _connect(url: str, name: str, on_error: OnError) -> NatsLink:
     link = NatsLink(url)
 
-    async def closed() -> None:
-        link.give_up()
-
     async def failed(error: Exception) -> None:
         await on_error(link, error)
 
@@ -127,7 +143,6 @@ async def _connect(url: str, name: str, on_error: OnError) -> NatsLink:
                 ping_interval=_PING_SECONDS,
                 max_outstanding_pings=_PINGS_OUTSTANDING,
                 flush_timeout=_FLUSH_SECONDS,
-                closed_cb=closed,
                 error_cb=failed,
             )
     except BaseException:  # one that failed half-way needs closing too
@@ -154,6 +169,20 @@ async def _end_tasks(client: Client) -> None:
     tasks = [task for name in names if (task := getattr(client, name, None)) is not None]
     if tasks:
         ended, _ = await asyncio.wait(tasks, timeout=_LOOK_SECONDS)
+        for task in ended:
+            _ = task.cancelled() or task.exception()
+
+
+async def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
+    """Cancel tasks until they have ended.
+
+    nats-py, and `asyncio.wait_for` before Python 3.12, can lose a cancellation that comes together
+    with an answer; the task would go on for ever.
+    """
+    while tasks:
+        for task in tasks:
+            task.cancel()
+        ended, tasks = await asyncio.wait(tasks, timeout=_LOOK_SECONDS)
         for task in ended:
             _ = task.cancelled() or task.exception()
 

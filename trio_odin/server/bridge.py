@@ -13,45 +13,43 @@ window is lost or comes twice; what the window has dropped is declared as a gap
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 import attrs
 import nats.errors
 import structlog
 import trio
 import trio_asyncio
-from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.api import ConsumerConfig, DeliverPolicy, StreamInfo
-from nats.js.errors import APIError
+from nats.js.api import StreamInfo
 
 from trio_odin.config import Settings
 from trio_odin.core.gaps import Gap, GapReason, Position
 from trio_odin.core.ledger import Ledger, Shed
 from trio_odin.core.pause import Pause
+from trio_odin.core.place import Place
 from trio_odin.core.publication import NatsMessage
 from trio_odin.core.ratelimit import TokenBucket
 from trio_odin.core.recent import RECENT_EVENTS_MAX
 from trio_odin.core.upstream import Upstream
+from trio_odin.net.nats_client import TotalClient, Unreadable
 from trio_odin.net.nats_link import NatsLink, Outage, describe, nats_link, places_of
+from trio_odin.server.consumer import OrderedConsumer
 from trio_odin.server.stream import (
     SUBJECT,
     StreamUnsuitable,
     ensure_stream,
     has_jetstream,
+    next_offset,
     state_of,
 )
 
 _REQUEST_SECONDS = 5.0
-# A consumer that is silent for two of these is made anew, or found to have no stream any more.
-_CONSUMER_HEARTBEAT_SECONDS = 1.0
 _TROUBLE_KEPT = 3
 _PULSE_SECONDS = 1.0
 _PULSE_DEADLINE_SECONDS = 60
 _STREAM_LOOK_SECONDS = 2.0
-# nats-py's own queue before our callback; past it nats-py drops, which is booked as shed.
-_PENDING_MESSAGES = 65_536
-_PENDING_BYTES = 64 * 1024 * 1024
+# An event at which so many connections have ended, one after the other, is stepped over.
+_STUMBLES_MAX = 2
 
 _log = structlog.get_logger("bridge")
 
@@ -82,7 +80,10 @@ class Bridge:
         self._feed_send = feed_send
         self._pause = pause
         self._position = Position(recall=min(RECENT_EVENTS_MAX, settings.feed_capacity // 2))
+        self._consumer: OrderedConsumer | None = None
         self._outage = Outage(_log, settings.nats_urls)
+        # How many connections in a row have ended at the same place, and behind which offset.
+        self._stumbles = self._stumbled_at = 0
         self.reload(settings)
 
     def reload(self, settings: Settings) -> None:
@@ -117,66 +118,61 @@ class Bridge:
     async def _connect_and_consume(self) -> None:
         trouble: list[str] = []
 
-        async def on_error(link: NatsLink, error: Exception) -> None:
+        async def on_error(_: NatsLink, error: Exception) -> None:
             trouble.extend(describe(error))
             del trouble[:-_TROUBLE_KEPT]
-            if isinstance(error, nats.errors.SlowConsumerError):
-                self._position.drop()
-                self._shed(Shed.NATS_CLIENT)
-            # What nats-py cannot mend: the stream is gone, or the consumer cannot be made again.
-            if isinstance(
-                error, (APIError, nats.errors.TimeoutError, nats.errors.NoRespondersError)
-            ):
-                link.give_up()
 
         urls = self._outage.urls_to_try()
         async with nats_link(urls, name="trio-odin", on_error=on_error) as link:
             try:
-                mode = await self._subscribe(link.client)
+                mode = await link.while_up(self._subscribe(link))
                 self._note_connected(link, mode)
-                watches = [
-                    asyncio.create_task(self._watch_stream(link, mode)),
-                    asyncio.create_task(self._feel_pulse(link)),
-                ]
-                try:
-                    await link.wait_lost()
-                finally:
-                    for watch in watches:
-                        watch.cancel()
-                _log.warning("nats.lost", errors=trouble)
+                watches = [self._feel_pulse(link)]
+                if self._consumer is not None:
+                    watches += [self._consumer.watch(), self._watch_stream(link)]
+                await link.while_up(*watches)
+            except (OSError, nats.errors.Error) as error:
+                if not self._upstream.is_connected:
+                    raise
+                _log.warning("nats.lost", errors=[*trouble, *describe(error)])
             finally:
                 self._upstream.is_connected = False
+                if isinstance(link.lost_by, Unreadable):
+                    self._stumble(link.lost_by)
 
-    async def _watch_stream(self, link: NatsLink, mode: str) -> None:
-        """Give the link up when the stream under it is another one: then the place is found anew.
+    def _stumble(self, reason: Unreadable) -> None:
+        """Remember that a connection has ended at what comes after the position."""
+        offset = self._position.offset
+        self._stumbles = self._stumbles + 1 if offset == self._stumbled_at else 1
+        self._stumbled_at = offset
+        _log.error(
+            "nats.unreadable", after=offset, errors=describe(reason), exc_info=reason.__cause__
+        )
 
-        nats-py would make its consumer again at the old place and wait there, connected and silent.
+    async def _watch_stream(self, link: NatsLink) -> None:
+        """Notice when the stream under the link is another one: then the place is found anew.
+
+        Raises:
+            nats.errors.Error: it is, or cannot be asked for.
         """
-        if mode != "jetstream":
-            return
         jetstream = link.client.jetstream(timeout=_REQUEST_SECONDS)
-        try:
-            while True:
-                await asyncio.sleep(_STREAM_LOOK_SECONDS)
-                before = attrs.evolve(self._position)  # the question, as it moves meanwhile
-                info = await jetstream.stream_info(before.stream)
-                if before.is_lost_in(state_of(info)):
-                    break
-        except nats.errors.Error as error:
-            _log.warning("nats.stream_unknown", errors=describe(error))
-        link.give_up()
+        while True:
+            await asyncio.sleep(_STREAM_LOOK_SECONDS)
+            before = attrs.evolve(self._position)  # the question, as it moves meanwhile
+            info = await jetstream.stream_info(before.stream)
+            if before.is_lost_in(state_of(info)):
+                raise nats.errors.Error(f"stream {before.stream} is another one now")
 
     async def _feel_pulse(self, link: NatsLink) -> None:
         """Ask NATS for a sign of life each second.
 
-        nats-py does not survive a PONG that comes after its deadline; the pings of its own have
-        found the link lost long before this one.
+        Raises:
+            nats.errors.Error: there is none, or the link is lost.
         """
-        with suppress(nats.errors.Error):  # the link is lost
-            while True:
-                await asyncio.sleep(_PULSE_SECONDS)
-                await link.client.flush(timeout=_PULSE_DEADLINE_SECONDS)
-                self._upstream.heard(trio.current_time())
+        while True:
+            await asyncio.sleep(_PULSE_SECONDS)
+            await link.client.flush(timeout=_PULSE_DEADLINE_SECONDS)
+            self._upstream.heard(trio.current_time())
 
     def _note_connected(self, link: NatsLink, mode: str) -> None:
         upstream, now = self._upstream, trio.current_time()
@@ -196,10 +192,11 @@ class Bridge:
             away_seconds=None if away is None else round(away, 1),
         )
 
-    async def _subscribe(self, client: Client) -> str:
+    async def _subscribe(self, link: NatsLink) -> str:
         """Subscribe in the mode that is wanted and possible; returns which."""
+        self._consumer = None
         if self._settings.nats_mode != "core":
-            why_not = await self._consume_stream(client)
+            why_not = await self._consume_stream(link)
             if why_not is None:
                 return "jetstream"
             if self._settings.nats_mode == "jetstream":
@@ -208,38 +205,36 @@ class Bridge:
                 # Core in between would have the stream's events come twice, or not at all.
                 raise nats.errors.Error(f"{why_not}, and it was consumed before")
             _log.warning("nats.core_only", reason=why_not)
-        await client.subscribe(
-            SUBJECT,
-            cb=self._on_core_message,
-            pending_msgs_limit=_PENDING_MESSAGES,
-            pending_bytes_limit=_PENDING_BYTES,
-        )
-        await client.flush(timeout=int(_REQUEST_SECONDS))
+        await link.client.listen(SUBJECT, self._on_core_message)
+        await link.client.flush(timeout=int(_REQUEST_SECONDS))
         return "core"
 
-    async def _consume_stream(self, client: Client) -> str | None:
+    async def _consume_stream(self, link: NatsLink) -> str | None:
         """Consume JetStream; returns why not, if it is not there or not fit."""
+        client = link.client
         if not await has_jetstream(client, request_seconds=_REQUEST_SECONDS):
             return "the server has no JetStream"
-        jetstream = client.jetstream(timeout=_REQUEST_SECONDS)
         try:
-            info = await ensure_stream(jetstream, self._settings)
+            info = await ensure_stream(client.jetstream(timeout=_REQUEST_SECONDS), self._settings)
         except StreamUnsuitable as unsuitable:
             return str(unsuitable)
-        await jetstream.subscribe(
-            SUBJECT,
-            stream=info.config.name,
-            cb=self._on_stream_message,
-            ordered_consumer=True,
-            idle_heartbeat=_CONSUMER_HEARTBEAT_SECONDS,
-            config=ConsumerConfig(
-                deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-                opt_start_seq=self._find_place(info) + 1,
-            ),
-            pending_msgs_limit=_PENDING_MESSAGES,
-            pending_bytes_limit=_PENDING_BYTES,
-        )
+        offset = self._find_place(info)
+        if self._stumbles >= _STUMBLES_MAX and offset == self._stumbled_at:
+            offset = await self._step_over(client)
+        self._consumer = OrderedConsumer(client, self._on_stream_message, link.give_up)
+        await self._consumer.start(self._position.stream, SUBJECT, after=offset)
         return None
+
+    async def _step_over(self, client: TotalClient) -> int:
+        """Leave out the event that has ended one connection after the other."""
+        position = self._position
+        offset = await next_offset(
+            client, position.stream, after=position.offset, request_seconds=_REQUEST_SECONDS
+        )
+        self._stumbles = 0
+        if offset is not None:
+            self._upstream.declare(position.step_over(offset))
+        return position.offset
 
     def _find_place(self, info: StreamInfo) -> int:
         """The offset behind which to go on; what is missing before it is declared."""
@@ -247,10 +242,9 @@ class Bridge:
         self._upstream.past = self._position.past
         return self._position.offset
 
-    async def _on_stream_message(self, message: Msg) -> None:
-        offset = message.metadata.sequence.stream
+    def _on_stream_message(self, message: Msg, place: Place) -> None:
+        offset = place.offset
         if offset <= self._position.offset:
-            # A consumer that nats-py made anew before its first message starts at the beginning.
             self._books.repeated += 1
             return
         if gap := self._position.move(offset):
@@ -283,8 +277,3 @@ class Bridge:
         if self._pause.sheds():
             return Shed.PAUSED
         return None if self._rate.take(message.arrived_at) else Shed.NATS_RATE
-
-    def _shed(self, why: Shed) -> None:
-        """Book a message that never came as far as `_accept`."""
-        self._books.received += 1
-        self._books.shed[why] += 1

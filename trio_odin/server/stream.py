@@ -5,6 +5,9 @@ Runs under asyncio, called by the bridge.
 
 from __future__ import annotations
 
+import json
+from http import HTTPStatus
+
 import nats.errors
 import structlog
 from nats.aio.client import Client
@@ -85,6 +88,25 @@ def state_of(info: StreamInfo) -> StreamState:
         last=info.state.last_seq,
         is_ours=all(covers(SUBJECT, pattern) for pattern in info.config.subjects or []),
     )
+
+
+async def next_offset(
+    client: Client, stream: str, *, after: int, request_seconds: float
+) -> int | None:
+    """The offset of the first event of ours after `after`; None: there is none.
+
+    Raises:
+        nats.errors.Error: NATS refuses, or does not answer.
+    """
+    question = {"seq": after + 1, "next_by_subj": SUBJECT}
+    subject = f"$JS.API.STREAM.MSG.GET.{stream}"
+    message = await client.request(subject, json.dumps(question).encode(), request_seconds)
+    answer = json.loads(message.data)
+    if "error" in answer:
+        if answer["error"].get("code") == HTTPStatus.NOT_FOUND:
+            return None
+        raise APIError.from_error(answer["error"])
+    return int(answer["message"]["seq"])
 
 
 def _covers_ours(info: StreamInfo) -> bool:

@@ -1,0 +1,142 @@
+"""What NATS hands on and cannot be understood: it costs itself, never the events after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.e2e.conftest import StartServer, check_balance, client_of, receive, wait_for_nats
+from tests.e2e.nats import nats_client, running_nats, start_network
+from tests.waiting import wait_until
+from trio_odin.core.gaps import GapReason
+from trio_odin.core.ledger import Invalid
+
+pytestmark = pytest.mark.e2e
+
+# Far less than the 9 s after which a dead connection is noticed, and enough for a busy machine.
+_AT_ONCE_SECONDS = 5
+
+
+def hpub(header: bytes, payload: bytes = b"{}") -> bytes:
+    sizes = (len(header), len(header) + len(payload))
+    return b"HPUB odin.token.BTC.trade %d %d\r\n" % sizes + header + payload + b"\r\n"
+
+
+UNREADABLE = {
+    "a Latin-1 byte in the subject": b"PUB odin.token.B\xdcRO.trade 2\r\n{}\r\n",
+    "a vertical tab in the subject": b"PUB odin.token.B\x0bRO.trade 2\r\n{}\r\n",
+    "a form feed in the subject": b"PUB odin.token.B\x0cRO.trade 2\r\n{}\r\n",
+    "a carriage return in the subject": b"PUB odin.token.B\rRO.trade 2\r\n{}\r\n",
+    "a NUL in the subject": b"PUB odin.token.B\x00RO.trade 2\r\n{}\r\n",
+}
+# The event itself is as good as any: its headers are nobody's business here.
+ODD_HEADERS = {
+    "headers without an end": hpub(b"NATS/1.0"),
+    "headers without a beginning": hpub(b"\r\n\r\n"),
+    "an undecodable status": hpub(b"NATS/1.0 \xff\xff\xff\r\nA: b\r\n\r\n"),
+    "an undecodable description": hpub(b"NATS/1.0 404 \xff\r\nA: b\r\n\r\n"),
+    "an undecodable header": hpub(b"NATS/1.0\r\n\xff\xfe: \xfd\r\n\r\n"),
+}
+# Signs that only the server itself may give to a consumer, from a publisher.
+FORGED = {
+    "a heartbeat": hpub(b"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: x\r\n\r\n", b""),
+    "a stalled consumer": hpub(
+        b"NATS/1.0 100 Idle Heartbeat\r\nNats-Consumer-Stalled: a b\r\n\r\n", b""
+    ),
+    "flow control": hpub(b"NATS/1.0 100 FlowControl Request\r\nA: b\r\n\r\n", b""),
+}
+
+
+@contextmanager
+def nats_in_mode(mode: str, folder: Path) -> Iterator[str]:
+    with running_nats(folder, jetstream=mode == "jetstream") as nats:
+        yield nats.url
+
+
+@pytest.mark.parametrize("mode", ["jetstream", "core"])
+@pytest.mark.parametrize("raw", UNREADABLE.values(), ids=UNREADABLE)
+async def test_a_message_that_cannot_be_understood_costs_itself_only(
+    start_server: StartServer, tmp_path: Path, mode: str, raw: bytes
+) -> None:
+    with nats_in_mode(mode, tmp_path) as url:
+        server = await start_server(NATS_URL=url, NATS_MODE=mode)
+        await wait_for_nats(server)
+        async with client_of(server, "BTC.trade") as client, nats_client(url) as publisher:
+            await publisher.send(raw)
+            await publisher.publish("odin.token.BTC.trade", b"1")
+            with trio.fail_after(_AT_ONCE_SECONDS):
+                assert (await receive(client))["data"] == 1
+        assert server.snapshot().nats_reconnects == 0
+        books = server.ledger.publications
+        assert books.invalid == {Invalid.SUBJECT: 1}
+        assert (books.received, books.fanned_out) == (2, 1)
+
+
+@pytest.mark.parametrize("mode", ["jetstream", "core"])
+@pytest.mark.parametrize("raw", ODD_HEADERS.values(), ids=ODD_HEADERS)
+async def test_headers_that_cannot_be_understood_do_not_keep_an_event_back(
+    start_server: StartServer, tmp_path: Path, mode: str, raw: bytes
+) -> None:
+    with nats_in_mode(mode, tmp_path) as url:
+        server = await start_server(NATS_URL=url, NATS_MODE=mode)
+        await wait_for_nats(server)
+        async with client_of(server, "BTC.trade") as client, nats_client(url) as publisher:
+            await publisher.send(b'CONNECT {"verbose":false,"headers":true}\r\n' + raw)
+            await publisher.publish("odin.token.BTC.trade", b"1")
+            with trio.fail_after(_AT_ONCE_SECONDS):
+                assert [(await receive(client))["data"] for _ in range(2)] == [{}, 1]
+        assert server.snapshot().nats_reconnects == 0
+
+
+@pytest.mark.parametrize("raw", FORGED.values(), ids=FORGED)
+async def test_a_publisher_cannot_speak_for_the_consumer(
+    start_server: StartServer, tmp_path: Path, raw: bytes
+) -> None:
+    with nats_in_mode("jetstream", tmp_path) as url:
+        server = await start_server(NATS_URL=url)
+        await wait_for_nats(server)
+        async with client_of(server, "BTC.trade") as client, nats_client(url) as publisher:
+            await publisher.send(b'CONNECT {"verbose":false,"headers":true}\r\n' + raw)
+            await publisher.publish("odin.token.BTC.trade", b"1")
+            with trio.fail_after(_AT_ONCE_SECONDS):
+                assert (await receive(client))["data"] == 1
+        assert server.snapshot().nats_reconnects == 0
+        assert server.ledger.publications.invalid == {Invalid.PAYLOAD: 1}
+
+
+async def test_a_reply_subject_that_cannot_be_understood_changes_nothing(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    with nats_in_mode("core", tmp_path) as url:
+        server = await start_server(NATS_URL=url)
+        await wait_for_nats(server)
+        async with client_of(server, "BTC.trade") as client, nats_client(url) as publisher:
+            for reply in (b"\xdc", b"a\x0bb", b"a\x0cb", b"5"):
+                await publisher.send(b"PUB odin.token.BTC.trade %b 2\r\n{}\r\n" % reply)
+                with trio.fail_after(_AT_ONCE_SECONDS):
+                    assert (await receive(client))["data"] == {}
+        assert server.snapshot().nats_reconnects == 0
+
+
+async def test_what_ends_two_connections_in_a_row_is_stepped_over_and_declared(
+    start_server: StartServer, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    """Whatever the cause: here the way to NATS spoils one line each time that it passes."""
+    with running_nats(tmp_path) as nats:
+        network = await start_network(nursery, nats.port)
+        network.spoil = (b"MSG odin.token.EVIL.trade", b"MSX odin.token.EVIL.trade")
+        server = await start_server(NATS_URL=network.url)
+        await wait_for_nats(server)
+        async with client_of(server, "BTC.trade") as client, nats_client(nats.url) as publisher:
+            for subject in ("BTC.trade", "BTC.trade", "EVIL.trade", "BTC.trade"):
+                await publisher.publish(f"odin.token.{subject}", b"{}")
+            with trio.fail_after(_AT_ONCE_SECONDS):
+                assert [(await receive(client))["offset"] for _ in range(3)] == [1, 2, 4]
+        await wait_until(lambda: server.ledger.publications.gaps)
+        assert server.ledger.publications.gaps == {GapReason.UNREADABLE: 1}
+        assert server.ledger.publications.missed == 1
+        check_balance(server)

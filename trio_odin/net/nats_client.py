@@ -1,0 +1,203 @@
+"""nats-py's client, made total: no message that NATS hands on ends the connection.
+
+nats-py raises in its reader at a subject that is not UTF-8, at white space that only Python takes
+for such, and at headers out of shape. The connection ends then, and the next one ends at the same
+message, for as long as the stream keeps it. Here each piece of what comes has one decision:
+
+    subject, reply subject   bytes that are not UTF-8 are escaped; such a subject is no channel's
+    headers                  read only of what is sent to an inbox: an event's concern nobody
+    -ERR                     ends the connection, in NATS' own words; a refused publish does not
+    INFO, PONG               what means nothing is passed over
+    any other line           ends the connection as `Unreadable`: where it ends is not known
+
+Runs under asyncio. What is overridden is private to nats-py, so a test holds its names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.protocol.command import sub_cmd
+
+_READ_BYTES = 32_768
+# nats-server's own limit is 4 KiB for a line of ours; its INFO names every server of a cluster.
+_LINE_MAX_BYTES = 1024 * 1024
+_SHOWN_BYTES = 100
+_LINE_END = b"\r\n"
+
+OnMessage: TypeAlias = Callable[[Msg], Awaitable[None]]
+
+
+class Unreadable(nats.errors.Error):
+    """What came cannot be understood, and neither can what comes after it."""
+
+
+class Refused(nats.errors.Error):
+    """NATS says no: -ERR, in its own words."""
+
+
+class TotalClient(Client):
+    """A connection to NATS.
+
+    Args:
+        on_lost: called when the connection has ended, with the reason; maybe more than once.
+    """
+
+    def __init__(self, on_lost: Callable[[Exception], None]) -> None:
+        super().__init__()
+        self._received = bytearray()
+        self._on_lost = on_lost
+        self._listeners: dict[int, OnMessage] = {}
+
+    async def listen(self, subject: str, on_message: OnMessage) -> None:
+        """Subscribe. The reader itself calls `on_message`, so that nothing waits in between.
+
+        What that raises ends the connection as `Unreadable`.
+        """
+        self._sid += 1
+        self._listeners[self._sid] = on_message
+        await self._send_command(sub_cmd(subject, "", self._sid))
+        await self._flush_pending()
+
+    # --- in place of nats-py's
+
+    async def _read_loop(self) -> None:
+        lost: Exception = nats.errors.UnexpectedEOF()
+        try:
+            while self._transport and (chunk := await self._transport.read(_READ_BYTES)):
+                self._received += chunk
+                await self._parse()
+        except (OSError, nats.errors.Error) as error:
+            lost = error
+        except Exception as error:  # noqa: BLE001 - a fault of ours, at whatever came
+            lost = Unreadable(f"{type(error).__name__}: {error}")
+            lost.__cause__ = error
+        await self._process_op_err(lost)
+
+    async def _parse(self) -> None:
+        """Take the lines that are complete.
+
+        nats-server separates words by a space. White space as Python knows it is more than that,
+        and may be within a subject.
+        """
+        received = self._received
+        while (end := received.find(_LINE_END)) >= 0:
+            line = bytes(received[:end])
+            begin = end + len(_LINE_END)
+            verb, *words = line.split(b" ")
+            if verb not in {b"MSG", b"HMSG"}:
+                del received[:begin]
+                await self._take(verb, line)
+                continue
+            try:
+                headers_bytes = int(words.pop(-2)) if verb == b"HMSG" else 0
+                subject, sid, *replies, size = words
+                (reply,) = replies or (b"",)
+                number, behind = int(sid), begin + int(size)
+            except (ValueError, IndexError):
+                raise Unreadable(_shown(line)) from None
+            if len(received) < behind + len(_LINE_END):
+                return
+            headers = bytes(received[begin : begin + headers_bytes])
+            payload = bytes(received[begin + headers_bytes : behind])
+            del received[: behind + len(_LINE_END)]
+            await self._process_msg(number, subject, reply, payload, headers)
+        if len(received) > _LINE_MAX_BYTES:
+            raise Unreadable(f"a line without an end: {_shown(received)}")
+
+    async def _take(self, verb: bytes, line: bytes) -> None:
+        rest = line[len(verb) :].strip()
+        match verb:
+            case b"PING":
+                await self._process_ping()
+            case b"PONG":
+                await self._process_pong()
+            case b"-ERR":
+                await self._process_err(escaped(rest).strip("'"))
+            case b"INFO":
+                if info := _object(rest):
+                    await self._process_info(info)
+            case b"+OK":
+                pass
+            case _:
+                raise Unreadable(_shown(line))
+
+    async def _process_op_err(self, e: Exception) -> None:
+        self._on_lost(e)
+        await super()._process_op_err(e)
+
+    async def _process_err(self, err_msg: str) -> None:
+        refused = Refused(err_msg)
+        if not err_msg.lower().startswith(_HARMLESS):
+            raise refused
+        await self._error_cb(refused)
+
+    async def _process_pong(self) -> None:
+        if self._pongs:
+            answered = self._pongs.pop(0)
+            if not answered.done():  # else its asker has given up
+                answered.set_result(True)
+            self._pongs_received += 1
+            self._pings_outstanding = 0
+
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
+    ) -> None:
+        if not subject.startswith(self._inbox_prefix):
+            headers = b""
+        listener = self._listeners.get(sid)
+        if listener is None:
+            await super()._process_msg(sid, subject, reply, data, headers)
+            return
+        parsed = await self._process_headers(headers)
+        await listener(self._build_message(sid, subject, reply, data, parsed))
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        try:
+            return await super()._process_headers(headers)
+        except (IndexError, UnicodeDecodeError):
+            return None
+
+    def _build_message(
+        self,
+        sid: int,
+        subject: bytes,
+        reply: bytes,
+        data: bytes,
+        headers: dict[str, str] | None,
+    ) -> Msg:
+        return self.msg_class(
+            _client=self,
+            subject=escaped(subject),
+            reply=escaped(reply),
+            data=data,
+            headers=headers,
+            _sid=sid,
+        )
+
+
+# The one publish is refused, and whoever waits for its answer notices.
+_HARMLESS = ("permissions violation for publish", "invalid publish subject")
+
+
+def escaped(text: bytes | bytearray) -> str:
+    """Text that should be UTF-8; a byte that is not becomes four characters, a backslash first."""
+    return text.decode(errors="backslashreplace")
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    """The JSON object that `text` is; else an empty one."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _shown(line: bytes | bytearray) -> str:
+    return f"NATS sent {escaped(line[:_SHOWN_BYTES])!r}"
