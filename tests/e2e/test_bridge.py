@@ -55,6 +55,8 @@ async def test_it_starts_without_nats_says_so_and_recovers(
             "mode": "none",
             "age_ms": None,
             "gaps": 0,
+            "trouble": None,
+            "since_ms": None,
         }
         assert (await get(server, "/ready"))[0] == 503
         nats.start()
