@@ -36,7 +36,8 @@ LABEL org.opencontainers.image.title="trio-odin" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-ENV PATH=/opt/trio-odin/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+ENV PATH=/opt/trio-odin/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+    TRIO_ODIN_REVISION=${REVISION}
 USER 65532:65532
 EXPOSE 3002
 STOPSIGNAL SIGTERM

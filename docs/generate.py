@@ -39,6 +39,9 @@ from trio_odin.lab.report.folder import read_verdict
 from trio_odin.lab.report.summary import error
 from trio_odin.lab.verdict import LabResult, StageResult
 from trio_odin.telemetry.metrics import (
+    BUILD_HELP,
+    BUILD_LABELS,
+    BUILD_NAME,
     HISTOGRAMS,
     SERIES,
     SUBSCRIPTIONS_HELP,
@@ -81,6 +84,10 @@ def configuration() -> str:
             "Other variables that begin with `WS_` or `JS_` get a warning that names the nearest",
             "known one.",
             "",
+            "`trio-odin settings` prints what a server would run with, `--changed` only what",
+            "differs from the defaults, as `server.starting`, the first line of the log, does too.",
+            "Neither shows anything secret.",
+            "",
         ]
     )
 
@@ -111,6 +118,8 @@ def metrics() -> str:
         )
         for s in SERIES
     ]
+    labels = ", ".join(f"`{label}`" for label in BUILD_LABELS)
+    rows.append((f"`{BUILD_NAME}`", "gauge", labels, BUILD_HELP))
     rows.append((f"`{SUBSCRIPTIONS_NAME}`", "summary", "`quantile`", SUBSCRIPTIONS_HELP))
     rows += [(f"`{h.name}`", "histogram", "`le`", h.help) for h in HISTOGRAMS]
     return "\n".join(

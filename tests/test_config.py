@@ -16,6 +16,8 @@ from trio_odin.config import (
     Settings,
     Variable,
     changes,
+    differing,
+    effective,
     read_settings,
     reloaded,
     variables,
@@ -232,6 +234,7 @@ EXAMPLES = {
         {"debug": "debug", "INFO": "info", "warning": "warning", "error": "error"},
         ["loud", "0", "trace"],
     ),
+    "TRIO_ODIN_REVISION": TEXT,
     "LOG_FORMAT": Examples(
         "json, text or pretty",
         {"json": "json", "text": "text", "Pretty": "pretty"},
@@ -492,6 +495,44 @@ def test_warnings_come_in_order_of_name() -> None:
         warning.split()[0] for warning in warnings_about(read_settings(environment), environment)
     ]
     assert names == ["JS_CONSUMER_NAME", "WS_A", "WS_B"]
+
+
+# --- what may be shown
+
+
+def test_the_settings_in_force_are_all_of_them_as_text() -> None:
+    shown = effective({"WS_ADDR": " :1 ", "WS_WORKERS": "", "HOME": "/root"})
+    assert shown == {v.name: v.default for v in variables()} | {"WS_ADDR": ":1"}
+
+
+def test_those_that_differ_are_those_whose_value_does() -> None:
+    given = {
+        "WS_ADDR": " :3002", "WS_PING_INTERVAL": "27.0", "WS_KEEPALIVE_TIMEOUT": "2m",
+        "ENABLE_SUBSCRIPTION_FILTERING": "YES", "WS_MAX_CHANNELS": "256", "HOME": "/",
+        "LOG_LEVEL": "debug",
+    }  # fmt: skip
+    assert differing(given) == {"WS_KEEPALIVE_TIMEOUT": "2m", "LOG_LEVEL": "debug"}
+    assert differing({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "shown"),
+    [
+        ("NATS_URL", "nats://user:SECRET@a:1", "…@a:1"),
+        ("NATS_URL", "nats://SECRET@a:1,tls://user:SECRET@b, c", "…@a:1,…@b,c"),
+        ("NATS_URL", "user:SECRET@a", "…@a"),
+        ("NATS_URL", "nats://a:4222, tls://b", "nats://a:4222,tls://b"),
+        ("WS_JWT_KEYS", "/run/secrets/jwt-keys.v2", "/run/secrets/jwt-keys.v2"),
+        ("WS_JWT_KEYS", "keys.json", "keys.json"),
+        ("WS_JWT_KEYS", "SECRET", "…"),
+        ("WS_JWT_KEYS", "c2VjcmV0IHNlY3JldCBzZWNyZXQ/SECRET+", "…"),
+        ("WS_JWT_KEYS", '{"keys":[{"k":"SECRET"}]}', "…"),
+        ("WS_JWT_KEYS", "-----BEGIN PRIVATE KEY-----\nSECRET", "…"),
+    ],
+)
+def test_nothing_secret_is_shown(name: str, text: str, shown: str) -> None:
+    assert effective({name: text})[name] == shown
+    assert differing({name: text}) == {name: shown}
 
 
 # --- secrets

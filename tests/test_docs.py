@@ -32,7 +32,13 @@ from trio_odin.core.upstream import Upstream
 from trio_odin.lab.load.pages import parse_metrics
 from trio_odin.lab.model.tables import write_costs
 from trio_odin.lab.provenance import Provenance
-from trio_odin.telemetry.metrics import HISTOGRAMS, SERIES, render
+from trio_odin.telemetry.metrics import (
+    BUILD_NAME,
+    HISTOGRAMS,
+    SERIES,
+    SUBSCRIPTIONS_NAME,
+    render,
+)
 from trio_odin.telemetry.snapshot import Snapshot
 
 ROOT = Path(__file__).parent.parent
@@ -219,7 +225,7 @@ def test_every_variable_and_metric_that_a_page_names_exists(page: Path) -> None:
         assert name in known
     series = {s.name for s in SERIES} | {s.alias for s in SERIES}
     for name in re.findall(r"`(ws_[a-z_]+)[`{]", text):
-        assert name in series | {"ws_subscription_count_per_client"} | {h.name for h in HISTOGRAMS}
+        assert name in series | {BUILD_NAME, SUBSCRIPTIONS_NAME} | {h.name for h in HISTOGRAMS}
 
 
 @pytest.mark.parametrize("page", _pages(), ids=lambda page: page.name)

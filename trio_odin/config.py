@@ -26,8 +26,9 @@ _RELOAD_FILE = "WS_RELOAD_FILE"
 
 _MEBIBYTE, _TEBIBYTE, _PEBIBYTE = 2**20, 2**40, 2**50
 
-# In the metadata of a setting: whether it can change while the server runs, and what it may be.
-_RELOADS, _ALLOWED = "reloads", "allowed"
+# In the metadata of a setting: whether it can change while the server runs, what it may be, and
+# how it may be shown.
+_RELOADS, _ALLOWED, _SHOW = "reloads", "allowed", "show"
 
 # Known to the server this one replaces, without a meaning in this design.
 IGNORED = {
@@ -38,6 +39,10 @@ IGNORED = {
 
 # A name and what is no port: a password, and the host was forgotten.
 _WITHOUT_ITS_HOST = re.compile(r"((?:nats|tls)://)[^/:@\[\]]+:\D.*")
+
+
+# An absolute path, or the name of a file. A key has neither form.
+_PATH_LIKE = re.compile(r"|/[\w./+~-]*|[\w./~-]{0,40}\.[A-Za-z]{2,5}")
 
 
 class SettingError(Exception):
@@ -51,10 +56,11 @@ def _setting(
     *,
     help: str,  # noqa: A002
     reloads: bool = False,
+    show: Callable[[str], str] = str,
 ) -> Any:
     """A variable of the environment; `default` is text too, so that help and docs can show it.
 
-    `reloads`: it can change while the server runs.
+    `reloads`: it can change while the server runs. `show`: its text without what is secret in it.
     """
 
     def converter(text: str) -> Any:
@@ -68,6 +74,7 @@ def _setting(
     field = environ.var(default=default, converter=converter, name=name, help=help)
     field.metadata[_RELOADS] = reloads
     field.metadata[_ALLOWED] = getattr(convert, "allowed", "")
+    field.metadata[_SHOW] = show
     return field
 
 
@@ -76,6 +83,16 @@ def _without_credentials(text: str) -> str:
     if "@" in text:
         return f"…@{text.rpartition('@')[2]}"
     return _WITHOUT_ITS_HOST.sub(r"\1…", text)
+
+
+def _urls_without_credentials(text: str) -> str:
+    """The same for each of several URLs, all of them allowed ones."""
+    return ",".join(_without_credentials(url.strip()) for url in text.split(","))
+
+
+def shown_path(text: str) -> str:
+    """A path as it may be shown. Somebody may have given what belongs into the file instead."""
+    return text if _PATH_LIKE.fullmatch(text) else "…"
 
 
 @environ.config(prefix="", frozen=True)
@@ -100,6 +117,7 @@ class Settings:
         "nats://127.0.0.1:4222",
         values.nats_urls,
         help="NATS server, or several with commas.",
+        show=_urls_without_credentials,
     )
     nats_mode: str = _setting(
         "NATS_MODE",
@@ -220,6 +238,7 @@ class Settings:
         values.path,
         help="File with the keys that sign tokens: a JWK set, PEM, or a secret; empty: no tokens.",
         reloads=True,
+        show=shown_path,
     )
     jwt_algorithms: tuple[str, ...] = _setting(
         "WS_JWT_ALGORITHMS",
@@ -416,6 +435,12 @@ class Settings:
         help="Least level logged: debug, info, warning or error.",
         reloads=True,
     )
+    revision: str = _setting(
+        "TRIO_ODIN_REVISION",
+        "",
+        values.printable,
+        help="Revision of the code, for the log and ws_build_info; the image has it.",
+    )
     log_format: str = _setting(
         "LOG_FORMAT", "json", values.Choice(("json", "text", "pretty")), help="How log lines look."
     )
@@ -460,6 +485,28 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     """
     given = {name: text for name, text in environment.items() if text.strip()}
     return environ.to_config(Settings, given)
+
+
+def effective(environment: Mapping[str, str]) -> dict[str, str]:
+    """The text of every variable in force, from `environment`, without what is secret in it."""
+    return {
+        entry.name: field.metadata[_SHOW](_text_of(entry.name, environment) or entry.default)
+        for field, entry in _entries()
+    }
+
+
+def differing(environment: Mapping[str, str]) -> dict[str, str]:
+    """Those of them that are not what they are by default.
+
+    Raises:
+        SettingError: a value is not allowed.
+    """
+    names = changes(read_settings({}), read_settings(environment))
+    return {name: text for name, text in effective(environment).items() if name in names}
+
+
+def _text_of(name: str, environment: Mapping[str, str]) -> str:
+    return environment.get(name, "").strip()
 
 
 def with_reload_file(environment: Mapping[str, str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from websockets.trio.client import connect
 from tests.e2e.conftest import ending_of, receive
 from tests.e2e.nats import free_port, nats_client, running_nats
 from tests.waiting import wait_until
+from trio_odin import __version__
 from trio_odin.cli import main
 from trio_odin.cli.common import run as run_under_trio
 
@@ -60,9 +61,8 @@ def test_a_taken_port_is_one_sentence_and_exit_code_2(command: list[str], tmp_pa
         address = f"127.0.0.1:{someone.port}"
         ended = run(*command, "--addr", address)
     assert ended.returncode == 2
-    assert ended.stderr == (
-        f"trio-odin: cannot listen on {address}: another program is listening there\n"
-    )
+    said = [line for line in ended.stderr.splitlines() if '"server.starting"' not in line]
+    assert said == [f"trio-odin: cannot listen on {address}: another program is listening there"]
 
 
 @pytest.mark.parametrize(
@@ -257,13 +257,35 @@ def test_a_misspelt_variable_gets_a_warning_with_the_nearest_one() -> None:
     )
     assert process.stderr is not None
     with process, process.stderr:
-        lines = [process.stderr.readline() for _ in range(3)]
+        lines = [process.stderr.readline() for _ in range(4)]  # up to that it serves
         process.send_signal(signal.SIGTERM)
         process.stderr.read()
         assert process.wait(timeout=10) == 0
     assert "WS_MAX_CONECTIONS is unknown" in lines[0]
     assert "WS_MAX_CONNECTIONS" in lines[0]
     assert "WS_WORKER_POOL_SIZE has no effect" in lines[1]
+    starting = json.loads(lines[2])
+    assert starting["event"] == "server.starting"
+    assert starting["version"] == __version__
+    assert starting["settings"] == {"WS_ADDR": f"127.0.0.1:{port}"}
+
+
+def test_the_settings_in_force_can_be_printed(tmp_path: Path) -> None:
+    file = tmp_path / "settings"
+    file.write_text("WS_MAX_CHANNELS=7\nNATS_URL=nats://user:hidden@a\n")
+    variables = {"WS_RELOAD_FILE": str(file), "WS_ADDR": ":1", "WS_MAX_CHANNELS": "5"}
+    lines = run("settings", **variables).stdout.splitlines()
+    changed = run("settings", "--changed", **variables)
+    assert "WS_MAX_CHANNELS=7" in lines
+    assert "WS_OUTBOX_CAPACITY=512" in lines
+    assert changed.stdout.splitlines() == [
+        "WS_ADDR=:1",
+        f"WS_RELOAD_FILE={file}",
+        "NATS_URL=…@a",
+        "WS_MAX_CHANNELS=7",
+    ]
+    assert changed.stderr == ""
+    assert run("settings", WS_ADDR="x").returncode == 2
 
 
 async def gets_a_pong(url: str) -> bool:

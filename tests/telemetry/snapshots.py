@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trio_odin.core.gaps import GapReason
 from trio_odin.core.ledger import Deliveries, Dropped, Invalid, Ledger, Publications, Shed, Traffic
-from trio_odin.telemetry.snapshot import Snapshot, Workers
+from trio_odin.telemetry.snapshot import Build, Snapshot, Workers
 
 
 def snapshot(**changes: Any) -> Snapshot:
@@ -59,6 +59,7 @@ def snapshot(**changes: Any) -> Snapshot:
         max_broadcast_rate=0.0,
         cpu_seconds=1.5,
         log_lines_dropped=0,
+        builds=[Build("1.2.3", "3.12.1", "abcdef")],
         workers=Workers.alone(0),
     )
     return attrs.evolve(idle, **changes)

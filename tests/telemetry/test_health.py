@@ -62,6 +62,7 @@ SHAPE = {
         },
     },
     "workers": {"configured": int, "alive": int, "restarts": int, "connections": list},
+    "version": str,
 }
 
 
@@ -144,6 +145,7 @@ def test_a_healthy_server_word_for_word() -> None:
             },
         },
         "workers": {"configured": 1, "alive": 1, "restarts": 0, "connections": [0]},
+        "version": "1.2.3",
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from tests.telemetry.snapshots import balanced, snapshot
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.ledger import Deliveries, Dropped, Ledger, Publications, Shed, Traffic
 from trio_odin.telemetry.merge import Past, merge
-from trio_odin.telemetry.snapshot import Snapshot, Workers
+from trio_odin.telemetry.snapshot import Build, Snapshot, Workers
 
 WORKERS = Workers(configured=2, alive=2, restarts=0, connections=[1, 2])
 
@@ -179,3 +179,9 @@ def test_a_state_of_one_is_as_old_as_the_oldest_and_one_of_all_as_the_newest() -
         9.0,
     )
     assert not whole.is_out_of_files
+
+
+def test_while_a_new_version_replaces_another_both_are_shown() -> None:
+    old, new = Build("0.1.0", "3.11.7", "a"), Build("0.2.0", "3.12.1", "")
+    parts = [snapshot(builds=[build]) for build in (new, old, new)]
+    assert merged(*parts).builds == [old, new]

@@ -20,7 +20,7 @@ from trio_odin.core.durations import Durations
 from trio_odin.core.gaps import GapReason
 from trio_odin.core.ledger import Deliveries, Dropped, Invalid, Ledger, Publications, Shed, Traffic
 from trio_odin.telemetry.metrics import CONTENT_TYPE, HISTOGRAMS, SERIES, render
-from trio_odin.telemetry.snapshot import Snapshot, Workers
+from trio_odin.telemetry.snapshot import Build, Snapshot, Workers
 
 # wire_compatibility.md, metric names: the plan's and the running dashboard's.
 PLAN = {
@@ -438,3 +438,13 @@ def test_a_histogram_has_its_buckets_its_count_and_its_sum() -> None:
             f"{name}_count": counts[name][-1],
             f"{name}_sum": pytest.approx(sums[name]),
         }
+
+
+def test_what_code_runs_is_a_series_that_is_always_1() -> None:
+    old, new = Build("0.1.0", "3.11.7", "abc"), Build("0.2.0", "3.12.1", "")
+    text = render(snapshot(builds=[old, new])).decode()
+    lines = [line for line in text.splitlines() if line.startswith("ws_build_info{")]
+    assert lines == [
+        'ws_build_info{python="3.11.7",revision="abc",version="0.1.0"} 1.0',
+        'ws_build_info{python="3.12.1",revision="",version="0.2.0"} 1.0',
+    ]

@@ -23,6 +23,7 @@ _NAMES = (
     "publisher",
     "ready",
     "serve",
+    "settings",
     "up",
     "watch",
 )

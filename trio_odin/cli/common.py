@@ -96,8 +96,12 @@ def _as_given(complaint: str) -> str:
     """Name the flag that was used beside the variable that it stands for."""
     variable = complaint.partition("=")[0]
     flag = next((flag for flag, name in _FLAGS.items() if name == variable), None)
-    is_flag = flag is not None and any(a.partition("=")[0] == flag for a in sys.argv[1:])
-    return f"{flag}: {complaint}" if is_flag else complaint
+    return f"{flag}: {complaint}" if flag is not None and _is_given(flag) else complaint
+
+
+def _is_given(flag: str) -> bool:
+    """Whether the flag is among the arguments, and not only its variable in the environment."""
+    return any(argument.partition("=")[0] == flag for argument in sys.argv[1:])
 
 
 def start_logs(settings: Settings, environment: Mapping[str, str] | None = None) -> None:
@@ -106,7 +110,14 @@ def start_logs(settings: Settings, environment: Mapping[str, str] | None = None)
     `environment` is that from which they were read, the process' own by default.
     """
     configure_logs(settings.log_level, settings.log_format)
-    _warn(settings, os.environ if environment is None else environment)
+    environment = os.environ if environment is None else environment
+    _warn(settings, environment)
+    if "@" in environment.get("NATS_URL", "") and _is_given("--nats"):
+        structlog.get_logger("cli").warning(
+            "setting.exposed",
+            reason="--nats has a password in it, and every user of this machine can read it: "
+            "use the variable NATS_URL",
+        )
 
 
 def warned_about(read: Callable[[], Mapping[str, str]]) -> Mapping[str, str]:

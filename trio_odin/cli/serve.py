@@ -7,6 +7,7 @@ from functools import partial
 from typing import TypeAlias
 
 import click
+import structlog
 import trio
 
 from trio_odin.cli.common import (
@@ -19,7 +20,7 @@ from trio_odin.cli.common import (
     warned_about,
     with_reload_file_and,
 )
-from trio_odin.config import SettingError, Settings
+from trio_odin.config import SettingError, Settings, differing
 from trio_odin.server.reloading import ReadEnvironment
 from trio_odin.server.siblings import Siblings
 from trio_odin.server.signals import (
@@ -35,6 +36,7 @@ from trio_odin.server.tree import Server, serve
 from trio_odin.server.workers import Parent, WorkerUnfit, serve_with_workers
 from trio_odin.telemetry.logs import configure_logs
 from trio_odin.telemetry.process import settle_garbage_collector
+from trio_odin.telemetry.snapshot import Build
 
 # Started in a nursery, it gives back what can be drained.
 _Start: TypeAlias = Callable[..., Awaitable[None]]
@@ -74,6 +76,14 @@ def serve_command(
 def _serve(read: ReadEnvironment) -> None:
     settings, environment = settings_of(read)
     start_logs(settings, environment)
+    build = Build.here(settings.revision)
+    structlog.get_logger("server").info(
+        "server.starting",
+        version=build.version,
+        revision=build.revision,
+        python=build.python,
+        settings=differing(environment),
+    )
     raise_limit_of_files(settings, settings.workers)
     if settings.workers > 1:
         start: _Start = partial(serve_with_workers, settings, environment)

@@ -169,7 +169,9 @@ async def serve_request(
         except _BadRequest as error:
             response = error.response
         except h11.RemoteProtocolError as error:
-            response = Response.text(error.error_status_hint, f"Bad request: {error}")
+            # What h11 quotes of the request behind a colon may be a secret of the client's.
+            reason = str(error).partition(":")[0]
+            response = Response.text(error.error_status_hint, f"Bad request: {reason}")
         except trio.BrokenResourceError:
             return None
         await send_last(stream, response, deadline_seconds, method=method)
@@ -230,7 +232,7 @@ def _path_of(target: bytes) -> str:
     try:
         return unquote(urlsplit(target.decode("ascii")).path)
     except ValueError as error:
-        raise _BadRequest(400, f"Bad request: {error}") from error
+        raise _BadRequest(400, "Bad request: illegal target") from error
 
 
 async def send_response(

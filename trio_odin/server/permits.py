@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from trio_odin.config import SettingError, Settings
+from trio_odin.config import SettingError, Settings, shown_path
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.credentials import insufficient_scope, origin_refusal, token_in
 from trio_odin.core.grants import Grant
@@ -80,11 +80,12 @@ def verifier_of(settings: Settings) -> Verifier | None:
     path = settings.jwt_keys
     if path is None:
         return None
+    given = f"WS_JWT_KEYS='{shown_path(str(path))}'"
     try:
         from trio_odin.net.tokens import KeysUnusable, Verifier  # noqa: PLC0415 - of an extra
     except ImportError:
         raise SettingError(
-            f"WS_JWT_KEYS='{path}': tokens need PyJWT: pip install '.[auth]' (the extra auth)"
+            f"{given}: tokens need PyJWT: pip install '.[auth]' (the extra auth)"
         ) from None
     try:
         return Verifier(
@@ -94,4 +95,4 @@ def verifier_of(settings: Settings) -> Verifier | None:
             audience=settings.jwt_audience,
         )
     except KeysUnusable as error:
-        raise SettingError(f"WS_JWT_KEYS='{path}': {error}") from None
+        raise SettingError(f"{given}: {error}") from None

@@ -49,7 +49,7 @@ from trio_odin.server.worker_link import Elsewhere
 from trio_odin.telemetry.log_lines import lines_dropped
 from trio_odin.telemetry.logs import set_log_level
 from trio_odin.telemetry.process import collect_what_leaked, cpu_seconds, resident_bytes
-from trio_odin.telemetry.snapshot import Snapshot, Workers
+from trio_odin.telemetry.snapshot import Build, Snapshot, Workers
 
 _COLLECT_SECONDS = 3600.0
 _HEADS_LOOK_SECONDS = 0.01
@@ -314,6 +314,7 @@ class Server:
             max_nats_rate=settings.max_nats_rate,
             max_broadcast_rate=settings.max_broadcast_rate,
             cpu_seconds=cpu_seconds(),
+            builds=[Build.here(settings.revision)],
             log_lines_dropped=lines_dropped(),
             workers=Workers.alone(len(self._hub.members)),
         )

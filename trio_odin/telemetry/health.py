@@ -102,6 +102,7 @@ def health(snapshot: Snapshot, unix_time: float) -> HealthReport:
             "restarts": snapshot.workers.restarts,
             "connections": list(snapshot.workers.connections),
         },
+        "version": ", ".join(sorted({build.version for build in snapshot.builds})),
     }
     return HealthReport(503 if errors else 200, content)
 

@@ -66,6 +66,8 @@ def configure_logs(
     set_log_level(level)
     # One line a frame would be one line a message.
     logging.getLogger("trio-websocket").setLevel(logging.WARNING)
+    # One line a setting, at each reload.
+    logging.getLogger("environ_config").setLevel(logging.WARNING)
     # The bridge reports what nats-py meets; its own default handler would print tracebacks.
     logging.getLogger("nats").setLevel(logging.CRITICAL)
 

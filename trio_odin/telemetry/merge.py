@@ -101,6 +101,7 @@ def merge(parts: Sequence[Snapshot], *, past: Past, workers: Workers) -> Snapsho
         group_memory_bytes=max(part.group_memory_bytes for part in parts),
         memory_bytes=sum(part.memory_bytes for part in parts),
         cpu_seconds=past.cpu_seconds + sum(part.cpu_seconds for part in parts),
+        builds=sorted({build for part in parts for build in part.builds}),
         log_lines_dropped=past.log_lines_dropped + sum(part.log_lines_dropped for part in parts),
         workers=workers,
     )

@@ -396,6 +396,10 @@ HISTOGRAMS = (
     ),
 )
 
+BUILD_NAME = "ws_build_info"
+BUILD_HELP = "1: the code that runs; more than one while a new version replaces another"
+BUILD_LABELS = ("version", "python", "revision")
+
 SUBSCRIPTIONS_NAME = "ws_subscription_count_per_client"
 SUBSCRIPTIONS_HELP = "Subscriptions a client has, over the clients that have any"
 _QUANTILES = (0.5, 0.9, 0.99, 1.0)
@@ -422,6 +426,7 @@ class _SnapshotCollector(Collector):
             yield _family(series, series.name, snapshot)
             if series.alias:
                 yield _family(series, series.alias, snapshot)
+        yield _builds(snapshot)
         yield _subscriptions(snapshot)
         for histogram in HISTOGRAMS:
             durations = histogram.durations(snapshot.ledger)
@@ -469,6 +474,13 @@ def _family(series: Series, name: str, snapshot: Snapshot) -> Metric:
     metric = family(name, series.help, labels=[series.label or ""])
     for label, number in by_label.items():
         metric.add_metric([label], number)
+    return metric
+
+
+def _builds(snapshot: Snapshot) -> Metric:
+    metric = GaugeMetricFamily(BUILD_NAME, BUILD_HELP, labels=BUILD_LABELS)
+    for build in snapshot.builds:
+        metric.add_metric([build.version, build.python, build.revision], 1)
     return metric
 
 

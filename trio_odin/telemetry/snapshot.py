@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 
 import attrs
 
+from trio_odin import __version__
 from trio_odin.core.ledger import Ledger
+
+
+@attrs.frozen(order=True)
+class Build:
+    """What code runs; `revision` is empty if nobody said which."""
+
+    version: str
+    python: str
+    revision: str
+
+    @classmethod
+    def here(cls, revision: str) -> Build:
+        """That of this process."""
+        return cls(__version__, platform.python_version(), revision)
 
 
 @attrs.frozen
@@ -49,6 +65,7 @@ class Snapshot:
         paused_percent: the share of publications that is shed.
         memory_bytes: resident, of all processes of the server.
         group_memory_bytes: of the control group, where its limit is the one that counts; else 0.
+        builds: of each process; more than one while a new version replaces another.
         nats_age_seconds: how long ago anything came from NATS; None: nothing ever did.
     """
 
@@ -95,6 +112,7 @@ class Snapshot:
     max_broadcast_rate: float
     cpu_seconds: float
     log_lines_dropped: int
+    builds: Sequence[Build]
     workers: Workers
 
     @property
