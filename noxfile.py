@@ -174,9 +174,11 @@ def dashboards(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Write the generated pages anew; `-- --age`: how old the measurements behind them are."""
-    install(session)
+    """Write all that is generated anew; `-- --age`: how old the measurements behind it are."""
+    install(session, "tests")
     session.run("python", "docs/generate.py", *session.posargs)
+    if "--age" not in session.posargs:
+        session.run("python", "ops/grafana/dashboards.py")
 
 
 @nox.session

@@ -9,11 +9,12 @@ counts it, so the rate of events needs no factor for them.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from trio_odin.config import variables
 from trio_odin.lab.model.fit import predictions
-from trio_odin.lab.model.model import KIB, TARGET_P99_MS, Costs
+from trio_odin.lab.model.model import JOINED_MAX_RATE, KIB, TARGET_P99_MS, Costs
 from trio_odin.lab.model.tables import read_costs, read_prices
 from trio_odin.lab.report.folder import read_verdict
 from trio_odin.telemetry.process import files_needed
@@ -64,11 +65,16 @@ def delivery_us(connections: str) -> str:
     return f"({COSTS.delivery_us:g} + {COSTS.doubling_us:g} * {doublings})"
 
 
+# How much of the price of an event is saved where several come together; see Costs.event_us.
+_JOINED = (
+    f"clamp_max({EVENTS} / ws_workers@, {JOINED_MAX_RATE:g}) / {COSTS.joined_rate or math.inf:g}"
+)
+_EVENT_US = f"({COSTS.joined_us:g} + {COSTS.publication_us:g} / (1 + {_JOINED}))"
 # Cores, by what they are for.
 PARTS = {
     "processes": f"{COSTS.base_cores:g} * ws_workers@",
     "connections": f"{CONNECTIONS} * {COSTS.connection_us_per_second:g} / 1e6",
-    "events": f"{EVENTS} * {COSTS.publication_us:g} / 1e6",
+    "events": f"{EVENTS} * {_EVENT_US} / 1e6",
     "deliveries": f"{DELIVERIES} * {delivery_us(CONNECTIONS)} / 1e6",
     "connects": f"{CONNECTS} * {COSTS.connect_us or 0:g} / 1e6",
 }

@@ -16,7 +16,9 @@ def _rules(file: str) -> list[dict[str, Any]]:
 
 
 ALERTS = {rule["alert"]: rule for rule in _rules("alerts.yml")}
-RECORDED = {rule["record"]: rule for rule in _rules("recording.yml")}
+RECORDED = {
+    rule["record"]: rule for file in ("recording.yml", "model.yml") for rule in _rules(file)
+}
 
 
 def known_series() -> Known:

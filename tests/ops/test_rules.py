@@ -17,6 +17,7 @@ from tests.ops.conftest import OPS, ROOT, Require
 from tests.ops.promql import faults, metrics_of, numbers_of
 from tests.ops.rules import ALERTS, RECORDED, known_series
 from trio_odin.config import variables
+from trio_odin.lab.model.model import JOINED_MAX_RATE
 from trio_odin.lab.model.tables import read_costs
 
 PROMETHEUS = OPS / "prometheus"
@@ -47,8 +48,8 @@ def _run(*command: str | Path) -> str:
 def test_prometheus_takes_its_configuration_and_all_rules(require: Require) -> None:
     require("promtool")
     said = _run("promtool", "check", "config", PROMETHEUS / "prometheus.yml")
-    assert f"{len(ALERTS)} rules found" in said
-    assert f"{len(RECORDED)} rules found" in said
+    found = sum(int(count) for count in re.findall(r"(\d+) rules found", said))
+    assert found == len(ALERTS) + len(RECORDED)
 
 
 def test_each_alert_and_each_figure_does_what_its_tests_say(require: Require) -> None:
@@ -152,6 +153,9 @@ def test_the_model_in_the_rules_has_the_figures_of_the_model() -> None:
             costs.base_cores,
             costs.connection_us_per_second,
             costs.publication_us,
+            costs.joined_rate or 0.0,
+            costs.joined_us,
+            JOINED_MAX_RATE,
             costs.delivery_us,
             costs.doubling_us,
         ]
@@ -166,9 +170,9 @@ def test_the_model_in_the_rules_says_what_the_model_says(
 ) -> None:
     require("promtool")
     file = tmp_path / "model.yml"
-    loads = product((0, 800, 10_000, 18_000), (12, 30), (0, 36_000))
+    loads = product((0, 800, 10_000, 18_000), (12, 30, 700, 9000), (0, 36_000))
     content = {
-        "rule_files": [str(PROMETHEUS / "rules" / "recording.yml")],
+        "rule_files": [str(PROMETHEUS / "rules" / f"{n}.yml") for n in ("recording", "model")],
         "evaluation_interval": "15s",
         "tests": [_model_case(workers, *load) for load in loads],
     }

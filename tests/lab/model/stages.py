@@ -23,6 +23,8 @@ SHAPES = (
     (6, 10_000, 30.0),
     (7, 18_000, 12.0),
 )
+# The lab's stages of one connection: almost nothing but events.
+EVENT_SHAPES = ((11, 1, 300.0), (12, 1, 1000.0), (13, 1, 3000.0))
 TRUTH = Costs(
     base_mib=46.0,
     connection_kib=19.5,
@@ -30,6 +32,7 @@ TRUTH = Costs(
     delivery_us=8.0,
     doubling_us=1.2,
     publication_us=60.0,
+    joined_rate=300.0,
     connection_us_per_second=2.0,
     base_cores=0.004,
     connect_us=240.0,
@@ -43,6 +46,7 @@ some_costs = st.builds(
     delivery_us=st.floats(1, 100),
     doubling_us=st.just(0.0) | st.floats(0.1, 5),
     publication_us=st.just(0.0) | st.floats(10, 2000),
+    joined_rate=st.just(300.0),
     connection_us_per_second=st.just(0.0) | st.floats(0.1, 20),
     base_cores=st.just(0.0) | st.floats(0.001, 0.05),
     connect_us=st.floats(100, 1000),

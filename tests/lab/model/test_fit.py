@@ -6,8 +6,10 @@ from typing import Any
 import attrs
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.lab.model.stages import (
+    EVENT_SHAPES,
     SHAPES,
     TRUTH,
     Distortion,
@@ -33,6 +35,44 @@ def assert_alike(found: Costs, truth: Costs) -> None:
 @given(some_costs)
 def test_a_fit_finds_the_costs_that_made_the_stages(truth: Costs) -> None:
     assert_alike(fit(stages_of(truth)), truth)
+
+
+@given(some_costs, st.sampled_from([100.0, 200.0, 300.0, 900.0]), st.just(0.0) | st.floats(20, 200))
+def test_stages_of_events_alone_tell_what_an_event_costs_at_each_rate(
+    truth: Costs, joined_rate: float, joined_us: float
+) -> None:
+    truth = attrs.evolve(truth, joined_rate=joined_rate, joined_us=joined_us)
+    found = fit(stages_of(truth, SHAPES + EVENT_SHAPES))
+    for rate in (12, 30, 300, 1000, 3000):
+        assert found.event_us(rate) == pytest.approx(truth.event_us(rate), rel=0.02, abs=0.5)
+    assert (found.max_rate, found.max_connections) == (3000, 18_000)
+
+
+@pytest.mark.parametrize("each_us", [(630, 290, 113), (267, 137, 93)])
+def test_the_prices_of_an_event_that_were_measured_are_found_again(
+    each_us: tuple[float, float, float],
+) -> None:
+    """At 300, 1,000 and 3,000 a second without a subscriber, on two days."""
+    seen = {
+        number: rate * us / 1e6 for (number, _, rate), us in zip(EVENT_SHAPES, each_us, strict=True)
+    }
+
+    def distort(number: int, name: str, value: float) -> float:
+        return seen[number] if name == "cores" and number in seen else value
+
+    truth = attrs.evolve(TRUTH, publication_us=each_us[0] * 2, joined_rate=300.0)
+    found = fit(stages_of(truth, SHAPES + EVENT_SHAPES, distort))
+    for number, _, rate in EVENT_SHAPES:
+        assert found.cores(0, rate, 0) == pytest.approx(seen[number], rel=0.15)
+
+
+def test_the_memory_of_one_connection_and_many_events_is_not_that_of_connections() -> None:
+    """The last 30 s of the stream are kept, whoever is connected."""
+
+    def distort(number: int, name: str, value: float) -> float:
+        return value + 90.0 if name == "held" and number > 10 else value
+
+    assert_alike(fit(stages_of(TRUTH, SHAPES + EVENT_SHAPES, distort)), TRUTH)
 
 
 @given(some_costs)
@@ -215,6 +255,7 @@ def test_what_the_kernel_cannot_take_is_not_believed(kib: float, found: float) -
 def test_the_costs_say_how_far_was_measured() -> None:
     found = fit(stages_of(TRUTH))
     assert (found.max_rate, found.max_connections) == (30.0, 18_000)
+    assert found.max_deliveries == pytest.approx(30 * 10_000 * 0.121, rel=1e-3)
 
 
 @pytest.mark.parametrize(("less", "is_there"), [(0.5, False), (10.0, True)])

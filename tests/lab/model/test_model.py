@@ -252,6 +252,16 @@ def test_too_many_events_are_too_many_for_any_number_of_instances() -> None:
     assert (found.max_connections, found.instances, found.monthly_usd) == (0, None, None)
 
 
+def test_an_event_costs_less_the_more_of_them_come_together() -> None:
+    costs = attrs.evolve(OURS, publication_us=1266.0, joined_rate=297.0)
+    each = [round(costs.event_us(rate)) for rate in (300, 1000, 3000)]
+    assert each == [630, 290, 114]
+    # Nobody knows whether it gets cheaper still.
+    assert costs.event_us(9000) == costs.event_us(3000)
+    assert costs.cores(0, 9000, 0) > 2 * costs.cores(0, 3000, 0)
+    assert attrs.evolve(costs, joined_rate=None).event_us(3000) == 1266
+
+
 def test_the_bytes_are_those_of_an_envelope_and_its_headers() -> None:
     demand = Demand()
     each = demand.bytes_per_second / demand.writes_per_second

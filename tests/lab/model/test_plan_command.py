@@ -37,6 +37,13 @@ def verdict(tmp_path: Path) -> Path:
     return path
 
 
+def test_many_events_for_one_user_are_possible() -> None:
+    """A single process takes 1,000 events a second at some 296 µs each."""
+    result = plan("--users", "1", "--rate", "700")
+    assert result.exit_code == 0, result.output
+    assert "1 user at 700 events a second needs 1 × e2-standard-2" in words(result)
+
+
 def test_the_plans_answer_is_the_plans() -> None:
     result = plan("--costs", "plan")
     assert result.exit_code == 0, result.output
@@ -183,6 +190,7 @@ def test_a_verdict_without_channels_has_too_few_stages(tmp_path: Path) -> None:
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     costs = attrs.evolve(
         TRUTH,
+        joined_rate=None,
         max_rate=30.0,
         max_connections=18_000,
         source="the lab, 2026-11-23",

@@ -256,6 +256,23 @@ STAGES = (
             "10 envelopes here, is full after three minutes: what grows behind that is a leak."
         ),
     ),
+    *(
+        Stage(
+            number=number,
+            title=f"{rate:,} events a second that one client wants a part of",
+            connections=1,
+            rate=rate,
+            hold_seconds=60,
+            short_seconds=30,
+            settings={"WS_MAX_NATS_RATE": "0", "WS_MAX_BROADCAST_RATE": "0"},
+            criteria=(*_EVERYBODY, at_most("p99", 100), *_WHOLE),
+            note=(
+                "What it costs to take an event, whoever it is for: the model's figure for rates "
+                "far above the plan's."
+            ),
+        )
+        for number, rate in ((11, 300), (12, 1_000), (13, 3_000))
+    ),
 )
 
 

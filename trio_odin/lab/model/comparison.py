@@ -256,6 +256,10 @@ def _beyond(quote: Quote) -> Iterator[str]:
         known.append(f"{_count(costs.max_rate, 'event')} a second")
         if quote.demand.rate > costs.max_rate:
             beyond.append(f"{_count(quote.demand.rate, 'event')} a second")
+    if costs.max_deliveries is not None:
+        known.append(f"{_count(costs.max_deliveries, 'write')} a second")
+        if found.writes_per_second > costs.max_deliveries:
+            beyond.append(f"{_count(found.writes_per_second, 'write')} a second")
     if beyond:
         yield f"{' and '.join(beyond)}: beyond what was measured ({', '.join(known)})."
     times = quote.demand.payload_bytes / MEASURED_PAYLOAD_BYTES
@@ -315,7 +319,7 @@ def rows(quote: Quote) -> Iterator[_Row]:
     both = _Both(quote)
     yield both.cost("CPU of a delivery, up to 1,000", lambda c: c.delivery_us, "{:.1f} µs")
     yield both.cost("  each doubling of these adds", lambda c: c.doubling_us, "{:.1f} µs")
-    yield both.cost("  of an event", lambda c: c.publication_us, "{:,.0f} µs")
+    yield both.cost("  of an event", lambda c: c.event_us(quote.demand.rate), "{:,.0f} µs")
     yield both.cost("  of a connect", lambda c: c.connect_us, "{:,.0f} µs")
     yield both.cost("  of a connection, idle", lambda c: c.connection_us_per_second, "{:.1f} µs/s")
     yield both.cost("  of a process, idle", lambda c: c.base_cores, "{:.3f} cores")

@@ -3,7 +3,12 @@
 CPU. Each stage gives two equations, one while nothing is published and one of the hold:
 
     idle = base + connections × k
-    hold = base + connections × k + publications × p + deliveries × (d + doublings × g)
+    hold = base + connections × k + publications × (q + p / (1 + rate / j))
+                + deliveries × (d + doublings × g)
+
+`j` is no factor, so a few of its values are tried and the best is taken. Only stages with far more
+events than the plan's 30 a second can tell `j` and `q`. The lab has some of one connection for that
+alone; they say nothing about the memory of connections.
 
 Memory. The lowest base, as a server that has served before keeps some of it, and for each stage:
 
@@ -12,7 +17,7 @@ Memory. The lowest base, as a server that has served before keeps some of it, an
 What the server's host holds beyond that, at the same moments, is the kernel's: its connections ×
 another unknown. The two are read in different ways, so it is taken only if it is plausible.
 
-What counts are relative errors, so 1,000 connections have as much to say as 10,000. There are five
+What counts are relative errors, so 1,000 connections have as much to say as 10,000. There are six
 unknowns at most, so the condition that none is below 0 is met in the simplest way: of all choices
 of unknowns that are not 0, the best whose solution meets it. That is exact, and takes neither numpy
 nor scipy. An unknown that hardly makes it better is left out.
@@ -28,7 +33,7 @@ from statistics import fmean
 import attrs
 
 from trio_odin.lab.load.result import LoadResult
-from trio_odin.lab.model.model import KIB, Costs, doublings
+from trio_odin.lab.model.model import JOINED_MAX_RATE, KIB, Costs, doublings
 from trio_odin.lab.verdict import LabResult, Prediction, StageResult
 
 # Readings are no finer: CPU comes in ticks of 10 ms, over windows of some seconds. Without it a
@@ -41,6 +46,12 @@ _KERNEL_MIB_GRAIN = 10.0
 _KERNEL_KIB_MIN, _KERNEL_KIB_MAX = 1.0, 64.0
 # A column that is so much the sum of others that the rest is rounding.
 _DEPENDENT = 1e-9
+# A stage with fewer connections is about events.
+_CROWD = 100
+# The unknown `q`. Where no stage has so many events a second, it is 0, and `j` the first of these.
+_JOINED = 3
+_JOINED_FROM_RATE = 100.0
+_JOINED_RATES = (300.0, 50.0, 75.0, 100.0, 150.0, 200.0, 400.0, 600.0, 900.0, 1400.0, 2000.0)
 # Of the squares of relative errors: what an unknown more has to save of them to be taken, so that
 # it is not there for the noise alone; and what is rounding.
 _WORTH = 0.01
@@ -65,6 +76,11 @@ class _Row:
     factors: tuple[float, ...]
     measured: float
 
+    def without(self, number: int) -> _Row:
+        """The same without an unknown."""
+        factors = (*self.factors[:number], 0.0, *self.factors[number + 1 :])
+        return _Row(factors, self.measured)
+
 
 def fit(stages: Iterable[StageResult], *, source: str = "") -> Costs:
     """The costs with which the model comes closest to these stages.
@@ -82,27 +98,31 @@ def fit(stages: Iterable[StageResult], *, source: str = "") -> Costs:
     """
     usable = [stage for stage in stages if _is_usable(stage)]
     loads = _loads(usable)
-    if len({load.connected for load in loads}) < 2:
+    crowds = [load for load in loads if load.connected >= _CROWD]
+    if len({load.connected for load in crowds}) < 2:
         raise TooLittle(
             "a fit takes CPU and memory of two stages or more with different numbers of "
             f"connections; of this run {_only(usable)} will do, "
             "`trio-odin lab --stages 2-4` makes enough"
         )
-    cpu = _least_squares(list(_cpu_rows(loads)), grain=_CORES_GRAIN)
-    memory = _least_squares(list(_memory_rows(loads)), grain=_MIB_GRAIN)
+    joined_rate, cpu = _fit_cpu(loads)
+    memory, _ = _least_squares(list(_memory_rows(crowds)), grain=_MIB_GRAIN)
     largest = max(loads, key=lambda load: (load.connected, load.server.connect_us or 0))
     return Costs(
         delivery_us=cpu[0] * 1e6,
         doubling_us=cpu[1] * 1e6,
         publication_us=cpu[2] * 1e6,
-        connection_us_per_second=cpu[3] * 1e6,
-        base_cores=cpu[4],
+        joined_us=cpu[3] * 1e6,
+        joined_rate=joined_rate,
+        connection_us_per_second=cpu[4] * 1e6,
+        base_cores=cpu[5],
         connection_kib=memory[0] * KIB,
         base_mib=memory[1],
         kernel_kib=_kernel_kib(usable),
         connect_us=largest.server.connect_us,
         max_rate=max(_rate(load) for load in loads),
         max_connections=largest.connected,
+        max_deliveries=max(load.received_per_second for load in loads),
         source=source or f"lab, stages {_numbers(usable)}",
         date=max(load.date for load in loads)[:10],
     )
@@ -222,16 +242,31 @@ def _taken_per_second(load: LoadResult) -> float:
     return _rate(load) if taken is None else taken / load.hold_seconds
 
 
-def _cpu_rows(loads: Sequence[LoadResult]) -> Iterator[_Row]:
+def _fit_cpu(loads: Sequence[LoadResult]) -> tuple[float, list[float]]:
+    """The rate at which events are joined, and the unknowns at that rate."""
+    if max(map(_taken_per_second, loads)) < _JOINED_FROM_RATE:
+        rate = _JOINED_RATES[0]
+        rows = [row.without(_JOINED) for row in _cpu_rows(loads, rate)]
+        return rate, _least_squares(rows, grain=_CORES_GRAIN)[0]
+    found = {
+        rate: _least_squares(list(_cpu_rows(loads, rate)), grain=_CORES_GRAIN)
+        for rate in _JOINED_RATES
+    }
+    best = min(found, key=lambda rate: found[rate][1])
+    return best, found[best][0]
+
+
+def _cpu_rows(loads: Sequence[LoadResult], joined_rate: float) -> Iterator[_Row]:
     for load in loads:
         server, connections = load.server, load.connected
         if server.idle_cores is not None:
-            yield _Row((0, 0, 0, connections, 1), server.idle_cores)
+            yield _Row((0, 0, 0, 0, connections, 1), server.idle_cores)
         if server.cores is not None:
             deliveries = load.received_per_second
             colder = deliveries * doublings(connections)
             taken = _taken_per_second(load)
-            yield _Row((deliveries, colder, taken, connections, 1), server.cores)
+            alone = taken / (1 + min(taken, JOINED_MAX_RATE) / joined_rate)
+            yield _Row((deliveries, colder, alone, taken, connections, 1), server.cores)
 
 
 def _memory_rows(loads: Sequence[LoadResult]) -> Iterator[_Row]:
@@ -248,7 +283,8 @@ def _kernel_kib(stages: Iterable[StageResult]) -> float:
     rows = list(_kernel_rows(stages))
     if len({row.factors for row in rows}) < 2:
         return 0.0
-    kib = _least_squares(rows, grain=_KERNEL_MIB_GRAIN)[0] * KIB
+    unknowns, _ = _least_squares(rows, grain=_KERNEL_MIB_GRAIN)
+    kib = unknowns[0] * KIB
     return kib if _KERNEL_KIB_MIN <= kib <= _KERNEL_KIB_MAX else 0.0
 
 
@@ -260,12 +296,14 @@ def _kernel_rows(stages: Iterable[StageResult]) -> Iterator[_Row]:
         host = [s.memory_mib for s in stage.host if held and held[0].at <= s.at <= held[-1].at]
         if stage.load is not None and resident and host:
             beside = fmean(host) - fmean(resident)
-            if beside > 0:
+            if beside > 0 and stage.load.connected >= _CROWD:
                 yield _Row((stage.load.connected, 1), beside)
 
 
-def _least_squares(rows: Sequence[_Row], *, grain: float) -> list[float]:
+def _least_squares(rows: Sequence[_Row], *, grain: float) -> tuple[list[float], float]:
     """The unknowns, none below 0 and the first above it, with the least squares of errors.
+
+    Returns them, and the sum of those squares.
 
     Errors are relative to what was measured, and to no less than the `grain`. Of solutions that
     are about as good it is one with the fewest unknowns.
@@ -288,7 +326,7 @@ def _least_squares(rows: Sequence[_Row], *, grain: float) -> list[float]:
         is_larger = sum(map(bool, unknowns)) > sum(map(bool, best))
         if residual < least * (1 - _WORTH * is_larger) - _ROUNDING:
             best, least = unknowns, residual
-    return best
+    return best, least
 
 
 def _choices(count: int) -> Iterator[tuple[int, ...]]:
