@@ -99,7 +99,9 @@ def shown_path(text: str) -> str:
 class Settings:
     """How one server runs. Times are seconds, sizes are bytes, 0 in a limit means none."""
 
-    address: Address = _setting("WS_ADDR", ":3002", Address.parse, help="Address to listen on.")
+    address: Address = _setting(
+        "WS_ADDR", ":3002", Address.parse, help="Address to listen on; [::] is both families."
+    )
     admin_address: Address | None = _setting(
         "WS_ADMIN_ADDR",
         "",

@@ -65,7 +65,10 @@ def test_any_text_is_an_address_or_a_complaint_that_helps(text: str) -> None:
         (Address("10.0.0.1", 80), "10.0.0.1:80"),
         (Address("::1", 80), "[::1]:80"),
         (Address("0.0.0.0", 80), "127.0.0.1:80"),
-        (Address("::", 80), "127.0.0.1:80"),
+        (Address("::", 80), "127.0.0.1:80"),  # which takes IPv4 as well
+        (Address("::0", 80), "127.0.0.1:80"),
+        (Address("0", 80), "127.0.0.1:80"),
+        (Address("::10", 80), "[::10]:80"),
     ],
 )
 def test_a_client_on_this_machine_can_connect(address: Address, connectable: str) -> None:

@@ -16,6 +16,8 @@ from click.testing import CliRunner, Result
 import trio_odin.cli.ready as module
 from tests.e2e.conftest import StartServer, wait_for_nats
 from tests.e2e.nats import free_port
+from tests.e2e.test_cli import ended, start
+from tests.waiting import until_answer
 from trio_odin.cli import main
 from trio_odin.config import read_settings
 from trio_odin.lab.publisher import PublisherSettings, publish
@@ -74,6 +76,25 @@ async def test_it_asks_at_the_address_for_metrics_if_there_is_one(
     port = server.admin_addresses[0].port
     result = await check(WS_ADDR="127.0.0.1:1", WS_ADMIN_ADDR=f":{port}")
     assert f"http://127.0.0.1:{port}/ready: 503" in result.output
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_it_asks_what_listens_at_the_any_address_of_ipv6(workers: str) -> None:
+    port, admin_port = free_port(), free_port()
+    addresses = {"WS_ADDR": f"[::]:{port}", "WS_ADMIN_ADDR": f"[::]:{admin_port}"}
+    server = await start("serve", NATS_URL=NOWHERE, WS_WORKERS=workers, **addresses)
+    try:
+        for variables in (addresses, addresses | {"WS_ADMIN_ADDR": ""}):
+            await until_answer(
+                partial(_is_not_ready_yet, variables), what=f"an answer for {variables}"
+            )
+    finally:
+        server.terminate()
+        await ended(server)
+
+
+async def _is_not_ready_yet(variables: dict[str, str]) -> bool:
+    return "NATS was not reached yet" in (await check(**variables)).output
 
 
 async def test_the_file_of_settings_goes_before_the_environment(

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+from contextlib import suppress
 
 import pytest
 import trio
 
+import trio_odin.net.address as module
 from trio_odin.net.address import (
     Address,
     AddressUnavailable,
@@ -61,7 +64,7 @@ async def test_what_waits_to_be_accepted_is_there_for_a_successor() -> None:
 
 
 async def check_taken(address: Address) -> None:
-    sentence = f"cannot listen on {address}: another program is listening there"
+    sentence = re.escape(f"cannot listen on {address}: another program is listening there")
     with pytest.raises(AddressUnavailable, match=sentence):
         await open_listeners(address)
     with pytest.raises(AddressUnavailable, match=sentence):
@@ -117,6 +120,59 @@ async def test_every_interface_is_both_families_on_one_port() -> None:
         assert {bound_address(listener).port for listener in listeners} == {port}
         for listener in listeners:
             await listener.aclose()
+
+
+async def families_that_reach(address: Address) -> set[str]:
+    """Those of the loopback addresses over which a client comes to one who listens there."""
+    reached = set()
+    listeners = await open_listeners(address)
+    port = bound_address(listeners[0]).port
+    try:
+        for host in ("127.0.0.1", "::1"):
+            with suppress(OSError), trio.fail_after(5):
+                await (await trio.open_tcp_stream(host, port)).aclose()
+                reached.add(host)
+    finally:
+        for listener in listeners:
+            await listener.aclose()
+    return reached
+
+
+needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+
+
+@needs_ipv6
+@pytest.mark.parametrize("host", ["::", "::0", "0:0:0:0:0:0:0:0"])
+async def test_the_any_address_of_ipv6_takes_both_families(host: str) -> None:
+    assert await families_that_reach(Address(host, 0)) == {"127.0.0.1", "::1"}
+    async with reserved_address(Address(host, 0)) as address:
+        assert address.port
+        (listener,) = await open_listeners(address, shared=True)
+        async with listener, await trio.open_tcp_stream("127.0.0.1", address.port):
+            pass
+
+
+@needs_ipv6
+async def test_any_other_address_is_of_one_family() -> None:
+    assert await families_that_reach(Address("::1", 0)) == {"::1"}
+    assert await families_that_reach(Address("127.0.0.1", 0)) == {"127.0.0.1"}
+    assert await families_that_reach(Address("0.0.0.0", 0)) == {"127.0.0.1"}
+
+
+@needs_ipv6
+async def test_an_address_of_both_families_is_taken_if_it_is_in_one() -> None:
+    (listener,) = await open_listeners(Address("0.0.0.0", 0))
+    async with listener:
+        await check_taken(Address("::", bound_address(listener).port))
+
+
+async def test_on_a_machine_without_ipv6_the_any_address_of_ipv6_is_that_of_ipv4(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_is_known", lambda family: family != socket.AF_INET6)
+    (listener,) = await open_listeners(Address("::", 0))
+    async with listener, await trio.open_tcp_stream("127.0.0.1", bound_address(listener).port):
+        assert bound_address(listener).host == "0.0.0.0"
 
 
 @pytest.mark.parametrize("shared", [False, True])

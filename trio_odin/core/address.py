@@ -6,10 +6,10 @@ import re
 from typing import NamedTuple
 
 _PORT_MAX = 65535
-# RFC 1123, 2.1, with the underscore that resolvers take; RFC 4291, 2.2, with a zone of RFC 4007.
+# RFC 1123, 2.1, with the underscore that resolvers take.
 _LABEL = r"[A-Za-z0-9_-]{1,63}"
 _NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*\.?")
-_IPV6 = re.compile(r"(?=[^:]*:)[0-9A-Fa-f:.]+(%[A-Za-z0-9._~-]+)?")
+_ZONE = re.compile(r"[A-Za-z0-9._~-]+")
 
 
 class Address(NamedTuple):
@@ -32,7 +32,7 @@ class Address(NamedTuple):
         is_port = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= _PORT_MAX
         is_bracketed = host.startswith("[") and host.endswith("]")
         host = host[1:-1] if is_bracketed else host
-        is_host = _IPV6.fullmatch(host) if is_bracketed else not host or _is_name(host)
+        is_host = _is_ipv6(host) if is_bracketed else not host or _is_name(host)
         if not (colon and is_port and is_host):
             raise ValueError("an address like :3002, 127.0.0.1:3002 or [::1]:3002")
         return cls(host, int(port))
@@ -41,10 +41,30 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
+    def is_any(self) -> bool:
+        """Whether it means every interface: no host, or zeros alone, in whatever notation."""
+        return not self.host.strip("0.:")
+
+    @property
+    def is_dual(self) -> bool:
+        """Whether it is the any address of IPv6 (`[::]`), at which IPv4 is taken too."""
+        return self.is_any and ":" in self.host
+
+    @property
     def connectable(self) -> str:
         """`host:port` that a client on this machine can use."""
-        is_any = self.host in {"", "0.0.0.0", "::"}  # noqa: S104 - compared, not bound
-        return str(self._replace(host="127.0.0.1" if is_any else self.host))
+        return str(self._replace(host="127.0.0.1" if self.is_any else self.host))
+
+
+def _is_ipv6(host: str) -> bool:
+    """Whether `host` is an IPv6 address, perhaps with a zone (RFC 4007, 11)."""
+    from ipaddress import AddressValueError, IPv6Address  # noqa: PLC0415 - takes its time
+
+    try:
+        zone = IPv6Address(host).scope_id
+    except AddressValueError:
+        return False
+    return zone is None or _ZONE.fullmatch(zone) is not None
 
 
 def _is_name(host: str) -> bool:

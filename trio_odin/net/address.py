@@ -77,7 +77,7 @@ async def _bind(
 ) -> None:
     """Add to `sockets` one for each family, bound and not listening yet."""
     for family, sockaddr in await _look_up(address):
-        sockets.append(sock := _new_socket(family))
+        sockets.append(sock := _new_socket(family, address))
         if is_shared:
             sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEPORT, 1)
         await sock.bind(sockaddr)
@@ -103,7 +103,7 @@ async def reserved_address(address: Address) -> AsyncIterator[Address]:
         port = address.port
         with _said_in_a_sentence(address):
             for family, sockaddr in await _look_up(address):
-                sockets.append(sock := _new_socket(family))
+                sockets.append(sock := _new_socket(family, address))
                 await sock.bind((sockaddr[0], port, *sockaddr[2:]))
                 port = sock.getsockname()[1]
                 # Only now, so that the bind fails where others share the port already; and what it
@@ -116,6 +116,8 @@ async def reserved_address(address: Address) -> AsyncIterator[Address]:
 
 
 def _host_of(address: Address) -> str | None:
+    if address.is_dual:
+        return "::" if _is_known(socket.AF_INET6) else "0.0.0.0"  # noqa: S104
     # With port 0 every family would get a port of its own, so only one family is opened.
     return "0.0.0.0" if address.port == 0 and not address.host else address.host or None  # noqa: S104
 
@@ -145,11 +147,13 @@ def _is_known(family: int) -> bool:
     return True
 
 
-def _new_socket(family: int) -> trio.socket.SocketType:
+def _new_socket(family: int, address: Address) -> trio.socket.SocketType:
     sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
     sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
     if family == trio.socket.AF_INET6:
-        sock.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, 1)
+        # Whatever net.ipv6.bindv6only says. Without a host each family has a socket of its own.
+        is_v6_only = not address.is_dual
+        sock.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, is_v6_only)
     return sock
 
 
