@@ -21,6 +21,7 @@ from trio_odin.cli import main
 from trio_odin.config import variables
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.commands import ErrorCode
+from trio_odin.core.gaps import Mark
 from trio_odin.core.history import History
 from trio_odin.core.ledger import Traffic
 from trio_odin.core.names import channel_of_subject
@@ -130,6 +131,7 @@ def test_the_examples_of_the_protocol_page_are_what_happens() -> None:
     lines = _example_lines(ROOT / "docs" / "protocol.md")
     registry: Registry[str] = Registry()
     recent = Recent(max_age_seconds=30.0)
+    recent.note(Mark("63fc2bd2a9d40", 0))
     session = _new_session(registry, recent)
     wire = Connection(ConnectionType.CLIENT)
     offset = 0
@@ -161,7 +163,7 @@ def _example_lines(page: Path) -> list[tuple[str, str]]:
 
 
 def _new_session(registry: Registry[str], recent: Recent) -> Session[str]:
-    upstream = Upstream(is_connected=True, mode="jetstream", epoch="63fc2bd2a9d40")
+    upstream = Upstream(is_connected=True, mode="jetstream")
     upstream.heard_event(-1.9)
     upstream.heard(-0.4)
     return Session(
@@ -182,7 +184,7 @@ def _publish(
     subject, payload = text.split(" ", 1)
     channel = channel_of_subject(subject)
     assert channel is not None
-    recent.add(NatsMessage(subject, payload.encode(), offset, 0.0), channel)
+    recent.add(NatsMessage(subject, payload.encode(), offset, 0.0, UNIX_MS), channel)
     if "me" not in registry.subscribers(channel):
         return []
     publication = Publication(channel, payload.encode(), offset=offset, unix_ms=UNIX_MS)

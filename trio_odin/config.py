@@ -326,6 +326,20 @@ class Settings:
         values.Whole(0, _PEBIBYTE),
         help="Bytes of events kept for replay, of all connections; 0: an eighth of the memory.",
     )
+    resume_channel_events: int = _setting(
+        "WS_RESUME_CHANNEL_EVENTS",
+        "100",
+        values.Whole(1, 1_000_000),
+        help="Events of one channel that a client which comes back may get.",
+        reloads=True,
+    )
+    resume_events: int = _setting(
+        "WS_RESUME_EVENTS",
+        "500",
+        values.Whole(1, 1_000_000),
+        help="Events that it may get in all, besides the newest of each channel.",
+        reloads=True,
+    )
     max_message_bytes: int = _setting(
         "WS_MAX_MESSAGE_BYTES",
         "16384",

@@ -34,8 +34,7 @@ def as_sent(answers: Iterable[Answer], *, most: int = sys.maxsize) -> list[bytes
             continue
         fitting = answer.envelopes[:most]
         frames += [publication.frame(seq) for seq, publication in fitting]
-        end = answer.finish(len(fitting))
-        frames += [end] if end else []
+        frames += answer.finish(len(fitting))
     return frames
 
 

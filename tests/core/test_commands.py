@@ -64,7 +64,7 @@ def check_any_answer(text: str) -> None:
         case Unsubscribe(channels):
             assert [reply["unsubscribed"] for reply in replies] == [channels]
         case Subscribe():
-            kinds = {"subscription_ack", "error", "resume_incomplete"}
+            kinds = {"subscription_ack", "error", "resume_incomplete", "resumed"}
             assert {reply["type"] for reply in replies} <= kinds
             assert replies
         case Replay():

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_odin.core.gaps import Gap, GapReason, Position, StreamState, joined
+from trio_odin.core.gaps import Gap, GapReason, Losses, Position, StreamState, joined
 
 WINDOW, STREAM, CORE = GapReason.WINDOW, GapReason.STREAM, GapReason.CORE
 
@@ -53,23 +54,6 @@ def test_a_jump_in_a_stream_of_ours_is_a_gap() -> None:
     assert position.move(11) is None
     assert position.move(15) == Gap(WINDOW, 3, 12, 14)
     assert position.move(16) is None
-
-
-def test_what_was_booked_as_dropped_is_no_gap_besides() -> None:
-    position = at(10)
-    position.drop()
-    position.drop()
-    assert position.move(13) is None
-    position.drop()
-    assert position.move(17) == Gap(WINDOW, 2, 14, 16)
-    assert position.move(20) == Gap(WINDOW, 2, 18, 19)
-
-
-def test_what_was_dropped_comes_after_all_when_the_consumer_is_another_one() -> None:
-    position = at(10)
-    position.drop()
-    assert position.enter(state(1, 20)) == []
-    assert position.move(12) == Gap(WINDOW, 1, 11, 11)
 
 
 def test_a_stream_made_anew_is_a_gap_and_is_read_from_its_beginning() -> None:
@@ -181,11 +165,62 @@ def test_all_of_a_stream_made_anew_is_news() -> None:
     assert not position.is_past
 
 
-def test_who_was_before_tells_a_hole_from_messages_of_others() -> None:
-    ours, mixed = at(10), at(10, is_ours=False)
-    for position, before in ((ours, 13), (mixed, 10)):
-        position.move(14)
-        assert position.before == before
-    mixed.drop()
-    mixed.move(16)
-    assert mixed.before == 15, "one that was dropped may have been ours"
+def at_its_message(offset: int, stored: int) -> Position:
+    """A position that took the message at `offset`, stored at that time."""
+    position = at(offset - 1)
+    position.move(offset, stored)
+    return position
+
+
+def test_a_stream_that_was_emptied_and_has_grown_past_is_known_by_the_time_of_a_message() -> None:
+    """In a cluster a stream in memory comes back with the date of its creation."""
+    position = at_its_message(10, stored=77)
+    emptied = StreamState("S", "e", 1, 60, True, witness=99)
+    assert position.is_lost_in(emptied)
+    assert not position.is_lost_in(StreamState("S", "e", 1, 60, True, witness=77))
+    assert not position.is_lost_in(StreamState("S", "e", 11, 60, True, witness=None))
+    assert position.enter(StreamState("S", "e-1", 1, 60, True)) == [Gap(STREAM)]
+    assert (position.offset, position.epoch, position.witness) == (0, "e-1", None)
+
+
+def test_the_end_of_the_past_may_be_somebody_elses_message() -> None:
+    position = Position(recall=5)
+    position.enter(state(1, 10, is_ours=False))
+    position.move(7)
+    position.settle()
+    assert (position.offset, position.is_past) == (10, True)
+    assert position.move(14) is None
+    assert not position.is_past
+
+
+def test_what_the_window_drops_of_the_past_while_away_is_no_gap() -> None:
+    position = Position(recall=5)
+    position.enter(state(1, 10))
+    position.move(6)
+    assert position.enter(state(9, 12)) == []
+    assert position.offset == 8
+    position.move(9)
+    assert position.enter(state(14, 15)) == [Gap(WINDOW, 3, 11, 13)]
+
+
+def test_a_loss_is_told_at_once_and_those_of_the_next_second_are_summed_up() -> None:
+    losses = Losses()
+    assert not losses.are_due(5.0)
+    losses.declare([Gap(WINDOW, 1, 3, 3)])
+    assert losses.are_due(5.0)
+    assert losses.take(5.0) == {WINDOW: Gap(WINDOW, 1, 3, 3)}
+    losses.declare([Gap(WINDOW, 1, 5, 5)])
+    losses.declare([Gap(WINDOW, 2, 8, 9)])
+    assert not losses.are_due(5.9)
+    assert losses.are_due(6.0)
+    assert losses.take(6.0) == {WINDOW: Gap(WINDOW, 3, 5, 9)}
+    assert not losses
+
+
+@pytest.mark.parametrize("reason", [GapReason.START, STREAM, CORE])
+def test_what_changes_the_meaning_of_offsets_is_never_put_off(reason: GapReason) -> None:
+    losses = Losses()
+    losses.declare([Gap(WINDOW, 1, 3, 3)])
+    losses.take(5.0)
+    losses.declare([Gap(reason)])
+    assert losses.are_due(5.0)

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.core.client import as_sent, objects_of, texts_of
 from trio_odin.core.commands import ErrorCode
-from trio_odin.core.gaps import Gap, GapReason
+from trio_odin.core.gaps import Gap, GapReason, Mark
 from trio_odin.core.grants import Grant
 from trio_odin.core.history import History
 from trio_odin.core.ledger import Traffic
@@ -214,6 +214,13 @@ TestConversations.settings = settings(max_examples=80, stateful_step_count=40)
 # --- every row of the wire document
 
 
+def _entered() -> Recent:
+    """Of a server that has reached a stream, which is empty."""
+    recent = Recent(max_age_seconds=30.0)
+    recent.note(Mark("e", 0))
+    return recent
+
+
 @attrs.define
 class Client:
     """One session, and how a client talks with it."""
@@ -223,7 +230,7 @@ class Client:
     traffic: Traffic = attrs.field(factory=Traffic)
     upstream: Upstream = attrs.field(factory=Upstream)
     now: float = 1000.0
-    recent: Recent = attrs.field(factory=lambda: Recent(max_age_seconds=30.0))
+    recent: Recent = attrs.field(factory=_entered)
     session: Session[str] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -667,20 +674,28 @@ def happen(client: Client, *channels: str) -> None:
         client.recent.add(message, channel)
 
 
-def come_back(client: Client, after: int, *channels: str) -> list[dict[str, Any]]:
-    return client.say(json.dumps({"type": "subscribe", "channels": channels, "after": after}))
+def come_back(client: Client, after: int, *channels: str, **more: Any) -> list[dict[str, Any]]:
+    command = {"type": "subscribe", "channels": channels, "after": after}
+    return client.say(json.dumps(command | more))
+
+
+def leave(client: Client) -> None:
+    client.registry.remove("me")
 
 
 def test_who_comes_back_gets_what_was_missed_behind_the_ack_and_numbered_on() -> None:
     client = Client()
     happen(client, "BTC.trade", "ETH.trade", "BTC.trade", "SOL.trade")
     client.publish(2)
-    ack, *missed = come_back(client, 1, "BTC.trade", "SOL.trade")
+    ack, *missed, end = come_back(client, 1, "BTC.trade", "SOL.trade", id=7)
     assert ack["type"] == "subscription_ack"
+    assert ack["epoch"] == "e"
+    assert "offset" not in ack, "no position before the events up to it"
     assert [(one["seq"], one["channel"], one["data"], one["offset"]) for one in missed] == [
         (3, "BTC.trade", 3, 3),
         (4, "SOL.trade", 4, 4),
     ]
+    assert end == {"type": "resumed", "sent": 2, "offset": 4, "id": 7}
     assert client.traffic.resumed == 2
     assert client.traffic.resumed_incompletely == 0
     assert [one["seq"] for one in client.say('{"type":"replay","data":{"since":2}}')] == [3, 4]
@@ -691,10 +706,12 @@ def test_what_of_a_resume_may_not_wait_takes_no_number(most: int) -> None:
     client = Client()
     happen(client, *["BTC.trade"] * 4)
     command = '{"type":"subscribe","channels":["BTC.trade"],"after":0}'
-    _, *missed, end = objects_of(client.frames(command, most=most))
+    _, *missed, incomplete, end = objects_of(client.frames(command, most=most))
     assert [one["seq"] for one in missed] == list(range(1, most + 1))
-    assert (end["type"], end["after"], end["sent"]) == ("resume_incomplete", 0, most)
-    assert "read" in end["message"]
+    assert (incomplete["type"], incomplete["after"]) == ("resume_incomplete", 0)
+    assert "read" in incomplete["message"]
+    assert end == {"type": "resumed", "sent": most, "offset": 4}
+    assert incomplete["sent"] == most
     assert (client.traffic.resumed, client.traffic.resumed_incompletely) == (most, 1)
     (frame,) = client.publish(1)
     assert objects_of([frame])[0]["seq"] == most + 1
@@ -705,35 +722,77 @@ def test_a_channel_that_is_held_already_is_not_resumed() -> None:
     client = Client()
     client.subscribe("BTC.trade")
     happen(client, "BTC.trade", "ETH.trade")
-    _, only = come_back(client, 0, "BTC.trade", "ETH.trade")
+    _, only, _ = come_back(client, 0, "BTC.trade", "ETH.trade")
     assert only["channel"] == "ETH.trade"
 
 
-def test_more_than_the_replay_keeps_is_cut_to_the_newest_and_said() -> None:
-    client = Client(SessionLimits(replay_capacity=2))
+def test_more_than_is_allowed_of_a_channel_is_cut_to_the_newest_and_said() -> None:
+    client = Client(SessionLimits(resume_channel_events=2))
     happen(client, *["BTC.trade"] * 5)
-    _, *missed, end = come_back(client, 1, "BTC.trade")
+    _, *missed, incomplete, end = come_back(client, 1, "BTC.trade")
     assert [one["offset"] for one in missed] == [4, 5]
-    assert (end["type"], end["after"], end["sent"]) == ("resume_incomplete", 1, 2)
+    assert (incomplete["type"], incomplete["after"]) == ("resume_incomplete", 1)
+    assert incomplete["sent"] == end["sent"] == 2
+    assert (end["type"], end["offset"]) == ("resumed", 5)
     assert client.traffic.resumed_incompletely == 1
+
+
+def test_a_chatty_channel_does_not_displace_the_only_change_of_a_quiet_one() -> None:
+    client = Client(SessionLimits(resume_events=3))
+    happen(client, "ETH.trade", *["BTC.trade"] * 9)
+    _, *missed, incomplete, _ = come_back(client, 0, "BTC.trade", "ETH.trade")
+    assert [(one["channel"], one["offset"]) for one in missed][:2] == [
+        ("ETH.trade", 1),
+        ("BTC.trade", 8),
+    ]
+    assert incomplete["type"] == "resume_incomplete"
 
 
 def test_who_comes_back_before_all_from_before_the_start_is_there_is_told() -> None:
     client = Client()
-    client.upstream.past = 3
+    client.recent.note(Mark("e", 0, past=3))
     happen(client, "BTC.trade", "BTC.trade")
-    _, end = come_back(client, 2, "BTC.trade")
-    assert end["type"] == "resume_incomplete", "3 is kept when it comes, but not sent"
-    client.say('{"type":"unsubscribe","channels":["BTC.trade"]}')
-    happen(client, "BTC.trade", "BTC.trade", "ETH.trade")
-    assert len(come_back(client, 2, "BTC.trade")) == 1
+    _, incomplete, end = come_back(client, 2, "BTC.trade")
+    assert incomplete["type"] == "resume_incomplete", "3 is kept when it comes, but not sent"
+    assert end["offset"] == 3, "what comes from then on is sent"
+    leave(client)
+    client.recent.add(NatsMessage("odin.token.ETH.trade", b"3", 3, 0.0), "ETH.trade")
+    assert [one["type"] for one in come_back(client, 2, "BTC.trade")][1:] == ["resumed"]
 
 
-def test_who_comes_back_too_late_is_told_with_the_id() -> None:
+def test_who_comes_back_before_there_is_a_position_is_told_with_the_id() -> None:
+    client = Client(recent=Recent(max_age_seconds=30.0))
+    ack, incomplete, end = come_back(client, 10, "BTC.trade", id="x")
+    assert ack["epoch"] is None
+    assert (incomplete["type"], incomplete["sent"]) == ("resume_incomplete", 0)
+    assert (end["type"], end["offset"]) == ("resumed", None)
+    assert ack["id"] == incomplete["id"] == end["id"] == "x"
+
+
+def test_a_server_that_is_behind_sends_nothing_again() -> None:
     client = Client()
-    text = '{"type":"subscribe","channels":["BTC.trade"],"after":10,"id":"x"}'
-    _, end = client.say(text)
-    assert (end["type"], end["sent"], end["id"]) == ("resume_incomplete", 0, "x")
+    happen(client, "BTC.trade")
+    _, end = come_back(client, 3, "BTC.trade", epoch="e")
+    assert end == {"type": "resumed", "sent": 0, "offset": 3}
+    for offset, expected in [(2, []), (3, []), (4, ["me"]), (5, ["me"])]:
+        assert list(client.registry.subscribers_from("BTC.trade", offset)) == expected
+
+
+def test_without_the_epoch_an_offset_ahead_may_be_of_an_older_stream() -> None:
+    client = Client()
+    happen(client, "BTC.trade")
+    _, incomplete, end = come_back(client, 3, "BTC.trade")
+    assert incomplete["type"] == "resume_incomplete"
+    assert end["offset"] == 1
+    assert list(client.registry.subscribers_from("BTC.trade", 2)) == ["me"]
+
+
+def test_who_sends_an_offset_is_told_of_gaps_unless_it_says_no() -> None:
+    client = Client()
+    come_back(client, 0, "BTC.trade")
+    assert list(client.registry.audience) == ["me"]
+    come_back(client, 0, "BTC.trade", notices=False)
+    assert not client.registry.audience
 
 
 # --- grants
@@ -794,16 +853,16 @@ def test_a_heartbeat_that_asks_tells_a_quiet_market_from_a_broken_pipe(
     client: Client, text: str
 ) -> None:
     asked = {"type": "pong", "ts": UNIX_MS, "id": 4}
-    never = {"nats": "disconnected", "age_ms": None, "event_age_ms": None, "offset": None}
+    never = {"nats": "disconnected", "age_ms": None, "event_age_ms": None, "offset": 0}
     assert client.say(text) == [asked | never]
     client.upstream.is_connected = True
     client.upstream.heard_event(client.now - 60)
     client.upstream.heard(client.now - 0.25)
-    quiet = {"nats": "connected", "age_ms": 250, "event_age_ms": 60_000, "offset": None}
+    quiet = {"nats": "connected", "age_ms": 250, "event_age_ms": 60_000, "offset": 0}
     assert client.say(text) == [asked | quiet]
     client.upstream.is_connected = False
     client.now += 10
-    broken = {"nats": "disconnected", "age_ms": 10_250, "event_age_ms": 70_000, "offset": None}
+    broken = {"nats": "disconnected", "age_ms": 10_250, "event_age_ms": 70_000, "offset": 0}
     assert client.say(text) == [asked | broken]
 
 
@@ -841,12 +900,12 @@ def test_who_asks_for_notices_is_in_the_audience_and_learns_the_epoch(
     client: Client, text: str
 ) -> None:
     ack = {"type": "subscription_ack", "subscribed": ["BTC.trade"], "count": 1}
-    assert client.say(text) == [ack | {"epoch": None, "offset": None}]
+    assert client.say(text) == [ack | {"epoch": "e", "offset": 0}]
     assert list(client.registry.audience) == ["me"]
-    client.upstream.epoch = "63fc2bd2a9d40"
-    assert client.subscribe("BTC.trade") == [ack | {"epoch": "63fc2bd2a9d40", "offset": None}]
+    client.recent.note(Mark("63fc2bd2a9d40", 7))
+    assert client.subscribe("BTC.trade") == [ack | {"epoch": "63fc2bd2a9d40", "offset": 7}]
     owed = client.registry.audience["me"] = {GapReason.CORE: Gap(GapReason.CORE)}
-    assert client.say(text) == [ack | {"epoch": "63fc2bd2a9d40", "offset": None}]
+    assert client.say(text) == [ack | {"epoch": "63fc2bd2a9d40", "offset": 7}]
     assert client.registry.audience == {"me": owed}, "asking again takes nothing back"
 
 
@@ -870,19 +929,17 @@ def test_notices_that_are_no_claim_are_an_error(client: Client) -> None:
 
 def test_an_offset_of_another_epoch_brings_nothing_and_is_said() -> None:
     client = Client()
-    client.upstream.epoch = "now"
     happen(client, "BTC.trade", "BTC.trade")
-    command = {"type": "subscribe", "channels": ["BTC.trade"], "after": 1, "epoch": "then"}
-    ack, end = client.say(json.dumps(command))
-    assert (ack["epoch"], end["type"]) == ("now", "resume_incomplete")
-    client.say('{"type":"unsubscribe","channels":["BTC.trade"]}')
-    ack, missed = client.say(json.dumps(command | {"epoch": "now"}))
+    ack, incomplete, end = come_back(client, 1, "BTC.trade", epoch="then")
+    assert (ack["epoch"], incomplete["type"], end["offset"]) == ("e", "resume_incomplete", 2)
+    leave(client)
+    _, missed, _ = come_back(client, 1, "BTC.trade", epoch="e")
     assert missed["offset"] == 2
 
 
 def test_where_everything_comes_to_everyone_nothing_is_resumed_and_it_is_said() -> None:
     client = Client(SessionLimits(can_resume=False))
     happen(client, "BTC.trade", "BTC.trade")
-    ack, end = come_back(client, 1, "BTC.trade")
-    assert ack["offset"] == 2
-    assert (end["type"], end["sent"]) == ("resume_incomplete", 0)
+    _, incomplete, end = come_back(client, 1, "BTC.trade")
+    assert (incomplete["type"], incomplete["sent"]) == ("resume_incomplete", 0)
+    assert end["offset"] == 2

@@ -3,7 +3,6 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_odin.core.gaps import Gap, GapReason
 from trio_odin.core.upstream import Upstream
 
 
@@ -29,13 +28,11 @@ def test_the_age_is_that_of_the_last_sign_of_life_and_an_event_is_one(
     assert upstream.event_age_seconds(now) == (None if event_at is None else now - event_at)
 
 
-def test_gaps_are_taken_once() -> None:
+def test_the_first_of_several_troubles_sets_the_time_and_the_last_one_the_sentence() -> None:
     upstream = Upstream()
-    upstream.declare(Gap(GapReason.WINDOW, 2, 5, 6), Gap(GapReason.STREAM))
-    upstream.declare(Gap(GapReason.WINDOW, 1, 9, 9))
-    upstream.declare()
-    assert upstream.take_gaps() == {
-        GapReason.WINDOW: Gap(GapReason.WINDOW, 3, 5, 9),
-        GapReason.STREAM: Gap(GapReason.STREAM),
-    }
-    assert upstream.take_gaps() == {}
+    assert upstream.trouble_seconds(1.0) is None
+    upstream.fail("connection refused", 2.0)
+    upstream.fail("authorization violation", 5.0)
+    assert (upstream.trouble, upstream.trouble_seconds(9.0)) == ("authorization violation", 7.0)
+    upstream.recover()
+    assert (upstream.trouble, upstream.trouble_seconds(9.0)) == (None, None)

@@ -56,9 +56,7 @@ async def hostile_clients(server: Server, nats_url: str, command: str) -> list[S
     return clients
 
 
-@pytest.mark.parametrize(
-    ("command", "end"), [(REPLAY, "replay_incomplete"), (RESUME, "resume_incomplete")]
-)
+@pytest.mark.parametrize(("command", "end"), [(REPLAY, "replay_incomplete"), (RESUME, "resumed")])
 async def test_what_hostile_clients_ask_for_again_costs_the_others_nothing(
     command: str, end: str, start_server: StartServer, nats_url: str
 ) -> None:

@@ -11,6 +11,7 @@ from trio_websocket import WebSocketConnection, wrap_client_stream
 
 from trio_odin.config import read_settings
 from trio_odin.core.admission import Admission
+from trio_odin.core.gaps import Mark
 from trio_odin.core.ledger import Ledger
 from trio_odin.core.publication import NatsMessage
 from trio_odin.net.http import Request, Response
@@ -38,6 +39,7 @@ class Rig:
         self.settings = read_settings(variables)
         self.ledger = Ledger()
         self.hub: Hub[Connection] = Hub(self.settings, self.ledger)
+        self.hub.note(Mark(None, None))
         self.permits = Permits(self.settings)
         self.wheel: PingWheel[Connection] = PingWheel(
             interval_seconds=self.settings.ping_interval_seconds,

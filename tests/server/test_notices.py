@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,10 +13,11 @@ import trio.testing
 
 from tests.core.client import objects_of
 from tests.server.rig import Rig
-from trio_odin.core.gaps import Gap, GapReason
-from trio_odin.core.ledger import Publications, Shed
+from trio_odin.core.gaps import Gap, GapReason, Mark
+from trio_odin.core.ledger import Publications
+from trio_odin.core.publication import NatsMessage
+from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry
-from trio_odin.core.upstream import Upstream
 from trio_odin.server.notices import Notices
 
 
@@ -27,9 +29,9 @@ class FakeListener:
     is_gone: bool = False
     sent: list[bytes] = attrs.field(factory=list)
 
-    def send_nowait(self, data: bytes) -> bool:
+    def send_soon(self, data: bytes) -> bool:
         if self.is_gone:
-            raise trio.BrokenResourceError
+            return False
         if self.is_reading:
             self.sent.append(data)
         return self.is_reading
@@ -53,13 +55,23 @@ def objects_of_joined(chunks: list[bytes]) -> list[dict[str, Any]]:
     return objects_of(frames)
 
 
+def _entered() -> Recent:
+    recent = Recent(max_age_seconds=30.0)
+    recent.note(Mark("e", 0))
+    return recent
+
+
 @attrs.define
 class Desk:
     """The notices, with the books that they look at."""
 
     books: Publications = attrs.field(factory=Publications)
     registry: Registry[FakeListener] = attrs.field(factory=Registry)
-    upstream: Upstream = attrs.field(factory=lambda: Upstream(epoch="e"))
+    recent: Recent = attrs.field(factory=_entered)
+    notices: Notices = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.notices = Notices(self.books, self.registry, self.recent)
 
     def listener(self, *, is_reading: bool = True, is_gone: bool = False) -> FakeListener:
         one = FakeListener(is_reading, is_gone)
@@ -69,7 +81,7 @@ class Desk:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(Notices(self.books, self.registry, self.upstream).run)
+            nursery.start_soon(self.notices.run)
             await trio.testing.wait_all_tasks_blocked()
             yield
             nursery.cancel_scope.cancel()
@@ -89,7 +101,7 @@ async def test_who_asked_is_told_within_a_second_and_once(
 ) -> None:
     listener = desk.listener()
     async with desk.running():
-        desk.upstream.declare(Gap(GapReason.WINDOW, 3, 7, 9))
+        desk.notices.declare(Gap(GapReason.WINDOW, 3, 7, 9))
         await a_second()
         assert listener.told() == [
             {"reason": "window", "missed": 3, "from": 7, "to": 9, "epoch": "e"}
@@ -106,27 +118,26 @@ async def test_who_did_not_ask_or_has_left_is_not_told(
     desk.registry.remove(left)
     desk.registry.tell_of_gaps(changed, False)
     async with desk.running():
-        desk.upstream.declare(Gap(GapReason.CORE))
+        desk.notices.declare(Gap(GapReason.CORE))
         await a_second()
     assert (subscribed.sent, left.sent, changed.sent) == ([], [], [])
     assert desk.registry.audience == {}
 
 
-async def test_what_is_shed_is_summed_up_each_second(
+async def test_what_is_lost_in_a_second_is_summed_up(
     desk: Desk, autojump_clock: trio.testing.MockClock
 ) -> None:
-    desk.books.shed[Shed.FEED_FULL] = 100
     listener = desk.listener()
     async with desk.running():
         for number in (3, 4):
-            desk.books.shed[Shed.FEED_FULL] += number
-            desk.books.shed[Shed.PAUSED] += 10
+            for offset in range(number):
+                desk.notices.declare(Gap(GapReason.SHED, 1, offset, offset))
             await a_second()
             (gap,) = listener.told()
-            assert (gap["reason"], gap["missed"]) == ("shed", number + 10)
-            assert (gap["from"], gap["to"]) == (None, None)
+            assert (gap["reason"], gap["missed"]) == ("shed", number)
+            assert (gap["from"], gap["to"]) == (0, number - 1)
         await a_second()
-        assert listener.told() == [], "what was shed before it began is not news"
+        assert listener.told() == []
 
 
 async def test_a_socket_that_takes_nothing_is_told_later_in_one(
@@ -135,7 +146,7 @@ async def test_a_socket_that_takes_nothing_is_told_later_in_one(
     slow, quick = desk.listener(is_reading=False), desk.listener()
     async with desk.running():
         for first in range(1, 1000, 10):
-            desk.upstream.declare(Gap(GapReason.WINDOW, 2, first, first + 1))
+            desk.notices.declare(Gap(GapReason.WINDOW, 2, first, first + 1))
             await a_second()
         assert len(quick.told()) == 100
         assert len(desk.registry.audience[slow]) == 1, "it does not grow"
@@ -153,7 +164,7 @@ async def test_one_that_is_gone_does_not_keep_the_others_from_being_told(
     desk.listener(is_gone=True)
     listener = desk.listener()
     async with desk.running():
-        desk.upstream.declare(Gap(GapReason.STREAM))
+        desk.notices.declare(Gap(GapReason.STREAM))
         await a_second()
         assert [gap["reason"] for gap in listener.told()] == ["stream"]
 
@@ -162,10 +173,10 @@ async def test_the_books_have_a_gap_for_each_reason_and_second(
     desk: Desk, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with desk.running():
-        desk.upstream.declare(Gap(GapReason.WINDOW, 3, 7, 9), Gap(GapReason.WINDOW, 1, 12, 12))
-        desk.upstream.declare(Gap(GapReason.STREAM))
+        desk.notices.declare(Gap(GapReason.WINDOW, 3, 7, 9), Gap(GapReason.WINDOW, 1, 12, 12))
+        desk.notices.declare(Gap(GapReason.STREAM))
         await a_second()
-        desk.books.shed[Shed.NATS_RATE] += 5
+        desk.notices.declare(Gap(GapReason.SHED, 5))
         await a_second()
     reasons = {GapReason.WINDOW: 1, GapReason.STREAM: 1, GapReason.SHED: 1}
     assert (desk.books.gaps, desk.books.missed) == (reasons, 4 + 5)
@@ -176,9 +187,9 @@ async def test_the_log_says_a_gap_at_once_and_sums_up_those_that_follow(
 ) -> None:
     with structlog.testing.capture_logs() as lines:
         async with desk.running():
-            desk.upstream.declare(Gap(GapReason.WINDOW, 3, 7, 9))
+            desk.notices.declare(Gap(GapReason.WINDOW, 3, 7, 9))
             for _ in range(15):
-                desk.books.shed[Shed.PAUSED] += 1
+                desk.notices.declare(Gap(GapReason.SHED, 1))
                 await a_second()
             await trio.sleep(10)
     assert lines[0] == {
@@ -188,20 +199,25 @@ async def test_the_log_says_a_gap_at_once_and_sums_up_those_that_follow(
     assert [line["missed"] for line in lines[1:]] == [1, 10, 4]
 
 
-async def test_a_connection_asks_is_told_and_is_forgotten_when_it_ends(
-    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+async def test_a_connection_asks_is_told_before_the_next_event_and_is_forgotten_when_it_ends(
+    nursery: trio.Nursery,
 ) -> None:
     rig = Rig(nursery)
     hub = rig.hub
-    notices = Notices(rig.ledger.publications, hub.registry, hub.upstream)
     client = await rig.connect()
-    await client.send_message('{"type":"subscribe","channels":[],"notices":true}')
+    await client.send_message('{"type":"subscribe","channels":["BTC.trade"],"notices":true}')
     await client.get_message()
-    hub.upstream.declare(Gap(GapReason.CORE))
-    with trio.move_on_after(5):
-        await notices.run()
-    # In memory no socket takes anything without waiting: it is owed, and no more than once.
-    assert [list(owed) for owed in hub.registry.audience.values()] == [[GapReason.CORE]]
+    feed_send, feed_receive = trio.open_memory_channel[NatsMessage | Mark](5)
+    feed_send.send_nowait(Mark("f", 0, 0, (Gap(GapReason.STREAM),)))
+    feed_send.send_nowait(NatsMessage("odin.token.BTC.trade", b"1", 1, trio.current_time()))
+    feed_send.close()
+    await hub.run(feed_receive)
+    told = [json.loads(await client.get_message()) for _ in range(2)]
+    assert [(one["type"], one.get("epoch"), one.get("offset")) for one in told] == [
+        ("gap", "f", None),
+        ("price:update", None, 1),
+    ]
+    assert [dict(owed) for owed in hub.registry.audience.values()] == [{}]
     await client.aclose()
     await trio.testing.wait_all_tasks_blocked()
     assert not hub.registry.audience

@@ -634,10 +634,10 @@ def resend(rig: Rig, count: int, size: int = 20, channel: str = "BTC.trade") -> 
     """As a session makes one of a resume; its end says how many were sent."""
     events = [publication(size, channel) for _ in range(count)]
 
-    def finish(sent: int) -> bytes:
+    def finish(sent: int) -> list[bytes]:
         for one in events[:sent]:
             rig.history.append(one)
-        return text_frame(b'{"sent":%d}' % sent)
+        return [text_frame(b'{"sent":%d}' % sent)]
 
     return Resend(list(enumerate(events, rig.history.seq + 1)), finish)
 
@@ -699,7 +699,7 @@ async def test_an_answer_is_out_before_the_next_command_is_read(nursery: trio.Nu
     async with ours, theirs:
         rig = Rig(ours)
         nursery.start_soon(rig.outlet.run_writer)
-        events = Resend(resend(rig, 50, 30_000).envelopes, lambda _: b"")
+        events = Resend(resend(rig, 50, 30_000).envelopes, lambda _: [])
         with trio.move_on_after(0.01) as early:
             await rig.outlet.answer([events])
         assert early.cancelled_caught

@@ -24,7 +24,7 @@ class Resend:
     """
 
     envelopes: Sequence[tuple[int, Publication]]
-    finish: Callable[[int], bytes]
+    finish: Callable[[int], list[bytes]]
 
 
 Answer: TypeAlias = bytes | Resend

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import Enum
-from typing import TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import attrs
 
@@ -16,11 +16,16 @@ import attrs
 class GapReason(Enum):
     """How events got lost before the fan-out."""
 
+    START = "start"  # they were published before the server reached NATS for the first time
     WINDOW = "window"  # the stream's limits had dropped them before we could take them
     STREAM = "stream"  # the stream is another one now
     CORE = "core"  # the connection was away, and core NATS keeps nothing
     UNREADABLE = "unreadable"  # the connection ended twice at one of them, which was stepped over
     SHED = "shed"  # they came, and the server gave them up; see `Shed`
+
+
+# Each comes once in the life of a connection to NATS, and changes what offsets mean.
+_RARE = {GapReason.START, GapReason.STREAM, GapReason.CORE}
 
 
 @attrs.frozen
@@ -55,11 +60,60 @@ def joined(gaps: Gaps, later: Iterable[Gap]) -> Gaps:
     return sums
 
 
+class Losses:
+    """Gaps that nobody has been told of yet: at most one telling a second, or it would be a flood.
+
+    Time enters as monotonic seconds.
+    """
+
+    TELL_SECONDS: Final = 1.0
+
+    def __init__(self) -> None:
+        self._untold: Gaps = {}
+        self._told_at = float("-inf")
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._untold)
+
+    def declare(self, gaps: Iterable[Gap]) -> None:
+        """Events were lost."""
+        self._untold = joined(self._untold, gaps)
+
+    def are_due(self, now: float) -> bool:
+        """Whether to tell of them `now`: they come before the next event."""
+        is_time = now - self._told_at >= self.TELL_SECONDS
+        return bool(self._untold) and (is_time or not _RARE.isdisjoint(self._untold))
+
+    def take(self, now: float) -> Gaps:
+        """All of them, to be told `now`."""
+        gaps, self._untold = self._untold, {}
+        self._told_at = now
+        return gaps
+
+
+class Mark(NamedTuple):
+    """What the hub has to know of the stream between two messages; it comes in order with them.
+
+    Attributes:
+        epoch: which numbering the offsets belong to; None where there are no offsets.
+        reached: everything up to this offset has come, or is in `gaps`; None without offsets.
+        past: everything up to this offset is older than the server's start, and news to nobody.
+        gaps: what was lost between the message before and the one after.
+    """
+
+    epoch: str | None
+    reached: int | None
+    past: int = 0
+    gaps: tuple[Gap, ...] = ()
+
+
 @attrs.frozen
 class StreamState:
     """A stream when it was asked: the offsets `first` to `last` are in it, none if it is empty.
 
     `epoch` tells it from another one of the same name. `is_ours`: no subject in it but ours.
+    `witness` is the time of the message at the offset of our own witness, None if there is none.
     """
 
     name: str
@@ -67,37 +121,48 @@ class StreamState:
     first: int
     last: int
     is_ours: bool
+    witness: int | None = None
 
 
 @attrs.define
 class Position:
-    """How far in which stream we are: everything up to `offset` was taken, or declared missing.
+    """How far in which stream the bridge is: up to `offset` all was taken, or declared missing.
 
     Args:
         recall: how many messages from before the start to take, for clients that come back.
-        before: the offset of ours before the last one, or of what did not come between them.
         past: up to here all was published before the start, and is news to nobody.
+        witness: offset and time of a message that we know, in nanoseconds of NATS' clock. A stream
+            in memory can come back empty with its name and the date of its creation; once it has
+            grown past the position, only the time of a message tells it from the one before.
     """
 
     stream: str = ""
     epoch: str = ""
     offset: int = 0
     recall: int = 0
-    before: int = attrs.field(default=0, init=False)
     past: int = attrs.field(default=0, init=False)
+    witness: tuple[int, int] | None = attrs.field(default=None, init=False)
     _is_ours: bool = True
-    _dropped: int = 0  # ahead of the position, and booked already
 
     def is_lost_in(self, state: StreamState) -> bool:
-        """Whether this is not the stream we were in: made anew, or back but shorter."""
-        return state.epoch != self.epoch or state.last < self.offset
+        """Whether this is not the stream we were in: made anew, or emptied."""
+        return state.epoch != self.epoch or self.was_emptied(state)
+
+    def was_emptied(self, state: StreamState) -> bool:
+        """Whether the stream has lost its messages since we were there, and counts anew."""
+        is_other = (
+            self.witness is not None
+            and state.witness is not None
+            and state.witness != self.witness[1]
+        )
+        return state.last < self.offset or is_other
 
     def enter(self, state: StreamState) -> list[Gap]:
         """Find the place behind which to go on in the stream; returns what cannot be had any more.
 
         At start-up that is the end of the stream, less what is to be recalled. A stream that was
-        made anew, or that came back shorter than it was (as one in memory does when its server
-        restarts), is read from its beginning: all that is in it is new.
+        made anew, or emptied (as one in memory is when its server restarts), is read from its
+        beginning: all that is in it is new.
         """
         gaps = []
         if not self.epoch:
@@ -106,11 +171,13 @@ class Position:
         elif self.is_lost_in(state):
             gaps.append(Gap(GapReason.STREAM))
             self.offset = self.past = 0
+            self.witness = None
         self.stream, self.epoch, self._is_ours = state.name, state.epoch, state.is_ours
-        self._dropped = 0
         if state.first > self.offset + 1:
-            missed = state.first - self.offset - 1 if state.is_ours else None
-            gaps.append(Gap(GapReason.WINDOW, missed, self.offset + 1, state.first - 1))
+            if state.first > self.past + 1:  # else all of it was before the start
+                first = max(self.offset, self.past) + 1
+                missed = state.first - first if state.is_ours else None
+                gaps.append(Gap(GapReason.WINDOW, missed, first, state.first - 1))
             self.offset = state.first - 1
         return gaps
 
@@ -121,24 +188,21 @@ class Position:
 
     def step_over(self, offset: int) -> Gap:
         """Go to `offset`, which is ahead and cannot be read; returns that it is missing."""
-        self.before, self.offset = self.offset, offset
+        self.offset = offset
         return Gap(GapReason.UNREADABLE, 1, offset, offset)
 
-    def drop(self) -> None:
-        """A message ahead will not come, which is booked: no gap besides."""
-        self._dropped += 1
+    def settle(self) -> None:
+        """Nothing more of ours from before the start will come."""
+        self.offset = max(self.offset, self.past)
 
-    def move(self, offset: int) -> Gap | None:
-        """Go to `offset`, which is ahead; returns what was between and is gone."""
-        self.before = self.offset
-        if offset > self.before + 1 and (self._is_ours or self._dropped):
-            self.before = offset - 1  # which did not come
+    def move(self, offset: int, unix_ns: int | None = None) -> Gap | None:
+        """Go to `offset`, which is ahead; returns what was between and is gone.
+
+        `unix_ns` is when NATS stored the message there.
+        """
         first, self.offset = max(self.offset, self.past) + 1, offset
-        if offset <= first:
+        if unix_ns is not None:
+            self.witness = (offset, unix_ns)
+        if offset <= first or not self._is_ours:
             return None
-        booked = min(self._dropped, offset - first)
-        self._dropped -= booked
-        missed = offset - first - booked
-        if not missed or not self._is_ours:
-            return None
-        return Gap(GapReason.WINDOW, missed, first, offset - 1)
+        return Gap(GapReason.WINDOW, offset - first, first, offset - 1)

@@ -25,18 +25,19 @@ _SKIPPED_KEY: Final = b',"skipped":'
 class NatsMessage(NamedTuple):
     """What the bridge puts into the feed.
 
-    `offset` is the stream's sequence, None in core mode; `arrived_at` is in monotonic seconds;
-    `is_past`: it was published before we came, so it is no news to anybody connected. `before` is
-    the offset of the event before it, where others lie between that are not ours; None: the next
-    lower one.
+    Attributes:
+        offset: the stream's sequence, None in core mode.
+        arrived_at: monotonic seconds.
+        unix_ms: when NATS stored it; in core mode, when it arrived.
+        is_past: it was published before we came, so it is no news to anybody connected.
     """
 
     subject: str
     payload: bytes
     offset: int | None
     arrived_at: float
+    unix_ms: int = 0
     is_past: bool = False
-    before: int | None = None
 
 
 class InvalidPayload(Exception):

@@ -30,6 +30,7 @@ class Registry(Generic[S]):
         self._channels: dict[S, dict[str, None]] = {}
         self._names: dict[str, str] = {}
         self.audience: dict[S, Gaps] = {}
+        self._floors: dict[str, dict[S, int]] = {}
 
     def subscribe(self, subscriber: S, channels: Iterable[str]) -> int:
         """Add subscriptions; existing ones stay. Returns how many `subscriber` has now."""
@@ -53,6 +54,30 @@ class Registry(Generic[S]):
                 del own[channel]
                 self._forget(subscriber, channel)
         return self._count_or_forget(subscriber, own)
+
+    def hold_back(self, subscriber: S, channels: Iterable[str], offset: int) -> None:
+        """Send `subscriber` nothing of `channels` up to `offset`: it has that from another server.
+
+        They have to be subscribed to.
+        """
+        for channel in channels:
+            self._floors.setdefault(self._names[channel], {})[subscriber] = offset
+
+    def forget_floors(self) -> None:
+        """Hold nothing back any more, as offsets count anew."""
+        self._floors.clear()
+
+    def subscribers_from(self, channel: str, offset: int | None) -> Collection[S]:
+        """The subscribers of `channel` that are to get its event at `offset`."""
+        everyone = self.subscribers(channel)
+        if not self._floors or offset is None or channel not in self._floors:
+            return everyone
+        floors = self._floors[channel]
+        for subscriber in [one for one, floor in floors.items() if floor < offset]:
+            del floors[subscriber]
+        if not floors:
+            del self._floors[channel]
+        return [one for one in everyone if one not in floors]
 
     def tell_of_gaps(self, subscriber: S, is_wanted: bool) -> None:
         """Take `subscriber` into the audience, or out of it."""
@@ -91,6 +116,10 @@ class Registry(Generic[S]):
     def _forget(self, subscriber: S, channel: str) -> None:
         subscribers = self._subscribers[channel]
         del subscribers[subscriber]
+        if channel in self._floors:
+            self._floors[channel].pop(subscriber, None)
+            if not self._floors[channel]:
+                del self._floors[channel]
         if not subscribers:
             del self._subscribers[channel]
             del self._names[channel]

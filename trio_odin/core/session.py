@@ -36,6 +36,7 @@ S = TypeVar("S", bound=Hashable)
 # An error names at most so many of the channels that it is about.
 _NAMED_CHANNELS_MAX = 8
 # Of the events that were asked for again.
+_FORGOTTEN = "There may have been more than is kept"
 _CUT_SHORT = "You read too slowly for all of them: read, and ask for the rest"
 
 
@@ -48,6 +49,8 @@ class SessionLimits:
     """
 
     replay_capacity: int = 100
+    resume_channel_events: int = 100
+    resume_events: int = 500
     max_channels: int = 256
     command_burst: int = 100
     commands_per_second: float = 10.0
@@ -122,7 +125,7 @@ class Session(Generic[S]):
         self._traffic.commands[self.last_command.__name__.lower()] += 1
         match command:
             case Subscribe():
-                return self._subscribe(command, unix_ms)
+                return self._subscribe(command)
             case Unsubscribe(channels, command_id):
                 count = self._registry.unsubscribe(self._subscriber, channels)
                 ack = {"type": "unsubscription_ack", "unsubscribed": channels, "count": count}
@@ -144,20 +147,23 @@ class Session(Generic[S]):
         self._traffic.rate_limited += not is_allowed
         return is_allowed
 
-    def _subscribe(self, command: Subscribe, unix_ms: int) -> list[Answer]:
+    def _subscribe(self, command: Subscribe) -> list[Answer]:
         channels, command_id = command.channels, command.id
-        if command.notices is not None:
-            self._registry.tell_of_gaps(self._subscriber, command.notices)
+        if command.uses_offsets or command.notices is not None:
+            self._registry.tell_of_gaps(self._subscriber, command.notices is not False)
         good, bad = _split(channels, is_channel)
         granted, forbidden = (good, []) if self.grant is None else _split(good, self.grant.allows)
         allowed, excess = self._within_limit(granted)
-        held = set(self._registry.channels(self._subscriber)) if command.after is not None else ()
+        is_resume = command.after is not None
+        held = set(self._registry.channels(self._subscriber)) if is_resume else ()
         count = self._registry.subscribe(self._subscriber, allowed)
         replies: list[Answer] = []
         if allowed or not channels:
             ack = {"type": "subscription_ack", "subscribed": allowed, "count": count}
-            if self._subscriber in self._registry.audience or command.after is not None:
-                ack |= {"epoch": self._upstream.epoch, "offset": self._newest_offset()}
+            if self._subscriber in self._registry.audience or is_resume:
+                ack["epoch"] = self._recent.epoch
+                if not is_resume:  # its position is that of its end
+                    ack["offset"] = self._recent.position
             replies.append(_reply(ack, command_id))
         limit = f"at most {self._limits.max_channels} channels a connection"
         for code, refused, reason in (
@@ -168,47 +174,54 @@ class Session(Generic[S]):
             if refused:
                 message = f"Not subscribed to {_named(refused)}: {reason}"
                 replies.append(self._error(code, message, command_id))
-        if command.after is not None:
-            replies.append(self._resume(command, set(allowed).difference(held), unix_ms))
+        if is_resume:
+            replies.append(self._resume(command, set(allowed).difference(held)))
         return replies
 
-    def _resume(self, command: Subscribe, channels: Collection[str], unix_ms: int) -> Resend:
+    def _resume(self, command: Subscribe, channels: Collection[str]) -> Resend:
         """What came behind `after` in `channels`, as further envelopes of this connection."""
-        missed = self._missed(command, channels, unix_ms)
+        missed = self._missed(command, channels)
         publications = missed.publications
 
-        def finish(sent: int) -> bytes:
+        def finish(sent: int) -> list[bytes]:
             for publication in publications[:sent]:  # what did not fit has no number
                 self._limits.replay_budget.add(publication.kept)
                 self.history.append(publication)
             self._traffic.resumed += sent
-            if sent == len(publications) and missed.is_complete:
-                return b""
-            self._traffic.resumed_incompletely += 1
-            is_cut = sent < len(publications)
-            incomplete = {
-                "type": "resume_incomplete",
-                "after": command.after,
-                "sent": sent,
-                "message": _CUT_SHORT if is_cut else "There may have been more than is kept",
-            }
-            return _reply(incomplete, command.id)
+            frames, position = [], self._recent.position
+            if sent == len(publications) and missed.is_complete and position is not None:
+                position = max(position, command.after or 0)  # if we are behind, the client's own
+            else:
+                self._traffic.resumed_incompletely += 1
+                is_cut = sent < len(publications)
+                incomplete = {
+                    "type": "resume_incomplete",
+                    "after": command.after,
+                    "sent": sent,
+                    "message": _CUT_SHORT if is_cut else _FORGOTTEN,
+                }
+                frames.append(_reply(incomplete, command.id))
+            resumed = {"type": "resumed", "sent": sent, "offset": position}
+            return [*frames, _reply(resumed, command.id)]
 
         return Resend(list(enumerate(publications, self.history.seq + 1)), finish)
 
-    def _missed(self, command: Subscribe, channels: Collection[str], unix_ms: int) -> Missed:
-        is_of_this_stream = command.epoch in (None, self._upstream.epoch)
-        if command.after is None or not is_of_this_stream or not self._limits.can_resume:
+    def _missed(self, command: Subscribe, channels: Collection[str]) -> Missed:
+        after, epoch, recent = command.after, command.epoch, self._recent
+        is_known = epoch is not None and epoch == recent.epoch
+        if after is None or not self._limits.can_resume or recent.position is None:
             return Missed([], is_complete=False)
-        at_most = self._limits.replay_capacity
-        missed = self._recent.after(command.after, channels, at_most=at_most, unix_ms=unix_ms)
-        # What is still to come from before the start is kept, but not fanned out.
-        is_recalled = self._recent.last >= self._upstream.past
-        return missed._replace(is_complete=missed.is_complete and is_recalled)
-
-    def _newest_offset(self) -> int | None:
-        """Up to here nothing was missed by a client that is subscribed now."""
-        return self._recent.last if self._recent.last >= 0 else None
+        if after > recent.position:
+            # An offset of an epoch that we do not know may be of a stream that was made anew.
+            if is_known:
+                self._registry.hold_back(self._subscriber, channels, after)
+            return Missed([], is_complete=is_known)
+        if epoch is not None and not is_known:
+            return Missed([], is_complete=False)
+        limits = self._limits
+        return recent.after(
+            after, channels, of_each=limits.resume_channel_events, in_all=limits.resume_events
+        )
 
     def _freshness(self, now: float) -> dict[str, Any]:
         upstream = self._upstream
@@ -216,7 +229,7 @@ class Session(Generic[S]):
             "nats": "connected" if upstream.is_connected else "disconnected",
             "age_ms": _milliseconds(upstream.age_seconds(now)),
             "event_age_ms": _milliseconds(upstream.event_age_seconds(now)),
-            "offset": self._newest_offset(),
+            "offset": self._recent.position,
         }
 
     def _within_limit(self, channels: list[str]) -> tuple[list[str], list[str]]:
@@ -240,10 +253,10 @@ class Session(Generic[S]):
     def _replay(self, first: int, last: int, command_id: CommandId) -> Resend:
         replay = self.history.between(first, last)
 
-        def finish(sent: int) -> bytes:
+        def finish(sent: int) -> list[bytes]:
             self._traffic.replayed += sent
             if sent == replay.asked:
-                return b""
+                return []
             is_cut = sent < len(replay.kept)
             capacity = self._limits.replay_capacity
             incomplete = {
@@ -252,7 +265,7 @@ class Session(Generic[S]):
                 "total": replay.asked,
                 "message": _CUT_SHORT if is_cut else f"Only the last {capacity} messages are kept",
             }
-            return _reply(incomplete, command_id)
+            return [_reply(incomplete, command_id)]
 
         return Resend(replay.kept, finish)
 

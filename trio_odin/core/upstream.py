@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import attrs
 
-from trio_odin.core.gaps import Gap, Gaps, joined
-
 
 @attrs.define
 class Upstream:
@@ -16,8 +14,6 @@ class Upstream:
         was_connected: they could once.
         mode: `jetstream` or `core`; `none` before the first connection.
         reconnects: connections after the first.
-        epoch: which numbering the offsets belong to; None where there are no offsets.
-        past: offset up to which events are only kept for clients that come back, not fanned out.
         trouble: why events cannot flow, in NATS' own sentence where it gave one; None while they
             can.
     """
@@ -26,13 +22,10 @@ class Upstream:
     was_connected: bool = False
     mode: str = "none"
     reconnects: int = 0
-    epoch: str | None = None
-    past: int = 0
     trouble: str | None = None
     _trouble_at: float | None = None
     _heard_at: float | None = None
     _event_at: float | None = None
-    _gaps: Gaps = attrs.field(factory=dict)
 
     def fail(self, trouble: str, now: float) -> None:
         """Events cannot flow, because of `trouble`; the first of several sets the time."""
@@ -63,12 +56,3 @@ class Upstream:
     def event_age_seconds(self, now: float) -> float | None:
         """How long ago a message of ours came; None: none ever did."""
         return None if self._event_at is None else now - self._event_at
-
-    def declare(self, *gaps: Gap) -> None:
-        """Events were lost; whoever takes the gaps tells of it."""
-        self._gaps = joined(self._gaps, gaps)
-
-    def take_gaps(self) -> Gaps:
-        """What was declared since the last time."""
-        gaps, self._gaps = self._gaps, {}
-        return gaps

@@ -13,6 +13,8 @@ window is lost or comes twice; what the window has dropped is declared as a gap
 from __future__ import annotations
 
 import asyncio
+import time
+from contextlib import suppress
 
 import attrs
 import nats.errors
@@ -23,7 +25,7 @@ from nats.aio.msg import Msg
 from nats.js.api import StreamInfo
 
 from trio_odin.config import Settings
-from trio_odin.core.gaps import Gap, GapReason, Position
+from trio_odin.core.gaps import Gap, GapReason, Gaps, Losses, Mark, Position, StreamState, joined
 from trio_odin.core.ledger import Ledger, Shed
 from trio_odin.core.pause import Pause
 from trio_odin.core.place import Place
@@ -37,10 +39,12 @@ from trio_odin.server.consumer import OrderedConsumer
 from trio_odin.server.stream import (
     SUBJECT,
     StreamUnsuitable,
+    count_generation_on,
     ensure_stream,
     has_jetstream,
     next_offset,
     state_of,
+    stored_at,
 )
 
 _REQUEST_SECONDS = 5.0
@@ -48,6 +52,7 @@ _TROUBLE_KEPT = 3
 _PULSE_SECONDS = 1.0
 _PULSE_DEADLINE_SECONDS = 60
 _STREAM_LOOK_SECONDS = 2.0
+_SETTLE_LOOK_SECONDS = 0.2
 # An event at which so many connections have ended, one after the other, is stepped over.
 _STUMBLES_MAX = 2
 
@@ -69,7 +74,7 @@ class Bridge:
         self,
         settings: Settings,
         ledger: Ledger,
-        feed_send: trio.MemorySendChannel[NatsMessage],
+        feed_send: trio.MemorySendChannel[NatsMessage | Mark],
         upstream: Upstream,
         pause: Pause,
     ) -> None:
@@ -80,6 +85,8 @@ class Bridge:
         self._feed_send = feed_send
         self._pause = pause
         self._position = Position(recall=min(RECENT_EVENTS_MAX, settings.feed_capacity // 2))
+        self._untold: Gaps = {}
+        self._must_tell = False
         self._consumer: OrderedConsumer | None = None
         self._outage = Outage(_log, settings.nats_urls)
         # How many connections in a row have ended at the same place, and behind which offset.
@@ -127,9 +134,10 @@ class Bridge:
             try:
                 mode = await link.while_up(self._subscribe(link))
                 self._note_connected(link, mode)
-                watches = [self._feel_pulse(link)]
+                watches = [self._feel_pulse(link), self._tell_losses_of_silence(mode)]
                 if self._consumer is not None:
                     watches += [self._consumer.watch(), self._watch_stream(link)]
+                    watches.append(self._settle(self._consumer))
                 await link.while_up(*watches)
             except (OSError, nats.errors.Error) as error:
                 if not self._upstream.is_connected:
@@ -176,12 +184,9 @@ class Bridge:
 
     def _note_connected(self, link: NatsLink, mode: str) -> None:
         upstream, now = self._upstream, trio.current_time()
-        if upstream.mode == "core":
-            upstream.declare(Gap(GapReason.CORE))
         upstream.reconnects += upstream.was_connected
         upstream.is_connected = upstream.was_connected = True
         upstream.mode = mode
-        upstream.epoch = self._position.epoch if mode == "jetstream" else None
         away = upstream.age_seconds(now)
         upstream.heard(now)
         self._outage.over(link.url)
@@ -205,6 +210,8 @@ class Bridge:
                 # Core in between would have the stream's events come twice, or not at all.
                 raise nats.errors.Error(f"{why_not}, and it was consumed before")
             _log.warning("nats.core_only", reason=why_not)
+        gaps = [Gap(GapReason.CORE)] if self._upstream.mode == "core" else []
+        await self._tell_hub(None, *gaps)
         await link.client.listen(SUBJECT, self._on_core_message)
         await link.client.flush(timeout=int(_REQUEST_SECONDS))
         return "core"
@@ -218,62 +225,141 @@ class Bridge:
             info = await ensure_stream(client.jetstream(timeout=_REQUEST_SECONDS), self._settings)
         except StreamUnsuitable as unsuitable:
             return str(unsuitable)
-        offset = self._find_place(info)
-        if self._stumbles >= _STUMBLES_MAX and offset == self._stumbled_at:
-            offset = await self._step_over(client)
+        await self._enter(client, info)
+        if self._stumbles >= _STUMBLES_MAX and self._position.offset == self._stumbled_at:
+            await self._step_over(client)
         self._consumer = OrderedConsumer(client, self._on_stream_message, link.give_up)
-        await self._consumer.start(self._position.stream, SUBJECT, after=offset)
+        await self._consumer.start(self._position.stream, SUBJECT, after=self._position.offset)
         return None
 
-    async def _step_over(self, client: TotalClient) -> int:
+    async def _step_over(self, client: TotalClient) -> None:
         """Leave out the event that has ended one connection after the other."""
         position = self._position
-        offset = await next_offset(
-            client, position.stream, after=position.offset, request_seconds=_REQUEST_SECONDS
-        )
+        offset = await next_offset(client, position.stream, after=position.offset)
         self._stumbles = 0
         if offset is not None:
-            self._upstream.declare(position.step_over(offset))
-        return position.offset
+            gap = position.step_over(offset)
+            await self._tell_hub(offset, gap)
 
-    def _find_place(self, info: StreamInfo) -> int:
-        """The offset behind which to go on; what is missing before it is declared."""
-        self._upstream.declare(*self._position.enter(state_of(info)))
-        self._upstream.past = self._position.past
-        return self._position.offset
+    async def _enter(self, client: TotalClient, info: StreamInfo) -> None:
+        """Find the place behind which to go on in the stream, and tell the hub."""
+        state = await self._state_with_witness(client, info)
+        position = self._position
+        if position.epoch == state.epoch and position.was_emptied(state):
+            state = attrs.evolve(state, epoch=await count_generation_on(client, info))
+        gaps = position.enter(state)
+        if position.witness is None and state.last >= max(state.first, 1):
+            with suppress(nats.errors.Error):  # it may not be ours to ask
+                stored = await stored_at(client, state.name, state.last)
+                position.witness = None if stored is None else (state.last, stored)
+        await self._tell_hub(position.offset, *gaps)
+
+    async def _state_with_witness(self, client: TotalClient, info: StreamInfo) -> StreamState:
+        """The state of the stream, with the time of the message that we know, if it is there."""
+        state, witness = state_of(info), self._position.witness
+        if witness is None or not state.first <= witness[0] <= state.last:
+            return state
+        return attrs.evolve(state, witness=await stored_at(client, state.name, witness[0]))
+
+    async def _tell_hub(self, reached: int | None, *gaps: Gap) -> None:
+        """Put a mark into the feed, in order with the messages. Waits for room."""
+        mark = self._mark(reached, *joined(self._untold, gaps).values())
+        self._untold, self._must_tell = {}, False
+        await trio_asyncio.trio_as_aio(self._feed_send.send)(mark)
+
+    def _mark(self, reached: int | None, *gaps: Gap) -> Mark:
+        return Mark(self._position.epoch or None, reached, self._position.past, gaps)
+
+    async def _settle(self, consumer: OrderedConsumer) -> None:
+        """See to the end of what is read from before the start, also where it never comes.
+
+        The last message of the stream need not be ours, and may be dropped before it was read.
+        """
+        position = self._position
+        while position.offset < position.past:
+            with suppress(nats.errors.Error):  # whatever it is, the other watches see to it
+                info = await consumer.info()
+                delivered = info.delivered.stream_seq if info.delivered else 0
+                if info.num_pending == 0 and (delivered or 0) <= position.offset:
+                    self._end_past()
+            await asyncio.sleep(_SETTLE_LOOK_SECONDS)
+        await asyncio.Event().wait()  # the first watch that ends, ends the connection
+
+    def _end_past(self) -> None:
+        """Nothing more of ours from before the start will come."""
+        self._position.settle()
+        self._must_tell = True
+        self._tell_losses(self._position.offset)
+
+    async def _tell_losses_of_silence(self, mode: str) -> None:
+        """Tell the hub each second what it does not know and no message has told it."""
+        while True:
+            await asyncio.sleep(Losses.TELL_SECONDS)
+            self._tell_losses(self._position.offset if mode == "jetstream" else None)
 
     def _on_stream_message(self, message: Msg, place: Place) -> None:
-        offset = place.offset
-        if offset <= self._position.offset:
+        if place.offset <= self._position.offset:
             self._books.repeated += 1
             return
-        if gap := self._position.move(offset):
-            self._upstream.declare(gap)
-        now, position = trio.current_time(), self._position
+        if gap := self._position.move(place.offset, place.unix_ns):
+            self._lose(gap)
         self._accept(
             NatsMessage(
-                message.subject, message.data, offset, now, position.is_past, position.before
+                message.subject,
+                message.data,
+                place.offset,
+                trio.current_time(),
+                place.unix_ns // 1_000_000,
+                self._position.is_past,
             )
         )
+        if place.pending == 0 and self._position.is_past:
+            self._end_past()
 
     async def _on_core_message(self, message: Msg) -> None:
-        self._accept(NatsMessage(message.subject, message.data, None, trio.current_time()))
+        unix_ms = time.time_ns() // 1_000_000
+        now = trio.current_time()
+        self._accept(NatsMessage(message.subject, message.data, None, now, unix_ms))
 
     def _accept(self, message: NatsMessage) -> None:
         self._books.received += 1
         if not message.is_past:
             self._upstream.heard_event(message.arrived_at)
-            if (reason := self._reason_to_shed(message)) is not None:
-                self._books.shed[reason] += 1
-                return
+        if (reason := self._reason_to_shed(message)) is not None or not self._feed(message):
+            self._books.shed[reason or Shed.FEED_FULL] += 1
+            self._lose(Gap(GapReason.SHED, 1, message.offset, message.offset))
+
+    def _feed(self, message: NatsMessage) -> bool:
+        """Put `message` into the feed, behind what was lost before. False if there is no room."""
+        reached = None if message.offset is None else message.offset - 1
+        if not self._tell_losses(reached):
+            return False
         try:
             # A synchronous call across the border; awaiting there would cost six times as much.
             self._feed_send.send_nowait(message)
-            self.fed += 1
         except trio.WouldBlock:
-            self._books.shed[Shed.FEED_FULL] += 1
+            return False
+        self.fed += 1
+        return True
+
+    def _lose(self, *gaps: Gap) -> None:
+        """The hub has to know of `gaps` before the next message."""
+        self._untold = joined(self._untold, gaps)
+        self._must_tell = True
+
+    def _tell_losses(self, reached: int | None) -> bool:
+        """Tell the hub what it does not know, up to `reached`. False if there is no room."""
+        if self._must_tell:
+            try:
+                self._feed_send.send_nowait(self._mark(reached, *self._untold.values()))
+            except trio.WouldBlock:
+                return False
+            self._untold, self._must_tell = {}, False
+        return True
 
     def _reason_to_shed(self, message: NatsMessage) -> Shed | None:
+        if message.is_past:
+            return None
         if self._pause.sheds():
             return Shed.PAUSED
         return None if self._rate.take(message.arrived_at) else Shed.NATS_RATE

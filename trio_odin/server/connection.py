@@ -158,6 +158,7 @@ class Connection:
             return
         if self.outlet.is_closing:
             return
+        await self._hub.wait_settled()
         self.outlet.flush()  # a command may number envelopes: those that wait come first
         answers = self.session.receive(
             message, now=trio.current_time(), unix_ms=time.time_ns() // 1_000_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
@@ -12,6 +11,7 @@ import trio
 from trio_odin.config import Settings
 from trio_odin.core.backpressure import OutboxBudget, OutboxRules, SlowPolicy
 from trio_odin.core.closing import CloseReason
+from trio_odin.core.gaps import Gap, GapReason, Mark
 from trio_odin.core.history import ReplayBudget
 from trio_odin.core.ledger import Invalid, Ledger, Shed
 from trio_odin.core.names import CHANNEL_RULE, channel_of_subject
@@ -24,6 +24,7 @@ from trio_odin.core.session import SessionLimits
 from trio_odin.core.upstream import Upstream
 from trio_odin.server.evictions import EvictionLog
 from trio_odin.server.invalid_events import InvalidEventLog
+from trio_odin.server.notices import Notices
 from trio_odin.telemetry.cgroup import memory_group
 from trio_odin.telemetry.meters import MemoryMeter
 
@@ -31,6 +32,9 @@ from trio_odin.telemetry.meters import MemoryMeter
 _FLUSHES_BETWEEN_CHECKPOINTS = 500
 # A round joins at most so many messages; the rest of the feed is for the next one.
 _JOINED_MAX_MESSAGES = 1000
+# From the start, until which a command that uses offsets waits for the position in the stream.
+_SETTLE_SECONDS = 5.0
+_SETTLED_BETWEEN_CHECKPOINTS = 50
 # What waits in all outboxes may take this share of the memory, if nothing else is said.
 _OUTBOXES_SHARE_OF_MEMORY = 4
 # And likewise what is kept for replay.
@@ -72,7 +76,8 @@ class Hub(Generic[M]):
         registry: who is subscribed to what.
         members: the connections whose handshake is complete.
         ledger: the books of the server.
-        recent: the last events, for who comes back.
+        recent: where the server stands, and the last events, for clients that come back.
+        notices: tells of what was lost.
         outbox_rules: what may wait for each connection, and for all.
         replay_budget: what all connections together keep for replay.
         evictions: where it is logged that one was closed by force.
@@ -88,6 +93,9 @@ class Hub(Generic[M]):
         self.members: dict[M, None] = {}
         self.ledger = ledger
         self.recent = Recent(max_age_seconds=settings.stream_max_age_seconds)
+        self.notices = Notices(ledger.publications, self.registry, self.recent)
+        self._unsettled_until = trio.current_time() + _SETTLE_SECONDS
+        self._waiting_to_settle = trio.lowlevel.ParkingLot()
         self.upstream = Upstream()
         self.outbox_rules = OutboxRules(
             policy=SlowPolicy(settings.slow_policy),
@@ -107,6 +115,8 @@ class Hub(Generic[M]):
         """Take on the limits of `settings`: of sessions for those that join from now on."""
         self.session_limits = SessionLimits(
             replay_capacity=settings.replay_capacity,
+            resume_channel_events=settings.resume_channel_events,
+            resume_events=settings.resume_events,
             max_channels=settings.max_channels,
             command_burst=settings.command_burst,
             commands_per_second=settings.commands_per_second,
@@ -130,7 +140,16 @@ class Hub(Generic[M]):
         self.registry.remove(member.outlet)
         self.ledger.traffic.closed[reason.label] += 1
 
-    async def run(self, feed_receive: trio.MemoryReceiveChannel[NatsMessage]) -> None:
+    async def wait_settled(self) -> None:
+        """Wait until the position is known, but not longer than until some seconds from the start.
+
+        A server that was restarted is asked at once by clients that want to go on where they were.
+        """
+        if not self.recent.is_settled:
+            with trio.move_on_at(self._unsettled_until):
+                await self._waiting_to_settle.park()
+
+    async def run(self, feed_receive: trio.MemoryReceiveChannel[NatsMessage | Mark]) -> None:
         """Publish everything in the feed; returns when its sending side was closed and it is empty.
 
         The tasks of the connections run between two messages, never within a fan-out. What waits
@@ -140,27 +159,57 @@ class Hub(Generic[M]):
             if delay := self._pace.delay(trio.current_time()):
                 await trio.sleep(delay)
             started = trio.current_time()
-            messages = [first, *_waiting(feed_receive)]
-            if len(messages) == 1:
-                self.taken += 1
-                self.publish(first)
+            items = [first, *_waiting(feed_receive)]
+            if len(items) == 1:
+                await self._take(first, None)
             else:
-                await self._publish_joined(messages)
+                await self._take_joined(items)
             ended = trio.current_time()
             self._pace.worked(started, ended)
-            for message in messages:
-                self.ledger.fan_out.add(ended - message.arrived_at)
+            for item in items:
+                if isinstance(item, NatsMessage):
+                    self.ledger.fan_out.add(ended - item.arrived_at)
 
-    async def _publish_joined(self, messages: list[NatsMessage]) -> None:
-        """Publish them all, then write to each connection once what it gets of them."""
+    async def _take_joined(self, items: list[NatsMessage | Mark]) -> None:
+        """Take them all, then write to each connection once what it gets of them."""
         dirty: list[Subscriber] = []
-        for message in messages:
-            self.taken += 1
-            self.publish(message, dirty)
+        for item in items:
+            await self._take(item, dirty)
             await trio.lowlevel.checkpoint()
         for number, outlet in enumerate(dirty, start=1):
             outlet.flush()
             if number % _FLUSHES_BETWEEN_CHECKPOINTS == 0:
+                await trio.lowlevel.checkpoint()
+
+    async def _take(self, item: NatsMessage | Mark, dirty: list[Subscriber] | None) -> None:
+        """Take one item of the feed. A gap that is due is told before it."""
+        if isinstance(item, Mark):
+            self.note(item)
+            await self._let_settled_go_on()
+            return
+        if self.notices.must_come_first(trio.current_time()):
+            await self.notices.tell()
+        self.taken += 1
+        was_settled = self.recent.is_settled
+        self.publish(item, dirty)
+        if not was_settled:
+            await self._let_settled_go_on()
+
+    def note(self, mark: Mark) -> None:
+        """Take in what happened to the stream. The position is moved before anybody is told."""
+        is_first = not self.recent.is_entered
+        if mark.epoch != self.recent.epoch:
+            self.registry.forget_floors()
+        self.recent.note(mark)
+        self.notices.declare(*mark.gaps)
+        if is_first and self.registry.channel_count():
+            self.notices.declare(Gap(GapReason.START, last=self.recent.position))
+
+    async def _let_settled_go_on(self) -> None:
+        """Some at a time: thousands may have waited, and others have their turn between them."""
+        if self.recent.is_settled:
+            while self._waiting_to_settle:
+                self._waiting_to_settle.unpark(count=_SETTLED_BETWEEN_CHECKPOINTS)
                 await trio.lowlevel.checkpoint()
 
     def publish(self, message: NatsMessage, dirty: list[Subscriber] | None = None) -> None:
@@ -180,7 +229,7 @@ class Hub(Generic[M]):
             return
         subscribers: Collection[Subscriber]
         if self._is_filtering:
-            subscribers = self.registry.subscribers(channel)
+            subscribers = self.registry.subscribers_from(channel, message.offset)
         else:
             subscribers = [member.outlet for member in self.members]
         if not subscribers:
@@ -188,13 +237,14 @@ class Hub(Generic[M]):
             return
         if not self._rate.take(trio.current_time()):
             publications.shed[Shed.BROADCAST_RATE] += 1
+            self.notices.declare(Gap(GapReason.SHED, 1, message.offset, message.offset))
             return
         try:
             publication = Publication(
                 channel,
                 message.payload,
                 offset=message.offset,
-                unix_ms=time.time_ns() // 1_000_000,
+                unix_ms=message.unix_ms,
             )
         except InvalidPayload as error:
             self._refuse(message, Invalid.PAYLOAD, str(error))
@@ -260,7 +310,9 @@ def _memory_bytes(settings: Settings) -> int:
     return MemoryMeter(settings.memory_limit_bytes, memory_group()).limit_bytes
 
 
-def _waiting(feed_receive: trio.MemoryReceiveChannel[NatsMessage]) -> Iterator[NatsMessage]:
+def _waiting(
+    feed_receive: trio.MemoryReceiveChannel[NatsMessage | Mark],
+) -> Iterator[NatsMessage | Mark]:
     """What is in the feed now."""
     with suppress(trio.WouldBlock, trio.EndOfChannel):
         for _ in range(_JOINED_MAX_MESSAGES):

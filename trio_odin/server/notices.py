@@ -1,7 +1,11 @@
-"""Notices of gaps: each second, what was lost goes into the books, the log, and to who asked.
+"""Notices of gaps: what was lost goes into the books, the log, and to who asked.
 
-No notice waits for a socket. What one does not take now is summed up with what comes later, and is
-tried again a second later.
+A gap is told before the first event behind it: the hub asks before each message whether one is due.
+What follows within a second is summed up, and told with the next message or at the end of it.
+
+No notice waits for a socket: it has its place in the outbox, between the events before the gap and
+those behind it. Where there is no room for it, it is summed up with what comes later, and tried
+again a second later.
 """
 
 from __future__ import annotations
@@ -16,12 +20,11 @@ import structlog
 import trio
 
 from trio_odin.core.frame import text_frame
-from trio_odin.core.gaps import Gap, GapReason, Gaps, joined
+from trio_odin.core.gaps import Gap, GapReason, Gaps, Losses, joined
 from trio_odin.core.ledger import Publications
+from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry
-from trio_odin.core.upstream import Upstream
 
-_TELL_SECONDS = 1.0
 # Shedding can go on for hours: the log sums it up.
 _LOG_SECONDS = 10.0
 _NOTICES_BETWEEN_CHECKPOINTS = 500
@@ -32,8 +35,8 @@ _log = structlog.get_logger("notices")
 class Listener(Hashable, Protocol):
     """What a notice is sent to; see `Outlet`."""
 
-    def send_nowait(self, data: bytes) -> bool:
-        """Send whole frames at once; False if the socket takes nothing now."""
+    def send_soon(self, data: bytes) -> bool:
+        """Send whole frames behind all that waits; False if there is no room for them."""
         ...
 
 
@@ -41,39 +44,44 @@ L = TypeVar("L", bound=Listener)
 
 
 class Notices:
-    """Tells of the gaps that the bridge declares, and of what the server sheds."""
+    """Tells of the gaps that are declared to it."""
 
-    def __init__(
-        self, publications: Publications, registry: Registry[Any], upstream: Upstream
-    ) -> None:
+    def __init__(self, publications: Publications, registry: Registry[Any], recent: Recent) -> None:
         self._books = publications
         self._registry = registry
-        self._upstream = upstream
-        self._shed = publications.shed.total()
+        self._recent = recent
+        self._losses = Losses()
         self._is_owing = False
+        self._telling = trio.StrictFIFOLock()
         self._unlogged: Gaps = {}
         self._logged_at: dict[GapReason, float] = {}
 
-    async def run(self) -> None:
-        """Tell each second, until cancelled."""
-        while True:
-            await trio.sleep(_TELL_SECONDS)
-            gaps = self._collect()
-            self._log(gaps.values(), trio.current_time())
-            if gaps or self._is_owing:
-                await self._tell(gaps)
+    def declare(self, *gaps: Gap) -> None:
+        """Events were lost."""
+        self._losses.declare(gaps)
 
-    def _collect(self) -> Gaps:
-        """What was lost since the last time, booked."""
-        gaps = self._upstream.take_gaps()
-        shed = self._books.shed.total() - self._shed
-        if shed:
-            self._shed += shed
-            gaps[GapReason.SHED] = Gap(GapReason.SHED, shed)
-        for gap in gaps.values():
-            self._books.gaps[gap.reason] += 1
-            self._books.missed += gap.missed or 0
-        return gaps
+    def must_come_first(self, now: float) -> bool:
+        """Whether the next event has to wait for `tell`."""
+        return self._losses.are_due(now) or self._telling.locked()
+
+    async def run(self) -> None:
+        """Tell each second what no event made due, until cancelled."""
+        while True:
+            await trio.sleep(Losses.TELL_SECONDS)
+            if self._losses or self._is_owing:
+                await self.tell()
+            self._log((), trio.current_time())
+
+    async def tell(self) -> None:
+        """Tell everyone who asked what they do not know yet."""
+        async with self._telling:
+            now = trio.current_time()
+            gaps = self._losses.take(now)
+            for gap in gaps.values():
+                self._books.gaps[gap.reason] += 1
+                self._books.missed += gap.missed or 0
+            self._log(gaps.values(), now)
+            await self._tell(gaps)
 
     def _log(self, gaps: Iterable[Gap], now: float) -> None:
         self._unlogged = joined(self._unlogged, gaps)
@@ -97,7 +105,7 @@ class Notices:
                 owed = audience[listener]
                 gaps = joined(owed, news.values())
                 frames = self._frames(gaps, unix_ms) if owed else news_frames
-                is_told = _send(listener, frames)
+                is_told = not frames or listener.send_soon(frames)
                 audience[listener] = {} if is_told else gaps
                 self._is_owing = self._is_owing or not is_told
 
@@ -111,17 +119,10 @@ class Notices:
                         "missed": gap.missed,
                         "from": gap.first,
                         "to": gap.last,
-                        "epoch": self._upstream.epoch,
+                        "epoch": self._recent.epoch,
                         "ts": unix_ms,
                     }
                 )
             )
             for gap in gaps.values()
         )
-
-
-def _send(listener: Listener, frames: bytes) -> bool:
-    try:
-        return not frames or listener.send_nowait(frames)
-    except trio.BrokenResourceError:  # its reader will notice as well
-        return True

@@ -401,7 +401,7 @@ class Outlet(trio.abc.Stream):
         for answer in answers:
             if isinstance(answer, Resend):
                 self._send_or_queue(ready)
-                ready = answer.finish(self._resend(answer.envelopes))
+                ready = b"".join(answer.finish(self._resend(answer.envelopes)))
             else:
                 ready += answer
         last = self._send_or_queue(ready)

@@ -6,7 +6,9 @@ Runs under asyncio, called by the bridge.
 from __future__ import annotations
 
 import json
+import secrets
 from http import HTTPStatus
+from typing import Any
 
 import nats.errors
 import structlog
@@ -18,11 +20,15 @@ from nats.js.errors import APIError, NotFoundError
 from trio_odin.config import Settings
 from trio_odin.core.gaps import StreamState
 from trio_odin.core.names import covers
+from trio_odin.core.place import unix_ns_of
 
 SUBJECT = "odin.token.>"
 
 # NATS server error codes: JetStream is not enabled for this account, or not at all.
 _NOT_ENABLED = {10039, 10076}
+
+_GENERATION = "trio_odin_generation"
+_REQUEST_SECONDS = 5.0
 
 _log = structlog.get_logger("bridge")
 
@@ -80,33 +86,76 @@ async def ensure_stream(jetstream: JetStreamContext, settings: Settings) -> Stre
 
 def state_of(info: StreamInfo) -> StreamState:
     """What matters of a stream that NATS has described."""
-    created = info.created
     return StreamState(
         name=str(info.config.name),
-        epoch=f"{round(created.timestamp() * 1e6):x}" if created else "unknown",
+        epoch=_epoch(info, _generation(info)),
         first=info.state.first_seq,
         last=info.state.last_seq,
         is_ours=all(covers(SUBJECT, pattern) for pattern in info.config.subjects or []),
     )
 
 
-async def next_offset(
-    client: Client, stream: str, *, after: int, request_seconds: float
-) -> int | None:
+def _epoch(info: StreamInfo, generation: str) -> str:
+    """The same on every server: when the stream was made, and how often it was found emptied."""
+    made = f"{round(info.created.timestamp() * 1e6):x}" if info.created else "unknown"
+    return f"{made}-{generation}" if generation else made
+
+
+def _generation(info: StreamInfo) -> str:
+    return (info.config.metadata or {}).get(_GENERATION, "")
+
+
+async def count_generation_on(client: Client, info: StreamInfo) -> str:
+    """The stream was found emptied: note that in its metadata, and return its epoch from now on.
+
+    Several servers that see it at once write the same number. Where the stream cannot be changed,
+    the epoch is one that no other server knows, so that clients which move are told of a gap.
+    """
+    before = _generation(info)
+    generation = str(int(before) + 1) if before.isdecimal() else "1"
+    metadata = {**(info.config.metadata or {}), _GENERATION: generation}
+    try:
+        await client.jetstream(timeout=_REQUEST_SECONDS).update_stream(
+            info.config.evolve(metadata=metadata)
+        )
+    except nats.errors.Error as error:
+        generation = f"{generation}-{secrets.token_hex(4)}"
+        _log.warning("nats.generation_not_kept", stream=info.config.name, error=str(error))
+    epoch = _epoch(info, generation)
+    _log.warning("nats.stream_emptied", stream=info.config.name, epoch=epoch)
+    return epoch
+
+
+async def stored_at(client: Client, stream: str, offset: int) -> int | None:
+    """When NATS stored the message at `offset`, in nanoseconds; None if it is not there.
+
+    Raises:
+        nats.errors.Error: NATS refuses, or does not answer.
+    """
+    message = await _message(client, stream, {"seq": offset})
+    return None if message is None else unix_ns_of(message["time"])
+
+
+async def next_offset(client: Client, stream: str, *, after: int) -> int | None:
     """The offset of the first event of ours after `after`; None: there is none.
 
     Raises:
         nats.errors.Error: NATS refuses, or does not answer.
     """
-    question = {"seq": after + 1, "next_by_subj": SUBJECT}
+    message = await _message(client, stream, {"seq": after + 1, "next_by_subj": SUBJECT})
+    return None if message is None else int(message["seq"])
+
+
+async def _message(client: Client, stream: str, which: dict[str, Any]) -> dict[str, Any] | None:
     subject = f"$JS.API.STREAM.MSG.GET.{stream}"
-    message = await client.request(subject, json.dumps(question).encode(), request_seconds)
-    answer = json.loads(message.data)
-    if "error" in answer:
-        if answer["error"].get("code") == HTTPStatus.NOT_FOUND:
+    answer = await client.request(subject, json.dumps(which).encode(), _REQUEST_SECONDS)
+    content = json.loads(answer.data)
+    if "error" in content:
+        if content["error"].get("code") == HTTPStatus.NOT_FOUND:
             return None
-        raise APIError.from_error(answer["error"])
-    return int(answer["message"]["seq"])
+        raise APIError.from_error(content["error"])
+    message: dict[str, Any] = content["message"]
+    return message
 
 
 def _covers_ours(info: StreamInfo) -> bool:

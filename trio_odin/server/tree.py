@@ -29,6 +29,7 @@ import trio
 from trio_odin.config import Settings
 from trio_odin.core.admission import Rejection
 from trio_odin.core.draining import RECONNECTS_PER_SECOND
+from trio_odin.core.gaps import Mark
 from trio_odin.core.ledger import Ledger
 from trio_odin.core.publication import NatsMessage
 from trio_odin.net.address import Address, bound_address, inherited_listeners, open_listeners
@@ -40,7 +41,6 @@ from trio_odin.server.guard import Guard
 from trio_odin.server.hub import Hub
 from trio_odin.server.keepalive import PingWheel
 from trio_odin.server.listener import Listener
-from trio_odin.server.notices import Notices
 from trio_odin.server.pages import Pages
 from trio_odin.server.permits import Permits
 from trio_odin.server.reloading import Apply, ReadEnvironment, reload_settings
@@ -89,7 +89,7 @@ class Server:
         self._door = trio.CancelScope()
         self.finished = trio.Event()
         # Full: the bridge sheds the newest message and counts it.
-        self._feed_send, self._feed_receive = trio.open_memory_channel[NatsMessage](
+        self._feed_send, self._feed_receive = trio.open_memory_channel[NatsMessage | Mark](
             settings.feed_capacity
         )
         self._guard = Guard(settings, self.ledger)
@@ -98,7 +98,6 @@ class Server:
         self._bridge = Bridge(
             settings, self.ledger, self._feed_send, self._hub.upstream, self._guard.pause
         )
-        self._notices = Notices(self.ledger.publications, self._hub.registry, self._hub.upstream)
         self._wheel: PingWheel[Connection] = PingWheel(
             interval_seconds=settings.ping_interval_seconds,
             deadline_seconds=settings.keepalive_seconds,
@@ -158,7 +157,7 @@ class Server:
             for listener in self._admin_listeners:
                 nursery.start_soon(self._admin.run, listener, nursery, name="admin")
             nursery.start_soon(self._wheel.run, name="keepalive")
-            nursery.start_soon(self._notices.run, name="notices")
+            nursery.start_soon(self._hub.notices.run, name="notices")
             nursery.start_soon(self._guard.run, name="guard")
             nursery.start_soon(self._collect_leaks, name="collector")
             nursery.start_soon(self._summary, name="summary")

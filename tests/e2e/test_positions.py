@@ -1,0 +1,297 @@
+"""What a client may conclude, at the moments of a server's life at which it is easily misled.
+
+docs/decisions/0020-where-a-client-stands.md has the table that these go through.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from websockets.trio.client import ClientConnection, connect
+
+from tests.e2e.conftest import StartServer, receive, url_of, wait_for_nats
+from tests.e2e.nats import NatsServer, nats_client, running_nats, start_network
+from tests.e2e.nats_cluster import running_cluster
+from tests.waiting import wait_until
+from trio_odin.server.tree import Server
+
+pytestmark = pytest.mark.e2e
+
+FILE_STREAM = {"name": "ODIN_TOKENS", "subjects": ["odin.token.>"], "storage": "file"}
+
+
+async def publish(url: str, count: int, channel: str = "BTC.trade") -> None:
+    async with nats_client(url) as publisher:
+        for number in range(count):
+            await publisher.publish(f"odin.token.{channel}", b"%d" % number)
+        await publisher.flush()
+
+
+@attrs.define
+class Talk:
+    """A connection that uses offsets."""
+
+    client: ClientConnection
+
+    async def ask(self, **content: Any) -> dict[str, Any]:
+        await self.client.send(json.dumps(content))
+        return await receive(self.client)
+
+    async def subscribe(self, *channels: str, **more: Any) -> dict[str, Any]:
+        return await self.ask(type="subscribe", channels=channels or ["BTC.trade"], **more)
+
+    async def resume(self, after: int, **more: Any) -> list[dict[str, Any]]:
+        """What comes from the acknowledgement to the end of the resume."""
+        messages = [await self.subscribe(after=after, **more)]
+        while messages[-1]["type"] != "resumed":
+            messages.append(await receive(self.client))
+        return messages
+
+    async def position(self) -> int | None:
+        pong = await self.ask(type="heartbeat", nats=True)
+        offset: int | None = pong["offset"]
+        return offset
+
+    async def events(self, count: int) -> list[int]:
+        """The offsets of the next messages, which have to be events."""
+        messages = [await receive(self.client) for _ in range(count)]
+        return [message["offset"] for message in messages if message["type"] == "price:update"]
+
+
+@asynccontextmanager
+async def talk_to(server: Server) -> AsyncIterator[Talk]:
+    async with connect(url_of(server)) as client:
+        yield Talk(client)
+
+
+async def test_a_resume_right_after_a_restart_waits_until_the_stream_was_read(
+    start_server: StartServer, nats_url: str
+) -> None:
+    """Clients are back within a tenth of a second, long before NATS is reached."""
+    first = await start_server(NATS_URL=nats_url)
+    await wait_for_nats(first)
+    async with talk_to(first) as talk:
+        epoch = (await talk.subscribe(notices=True))["epoch"]
+    await publish(nats_url, 60)
+    await publish(nats_url, 60, "ETH.trade")
+    second = await start_server(NATS_URL=nats_url)
+    async with talk_to(second) as talk:
+        assert not second.snapshot().is_nats_connected, "it is as early as can be"
+        ack, *events, end = await talk.resume(0, epoch=epoch)
+    assert ack["epoch"] == epoch
+    assert [event["offset"] for event in events] == list(range(1, 61))
+    assert end == {"type": "resumed", "sent": 60, "offset": 120}
+
+
+async def test_a_server_without_nats_answers_after_a_while_and_claims_nothing(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    nats = NatsServer(tmp_path)
+    server = await start_server(NATS_URL=nats.url)
+    async with talk_to(server) as talk:
+        began = trio.current_time()
+        ack, incomplete, end = await talk.resume(7, epoch="e")
+        assert trio.current_time() - began < 8
+        assert ack["epoch"] is None
+        assert (incomplete["type"], end["offset"]) == ("resume_incomplete", None)
+        assert await talk.position() is None
+
+
+async def test_what_came_before_nats_was_reached_is_declared_before_the_first_event(
+    start_server: StartServer, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    with running_nats(tmp_path) as nats:
+        network = await start_network(nursery, nats.port)
+        network.is_down = True
+        server = await start_server(NATS_URL=network.url)
+        async with nats_client(nats.url) as publisher:
+            await publisher.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", FILE_STREAM)
+        async with talk_to(server) as talk:
+            ack = await talk.subscribe(notices=True)
+            assert (ack["epoch"], ack["offset"]) == (None, None)
+            await publish(nats.url, 50)
+            network.is_down = False
+            await wait_for_nats(server)
+            gap = await receive(talk.client)
+            assert (gap["type"], gap["reason"], gap["missed"]) == ("gap", "start", None)
+            assert (gap["from"], gap["to"]) == (None, 50)
+            assert await talk.position() == 50
+            await publish(nats.url, 2)
+            assert await talk.events(2) == [51, 52]
+
+
+async def test_offset_and_epoch_change_together_when_the_stream_is_made_anew(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    with running_nats(tmp_path) as nats:
+        server = await start_server(NATS_URL=nats.url)
+        await wait_for_nats(server)
+        async with talk_to(server) as talk:
+            before = await talk.subscribe(notices=True)
+            await publish(nats.url, 100)
+            assert len(await talk.events(100)) == 100
+            nats.stop()  # the stream is in memory
+            nats.start()
+            gap = await receive(talk.client)
+            assert gap["reason"] == "stream"
+            assert await talk.position() == 0
+            again = await talk.subscribe()
+            assert (again["epoch"], again["offset"]) == (gap["epoch"], 0)
+            assert gap["epoch"] != before["epoch"]
+            await publish(nats.url, 60)
+            assert await talk.events(60) == list(range(1, 61))
+        await publish(nats.url, 80)
+        await wait_until(lambda: server.ledger.publications.received == 240)
+        async with talk_to(server) as talk:
+            await trio.sleep(0.1)  # from the bridge to the hub
+            _, *events, end = await talk.resume(60, epoch=gap["epoch"])
+            assert [event["offset"] for event in events] == list(range(61, 141))
+            assert end["offset"] == 140
+        async with talk_to(server) as talk:
+            _, *events, incomplete, _ = await talk.resume(0, epoch=before["epoch"])
+            assert (events, incomplete["type"]) == ([], "resume_incomplete")
+
+
+async def test_the_gap_comes_before_the_first_event_of_another_stream(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """Also for a client that has only sent `after`."""
+    with running_nats(tmp_path) as nats:
+        server = await start_server(NATS_URL=nats.url)
+        await wait_for_nats(server)
+        async with talk_to(server) as talk:
+            await talk.resume(0)
+            await publish(nats.url, 5)
+            assert len(await talk.events(5)) == 5
+            nats.stop()
+            nats.start()
+            async with nats_client(nats.url) as publisher:
+                await publisher.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", FILE_STREAM)
+            await publish(nats.url, 10)
+            gap = await receive(talk.client)
+            assert (gap["type"], gap["reason"]) == ("gap", "stream")
+            assert await talk.events(10) == list(range(1, 11))
+
+
+async def test_a_stream_of_a_cluster_that_comes_back_empty_is_another_one(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """With one replica in memory it is emptied, and keeps the date of its creation."""
+    stream = FILE_STREAM | {"storage": "memory", "num_replicas": 1}
+    async with running_cluster(tmp_path) as cluster:
+        made = await cluster.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", stream)
+        assert "error" not in made
+        home = await cluster.stream_leader("ODIN_TOKENS")
+        other = next(node for node in cluster.nodes if node is not home)
+        server = await start_server(NATS_URL=other.url)
+        await wait_for_nats(server)
+        async with talk_to(server) as held:
+            ack = await held.subscribe(notices=True)
+            await publish(other.url, 20)
+            assert len(await held.events(20)) == 20
+            home.stop()
+            home.start()
+            await cluster.wait_ready()
+            # It grows past the old position before the server gets to look.
+            created = await cluster.request("$JS.API.STREAM.INFO.ODIN_TOKENS")
+            assert created["created"] == made["created"], "or this shows nothing"
+            await publish(home.url, 50)
+            gap = await receive(held.client)
+            assert (gap["type"], gap["reason"]) == ("gap", "stream")
+            assert gap["epoch"] != ack["epoch"]
+            assert await held.events(50) == list(range(1, 51))
+        async with talk_to(server) as away:
+            _, incomplete, end = await away.resume(20, epoch=ack["epoch"])
+            assert (incomplete["type"], end["offset"]) == ("resume_incomplete", 50)
+        another = await start_server(NATS_URL=other.url)
+        await wait_for_nats(another)
+        async with talk_to(another) as talk:
+            assert (await talk.subscribe(notices=True))["epoch"] == gap["epoch"]
+
+
+async def test_an_end_that_is_quiet_for_longer_than_the_window_is_complete(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    with running_nats(tmp_path) as nats:
+        first = await start_server(NATS_URL=nats.url, JS_STREAM_MAX_AGE="1s")
+        await wait_for_nats(first)
+        async with talk_to(first) as talk:
+            _, end = await talk.resume(0)
+            assert end == {"type": "resumed", "sent": 0, "offset": 0}, "an empty stream"
+        await publish(nats.url, 5)
+        async with nats_client(nats.url) as client:
+            messages = 5
+            while messages:
+                await trio.sleep(0.1)
+                info: Any = await client.request("$JS.API.STREAM.INFO.ODIN_TOKENS", None)
+                messages = info["state"]["messages"]
+        second = await start_server(NATS_URL=nats.url)
+        await wait_for_nats(second)
+        async with talk_to(second) as talk:
+            assert (await talk.resume(5))[1:] == [{"type": "resumed", "sent": 0, "offset": 5}]
+
+
+async def test_the_end_of_the_past_may_be_a_message_of_others(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    shared = {"name": "ODIN_TOKENS", "subjects": ["odin.>"]}
+    with running_nats(tmp_path) as nats:
+        async with nats_client(nats.url) as publisher:
+            await publisher.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", shared)
+            await publisher.publish("odin.token.BTC.trade", b"1")
+            await publisher.publish("odin.user.x", b"1")
+            await publisher.flush()
+        server = await start_server(NATS_URL=nats.url)
+        async with talk_to(server) as talk:
+            _, event, end = await talk.resume(0)
+            assert (event["offset"], end["offset"]) == (1, 2)
+
+
+async def test_who_was_further_on_another_server_gets_nothing_again(
+    start_server: StartServer, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    with running_nats(tmp_path) as nats:
+        network = await start_network(nursery, nats.port)
+        ahead = await start_server(NATS_URL=nats.url)
+        behind = await start_server(NATS_URL=network.url)
+        await wait_for_nats(ahead)
+        await wait_for_nats(behind)
+        network.is_down = True
+        network.cut()
+        await wait_until(lambda: not behind.snapshot().is_nats_connected)
+        await publish(nats.url, 20)
+        async with talk_to(ahead) as talk:
+            nothing = {"type": "subscribe", "channels": [], "notices": True}
+            while (ack := await talk.ask(**nothing))["offset"] < 20:
+                await trio.sleep(0.02)
+        async with talk_to(behind) as talk:
+            assert (await talk.resume(20, epoch=ack["epoch"]))[1:] == [
+                {"type": "resumed", "sent": 0, "offset": 20}
+            ]
+            network.is_down = False
+            await wait_for_nats(behind)
+            await publish(nats.url, 3)
+            assert await talk.events(3) == [21, 22, 23]
+
+
+async def test_an_event_has_one_time_however_often_and_by_whom_it_is_sent(
+    start_server: StartServer, nats_url: str
+) -> None:
+    first = await start_server(NATS_URL=nats_url)
+    await wait_for_nats(first)
+    async with talk_to(first) as talk:
+        await talk.subscribe()
+        await publish(nats_url, 1)
+        live = (await receive(talk.client))["ts"]
+    second = await start_server(NATS_URL=nats_url)
+    for server in (first, second):
+        async with talk_to(server) as talk:
+            _, event, _ = await talk.resume(0)
+            assert event["ts"] == live
