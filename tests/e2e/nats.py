@@ -74,6 +74,11 @@ class NatsServer:
         assert self._process is not None
         self._process.send_signal(number)
 
+    def reconfigure(self, config: str) -> None:
+        """Write the configuration anew that `options` name, and have it read."""
+        Path(self.options[-1]).write_text(config)
+        self.signal(signal.SIGHUP)
+
     def enter_lame_duck_mode(self) -> None:
         """Have it tell its clients to leave and take no new ones, as before maintenance."""
         assert self._process is not None

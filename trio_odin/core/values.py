@@ -12,6 +12,7 @@ from typing import TypeAlias
 import attrs
 
 from trio_odin.core.address import Address
+from trio_odin.core.nats_url import NatsUrl
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -234,15 +235,15 @@ _ORIGIN = re.compile(
     r"|null"
 )
 
-_NATS_URL = re.compile(
-    r"((nats|tls)://)?([^\s,/?#@]+@)?([^\s,/?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>\d{1,5}))?/?"
-)
-
 
 def nats_urls(text: str) -> tuple[str, ...]:
     """URLs as clients of the replaced server wrote them: the scheme may be left out."""
     urls = tuple(url.strip() for url in text.split(",") if url.strip())
-    matches = [_NATS_URL.fullmatch(url) for url in urls]
-    if not matches or not all(m and int(m["port"] or 0) <= _PORT_MAX for m in matches):
-        raise Unacceptable("nats://host:port, several separated by commas")
+    try:
+        if not urls:
+            raise ValueError("nats://host:port")
+        for url in urls:
+            NatsUrl.parse(url)
+    except ValueError as error:
+        raise Unacceptable(f"{error}, several separated by commas") from None
     return tuple(url if "://" in url else f"nats://{url}" for url in urls)

@@ -29,7 +29,7 @@ from trio_odin.lab.control import Control, Run, Schedule
 from trio_odin.lab.market import DEFAULT_TOKENS, Market
 from trio_odin.net.address import Address, bound_address, open_listeners
 from trio_odin.net.http import Request, Response, serve_request
-from trio_odin.net.nats_link import NatsLink, Outage, nats_link
+from trio_odin.net.nats_link import NatsLink, Outage
 
 # A pause this long lets a configure take effect soon, however low the rate.
 _LOOK_SECONDS = 0.2
@@ -141,10 +141,9 @@ class Publisher:
         async def on_error(_: NatsLink, error: Exception) -> None:
             _log.debug("nats.error", error=repr(error))
 
-        urls = self._outage.urls_to_try()
-        async with nats_link(urls, name="trio-odin-publisher", on_error=on_error) as link:
+        async with self._outage.link(name="trio-odin-publisher", on_error=on_error) as link:
             self._link = link
-            self._outage.over(link.url)
+            self._outage.over()
             _log.info("nats.connected")
             self.autostart()
             await link.wait_lost()

@@ -16,7 +16,7 @@ Runs under asyncio. What is overridden is private to nats-py, so a test holds it
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
 import nats.errors
@@ -41,17 +41,31 @@ class Refused(nats.errors.Error):
     """NATS says no: -ERR, in its own words."""
 
 
+class Unencrypted(Refused):
+    """The server takes only what everybody can read."""
+
+
 class TotalClient(Client):
     """A connection to NATS.
 
     Args:
         on_lost: called when the connection has ended, with the reason; maybe more than once.
+        on_info: called with what the server says of itself, at first and whenever that changes.
+        is_encrypted_only: nothing is sent before the connection is encrypted.
     """
 
-    def __init__(self, on_lost: Callable[[Exception], None]) -> None:
+    def __init__(
+        self,
+        *,
+        on_lost: Callable[[Exception], None],
+        on_info: Callable[[Mapping[str, Any]], None],
+        is_encrypted_only: bool,
+    ) -> None:
         super().__init__()
         self._received = bytearray()
         self._on_lost = on_lost
+        self._on_info = on_info
+        self._is_encrypted_only = is_encrypted_only
         self._listeners: dict[int, OnMessage] = {}
 
     async def listen(self, subject: str, on_message: OnMessage) -> None:
@@ -136,6 +150,15 @@ class TotalClient(Client):
         if not err_msg.lower().startswith(_HARMLESS):
             raise refused
         await self._error_cb(refused)
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        if initial_connection and self._is_encrypted_only:
+            if not (info.get("tls_required") or info.get("tls_available")):
+                raise Unencrypted(
+                    "tls:// was asked for, and it offers no TLS: nothing was sent to it"
+                )
+            info["tls_required"] = True  # it takes both, and nats-py would choose the other
+        self._on_info(info)
 
     async def _process_pong(self) -> None:
         if self._pongs:

@@ -33,8 +33,8 @@ from trio_odin.core.publication import NatsMessage
 from trio_odin.core.ratelimit import TokenBucket
 from trio_odin.core.recent import RECENT_EVENTS_MAX
 from trio_odin.core.upstream import Upstream
-from trio_odin.net.nats_client import TotalClient, Unreadable
-from trio_odin.net.nats_link import NatsLink, Outage, describe, nats_link, places_of
+from trio_odin.net.nats_client import Refused, TotalClient, Unreadable
+from trio_odin.net.nats_link import NatsLink, Outage, describe
 from trio_odin.server.consumer import OrderedConsumer
 from trio_odin.server.stream import (
     SUBJECT,
@@ -115,22 +115,28 @@ class Bridge:
                 await trio_asyncio.aio_as_trio(self._connect_and_consume)()
         except* (OSError, nats.errors.Error) as group:  # TimeoutError is an OSError
             self._outage.note(group)
-        except* Exception:  # noqa: BLE001 - whatever it was, the way back is to connect again
+            self._fail(group)
+        except* Exception as group:  # noqa: BLE001 - whatever it was, the way back is to connect
             self._outage.note_unexpected()
+            self._fail(group)
         finally:
             self._upstream.is_connected = False
+
+    def _fail(self, error: BaseException) -> None:
+        self._upstream.fail("; ".join(describe(error)), trio.current_time())
 
     # From here on the functions run under asyncio.
 
     async def _connect_and_consume(self) -> None:
         trouble: list[str] = []
 
-        async def on_error(_: NatsLink, error: Exception) -> None:
+        async def on_error(link: NatsLink, error: Exception) -> None:
             trouble.extend(describe(error))
             del trouble[:-_TROUBLE_KEPT]
+            if isinstance(error, Refused) and not self._upstream.is_connected:
+                link.lose(error)  # it was needed
 
-        urls = self._outage.urls_to_try()
-        async with nats_link(urls, name="trio-odin", on_error=on_error) as link:
+        async with self._outage.link(name="trio-odin", on_error=on_error) as link:
             try:
                 mode = await link.while_up(self._subscribe(link))
                 self._note_connected(link, mode)
@@ -143,6 +149,7 @@ class Bridge:
                 if not self._upstream.is_connected:
                     raise
                 _log.warning("nats.lost", errors=[*trouble, *describe(error)])
+                self._fail(error)
             finally:
                 self._upstream.is_connected = False
                 if isinstance(link.lost_by, Unreadable):
@@ -189,10 +196,11 @@ class Bridge:
         upstream.mode = mode
         away = upstream.age_seconds(now)
         upstream.heard(now)
-        self._outage.over(link.url)
+        upstream.recover()
+        self._outage.over()
         _log.info(
             "nats.connected",
-            server=places_of([link.url])[0],
+            server=str(link.url),
             mode=mode,
             away_seconds=None if away is None else round(away, 1),
         )
@@ -205,10 +213,10 @@ class Bridge:
             if why_not is None:
                 return "jetstream"
             if self._settings.nats_mode == "jetstream":
-                raise nats.errors.Error(f"{why_not}, and NATS_MODE is jetstream")
+                raise Refused(f"{why_not}, and NATS_MODE is jetstream")
             if self._position.epoch:
                 # Core in between would have the stream's events come twice, or not at all.
-                raise nats.errors.Error(f"{why_not}, and it was consumed before")
+                raise Refused(f"{why_not}, and it was consumed before")
             _log.warning("nats.core_only", reason=why_not)
         gaps = [Gap(GapReason.CORE)] if self._upstream.mode == "core" else []
         await self._tell_hub(None, *gaps)

@@ -165,8 +165,11 @@ def _covers_ours(info: StreamInfo) -> bool:
 async def _add_our_subject(jetstream: JetStreamContext, info: StreamInfo) -> StreamInfo:
     # NATS refuses overlapping subjects in one stream: what ours covers makes room for it.
     kept = [pattern for pattern in info.config.subjects or [] if not covers(SUBJECT, pattern)]
+    adapted: StreamInfo = await jetstream.update_stream(
+        info.config.evolve(subjects=[*kept, SUBJECT])
+    )
     _log.info("nats.stream_adapted", stream=info.config.name, added=SUBJECT)
-    return await jetstream.update_stream(info.config.evolve(subjects=[*kept, SUBJECT]))
+    return adapted
 
 
 async def _find_or_make(jetstream: JetStreamContext, settings: Settings) -> StreamInfo:
@@ -184,8 +187,7 @@ async def _find_or_make(jetstream: JetStreamContext, settings: Settings) -> Stre
 
 
 async def _make(jetstream: JetStreamContext, settings: Settings) -> StreamInfo:
-    _log.info("nats.stream_made", stream=settings.stream_name)
-    return await jetstream.add_stream(
+    info: StreamInfo = await jetstream.add_stream(
         StreamConfig(
             name=settings.stream_name,
             subjects=[SUBJECT],
@@ -196,3 +198,5 @@ async def _make(jetstream: JetStreamContext, settings: Settings) -> StreamInfo:
             max_bytes=settings.stream_max_bytes,
         )
     )
+    _log.info("nats.stream_made", stream=settings.stream_name)
+    return info

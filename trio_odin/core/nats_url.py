@@ -1,0 +1,96 @@
+"""Where a NATS server is, and as whom to go there: `nats://user:password@host:4222`."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+from urllib.parse import unquote
+
+_PORT = 4222
+_PORT_MAX = 65535
+# RFC 3986, 3.2; nothing comes after the port.
+_URL = re.compile(
+    r"(?:(?P<scheme>nats|tls)://)?(?:(?P<user>[^\s,/?#@:]*)(?::(?P<password>[^\s,/?#@]*))?@)?"
+    r"(?:(?P<host>[^\s,/?#@:\[\]]+)|\[(?P<ipv6>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{1,5}))?/?"
+)
+_IPV4 = re.compile(r"[0-9.]+")
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+class NatsUrl(NamedTuple):
+    """A NATS server. As text it is `host:port`: whatever shows it shows no password.
+
+    Attributes:
+        host: a name or an address.
+        port: 4222 if nothing else was said.
+        is_tls: `tls://`: nothing is sent to it that is not encrypted.
+        user: decoded; without a password it is a token. None: there is none.
+        password: decoded.
+        certificate_name: what its certificate has to name, where that is not `host`.
+    """
+
+    host: str
+    port: int = _PORT
+    is_tls: bool = False
+    user: str | None = None
+    password: str | None = None
+    certificate_name: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> NatsUrl:
+        """Read a URL; the scheme may be left out.
+
+        Raises:
+            ValueError: says what is allowed, and nothing of `text`.
+        """
+        found = _URL.fullmatch(text)
+        if found is None or not 0 < int(found["port"] or _PORT) <= _PORT_MAX:
+            raise ValueError("nats://host:port")
+        return cls(
+            host=found["host"] or found["ipv6"],
+            port=int(found["port"] or _PORT),
+            is_tls=found["scheme"] == "tls",
+            user=_decoded(found["user"]) or None,
+            password=_decoded(found["password"]),
+        )
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __repr__(self) -> str:
+        return f"<NATS at {self}>"
+
+    def sibling(self, place: str, *, is_encrypted: bool) -> NatsUrl | None:
+        """The server at `place`, which one at this URL has announced; None if that is no place.
+
+        What holds for this one holds for it: credentials, and encryption. A name in a certificate
+        is one that the operator gave: an address that was announced is no such name.
+        """
+        try:
+            there = NatsUrl.parse(place)
+        except ValueError:
+            return None
+        if "/" in place or "@" in place:
+            return None
+        is_address = ":" in there.host or _IPV4.fullmatch(there.host)
+        return self._replace(
+            host=there.host,
+            port=there.port,
+            is_tls=self.is_tls or is_encrypted,
+            certificate_name=(self.certificate_name or self.host) if is_address else None,
+        )
+
+
+def _decoded(text: str | None) -> str | None:
+    """Text of a URL without its %-escapes (RFC 3986, 2.1)."""
+    if text is None:
+        return None
+    try:
+        if _BAD_ESCAPE.search(text):
+            raise ValueError
+        return unquote(text, errors="strict")
+    except ValueError:
+        raise ValueError(
+            "nats://user:password@host:port, with @ : / ? # % in a user or password written "
+            "as %40 %3A %2F %3F %23 %25"
+        ) from None
