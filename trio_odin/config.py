@@ -204,7 +204,7 @@ class Settings:
         "WS_ACCEPT_RATE",
         "2000",
         values.Number(1_000_000),
-        help="Connections a second that a process takes from the kernel's queue; 0: all.",
+        help="Connections a second that a process accepts at most; 0: as many as it has time for.",
         reloads=True,
     )
     max_half_open: int = _setting(

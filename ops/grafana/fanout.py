@@ -398,6 +398,7 @@ def _clients() -> Section:
                 [
                     Line("sum(ws_half_open_current@)", "half open"),
                     Line("sum(rate(ws_accepts_paced_total@[$__rate_interval]))", "pauses a second"),
+                    Line("max(ws_loop_turnover_percent@)", "% of a core for those who come or go"),
                     Line(
                         "sum(rate(ws_accept_errors_total@[$__rate_interval]))",
                         "failed accepts a second",

@@ -184,3 +184,19 @@ def test_the_texts_of_the_wire_document() -> None:
 
 def test_a_sample_is_idle_unless_it_says_otherwise() -> None:
     assert set(attrs.asdict(Load()).values()) == {0.0}
+
+
+def test_clients_that_come_or_go_do_not_close_the_door() -> None:
+    limited = door(cpu_reject_percent=75)
+    limited.observe(Load(loop_busy_percent=99, turnover_percent=60))
+    assert limited.rejection(0) is None
+    limited.observe(Load(cpu_percent=99, turnover_of_limit_percent=60))
+    assert limited.rejection(0) is None
+
+
+def test_what_serves_those_who_are_in_closes_it_whoever_comes_or_goes() -> None:
+    limited = door(cpu_reject_percent=75)
+    limited.observe(Load(loop_busy_percent=99, turnover_percent=20))
+    assert limited.rejection(0) is Rejection.OVERLOADED
+    limited.observe(Load(cpu_percent=99, turnover_of_limit_percent=20))
+    assert limited.rejection(0) is Rejection.OVERLOADED

@@ -102,3 +102,11 @@ def test_a_busy_loop_alone_sheds_nothing() -> None:
     pause = Pause(cpu_pause_percent=80)
     pause.observe(Load(cpu_percent=79, loop_busy_percent=100, lag_seconds=9))
     assert pause.percent == 0
+
+
+def test_clients_that_come_or_go_have_nothing_shed() -> None:
+    pause = Pause(cpu_pause_percent=80)
+    pause.observe(Load(cpu_percent=99, turnover_of_limit_percent=60))
+    assert pause.percent == 0
+    pause.observe(Load(cpu_percent=99, turnover_of_limit_percent=19))
+    assert pause.percent == 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TypeAlias
 
@@ -18,6 +18,8 @@ from trio_odin.core.ledger import Traffic
 from trio_odin.net.address import Address, bound_address, open_listeners
 from trio_odin.server.acceptor import Acceptor
 from trio_odin.server.admin import AdminPort
+from trio_odin.server.turnover import TURNOVER
+from trio_odin.telemetry.meters import LoopMeter
 
 Serve: TypeAlias = Callable[[trio.SocketStream], Awaitable[None]]
 
@@ -29,11 +31,14 @@ async def greet(stream: trio.SocketStream) -> None:
 
 
 @asynccontextmanager
-async def accepting(traffic: Traffic, **rate: float) -> AsyncIterator[Address]:
+async def accepting(
+    traffic: Traffic, *, per_second: float = 0.0, loop: LoopMeter | None = None
+) -> AsyncIterator[Address]:
     """Where everybody is greeted."""
     (listener,) = await open_listeners(Address("127.0.0.1", 0))
     async with listener, trio.open_nursery() as nursery:
-        nursery.start_soon(Acceptor(traffic, **rate).run, listener, nursery, greet)
+        acceptor = Acceptor(traffic, per_second=per_second, loop=loop)
+        nursery.start_soon(acceptor.run, listener, nursery, greet)
         yield bound_address(listener)
         nursery.cancel_scope.cancel(reason="end of the test")
 
@@ -69,6 +74,55 @@ async def test_beyond_the_rate_the_others_wait_in_the_queue_of_the_kernel() -> N
     assert answers == [b"hello"] * 40, "nobody is refused"
     assert took > 0.25, "10 at once, and 30 at 100 a second"
     assert traffic.accepts_paced > 5
+
+
+class MadeUpLoop(LoopMeter):
+    """A loop that has had nothing to do for a share of the time, whatever this one does.
+
+    A client takes a millisecond of it.
+    """
+
+    def __init__(self, idle_share: float, traffic: Traffic) -> None:
+        super().__init__(TURNOVER)
+        self._idle_share = idle_share
+        self._traffic = traffic
+        self._began = trio.current_time()
+
+    @property
+    def idle_seconds(self) -> float:
+        return (trio.current_time() - self._began) * self._idle_share
+
+    @idle_seconds.setter
+    def idle_seconds(self, _: float) -> None:
+        pass
+
+    def seconds_in(self, names: Iterable[str]) -> float:
+        return self._traffic.messages_received * 0.001
+
+
+@pytest.mark.parametrize(("idle_share", "least", "most"), [(1.0, 181, 10**9), (0.0, 2, 180)])
+async def test_a_loop_that_is_full_lets_in_few_and_one_that_rests_lets_in_many(
+    idle_share: float, least: int, most: int
+) -> None:
+    traffic = Traffic()
+    answered = 0
+
+    async def come() -> None:
+        nonlocal answered
+        while True:
+            await ask(address)
+            answered += 1
+            traffic.messages_received += 1
+
+    async with accepting(traffic, loop=MadeUpLoop(idle_share, traffic)) as address:
+        await ask(address)
+        await trio.sleep(1)  # until it knows
+        await ask(address)
+        with trio.move_on_after(2):
+            async with trio.open_nursery() as nursery:
+                for _ in range(20):
+                    nursery.start_soon(come)
+        assert least <= answered <= most
 
 
 class NoFiles:

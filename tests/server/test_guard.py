@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 import structlog.testing
 import trio
@@ -9,6 +11,7 @@ from trio_odin.config import read_settings
 from trio_odin.core.admission import Load, Rejection
 from trio_odin.core.ledger import Ledger
 from trio_odin.server.guard import Guard
+from trio_odin.server.turnover import COMING
 from trio_odin.server.worker_link import Elsewhere
 
 
@@ -105,3 +108,39 @@ async def test_it_knows_since_when_the_door_is_closed_and_events_are_shed(
     for _ in range(3):
         watching.observe(Load(cpu_percent=10))
     assert (watching.closed_at, watching.paused_at) == (None, None)
+
+
+async def test_clients_that_come_or_go_here_and_elsewhere_are_told_from_those_that_are_served() -> (
+    None
+):
+    watching = guard(WS_CPU_LIMIT="2", WS_CPU_REJECT_THRESHOLD="75", WS_CPU_PAUSE_THRESHOLD="80")
+    watching.learn(Elsewhere(connections=0, cpu_cores=1.9, turnover_cores=1.5))
+    await trio.sleep(0.5)  # in which this process has next to nothing to do
+    watching._sample()
+    assert watching.load.cpu_percent >= 95
+    assert watching.load.turnover_of_limit_percent >= 75
+    assert watching.admission.closed_by == []
+    assert watching.pause.percent == 0
+
+
+async def test_the_time_of_clients_that_come_is_a_part_of_what_the_loop_is_busy(
+    nursery: trio.Nursery,
+) -> None:
+    watching = guard(WS_MEMORY_LIMIT=str(2**40))
+    nursery.start_soon(watching.run)
+
+    async def busy(seconds: float) -> None:
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            for _ in range(100):
+                pass
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as inner:
+        inner.start_soon(busy, 1.5, name=COMING)
+        inner.start_soon(busy, 1.5, name="hub")
+        await trio.sleep(1.3)
+        load = watching.load
+    assert load.loop_busy_percent > 0
+    assert 0.2 < load.turnover_percent / load.loop_busy_percent < 0.8
+    assert load.busiest_percent < load.loop_busy_percent

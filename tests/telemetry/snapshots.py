@@ -41,6 +41,7 @@ def snapshot(**changes: Any) -> Snapshot:
         max_tasks=0,
         cpu_percent=0.0,
         loop_busy_percent=0.0,
+        turnover_percent=0.0,
         lag_seconds=0.0,
         cpu_reject_percent=75.0,
         cpu_pause_percent=80.0,

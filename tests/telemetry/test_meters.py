@@ -5,9 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
+import trio
 
 from trio_odin.telemetry.cgroup import CpuGroup, MemoryGroup
-from trio_odin.telemetry.meters import CpuMeter, MemoryMeter
+from trio_odin.telemetry.meters import CpuMeter, LoopMeter, MemoryMeter
 from trio_odin.telemetry.process import machine_bytes, resident_bytes
 
 CORES = len(os.sched_getaffinity(0))
@@ -116,3 +117,63 @@ def test_memory_of_a_group_that_becomes_unreadable_is_the_processes(tmp_path: Pa
     (tmp_path / "memory.stat").unlink()
     assert meter.group_bytes() == 0
     assert meter.percent(0) == pytest.approx(50.0, abs=5)
+
+
+async def test_a_loop_is_idle_while_all_its_tasks_wait_and_busy_in_those_that_run() -> None:
+    meter = LoopMeter({"worked", "rested"})
+    began = time.perf_counter()
+    trio.lowlevel.add_instrument(meter)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(work, 0.1, name="worked")
+            nursery.start_soon(work, 0.1, name="not asked about")
+            nursery.start_soon(trio.sleep, 0.5, name="rested")
+    finally:
+        trio.lowlevel.remove_instrument(meter)
+    whole = time.perf_counter() - began
+    assert 0.1 <= meter.task_seconds["worked"] <= whole - 0.1
+    assert meter.task_seconds["rested"] < 0.1
+    assert meter.idle_seconds + 0.2 <= whole
+    assert set(meter.task_seconds) == {"worked", "rested"}
+    assert meter.seconds_in(["worked", "rested"]) == sum(meter.task_seconds.values())
+
+
+async def work(seconds: float) -> None:
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        pass
+
+
+async def test_a_turn_lasts_from_the_wait_of_the_loop_to_the_next_one() -> None:
+    meter = LoopMeter(())
+    assert meter.turn_seconds() < 0, "none has begun"
+    trio.lowlevel.add_instrument(meter)
+    try:
+        await trio.lowlevel.checkpoint()
+        before = meter.turn_seconds()
+        await work(0.05)
+        assert meter.turn_seconds() >= before + 0.05
+        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()
+        assert meter.turn_seconds() < before + 0.05
+    finally:
+        trio.lowlevel.remove_instrument(meter)
+
+
+async def test_a_task_can_have_a_name_for_one_step() -> None:
+    meter = LoopMeter({"first"}, then={"first": "later"})
+    trio.lowlevel.add_instrument(meter)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(two_steps, 0.05, name="first")
+    finally:
+        trio.lowlevel.remove_instrument(meter)
+    assert meter.task_seconds["first"] >= 0.05
+    assert set(meter.task_seconds) == {"first"}
+
+
+async def two_steps(seconds: float) -> None:
+    await work(seconds)
+    assert trio.lowlevel.current_task().name == "first"
+    await trio.lowlevel.checkpoint()
+    assert trio.lowlevel.current_task().name == "later"

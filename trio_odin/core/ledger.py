@@ -123,8 +123,8 @@ class Deliveries:
 class Traffic:
     """Connections and what clients sent.
 
-    `accepts_paced`: how often accepting paused, as more came than its rate allows. `reloads`: of
-    the settings, by how they went.
+    `accepts_paced`: how often accepting paused, as more came than there was time for.
+    `reloads`: of the settings, by how they went.
     """
 
     accepted: int = 0

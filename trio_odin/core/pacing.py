@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 # A wait shorter than this joins nothing that matters and costs a turn of the scheduler.
@@ -34,32 +35,97 @@ class Pace:
 
 
 class AcceptPace:
-    """Spreads accepts over time: `per_second` in the long run, 0: as many as come.
+    """How many connections may be accepted now: as many as the loop has time for.
 
-    What a tenth of a second allows may come at once. Time enters as monotonic seconds.
+    A feedback on what the loop did, taken anew each tenth of a second:
+
+        others = 1 - idle - accepting    what all the rest takes of the loop's time, smoothed
+        share  = 1 - RESERVE - others    what accepting may take of it, never less than FLOOR
+        rate   = share / cost            from TRICKLE to `per_second`; the cost is measured too
+
+    So accepting is what fills the loop last and gives way first, and those who wait in the kernel's
+    queue cost nothing. At most a `SLICE` of this work is done at a time: everything else runs in
+    between, later by that at most. docs/decisions/0019-accepting.md has the reasons and figures.
+
+    Time enters as monotonic seconds. Without `observe`, `per_second` is all that counts (0: no
+    limit).
     """
 
-    _BURST_SECONDS: Final = 0.1
+    RESERVE: Final = 0.15
+    FLOOR: Final = 0.05
+    SLICE_SECONDS: Final = 0.01
+    TRICKLE_PER_SECOND: Final = 50.0
+    _WINDOW_SECONDS: Final = 0.1
+    _SMOOTHING_SECONDS: Final = 0.3
+    # So many accepts move the estimate of their cost by two thirds; one moves it by a tenth.
+    _SMOOTHING_ACCEPTS: Final = 50
+    _WEIGHT_MIN: Final = 0.1
+    _COST_SECONDS: Final = 0.0005  # a guess, until the first were measured
+    _BURST_SECONDS: Final = 0.1  # what `per_second` allows in so long may come at once
+    _UNLIMITED: Final = 1e9
 
     def __init__(self, per_second: float) -> None:
         self._per_second = per_second
-        self._burst = max(1.0, per_second * self._BURST_SECONDS)
-        self._room = self._burst
+        self._others = 0.0
+        self._cost = self._COST_SECONDS
+        self._rate = self._limit()
+        self._room = float("inf")
         self._updated = float("-inf")
+        self._accepted = 0
+        self._observed: tuple[float, float, float] | None = None  # what, and when
+
+    def set_limit(self, per_second: float) -> None:
+        """Accept at most `per_second` from now on, 0: as many as there is time for."""
+        self._rate = min(self._rate, per_second) if per_second else self._rate
+        self._per_second = per_second
+
+    def observe(self, now: float, idle_seconds: float, accepting_seconds: float) -> None:
+        """Take in how long the loop has had nothing to do so far, and has worked on accepting."""
+        if self._observed is None:
+            self._observed = (now, idle_seconds, accepting_seconds)
+            return
+        then, idle_then, accepting_then = self._observed
+        seconds = now - then
+        if seconds < self._WINDOW_SECONDS:
+            return
+        self._observed = (now, idle_seconds, accepting_seconds)
+        accepting = accepting_seconds - accepting_then
+        others = 1 - (idle_seconds - idle_then + accepting) / seconds
+        weight = 1 - math.exp(-seconds / self._SMOOTHING_SECONDS)
+        self._others += (min(max(others, 0.0), 1.0) - self._others) * weight
+        self._learn_cost(accepting)
+        share = max(1 - self.RESERVE - self._others, self.FLOOR)
+        self._rate = min(max(share / self._cost, self.TRICKLE_PER_SECOND), self._limit())
+
+    def _learn_cost(self, seconds: float) -> None:
+        if not self._accepted:
+            return
+        # A request may come long after its accept: then the work of one window is that of another.
+        cost = min(max(seconds / self._accepted, self._cost / 4), self._cost * 4)
+        weight = max(1 - math.exp(-self._accepted / self._SMOOTHING_ACCEPTS), self._WEIGHT_MIN)
+        self._cost += (cost - self._cost) * weight
+        self._accepted = 0
+
+    def _limit(self) -> float:
+        return self._per_second or self._UNLIMITED
+
+    @property
+    def per_second(self) -> float:
+        """The rate at present."""
+        return self._rate
 
     def room(self, now: float, most: int) -> int:
         """How many may be accepted `now`, at most `most`."""
-        if not self._per_second:
-            return most
-        refill = (now - self._updated) * self._per_second
-        self._room = min(self._room + refill, self._burst)
+        burst = max(1.0, min(self.SLICE_SECONDS / self._cost, self._limit() * self._BURST_SECONDS))
+        self._room = min(self._room + (now - self._updated) * self._rate, burst)
         self._updated = now
-        return min(int(self._room), most)
+        return int(min(self._room, most))
 
     def accepted(self, count: int) -> None:
         """So many were."""
         self._room -= count
+        self._accepted += count
 
     def delay(self) -> float:
-        """How long to wait where there is no room: for one accept, or for a few at a high rate."""
-        return max(1.0 / self._per_second, self._BURST_SECONDS / 4) if self._per_second else 0.0
+        """How long to wait where there is no room: for one, or for a few at a high rate."""
+        return max(1.0 / self._rate, self.SLICE_SECONDS / 2)

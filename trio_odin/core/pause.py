@@ -18,8 +18,9 @@ class Pause:
 
     Each sample at or over the threshold of the CPU, the container's, adds 10 points, each one below
     it (by more than the hysteresis) takes 10 off, so the share settles where the work that is left
-    can be done. A busy loop alone sheds nothing: it joins its writes. Over the threshold of the
-    memory everything is shed: what waits for a client is what fills it.
+    can be done. Clients that come or go do not count: they take what is left. A busy loop alone
+    sheds nothing: it joins its writes. Over the threshold of the memory everything is shed: what
+    waits for a client is what fills it.
     """
 
     cpu_pause_percent: float = 0.0
@@ -35,10 +36,10 @@ class Pause:
 
     def observe(self, load: Load) -> None:
         """Take in the sample of a second."""
-        if self.cpu_pause_percent and load.cpu_percent >= self.cpu_pause_percent:
+        if self.cpu_pause_percent and load.serving_percent >= self.cpu_pause_percent:
             self._cpu_share = min(self._cpu_share + _STEP_PERCENT, _ALL_PERCENT)
         elif not is_still_over(
-            True, load.cpu_percent, self.cpu_pause_percent, _CPU_HYSTERESIS_PERCENT
+            True, load.serving_percent, self.cpu_pause_percent, _CPU_HYSTERESIS_PERCENT
         ):
             self._cpu_share = max(self._cpu_share - _STEP_PERCENT, 0)
         self._is_memory_over = is_still_over(

@@ -24,9 +24,6 @@ __all__ = [
 
 # The kernel cuts this down to net.core.somaxconn.
 _BACKLOG = 65535
-# Every client of ours speaks first, so the kernel may keep a connection until there is something
-# to read: accepted, it need not be waited for. One that says nothing comes after this time.
-_DEFER_SECONDS = 1
 
 
 class AddressUnavailable(Exception):
@@ -43,7 +40,7 @@ async def open_listeners(address: Address, *, shared: bool = False) -> list[trio
         AddressUnavailable: in use, not permitted, or not an address of this machine.
     """
     with _said_in_a_sentence(address):
-        # trio's own function cannot share a port, nor defer accepts.
+        # trio's own function cannot share a port.
         async with _closed_on_error() as sockets:
             await _bind(address, sockets, is_shared=shared)
             return [_listening(sock) for sock in sockets]
@@ -81,7 +78,6 @@ async def _bind(
         if is_shared:
             sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEPORT, 1)
         await sock.bind(sockaddr)
-        sock.setsockopt(trio.socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, _DEFER_SECONDS)
 
 
 def _listening(sock: trio.socket.SocketType) -> trio.SocketListener:

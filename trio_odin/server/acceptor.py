@@ -1,4 +1,4 @@
-"""Accepting: in batches, at a limited rate, and with an answer even where files have run out."""
+"""Accepting: as many as there is time for, and with an answer even where files have run out."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from trio_odin.core.admission import Rejection
 from trio_odin.core.ledger import Traffic
 from trio_odin.core.pacing import AcceptPace
 from trio_odin.net.http import HEAD_LIMITS, Response, response_bytes
+from trio_odin.server.turnover import ARRIVAL, COMING
+from trio_odin.telemetry.meters import LoopMeter
 
 _log = structlog.get_logger("listener")
 
@@ -31,18 +33,24 @@ _ACCEPTS_PER_TURN = 64
 class Acceptor:
     """Accepts on one or several listening sockets, at `per_second` together (0: no limit).
 
+    With `loop`, which knows where the time goes, it takes what the rest leaves and no more; without
+    it the rate alone counts.
+
     Resource handling: while it runs it holds one file that nobody needs. Where files have run out,
     that is given up for a moment to accept those who wait, tell them so, and close.
     """
 
-    def __init__(self, traffic: Traffic, *, per_second: float = 0.0) -> None:
+    def __init__(
+        self, traffic: Traffic, *, per_second: float = 0.0, loop: LoopMeter | None = None
+    ) -> None:
         self._traffic = traffic
+        self._loop = loop
         self._pace = AcceptPace(per_second)
         self._logged_at = -_LOG_EVERY_SECONDS
 
     def set_rate(self, per_second: float) -> None:
         """Accept at another rate from now on."""
-        self._pace = AcceptPace(per_second)
+        self._pace.set_limit(per_second)
 
     async def run(
         self,
@@ -52,9 +60,9 @@ class Acceptor:
     ) -> None:
         """Accept on `listener` until cancelled; `serve` is a task in `nursery` for each.
 
-        All that wait are accepted at each wake-up, up to a limit: after a lost network thousands
-        come back at once, and `listener.accept` is a turn of the scheduler for each. Those beyond
-        the rate stay in the kernel's queue, which costs nothing.
+        As many are accepted at each wake-up as there is time for: after a lost network thousands
+        come back at once, and `listener.accept` is a turn of the scheduler for each. The others
+        stay in the kernel's queue, which costs nothing.
 
         Error handling: running out of files or memory is counted, logged now and then, and waited
         out, with the connections that are open served on.
@@ -63,7 +71,7 @@ class Acceptor:
             waiting.setblocking(False)
             while True:
                 await trio.lowlevel.wait_readable(waiting)
-                room = self._pace.room(trio.current_time(), _ACCEPTS_PER_TURN)
+                room = self._room()
                 if not room:
                     self._traffic.accepts_paced += 1
                     await trio.sleep(self._pace.delay())
@@ -71,12 +79,18 @@ class Acceptor:
                 try:
                     for stream in _accepted(waiting, room):
                         self._pace.accepted(1)
-                        nursery.start_soon(serve, stream, name="connection")
+                        nursery.start_soon(serve, stream, name=COMING)
                 except OSError as error:
                     self._traffic.accept_errors += 1
                     if error.errno in _OUT_OF_FILES:
                         self._traffic.rejected[Rejection.FILES.label] += spare.refuse(waiting)
                     await self._wait_out(error)
+
+    def _room(self) -> int:
+        now = trio.current_time()
+        if self._loop is not None:
+            self._pace.observe(now, self._loop.idle_seconds, self._loop.seconds_in(ARRIVAL))
+        return self._pace.room(now, _ACCEPTS_PER_TURN)
 
     async def _wait_out(self, error: OSError) -> None:
         if error.errno != errno.ECONNABORTED:  # that is: gone before we got to it

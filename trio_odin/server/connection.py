@@ -26,6 +26,7 @@ from trio_odin.core.session import Session
 from trio_odin.server.hub import Hub
 from trio_odin.server.keepalive import PingWheel
 from trio_odin.server.outlet import Outlet
+from trio_odin.server.turnover import note_command, note_end
 from trio_odin.server.websocket import ServerWebSocket
 
 # How long a peer may take to answer our close frame.
@@ -80,6 +81,7 @@ class Connection:
             rules=hub.outbox_rules,
             ledger=hub.ledger,
             owner=self,
+            turns=hub.turns,
         )
         self.session = Session(
             self.outlet,
@@ -121,6 +123,7 @@ class Connection:
                 await self._read(upgrade)
                 nursery.cancel_scope.cancel(reason="the connection has ended")
         finally:
+            note_end()
             if self.close_reason is None:
                 self.close_reason = self._reason_of_peer()
             self._scope = None
@@ -151,6 +154,7 @@ class Connection:
 
     async def _take(self, message: str | bytes) -> None:
         """Execute a command of the client, and send the replies."""
+        note_command()
         traffic = self._hub.ledger.traffic
         traffic.messages_received += 1
         if isinstance(message, bytes):
@@ -184,7 +188,10 @@ class Connection:
                 self._hub.evictions.write(self.number, reason, self.outlet)
             farewell = b"" if reason.code is None else close_frame(reason.code, reason.text)
             self.outlet.stop(farewell)
-        if self._scope is not None:
+        if reason is CloseReason.PEER_GONE:
+            # The reader finds it gone, in a turn that has time for it: ten thousand may be at once.
+            self._end_within(_CLOSE_HANDSHAKE_SECONDS)
+        elif self._scope is not None:
             self._scope.cancel(reason=reason.label)
 
     async def _part(self) -> None:

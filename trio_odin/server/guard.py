@@ -8,6 +8,7 @@ run
 from __future__ import annotations
 
 import itertools
+import time
 
 import structlog
 import trio
@@ -16,9 +17,10 @@ from trio_odin.config import Settings
 from trio_odin.core.admission import Admission, Load
 from trio_odin.core.ledger import Ledger
 from trio_odin.core.pause import Pause
+from trio_odin.server.turnover import THEN, TURNOVER
 from trio_odin.server.worker_link import Elsewhere
 from trio_odin.telemetry.cgroup import cpu_group, memory_group
-from trio_odin.telemetry.meters import CpuMeter, MemoryMeter
+from trio_odin.telemetry.meters import CpuMeter, LoopMeter, MemoryMeter
 
 _SAMPLE_SECONDS = 1.0
 _TASKS_EVERY = 10  # of these seconds
@@ -34,6 +36,7 @@ class Guard:
         admission: whether a new connection may come in.
         pause: which publications are shed.
         load: the last sample.
+        loop: where its time goes, counted while the guard runs.
         memory: this server's against its limit.
         tasks: of the process, counted now and then.
         closed_at: since when load keeps the door closed; None while it does not.
@@ -49,6 +52,8 @@ class Guard:
         self.tasks = 0
         self.closed_at: float | None = None
         self.paused_at: float | None = None
+        self.loop = LoopMeter(TURNOVER, THEN)
+        self._loop_before = (time.perf_counter(), 0.0, 0.0)
         self._cpu = CpuMeter(settings.cpu_limit_cores, cpu_group())
         self._elsewhere = Elsewhere(connections=0)
         self._lag_histogram = ledger.lag
@@ -71,6 +76,13 @@ class Guard:
 
     async def run(self) -> None:
         """Sample until cancelled."""
+        trio.lowlevel.add_instrument(self.loop)
+        try:
+            await self._run()
+        finally:
+            trio.lowlevel.remove_instrument(self.loop)
+
+    async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._feel_lag, name="lag")
             for second in itertools.count():
@@ -84,15 +96,28 @@ class Guard:
 
     def _sample(self) -> None:
         cpu_percent, loop_busy_percent = self._cpu.read(self._elsewhere.cpu_cores)
+        turnover_percent = loop_busy_percent * self._turnover_share()
+        turnover_cores = turnover_percent / 100 + self._elsewhere.turnover_cores
         self.observe(
             Load(
                 cpu_percent=cpu_percent,
                 loop_busy_percent=loop_busy_percent,
+                turnover_percent=turnover_percent,
+                turnover_of_limit_percent=turnover_cores / self._cpu.cores * 100,
                 memory_percent=self.memory.percent(self._elsewhere.memory_bytes),
                 lag_seconds=self._worst_lag_seconds,
             )
         )
         self._worst_lag_seconds = 0.0
+
+    def _turnover_share(self) -> float:
+        """Of the time that the loop was busy since the last sample."""
+        now, idle = time.perf_counter(), self.loop.idle_seconds
+        turnover = self.loop.seconds_in(TURNOVER)
+        then, idle_then, turnover_then = self._loop_before
+        self._loop_before = (now, idle, turnover)
+        busy = now - then - (idle - idle_then)
+        return min(1.0, (turnover - turnover_then) / max(busy, 1e-9))
 
     def observe(self, load: Load) -> None:
         """Act on a sample, and log what changes with it."""
@@ -126,6 +151,7 @@ def _rounded(load: Load) -> dict[str, float]:
     return {
         "cpu_percent": round(load.cpu_percent, 1),
         "loop_busy_percent": round(load.loop_busy_percent, 1),
+        "turnover_percent": round(load.turnover_percent, 1),
         "memory_percent": round(load.memory_percent, 1),
         "lag_seconds": round(load.lag_seconds, 3),
     }

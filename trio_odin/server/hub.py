@@ -25,6 +25,7 @@ from trio_odin.core.upstream import Upstream
 from trio_odin.server.evictions import EvictionLog
 from trio_odin.server.invalid_events import InvalidEventLog
 from trio_odin.server.notices import Notices
+from trio_odin.server.turns import Turns
 from trio_odin.telemetry.cgroup import memory_group
 from trio_odin.telemetry.meters import MemoryMeter
 
@@ -84,9 +85,11 @@ class Hub(Generic[M]):
         upstream: what sessions may say of NATS.
         is_draining: whoever joins now has to leave at once.
         taken: messages taken from the feed so far.
+        turns: how clients give way to events; None: not at all.
     """
 
-    def __init__(self, settings: Settings, ledger: Ledger) -> None:
+    def __init__(self, settings: Settings, ledger: Ledger, turns: Turns | None = None) -> None:
+        self.turns = turns
         self.is_draining = False
         self.taken = 0
         self.registry: Registry[Subscriber] = Registry()

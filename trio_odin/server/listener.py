@@ -34,6 +34,7 @@ from trio_odin.server.half_open import HalfOpen
 from trio_odin.server.hub import Hub
 from trio_odin.server.keepalive import PingWheel
 from trio_odin.server.permits import Permits
+from trio_odin.telemetry.meters import LoopMeter
 
 _log = structlog.get_logger("listener")
 
@@ -75,6 +76,7 @@ class Listener:
         permits: Permits,
         respond: Respond,
         settings: Settings,
+        loop: LoopMeter | None = None,
     ) -> None:
         self._hub = hub
         self._wheel = wheel
@@ -84,7 +86,7 @@ class Listener:
         self._settings = settings
         self._limits = HeadLimits(settings.max_head_bytes, settings.max_headers)
         self._traffic = hub.ledger.traffic
-        self._acceptor = Acceptor(self._traffic, per_second=settings.accepts_per_second)
+        self._acceptor = Acceptor(self._traffic, per_second=settings.accepts_per_second, loop=loop)
         self._half_open = HalfOpen(settings.max_half_open, self._traffic)
         self._from_address: Counter[str] = Counter()
         self._files_for_clients = _files_for_clients()

@@ -40,6 +40,7 @@ from trio_odin.core.history import History
 from trio_odin.core.ledger import Dropped, Ledger
 from trio_odin.core.publication import Publication
 from trio_odin.net.http import linger
+from trio_odin.server.turns import Turns
 
 # A joined write takes at most about this much; the outbox may hold far more in large envelopes.
 _JOINED_MAX_BYTES = 64 * 1024
@@ -115,6 +116,7 @@ class Outlet(trio.abc.Stream):
         "_rules",
         "_socket",
         "_stream",
+        "_turns",
         "_write_now",
         "heard_at",
         "is_closing",
@@ -128,6 +130,7 @@ class Outlet(trio.abc.Stream):
         rules: OutboxRules,
         ledger: Ledger,
         owner: Owner,
+        turns: Turns | None = None,
     ) -> None:
         """Wrap `stream`. A socket is read and written by its file number, other streams as such."""
         self._stream = stream
@@ -135,6 +138,7 @@ class Outlet(trio.abc.Stream):
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
         self._ledger = ledger
         self._owner = owner
+        self._turns = turns
         self._rules = rules
         # Not the channel has the limit: of events the backlog, see `_queue`; and who sends a reply
         # waits until it is out, so there are no more of them than tasks that send: the reader.
@@ -570,6 +574,8 @@ class Outlet(trio.abc.Stream):
             if self._is_stopped:
                 raise trio.ClosedResourceError
             await trio.lowlevel.wait_readable(socket)
+            if self._turns is not None and self._turns.are_over():
+                await self._turns.wait()
             try:
                 data = os.read(socket.fileno(), max_bytes or _RECEIVE_BYTES)
             except BlockingIOError:

@@ -13,6 +13,7 @@ serve()                                cancel = stop now; drain() = leave in ord
 ├── admin                              pages at WS_ADMIN_ADDR, if there is one
 ├── guard                              samples the load, closes and opens the door, sheds
 │   └── lag                            measures how late the scheduler is
+├── turns                              has clients that come all at once give way to the events
 ├── collector                          looks for leaks now and then
 ├── siblings                           in a worker: the parent's questions, and its end
 └── summary                            a line in the log now and then
@@ -45,6 +46,8 @@ from trio_odin.server.pages import Pages
 from trio_odin.server.permits import Permits
 from trio_odin.server.reloading import Apply, ReadEnvironment, reload_settings
 from trio_odin.server.siblings import Siblings
+from trio_odin.server.turnover import LISTENER
+from trio_odin.server.turns import Turns
 from trio_odin.server.worker_link import Elsewhere
 from trio_odin.telemetry.log_lines import lines_dropped
 from trio_odin.telemetry.logs import set_log_level
@@ -94,7 +97,8 @@ class Server:
         )
         self._guard = Guard(settings, self.ledger)
         self._admission = self._guard.admission
-        self._hub: Hub[Connection] = Hub(settings, self.ledger)
+        self._turns = Turns(self._guard.loop)
+        self._hub: Hub[Connection] = Hub(settings, self.ledger, self._turns)
         self._bridge = Bridge(
             settings, self.ledger, self._feed_send, self._hub.upstream, self._guard.pause
         )
@@ -109,6 +113,7 @@ class Server:
             hub=self._hub,
             wheel=self._wheel,
             admission=self._admission,
+            loop=self._guard.loop,
             permits=permits,
             respond=pages.respond,
             settings=settings,
@@ -159,6 +164,7 @@ class Server:
             nursery.start_soon(self._wheel.run, name="keepalive")
             nursery.start_soon(self._hub.notices.run, name="notices")
             nursery.start_soon(self._guard.run, name="guard")
+            nursery.start_soon(self._turns.run, name="turns")
             nursery.start_soon(self._collect_leaks, name="collector")
             nursery.start_soon(self._summary, name="summary")
             if self._siblings is not None:
@@ -175,7 +181,7 @@ class Server:
         with self._door:
             async with trio.open_nursery() as nursery:
                 for listener in self._listeners:
-                    nursery.start_soon(self._listener.run, listener, connections, name="listener")
+                    nursery.start_soon(self._listener.run, listener, connections, name=LISTENER)
 
     async def _bridge_until_empty(self) -> None:
         """Run the bridge until a drain is done; the feed ends then, and with it the hub."""
@@ -296,6 +302,7 @@ class Server:
             max_tasks=settings.max_tasks,
             cpu_percent=load.cpu_percent,
             loop_busy_percent=load.loop_busy_percent,
+            turnover_percent=load.turnover_percent,
             lag_seconds=load.lag_seconds,
             cpu_reject_percent=settings.cpu_reject_percent,
             cpu_pause_percent=settings.cpu_pause_percent,

@@ -41,6 +41,7 @@ class Elsewhere(msgspec.Struct, tag=True, frozen=True):
 
     connections: int
     cpu_cores: float = 0.0
+    turnover_cores: float = 0.0
     memory_bytes: int = 0
 
 

@@ -485,6 +485,7 @@ class Parent:
                     # Clients of one that leaves come back here: they are not to count twice.
                     connections=sum(o.connections for o in rest if not o.is_leaving.is_set()),
                     cpu_cores=sum(other.loop_busy_percent for other in others) / 100,
+                    turnover_cores=sum(other.turnover_percent for other in others) / 100,
                     # This process is a part of the server too, and a small one.
                     memory_bytes=sum(other.memory_bytes for other in others) + resident_bytes(),
                 )

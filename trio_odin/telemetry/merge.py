@@ -89,6 +89,7 @@ def merge(parts: Sequence[Snapshot], *, past: Past, workers: Workers) -> Snapsho
         tasks=sum(part.tasks for part in parts),
         cpu_percent=_mean(part.cpu_percent for part in parts),
         loop_busy_percent=max(part.loop_busy_percent for part in parts),
+        turnover_percent=max(part.turnover_percent for part in parts),
         lag_seconds=max(part.lag_seconds for part in parts),
         is_overloaded=all(part.is_overloaded for part in staying),
         is_memory_short=all(part.is_memory_short for part in staying),

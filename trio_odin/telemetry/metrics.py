@@ -115,7 +115,7 @@ SERIES = (
     Series("ws_accept_errors_total", "Failed accepts", lambda s: s.ledger.traffic.accept_errors),
     Series(
         "ws_accepts_paced_total",
-        "Pauses of accepting, as more came than WS_ACCEPT_RATE allows",
+        "Pauses of accepting, as more came than there is time for, or than WS_ACCEPT_RATE allows",
         lambda s: s.ledger.traffic.accepts_paced,
     ),
     Series(
@@ -296,6 +296,11 @@ SERIES = (
         "ws_loop_busy_percent",
         "CPU of the process, in percent of one core; with several workers, of the busiest",
         lambda s: s.loop_busy_percent,
+    ),
+    Series(
+        "ws_loop_turnover_percent",
+        "The part of ws_loop_busy_percent for clients that come or go: it closes no door",
+        lambda s: s.turnover_percent,
     ),
     Series(
         "ws_loop_lag_max_seconds",

@@ -57,6 +57,7 @@ class Snapshot:
 
     Attributes:
         loop_busy_percent: CPU of this process, or of the busiest one, of one core.
+        turnover_percent: the part of it that goes into clients that come or go.
         nats_trouble: why events cannot flow, in NATS' own sentence; None while they can.
         nats_trouble_seconds: for how long; the other `…_seconds` of a state are None like that too.
         lag_seconds: how late the scheduler was at worst, over the last second.
@@ -94,6 +95,7 @@ class Snapshot:
     max_tasks: int
     cpu_percent: float
     loop_busy_percent: float
+    turnover_percent: float
     lag_seconds: float
     cpu_reject_percent: float
     cpu_pause_percent: float

@@ -50,6 +50,8 @@ _CLOSE, _PING = 0x88, 0x89
 _LENGTH_16_BITS, _LENGTH_64_BITS = 126, 127
 _LOOK_SECONDS = 0.001
 _LATE_LOOK_SECONDS = 0.25
+# Some milliseconds: a client asks for the upgrade as soon as it is connected.
+_BEGUN_AT_A_TIME = 100
 _CONNECT_SECONDS = 30.0
 _STORM_SECONDS = 300.0
 _RETRY_MAX_SECONDS = 30.0
@@ -242,8 +244,9 @@ class Fleet:
         """Begin the connects and the churn that are due, and give up those that take too long."""
         if self._is_closing:
             return
-        while self._begun < self._allowed(now) and self._in_flight < self._plan.in_flight:
-            self._begin(self._new_client(self._begun))
+        room = min(self._plan.in_flight - self._in_flight, _BEGUN_AT_A_TIME)
+        for number in range(self._begun, min(self._allowed(now), self._begun + room)):
+            self._begin(self._new_client(number))
             self._begun += 1
         while self._is_one_due_back(now):
             self._begin(heapq.heappop(self._returning)[2])
