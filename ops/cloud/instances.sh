@@ -271,7 +271,7 @@ ips() {
 
 # What `trio-odin plan` reckons with: the one place where prices are.
 monthly_usd() { # TYPE
-  awk -v type="\"$1\"" '$1 == "name" {is_it = $3 == type}
+  awk -v type="\"$1\"" '/^\[/ {is_it = 0} $1 == "name" {is_it = $3 == type}
     is_it && $1 == "monthly_usd" {print $3}' "$prices"
 }
 

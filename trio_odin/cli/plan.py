@@ -113,6 +113,13 @@ def _lab_result(_: click.Context, __: click.Parameter, path: Path | None) -> Lab
     help="Processes on each machine: one uses one core at most.",
 )
 @click.option(
+    "--spare",
+    type=click.IntRange(min=0, max=100),
+    default=1,
+    show_default=True,
+    help="Machines beyond those that the users need, should one fail.",
+)
+@click.option(
     "--target-cpu",
     type=click.FloatRange(min=0, min_open=True, max=100),
     callback=_number,
@@ -160,6 +167,7 @@ def plan_command(
     payload_bytes: int,
     machine: str,
     workers: int,
+    spare: int,
     target_cpu: float,
     target_p99_ms: float,
     costs: str | None,
@@ -205,6 +213,7 @@ def plan_command(
         workers=workers,
         target_cpu_percent=target_cpu,
         target_p99_ms=target_p99_ms,
+        spare=spare,
         predictions=None if lab_result is None else predictions(lab_result),
     )
     _show(quote, json_file)

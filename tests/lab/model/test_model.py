@@ -262,14 +262,19 @@ def test_an_event_costs_less_the_more_of_them_come_together() -> None:
     assert attrs.evolve(costs, joined_rate=None).event_us(3000) == 1266
 
 
-def test_the_bytes_are_those_of_an_envelope_and_its_headers() -> None:
+def test_the_bytes_are_those_of_an_envelope_in_tls_and_its_headers() -> None:
     demand = Demand()
     each = demand.bytes_per_second / demand.writes_per_second
-    assert 200 + 52 + 80 < each < 200 + 52 + 140
+    # Of TCP and IP 52, of a record of TLS 22.
+    assert 200 + 52 + 22 + 80 < each < 200 + 52 + 22 + 140
     large = Demand(payload_bytes=10_000)
-    # Seven segments of 1,448 bytes.
-    assert large.bytes_per_second / large.writes_per_second - each == pytest.approx(9800 + 6 * 52)
-    assert demand.terabytes_per_month == pytest.approx(demand.bytes_per_second * 2.628e6 / 1e12)
+    # Eight segments of 1,448 bytes.
+    assert large.bytes_per_second / large.writes_per_second - each == pytest.approx(9800 + 7 * 52)
+    assert demand.bytes_per_month == pytest.approx(demand.bytes_per_second * 2.628e6)
+    # A record has at most 16,384 bytes, so this takes two.
+    larger = Demand(payload_bytes=20_000)
+    more = larger.bytes_per_second / larger.writes_per_second - each
+    assert (round(more) - 19_800 - 22) % 52 == 0
 
 
 def test_a_home_page_of_more_tokens_than_there_are_is_refused() -> None:

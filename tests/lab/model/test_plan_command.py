@@ -49,11 +49,30 @@ def test_the_plans_answer_is_the_plans() -> None:
     assert result.exit_code == 0, result.output
     for figure in ("1,210 subscribers a token", "14,520 writes a second", "10,240", "27.9 %"):
         assert figure in words(result)
-    assert (
-        "need 1 × e2-standard-2, $60 a month (machines only, traffic about $1,133 more)"
-        in words(result)
+    assert "need 1 × e2-standard-2, $60 a month ($1,721 with all that belongs to it)" in words(
+        result
     )
     assert "measured" not in result.output
+
+
+def test_the_bill_has_what_else_has_to_be_bought(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    result = plan("--costs", "plan", "--json", str(path))
+    for line in ("server to spare", "load balancer", "back-end", "test runner", "traffic to the"):
+        assert line in result.output
+    figures: dict[str, Any] = json.loads(path.read_bytes())
+    assert sum(item["monthly_usd"] for item in figures["bill"]) == pytest.approx(1721, abs=1)
+    alone = plan("--costs", "plan", "--spare", "0")
+    assert "server to spare" not in alone.output
+    assert "load balancer" not in alone.output
+
+
+def test_the_plans_versions_stand_beside_each_other() -> None:
+    said = words(plan("--costs", "plan", "--users", "20000"))
+    assert "V1: e2-medium" in said
+    assert "V2: e2-standard-2" in said
+    assert "60 │ 96 (+36)" in said
+    assert "240 (10 ×, without filtering) │ 120 (2 ×, with filtering)" in said
 
 
 def test_twice_the_users_by_the_plan_need_two() -> None:

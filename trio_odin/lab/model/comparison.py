@@ -11,6 +11,15 @@ from rich.console import Console
 from rich.table import Table
 
 from trio_odin.lab.figures import NOTHING, deviation, figure
+from trio_odin.lab.model.bill import (
+    PLAN_SETUPS,
+    PLAN_USERS,
+    Item,
+    Setup,
+    bill,
+    production_usd,
+    setup_usd,
+)
 from trio_odin.lab.model.model import (
     ENDLESS,
     MEASURED_PAYLOAD_BYTES,
@@ -27,7 +36,6 @@ from trio_odin.lab.verdict import Prediction
 
 # The CPU of an event was measured with one payload, and holds for others of about that size.
 _PAYLOAD_FACTOR = 2
-_GB_OF_A_TB = 1000
 # From here on nobody wants to know the fraction of a count.
 _WHOLE = 100
 _Figure: TypeAlias = float | None
@@ -43,13 +51,33 @@ class Column:
 
 
 @attrs.frozen(kw_only=True)
+class SetupCosts:
+    """A version of the plan, in USD a month.
+
+    Args:
+        setup: which.
+        testing_usd: its test environment.
+        production_usd: 20,000 users, as the plan says.
+        count: of its server's machine that the answer's costs make of the demand; None: no number
+            is enough.
+        usd: what these cost.
+    """
+
+    setup: Setup
+    testing_usd: float
+    production_usd: float
+    count: int | None
+    usd: float | None
+
+
+@attrs.frozen(kw_only=True)
 class Quote:
     """All that `trio-odin plan` finds.
 
     Args:
-        prices: where the price of `instance` comes from, and of when.
-        traffic_prices: the same of the traffic's.
-        traffic_usd: what the traffic to the users costs a month.
+        prices: where the prices come from, and of when.
+        bill: what one has to buy, by the answer; empty if no number of instances is enough.
+        setups: V1 and V2 of the plan.
         plan: by the plan's costs.
         measured: by measured costs; None if only the plan's were asked for, or nothing was
             measured.
@@ -59,8 +87,8 @@ class Quote:
     demand: Demand
     instance: Instance
     prices: str
-    traffic_prices: str
-    traffic_usd: float
+    bill: Sequence[Item]
+    setups: Sequence[SetupCosts]
     workers: int
     target_cpu_percent: float
     target_p99_ms: float
@@ -72,6 +100,11 @@ class Quote:
     def answer(self) -> Column:
         """The column that counts: what was measured, if there is any."""
         return self.measured or self.plan
+
+    @property
+    def monthly_usd(self) -> float:
+        """All of the bill."""
+        return sum(item.monthly_usd for item in self.bill)
 
     @property
     def is_possible(self) -> bool:
@@ -92,27 +125,46 @@ def compare(
     workers: int = 1,
     target_cpu_percent: float = 75.0,
     target_p99_ms: float = TARGET_P99_MS,
+    spare: int = 1,
     predictions: Mapping[int, Sequence[Prediction]] | None = None,
 ) -> Quote:
     """Forecast the demand by the plan's costs, and by measured ones if there are any."""
 
-    def column(costs: Costs) -> Column:
-        found = forecast(
+    def found_on(machine: Instance, costs: Costs) -> Forecast:
+        return forecast(
             demand,
             costs,
-            instance,
+            machine,
             workers=workers,
             target_cpu_percent=target_cpu_percent,
             target_p99_ms=target_p99_ms,
         )
-        return Column(costs=costs, forecast=found)
 
+    def column(costs: Costs) -> Column:
+        return Column(costs=costs, forecast=found_on(instance, costs))
+
+    def of_setup(setup: Setup) -> SetupCosts:
+        found = found_on(prices.machines[setup.machines[0]], answer)
+        return SetupCosts(
+            setup=setup,
+            testing_usd=setup_usd(setup, prices.machines),
+            production_usd=production_usd(setup, prices.machines),
+            count=found.instances,
+            usd=found.monthly_usd,
+        )
+
+    answer = measured or PLAN_COSTS
+    best = found_on(instance, answer)
+    possible = best.instances is not None
     return Quote(
         demand=demand,
         instance=instance,
-        prices=f"{prices.source}, {prices.date}, {prices.currency}",
-        traffic_prices=f"${prices.egress_usd_per_gb:g} a GB, {prices.egress_date}",
-        traffic_usd=demand.terabytes_per_month * _GB_OF_A_TB * prices.egress_usd_per_gb,
+        prices=(
+            f"{prices.currency}; machines: {prices.source}, {prices.date}; balancer and traffic: "
+            f"Google's list, {prices.network_date}"
+        ),
+        bill=bill(demand, best, instance, prices.tariff, spare=spare) if possible else [],
+        setups=[of_setup(setup) for setup in PLAN_SETUPS],
         workers=workers,
         target_cpu_percent=target_cpu_percent,
         target_p99_ms=target_p99_ms,
@@ -126,6 +178,9 @@ def render(quote: Quote, console: Console) -> None:
     """Print the tables, and the sentences to take along."""
     console.print(demand_sentence(quote.demand))
     console.print(_table(quote))
+    if quote.bill:
+        console.print(_bill_table(quote))
+    console.print(_setups_table(quote))
     if quote.predictions:
         console.print(_predictions_table(quote.predictions))
     for sentence in sentences(quote):
@@ -141,7 +196,7 @@ def demand_sentence(demand: Demand) -> str:
         f"{_count(demand.subscribers_per_token, 'subscriber')} a token, "
         f"{_count(demand.writes_per_second, 'write')} a second, "
         f"{demand.bytes_per_second * 8 / 1e6:,.1f} Mbit/s "
-        f"({demand.terabytes_per_month:,.1f} TB a month)."
+        f"in TLS ({demand.bytes_per_month / 2**40:,.1f} TiB a month)."
     )
 
 
@@ -167,7 +222,7 @@ def _need(quote: Quote) -> str:
         return f"No number of {instance.name} is enough for {users} at {events}: {why}."
     return (
         f"{users} at {events} need{'s' * (quote.demand.users == 1)} {_machines(quote, found)} "
-        f"(machines only, traffic about ${quote.traffic_usd:,.0f} more): "
+        f"(${quote.monthly_usd:,.0f} with all that belongs to it): "
         f"each serves {_count(found.connections, 'connection')} with {found.cores:.2f} cores "
         f"({found.cpu_percent:.1f} % of {instance.cpu_limit:g}) and {found.memory_mib:,.0f} MiB "
         f"({memory_percent:.1f} % of {instance.memory_limit_mib:,.0f})."
@@ -284,10 +339,7 @@ def _plan_says(quote: Quote) -> str:
 def _left_out(quote: Quote) -> str:
     kernel = "" if quote.answer.costs.kernel_kib else ", nor the kernel's memory for sockets"
     cores = "" if quote.measured is None else " A core is taken to be like one measured on."
-    return (
-        f"Prices: {quote.prices}; traffic: {quote.traffic_prices}, an order of magnitude. "
-        f"Discounts are not in them{kernel}.{cores}"
-    )
+    return f"Prices: {quote.prices}. Discounts, disks and logs are not in them{kernel}.{cores}"
 
 
 def _count(number: float, noun: str) -> str:
@@ -335,7 +387,6 @@ def rows(quote: Quote) -> Iterator[_Row]:
     yield both.bound_by()
     yield both.found("instances", lambda f: f.instances)
     yield both.found("machines a month", lambda f: f.monthly_usd, "${:,.0f}")
-    yield both.found("traffic a month", lambda _: quote.traffic_usd, "about ${:,.0f}")
     yield both.each("each: connections", lambda f: f.connections)
     yield both.each("  writes a second", lambda f: f.writes_per_second)
     yield both.each("  CPU of a delivery there", lambda f: f.delivery_us, "{:.1f} µs")
@@ -397,6 +448,47 @@ def _row(label: str, plan: _Figure, measured: _Figure, form: str) -> _Row:
 
 def _cell(value: _Figure, form: str) -> str:
     return NOTHING if value is None else form.format(value)
+
+
+def _bill_table(quote: Quote) -> Table:
+    """What to buy; the runner is there for tests, so it need not run all month."""
+    table = Table(title="A month, with all that belongs to it", title_justify="left")
+    for head in ("", "how many", "of what", "USD"):
+        table.add_column(head, justify="left" if head in ("", "of what") else "right")
+    for item in quote.bill:
+        table.add_row(item.what, f"{item.count:,.0f}", item.unit, f"{item.monthly_usd:,.0f}")
+    table.add_section()
+    table.add_row("all", "", "", f"{quote.monthly_usd:,.0f}")
+    return table
+
+
+def _setups_table(quote: Quote) -> Table:
+    """The plan's two versions beside each other; the server's machines alone in production."""
+    table = Table(title="The plan's versions, USD a month", title_justify="left")
+    table.add_column("", no_wrap=True)
+    for one in quote.setups:
+        table.add_column(f"{one.setup.name}: {one.setup.machines[0]}", justify="right")
+
+    def row(label: str, cell: Callable[[SetupCosts], str]) -> None:
+        table.add_row(label, *map(cell, quote.setups))
+
+    first = quote.setups[0].testing_usd
+    row("test environment, three machines", lambda one: _with_change(one.testing_usd, first))
+    row(f"{PLAN_USERS:,} users, as the plan says", _as_planned)
+    row(f"{_count(quote.demand.users, 'user')}, by the costs above", _as_found)
+    return table
+
+
+def _with_change(usd: float, first: float) -> str:
+    return f"{usd:,.0f}" + (f" ({usd - first:+,.0f})" if usd != first else "")
+
+
+def _as_planned(one: SetupCosts) -> str:
+    return f"{one.production_usd:,.0f} ({one.setup.production_count} ×, {one.setup.note})"
+
+
+def _as_found(one: SetupCosts) -> str:
+    return "no number is enough" if one.usd is None else f"{one.usd:,.0f} ({one.count:,} ×)"
 
 
 def _predictions_table(predictions: Mapping[int, Sequence[Prediction]]) -> Table:

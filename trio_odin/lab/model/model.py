@@ -33,6 +33,9 @@ ENDLESS: Final = 100_000_000
 # IPv4 without options, TCP with timestamps (RFC 7323); what is left of an Ethernet frame's 1,500.
 _HEADERS_BYTES = 52
 _SEGMENT_BYTES = 1500 - _HEADERS_BYTES
+# A TLS 1.3 record (RFC 8446, 5.2): its header, the type of its content, the tag of AES-GCM.
+_RECORD_BYTES = 16_384
+_RECORD_OVERHEAD_BYTES = 5 + 1 + 16
 _MONTH_SECONDS = 365 / 12 * 86_400
 # So far the price of an event is known to fall; at higher rates each is taken to cost the same.
 JOINED_MAX_RATE: Final = 3000.0
@@ -189,22 +192,24 @@ class Demand:
     def bytes_per_second(self) -> float:
         """On the network, towards the users.
 
-        The envelope is one of ours, its numbers in their fourth and seventh digit, not compressed;
-        each TCP segment has 52 bytes of headers. Acknowledgements and keepalive are not in it.
+        The envelope is one of ours, its numbers in their fourth and seventh digit, not compressed,
+        in TLS; each TCP segment has 52 bytes of headers. Acknowledgements and keepalive are not in
+        it.
         """
         return self.writes_per_second * _packet_bytes(self.payload_bytes)
 
     @property
-    def terabytes_per_month(self) -> float:
-        """The same in a month of 365 / 12 days, in 10¹² bytes."""
-        return self.bytes_per_second * _MONTH_SECONDS / 1e12
+    def bytes_per_month(self) -> float:
+        """The same in a month of 365 / 12 days."""
+        return self.bytes_per_second * _MONTH_SECONDS
 
 
 def _packet_bytes(payload_bytes: int) -> int:
     payload = b'"%b"' % (b"x" * (payload_bytes - 2))
     publication = Publication("TOKEN.trade", payload, offset=1_000_000, unix_ms=10**12)
     frame = len(publication.frame(1000))
-    return frame + math.ceil(frame / _SEGMENT_BYTES) * _HEADERS_BYTES
+    sent = frame + math.ceil(frame / _RECORD_BYTES) * _RECORD_OVERHEAD_BYTES
+    return sent + math.ceil(sent / _SEGMENT_BYTES) * _HEADERS_BYTES
 
 
 @attrs.frozen(kw_only=True)

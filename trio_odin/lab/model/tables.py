@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 import msgspec
 
+from trio_odin.lab.model.bill import Balancer, EgressTier, Tariff
 from trio_odin.lab.model.model import Costs, Instance
 
 _PACKAGE = files("trio_odin.lab.model")
@@ -23,15 +24,19 @@ class Prices:
     """Machines that can be had, and when that was looked up.
 
     Args:
-        egress_usd_per_gb: of traffic to the internet, by 10⁹ bytes; of `egress_date`.
+        date: of the prices of machines; `network_date` of all others.
     """
 
     date: str
     currency: str
     source: str
-    egress_usd_per_gb: float
-    egress_date: str
-    machines: dict[str, Instance]
+    network_date: str
+    tariff: Tariff
+
+    @property
+    def machines(self) -> dict[str, Instance]:
+        """By name."""
+        return self.tariff.machines
 
 
 def read_prices(file: Path | Traversable = _PACKAGE / "prices.toml") -> Prices:
@@ -43,9 +48,12 @@ def read_prices(file: Path | Traversable = _PACKAGE / "prices.toml") -> Prices:
         date=content["date"],
         currency=content["currency"],
         source=content["source"],
-        egress_usd_per_gb=content["egress_usd_per_gb"],
-        egress_date=content["egress_date"],
-        machines={machine.name: machine for machine in machines},
+        network_date=content["network_date"],
+        tariff=Tariff(
+            machines={machine.name: machine for machine in machines},
+            egress=msgspec.convert(content["egress"], list[EgressTier]),
+            balancer=msgspec.convert(content["balancer"], Balancer),
+        ),
     )
 
 
