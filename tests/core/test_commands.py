@@ -18,6 +18,7 @@ from trio_odin.core.commands import (
     Subscribe,
     Unknown,
     Unsubscribe,
+    id_in,
     parse_command,
 )
 from trio_odin.core.history import History
@@ -340,3 +341,127 @@ def test_a_malformed_command_is_answered_with_its_id_where_that_can_be_read(
     command = parse_command(text)
     assert isinstance(command, Malformed)
     assert command.id == command_id
+
+
+# --- errors that name what is wrong
+
+
+def message_of(text: str) -> str:
+    command = parse_command(text)
+    assert isinstance(command, Malformed)
+    return command.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "nearest"),
+    [
+        ("subscrbe", "subscribe"),
+        ("Subscribe", "subscribe"),
+        ("unsubcribe", "unsubscribe"),
+        ("heart_beat", "heartbeat"),
+        ("replays", "replay"),
+    ],
+)
+def test_a_misspelt_type_with_an_id_is_named_with_the_nearest_one(kind: str, nearest: str) -> None:
+    text = json.dumps({"type": kind, "channels": ["A.b"], "id": 7})
+    expected = f"Unknown type '{kind}': did you mean '{nearest}'?"
+    assert parse_command(text) == Malformed(ErrorCode.INVALID_COMMAND, expected, 7)
+
+
+@pytest.mark.parametrize("kind", ["ping", "", "auth", "x" * 5000, "\u0000\n", "é" * 64])
+@pytest.mark.parametrize("command_id", ["a", 0, ""])
+def test_any_other_type_with_an_id_is_told_what_there_is(kind: str, command_id: str | int) -> None:
+    command = parse_command(json.dumps({"id": command_id, "type": kind}))
+    assert isinstance(command, Malformed)
+    assert (command.code, command.id) == (ErrorCode.INVALID_COMMAND, command_id)
+    assert command.message.endswith(": expected subscribe, unsubscribe, replay or heartbeat")
+    assert len(command.message) < 250
+    assert command.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    "text", ['{"type":"pong"}', '{"type":"x","id":null}', '{"type":"x","id":1.5}']
+)
+def test_without_an_id_that_could_come_back_another_type_is_ignored(text: str) -> None:
+    assert parse_command(text) == Unknown()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"type":"subscribe","channel":"A.b"}',
+            "Unknown key `channel`: did you mean `channels`, a list of names?",
+        ),
+        (
+            '{"type":"subscribe","data":{"Channels":["A.b"],"x":1}}',
+            "Unknown key `data.Channels`: did you mean `data.channels`, a list of names?",
+        ),
+        (
+            '{"type":"unsubscribe","chanels":["A.b"],"id":"x"}',
+            "Unknown key `chanels`: did you mean `channels`, a list of names?",
+        ),
+        ('{"type":"subscribe"}', "subscribe needs `channels`, a list of names"),
+        ('{"type":"subscribe","data":null,"x":1}', "subscribe needs `channels`, a list of names"),
+        ('{"type":"unsubscribe","data":{}}', "unsubscribe needs `data.channels`, a list of names"),
+        (
+            '{"type":"replay","since":5}',
+            'replay needs its numbers in `data`: {"from":N,"to":M} or {"since":N}',
+        ),
+        (
+            '{"type":"replay","data":{"sinse":5}}',
+            "Unknown key `data.sinse`: did you mean `data.since`?",
+        ),
+    ],
+)
+def test_what_is_missing_or_misspelt_is_named_as_the_client_wrote_it(
+    text: str, message: str
+) -> None:
+    assert message_of(text) == message
+
+
+@pytest.mark.parametrize("number", ["1.0", "1e2", "true", "[]", "{}", "1.5"])
+def test_an_id_that_cannot_come_back_is_named(number: str) -> None:
+    for text in ('{"type":"subscribe","channels":["A.b"],"id":%s}', '{"id":%s,"type":"replay"}'):
+        assert message_of(text % number) == "`id` has to be a string or a whole number"
+
+
+@pytest.mark.parametrize("between", ["", " ", "\n", "\r\n\t"])
+def test_two_objects_in_a_message_are_called_so(between: str) -> None:
+    one = '{"type":"heartbeat","id":"é"}'
+    assert message_of(one + between + one) == "More than one JSON object: send each by itself"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hello", "Not a JSON object"),
+        ("[]", "Not a JSON object"),
+        ('{"type":"heartbeat"', "Not a JSON object"),
+        ('{"type":"heartbeat"} x', "Not a JSON object: trailing characters"),
+        ("{'type':'heartbeat'}", "Not a JSON object: object keys must be strings"),
+        ('{"type":"heartbeat",}', "Not a JSON object: trailing comma in object"),
+    ],
+)
+def test_what_is_wrong_with_the_json_is_said(text: str, message: str) -> None:
+    assert message_of(text).partition(" (byte")[0] == message
+
+
+@pytest.mark.parametrize(
+    ("text", "command_id"),
+    [
+        ('{"type":"subscribe","channels":["A.b"],"id":7}', 7),
+        ('{"id":"a"}', "a"),
+        ('{"id":1.0}', None),
+        ('{"type":"heartbeat"}', None),
+        ("hello", None),
+        ("\ud800", None),
+        ('{"id":7,"x":' + "[" * 5000 + "]" * 5000 + "}", None),
+        ('{"id":7,"x":"' + "x" * 3000 + '"}', 7),
+        ('{"id":7,"x":"' + "x" * 5000 + '"}', None),  # which would take its time
+    ],
+)
+def test_the_id_of_a_command_is_read_where_that_is_cheap(
+    text: str, command_id: str | int | None
+) -> None:
+    assert id_in(text) == command_id

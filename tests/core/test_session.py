@@ -191,7 +191,9 @@ class Conversations(RuleBasedStateMachine):
 
     @rule(who=WHO, command_id=IDS)
     def say_something_unknown(self, who: int, command_id: CommandId) -> None:
-        assert self.say(who, command_id, type="ping", channels=GOOD) == []
+        replies = objects_of(self.say(who, command_id, type="ping", channels=GOOD))
+        errors = [] if command_id is None else [("error", "INVALID_COMMAND", command_id)]
+        assert [(one["type"], one["code"], one["id"]) for one in replies] == errors
 
     @rule(who=WHO)
     def come_back_as_someone_new(self, who: int) -> None:
@@ -330,9 +332,17 @@ def test_a_heartbeat_is_answered_with_the_time(client: Client) -> None:
 
 @pytest.mark.parametrize("kind", ["ping", "pong", "auth", "SUBSCRIBE", ""])
 def test_an_unknown_type_is_counted_and_not_answered(client: Client, kind: str) -> None:
-    assert client.say(json.dumps({"type": kind, "id": 1, "channels": ["BTC.trade"]})) == []
+    assert client.say(json.dumps({"type": kind, "channels": ["BTC.trade"]})) == []
     assert client.traffic.commands == {"unknown": 1}
     assert not client.traffic.errors
+    assert client.registry.channel_count() == 0
+
+
+@pytest.mark.parametrize("kind", ["ping", "SUBSCRIBE", ""])
+def test_an_unknown_type_with_an_id_has_an_error_for_an_answer(client: Client, kind: str) -> None:
+    (error,) = client.say(json.dumps({"type": kind, "id": 1, "channels": ["BTC.trade"]}))
+    assert error.pop("message").startswith(f"Unknown type {kind!r}: ")
+    assert error == {"type": "error", "code": "INVALID_COMMAND", "id": 1}
     assert client.registry.channel_count() == 0
 
 
@@ -447,7 +457,7 @@ def test_without_an_id_there_is_none_in_the_answer(client: Client) -> None:
 def test_a_command_with_a_bad_id_is_refused_without_effect(client: Client, command_id: str) -> None:
     text = '{"type":"subscribe","channels":["BTC.trade"],"id":ID}'.replace("ID", command_id)
     (error,) = client.say(text)
-    assert error.pop("message").endswith("`$.id`")
+    assert error.pop("message").startswith("`id` has to be")
     assert error == {"type": "error", "code": "INVALID_COMMAND"}
     assert client.registry.channel_count() == 0
 
@@ -484,7 +494,7 @@ def error_too_many_channels(client: Client) -> dict[str, Any]:
 def error_rate_limit_exceeded(client: Client) -> dict[str, Any]:
     for _ in range(100):
         client.say('{"type":"heartbeat"}')
-    (error,) = client.say('{"type":"heartbeat","id":7}')
+    (error,) = client.say('{"type":"heartbeat"}')
     return error
 
 
@@ -625,6 +635,15 @@ def test_a_message_over_the_rate_has_no_effect(client: Client) -> None:
         client.say("nonsense")
     assert outcome(client.subscribe("BTC.trade")) == "RATE_LIMIT_EXCEEDED"
     assert client.registry.channel_count() == 0
+
+
+def test_the_error_for_a_message_over_the_rate_has_its_id(client: Client) -> None:
+    for _ in range(100):
+        client.say('{"type":"heartbeat"}')
+    (error,) = client.say('{"type":"subscribe","channels":["BTC.trade"],"id":"mine"}')
+    assert (error["code"], error["id"]) == ("RATE_LIMIT_EXCEEDED", "mine")
+    (error,) = client.say("hello")
+    assert "id" not in error
 
 
 def test_messages_that_are_not_answered_count_against_the_rate(client: Client) -> None:

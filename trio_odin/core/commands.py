@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from difflib import get_close_matches
 from enum import Enum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 import msgspec
@@ -136,7 +138,17 @@ _heartbeat_command = msgspec.json.Decoder(_HeartbeatCommand)
 _replay_command = msgspec.json.Decoder(_ReplayCommand)
 
 
+_RANGE_KEYS = frozenset({"from", "to", "since"})
+_OTHER_KEYS = frozenset({"type", "id", "data", "notices", "after", "epoch", "nats"})
+_KINDS = ("subscribe", "unsubscribe", "replay", "heartbeat")
 _NOT_AN_OBJECT = Malformed(ErrorCode.INVALID_JSON, "Not a JSON object")
+_SEVERAL_OBJECTS = Malformed(
+    ErrorCode.INVALID_JSON, "More than one JSON object: send each by itself"
+)
+_JSON_IS_MALFORMED = "JSON is malformed: "  # how msgspec begins
+# Of a longer text the id is not looked for where nothing else is read: 5 us.
+_QUICKLY_READ_CHARS = 4096
+_NAMED_CHARS_MAX = 40
 
 
 def parse_command(text: str) -> Command:
@@ -147,8 +159,8 @@ def parse_command(text: str) -> Command:
         if not text.lstrip().startswith("{"):
             return _NOT_AN_OBJECT
         return Malformed(ErrorCode.INVALID_COMMAND, str(error), _id_of(text))
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
-        return _NOT_AN_OBJECT
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        return _no_json(text, str(error))
     try:
         match kind:
             case "subscribe":
@@ -164,17 +176,94 @@ def parse_command(text: str) -> Command:
             case "heartbeat":
                 return _heartbeat_of(text)
             case _:
-                return Unknown()
+                return _unknown(kind, _id_of(text))
     except (msgspec.DecodeError, RecursionError) as error:
-        return Malformed(ErrorCode.INVALID_COMMAND, str(error), _id_of(text))
+        message = _mistake(kind, text) or str(error)
+        return Malformed(ErrorCode.INVALID_COMMAND, message, _id_of(text))
+
+
+def id_in(text: str) -> CommandId:
+    """The id of a command of which nothing else is read; None if that would take its time, too."""
+    return _id_of(text) if len(text) <= _QUICKLY_READ_CHARS else None
 
 
 def _id_of(text: str) -> CommandId:
     """The id for an answer where the rest is of no use; none if the id itself is malformed."""
     try:
         return _identified.decode(text).id
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
         return None
+
+
+def _no_json(text: str, reason: str) -> Malformed:
+    """What is wrong with a text that is no JSON, if it begins as if it was to be an object."""
+    if not text.lstrip().startswith("{") or not reason.startswith(_JSON_IS_MALFORMED):
+        return _NOT_AN_OBJECT
+    reason = reason.removeprefix(_JSON_IS_MALFORMED)
+    if reason.startswith("trailing characters") and "}{" in "".join(text.split()):
+        return _SEVERAL_OBJECTS
+    return Malformed(ErrorCode.INVALID_JSON, f"{_NOT_AN_OBJECT.message}: {reason}")
+
+
+def _unknown(kind: str, command_id: CommandId) -> Unknown | Malformed:
+    """Without an id it is ignored, as ever; with one the client waits for an answer to it."""
+    if command_id is None:
+        return Unknown()
+    message = f"Unknown type {_shown(kind)}"
+    if nearest := _nearest(kind, _KINDS):
+        message += f": did you mean {nearest!r}?"
+    else:
+        message += f": expected {', '.join(_KINDS[:-1])} or {_KINDS[-1]}"
+    return Malformed(ErrorCode.INVALID_COMMAND, message, command_id)
+
+
+def _mistake(kind: str, text: str) -> str | None:
+    """What is wrong with a command, in the form that the client wrote; None for msgspec's words."""
+    try:
+        content = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return None
+    command_id = content.get("id")
+    if isinstance(command_id, bool) or not isinstance(command_id, str | int | None):
+        return "`id` has to be a string or a whole number"
+    data = content.get("data")
+    if not isinstance(data, dict | None):
+        return None
+    given, where = (content, "") if data is None else (data, "data.")
+    if kind != "replay":
+        return _mistaken_channels(kind, given, where)
+    if data is None and given.keys() & _RANGE_KEYS:
+        return 'replay needs its numbers in `data`: {"from":N,"to":M} or {"since":N}'
+    return _misspelt(given, where, _RANGE_KEYS)
+
+
+def _mistaken_channels(kind: str, given: dict[str, Any], where: str) -> str | None:
+    if given.get("channels") is not None:
+        return None
+    if misspelt := _misspelt(given, where, {"channels"}):
+        return f"{misspelt.removesuffix('?')}, a list of names?"
+    return f"{kind} needs `{where}channels`, a list of names"
+
+
+def _misspelt(given: dict[str, Any], where: str, keys: Collection[str]) -> str | None:
+    """A sentence about a key that is none, but nearly one of `keys`."""
+    for key in given.keys() - _OTHER_KEYS:
+        nearest = _nearest(key, keys)
+        if nearest is not None and nearest not in given:
+            return f"Unknown key `{where}{key}`: did you mean `{where}{nearest}`?"
+    return None
+
+
+def _nearest(word: str, known: Collection[str]) -> str | None:
+    """The one of `known` that `word` is most like, if it is like any."""
+    if len(word) > _NAMED_CHARS_MAX:
+        return None
+    return next(iter(get_close_matches(word.lower(), known, n=1, cutoff=0.7)), None)
+
+
+def _shown(word: str) -> str:
+    """A word of a client's as it may see it again."""
+    return ascii(word[:_NAMED_CHARS_MAX])
 
 
 def _channels_of(text: str) -> tuple[_Channels, CommandId]:

@@ -19,6 +19,7 @@ from trio_odin.core.commands import (
     Subscribe,
     Unknown,
     Unsubscribe,
+    id_in,
     parse_command,
 )
 from trio_odin.core.frame import text_frame
@@ -119,7 +120,8 @@ class Session(Generic[S]):
         if not self._bucket.take(now):
             self._traffic.rate_limited += 1
             self.last_command = None
-            return [self._error(ErrorCode.RATE_LIMIT_EXCEEDED, "Too many messages, slow down")]
+            too_many = "Too many messages, slow down"
+            return [self._error(ErrorCode.RATE_LIMIT_EXCEEDED, too_many, id_in(text))]
         command = parse_command(text)
         self.last_command = type(command)
         self._traffic.commands[self.last_command.__name__.lower()] += 1
