@@ -83,7 +83,7 @@ def configuration() -> str:
             *_table(("variable", "why"), ignored),
             "",
             "Other variables that begin with `WS_` or `JS_` get a warning that names the nearest",
-            "known one.",
+            "known one, and so do those that are a typing error away from one of the rest.",
             "",
             "`trio-odin settings` prints what a server would run with, `--changed` only what",
             "differs from the defaults, as `server.starting`, the first line of the log, does too.",

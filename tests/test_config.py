@@ -480,6 +480,35 @@ def test_an_unknown_name_of_ours_is_told_with_the_nearest_known_one(
     assert warning == f"{name} is unknown and has no effect; the nearest known one is {nearest}"
 
 
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("ENABLE_SUBSCRIPTIONS_FILTERING", "ENABLE_SUBSCRIPTION_FILTERING"),
+        ("ENABLE_SUBSCRIBTION_FILTERING", "ENABLE_SUBSCRIPTION_FILTERING"),
+        ("ENABLE_SUBSCRIPTION_FILTER", "ENABLE_SUBSCRIPTION_FILTERING"),
+        ("SUBSCRIPTION_FILTERING", "ENABLE_SUBSCRIPTION_FILTERING"),
+        ("ENABLE_FILTERING", "ENABLE_SUBSCRIPTION_FILTERING"),
+        ("DISABLE_SUBSCRIPTION_FILTERING", "ENABLE_SUBSCRIPTION_FILTERING"),
+        ("NATS_URLS", "NATS_URL"),
+        ("NATSURL", "NATS_URL"),
+        ("NATS_ULR", "NATS_URL"),
+        ("NATS_MODES", "NATS_MODE"),
+        ("LOGLEVEL", "LOG_LEVEL"),
+        ("LOG_LEVLE", "LOG_LEVEL"),
+        ("LOG_FROMAT", "LOG_FORMAT"),
+        ("METRIC_INTERVAL", "METRICS_INTERVAL"),
+        ("METRICS_INTERVAL_MS", "METRICS_INTERVAL"),
+    ],
+)
+def test_a_misspelt_name_without_a_prefix_of_ours_is_told_with_the_one_it_is_like(
+    name: str, nearest: str
+) -> None:
+    (warning,) = warnings_about(read_settings({}), {name: "x", "PATH": "/bin"})
+    assert warning == f"{name} is unknown and has no effect; the nearest known one is {nearest}"
+    given = {name: "x", nearest: next(iter(EXAMPLES[nearest].good))}
+    assert not list(warnings_about(read_settings({}), given)), "somebody else's, then"
+
+
 @given(st.text().map("WS_{}".format))
 def test_any_unknown_name_of_ours_has_some_nearest_one(name: str) -> None:
     if name not in FIELDS and name not in IGNORED:
@@ -487,8 +516,19 @@ def test_any_unknown_name_of_ours_has_some_nearest_one(name: str) -> None:
         assert warning.rpartition(" ")[2] in FIELDS
 
 
+# Of shells, of containers, of Kubernetes for a service `nats`, and of other programs' settings.
+OTHERS = [
+    "PATH", "HOME", "HOSTNAME", "LANG", "SHLVL", "NATS_URI", "XWS_ADDR", "ws_addr", "NATS_USER",
+    "NATS_PORT", "NATS_SERVICE_HOST", "NATS_SERVICE_PORT", "NATS_PORT_4222_TCP", "NATS_CONTEXT",
+    "NATS_HOST", "NATS_CREDS", "NATS_SERVER", "LOG_FILE", "LOG_DIR", "LOG_PATH", "LOGNAME", "LEVEL",
+    "LOG_COLOR", "RUST_LOG", "METRICS_PORT", "METRICS_ENABLED", "METRICS_PATH", "INTERVAL", "MODE",
+    "ENABLE_METRICS", "ENABLE_DEBUG", "PYTHONUNBUFFERED", "DATABASE_URL", "REDIS_URL", "AMQP_URL",
+    "TRIO_ODIN_IMAGE", "GRAFANA_URL", "REVISION", "FORMAT", "ADDR",
+]  # fmt: skip
+
+
 def test_names_of_other_programs_are_left_alone() -> None:
-    environment = {"PATH": "/bin", "HOME": "/", "NATS_URI": "x", "XWS_ADDR": "x", "ws_addr": "x"}
+    environment = dict.fromkeys(set(OTHERS).difference(FIELDS), "x")
     assert list(warnings_about(read_settings(environment), environment)) == []
     assert read_settings(environment) == read_settings({})
 

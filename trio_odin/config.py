@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,8 @@ from trio_odin.core.assignments import parse_assignments
 
 # Variables that begin so are ours; an unknown one is probably a typing error.
 _OWN_PREFIXES = ("WS_", "JS_")
+# How alike a name has to be to one of the others. Nothing but a typing error is like a long one.
+_LIKENESS, _LIKENESS_OF_LONG, _LONG = 0.9, 0.7, 20
 _RELOAD_FILE = "WS_RELOAD_FILE"
 
 _MEBIBYTE, _TEBIBYTE, _PEBIBYTE = 2**20, 2**40, 2**50
@@ -578,6 +580,23 @@ def warnings_about(settings: Settings, environment: Mapping[str, str]) -> Iterab
     for name in sorted(environment):
         if name in IGNORED:
             yield f"{name} has no effect: {IGNORED[name]}"
-        elif name.startswith(_OWN_PREFIXES) and name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        elif name not in known and (nearest := _meant_by(name, known, environment)):
             yield f"{name} is unknown and has no effect; the nearest known one is {nearest}"
+
+
+def _meant_by(name: str, known: Collection[str], environment: Mapping[str, str]) -> str | None:
+    """The variable of ours that was meant by an unknown `name`, if one was.
+
+    One that begins like most of ours was. Any other may be of another program, so it has to be a
+    typing error away from one that is not set: letters swapped, a few too many or too few.
+    """
+    if name.startswith(_OWN_PREFIXES):
+        return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    for candidate in known:
+        if candidate.startswith(_OWN_PREFIXES) or candidate in environment:
+            continue
+        least = _LIKENESS_OF_LONG if len(candidate) > _LONG else _LIKENESS
+        is_like = difflib.get_close_matches(name, [candidate], cutoff=least)
+        if is_like or sorted(name) == sorted(candidate):
+            return candidate
+    return None
