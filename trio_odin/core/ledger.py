@@ -33,7 +33,6 @@ class Shed(Enum):
 
     FEED_FULL = "feed_full"
     PAUSED = "paused"
-    NATS_CLIENT = "nats_client"
     NATS_RATE = "nats_rate"
     BROADCAST_RATE = "broadcast_rate"
     WORKER_LOST = "worker_lost"

@@ -144,9 +144,10 @@ class Hub(Generic[M]):
         self.ledger.traffic.closed[reason.label] += 1
 
     async def wait_settled(self) -> None:
-        """Wait until the position is known, but not longer than until some seconds from the start.
+        """Wait until the position is known, but only within some seconds from the start.
 
         A server that was restarted is asked at once by clients that want to go on where they were.
+        So many seconds again are for reading what is older than the start, once NATS is reached.
         """
         if not self.recent.is_settled:
             with trio.move_on_at(self._unsettled_until):
@@ -204,6 +205,8 @@ class Hub(Generic[M]):
         if mark.epoch != self.recent.epoch:
             self.registry.forget_floors()
         self.recent.note(mark)
+        if is_first:
+            self._unsettled_until = trio.current_time() + _SETTLE_SECONDS
         self.notices.declare(*mark.gaps)
         if is_first and self.registry.channel_count():
             self.notices.declare(Gap(GapReason.START, last=self.recent.position))
