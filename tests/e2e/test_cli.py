@@ -9,6 +9,9 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.request
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,7 @@ from websockets.trio.client import connect
 
 from tests.e2e.conftest import ending_of, receive
 from tests.e2e.nats import free_port, nats_client, running_nats
-from tests.waiting import wait_until
+from tests.waiting import until_answer, wait_until
 from trio_odin import __version__
 from trio_odin.cli import main
 from trio_odin.cli.common import run as run_under_trio
@@ -333,3 +336,37 @@ def test_a_flag_replaces_a_bad_variable() -> None:
     ended = run("publish", "--addr", "x", "--log-format", "json", LOG_FORMAT="bogus")
     assert ended.returncode == 2
     assert ended.stderr.startswith("trio-odin: --addr 'x'")
+
+
+async def test_without_proc_the_figures_that_need_it_are_left_out() -> None:
+    """As in some sandboxes, and under hidepid: said once, and everything else is there."""
+    hide = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
+    possible = await trio.run_process([*hide, "true"], check=False, capture_stderr=True)
+    if possible.returncode:
+        pytest.skip("this user may not hide /proc")
+    port = free_port()
+    server = await trio.lowlevel.open_process(
+        [*hide, *COMMAND, "serve", "--addr", f"127.0.0.1:{port}", "--nats", "nats://127.0.0.1:1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+    def page(path: str) -> str:
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as page:
+            return str(page.read().decode())
+        return ""
+
+    pages = [
+        await until_answer(partial(trio.to_thread.run_sync, page, "/metrics"), what="/metrics")
+        for _ in range(3)
+    ]
+    server.terminate()
+    code, _, logged = await ended(server)
+    assert code == 0
+    for metrics in pages:
+        assert "process_open_fds" not in metrics
+        for name in ("process_resident_memory_bytes", "process_max_fds", "ws_memory_usage_bytes"):
+            assert re.search(rf"^{name} [1-9]", metrics, re.MULTILINE), name
+    events = [json.loads(line)["event"] for line in logged.splitlines()]
+    assert events.count("proc.missing") == 1
+    assert "request.failed" not in events

@@ -95,6 +95,20 @@ async def test_another_protocol_is_told_so_at_once(
     assert trio.current_time() == started
 
 
+async def test_a_fault_of_ours_is_a_500_and_is_not_hidden() -> None:
+    async def fail(_: Request) -> Response:
+        raise ZeroDivisionError("which is nobody's business")
+
+    client, server = trio.testing.memory_stream_pair()
+    await client.send_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    with trio.fail_after(5):
+        with pytest.raises(ZeroDivisionError):
+            await serve_request(server, fail)
+        answer = bytes(await client.receive_some())
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert b"business" not in answer
+
+
 async def test_a_204_has_no_content_and_no_length() -> None:
     head = response_bytes(Response(204, headers=[("Allow", "GET")]))
     assert head.startswith(b"HTTP/1.1 204 No Content\r\n")

@@ -203,6 +203,7 @@ async def test_a_fault_in_one_page_of_the_admin_port_is_logged_and_the_next_one_
             admin = AdminPort(fail, Traffic())  # type: ignore[arg-type]
             nursery.start_soon(admin.run, listener, nursery)
             for _ in range(2):
-                assert await ask(bound_address(listener), b"GET / HTTP/1.0\r\n\r\n") == b""
+                answer = await ask(bound_address(listener), b"GET / HTTP/1.0\r\n\r\n")
+                assert answer.startswith(b"HTTP/1.1 500 ")
             nursery.cancel_scope.cancel(reason="end of the test")
     assert [line["event"] for line in logged] == ["request.failed"] * 2

@@ -24,7 +24,7 @@ from trio_odin.config import (
 from trio_odin.core.errors import first_error
 from trio_odin.net.address import AddressUnavailable
 from trio_odin.telemetry.logs import configure_logs
-from trio_odin.telemetry.process import files_needed, raise_file_limit
+from trio_odin.telemetry.process import files_needed, open_files, raise_file_limit
 
 _FLAGS = {
     "--addr": "WS_ADDR",
@@ -147,6 +147,12 @@ def raise_limit_of_files(settings: Settings, workers: int = 1) -> None:
             limit=files,
             needed=needed,
             reason="the limit of open files is below WS_MAX_CONNECTIONS: raise nofile",
+        )
+    if open_files() is None:
+        structlog.get_logger("cli").warning(
+            "proc.missing",
+            reason="/proc cannot be read: process_open_fds is left out of /metrics, a container's "
+            "limits are not seen, and memory is the most that it ever was",
         )
 
 

@@ -23,7 +23,8 @@ BODY_MAX_BYTES = 64 * 1024
 _RECEIVE_BYTES = 4 * 1024
 _LINES_BESIDE = 2  # the request line, and the empty one at the end
 _VERSIONS = {b"1.0", b"1.1"}
-_UNAVAILABLE = HTTPStatus.SERVICE_UNAVAILABLE
+# Answers to a request that was good, and read to its end.
+_OURS_ALONE = {HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE}
 END_OF_HEAD = b"\r\n\r\n"
 # What else comes to a port: a ClientHello, and the two versions of what HAProxy calls send-proxy.
 _TLS_HANDSHAKE = b"\x16\x03"
@@ -83,6 +84,7 @@ class Response:
         return cls(status, msgspec.json.encode(content), "application/json")
 
 
+_INTERNAL_ERROR = Response.text(500, "Internal error: the log says which")
 Respond: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
@@ -150,6 +152,8 @@ async def serve_request(
     Returns:
         The status of the answer; None if there was no request.
 
+    Error handling: what `respond` raises is a fault of ours; the peer gets a 500 and it goes on.
+
     Cancellation closes the stream at once.
     """
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.max_bytes)
@@ -174,6 +178,9 @@ async def serve_request(
             response = Response.text(error.error_status_hint, f"Bad request: {reason}")
         except trio.BrokenResourceError:
             return None
+        except Exception:
+            await send_last(stream, _INTERNAL_ERROR, deadline_seconds, method=method)
+            raise
         await send_last(stream, response, deadline_seconds, method=method)
         return response.status
 
@@ -185,8 +192,7 @@ async def send_last(
     async with stream:
         with trio.move_on_after(deadline_seconds):
             await send_response(stream, response, method=method)
-            # A 503 is for a request that was good, and read to its end.
-            if response.status >= HTTPStatus.BAD_REQUEST and response.status != _UNAVAILABLE:
+            if response.status >= HTTPStatus.BAD_REQUEST and response.status not in _OURS_ALONE:
                 await linger(stream)
 
 

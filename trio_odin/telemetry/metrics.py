@@ -448,7 +448,8 @@ class _SnapshotCollector(Collector):
 
 def _files() -> Iterator[Metric]:
     # As prometheus_client's own collector has them, which lists all files at each scrape.
-    yield GaugeMetricFamily("process_open_fds", "Open files", value=open_files())
+    if (files := open_files()) is not None:
+        yield GaugeMetricFamily("process_open_fds", "Open files", value=files)
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     yield GaugeMetricFamily("process_max_fds", "Limit of open files", value=most)
 

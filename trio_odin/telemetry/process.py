@@ -22,7 +22,7 @@ def cpu_seconds() -> float:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process; where files have run out, the most it ever had."""
+    """Resident memory of this process; without /proc or a file to read it, the most it ever had."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
     except OSError:
@@ -34,13 +34,16 @@ def machine_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
 
 
-def open_files() -> int:
-    """How many files this process has open.
+def open_files() -> int | None:
+    """How many files this process has open; None where /proc does not say, as in some sandboxes.
 
     Since Linux 6.2 that is the size of their folder; to list it takes 8 ms with 10,000 of them.
     """
     folder = Path("/proc/self/fd")
-    return folder.stat().st_size or sum(1 for _ in folder.iterdir())
+    try:
+        return folder.stat().st_size or sum(1 for _ in folder.iterdir())
+    except OSError:
+        return None
 
 
 def files_needed(connections: int, workers: int) -> int:
