@@ -205,5 +205,8 @@ async def test_a_fault_in_one_page_of_the_admin_port_is_logged_and_the_next_one_
             for _ in range(2):
                 answer = await ask(bound_address(listener), b"GET / HTTP/1.0\r\n\r\n")
                 assert answer.startswith(b"HTTP/1.1 500 ")
+            with trio.fail_after(5):
+                while len(logged) < 2:
+                    await trio.sleep(0.01)
             nursery.cancel_scope.cancel(reason="end of the test")
     assert [line["event"] for line in logged] == ["request.failed"] * 2
