@@ -10,6 +10,7 @@ import pytest
 import structlog
 import trio
 import trio.testing
+from trio_websocket import WebSocketConnection
 
 from tests.core.client import objects_of
 from tests.server.rig import Rig
@@ -221,3 +222,51 @@ async def test_a_connection_asks_is_told_before_the_next_event_and_is_forgotten_
     await client.aclose()
     await trio.testing.wait_all_tasks_blocked()
     assert not hub.registry.audience
+
+
+async def _notices_and_answer(
+    client: WebSocketConnection, command: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """What comes up to the answer of a command."""
+    await client.send_message(json.dumps(command))
+    messages = [json.loads(await client.get_message())]
+    while messages[-1]["type"] == "gap":
+        messages.append(json.loads(await client.get_message()))
+    return messages
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        {"type": "heartbeat", "nats": True},
+        {"type": "subscribe", "channels": ["ETH.trade"], "notices": True},
+        {"type": "subscribe", "channels": ["ETH.trade"], "after": 2, "epoch": "e"},
+    ],
+)
+@pytest.mark.parametrize("gap", [Gap(GapReason.WINDOW, 4, 3, 6), Gap(GapReason.STREAM)])
+async def test_no_position_is_stated_past_a_loss_that_was_not_told(
+    nursery: trio.Nursery, command: dict[str, Any], gap: Gap
+) -> None:
+    rig = Rig(nursery)
+    rig.hub.note(Mark("e", 2))
+    client = await rig.connect()
+    subscribe = {"type": "subscribe", "channels": ["BTC.trade"], "notices": True}
+    (ack,) = await _notices_and_answer(client, subscribe)
+    assert (ack["epoch"], ack["offset"]) == ("e", 2)
+    rig.hub.note(Mark("f" if gap.reason is GapReason.STREAM else "e", 6, gaps=(gap,)))
+    first, *_, answer = await _notices_and_answer(client, command)
+    assert (first["type"], first["reason"]) == ("gap", gap.reason.value)
+    assert answer["type"] in {"pong", "subscription_ack"}
+
+
+async def test_a_notice_without_room_comes_before_the_next_position(nursery: trio.Nursery) -> None:
+    rig = Rig(nursery)
+    rig.hub.note(Mark("e", 2))
+    client = await rig.subscribe("BTC.trade")
+    (connection,) = rig.hub.members
+    rig.hub.registry.audience[connection.outlet] = {
+        GapReason.WINDOW: Gap(GapReason.WINDOW, 1, 2, 2)
+    }
+    gap, pong = await _notices_and_answer(client, {"type": "heartbeat", "nats": True})
+    assert (gap["type"], gap["to"], pong["offset"]) == ("gap", 2, 2)
+    assert rig.hub.registry.audience[connection.outlet] == {}

@@ -168,6 +168,8 @@ class Connection:
             message, now=trio.current_time(), unix_ms=time.time_ns() // 1_000_000
         )
         self.outlet.note(COMMANDS[self.session.last_command])
+        if owed := self._hub.notices.owed_to(self.outlet):
+            answers.insert(0, owed)
         if answers:
             with suppress(trio.BrokenResourceError):  # the reader will notice as well
                 await self.outlet.answer(answers)

@@ -144,14 +144,17 @@ class Hub(Generic[M]):
         self.ledger.traffic.closed[reason.label] += 1
 
     async def wait_settled(self) -> None:
-        """Wait until the position is known, but only within some seconds from the start.
+        """Wait until the position can be stated: it is known, and the losses up to it are told.
 
-        A server that was restarted is asked at once by clients that want to go on where they were.
-        So many seconds again are for reading what is older than the start, once NATS is reached.
+        It is waited for only within some seconds from the start: a server that was restarted is
+        asked at once by clients that want to go on where they were. So many seconds again are for
+        reading what is older than the start, once NATS is reached.
         """
         if not self.recent.is_settled:
             with trio.move_on_at(self._unsettled_until):
                 await self._waiting_to_settle.park()
+        while self.notices.must_come_first(trio.current_time()):
+            await self.notices.tell()
 
     async def run(self, feed_receive: trio.MemoryReceiveChannel[NatsMessage | Mark]) -> None:
         """Publish everything in the feed; returns when its sending side was closed and it is empty.

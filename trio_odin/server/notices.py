@@ -1,6 +1,7 @@
 """Notices of gaps: what was lost goes into the books, the log, and to who asked.
 
-A gap is told before the first event behind it: the hub asks before each message whether one is due.
+A gap is told before the first event behind it, and before the position behind it is stated: the hub
+asks before each message and each command whether one is due.
 What follows within a second is summed up, and told with the next message or at the end of it.
 
 No notice waits for a socket: it has its place in the outbox, between the events before the gap and
@@ -82,6 +83,14 @@ class Notices:
                 self._books.missed += gap.missed or 0
             self._log(gaps.values(), now)
             await self._tell(gaps)
+
+    def owed_to(self, listener: Listener) -> bytes:
+        """The notices for which a listener had no room, to be sent before an answer to it."""
+        owed = self._registry.audience.get(listener)
+        if not owed:
+            return b""
+        self._registry.audience[listener] = {}
+        return self._frames(owed, time.time_ns() // 1_000_000)
 
     def _log(self, gaps: Iterable[Gap], now: float) -> None:
         self._unlogged = joined(self._unlogged, gaps)
