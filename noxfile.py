@@ -104,8 +104,15 @@ def faults(session: nox.Session) -> None:
     """Attack the server and break what it needs, some minutes; renews docs/reliability.json."""
     install(session, "tests")
     # An empty expression: also the quick ones, which run with all other tests as well.
-    every = ["tests/faults", "-m", ""]
+    every = ["tests/faults", "tests/oracle", "-m", ""]
     session.run("pytest", *every, *(session.posargs or ["--record", "docs/reliability.json"]))
+
+
+@nox.session
+def oracle(session: nox.Session) -> None:
+    """Break things at random and hold clients against the truth: `-- --faults 1000 --seed 1`."""
+    install(session, "tests")
+    session.run("python", "-m", "tests.oracle", *session.posargs)
 
 
 @nox.session

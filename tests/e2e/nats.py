@@ -47,6 +47,7 @@ class NatsServer:
     port: int = attrs.field(factory=free_port)
     monitoring: int = 0  # the port of its pages; none if 0
     options: Sequence[str] = ()  # further ones of nats-server
+    is_busy: bool = False  # for whoever breaks it: something is under way
     _process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -79,6 +79,11 @@ class Cohort:
             for number, event in self.publisher.taken.items()
         )
 
+    def missing(self, number: int) -> int:
+        """How many who want an event do not have it yet, as of the last look."""
+        wanted = self._subscribers.get(self.publisher.taken[number].channel, 0)
+        return wanted - self.deliveries[number]
+
     def missed_by_all(self) -> int:
         """Events that NATS has taken and that nobody received."""
         return sum(1 for number in self.publisher.taken if not self.deliveries[number])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
+from collections.abc import Sequence
 
 import trio
 
@@ -26,15 +28,23 @@ class Publisher:
         unknown: events published that were not acknowledged, as when NATS is killed.
     """
 
-    def __init__(self, port: int, rate: float, *, first: int = 1) -> None:
+    def __init__(
+        self, port: int, rate: float, *, first: int = 1, others: Sequence[int] = ()
+    ) -> None:
+        """Publish to `port`, and to the `others` one after the other where a node has gone."""
         self.taken: dict[int, Event] = {}
         self.is_paused = True
         self.payload_bytes = 200
-        self._port = port
+        self._ports = itertools.cycle([port, *others])
         self._rate = rate
         self._number = first - 1
         self._sent: dict[int, Event] = {}
         self._turn = trio.StrictFIFOLock()
+
+    @property
+    def number(self) -> int:
+        """That of the event published last."""
+        return self._number
 
     @property
     def unknown(self) -> int:
@@ -44,7 +54,7 @@ class Publisher:
         """Publish until cancelled."""
         while True:
             try:
-                async with await trio.open_tcp_stream("127.0.0.1", self._port) as stream:
+                async with await trio.open_tcp_stream("127.0.0.1", next(self._ports)) as stream:
                     await stream.send_all(_CONNECT)
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._take_acks, stream, nursery.cancel_scope)

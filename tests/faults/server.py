@@ -124,15 +124,19 @@ def start(
     workers: int = 1,
     files_max: int = 0,
     stderr: int | None = None,
+    port: int = 0,
     **variables: str,
 ) -> ServerProcess:
-    """Start a server; it is not ready yet. `stderr` leads its log elsewhere."""
-    port, log = free_port(), folder / "server.log"
+    """Start a server; it is not ready yet.
+
+    `stderr` leads its log elsewhere; `port` is that of one which ran before.
+    """
+    port, log = port or free_port(), folder / "server.log"
     command = [sys.executable, "-m", "trio_odin", "serve", "--addr", f"127.0.0.1:{port}"]
     command += ["--nats", nats_url, "--workers", str(workers)]
     if files_max:
         command = ["prlimit", f"--nofile={files_max}", *command]
-    with log.open("wb") as file:
+    with log.open("ab") as file:
         process = subprocess.Popen(
             command,
             env={**os.environ, **variables},

@@ -1,0 +1,278 @@
+"""A client's socket, which can be cut at any byte, stall, or be left half open.
+
+The frames are those of the `websockets` library, without its I/O.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+
+import trio
+from websockets.client import ClientProtocol
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Response
+from websockets.protocol import OPEN
+from websockets.uri import parse_uri
+
+from tests.oracle.follower import Follower, Message
+
+_CONNECT_SECONDS = 4.0
+# Longer than the server may wait for NATS before it answers.
+_SILENCE_SECONDS = 9.0
+_PIECE = 65_536
+
+
+class Broken(Exception):
+    """The connection has ended; the message says how."""
+
+
+class Link:
+    """One connection. `budget`: bytes that may still be read before it is reset."""
+
+    def __init__(self, stream: trio.SocketStream, protocol: ClientProtocol) -> None:
+        self.budget: int | None = None
+        self._turn = trio.Lock()
+        self._stream = stream
+        self._protocol = protocol
+        self._texts: list[str] = []
+
+    async def receive(self) -> list[str]:
+        """The texts of the next bytes, maybe none."""
+        data = await self._stream.receive_some(min(_PIECE, self.budget or _PIECE))
+        if self.budget is not None:
+            self.budget -= len(data)
+        texts = self._parse(data)
+        await self.flush()
+        return texts
+
+    def _parse(self, data: bytes) -> list[str]:
+        if data:
+            self._protocol.receive_data(data)
+        else:
+            self._protocol.receive_eof()
+        texts = []
+        for event in self._protocol.events_received():
+            assert isinstance(event, Frame)
+            if event.opcode is Opcode.TEXT:
+                assert event.fin, "a message in several frames"
+                texts.append(bytes(event.data).decode())
+        return texts
+
+    @property
+    def ended(self) -> str:
+        """How it was closed; empty while it is open."""
+        if self._protocol.state is OPEN:
+            return ""
+        return f"{self._protocol.close_code} {self._protocol.close_reason}"
+
+    async def send(self, message: Message, cut_at: float = 1.0) -> None:
+        """Send a command, or a part of its frame."""
+        async with self._turn:
+            if self.ended:
+                raise Broken(self.ended)
+            self._protocol.send_text(json.dumps(message).encode())
+            data = b"".join(self._protocol.data_to_send())
+            await self._stream.send_all(data[: round(len(data) * cut_at)])
+
+    async def flush(self) -> None:
+        """Send what the protocol owes, such as pongs."""
+        async with self._turn:
+            with suppress(trio.BrokenResourceError):
+                for data in self._protocol.data_to_send():
+                    if data:
+                        await self._stream.send_all(data)
+
+    async def close(self) -> None:
+        """Say goodbye, and do not wait for the answer."""
+        if not self.ended:
+            self._protocol.send_close(1000)
+        await self.flush()
+        await trio.aclose_forcefully(self._stream)
+
+    def reset(self) -> None:
+        """Close it by a RST, whatever waits; nothing if it is closed."""
+        if self._stream.socket.fileno() == -1:
+            return
+        linger = struct.pack("ii", 1, 0)
+        self._stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self._stream.socket.close()
+
+
+async def connect(port: int) -> Link:
+    """Open a WebSocket to a local port.
+
+    Raises:
+        Broken: there is none, or it does not let us in.
+    """
+    with trio.move_on_after(_CONNECT_SECONDS):
+        try:
+            stream = await trio.open_tcp_stream("127.0.0.1", port)
+        except OSError as error:
+            raise Broken("no server") from error
+        try:
+            return await _upgraded(stream, port)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+    raise Broken("no answer to the request")
+
+
+async def _upgraded(stream: trio.SocketStream, port: int) -> Link:
+    protocol = ClientProtocol(parse_uri(f"ws://127.0.0.1:{port}/ws"))
+    protocol.send_request(protocol.connect())
+    link = Link(stream, protocol)
+    try:
+        await link.flush()
+        while True:
+            # By the byte: events must not get in among what is read here.
+            data = await stream.receive_some(1)
+            if not data:
+                raise Broken("closed before the upgrade")
+            protocol.receive_data(data)
+            for event in protocol.events_received():
+                assert isinstance(event, Response)
+                if protocol.state is not OPEN:
+                    raise Broken(f"{event.status_code} {event.reason_phrase}")
+                return link
+    except trio.BrokenResourceError as error:
+        raise Broken("reset before the upgrade") from error
+
+
+class Client:
+    """Follows its channels for ever, over all that happens to its connections.
+
+    Attributes:
+        follower: what it knows.
+        refusals: how often it was not let in.
+    """
+
+    def __init__(self, name: str, follower: Follower, rng: random.Random, spare: list[str]) -> None:
+        self.name = name
+        self.follower = follower
+        self.refusals = 0
+        self._rng = rng
+        self._spare = spare  # channels that it may add
+        self._link: Link | None = None
+        self._server = 0
+        self._scope = trio.CancelScope()
+        self._stalled_until = 0.0
+        self._cut_at = 1.0
+        self._parked: list[Link] = []
+        self._is_changing = True
+
+    def cut_after(self, count: int) -> None:
+        """Reset the connection once so many more bytes have been read."""
+        if self._link is not None:
+            self._link.budget = count
+
+    def cut_command(self, share: float) -> None:
+        """Send only a part of the next command's frame, and reset the connection."""
+        self._cut_at = share
+
+    def stall(self, seconds: float) -> None:
+        """Do not read for a while."""
+        self._stalled_until = trio.current_time() + seconds
+
+    def abandon(self) -> None:
+        """Go elsewhere, and leave the connection half open: neither read nor closed."""
+        if self._link is not None:
+            self._parked.append(self._link)
+            self._link = None
+            self._scope.cancel()
+
+    def move(self) -> None:
+        """Close, and go to the other server."""
+        self._server += 1
+        self._scope.cancel()
+
+    def settle(self) -> None:
+        """Keep the channels as they are from now on, and end what was left half open."""
+        self._is_changing = False
+        while self._parked:
+            self._parked.pop().reset()
+
+    async def run(self, ports: Sequence[int]) -> None:
+        """Come back again and again, until cancelled."""
+        try:
+            while True:
+                port = ports[self._server % len(ports)]
+                try:
+                    self._link = await connect(port)
+                except Broken:
+                    self.refusals += 1
+                    self._server += 1
+                    await trio.sleep(self._rng.uniform(0.02, 0.2))
+                    continue
+                self.follower.broke(await self._live(self._link))
+                self._server = self._rng.randrange(len(ports))
+                await trio.sleep(self._rng.choice([0.0, 0.02, 0.1, 0.4]))
+        finally:
+            self.settle()
+            if self._link is not None:
+                self._link.reset()
+
+    async def _live(self, link: Link) -> str:
+        """Talk until the connection has ended; how it did."""
+        why = "left"
+        self._cut_at = 1.0
+        try:
+            # A command before all others.
+            command = self.follower.open()
+            await link.send(command)
+            with trio.CancelScope() as self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._chat, link)
+                    await self._read(link)
+        except* (Broken, trio.BrokenResourceError, trio.ClosedResourceError) as errors:
+            why = str(errors.exceptions[0]) or "reset"
+        if self._link is not None:
+            self._link = None
+            if why == "left":
+                with trio.move_on_after(1, shield=True):
+                    await link.close()
+            link.reset()
+        return why
+
+    async def _read(self, link: Link) -> None:
+        while True:
+            await trio.sleep_until(self._stalled_until)
+            texts: list[str] | None = None
+            with trio.move_on_after(_SILENCE_SECONDS):
+                texts = await link.receive()
+            if texts is None:
+                raise Broken("silence")
+            for text in texts:
+                self.follower.receive(text)
+            if link.ended:
+                raise Broken(link.ended)
+            if link.budget is not None and link.budget <= 0:
+                raise Broken("cut")
+
+    async def _chat(self, link: Link) -> None:
+        """Ask for the position now and then, and change the channels."""
+        while True:
+            await trio.sleep(self._rng.uniform(0.2, 1.0))
+            if self.follower.is_waiting:
+                continue
+            command = self._next_command()
+            await link.send(command, self._cut_at)
+            if self._cut_at < 1:
+                raise Broken("cut in a command")
+
+    def _next_command(self) -> Message:
+        follower, rng = self.follower, self._rng
+        if not self._is_changing or rng.random() < 0.8:
+            return follower.ask()
+        if len(follower.channels) > 2 and rng.random() < 0.5:
+            dropped = rng.choice(sorted(follower.channels))
+            self._spare.append(dropped)
+            return follower.drop([dropped])
+        if not self._spare:
+            return follower.ask()
+        added = self._spare.pop(rng.randrange(len(self._spare)))
+        return follower.add([added], is_resume=rng.random() < 0.5)

@@ -1,0 +1,10 @@
+"""`--oracle-faults` and `--oracle-seed`: how many random faults, and which."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--oracle-faults", type=int, metavar="N", help="random faults in all worlds")
+    parser.addoption("--oracle-seed", type=int, metavar="SEED", help="what they are drawn from")

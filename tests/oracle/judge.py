@@ -1,0 +1,440 @@
+"""Holds what one client concluded against the truth: what is missing without a word?
+
+A client's journal is a list of the entries below, in the order of its own life. For each channel
+the judge keeps the place up to which everything is settled: delivered, declared missing, or not
+owed. An event or a stated position behind it settles what is in between, if nothing of it is
+missing, or if what is missing is declared, by the rules of docs/protocol.md. All else is a finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+import attrs
+
+from tests.oracle.truth import START, Place, Truth
+
+# "Losses that follow a notice within a second are summed up, and the next notice tells of them".
+_SUMMED_UP_MS = 1000.0
+# How late this process may be to see what came in time.
+_LATE_MS = 1500.0
+
+Channels: TypeAlias = frozenset[str]
+
+
+@attrs.frozen(kw_only=True)
+class Entry:
+    """Something in a client's life, at a time in Unix milliseconds."""
+
+    at_ms: float
+
+
+@attrs.frozen(kw_only=True)
+class Opened(Entry):
+    """A connection that has subscribed: with a position, from where it is owed its channels."""
+
+    channels: Channels
+    epoch: str | None = None
+    offset: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Resuming(Entry):
+    """Further channels are asked for from the position on."""
+
+    channels: Channels
+    epoch: str
+    offset: int
+
+
+@attrs.frozen(kw_only=True)
+class Began(Entry):
+    """Channels are acknowledged, and owed from the client's position on; None: from now on.
+
+    `is_behind`: the server has stated a lower position, and may send what is between as well.
+    """
+
+    channels: Channels
+    epoch: str | None
+    offset: int | None
+    is_behind: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Left(Entry):
+    """Channels were given up: with the command, and again when that is acknowledged."""
+
+    channels: Channels
+    is_acknowledged: bool
+
+
+@attrs.frozen(kw_only=True)
+class Event(Entry):
+    """An event. `is_ignored`: by the first rule, as one that came again."""
+
+    epoch: str | None
+    channel: str
+    number: int
+    offset: int
+    stored_ms: int
+    payload: str
+    seq: int
+    is_ignored: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Stated(Entry):
+    """A position: what the channels had up to there has been sent."""
+
+    epoch: str
+    offset: int
+
+
+@attrs.frozen(kw_only=True)
+class Incomplete(Entry):
+    """A resume is declared incomplete."""
+
+
+@attrs.frozen(kw_only=True)
+class Resumed(Entry):
+    """A resume has ended, at a position, if the server knows one."""
+
+    epoch: str | None
+    offset: int | None
+
+
+@attrs.frozen(kw_only=True)
+class Gap(Entry):
+    """A notice of lost events."""
+
+    reason: str
+    epoch: str | None
+    first: int | None
+    last: int | None
+
+
+@attrs.frozen(kw_only=True)
+class Broke(Entry):
+    """The connection has ended, somehow."""
+
+    why: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class Finding:
+    """What the page does not allow."""
+
+    kind: str
+    client: str
+    at_ms: float
+    detail: str
+
+
+@attrs.define
+class Verdict:
+    """The sum over clients. `declared` events are missing, as some notice says."""
+
+    delivered: int = 0
+    declared: int = 0
+    ignored: int = 0
+    notices: int = 0
+    incomplete: int = 0
+    connections: int = 0
+    findings: list[Finding] = attrs.field(factory=list)
+
+    def add(self, other: Verdict) -> None:
+        for field in attrs.fields(Verdict):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+    def count(self, *kinds: str) -> int:
+        """How many findings are of these kinds."""
+        return sum(1 for one in self.findings if one.kind in kinds)
+
+
+@attrs.frozen
+class _Cover:
+    """A declaration: what lies behind `after`, up to `to`, may be missing."""
+
+    after: Place
+    to: Place
+    channels: Channels | None = None  # all of them
+
+    def covers(self, channel: str, place: Place) -> bool:
+        is_its = self.channels is None or channel in self.channels
+        return is_its and self.after < place <= self.to
+
+
+@attrs.define
+class _Resume:
+    """One under way: its channels, and what was found missing until it says how it has ended."""
+
+    channels: Channels
+    after: Place
+    is_incomplete: bool = False
+
+
+def judge(client: str, journal: Sequence[Entry], truth: Truth) -> Verdict:
+    """Go through the whole life of a client."""
+    case = _Case(client, truth)
+    for entry in journal:
+        case.take(entry)
+    case.close(journal[-1].at_ms if journal else 0.0)
+    return case.verdict
+
+
+class _Case:
+    def __init__(self, client: str, truth: Truth) -> None:
+        self.verdict = Verdict()
+        self._client = client
+        self._truth = truth
+        self._settled: dict[str, Place] = {}
+        self._leaving: set[str] = set()
+        # Acknowledged without a position: from the client's one on, if it resumes.
+        self._vague: set[str] = set()
+        # Acknowledged by a server that is behind the client: up to there all may still come.
+        self._early: dict[str, Place] = {}
+        self._delivered: set[int] = set()
+        self._covers: list[_Cover] = []
+        self._seq = 0
+        self._resume: _Resume | None = None
+        # Missing from a resume that has not said yet whether it is complete.
+        self._unresumed: dict[Place, str] = {}
+        # Missing within a second after a notice: the next one may tell of them.
+        self._untold: dict[Place, tuple[str, float]] = {}
+        self._notice_ms = float("-inf")
+        # How far this connection had come, now and when the last notice came.
+        self._reached = self._noticed = START
+        # A declaration without numbers reaches up to what comes next.
+        self._is_open = False
+        self._handlers: dict[type[Entry], Callable[[Any], None]] = {
+            Opened: self._open,
+            Resuming: lambda entry: self._ask(entry.channels, self._locate(entry)),
+            Began: self._begin,
+            Left: self._leave,
+            Event: self._receive,
+            Stated: lambda entry: self._state(self._locate(entry), entry.at_ms),
+            Incomplete: self._take_incomplete,
+            Resumed: self._end_resume,
+            Gap: self._notice,
+            Broke: self._break,
+        }
+
+    def take(self, entry: Entry) -> None:
+        self._end_of_patience(entry.at_ms)
+        self._handlers[type(entry)](entry)
+
+    def close(self, at_ms: float) -> None:
+        """All is over: what is owed and has not come by now never will."""
+        for channel, settled in self._settled.items():
+            for place in self._truth.behind(channel, settled):
+                if self._is_missing(channel, place):
+                    self._find("never came", at_ms, f"{channel}: {self._name(place)}")
+        self._unresumed.clear()
+        self._end_of_patience(float("inf"))
+
+    def _open(self, entry: Opened) -> None:
+        self.verdict.connections += 1
+        self._seq = 0
+        self._notice_ms = float("-inf")
+        self._reached = START
+        self._is_open = False
+        self._leaving.clear()
+        self._early.clear()
+        if entry.epoch is None:  # nothing is owed from before
+            self._settled.clear()
+            self._vague.clear()
+            self._unresumed.clear()
+        else:
+            self._settled = {
+                channel: place
+                for channel, place in self._settled.items()
+                if channel in entry.channels
+            }
+            self._ask(entry.channels, self._locate(entry))
+
+    def _ask(self, channels: Channels, after: Place) -> None:
+        self._resume = _Resume(channels, after)
+        for channel in channels:
+            if channel in self._vague:
+                self._settled[channel] = min(after, self._settled[channel])
+            self._settled.setdefault(channel, after)
+        self._vague -= channels
+
+    def _begin(self, entry: Began) -> None:
+        if entry.epoch is None or entry.offset is None:
+            place = self._truth.place_at(entry.at_ms)
+            self._vague |= entry.channels - self._settled.keys()
+        else:
+            place = self._locate(entry)
+        for channel in entry.channels:
+            self._settled.setdefault(channel, place)
+            if entry.is_behind:
+                self._early[channel] = place
+
+    def _leave(self, entry: Left) -> None:
+        self._vague -= entry.channels
+        for channel in entry.channels:
+            self._settled.pop(channel, None)
+            self._early.pop(channel, None)
+        if entry.is_acknowledged:
+            self._leaving -= entry.channels
+        else:
+            self._leaving |= entry.channels
+
+    def _receive(self, event: Event) -> None:
+        self._check(event)
+        if event.is_ignored:
+            self.verdict.ignored += 1
+            return
+        settled = self._settled.get(event.channel)
+        if settled is None:
+            if event.channel not in self._leaving:
+                self._find("foreign", event.at_ms, f"{event.channel} is not subscribed to")
+            return
+        place = self._truth.places.get(event.number)
+        if place is None:  # nothing can be said of where it belongs
+            return
+        if event.number in self._delivered:
+            self._find("repeat", event.at_ms, f"{event.channel}: {self._name(place)}")
+        elif place <= settled and place > self._early.get(event.channel, START):
+            text = f"{event.channel}: {self._name(place)}, though all up to {settled} was sent"
+            self._find("reorder", event.at_ms, text)
+        self._delivered.add(event.number)
+        self.verdict.delivered += 1
+        self._reach(Place(place.life, place.offset - 1))
+        self._settle([event.channel], place, event.at_ms)
+
+    def _check(self, event: Event) -> None:
+        """All that is in an event is as it was published and stored."""
+        if event.seq != self._seq + 1:
+            text = f"{event.seq} after {self._seq}"
+            self._find("seq hole", event.at_ms, text)
+        self._seq = event.seq
+        truth, number = self._truth, event.number
+        sent = truth.sent.get(number)
+        if sent is None or sent.channel != event.channel or sent.payload != event.payload:
+            self._find("wrong data", event.at_ms, f"{event.channel} #{number}: {event.payload}")
+            return
+        place = truth.places.get(number)
+        if place is not None and place.offset != event.offset:
+            text = f"#{number} has the offset {event.offset} instead of {place.offset}"
+            self._find("wrong offset", event.at_ms, text)
+        stored_ms = truth.stored_ms.get(number, event.stored_ms)
+        if stored_ms != event.stored_ms:
+            text = f"#{number} has the ts {event.stored_ms} instead of {stored_ms}"
+            self._find("wrong ts", event.at_ms, text)
+
+    def _reach(self, place: Place) -> None:
+        """A declaration without numbers ends here, if there is one."""
+        if self._is_open:
+            self._is_open = False
+            self._declare(_Cover(START, place))
+
+    def _state(self, place: Place, at_ms: float) -> None:
+        self._reach(place)
+        self._settle(self._settled, place, at_ms)
+
+    def _settle(self, channels: Iterable[str], to: Place, at_ms: float) -> None:
+        """Whatever of these channels is up to there has come, or is missing."""
+        self._reached = max(self._reached, to)
+        for channel in channels:
+            settled = self._settled[channel]
+            for place in self._truth.between(channel, settled, to):
+                if self._is_missing(channel, place):
+                    self._miss(channel, place, at_ms)
+            self._settled[channel] = max(settled, to)
+
+    def _is_missing(self, channel: str, place: Place) -> bool:
+        """Whether it has neither come nor is declared; one that is declared is counted."""
+        if self._truth.number_at(place) in self._delivered:
+            return False
+        if any(cover.covers(channel, place) for cover in self._covers):
+            self.verdict.declared += 1
+            return False
+        return True
+
+    def _miss(self, channel: str, place: Place, at_ms: float) -> None:
+        if self._resume is not None and channel in self._resume.channels:
+            self._unresumed[place] = channel
+        elif at_ms - self._notice_ms <= _SUMMED_UP_MS + _LATE_MS:
+            self._untold[place] = (channel, at_ms)
+        else:
+            self._find("silent loss", at_ms, f"{channel}: {self._name(place)}")
+
+    def _take_incomplete(self, entry: Incomplete) -> None:
+        self.verdict.incomplete += 1
+        if self._resume is None:
+            self._find("foreign", entry.at_ms, "resume_incomplete, without a command")
+        else:
+            self._resume.is_incomplete = True
+
+    def _end_resume(self, entry: Resumed) -> None:
+        resume, self._resume = self._resume, None
+        if resume is None:
+            self._find("foreign", entry.at_ms, "resumed, without a command")
+            return
+        place = None
+        if entry.epoch is not None and entry.offset is not None:
+            place = self._truth.locate(entry.epoch, entry.offset, entry.at_ms)
+        if resume.is_incomplete:
+            if place is None:
+                self._is_open = True
+            to = place or self._truth.place_at(entry.at_ms)
+            self._declare(_Cover(resume.after, to, resume.channels))
+        missing, self._unresumed = self._unresumed, {}
+        for lost, channel in missing.items():
+            if channel in self._settled and self._is_missing(channel, lost):
+                self._miss(channel, lost, entry.at_ms)
+        if place is not None:
+            self._state(place, entry.at_ms)
+
+    def _notice(self, gap: Gap) -> None:
+        self.verdict.notices += 1
+        life = None if gap.epoch is None else self._truth.life_of(gap.epoch, gap.at_ms)
+        if gap.reason == "stream":
+            # All that was before the new stream. Where nobody saw an event of that: until now.
+            now = self._truth.place_at(gap.at_ms)
+            self._declare(_Cover(START, now if life is None else Place(life, 0)))
+        if gap.last is not None and gap.epoch is not None:
+            to = self._truth.locate(gap.epoch, gap.last, gap.at_ms)
+            after = Place(to.life, gap.first - 1) if gap.first is not None else START
+            self._declare(_Cover(after, to))
+        elif gap.reason != "stream":
+            self._is_open = True
+        self._notice_ms, self._noticed = gap.at_ms, self._reached
+
+    def _declare(self, cover: _Cover) -> None:
+        self._covers.append(cover)
+        for place, (channel, _) in list(self._untold.items()):
+            if cover.covers(channel, place):
+                del self._untold[place]
+                self.verdict.declared += 1
+
+    def _break(self, entry: Broke) -> None:
+        self._resume = None
+        if entry.at_ms - self._notice_ms <= _SUMMED_UP_MS + _LATE_MS:
+            # "Take a loss for possible, too, when a connection breaks within a second".
+            self._declare(_Cover(self._noticed, self._reached))
+        self._end_of_patience(float("inf"))
+
+    def _end_of_patience(self, now_ms: float) -> None:
+        """The second within which a notice could have told of a loss is over."""
+        for place, (channel, at_ms) in list(self._untold.items()):
+            if now_ms - at_ms > _SUMMED_UP_MS + _LATE_MS:
+                del self._untold[place]
+                self._find("silent loss", at_ms, f"{channel}: {self._name(place)}")
+
+    def _locate(self, entry: Opened | Resuming | Began | Stated) -> Place:
+        assert entry.epoch is not None
+        assert entry.offset is not None
+        return self._truth.locate(entry.epoch, entry.offset, entry.at_ms)
+
+    def _name(self, place: Place) -> str:
+        number = self._truth.number_at(place)
+        return f"#{number} at {place.offset} of life {place.life}"
+
+    def _find(self, kind: str, at_ms: float, detail: str) -> None:
+        self.verdict.findings.append(
+            Finding(kind=kind, client=self._client, at_ms=at_ms, detail=detail)
+        )

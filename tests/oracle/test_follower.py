@@ -1,0 +1,114 @@
+"""The three rules of the page, as the client of the oracle applies them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.oracle import judge
+from tests.oracle.follower import Follower, Message, Position
+
+
+class Conversation:
+    """A follower, and a server that says what the test wants."""
+
+    def __init__(self, position: Position | None = None) -> None:
+        self.it = Follower({"A.b"}, position)
+        self.command: Message = {}
+        self.seq = 0
+
+    def open(self) -> Conversation:
+        self.command, self.seq = self.it.open(), 0
+        return self
+
+    def ack(self, **content: Any) -> Conversation:
+        names = {"subscribed": self.command["channels"], "id": self.command["id"]}
+        return self.says("subscription_ack", **names, **content)
+
+    def event(self, offset: int) -> Conversation:
+        self.seq += 1
+        content = {"seq": self.seq, "ts": 1, "type": "price:update", "priority": 1}
+        content |= {"data": {"n": offset}, "channel": "A.b", "offset": offset}
+        self.it.receive(json.dumps(content, separators=(",", ":")))
+        return self
+
+    def says(self, kind: str, **content: Any) -> Conversation:
+        self.it.receive(json.dumps({"type": kind, **content}))
+        return self
+
+    def gap(self, reason: str, epoch: str, to: int | None = None) -> Conversation:
+        return self.says("gap", reason=reason, epoch=epoch, to=to, **{"from": None})
+
+    def broken(self) -> Conversation:
+        self.it.broke("test")
+        return self
+
+    @property
+    def position(self) -> tuple[str, int] | None:
+        position = self.it.position
+        return None if position is None else (position.epoch, position.offset)
+
+
+def test_the_position_is_the_largest_offset_of_all_that_states_one() -> None:
+    talk = Conversation().open()
+    assert "after" not in talk.command
+    assert talk.ack(epoch="x", offset=3).position == ("x", 3)
+    assert talk.event(5).position == ("x", 5)
+    assert talk.says("pong", nats="connected", offset=9).position == ("x", 9)
+    assert talk.event(7).position == ("x", 9)
+    assert talk.it.journal[-1].__class__ is judge.Event
+
+
+def test_none_is_no_position() -> None:
+    talk = Conversation().open().ack(epoch=None, offset=None)
+    assert talk.says("pong", nats="disconnected", offset=None).position is None
+    assert talk.gap("start", "x", to=4).position == ("x", 4)
+    talk = Conversation(Position("x", 7)).open().ack(epoch=None)
+    assert talk.says("resumed", sent=0, offset=None).position == ("x", 7)
+
+
+def test_a_client_resumes_from_its_position() -> None:
+    talk = Conversation(Position("x", 7)).open()
+    assert (talk.command["after"], talk.command["epoch"]) == (7, "x")
+
+
+def test_the_position_stays_while_a_resume_is_under_way() -> None:
+    talk = Conversation(Position("x", 7)).open()
+    talk.ack(epoch="x").event(8).says("pong", nats="connected", offset=9)
+    assert talk.position == ("x", 7)
+    assert talk.says("resumed", sent=1, offset=8).position == ("x", 9)
+
+
+def test_what_came_in_a_resume_that_broke_off_is_ignored_when_it_comes_again() -> None:
+    talk = Conversation(Position("x", 7)).open().ack(epoch="x").event(8).event(9)
+    talk.broken().open()
+    assert talk.command["after"] == 7
+    talk.ack(epoch="x").event(8).event(9).event(10).says("resumed", sent=3, offset=10).event(11)
+    ignored = [event.offset for event in talk.it.events() if event.is_ignored]
+    assert ignored == [8, 9]
+    assert talk.it.numbers == {8, 9, 10, 11}
+
+
+def test_an_event_of_another_epoch_is_not_taken_for_one_that_came() -> None:
+    talk = Conversation(Position("x", 7)).open().ack(epoch="x").event(8)
+    talk.broken().open().ack(epoch="y").event(2).event(3)
+    assert not any(event.is_ignored for event in talk.it.events())
+
+
+def test_the_position_starts_anew_with_another_epoch() -> None:
+    talk = Conversation().open().ack(epoch="x", offset=3).gap("stream", "y")
+    assert talk.position == ("y", 0)
+    assert talk.event(1).position == ("y", 1)
+    talk = Conversation(Position("x", 7)).open().ack(epoch="y").event(2)
+    assert talk.position == ("x", 7)
+    assert talk.says("resumed", sent=1, offset=5).position == ("y", 5)
+
+
+def test_a_gap_of_the_same_epoch_leaves_the_position() -> None:
+    talk = Conversation().open().ack(epoch="x", offset=3).gap("window", "x", to=9)
+    assert talk.position == ("x", 3)
+
+
+def test_an_answer_that_is_none_of_these_is_kept_as_an_error() -> None:
+    talk = Conversation().open().says("error", code="INVALID_COMMAND", message="no")
+    assert "INVALID_COMMAND" in talk.it.errors[0]

@@ -1,0 +1,320 @@
+"""The judge finds what it is there for: made-up lives of a client, each with one thing wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.oracle.judge import (
+    Began,
+    Broke,
+    Entry,
+    Event,
+    Gap,
+    Incomplete,
+    Left,
+    Opened,
+    Resumed,
+    Resuming,
+    Stated,
+    Verdict,
+    judge,
+)
+from tests.oracle.truth import Evidence, Sent, Truth
+
+A, B = "A.b", "B.b"
+_ALL = frozenset({A, B})
+# Ten events in the first life of the stream, of A, B, A, B …, and ten in the second.
+_PER_LIFE = 10
+
+
+def _channel(number: int) -> str:
+    return A if number % 2 else B
+
+
+def _truth() -> Truth:
+    evidence = Evidence()
+    for number in range(1, 2 * _PER_LIFE + 1):
+        second, offset = divmod(number - 1, _PER_LIFE)
+        evidence.sent[number] = Sent(_channel(number), f'{{"n":{number}}}', number * 100)
+        evidence.saw(number, offset + 1, number * 100)
+        evidence.epochs["two" if second else "one"].add(number)
+    return Truth(evidence)
+
+
+class Life:
+    """Writes a journal. Each entry is 1 ms after the one before, unless it says when."""
+
+    def __init__(self) -> None:
+        self.journal: list[Entry] = []
+        self.now_ms = 100_000.0
+        self._seq = 0
+
+    def open(self, epoch: str | None = None, offset: int | None = None) -> Life:
+        self._seq = 0
+        return self.add(Opened, channels=_ALL, epoch=epoch, offset=offset)
+
+    def fresh(self, offset: int = 0, epoch: str = "one") -> Life:
+        """A first connection, acknowledged at an offset."""
+        self.open()
+        return self.add(Began, channels=_ALL, epoch=epoch, offset=offset)
+
+    def got(self, *numbers: int, **changes: Any) -> Life:
+        for number in numbers:
+            self._seq += 1
+            second, offset = divmod(number - 1, _PER_LIFE)
+            content = {
+                "epoch": "two" if second else "one",
+                "channel": _channel(number),
+                "number": number,
+                "offset": offset + 1,
+                "stored_ms": number * 100,
+                "payload": f'{{"n":{number}}}',
+                "seq": self._seq,
+            }
+            self.add(Event, **(content | changes))
+        return self
+
+    def stated(self, offset: int, epoch: str = "one") -> Life:
+        return self.add(Stated, epoch=epoch, offset=offset)
+
+    def gap(
+        self, reason: str, first: int | None, last: int | None, epoch: str | None = "one"
+    ) -> Life:
+        return self.add(Gap, reason=reason, first=first, last=last, epoch=epoch)
+
+    def resumed(self, offset: int | None, epoch: str | None = "one") -> Life:
+        return self.add(Resumed, epoch=epoch, offset=offset)
+
+    def wait(self, ms: float) -> Life:
+        self.now_ms += ms
+        return self
+
+    def broke(self) -> Life:
+        return self.add(Broke)
+
+    def left(self, channel: str, *, is_acknowledged: bool) -> Life:
+        return self.add(Left, channels=frozenset({channel}), is_acknowledged=is_acknowledged)
+
+    def add(self, kind: type[Entry], **content: Any) -> Life:
+        self.now_ms += 1
+        self.journal.append(kind(at_ms=self.now_ms, **content))
+        return self
+
+    def verdict(self) -> Verdict:
+        return judge("it", self.journal, _truth())
+
+    def findings(self) -> list[str]:
+        """Kinds of what was found, but for what never came: most lives here end early."""
+        found = [finding.kind for finding in self.verdict().findings]
+        return [kind for kind in found if kind != "never came"]
+
+
+_ONE = range(1, _PER_LIFE + 1)
+_TWO = range(_PER_LIFE + 1, 2 * _PER_LIFE + 1)
+
+
+def test_all_events_once_are_fine() -> None:
+    life = Life().fresh().got(*_ONE).stated(10).gap("stream", None, None, "two").got(*_TWO)
+    verdict = life.verdict()
+    assert verdict.findings == []
+    assert (verdict.delivered, verdict.declared) == (20, 0)
+
+
+def test_what_was_before_the_acknowledgement_is_not_owed() -> None:
+    assert Life().fresh(offset=3).got(4, 5, 6).findings() == []
+
+
+def test_an_event_left_out_is_a_silent_loss() -> None:
+    assert Life().fresh().got(1, 2, 5).findings() == ["silent loss"]
+
+
+def test_a_position_past_an_event_that_has_not_come_is_a_silent_loss() -> None:
+    assert Life().fresh().got(1, 2).stated(3).findings() == ["silent loss"]
+    assert Life().fresh().got(1, 2).stated(2).findings() == []
+
+
+def test_what_has_not_come_at_the_end_is_found() -> None:
+    verdict = Life().fresh().got(*_ONE).gap("stream", None, None, "two").got(*_TWO[:-1]).verdict()
+    assert [(one.kind, one.detail) for one in verdict.findings] == [
+        ("never came", "B.b: #20 at 10 of life 1")
+    ]
+
+
+def test_an_event_that_comes_twice_is_a_repeat() -> None:
+    assert Life().fresh().got(1, 2, 1).findings() == ["repeat"]
+
+
+def test_an_event_after_a_later_one_of_its_channel_is_found() -> None:
+    assert Life().fresh().got(3, 1).findings() == ["silent loss", "reorder"]
+    assert Life().fresh().got(2, 1).findings() == [], "the order of channels is free"
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "expected"),
+    [(3, 3, []), (1, 3, []), (2, 2, ["silent loss"]), (4, 9, ["silent loss"]), (None, 3, [])],
+)
+def test_a_gap_declares_what_is_in_it(first: int | None, last: int, expected: list[str]) -> None:
+    life = Life().fresh().got(1, 2).gap("window", first, last).wait(5000).got(5)
+    assert life.findings() == expected
+    assert expected or life.verdict().declared == 1
+
+
+def test_a_gap_of_another_epoch_declares_nothing_of_this_one() -> None:
+    life = Life().fresh().got(1, 2).gap("window", 3, 3, "two").wait(5000).got(5)
+    assert life.findings() == ["silent loss"]
+
+
+def test_a_gap_without_numbers_declares_what_is_before_the_next_event() -> None:
+    life = Life().fresh().got(1).gap("shed", None, None).got(6)
+    assert life.findings() == []
+    assert life.verdict().declared == 4
+    assert life.wait(5000).got(9).findings() == ["silent loss"]
+
+
+def test_a_gap_without_numbers_declares_what_is_before_the_next_position() -> None:
+    life = Life().fresh().got(1).gap("shed", None, None).stated(4)
+    assert life.findings() == []
+    assert life.wait(5000).got(7, 8).findings() == ["silent loss"] * 2
+
+
+def test_a_loss_within_a_second_after_a_notice_may_be_told_by_the_next_one() -> None:
+    told = Life().fresh().gap("window", 1, 1).got(2, 5)
+    assert told.wait(900).gap("window", 3, 3).findings() == []
+    not_told = Life().fresh().gap("window", 1, 1).got(2, 5)
+    assert not_told.wait(900).gap("window", 4, 4).wait(5000).stated(5).findings() == ["silent loss"]
+
+
+def test_a_loss_of_the_last_second_may_stay_untold_when_the_connection_breaks() -> None:
+    life = Life().fresh().gap("window", 1, 1).got(2, 5)
+    assert life.wait(500).broke().open("one", 5).resumed(5).findings() == []
+    late = Life().fresh().gap("window", 1, 1).got(2, 5)
+    assert late.wait(5000).broke().findings() == ["silent loss"]
+
+
+def test_a_connection_without_a_notice_has_no_such_second() -> None:
+    assert Life().fresh().got(1, 2, 5).broke().findings() == ["silent loss"]
+
+
+def test_the_gap_of_a_new_stream_declares_all_of_the_old_one_and_nothing_of_the_new_one() -> None:
+    life = Life().fresh().got(1).gap("stream", None, None, "two").wait(5000).got(11, 12)
+    assert life.findings() == []
+    assert life.verdict().declared == 9
+    assert life.got(15).findings() == ["silent loss"]
+
+
+def test_events_of_a_new_stream_without_its_gap_are_a_silent_loss() -> None:
+    assert Life().fresh().got(*_ONE[:8], 11).findings() == ["silent loss"]
+
+
+def test_a_gap_start_declares_what_is_up_to_its_end() -> None:
+    life = Life().open()
+    life.now_ms = 350  # the events up to 3 are in the stream
+    life.add(Began, channels=_ALL, epoch=None, offset=None)
+    life.now_ms = 850
+    assert life.gap("start", None, 8).got(9, 10).findings() == []
+    assert life.verdict().declared == 5
+
+
+def test_a_start_without_its_gap_is_a_silent_loss() -> None:
+    life = Life().open()
+    life.now_ms = 350
+    life.add(Began, channels=_ALL, epoch=None, offset=None)
+    life.now_ms = 850
+    assert life.got(9, 10).findings() == ["silent loss"] * 5
+
+
+def test_a_channel_acknowledged_without_a_position_is_owed_from_where_it_is_resumed() -> None:
+    life = Life().add(Opened, channels=frozenset({A}), epoch="one", offset=2)
+    life.add(Incomplete).resumed(None, None)
+    life.now_ms = 950
+    life.add(Began, channels=frozenset({B}), epoch=None, offset=None).broke()
+    life.open("one", 2).got(3, 4, 5, 6).resumed(6)
+    assert life.findings() == []
+
+
+def test_a_server_that_is_behind_may_send_what_is_up_to_the_position() -> None:
+    life = Life().add(Opened, channels=frozenset({A}), epoch="one", offset=6).resumed(6)
+    life.add(Began, channels=frozenset({B}), epoch="one", offset=6, is_behind=True)
+    assert life.got(4, 8).findings() == []
+    assert life.broke().open("one", 8).got(6).findings() == ["reorder"]
+
+
+def test_a_complete_resume_has_all_events() -> None:
+    life = Life().fresh().got(1, 2).broke().open("one", 2)
+    assert life.got(3, 4, 5).resumed(5).findings() == []
+    life = Life().fresh().got(1, 2).broke().open("one", 2)
+    assert life.got(5).resumed(5).findings() == ["silent loss"] * 2, "3, and 4 by the position"
+
+
+def test_an_incomplete_resume_declares_what_is_up_to_its_position() -> None:
+    life = Life().fresh().got(1, 2).broke().open("one", 2)
+    life.got(5).add(Incomplete).resumed(6)
+    assert life.findings() == []
+    assert life.verdict().declared == 3
+    assert life.got(9).findings() == ["silent loss"], "7, and it is over"
+
+
+def test_what_is_said_of_a_resume_that_broke_off_does_not_count() -> None:
+    life = Life().fresh().got(1, 2).broke().open("one", 2)
+    life.got(5).add(Incomplete).broke().open("one", 2)
+    assert life.got(6).resumed(6).findings() == ["silent loss"] * 2
+
+
+def test_the_events_of_a_resume_that_broke_off_are_not_owed_again() -> None:
+    life = Life().fresh().got(1, 2).broke().open("one", 2).got(3, 4).broke().open("one", 2)
+    life.got(3, 4, is_ignored=True).got(5, 6).resumed(6)
+    assert life.findings() == []
+    assert life.verdict().ignored == 2
+
+
+def test_an_event_that_was_ignored_and_never_taken_is_a_silent_loss() -> None:
+    life = Life().fresh().got(1, 2).broke().open("one", 2).got(5).broke().open("one", 2)
+    assert life.got(3, is_ignored=True).got(4).resumed(5).findings() == ["silent loss"]
+
+
+def test_a_resume_into_another_epoch_declares_what_is_between() -> None:
+    life = Life().fresh().got(1, 2).broke().open("one", 2)
+    life.got(15).add(Incomplete).resumed(5, "two")
+    assert life.findings() == []
+    assert life.verdict().declared == 12
+
+
+def test_a_resume_without_a_position_declares_what_is_before_the_next_event() -> None:
+    life = Life().fresh().got(1, 2).broke().open("one", 2)
+    life.now_ms = 350
+    life.add(Incomplete).resumed(None, None)
+    life.now_ms = 850
+    assert life.gap("start", None, 8).got(9).findings() == []
+    assert life.got(13).findings() == ["silent loss"], "11: what is behind it is owed"
+
+
+def test_a_further_channel_that_is_resumed_defers_nothing_of_the_others() -> None:
+    life = Life().add(Opened, channels=frozenset({A}))
+    life.add(Began, channels=frozenset({A}), epoch="one", offset=0).got(1, 3)
+    life.add(Resuming, channels=frozenset({B}), epoch="one", offset=3).got(4, 7)
+    assert life.findings() == ["silent loss"]
+
+
+def test_a_channel_given_up_is_not_owed_and_must_not_come() -> None:
+    life = Life().fresh().got(1, 2).left(B, is_acknowledged=False).got(3, 4, 5)
+    assert life.findings() == [], "4 was on its way"
+    life.left(B, is_acknowledged=True).got(7).stated(10)
+    assert life.findings() == ["silent loss"], "9, of the other one"
+    assert life.got(8).findings() == ["silent loss", "foreign"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"payload": '{"n":9}'}, "wrong data"),
+        ({"channel": B}, "wrong data"),
+        ({"offset": 4}, "wrong offset"),
+        ({"stored_ms": 301}, "wrong ts"),
+        ({"seq": 4}, "seq hole"),
+        ({"seq": 2}, "seq hole"),
+    ],
+)
+def test_an_event_is_as_it_was_published_and_stored(changes: dict[str, Any], kind: str) -> None:
+    assert kind in Life().fresh().got(1, 2).got(3, **changes).findings()

@@ -1,0 +1,162 @@
+"""What the stream held: each event's place, as seen by anyone who saw it.
+
+The stream lives several lives: it is deleted, or comes back empty, and its offsets begin again. A
+life is not taken from what NATS or the server call it, but from the events: in the order of the
+times at which NATS stored them, offsets grow within a life, and fall only where another one begins.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter, defaultdict
+
+import attrs
+
+
+@attrs.frozen(order=True)
+class Place:
+    """A point in all that was ever stored: up to `offset`, of one life of the stream."""
+
+    life: int
+    offset: int
+
+
+START = Place(-1, 0)
+
+
+@attrs.frozen
+class Sent:
+    """What was published, and when: Unix milliseconds."""
+
+    channel: str
+    payload: str
+    at_ms: float
+
+
+@attrs.define
+class Evidence:
+    """What was seen, to be asked for the truth when all is over.
+
+    Attributes:
+        sent: every event that was published, by its number.
+        stored: offset of an event in the stream, and the time there in whole milliseconds.
+        disputed: events that were seen at several places.
+        acknowledged: offset and Unix milliseconds of the acknowledgement.
+        epochs: which events were received under which epoch.
+        heard: when an epoch was named for the first time, in Unix milliseconds.
+    """
+
+    sent: dict[int, Sent] = attrs.field(factory=dict)
+    stored: dict[int, tuple[int, int]] = attrs.field(factory=dict)
+    disputed: set[int] = attrs.field(factory=set)
+    acknowledged: dict[int, tuple[int, float]] = attrs.field(factory=dict)
+    epochs: dict[str, set[int]] = attrs.field(factory=lambda: defaultdict(set))
+    heard: dict[str, float] = attrs.field(factory=dict)
+
+    def saw(self, number: int, offset: int, stored_ms: int) -> None:
+        """An event was in the stream. The first one to say so is believed."""
+        if self.stored.setdefault(number, (offset, stored_ms))[0] != offset:
+            self.disputed.add(number)
+
+
+class Truth:
+    """The places of all events that are known to have been in the stream.
+
+    Attributes:
+        places: by the event's number.
+        stored_ms: when NATS stored it, where somebody saw that.
+        sent: what was published.
+        starts: when each life had its first event, in Unix milliseconds.
+        undecided: events of which it is not known in which life they were, or that were in two: for
+            a moment NATS can have two nodes that take a stream for theirs. They are left out.
+    """
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.places: dict[int, Place] = {}
+        self.stored_ms: dict[int, int] = {}
+        self.undecided: list[int] = []
+        self.sent = evidence.sent
+        self.starts: list[int] = []
+        self._take_sightings(evidence)
+        self._take_acknowledged(evidence)
+        self._channels: dict[str, list[Place]] = defaultdict(list)
+        self._numbers = {place: number for number, place in self.places.items()}
+        for place in sorted(self._numbers):
+            self._channels[evidence.sent[self._numbers[place]].channel].append(place)
+        self._times = sorted((ms, self.places[number]) for number, ms in self.stored_ms.items())
+        self._lives = {
+            epoch: Counter(self.places[one].life for one in numbers if one in self.places)
+            for epoch, numbers in evidence.epochs.items()
+        }
+        self._heard = evidence.heard
+
+    @property
+    def lives(self) -> int:
+        """How many lives of the stream had events."""
+        return len(self.starts)
+
+    def number_at(self, place: Place) -> int:
+        return self._numbers[place]
+
+    def between(self, channel: str, after: Place, to: Place) -> list[Place]:
+        """The events of a channel behind `after`, up to `to`."""
+        places = self._channels.get(channel, [])
+        return places[bisect_right(places, after) : bisect_right(places, to)]
+
+    def behind(self, channel: str, after: Place) -> list[Place]:
+        places = self._channels.get(channel, [])
+        return places[bisect_right(places, after) :]
+
+    def lives_of(self, epoch: str) -> list[int]:
+        """The lives whose events somebody received under this epoch: one, if all is well."""
+        return sorted(self._lives.get(epoch, ()))
+
+    def life_of(self, epoch: str, at_ms: float) -> int | None:
+        """The life that an epoch stood for at a time; None if nobody received an event of it."""
+        lives = self.lives_of(epoch)
+        begun = [life for life in lives if self.starts[life] <= at_ms]
+        return max(begun) if begun else min(lives, default=None)
+
+    def locate(self, epoch: str, offset: int, at_ms: float) -> Place:
+        """The place that an offset of an epoch stands for, said at a time."""
+        life = self.life_of(epoch, at_ms)
+        if life is None:  # the one that it was named in first
+            heard_ms = min(at_ms, self._heard.get(epoch, at_ms))
+            life = max(0, bisect_right(self.starts, heard_ms) - 1)
+        return Place(life, offset)
+
+    def place_at(self, at_ms: float) -> Place:
+        """The last event that was stored before a time."""
+        index = bisect_right(self._times, at_ms, key=lambda entry: entry[0])
+        return self._times[index - 1][1] if index else START
+
+    def _take_sightings(self, evidence: Evidence) -> None:
+        """Number the lives by the order of what was seen."""
+        seen = [(ms, offset, number) for number, (offset, ms) in evidence.stored.items()]
+        last = None
+        for ms, offset, number in sorted(seen):
+            if last is None or offset <= last:
+                self.starts.append(ms)
+            last = offset
+            if number in evidence.disputed:
+                self.undecided.append(number)
+            else:
+                self.places[number] = Place(self.lives - 1, offset)
+                self.stored_ms[number] = ms
+
+    def _take_acknowledged(self, evidence: Evidence) -> None:
+        """Add what only its publisher knows of, as when NATS was killed right afterwards."""
+        taken = {place: number for number, place in self.places.items()}
+        for number, (offset, acked_ms) in evidence.acknowledged.items():
+            if number in evidence.stored:
+                continue
+            lives = {
+                max(0, bisect_right(self.starts, moment) - 1)
+                for moment in (evidence.sent[number].at_ms, acked_ms)
+            }
+            free = [life for life in lives if Place(life, offset) not in taken]
+            if len(free) == 1 and self.starts:
+                self.places[number] = Place(free[0], offset)
+                taken[self.places[number]] = number
+            else:
+                self.undecided.append(number)

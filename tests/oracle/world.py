@@ -1,0 +1,282 @@
+"""One world: NATS, two servers, a publisher, a recorder and clients, each of them breakable."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from tests.e2e.nats import NatsServer, free_port, nats_client
+from tests.e2e.nats_cluster import cluster_in
+from tests.faults.server import ServerProcess, start
+from tests.oracle.client import Client
+from tests.oracle.follower import Follower
+from tests.oracle.publisher import Publisher
+from tests.oracle.recorder import Recorder
+from tests.oracle.truth import Evidence
+
+STREAM = "ODIN_TOKENS"
+CHANNELS = [f"C{number}.trade" for number in range(20)]
+_WINDOW_SECONDS = 30
+_ANSWER_SECONDS = 1.5
+_GONE_SECONDS = 15.0
+_UP_SECONDS = 15.0
+# The load of this machine is no fault of the server.
+_ENVIRONMENT: dict[str, Any] = {
+    "WS_CPU_REJECT_THRESHOLD": "0",
+    "WS_CPU_PAUSE_THRESHOLD": "0",
+    "WS_LAG_REJECT_MS": "0",
+    "WS_DRAIN_SECONDS": "1s",
+    "LOG_LEVEL": "debug",
+    "PYTHONFAULTHANDLER": "1",
+}
+
+
+@attrs.frozen
+class Kind:
+    """What NATS is in a world: how many nodes, and where the stream is kept."""
+
+    name: str
+    nodes: int
+    storage: str
+    replicas: int
+    is_gentle: bool = False  # nothing is done to it by which events must be lost
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the stream outlives the end of all nodes."""
+        return self.storage == "file"
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("single-memory", 1, "memory", 1),
+        Kind("single-file", 1, "file", 1),
+        Kind("cluster-r1-memory", 3, "memory", 1),
+        Kind("cluster-r3-memory", 3, "memory", 3),
+        Kind("cluster-r3-file", 3, "file", 3),
+        Kind("gentle-single", 1, "file", 1, is_gentle=True),
+        Kind("gentle-cluster", 3, "file", 3, is_gentle=True),
+    )
+}
+
+
+@attrs.define
+class Odin:
+    """A server on a port that stays the same over restarts."""
+
+    folder: Path
+    nats_url: str
+    workers: int
+    port: int = attrs.field(factory=free_port)
+    process: ServerProcess | None = None
+    # Something is done to it that takes its time.
+    is_busy: bool = False
+
+    def start(self) -> None:
+        self.process = start(
+            self.folder, self.nats_url, workers=self.workers, port=self.port, **_ENVIRONMENT
+        )
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process = None
+
+    async def wait_up(self) -> None:
+        """Wait until somebody listens on its port; not for ever, as it may be killed meanwhile."""
+        with trio.move_on_after(_UP_SECONDS):
+            while True:
+                with suppress(OSError):
+                    stream = await trio.open_tcp_stream("127.0.0.1", self.port)
+                    await trio.aclose_forcefully(stream)
+                    return
+                await trio.sleep(0.1)
+
+    async def is_connected(self) -> bool:
+        """Whether it says that it has NATS."""
+        health: dict[str, Any] = {}
+        if self.process is not None and not self.is_busy:
+            with trio.move_on_after(_ANSWER_SECONDS):
+                health = await self.process.health()
+        return bool(health.get("checks", {}).get("nats", {}).get("status") == "connected")
+
+    async def leave(self) -> None:
+        """SIGTERM, and wait for the end."""
+        process, self.process = self.process, None
+        if process is None:
+            return
+        try:
+            process.signal(signal.SIGTERM)
+            with suppress(trio.TooSlowError):
+                await process.ended(_GONE_SECONDS)
+        finally:
+            process.kill()
+
+
+class World:
+    """A running world.
+
+    Attributes:
+        kind, rate: what it is, and events a second.
+        evidence: what was published and seen.
+        nodes: of NATS.
+        nursery: for what heals by itself after a while.
+    """
+
+    def __init__(self, kind: Kind, folder: Path, rng: random.Random, nursery: trio.Nursery) -> None:
+        self.kind = kind
+        self.rate = rng.uniform(50, 200)
+        self.evidence = Evidence()
+        self.nursery = nursery
+        self.healing = 0
+        if kind.nodes == 1:
+            self.nodes = [NatsServer(folder / "nats")]
+        else:
+            self.nodes = cluster_in(folder / "nats", grace_seconds=0.3).nodes
+        url = ",".join(node.url for node in self.nodes)
+        self.servers = []
+        for number in range(2):
+            home = folder / f"server{number}"
+            home.mkdir(parents=True)
+            workers = rng.choice([1, 1, 2]) if self.is_remembered else 1
+            self.servers.append(Odin(home, url, workers=workers))
+        self._turn = itertools.count()
+        self.recorder = Recorder(self.evidence, STREAM, self.next_port)
+        self.publisher = Publisher(self.evidence, CHANNELS, self.rate, rng, self.next_port)
+        self.clients = [_client(f"client{number}", rng) for number in range(6)]
+
+    @property
+    def ports(self) -> list[int]:
+        return [server.port for server in self.servers]
+
+    def next_port(self) -> int:
+        """A node of NATS, one after the other of those that run."""
+        running = [node for node in self.nodes if node.is_running] or self.nodes
+        return running[next(self._turn) % len(running)].port
+
+    async def ask(self, subject: str, content: object = None) -> dict[str, Any] | None:
+        """Ask the JetStream API; None if there is no answer."""
+        with trio.move_on_after(_ANSWER_SECONDS):
+            try:
+                url = f"nats://127.0.0.1:{self.next_port()}"
+                async with nats_client(url) as client:
+                    return await client.request(subject, content)
+            except (OSError, trio.BrokenResourceError, AssertionError):
+                return None
+        return None
+
+    async def make_stream(self) -> bool:
+        """Make the stream, unless it is there."""
+        config = {
+            "name": STREAM,
+            "subjects": ["odin.token.>"],
+            "storage": self.kind.storage,
+            "num_replicas": self.kind.replicas,
+            "max_age": _WINDOW_SECONDS * 1_000_000_000,
+            "allow_direct": True,  # for the recorder
+        }
+        answer = await self.ask(f"$JS.API.STREAM.CREATE.{STREAM}", config)
+        if answer is None or "error" not in answer:
+            return answer is not None
+        # A server may have been faster; then it is as it has made it.
+        found = await self.ask(f"$JS.API.STREAM.INFO.{STREAM}")
+        if found is None or "config" not in found:
+            return False
+        config = found["config"] | {"allow_direct": True}
+        answer = await self.ask(f"$JS.API.STREAM.UPDATE.{STREAM}", config)
+        return answer is not None and "error" not in answer
+
+    async def last_offset(self) -> int | None:
+        """The stream's last offset; None if that is not known."""
+        answer = await self.ask(f"$JS.API.STREAM.INFO.{STREAM}")
+        state = (answer or {}).get("state")
+        return None if state is None else int(state["last_seq"])
+
+    @property
+    def is_remembered(self) -> bool:
+        """Whether NATS itself tells one life of the stream from another.
+
+        A stream in the memory of a cluster comes back empty under the date at which it was made.
+        Only a server that knew it before can see that. So servers and nodes end by turns there: a
+        server while NATS is whole and known to the other one, a node while both know the stream.
+        """
+        return self.kind.nodes == 1 or self.kind.storage == "file"
+
+    async def can_spare(self, target: Odin | NatsServer) -> bool:
+        """Whether a server or a node may end now."""
+        if self.is_remembered and not self.kind.is_gentle:
+            return True
+        # In a gentle world a server that starts has to reach NATS in time, or declares a loss.
+        if isinstance(target, Odin) and any(node.is_busy for node in self.nodes):
+            return False
+        if self.is_remembered:
+            return await self.last_offset() is not None
+        return all([await one.is_connected() for one in self.servers if one is not target])
+
+    async def consumers(self) -> list[str]:
+        """The names of the servers' consumers."""
+        answer = await self.ask(f"$JS.API.CONSUMER.NAMES.{STREAM}") or {}
+        names: list[str] = answer.get("consumers") or []
+        return names
+
+    async def heal(self) -> None:
+        """Wait until all that was broken is back, and is whole."""
+        while self.healing:
+            await trio.sleep(0.05)
+        for node in self.nodes:
+            if node.is_running:
+                node.signal(signal.SIGCONT)
+            else:
+                node.stop()
+                node.start()
+        for server in self.servers:
+            if server.process is None:
+                server.start()
+        while not await self.make_stream():
+            await trio.sleep(0.2)
+
+    def end(self) -> None:
+        """Kill all of it."""
+        for server in self.servers:
+            server.kill()
+        for node in self.nodes:
+            node.stop()
+
+
+def _client(name: str, rng: random.Random) -> Client:
+    channels = rng.sample(CHANNELS, rng.randint(2, 12))
+    spare = [channel for channel in CHANNELS if channel not in channels]
+    own = random.Random(rng.random())
+    return Client(name, Follower(set(channels)), own, spare)
+
+
+@asynccontextmanager
+async def running_world(kind: Kind, folder: Path, rng: random.Random) -> AsyncIterator[World]:
+    """Start all of it; it is gone after the block, whatever happened."""
+    async with trio.open_nursery() as nursery:
+        world = World(kind, folder, rng, nursery)
+        try:
+            for node in world.nodes:
+                node.start()
+            with trio.fail_after(60):
+                while not await world.make_stream():
+                    await trio.sleep(0.1)
+            for server in world.servers:
+                server.start()
+            nursery.start_soon(world.recorder.run)
+            nursery.start_soon(world.publisher.run)
+            for client in world.clients:
+                nursery.start_soon(client.run, world.ports)
+            yield world
+        finally:
+            world.end()
+            nursery.cancel_scope.cancel(reason="the world is over")
