@@ -186,6 +186,8 @@ def docs(session: nox.Session) -> None:
     session.run("python", "docs/generate.py", *session.posargs)
     if "--age" not in session.posargs:
         session.run("python", "ops/grafana/dashboards.py")
+        with Path("ops/kubernetes/monitoring/prometheusrule.yaml").open("w") as rules:
+            session.run("python", "ops/kubernetes/prometheus_rule.py", stdout=rules)
 
 
 @nox.session

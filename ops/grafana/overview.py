@@ -60,7 +60,7 @@ def overview() -> Iterator[Section]:
             stat_panel(
                 "Alerts firing",
                 "Each of them is in the list below, with what to do about it.",
-                'count(ALERTS{alertstate="firing"}) or vector(0)',
+                'count(ALERTS{alertstate="firing", alertname!="Watchdog"}) or vector(0)',
                 steps=_YES_OR_NO,
                 texts={"0": ("none", GREEN)},
                 width=3,
@@ -191,7 +191,10 @@ def overview() -> Iterator[Section]:
                     Line("max(ws_paused_percent@ > bool 0)", "sheds events for its load"),
                     Line("max((ws_workers@ - ws_workers_alive@) > bool 0)", "a worker is missing"),
                     Line("max(ws_draining@)", "drains"),
-                    Line('max by (alertname) (ALERTS{alertstate="firing"})', "alert {{alertname}}"),
+                    Line(
+                        'max by (alertname) (ALERTS{alertstate="firing", alertname!="Watchdog"})',
+                        "alert {{alertname}}",
+                    ),
                 ],
                 width=16,
                 height=9,

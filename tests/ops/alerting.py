@@ -27,19 +27,27 @@ from trio_odin.net.http import Request, Response, serve_request
 INSTANCE = "odin-ws"
 _FASTER = 60  # a minute is a second
 _EVERY = "200ms"
+_PULSE = "5m"
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @attrs.define
 class Webhook:
-    """Who is told: every notification of an alert, as `(status, alert)`."""
+    """Who is told: every notification of an alert, as `(status, alert)`.
+
+    `pulses` are those for whoever calls when they stay away.
+    """
 
     port: int
     told: list[tuple[str, dict[str, Any]]] = attrs.field(factory=list)
+    pulses: list[dict[str, Any]] = attrs.field(factory=list)
 
     async def take(self, request: Request) -> Response:
         for alert in json.loads(request.body)["alerts"]:
-            self.told.append((alert["status"], alert))
+            if request.path == "/watchdog_webhook_url":
+                self.pulses.append(alert)
+            else:
+                self.told.append((alert["status"], alert))
         return Response(200)
 
     def names(self, status: str = "firing") -> set[str]:
@@ -148,10 +156,12 @@ def copy_alertmanager(folder: Path, webhook: int) -> None:
     for route in (config["route"], *config["route"]["routes"]):
         for name in ("group_wait", "group_interval"):
             route[name] = _quicker(route[name])
-    (receiver,) = config["receivers"]
-    (hook,) = receiver["webhook_configs"]
-    del hook["url_file"]
-    hook["url"] = f"http://127.0.0.1:{webhook}/alerts"
+        if route["repeat_interval"] == _PULSE:
+            route["repeat_interval"] = _quicker(_PULSE)
+    for receiver in config["receivers"]:
+        (hook,) = receiver["webhook_configs"]
+        # Each has a file of its own, so none is told what is for another.
+        hook["url"] = f"http://127.0.0.1:{webhook}/{Path(hook.pop('url_file')).name}"
     _save(folder / "alertmanager.yml", config)
 
 

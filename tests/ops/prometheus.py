@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,15 +20,27 @@ import trio
 from tests.waiting import until_answer
 from trio_odin.lab.load.pages import get
 
+RUNBOOKS_URL = "https://runbooks.example/alerts.md"
 _SECONDS = 20.0
 _END_SECONDS = 10.0
 
 
 @contextmanager
-def running(command: Sequence[str | Path], folder: Path, name: str = "") -> Iterator[None]:
+def running(
+    command: Sequence[str | Path],
+    folder: Path,
+    name: str = "",
+    variables: Mapping[str, str] | None = None,
+) -> Iterator[None]:
     """A program in `folder`, with a log in it named like the program; ended after the block."""
     with (folder / f"{name or command[0]}.log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(variables or {})},
+        )
     try:
         yield
     finally:
@@ -103,6 +116,10 @@ def running_prometheus(folder: Path, port: int) -> Iterator[Prometheus]:
         "--storage.tsdb.path=prometheus-data",
         f"--web.listen-address={address}",
         "--log.level=warn",
+        # Alertmanager may not have been there yet; a minute, if nothing is said.
+        "--rules.alert.resend-delay=1s",
+        # Of itself from 3.0 on, where it is no feature any more.
+        "--enable-feature=expand-external-labels",
     ]
-    with running(command, folder):
+    with running(command, folder, variables={"RUNBOOKS_URL": RUNBOOKS_URL}):
         yield Prometheus(f"http://{address}")

@@ -27,6 +27,6 @@ def known_series() -> Known:
     alerts: dict[str, set[str] | None] = {
         "alertname": set(ALERTS),
         "alertstate": {"firing", "pending"},
-        "severity": {"warning", "critical"},
+        "severity": {"warning", "critical", "none"},
     }
     return {**known_metrics(), **dict.fromkeys(RECORDED, target), "ALERTS": alerts | target}

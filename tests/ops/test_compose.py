@@ -231,13 +231,15 @@ def test_each_program_is_told_of_a_file_that_is_mounted(service: str, inside: st
     assert (Path(mount["source"]) / Path(inside).relative_to(mount["target"])).is_file()
 
 
-def test_alertmanager_reads_its_webhook_where_compose_puts_it() -> None:
+def test_alertmanager_reads_its_webhooks_where_compose_puts_them() -> None:
     service = services(BACKEND)["alertmanager"]
-    written = re.search(r"ALERT_WEBHOOK_URL\" > (\S+)", service["entrypoint"][2])
-    assert written is not None
-    assert str(Path(written[1]).parent) == service["tmpfs"][0]
-    text = (OPS / "alertmanager" / "alertmanager.yml").read_text()
-    assert f"url_file: {written[1]}\n" in text
+    written = dict(re.findall(r"(\w+)\" > (\S+)", service["entrypoint"][2]))
+    assert written.keys() == {"ALERT_WEBHOOK_URL", "WATCHDOG_WEBHOOK_URL"}
+    assert written.keys() <= service["environment"].keys()
+    assert {str(Path(path).parent) for path in written.values()} == {service["tmpfs"][0]}
+    receivers = yaml.safe_load((OPS / "alertmanager" / "alertmanager.yml").read_text())["receivers"]
+    read = {hook["url_file"] for one in receivers for hook in one["webhook_configs"]}
+    assert read == set(written.values())
 
 
 def test_what_every_machine_takes_services_from_has_no_relative_path() -> None:

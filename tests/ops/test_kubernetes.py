@@ -341,3 +341,5 @@ def test_the_projects_own_rules_are_in_it() -> None:
         g["name"] for file in files for g in yaml.safe_load(file.read_text())["groups"]
     ]
     assert len(names) == len(set(names)), "the operator wants each name once"
+    kept = FOLDER / "monitoring" / "prometheusrule.yaml"
+    assert kept.read_text() == made.stdout, f"run: python prometheus_rule.py > {kept.name}"
