@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import signal
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -51,6 +52,18 @@ async def answer_of(port: int, request: str) -> str:
 
 async def page(port: int, path: str) -> str:
     return await answer_of(port, f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")
+
+
+async def is_up(port: int) -> bool:
+    try:
+        return '"status"' in await page(port, "/health")
+    except OSError:
+        return False
+
+
+async def page_of_an_outage(port: int) -> str:
+    said = await page(port, "/health")
+    return said if '"disconnected"' in said and '"trouble":"' in said else ""
 
 
 def visible(pid: int) -> str:
@@ -134,20 +147,14 @@ async def test_no_secret_is_said_anywhere(
             METRICS_INTERVAL="100ms",
         )
         said: list[str] = []
-
-        async def is_up() -> bool:
-            try:
-                return '"status"' in await page(port, "/health")
-            except OSError:
-                return False
-
-        await until_answer(is_up, what="/health answers")
+        await until_answer(partial(is_up, port), what="/health answers")
         said += await what_clients_are_told(port, good)
         for content in (f"NATS_URL=nats://{right}@\n", f"{PASSWORD}\n", f"WS_JWT_KEYS={KEY!r}\n"):
             reload_file.write_text(content)
             server.send_signal(signal.SIGHUP)
             await trio.sleep(0.3)
-        said += [await page(port, path) for path in ("/", "/health", "/ready", "/metrics")]
+        pages = {path: await page(port, path) for path in ("/", "/health", "/ready", "/metrics")}
+        said += pages.values()
         said += [visible(pid) for pid in (server.pid, *children_of(server.pid))]
         server.send_signal(signal.SIGTERM)
         code, out, err = await ended(server)
@@ -158,6 +165,8 @@ async def test_no_secret_is_said_anywhere(
     for event in ("server.starting", "nats.failed", "reload.failed"):
         assert f'"{event}"' in err, event
     assert "uthorization" in err, "the login was refused, and the log says so"
+    assert "uthorization" in pages["/health"], "and so does the page"
+    assert "uthorization" in pages["/ready"]
     assert f'"NATS_URL": "…@127.0.0.1:{nats.port}"' in _unescaped(err)
     for one in said:
         assert leaks(one, good, quote(right)) == [], one
@@ -183,13 +192,18 @@ async def test_a_server_that_may_log_in_says_no_more(tmp_path: Path) -> None:
         await ready(port)
         said = [await page(port, path) for path in ("/health", "/ready", "/metrics")]
         nats.stop()
-        await trio.sleep(0.5)
-        said.append(await page(port, "/health"))
+        said.append(await until_answer(partial(page_of_an_outage, port), what="an outage"))
         server.send_signal(signal.SIGTERM)
         _, out, err = await ended(server)
     finally:
         nats.stop()
     assert '"nats.lost"' in err
+    health = json.loads(said[-1].partition("\r\n\r\n")[2])
+    (error,) = health["errors"]
+    trouble = health["checks"]["nats"]["trouble"]
+    assert error.startswith("NATS is disconnected since 2")
+    assert error.endswith(f": {trouble}")
+    assert health["checks"]["nats"]["since_ms"] > 0
     for one in (*said, out, err):
         assert leaks(one) == []
 
@@ -246,7 +260,7 @@ async def test_a_password_among_the_arguments_is_warned_about() -> None:
     port = free_port()
     url = f"nats://{USER}:{PASSWORD}@127.0.0.1:1"
     server = await start("serve", "--addr", f"127.0.0.1:{port}", "--nats", url)
-    await trio.sleep(1)
+    await until_answer(partial(is_up, port), what="/health answers")
     server.send_signal(signal.SIGTERM)
     _, out, err = await ended(server)
     assert "every user of this machine can read it: use the variable NATS_URL" in err
