@@ -9,7 +9,7 @@ from trio_odin.core.address import Address
 HOSTS = (
     st.just("")
     | st.ip_addresses().map(str)
-    | st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,20}[a-z0-9])?", fullmatch=True)
+    | st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?(\.[a-z0-9]{1,9}){0,3}", fullmatch=True)
 )
 
 
