@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 
 import pytest
@@ -174,7 +175,7 @@ def test_a_cut_resets_all_and_all_come_back() -> None:
 # --- churn
 
 
-def test_churn_closes_the_last_connections_in_order_and_makes_them_anew() -> None:
+def test_churn_ends_the_last_connections_and_makes_them_anew() -> None:
     with rig_of(connections=3, in_flight=1, churners=2, churn_per_second=1000.0) as rig:
         rig.fleet.obey("connect")
         stays, *churned = (rig.subscribe() for _ in range(3))
@@ -182,12 +183,14 @@ def test_churn_closes_the_last_connections_in_order_and_makes_them_anew() -> Non
         rig.fleet.obey("churn")
         rig.until(lambda: rig.fleet._churn_done >= 2)
         rig.fleet._churn_from = None  # enough
-        for far in churned:
-            (close,) = sent_by(far, 1)
-            assert isinstance(close, CloseConnection)
-            assert close.code == 1000
-            far.sendall(close_frame(1000, ""))
-            far.close()
+        in_order, without_a_word = churned
+        (close,) = sent_by(in_order, 1)
+        assert isinstance(close, CloseConnection)
+        assert close.code == 1000
+        in_order.sendall(close_frame(1000, ""))
+        in_order.close()
+        assert without_a_word.recv(100) == b""
+        without_a_word.close()
         anew = [rig.subscribe(), rig.subscribe()]
         assert rig.progress == Progress(connections=3, pending=0, received=0)
         for far in (stays, *anew):
@@ -208,7 +211,36 @@ def test_churn_goes_round_its_connections_at_the_rate_of_the_plan() -> None:
             rig.fleet._churn(seconds)
             leaving.append(sum(client.is_leaving for client in rig.fleet._churners))
         assert leaving == [0, 0, 1, 1, 2, 2]
-        assert [len(sent_by(far, 1)) for far in fars] == [1, 1]  # each was asked once
+        # Each has left once: in order, and without a word.
+        assert (len(sent_by(fars[0], 1)), fars[1].recv(100)) == (1, b"")
+
+
+def test_churn_ends_connections_in_every_way_there_is() -> None:
+    with rig_of(connections=6, churners=5, churn_per_second=1000.0) as rig:
+        rig.fleet.obey("connect")
+        fars = [rig.subscribe() for _ in range(6)][1:]
+        rig.fleet._churn(0.005)
+        in_order, without_a_word, broken, reset, within = (all_of(far) for far in fars)
+        assert in_order[0][:1] == b"\x88"
+        assert without_a_word == (b"", "end")
+        assert broken[0][:1] == b"\x83"
+        assert reset == (b"", "reset")
+        assert within[0][:1] in {b"", b"\x81"}  # a reset may undo what was sent
+        assert within[1] == "reset"
+
+
+def all_of(far: socket.socket) -> tuple[bytes, str]:
+    """What comes, and how it ends; nothing for a while is an end, too."""
+    received = b""
+    far.settimeout(0.2)
+    try:
+        while chunk := far.recv(100):
+            received += chunk
+    except TimeoutError:
+        return received, "open"
+    except ConnectionResetError:
+        return received, "reset"
+    return received, "end"
 
 
 # --- the end

@@ -252,8 +252,9 @@ STAGES = (
         ),
         settings={"WS_REPLAY_CAPACITY": "10"},
         note=(
-            "20 connections a second are closed in order and made anew. What is kept for replay, "
-            "10 envelopes here, is full after three minutes: what grows behind that is a leak."
+            "20 connections a second end and are made anew: in order, without a word, by a broken "
+            "rule, by a reset, within a frame. What is kept for replay, 10 envelopes here, is full "
+            "after three minutes: what grows after that is a leak."
         ),
     ),
     *(

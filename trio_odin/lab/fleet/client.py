@@ -13,7 +13,7 @@ It obeys lines on standard input and answers each at once with a line of JSON on
     connects   how the connects went so far: `Connected`
     collect    what happened since the last collect: `Collected`
     cut        cut all connections at once, without a word; they come back as the plan says
-    churn      begin to close connections in order and make them anew, as the plan says
+    churn      begin to end connections, in every way there is, and make them anew, as the plan says
     close      close all in order, and stop coming back
     summary    what is known at the end: `Summary`
     quit       end (as does the end of the input)
@@ -47,6 +47,7 @@ _READ_BYTES = 256 * 1024
 _PONG = 0x8A
 _CONTROL = 0x08
 _CLOSE, _PING = 0x88, 0x89
+_TEXT, _RESERVED = 0x81, 0x83
 _LENGTH_16_BITS, _LENGTH_64_BITS = 126, 127
 _LOOK_SECONDS = 0.001
 _LATE_LOOK_SECONDS = 0.25
@@ -141,6 +142,14 @@ class Fleet:
         self._churners: list[_Client] = []
         self._churn_from: float | None = None
         self._churn_done = 0
+        # A server that is left in order alone can leak with every other end.
+        self._ways_to_leave = (
+            self._leave_in_order,
+            self._leave_without_a_word,
+            self._leave_by_a_broken_rule,
+            self._leave_by_a_reset,
+            self._leave_within_a_frame,
+        )
 
         self._connected = 0
         self._rejections: Counter[str] = Counter()
@@ -295,10 +304,29 @@ class Fleet:
         due = int(seconds * self._plan.churn_per_second)
         while self._churn_done < due:
             client = self._churners[self._churn_done % len(self._churners)]
+            way = self._ways_to_leave[self._churn_done % len(self._ways_to_leave)]
             self._churn_done += 1
             if client.step is None and not client.is_leaving:
                 client.is_leaving = True
-                self._send(client, masked_frame(_CLOSE, _NORMAL_CLOSURE))
+                way(client)
+
+    def _leave_in_order(self, client: _Client) -> None:
+        self._send(client, masked_frame(_CLOSE, _NORMAL_CLOSURE))
+
+    def _leave_without_a_word(self, client: _Client) -> None:
+        with suppress(OSError):  # the server was faster
+            client.socket.shutdown(socket.SHUT_WR)
+
+    def _leave_by_a_broken_rule(self, client: _Client) -> None:
+        self._send(client, masked_frame(_RESERVED, b""))
+
+    def _leave_by_a_reset(self, client: _Client) -> None:
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self._ended(client.socket.fileno(), client)
+
+    def _leave_within_a_frame(self, client: _Client) -> None:
+        self._send(client, masked_frame(_TEXT, b"never whole")[:5])
+        self._leave_by_a_reset(client)
 
     # ---- connecting
 
