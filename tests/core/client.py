@@ -38,6 +38,21 @@ def as_sent(answers: Iterable[Answer], *, most: int = sys.maxsize) -> list[bytes
     return frames
 
 
+class LossRule:
+    """How the protocol's page tells a client to know what was dropped, not only skipped."""
+
+    def __init__(self) -> None:
+        self._received = 0
+        self._skipped = 0
+
+    def lost(self, event: dict[str, Any]) -> int:
+        """How many were dropped before `event`, which is the next one that is no replay."""
+        self._received += 1
+        self._skipped = event.get("skipped_total", self._skipped)
+        lost: int = event["seq"] - self._received - self._skipped
+        return lost
+
+
 def texts_of(frames: Iterable[bytes]) -> list[str]:
     """The text messages; each has to be exactly one unfragmented frame."""
     texts = []

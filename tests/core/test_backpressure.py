@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from tests.core.client import objects_of
+from tests.core.client import LossRule, objects_of
 from trio_odin.core.backpressure import (
     FULL_OUTBOXES_IN_A_ROW,
     Backlog,
@@ -63,6 +63,8 @@ class Client:
         self.matched: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.received: list[tuple[int, str, int]] = []  # seq, channel, skipped
+        self.dropped_seqs: list[int] = []
+        self.rule = LossRule()
 
     def offer(self, channel: str = "BTC.trade", size: int = 1, *, sent: int = 0) -> Dropped | None:
         self.seq += 1
@@ -73,6 +75,7 @@ class Client:
         refusal = self.backlog.admit(envelope, room=room)
         if refusal is not None:
             self.dropped[channel] += 1
+            self.dropped_seqs.append(self.seq)
             return refusal
         if room < 1:
             kept = self.backlog.without_superseded(self.outbox)
@@ -89,15 +92,14 @@ class Client:
             envelope = self.outbox.popleft()
             if self.backlog.take(envelope):
                 batch.append(envelope)
-        self.backlog.written(len(batch), sum(len(envelope.rest()) for envelope in batch))
+        self.backlog.written(len(batch), sum(envelope.size for envelope in batch))
         for envelope in batch:
-            if envelope.sent:
-                self.received.append((envelope.seq, envelope.publication.channel, 0))
-            else:
-                (content,) = objects_of([envelope.rest()])
-                assert "skipped" not in content or list(content)[-1] == "skipped"
-                skipped = content.get("skipped", 0)
-                self.received.append((content["seq"], content["channel"], skipped))
+            envelope.sent = 0  # what was out before is part of it
+            (content,) = objects_of([b"".join(envelope.pieces())])
+            skipped = content.get("skipped", 0)
+            self.received.append((content["seq"], content["channel"], skipped))
+            lost = sum(seq < content["seq"] for seq in self.dropped_seqs)
+            assert self.rule.lost(content) == lost, "a gap is explained when it is seen"
 
     def check_what_was_received(self) -> None:
         """With nothing waiting: each event was received, skipped with a word, or dropped."""
@@ -140,6 +142,23 @@ def test_conflation_keeps_the_newest_envelope_of_each_channel() -> None:
     slow.read(9)
     assert slow.received == [(4, "C.c", 0), (6, "B.b", 1), (7, "A.a", 3)]
     assert (slow.deliveries.conflated, slow.deliveries.queued) == (4, 0)
+
+
+def test_an_event_behind_a_gap_says_how_many_were_skipped_on_all_channels() -> None:
+    slow = client("conflate")
+    for channel in ("A.a", "B.b", "A.a", "C.c", "A.a", "B.b", "A.a", "C.c", "D.d"):
+        assert slow.offer(channel) is None
+    taken = [envelope for envelope in slow.outbox if slow.backlog.take(envelope)]
+    told = [
+        {key: event[key] for key in ("seq", "skipped", "skipped_total") if key in event}
+        for event in objects_of(b"".join(envelope.pieces()) for envelope in taken)
+    ]
+    assert told == [
+        {"seq": 6, "skipped": 1, "skipped_total": 5},
+        {"seq": 7, "skipped": 3},
+        {"seq": 8, "skipped": 1},
+        {"seq": 9},
+    ]
 
 
 def test_conflation_begins_before_the_outbox_is_full() -> None:
@@ -266,7 +285,7 @@ def test_the_length_of_a_frame_is_known_before_it_is_made(
     seq: int, skipped: int, size: int
 ) -> None:
     envelope = Envelope(publication(size=size), seq, skipped=skipped)
-    assert envelope.size == len(envelope.rest())
+    assert envelope.size == len(b"".join(envelope.pieces()))
 
 
 @given(
@@ -340,7 +359,7 @@ class Outboxes(RuleBasedStateMachine):
     def bytes_are_those_that_wait(self) -> None:
         for client, replies in zip(self.clients, self.replies, strict=True):
             waiting = [e for e in client.outbox if not e.is_superseded]
-            assert client.backlog.bytes == replies + sum(len(e.rest()) for e in waiting)
+            assert client.backlog.bytes == replies + sum(e.size for e in waiting)
             assert client.backlog.envelopes == len(waiting)
         assert self.all_rules.budget.used_bytes == sum(c.backlog.bytes for c in self.clients)
 

@@ -12,6 +12,7 @@ import trio
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
+from tests.core.client import LossRule
 from tests.e2e.conftest import (
     StartServer,
     check_balance,
@@ -161,6 +162,8 @@ async def test_who_does_not_read_gets_the_newest_of_each_channel_when_it_does_ag
         assert came == dict.fromkeys(CHANNELS, EVENTS // 4)
         skipped = sum(e.get("skipped", 0) for e in envelopes)
         assert skipped == server.ledger.deliveries.conflated == EVENTS - len(envelopes) > 100
+        rule = LossRule()
+        assert {rule.lost(envelope) for envelope in envelopes} == {0}, "no gap is a loss"
         # What was skipped can be had: it is kept for replay, as it was.
         missed = min(set(range(EVENTS - 50, EVENTS + 1)) - {e["seq"] for e in envelopes})
         replay = f'{{"type":"replay","data":{{"from":{missed},"to":{missed}}}}}'

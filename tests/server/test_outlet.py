@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import socket
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wsproto.frame_protocol import Opcode
 
-from tests.core.client import frames_of
+from tests.core.client import LossRule, frames_of
 from trio_odin.core.answers import Answer, Resend
 from trio_odin.core.backpressure import OutboxBudget, OutboxRules, SlowPolicy
 from trio_odin.core.closing import CloseReason
@@ -53,6 +55,7 @@ class Rig:
         capacity: int = 512,
         max_bytes: int = 100_000_000,
         total_bytes: int = 0,
+        write_deadline: float = 5,
     ) -> None:
         self.budget = OutboxBudget(total_bytes)
         self.owner = OwnerOfOne()
@@ -61,7 +64,7 @@ class Rig:
         self.outlet = Outlet(
             stream,
             history=self.history,
-            rules=OutboxRules(policy, capacity, max_bytes, 5, self.budget),
+            rules=OutboxRules(policy, capacity, max_bytes, write_deadline, self.budget),
             ledger=self.ledger,
             owner=self.owner,
         )
@@ -283,7 +286,7 @@ class StutteringWrite:
         self._sink = sink
         self._choose = choose
 
-    def __call__(self, file: int, data: bytes) -> int:
+    def __call__(self, file: int, data: bytes | memoryview) -> int:
         room = self._choose.choice([0, 1, 2, len(data) // 2, len(data), len(data) + 9])
         if not room:
             raise BlockingIOError
@@ -394,8 +397,8 @@ async def test_what_was_deferred_goes_out_in_one_write() -> None:
         rig = Rig(ours)
         writes: list[bytes] = []
 
-        def write(file: int, data: bytes) -> int:
-            writes.append(data)
+        def write(file: int, data: bytes | memoryview) -> int:
+            writes.append(bytes(data))
             return os.write(file, data)
 
         rig.outlet._write_now = write
@@ -415,7 +418,7 @@ async def test_a_joined_write_has_a_bound_of_its_own() -> None:
         rig = Rig(ours)
         sizes: list[int] = []
 
-        def write(file: int, data: bytes) -> int:
+        def write(file: int, data: bytes | memoryview) -> int:
             sizes.append(len(data))
             return len(data)
 
@@ -745,6 +748,30 @@ async def test_a_resent_event_gives_way_to_nothing_and_nothing_to_it(
     rig.check_the_end()
 
 
+async def test_replayed_events_do_not_count_in_what_was_skipped(nursery: trio.Nursery) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+    rig = Rig(ours, policy=SlowPolicy.CONFLATE)
+    for channel in ("A.a", "A.a", "B.b", "B.b", "B.b"):
+        rig.offer(publication(channel=channel))
+    again = Resend(rig.history.between(1, 3).kept, lambda sent: [text_frame(b'{"sent":%d}' % sent)])
+    nursery.start_soon(rig.outlet.answer, [again])
+    await trio.testing.wait_all_tasks_blocked()
+    rig.offer(publication(channel="A.a"))
+    nursery.start_soon(rig.outlet.run_writer)
+    await trio.testing.wait_all_tasks_blocked()
+    rig.offer(publication(channel="C.c"))
+    for _ in range(2):
+        rig.offer(publication(channel="D.d"))
+    await trio.testing.wait_all_tasks_blocked()
+    got = envelopes_of(bytes(await theirs.receive_some()))
+    told = [(m.get("seq", "end"), m.get("skipped", 0), m.get("skipped_total")) for m in got]
+    assert told == [
+        (5, 2, 4), (1, 0, None), (2, 0, None), (3, 0, None), ("end", 0, None),
+        (6, 2, None), (7, 0, None), (9, 1, 5),
+    ]  # fmt: skip
+    rig.check_the_end()
+
+
 async def test_a_connection_that_ends_within_an_answer_owes_nothing(nursery: trio.Nursery) -> None:
     ours, theirs = await socket_pair()
     rig = Rig(ours)
@@ -831,6 +858,9 @@ def test_what_a_slow_client_gets_tells_it_what_it_missed(
             stream.bytes_allowed = 10**9
             stream.reading.unpark_all()
             await trio.testing.wait_all_tasks_blocked()
+            matched["LAST.a"] += 1
+            rig.offer(publication(1, "LAST.a"))
+            await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel(reason="the test is over")
         assert rig.budget.used_bytes == rig.ledger.deliveries.queued == 0
         messages = envelopes_of(bytes(sink))
@@ -854,6 +884,10 @@ def check_what_was_received(
     assert (matched - received).total() == deliveries.dropped.total()
     assert sum(e.get("skipped", 0) for e in envelopes) == deliveries.conflated
     assert deliveries.written == len(envelopes)
+    rule = LossRule()
+    lost = [rule.lost(envelope) for envelope in envelopes]
+    assert lost == sorted(lost)
+    assert (lost[0] >= 0, lost[-1]) == (True, deliveries.dropped.total())
 
 
 class GatedStream(StutteringStream):
@@ -893,3 +927,87 @@ async def test_conflating_while_the_writer_takes_what_waits_never_runs_out_of_pl
             break
     nursery.cancel_scope.cancel(reason="the test is over")
     rig.check_the_end()
+
+
+async def tcp_pair(
+    *, send_bytes: int, receive_bytes: int
+) -> tuple[trio.SocketStream, trio.SocketStream]:
+    """Ours and theirs, with buffers of twice this size, as the kernel has it.
+
+    Segments are small ones as on the Internet: else the window opens in large steps.
+    """
+    theirs = trio.socket.socket()
+    with trio.socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_bytes)
+        await listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        theirs.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+        await theirs.connect(listener.getsockname())
+        ours, _ = await listener.accept()
+    return trio.SocketStream(ours), trio.SocketStream(theirs)
+
+
+async def test_who_reads_slowly_but_all_the_time_makes_progress(nursery: trio.Nursery) -> None:
+    """Before the kernel wants more of us, 170 KB have to be read, which takes longer."""
+    ours, theirs = await tcp_pair(send_bytes=256 * 1024, receive_bytes=4096)
+    async with ours, theirs:
+        rig = Rig(ours, write_deadline=2)
+        rig.offer(publication(2_000_000))
+        begun = rig.outlet.heard_at
+        nursery.start_soon(rig.outlet.run_writer)
+        with trio.fail_after(30):
+            for _ in range(40):
+                await trio.sleep(0.1)
+                assert await theirs.receive_some(1000)
+        assert not rig.owner.reasons
+        assert rig.outlet.heard_at > begun + 2, "it is alive"
+        assert rig.ledger.deliveries.queued == 1
+        nursery.cancel_scope.cancel(reason="the test is over")
+
+
+async def test_who_does_not_read_at_all_makes_none() -> None:
+    ours, theirs = await tcp_pair(send_bytes=256 * 1024, receive_bytes=4096)
+    async with ours, theirs:
+        rig = Rig(ours, write_deadline=0.2)
+        rig.offer(publication(2_000_000))
+        with trio.fail_after(20):
+            await rig.outlet.run_writer()
+        assert rig.owner.reasons == [CloseReason.WRITE_DEADLINE]
+        assert rig.outlet.report()["events"][-1].endswith("write stalled")
+        rig.check_the_end()
+
+
+async def test_a_large_event_is_not_copied_for_each_who_waits_for_it(
+    nursery: trio.Nursery,
+) -> None:
+    rigs, readers = [], []
+    large = publication(1_000_000)
+    for _ in range(20):
+        ours, theirs = await tcp_pair(send_bytes=16 * 1024, receive_bytes=16 * 1024)
+        rigs.append(Rig(ours))
+        readers.append(theirs)
+        nursery.start_soon(rigs[-1].outlet.run_writer)
+    tracemalloc.start()
+    try:
+        for rig in rigs:
+            rig.offer(publication(5))
+            frame = rig.offer(large)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 3_000_000, "one frame is that of the test"
+    for rig, theirs in zip(rigs, readers, strict=True):
+        with trio.fail_after(30):
+            first = publication(5).frame(1)
+            assert await receive_exactly(theirs, len(first + frame)) == first + frame
+        assert rig.ledger.deliveries.queued == 0 or await settled(rig)
+        rig.check_the_end()
+        await theirs.aclose()
+        await rig.outlet.aclose()
+
+
+async def settled(rig: Rig) -> bool:
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    return rig.ledger.deliveries.written == 2

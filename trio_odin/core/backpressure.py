@@ -62,7 +62,9 @@ class Envelope:
     """An envelope that waits: references only. The first `sent` bytes of its frame are out.
 
     `skipped` older ones of its channel gave way to it; if it `is_superseded` it did so itself. One
-    that `is_resent` was asked for: nothing gives way to it, nor it to anything.
+    that `is_resent` was asked for: nothing gives way to it, nor it to anything; if it `is_replayed`
+    it has its number for the second time. `skipped_total` is what it says of all channels, 0 if
+    nothing; `dropped_before` are the envelopes with lower numbers that were given up.
     """
 
     publication: Publication
@@ -71,17 +73,24 @@ class Envelope:
     skipped: int = 0
     is_superseded: bool = False
     is_resent: bool = False
+    is_replayed: bool = False
+    skipped_total: int = 0
+    dropped_before: int = 0
 
-    def rest(self) -> bytes:
+    def pieces(self) -> list[memoryview]:
         """What is still to be written."""
-        if self.skipped:
-            return self.publication.conflated_frame(self.seq, self.skipped)
-        return self.publication.frame(self.seq)[self.sent :]
+        rest, sent = [], self.sent
+        for piece in self.publication.pieces(self.seq, self.skipped, self.skipped_total):
+            if sent < len(piece):
+                rest.append(memoryview(piece)[sent:])
+            sent = max(0, sent - len(piece))
+        return rest
 
     @property
     def size(self) -> int:
         """How many bytes that is."""
-        return self.publication.frame_bytes(self.seq, self.skipped) - self.sent
+        whole = self.publication.frame_bytes(self.seq, self.skipped, self.skipped_total)
+        return whole - self.sent
 
 
 class SlowConsumerWatch:
@@ -108,16 +117,35 @@ class Backlog:
     Attributes:
         envelopes: how many wait or are being written.
         bytes: of those and of replies.
+        skipped_total: envelopes of this connection that gave way to newer ones, up to the last one
+            that was taken.
     """
 
-    __slots__ = ("_deliveries", "_newest", "_rules", "_superseded", "_watch", "bytes", "envelopes")
+    __slots__ = (
+        "_deliveries",
+        "_dropped",
+        "_newest",
+        "_rules",
+        "_superseded",
+        "_untaken",
+        "_watch",
+        "bytes",
+        "envelopes",
+        "skipped_total",
+    )
 
-    def __init__(self, rules: OutboxRules, deliveries: Deliveries) -> None:
+    def __init__(
+        self, rules: OutboxRules, deliveries: Deliveries, *, skipped_total: int = 0
+    ) -> None:
         self._rules = rules
         self._deliveries = deliveries
         self._watch = SlowConsumerWatch()
         self._newest: dict[str, Envelope] = {}  # of each channel, if the policy is to conflate
         self._superseded = 0  # that are still in the outbox
+        self._dropped = 0
+        # The number of the next envelope to be taken, if none before it is skipped or dropped.
+        self._untaken: int | None = None
+        self.skipped_total = skipped_total
         self.envelopes = 0
         self.bytes = 0
 
@@ -132,6 +160,9 @@ class Backlog:
             Why it may not wait. None: it may; where there is no room it is made by taking out
             of the outbox what was superseded, see `without_superseded`.
         """
+        if self._untaken is None and not envelope.is_replayed:
+            self._untaken = envelope.seq - self.skipped_total
+        envelope.dropped_before = self._dropped
         channel = envelope.publication.channel
         older = None if envelope.is_resent else self._newest.get(channel)
         if older is not None:
@@ -140,6 +171,7 @@ class Backlog:
         refusal = self._refusal(size, freed, room, self._superseded + (older is not None))
         if refusal is not None:
             if not envelope.is_resent:
+                self._dropped += 1
                 self._deliveries.dropped[refusal] += 1
             return refusal
         self._grow(size - freed)
@@ -178,13 +210,28 @@ class Backlog:
             return False
         return self._rules.policy is not SlowPolicy.DROP and self._watch.outbox_full()
 
+    def pin(self, envelope: Envelope) -> None:
+        """`envelope` has left the outbox, but was not taken yet: it does not give way any more."""
+        if self._newest.get(envelope.publication.channel) is envelope:
+            del self._newest[envelope.publication.channel]
+
     def take(self, envelope: Envelope) -> bool:
-        """`envelope` has left the outbox, to be written. False: it was superseded, skip it."""
+        """`envelope` is to be written now. False: it was superseded, skip it.
+
+        All with lower numbers were taken, dropped or superseded before; if more were superseded
+        than the client knows of, this one says how many.
+        """
         if envelope.is_superseded:
             self._superseded -= 1
             return False
-        if self._newest.get(envelope.publication.channel) is envelope:
-            del self._newest[envelope.publication.channel]
+        self.pin(envelope)
+        if self._untaken is not None and not envelope.is_replayed:
+            total = envelope.seq - self._untaken - envelope.dropped_before
+            self._untaken += 1
+            if total > self.skipped_total:
+                size = envelope.size
+                self.skipped_total = envelope.skipped_total = total
+                self._grow(envelope.size - size)
         return True
 
     def without_superseded(self, items: Iterable[T]) -> list[T]:

@@ -20,6 +20,7 @@ EVENT_TYPE: Final = "price:update"
 PRIORITY: Final = 1
 _SEQ_KEY: Final = b'{"seq":'
 _SKIPPED_KEY: Final = b',"skipped":'
+_TOTAL_KEY: Final = b',"skipped_total":'
 
 
 class NatsMessage(NamedTuple):
@@ -111,17 +112,34 @@ class Publication:
         tail = self._tail
         return _head(len(digits) + len(tail)) + digits + tail
 
-    def conflated_frame(self, seq: int, skipped: int) -> bytes:
-        """The frame as of an envelope to which `skipped` older ones of its channel gave way."""
-        behind = b"%d%b%b%d}" % (seq, self._tail[:-1], _SKIPPED_KEY, skipped)
-        return _head(len(behind)) + behind
+    def pieces(
+        self, seq: int, skipped: int = 0, skipped_total: int = 0
+    ) -> tuple[bytes, memoryview, bytes]:
+        """The same in pieces, without a copy of what is shared; and with what was left out.
 
-    def frame_bytes(self, seq: int, skipped: int = 0) -> int:
+        Args:
+            seq: the number of the envelope.
+            skipped: so many older ones of its channel gave way to it.
+            skipped_total: so many did on the connection up to here, if that is to be told.
+        """
+        digits, end = b"%d" % seq, _ending(skipped, skipped_total)
+        tail = memoryview(self._tail)[: -1 if end else None]
+        return _head(len(digits) + len(tail) + len(end)) + digits, tail, end
+
+    def frame_bytes(self, seq: int, skipped: int = 0, skipped_total: int = 0) -> int:
         """The length of a frame, without making it."""
-        length = len(str(seq)) + len(self._tail)
-        if skipped:
-            length += len(_SKIPPED_KEY) + len(str(skipped))
+        end = _ending(skipped, skipped_total)
+        length = len(str(seq)) + len(self._tail) - bool(end) + len(end)
         return len(_head(length)) + length
+
+
+def _ending(skipped: int, skipped_total: int) -> bytes:
+    """The end of an envelope that says what was left out; empty if it says nothing."""
+    if not skipped and not skipped_total:
+        return b""
+    told = b"%b%d" % (_SKIPPED_KEY, skipped) if skipped else b""
+    told += b"%b%d" % (_TOTAL_KEY, skipped_total) if skipped_total else b""
+    return told + b"}"
 
 
 @lru_cache(maxsize=4096)

@@ -20,9 +20,12 @@ write. They come before anything that is sent in the meantime.
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import math
 import os
+import termios
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -44,7 +47,12 @@ from trio_odin.server.turns import Turns
 
 # A joined write takes at most about this much; the outbox may hold far more in large envelopes.
 _JOINED_MAX_BYTES = 64 * 1024
-# The write deadline is for a piece of this size: one that goes out is progress.
+# A frame of this size is written from the bytes that all its receivers share.
+_LARGE_BYTES = 16 * 1024
+# Within the write deadline it is looked so often whether the client takes anything. If the whole
+# process stands still for a while that is one look, and nobody's fault.
+_LOOKS_AT_PROGRESS = 5
+# Where there is no socket to look at, a piece of this size that goes out is progress.
 _PIECE_BYTES = 16 * 1024
 # More than this many deferred envelopes are not worth waiting for: the write is cheap by then.
 _DEFERRED_MAX = 64
@@ -64,9 +72,14 @@ class _Raw:
     data: bytes
     is_written: bool = False
 
-    def rest(self) -> bytes:
+    def pieces(self) -> list[memoryview]:
         """What is still to be written."""
-        return self.data
+        return [memoryview(self.data)]
+
+    @property
+    def size(self) -> int:
+        """How many bytes that is."""
+        return len(self.data)
 
 
 _FULL = frozenset({Dropped.OUTBOX_FULL, Dropped.OUTBOX_BYTES})
@@ -114,6 +127,7 @@ class Outlet(trio.abc.Stream):
         "_owner",
         "_progress",
         "_rules",
+        "_skipped_total",
         "_socket",
         "_stream",
         "_turns",
@@ -145,6 +159,7 @@ class Outlet(trio.abc.Stream):
         outbox: _Outbox = trio.open_memory_channel(math.inf)
         self._outbox_send, self._outbox_receive = outbox
         self._backlog: Backlog | None = None  # nothing waits
+        self._skipped_total = 0  # envelopes that gave way to newer ones, before the backlog
         self._flight: FlightRecorder | None = None  # nothing notable happened
         self._write_now, self._file = _direct_write(stream)
         self._is_idle = True  # nothing in the outbox, no frame half written, and more may be
@@ -273,7 +288,7 @@ class Outlet(trio.abc.Stream):
             self._take_out_superseded(backlog)
         self._outbox_send.send_nowait(envelope)
         if outbox.tasks_waiting_receive:
-            backlog.take(envelope)  # it is with the writer, which has still to wake up
+            backlog.pin(envelope)  # it is with the writer, which has still to wake up
         self._is_idle = False
         self._is_torn = self._is_torn or envelope.sent > 0
         self._ledger.traffic.bytes_sent += envelope.sent
@@ -282,7 +297,9 @@ class Outlet(trio.abc.Stream):
 
     def _begin_to_wait(self) -> Backlog:
         if self._backlog is None:
-            self._backlog = Backlog(self._rules, self._ledger.deliveries)
+            self._backlog = Backlog(
+                self._rules, self._ledger.deliveries, skipped_total=self._skipped_total
+            )
             self.note(FlightEvent.BEGAN_TO_WAIT)
         return self._backlog
 
@@ -423,7 +440,10 @@ class Outlet(trio.abc.Stream):
         """Write or queue as many as there is room for. Returns how many; these are booked."""
         sent = self._write_what_fits(envelopes)
         for seq, publication in envelopes[sent:]:
-            if self._queue(Envelope(publication, seq, is_resent=True)) is not None:
+            envelope = Envelope(
+                publication, seq, is_resent=True, is_replayed=seq <= self._history.seq
+            )
+            if self._queue(envelope) is not None:
                 break
             sent += 1
         self._ledger.deliveries.matched += sent
@@ -482,60 +502,98 @@ class Outlet(trio.abc.Stream):
 
         Returns when the stream is gone or a write missed its deadline; the owner knows it then.
         """
-        while True:
+        while not self._is_stopped:
             try:  # not `receive` alone: it lets others run between its taking and its return
                 first = self._outbox_receive.receive_nowait()
             except trio.WouldBlock:
                 first = await self._outbox_receive.receive()
             backlog = self._begin_to_wait()
-            batch, joined = self._take_batch(first, backlog)
+            batch, buffers = self._take_batch(first, backlog)
             self._is_torn = True
-            if not await self._write(joined):
+            try:
+                is_written = await self._write(buffers)
+            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                if not self._is_stopped:  # else there is a better reason
+                    self._owner.evict(CloseReason.PEER_GONE)
+                return
+            if not is_written:
+                self.note(FlightEvent.STALLED)
+                self._owner.evict(CloseReason.WRITE_DEADLINE)
                 return
             self._is_torn = False
-            self._settle(batch, len(joined), backlog)
+            self._settle(batch, sum(map(len, buffers)), backlog)
 
     def _take_batch(
         self, first: Envelope | _Raw, backlog: Backlog
-    ) -> tuple[list[Envelope | _Raw], bytes]:
-        """What waits, `first` and as many more as one write should take, and their bytes joined."""
+    ) -> tuple[list[Envelope | _Raw], list[bytes | memoryview]]:
+        """What waits, `first` and as many more as one write should take, and their bytes.
+
+        Small ones are joined. Large ones are not copied: many clients may wait for the same.
+        """
         batch: list[Envelope | _Raw] = []
+        buffers: list[bytes | memoryview] = []
         joined = bytearray()
-        skipped = 0
+        size = skipped = 0
         for item in itertools.chain([first], self._waiting()):
             if isinstance(item, Envelope):
                 if not backlog.take(item):
                     continue
                 skipped += item.skipped
             batch.append(item)
-            joined += item.rest()
-            if len(joined) >= _JOINED_MAX_BYTES:
+            size += item.size
+            if item.size < _LARGE_BYTES:
+                for piece in item.pieces():
+                    joined += piece
+            else:
+                buffers += [bytes(joined), *item.pieces()]
+                joined.clear()
+            if size >= _JOINED_MAX_BYTES:
                 break
         if skipped:
             self.note(FlightEvent.CONFLATED, skipped)
-        return batch, bytes(joined)
+        return batch, [*buffers, bytes(joined)]
 
-    async def _write(self, joined: bytes) -> bool:
-        """Write it all. False if that cannot be, and then the connection is being ended."""
-        view = memoryview(joined)
-        for start in range(0, len(joined), _PIECE_BYTES):
-            started = trio.current_time()
-            with trio.move_on_after(self._rules.write_deadline_seconds) as deadline:
-                try:
-                    await self._stream.send_all(view[start : start + _PIECE_BYTES])
-                except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    if not self._is_stopped:  # else there is a better reason
-                        self._owner.evict(CloseReason.PEER_GONE)
+    async def _write(self, buffers: Iterable[bytes | memoryview]) -> bool:
+        """Write it all. False if the client takes nothing of it for the write deadline."""
+        await trio.lowlevel.checkpoint()
+        for buffer in buffers:
+            rest = memoryview(buffer)
+            while rest:
+                started = trio.current_time()
+                sent = await self._write_some(rest)
+                if not sent:
                     return False
-            if deadline.cancelled_caught:
-                self.note(FlightEvent.STALLED)
-                self._owner.evict(CloseReason.WRITE_DEADLINE)
-                return False
-            # While a reply waits its turn, nothing of the client is read: this is life as well.
-            self.heard_at = trio.current_time()
-            if self.heard_at - started >= _SLOW_WRITE_SECONDS:
-                self.note(FlightEvent.SLOW_WRITE)
+                rest = rest[sent:]
+                # While a reply waits its turn, nothing of the client is read: this is life as well.
+                self.heard_at = trio.current_time()
+                if self.heard_at - started >= _SLOW_WRITE_SECONDS:
+                    self.note(FlightEvent.SLOW_WRITE)
         return True
+
+    async def _write_some(self, data: memoryview) -> int:
+        """Write a part, as soon as it is taken. How many bytes; 0 if there was no progress."""
+        socket, seconds = self._socket, self._rules.write_deadline_seconds
+        if socket is None:
+            piece = data[:_PIECE_BYTES]
+            with trio.move_on_after(seconds) as deadline:
+                await self._stream.send_all(piece)
+            return 0 if deadline.cancelled_caught else len(piece)
+        unread, looks = _unread_bytes(socket), 0
+        while looks < _LOOKS_AT_PROGRESS:
+            try:
+                return self._write_now(self._file, data)
+            except BlockingIOError:
+                pass
+            with trio.move_on_after(seconds / _LOOKS_AT_PROGRESS) as deadline:
+                await trio.lowlevel.wait_writable(socket)
+            if deadline.cancelled_caught:
+                looks += 1
+            # The kernel takes more only once a third of its buffer is free. Who reads slowly, but
+            # all the time, empties it meanwhile.
+            if (left := _unread_bytes(socket)) < unread:
+                unread, looks = left, 0
+                self.heard_at = trio.current_time()
+        return 0
 
     def _settle(self, batch: list[Envelope | _Raw], size: int, backlog: Backlog) -> None:
         """Book a batch that was written, and wake who waited for it."""
@@ -552,6 +610,7 @@ class Outlet(trio.abc.Stream):
                 self._owner.close_frame_sent()
             else:
                 self._is_idle = True
+                self._skipped_total = backlog.skipped_total
                 self._backlog = None
                 self.note(FlightEvent.EMPTIED)
         if self._progress is not None:
@@ -666,7 +725,15 @@ class _Nobody:
 _NOBODY = _Nobody()
 
 
-def _direct_write(stream: trio.abc.Stream) -> tuple[Callable[[int, bytes], int], int]:
+def _unread_bytes(socket: trio.socket.SocketType) -> int:
+    """What the kernel holds that the peer has not acknowledged; see tcp(7), SIOCOUTQ."""
+    unread = array("i", [0])
+    with suppress(OSError):  # it has gone: the write will see
+        fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, unread)
+    return unread[0]
+
+
+def _direct_write(stream: trio.abc.Stream) -> tuple[Callable[[int, bytes | memoryview], int], int]:
     """A non-blocking write and the file number to call it with.
 
     A stream without a socket never takes anything that way.
@@ -676,9 +743,9 @@ def _direct_write(stream: trio.abc.Stream) -> tuple[Callable[[int, bytes], int],
     return _would_block, -1
 
 
-def _would_block(file: int, data: bytes) -> int:
+def _would_block(file: int, data: bytes | memoryview) -> int:
     raise BlockingIOError
 
 
-def _refuse(file: int, data: bytes) -> int:
+def _refuse(file: int, data: bytes | memoryview) -> int:
     raise BrokenPipeError
