@@ -183,6 +183,21 @@ def test_a_stream_that_was_emptied_and_has_grown_past_is_known_by_the_time_of_a_
     assert (position.offset, position.epoch, position.witness) == (0, "e-1", None)
 
 
+def test_a_stream_that_may_have_been_emptied_beyond_recognition_is_a_gap_from_its_beginning() -> (
+    None
+):
+    for may_be_emptied, gap in (
+        (False, Gap(WINDOW, 4, 51, 54)),
+        (True, Gap(WINDOW, None, 1, 54)),
+    ):
+        position = Position()
+        position.enter(StreamState("S", "e", 1, 40, True))
+        position.move(50, 77)
+        state = StreamState("S", "e", 55, 60, True, may_be_emptied=may_be_emptied)
+        assert position.enter(state) == [gap]
+        assert position.offset == 54
+
+
 def test_the_end_of_the_past_may_be_somebody_elses_message() -> None:
     position = Position(recall=5)
     position.enter(state(1, 10, is_ours=False))

@@ -114,6 +114,7 @@ class StreamState:
 
     `epoch` tells it from another one of the same name. `is_ours`: no subject in it but ours.
     `witness` is the time of the message at the offset of our own witness, None if there is none.
+    `may_be_emptied`: it can come back without its messages, under the same epoch; see `Position`.
     """
 
     name: str
@@ -122,6 +123,7 @@ class StreamState:
     last: int
     is_ours: bool
     witness: int | None = None
+    may_be_emptied: bool = False
 
 
 @attrs.define
@@ -177,6 +179,9 @@ class Position:
             if state.first > self.past + 1:  # else all of it was before the start
                 first = max(self.offset, self.past) + 1
                 missed = state.first - first if state.is_ours else None
+                if state.may_be_emptied and self.witness is not None:
+                    # What would tell is gone: these offsets may have been given anew from 1 on.
+                    first, missed = 1, None
                 gaps.append(Gap(GapReason.WINDOW, missed, first, state.first - 1))
             self.offset = state.first - 1
         return gaps

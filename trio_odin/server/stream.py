@@ -92,6 +92,8 @@ def state_of(info: StreamInfo) -> StreamState:
         first=info.state.first_seq,
         last=info.state.last_seq,
         is_ours=all(covers(SUBJECT, pattern) for pattern in info.config.subjects or []),
+        # Without a cluster, one in memory is gone with its server.
+        may_be_emptied=info.config.storage == StorageType.MEMORY and info.cluster is not None,
     )
 
 
