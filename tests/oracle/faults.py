@@ -110,9 +110,10 @@ def _later(
     world.nursery.start_soon(wait)
 
 
-def _whole(server: Odin, rng: random.Random) -> Callable[[], Awaitable[object]]:
+def _whole(world: World, server: Odin, rng: random.Random) -> Callable[[], Awaitable[object]]:
     """What to wait for before more is done to a server; sometimes nothing, while it starts."""
-    return server.wait_up if rng.random() < _LEFT_ALONE else trio.lowlevel.checkpoint
+    is_left_alone = rng.random() < _LEFT_ALONE or world.is_careful
+    return server.wait_up if is_left_alone else trio.lowlevel.checkpoint
 
 
 async def _kill_server(world: World, rng: random.Random) -> str:
@@ -120,13 +121,13 @@ async def _kill_server(world: World, rng: random.Random) -> str:
     if server.is_busy or not await world.can_spare(server):
         return ""
     server.kill()
-    _later(world, seconds, server, server.start, _whole(server, rng))
+    _later(world, seconds, server, server.start, _whole(world, server, rng))
     return f"{server.folder.name} for {seconds:.1f} s"
 
 
 async def _restart_server(world: World, rng: random.Random) -> str:
     server = rng.choice(world.servers)
-    wait_healed = _whole(server, rng)
+    wait_healed = _whole(world, server, rng)
     if server.is_busy or not await world.can_spare(server):
         return ""
 

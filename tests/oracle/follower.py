@@ -64,7 +64,9 @@ class Follower:
     _resume: _Command | None = None
     # The resume before this one was broken off: what comes now may have come then.
     _is_again: bool = False
-    _last: dict[str, Position] = attrs.field(factory=dict)  # the last event of each channel
+    # The last offset of each channel, in each epoch; and epochs that were left for an older one.
+    _last: dict[tuple[str, str], int] = attrs.field(factory=dict)
+    _was_left: set[str] = attrs.field(factory=set)
     _commands: dict[int, _Command] = attrs.field(factory=dict)
     _ids: itertools.count[int] = attrs.field(factory=lambda: itertools.count(1))
 
@@ -176,7 +178,8 @@ class Follower:
     def _take_event(self, message: Message, text: str) -> None:
         channel, offset = message["channel"], message["offset"]
         found = _DATA.search(text)
-        is_ignored = self._is_again and self.is_resuming and self._had(channel, offset)
+        may_repeat = (self._is_again and self.is_resuming) or self._epoch in self._was_left
+        is_ignored = may_repeat and self._had(channel, offset)
         event = judge.Event(
             at_ms=now_ms(),
             channel=channel,
@@ -192,13 +195,11 @@ class Follower:
         if not is_ignored:
             self.numbers.add(event.number)
         if not is_ignored and self._epoch is not None:
-            self._last[channel] = Position(self._epoch, offset)
+            self._last[self._epoch, channel] = offset
         self._count(offset)
 
     def _had(self, channel: str, offset: int) -> bool:
-        """The end of the first rule."""
-        last = self._last.get(channel)
-        return last is not None and last.epoch == self._epoch and offset <= last.offset
+        return self._epoch is not None and offset <= self._last.get((self._epoch, channel), 0)
 
     def _take_ack(self, message: Message) -> None:
         command = self._commands.pop(message["id"])
@@ -221,6 +222,8 @@ class Follower:
 
     def _enter(self, epoch: str) -> None:
         """The second rule: the position starts anew, but not while a resume is under way."""
+        if self._epoch is not None and epoch != self._epoch:
+            self._was_left.add(self._epoch)
         self._epoch, self._largest = epoch, None
         self.heard.setdefault(epoch, now_ms())
 
@@ -235,7 +238,6 @@ class Follower:
         )
         if epoch is not None and epoch != self._epoch:
             self._enter(epoch)
-            # The page is silent on a gap `start` of another epoch; up to `to` all is declared.
             self._count(last or 0 if message["reason"] == "start" else 0)
 
     def _take_position(self, offset: int | None) -> None:

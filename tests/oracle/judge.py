@@ -71,7 +71,7 @@ class Left(Entry):
 
 @attrs.frozen(kw_only=True)
 class Event(Entry):
-    """An event. `is_ignored`: by the first rule, as one that came again."""
+    """An event. `is_ignored`: it came again, where the page says that it may."""
 
     epoch: str | None
     channel: str

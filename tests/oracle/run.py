@@ -52,6 +52,8 @@ class Outcome:
 # A server that declared everything lost would be right, too. Where no fault destroys anything, so
 # much has to be delivered; where streams are destroyed, it depends on what is drawn.
 _SHARE_MIN = 0.8
+# Of the events, those of which nothing is known.
+_UNDECIDED_MAX = 0.25
 
 
 def check(outcomes: list[Outcome]) -> None:
@@ -62,6 +64,7 @@ def check(outcomes: list[Outcome]) -> None:
         assert not verdict.findings, "\n".join([f"seed {outcome.seed}", *shown])
         assert outcome.faults.total() > 0
         assert verdict.delivered > 0
+        assert outcome.undecided <= _UNDECIDED_MAX * outcome.events, f"{outcome.undecided} events"
         if KINDS[outcome.kind].is_gentle:
             assert outcome.share >= _SHARE_MIN, f"{outcome.share:.0%} of {outcome.kind}"
 
@@ -199,6 +202,11 @@ def _verdict_on(world: World) -> tuple[Truth, Verdict]:
         verdict.findings += [
             Finding(kind="error", client=client.name, at_ms=0, detail=text)
             for text in client.follower.errors
+        ]
+    if world.kind.nodes == 1:  # there are not two of it
+        verdict.findings += [
+            Finding(kind="disputed", client="", at_ms=times[0], detail=f"#{number}")
+            for number, times in evidence.disputed.items()
         ]
     for epoch in evidence.epochs:
         if len(lives := truth.lives_of(epoch)) > 1:

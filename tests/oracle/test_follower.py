@@ -95,6 +95,16 @@ def test_an_event_of_another_epoch_is_not_taken_for_one_that_came() -> None:
     assert not any(event.is_ignored for event in talk.it.events())
 
 
+def test_a_server_behind_by_a_whole_stream_brings_nothing_twice() -> None:
+    talk = Conversation(Position("y", 0)).open().ack(epoch="y").says("resumed", sent=0, offset=0)
+    talk.event(1).event(2).broken().open().ack(epoch="x").event(9)
+    talk.says("resume_incomplete").says("resumed", sent=1, offset=9).gap("stream", "y")
+    assert talk.position == ("y", 0)
+    talk.event(1).event(2).event(3)
+    assert [event.offset for event in talk.it.events() if event.is_ignored] == [1, 2]
+    assert talk.position == ("y", 3)
+
+
 def test_the_position_starts_anew_with_another_epoch() -> None:
     talk = Conversation().open().ack(epoch="x", offset=3).gap("stream", "y")
     assert talk.position == ("y", 0)

@@ -10,7 +10,7 @@ from tests.oracle.run import check, run_worlds
 
 pytestmark = pytest.mark.e2e
 
-_WORLDS = ["gentle-single", "single-memory", "gentle-cluster"]
+_WORLDS = ["gentle-cluster", "single-memory", "cluster-r3-memory"]
 
 
 async def test_whatever_breaks_no_event_is_lost_without_a_word(

@@ -29,34 +29,46 @@ def test_an_event_that_nats_held_back_makes_no_other_life() -> None:
     assert truth.places[2] == Place(0, 4)
 
 
-def test_an_event_seen_at_two_offsets_is_left_out() -> None:
-    content = evidence((1, 1, 10), (2, 2, 20))
-    content.saw(1, 2, 20)
+def test_what_is_stored_while_events_are_at_two_places_is_left_out() -> None:
+    content = evidence((1, 8, 1000), (2, 9, 2500), (3, 1, 3000), (4, 2, 3900), (5, 13, 5000))
+    content.saw(3, 10, 3001)
     truth = Truth(content)
-    assert truth.undecided == [1]
-    assert list(truth.places) == [2]
+    assert truth.undecided == [2, 3, 4]
+    assert truth.places == {1: Place(0, 8), 5: Place(0, 13)}, "there was no other life"
 
 
 def test_what_only_its_publisher_knows_of_is_put_into_its_life() -> None:
-    content = evidence((1, 1, 10), (2, 2, 20), (3, 1, 100))
-    for number, offset, sent_ms, acked_ms in ((4, 3, 30, 35), (5, 9, 90, 110), (6, 2, 40, 45)):
+    content = evidence((1, 1, 10), (2, 2, 20), (3, 2, 100), (9, 5, 120))
+    acknowledged = (
+        (4, 3, 30, 35),  # after the last that was seen of the first life
+        (5, 9, 90, 110),
+        (6, 2, 40, 45),
+        (7, 1, 95, 99),
+        (8, 4, 101, 119),
+    )
+    for number, offset, sent_ms, acked_ms in acknowledged:
         content.sent[number] = Sent("A.b", "{}", sent_ms)
         content.acknowledged[number] = (offset, acked_ms)
     truth = Truth(content)
     assert truth.places[4] == Place(0, 3)
-    assert truth.undecided == [5, 6], "either life is possible; the place is taken"
+    assert truth.places[7] == Place(1, 1), "before the first that was seen of the second one"
+    assert truth.places[8] == Place(1, 4)
+    assert truth.undecided == [6], "the place is taken in both"
+    assert truth.places[5] == Place(0, 9), "in the second one what is behind 5 came later"
 
 
 def test_an_epoch_is_the_life_whose_events_came_under_it() -> None:
     content = evidence((1, 1, 10), (2, 1, 20), (3, 1, 30))
     content.epochs.update({"a": {1}, "b": {2, 3}})
+    content.heard["new"] = 22
     truth = Truth(content)
     assert truth.locate("a", 7, 99) == Place(0, 7)
     assert truth.lives_of("b") == [1, 2]
     assert truth.locate("b", 7, 25) == Place(1, 7), "the one that had begun"
-    content.heard["new"] = 22
-    assert truth.locate("new", 0, 35) == Place(1, 0)
+    assert truth.locate("new", 0, 35) == Place(1, 0), "both have names; it was named in this one"
     assert truth.locate("unheard of", 0, 35) == Place(2, 0)
+    del content.epochs["a"]
+    assert Truth(content).locate("new", 0, 35) == Place(0, 0), "the one that has no name"
 
 
 def test_a_time_has_the_last_event_before_it() -> None:

@@ -22,6 +22,8 @@ class Place:
 
 
 START = Place(-1, 0)
+# So long before and after an event that was seen at two places others may have been, too.
+_SPLIT_MS = 1000
 
 
 @attrs.frozen
@@ -40,7 +42,7 @@ class Evidence:
     Attributes:
         sent: every event that was published, by its number.
         stored: offset of an event in the stream, and the time there in whole milliseconds.
-        disputed: events that were seen at several places.
+        disputed: the times of events that were seen at several places.
         acknowledged: offset and Unix milliseconds of the acknowledgement.
         epochs: which events were received under which epoch.
         heard: when an epoch was named for the first time, in Unix milliseconds.
@@ -48,15 +50,16 @@ class Evidence:
 
     sent: dict[int, Sent] = attrs.field(factory=dict)
     stored: dict[int, tuple[int, int]] = attrs.field(factory=dict)
-    disputed: set[int] = attrs.field(factory=set)
+    disputed: dict[int, list[int]] = attrs.field(factory=dict)
     acknowledged: dict[int, tuple[int, float]] = attrs.field(factory=dict)
     epochs: dict[str, set[int]] = attrs.field(factory=lambda: defaultdict(set))
     heard: dict[str, float] = attrs.field(factory=dict)
 
     def saw(self, number: int, offset: int, stored_ms: int) -> None:
         """An event was in the stream. The first one to say so is believed."""
-        if self.stored.setdefault(number, (offset, stored_ms))[0] != offset:
-            self.disputed.add(number)
+        first_offset, first_ms = self.stored.setdefault(number, (offset, stored_ms))
+        if first_offset != offset:
+            self.disputed[number] = [first_ms, stored_ms]
 
 
 class Truth:
@@ -67,8 +70,9 @@ class Truth:
         stored_ms: when NATS stored it, where somebody saw that.
         sent: what was published.
         starts: when each life had its first event, in Unix milliseconds.
-        undecided: events of which it is not known in which life they were, or that were in two: for
-            a moment NATS can have two nodes that take a stream for theirs. They are left out.
+        undecided: events of which it is not known in which life they were. So are those of a time
+            at which two nodes of NATS took the stream for theirs, as when a node comes back that
+            had a stream which was made anew meanwhile: then an event is at two places.
     """
 
     def __init__(self, evidence: Evidence) -> None:
@@ -77,6 +81,7 @@ class Truth:
         self.undecided: list[int] = []
         self.sent = evidence.sent
         self.starts: list[int] = []
+        self._ends: list[int] = []
         self._take_sightings(evidence)
         self._take_acknowledged(evidence)
         self._channels: dict[str, list[Place]] = defaultdict(list)
@@ -120,9 +125,11 @@ class Truth:
     def locate(self, epoch: str, offset: int, at_ms: float) -> Place:
         """The place that an offset of an epoch stands for, said at a time."""
         life = self.life_of(epoch, at_ms)
-        if life is None:  # the one that it was named in first
+        if life is None:  # the one that it was named in first, or one before that nobody else names
             heard_ms = min(at_ms, self._heard.get(epoch, at_ms))
-            life = max(0, bisect_right(self.starts, heard_ms) - 1)
+            begun = bisect_right(self.starts, heard_ms)
+            named = {life for lives in self._lives.values() for life in lives}
+            life = max(set(range(begun)) - named, default=max(0, begun - 1))
         return Place(life, offset)
 
     def place_at(self, at_ms: float) -> Place:
@@ -133,30 +140,52 @@ class Truth:
     def _take_sightings(self, evidence: Evidence) -> None:
         """Number the lives by the order of what was seen."""
         seen = [(ms, offset, number) for number, (offset, ms) in evidence.stored.items()]
+        disputed = sorted(ms for times in evidence.disputed.values() for ms in times)
         last = None
         for ms, offset, number in sorted(seen):
+            nearest = bisect_right(disputed, ms - _SPLIT_MS)
+            if nearest < len(disputed) and disputed[nearest] <= ms + _SPLIT_MS:
+                self.undecided.append(number)
+                continue
             if last is None or offset <= last:
                 self.starts.append(ms)
-            last = offset
-            if number in evidence.disputed:
-                self.undecided.append(number)
-            else:
-                self.places[number] = Place(self.lives - 1, offset)
-                self.stored_ms[number] = ms
+                self._ends.append(ms)
+            last, self._ends[-1] = offset, ms
+            self.places[number] = Place(self.lives - 1, offset)
+            self.stored_ms[number] = ms
 
     def _take_acknowledged(self, evidence: Evidence) -> None:
-        """Add what only its publisher knows of, as when NATS was killed right afterwards."""
-        taken = {place: number for number, place in self.places.items()}
+        """Add what only its publisher knows of, as when NATS was killed right afterwards.
+
+        It fits into a life if its neighbours there were stored before and after it.
+        """
+        taken = set(self.places.values())
+        seen: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for number, place in self.places.items():
+            seen[place.life].append((place.offset, self.stored_ms[number]))
+        for own in seen.values():
+            own.sort()
         for number, (offset, acked_ms) in evidence.acknowledged.items():
             if number in evidence.stored:
                 continue
-            lives = {
-                max(0, bisect_right(self.starts, moment) - 1)
-                for moment in (evidence.sent[number].at_ms, acked_ms)
-            }
-            free = [life for life in lives if Place(life, offset) not in taken]
-            if len(free) == 1 and self.starts:
-                self.places[number] = Place(free[0], offset)
-                taken[self.places[number]] = number
+            sent_ms = evidence.sent[number].at_ms
+            fitting = []
+            for life, own in seen.items():
+                index = bisect_right(own, (offset, 0))
+                is_after = index == 0 or own[index - 1][1] <= acked_ms
+                is_before = index == len(own) or own[index][1] >= int(sent_ms)
+                is_free = index == len(own) or own[index][0] != offset
+                is_then = self._reaches(life, sent_ms, acked_ms)
+                if is_after and is_before and is_free and is_then:
+                    fitting.append(life)
+            if len(fitting) == 1 and Place(fitting[0], offset) not in taken:
+                self.places[number] = Place(fitting[0], offset)
+                taken.add(self.places[number])
             else:
                 self.undecided.append(number)
+
+    def _reaches(self, life: int, sent_ms: float, acked_ms: float) -> bool:
+        """Whether a life, from the end of the one before it to its successor, met this time."""
+        begin = self._ends[life - 1] if life else 0
+        end = self.starts[life + 1] if life + 1 < self.lives else float("inf")
+        return acked_ms >= begin and sent_ms <= end

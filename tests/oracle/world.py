@@ -28,6 +28,7 @@ _WINDOW_SECONDS = 30
 _ANSWER_SECONDS = 1.5
 _GONE_SECONDS = 15.0
 _UP_SECONDS = 15.0
+_KEEP_SECONDS = 0.3
 # The load of this machine is no fault of the server.
 _ENVIRONMENT: dict[str, Any] = {
     "WS_CPU_REJECT_THRESHOLD": "0",
@@ -92,19 +93,15 @@ class Odin:
             self.process = None
 
     async def wait_up(self) -> None:
-        """Wait until somebody listens on its port; not for ever, as it may be killed meanwhile."""
+        """Wait until it has NATS; not for ever, as either may be killed meanwhile."""
         with trio.move_on_after(_UP_SECONDS):
-            while True:
-                with suppress(OSError):
-                    stream = await trio.open_tcp_stream("127.0.0.1", self.port)
-                    await trio.aclose_forcefully(stream)
-                    return
+            while not await self.is_connected():
                 await trio.sleep(0.1)
 
     async def is_connected(self) -> bool:
         """Whether it says that it has NATS."""
         health: dict[str, Any] = {}
-        if self.process is not None and not self.is_busy:
+        if self.process is not None:
             with trio.move_on_after(_ANSWER_SECONDS):
                 health = await self.process.health()
         return bool(health.get("checks", {}).get("nats", {}).get("status") == "connected")
@@ -127,6 +124,7 @@ class World:
 
     Attributes:
         kind, rate: what it is, and events a second.
+        is_as_wanted: the stream is kept where it should be, as far as was seen.
         evidence: what was published and seen.
         nodes: of NATS.
         nursery: for what heals by itself after a while.
@@ -134,10 +132,12 @@ class World:
 
     def __init__(self, kind: Kind, folder: Path, rng: random.Random, nursery: trio.Nursery) -> None:
         self.kind = kind
-        self.rate = rng.uniform(50, 200)
+        # A resume brings 100 events of a channel: of the chattiest one, in 4 s at 80 events/s.
+        self.rate = rng.uniform(50, 80 if kind.is_gentle else 200)
         self.evidence = Evidence()
         self.nursery = nursery
         self.healing = 0
+        self.is_as_wanted = True
         if kind.nodes == 1:
             self.nodes = [NatsServer(folder / "nats")]
         else:
@@ -187,9 +187,12 @@ class World:
         answer = await self.ask(f"$JS.API.STREAM.CREATE.{STREAM}", config)
         if answer is None or "error" not in answer:
             return answer is not None
-        # A server may have been faster; then it is as it has made it.
+        # A server may have been faster, and have made it in memory, without replicas.
         found = await self.ask(f"$JS.API.STREAM.INFO.{STREAM}")
         if found is None or "config" not in found:
+            return False
+        if not self._is_as_wanted(found["config"]):
+            await self.ask(f"$JS.API.STREAM.DELETE.{STREAM}")
             return False
         config = found["config"] | {"allow_direct": True}
         answer = await self.ask(f"$JS.API.STREAM.UPDATE.{STREAM}", config)
@@ -201,6 +204,20 @@ class World:
         state = (answer or {}).get("state")
         return None if state is None else int(state["last_seq"])
 
+    async def keep_stream(self) -> None:
+        """Make the stream as it should be, whenever a server was faster than its operator."""
+        while True:
+            await trio.sleep(_KEEP_SECONDS)
+            found = await self.ask(f"$JS.API.STREAM.INFO.{STREAM}") or {}
+            if config := found.get("config"):
+                self.is_as_wanted = self._is_as_wanted(config)
+                if not self.is_as_wanted:
+                    await self.make_stream()
+
+    def _is_as_wanted(self, config: dict[str, Any]) -> bool:
+        kept = (config["storage"], config["num_replicas"])
+        return kept == (self.kind.storage, self.kind.replicas)
+
     @property
     def is_remembered(self) -> bool:
         """Whether NATS itself tells one life of the stream from another.
@@ -209,17 +226,21 @@ class World:
         Only a server that knew it before can see that. So servers and nodes end by turns there: a
         server while NATS is whole and known to the other one, a node while both know the stream.
         """
-        return self.kind.nodes == 1 or self.kind.storage == "file"
+        return self.kind.nodes == 1 or (self.kind.storage == "file" and self.is_as_wanted)
+
+    @property
+    def is_careful(self) -> bool:
+        """Whether servers and nodes end by turns. In a gentle world they do, too: a server that
+        starts has to reach NATS in time, or declares a loss.
+        """
+        return self.kind.is_gentle or not self.is_remembered
 
     async def can_spare(self, target: Odin | NatsServer) -> bool:
         """Whether a server or a node may end now."""
-        if self.is_remembered and not self.kind.is_gentle:
+        if not self.is_careful:
             return True
-        # In a gentle world a server that starts has to reach NATS in time, or declares a loss.
         if isinstance(target, Odin) and any(node.is_busy for node in self.nodes):
             return False
-        if self.is_remembered:
-            return await self.last_offset() is not None
         return all([await one.is_connected() for one in self.servers if one is not target])
 
     async def consumers(self) -> list[str]:
@@ -272,6 +293,7 @@ async def running_world(kind: Kind, folder: Path, rng: random.Random) -> AsyncIt
                     await trio.sleep(0.1)
             for server in world.servers:
                 server.start()
+            nursery.start_soon(world.keep_stream)
             nursery.start_soon(world.recorder.run)
             nursery.start_soon(world.publisher.run)
             for client in world.clients:
