@@ -94,7 +94,9 @@ async def test_what_is_kept_for_clients_that_have_read_everything_is_bounded(
     start_server: StartServer, nats_url: str
 ) -> None:
     limit = 20 * PAYLOAD_BYTES
-    server = await start_server(NATS_URL=nats_url, WS_REPLAY_BYTES=str(limit))
+    server = await start_server(
+        NATS_URL=nats_url, WS_REPLAY_BYTES=str(limit), WS_OUTBOX_BYTES="100000000"
+    )
     await wait_for_nats(server)
     clients = [await connected_client(server) for _ in range(2)]
     async with trio.open_nursery() as nursery:
