@@ -9,15 +9,19 @@ from typing import Any
 import pytest
 import trio
 
+from tests.e2e.nats import nats_client
 from tests.faults.cohort import fleet_plan
 from tests.faults.conftest import Record
 from tests.faults.rig import Rig, rig, soon
+from tests.faults.server import MIB
 from trio_odin.lab.fleet.fleets import fleets
 
 pytestmark = pytest.mark.faults
 
 _STALLED = 1000
 _ALL_CHANNELS = 10
+_GREEDY = 38
+_LARGE = '{"type":"subscribe","channels":["LARGE.trade"]}'
 _COUNTS = {"conflate": "ws_deliveries_conflated_total", "drop": "ws_deliveries_dropped_total"}
 
 
@@ -72,6 +76,38 @@ async def _stall(it: Rig, policy: str) -> float:
     it.publisher.payload_bytes = 200
     await soon(partial(_none_but_ours, it), 15)
     return seconds
+
+
+async def test_large_events_asked_for_again_by_many_who_do_not_read_cost_nobody_anything(
+    tmp_path: Path, record: Record
+) -> None:
+    row = record(
+        "attack",
+        "Resumes and replays that nobody reads",
+        "100 kept events of 250 KB; 38 clients that ask for all of them in one command of 60 bytes "
+        "and do not read, and 38 that have had them and ask again; WS_MEMORY_LIMIT=256 MiB",
+        "what is sent again waits under the limits of all events: the memory stays below its limit",
+    )
+    limit_mib = 256
+    async with rig(tmp_path, WS_MEMORY_LIMIT=str(limit_mib * MIB), WS_SLOW_POLICY="drop") as it:
+        had = [await it.attackers.websocket() for _ in range(_GREEDY)]
+        for one in had:
+            await one.say(_LARGE)
+        async with nats_client(it.nats.url) as nats:
+            for _ in range(100):
+                await nats.publish("odin.token.LARGE.trade", b'"%b"' % (b"x" * 250_000))
+        new = [await it.attackers.websocket() for _ in range(_GREEDY)]
+        most = 0.0
+        async with it.watch(row, growth_max_mib=100):
+            for one in had:
+                await one.say('{"type":"replay","data":{"since":0}}')
+            for one in new:
+                await one.say(_LARGE.replace("}", ',"after":0}'))
+            for _ in range(40):
+                await trio.sleep(0.1)
+                most = max(most, it.server.footprint().mib)
+        row.notes.append(f"at most {most:.0f} MiB")
+        assert most < limit_mib
 
 
 async def test_peers_that_vanish_are_gone_within_the_keepalive_deadline(
