@@ -173,6 +173,8 @@ async def serve_request(
         except _BadRequest as error:
             response = error.response
         except h11.RemoteProtocolError as error:
+            # A frame of h11 refers to the error, which refers to its frames: all would stay.
+            error.__traceback__ = None
             # What h11 quotes of the request behind a colon may be a secret of the client's.
             reason = str(error).partition(":")[0]
             response = Response.text(error.error_status_hint, f"Bad request: {reason}")

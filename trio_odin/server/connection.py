@@ -149,6 +149,7 @@ class Connection:
     def _let_go(self) -> None:
         """Break the reference cycles, so that an ended connection is freed at once."""
         self.outlet.forget_owner()
+        self._websocket.let_go()
         del self._websocket
         del self.session
 

@@ -174,6 +174,14 @@ class ServerWebSocket(WebSocketConnection):
         else:
             await super()._handle_close_connection_event(event)
 
+    def let_go(self) -> None:
+        """Break wsproto's reference cycle: its parser is a generator that refers to its owner.
+
+        It ends with a close frame of the peer and with nothing else, and the collector does not
+        look at what has lived for long.
+        """
+        self._wsproto._proto._parse_more.close()  # type: ignore[attr-defined]  # noqa: SLF001
+
     def start_closing(self, code: int, reason: str) -> bytes | None:
         """The frame that begins the closing handshake, which `read` completes; None if it began."""
         if self._close_reason is not None or self._wsproto.state is not ConnectionState.OPEN:
