@@ -22,6 +22,7 @@ from trio_odin.config import (
     reloaded,
     variables,
     warnings_about,
+    with_nats_url_file,
     with_reload_file,
 )
 from trio_odin.core.address import Address
@@ -121,6 +122,7 @@ EXAMPLES = {
         ["9102", "localhost", ":65536", "a..b:1", ":9_1"],
     ),
     "WS_RELOAD_FILE": PATH,
+    "NATS_URL_FILE": PATH,
     "NATS_URL": Examples(
         "nats://host:port, several separated by commas",
         {
@@ -616,3 +618,24 @@ def test_a_url_whose_host_was_forgotten_does_not_show_its_password() -> None:
     with pytest.raises(SettingError) as caught:
         read_settings({"NATS_URL": "nats://bob:s3cret"})
     assert "s3cret" not in str(caught.value)
+
+
+def test_the_url_of_nats_can_be_in_a_file_as_secrets_are(tmp_path: Path) -> None:
+    file = tmp_path / "nats_url"
+    file.write_text("tls://ws:secret@nats:4222\n")
+    environment = {"NATS_URL": "nats://elsewhere:4222", "NATS_URL_FILE": str(file)}
+    found = with_nats_url_file(environment)
+    assert read_settings(found).nats_urls == ("tls://ws:secret@nats:4222",)
+    assert with_nats_url_file({"NATS_URL_FILE": " "}) == {"NATS_URL_FILE": " "}
+
+
+def test_a_file_of_the_url_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"NATS_URL_FILE=.*No such file or directory"):
+        with_nats_url_file({"NATS_URL_FILE": str(tmp_path / "nowhere")})
+    (tmp_path / "image").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SettingError, match="it is not text"):
+        with_nats_url_file({"NATS_URL_FILE": str(tmp_path / "image")})
+    # What somebody wrote into the wrong variable is not shown.
+    with pytest.raises(SettingError) as raised:
+        with_nats_url_file({"NATS_URL_FILE": "tls://ws:secret@nats:4222"})
+    assert "secret" not in str(raised.value)

@@ -25,6 +25,7 @@ _OWN_PREFIXES = ("WS_", "JS_")
 # How alike a name has to be to one of the others. Nothing but a typing error is like a long one.
 _LIKENESS, _LIKENESS_OF_LONG, _LONG = 0.9, 0.7, 20
 _RELOAD_FILE = "WS_RELOAD_FILE"
+_NATS_URL, _NATS_URL_FILE = "NATS_URL", "NATS_URL_FILE"
 
 _MEBIBYTE, _TEBIBYTE, _PEBIBYTE = 2**20, 2**40, 2**50
 
@@ -122,6 +123,13 @@ class Settings:
         values.nats_urls,
         help="NATS server, or several with commas.",
         show=_urls_without_credentials,
+    )
+    nats_url_file: Path | None = _setting(
+        "NATS_URL_FILE",
+        "",
+        values.path,
+        help="File that holds NATS_URL, such as a mounted secret; goes before NATS_URL.",
+        show=shown_path,
     )
     nats_mode: str = _setting(
         "NATS_MODE",
@@ -525,6 +533,27 @@ def differing(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _text_of(name: str, environment: Mapping[str, str]) -> str:
     return environment.get(name, "").strip()
+
+
+def with_nats_url_file(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment, with the NATS_URL that is in the file that NATS_URL_FILE names.
+
+    A password in a variable is in the output of `docker inspect`, and in each process' environment.
+
+    Raises:
+        SettingError: the file cannot be read.
+    """
+    path = environment.get(_NATS_URL_FILE, "").strip()
+    if not path:
+        return dict(environment)
+    try:
+        return {**environment, _NATS_URL: Path(path).read_text("utf-8-sig").strip()}
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise SettingError(
+            f"{_NATS_URL_FILE}={shown_path(path)!r}: allowed is a file with a NATS_URL in it "
+            f"({reason})"
+        ) from None
 
 
 def with_reload_file(environment: Mapping[str, str]) -> dict[str, str]:

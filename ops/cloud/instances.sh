@@ -15,6 +15,7 @@ machines=(backend ws runner)
 current=/srv/odin/current
 
 : "${ZONE:=us-central1-a}" "${NETWORK:=odin}" "${SUBNET_RANGE:=10.10.0.0/24}"
+: "${SECRETS:=$root/ops/secrets}"
 dry_run=
 assume_yes=
 
@@ -45,6 +46,8 @@ Environment:
   ALERT_WEBHOOK_URL        for deploy of backend: where alerts go
   ZONE, NETWORK            ${ZONE}, ${NETWORK}
   SUBNET_RANGE             ${SUBNET_RANGE}
+  SECRETS                  for deploy: folder of what NATS and its clients need to know each other,
+                           made if it is not there; ${SECRETS}
   TRIO_ODIN_IMAGE          for deploy: an image to pull instead of one built on the machine
 TEXT
 }
@@ -189,9 +192,20 @@ check_secrets() {
   done
 }
 
+# What ops/nats/secrets.sh has made for the containers of a machine; the authority's key stays here.
+secrets_of() { # MACHINE
+  local -A folders=([backend]='nats publisher' [ws]=ws)
+  local -a chosen
+  read -ra chosen <<<"${folders[$1]}"
+  tar -cf - -C "$SECRETS" "${chosen[@]}"
+}
+
 deploy() {
   [[ " $* " != *" backend "* ]] || check_secrets
+  # The same for all machines, so made once, here, and kept.
+  [[ $dry_run ]] || "$root/ops/nats/secrets.sh" "$SECRETS"
   local revision machine image how=build folder
+  local -a files
   revision=$(git -C "$root" rev-parse --short=12 HEAD)
   folder=$(mktemp -d)
   # shellcheck disable=SC2064 # the folder of now
@@ -203,9 +217,13 @@ deploy() {
   [[ ! ${TRIO_ODIN_IMAGE-} ]] || how=pull
   for machine in "$@"; do
     (umask 077 && environment_of "$machine" "$image" >"$folder/$machine.env")
+    files=("$folder/trio-odin.tar" "$folder/release.sh" "$folder/$machine.env")
+    if [[ $machine != runner ]]; then
+      files+=("$folder/$machine.secrets.tar")
+      [[ $dry_run ]] || (umask 077 && secrets_of "$machine" >"$folder/$machine.secrets.tar")
+    fi
     reach "$machine"
-    g compute scp --zone="$ZONE" --tunnel-through-iap \
-      "$folder/trio-odin.tar" "$folder/release.sh" "$folder/$machine.env" "${name[$machine]}:/tmp/"
+    g compute scp --zone="$ZONE" --tunnel-through-iap "${files[@]}" "${name[$machine]}:/tmp/"
     on "$machine" "cd /tmp && sudo bash release.sh deploy $machine $image $revision $how"
   done
 }

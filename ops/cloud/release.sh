@@ -74,6 +74,13 @@ set_environment() {
   mv "$env.new" "$env"
 }
 
+# Into a folder that only root enters; the containers' users read the files in their mounts.
+unpack_secrets() {
+  [[ -e $machine.secrets.tar ]] || return 0
+  install -d -m 0700 "$current/ops/secrets"
+  tar -xf "$machine.secrets.tar" -C "$current/ops/secrets" --no-same-owner
+}
+
 remember_in_use() {
   rm -rf "$in_use"
   cp -a "$current/ops" "$in_use"
@@ -87,16 +94,19 @@ up() {
 start() {
   # A load is started by hand, or by `nox -s capacity`.
   [[ $machine != runner ]] || return 0
-  local service services containers
+  local service services containers folder
   local -a changed=()
   containers=$(compose ps --all --quiet)
   [[ $containers ]] || remember_in_use
   services=$(compose config --services)
   for service in $services; do
-    if [[ -d $current/ops/$service ]] &&
-      ! diff -rq "$current/ops/$service" "$in_use/$service" >/dev/null 2>&1; then
-      changed+=("$service")
-    fi
+    for folder in "$service" "secrets/$service"; do
+      if [[ -d $current/ops/$folder ]] &&
+        ! diff -rq "$current/ops/$folder" "$in_use/$folder" >/dev/null 2>&1; then
+        changed+=("$service")
+        break
+      fi
+    done
   done
   up
   if ((${#changed[@]})); then
@@ -112,6 +122,7 @@ bring() { # RELEASE COMMAND…, that obtains the image
   mkdir -p "$current"
   keep_as_previous "$release"
   unpack
+  unpack_secrets
   set_environment
   "$@"
   start
@@ -124,7 +135,7 @@ build_image() { # IMAGE REVISION
 
 deploy() { # IMAGE REVISION build|pull
   # shellcheck disable=SC2064 # the machine of now; a password is in that file
-  trap "rm -f trio-odin.tar '$machine.env' release.sh" EXIT
+  trap "rm -f trio-odin.tar '$machine.env' '$machine.secrets.tar' release.sh" EXIT
   wait_for_docker
   if [[ $3 == build ]]; then
     bring "$2 $1" build_image "$1" "$2"

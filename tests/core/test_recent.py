@@ -68,7 +68,8 @@ def test_what_was_missed_is_what_a_list_of_everything_says_or_it_is_said_to_be_i
         assert set(got) < set(truth) or asked < len(events) - kept
     counts = Counter(events[offset - 1] for offset in got)
     assert all(count <= of_each for count in counts.values())
-    assert len(got) <= max(in_all, len(counts))
+    # The newest one of each channel comes in any case, also where others have taken all the room.
+    assert len(got) < in_all + max(1, len(counts))
     for channel in wanted:
         theirs = [n for n in truth if events[n - 1] == channel and n > len(events) - kept]
         ours = [n for n in got if events[n - 1] == channel]

@@ -61,7 +61,12 @@ class Cloud:
             text=True,
             timeout=60,
             check=False,
-            env={**variables, "PATH": own, "FAKE": str(self.folder)},
+            env={
+                **variables,
+                "PATH": own,
+                "FAKE": str(self.folder),
+                "SECRETS": str(self.folder / "secrets"),
+            },
         )
 
     def did(self, *arguments: str, answer: str = "") -> list[list[str]]:
@@ -80,8 +85,8 @@ class Cloud:
 
 @pytest.fixture
 def cloud(tmp_path: Path) -> Cloud:
-    tool("bash")
-    tool("git")
+    for program in ("bash", "git", "openssl"):
+        tool(program)
     return Cloud(tmp_path)
 
 
@@ -96,7 +101,8 @@ def created(calls: list[list[str]], what: str) -> Iterator[tuple[str, list[str]]
 
 
 @pytest.mark.parametrize(
-    "script", [SCRIPT, RELEASE, STARTUP, *(ROOT / "tests" / "ops").glob("*.sh")]
+    "script",
+    [SCRIPT, RELEASE, STARTUP, OPS / "nats" / "secrets.sh", *(ROOT / "tests" / "ops").glob("*.sh")],
 )
 def test_the_scripts_have_nothing_that_shellcheck_minds(script: Path) -> None:
     checked = run(tool("shellcheck"), "--shell=bash", "--external-sources", script)
@@ -172,7 +178,8 @@ def test_deploy_brings_this_commit_and_the_addresses_of_the_others(cloud: Cloud)
     assert option(reach, "command") == "true"
     assert "scp" in copy
     assert copy[-1] == "odin-ws:/tmp/"
-    assert [Path(file).name for file in copy[-4:-1]] == ["trio-odin.tar", "release.sh", "ws.env"]
+    sent = ["trio-odin.tar", "release.sh", "ws.env", "ws.secrets.tar"]
+    assert [Path(file).name for file in copy[-5:-1]] == sent
     revision = run("git", "-C", ROOT, "rev-parse", "--short=12", "HEAD").stdout.strip()
     text = option(command, "command")
     assert text.endswith(f"release.sh deploy ws trio-odin:{revision} {revision} build")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -32,6 +33,8 @@ from trio_odin.config import IGNORED, Settings, read_settings, variables, with_r
 from trio_odin.net.nats_server import find_nats_server
 
 MIB = 1024 * 1024
+# Made by ops/nats/secrets.sh, in no commit.
+SECRETS = OPS / "secrets"
 SHIPPED = {"ws", "ws-2", "nats", "publisher"}
 # Nothing in their images can ask them, or they end by themselves.
 WITHOUT_CHECK = {"fluent-bit", "haproxy", "runner"}
@@ -184,7 +187,8 @@ def test_the_server_has_time_to_drain_before_it_is_killed() -> None:
 
 def test_every_setting_of_the_server_exists_and_means_something() -> None:
     known = {variable.name for variable in variables()}
-    assert set(environment()) <= known - set(IGNORED)
+    # One is OpenSSL's: whom to trust.
+    assert set(environment()) - {"SSL_CERT_FILE"} <= known - set(IGNORED)
     settings = read_settings({**environment(), "WS_RELOAD_FILE": ""})
     assert isinstance(settings, Settings)
     assert settings.max_connections == 10_000
@@ -197,9 +201,8 @@ def test_the_server_reads_its_limits_from_its_container_alone() -> None:
 
 
 def test_the_files_of_settings_can_be_read_by_the_server() -> None:
-    (mount,) = services(WS)["ws"]["volumes"]
     inside = Path(environment()["WS_RELOAD_FILE"])
-    assert inside.parent == Path(mount["target"])
+    (mount,) = (v for v in services(WS)["ws"]["volumes"] if Path(v["target"]) == inside.parent)
     file = Path(mount["source"]) / inside.name
     read_settings(with_reload_file({**environment(), "WS_RELOAD_FILE": str(file)}))
 
@@ -209,9 +212,31 @@ def test_every_file_that_is_mounted_is_in_the_repository(folder: Path) -> None:
     for name, service in all_services(folder):
         for volume in service.get("volumes", []):
             if volume["type"] == "bind" and volume["target"] != "/var/lib/docker/containers":
-                assert Path(volume["source"]).is_relative_to(OPS), name
-                assert any(Path(volume["source"]).iterdir()), f"{name}: {volume['source']} is empty"
+                source = Path(volume["source"])
+                assert source.is_relative_to(OPS), name
                 assert volume["read_only"], name
+                if not source.is_relative_to(SECRETS):
+                    assert any(source.iterdir()), f"{name}: {source} is empty"
+
+
+def test_nats_is_reached_with_a_password_by_tls_alone() -> None:
+    back, front = services(BACKEND), services(WS)
+    assert back["nats"]["command"] == ["--config", "/etc/nats/secured.conf"]
+    for name, service in (("nats", back), ("publisher", back), ("ws", front)):
+        (mount,) = (v for v in service[name]["volumes"] if v["target"] == "/etc/secrets")
+        assert Path(mount["source"]) == SECRETS / name, "and nobody has the secrets of another one"
+        if name != "nats":
+            variables = service[name]["environment"]
+            assert variables["NATS_URL_FILE"] == "/etc/secrets/nats_url"
+            assert variables["SSL_CERT_FILE"] == "/etc/secrets/ca.pem"
+
+
+def test_another_nats_is_a_variable() -> None:
+    for folder, name in ((DEVELOPMENT, "ws"), (DEVELOPMENT, "publisher"), (WS, "ws")):
+        elsewhere = {"NATS_URL": "nats://elsewhere:4222"}
+        done = config(folder, example(folder) | elsewhere)
+        found = json.loads(done.stdout)["services"][name]
+        assert found["environment"]["NATS_URL"] == "nats://elsewhere:4222"
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from tests.ops.docker import (
 )
 from tests.ops.logs_page import of_publisher, of_server
 from tests.ops.shipper import JSON_LINE, load_script
-from tests.ops.tools import missing
+from tests.ops.tools import missing, tool
 from tests.waiting import until
 
 pytestmark = pytest.mark.ops
@@ -80,7 +80,9 @@ async def _bring_our_image(docker: Docker) -> None:
 def ops(tmp_path: Path) -> Path:
     """A copy of ops/, with variables beside each compose file, as a person makes them."""
     copy = tmp_path / "ops"
-    shutil.copytree(OPS, copy)
+    shutil.copytree(OPS, copy, ignore=shutil.ignore_patterns("secrets"))
+    tool("openssl")
+    subprocess.run([copy / "nats" / "secrets.sh"], check=True, timeout=60)
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     given = {
         "TRIO_ODIN_IMAGE": IMAGE,

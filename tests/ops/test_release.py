@@ -31,7 +31,9 @@ class Releases(Cloud):
         super().__init__(folder)
         self.repository = folder / "repository"
         self.script = self.repository / "ops" / "cloud" / "instances.sh"
-        shutil.copytree(OPS, self.repository / "ops", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            OPS, self.repository / "ops", ignore=shutil.ignore_patterns("__pycache__", "secrets")
+        )
         self._git("init", "--quiet")
         self.current = folder / "machine" / "srv" / "current"
         self.previous = self.current.with_name("previous")
@@ -93,7 +95,7 @@ def restarted(calls: list[str]) -> set[str]:
 
 @pytest.fixture
 def releases(tmp_path: Path) -> Releases:
-    for program in ("bash", "git", "tar", "diff"):
+    for program in ("bash", "git", "tar", "diff", "openssl"):
         tool(program)
     return Releases(tmp_path)
 
@@ -252,3 +254,34 @@ def test_a_machine_starts_with_what_was_stopped_before(releases: Releases) -> No
     assert releases.docker_calls[-1].endswith("compose.yml stop")
     releases.did("start", "ws")
     assert releases.docker_calls[-1].endswith("compose.yml up --detach --wait")
+
+
+def test_a_machine_gets_its_own_secrets_and_what_has_others_is_restarted(
+    releases: Releases,
+) -> None:
+    secrets = releases.current / "ops" / "secrets"
+    releases.commit()
+    releases.deploy("ws")
+    assert {str(f.relative_to(secrets)) for f in secrets.rglob("*") if f.is_file()} == {
+        "ws/nats_url",
+        "ws/ca.pem",
+    }
+    assert secrets.stat().st_mode & 0o777 == 0o700
+    assert not list(releases.sent.iterdir()), "nothing of it is left where it was sent to"
+    before = (secrets / "ws" / "nats_url").read_text()
+
+    releases.commit()
+    assert restarted(releases.deploy("ws")) == set()
+    assert (secrets / "ws" / "nats_url").read_text() == before
+
+    (releases.folder / "secrets" / "nats" / "users.conf").unlink()  # new passwords
+    releases.commit()
+    assert restarted(releases.deploy("ws")) == {"ws"}
+    assert (secrets / "ws" / "nats_url").read_text() != before
+
+
+def test_the_back_end_gets_the_secrets_of_nats_and_of_the_market(releases: Releases) -> None:
+    releases.commit()
+    releases.deploy("backend")
+    secrets = releases.current / "ops" / "secrets"
+    assert {folder.name for folder in secrets.iterdir()} == {"nats", "publisher"}

@@ -19,6 +19,7 @@ from trio_odin.config import (
     read_settings,
     variables,
     warnings_about,
+    with_nats_url_file,
     with_reload_file,
 )
 from trio_odin.core.errors import first_error
@@ -63,7 +64,7 @@ def flag(option: str, *, default: str | None = None) -> Callable[[_F], _F]:
 
 def settings_from(flags: dict[str, str | None]) -> Settings:
     """The settings of the environment and the flags; ends the process if one is wrong."""
-    settings, _ = settings_of(lambda: environment_with(flags))
+    settings, _ = settings_of(lambda: with_nats_url_file(environment_with(flags)))
     return settings
 
 
@@ -84,12 +85,12 @@ def environment_with(flags: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def with_reload_file_and(flags: Mapping[str, str | None]) -> dict[str, str]:
-    """The environment and the flags, with what the file of WS_RELOAD_FILE says before both.
+    """The environment and the flags, with what the files that they name say before both.
 
     Raises:
-        SettingError: the file is not there, or not what it should be.
+        SettingError: a file is not there, or not what it should be.
     """
-    return with_reload_file(environment_with(flags))
+    return with_nats_url_file(with_reload_file(environment_with(flags)))
 
 
 def _as_given(complaint: str) -> str:

@@ -40,7 +40,9 @@ def up_command(rate: float, tokens: list[str], duration: float, **flags: str | N
     if settings.workers > 1:
         structlog.get_logger("cli").warning("workers.ignored", reason="up serves in one process")
     plan = UpPlan(
-        settings_for=lambda nats_url: settings_from({**flags, "NATS_URL": nats_url}),
+        settings_for=lambda nats_url: settings_from(
+            {**flags, "NATS_URL": nats_url, "NATS_URL_FILE": ""}
+        ),
         rate=rate,
         tokens=tokens,
         duration_seconds=duration,

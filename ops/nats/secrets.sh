@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# Makes what NATS and its clients need to know each other: passwords, a certificate, and an authority
+# of their own that signs it. Makes what is missing and keeps what is there; to renew the server's
+# certificate remove nats/cert.pem and run it again.
+#
+#   ops/nats/secrets.sh [FOLDER]     by default ops/secrets, which git ignores
+#
+#   ca.key                            stays here, on no machine
+#   nats/{users.conf,cert.pem,key.pem}
+#   ws/{nats_url,ca.pem}              each of these folders is mounted into one container
+#   publisher/{nats_url,ca.pem}
+#
+# Only the folder itself is closed to others: the containers' users have to read the files, and a
+# mounted folder is not reached through the one above.
+set -euo pipefail
+
+folder=${1:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/secrets}
+authority_days=3650
+server_days=825
+# What the clients call it: compose's name of the service.
+names=DNS:nats,DNS:localhost,IP:127.0.0.1
+
+type openssl >/dev/null || { echo "secrets.sh: openssl is not installed" >&2 && exit 2; }
+mkdir -p "$folder"
+chmod 0700 "$folder"
+mkdir -p "$folder"/{nats,ws,publisher}
+cd "$folder"
+
+new_key=(-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes)
+
+if [[ ! -e ca.key ]]; then
+  openssl req -x509 "${new_key[@]}" -keyout ca.key -out ca.pem -days $authority_days -sha256 \
+    -subj "/CN=odin NATS authority" -addext keyUsage=critical,keyCertSign,cRLSign 2>/dev/null
+  # Signed by another one, so no longer good.
+  rm -f nats/cert.pem
+fi
+
+if [[ ! -e nats/cert.pem ]]; then
+  openssl req "${new_key[@]}" -keyout nats/key.pem -out server.csr -subj /CN=nats 2>/dev/null
+  openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out nats/cert.pem \
+    -days $server_days -sha256 -extfile <(
+      echo "subjectAltName=$names"
+      echo keyUsage=critical,digitalSignature
+      echo extendedKeyUsage=serverAuth
+      echo authorityKeyIdentifier=keyid
+      echo subjectKeyIdentifier=hash
+    ) 2>/dev/null
+  rm -f server.csr ca.srl
+fi
+
+if [[ ! -e nats/users.conf ]]; then
+  ws_password=$(openssl rand -hex 24)
+  publisher_password=$(openssl rand -hex 24)
+  echo "tls://ws:$ws_password@nats:4222" >ws/nats_url
+  echo "tls://publisher:$publisher_password@nats:4222" >publisher/nats_url
+  cat >nats/users.conf <<CONF
+authorization {
+  users = [
+    # The server makes the stream, or adapts it, and reads it. It publishes no events.
+    {
+      user: ws
+      password: "$ws_password"
+      permissions: {
+        publish: {
+          allow: ["\$JS.API.>", "\$JS.FC.>"]
+          deny: ["\$JS.API.STREAM.DELETE.>", "\$JS.API.STREAM.PURGE.>", "\$JS.API.STREAM.MSG.DELETE.>"]
+        }
+        subscribe: ["odin.token.>", "_INBOX.>"]
+      }
+    }
+    # The market publishes events and reads nothing but answers.
+    {
+      user: publisher
+      password: "$publisher_password"
+      permissions: { publish: ["odin.token.>"], subscribe: ["_INBOX.>"] }
+    }
+  ]
+}
+CONF
+fi
+
+for client in ws publisher; do
+  cp ca.pem "$client/ca.pem"
+done
+chmod 0600 ca.key
+chmod 0755 nats ws publisher
+chmod 0644 nats/* ws/* publisher/*
