@@ -294,6 +294,17 @@ class StutteringWrite:
         return min(room, len(data))
 
 
+class Always(random.Random):
+    """Chooses the same number of those that are offered."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(0)
+        self._number = number
+
+    def choice(self, seq: Any) -> Any:
+        return seq[self._number]
+
+
 class StutteringStream(trio.abc.Stream):
     """The waiting side of the same socket."""
 
@@ -769,6 +780,28 @@ async def test_replayed_events_do_not_count_in_what_was_skipped(nursery: trio.Nu
         (5, 2, 4), (1, 0, None), (2, 0, None), (3, 0, None), ("end", 0, None),
         (6, 2, None), (7, 0, None), (9, 1, 5),
     ]  # fmt: skip
+    rig.check_the_end()
+
+
+async def test_a_replayed_event_that_goes_out_in_two_parts_does_not_count_either(
+    nursery: trio.Nursery,
+) -> None:
+    sink = bytearray()
+    rig = Rig(StutteringStream(sink), policy=SlowPolicy.CONFLATE)
+    rig.outlet._write_now = whole = StutteringWrite(sink, Always(4))
+    for _ in range(10):
+        rig.offer(publication())
+    rig.outlet._write_now = StutteringWrite(sink, Always(3))  # a half of it
+    again = Resend(rig.history.between(3, 4).kept, lambda _: [])
+    nursery.start_soon(rig.outlet.answer, [again])
+    await trio.testing.wait_all_tasks_blocked()
+    rig.outlet._write_now = whole
+    rig.offer(publication())
+    nursery.start_soon(rig.outlet.run_writer)
+    await trio.testing.wait_all_tasks_blocked()
+    got = envelopes_of(bytes(sink))
+    assert [m["seq"] for m in got] == [*range(1, 11), 3, 4, 11]
+    assert [m for m in got if "skipped_total" in m] == []
     rig.check_the_end()
 
 

@@ -233,17 +233,21 @@ class Outlet(trio.abc.Stream):
         # All are tried, and judged once: the writer had no turn between them.
         self._judge(*(self._queue(Envelope(one, seq)) for seq, one in numbered[written:]))
 
-    def _write_what_fits(self, numbered: Sequence[tuple[int, Publication]]) -> int:
+    def _write_what_fits(
+        self, numbered: Sequence[tuple[int, Publication]], *, is_resent: bool = False
+    ) -> int:
         """Write as many as the socket takes now, joined; one half written counts. How many."""
         written = 0
         while self._is_idle and written < len(numbered):
-            more = self._write_joined(numbered[written:])
+            more = self._write_joined(numbered[written:], is_resent=is_resent)
             if not more:
                 break
             written += more
         return written
 
-    def _write_joined(self, numbered: Sequence[tuple[int, Publication]]) -> int:
+    def _write_joined(
+        self, numbered: Sequence[tuple[int, Publication]], *, is_resent: bool
+    ) -> int:
         """The same with one write: as many as that should take."""
         frames: list[bytes] = []
         size = 0
@@ -269,8 +273,13 @@ class Outlet(trio.abc.Stream):
         if sent == size:
             return whole
         seq, publication = numbered[whole]
-        self._queue(Envelope(publication, seq, sent - size))  # it has room, nothing waited
+        envelope = self._resent(publication, seq) if is_resent else Envelope(publication, seq)
+        envelope.sent = sent - size
+        self._queue(envelope)  # it has room, nothing waited
         return whole + 1
+
+    def _resent(self, publication: Publication, seq: int) -> Envelope:
+        return Envelope(publication, seq, is_resent=True, is_replayed=seq <= self._history.seq)
 
     def _queue(self, envelope: Envelope) -> Dropped | None:
         """Queue it. If that cannot be, returns why; it is booked as dropped unless it is resent."""
@@ -438,12 +447,9 @@ class Outlet(trio.abc.Stream):
 
     def _resend(self, envelopes: Sequence[tuple[int, Publication]]) -> int:
         """Write or queue as many as there is room for. Returns how many; these are booked."""
-        sent = self._write_what_fits(envelopes)
+        sent = self._write_what_fits(envelopes, is_resent=True)
         for seq, publication in envelopes[sent:]:
-            envelope = Envelope(
-                publication, seq, is_resent=True, is_replayed=seq <= self._history.seq
-            )
-            if self._queue(envelope) is not None:
+            if self._queue(self._resent(publication, seq)) is not None:
                 break
             sent += 1
         self._ledger.deliveries.matched += sent
