@@ -259,6 +259,30 @@ async def test_no_position_is_stated_past_a_loss_that_was_not_told(
     assert answer["type"] in {"pong", "subscription_ack"}
 
 
+async def test_clients_that_ask_together_while_a_notice_is_due_are_all_answered(
+    desk: Desk, autojump_clock: trio.testing.MockClock
+) -> None:
+    listeners = [desk.listener() for _ in range(1001)]
+    desk.notices.declare(Gap(GapReason.SHED, 1, 7, 7))
+    with trio.fail_after(1):
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(desk.notices.tell_due)
+    assert [len(listener.told()) for listener in listeners] == [1] * 1001
+    with trio.testing.assert_no_checkpoints():
+        await desk.notices.tell_due()
+
+
+async def test_who_leaves_while_it_tells_the_others_tells_them_all(desk: Desk) -> None:
+    listeners = [desk.listener() for _ in range(1001)]
+    desk.notices.declare(Gap(GapReason.WINDOW, 1, 7, 7))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(desk.notices.tell_due)
+        await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert [len(listener.told()) for listener in listeners] == [1] * 1001
+
+
 async def test_a_notice_without_room_comes_before_the_next_position(nursery: trio.Nursery) -> None:
     rig = Rig(nursery)
     rig.hub.note(Mark("e", 2))

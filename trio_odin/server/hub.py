@@ -153,8 +153,7 @@ class Hub(Generic[M]):
         if not self.recent.is_settled:
             with trio.move_on_at(self._unsettled_until):
                 await self._waiting_to_settle.park()
-        while self.notices.must_come_first(trio.current_time()):
-            await self.notices.tell()
+        await self.notices.tell_due()
 
     async def run(self, feed_receive: trio.MemoryReceiveChannel[NatsMessage | Mark]) -> None:
         """Publish everything in the feed; returns when its sending side was closed and it is empty.
@@ -194,8 +193,7 @@ class Hub(Generic[M]):
             self.note(item)
             await self._let_settled_go_on()
             return
-        if self.notices.must_come_first(trio.current_time()):
-            await self.notices.tell()
+        await self.notices.tell_due()
         self.taken += 1
         was_settled = self.recent.is_settled
         self.publish(item, dirty)

@@ -53,7 +53,7 @@ class Notices:
         self._recent = recent
         self._losses = Losses()
         self._is_owing = False
-        self._telling = trio.StrictFIFOLock()
+        self._told: trio.Event | None = None  # while a telling is under way, set at its end
         self._unlogged: Gaps = {}
         self._logged_at: dict[GapReason, float] = {}
 
@@ -61,9 +61,16 @@ class Notices:
         """Events were lost."""
         self._losses.declare(gaps)
 
-    def must_come_first(self, now: float) -> bool:
-        """Whether the next event has to wait for `tell`."""
-        return self._losses.are_due(now) or self._telling.locked()
+    async def tell_due(self) -> None:
+        """Tell what has to come before the next event or position; mostly returns at once.
+
+        A telling that is under way is waited for: it may not have come to everyone.
+        """
+        while self._told is not None or self._losses.are_due(trio.current_time()):
+            if self._told is None:
+                await self.tell()
+            else:
+                await self._told.wait()
 
     async def run(self) -> None:
         """Tell each second what no event made due, until cancelled."""
@@ -74,15 +81,25 @@ class Notices:
             self._log((), trio.current_time())
 
     async def tell(self) -> None:
-        """Tell everyone who asked what they do not know yet."""
-        async with self._telling:
-            now = trio.current_time()
-            gaps = self._losses.take(now)
-            for gap in gaps.values():
-                self._books.gaps[gap.reason] += 1
-                self._books.missed += gap.missed or 0
-            self._log(gaps.values(), now)
-            await self._tell(gaps)
+        """Tell everyone who asked what they do not know yet.
+
+        Cancellation: only when all are told, as a client's task may do it for all the others.
+        """
+        while self._told is not None:
+            await self._told.wait()
+        self._told = told = trio.Event()
+        try:
+            with trio.CancelScope(shield=True):
+                now = trio.current_time()
+                gaps = self._losses.take(now)
+                for gap in gaps.values():
+                    self._books.gaps[gap.reason] += 1
+                    self._books.missed += gap.missed or 0
+                self._log(gaps.values(), now)
+                await self._tell(gaps)
+        finally:
+            self._told = None
+            told.set()
 
     def owed_to(self, listener: Listener) -> bytes:
         """The notices for which a listener had no room, to be sent before an answer to it."""

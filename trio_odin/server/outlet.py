@@ -245,9 +245,7 @@ class Outlet(trio.abc.Stream):
             written += more
         return written
 
-    def _write_joined(
-        self, numbered: Sequence[tuple[int, Publication]], *, is_resent: bool
-    ) -> int:
+    def _write_joined(self, numbered: Sequence[tuple[int, Publication]], *, is_resent: bool) -> int:
         """The same with one write: as many as that should take."""
         frames: list[bytes] = []
         size = 0
