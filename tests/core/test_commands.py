@@ -465,3 +465,20 @@ def test_the_id_of_a_command_is_read_where_that_is_cheap(
     text: str, command_id: str | int | None
 ) -> None:
     assert id_in(text) == command_id
+
+
+def test_of_a_message_full_of_unknown_keys_a_few_are_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[str] = []
+
+    def matches(word: str, *_: object, **__: object) -> list[str]:
+        compared.append(word)
+        return []
+
+    monkeypatch.setattr("trio_odin.core.commands.get_close_matches", matches)
+    text = json.dumps({"type": "subscribe", **{f"key{n}": 0 for n in range(1000)}})
+    command = parse_command(text)
+    assert isinstance(command, Malformed)
+    assert "needs `channels`" in command.message
+    assert 0 < len(compared) < 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from difflib import get_close_matches
 from enum import Enum
+from itertools import islice
 from typing import Any, TypeAlias
 
 import attrs
@@ -149,6 +150,8 @@ _JSON_IS_MALFORMED = "JSON is malformed: "  # how msgspec begins
 # Of a longer text the id is not looked for where nothing else is read: 5 us.
 _QUICKLY_READ_CHARS = 4096
 _NAMED_CHARS_MAX = 40
+# 20 us each, and a message has room for thousands.
+_COMPARED_KEYS_MAX = 8
 
 
 def parse_command(text: str) -> Command:
@@ -247,7 +250,8 @@ def _mistaken_channels(kind: str, given: dict[str, Any], where: str) -> str | No
 
 def _misspelt(given: dict[str, Any], where: str, keys: Collection[str]) -> str | None:
     """A sentence about a key that is none, but nearly one of `keys`."""
-    for key in given.keys() - _OTHER_KEYS:
+    unknown = (key for key in given if key not in _OTHER_KEYS)
+    for key in islice(unknown, _COMPARED_KEYS_MAX):
         nearest = _nearest(key, keys)
         if nearest is not None and nearest not in given:
             return f"Unknown key `{where}{key}`: did you mean `{where}{nearest}`?"
