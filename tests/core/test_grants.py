@@ -174,3 +174,37 @@ def test_a_pattern_for_all_is_no_restriction(patterns: list[str]) -> None:
 )
 def test_what_is_no_pattern_is_refused_with_the_token(pattern: str) -> None:
     assert "channels" in why_refused({"channels": ["BTC.trade", pattern]})
+
+
+# --- whose it is, for the log
+
+
+@pytest.mark.parametrize(
+    ("sub", "shown"),
+    [
+        ("u-4711", "u-4711"),
+        ("józef", "józef"),
+        ("a\n\x1b[31mb", r"a\n\x1b[31mb"),
+        ("\u202ea", r"\u202ea"),
+        ("x" * 500, "x" * 120),
+        (4711, ""),
+        (None, ""),
+        ({"a": [1]}, ""),
+    ],
+)
+def test_the_subject_is_what_a_log_may_show_and_keeps_nobody_out(sub: Any, shown: str) -> None:
+    assert granted({"sub": sub}).subject == shown
+
+
+def test_a_subject_that_no_number_can_hold_keeps_nobody_out() -> None:
+    assert granted({}).subject == ""
+    grant = read(b'{"exp":%d,"sub":1e999}' % (NOW + 60))
+    assert isinstance(grant, Grant)
+    assert grant.subject == ""
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=300))
+def test_whatever_a_subject_is_it_is_one_short_printable_line(sub: str) -> None:
+    shown = granted({"sub": sub}).subject
+    assert shown.isprintable()
+    assert len(shown) <= 10 * 120

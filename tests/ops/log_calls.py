@@ -117,16 +117,34 @@ def _made_records(file: str, tree: ast.AST) -> Iterator[Call]:
                 yield Call(file, str(text.value), "error", frozenset({"count"}), expands=False)
 
 
-def _keys_of_report() -> set[str]:
-    """Of what an outlet says of itself when its connection is evicted."""
-    path = SOURCE / "server" / "outlet.py"
-    (report,) = (
-        node
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef) and node.name == Outlet.report.__name__
-    )
-    (mapping,) = (node for node in ast.walk(report) if isinstance(node, ast.Dict))
-    return {key.value for key in mapping.keys if isinstance(key, ast.Constant)}  # type: ignore[misc]
+def _keys_of(file: str, *functions: str) -> set[str]:
+    """Of the mappings that these functions return, in one file of the server."""
+    tree = ast.parse((SOURCE / "server" / file).read_text())
+    found = {
+        node.name: {
+            key.value
+            for mapping in ast.walk(node)
+            if isinstance(mapping, ast.Dict)
+            for key in mapping.keys
+            if isinstance(key, ast.Constant)
+        }
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name in functions
+    }
+    assert set(found) == set(functions)
+    return {str(key) for keys in found.values() for key in keys}
+
+
+def _fields_of_connection(event: str) -> set[str]:
+    who = _keys_of("connection_log.py", "_who")
+    counts = _keys_of("outlet.py", Outlet.counts.__name__)
+    not_logged = _keys_of("connection_log.py", "_left_out")
+    match event:
+        case "connection.opened":
+            return who
+        case "connection.closed":
+            return who | counts | not_logged
+    return who | counts | _keys_of("outlet.py", Outlet.report.__name__) | not_logged
 
 
 def expanded_fields(event: str) -> set[str]:
@@ -138,8 +156,8 @@ def expanded_fields(event: str) -> set[str]:
             return set(_rounded(Load()))
         case ("run", _, "ended"):
             return set(Stats().as_json())
-        case ("connection", _, "evicted"):
-            return _keys_of_report() | {"evictions_not_logged"}
+        case ("connection", _, _):
+            return _fields_of_connection(event)
         case ("control", _, _):
             return {"success", "message", "stats", "activeTokens"}
     raise AssertionError(f"whence has {event} its fields?")

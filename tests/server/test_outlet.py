@@ -633,6 +633,8 @@ async def test_what_happened_to_a_slow_client_is_on_record(
         "seconds": 5.0,
         "silent_seconds": 5.0,
         "seq": 20,
+        "dropped": 0,
+        "conflated": 2,
         "queued": 18,
         "queued_bytes": rig.budget.used_bytes,
         "events": [

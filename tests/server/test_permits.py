@@ -20,6 +20,7 @@ from trio_odin.config import SettingError, read_settings
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.grants import Grant
 from trio_odin.core.handshake import Refusal, Upgrade, parse
+from trio_odin.core.identity import UNKNOWN
 from trio_odin.server.listener import _Admitted
 from trio_odin.server.permits import Permits
 from trio_odin.telemetry.logs import configure_logs
@@ -167,7 +168,7 @@ async def test_pages_need_no_token(path: Path, nursery: trio.Nursery) -> None:
 async def connection_with(rig: Rig, grant: Grant | None) -> trio.abc.Stream:
     """The client's end of a connection whose token was looked at already."""
     client, server = trio.testing.memory_stream_pair()
-    rig._nursery.start_soon(rig.listener._connect, server, _Admitted(b"101", None, grant))
+    rig._nursery.start_soon(rig.listener._connect, server, _Admitted(b"101", None, grant, UNKNOWN))
     assert await client.receive_some() == b"101"
     return client
 

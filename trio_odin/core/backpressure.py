@@ -117,19 +117,22 @@ class Backlog:
     Attributes:
         envelopes: how many wait or are being written.
         bytes: of those and of replies.
+        dropped: envelopes that found no room.
+        conflated: envelopes that gave way to newer ones.
         skipped_total: envelopes of this connection that gave way to newer ones, up to the last one
             that was taken.
     """
 
     __slots__ = (
         "_deliveries",
-        "_dropped",
         "_newest",
         "_rules",
         "_superseded",
         "_untaken",
         "_watch",
         "bytes",
+        "conflated",
+        "dropped",
         "envelopes",
         "skipped_total",
     )
@@ -142,7 +145,7 @@ class Backlog:
         self._watch = SlowConsumerWatch()
         self._newest: dict[str, Envelope] = {}  # of each channel, if the policy is to conflate
         self._superseded = 0  # that are still in the outbox
-        self._dropped = 0
+        self.dropped = self.conflated = 0
         # The number of the next envelope to be taken, if none before it is skipped or dropped.
         self._untaken: int | None = None
         self.skipped_total = skipped_total
@@ -162,7 +165,7 @@ class Backlog:
         """
         if self._untaken is None and not envelope.is_replayed:
             self._untaken = envelope.seq - self.skipped_total
-        envelope.dropped_before = self._dropped
+        envelope.dropped_before = self.dropped
         channel = envelope.publication.channel
         older = None if envelope.is_resent else self._newest.get(channel)
         if older is not None:
@@ -171,7 +174,7 @@ class Backlog:
         refusal = self._refusal(size, freed, room, self._superseded + (older is not None))
         if refusal is not None:
             if not envelope.is_resent:
-                self._dropped += 1
+                self.dropped += 1
                 self._deliveries.dropped[refusal] += 1
             return refusal
         self._grow(size - freed)
@@ -182,6 +185,7 @@ class Backlog:
             older.is_superseded = True
             older.publication = envelope.publication  # lets go of what nobody will get
             self._superseded += 1
+            self.conflated += 1
             self._deliveries.conflated += 1
         may_give_way = self._rules.policy is SlowPolicy.CONFLATE and not envelope.sent
         if may_give_way and not envelope.is_resent:

@@ -11,6 +11,7 @@ import msgspec
 
 from trio_odin.core.credentials import invalid_token
 from trio_odin.core.handshake import Refusal
+from trio_odin.core.identity import shown
 
 # Clocks of those who sign and of those who verify differ a little.
 LEEWAY_SECONDS = 5.0
@@ -28,11 +29,13 @@ class Grant:
         expires_at: Unix seconds.
         key: which key has signed it, as `Verifier.keys` has it.
         patterns: of the channels allowed, a `*` for any one part; None is every channel.
+        subject: whose it is, as the log may show it; empty if it does not say.
     """
 
     expires_at: float
     key: str
     patterns: frozenset[str] | None = None
+    subject: str = ""
 
     def has_expired(self, unix_seconds: float) -> bool:
         """Whether its time is over, with some leeway."""
@@ -50,13 +53,17 @@ class Grant:
 
 
 class _Claims(msgspec.Struct):
-    """RFC 7519, 4.1, and `channels`, which is ours. What else is there is not looked at."""
+    """RFC 7519, 4.1, and `channels`, which is ours. What else is there is not looked at.
+
+    `sub` is for the log alone: whatever it is, it keeps nobody out.
+    """
 
     exp: float
     nbf: float = -math.inf
     iss: str = ""
     aud: str | list[str] = ""
     channels: list[str] | msgspec.UnsetType = msgspec.UNSET
+    sub: msgspec.Raw = msgspec.Raw(b'""')
 
 
 _claims = msgspec.json.Decoder(_Claims)
@@ -78,7 +85,7 @@ def grant_of(
         found = _claims.decode(claims)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         return invalid_token(f"The token's claims are malformed: {error}")
-    grant = Grant(found.exp, key)
+    grant = Grant(found.exp, key, subject=_subject(found.sub))
     if grant.has_expired(unix_seconds):
         return invalid_token("The token has expired")
     if found.nbf > unix_seconds + LEEWAY_SECONDS:
@@ -92,6 +99,13 @@ def grant_of(
     if not all(map(_PATTERN.fullmatch, found.channels)):
         return invalid_token("The token's claim channels has to be a list like BTC.trade, BTC.*")
     return attrs.evolve(grant, patterns=_normal(found.channels))
+
+
+def _subject(sub: msgspec.Raw) -> str:
+    try:
+        return shown(msgspec.json.decode(sub, type=str))
+    except (msgspec.DecodeError, UnicodeError):
+        return ""
 
 
 def _normal(patterns: Iterable[str]) -> frozenset[str] | None:

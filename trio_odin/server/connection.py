@@ -22,6 +22,7 @@ from trio_odin.core.flight import COMMANDS
 from trio_odin.core.frame import close_frame
 from trio_odin.core.grants import Grant
 from trio_odin.core.history import History
+from trio_odin.core.identity import UNKNOWN, Identity
 from trio_odin.core.session import Session
 from trio_odin.server.hub import Hub
 from trio_odin.server.keepalive import PingWheel
@@ -44,6 +45,7 @@ class Connection:
 
     Attributes:
         number: counts up per process, for the log.
+        identity: who it is, for the log.
         outlet: where envelopes for it go.
         session: what it may say, and its history.
         close_reason: set once the end is decided or has come.
@@ -51,10 +53,12 @@ class Connection:
 
     __slots__ = (
         "_hub",
+        "_is_evicted",
         "_scope",
         "_settings",
         "_websocket",
         "close_reason",
+        "identity",
         "number",
         "outlet",
         "session",
@@ -67,12 +71,15 @@ class Connection:
         hub: Hub[Connection],
         settings: Settings,
         grant: Grant | None = None,
+        identity: Identity = UNKNOWN,
     ) -> None:
         """A connection over `stream`, on which the request for a WebSocket was received.
 
         `grant` is what its token allows, if it needed one.
         """
         self.number = next(_numbers)
+        self.identity = identity
+        self._is_evicted = False
         self.close_reason: CloseReason | None = None
         history = History(settings.replay_capacity)
         self.outlet = Outlet(
@@ -115,6 +122,7 @@ class Connection:
         Cancellation: the socket is closed at once, without a close frame.
         """
         self._hub.join(self)
+        self._hub.connection_log.opened(self)
         wheel.add(self)
         try:
             async with trio.open_nursery() as nursery:
@@ -129,6 +137,7 @@ class Connection:
             self._scope = None
             wheel.remove(self)
             self._hub.leave(self, self.close_reason)
+            self._hub.connection_log.closed(self, self.close_reason, is_told=self._is_evicted)
             try:
                 await self._part()
             finally:
@@ -188,7 +197,8 @@ class Connection:
         if self.close_reason is None:
             self.close_reason = reason
             if reason.code is not None:  # else it was not we who wanted it to end
-                self._hub.evictions.write(self.number, reason, self.outlet)
+                self._is_evicted = True
+                self._hub.connection_log.evicted(self, reason)
             farewell = b"" if reason.code is None else close_frame(reason.code, reason.text)
             self.outlet.stop(farewell)
         if reason is CloseReason.PEER_GONE:

@@ -22,7 +22,7 @@ from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry
 from trio_odin.core.session import SessionLimits
 from trio_odin.core.upstream import Upstream
-from trio_odin.server.evictions import EvictionLog
+from trio_odin.server.connection_log import ConnectionLog
 from trio_odin.server.invalid_events import InvalidEventLog
 from trio_odin.server.notices import Notices
 from trio_odin.server.turns import Turns
@@ -81,7 +81,7 @@ class Hub(Generic[M]):
         notices: tells of what was lost.
         outbox_rules: what may wait for each connection, and for all.
         replay_budget: what all connections together keep for replay.
-        evictions: where it is logged that one was closed by force.
+        connection_log: where it is logged that one came or went.
         upstream: what sessions may say of NATS.
         is_draining: whoever joins now has to leave at once.
         taken: messages taken from the feed so far.
@@ -108,7 +108,7 @@ class Hub(Generic[M]):
             budget=OutboxBudget(total_outbox_bytes(settings)),
         )
         self.replay_budget = ReplayBudget(total_replay_bytes(settings))
-        self.evictions = EvictionLog()
+        self.connection_log = ConnectionLog()
         self._invalid_events = InvalidEventLog()
         self._pace = Pace(settings.max_flush_delay_seconds)
         self._is_filtering = settings.is_filtering

@@ -16,9 +16,10 @@ import trio
 from trio_odin.config import Settings
 from trio_odin.core import handshake
 from trio_odin.core.admission import Admission, Rejection
-from trio_odin.core.client_address import client_address, counted_as
+from trio_odin.core.client_address import IpAddress, client_address, counted_as
 from trio_odin.core.grants import Grant
 from trio_odin.core.handshake import Refusal, Upgrade
+from trio_odin.core.identity import Identity, user_agent
 from trio_odin.net.http import (
     END_OF_HEAD,
     HeadLimits,
@@ -51,12 +52,14 @@ _REFUSALS = {400, 405, 413, 426, 431, 501, 505}
 class _Admitted(NamedTuple):
     """One who may come in: the response that completes the handshake, and what goes with it.
 
-    `owner` is whose it counts as, where that matters; `grant` what its token allows.
+    `owner` is whose it counts as, where that matters; `grant` what its token allows; `identity` is
+    for the log.
     """
 
     upgrade: bytes
     owner: str | None
     grant: Grant | None
+    identity: Identity
 
 
 class Listener:
@@ -163,7 +166,8 @@ class Listener:
         upgrade = malformed or handshake.parse(head)
         if isinstance(upgrade, Refusal):
             return self._refused(upgrade)
-        owner = self._owner(upgrade, stream)
+        address = self._address(upgrade, stream)
+        owner = counted_as(address) if address and self._admission.max_per_address else None
         if owner is not None:
             already = self._from_address[owner]
             rejection = self._admission.rejection(self.admitted, from_address=already)
@@ -172,7 +176,9 @@ class Listener:
         permit = self._permits.permit(upgrade)
         if isinstance(permit, Refusal):
             return self._refused(permit)
-        return _Admitted(upgrade.response(), owner, permit)
+        agent = user_agent(upgrade.headers.get(b"user-agent", b""))
+        identity = Identity(None if address is None else str(address), agent)
+        return _Admitted(upgrade.response(), owner, permit, identity)
 
     def _refused(self, refusal: Refusal) -> Response:
         self._traffic.rejected[refusal.label] += 1
@@ -188,14 +194,13 @@ class Listener:
         self._traffic.rejected[rejection.label] += 1
         return refusal(rejection)
 
-    def _owner(self, upgrade: Upgrade, stream: trio.abc.Stream) -> str | None:
-        """By what address the client is counted; None where that does not matter."""
-        if not self._admission.max_per_address:
-            return None
+    def _address(self, upgrade: Upgrade, stream: trio.abc.Stream) -> IpAddress | None:
+        """Where the client is, behind proxies that are trusted; None if that cannot be known."""
         peer = _peer_of(stream)
+        if peer is None:
+            return None
         forwarded_for = upgrade.headers.get(b"x-forwarded-for", b"")
-        address = peer and client_address(peer, forwarded_for, self._settings.trusted_proxies)
-        return counted_as(address) if address else None
+        return client_address(peer, forwarded_for, self._settings.trusted_proxies)
 
     async def _refuse(self, stream: trio.abc.HalfCloseableStream, refusal: Response) -> None:
         await send_last(stream, refusal, self._settings.write_deadline_seconds)
@@ -209,11 +214,13 @@ class Listener:
 
     async def _connect(self, stream: trio.abc.Stream, admitted: _Admitted) -> None:
         self.admitted += 1
-        upgrade, owner, grant = admitted
+        upgrade, owner, grant, identity = admitted
         if owner is not None:
             self._from_address[owner] += 1
         try:
-            connection = Connection(stream, hub=self._hub, settings=self._settings, grant=grant)
+            connection = Connection(
+                stream, hub=self._hub, settings=self._settings, grant=grant, identity=identity
+            )
             await connection.run(upgrade, self._wheel)
         finally:
             self.admitted -= 1
@@ -267,7 +274,8 @@ def _malformed(head: bytes, limits: HeadLimits) -> Refusal | None:
 def _peer_of(stream: trio.abc.Stream) -> str | None:
     if isinstance(stream, trio.SocketStream):
         with suppress(OSError):  # it has gone
-            return str(stream.socket.getpeername()[0])
+            name = stream.socket.getpeername()
+            return str(name[0]) if isinstance(name, tuple) else None  # not of TCP
     return None
 
 

@@ -113,6 +113,7 @@ class Outlet(trio.abc.Stream):
     __slots__ = (
         "_backlog",
         "_deferred",
+        "_dropped",
         "_file",
         "_flight",
         "_history",
@@ -159,7 +160,8 @@ class Outlet(trio.abc.Stream):
         outbox: _Outbox = trio.open_memory_channel(math.inf)
         self._outbox_send, self._outbox_receive = outbox
         self._backlog: Backlog | None = None  # nothing waits
-        self._skipped_total = 0  # envelopes that gave way to newer ones, before the backlog
+        # Before the backlog: envelopes that gave way to newer ones, or found no room.
+        self._skipped_total = self._dropped = 0
         self._flight: FlightRecorder | None = None  # nothing notable happened
         self._write_now, self._file = _direct_write(stream)
         self._is_idle = True  # nothing in the outbox, no frame half written, and more may be
@@ -615,6 +617,7 @@ class Outlet(trio.abc.Stream):
             else:
                 self._is_idle = True
                 self._skipped_total = backlog.skipped_total
+                self._dropped += backlog.dropped
                 self._backlog = None
                 self.note(FlightEvent.EMPTIED)
         if self._progress is not None:
@@ -667,13 +670,26 @@ class Outlet(trio.abc.Stream):
             self._flight = FlightRecorder(self._opened_at)
         self._flight.add(event, trio.current_time(), count)
 
-    def report(self) -> dict[str, Any]:
-        """How it stands and what happened last, for the log."""
-        now, backlog = trio.current_time(), self._backlog
+    @property
+    def dropped(self) -> int:
+        """How many envelopes found no room."""
+        return self._dropped + (self._backlog.dropped if self._backlog else 0)
+
+    def counts(self) -> dict[str, Any]:
+        """What became of the connection, for the log."""
+        conflated = self._skipped_total + (self._backlog.conflated if self._backlog else 0)
         return {
-            "seconds": round(now - self._opened_at, 3),
-            "silent_seconds": round(now - self.heard_at, 3),
+            "seconds": round(trio.current_time() - self._opened_at, 3),
             "seq": self._history.seq,
+            "dropped": self.dropped,
+            "conflated": conflated,
+        }
+
+    def report(self) -> dict[str, Any]:
+        """The same, how it stands and what happened last."""
+        backlog = self._backlog
+        return self.counts() | {
+            "silent_seconds": round(trio.current_time() - self.heard_at, 3),
             "queued": (backlog.envelopes if backlog else 0) + len(self._deferred or ()),
             "queued_bytes": backlog.bytes if backlog else 0,
             "events": self._flight.lines() if self._flight else [],

@@ -243,7 +243,7 @@ class Server:
     async def _summary(self) -> None:
         while True:
             await trio.sleep(self._settings.summary_seconds)
-            self._hub.evictions.write_rest()
+            self._hub.connection_log.write_rest()
             deliveries = self.ledger.deliveries
             _log.info(
                 "summary",
