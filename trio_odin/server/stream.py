@@ -92,8 +92,10 @@ def state_of(info: StreamInfo) -> StreamState:
         first=info.state.first_seq,
         last=info.state.last_seq,
         is_ours=all(covers(SUBJECT, pattern) for pattern in info.config.subjects or []),
-        # Without a cluster, one in memory is gone with its server.
-        may_be_emptied=info.config.storage == StorageType.MEMORY and info.cluster is not None,
+        # Without a cluster, which has a name, one in memory is gone with its server.
+        may_be_emptied=info.config.storage == StorageType.MEMORY
+        and info.cluster is not None
+        and bool(info.cluster.name),
     )
 
 
