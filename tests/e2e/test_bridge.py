@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import signal
@@ -131,6 +132,44 @@ async def test_a_stream_deleted_under_us_is_made_again(
             await wait_until(lambda: server.snapshot().nats_reconnects == 1)
             await publisher.publish("odin.token.BTC.trade", b"2")
             assert (await receive(client))["data"] == 2
+
+
+async def test_a_gap_is_told_though_the_connection_on_which_it_was_found_is_lost_at_once(
+    start_server: StartServer,
+    tmp_path: Path,
+    nursery: trio.Nursery,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with running_nats(tmp_path) as nats:
+        network = await start_network(nursery, nats.port)
+        server = await start_server(NATS_URL=network.url)
+        await wait_for_nats(server)
+        async with client_of(server) as client, nats_client(nats.url) as publisher:
+            subscribe = {"type": "subscribe", "channels": ["BTC.trade"], "notices": True}
+            await client.send(json.dumps(subscribe))
+            before = await receive(client)
+            network.is_down = True
+            network.cut()
+            await wait_until(lambda: not server.snapshot().is_nats_connected)
+            stream = {"name": "ODIN_TOKENS", "subjects": ["odin.token.>"], "storage": "memory"}
+            await publisher.request("$JS.API.STREAM.DELETE.ODIN_TOKENS", None)
+            await publisher.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", stream)
+            await publisher.publish("odin.token.BTC.trade", b"1")
+            cuts: list[int] = []
+
+            async def cut_meanwhile(*_: object) -> None:
+                if not cuts:
+                    network.cut()
+                    cuts.append(server.snapshot().nats_reconnects)
+                    await asyncio.sleep(30)
+
+            monkeypatch.setattr("trio_odin.server.bridge.stored_at", cut_meanwhile)
+            network.is_down = False
+            gap, event = await receive(client), await receive(client)
+        assert cuts == [0]
+        assert (gap["type"], gap["reason"]) == ("gap", "stream")
+        assert gap["epoch"] != before["epoch"]
+        assert (event["data"], event["offset"]) == (1, 1)
 
 
 async def test_without_jetstream_it_subscribes_to_core_nats(

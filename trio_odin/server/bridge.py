@@ -255,12 +255,12 @@ class Bridge:
         position = self._position
         if position.epoch == state.epoch and position.was_emptied(state):
             state = attrs.evolve(state, epoch=await count_generation_on(client, info))
-        gaps = position.enter(state)
+        self._lose(*position.enter(state))  # at once: the link may be lost before they are told
         if position.witness is None and state.last >= max(state.first, 1):
             with suppress(nats.errors.Error):  # it may not be ours to ask
                 stored = await stored_at(client, state.name, state.last)
                 position.witness = None if stored is None else (state.last, stored)
-        await self._tell_hub(position.offset, *gaps)
+        await self._tell_hub(position.offset)
 
     async def _state_with_witness(self, client: TotalClient, info: StreamInfo) -> StreamState:
         """The state of the stream, with the time of the message that we know, if it is there."""
@@ -271,9 +271,10 @@ class Bridge:
 
     async def _tell_hub(self, reached: int | None, *gaps: Gap) -> None:
         """Put a mark into the feed, in order with the messages. Waits for room."""
-        mark = self._mark(reached, *joined(self._untold, gaps).values())
-        self._untold, self._must_tell = {}, False
+        self._lose(*gaps)
+        mark = self._mark(reached, *self._untold.values())
         await trio_asyncio.trio_as_aio(self._feed_send.send)(mark)
+        self._untold, self._must_tell = {}, False
 
     def _mark(self, reached: int | None, *gaps: Gap) -> Mark:
         return Mark(self._position.epoch or None, reached, self._position.past, gaps)
