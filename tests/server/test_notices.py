@@ -14,11 +14,13 @@ from trio_websocket import WebSocketConnection
 
 from tests.core.client import objects_of
 from tests.server.rig import Rig
+from trio_odin.config import read_settings
 from trio_odin.core.gaps import Gap, GapReason, Mark
-from trio_odin.core.ledger import Publications
+from trio_odin.core.ledger import Ledger, Publications
 from trio_odin.core.publication import NatsMessage
 from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry
+from trio_odin.server.hub import Hub
 from trio_odin.server.notices import Notices
 
 
@@ -222,6 +224,21 @@ async def test_a_connection_asks_is_told_before_the_next_event_and_is_forgotten_
     await client.aclose()
     await trio.testing.wait_all_tasks_blocked()
     assert not hub.registry.audience
+
+
+@pytest.mark.parametrize("channels", [["BTC.trade"], []])
+async def test_who_asked_before_nats_was_reached_is_told_of_what_it_missed_till_then(
+    channels: list[str],
+) -> None:
+    """Also one without a channel: where nothing is filtered, it gets every event."""
+    hub = Hub[Any](read_settings({}), Ledger())
+    listener: Any = FakeListener()
+    hub.registry.tell_of_gaps(listener, True)
+    hub.registry.subscribe(listener, channels)
+    hub.note(Mark("e", 6, 6))
+    await hub.notices.tell_due()
+    (gap,) = listener.told()
+    assert (gap["reason"], gap["epoch"], gap["to"]) == ("start", "e", 6)
 
 
 async def _notices_and_answer(

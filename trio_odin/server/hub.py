@@ -209,7 +209,7 @@ class Hub(Generic[M]):
         if is_first:
             self._unsettled_until = trio.current_time() + _SETTLE_SECONDS
         self.notices.declare(*mark.gaps)
-        if is_first and self.registry.channel_count():
+        if is_first and (self.registry.channel_count() or self.registry.audience):
             self.notices.declare(Gap(GapReason.START, last=self.recent.position))
 
     async def _let_settled_go_on(self) -> None:
