@@ -170,9 +170,9 @@ class Connection:
         if isinstance(message, bytes):
             traffic.binary_ignored += 1
             return
+        await self._hub.wait_settled()
         if self.outlet.is_closing:
             return
-        await self._hub.wait_settled()
         self.outlet.flush()  # a command may number envelopes: those that wait come first
         answers = self.session.receive(
             message, now=trio.current_time(), unix_ms=time.time_ns() // 1_000_000
