@@ -188,6 +188,27 @@ async def test_without_the_right_to_ask_jetstream_its_own_sentence_is_given(
         assert not server.snapshot().was_nats_connected
 
 
+async def test_without_the_right_to_answer_flow_control_it_is_not_silent(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """NATS waits for that answer after the first some hundred KiB, with heartbeats all the while."""
+    allowed = users(publish=["$JS.API.>", "odin.token.>"], subscribe=">")
+    with configured_nats(tmp_path, allowed) as nats:
+        server = await start_server(NATS_URL=f"nats://odin:secret@127.0.0.1:{nats.port}")
+        await wait_for_nats(server)
+        async with (
+            client_of(server, "BTC.trade") as client,
+            nats_client(nats.url, user="other", **{"pass": "other"}) as publisher,
+        ):
+            for _ in range(500):
+                await publisher.publish("odin.token.BTC.trade", b'"%b"' % (b"x" * 20_000))
+            await publisher.publish("odin.token.BTC.trade", b'"last"')
+            await publisher.flush()
+            await wait_until(lambda: 'Publish to "$JS.FC.' in trouble_of(server), seconds=10)
+            while (await receive(client))["data"] != "last":
+                pass
+
+
 async def test_what_is_refused_is_tried_less_and_less_often(
     start_server: StartServer, tmp_path: Path
 ) -> None:

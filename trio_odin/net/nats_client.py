@@ -6,7 +6,8 @@ message, for as long as the stream keeps it. Here each piece of what comes has o
 
     subject, reply subject   bytes that are not UTF-8 are escaped; such a subject is no channel's
     headers                  read only of what is sent to an inbox: an event's concern nobody
-    -ERR                     ends the connection, in NATS' own words; a refused publish does not
+    -ERR                     ends the connection, in NATS' own words; a refused publish does not,
+                             unless it is one that NATS waits for, such as for flow control
     INFO, PONG               what means nothing is passed over
     any other line           ends the connection as `Unreadable`: where it ends is not known
 
@@ -147,7 +148,8 @@ class TotalClient(Client):
 
     async def _process_err(self, err_msg: str) -> None:
         refused = Refused(err_msg)
-        if not err_msg.lower().startswith(_HARMLESS):
+        said = err_msg.lower()
+        if not said.startswith(_HARMLESS) or _FLOW_CONTROL in said:
             raise refused
         await self._error_cb(refused)
 
@@ -206,6 +208,8 @@ class TotalClient(Client):
 
 # The one publish is refused, and whoever waits for its answer notices.
 _HARMLESS = ("permissions violation for publish", "invalid publish subject")
+# But nobody waits for an answer to this one, and without it NATS delivers nothing more.
+_FLOW_CONTROL = '"$js.fc.'
 
 
 def escaped(text: bytes | bytearray) -> str:
