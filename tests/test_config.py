@@ -401,6 +401,14 @@ def test_a_file_goes_before_the_environment(tmp_path: Path) -> None:
     assert settings.replay_capacity == 5
 
 
+def test_what_was_given_instead_of_a_reload_file_is_not_shown() -> None:
+    given = {"WS_RELOAD_FILE": "NATS_URL=nats://odin:CANARY@nats:4222"}
+    with pytest.raises(SettingError, match="WS_RELOAD_FILE") as caught:
+        with_reload_file(given)
+    assert "No such file" in str(caught.value)
+    assert "CANARY" not in str(caught.value) + effective(given)["WS_RELOAD_FILE"]
+
+
 @pytest.mark.parametrize("environment", [{}, {"WS_RELOAD_FILE": " "}])
 def test_without_a_file_the_environment_is_all(environment: dict[str, str]) -> None:
     assert with_reload_file({"WS_ADDR": ":1", **environment}) == {"WS_ADDR": ":1", **environment}

@@ -116,6 +116,7 @@ class Settings:
         "",
         values.path,
         help="File of NAME=value lines that go before the environment; read again upon SIGHUP.",
+        show=shown_path,
     )
     nats_urls: tuple[str, ...] = _setting(
         "NATS_URL",
@@ -568,8 +569,9 @@ def with_reload_file(environment: Mapping[str, str]) -> dict[str, str]:
     try:
         given = parse_assignments(Path(path).read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise SettingError(
-            f"{_RELOAD_FILE}={path!r}: allowed is a file of NAME=value lines ({error})"
+            f"{_RELOAD_FILE}={shown_path(path)!r}: allowed is a file of NAME=value lines ({reason})"
         ) from None
     if _RELOAD_FILE in given:
         raise SettingError(f"{_RELOAD_FILE} cannot be set by the file that it names")

@@ -191,7 +191,7 @@ async def test_without_the_right_to_ask_jetstream_its_own_sentence_is_given(
 async def test_without_the_right_to_answer_flow_control_it_is_not_silent(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """NATS waits for that answer after the first some hundred KiB, with heartbeats all the while."""
+    """NATS waits for that answer after some hundred KiB, with heartbeats all the while."""
     allowed = users(publish=["$JS.API.>", "odin.token.>"], subscribe=">")
     with configured_nats(tmp_path, allowed) as nats:
         server = await start_server(NATS_URL=f"nats://odin:secret@127.0.0.1:{nats.port}")
