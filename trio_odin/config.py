@@ -168,7 +168,7 @@ class Settings:
         "WS_MEMORY_LIMIT",
         "0",
         values.Whole(0, _PEBIBYTE),
-        help="Memory this server may use; 0: its container's.",
+        help="Bytes of memory this server may use; 0: its container's limit.",
     )
     max_tasks: int = _setting(
         "WS_MAX_GOROUTINES",

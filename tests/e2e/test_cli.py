@@ -80,6 +80,13 @@ def test_a_taken_port_is_one_sentence_and_exit_code_2(command: list[str], tmp_pa
         (["serve", "--workers", "2"], {"WS_PING_INTERVAL": "8760h"}, "WS_PING_INTERVAL='8760h'"),
         (["serve"], {"WS_REPLAY_CAPACITY": "1" + "0" * 20}, "from 0 to 1,000,000"),
         (["serve"], {"WS_WORKERS": "1_0"}, "from 1 to 64, or auto"),
+        (["serve"], {"WS_MEMORY_LIMIT": "7168"}, "which this server takes without a client"),
+        (
+            ["serve", "--workers", "4"],
+            {"WS_MEMORY_LIMIT": "100000000"},
+            "WS_MEMORY_LIMIT='100000000'",
+        ),
+        (["up"], {"WS_MEMORY_LIMIT": "7168"}, "WS_MEMORY_LIMIT='7168': allowed is 0"),
         (["up", "--addr", "1:2:3"], {}, "WS_ADDR='1:2:3'"),
         (["publish", "--addr", "x"], {}, "--addr 'x'"),
         (["publish", "--rate", "0"], {}, "'--rate'"),

@@ -25,7 +25,7 @@ from trio_odin.config import (
 from trio_odin.core.errors import first_error
 from trio_odin.net.address import AddressUnavailable
 from trio_odin.telemetry.logs import configure_logs
-from trio_odin.telemetry.process import files_needed, open_files, raise_file_limit
+from trio_odin.telemetry.process import files_needed, open_files, raise_file_limit, resident_bytes
 
 _FLAGS = {
     "--addr": "WS_ADDR",
@@ -136,6 +136,17 @@ def _warn(settings: Settings, environment: Mapping[str, str]) -> None:
     log = structlog.get_logger("cli")
     for sentence in warnings_about(settings, environment):
         log.warning("setting.ignored", reason=sentence)
+
+
+def check_memory_limit(settings: Settings, workers: int = 1) -> None:
+    """End this process if it and its workers may not even use what they take without a client."""
+    processes = workers + (workers > 1)
+    taken = resident_bytes() * processes
+    if 0 < settings.memory_limit_bytes < taken:
+        fail(
+            f"WS_MEMORY_LIMIT={str(settings.memory_limit_bytes)!r}: allowed is 0, for the limit of "
+            f"the container, or more bytes than {taken}, which this server takes without a client"
+        )
 
 
 def raise_limit_of_files(settings: Settings, workers: int = 1) -> None:

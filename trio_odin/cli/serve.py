@@ -11,6 +11,7 @@ import structlog
 import trio
 
 from trio_odin.cli.common import (
+    check_memory_limit,
     flag,
     raise_limit_of_files,
     run,
@@ -75,6 +76,7 @@ def serve_command(
 
 def _serve(read: ReadEnvironment) -> None:
     settings, environment = settings_of(read)
+    check_memory_limit(settings, settings.workers)
     start_logs(settings, environment)
     build = Build.here(settings.revision)
     structlog.get_logger("server").info(

