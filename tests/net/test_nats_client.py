@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from trio_odin.net.nats_client import TotalClient, Unreadable
+from trio_odin.net.nats_client import NoAnswer, TotalClient, Unreadable
 from trio_odin.net.nats_link import NatsLink, nats_link
 
 T = TypeVar("T")
@@ -229,7 +229,7 @@ def test_a_pong_after_its_deadline_does_no_harm() -> None:
 
 def test_what_is_overridden_is_still_there_in_nats_py() -> None:
     ours = {name for name in vars(TotalClient) if not name.startswith("__")}
-    new = {"listen", "_parse", "_take"}
+    new = {"says_it_has_jetstream", "listen", "_parse", "_take"}
     assert ours - new
     for name in ours - new:
         assert callable(getattr(Client, name)), name
@@ -237,3 +237,34 @@ def test_what_is_overridden_is_still_there_in_nats_py() -> None:
     client = Client()
     for name in ("_pongs", "_pongs_received", "_pings_outstanding", "_inbox_prefix", "_sid"):
         assert hasattr(client, name)
+
+
+@pytest.mark.parametrize("lost", [0, 3])
+def test_a_request_that_is_lost_is_asked_again(lost: int) -> None:
+    async def ask() -> bytes:
+        asked = 0
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal asked
+            writer.write(_INFO)
+            async for line in reader:
+                if line.startswith(b"PING"):
+                    writer.write(b"PONG\r\n")
+                elif line.startswith(b"PUB question"):
+                    asked += 1
+                    reply = line.split(b" ")[2]
+                    if asked > lost:
+                        writer.write(b"MSG %b 1 6\r\nanswer\r\n" % reply)
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server, nats_link([url], name="test", on_error=_ignore) as link:
+            answer = await link.client.request("question", b"", timeout=_SECONDS)
+            with pytest.raises(NoAnswer, match=r"no answer to another.one within 0.1 s"):
+                await link.client.request("another.one", b"", timeout=0.1)
+        assert asked == lost + 1
+        data: bytes = answer.data
+        return data
+
+    assert in_asyncio(ask()) == b"answer"

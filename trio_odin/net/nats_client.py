@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import nats.errors
@@ -29,6 +30,10 @@ _READ_BYTES = 32_768
 # nats-server's own limit is 4 KiB for a line of ours; its INFO names every server of a cluster.
 _LINE_MAX_BYTES = 1024 * 1024
 _SHOWN_BYTES = 100
+# An election takes some seconds, and what is asked right after it should not come long after it.
+_REQUEST_SECONDS = 5.0
+_FIRST_TRY_SECONDS = 0.3
+_TRY_MAX_SECONDS = 1.0
 _LINE_END = b"\r\n"
 
 OnMessage: TypeAlias = Callable[[Msg], Awaitable[None]]
@@ -36,6 +41,10 @@ OnMessage: TypeAlias = Callable[[Msg], Awaitable[None]]
 
 class Unreadable(nats.errors.Error):
     """What came cannot be understood, and neither can what comes after it."""
+
+
+class NoAnswer(nats.errors.Error):
+    """Nobody has answered a request in time."""
 
 
 class Refused(nats.errors.Error):
@@ -69,6 +78,11 @@ class TotalClient(Client):
         self._is_encrypted_only = is_encrypted_only
         self._listeners: dict[int, OnMessage] = {}
 
+    @property
+    def says_it_has_jetstream(self) -> bool:
+        """Whether the server itself has JetStream; another one of its cluster may."""
+        return self._server_info.get("jetstream") is True
+
     async def listen(self, subject: str, on_message: OnMessage) -> None:
         """Subscribe. The reader itself calls `on_message`, so that nothing waits in between.
 
@@ -80,6 +94,31 @@ class TotalClient(Client):
         await self._flush_pending()
 
     # --- in place of nats-py's
+
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        timeout: float = _REQUEST_SECONDS,  # noqa: ASYNC109 - nats-py's name
+        old_style: bool = False,
+        headers: dict[str, Any] | None = None,
+    ) -> Msg:
+        """Ask, and ask again while nobody answers; so what is asked for must bear being done twice.
+
+        A request that reaches JetStream while it elects a leader is lost without a word.
+
+        Raises:
+            NoAnswer: nobody did within `timeout` seconds.
+            nats.errors.NoRespondersError: there is nobody to answer.
+        """
+        rest, patience = timeout, _FIRST_TRY_SECONDS
+        while rest > 0:
+            seconds = min(patience, rest)
+            with suppress(nats.errors.TimeoutError):
+                return await super().request(subject, payload, seconds, old_style, headers)
+            rest -= seconds
+            patience = min(patience * 1.5, _TRY_MAX_SECONDS)
+        raise NoAnswer(f"no answer to {subject} within {timeout:g} s")
 
     async def _read_loop(self) -> None:
         lost: Exception = nats.errors.UnexpectedEOF()

@@ -26,6 +26,9 @@ _HEARTBEAT_SECONDS = 1.0
 # Looks, not seconds: a process that was held up for as long has missed one.
 _SILENT_LOOKS_MAX = 3
 _REQUEST_SECONDS = 5.0
+# A cluster may give the consumer to a node that is gone, which it does not know yet. Then there is
+# no answer, and another consumer, of another connection, has better luck.
+_START_SECONDS = 1.5
 _CONTROL = "100"  # the status of what is no message of the stream
 
 
@@ -75,6 +78,7 @@ class OrderedConsumer:
                 num_replicas=1,
                 mem_storage=True,
             ),
+            timeout=_START_SECONDS,
         )
         return info
 

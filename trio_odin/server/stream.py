@@ -21,6 +21,7 @@ from trio_odin.config import Settings
 from trio_odin.core.gaps import StreamState
 from trio_odin.core.names import covers
 from trio_odin.core.place import unix_ns_of
+from trio_odin.net.nats_client import TotalClient
 
 SUBJECT = "odin.token.>"
 
@@ -37,7 +38,7 @@ class StreamUnsuitable(Exception):
     """There is a stream in the way that cannot be consumed and is not ours to change."""
 
 
-async def has_jetstream(client: Client, *, request_seconds: float) -> bool:
+async def has_jetstream(client: TotalClient, *, request_seconds: float) -> bool:
     """Whether the server has JetStream for us. False only on a definite answer.
 
     Raises:
@@ -45,11 +46,10 @@ async def has_jetstream(client: Client, *, request_seconds: float) -> bool:
     """
     try:
         await client.jetstream(timeout=request_seconds).account_info()
-    except nats.errors.NoRespondersError:
-        return False
     except APIError as error:
         # nats-py turns "nobody answers on the API's subjects" into an error without a code.
-        if error.code is None or error.err_code in _NOT_ENABLED:
+        is_definite = error.err_code in _NOT_ENABLED
+        if is_definite or (error.code is None and not client.says_it_has_jetstream):
             return False
         raise
     return True
