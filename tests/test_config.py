@@ -233,6 +233,10 @@ EXAMPLES = {
     "JS_STREAM_MAX_AGE": duration("50ms", "87600h1ms", least="100ms", most="87600h"),
     "JS_STREAM_MAX_MSGS": whole(1, 10**12),
     "JS_STREAM_MAX_BYTES": whole(1, 2**50),
+    "JS_STREAM_STORAGE": Examples(
+        "memory or file", {"memory": "memory", " FILE ": "file"}, ["disk", "memory,file", "0"]
+    ),
+    "JS_STREAM_REPLICAS": whole(1, 5),
     "METRICS_INTERVAL": DURATION,
     "LOG_LEVEL": Examples(
         "debug, info, warning or error",

@@ -451,6 +451,18 @@ class Settings:
         values.Whole(1, _PEBIBYTE),
         help="Size limit of a stream that is made.",
     )
+    stream_storage: str = _setting(
+        "JS_STREAM_STORAGE",
+        "memory",
+        values.Choice(("memory", "file")),
+        help="Where a stream that is made keeps its events.",
+    )
+    stream_replicas: int = _setting(
+        "JS_STREAM_REPLICAS",
+        "1",
+        values.Whole(1, 5),
+        help="Servers of a cluster that keep a stream that is made.",
+    )
 
     summary_seconds: float = _setting(
         "METRICS_INTERVAL", "15s", values.Duration(), help="Time between summary lines in the log."

@@ -14,6 +14,7 @@ from tests.faults.conftest import Record
 from tests.faults.publisher import CHANNELS, Publisher
 from tests.faults.server import serving
 from tests.waiting import wait_until
+from trio_odin.lab.reliability import Row
 
 pytestmark = pytest.mark.faults
 
@@ -54,14 +55,23 @@ async def test_the_node_in_use_is_killed_while_it_leads_the_stream(
         "times after what a publisher has to wait",
     )
     row.clients = row.held = 1
+    attackers: list[Attackers] = []
+    try:
+        await _kill_and_measure(tmp_path, row, attackers)
+    finally:
+        for one in attackers:
+            one.leave()
+
+
+async def _kill_and_measure(tmp_path: Path, row: Row, attackers: list[Attackers]) -> None:
     async with running_cluster(tmp_path / "nats") as cluster, trio.open_nursery() as nursery:
         made = await cluster.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", _STREAM)
         assert "error" not in made, made
         leader = await cluster.stream_leader("ODIN_TOKENS")
         other = next(node for node in cluster.nodes if node is not leader)
         async with serving(tmp_path, leader.url) as server:
-            attackers = Attackers(server.port)
-            reader = _Reader(await attackers.websocket())
+            attackers.append(Attackers(server.port))
+            reader = _Reader(await attackers[0].websocket())
             await reader.subscribe()
             nursery.start_soon(reader.run)
             publisher = Publisher(other.port, 20)

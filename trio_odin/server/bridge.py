@@ -39,12 +39,15 @@ from trio_odin.server.consumer import OrderedConsumer
 from trio_odin.server.stream import (
     SUBJECT,
     StreamUnsuitable,
+    brings_ours,
     count_generation_on,
     ensure_stream,
     has_jetstream,
+    is_made_here,
     next_offset,
     state_of,
     stored_at,
+    why_unsuitable,
 )
 
 _REQUEST_SECONDS = 5.0
@@ -52,6 +55,7 @@ _TROUBLE_KEPT = 3
 _PULSE_SECONDS = 1.0
 _PULSE_DEADLINE_SECONDS = 60
 _STREAM_LOOK_SECONDS = 2.0
+_ON_ITS_WAY_SECONDS = 1.0
 _SETTLE_LOOK_SECONDS = 0.2
 # An event at which so many connections have ended, one after the other, is stepped over.
 _STUMBLES_MAX = 2
@@ -88,6 +92,8 @@ class Bridge:
         self._untold: Gaps = {}
         self._must_tell = False
         self._consumer: OrderedConsumer | None = None
+        # Not one that others have made, and deleted: they know what it is to be.
+        self._may_make = True
         self._outage = Outage(_log, settings.nats_urls)
         # How many connections in a row have ended at the same place, and behind which offset.
         self._stumbles = self._stumbled_at = 0
@@ -165,18 +171,41 @@ class Bridge:
         )
 
     async def _watch_stream(self, link: NatsLink) -> None:
-        """Notice when the stream under the link is another one: then the place is found anew.
+        """Notice what the consumer does not tell: it goes on with heartbeats all the while.
 
         Raises:
-            nats.errors.Error: it is, or cannot be asked for.
+            nats.errors.Error: the stream is another one, has our events no longer, cannot be asked
+                for, or does not deliver what it has. Then its place, or another one, is found anew.
         """
         jetstream = link.client.jetstream(timeout=_REQUEST_SECONDS)
+        stalled_at = -1
         while True:
             await asyncio.sleep(_STREAM_LOOK_SECONDS)
             before = attrs.evolve(self._position)  # the question, as it moves meanwhile
             info = await jetstream.stream_info(before.stream)
-            if before.is_lost_in(state_of(info)):
+            state = state_of(info)
+            if before.is_lost_in(state):
                 raise nats.errors.Error(f"stream {before.stream} is another one now")
+            if (why_not := why_unsuitable(info)) or not brings_ours(info):
+                raise nats.errors.Error(
+                    why_not or f"stream {before.stream} has {SUBJECT} no longer"
+                )
+            if state.last > before.offset and before.offset == stalled_at:
+                await self._look_for_stalled(link.client, before)
+            stalled_at = before.offset
+
+    async def _look_for_stalled(self, client: TotalClient, before: Position) -> None:
+        """Raise if an event waits in the stream and does not come.
+
+        What is behind the position may also be of others, deleted, or just on its way.
+        """
+        waiting = None
+        with suppress(nats.errors.Error):  # it may not be ours to ask
+            waiting = await next_offset(client, before.stream, after=before.offset)
+        if waiting is not None:
+            await asyncio.sleep(_ON_ITS_WAY_SECONDS)
+            if self._position.offset == before.offset:
+                raise nats.errors.Error(f"the consumer does not deliver event {waiting}")
 
     async def _feel_pulse(self, link: NatsLink) -> None:
         """Ask NATS for a sign of life each second.
@@ -230,9 +259,10 @@ class Bridge:
         if not await has_jetstream(client, request_seconds=_REQUEST_SECONDS):
             return "the server has no JetStream"
         try:
-            info = await ensure_stream(client.jetstream(timeout=_REQUEST_SECONDS), self._settings)
+            info = await ensure_stream(client, self._settings, may_make=self._may_make)
         except StreamUnsuitable as unsuitable:
             return str(unsuitable)
+        self._may_make = is_made_here(info, self._settings)
         await self._enter(client, info)
         if self._stumbles >= _STUMBLES_MAX and self._position.offset == self._stumbled_at:
             await self._step_over(client)
