@@ -78,11 +78,25 @@ class Running:
 
 
 @asynccontextmanager
-async def server(folder: Path, *, clients: int, **variables: str) -> AsyncIterator[Running]:
-    """Two workers, NATS, and `clients` subscribed to BTC.trade; killed at the end of the test."""
+async def server(
+    folder: Path,
+    *,
+    clients: int,
+    stream: dict[str, Any] | None = None,
+    alive: int = 2,
+    **variables: str,
+) -> AsyncIterator[Running]:
+    """Two workers, NATS, and `clients` subscribed to BTC.trade; killed at the end of the test.
+
+    `stream` is made beforehand; `alive` are waited for.
+    """
     port = free_port()
     async with AsyncExitStack() as stack:
         nats = stack.enter_context(running_nats(folder))
+        if stream is not None:
+            async with nats_client(nats.url) as maker:
+                made = await maker.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", stream)
+                assert "error" not in made, made
         process = await start(
             "serve", "--workers", "2", "--addr", f"127.0.0.1:{port}", "--nats", nats.url,
             **variables,
@@ -90,7 +104,7 @@ async def server(folder: Path, *, clients: int, **variables: str) -> AsyncIterat
         stack.callback(process.kill)
         url = await ready(port)
         running = Running(process, port, nats.url)
-        await running.wait_for_workers(alive=2)
+        await running.wait_for_workers(alive=alive)
         for _ in range(clients):
             client = await stack.enter_async_context(connect(url))
             await client.send('{"type":"subscribe","channels":["BTC.trade"]}')
@@ -287,3 +301,77 @@ async def test_a_taken_port_is_one_sentence_from_the_parent_alone(tmp_path: Path
     assert result.returncode == 2
     said = [line for line in result.stderr.splitlines() if '"server.starting"' not in line]
     assert said == [f"trio-odin: cannot listen on {address}: another program is listening there"]
+
+
+ONE_CONSUMER = {
+    "name": "ODIN_TOKENS", "subjects": ["odin.token.>"], "storage": "memory", "retention": "limits",
+    "max_consumers": 1, "max_age": 30_000_000_000, "discard": "old",
+}  # fmt: skip
+
+
+async def test_a_worker_that_nats_has_no_room_for_takes_no_clients(tmp_path: Path) -> None:
+    async with server(tmp_path, clients=ENOUGH, stream=ONE_CONSUMER, alive=1) as running:
+        await trio.sleep(6)  # longer than one waits if nobody has NATS
+        assert sorted((await running.workers())["connections"]) == [0, ENOUGH]
+        await running.publish()
+        for client in running.clients:
+            assert (await receive(client))["data"] == 1
+        for _ in range(10):
+            assert (await running.page("/ready"))[0] == 200
+        status, page = await running.page("/health")
+        assert status == 503
+        assert "1 of 2 workers alive" in page
+        assert "maximum consumers limit reached" in page
+        assert (await end(running))[0] == 0
+
+
+async def test_workers_without_nats_take_clients_after_a_while_and_say_that_they_are_not_ready(
+    tmp_path: Path,
+) -> None:
+    port = free_port()
+    url = f"ws://127.0.0.1:{port}/ws"
+    process = await start(
+        "serve", "--workers", "2", "--addr", f"127.0.0.1:{port}",
+        "--nats", f"nats://127.0.0.1:{free_port()}",
+    )  # fmt: skip
+    try:
+        running = Running(process, port, "")
+        with trio.fail_after(60):
+            while True:
+                try:
+                    await running.page("/")
+                    break
+                except (OSError, trio.TooSlowError):
+                    await trio.sleep(0.1)
+        await running.wait_for_workers(alive=2)
+        assert (await running.page("/ready"))[0] == 503
+        async with connect(url):
+            pass
+        assert (await end(running))[0] == 0
+    finally:
+        process.kill()
+
+
+async def test_while_the_parent_is_stopped_no_page_takes_one_worker_for_all(
+    tmp_path: Path,
+) -> None:
+    async with server(tmp_path, clients=ENOUGH) as running:
+        assert (await running.page("/metrics"))[0] == 200
+        os.kill(running.process.pid, signal.SIGSTOP)
+        try:
+            for _ in range(4):
+                status, page = await running.page("/metrics")
+                assert (status, "ws_" in page) == (503, False)
+            status, page = await running.page("/health")
+            assert status == 503
+            assert "The parent of the workers does not answer" in page
+            assert json.loads(page)["workers"]["configured"] == 2
+            assert (await running.page("/ready"))[0] == 200
+            await running.publish()
+            for client in running.clients:
+                assert (await receive(client))["data"] == 1
+        finally:
+            os.kill(running.process.pid, signal.SIGCONT)
+        await running.wait_for_workers(alive=2, restarts=0)
+        assert (await running.metrics())["ws_connections_current"] == ENOUGH
+        assert (await end(running))[0] == 0

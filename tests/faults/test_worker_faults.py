@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import trio
 
 from tests.faults.conftest import Record
+from tests.faults.prober import Prober
 from tests.faults.rig import Rig, rig, soon
 
 pytestmark = pytest.mark.faults
@@ -82,3 +84,71 @@ async def test_a_worker_that_hangs_holds_up_nobody_else(tmp_path: Path, record: 
         finally:
             os.kill(stopped, signal.SIGCONT)
         row.recovery_seconds = await soon(partial(_are_alive, it, 2, 0), 20)
+
+
+async def test_workers_killed_one_after_the_other_refuse_nobody(
+    tmp_path: Path, record: Record
+) -> None:
+    row = record(
+        "fault",
+        "Workers are killed at random",
+        "SIGKILL of one of three workers, by chance, every 2 s for half a minute; clients come "
+        "all the time, 50 a second",
+        "none is refused; those whose worker is killed between accept and answer are cut, at most "
+        "two each time",
+    )
+    chance = random.Random(5)
+    async with rig(tmp_path, clients=0, workers=3) as it:
+        await soon(partial(_are_alive, it, 3, 0), 15)
+        prober = Prober(it.server.port, 50)
+        kills = 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(prober.run, 30)
+            for _ in range(15):
+                await trio.sleep(2)
+                workers = it.server.workers()
+                if workers:
+                    os.kill(chance.choice(workers), signal.SIGKILL)
+                    kills += 1
+        row.notes.append(f"{dict(prober.outcomes)} after {kills} kills")
+        row.notes.append(f"the slowest answer after {prober.slowest_seconds:.1f} s")
+        assert kills > 10
+        assert prober.outcomes["101"] > 1000
+        assert set(prober.outcomes) <= {"101", "reset"}, prober.outcomes
+        assert prober.outcomes["reset"] <= 2 * kills
+        assert prober.slowest_seconds < 10
+
+
+async def test_while_no_worker_serves_clients_wait_and_not_for_long(
+    tmp_path: Path, record: Record
+) -> None:
+    row = record(
+        "fault",
+        "All workers are killed, again and again",
+        "SIGKILL of both workers, eight times, as soon as they serve again; clients come "
+        "meanwhile, 20 a second",
+        "none is refused; the pause that grows for a worker that ends again and again is for "
+        "others to serve meanwhile, so there is none",
+    )
+    async with rig(tmp_path, clients=0, workers=2) as it:
+        await soon(partial(_are_alive, it, 2, 0), 15)
+        prober = Prober(it.server.port, 20)
+        waits = []
+        for round_ in range(1, 9):
+            for pid in it.server.workers():
+                os.kill(pid, signal.SIGKILL)
+            begun = trio.current_time()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(prober.run, 1)
+                await soon(partial(_gets_in, it), 30)
+                waits.append(trio.current_time() - begun)
+            await soon(partial(_are_alive, it, 2, 2 * round_), 30)
+        row.notes.append(f"in again after {', '.join(f'{wait:.1f}' for wait in waits)} s")
+        row.notes.append(f"{dict(prober.outcomes)}")
+        assert set(prober.outcomes) == {"101"}, prober.outcomes
+        assert max(waits) < 8
+
+
+async def _gets_in(it: Rig) -> bool:
+    one = await it.attackers.tcp()
+    return await one.upgrade() == 101

@@ -14,7 +14,8 @@ from trio_odin.net.address import (
     AddressUnavailable,
     bind_shared,
     bound_address,
-    inherited_listeners,
+    inherited_sockets,
+    listen_on,
     open_listeners,
     reserved_address,
 )
@@ -34,7 +35,7 @@ async def test_a_reserved_port_is_shared_by_those_who_say_so() -> None:
 
 def inherit(sockets: list[trio.socket.SocketType]) -> list[trio.SocketListener]:
     """What a process does that has inherited `sockets`."""
-    return inherited_listeners([os.dup(sock.fileno()) for sock in sockets])
+    return [listen_on(sock) for sock in inherited_sockets([os.dup(s.fileno()) for s in sockets])]
 
 
 async def test_a_bound_socket_takes_connections_once_a_process_that_inherited_it_listens() -> None:
@@ -61,6 +62,20 @@ async def test_what_waits_to_be_accepted_is_there_for_a_successor() -> None:
             with trio.fail_after(5):
                 async with second, await second.accept() as accepted:
                     assert await accepted.receive_some() == b"early"
+
+
+async def test_a_queue_outlives_the_process_that_has_listened() -> None:
+    async with reserved_address(ANY_PORT) as address:
+        sockets = await bind_shared(address)
+        (first,) = inherit(sockets)
+        await first.aclose()
+        async with await trio.open_tcp_stream(address.host, address.port) as client:
+            await client.send_all(b"late")
+            (second,) = inherit(sockets)
+            with trio.fail_after(5):
+                async with second, await second.accept() as accepted:
+                    assert await accepted.receive_some() == b"late"
+        sockets[0].close()
 
 
 async def check_taken(address: Address) -> None:

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.telemetry.snapshots import snapshot
 from trio_odin.net.http import Request
 from trio_odin.server.pages import Pages
-from trio_odin.telemetry.snapshot import Snapshot
+from trio_odin.telemetry.snapshot import Snapshot, Workers
 
 
 @pytest.fixture
@@ -101,3 +101,19 @@ async def test_anything_else_gets_its_status(
     method: str, path: str, status: int, pages: Pages
 ) -> None:
     assert (await pages.respond(Request(method, path))).status == status
+
+
+async def test_figures_of_one_worker_are_not_shown_as_those_of_all() -> None:
+    """Counters would fall, and rise again: two restarts to Prometheus."""
+
+    async def gather() -> Snapshot:
+        return snapshot(workers=Workers(3, 1, 0, [7], is_whole=False))
+
+    pages = Pages(gather)
+    metrics = await pages.respond(Request("GET", "/metrics"))
+    assert metrics.status == 503
+    assert b"ws_" not in metrics.body
+    health = await pages.respond(Request("GET", "/health"))
+    assert health.status == 503
+    assert json.loads(health.body)["workers"]["configured"] == 3
+    assert (await pages.respond(Request("GET", "/ready"))).status == 200, "this one is"

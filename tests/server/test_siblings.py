@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pytest
 import trio
@@ -11,6 +11,7 @@ from tests.telemetry.snapshots import snapshot
 from trio_odin.server.reloading import ReadEnvironment
 from trio_odin.server.siblings import Siblings
 from trio_odin.server.worker_link import (
+    Accept,
     Answer,
     Ask,
     Elsewhere,
@@ -34,6 +35,7 @@ class Parent:
         self.link: Link[FromWorker] = Link(self.stream, parent_decoder())
         self.learnt: list[Elsewhere] = []
         self.is_draining = self.is_relieved = False
+        self.queues: Collection[int] = ()
         self.environment: Mapping[str, str] = {}
         self.siblings = Siblings(far.detach())
         nursery.start_soon(self.link.run_writer)
@@ -43,6 +45,9 @@ class Parent:
 
     def snapshot(self) -> Snapshot:
         return snapshot(connections=3)
+
+    def accept_from(self, queues: Collection[int]) -> None:
+        self.queues = queues
 
     def learn(self, elsewhere: Elsewhere) -> None:
         self.learnt.append(elsewhere)
@@ -75,6 +80,18 @@ async def test_a_worker_answers_and_learns_what_the_others_hold(parent: Parent) 
     parent.link.send(Ask(7))
     assert await parent.heard() == Figures(7, snapshot(connections=3))
     assert parent.learnt == [elsewhere]
+
+
+async def test_a_worker_takes_clients_when_it_is_told_and_tells_unasked_how_it_is(
+    parent: Parent,
+) -> None:
+    parent.siblings.tell(snapshot(connections=9))
+    assert await parent.heard() == Figures(0, snapshot(connections=9))
+    assert not parent.queues
+    parent.link.send(Accept([1, 3]))
+    parent.link.send(Ask(1))
+    await parent.heard()
+    assert list(parent.queues) == [1, 3]
 
 
 async def test_a_worker_takes_on_settings_of_any_bytes_and_is_relieved(parent: Parent) -> None:

@@ -4,13 +4,15 @@ import os
 from functools import partial
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
+import trio.testing
 
 from tests.telemetry.snapshots import snapshot
 from trio_odin.config import read_settings
 from trio_odin.core.address import Address
-from trio_odin.server.worker_link import Elsewhere
+from trio_odin.server.worker_link import Accept, Elsewhere
 from trio_odin.server.workers import (
     Parent,
     Worker,
@@ -30,7 +32,7 @@ async def test_a_worker_that_was_in_order_for_long_comes_back_at_once() -> None:
     worker = Worker(1)
     for _ in range(5):
         worker.next_pause_seconds(1.0)
-    assert [worker.next_pause_seconds(30.0), worker.next_pause_seconds(1.0)] == [0.1, 0.2]
+    assert [worker.next_pause_seconds(5.0), worker.next_pause_seconds(1.0)] == [0.1, 0.2]
 
 
 async def test_a_worker_is_missing_until_it_serves_and_while_it_is_silent() -> None:
@@ -39,9 +41,9 @@ async def test_a_worker_is_missing_until_it_serves_and_while_it_is_silent() -> N
     worker.note(snapshot(connections=4))
     assert worker.missing_since is None
     assert worker.connections == 4
-    worker.note_missing()
+    worker.note_silent()
     since = worker.missing_since
-    worker.note_missing()
+    worker.note_silent()
     assert worker.missing_since == since, "the first moment counts"
     assert worker.connections == 4, "what it held when it was asked last"
 
@@ -117,7 +119,7 @@ async def test_each_worker_is_told_what_the_others_use() -> None:
     parent = Parent(read_settings({"WS_WORKERS": "3"}), {}, Address("", 1), None)
     told: dict[int, object] = {}
     for worker, busy in zip(parent.workers, (90.0, 30.0, None), strict=True):
-        worker.tell = partial(told.__setitem__, worker.number)  # type: ignore[method-assign]
+        worker.tell = partial(told.__setitem__, worker.number)  # type: ignore[assignment, method-assign]
         if busy is not None:
             worker.note(snapshot(connections=int(busy), loop_busy_percent=busy, memory_bytes=2**40))
     parent._tell_what_the_others_hold()
@@ -135,7 +137,7 @@ async def test_clients_of_a_worker_that_leaves_are_not_counted_elsewhere() -> No
     parent = Parent(read_settings({"WS_WORKERS": "2"}), {}, Address("", 1), None)
     told: dict[int, Elsewhere] = {}
     for worker in parent.workers:
-        worker.tell = partial(told.__setitem__, worker.number)  # type: ignore[method-assign]
+        worker.tell = partial(told.__setitem__, worker.number)  # type: ignore[assignment, method-assign]
         worker.note(snapshot(connections=100 * worker.number))
     parent.workers[0].is_leaving.set()
     parent._tell_what_the_others_hold()
@@ -151,3 +153,162 @@ async def test_keys_that_no_worker_could_start_with_are_refused_by_the_parent(
     parent.reload(lambda: {**environment, "WS_JWT_KEYS": str(tmp_path / "missing")})
     assert parent._environment == before
     assert parent._past.ledger.traffic.reloads == {"failed": 1}
+
+
+# --- who takes part in the port
+
+
+class Told:
+    """A process as its parent knows it: what it was told, and whether it was ended."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.messages: list[object] = []
+        self.times_ended = 0
+        worker.begin(self, self)  # type: ignore[arg-type]
+
+    def send(self, message: object) -> bool:
+        self.messages.append(message)
+        return True
+
+    def terminate(self) -> None:
+        self.times_ended += 1
+
+
+WITHOUT_NATS = snapshot(is_open=False, is_nats_connected=False, was_nats_connected=False)
+WITH_NATS = snapshot(is_open=False)
+TAKING = snapshot()
+DEAF = snapshot(is_nats_connected=False, was_nats_connected=False)
+
+
+def parent_of(count: int) -> tuple[Parent, list[Worker], list[Told]]:
+    queues: dict[int, list[trio.socket.SocketType]] = {n: [] for n in range(1, count + 1)}
+    settings = read_settings({"WS_WORKERS": str(count)})
+    parent = Parent(settings, {}, Address("", 1), None, queues)
+    return parent, parent.workers, [Told(worker) for worker in parent.workers]
+
+
+async def test_a_worker_takes_clients_once_it_has_nats() -> None:
+    parent, (worker,), (told,) = parent_of(1)
+    parent._share_out_queues()
+    worker.note(WITHOUT_NATS)
+    parent._share_out_queues()
+    assert told.messages == []
+    worker.note(WITH_NATS)
+    for _ in range(2):
+        parent._share_out_queues()
+    assert told.messages == [Accept([1])]
+    assert not worker.takes_clients, "it has not said so yet"
+    worker.note(TAKING)
+    assert worker.takes_clients
+    worker.note_silent()
+    assert not worker.takes_clients
+
+
+async def test_the_queue_of_a_worker_that_has_ended_or_is_silent_goes_to_another_one() -> None:
+    parent, (one, other), (told_one, told_other) = parent_of(2)
+    for worker in parent.workers:
+        worker.note(TAKING)
+    parent._share_out_queues()
+    one.note_silent()
+    parent._share_out_queues()
+    assert told_other.messages == [Accept([2]), Accept([1, 2])]
+    one.note(TAKING)
+    parent._share_out_queues()
+    assert told_other.messages[2:] == [Accept([2])]
+    assert told_one.messages == [Accept([1])]
+    one.end()
+    parent._share_out_queues()
+    assert told_other.messages[3:] == [Accept([1, 2])]
+    other.end()
+    parent._share_out_queues()  # nobody is there: they wait
+    told_one = Told(one)
+    one.note(WITH_NATS)
+    parent._share_out_queues()
+    assert told_one.messages == [Accept([1, 2])]
+
+
+async def test_one_that_leaves_by_itself_takes_no_clients_any_more() -> None:
+    parent, (one, other), (told_one, told_other) = parent_of(2)
+    for worker in parent.workers:
+        worker.note(TAKING)
+    parent._share_out_queues()
+    one.note(snapshot(is_draining=True))
+    parent._share_out_queues()
+    assert told_one.messages == [Accept([1]), Accept([])]
+    assert told_other.messages == [Accept([2]), Accept([1, 2])]
+    assert other.takes_clients
+
+
+async def test_without_nats_it_does_only_if_no_other_has_it_and_after_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    parent, (one, other), (told_one, told_other) = parent_of(2)
+    one.note(WITHOUT_NATS)
+    other.note(WITHOUT_NATS)
+    await trio.sleep(4.9)
+    parent._share_out_queues()
+    assert told_one.messages == told_other.messages == []
+    await trio.sleep(0.2)
+    parent._share_out_queues()
+    assert (told_one.messages, told_other.messages) == ([Accept([1])], [Accept([2])])
+    one.note(DEAF)
+    other.note(TAKING)
+    parent._share_out_queues()
+    assert told_one.messages[1:] == [Accept([])]
+    assert told_other.messages[1:] == [Accept([1, 2])]
+
+
+async def test_one_that_waits_for_nats_is_missing_but_does_not_hang(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    worker = Worker(1)
+    Told(worker)
+    worker.note(WITHOUT_NATS)
+    await trio.sleep(100)
+    worker.note(WITHOUT_NATS)
+    assert worker.missing_since == 0
+    assert not worker.hangs()
+    worker.note_silent()
+    await trio.sleep(31)
+    assert worker.hangs()
+
+
+async def test_one_that_has_clients_without_nats_is_ended_once_when_others_have_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    parent, (deaf, other), (told, _) = parent_of(2)
+    deaf.note(attrs.evolve(DEAF, connections=3))
+    other.note(WITHOUT_NATS)
+    for ended in (0, 1):
+        for _ in range(15):
+            parent._end_deaf()
+            await trio.sleep(1)
+        assert told.times_ended == ended
+        other.note(TAKING)
+
+
+async def test_one_without_clients_or_in_a_later_outage_is_not_ended(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    parent, (empty, lost, well), (told_empty, told_lost, _) = parent_of(3)
+    empty.note(DEAF)
+    lost.note(snapshot(is_nats_connected=False, connections=3))
+    well.note(TAKING)
+    for _ in range(15):
+        parent._end_deaf()
+        await trio.sleep(1)
+    assert (told_empty.times_ended, told_lost.times_ended) == (0, 0)
+
+
+async def test_the_trouble_of_a_worker_that_takes_no_clients_is_in_the_figures() -> None:
+    parent = Parent(read_settings({"WS_WORKERS": "2"}), {}, Address("", 1), None)
+    waiting, other = parent.workers
+    for worker in parent.workers:
+        Told(worker)
+    waiting.note(attrs.evolve(WITHOUT_NATS, nats_trouble="maximum consumers limit reached"))
+    other.note(TAKING)
+    figures = parent._figures()
+    assert (figures.alive, figures.configured) == (1, 2)
+    assert figures.trouble == "maximum consumers limit reached"
+    waiting.note(TAKING)
+    assert (parent._figures().alive, parent._figures().trouble) == (2, None)

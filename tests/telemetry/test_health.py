@@ -234,6 +234,16 @@ def test_a_healthy_server_word_for_word() -> None:
         ),
         ({"workers": Workers(2, 0, 0, [0, 0], missing_seconds=0.1)}, "unhealthy", "0 of 2 workers"),
         ({"workers": Workers(2, 2, 9, [0, 0])}, "healthy", None),
+        (
+            {"workers": Workers(2, 1, 0, [0, 0], missing_seconds=60.0, trouble="no room")},
+            "unhealthy",
+            "1 of 2 workers alive since 2027-01-15T07:59:00Z: no room",
+        ),
+        (
+            {"workers": Workers(3, 1, 0, [7], is_whole=False)},
+            "unhealthy",
+            "The parent of the workers does not answer: these are the figures of one worker",
+        ),
     ],
 )
 def test_each_condition_has_its_status_its_code_and_a_sentence(

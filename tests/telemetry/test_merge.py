@@ -120,7 +120,7 @@ def test_a_claim_about_the_server_is_what_a_client_may_count_on() -> None:
     )  # fmt: skip
     leaving = attrs.evolve(bad, is_draining=True)
     mixed = merged(good, bad, leaving)
-    assert (mixed.is_nats_connected, mixed.was_nats_connected) == (False, True)
+    assert (mixed.is_nats_connected, mixed.was_nats_connected) == (False, False)
     assert (mixed.is_overloaded, mixed.is_draining) == (False, False)
     assert (mixed.is_memory_short, mixed.is_lagging) == (False, False)
     worst = merged(leaving, leaving)
@@ -136,6 +136,24 @@ def test_a_worker_that_leaves_to_a_successor_counts_but_claims_nothing() -> None
     assert (whole.is_draining, whole.is_nats_connected, whole.connections) == (False, True, 7)
     all_leave = merged(leaving, leaving)
     assert (all_leave.is_draining, all_leave.is_nats_connected) == (True, False)
+
+
+def test_a_worker_that_takes_no_clients_yet_says_nothing_of_nats_to_them() -> None:
+    waiting = snapshot(
+        is_open=False,
+        is_nats_connected=False,
+        was_nats_connected=False,
+        nats_age_seconds=None,
+        nats_trouble="maximum consumers limit reached",
+        nats_trouble_seconds=9.0,
+    )
+    for parts in ((waiting, snapshot()), (snapshot(), waiting)):
+        whole = merged(*parts)
+        assert (whole.is_open, whole.is_nats_connected, whole.was_nats_connected) == (True,) * 3
+        assert (whole.nats_age_seconds, whole.nats_trouble) == (0.25, None)
+    nobody = merged(waiting, waiting)
+    assert (nobody.is_open, nobody.is_nats_connected, nobody.was_nats_connected) == (False,) * 3
+    assert nobody.nats_trouble == "maximum consumers limit reached"
 
 
 def test_what_came_from_nats_is_as_old_as_with_the_worst_worker() -> None:

@@ -54,9 +54,10 @@ _Obey: TypeAlias = Callable[..., Awaitable[None]]
 @flag("--log-level")
 @flag("--log-format")
 @click.option("--as-worker", nargs=2, type=int, hidden=True)  # its number and its link's file
-@click.option("--socket", "sockets", multiple=True, type=int, hidden=True)  # that it inherits
+# The sockets that it inherits: the number of their worker, and that of the file.
+@click.option("--socket", "sockets", multiple=True, nargs=2, type=int, hidden=True)
 def serve_command(
-    as_worker: tuple[int, int] | None, sockets: tuple[int, ...], **flags: str | None
+    as_worker: tuple[int, int] | None, sockets: tuple[tuple[int, int], ...], **flags: str | None
 ) -> None:
     """Serve NATS token events to WebSocket clients.
 
@@ -99,7 +100,7 @@ def _serve(read: ReadEnvironment) -> None:
 
 
 def _serve_as_worker(
-    settings: Settings, number: int, file_number: int, sockets: Sequence[int]
+    settings: Settings, number: int, file_number: int, sockets: Sequence[tuple[int, int]]
 ) -> None:
     leave_changes_to_parent()
     configure_logs(settings.log_level, settings.log_format, worker=number)
@@ -111,11 +112,14 @@ def _serve_as_worker(
 async def _work(
     settings: Settings,
     file_number: int,
-    sockets: Sequence[int],
+    sockets: Sequence[tuple[int, int]],
     *,
     task_status: trio.TaskStatus[Server],
 ) -> None:
-    await serve(settings, Siblings(file_number), inherited=sockets, task_status=task_status)
+    inherited: dict[int, list[int]] = {}
+    for number, socket_file in sockets:
+        inherited.setdefault(number, []).append(socket_file)
+    await serve(settings, Siblings(file_number), inherited=inherited, task_status=task_status)
 
 
 async def _until_ended(start: _Start, signals: Signals, obey: _Obey) -> None:

@@ -17,7 +17,8 @@ __all__ = [
     "AddressUnavailable",
     "bind_shared",
     "bound_address",
-    "inherited_listeners",
+    "inherited_sockets",
+    "listen_on",
     "open_listeners",
     "reserved_address",
 ]
@@ -43,14 +44,14 @@ async def open_listeners(address: Address, *, shared: bool = False) -> list[trio
         # trio's own function cannot share a port.
         async with _closed_on_error() as sockets:
             await _bind(address, sockets, is_shared=shared)
-            return [_listening(sock) for sock in sockets]
+            return [listen_on(sock) for sock in sockets]
 
 
 async def bind_shared(address: Address) -> list[trio.socket.SocketType]:
-    """Bind a `reserved_address` beside others, for a process to inherit and to listen on.
+    """Bind a `reserved_address` beside others, for processes to inherit and to listen on.
 
-    While one process listens, the kernel gives it a share of the new connections; what waits to be
-    accepted belongs to the socket, and so to any other process that has inherited it too.
+    Once one listens, the kernel gives the socket a share of the new connections until all who have
+    it have closed it. They wait in its queue, for any process that has inherited it.
 
     Raises:
         AddressUnavailable: not permitted, or not reserved.
@@ -61,12 +62,18 @@ async def bind_shared(address: Address) -> list[trio.socket.SocketType]:
             return sockets
 
 
-def inherited_listeners(file_numbers: Iterable[int]) -> list[trio.SocketListener]:
-    """Listen on sockets of `bind_shared`, which are now this process' own."""
+def inherited_sockets(file_numbers: Iterable[int]) -> list[trio.socket.SocketType]:
+    """Take over sockets of `bind_shared`, which are now this process' own too; see `listen_on`."""
     sockets = [socket.socket(fileno=number) for number in file_numbers]
     for sock in sockets:
         sock.set_inheritable(False)
-    return [_listening(trio.socket.from_stdlib_socket(sock)) for sock in sockets]
+    return [trio.socket.from_stdlib_socket(sock) for sock in sockets]
+
+
+def listen_on(sock: trio.socket.SocketType) -> trio.SocketListener:
+    """Take part in the port that `sock` is bound to; one that does so already is left as it is."""
+    sock.listen(_BACKLOG)
+    return trio.SocketListener(sock)
 
 
 async def _bind(
@@ -78,11 +85,6 @@ async def _bind(
         if is_shared:
             sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEPORT, 1)
         await sock.bind(sockaddr)
-
-
-def _listening(sock: trio.socket.SocketType) -> trio.SocketListener:
-    sock.listen(_BACKLOG)
-    return trio.SocketListener(sock)
 
 
 @asynccontextmanager
@@ -179,7 +181,8 @@ def _said_in_a_sentence(address: Address) -> Iterator[None]:
         raise AddressUnavailable(f"cannot listen on {address}: {reason}") from error
 
 
-def bound_address(listener: trio.SocketListener) -> Address:
-    """The address that `listener` really has, with the port the kernel chose."""
-    host, port = listener.socket.getsockname()[:2]
+def bound_address(bound: trio.SocketListener | trio.socket.SocketType) -> Address:
+    """The address that a listener, or its socket, really has, with the port the kernel chose."""
+    sock = bound.socket if isinstance(bound, trio.SocketListener) else bound
+    host, port = sock.getsockname()[:2]
     return Address(host, port)

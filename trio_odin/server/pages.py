@@ -27,6 +27,7 @@ You get exactly the events of your channels, numbered by "seq": a gap means a lo
 _METRICS_LINE = "\n    /metrics  for Prometheus"
 
 _NOT_FOUND = Response.text(404, "Not found; see / for what there is")
+_NOT_ALL = Response.text(503, "The parent of the workers does not answer; see /health")
 _READING = {"GET", "HEAD"}
 _ALLOWED = "GET, HEAD, OPTIONS"
 # RFC 9110, 9.3.7, which health checks of load balancers ask for, and a browser's preflight (Fetch).
@@ -80,9 +81,15 @@ class Pages:
             case "/ready":
                 return _json(ready(await self._gather()))
             case "/metrics":
-                return Response(200, render(await self._gather()), CONTENT_TYPE)
+                snapshot = await self._gather()
+                # Counters of one worker would look like a restart, and its end like another one.
+                return _metrics(snapshot) if snapshot.workers.is_whole else _NOT_ALL
             case _:
                 return _NOT_FOUND
+
+
+def _metrics(snapshot: Snapshot) -> Response:
+    return Response(200, render(snapshot), CONTENT_TYPE)
 
 
 def _json(report: HealthReport) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+from collections.abc import Collection
 from typing import Protocol
 
 import attrs
@@ -13,6 +14,7 @@ import trio
 
 from trio_odin.server.reloading import ReadEnvironment
 from trio_odin.server.worker_link import (
+    Accept,
     Answer,
     Ask,
     Elsewhere,
@@ -39,6 +41,9 @@ class Sibling(Protocol):
     def snapshot(self) -> Snapshot:
         """Its figures now."""
         ...
+
+    def accept_from(self, queues: Collection[int]) -> None:
+        """Take clients from the queues of these numbers, and from no others."""
 
     def learn(self, elsewhere: Elsewhere) -> None:
         """Take in what the other processes of the server hold and use."""
@@ -84,7 +89,7 @@ class Siblings:
         finally:
             del self._waits[number]
         if wait.snapshot is None:
-            _log.warning("workers.parent_silent", shown="figures of this worker alone")
+            _log.warning("workers.parent_silent")
         return wait.snapshot
 
     async def run(self, server: Sibling) -> None:
@@ -105,6 +110,8 @@ class Siblings:
         match message:
             case Ask():
                 self._link.send(Figures(message.number, server.snapshot()))
+            case Accept():
+                server.accept_from(message.queues)
             case Elsewhere():
                 server.learn(message)
             case Answer():
@@ -120,6 +127,10 @@ class Siblings:
         if wait is not None:
             wait.snapshot = answer.snapshot
             wait.is_over.set()
+
+    def tell(self, snapshot: Snapshot) -> None:
+        """Tell the parent how this worker is now. Does not wait."""
+        self._link.send(Figures(0, snapshot))
 
     async def leave(self, last: Snapshot) -> None:
         """Tell the parent the `last` figures: what was closed in order is not to count as lost."""

@@ -21,9 +21,12 @@ serve()                                cancel = stop now; drain() = leave in ord
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
+from itertools import chain
 
+import attrs
 import structlog
 import trio
 
@@ -33,7 +36,13 @@ from trio_odin.core.draining import RECONNECTS_PER_SECOND
 from trio_odin.core.gaps import Mark
 from trio_odin.core.ledger import Ledger
 from trio_odin.core.publication import NatsMessage
-from trio_odin.net.address import Address, bound_address, inherited_listeners, open_listeners
+from trio_odin.net.address import (
+    Address,
+    bound_address,
+    inherited_sockets,
+    listen_on,
+    open_listeners,
+)
 from trio_odin.server.admin import AdminPort
 from trio_odin.server.bridge import Bridge
 from trio_odin.server.connection import Connection
@@ -56,6 +65,7 @@ from trio_odin.telemetry.snapshot import Build, Snapshot, Workers
 
 _COLLECT_SECONDS = 3600.0
 _HEADS_LOOK_SECONDS = 0.01
+_NATS_LOOK_SECONDS = 0.02
 
 _log = structlog.get_logger("server")
 
@@ -73,16 +83,20 @@ class Server:
     def __init__(
         self,
         settings: Settings,
-        listeners: Sequence[trio.SocketListener],
+        queues: Mapping[int, Sequence[trio.socket.SocketType]],
         permits: Permits,
         siblings: Siblings | None = None,
         admin_listeners: Sequence[trio.SocketListener] = (),
     ) -> None:
-        self.addresses: list[Address] = [bound_address(listener) for listener in listeners]
+        # Any will do: in each queue there is a socket for each address.
+        sockets = next(iter(queues.values()))
+        self.addresses: list[Address] = [bound_address(sock) for sock in sockets]
         self.admin_addresses: list[Address] = [bound_address(one) for one in admin_listeners]
         self.ledger = Ledger()
         self._settings = settings
-        self._listeners = listeners
+        self._queues = queues
+        self._accepted_from: Collection[int] = ()
+        self._accepted_from_changed = trio.Event()
         self._admin_listeners = admin_listeners
         self._siblings = siblings
         self._started_at = trio.current_time()
@@ -128,6 +142,11 @@ class Server:
             lambda settings: set_log_level(settings.log_level),
         ]
 
+    def accept_from(self, queues: Collection[int]) -> None:
+        """Take clients from the queues of these numbers, and from no others. Does not wait."""
+        self._accepted_from = queues
+        self._accepted_from_changed.set()
+
     def drain(self) -> None:
         """Ask the server to leave in order; `serve` returns when it has. Does not wait."""
         self._drain_asked.set()
@@ -169,6 +188,7 @@ class Server:
             nursery.start_soon(self._summary, name="summary")
             if self._siblings is not None:
                 nursery.start_soon(self._siblings.run, self, name="siblings")
+                nursery.start_soon(self._tell_of_nats, self._siblings, name="nats")
             async with trio.open_nursery() as flow:
                 flow.start_soon(self._hub.run, self._feed_receive, name="hub")
                 flow.start_soon(self._bridge_until_empty, name="bridge")
@@ -178,10 +198,43 @@ class Server:
             nursery.cancel_scope.cancel(reason="drained")
 
     async def _accept(self, connections: trio.Nursery) -> None:
+        """Accept from the queues that are to be accepted from, as they change."""
+        accepting: dict[int, list[trio.CancelScope]] = {}
         with self._door:
             async with trio.open_nursery() as nursery:
-                for listener in self._listeners:
-                    nursery.start_soon(self._listener.run, listener, connections, name=LISTENER)
+                while True:
+                    wanted = set(self._accepted_from)
+                    for number in accepting.keys() - wanted:
+                        for scope in accepting.pop(number):
+                            scope.cancel(reason="another worker takes clients from this queue")
+                    for number in wanted - accepting.keys():
+                        accepting[number] = []
+                        for sock in self._queues[number]:
+                            scope = trio.CancelScope()
+                            accepting[number].append(scope)
+                            listen = partial(self._listen, listen_on(sock), connections, scope)
+                            nursery.start_soon(listen, name=LISTENER)
+                    if self._siblings is not None:
+                        self._siblings.tell(self.snapshot())
+                    await self._accepted_from_changed.wait()
+                    self._accepted_from_changed = trio.Event()
+
+    async def _listen(
+        self,
+        listener: trio.SocketListener,
+        connections: trio.Nursery,
+        scope: trio.CancelScope,
+    ) -> None:
+        with scope:
+            await self._listener.run(listener, connections)
+
+    async def _tell_of_nats(self, siblings: Siblings) -> None:
+        """Tell the parent when NATS was reached: then it lets this worker take clients."""
+        while True:
+            await trio.sleep(_NATS_LOOK_SECONDS)
+            if self._hub.upstream.was_connected:
+                break
+        siblings.tell(self.snapshot())
 
     async def _bridge_until_empty(self) -> None:
         """Run the bridge until a drain is done; the feed ends then, and with it the hub."""
@@ -208,8 +261,9 @@ class Server:
     async def _leave_port(self) -> None:
         """Accept no more, and wait until all that were accepted have their answer."""
         self._door.cancel(reason="a successor serves")
-        for listener in self._listeners:
-            await listener.aclose()
+        self._accepted_from = ()
+        for sock in chain.from_iterable(self._queues.values()):
+            sock.close()
         with trio.move_on_after(self._settings.handshake_seconds):
             while True:
                 await trio.sleep(_HEADS_LOOK_SECONDS)
@@ -262,8 +316,23 @@ class Server:
 
     async def gather(self) -> Snapshot:
         """The state of the whole server, with all its workers, for its pages."""
-        of_all = None if self._siblings is None else await self._siblings.gather()
-        return of_all or self.snapshot()
+        if self._siblings is None:
+            return self.snapshot()
+        return await self._siblings.gather() or self._without_siblings()
+
+    def _without_siblings(self) -> Snapshot:
+        """What this worker knows while its parent does not answer."""
+        own = self.snapshot()
+        return attrs.evolve(
+            own,
+            workers=Workers(
+                configured=self._settings.workers,
+                alive=int(own.is_open),
+                restarts=0,
+                connections=[own.connections],
+                is_whole=False,
+            ),
+        )
 
     def snapshot(self) -> Snapshot:
         """The state of this process now."""
@@ -323,6 +392,7 @@ class Server:
             builds=[Build.here(settings.revision)],
             log_lines_dropped=lines_dropped(),
             workers=Workers.alone(len(self._hub.members)),
+            is_open=bool(self._accepted_from),
         )
 
 
@@ -330,13 +400,14 @@ async def serve(
     settings: Settings,
     siblings: Siblings | None = None,
     *,
-    inherited: Sequence[int] = (),
+    inherited: Mapping[int, Sequence[int]] | None = None,
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until drained or cancelled. Starts with a `Server` as soon as it listens.
 
     NATS need not be there: the server is unhealthy until it is, and recovers by itself. A server
-    with `siblings` listens on the `inherited` sockets (file numbers), which are now its own.
+    with `siblings` has `inherited` the sockets of all of them (file numbers, by the numbers of the
+    workers), and takes clients from those that its parent tells it.
 
     Raises:
         AddressUnavailable: it cannot listen where it should.
@@ -346,14 +417,19 @@ async def serve(
     """
     permits = Permits(settings)
     with ExitStack() as stack:
-        listeners = inherited_listeners(inherited) or await open_listeners(settings.address)
-        _close_with(stack, listeners)
+        if inherited:
+            queues = {number: inherited_sockets(files) for number, files in inherited.items()}
+        else:
+            queues = {0: [one.socket for one in await open_listeners(settings.address)]}
+        _close_with(stack, chain.from_iterable(queues.values()))
         admin: list[trio.SocketListener] = []
         if settings.admin_address is not None:
             is_shared = siblings is not None
             admin = await open_listeners(settings.admin_address, shared=is_shared)
-            _close_with(stack, admin)
-        server = Server(settings, listeners, permits, siblings, admin)
+            _close_with(stack, [one.socket for one in admin])
+        server = Server(settings, queues, permits, siblings, admin)
+        if siblings is None:
+            server.accept_from(queues)
         try:
             _log.info(
                 "server.listening",
@@ -366,6 +442,6 @@ async def serve(
             server.finished.set()
 
 
-def _close_with(stack: ExitStack, listeners: Iterable[trio.SocketListener]) -> None:
-    for listener in listeners:
-        stack.callback(listener.socket.close)  # which does not wait
+def _close_with(stack: ExitStack, sockets: Iterable[trio.socket.SocketType]) -> None:
+    for sock in sockets:
+        stack.callback(sock.close)  # which does not wait

@@ -1,7 +1,9 @@
 """The link between a worker and its parent: a socket pair, one JSON object a line.
 
     parent ── Ask ──────► worker        "how are you?"
-    parent ◄── Figures ── worker        the answer; number 0 unasked: it has begun, or has finished
+    parent ◄── Figures ── worker        the answer; number 0 unasked: it has begun, has NATS, takes
+                                        clients, or has finished
+    parent ── Accept ───► worker        "take clients from these queues, and from no others"
     parent ── Elsewhere ► worker        what the other workers hold, once all have answered
     parent ◄── Question ─ worker        "somebody wants a page: how are all of us?"
     parent ── Answer ───► worker
@@ -34,6 +36,12 @@ class Ask(msgspec.Struct, tag=True, frozen=True):
     """The parent wants the worker's figures."""
 
     number: int
+
+
+class Accept(msgspec.Struct, tag=True, frozen=True):
+    """The worker is to take clients from the queues of these numbers, and from no others."""
+
+    queues: list[int]
 
 
 class Elsewhere(msgspec.Struct, tag=True, frozen=True):
@@ -78,7 +86,7 @@ class Relieve(msgspec.Struct, tag=True, frozen=True):
     """The worker is to take no new connection, and to leave in order."""
 
 
-FromParent: TypeAlias = Ask | Elsewhere | Answer | Reload | Relieve
+FromParent: TypeAlias = Ask | Accept | Elsewhere | Answer | Reload | Relieve
 FromWorker: TypeAlias = Figures | Question
 M = TypeVar("M")
 
@@ -96,7 +104,9 @@ def parent_decoder() -> msgspec.json.Decoder[FromWorker]:
 
 def worker_decoder() -> msgspec.json.Decoder[FromParent]:
     """Reads what the parent says."""
-    return msgspec.json.Decoder(Ask | Elsewhere | Answer | Reload | Relieve, dec_hook=_counter)
+    return msgspec.json.Decoder(
+        Ask | Accept | Elsewhere | Answer | Reload | Relieve, dec_hook=_counter
+    )
 
 
 class Link(Generic[M]):

@@ -9,9 +9,11 @@
     ├── rolling                    replaces one after the other
     └── drain
 
-The workers listen on one port (SO_REUSEPORT), each on a socket that the parent has bound and never
-accepts from: a client never meets the parent, which can neither slow down a delivery nor lose one.
-A successor inherits the socket of the worker that it replaces, so nothing that waits there is lost.
+The workers share one port (SO_REUSEPORT): each has a queue there, a socket that the parent has
+bound and never accepts from. A client never meets the parent, which can neither slow down a
+delivery nor lose one. Queues outlive the processes, all of which inherit all of them. The parent
+decides who takes clients from which: each process from its own once it has NATS, or after a while
+if no other one has it either; from one whose process is not there, another one.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 
@@ -31,11 +33,18 @@ import structlog
 import trio
 
 from trio_odin.config import SettingError, Settings, changes, read_settings, variables
-from trio_odin.net.address import Address, AddressUnavailable, bind_shared, reserved_address
+from trio_odin.core.queues import Taker, share_out
+from trio_odin.net.address import (
+    Address,
+    AddressUnavailable,
+    bind_shared,
+    reserved_address,
+)
 from trio_odin.server.hub import total_outbox_bytes, total_replay_bytes
 from trio_odin.server.permits import verifier_of
 from trio_odin.server.reloading import ReadEnvironment, log_failed_reload, log_reload
 from trio_odin.server.worker_link import (
+    Accept,
     Answer,
     Ask,
     Elsewhere,
@@ -59,7 +68,11 @@ _ASK_SECONDS = 0.5
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 10.0
 # A worker that has lived so long was in order: if it ends, it is back at once.
-_PROVEN_SECONDS = 30.0
+_PROVEN_SECONDS = 5.0
+# So long a worker without NATS takes no clients, if no other one has NATS either.
+_NATS_SECONDS = 5.0
+# So long one that has clients without it goes on if others have it.
+_DEAF_SECONDS = 10.0
 # Between the end of the link and that of the process, and between the two signals of a cut.
 _EXIT_SECONDS = 5.0
 _CUT_SECONDS = 1.0
@@ -89,20 +102,21 @@ class Worker:
 
     Attributes:
         number: from 1.
-        sockets: those that the process listens on, if any runs.
+        queues: what the process was told to take clients from.
         process: the one that runs, if any.
         link: to that process.
         last: its last known figures; None until it serves.
         has_served: whether any process ever did here.
         restarts: how many processes came after the first one.
-        missing_since: since when no process serves and answers here; None while one does.
+        silent_since: since when no process answers here; None while one does.
+        missing_since: since when none takes clients and answers; None while one does.
         is_leaving: set once no further process is to come.
         gone: set once the last process has ended.
     """
 
     def __init__(self, number: int, *, has_served: bool = False) -> None:
         self.number = number
-        self.sockets: list[trio.socket.SocketType] = []
+        self.queues: set[int] = set()
         self.is_leaving = trio.Event()
         self.gone = trio.Event()
         self.process: trio.Process | None = None
@@ -110,8 +124,10 @@ class Worker:
         self.last: Snapshot | None = None
         self.has_served = has_served
         self.restarts = 0
-        self.missing_since: float | None = trio.current_time()
+        self.silent_since: float | None = trio.current_time()
+        self.missing_since: float | None = self.silent_since
         self._began_at = -math.inf
+        self._deaf_since: float | None = None
         self._pause_seconds = 0.0
 
     @property
@@ -119,9 +135,23 @@ class Worker:
         """How many it held when it was asked last."""
         return 0 if self.last is None else self.last.connections
 
+    @property
+    def has_nats(self) -> bool:
+        """Whether it reached NATS, and stays."""
+        return self._knows(lambda last: last.was_nats_connected) and not self.is_leaving.is_set()
+
+    @property
+    def takes_clients(self) -> bool:
+        """Whether a process does that, and answers."""
+        return self.silent_since is None and self._knows(lambda last: last.is_open)
+
+    def _knows(self, claim: Callable[[Snapshot], bool]) -> bool:
+        return self.last is not None and claim(self.last)
+
     def begin(self, process: trio.Process, link: Link[FromWorker]) -> None:
         """A process was started."""
         self.process, self.link = process, link
+        self.queues = set()
         self._began_at = trio.current_time()
 
     def leave(self) -> None:
@@ -132,30 +162,59 @@ class Worker:
 
     def hangs(self) -> bool:
         """Whether there is a process that has been silent for too long."""
-        if self.process is None or self.missing_since is None:
+        if self.process is None or self.silent_since is None:
             return False
-        silent_since = max(self.missing_since, self._began_at)
+        silent_since = max(self.silent_since, self._began_at)
         return trio.current_time() - silent_since >= _HUNG_SECONDS
 
-    def tell(self, message: FromParent) -> None:
+    def can_take_clients(self, *, has_another_nats: bool) -> bool:
+        """Whether it has NATS, or has waited for it long enough and no other one has it."""
+        if self.last is None or self.last.is_draining or self.silent_since is not None:
+            return False
+        has_waited = trio.current_time() - self._began_at >= _NATS_SECONDS
+        return self.last.was_nats_connected or (has_waited and not has_another_nats)
+
+    def is_deaf(self, *, has_another_nats: bool) -> bool:
+        """Whether it has had clients without NATS for too long; true once for each process."""
+        if self.has_nats or not self.connections or not has_another_nats:
+            self._deaf_since = None
+            return False
+        now = trio.current_time()
+        self._deaf_since = now if self._deaf_since is None else self._deaf_since
+        if now - self._deaf_since < _DEAF_SECONDS:
+            return False
+        self._deaf_since = math.inf
+        return True
+
+    def accept_from(self, queues: set[int]) -> None:
+        """Have the process take clients from these queues, and from no others."""
+        if queues != self.queues and self.tell(Accept(sorted(queues))):
+            self.queues = queues
+
+    def tell(self, message: FromParent) -> bool:
         """Send it to the process that serves here, if there is one."""
-        if self.link is not None and self.last is not None:
-            self.link.send(message)
+        return self.link is not None and self.last is not None and self.link.send(message)
 
     def note(self, snapshot: Snapshot) -> None:
         """It serves, and has told how it is."""
         self.last = snapshot
         self.has_served = True
-        self.missing_since = None
-
-    def note_missing(self) -> None:
-        """It serves no more, or does not answer."""
-        if self.missing_since is None:
+        self.silent_since = None
+        if snapshot.is_open:
+            self.missing_since = None
+        elif self.missing_since is None:
             self.missing_since = trio.current_time()
+
+    def note_silent(self) -> None:
+        """It serves no more, or does not answer."""
+        now = trio.current_time()
+        self.silent_since = now if self.silent_since is None else self.silent_since
+        self.missing_since = now if self.missing_since is None else self.missing_since
 
     def end(self) -> Snapshot | None:
         """The process has ended. Returns its last known figures, if it ever served."""
-        self.note_missing()
+        self.note_silent()
+        self._deaf_since = None
         last, self.last = self.last, None
         self.process = self.link = None
         return last
@@ -200,8 +259,10 @@ class Parent:
         environment: Mapping[str, str],
         address: Address,
         admin_address: Address | None,
+        queues: Mapping[int, Sequence[trio.socket.SocketType]] | None = None,
     ) -> None:
         self.address = address
+        self._queues = queues or {}
         self.finished = trio.Event()
         self._settings = self._first_settings = settings
         self._configured = settings.workers
@@ -297,8 +358,6 @@ class Parent:
         if self._drain_asked.is_set():
             return False
         successor = Worker(worker.number, has_served=worker.has_served)
-        # The same sockets: what waits to be accepted does not care which of the two comes for it.
-        successor.sockets = [sock.dup() for sock in worker.sockets]
         self.workers.append(successor)
         processes.start_soon(self._keep_running, successor, name=_name(successor))
         serves = await self._comes_into_service(successor)
@@ -315,7 +374,7 @@ class Parent:
     async def _comes_into_service(self, worker: Worker) -> bool:
         """Wait until it serves and has NATS. False if it ends before, or does not get there."""
         with trio.move_on_after(_SUCCESSOR_SECONDS):
-            while worker.last is None or not worker.last.was_nats_connected:
+            while not (worker.takes_clients and worker.has_nats):
                 if worker.restarts or self._drain_asked.is_set():
                     return False
                 await self._ask_all_since(trio.current_time())
@@ -326,6 +385,7 @@ class Parent:
     async def _retire(self, worker: Worker) -> None:
         """Have a worker leave the port to the other one of its number, and forget it then."""
         worker.is_leaving.set()
+        self._share_out_queues()
         self._tell_what_the_others_hold()  # its clients are about to come to them
         if worker.last is not None:
             worker.tell(Relieve())
@@ -357,11 +417,27 @@ class Parent:
                 raise WorkerUnfit(f"worker {worker.number} cannot serve, for the reason above")
             pause = worker.next_pause_seconds(trio.current_time() - began_at)
             _log.error("worker.ended", worker=worker.number, how=_how(exit_code), pause=pause)
-            with trio.move_on_after(pause):
-                await worker.is_leaving.wait()
+            await self._pause(worker, pause)
+            if worker.is_leaving.is_set():
                 break
             worker.restarts += 1
         worker.gone.set()
+
+    async def _pause(self, worker: Worker, seconds: float) -> None:
+        """Wait so long, until it is to leave, or a moment if no other one takes clients."""
+        with trio.move_on_after(_FIRST_PAUSE_SECONDS):
+            await worker.is_leaving.wait()
+        with trio.move_on_after(seconds - _FIRST_PAUSE_SECONDS):
+            while True:
+                if worker.is_leaving.is_set() or not self._others_take_clients(worker):
+                    break
+                await trio.sleep(_LOOK_SECONDS)
+
+    def _others_take_clients(self, worker: Worker) -> bool:
+        return any(other.takes_clients for other in self.workers if other is not worker)
+
+    def _others_have_nats(self, worker: Worker) -> bool:
+        return any(other.has_nats for other in self.workers if other is not worker)
 
     async def _run_once(self, worker: Worker) -> int | None:
         """Run one process to its end. Returns its exit code, None if it could not be started."""
@@ -371,17 +447,14 @@ class Parent:
         except* (OSError, AddressUnavailable) as group:
             _log.error("worker.not_started", worker=worker.number, errors=str(group.exceptions))
         finally:
-            for sock in worker.sockets:
-                sock.close()
-            worker.sockets = []
             last = worker.end()
+            self._share_out_queues()
             self._round.note_answer(worker)
             if last is not None:
                 self._past = self._past.with_ended(last)
         return exit_code
 
     async def _run_process(self, worker: Worker) -> int | None:
-        worker.sockets = worker.sockets or await bind_shared(self.address)
         near, far = socket.socketpair()
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(near))
         link = Link(stream, parent_decoder())
@@ -404,16 +477,19 @@ class Parent:
     async def _start_process(
         self, worker: Worker, far_file_number: int, nursery: trio.Nursery
     ) -> trio.Process:
-        inherited = [sock.fileno() for sock in worker.sockets]
+        inherited = [
+            (number, sock.fileno()) for number, sockets in self._queues.items() for sock in sockets
+        ]
         as_worker = ["--as-worker", str(worker.number), str(far_file_number)]
-        as_worker += [word for number in inherited for word in ("--socket", str(number))]
+        for number, file in inherited:
+            as_worker += ["--socket", str(number), str(file)]
         # In a session of its own: a Ctrl-C in the terminal is for us, we tell it when to leave.
         child = partial(
             trio.run_process,
             [sys.executable, "-m", "trio_odin", "serve", *as_worker],
             env=self._environment,
             stdin=subprocess.DEVNULL,
-            pass_fds=[far_file_number, *inherited],
+            pass_fds=[far_file_number, *(file for _, file in inherited)],
             check=False,
             start_new_session=True,
             deliver_cancel=_cut,
@@ -430,6 +506,7 @@ class Parent:
             match message:
                 case Figures():
                     worker.note(message.snapshot)
+                    self._share_out_queues()
                     if message.number == self._round.number:
                         self._round.note_answer(worker)
                 case Question():
@@ -445,7 +522,30 @@ class Parent:
         while True:
             await self._ask_all_since(trio.current_time())
             self._kill_hung()
+            self._share_out_queues()
+            self._end_deaf()
             await trio.sleep(_POLL_SECONDS)
+
+    def _share_out_queues(self) -> None:
+        """Have those take clients who can serve them, as far as there are any."""
+        staying = [worker for worker in self.workers if not worker.is_leaving.is_set()]
+        takers = {
+            worker: Taker(worker.number, worker.queues, worker.connections)
+            for worker in staying
+            if worker.can_take_clients(has_another_nats=self._others_have_nats(worker))
+        }
+        shares = share_out(self._queues, takers)
+        for worker in staying:
+            # One that is silent takes clients again, from the same queues, when it wakes up.
+            if worker.silent_since is None:
+                worker.accept_from(shares.get(worker, set()))
+
+    def _end_deaf(self) -> None:
+        for worker in self.workers:
+            is_deaf = worker.is_deaf(has_another_nats=self._others_have_nats(worker))
+            if is_deaf and worker.process is not None:
+                _log.error("worker.without_nats", worker=worker.number)
+                worker.process.terminate()  # its clients go to the others, and it is started again
 
     def _kill_hung(self) -> None:
         for worker in self.workers:
@@ -464,7 +564,7 @@ class Parent:
     async def _ask_all(self) -> None:
         """Wait for the answers of those that serve, but not for one that was silent before."""
         serving = [worker for worker in self.workers if worker.last is not None]
-        awaited = {worker for worker in serving if worker.missing_since is None}
+        awaited = {worker for worker in serving if worker.silent_since is None}
         self._round = _Round(self._round.number + 1, awaited)
         for worker in serving:
             worker.tell(Ask(self._round.number))
@@ -473,7 +573,7 @@ class Parent:
                 await self._round.is_complete.wait()
         for worker in self._round.awaited:
             _log.warning("worker.silent", worker=worker.number)
-            worker.note_missing()
+            worker.note_silent()
         self._tell_what_the_others_hold()
 
     def _tell_what_the_others_hold(self) -> None:
@@ -524,7 +624,15 @@ class Parent:
             connections=[sum(worker.connections for worker in place) for place in places],
             missing_seconds=max(missing, default=0.0),
             rollings=self._rollings,
+            trouble=next(filter(None, (self._trouble(place) for place in places)), None),
         )
+
+    def _trouble(self, place: Sequence[Worker]) -> str | None:
+        """What keeps the workers of one number from taking clients, if that is NATS."""
+        lasts = [worker.last for worker in place if worker.last is not None]
+        if any(last.is_open for last in lasts):
+            return None
+        return next((last.nats_trouble for last in lasts if last.nats_trouble), None)
 
 
 def _name(worker: Worker) -> str:
@@ -544,6 +652,7 @@ def environment_of_worker(
     return {
         **environment,
         "WS_ADDR": str(address),
+        "WS_WORKERS": str(settings.workers),
         "WS_ADMIN_ADDR": "" if admin_address is None else str(admin_address),
         "WS_TOTAL_OUTBOX_BYTES": str(max(1, total_outbox_bytes(settings) // settings.workers)),
         "WS_REPLAY_BYTES": str(max(1, total_replay_bytes(settings) // settings.workers)),
@@ -589,7 +698,12 @@ async def serve_with_workers(
         admin = settings.admin_address
         if admin is not None:
             admin = await stack.enter_async_context(reserved_address(admin))
-        parent = Parent(settings, environment, address, admin)
+        queues = {}
+        for number in range(1, settings.workers + 1):
+            queues[number] = await bind_shared(address)
+            for sock in queues[number]:
+                stack.callback(sock.close)
+        parent = Parent(settings, environment, address, admin, queues)
         _log.info(
             "workers.starting",
             address=str(address),

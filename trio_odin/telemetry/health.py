@@ -140,7 +140,9 @@ def _nats_errors(snapshot: Snapshot, unix_time: float) -> Iterator[str]:
 def _errors(snapshot: Snapshot, unix_time: float) -> Iterator[str]:
     if snapshot.is_draining:
         yield f"Server is shutting down{_since(snapshot.draining_seconds, unix_time)}"
-    if snapshot.workers.missing_seconds > _WORKER_MISSING_SECONDS or not snapshot.workers.alive:
+    if not snapshot.workers.is_whole:
+        yield "The parent of the workers does not answer: these are the figures of one worker"
+    elif snapshot.workers.missing_seconds > _WORKER_MISSING_SECONDS or not snapshot.workers.alive:
         yield _workers_alive(snapshot, unix_time)
     if snapshot.paused_percent >= _ALL_PERCENT:
         since = _since(snapshot.paused_seconds, unix_time)
@@ -205,7 +207,9 @@ def _cpu(snapshot: Snapshot) -> str:
 
 def _workers_alive(snapshot: Snapshot, unix_time: float) -> str:
     since = _since(snapshot.workers.missing_seconds, unix_time)
-    return f"{snapshot.workers.alive} of {snapshot.workers.configured} workers alive{since}"
+    sentence = f"{snapshot.workers.alive} of {snapshot.workers.configured} workers alive{since}"
+    trouble = snapshot.workers.trouble
+    return f"{sentence}: {trouble}" if trouble else sentence
 
 
 def _percentage(part: float, whole: float) -> float:

@@ -54,17 +54,17 @@ def merge(parts: Sequence[Snapshot], *, past: Past, workers: Workers) -> Snapsho
     worker, and sending their names would cost what clients care to make of it. The claims are each
     what a client may count on:
 
-    - NATS is connected if it is for all, as a client may be with the one for which it is not. A
-      worker that leaves to a successor takes no client any more, and lets go of NATS at its end.
-    - NATS was connected if it was for one: all are on one machine, and one that has just been
-      started again must not take the whole server from the load balancer.
+    - NATS is, or was, connected if it is, or was, for all that take clients: a client may be with
+      the one for which it is not. A worker that leaves to a successor takes no client any more; one
+      that has just been started takes none before it has NATS.
     - The server is overloaded, or leaves, if all do: else another one still takes new clients.
 
     A state of one lasts as long as that of the one that has been in it longest; a state of all
     began with the last one.
     """
     staying = [part for part in parts if not part.is_draining] or parts
-    worst = max(staying, key=lambda part: part.nats_trouble_seconds or 0.0)
+    taking = [part for part in staying if part.is_open] or staying
+    worst = max(taking, key=lambda part: part.nats_trouble_seconds or 0.0)
     return attrs.evolve(
         parts[0],
         ledger=total([past.ledger, *(part.ledger for part in parts)]),
@@ -74,9 +74,9 @@ def merge(parts: Sequence[Snapshot], *, past: Past, workers: Workers) -> Snapsho
         connections=sum(part.connections for part in parts),
         subscription_counts=[count for part in parts for count in part.subscription_counts],
         channels=max(part.channels for part in parts),
-        is_nats_connected=all(part.is_nats_connected for part in staying),
-        was_nats_connected=any(part.was_nats_connected for part in parts),
-        nats_age_seconds=_oldest(part.nats_age_seconds for part in parts),
+        is_nats_connected=all(part.is_nats_connected for part in taking),
+        was_nats_connected=all(part.was_nats_connected for part in taking),
+        nats_age_seconds=_oldest(part.nats_age_seconds for part in taking),
         nats_trouble=worst.nats_trouble,
         nats_trouble_seconds=worst.nats_trouble_seconds,
         nats_reconnects=past.nats_reconnects + sum(part.nats_reconnects for part in parts),
@@ -105,6 +105,7 @@ def merge(parts: Sequence[Snapshot], *, past: Past, workers: Workers) -> Snapsho
         builds=sorted({build for part in parts for build in part.builds}),
         log_lines_dropped=past.log_lines_dropped + sum(part.log_lines_dropped for part in parts),
         workers=workers,
+        is_open=any(part.is_open for part in parts),
     )
 
 

@@ -31,11 +31,14 @@ class Workers:
 
     Attributes:
         configured: how many there should be.
-        alive: how many serve and answer.
+        alive: how many take clients and answer.
         restarts: how often one was started again.
         connections: how many each holds, in the order of their numbers.
         missing_seconds: for how long the one that is missing longest has been; 0: all are there.
         rollings: how often one was replaced by a successor in order.
+        trouble: why one does not take clients, in NATS' own sentence; None: not for that.
+        is_whole: whether the figures beside it are those of all; else those of one that answers,
+            as the parent does not.
     """
 
     configured: int
@@ -44,6 +47,8 @@ class Workers:
     connections: Sequence[int]
     missing_seconds: float = 0.0
     rollings: int = 0
+    trouble: str | None = None
+    is_whole: bool = True
 
     @classmethod
     def alone(cls, connections: int) -> Workers:
@@ -56,6 +61,7 @@ class Snapshot:
     """Figures of one server. `ledger` may be live; everything else is a copy.
 
     Attributes:
+        is_open: it listens, so that clients can come.
         loop_busy_percent: CPU of this process, or of the busiest one, of one core.
         turnover_percent: the part of it that goes into clients that come or go.
         nats_trouble: why events cannot flow, in NATS' own sentence; None while they can.
@@ -116,6 +122,7 @@ class Snapshot:
     log_lines_dropped: int
     builds: Sequence[Build]
     workers: Workers
+    is_open: bool = True
 
     @property
     def used_memory_bytes(self) -> int:
