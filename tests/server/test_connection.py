@@ -401,3 +401,28 @@ async def test_what_a_round_has_deferred_is_numbered_before_what_is_resumed(
         (2, "price:update"),
     ]
     rig.check_balance()
+
+
+async def test_who_does_not_read_has_the_answer_to_one_command_waiting(
+    nursery: trio.Nursery,
+) -> None:
+    """Answers are never refused, so there is one at a time, about as long as what it answers."""
+    rig = Rig(nursery, WS_COMMAND_BURST="1000")
+    stream = rig.open_stream()
+    await stream.send_all(UPGRADE)
+    await stream.receive_some()
+    (connection,) = rig.hub.members
+    connection.outlet._stream = trio.testing.lockstep_stream_pair()[0]
+    channels = [f"A{number:057}.trade" for number in range(200)]
+    command = json.dumps({"type": "unsubscribe", "channels": channels}).encode()
+    assert 10_000 < len(command) < 16_384
+    with trio.move_on_after(0.5):
+        for _ in range(50):
+            await stream.send_all(masked_frame(0x81, command))
+    await trio.testing.wait_all_tasks_blocked()
+    used = rig.hub.outbox_rules.budget.used_bytes
+    assert len(command) // 2 < used < len(command) + 1000
+    assert rig.ledger.traffic.messages_received == 1, "the next one is read when it is out"
+    connection.evict(CloseReason.OUTBOX_FULL)
+    await rig.listener.wait_empty()
+    rig.check_balance()

@@ -600,6 +600,21 @@ async def test_bytes_that_wait_are_bounded_for_one_and_for_all() -> None:
     rig.check_the_end()
 
 
+@pytest.mark.parametrize(
+    "limit", [{"capacity": 8}, {"max_bytes": 1000}, {"total_bytes": 1000}], ids=str
+)
+async def test_notices_wait_under_the_limits_of_events_and_a_close_frame_has_its_place(
+    limit: dict[str, Any],
+) -> None:
+    ours, _theirs = trio.testing.memory_stream_pair()
+    rig = Rig(ours, **limit)
+    told = [rig.outlet.send_soon(text_frame(b"x" * 118)) for _ in range(100)]
+    assert told == [True] * 8 + [False] * 92
+    assert rig.budget.used_bytes == 8 * 120
+    assert rig.outlet.close(close_frame(1001, "bye")) == ("capacity" not in limit)
+    rig.check_the_end()
+
+
 async def test_an_envelope_over_the_limit_of_bytes_is_delivered(nursery: trio.Nursery) -> None:
     ours, theirs = await socket_pair()
     async with ours, theirs:

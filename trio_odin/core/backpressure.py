@@ -243,6 +243,10 @@ class Backlog:
         self._superseded = 0
         return [item for item in items if not (isinstance(item, Envelope) and item.is_superseded)]
 
+    def may_wait(self, size: int, *, room: int) -> bool:
+        """Whether `size` ready bytes may wait that nobody waits for, under the limits of events."""
+        return room > 0 and self._refusal(size, 0, room, 0) is None
+
     def reply_waits(self, size: int) -> None:
         """A reply waits. That is never refused: the client's next command waits for it."""
         self._grow(size)

@@ -463,7 +463,7 @@ class Outlet(trio.abc.Stream):
         """
         if self.is_closing:
             return True
-        if not self.send_soon(frame):
+        if not self._send_behind(frame, asks_for_bytes=False):
             return False
         is_sent = self._is_idle
         self._close_for_good()
@@ -475,14 +475,18 @@ class Outlet(trio.abc.Stream):
         """Send ready bytes, whole frames, behind all that waits. Does not wait.
 
         Returns:
-            False if there is no room left for them, or a close frame is out.
+            False if there is no room left for them under the limits of events, or a close frame is
+            out.
         """
-        if self.is_closing:
-            return False
+        return not self.is_closing and self._send_behind(data, asks_for_bytes=True)
+
+    def _send_behind(self, data: bytes, *, asks_for_bytes: bool) -> bool:
         with suppress(trio.BrokenResourceError):  # the reader will notice as well
             rest = self._send_what_fits(data)
             if rest:
-                if self._outbox_send.statistics().current_buffer_used >= self._rules.capacity:
+                room = self._rules.capacity - self._outbox_send.statistics().current_buffer_used
+                size = len(rest) if asks_for_bytes else 0
+                if not self._begin_to_wait().may_wait(size, room=room):
                     return False
                 self._queue_raw(rest)
             return True
