@@ -62,8 +62,9 @@ class Follower:
     _epoch: str | None = None  # that of this connection
     _largest: int | None = None  # of the offsets that count, within it
     _resume: _Command | None = None
-    # The resume before this one was broken off: what comes now may have come then.
-    _is_again: bool = False
+    # Up to where events may come again, by epoch: what came in a resume that broke off is behind
+    # the position.
+    _again_to: dict[str, int] = attrs.field(factory=dict)
     # The last offset of each channel, in each epoch; and epochs that were left for an older one.
     _last: dict[tuple[str, str], int] = attrs.field(factory=dict)
     _was_left: set[str] = attrs.field(factory=set)
@@ -132,7 +133,9 @@ class Follower:
 
     def broke(self, why: str) -> None:
         """The connection has ended, or is given up."""
-        self._is_again = self._is_again or self.is_resuming
+        if self.is_resuming and self._epoch is not None:
+            came_to = max(self._largest or 0, self._again_to.get(self._epoch, 0))
+            self._again_to[self._epoch] = came_to
         self._resume = None
         self._commands.clear()
         self.journal.append(judge.Broke(at_ms=now_ms(), why=why))
@@ -178,7 +181,8 @@ class Follower:
     def _take_event(self, message: Message, text: str) -> None:
         channel, offset = message["channel"], message["offset"]
         found = _DATA.search(text)
-        may_repeat = (self._is_again and self.is_resuming) or self._epoch in self._was_left
+        epoch = self._epoch or ""
+        may_repeat = offset <= self._again_to.get(epoch, 0) or epoch in self._was_left
         is_ignored = may_repeat and self._had(channel, offset)
         event = judge.Event(
             at_ms=now_ms(),
@@ -251,7 +255,7 @@ class Follower:
     def _end_resume(self, message: Message) -> None:
         offset = message["offset"]
         self._note(judge.Resumed, epoch=self._epoch, offset=offset)
-        self._resume, self._is_again = None, False
+        self._resume = None
         if offset is not None:
             self._count(offset)
 

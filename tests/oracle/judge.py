@@ -192,7 +192,7 @@ class _Case:
         self._leaving: set[str] = set()
         # Acknowledged without a position: from the client's one on, if it resumes.
         self._vague: set[str] = set()
-        # Acknowledged by a server that is behind the client: up to there all may still come.
+        # What a server that was behind may still send, though it is settled: up to there.
         self._early: dict[str, Place] = {}
         self._delivered: set[int] = set()
         self._covers: list[_Cover] = []
@@ -240,7 +240,6 @@ class _Case:
         self._reached = START
         self._is_open = False
         self._leaving.clear()
-        self._early.clear()
         if entry.epoch is None:  # nothing is owed from before
             self._settled.clear()
             self._vague.clear()
@@ -251,7 +250,11 @@ class _Case:
                 for channel, place in self._settled.items()
                 if channel in entry.channels
             }
-            self._ask(entry.channels, self._locate(entry))
+            after = self._locate(entry)
+            self._early = {
+                channel: place for channel, place in self._early.items() if after < place
+            }
+            self._ask(entry.channels, after)
 
     def _ask(self, channels: Channels, after: Place) -> None:
         self._resume = _Resume(channels, after)
@@ -396,10 +399,16 @@ class _Case:
             # All that was before the new stream. Where nobody saw an event of that: until now.
             now = self._truth.place_at(gap.at_ms)
             self._declare(_Cover(START, now if life is None else Place(life, 0)))
+            # It may be one that the client knows from a server that saw it earlier.
+            self._early |= {
+                channel: place for channel, place in self._settled.items() if place.life == life
+            }
         if gap.last is not None and gap.epoch is not None:
             to = self._truth.locate(gap.epoch, gap.last, gap.at_ms)
-            after = Place(to.life, gap.first - 1) if gap.first is not None else START
-            self._declare(_Cover(after, to))
+            # A stream may have been emptied beyond recognition: then these offsets are of both.
+            for life in {to.life, *self._truth.lives_of(gap.epoch)}:
+                after = Place(life, gap.first - 1) if gap.first is not None else START
+                self._declare(_Cover(after, Place(life, gap.last)))
         elif gap.reason != "stream":
             self._is_open = True
         self._notice_ms, self._noticed = gap.at_ms, self._reached

@@ -208,8 +208,4 @@ def _verdict_on(world: World) -> tuple[Truth, Verdict]:
             Finding(kind="disputed", client="", at_ms=times[0], detail=f"#{number}")
             for number, times in evidence.disputed.items()
         ]
-    for epoch in evidence.epochs:
-        if len(lives := truth.lives_of(epoch)) > 1:
-            text = f"{epoch} stands for the lives {lives} of the stream"
-            verdict.findings.append(Finding(kind="epoch", client="", at_ms=0, detail=text))
     return truth, verdict

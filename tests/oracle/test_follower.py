@@ -89,6 +89,13 @@ def test_what_came_in_a_resume_that_broke_off_is_ignored_when_it_comes_again() -
     assert talk.it.numbers == {8, 9, 10, 11}
 
 
+def test_what_came_beside_a_resume_that_broke_off_may_come_again_after_the_next_one() -> None:
+    talk = Conversation(Position("x", 7)).open().ack(epoch="x").event(8).broken().open()
+    talk.ack(epoch="x").says("resumed", sent=0, offset=7).event(8).event(9).event(9)
+    ignored = [event.offset for event in talk.it.events() if event.is_ignored]
+    assert ignored == [8], "9 is a repeat that nothing explains"
+
+
 def test_an_event_of_another_epoch_is_not_taken_for_one_that_came() -> None:
     talk = Conversation(Position("x", 7)).open().ack(epoch="x").event(8)
     talk.broken().open().ack(epoch="y").event(2).event(3)

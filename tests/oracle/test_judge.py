@@ -166,6 +166,20 @@ def test_a_gap_of_another_epoch_declares_nothing_of_this_one() -> None:
     assert life.findings() == ["silent loss"]
 
 
+def test_a_gap_of_an_epoch_declares_its_numbers_in_each_life_that_the_epoch_had() -> None:
+    evidence = Evidence()
+    for number, (offset, ms) in enumerate([(1, 10), (2, 20), (1, 30), (2, 40), (3, 50)], start=1):
+        evidence.sent[number] = Sent(A, f'{{"n":{number}}}', ms)
+        evidence.saw(number, offset, ms)
+    evidence.epochs["one"] = {1, 5}
+    life = Life()
+    life.now_ms = 15
+    life.fresh().got(1, channel=A, stored_ms=10)
+    life.now_ms = 55
+    life.gap("window", 1, 2).got(5, channel=A, stored_ms=50, offset=3)
+    assert judge("it", life.journal, Truth(evidence)).findings == []
+
+
 def test_a_gap_without_numbers_declares_what_is_before_the_next_event() -> None:
     life = Life().fresh().got(1).gap("shed", None, None).got(6)
     assert life.findings() == []
@@ -239,6 +253,14 @@ def test_a_server_that_is_behind_may_send_what_is_up_to_the_position() -> None:
     life.add(Began, channels=frozenset({B}), epoch="one", offset=6, is_behind=True)
     assert life.got(4, 8).findings() == []
     assert life.broke().open("one", 8).got(6).findings() == ["reorder"]
+
+
+def test_a_server_that_is_behind_by_a_stream_sends_it_from_its_beginning() -> None:
+    life = Life().add(Opened, channels=_ALL, epoch="one", offset=6).add(Incomplete)
+    life.resumed(4, "two").got(15).broke().open("two", 5).add(Incomplete).resumed(8, "one")
+    life.gap("stream", None, None, "two").got(11, 12, 13, 14).got(15, is_ignored=True).got(16, 17)
+    assert life.findings() == []
+    assert life.got(13).findings() == ["repeat"]
 
 
 def test_a_complete_resume_has_all_events() -> None:

@@ -20,4 +20,4 @@ async def test_whatever_breaks_no_event_is_lost_without_a_word(
     seed = request.config.getoption("--oracle-seed", default=None)
     # The same ones each time: another seed is another test, see `python -m tests.oracle`.
     seed = 1 if seed is None else seed
-    check(await run_worlds(_WORLDS, faults=faults, seed=seed, folder=tmp_path))
+    check(await run_worlds(_WORLDS, faults=faults, seed=seed, folder=tmp_path, pace=0.7))

@@ -38,23 +38,22 @@ def test_what_is_stored_while_events_are_at_two_places_is_left_out() -> None:
 
 
 def test_what_only_its_publisher_knows_of_is_put_into_its_life() -> None:
-    content = evidence((1, 1, 10), (2, 2, 20), (3, 2, 100), (9, 5, 120))
+    content = evidence((1, 1, 10), (2, 2, 20), (3, 2, 5000), (9, 5, 5200))
     acknowledged = (
-        (4, 3, 30, 35),  # after the last that was seen of the first life
-        (5, 9, 90, 110),
+        (4, 3, 30, 35),
+        (5, 9, 900, 910),
         (6, 2, 40, 45),
-        (7, 1, 95, 99),
-        (8, 4, 101, 119),
+        (7, 1, 4995, 4999),
+        (8, 4, 5001, 5199),
     )
     for number, offset, sent_ms, acked_ms in acknowledged:
         content.sent[number] = Sent("A.b", "{}", sent_ms)
         content.acknowledged[number] = (offset, acked_ms)
     truth = Truth(content)
-    assert truth.places[4] == Place(0, 3)
-    assert truth.places[7] == Place(1, 1), "before the first that was seen of the second one"
-    assert truth.places[8] == Place(1, 4)
-    assert truth.undecided == [6], "the place is taken in both"
-    assert truth.places[5] == Place(0, 9), "in the second one what is behind 5 came later"
+    assert truth.places[4] == Place(0, 3), "soon after the last that was seen of the first one"
+    assert truth.places[7] == Place(1, 1), "just before the first that was seen of the second one"
+    assert truth.places[8] == Place(1, 4), "between two of the second one"
+    assert truth.undecided == [5, 6], "long after the first one; its place is taken"
 
 
 def test_an_epoch_is_the_life_whose_events_came_under_it() -> None:

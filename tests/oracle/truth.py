@@ -24,6 +24,8 @@ class Place:
 START = Place(-1, 0)
 # So long before and after an event that was seen at two places others may have been, too.
 _SPLIT_MS = 1000
+# So long before the first event that was seen of a life, or after the last, there may be others.
+_NEAR_MS = 500
 
 
 @attrs.frozen
@@ -81,7 +83,6 @@ class Truth:
         self.undecided: list[int] = []
         self.sent = evidence.sent
         self.starts: list[int] = []
-        self._ends: list[int] = []
         self._take_sightings(evidence)
         self._take_acknowledged(evidence)
         self._channels: dict[str, list[Place]] = defaultdict(list)
@@ -149,15 +150,15 @@ class Truth:
                 continue
             if last is None or offset <= last:
                 self.starts.append(ms)
-                self._ends.append(ms)
-            last, self._ends[-1] = offset, ms
+            last = offset
             self.places[number] = Place(self.lives - 1, offset)
             self.stored_ms[number] = ms
 
     def _take_acknowledged(self, evidence: Evidence) -> None:
         """Add what only its publisher knows of, as when NATS was killed right afterwards.
 
-        It fits into a life if its neighbours there were stored before and after it.
+        It fits into a life if its neighbours there were stored before and after it, not long ago:
+        there are lives of which nobody saw anything.
         """
         taken = set(self.places.values())
         seen: dict[int, list[tuple[int, int]]] = defaultdict(list)
@@ -172,20 +173,14 @@ class Truth:
             fitting = []
             for life, own in seen.items():
                 index = bisect_right(own, (offset, 0))
-                is_after = index == 0 or own[index - 1][1] <= acked_ms
-                is_before = index == len(own) or own[index][1] >= int(sent_ms)
+                before = own[index - 1][1] if index else own[0][1] - _NEAR_MS
+                behind = own[index][1] if index < len(own) else own[-1][1] + _NEAR_MS
+                is_between = before <= acked_ms and int(sent_ms) <= behind
                 is_free = index == len(own) or own[index][0] != offset
-                is_then = self._reaches(life, sent_ms, acked_ms)
-                if is_after and is_before and is_free and is_then:
+                if is_between and is_free:
                     fitting.append(life)
             if len(fitting) == 1 and Place(fitting[0], offset) not in taken:
                 self.places[number] = Place(fitting[0], offset)
                 taken.add(self.places[number])
             else:
                 self.undecided.append(number)
-
-    def _reaches(self, life: int, sent_ms: float, acked_ms: float) -> bool:
-        """Whether a life, from the end of the one before it to its successor, met this time."""
-        begin = self._ends[life - 1] if life else 0
-        end = self.starts[life + 1] if life + 1 < self.lives else float("inf")
-        return acked_ms >= begin and sent_ms <= end

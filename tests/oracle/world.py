@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
 import random
 import signal
@@ -29,6 +30,8 @@ _ANSWER_SECONDS = 1.5
 _GONE_SECONDS = 15.0
 _UP_SECONDS = 15.0
 _KEEP_SECONDS = 0.3
+# A server looks at the stream every two seconds.
+_NOTICED_SECONDS = 5.0
 # The load of this machine is no fault of the server.
 _ENVIRONMENT: dict[str, Any] = {
     "WS_CPU_REJECT_THRESHOLD": "0",
@@ -191,11 +194,12 @@ class World:
         found = await self.ask(f"$JS.API.STREAM.INFO.{STREAM}")
         if found is None or "config" not in found:
             return False
-        if not self._is_as_wanted(found["config"]):
+        if self._is_as_wanted(found["config"]):
+            config = found["config"] | {"allow_direct": True}
+            answer = await self.ask(f"$JS.API.STREAM.UPDATE.{STREAM}", config)
+        else:
             await self.ask(f"$JS.API.STREAM.DELETE.{STREAM}")
-            return False
-        config = found["config"] | {"allow_direct": True}
-        answer = await self.ask(f"$JS.API.STREAM.UPDATE.{STREAM}", config)
+            answer = await self.ask(f"$JS.API.STREAM.CREATE.{STREAM}", config)
         return answer is not None and "error" not in answer
 
     async def last_offset(self) -> int | None:
@@ -241,7 +245,17 @@ class World:
             return True
         if isinstance(target, Odin) and any(node.is_busy for node in self.nodes):
             return False
-        return all([await one.is_connected() for one in self.servers if one is not target])
+        return await self._is_known() and all(
+            [await one.is_connected() for one in self.servers if one is not target]
+        )
+
+    async def _is_known(self) -> bool:
+        """Whether the stream is so old that each server has noticed it."""
+        found = await self.ask(f"$JS.API.STREAM.INFO.{STREAM}") or {}
+        if "created" not in found:
+            return False
+        created = dt.datetime.fromisoformat(found["created"][:19] + "+00:00")
+        return (dt.datetime.now(dt.UTC) - created).total_seconds() > _NOTICED_SECONDS
 
     async def consumers(self) -> list[str]:
         """The names of the servers' consumers."""
