@@ -201,7 +201,7 @@ EXAMPLES = {
     "WS_MAX_BROADCAST_RATE": RATE,
     "WS_WORKER_QUEUE_SIZE": whole(1, 10_000_000),
     "WS_OUTBOX_CAPACITY": whole(1, 1_000_000),
-    "WS_OUTBOX_BYTES": whole(1, 2**40),
+    "WS_OUTBOX_BYTES": whole(1024, 2**40),
     "WS_TOTAL_OUTBOX_BYTES": whole(0, 2**50),
     "WS_REPLAY_BYTES": whole(0, 2**50),
     "WS_SLOW_POLICY": Examples(
@@ -211,7 +211,7 @@ EXAMPLES = {
     ),
     "WS_MAX_FLUSH_DELAY_MS": number(0.001, 60_000, unit=1000),
     "WS_REPLAY_CAPACITY": whole(0, 1_000_000, "1" + "0" * 20),
-    "WS_MAX_MESSAGE_BYTES": whole(1, 64 * 2**20),
+    "WS_MAX_MESSAGE_BYTES": whole(64, 64 * 2**20),
     "WS_MAX_FRAGMENTS": whole(1, 1_000_000),
     "WS_RESUME_CHANNEL_EVENTS": whole(1, 1_000_000),
     "WS_RESUME_EVENTS": whole(1, 1_000_000),
@@ -232,7 +232,7 @@ EXAMPLES = {
     ),
     "JS_STREAM_MAX_AGE": duration("50ms", "87600h1ms", least="100ms", most="87600h"),
     "JS_STREAM_MAX_MSGS": whole(1, 10**12),
-    "JS_STREAM_MAX_BYTES": whole(1, 2**50),
+    "JS_STREAM_MAX_BYTES": whole(65_536, 2**50),
     "JS_STREAM_STORAGE": Examples(
         "memory or file", {"memory": "memory", " FILE ": "file"}, ["disk", "memory,file", "0"]
     ),

@@ -304,7 +304,7 @@ class Settings:
     outbox_bytes: int = _setting(
         "WS_OUTBOX_BYTES",
         "1048576",
-        values.Whole(1, _TEBIBYTE),
+        values.Whole(1024, _TEBIBYTE),
         help="Bytes that may wait for one connection.",
     )
     total_outbox_bytes: int = _setting(
@@ -354,7 +354,7 @@ class Settings:
     max_message_bytes: int = _setting(
         "WS_MAX_MESSAGE_BYTES",
         "16384",
-        values.Whole(1, 64 * _MEBIBYTE),
+        values.Whole(64, 64 * _MEBIBYTE),
         help="Longest message a client may send.",
     )
     max_fragments: int = _setting(
@@ -448,7 +448,8 @@ class Settings:
     stream_max_bytes: int = _setting(
         "JS_STREAM_MAX_BYTES",
         "52428800",
-        values.Whole(1, _PEBIBYTE),
+        # Less would hold none of many events, and then nothing ever comes.
+        values.Whole(65_536, _PEBIBYTE),
         help="Size limit of a stream that is made.",
     )
     stream_storage: str = _setting(
