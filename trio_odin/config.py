@@ -19,6 +19,7 @@ import environ
 from trio_odin.core import values
 from trio_odin.core.address import Address
 from trio_odin.core.assignments import parse_assignments
+from trio_odin.core.nats_url import NatsUrl
 
 # Variables that begin so are ours; an unknown one is probably a typing error.
 _OWN_PREFIXES = ("WS_", "JS_")
@@ -40,9 +41,8 @@ IGNORED = {
 }
 
 
-# A name and what is no port: a password, and the host was forgotten.
-_WITHOUT_ITS_HOST = re.compile(r"((?:nats|tls)://)[^/:@\[\]]+:\D.*")
-
+# What comes before a password in a URL without an @; a token comes after the scheme.
+_WITHOUT_A_HOST = re.compile(r"^((?:\w+:)?//(?:[^:]*:)?|[^:]*:|).+", re.DOTALL)
 
 # An absolute path, or the name of a file. A key has neither form.
 _PATH_LIKE = re.compile(r"|/[\w./+~-]*|[\w./~-]{0,40}\.[A-Za-z]{2,5}")
@@ -70,9 +70,8 @@ def _setting(
         try:
             return convert(text)
         except (values.Unacceptable, ValueError) as error:
-            raise SettingError(
-                f"{name}={_without_credentials(text)!r}: allowed is {error}"
-            ) from None
+            shown = (_without_credentials if show is str else show)(text)
+            raise SettingError(f"{name}={shown!r}: allowed is {error}") from None
 
     field = environ.var(default=default, converter=converter, name=name, help=help)
     field.metadata[_RELOADS] = reloads
@@ -83,14 +82,26 @@ def _setting(
 
 def _without_credentials(text: str) -> str:
     """What may be shown of a value: nothing before the last @, where a URL has its password."""
-    if "@" in text:
-        return f"…@{text.rpartition('@')[2]}"
-    return _WITHOUT_ITS_HOST.sub(r"\1…", text)
+    return f"…@{text.rpartition('@')[2]}" if "@" in text else text
 
 
 def _urls_without_credentials(text: str) -> str:
-    """The same for each of several URLs, all of them allowed ones."""
-    return ",".join(_without_credentials(url.strip()) for url in text.split(","))
+    """What may be shown of some URLs, allowed or not.
+
+    Without an @ what looks like a host may be a user, or a token, and what looks like a port a
+    password, so of such a URL that is not allowed only the scheme and the first word are shown.
+    """
+    return ",".join(_shown_url(url.strip()) for url in text.split(","))
+
+
+def _shown_url(url: str) -> str:
+    if "@" in url:
+        return _without_credentials(url)
+    try:
+        NatsUrl.parse(url)
+    except ValueError:
+        return _WITHOUT_A_HOST.sub(r"\1…", url)
+    return url
 
 
 def shown_path(text: str) -> str:

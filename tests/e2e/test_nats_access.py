@@ -16,7 +16,7 @@ from tests.certificates import make_certificates
 from tests.e2e.conftest import StartServer, client_of, receive, wait_for_nats
 from tests.e2e.nats import NatsServer, free_port, nats_client
 from tests.waiting import wait_until
-from trio_odin.lab.load.pages import get_object
+from trio_odin.lab.load.pages import get, get_object
 from trio_odin.server.tree import Server
 
 pytestmark = pytest.mark.e2e
@@ -129,6 +129,21 @@ async def test_a_user_without_a_password_is_a_token(
     with configured_nats(tmp_path, 'authorization { token: "t@ken" }') as nats:
         server = await start_server(NATS_URL=f"nats://t%40ken@127.0.0.1:{nats.port}")
         await wait_for_nats(server)
+
+
+async def test_a_password_that_nats_refuses_is_in_no_line_and_on_no_page(
+    start_server: StartServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with configured_nats(tmp_path, "authorization { user: odin, password: other }") as nats:
+        url = f"nats://odin:{CANARY}@127.0.0.1:{nats.port}"
+        server = await start_server(NATS_URL=url, LOG_LEVEL="debug")
+        await wait_until(lambda: "Authorization Violation" in trouble_of(server))
+        for path in ("/health", "/ready", "/metrics", "/"):
+            page = await get(f"http://{server.addresses[0]}{path}")
+            assert page is not None
+            assert CANARY.encode() not in page.body
+        assert CANARY not in repr(server.snapshot())
+    assert CANARY not in capsys.readouterr().out
 
 
 # --- what NATS does not allow

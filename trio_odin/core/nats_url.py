@@ -91,6 +91,6 @@ def _decoded(text: str | None) -> str | None:
         return unquote(text, errors="strict")
     except ValueError:
         raise ValueError(
-            "nats://user:password@host:port, with @ : / ? # % in a user or password written "
-            "as %40 %3A %2F %3F %23 %25"
+            "nats://host:port, where a user or password has %40 for @, %3A for :, %2F for /, "
+            "%3F for ?, %23 for # and %25 for %"
         ) from None
