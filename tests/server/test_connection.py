@@ -412,7 +412,8 @@ async def test_who_does_not_read_has_the_answer_to_one_command_waiting(
     await stream.send_all(UPGRADE)
     await stream.receive_some()
     (connection,) = rig.hub.members
-    connection.outlet._stream = trio.testing.lockstep_stream_pair()[0]
+    unread = trio.testing.lockstep_stream_pair()[0]
+    connection.outlet._stream = trio.StapledStream(unread, connection.outlet._stream)
     channels = [f"A{number:057}.trade" for number in range(200)]
     command = json.dumps({"type": "unsubscribe", "channels": channels}).encode()
     assert 10_000 < len(command) < 16_384
