@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -200,6 +201,62 @@ async def test_without_the_right_to_ask_jetstream_its_own_sentence_is_given(
     with configured_nats(tmp_path, users(publish={"deny": "$JS.API.>"})) as nats:
         server = await start_server(NATS_URL=f"nats://odin:secret@127.0.0.1:{nats.port}")
         await wait_until(lambda: 'Publish to "$JS.API.' in trouble_of(server), seconds=5)
+        assert not server.snapshot().was_nats_connected
+
+
+def needed_rights() -> list[str]:
+    """What docs/operating.md says that the server has to be allowed to publish."""
+    page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    rights = re.findall(r"^\| `(\$JS[^`]*)` \|", page, re.MULTILINE)
+    return [right.replace("STREAM_NAME", "ODIN_TOKENS") for right in rights]
+
+
+async def test_the_rights_of_the_page_are_enough_for_a_stream_that_is_there(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    rights = needed_rights()
+    assert len(rights) > 3
+    stream = {"name": "ODIN_TOKENS", "subjects": ["odin.token.>"], "storage": "file"}
+    allowed = users(publish=rights, subscribe="_INBOX.>")
+    with configured_nats(tmp_path, allowed) as nats:
+        other = {"user": "other", "pass": "other"}
+        async with nats_client(nats.url, **other) as publisher:
+            await publisher.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", stream)
+            await publisher.publish("odin.token.BTC.trade", b"0")
+            await publisher.flush()
+        server = await start_server(NATS_URL=f"nats://odin:secret@127.0.0.1:{nats.port}")
+        await wait_for_nats(server)
+        async with client_of(server, "BTC.trade") as client:
+            nats.stop()
+            await wait_until(lambda: not server.snapshot().is_nats_connected)
+            nats.start()
+            await wait_for_nats(server)
+            async with nats_client(nats.url, **other) as publisher:
+                for number in range(300):  # enough for flow control
+                    await publisher.publish(
+                        "odin.token.BTC.trade", b"[%s]" % b",".join([b"%d" % number] * 1000)
+                    )
+                await publisher.flush()
+            offsets = [(await receive(client))["offset"] for _ in range(300)]
+        assert offsets == list(range(2, 302))
+        assert server.snapshot().nats_reconnects == 1, "nothing was refused in between"
+
+
+@pytest.mark.parametrize(
+    "missing", ["STREAM.MSG.GET", "CONSUMER.CREATE", "STREAM.INFO", "API.INFO"]
+)
+async def test_a_right_that_is_missing_is_named(
+    start_server: StartServer, tmp_path: Path, missing: str
+) -> None:
+    rights = [right for right in needed_rights() if missing not in right]
+    stream = {"name": "ODIN_TOKENS", "subjects": ["odin.token.>"], "storage": "file"}
+    with configured_nats(tmp_path, users(publish=rights, subscribe="_INBOX.>")) as nats:
+        async with nats_client(nats.url, user="other", **{"pass": "other"}) as publisher:
+            await publisher.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", stream)
+            await publisher.publish("odin.token.BTC.trade", b"0")
+            await publisher.flush()
+        server = await start_server(NATS_URL=f"nats://odin:secret@127.0.0.1:{nats.port}")
+        await wait_until(lambda: missing in trouble_of(server))
         assert not server.snapshot().was_nats_connected
 
 

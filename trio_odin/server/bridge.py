@@ -200,7 +200,7 @@ class Bridge:
         What is behind the position may also be of others, deleted, or just on its way.
         """
         waiting = None
-        with suppress(nats.errors.Error):  # it may not be ours to ask
+        with suppress(nats.errors.Error):  # in an election
             waiting = await next_offset(client, before.stream, after=before.offset)
         if waiting is not None:
             await asyncio.sleep(_ON_ITS_WAY_SECONDS)
@@ -287,9 +287,8 @@ class Bridge:
             state = attrs.evolve(state, epoch=await count_generation_on(client, info))
         self._lose(*position.enter(state))  # at once: the link may be lost before they are told
         if position.witness is None and state.last >= max(state.first, 1):
-            with suppress(nats.errors.Error):  # it may not be ours to ask
-                stored = await stored_at(client, state.name, state.last)
-                position.witness = None if stored is None else (state.last, stored)
+            stored = await stored_at(client, state.name, state.last)
+            position.witness = None if stored is None else (state.last, stored)
         await self._tell_hub(position.offset)
 
     async def _state_with_witness(self, client: TotalClient, info: StreamInfo) -> StreamState:
