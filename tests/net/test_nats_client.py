@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from trio_odin.net.nats_client import NoAnswer, TotalClient, Unreadable
+from trio_odin.net.nats_client import NoAnswer, Refused, TotalClient, Unreadable
 from trio_odin.net.nats_link import NatsLink, nats_link
 
 T = TypeVar("T")
@@ -31,8 +31,11 @@ def in_asyncio(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(within())
 
 
-async def fake_nats(*sent: bytes) -> tuple[asyncio.Server, str]:
-    """A server that, to whoever subscribes, sends these chunks, and goes on answering pings."""
+async def fake_nats(*sent: bytes, hangs_up: bool = False) -> tuple[asyncio.Server, str]:
+    """A server that, to whoever subscribes, sends these chunks, and goes on answering pings.
+
+    If it `hangs_up`, it closes the connection instead.
+    """
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(_INFO)
@@ -45,6 +48,8 @@ async def fake_nats(*sent: bytes) -> tuple[asyncio.Server, str]:
                         writer.write(chunk)
                         await writer.drain()
                         await asyncio.sleep(0)
+                    if hangs_up:
+                        break
         except OSError:
             pass
         finally:
@@ -73,13 +78,17 @@ async def received(count: int, *sent: bytes) -> list[Msg]:
     return messages
 
 
-async def lost_by(*sent: bytes, take: Callable[[Msg], Awaitable[None]] | None = None) -> Exception:
+async def lost_by(
+    *sent: bytes,
+    take: Callable[[Msg], Awaitable[None]] | None = None,
+    is_the_last: bool = False,
+) -> Exception:
     """Why the connection is lost."""
 
     async def ignore(_: Msg) -> None:
         pass
 
-    server, url = await fake_nats(*sent)
+    server, url = await fake_nats(*sent, hangs_up=is_the_last)
     async with server, nats_link([url], name="test", on_error=_ignore) as link:
         await link.client.listen("a.>", take or ignore)
         await link.wait_lost()
@@ -142,6 +151,11 @@ def test_headers_that_are_none_are_none(header: bytes) -> None:
         b"MSG a.b 1 reply more 1\r\n1\r\n",
         b"HMSG a.b 1 x 1\r\n1\r\n",
         b"HMSG\r\n",
+        b"MSG a 1 -15\r\n",
+        b"MSG a -1 1\r\n1\r\n",
+        b"MSG a 1 1_0\r\n",
+        b"MSG a 1 99999999999\r\n",
+        b"MSG a 1 \xd9\xa1\r\n",
     ],
 )
 def test_a_line_that_means_nothing_ends_the_connection_and_is_shown(line: bytes) -> None:
@@ -225,6 +239,22 @@ def test_a_pong_after_its_deadline_does_no_harm() -> None:
             return link.is_up
 
     assert in_asyncio(ping_twice())
+
+
+PIECES = st.sampled_from(
+    [b"MSG a.b 1 2\r\n{}\r\n", b"MSG", b"HMSG", b"INFO", b"PING", b"PONG", b"-ERR", b"+OK", b"a.b",
+     b" ", b"\t", b"\r", b"\n", b"\r\n", b"1", b"-1", b"-9", b"99", b"{", b"'", b"\xff", b"\x0b",
+     b'{"connect_urls":["[",5,"a:b@c"],"ldm":1}', b"NATS/1.0 100 Idle\r\n"]
+)  # fmt: skip
+
+
+@given(st.lists(PIECES | st.binary(max_size=8), max_size=30))
+def test_whatever_comes_ends_the_connection_only_in_ways_that_were_thought_of(
+    pieces: list[bytes],
+) -> None:
+    error = in_asyncio(lost_by(b"".join(pieces), is_the_last=True))
+    assert isinstance(error, Unreadable | Refused | nats.errors.UnexpectedEOF | OSError)
+    assert error.__cause__ is None, "a fault of ours"
 
 
 def test_what_is_overridden_is_still_there_in_nats_py() -> None:

@@ -29,6 +29,8 @@ from nats.protocol.command import sub_cmd
 _READ_BYTES = 32_768
 # nats-server's own limit is 4 KiB for a line of ours; its INFO names every server of a cluster.
 _LINE_MAX_BYTES = 1024 * 1024
+# What nats-server takes at most, however it is configured.
+_MESSAGE_MAX_BYTES = 64 * 1024 * 1024
 _SHOWN_BYTES = 100
 # An election takes some seconds, and what is asked right after it should not come long after it.
 _REQUEST_SECONDS = 5.0
@@ -149,10 +151,10 @@ class TotalClient(Client):
                 await self._take(verb, line)
                 continue
             try:
-                headers_bytes = int(words.pop(-2)) if verb == b"HMSG" else 0
+                headers_bytes = _number(words.pop(-2)) if verb == b"HMSG" else 0
                 subject, sid, *replies, size = words
                 (reply,) = replies or (b"",)
-                number, behind = int(sid), begin + int(size)
+                number, behind = _number(sid), begin + _number(size)
             except (ValueError, IndexError):
                 raise Unreadable(_shown(line)) from None
             if len(received) < behind + len(_LINE_END):
@@ -254,6 +256,13 @@ _FLOW_CONTROL = '"$js.fc.'
 def escaped(text: bytes | bytearray) -> str:
     """Text that should be UTF-8; a byte that is not becomes four characters, a backslash first."""
     return text.decode(errors="backslashreplace")
+
+
+def _number(word: bytes) -> int:
+    """A number as NATS writes it: digits only, and none is as large as a message cannot be."""
+    if not word.isdigit() or int(word) > _MESSAGE_MAX_BYTES:
+        raise ValueError
+    return int(word)
 
 
 def _object(text: bytes) -> dict[str, Any]:
