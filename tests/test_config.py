@@ -226,6 +226,7 @@ EXAMPLES = {
     "WS_PING_INTERVAL": DURATION,
     "WS_KEEPALIVE_TIMEOUT": DURATION,
     "WS_DRAIN_SECONDS": DURATION,
+    "WS_WATCHDOG_SECONDS": number(1, 3600),
     "JS_STREAM_NAME": Examples(
         "a name of at most 255 characters, without spaces, . * > / and \\",
         {"ODIN_TOKENS": "ODIN_TOKENS", "other": "other", "x" * 255: "x" * 255},

@@ -437,6 +437,12 @@ class Settings:
         values.Duration(),
         help="At shutdown, time for all clients to leave.",
     )
+    watchdog_seconds: float = _setting(
+        "WS_WATCHDOG_SECONDS",
+        "30",
+        values.Number(3600, least=1),
+        help="A process that has hung for so long ends, to be started again; 0: it hangs on.",
+    )
 
     stream_name: str = _setting(
         "JS_STREAM_NAME",

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -381,3 +382,59 @@ async def test_a_worker_that_is_silent_for_too_long_is_killed_and_started_again(
 
 def serving(workers: Sequence[workers_module.Worker]) -> bool:
     return all(worker.missing_since is None for worker in workers)
+
+
+# --- a process that hangs, and what tells systemd
+
+
+async def test_a_process_that_has_stood_still_ends_to_be_started_again(tmp_path: Path) -> None:
+    async with server(tmp_path, WS_WATCHDOG_SECONDS="2") as running:
+        await trio.sleep(3)  # while it turns nothing happens
+        running.process.send_signal(signal.SIGSTOP)
+        await trio.sleep(3)
+        running.process.send_signal(signal.SIGCONT)
+        code, _, log = await ended(running.process)
+        assert code == 1
+        assert "Timeout (0:00:02)!" in log
+        assert "trio/_core/_run.py" in log, "where it stood"
+
+
+async def test_without_the_watchdog_it_goes_on(tmp_path: Path) -> None:
+    async with server(tmp_path, WS_WATCHDOG_SECONDS="0") as running:
+        running.process.send_signal(signal.SIGSTOP)
+        await trio.sleep(3)
+        running.process.send_signal(signal.SIGCONT)
+        assert (await running.page("/ready"))[0] == 200
+        assert (await end(running))[0] == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_systemd_is_told_that_it_serves_that_it_lives_and_that_it_leaves(
+    tmp_path: Path, workers: str
+) -> None:
+    path = str(tmp_path / "notify")
+    with trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        await systemd.bind(path)
+        async with server(tmp_path, "--workers", workers, NOTIFY_SOCKET=path) as running:
+            await trio.sleep(2.5)
+            assert (await end(running))[0] == 0
+        states: list[str] = []
+        with trio.move_on_after(0.5):
+            while True:
+                states.append((await systemd.recv(100)).decode())
+    assert states.count("READY=1") == 1
+    assert 3 <= states[: states.index("STOPPING=1")].count("WATCHDOG=1") <= 10
+    assert states.index("READY=1") < states.index("STOPPING=1")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_sigusr1_ends_nothing(tmp_path: Path, workers: str) -> None:
+    async with server(tmp_path, "--workers", workers) as running:
+        await running.wait_for_workers(alive=int(workers))
+        pids = [running.process.pid, *children_of(running.process.pid)]
+        for pid in pids:
+            os.kill(pid, signal.SIGUSR1)
+        await running.wait_for_workers(alive=int(workers), restarts=0)
+        code, log = await end(running)
+        assert code == 0
+        assert [line["signal"] for line in logged(log, "signal.ignored")] == ["SIGUSR1"]

@@ -58,6 +58,11 @@ def test_a_drain_ends_before_systemd_loses_its_patience() -> None:
     assert unit()["KillMode"] == ["mixed"]
 
 
+def test_systemd_loses_its_patience_after_the_server_itself() -> None:
+    assert (unit()["Type"], unit()["NotifyAccess"]) == (["notify"], ["main"])
+    assert int(unit()["WatchdogSec"][0]) > read_settings({}).watchdog_seconds
+
+
 def test_the_limits_are_those_of_the_plan_and_enough_for_the_example() -> None:
     assert unit()["CPUQuota"] == [f"{SERVER_CORES * 100:g}%"]
     assert unit()["MemoryMax"] == [f"{SERVER_MIB}M"]
@@ -175,6 +180,19 @@ def test_a_crash_is_followed_by_a_start_and_a_lost_worker_is_not(machine: Machin
     machine.run("systemctl", "kill", f"--signal={signal.SIGKILL}", "--kill-whom=main", "trio-odin")
     until(lambda: machine.show("NRestarts") == "1", what="it was restarted", seconds=_SECONDS)
     wait_ready(machine)
+
+
+@pytest.mark.ops
+def test_one_that_hangs_is_started_again(machine: Machine) -> None:
+    main_pid = machine.show("MainPID")
+    machine.run("systemctl", "kill", f"--signal={signal.SIGSTOP}", "--kill-whom=main", "trio-odin")
+    until(
+        lambda: machine.show("NRestarts") == "1",
+        what="systemd has lost its patience",
+        seconds=2 * _SECONDS,
+    )
+    wait_ready(machine)
+    assert machine.show("MainPID") != main_pid
 
 
 @pytest.mark.ops

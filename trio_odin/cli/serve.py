@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import faulthandler
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeAlias
@@ -34,6 +36,7 @@ from trio_odin.server.signals import (
     serve_signals,
 )
 from trio_odin.server.tree import Server, serve
+from trio_odin.server.watchdog import Notify, prove_life, systemd_notify
 from trio_odin.server.workers import Parent, WorkerUnfit, serve_with_workers
 from trio_odin.telemetry.logs import configure_logs
 from trio_odin.telemetry.process import settle_garbage_collector
@@ -43,6 +46,8 @@ from trio_odin.telemetry.snapshot import Build
 _Start: TypeAlias = Callable[..., Awaitable[None]]
 # Does with it what the signals say.
 _Obey: TypeAlias = Callable[..., Awaitable[None]]
+# Proves that the loop turns.
+_Live: TypeAlias = Callable[[], Awaitable[None]]
 
 
 @click.command("serve", short_help="Serve NATS token events to WebSocket clients.")
@@ -67,8 +72,9 @@ def serve_command(
     SIGTERM or Ctrl-C drains: each client is told when to come back elsewhere, gets what waits for
     it and a close frame; a second one stops at once. SIGHUP reads the file, and keys, again;
     started from a terminal, it drains, as a terminal that is closed sends it. SIGUSR2 replaces the
-    workers one after the other, and refuses nobody.
+    workers one after the other, and refuses nobody; SIGUSR1 is ignored.
     """
+    faulthandler.enable()  # the stack is written also where the process is ended by a signal
     if as_worker is not None:
         _serve_as_worker(settings_from(flags), *as_worker, sockets)
     else:
@@ -93,10 +99,17 @@ def _serve(read: ReadEnvironment) -> None:
     else:
         settle_garbage_collector()
         start = partial(serve, settings)
+    notify = systemd_notify(os.environ)
     obey: _Obey = partial(
-        obey_signals, read=partial(warned_about, read), hangup_ends=has_terminal()
+        obey_signals,
+        read=partial(warned_about, read),
+        hangup_ends=has_terminal(),
+        notify=notify,
     )
-    run(partial(_until_ended, start, serve_signals(), obey), WorkerUnfit, SettingError)
+    live: _Live = partial(prove_life, settings.watchdog_seconds, notify)
+    run(
+        partial(_until_ended, start, serve_signals(), obey, live, notify), WorkerUnfit, SettingError
+    )
 
 
 def _serve_as_worker(
@@ -106,7 +119,11 @@ def _serve_as_worker(
     configure_logs(settings.log_level, settings.log_format, worker=number)
     settle_garbage_collector()
     start = partial(_work, settings, file_number, sockets)
-    run(partial(_until_ended, start, end_signals(), drain_on_signal), SettingError)
+    # systemd hears of the parent.
+    live: _Live = partial(prove_life, settings.watchdog_seconds, _to_nobody)
+    run(
+        partial(_until_ended, start, end_signals(), drain_on_signal, live, _to_nobody), SettingError
+    )
 
 
 async def _work(
@@ -122,11 +139,19 @@ async def _work(
     await serve(settings, Siblings(file_number), inherited=inherited, task_status=task_status)
 
 
-async def _until_ended(start: _Start, signals: Signals, obey: _Obey) -> None:
+def _to_nobody(_: str) -> None:
+    """Stands where systemd is told something."""
+
+
+async def _until_ended(
+    start: _Start, signals: Signals, obey: _Obey, live: _Live, notify: Notify
+) -> None:
     """Run what `start` starts until it has ended by itself, or in order after a signal."""
     with signals as received:
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(live, name="watchdog")
             serving: Server | Parent = await nursery.start(start)
+            notify("READY=1")
             stop = nursery.cancel_scope
             nursery.start_soon(partial(obey, received, serving, stop=stop))
             await serving.finished.wait()

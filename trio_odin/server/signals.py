@@ -10,12 +10,17 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
+import structlog
 import trio
 
 from trio_odin.server.reloading import ReadEnvironment
+from trio_odin.server.watchdog import Notify
 
 # Entered, it gives the numbers of the signals that come.
 Signals: TypeAlias = AbstractContextManager[AsyncIterator[int]]
+
+
+_log = structlog.get_logger("server")
 
 
 class Leaving(Protocol):
@@ -50,17 +55,18 @@ def end_signals() -> Signals:
 def serve_signals() -> Signals:
     """Receive what a server obeys: what ends a process, SIGHUP to reload, SIGUSR2 to roll.
 
+    SIGUSR1 too, which means nothing here: unreceived it would end the process without a drain.
     Under nohup SIGHUP stays ignored.
     """
-    obeyed = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2]
+    obeyed = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         obeyed.append(signal.SIGHUP)
     return trio.open_signal_receiver(*obeyed)
 
 
 def leave_changes_to_parent() -> None:
-    """Ignore what a server obeys beside its end: a worker hears of it from its parent."""
-    for number in (signal.SIGHUP, signal.SIGUSR2):
+    """Ignore what a server receives beside its end: a worker hears of it from its parent."""
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -79,21 +85,25 @@ async def obey_signals(
     read: ReadEnvironment,
     stop: trio.CancelScope,
     hangup_ends: bool,
+    notify: Notify,
 ) -> None:
     """Drain `server` upon a signal that ends it; the next such one cancels `stop`.
 
     SIGUSR2 replaces the workers, SIGHUP has it take on what `read` gives; with `hangup_ends` it
-    ends the server like the others. Runs until cancelled.
+    ends the server like the others. `notify` is told that it leaves. Runs until cancelled.
     """
     is_leaving = False
     async for number in signals:
         if number == signal.SIGUSR2:
             server.roll()
+        elif number == signal.SIGUSR1:
+            _log.warning("signal.ignored", signal="SIGUSR1")
         elif number == signal.SIGHUP and not hangup_ends:
             server.reload(read)
         elif is_leaving:
             stop.cancel(reason="a second signal")
         else:
+            notify("STOPPING=1")
             server.drain()
             is_leaving = True
 

@@ -1,0 +1,67 @@
+"""That the loop turns: made sure of by a watchdog in the process, and told to systemd.
+
+A loop that hangs serves nobody, and says nothing. Docker restarts only what ends, so a process
+whose loop has stood still for too long ends itself; before it does, it writes where it hangs.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TypeAlias
+
+import structlog
+import trio
+
+_PROVE_SECONDS = 1.0
+
+# Tells systemd a state such as "READY=1", if it was systemd that started us.
+Notify: TypeAlias = Callable[[str], None]
+
+_log = structlog.get_logger("watchdog")
+
+
+def systemd_notify(environment: Mapping[str, str]) -> Notify:
+    """How to tell systemd; does nothing without NOTIFY_SOCKET. Never waits, never raises.
+
+    The protocol is that of sd_notify(3): a datagram for each.
+    """
+    address = environment.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return lambda _: None
+    # A name that begins with a null byte is in no file system.
+    address = f"\0{address[1:]}" if address.startswith("@") else address
+
+    def notify(state: str) -> None:
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            sock.sendto(state.encode(), address)
+
+    return notify
+
+
+async def prove_life(hung_seconds: float, notify: Notify) -> None:
+    """Prove each second that the loop turns, until cancelled.
+
+    After `hung_seconds` without it (0: never) the process writes the stacks of all its threads to
+    standard error and exits with 1, without any farewell: that is done by a thread which needs
+    neither the loop nor the interpreter's lock. A process that was stopped for so long ends as well
+    when it is let go on: its clients have gone elsewhere.
+    """
+    try:
+        while True:
+            if hung_seconds:
+                _arm(hung_seconds)
+            notify("WATCHDOG=1")
+            await trio.sleep(min(_PROVE_SECONDS, hung_seconds / 4 or _PROVE_SECONDS))
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _arm(seconds: float) -> None:
+    try:
+        faulthandler.dump_traceback_later(seconds, exit=True)
+    except RuntimeError as error:  # no further thread is to be had
+        _log.warning("watchdog.off", error=str(error))
