@@ -24,9 +24,14 @@ def test_most_settings_are_numbers() -> None:
 
 @pytest.mark.parametrize(("name", "text"), EXTREMES)
 async def test_a_server_serves_with_it(
-    name: str, text: str, start_server: StartServer, capfd: pytest.CaptureFixture[str]
+    name: str,
+    text: str,
+    start_server: StartServer,
+    nats_url: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    server = await start_server(**{"NATS_URL": "nats://127.0.0.1:1", name: text})
+    # With NATS, as without it a subscription waits for it, for seconds.
+    server = await start_server(**{"NATS_URL": nats_url, name: text})
     try:
         with trio.fail_after(30):
             async with connect(url_of(server)) as client:
