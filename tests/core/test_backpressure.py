@@ -11,8 +11,8 @@ from tests.core.client import LossRule, objects_of
 from trio_odin.core.backpressure import (
     FULL_OUTBOXES_IN_A_ROW,
     Backlog,
+    ByteBudget,
     Envelope,
-    OutboxBudget,
     OutboxRules,
     SlowConsumerWatch,
     SlowPolicy,
@@ -118,7 +118,7 @@ def publication(channel: str = "BTC.trade", size: int = 1) -> Publication:
 
 
 def client(policy: str, *, capacity: int = 4, max_bytes: int = 10**9, total: int = 0) -> Client:
-    rules = OutboxRules(SlowPolicy(policy), capacity, max_bytes, budget=OutboxBudget(total))
+    rules = OutboxRules(SlowPolicy(policy), capacity, max_bytes, budget=ByteBudget(total))
     return Client(rules, Deliveries())
 
 
@@ -235,7 +235,7 @@ def test_an_envelope_over_the_limit_still_goes_out_if_nothing_else_waits() -> No
 
 def test_the_limit_of_all_outboxes_is_named_only_if_it_is_the_only_reason() -> None:
     size = publication().frame_bytes(1)
-    rules = OutboxRules(capacity=3, max_bytes=3 * size, budget=OutboxBudget(4 * size))
+    rules = OutboxRules(capacity=3, max_bytes=3 * size, budget=ByteBudget(4 * size))
     one, other = Client(rules, Deliveries()), Client(rules, Deliveries())
     assert [one.offer() for _ in range(4)] == [None] * 3 + [Dropped.OUTBOX_FULL]
     assert [other.offer() for _ in range(2)] == [None, Dropped.TOTAL_OUTBOX_BYTES]
@@ -327,7 +327,7 @@ class Outboxes(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.deliveries = Deliveries()
-        self.all_rules = OutboxRules(SlowPolicy.CONFLATE, 5, 900, budget=OutboxBudget(1500))
+        self.all_rules = OutboxRules(SlowPolicy.CONFLATE, 5, 900, budget=ByteBudget(1500))
         self.clients = [Client(self.all_rules, self.deliveries) for _ in range(2)]
         self.replies = [0, 0]
 

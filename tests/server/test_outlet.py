@@ -18,7 +18,7 @@ from wsproto.frame_protocol import Opcode
 
 from tests.core.client import LossRule, frames_of
 from trio_odin.core.answers import Answer, Resend
-from trio_odin.core.backpressure import OutboxBudget, OutboxRules, SlowPolicy
+from trio_odin.core.backpressure import ByteBudget, OutboxRules, SlowPolicy
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.frame import PING, close_frame, text_frame
 from trio_odin.core.history import History
@@ -57,7 +57,7 @@ class Rig:
         total_bytes: int = 0,
         write_deadline: float = 5,
     ) -> None:
-        self.budget = OutboxBudget(total_bytes)
+        self.budget = ByteBudget(total_bytes)
         self.owner = OwnerOfOne()
         self.ledger = Ledger()
         self.history = History(100)

@@ -35,8 +35,8 @@ class SlowPolicy(Enum):
 
 
 @attrs.define
-class OutboxBudget:
-    """The bytes that wait in all outboxes of a process. `limit_bytes` 0 is no limit."""
+class ByteBudget:
+    """The bytes that wait in one place, such as all outboxes. `limit_bytes` 0 is no limit."""
 
     limit_bytes: int = 0
     used_bytes: int = 0
@@ -54,7 +54,7 @@ class OutboxRules:
     capacity: int = 512
     max_bytes: int = 1024 * 1024
     write_deadline_seconds: float = 5.0
-    budget: OutboxBudget = attrs.field(factory=OutboxBudget)
+    budget: ByteBudget = attrs.field(factory=ByteBudget)
 
 
 @attrs.define(eq=False)

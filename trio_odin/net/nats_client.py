@@ -125,7 +125,9 @@ class TotalClient(Client):
     async def _read_loop(self) -> None:
         lost: Exception = nats.errors.UnexpectedEOF()
         try:
-            while self._transport and (chunk := await self._transport.read(_READ_BYTES)):
+            while self._transport is not None and (
+                chunk := await self._transport.read(_READ_BYTES)
+            ):
                 self._received += chunk
                 await self._parse()
         except (OSError, nats.errors.Error) as error:

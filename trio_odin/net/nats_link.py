@@ -197,12 +197,12 @@ async def _first_that_answers(
                     raise error
             if attempt is None and not tasks:
                 raise Unreachable(failures)
+        return chosen
     finally:
         await _cancel({task for task in tasks if not task.done()})
         for task in tasks:
             if not task.cancelled() and not task.exception() and task.result() is not chosen:
                 await task.result().close()
-    return chosen
 
 
 async def _connect(link: NatsLink, seconds: float, name: str, on_error: OnError) -> NatsLink:

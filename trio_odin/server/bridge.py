@@ -25,6 +25,7 @@ from nats.aio.msg import Msg
 from nats.js.api import StreamInfo
 
 from trio_odin.config import Settings
+from trio_odin.core.backpressure import ByteBudget
 from trio_odin.core.gaps import Gap, GapReason, Gaps, Losses, Mark, Position, StreamState, joined
 from trio_odin.core.ledger import Ledger, Shed
 from trio_odin.core.pause import Pause
@@ -79,6 +80,7 @@ class Bridge:
         settings: Settings,
         ledger: Ledger,
         feed_send: trio.MemorySendChannel[NatsMessage | Mark],
+        feed_budget: ByteBudget,
         upstream: Upstream,
         pause: Pause,
     ) -> None:
@@ -87,6 +89,7 @@ class Bridge:
         self._settings = settings
         self._books = ledger.publications
         self._feed_send = feed_send
+        self._feed_budget = feed_budget
         self._pause = pause
         self._position = Position(recall=min(RECENT_EVENTS_MAX, settings.feed_capacity // 2))
         self._untold: Gaps = {}
@@ -370,7 +373,8 @@ class Bridge:
     def _feed(self, message: NatsMessage) -> bool:
         """Put `message` into the feed, behind what was lost before. False if there is no room."""
         reached = None if message.offset is None else message.offset - 1
-        if not self._tell_losses(reached):
+        size = len(message.payload)
+        if not self._feed_budget.has_room_for(size) or not self._tell_losses(reached):
             return False
         try:
             # A synchronous call across the border; awaiting there would cost six times as much.
@@ -378,6 +382,7 @@ class Bridge:
         except trio.WouldBlock:
             return False
         self.fed += 1
+        self._feed_budget.used_bytes += size
         return True
 
     def _lose(self, *gaps: Gap) -> None:

@@ -9,7 +9,7 @@ from typing import Generic, Protocol, TypeVar
 import trio
 
 from trio_odin.config import Settings
-from trio_odin.core.backpressure import OutboxBudget, OutboxRules, SlowPolicy
+from trio_odin.core.backpressure import ByteBudget, OutboxRules, SlowPolicy
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.gaps import Gap, GapReason, Mark
 from trio_odin.core.history import ReplayBudget
@@ -40,6 +40,7 @@ _SETTLED_BETWEEN_CHECKPOINTS = 50
 _OUTBOXES_SHARE_OF_MEMORY = 4
 # And likewise what is kept for replay.
 _REPLAY_SHARE_OF_MEMORY = 8
+_FEED_SHARE_OF_MEMORY = 8
 
 
 class Subscriber(Hashable, Protocol):
@@ -79,6 +80,7 @@ class Hub(Generic[M]):
         ledger: the books of the server.
         recent: where the server stands, and the last events, for clients that come back.
         notices: tells of what was lost.
+        feed_budget: bytes that may wait in the feed.
         outbox_rules: what may wait for each connection, and for all.
         replay_budget: what all connections together keep for replay.
         connection_log: where it is logged that one came or went.
@@ -105,8 +107,9 @@ class Hub(Generic[M]):
             capacity=settings.outbox_capacity,
             max_bytes=settings.outbox_bytes,
             write_deadline_seconds=settings.write_deadline_seconds,
-            budget=OutboxBudget(total_outbox_bytes(settings)),
+            budget=ByteBudget(total_outbox_bytes(settings)),
         )
+        self.feed_budget = ByteBudget(_memory_bytes(settings) // _FEED_SHARE_OF_MEMORY)
         self.replay_budget = ReplayBudget(total_replay_bytes(settings))
         self.connection_log = ConnectionLog()
         self._invalid_events = InvalidEventLog()
@@ -195,6 +198,7 @@ class Hub(Generic[M]):
             return
         await self.notices.tell_due()
         self.taken += 1
+        self.feed_budget.used_bytes -= len(item.payload)
         was_settled = self.recent.is_settled
         self.publish(item, dirty)
         if not was_settled:

@@ -114,7 +114,12 @@ class Server:
         self._turns = Turns(self._guard.loop)
         self._hub: Hub[Connection] = Hub(settings, self.ledger, self._turns)
         self._bridge = Bridge(
-            settings, self.ledger, self._feed_send, self._hub.upstream, self._guard.pause
+            settings,
+            self.ledger,
+            self._feed_send,
+            self._hub.feed_budget,
+            self._hub.upstream,
+            self._guard.pause,
         )
         self._wheel: PingWheel[Connection] = PingWheel(
             interval_seconds=settings.ping_interval_seconds,

@@ -1,0 +1,48 @@
+"""The feed between bridge and hub: its limit of bytes, and what is told of what found no room."""
+
+from __future__ import annotations
+
+import trio
+
+from trio_odin.config import read_settings
+from trio_odin.core.backpressure import ByteBudget
+from trio_odin.core.gaps import Gap, GapReason, Mark
+from trio_odin.core.ledger import Ledger, Shed
+from trio_odin.core.pause import Pause
+from trio_odin.core.publication import NatsMessage
+from trio_odin.core.upstream import Upstream
+from trio_odin.server.bridge import Bridge
+from trio_odin.server.hub import Hub
+
+
+def message(offset: int) -> NatsMessage:
+    return NatsMessage("odin.token.BTC.trade", b"1" * 600, offset, trio.current_time())
+
+
+async def test_events_wait_within_a_limit_of_bytes_and_what_finds_no_room_is_a_gap() -> None:
+    settings, ledger = read_settings({}), Ledger()
+    feed_send, feed_receive = trio.open_memory_channel[NatsMessage | Mark](100)
+    budget = ByteBudget(limit_bytes=1500)
+    bridge = Bridge(settings, ledger, feed_send, budget, Upstream(), Pause())
+    for offset in range(1, 5):
+        bridge._accept(message(offset))
+    assert (bridge.fed, ledger.publications.shed) == (2, {Shed.FEED_FULL: 2})
+    first = feed_receive.receive_nowait()
+    assert isinstance(first, NatsMessage)
+    budget.used_bytes -= len(first.payload)
+    bridge._accept(message(5))
+    waiting = [feed_receive.receive_nowait() for _ in range(3)]
+    lost = (Gap(GapReason.SHED, 2, 3, 4),)
+    assert [getattr(one, "offset", one) for one in waiting] == [2, Mark(None, 4, 0, lost), 5]
+
+
+async def test_the_hub_gives_back_what_it_has_taken() -> None:
+    hub: Hub[object] = Hub(read_settings({}), Ledger())  # type: ignore[type-var]
+    assert hub.feed_budget.limit_bytes > 1024 * 1024
+    feed_send, feed_receive = trio.open_memory_channel[NatsMessage | Mark](100)
+    for offset in (1, 2, 3):
+        feed_send.send_nowait(message(offset))
+        hub.feed_budget.used_bytes += 600
+    feed_send.close()
+    await hub.run(feed_receive)
+    assert hub.feed_budget.used_bytes == 0
