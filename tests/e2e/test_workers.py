@@ -22,6 +22,7 @@ from tests.e2e.conftest import ending_of, receive
 from tests.e2e.nats import free_port, nats_client, running_nats
 from tests.e2e.test_cli import children_of, ended, ready, run, start
 from tests.waiting import wait_until
+from trio_odin.lab.fleet.dialects import upgrade_request
 from trio_odin.lab.load.pages import parse_metrics
 
 pytestmark = pytest.mark.e2e
@@ -280,6 +281,33 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_while_workers_leave_whoever_comes_is_told_so_at_once(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """One has a client that does not go; the other ends at once, and its queue is answered."""
+    async with server(tmp_path, clients=1, WS_DRAIN_SECONDS="5s") as running:
+        with trio.socket.socket() as stays:
+            await stays.connect(("127.0.0.1", running.port))
+            await stays.send(upgrade_request("127.0.0.1", "/ws"))
+            assert (await stays.recv(4096)).startswith(b"HTTP/1.1 101")
+            workers = children_of(running.process.pid)
+            running.process.send_signal(number)
+            await wait_until(lambda: sum(map(is_running, workers)) == 1)
+            await trio.sleep(0.5)
+            for _ in range(20):
+                with trio.fail_after(2):
+                    assert await asked(running.port) == b"HTTP/1.1 503 "
+            await ended(running.process)
+
+
+async def asked(port: int) -> bytes:
+    with trio.socket.socket() as sock:
+        await sock.connect(("127.0.0.1", port))
+        await sock.send(upgrade_request("127.0.0.1", "/ws"))
+        return (await sock.recv(4096))[:13]
 
 
 async def test_a_second_signal_cuts_the_workers(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class Parent:
     def reload(self, read: ReadEnvironment) -> None:
         self.environment = read()
 
-    def drain(self) -> None:
+    def drain_alone(self) -> None:
         self.is_draining = True
 
     def relieve(self) -> None:

@@ -239,6 +239,23 @@ async def test_one_that_leaves_by_itself_takes_no_clients_any_more() -> None:
     assert other.takes_clients
 
 
+async def test_while_all_leave_the_last_ones_answer_whoever_comes() -> None:
+    parent, (one, other), (told_one, told_other) = parent_of(2)
+    for worker in parent.workers:
+        worker.note(TAKING)
+    parent._share_out_queues()
+    parent.drain()
+    for worker in parent.workers:
+        worker.is_leaving.set()
+        worker.note(snapshot(is_draining=True))
+    parent._share_out_queues()
+    one.end()
+    parent._share_out_queues()
+    assert told_one.messages == [Accept([1])]
+    assert told_other.messages == [Accept([2]), Accept([1, 2])]
+    assert other.takes_clients
+
+
 async def test_without_nats_it_does_only_if_no_other_has_it_and_after_a_while(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -51,8 +51,8 @@ class Sibling(Protocol):
     def reload(self, read: ReadEnvironment) -> None:
         """Take on the settings of another environment."""
 
-    def drain(self) -> None:
-        """Leave in order."""
+    def drain_alone(self) -> None:
+        """Leave in order, without a parent."""
 
     def relieve(self) -> None:
         """Leave the port to a successor, and leave in order."""
@@ -104,7 +104,7 @@ class Siblings:
             wait.is_over.set()
         if not self._is_leaving:
             _log.warning("workers.parent_gone")
-            server.drain()
+            server.drain_alone()
 
     def _obey(self, message: FromParent, server: Sibling) -> None:
         match message:

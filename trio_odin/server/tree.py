@@ -156,6 +156,11 @@ class Server:
         """Ask the server to leave in order; `serve` returns when it has. Does not wait."""
         self._drain_asked.set()
 
+    def drain_alone(self) -> None:
+        """Like `drain`, but answer also those who wait for workers that have ended before us."""
+        self.accept_from(self._queues)
+        self.drain()
+
     def relieve(self) -> None:
         """Like `drain`, but leave the port to another process first, and refuse nobody."""
         self._is_relieved = True

@@ -528,17 +528,20 @@ class Parent:
 
     def _share_out_queues(self) -> None:
         """Have those take clients who can serve them, as far as there are any."""
-        staying = [worker for worker in self.workers if not worker.is_leaving.is_set()]
+        # One that is silent takes clients again, from the same queues, when it wakes up.
+        answering = [worker for worker in self.workers if worker.silent_since is None]
+        if not self._drain_asked.is_set():
+            answering = [worker for worker in answering if not worker.is_leaving.is_set()]
         takers = {
             worker: Taker(worker.number, worker.queues, worker.connections)
-            for worker in staying
-            if worker.can_take_clients(has_another_nats=self._others_have_nats(worker))
+            for worker in answering
+            # If all leave, those who are still there tell it to whoever comes.
+            if self._drain_asked.is_set()
+            or worker.can_take_clients(has_another_nats=self._others_have_nats(worker))
         }
         shares = share_out(self._queues, takers)
-        for worker in staying:
-            # One that is silent takes clients again, from the same queues, when it wakes up.
-            if worker.silent_since is None:
-                worker.accept_from(shares.get(worker, set()))
+        for worker in answering:
+            worker.accept_from(shares.get(worker, set()))
 
     def _end_deaf(self) -> None:
         for worker in self.workers:
