@@ -50,7 +50,7 @@ async def test_a_loop_that_turns_says_so_each_second(
 
 
 def run(body: str) -> subprocess.CompletedProcess[str]:
-    """Run a loop of its own with a watchdog of 1 s."""
+    """Run a loop of its own with a watchdog of 3 s."""
     program = f"""
     import ctypes, time, trio
     from trio_odin.server.watchdog import prove_life
@@ -60,14 +60,14 @@ def run(body: str) -> subprocess.CompletedProcess[str]:
 
     async def main():
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(prove_life, 1.0, lambda _: None)
-            await trio.sleep(1.5)
+            nursery.start_soon(prove_life, 3.0, lambda _: None)
+            await trio.sleep(0.1)
             hang_here()
-            await trio.sleep(1.5)
+            await trio.sleep(4)
             nursery.cancel_scope.cancel()
 
     trio.run(main)
-    time.sleep(1.5)
+    time.sleep(4)
     print("lived")
     """
     return subprocess.run(
