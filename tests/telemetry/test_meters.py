@@ -132,7 +132,7 @@ async def test_a_loop_is_idle_while_all_its_tasks_wait_and_busy_in_those_that_ru
         trio.lowlevel.remove_instrument(meter)
     whole = time.perf_counter() - began
     assert 0.1 <= meter.task_seconds["worked"] <= whole - 0.1
-    assert meter.task_seconds["rested"] < 0.1
+    assert meter.task_seconds["rested"] < 0.3
     assert meter.idle_seconds + 0.2 <= whole
     assert set(meter.task_seconds) == {"worked", "rested"}
     assert meter.seconds_in(["worked", "rested"]) == sum(meter.task_seconds.values())
@@ -151,11 +151,11 @@ async def test_a_turn_lasts_from_the_wait_of_the_loop_to_the_next_one() -> None:
     try:
         await trio.lowlevel.checkpoint()
         before = meter.turn_seconds()
-        await work(0.05)
-        assert meter.turn_seconds() >= before + 0.05
+        await work(0.5)
+        assert meter.turn_seconds() >= before + 0.5
         await trio.lowlevel.checkpoint()
         await trio.lowlevel.checkpoint()
-        assert meter.turn_seconds() < before + 0.05
+        assert meter.turn_seconds() < before + 0.5
     finally:
         trio.lowlevel.remove_instrument(meter)
 
