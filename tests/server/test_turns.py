@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 
 import trio
+import trio.testing
 
 from trio_odin.server.turns import Turns
 from trio_odin.telemetry.meters import LoopMeter
@@ -53,6 +54,27 @@ async def test_those_who_come_late_in_a_turn_come_in_later_ones_in_order(
     assert 0 < most <= 64, "some in each turn of everybody else, not all at once"
     assert sorted(came) == list(range(100))
     assert not turns.are_over()
+
+
+async def test_in_long_turns_more_of_them_come(nursery: trio.Nursery) -> None:
+    turn = Turn()
+    turn.last_turn_seconds = 0.2
+    turns = Turns(turn)
+    came = 0
+
+    async def come() -> None:
+        nonlocal came
+        await turns.wait()
+        came += 1
+
+    for _ in range(1000):
+        nursery.start_soon(come)
+    await trio.testing.wait_all_tasks_blocked()
+    nursery.start_soon(turns.run)
+    while not came:
+        await trio.lowlevel.checkpoint()
+    await trio.lowlevel.checkpoint()  # the rest of that turn
+    assert 320 <= came <= 640
 
 
 async def test_one_that_waits_can_be_cancelled_and_the_others_come(nursery: trio.Nursery) -> None:

@@ -156,6 +156,9 @@ async def test_a_turn_lasts_from_the_wait_of_the_loop_to_the_next_one() -> None:
         await trio.lowlevel.checkpoint()
         await trio.lowlevel.checkpoint()
         assert meter.turn_seconds() < before + 0.5
+        await work(0.2)
+        await trio.lowlevel.checkpoint()
+        assert meter.last_turn_seconds >= 0.2
     finally:
         trio.lowlevel.remove_instrument(meter)
 

@@ -11,8 +11,10 @@ import trio
 from trio_odin.telemetry.meters import LoopMeter
 
 _SLICE_SECONDS = 0.005
-# Some 5 ms of them in a turn that has others waiting: a client that is gone costs 150 µs.
+# Some 5 ms of them in a turn that has others waiting: a client that is gone costs 150 µs. In turns
+# that are longer there are more, or a loop full of fan-outs would read too few pongs in a second.
 _IN_A_TURN = 32
+_USUAL_TURN_SECONDS = 0.02
 
 
 class Turns:
@@ -41,4 +43,5 @@ class Turns:
             if not self._waiting:
                 await self._sleeping.park()
             await trio.lowlevel.checkpoint()
-            self._waiting.unpark(count=_IN_A_TURN)
+            lengths = max(1.0, self._loop.last_turn_seconds / _USUAL_TURN_SECONDS)
+            self._waiting.unpark(count=int(_IN_A_TURN * lengths))

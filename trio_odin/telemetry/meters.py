@@ -61,12 +61,13 @@ class LoopMeter(trio.abc.Instrument):
     Attributes:
         idle_seconds: without anything to do, so far.
         task_seconds: in the tasks of each name that is asked about.
+        last_turn_seconds: how long all tasks that were ready ran, between its last two waits.
     """
 
     def __init__(self, names: Iterable[str], then: Mapping[str, str] | None = None) -> None:
         """Ask about tasks of these names; `then`: what one is called after a step under a name."""
         self._then = then or {}
-        self.idle_seconds = 0.0
+        self.idle_seconds = self.last_turn_seconds = 0.0
         self.task_seconds = dict.fromkeys(names, 0.0)
         self._since = 0.0
         self._turn_began = math.inf
@@ -74,6 +75,7 @@ class LoopMeter(trio.abc.Instrument):
     def before_io_wait(self, timeout: float) -> None:
         """The loop is about to wait."""
         self._since = time.perf_counter()
+        self.last_turn_seconds = max(0.0, self._since - self._turn_began)
 
     def after_io_wait(self, timeout: float) -> None:
         """It has waited."""
