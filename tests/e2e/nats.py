@@ -8,7 +8,7 @@ import secrets
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
@@ -186,13 +186,15 @@ async def nats_client(url: str, **login: object) -> AsyncIterator[NatsClient]:
 class Network:
     """A wire to a local port that can be cut. While it `is_down` there is no new one.
 
-    Bytes from the port that are `spoil[0]`, if they come in one piece, arrive as `spoil[1]`.
+    Bytes from the port that are `spoil[0]`, if they come in one piece, arrive as `spoil[1]`. What a
+    client sends is passed on after `before` was awaited with it.
     """
 
     def __init__(self, nursery: trio.Nursery, listener: trio.SocketListener, port: int) -> None:
         self.url = f"nats://127.0.0.1:{listener.socket.getsockname()[1]}"
         self.is_down = False
         self.spoil = (b"", b"")
+        self.before: Callable[[bytes], Awaitable[object]] | None = None
         self._nursery = nursery
         self._port = port
         self._wires: set[trio.CancelScope] = set()
@@ -220,10 +222,20 @@ class Network:
             self._ends.add(near)
             async with trio.open_nursery() as nursery:
                 self._wires.add(nursery.cancel_scope)
-                nursery.start_soon(_copy, near, far, nursery.cancel_scope)
+                nursery.start_soon(self._copy_after, near, far, nursery.cancel_scope)
                 nursery.start_soon(self._copy_spoilt, far, near, nursery.cancel_scope)
             self._wires.discard(nursery.cancel_scope)
             self._ends.discard(near)
+
+    async def _copy_after(
+        self, source: trio.SocketStream, sink: trio.SocketStream, wire: trio.CancelScope
+    ) -> None:
+        with suppress(trio.BrokenResourceError):
+            async for chunk in source:
+                if self.before is not None:
+                    await self.before(bytes(chunk))
+                await sink.send_all(chunk)
+        wire.cancel(reason="one end has closed")
 
     async def _copy_spoilt(
         self, source: trio.SocketStream, sink: trio.SocketStream, wire: trio.CancelScope
@@ -233,13 +245,6 @@ class Network:
                 good, bad = self.spoil
                 await sink.send_all(chunk.replace(good, bad) if good else chunk)
         wire.cancel(reason="one end has closed")
-
-
-async def _copy(source: trio.SocketStream, sink: trio.SocketStream, wire: trio.CancelScope) -> None:
-    with suppress(trio.BrokenResourceError):
-        async for chunk in source:
-            await sink.send_all(chunk)
-    wire.cancel(reason="one end has closed")
 
 
 async def start_network(nursery: trio.Nursery, port: int) -> Network:

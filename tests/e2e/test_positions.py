@@ -295,3 +295,35 @@ async def test_an_event_has_one_time_however_often_and_by_whom_it_is_sent(
         async with talk_to(server) as talk:
             _, event, _ = await talk.resume(0)
             assert event["ts"] == live
+
+
+async def test_a_stream_made_anew_while_its_consumer_is_made_is_noticed_at_once(
+    start_server: StartServer, nats_url: str, nursery: trio.Nursery
+) -> None:
+    """Between the question for the stream and the consumer: that is one of the new stream."""
+    network = await start_network(nursery, int(nats_url.rsplit(":", 1)[1]))
+    async with nats_client(nats_url) as operator:
+        await operator.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", FILE_STREAM)
+        server = await start_server(NATS_URL=network.url)
+        await wait_for_nats(server)
+        async with talk_to(server) as talk:
+            ack = await talk.subscribe(notices=True)
+            await publish(nats_url, 3)
+            assert await talk.events(3) == [1, 2, 3]
+            made_anew = 0
+
+            async def make_anew(chunk: bytes) -> None:
+                nonlocal made_anew
+                if b"$JS.API.CONSUMER.CREATE" in chunk and not made_anew:
+                    made_anew += 1
+                    await operator.request("$JS.API.STREAM.DELETE.ODIN_TOKENS", None)
+                    await operator.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", FILE_STREAM)
+                    await publish(nats_url, 5)
+
+            network.before = make_anew
+            network.cut()
+            gap = await receive(talk.client)
+            assert (gap["type"], gap.get("reason")) == ("gap", "stream")
+            assert gap["epoch"] != ack["epoch"]
+            assert made_anew
+            assert await talk.events(5) == [1, 2, 3, 4, 5]

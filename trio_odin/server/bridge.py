@@ -271,7 +271,20 @@ class Bridge:
             await self._step_over(client)
         self._consumer = OrderedConsumer(client, self._on_stream_message, link.give_up)
         await self._consumer.start(self._position.stream, SUBJECT, after=self._position.offset)
+        await self._check_still_there(client)
+        await self._consumer.listen()
         return None
+
+    async def _check_still_there(self, client: TotalClient) -> None:
+        """The consumer is of the stream that was entered, and not of one made anew since.
+
+        Raises:
+            nats.errors.Error: it is another one, whose events would come under the old epoch.
+        """
+        name = self._position.stream
+        state = state_of(await client.jetstream(timeout=_REQUEST_SECONDS).stream_info(name))
+        if self._position.is_lost_in(state):
+            raise nats.errors.Error(f"stream {name} is another one now")
 
     async def _step_over(self, client: TotalClient) -> None:
         """Leave out the event that has ended one connection after the other."""

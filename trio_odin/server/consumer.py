@@ -48,21 +48,20 @@ class OrderedConsumer:
         self._jetstream = client.jetstream(timeout=_REQUEST_SECONDS)
         self._take = take
         self._fail = fail
-        self._stream = ""
+        self._stream = self._inbox = ""
         # With a name, making it twice makes one.
         self._name = f"trio-odin-{secrets.token_hex(8)}"
         self._delivered = 0  # messages of this consumer that came
         self._was_heard = True
 
     async def start(self, stream: str, subject: str, *, after: int) -> ConsumerInfo:
-        """Consume `subject` of `stream` from behind offset `after` on.
+        """Make a consumer of `subject` of `stream` from behind offset `after` on; then `listen`.
 
         Raises:
             nats.errors.Error: NATS refuses, or does not answer.
         """
-        inbox = self._client.new_inbox()
+        self._inbox = self._client.new_inbox()
         self._stream = stream
-        await self._client.listen(inbox, self._on_message)
         info: ConsumerInfo = await self._jetstream.add_consumer(
             stream,
             ConsumerConfig(
@@ -70,7 +69,7 @@ class OrderedConsumer:
                 deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
                 opt_start_seq=after + 1,
                 filter_subject=subject,
-                deliver_subject=inbox,
+                deliver_subject=self._inbox,
                 ack_policy=AckPolicy.NONE,
                 max_deliver=1,
                 flow_control=True,
@@ -81,6 +80,11 @@ class OrderedConsumer:
             timeout=_START_SECONDS,
         )
         return info
+
+    async def listen(self) -> None:
+        """Have the messages come: NATS waits with them until somebody listens."""
+        self._was_heard = True
+        await self._client.listen(self._inbox, self._on_message)
 
     async def info(self) -> ConsumerInfo:
         """What NATS says of it now.
