@@ -1,4 +1,4 @@
-"""A cluster of three NATS servers loses one of them: our clients are as well off as its publisher.
+"""A cluster of three NATS servers loses one of them: our clients wait about as long as it does.
 
 The server knows the address of one node; the others it has to learn from NATS.
 """
@@ -34,11 +34,22 @@ _CONFIG = {
     "num_replicas": 3,
     "max_age": 60_000_000_000,
 }
+_NEW_CONSUMER = f"$JS.API.CONSUMER.CREATE.{_STREAM}"
+_CONSUMER = {
+    "stream_name": _STREAM,
+    "config": {
+        "ack_policy": "none",
+        "deliver_policy": "new",
+        "inactive_threshold": 1_000_000_000,
+        "mem_storage": True,
+        "num_replicas": 1,
+    },
+}
 _RATE = 100.0
 _CLIENTS = 100
 _RECOVERY_SECONDS = 60.0
-# What the clients may take longer than the publisher: a share of its time, as both wait for the
-# same election, and a connection with a consumer on it, which the publisher does not need.
+# What the clients may take longer than NATS: a share of its time, as both wait for the same
+# elections, and a connection.
 _SHARE, _MORE_SECONDS = 1.5, 1.0
 # In lame duck mode, from the notice to the first connection that is cut.
 _GRACE_SECONDS = 10.0
@@ -64,24 +75,34 @@ class Drill:
         return leader
 
     async def recovery(self, row: Row, do: Callable[[], Awaitable[object]]) -> None:
-        """Do it, and compare how long the publisher and our clients are without NATS.
+        """Do it, and compare how long NATS serves nobody and how long our clients have nothing.
 
-        Both times end with the first event that was published afterwards and taken.
+        Both times end with the first event that was published afterwards and taken. A consumer can
+        take longer than a publisher: it is made by the leader of JetStream, which may have died.
         """
         it, last = self.it, self.it.publisher.number
+        served: dict[str, float] = {}
         await do()
         begun = trio.current_time()
+
+        async def wait_consumer() -> None:
+            while "error" in await self.cluster.request(_NEW_CONSUMER, _CONSUMER):
+                await trio.sleep(0.05)
+            served["consumers"] = trio.current_time() - begun
+
         with trio.fail_after(_RECOVERY_SECONDS):
-            while not (taken := [one for one in it.publisher.taken if one > last]):
-                await trio.sleep(0.01)
-            publisher = trio.current_time() - begun
-            first = min(taken)
-            while it.cohort.missing(first):
-                await trio.sleep(0.02)
-                await it.cohort.look()
-        row.recovery_seconds = trio.current_time() - begun
-        row.notes.append(f"the publisher is acknowledged again after {publisher:.1f} s")
-        assert row.recovery_seconds <= _SHARE * publisher + _MORE_SECONDS
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait_consumer)
+                while not (taken := [one for one in it.publisher.taken if one > last]):
+                    await trio.sleep(0.01)
+                served["publisher"] = trio.current_time() - begun
+                first = min(taken)
+                while it.cohort.missing(first):
+                    await trio.sleep(0.02)
+                    await it.cohort.look()
+                row.recovery_seconds = trio.current_time() - begun
+        row.notes += [f"NATS: {name} again after {time:.1f} s" for name, time in served.items()]
+        assert row.recovery_seconds <= _SHARE * max(served.values()) + _MORE_SECONDS
 
 
 @asynccontextmanager
@@ -111,14 +132,14 @@ async def drill(folder: Path) -> AsyncIterator[Drill]:
         ("A node that is both is killed", "that leads and is connected to", True, True),
     ],
 )
-async def test_a_node_that_is_killed_costs_no_more_than_its_publisher(
+async def test_a_node_that_is_killed_costs_no_more_than_nats_takes(
     tmp_path: Path, record: Record, name: str, what: str, *, of_leader: bool, of_home: bool
 ) -> None:
     row = record(
         "fault",
         name,
         f"of a cluster of three, SIGKILL of the node {what}, at {_RATE:.0f} events/s",
-        "clients stay and have all events, once, within 1.5 times what the publisher takes",
+        "clients stay and have all events, once, within 1.5 times what NATS takes",
     )
     async with drill(tmp_path) as own, own.it.watch(row, p99_max_ms=60_000):
         leader = await own.lead_by(own.home, is_leader=of_leader and of_home)
@@ -140,7 +161,7 @@ async def test_a_rolling_restart_of_the_cluster_costs_nothing(
         "A rolling restart of the cluster",
         f"SIGTERM and a new start of each of three nodes, one after the other, at {_RATE:.0f} "
         "events/s",
-        "clients stay and have all events, once, within 1.5 times what the publisher takes",
+        "clients stay and have all events, once, within 1.5 times what NATS takes",
     )
     async with drill(tmp_path) as own, own.it.watch(row, p99_max_ms=60_000):
         worst = 0.0

@@ -257,13 +257,17 @@ async def _purge(world: World, rng: random.Random) -> str:
 
 async def _remake(world: World, rng: random.Random) -> str:
     seconds = rng.choice([0.0, 0.0, rng.uniform(0, 1.5)])
-    answer = await world.ask(f"$JS.API.STREAM.DELETE.{STREAM}")
-    if answer is None or "error" in answer:
-        return ""
-    await trio.sleep(seconds)
-    with trio.move_on_after(10):
-        while not await world.make_stream():
-            await trio.sleep(0.1)
+    world.is_remaking = True
+    try:
+        answer = await world.ask(f"$JS.API.STREAM.DELETE.{STREAM}")
+        if answer is None or "error" in answer:
+            return ""
+        await trio.sleep(seconds)
+        with trio.move_on_after(10):
+            while not await world.make_stream():
+                await trio.sleep(0.1)
+    finally:
+        world.is_remaking = False
     return f"anew after {seconds:.1f} s"
 
 

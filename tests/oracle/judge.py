@@ -194,6 +194,8 @@ class _Case:
         self._vague: set[str] = set()
         # What a server that was behind may still send, though it is settled: up to there.
         self._early: dict[str, Place] = {}
+        # Which life an epoch stands for, where it can stand for two; see `_place`.
+        self._life_in: dict[str, int] = {}
         self._delivered: set[int] = set()
         self._covers: list[_Cover] = []
         self._seq = 0
@@ -298,6 +300,8 @@ class _Case:
         place = self._truth.places.get(event.number)
         if place is None:  # nothing can be said of where it belongs
             return
+        if event.epoch is not None:
+            self._life_in[event.epoch] = place.life
         if event.number in self._delivered:
             self._find("repeat", event.at_ms, f"{event.channel}: {self._name(place)}")
         elif place <= settled and place > self._early.get(event.channel, START):
@@ -379,12 +383,15 @@ class _Case:
             return
         place = None
         if entry.epoch is not None and entry.offset is not None:
-            place = self._truth.locate(entry.epoch, entry.offset, entry.at_ms)
+            place = self._locate(entry)
         if resume.is_incomplete:
             if place is None:
                 self._is_open = True
             to = place or self._truth.place_at(entry.at_ms)
-            self._declare(_Cover(resume.after, to, resume.channels))
+            # "Load the state anew": that has all there was.
+            lives = self._truth.lives_of(entry.epoch) if entry.epoch else []
+            latest = Place(max(to.life, *lives), to.offset) if lives else to
+            self._declare(_Cover(START, latest, resume.channels))
         missing, self._unresumed = self._unresumed, {}
         for lost, channel in missing.items():
             if channel in self._settled and self._is_missing(channel, lost):
@@ -404,7 +411,9 @@ class _Case:
                 channel: place for channel, place in self._settled.items() if place.life == life
             }
         if gap.last is not None and gap.epoch is not None:
-            to = self._truth.locate(gap.epoch, gap.last, gap.at_ms)
+            if gap.first == 1:
+                self._life_in.pop(gap.epoch, None)
+            to = self._place(gap.epoch, gap.last, gap.at_ms)
             # A stream may have been emptied beyond recognition: then these offsets are of both.
             for life in {to.life, *self._truth.lives_of(gap.epoch)}:
                 after = Place(life, gap.first - 1) if gap.first is not None else START
@@ -434,10 +443,22 @@ class _Case:
                 del self._untold[place]
                 self._find("silent loss", at_ms, f"{channel}: {self._name(place)}")
 
-    def _locate(self, entry: Opened | Resuming | Began | Stated) -> Place:
+    def _locate(self, entry: Opened | Resuming | Began | Stated | Resumed) -> Place:
         assert entry.epoch is not None
         assert entry.offset is not None
-        return self._truth.locate(entry.epoch, entry.offset, entry.at_ms)
+        return self._place(entry.epoch, entry.offset, entry.at_ms)
+
+    def _place(self, epoch: str, offset: int, at_ms: float) -> Place:
+        """The place that a server means by an offset.
+
+        A stream that was emptied beyond recognition keeps its epoch. Then the server means the life
+        that it knew, until it says that all may be missing from the first offset on.
+        """
+        if len(self._truth.lives_of(epoch)) > 1 and epoch in self._life_in:
+            return Place(self._life_in[epoch], offset)
+        place = self._truth.locate(epoch, offset, at_ms)
+        self._life_in[epoch] = place.life
+        return place
 
     def _name(self, place: Place) -> str:
         number = self._truth.number_at(place)

@@ -52,6 +52,8 @@ class Outcome:
 # A server that declared everything lost would be right, too. Where no fault destroys anything, so
 # much has to be delivered; where streams are destroyed, it depends on what is drawn.
 _SHARE_MIN = 0.8
+# Of 50 to 200 events/s that are published, so many a second have to reach the stream.
+_RATE_MIN = 5
 # Of the events, those of which nothing is known.
 _UNDECIDED_MAX = 0.25
 
@@ -64,6 +66,7 @@ def check(outcomes: list[Outcome]) -> None:
         assert not verdict.findings, "\n".join([f"seed {outcome.seed}", *shown])
         assert outcome.faults.total() > 0
         assert verdict.delivered > 0
+        assert outcome.events > _RATE_MIN * outcome.seconds, f"{outcome.events} events"
         assert outcome.undecided <= _UNDECIDED_MAX * outcome.events, f"{outcome.undecided} events"
         if KINDS[outcome.kind].is_gentle:
             assert outcome.share >= _SHARE_MIN, f"{outcome.share:.0%} of {outcome.kind}"
@@ -129,10 +132,8 @@ async def _run_world(
         note("heals")
         await world.heal()
         await _settle(world, note)
-    for client in world.clients:
-        lines = [f"{entry}\n" for entry in client.follower.journal]
-        (folder / f"{client.name}.journal").write_text("".join(lines))
     truth, verdict = _verdict_on(world)
+    _write_down(folder, world, history, verdict)
     return Outcome(
         kind=kind.name,
         seed=seed,
@@ -183,6 +184,17 @@ async def _settle(world: World, note: Say) -> None:
                 break
     if waiting.cancelled_caught:
         note("some clients have not arrived at the end")
+
+
+def _write_down(folder: Path, world: World, history: list[str], verdict: Verdict) -> None:
+    """What one looks at who has to find out what a finding means."""
+    for client in world.clients:
+        lines = [f"{entry}\n" for entry in client.follower.journal]
+        (folder / f"{client.name}.journal").write_text("".join(lines))
+    findings = [
+        f"{one.at_ms:.0f} {one.client} {one.kind}: {one.detail}" for one in verdict.findings
+    ]
+    (folder / "history").write_text("\n".join(sorted([*history, *findings])) + "\n")
 
 
 def _verdict_on(world: World) -> tuple[Truth, Verdict]:

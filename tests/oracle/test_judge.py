@@ -166,18 +166,33 @@ def test_a_gap_of_another_epoch_declares_nothing_of_this_one() -> None:
     assert life.findings() == ["silent loss"]
 
 
-def test_a_gap_of_an_epoch_declares_its_numbers_in_each_life_that_the_epoch_had() -> None:
+def _truth_of_two_lives_in_an_epoch() -> Truth:
+    """Two events in the first life, three in the second, all of channel A; both are epoch one."""
     evidence = Evidence()
     for number, (offset, ms) in enumerate([(1, 10), (2, 20), (1, 30), (2, 40), (3, 50)], start=1):
         evidence.sent[number] = Sent(A, f'{{"n":{number}}}', ms)
         evidence.saw(number, offset, ms)
     evidence.epochs["one"] = {1, 5}
+    return Truth(evidence)
+
+
+def test_a_gap_of_an_epoch_declares_its_numbers_in_each_life_that_the_epoch_had() -> None:
+    life = Life()
+    life.now_ms = 15
+    life.fresh().got(1, channel=A, stored_ms=10)
+    life.now_ms = 55  # long after the first life
+    life.stated(1).gap("window", 1, 2).got(5, channel=A, stored_ms=50, offset=3)
+    assert judge("it", life.journal, _truth_of_two_lives_in_an_epoch()).findings == []
+
+
+def test_a_stream_that_was_emptied_unnoticed_is_a_silent_loss() -> None:
     life = Life()
     life.now_ms = 15
     life.fresh().got(1, channel=A, stored_ms=10)
     life.now_ms = 55
-    life.gap("window", 1, 2).got(5, channel=A, stored_ms=50, offset=3)
-    assert judge("it", life.journal, Truth(evidence)).findings == []
+    life.stated(1).got(5, channel=A, stored_ms=50, offset=3)
+    verdict = judge("it", life.journal, _truth_of_two_lives_in_an_epoch())
+    assert [finding.kind for finding in verdict.findings] == ["silent loss"] * 3
 
 
 def test_a_gap_without_numbers_declares_what_is_before_the_next_event() -> None:

@@ -30,6 +30,7 @@ _ANSWER_SECONDS = 1.5
 _GONE_SECONDS = 15.0
 _UP_SECONDS = 15.0
 _KEEP_SECONDS = 0.3
+_NOT_FOUND = 10059  # NATS has no such stream
 # A server looks at the stream every two seconds.
 _NOTICED_SECONDS = 5.0
 # The load of this machine is no fault of the server.
@@ -128,6 +129,7 @@ class World:
     Attributes:
         kind, rate: what it is, and events a second.
         is_as_wanted: the stream is kept where it should be, as far as was seen.
+        is_remaking: it was deleted by a fault, which makes it anew.
         evidence: what was published and seen.
         nodes: of NATS.
         nursery: for what heals by itself after a while.
@@ -141,6 +143,7 @@ class World:
         self.nursery = nursery
         self.healing = 0
         self.is_as_wanted = True
+        self.is_remaking = False
         if kind.nodes == 1:
             self.nodes = [NatsServer(folder / "nats")]
         else:
@@ -209,14 +212,15 @@ class World:
         return None if state is None else int(state["last_seq"])
 
     async def keep_stream(self) -> None:
-        """Make the stream as it should be, whenever a server was faster than its operator."""
+        """Make the stream as it should be, whenever it is not, or is gone: as an operator would."""
         while True:
             await trio.sleep(_KEEP_SECONDS)
             found = await self.ask(f"$JS.API.STREAM.INFO.{STREAM}") or {}
+            is_gone = found.get("error", {}).get("err_code") == _NOT_FOUND
             if config := found.get("config"):
                 self.is_as_wanted = self._is_as_wanted(config)
-                if not self.is_as_wanted:
-                    await self.make_stream()
+            if not self.is_remaking and (is_gone or not self.is_as_wanted):
+                await self.make_stream()
 
     def _is_as_wanted(self, config: dict[str, Any]) -> bool:
         kept = (config["storage"], config["num_replicas"])
