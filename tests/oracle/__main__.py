@@ -16,6 +16,8 @@ import trio
 from tests.oracle.run import Outcome, run_worlds
 from tests.oracle.world import KINDS
 
+_INTERRUPTED = 130  # the exit code of shells
+
 
 def main() -> int:
     options = _options()
@@ -32,11 +34,13 @@ def main() -> int:
         pace=options.pace,
         say=say,
     )
+    outcomes: list[Outcome] | None = None
     try:
         outcomes = trio.run(run)
-    except KeyboardInterrupt:
-        print("\nstopped")
-        return 130
+    except* KeyboardInterrupt:
+        print("stopped")
+    if outcomes is None:
+        return _INTERRUPTED
     for outcome in outcomes:
         print(line_of(outcome))
         for finding in outcome.verdict.findings[: options.show]:
