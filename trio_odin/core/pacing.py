@@ -51,8 +51,8 @@ class AcceptPace:
     limit).
     """
 
-    RESERVE: Final = 0.15
-    FLOOR: Final = 0.05
+    RESERVE: Final = 0.1
+    FLOOR: Final = 0.1
     SLICE_SECONDS: Final = 0.01
     TRICKLE_PER_SECOND: Final = 50.0
     _WINDOW_SECONDS: Final = 0.1
