@@ -39,11 +39,6 @@ class Subscribe:
     after: int | None = None
     epoch: str | None = None
 
-    @property
-    def uses_offsets(self) -> bool:
-        """Whether the client goes on from an offset: then it has to know of gaps."""
-        return self.after is not None
-
 
 @attrs.frozen
 class Unsubscribe:

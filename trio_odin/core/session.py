@@ -151,12 +151,12 @@ class Session(Generic[S]):
 
     def _subscribe(self, command: Subscribe) -> list[Answer]:
         channels, command_id = command.channels, command.id
-        if command.uses_offsets or command.notices is not None:
+        is_resume = command.after is not None
+        if is_resume or command.notices is not None:  # a resume needs to know of gaps
             self._registry.tell_of_gaps(self._subscriber, command.notices is not False)
         good, bad = _split(channels, is_channel)
         granted, forbidden = (good, []) if self.grant is None else _split(good, self.grant.allows)
         allowed, excess = self._within_limit(granted)
-        is_resume = command.after is not None
         held = set(self._registry.channels(self._subscriber)) if is_resume else ()
         count = self._registry.subscribe(self._subscriber, allowed)
         replies: list[Answer] = []
