@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TypeAlias
 
 import pytest
@@ -59,7 +61,7 @@ async def test_all_are_accepted_and_none_is_paced_below_the_rate() -> None:
     assert traffic == Traffic()
 
 
-async def test_beyond_the_rate_the_others_wait_in_the_queue_of_the_kernel() -> None:
+async def test_beyond_the_rate_the_others_wait_and_nobody_is_refused() -> None:
     traffic = Traffic()
     answers: list[bytes] = []
 
@@ -75,6 +77,54 @@ async def test_beyond_the_rate_the_others_wait_in_the_queue_of_the_kernel() -> N
     assert answers == [b"hello"] * 40, "nobody is refused"
     assert took > 0.25, "10 at once, and 30 at 100 a second"
     assert traffic.accepts_paced > 5
+
+
+def queue_of_the_kernel(listener: trio.SocketListener) -> int:
+    """How many have connected and are not accepted yet: `tcpi_unacked` of a listening socket."""
+    info = listener.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    return int(struct.unpack_from("=I", info, 24)[0])
+
+
+async def test_who_waits_does_not_fill_the_queue_of_the_kernel() -> None:
+    (listener,) = await open_listeners(Address("127.0.0.1", 0))
+    served: list[trio.SocketStream] = []
+
+    async def serve(stream: trio.SocketStream) -> None:
+        served.append(stream)
+
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        await stack.enter_async_context(listener)
+        address = bound_address(listener)
+        come = partial(trio.open_tcp_stream, address.host, address.port)
+        clients = [await stack.enter_async_context(await come()) for _ in range(600)]
+        assert queue_of_the_kernel(listener) == 600
+        nursery.start_soon(Acceptor(Traffic(), per_second=1).run, listener, nursery, serve)
+        with trio.fail_after(10):
+            while queue_of_the_kernel(listener):
+                await trio.sleep(0.01)
+        assert len(served) < 50, "they wait for their turn"
+        nursery.cancel_scope.cancel(reason="end of the test")
+    for stream in served:
+        await stream.aclose()
+    assert len(clients) == 600
+
+
+async def test_who_still_waits_at_the_end_is_not_kept_waiting() -> None:
+    (listener,) = await open_listeners(Address("127.0.0.1", 0))
+    async with listener:
+        address = bound_address(listener)
+        clients = [await trio.open_tcp_stream(address.host, address.port) for _ in range(30)]
+        async with trio.open_nursery() as nursery:
+            acceptor = Acceptor(Traffic(), per_second=1)
+            nursery.start_soon(acceptor.run, listener, nursery, greet)
+            with trio.fail_after(10):
+                while queue_of_the_kernel(listener):
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel(reason="end of the test")
+        for client in clients:
+            async with client:
+                with trio.fail_after(5):
+                    assert await client.receive_some() == b""
 
 
 class MadeUpLoop(LoopMeter):

@@ -43,17 +43,17 @@ class AcceptPace:
         share  = 1 - RESERVE - others    what accepting may take of it, never less than FLOOR
         rate   = share / cost            from TRICKLE to `per_second`; the cost is measured too
 
-    So accepting is what fills the loop last and gives way first, and those who wait in the kernel's
-    queue cost nothing. At most a `SLICE` of this work is done at a time: everything else runs in
-    between, later by that at most. docs/decisions/0019-accepting.md has the reasons and figures.
+    So accepting is what fills the loop last and gives way first, and those who wait cost nothing.
+    At most a `SLICE` of this work is done at a time: everything else runs in between, later by that
+    at most. docs/decisions/0019-accepting.md has the reasons and figures.
 
     Time enters as monotonic seconds. Without `observe`, `per_second` is all that counts (0: no
     limit).
     """
 
-    RESERVE: Final = 0.1
+    RESERVE: Final = 0.2
     FLOOR: Final = 0.1
-    SLICE_SECONDS: Final = 0.01
+    SLICE_SECONDS: Final = 0.005
     TRICKLE_PER_SECOND: Final = 50.0
     _WINDOW_SECONDS: Final = 0.1
     _SMOOTHING_SECONDS: Final = 0.3

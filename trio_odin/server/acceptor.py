@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections import deque
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import structlog
@@ -27,7 +29,10 @@ _EXHAUSTED_PAUSE_SECONDS = 0.2
 _ACCEPT_PAUSE_SECONDS = 0.01
 _LOG_EVERY_SECONDS = 10.0
 # Some 2 ms of accepting; then everyone else has a turn.
-_ACCEPTS_PER_TURN = 64
+_ACCEPTS_PER_TURN = 256
+_REFUSALS_PER_TURN = 64
+# With a kernel's usual 4,096, room for 10,000 at once.
+_WAITING_MAX = 8192
 
 
 class Acceptor:
@@ -60,31 +65,48 @@ class Acceptor:
     ) -> None:
         """Accept on `listener` until cancelled; `serve` is a task in `nursery` for each.
 
-        As many are accepted at each wake-up as there is time for: after a lost network thousands
-        come back at once, and `listener.accept` is a turn of the scheduler for each. The others
-        stay in the kernel's queue, which costs nothing.
+        As many are served at each wake-up as there is time for: after a lost network thousands come
+        back at once. The others wait, accepted but not read: the kernel's own queue may be short,
+        and where it overflows clients come in seconds later, and a few are reset.
 
         Error handling: running out of files or memory is counted, logged now and then, and waited
         out, with the connections that are open served on.
         """
-        with socket.socket(fileno=os.dup(listener.socket.fileno())) as waiting, _Spare() as spare:
-            waiting.setblocking(False)
+        with (
+            socket.socket(fileno=os.dup(listener.socket.fileno())) as listening,
+            _Spare() as spare,
+            _Waiting() as waiting,
+        ):
+            listening.setblocking(False)
             while True:
-                await trio.lowlevel.wait_readable(waiting)
-                room = self._room()
-                if not room:
-                    self._traffic.accepts_paced += 1
-                    await trio.sleep(self._pace.delay())
-                    continue
+                if not waiting:
+                    await trio.lowlevel.wait_readable(listening)
                 try:
-                    for stream in _accepted(waiting, room):
-                        self._pace.accepted(1)
-                        nursery.start_soon(serve, stream, name=COMING)
+                    waiting.accept_from(listening)
                 except OSError as error:
                     self._traffic.accept_errors += 1
                     if error.errno in _OUT_OF_FILES:
-                        self._traffic.rejected[Rejection.FILES.label] += spare.refuse(waiting)
-                    await self._wait_out(error)
+                        self._traffic.rejected[Rejection.FILES.label] += spare.refuse(listening)
+                    self._log_now_and_then(error)
+                    if not waiting:
+                        await trio.sleep(_pause(error))
+                await self._let_in(waiting, nursery, serve)
+
+    async def _let_in(
+        self,
+        waiting: _Waiting,
+        nursery: trio.Nursery,
+        serve: Callable[[trio.SocketStream], Awaitable[None]],
+    ) -> None:
+        room = self._room()
+        for _ in range(min(room, len(waiting))):
+            self._pace.accepted(1)
+            nursery.start_soon(serve, _stream(waiting.popleft()), name=COMING)
+        if waiting and not room:
+            self._traffic.accepts_paced += 1
+            await trio.sleep(self._pace.delay())
+        else:
+            await trio.lowlevel.checkpoint()
 
     def _room(self) -> int:
         now = trio.current_time()
@@ -92,14 +114,9 @@ class Acceptor:
             self._pace.observe(now, self._loop.idle_seconds, self._loop.seconds_in(ARRIVAL))
         return self._pace.room(now, _ACCEPTS_PER_TURN)
 
-    async def _wait_out(self, error: OSError) -> None:
-        if error.errno != errno.ECONNABORTED:  # that is: gone before we got to it
-            self._log_now_and_then(error)
-        await trio.sleep(
-            _EXHAUSTED_PAUSE_SECONDS if error.errno in _EXHAUSTED else _ACCEPT_PAUSE_SECONDS
-        )
-
     def _log_now_and_then(self, error: OSError) -> None:
+        if error.errno == errno.ECONNABORTED:  # that is: gone before we got to it
+            return
         now = trio.current_time()
         if now - self._logged_at >= _LOG_EVERY_SECONDS:
             self._logged_at = now
@@ -113,12 +130,38 @@ def refusal(rejection: Rejection) -> Response:
     return Response.text(rejection.status, rejection.text, headers=[retry_after])
 
 
-def _accepted(waiting: socket.socket, most: int) -> Iterator[trio.SocketStream]:
-    """Those who wait to be accepted, up to a limit."""
-    with suppress(BlockingIOError):
-        for _ in range(most):
-            accepted, _ = waiting.accept()
-            yield trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
+def _stream(accepted: socket.socket) -> trio.SocketStream:
+    return trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
+
+
+def _pause(error: OSError) -> float:
+    """Seconds to wait before accepting again."""
+    return _EXHAUSTED_PAUSE_SECONDS if error.errno in _EXHAUSTED else _ACCEPT_PAUSE_SECONDS
+
+
+class _Waiting(deque[socket.socket]):
+    """Accepted, and not read yet: the first to come is the first to be served.
+
+    At most half of the files that this process may have, and closed at the end.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._most = min(_WAITING_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+
+    def accept_from(self, listening: socket.socket) -> None:
+        """Take in those who wait in the kernel's queue, as far as there is room. Does not wait."""
+        with suppress(BlockingIOError):
+            for _ in range(min(_ACCEPTS_PER_TURN, self._most - len(self))):
+                accepted, _ = listening.accept()
+                self.append(accepted)
+
+    def __enter__(self) -> _Waiting:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self:
+            self.popleft().close()
 
 
 class _Spare:
@@ -144,21 +187,21 @@ class _Spare:
             os.close(self._file)
             self._file = None
 
-    def refuse(self, waiting: socket.socket) -> int:
+    def refuse(self, listening: socket.socket) -> int:
         """Say to those who wait that there is no room; returns to how many. Does not wait."""
         refused = 0
         with suppress(OSError):  # nobody waits any more, or not even this file can be had
-            for _ in range(_ACCEPTS_PER_TURN):
+            for _ in range(_REFUSALS_PER_TURN):
                 self._give_up()
                 try:
-                    self._refuse_one(waiting)
+                    self._refuse_one(listening)
                 finally:
                     self._take()
                 refused += 1
         return refused
 
-    def _refuse_one(self, waiting: socket.socket) -> None:
-        accepted, _ = waiting.accept()
+    def _refuse_one(self, listening: socket.socket) -> None:
+        accepted, _ = listening.accept()
         with accepted, suppress(OSError):
             accepted.setblocking(False)
             with suppress(BlockingIOError):  # what is left unread would undo the answer
