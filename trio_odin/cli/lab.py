@@ -6,7 +6,6 @@ import datetime as dt
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from trio_odin.lab.capacity.runner import LabPlan, Told, run_lab
 from trio_odin.lab.capacity.stages import STAGES, Stage, stage_of
 from trio_odin.lab.fleet.limits import LoadImpossible
 from trio_odin.lab.hosts.hosts import HostsUnavailable
-from trio_odin.lab.hosts.links import Partition, parse_partition
 from trio_odin.lab.hosts.lock import check_prefix
 from trio_odin.lab.hosts.namespaces import down
 from trio_odin.lab.load.criteria import tally
@@ -54,13 +52,6 @@ def _stages(_: click.Context, __: click.Parameter, text: str) -> list[Stage]:
 
 def _stages_allowed() -> str:
     return f"allowed are all, or numbers from 1 to {len(STAGES)} such as 1,2 or 2-5,9"
-
-
-def _partitions(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> list[Partition]:
-    try:
-        return [parse_partition(text) for text in texts]
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
 
 
 def _prefix(_: click.Context, __: click.Parameter, text: str) -> str:
@@ -115,35 +106,6 @@ _STAGE_LINES = "\n".join(f"      {stage.number:>2}  {stage.title}" for stage in 
 @click.option(
     "--no-isolation", is_flag=True, help="On loopback: needs no root, but all share one network."
 )
-@click.option(
-    "--latency",
-    type=click.FloatRange(0, 10_000),
-    default=0.0,
-    metavar="MS",
-    help="Delay what ws sends, where the kernel has netem.",
-)
-@click.option(
-    "--loss",
-    type=click.FloatRange(0, 100),
-    default=0.0,
-    metavar="PERCENT",
-    help="Lose what runner gets.",
-)
-@click.option(
-    "--rate",
-    type=click.FloatRange(0, 100_000),
-    default=0.0,
-    metavar="MBIT",
-    help="Bound what ws sends.",
-)
-@click.option(
-    "--partition",
-    "partitions",
-    callback=_partitions,
-    multiple=True,
-    metavar="HOST:HOST@SECOND+SECONDS",
-    help="Part two of ws, backend, runner in each stage, such as ws:backend@30+10.  [repeatable]",
-)
 @click.option("--seed", type=int, default=0, show_default=True, help="Which channels are sampled.")
 @_prefix_option
 @click.pass_context
@@ -156,10 +118,6 @@ def lab_command(
     idle: float,
     short: bool,
     no_isolation: bool,
-    latency: float,
-    loss: float,
-    rate: float,
-    partitions: Sequence[Partition],
     seed: int,
     prefix: str,
 ) -> None:
@@ -176,10 +134,6 @@ def lab_command(
         idle_seconds=idle,
         is_isolated=not no_isolation,
         prefix=prefix,
-        latency_ms=latency,
-        loss_percent=loss,
-        rate_mbit=rate,
-        partitions=partitions,
         seed=seed,
         command=shlex.join(["trio-odin", *sys.argv[1:]]),
     )

@@ -222,8 +222,6 @@ def test_what_a_killed_lab_on_loopback_leaves_is_removed_by_down(tmp_path: Path)
         (["--stages", "2-14"], "'2-14': allowed are all, or numbers from 1 to 13"),
         (["--stages", "one"], "'one': allowed are all, or numbers from 1 to 13"),
         (["--hold", "4"], "4.0 is not in the range"),
-        (["--partition", "ws@1+1"], "'ws@1+1' is no partition"),
-        (["--loss", "101"], "101.0 is not in the range"),
         (["--prefix", "Odin-1", "--stages", "1"], "Odin-1"),
     ],
 )

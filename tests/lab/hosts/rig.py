@@ -26,7 +26,7 @@ def _missing() -> str:
     effective = next(line for line in status if line.startswith("CapEff"))
     if int(effective.split()[1], 16) & _CAPABILITIES != _CAPABILITIES:
         return "network namespaces need CAP_NET_ADMIN and CAP_SYS_ADMIN"
-    programs = [name for name in ("ip", "nsenter", "tc", "nft") if shutil.which(name) is None]
+    programs = [name for name in ("ip", "nsenter") if shutil.which(name) is None]
     return f"not installed: {', '.join(programs)}" if programs else ""
 
 

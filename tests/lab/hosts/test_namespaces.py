@@ -173,7 +173,7 @@ async def test_what_the_kernel_refuses_is_quoted_and_undone(
 
 @needs_namespaces
 async def test_a_namespace_that_cannot_be_removed_is_named_and_the_others_are_gone() -> None:
-    async def refuse_one(argv: Sequence[str], *, stdin: str = "") -> Finished:
+    async def refuse_one(argv: Sequence[str]) -> Finished:
         if argv[-2:] == ["del", f"{PREFIX}-ws"]:
             return Finished(1, complaint="busy")
         return await run(argv)

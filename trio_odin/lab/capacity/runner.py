@@ -2,13 +2,11 @@
 
 run_lab()               SIGINT, SIGTERM, SIGHUP: cancelled, and torn down
 ├── hosts            ws, backend, runner: namespaces, or loopback
-│   └── links        shaped, if that is asked for
 ├── backend          nats-server with JetStream, the publisher, Prometheus
 └── for each stage
     ├── limits       the plan's machine
     │   └── server   fresh, with the stage's settings
     ├── watch        a sample of the server's cgroup each second
-    ├── partition    if that is asked for
     └── load         `trio-odin load` on the runner's host, or the checks of stage 1
 """
 
@@ -50,7 +48,6 @@ from trio_odin.lab.capacity.stages import (
 )
 from trio_odin.lab.hosts.cgroup import Limits, server_limits
 from trio_odin.lab.hosts.hosts import Hosts, HostsUnavailable
-from trio_odin.lab.hosts.links import Partition, partitioned, shape
 from trio_odin.lab.hosts.loopback import loopback_hosts
 from trio_odin.lab.hosts.namespaces import isolated_hosts
 from trio_odin.lab.load.criteria import Check, checks
@@ -78,9 +75,6 @@ class LabPlan:
         idle_seconds: between the connects and the hold, in which nothing is published.
         is_isolated: namespaces; False: loopback.
         prefix: of the namespaces and cgroups.
-        latency_ms, rate_mbit: of the link of ws; 0: as it is.
-        loss_percent: of the link of runner; 0: as it is.
-        partitions: of hosts, in every stage that has a load.
         seed: of subscriptions and checks.
         command: how the user called it, for the report.
     """
@@ -92,10 +86,6 @@ class LabPlan:
     idle_seconds: float = 10.0
     is_isolated: bool = True
     prefix: str = "odin"
-    latency_ms: float = 0.0
-    loss_percent: float = 0.0
-    rate_mbit: float = 0.0
-    partitions: Sequence[Partition] = ()
     seed: int = 0
     command: str = ""
 
@@ -166,12 +156,11 @@ async def _run(plan: LabPlan, told: Told) -> LabResult:
     async with AsyncExitStack() as stack:
         make_hosts = isolated_hosts if plan.is_isolated else loopback_hosts
         hosts = await stack.enter_async_context(make_hosts(plan.prefix))
-        notes = await _shaped(plan, hosts)
         rig = Rig(hosts, plan.folder)
         nats = await stack.enter_async_context(_nats_server(hosts))
         publisher = await stack.enter_async_context(rig.publisher(nats.url))
         prometheus = await stack.enter_async_context(rig.prometheus())
-        lab = _Lab(plan, rig, _Backend(nats, publisher, prometheus), told, notes, began)
+        lab = _Lab(plan, rig, _Backend(nats, publisher, prometheus), told, began)
         await lab.run()
         return lab.result()
 
@@ -181,18 +170,6 @@ async def _nats_server(hosts: Hosts) -> AsyncIterator[NatsServer]:
     async with trio.open_nursery() as nursery:
         yield await nursery.start(run_nats_server, hosts.backend.address, hosts.backend.command)
         nursery.cancel_scope.cancel(reason="the lab has ended")
-
-
-async def _shaped(plan: LabPlan, hosts: Hosts) -> list[str]:
-    """Shape the links: what the server sends takes longer, what its clients get is lost."""
-    sentences = []
-    if plan.latency_ms or plan.rate_mbit:
-        slow = await shape(hosts.ws, latency_ms=plan.latency_ms, rate_mbit=plan.rate_mbit)
-        sentences += slow.sentences
-    if plan.loss_percent:
-        lossy = await shape(hosts.runner, loss_percent=plan.loss_percent)
-        sentences += lossy.sentences
-    return sentences
 
 
 @attrs.frozen
@@ -213,7 +190,6 @@ class _Lab:
         rig: Rig,
         backend: _Backend,
         told: Told,
-        notes: Sequence[str],
         began: Provenance,
     ) -> None:
         self._plan = plan
@@ -222,7 +198,7 @@ class _Lab:
         self._told = told
         self._stages: list[StageResult] = []
         self._notes: list[str] = []
-        self._note([*rig.hosts.isolation, *notes])
+        self._note(rig.hosts.isolation)
         self._limits: Mapping[str, str] = {}
         self._components = components(has_prometheus=backend.prometheus is not None)
         self._began = began
@@ -380,13 +356,8 @@ class _Lab:
         started_unix = time.time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch_host, limits, host)
-            for cut in self._plan.partitions:
-                nursery.start_soon(self._partition, cut)
             load = await self._load(stage, server)
-            lasted = time.time() - started_unix
             nursery.cancel_scope.cancel(reason="the load has ended")
-        late = [str(cut) for cut in self._plan.partitions if cut.at_seconds >= lasted]
-        self._note(f"{cut}: stage {stage.number} was over before" for cut in late)
         found = checks(load, stage.criteria)
         if self._backend.prometheus is not None:
             seconds = time.time() - started_unix
@@ -401,13 +372,6 @@ class _Lab:
             checks=found,
             host=host,
         )
-
-    async def _partition(self, cut: Partition) -> None:
-        hosts = self._rig.hosts
-        await trio.sleep(cut.at_seconds)
-        async with partitioned(hosts.named(cut.host), hosts.named(cut.peer)) as shaped:
-            self._note(shaped.sentences)
-            await trio.sleep(cut.for_seconds)
 
     async def _load(self, stage: Stage, server: Running) -> LoadResult:
         hold = self._plan.hold_of(stage)

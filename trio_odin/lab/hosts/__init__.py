@@ -1,4 +1,4 @@
-"""Three hosts on one machine: network namespaces, links that can be made worse, a cgroup's limits.
+"""Three hosts on one machine: network namespaces, and a cgroup's limits.
 
 Nothing here knows what runs on the hosts. A `Host` turns the words of a program into those that
 run it there, `Limits` does the same for the server's machine, and both can be combined:

@@ -50,14 +50,3 @@ class Hosts:
     backend: Host
     runner: Host
     isolation: list[str]
-
-    def named(self, name: str) -> Host:
-        """The host of that name.
-
-        Raises:
-            ValueError: there is none; says which there are.
-        """
-        for host in (self.ws, self.backend, self.runner):
-            if host.name == name:
-                return host
-        raise ValueError(f"{name!r} is not a host: there are {', '.join(HOST_NAMES)}")

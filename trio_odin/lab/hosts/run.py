@@ -1,4 +1,4 @@
-"""Short programs of the system (ip, tc, nft), each with a deadline; how they ended is a value."""
+"""Short programs of the system (ip, nsenter), each with a deadline; how they ended is a value."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Finished:
         return self.code == 0
 
 
-async def run(argv: Sequence[str], *, stdin: str = "") -> Finished:
+async def run(argv: Sequence[str]) -> Finished:
     """Run a program to its end, for 10 seconds at most.
 
     It has a session of its own: a Ctrl-C in the terminal is for us, and must not end an `ip` in the
@@ -37,7 +37,6 @@ async def run(argv: Sequence[str], *, stdin: str = "") -> Finished:
         try:
             done = await trio.run_process(
                 list(argv),
-                stdin=stdin.encode(),
                 capture_stdout=True,
                 capture_stderr=True,
                 check=False,
