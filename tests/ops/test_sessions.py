@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from tests.lab.load.made_up import load_result
 from tests.ops.conftest import ROOT
 from trio_odin.cli import load, main
+from trio_odin.lab.control import Control, Run
 from trio_odin.lab.load.plan import LoadPlan
 
 
@@ -46,21 +47,26 @@ def ran(noxfile: ModuleType, name: str, *posargs: str) -> tuple[str, ...]:
     return command
 
 
-@pytest.mark.parametrize(
-    ("posargs", "arguments"),
-    [
-        (["start"], ["start"]),
-        (["start:high"], ["start", "--rate", "30"]),
-        (["stop", "--url", "http://10.0.0.3:3003"], ["stop", "--url", "http://10.0.0.3:3003"]),
-        ([], ["stats"]),
-    ],
-)
-def test_the_publisher_is_started_at_the_plans_rates(
-    noxfile: ModuleType, posargs: list[str], arguments: list[str]
+@pytest.mark.parametrize(("action", "rate"), [("start", 12), ("start:high", 30)])
+def test_the_publisher_is_started_at_the_plans_rates_and_stopped(
+    noxfile: ModuleType, action: str, rate: int
 ) -> None:
-    command = ran(noxfile, "publisher", *posargs)
-    assert command == ("trio-odin", "publisher", *arguments)
-    assert CliRunner().invoke(main, [*command[1:], "--help"]).exit_code == 0
+    control = Control(rate=1, tokens=("BTC",))
+
+    def told(action: str) -> bool:
+        *_, body, url = ran(noxfile, "publisher", action, "--url", "http://10.0.0.3:3003")
+        assert url == "http://10.0.0.3:3003/control"
+        answer = control.command(body.encode(), now=0, unix_ms=0)
+        return bool(answer["success"])
+
+    assert told(action)
+    assert control.run == Run(rate, ("BTC",))
+    assert told("stop")
+    assert control.run is None
+
+
+def test_a_publisher_is_asked_what_it_has_published(noxfile: ModuleType) -> None:
+    assert ran(noxfile, "publisher")[-1] == "http://127.0.0.1:3003/stats"
 
 
 def test_a_capacity_test_is_a_load_with_the_plans_figures(

@@ -20,7 +20,6 @@ _NAMES = (
     "load",
     "plan",
     "publish",
-    "publisher",
     "ready",
     "serve",
     "settings",

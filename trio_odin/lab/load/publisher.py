@@ -68,45 +68,12 @@ class PublisherControl:
             self.published = _published(await get_object(f"{self._url}/stats"))
 
     async def _command(self, action: str, **options: Any) -> None:
-        try:
-            await command_publisher(self._url, action, **options)
-        except (PublisherSilent, PublisherRefuses) as error:
-            raise LoadImpossible(str(error)) from error
-
-
-class PublisherSilent(Exception):
-    """Nobody answers as a publisher would. The message is one sentence with the address."""
-
-
-class PublisherRefuses(Exception):
-    """It answers that it does not do it. The message is one sentence with its reason."""
-
-
-async def command_publisher(url: str, action: str, **options: Any) -> dict[str, Any]:
-    """Have the publisher at `url` start, stop or configure; its answer, within 5 s.
-
-    Raises:
-        PublisherSilent: there is none.
-        PublisherRefuses: it does not.
-    """
-    answer = await post(f"{url}/control", {"action": action, **options})
-    if answer is None:
-        raise PublisherSilent(f"the publisher at {url} does not answer")
-    if not answer.get("success"):
-        raise PublisherRefuses(f"the publisher at {url} does not {action}: {answer.get('message')}")
-    return answer
-
-
-async def ask_publisher(url: str) -> dict[str, Any]:
-    """What the publisher at `url` says of itself: GET /stats, with `nats` of GET /health.
-
-    Raises:
-        PublisherSilent: there is none.
-    """
-    answer, health = await get_object(f"{url}/stats"), await get_object(f"{url}/health")
-    if answer is None or health is None:
-        raise PublisherSilent(f"the publisher at {url} does not answer")
-    return {**answer, "nats": health.get("nats")}
+        answer = await post(f"{self._url}/control", {"action": action, **options})
+        if answer is None:
+            raise LoadImpossible(f"the publisher at {self._url} does not answer")
+        if not answer.get("success"):
+            said = answer.get("message")
+            raise LoadImpossible(f"the publisher at {self._url} does not {action}: {said}")
 
 
 def _published(answer: dict[str, Any] | None) -> int | None:
