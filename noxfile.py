@@ -176,14 +176,9 @@ def lock(session: nox.Session) -> None:
 
 @nox.session
 def dashboards(session: nox.Session) -> None:
-    """Make Grafana's dashboards anew; `-- --preview FOLDER` draws them under load instead."""
+    """Make Grafana's dashboards anew."""
     install(session, "tests")
     session.run("python", "ops/grafana/dashboards.py")
-    if session.posargs:
-        option, folder = session.posargs if len(session.posargs) == 2 else ("", "")
-        if option != "--preview":
-            session.error("allowed is: nox -s dashboards -- --preview FOLDER")
-        session.run("python", "-m", "tests.ops.preview", folder)
 
 
 @nox.session

@@ -89,15 +89,6 @@ class Prometheus:
         values = [float(sample["value"][1]) for sample in await self.now(query)]
         return [value for value in values if not math.isnan(value)]
 
-    async def course(
-        self, query: str, start: float, end: float, step: float
-    ) -> list[dict[str, Any]]:
-        """The series over time."""
-        span = {"start": str(start), "end": str(end), "step": str(step)}
-        found = await self.ask("query_range", query=query, **span)
-        result: list[dict[str, Any]] = found["result"]
-        return result
-
     async def wait_ready(self) -> None:
         await wait_ready(self.url)
 

@@ -6,7 +6,6 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
 
 from tests.e2e.nats import free_port, running_nats
 from tests.faults.server import serving
@@ -34,24 +33,14 @@ def prometheus_of(folder: Path, port: int) -> Iterator[Prometheus]:
 
 
 @asynccontextmanager
-async def under_load(
-    folder: Path, *, connections: int = 100, rate: float = 20, hold: float = 120, **options: Any
-) -> AsyncIterator[Prometheus]:
-    """Start all of it; load and events flow when the block begins.
-
-    Args:
-        folder: for all that is written.
-        connections: of the load.
-        rate: events a second.
-        hold: seconds that the load lasts, unless the block ends before.
-        options: for the server, variables in upper case.
-    """
+async def under_load(folder: Path) -> AsyncIterator[Prometheus]:
+    """Start all of it, with all that is written in `folder`; load and events flow in the block."""
     program = [sys.executable, "-m", "trio_odin"]
-    publish = [*program, "publish", "--addr", f"127.0.0.1:{free_port()}", "--rate", str(rate)]
-    load = [*program, "load", "--connections", str(connections), "--hold", str(hold)]
+    publish = [*program, "publish", "--addr", f"127.0.0.1:{free_port()}", "--rate", "20"]
+    load = [*program, "load", "--connections", "100", "--hold", "120"]
     load += ["--channels-per-connection", "3", "--reconnect"]
     with running_nats(folder / "nats") as nats:
-        async with serving(folder, nats.url, **options) as server:
+        async with serving(folder, nats.url) as server:
             with (
                 running([*publish, "--nats", nats.url], folder, "publisher"),
                 prometheus_of(folder, server.port) as prometheus,
