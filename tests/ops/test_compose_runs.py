@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import trio
 
+from tests.logs_page import of_publisher, of_server
 from tests.ops.composing import DEVELOPMENT, docker_compose, services
 from tests.ops.conftest import OPS
 from tests.ops.containers import podman_here, why_no_containers
@@ -34,7 +35,6 @@ from tests.ops.docker import (
     make_stand_ins,
     why_no_docker,
 )
-from tests.ops.logs_page import of_publisher, of_server
 from tests.ops.shipper import JSON_LINE, load_script
 from tests.ops.tools import missing, tool
 from tests.waiting import until

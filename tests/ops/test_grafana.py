@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.logs_page import of_publisher, of_server
 from tests.ops.conftest import OPS, ROOT
 from tests.ops.grafana import (
     GRAFANA,
@@ -26,7 +27,6 @@ from tests.ops.grafana import (
     queries,
     read,
 )
-from tests.ops.log_calls import expanded_fields, log_calls
 from tests.ops.promql import faults, labels_of
 from tests.ops.rules import ALERTS, known_series
 
@@ -92,10 +92,9 @@ def test_no_counter_is_shown_without_a_rate() -> None:
 
 def _logged() -> tuple[set[str], set[str]]:
     """The events that the program logs, and the fields that it gives with them."""
+    events = of_server() | of_publisher()
     fields = {"event", "level", "timestamp", "worker", "logger", "exception"}
-    for call in log_calls():
-        fields |= call.fields | (expanded_fields(call.event) if call.expands else set())
-    return {call.event for call in log_calls()}, fields
+    return {*events}, fields.union(*(named for _, named in events.values()))
 
 
 @pytest.mark.parametrize("text", log_queries())

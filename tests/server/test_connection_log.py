@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.logs_page import fields_of
 from tests.server.rig import UPGRADE, Rig
 from trio_odin.core.closing import CloseReason
 from trio_odin.core.grants import Grant
@@ -49,6 +50,7 @@ async def test_the_log_explains_an_eviction(
         rig.publish("BTC.trade")
     await rig.listener.wait_empty()
     (line,) = log
+    assert line.keys() - {"event"} == fields_of("connection.evicted") - {"not_logged"}
     events = line.pop("events")
     assert "0.000s subscribe" in events
     assert events[-1] == "2.500s dropped: outbox full x3"
@@ -166,6 +168,8 @@ async def test_each_that_comes_and_goes_is_a_line_at_debug(
     await client.aclose()
     await rig.listener.wait_empty()
     opened, closed = log
+    assert opened.keys() - {"event", "level"} == fields_of("connection.opened")
+    assert closed.keys() - {"event", "level"} == fields_of("connection.closed") - {"not_logged"}
     who = {
         "level": "debug",
         "connection": connection.number,

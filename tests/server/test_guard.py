@@ -7,6 +7,7 @@ import structlog.testing
 import trio
 import trio.testing
 
+from tests.logs_page import fields_of
 from tests.waiting import wait_until
 from trio_odin.config import read_settings
 from trio_odin.core.admission import Load, Rejection
@@ -93,6 +94,8 @@ async def test_it_logs_when_the_door_and_the_pause_change_and_not_in_between() -
         ("pause.ended", None, 0),
     ]
     assert logged[0]["cpu_percent"] == 90.0
+    for line in logged:
+        assert line.keys() - {"event", "log_level"} == fields_of(line["event"])
 
 
 async def test_it_knows_since_when_the_door_is_closed_and_events_are_shed(

@@ -13,6 +13,7 @@ import trio.testing
 from trio_websocket import WebSocketConnection
 
 from tests.core.client import objects_of
+from tests.logs_page import fields_of
 from tests.server.rig import Rig
 from trio_odin.config import read_settings
 from trio_odin.core.gaps import Gap, GapReason, Mark
@@ -200,6 +201,7 @@ async def test_the_log_says_a_gap_at_once_and_sums_up_those_that_follow(
         "reason": "window", "missed": 3, "first": 7, "last": 9,
     }  # fmt: skip
     assert [line["missed"] for line in lines[1:]] == [1, 10, 4]
+    assert lines[0].keys() - {"event", "log_level"} == fields_of("nats.gap")
 
 
 async def test_a_connection_asks_is_told_before_the_next_event_and_is_forgotten_when_it_ends(

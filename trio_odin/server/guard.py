@@ -130,11 +130,12 @@ class Guard:
         self.closed_at = (self.closed_at or now) if closed_by else None
         self.paused_at = (self.paused_at or now) if paused else None
         if closed_by != closed_before:
-            event = "door.closed" if closed_by else "door.opened"
-            _log.warning(event, by=[cause.label for cause in closed_by], **_rounded(load))
+            causes = [cause.label for cause in closed_by]
+            _log.warning("door.closed" if causes else "door.opened", by=causes, **_rounded(load))
         if bool(paused) != bool(paused_before):
-            event = "pause.began" if paused else "pause.ended"
-            _log.warning(event, percent=paused, **_rounded(load))
+            _log.warning(
+                "pause.began" if paused else "pause.ended", percent=paused, **_rounded(load)
+            )
 
     async def _feel_lag(self) -> None:
         """Measure how late the scheduler runs what is due."""

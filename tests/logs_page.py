@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TypeAlias
-
-from tests.ops.conftest import ROOT
 
 Rows: TypeAlias = dict[str, tuple[set[str], set[str]]]
 
-_PAGE = (ROOT / "docs" / "logs.md").read_text()
+_PAGE = (Path(__file__).parents[1] / "docs" / "logs.md").read_text()
 
 
 def of_server() -> Rows:
@@ -20,6 +19,12 @@ def of_server() -> Rows:
 def of_publisher() -> Rows:
     """Those of the publisher."""
     return _table("## Events of the publisher", "## The way to Loki")
+
+
+def fields_of(event: str) -> set[str]:
+    """The fields of a line of the server, beside those that every line has."""
+    _, fields = of_server()[event]
+    return fields
 
 
 def queries() -> list[str]:
