@@ -19,13 +19,13 @@ from tests.core.client import as_sent
 from tests.telemetry.snapshots import balanced
 from trio_odin.cli import main
 from trio_odin.config import variables
-from trio_odin.core.closing import CloseReason
 from trio_odin.core.commands import ErrorCode
 from trio_odin.core.gaps import Mark
 from trio_odin.core.history import History
 from trio_odin.core.ledger import Traffic
 from trio_odin.core.names import channel_of_subject
 from trio_odin.core.publication import NatsMessage, Publication
+from trio_odin.core.reasons import CloseReason
 from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry
 from trio_odin.core.session import Session, SessionLimits

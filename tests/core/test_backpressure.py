@@ -17,8 +17,9 @@ from trio_odin.core.backpressure import (
     SlowConsumerWatch,
     SlowPolicy,
 )
-from trio_odin.core.ledger import Deliveries, Dropped
+from trio_odin.core.ledger import Deliveries
 from trio_odin.core.publication import Publication
+from trio_odin.core.reasons import Dropped
 
 
 def test_the_third_full_outbox_in_a_row_is_one_too_many() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from trio_odin.core.commands import Command
 from trio_odin.core.flight import COMMANDS, RECORDS_MAX, REFUSALS, FlightEvent, FlightRecorder
-from trio_odin.core.ledger import Dropped
+from trio_odin.core.reasons import Dropped
 
 
 def test_events_are_told_with_their_time_since_the_connection_was_opened() -> None:

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from wsproto.frame_protocol import Opcode as WsprotoOpcode
 
 from tests.core.client import frames_of, texts_of
-from trio_odin.core.closing import CloseReason
 from trio_odin.core.frame import (
     FIN,
     PING,
@@ -18,6 +17,7 @@ from trio_odin.core.frame import (
     missing_after,
     text_frame,
 )
+from trio_odin.core.reasons import CloseReason
 from trio_odin.lab.fleet.dialects import masked_frame
 
 # On both sides of each point at which the length needs another form.

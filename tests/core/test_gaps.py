@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_odin.core.gaps import Gap, GapReason, Losses, Position, StreamState, joined
+from trio_odin.core.gaps import Gap, Losses, Position, StreamState, joined
+from trio_odin.core.reasons import GapReason
 
 WINDOW, STREAM, CORE = GapReason.WINDOW, GapReason.STREAM, GapReason.CORE
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_odin.core.durations import Durations
-from trio_odin.core.ledger import Deliveries, Dropped, Invalid, Ledger, Publications, Shed, total
+from trio_odin.core.ledger import Deliveries, Ledger, Publications, total
+from trio_odin.core.reasons import Dropped, Invalid, Shed
 
 AMOUNTS = st.integers(0, 10**12)
 

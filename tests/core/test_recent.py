@@ -7,8 +7,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.core.client import objects_of
-from trio_odin.core.gaps import Gap, GapReason, Mark
+from trio_odin.core.gaps import Gap, Mark
 from trio_odin.core.publication import NatsMessage, Publication
+from trio_odin.core.reasons import GapReason
 from trio_odin.core.recent import Missed, Recent
 
 CHANNELS = ["BTC.trade", "ETH.trade", "SOL.trade"]

@@ -11,12 +11,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tests.core.client import as_sent, objects_of, texts_of
 from trio_odin.core.commands import ErrorCode
-from trio_odin.core.gaps import Gap, GapReason, Mark
+from trio_odin.core.gaps import Gap, Mark
 from trio_odin.core.grants import Grant
 from trio_odin.core.history import History
 from trio_odin.core.ledger import Traffic
 from trio_odin.core.names import CHANNEL_RULE
 from trio_odin.core.publication import NatsMessage, Publication
+from trio_odin.core.reasons import GapReason
 from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry
 from trio_odin.core.session import Session, SessionLimits

@@ -12,8 +12,7 @@ import trio
 from tests.e2e.conftest import StartServer, check_balance, client_of, receive, wait_for_nats
 from tests.e2e.nats import nats_client, running_nats, start_network
 from tests.waiting import wait_until
-from trio_odin.core.gaps import GapReason
-from trio_odin.core.ledger import Invalid
+from trio_odin.core.reasons import GapReason, Invalid
 
 pytestmark = pytest.mark.e2e
 

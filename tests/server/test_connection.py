@@ -9,10 +9,9 @@ import trio.testing
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from tests.server.rig import UPGRADE, Rig, receive_all
-from trio_odin.core.closing import CloseReason
 from trio_odin.core.frame import close_frame
-from trio_odin.core.ledger import Dropped
 from trio_odin.core.publication import NatsMessage
+from trio_odin.core.reasons import CloseReason, Dropped
 from trio_odin.core.session import Session
 from trio_odin.lab.fleet.dialects import masked_frame
 from trio_odin.server.connection import Connection

@@ -11,8 +11,8 @@ import trio.testing
 
 from tests.logs_page import fields_of
 from tests.server.rig import UPGRADE, Rig
-from trio_odin.core.closing import CloseReason
 from trio_odin.core.grants import Grant
+from trio_odin.core.reasons import CloseReason
 from trio_odin.server import connection_log
 
 

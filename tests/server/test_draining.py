@@ -10,7 +10,7 @@ import trio.testing
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from tests.server.rig import Rig
-from trio_odin.core.ledger import Dropped
+from trio_odin.core.reasons import Dropped
 from trio_odin.server.draining import send_away
 
 

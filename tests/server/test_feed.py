@@ -6,10 +6,11 @@ import trio
 
 from trio_odin.config import read_settings
 from trio_odin.core.backpressure import ByteBudget
-from trio_odin.core.gaps import Gap, GapReason, Mark
-from trio_odin.core.ledger import Ledger, Shed
+from trio_odin.core.gaps import Gap, Mark
+from trio_odin.core.ledger import Ledger
 from trio_odin.core.pause import Pause
 from trio_odin.core.publication import NatsMessage
+from trio_odin.core.reasons import GapReason, Shed
 from trio_odin.core.upstream import Upstream
 from trio_odin.server.bridge import Bridge
 from trio_odin.server.hub import Hub

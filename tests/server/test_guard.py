@@ -10,8 +10,9 @@ import trio.testing
 from tests.logs_page import fields_of
 from tests.waiting import wait_until
 from trio_odin.config import read_settings
-from trio_odin.core.admission import Load, Rejection
+from trio_odin.core.admission import Load
 from trio_odin.core.ledger import Ledger
+from trio_odin.core.reasons import Rejection
 from trio_odin.server.guard import Guard
 from trio_odin.server.turnover import COMING
 from trio_odin.server.worker_link import Elsewhere

@@ -9,10 +9,10 @@ import trio.testing
 
 from trio_odin.config import Settings, read_settings
 from trio_odin.core.backpressure import OutboxRules
-from trio_odin.core.closing import CloseReason
 from trio_odin.core.history import History
-from trio_odin.core.ledger import Invalid, Ledger, Shed
+from trio_odin.core.ledger import Ledger
 from trio_odin.core.publication import NatsMessage, Publication
+from trio_odin.core.reasons import CloseReason, Invalid, Shed
 from trio_odin.server.hub import Hub
 from trio_odin.server.outlet import Outlet
 

@@ -8,8 +8,9 @@ import pytest
 import trio.testing
 
 from trio_odin.config import read_settings
-from trio_odin.core.ledger import Invalid, Ledger
+from trio_odin.core.ledger import Ledger
 from trio_odin.core.publication import NatsMessage
+from trio_odin.core.reasons import Invalid
 from trio_odin.server import invalid_events
 from trio_odin.server.connection import Connection
 from trio_odin.server.hub import Hub

@@ -7,7 +7,7 @@ import attrs
 import trio
 import trio.testing
 
-from trio_odin.core.closing import CloseReason
+from trio_odin.core.reasons import CloseReason
 from trio_odin.server.keepalive import PingWheel
 
 

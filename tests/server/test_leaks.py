@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from tests.server.rig import UPGRADE, Rig
-from trio_odin.core.closing import CloseReason
+from trio_odin.core.reasons import CloseReason
 from trio_odin.lab.fleet.dialects import masked_frame
 from trio_odin.server.connection import Connection
 

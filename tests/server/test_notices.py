@@ -16,9 +16,10 @@ from tests.core.client import objects_of
 from tests.logs_page import fields_of
 from tests.server.rig import Rig
 from trio_odin.config import read_settings
-from trio_odin.core.gaps import Gap, GapReason, Mark
+from trio_odin.core.gaps import Gap, Mark
 from trio_odin.core.ledger import Ledger, Publications
 from trio_odin.core.publication import NatsMessage
+from trio_odin.core.reasons import GapReason
 from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry
 from trio_odin.server.hub import Hub

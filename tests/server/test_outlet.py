@@ -19,11 +19,11 @@ from wsproto.frame_protocol import Opcode
 from tests.core.client import LossRule, frames_of
 from trio_odin.core.answers import Answer, Resend
 from trio_odin.core.backpressure import ByteBudget, OutboxRules, SlowPolicy
-from trio_odin.core.closing import CloseReason
 from trio_odin.core.frame import PING, close_frame, text_frame
 from trio_odin.core.history import History
-from trio_odin.core.ledger import Dropped, Ledger
+from trio_odin.core.ledger import Ledger
 from trio_odin.core.publication import Publication
+from trio_odin.core.reasons import CloseReason, Dropped
 from trio_odin.server.outlet import Outlet
 
 

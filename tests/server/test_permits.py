@@ -17,10 +17,10 @@ from tests.server.rig import Rig, receive_all
 from tests.server.test_listener import UPGRADE, answer_to, status_of
 from tests.signing import SECRET, ec_signer, rsa_signer, secret_signer, write_key_set
 from trio_odin.config import SettingError, read_settings
-from trio_odin.core.closing import CloseReason
 from trio_odin.core.grants import Grant
 from trio_odin.core.handshake import Refusal, Upgrade, parse
 from trio_odin.core.identity import UNKNOWN
+from trio_odin.core.reasons import CloseReason
 from trio_odin.server.listener import _Admitted
 from trio_odin.server.permits import Permits
 from trio_odin.telemetry.logs import configure_logs

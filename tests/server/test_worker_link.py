@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.telemetry.snapshots import balanced, snapshot
-from trio_odin.core.ledger import Dropped, Invalid, Shed
+from trio_odin.core.reasons import Dropped, Invalid, Shed
 from trio_odin.server.worker_link import (
     Answer,
     Ask,

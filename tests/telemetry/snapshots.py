@@ -8,8 +8,8 @@ from typing import Any
 import attrs
 from hypothesis import strategies as st
 
-from trio_odin.core.gaps import GapReason
-from trio_odin.core.ledger import Deliveries, Dropped, Invalid, Ledger, Publications, Shed, Traffic
+from trio_odin.core.ledger import Deliveries, Ledger, Publications, Traffic
+from trio_odin.core.reasons import Dropped, GapReason, Invalid, Shed
 from trio_odin.telemetry.snapshot import Build, Snapshot, Workers
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.telemetry.snapshots import snapshot
-from trio_odin.core.gaps import GapReason
 from trio_odin.core.ledger import Ledger, Publications
+from trio_odin.core.reasons import GapReason
 from trio_odin.net.http import Response
 from trio_odin.telemetry.health import HealthReport, ready
 from trio_odin.telemetry.health import health as health_at

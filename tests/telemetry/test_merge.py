@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.telemetry.snapshots import balanced, snapshot
-from trio_odin.core.closing import CloseReason
-from trio_odin.core.ledger import Deliveries, Dropped, Ledger, Publications, Shed, Traffic
+from trio_odin.core.ledger import Deliveries, Ledger, Publications, Traffic
+from trio_odin.core.reasons import CloseReason, Dropped, Shed
 from trio_odin.telemetry.merge import Past, merge
 from trio_odin.telemetry.snapshot import Build, Snapshot, Workers
 

@@ -13,12 +13,10 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.telemetry.snapshots import snapshot
-from trio_odin.core.admission import Rejection
-from trio_odin.core.closing import CloseReason
 from trio_odin.core.commands import Command, ErrorCode
 from trio_odin.core.durations import Durations
-from trio_odin.core.gaps import GapReason
-from trio_odin.core.ledger import Deliveries, Dropped, Invalid, Ledger, Publications, Shed, Traffic
+from trio_odin.core.ledger import Deliveries, Ledger, Publications, Traffic
+from trio_odin.core.reasons import CloseReason, Dropped, GapReason, Invalid, Rejection, Shed
 from trio_odin.telemetry.metrics import CONTENT_TYPE, HISTOGRAMS, SERIES, render
 from trio_odin.telemetry.snapshot import Build, Snapshot, Workers
 

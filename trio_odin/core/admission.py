@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from enum import Enum
-
 import attrs
+
+from trio_odin.core.reasons import Rejection
 
 # Once a cause has closed the door, it has to fall this far below its threshold before clients are
 # let in again, or to half of it where the threshold is that low.
 _CPU_HYSTERESIS_PERCENT = 10.0
 _MEMORY_HYSTERESIS_PERCENT = 5.0
-
-
-class Rejection(Enum):
-    """Why a connection is refused: metric label, text of the answer, its status and Retry-After."""
-
-    SHUTTING_DOWN = ("shutting_down", "Server is shutting down", 503, 5)
-    AT_CAPACITY = ("at_capacity", "Server at capacity", 503, 5)
-    FILES = ("files", "Server at capacity", 503, 5)
-    MEMORY = ("memory", "Server overloaded", 503, 5)
-    OVERLOADED = ("overloaded", "Server overloaded", 503, 1)
-    LAG = ("lag", "Server overloaded", 503, 1)
-    PER_ADDRESS = ("per_address", "Too many connections from this address", 429, 5)
-
-    def __init__(self, label: str, text: str, status: int, retry_after_seconds: int) -> None:
-        self.label = label
-        self.text = text
-        self.status = status
-        self.retry_after_seconds = retry_after_seconds
 
 
 @attrs.frozen(kw_only=True)

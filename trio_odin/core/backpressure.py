@@ -16,8 +16,9 @@ from typing import TypeVar
 
 import attrs
 
-from trio_odin.core.ledger import Deliveries, Dropped
+from trio_odin.core.ledger import Deliveries
 from trio_odin.core.publication import Publication
+from trio_odin.core.reasons import Dropped
 
 FULL_OUTBOXES_IN_A_ROW = 3
 # To take the superseded out of an outbox is to go through all of it: they have to be this share.

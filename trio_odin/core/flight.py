@@ -17,7 +17,7 @@ from trio_odin.core.commands import (
     Unknown,
     Unsubscribe,
 )
-from trio_odin.core.ledger import Dropped
+from trio_odin.core.reasons import Dropped
 
 # Milliseconds since the connection was opened, how many, which event.
 _RECORD = struct.Struct("<IIHxx")

@@ -7,22 +7,11 @@ is ours: else it may be the number of somebody else's message, and the count is 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from enum import Enum
 from typing import Final, NamedTuple, TypeAlias
 
 import attrs
 
-
-class GapReason(Enum):
-    """How events got lost before the fan-out."""
-
-    START = "start"  # they were published before the server reached NATS for the first time
-    WINDOW = "window"  # the stream's limits had dropped them before we could take them
-    STREAM = "stream"  # the stream is another one now
-    CORE = "core"  # the connection was away, and core NATS keeps nothing
-    UNREADABLE = "unreadable"  # the connection ended twice at one of them, which was stepped over
-    SHED = "shed"  # they came, and the server gave them up; see `Shed`
-
+from trio_odin.core.reasons import GapReason
 
 # Each comes once in the life of a connection to NATS, and changes what offsets mean.
 _RARE = {GapReason.START, GapReason.STREAM, GapReason.CORE}

@@ -12,40 +12,12 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Iterable
-from enum import Enum
 from typing import Any
 
 import attrs
 
 from trio_odin.core.durations import Durations
-from trio_odin.core.gaps import GapReason
-
-
-class Invalid(Enum):
-    """Why a NATS message could not become a publication."""
-
-    SUBJECT = "subject"
-    PAYLOAD = "payload"
-
-
-class Shed(Enum):
-    """Why a NATS message was given up before the fan-out."""
-
-    FEED_FULL = "feed_full"
-    PAUSED = "paused"
-    NATS_RATE = "nats_rate"
-    BROADCAST_RATE = "broadcast_rate"
-    WORKER_LOST = "worker_lost"
-
-
-class Dropped(Enum):
-    """Why an envelope addressed to a connection was not written."""
-
-    OUTBOX_FULL = "outbox_full"
-    OUTBOX_BYTES = "outbox_bytes"
-    TOTAL_OUTBOX_BYTES = "total_outbox_bytes"
-    CLOSING = "closing"
-    WORKER_LOST = "worker_lost"
+from trio_odin.core.reasons import Dropped, GapReason, Invalid, Shed
 
 
 def _counter() -> Counter[str]:

@@ -13,9 +13,9 @@ from contextlib import suppress
 import structlog
 import trio
 
-from trio_odin.core.admission import Rejection
 from trio_odin.core.ledger import Traffic
 from trio_odin.core.pacing import AcceptPace
+from trio_odin.core.reasons import Rejection
 from trio_odin.net.http import HEAD_LIMITS, Response, response_bytes
 from trio_odin.server.turnover import ARRIVAL, COMING
 from trio_odin.telemetry.meters import LoopMeter

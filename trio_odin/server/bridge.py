@@ -26,12 +26,13 @@ from nats.js.api import StreamInfo
 
 from trio_odin.config import Settings
 from trio_odin.core.backpressure import ByteBudget
-from trio_odin.core.gaps import Gap, GapReason, Gaps, Losses, Mark, Position, StreamState, joined
-from trio_odin.core.ledger import Ledger, Shed
+from trio_odin.core.gaps import Gap, Gaps, Losses, Mark, Position, StreamState, joined
+from trio_odin.core.ledger import Ledger
 from trio_odin.core.pause import Pause
 from trio_odin.core.place import Place
 from trio_odin.core.publication import NatsMessage
 from trio_odin.core.ratelimit import TokenBucket
+from trio_odin.core.reasons import GapReason, Shed
 from trio_odin.core.recent import RECENT_EVENTS_MAX
 from trio_odin.core.upstream import Upstream
 from trio_odin.net.nats_client import Refused, TotalClient, Unreadable

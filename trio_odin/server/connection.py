@@ -16,13 +16,13 @@ import structlog
 import trio
 
 from trio_odin.config import Settings
-from trio_odin.core.closing import CloseReason
 from trio_odin.core.draining import notice
 from trio_odin.core.flight import COMMANDS
 from trio_odin.core.frame import close_frame
 from trio_odin.core.grants import Grant
 from trio_odin.core.history import History
 from trio_odin.core.identity import UNKNOWN, Identity
+from trio_odin.core.reasons import CloseReason
 from trio_odin.core.session import Session
 from trio_odin.server.hub import Hub
 from trio_odin.server.keepalive import PingWheel

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import structlog
 import trio
 
-from trio_odin.core.closing import CloseReason
 from trio_odin.core.identity import Identity
 from trio_odin.core.ratelimit import TokenBucket
+from trio_odin.core.reasons import CloseReason
 from trio_odin.core.session import Session
 from trio_odin.server.outlet import Outlet
 

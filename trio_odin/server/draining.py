@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import structlog
 import trio
 
-from trio_odin.core.closing import CloseReason
 from trio_odin.core.draining import plan_drain
+from trio_odin.core.reasons import CloseReason
 from trio_odin.server.connection import Connection
 from trio_odin.server.hub import Hub
 from trio_odin.server.listener import Listener

@@ -10,14 +10,14 @@ import trio
 
 from trio_odin.config import Settings
 from trio_odin.core.backpressure import ByteBudget, OutboxRules, SlowPolicy
-from trio_odin.core.closing import CloseReason
-from trio_odin.core.gaps import Gap, GapReason, Mark
+from trio_odin.core.gaps import Gap, Mark
 from trio_odin.core.history import ReplayBudget
-from trio_odin.core.ledger import Invalid, Ledger, Shed
+from trio_odin.core.ledger import Ledger
 from trio_odin.core.names import CHANNEL_RULE, channel_of_subject
 from trio_odin.core.pacing import Pace
 from trio_odin.core.publication import InvalidPayload, NatsMessage, Publication
 from trio_odin.core.ratelimit import TokenBucket
+from trio_odin.core.reasons import CloseReason, GapReason, Invalid, Shed
 from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry
 from trio_odin.core.session import SessionLimits

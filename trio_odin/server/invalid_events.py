@@ -5,9 +5,9 @@ from __future__ import annotations
 import structlog
 import trio
 
-from trio_odin.core.ledger import Invalid
 from trio_odin.core.publication import NatsMessage
 from trio_odin.core.ratelimit import TokenBucket
+from trio_odin.core.reasons import Invalid
 
 # A source that is broken sends nothing else; one line names it as well as a thousand do.
 _SECONDS_BETWEEN_LINES = 10.0

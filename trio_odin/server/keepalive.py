@@ -8,7 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 import trio
 
-from trio_odin.core.closing import CloseReason
+from trio_odin.core.reasons import CloseReason
 
 # Many small steps: the pongs of one are read in one go, and may not hold up a fan-out for long.
 _SPOKES_PER_SECOND = 4.0

@@ -15,11 +15,12 @@ import trio
 
 from trio_odin.config import Settings
 from trio_odin.core import handshake
-from trio_odin.core.admission import Admission, Rejection
+from trio_odin.core.admission import Admission
 from trio_odin.core.client_address import IpAddress, client_address, counted_as
 from trio_odin.core.grants import Grant
 from trio_odin.core.handshake import Refusal, Upgrade
 from trio_odin.core.identity import Identity, user_agent
+from trio_odin.core.reasons import Rejection
 from trio_odin.net.http import (
     END_OF_HEAD,
     HeadLimits,

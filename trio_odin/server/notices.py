@@ -21,8 +21,9 @@ import structlog
 import trio
 
 from trio_odin.core.frame import text_frame
-from trio_odin.core.gaps import Gap, GapReason, Gaps, Losses, joined
+from trio_odin.core.gaps import Gap, Gaps, Losses, joined
 from trio_odin.core.ledger import Publications
+from trio_odin.core.reasons import GapReason
 from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry
 

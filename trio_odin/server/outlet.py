@@ -36,12 +36,12 @@ import trio
 
 from trio_odin.core.answers import Answer, Resend
 from trio_odin.core.backpressure import Backlog, Envelope, OutboxRules
-from trio_odin.core.closing import CloseReason
 from trio_odin.core.flight import REFUSALS, FlightEvent, FlightRecorder
 from trio_odin.core.frame import FIN, PING, PONG_BYTES, PONG_HEAD, Opcode, missing_after
 from trio_odin.core.history import History
-from trio_odin.core.ledger import Dropped, Ledger
+from trio_odin.core.ledger import Ledger
 from trio_odin.core.publication import Publication
+from trio_odin.core.reasons import CloseReason, Dropped
 from trio_odin.net.http import linger
 from trio_odin.server.turns import Turns
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import structlog
 
 from trio_odin.config import SettingError, Settings, shown_path
-from trio_odin.core.closing import CloseReason
 from trio_odin.core.credentials import insufficient_scope, origin_refusal, token_in
 from trio_odin.core.grants import Grant
 from trio_odin.core.handshake import Refusal, Upgrade
+from trio_odin.core.reasons import CloseReason
 
 if TYPE_CHECKING:
     from trio_odin.net.tokens import Verifier

@@ -31,11 +31,11 @@ import structlog
 import trio
 
 from trio_odin.config import Settings
-from trio_odin.core.admission import Rejection
 from trio_odin.core.draining import RECONNECTS_PER_SECOND
 from trio_odin.core.gaps import Mark
 from trio_odin.core.ledger import Ledger
 from trio_odin.core.publication import NatsMessage
+from trio_odin.core.reasons import Rejection
 from trio_odin.net.address import (
     Address,
     bound_address,

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 
 import attrs
 
-from trio_odin.core.closing import CloseReason
-from trio_odin.core.ledger import Dropped, Ledger, Shed, total
+from trio_odin.core.ledger import Ledger, total
+from trio_odin.core.reasons import CloseReason, Dropped, Shed
 from trio_odin.telemetry.snapshot import Snapshot, Workers
 
 

@@ -24,12 +24,10 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from trio_odin.core.admission import Rejection
-from trio_odin.core.closing import CloseReason
 from trio_odin.core.commands import ErrorCode
 from trio_odin.core.durations import Durations
-from trio_odin.core.gaps import GapReason
-from trio_odin.core.ledger import Dropped, Invalid, Ledger, Shed
+from trio_odin.core.ledger import Ledger
+from trio_odin.core.reasons import CloseReason, Dropped, GapReason, Invalid, Rejection, Shed
 from trio_odin.telemetry.process import open_files
 from trio_odin.telemetry.snapshot import Snapshot
 

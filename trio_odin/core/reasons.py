@@ -1,0 +1,92 @@
+"""Every reason that is counted: why not let in, why closed, why an event or a message was lost.
+
+One enum for each question; a member is the wire's code, the metric's label and the log's field.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Rejection(Enum):
+    """Why a connection is refused: metric label, text of the answer, its status and Retry-After."""
+
+    SHUTTING_DOWN = ("shutting_down", "Server is shutting down", 503, 5)
+    AT_CAPACITY = ("at_capacity", "Server at capacity", 503, 5)
+    FILES = ("files", "Server at capacity", 503, 5)
+    MEMORY = ("memory", "Server overloaded", 503, 5)
+    OVERLOADED = ("overloaded", "Server overloaded", 503, 1)
+    LAG = ("lag", "Server overloaded", 503, 1)
+    PER_ADDRESS = ("per_address", "Too many connections from this address", 429, 5)
+
+    def __init__(self, label: str, text: str, status: int, retry_after_seconds: int) -> None:
+        self.label = label
+        self.text = text
+        self.status = status
+        self.retry_after_seconds = retry_after_seconds
+
+
+class CloseReason(Enum):
+    """Each reason has a `label` (metric, log), and a code and text if the server closes for it.
+
+    `code` None: the peer has gone, or trio-websocket has told it already, or the process that held
+    the connection is no more. Codes below 4000 are those of RFC 6455, 7.4.1; of ours, 4000 to 4499
+    mean "come back", and 4500 to 4999 "do not".
+    """
+
+    PEER_CLOSED = ("peer_closed", None, "")
+    PEER_GONE = ("peer_gone", None, "")
+    PROTOCOL_ERROR = ("protocol_error", None, "")
+    MESSAGE_TOO_BIG = ("message_too_big", None, "")
+    OUTBOX_FULL = ("outbox_full", 1008, "Client too slow to process messages")
+    WRITE_DEADLINE = ("write_deadline", 1008, "Client too slow to process messages")
+    KEEPALIVE_TIMEOUT = ("keepalive_timeout", 1008, "No sign of life")
+    TOKEN_EXPIRED = ("token_expired", 4001, "Token expired: come back with a new one")
+    TOKEN_REVOKED = ("token_revoked", 4501, "Token is not valid any more")
+    DRAINING = ("draining", 1001, "Server is shutting down")
+    STOPPED = ("stopped", 1001, "Server is shutting down")
+    INTERNAL_ERROR = ("internal_error", 1011, "Internal error")
+    WORKER_LOST = ("worker_lost", None, "")
+
+    def __init__(self, label: str, code: int | None, text: str) -> None:
+        self.label = label
+        self.code = code
+        self.text = text
+
+
+class GapReason(Enum):
+    """How events got lost before the fan-out."""
+
+    START = "start"  # they were published before the server reached NATS for the first time
+    WINDOW = "window"  # the stream's limits had dropped them before we could take them
+    STREAM = "stream"  # the stream is another one now
+    CORE = "core"  # the connection was away, and core NATS keeps nothing
+    UNREADABLE = "unreadable"  # the connection ended twice at one of them, which was stepped over
+    SHED = "shed"  # they came, and the server gave them up; see `Shed`
+
+
+class Invalid(Enum):
+    """Why a NATS message could not become a publication."""
+
+    SUBJECT = "subject"
+    PAYLOAD = "payload"
+
+
+class Shed(Enum):
+    """Why a NATS message was given up before the fan-out."""
+
+    FEED_FULL = "feed_full"
+    PAUSED = "paused"
+    NATS_RATE = "nats_rate"
+    BROADCAST_RATE = "broadcast_rate"
+    WORKER_LOST = "worker_lost"
+
+
+class Dropped(Enum):
+    """Why an envelope addressed to a connection was not written."""
+
+    OUTBOX_FULL = "outbox_full"
+    OUTBOX_BYTES = "outbox_bytes"
+    TOTAL_OUTBOX_BYTES = "total_outbox_bytes"
+    CLOSING = "closing"
+    WORKER_LOST = "worker_lost"
