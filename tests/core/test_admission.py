@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_odin.core.admission import Admission, Load
+from trio_odin.core.admission import Admission
+from trio_odin.core.load import Load
 from trio_odin.core.reasons import Rejection
 
 # Each cause with its threshold, what it judges, and a value far over and far below.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_odin.core.admission import Load
+from trio_odin.core.load import Load
 from trio_odin.core.pause import Pause
 
 

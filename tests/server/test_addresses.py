@@ -14,7 +14,7 @@ import trio
 
 from tests.server.rig import Rig
 from tests.server.test_listener import UPGRADE, status_of
-from trio_odin.core.admission import Load
+from trio_odin.core.load import Load
 from trio_odin.core.reasons import Rejection
 from trio_odin.server import listener
 from trio_odin.server.acceptor import refusal

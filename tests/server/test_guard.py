@@ -10,12 +10,11 @@ import trio.testing
 from tests.logs_page import fields_of
 from tests.waiting import wait_until
 from trio_odin.config import read_settings
-from trio_odin.core.admission import Load
 from trio_odin.core.ledger import Ledger
+from trio_odin.core.load import Load, OtherWorkers
 from trio_odin.core.reasons import Rejection
 from trio_odin.server.guard import Guard
 from trio_odin.server.turnover import COMING
-from trio_odin.server.worker_link import Elsewhere
 
 
 def guard(ledger: Ledger | None = None, **variables: str) -> Guard:
@@ -72,7 +71,7 @@ def test_the_settings_are_those_that_count() -> None:
 
 async def test_what_the_others_hold_and_use_counts_too() -> None:
     watching = guard(WS_MAX_CONNECTIONS="10", WS_CPU_LIMIT="2", WS_MEMORY_LIMIT=str(2**40))
-    watching.learn(Elsewhere(connections=9, cpu_cores=1.6, memory_bytes=2**39))
+    watching.learn(OtherWorkers(connections=9, cpu_cores=1.6, memory_bytes=2**39))
     assert watching.admission.rejection(0) is None
     assert watching.admission.rejection(1) is Rejection.AT_CAPACITY
     watching._sample()
@@ -119,7 +118,7 @@ async def test_clients_that_come_or_go_here_and_elsewhere_are_told_from_those_th
     None
 ):
     watching = guard(WS_CPU_LIMIT="2", WS_CPU_REJECT_THRESHOLD="75", WS_CPU_PAUSE_THRESHOLD="80")
-    watching.learn(Elsewhere(connections=0, cpu_cores=1.9, turnover_cores=1.5))
+    watching.learn(OtherWorkers(connections=0, cpu_cores=1.9, turnover_cores=1.5))
     await trio.sleep(0.5)  # in which this process has next to nothing to do
     watching._sample()
     assert watching.load.cpu_percent >= 95

@@ -5,8 +5,8 @@ import trio
 import trio.testing
 
 from tests.server.rig import Rig, receive_all
-from trio_odin.core.admission import Load
 from trio_odin.core.ledger import Ledger
+from trio_odin.core.load import Load
 
 UPGRADE = (
     b"GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"

@@ -8,13 +8,13 @@ import trio
 import trio.testing
 
 from tests.telemetry.snapshots import snapshot
+from trio_odin.core.load import OtherWorkers
 from trio_odin.server.reloading import ReadEnvironment
 from trio_odin.server.siblings import Siblings
 from trio_odin.server.worker_link import (
     Accept,
     Answer,
     Ask,
-    Elsewhere,
     Figures,
     FromWorker,
     Link,
@@ -33,7 +33,7 @@ class Parent:
         near, far = socket.socketpair()
         self.stream = trio.SocketStream(trio.socket.from_stdlib_socket(near))
         self.link: Link[FromWorker] = Link(self.stream, parent_decoder())
-        self.learnt: list[Elsewhere] = []
+        self.learnt: list[OtherWorkers] = []
         self.is_draining = self.is_relieved = False
         self.queues: Collection[int] = ()
         self.environment: Mapping[str, str] = {}
@@ -49,8 +49,8 @@ class Parent:
     def accept_from(self, queues: Collection[int]) -> None:
         self.queues = queues
 
-    def learn(self, elsewhere: Elsewhere) -> None:
-        self.learnt.append(elsewhere)
+    def learn(self, others: OtherWorkers) -> None:
+        self.learnt.append(others)
 
     def reload(self, read: ReadEnvironment) -> None:
         self.environment = read()
@@ -75,11 +75,11 @@ async def parent(nursery: trio.Nursery) -> Parent:
 
 
 async def test_a_worker_answers_and_learns_what_the_others_hold(parent: Parent) -> None:
-    elsewhere = Elsewhere(42, cpu_cores=0.75, memory_bytes=2**33)
-    parent.link.send(elsewhere)
+    others = OtherWorkers(42, cpu_cores=0.75, memory_bytes=2**33)
+    parent.link.send(others)
     parent.link.send(Ask(7))
     assert await parent.heard() == Figures(7, snapshot(connections=3))
-    assert parent.learnt == [elsewhere]
+    assert parent.learnt == [others]
 
 
 async def test_a_worker_takes_clients_when_it_is_told_and_tells_unasked_how_it_is(

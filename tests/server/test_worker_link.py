@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.telemetry.snapshots import balanced, snapshot
+from trio_odin.core.load import OtherWorkers
 from trio_odin.core.reasons import Dropped, Invalid, Shed
 from trio_odin.server.worker_link import (
     Answer,
     Ask,
-    Elsewhere,
     Figures,
     FromParent,
     FromWorker,
@@ -48,8 +48,8 @@ def test_figures_arrive_as_they_were_sent(number: int, state: Snapshot) -> None:
 @given(NUMBERS, NUMBERS, balanced())
 def test_the_other_messages_arrive_too(number: int, count: int, state: Snapshot) -> None:
     reload = Reload({"WS_ADDR": b":3002", "odd": bytes(range(256))})
-    elsewhere = Elsewhere(count, cpu_cores=number / 8, memory_bytes=count)
-    for message in (Ask(number), elsewhere, Answer(number, state), reload, Relieve()):
+    others = OtherWorkers(count, cpu_cores=number / 8, memory_bytes=count)
+    for message in (Ask(number), others, Answer(number, state), reload, Relieve()):
         assert worker_decoder().decode(msgspec.json.encode(message)) == message
     question = Question(number)
     assert parent_decoder().decode(msgspec.json.encode(question)) == question

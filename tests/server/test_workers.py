@@ -12,7 +12,8 @@ import trio.testing
 from tests.telemetry.snapshots import snapshot
 from trio_odin.config import read_settings
 from trio_odin.core.address import Address
-from trio_odin.server.worker_link import Accept, Elsewhere
+from trio_odin.core.load import OtherWorkers
+from trio_odin.server.worker_link import Accept
 from trio_odin.server.workers import (
     Parent,
     Worker,
@@ -124,8 +125,8 @@ async def test_each_worker_is_told_what_the_others_use() -> None:
             worker.note(snapshot(connections=int(busy), loop_busy_percent=busy, memory_bytes=2**40))
     parent._tell_what_the_others_hold()
     first, third = told[1], told[3]
-    assert isinstance(first, Elsewhere)
-    assert isinstance(third, Elsewhere)
+    assert isinstance(first, OtherWorkers)
+    assert isinstance(third, OtherWorkers)
     assert (first.connections, first.cpu_cores) == (30, 0.3)
     assert third.connections == 120
     assert third.cpu_cores == pytest.approx(1.2)
@@ -135,7 +136,7 @@ async def test_each_worker_is_told_what_the_others_use() -> None:
 async def test_clients_of_a_worker_that_leaves_are_not_counted_elsewhere() -> None:
     """They come back to the others, who would refuse them for a limit that is not reached."""
     parent = Parent(read_settings({"WS_WORKERS": "2"}), {}, Address("", 1), None)
-    told: dict[int, Elsewhere] = {}
+    told: dict[int, OtherWorkers] = {}
     for worker in parent.workers:
         worker.tell = partial(told.__setitem__, worker.number)  # type: ignore[assignment, method-assign]
         worker.note(snapshot(connections=100 * worker.number))

@@ -4,44 +4,13 @@ from __future__ import annotations
 
 import attrs
 
+from trio_odin.core.load import Load
 from trio_odin.core.reasons import Rejection
 
 # Once a cause has closed the door, it has to fall this far below its threshold before clients are
 # let in again, or to half of it where the threshold is that low.
 _CPU_HYSTERESIS_PERCENT = 10.0
 _MEMORY_HYSTERESIS_PERCENT = 5.0
-
-
-@attrs.frozen(kw_only=True)
-class Load:
-    """How hard the server works, over the last second.
-
-    Attributes:
-        cpu_percent: of what the whole server may use, all workers and what shares its group.
-        loop_busy_percent: CPU of this process, of one core: more than one its loop cannot use.
-        turnover_percent: the part of `loop_busy_percent` that clients take which come or go. It is
-            as much as the rest leaves to them, so it does not say that there is no more room.
-        turnover_of_limit_percent: the same part of `cpu_percent`.
-        memory_percent: of what the whole server may use.
-        lag_seconds: how late the scheduler was at worst.
-    """
-
-    cpu_percent: float = 0.0
-    loop_busy_percent: float = 0.0
-    turnover_percent: float = 0.0
-    turnover_of_limit_percent: float = 0.0
-    memory_percent: float = 0.0
-    lag_seconds: float = 0.0
-
-    @property
-    def serving_percent(self) -> float:
-        """CPU, of what the whole server may use, that serves the clients who are in."""
-        return max(0.0, self.cpu_percent - self.turnover_of_limit_percent)
-
-    @property
-    def busiest_percent(self) -> float:
-        """The same, by whichever limit is nearer: the server's, or the core of this process."""
-        return max(self.serving_percent, self.loop_busy_percent - self.turnover_percent)
 
 
 def is_still_over(was_over: bool, value: float, threshold: float, hysteresis: float) -> bool:

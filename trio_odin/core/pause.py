@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import attrs
 
-from trio_odin.core.admission import Load, is_still_over
+from trio_odin.core.admission import is_still_over
+from trio_odin.core.load import Load
 
 _STEP_PERCENT = 10
 _CPU_HYSTERESIS_PERCENT = 10.0

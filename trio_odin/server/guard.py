@@ -14,11 +14,11 @@ import structlog
 import trio
 
 from trio_odin.config import Settings
-from trio_odin.core.admission import Admission, Load
+from trio_odin.core.admission import Admission
 from trio_odin.core.ledger import Ledger
+from trio_odin.core.load import Load, OtherWorkers
 from trio_odin.core.pause import Pause
 from trio_odin.server.turnover import THEN, TURNOVER
-from trio_odin.server.worker_link import Elsewhere
 from trio_odin.telemetry.cgroup import cpu_group, memory_group
 from trio_odin.telemetry.meters import CpuMeter, LoopMeter, MemoryMeter
 
@@ -55,7 +55,7 @@ class Guard:
         self.loop = LoopMeter(TURNOVER, THEN)
         self._loop_before = (time.perf_counter(), 0.0, 0.0)
         self._cpu = CpuMeter(settings.cpu_limit_cores, cpu_group())
-        self._elsewhere = Elsewhere(connections=0)
+        self._others = OtherWorkers(connections=0)
         self._lag_histogram = ledger.lag
         self._worst_lag_seconds = 0.0
 
@@ -69,10 +69,10 @@ class Guard:
         self.pause.cpu_pause_percent = settings.cpu_pause_percent
         self.pause.memory_pause_percent = settings.memory_pause_percent
 
-    def learn(self, elsewhere: Elsewhere) -> None:
+    def learn(self, others: OtherWorkers) -> None:
         """Take in what the other processes of the server hold and use."""
-        self._elsewhere = elsewhere
-        self.admission.connections_elsewhere = elsewhere.connections
+        self._others = others
+        self.admission.connections_elsewhere = others.connections
 
     async def run(self) -> None:
         """Sample until cancelled."""
@@ -95,16 +95,16 @@ class Guard:
                     _log.exception("guard.failed")
 
     def _sample(self) -> None:
-        cpu_percent, loop_busy_percent = self._cpu.read(self._elsewhere.cpu_cores)
+        cpu_percent, loop_busy_percent = self._cpu.read(self._others.cpu_cores)
         turnover_percent = loop_busy_percent * self._turnover_share()
-        turnover_cores = turnover_percent / 100 + self._elsewhere.turnover_cores
+        turnover_cores = turnover_percent / 100 + self._others.turnover_cores
         self.observe(
             Load(
                 cpu_percent=cpu_percent,
                 loop_busy_percent=loop_busy_percent,
                 turnover_percent=turnover_percent,
                 turnover_of_limit_percent=turnover_cores / self._cpu.cores * 100,
-                memory_percent=self.memory.percent(self._elsewhere.memory_bytes),
+                memory_percent=self.memory.percent(self._others.memory_bytes),
                 lag_seconds=self._worst_lag_seconds,
             )
         )

@@ -12,12 +12,12 @@ import attrs
 import structlog
 import trio
 
+from trio_odin.core.load import OtherWorkers
 from trio_odin.server.reloading import ReadEnvironment
 from trio_odin.server.worker_link import (
     Accept,
     Answer,
     Ask,
-    Elsewhere,
     Figures,
     FromParent,
     Link,
@@ -45,7 +45,7 @@ class Sibling(Protocol):
     def accept_from(self, queues: Collection[int]) -> None:
         """Take clients from the queues of these numbers, and from no others."""
 
-    def learn(self, elsewhere: Elsewhere) -> None:
+    def learn(self, others: OtherWorkers) -> None:
         """Take in what the other processes of the server hold and use."""
 
     def reload(self, read: ReadEnvironment) -> None:
@@ -112,7 +112,7 @@ class Siblings:
                 self._link.send(Figures(message.number, server.snapshot()))
             case Accept():
                 server.accept_from(message.queues)
-            case Elsewhere():
+            case OtherWorkers():
                 server.learn(message)
             case Answer():
                 self._take(message)

@@ -34,6 +34,7 @@ from trio_odin.config import Settings
 from trio_odin.core.draining import RECONNECTS_PER_SECOND
 from trio_odin.core.gaps import Mark
 from trio_odin.core.ledger import Ledger
+from trio_odin.core.load import OtherWorkers
 from trio_odin.core.publication import NatsMessage
 from trio_odin.core.reasons import Rejection
 from trio_odin.net.address import (
@@ -57,7 +58,6 @@ from trio_odin.server.reloading import Apply, ReadEnvironment, reload_settings
 from trio_odin.server.siblings import Siblings
 from trio_odin.server.turnover import LISTENER
 from trio_odin.server.turns import Turns
-from trio_odin.server.worker_link import Elsewhere
 from trio_odin.telemetry.log_lines import lines_dropped
 from trio_odin.telemetry.logs import set_log_level
 from trio_odin.telemetry.process import collect_what_leaked, cpu_seconds, resident_bytes
@@ -176,9 +176,9 @@ class Server:
         """Refuse a rolling restart: that takes several workers."""
         _log.warning("rolling.refused", reason="a rolling restart takes WS_WORKERS of 2 or more")
 
-    def learn(self, elsewhere: Elsewhere) -> None:
+    def learn(self, others: OtherWorkers) -> None:
         """Take in what the other processes of the server hold and use."""
-        self._guard.learn(elsewhere)
+        self._guard.learn(others)
 
     @property
     def connections(self) -> int:

@@ -4,7 +4,7 @@
     parent ◄── Figures ── worker        the answer; number 0 unasked: it has begun, has NATS, takes
                                         clients, or has finished
     parent ── Accept ───► worker        "take clients from these queues, and from no others"
-    parent ── Elsewhere ► worker        what the other workers hold, once all have answered
+    parent ── Others ───► worker        what the other workers hold, once all have answered
     parent ◄── Question ─ worker        "somebody wants a page: how are all of us?"
     parent ── Answer ───► worker
     parent ── Reload ───► worker        "these are the settings now"
@@ -22,6 +22,7 @@ import msgspec
 import structlog
 import trio
 
+from trio_odin.core.load import OtherWorkers
 from trio_odin.telemetry.snapshot import Snapshot
 
 # Full: the other side has not read for long; the message is dropped, and whoever waits for an
@@ -42,15 +43,6 @@ class Accept(msgspec.Struct, tag=True, frozen=True):
     """The worker is to take clients from the queues of these numbers, and from no others."""
 
     queues: list[int]
-
-
-class Elsewhere(msgspec.Struct, tag=True, frozen=True):
-    """What the other processes hold and use: the limits are for all of them together."""
-
-    connections: int
-    cpu_cores: float = 0.0
-    turnover_cores: float = 0.0
-    memory_bytes: int = 0
 
 
 class Figures(msgspec.Struct, tag=True, frozen=True):
@@ -86,7 +78,7 @@ class Relieve(msgspec.Struct, tag=True, frozen=True):
     """The worker is to take no new connection, and to leave in order."""
 
 
-FromParent: TypeAlias = Ask | Accept | Elsewhere | Answer | Reload | Relieve
+FromParent: TypeAlias = Ask | Accept | OtherWorkers | Answer | Reload | Relieve
 FromWorker: TypeAlias = Figures | Question
 M = TypeVar("M")
 
@@ -105,7 +97,7 @@ def parent_decoder() -> msgspec.json.Decoder[FromWorker]:
 def worker_decoder() -> msgspec.json.Decoder[FromParent]:
     """Reads what the parent says."""
     return msgspec.json.Decoder(
-        Ask | Accept | Elsewhere | Answer | Reload | Relieve, dec_hook=_counter
+        Ask | Accept | OtherWorkers | Answer | Reload | Relieve, dec_hook=_counter
     )
 
 

@@ -33,6 +33,7 @@ import structlog
 import trio
 
 from trio_odin.config import SettingError, Settings, changes, read_settings, variables
+from trio_odin.core.load import OtherWorkers
 from trio_odin.core.queues import Taker, share_out
 from trio_odin.net.address import (
     Address,
@@ -47,7 +48,6 @@ from trio_odin.server.worker_link import (
     Accept,
     Answer,
     Ask,
-    Elsewhere,
     Figures,
     FromParent,
     FromWorker,
@@ -584,7 +584,7 @@ class Parent:
             rest = [other for other in self.workers if other is not worker and other.last]
             others = [other.last for other in rest if other.last is not None]
             worker.tell(
-                Elsewhere(
+                OtherWorkers(
                     # Clients of one that leaves come back here: they are not to count twice.
                     connections=sum(o.connections for o in rest if not o.is_leaving.is_set()),
                     cpu_cores=sum(other.loop_busy_percent for other in others) / 100,
