@@ -24,7 +24,8 @@ from trio_odin.core.gaps import Mark
 from trio_odin.core.history import History
 from trio_odin.core.ledger import Traffic
 from trio_odin.core.names import channel_of_subject
-from trio_odin.core.publication import NatsMessage, Publication
+from trio_odin.core.nats_message import NatsMessage
+from trio_odin.core.publication import Publication
 from trio_odin.core.reasons import CloseReason
 from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry

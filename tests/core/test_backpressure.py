@@ -11,12 +11,12 @@ from tests.core.client import LossRule, objects_of
 from trio_odin.core.backpressure import (
     FULL_OUTBOXES_IN_A_ROW,
     Backlog,
-    ByteBudget,
     Envelope,
     OutboxRules,
     SlowConsumerWatch,
     SlowPolicy,
 )
+from trio_odin.core.byte_budget import ByteBudget
 from trio_odin.core.ledger import Deliveries
 from trio_odin.core.publication import Publication
 from trio_odin.core.reasons import Dropped

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from tests.core.client import objects_of
 from trio_odin.core.gaps import Gap, Mark
-from trio_odin.core.publication import NatsMessage, Publication
+from trio_odin.core.nats_message import NatsMessage
+from trio_odin.core.publication import Publication
 from trio_odin.core.reasons import GapReason
 from trio_odin.core.recent import Missed, Recent
 

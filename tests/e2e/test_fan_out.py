@@ -18,7 +18,7 @@ from tests.e2e.nats import nats_client
 from tests.server.test_listener import UPGRADE
 from tests.waiting import wait_until
 from trio_odin.core.frame import close_frame
-from trio_odin.core.publication import NatsMessage
+from trio_odin.core.nats_message import NatsMessage
 
 pytestmark = pytest.mark.e2e
 

@@ -26,7 +26,7 @@ from trio_odin.core.commands import parse_command
 from trio_odin.core.handshake import Refusal, Upgrade
 from trio_odin.core.history import History
 from trio_odin.core.ledger import Traffic
-from trio_odin.core.publication import NatsMessage
+from trio_odin.core.nats_message import NatsMessage
 from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry
 from trio_odin.core.session import Session, SessionLimits

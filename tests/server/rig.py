@@ -13,7 +13,7 @@ from trio_odin.config import read_settings
 from trio_odin.core.admission import Admission
 from trio_odin.core.gaps import Mark
 from trio_odin.core.ledger import Ledger
-from trio_odin.core.publication import NatsMessage
+from trio_odin.core.nats_message import NatsMessage
 from trio_odin.net.http import Request, Response
 from trio_odin.server.connection import Connection
 from trio_odin.server.hub import Hub

@@ -10,7 +10,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from tests.server.rig import UPGRADE, Rig, receive_all
 from trio_odin.core.frame import close_frame
-from trio_odin.core.publication import NatsMessage
+from trio_odin.core.nats_message import NatsMessage
 from trio_odin.core.reasons import CloseReason, Dropped
 from trio_odin.core.session import Session
 from trio_odin.lab.fleet.dialects import masked_frame

@@ -108,12 +108,12 @@ async def test_a_flood_of_evictions_is_some_lines_and_a_number(
     for connection in connections[25:27]:
         connection.evict(CloseReason.KEEPALIVE_TIMEOUT)
     assert [line.get("not_logged") for line in log[20:]] == [5, None]
-    rig.hub.connection_log.write_rest()
+    rig.listener.connection_log.write_rest()
     assert len(log) == 22
     for _ in range(30):
-        rig.hub.connection_log.evicted(connections[29], CloseReason.OUTBOX_FULL)
-    rig.hub.connection_log.write_rest()
-    rig.hub.connection_log.write_rest()
+        rig.listener.connection_log.evicted(connections[29], CloseReason.OUTBOX_FULL)
+    rig.listener.connection_log.write_rest()
+    rig.listener.connection_log.write_rest()
     assert log[-1] == {"event": "connection.evicted", "not_logged": 30 - 18}
     assert len(log) == 22 + 18 + 1
 

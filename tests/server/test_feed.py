@@ -5,11 +5,11 @@ from __future__ import annotations
 import trio
 
 from trio_odin.config import read_settings
-from trio_odin.core.backpressure import ByteBudget
+from trio_odin.core.byte_budget import ByteBudget
 from trio_odin.core.gaps import Gap, Mark
 from trio_odin.core.ledger import Ledger
+from trio_odin.core.nats_message import NatsMessage
 from trio_odin.core.pause import Pause
-from trio_odin.core.publication import NatsMessage
 from trio_odin.core.reasons import GapReason, Shed
 from trio_odin.core.upstream import Upstream
 from trio_odin.server.bridge import Bridge
@@ -24,7 +24,7 @@ async def test_events_wait_within_a_limit_of_bytes_and_what_finds_no_room_is_a_g
     settings, ledger = read_settings({}), Ledger()
     feed_send, feed_receive = trio.open_memory_channel[NatsMessage | Mark](100)
     budget = ByteBudget(limit_bytes=1500)
-    bridge = Bridge(settings, ledger, feed_send, budget, Upstream(), Pause())
+    bridge = Bridge(settings, ledger, feed_send, budget, Upstream(), Pause(), recall_max=0)
     for offset in range(1, 5):
         bridge._accept(message(offset))
     assert (bridge.fed, ledger.publications.shed) == (2, {Shed.FEED_FULL: 2})

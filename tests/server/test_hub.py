@@ -11,7 +11,8 @@ from trio_odin.config import Settings, read_settings
 from trio_odin.core.backpressure import OutboxRules
 from trio_odin.core.history import History
 from trio_odin.core.ledger import Ledger
-from trio_odin.core.publication import NatsMessage, Publication
+from trio_odin.core.nats_message import NatsMessage
+from trio_odin.core.publication import Publication
 from trio_odin.core.reasons import CloseReason, Invalid, Shed
 from trio_odin.server.hub import Hub
 from trio_odin.server.outlet import Outlet

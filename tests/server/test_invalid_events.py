@@ -9,7 +9,7 @@ import trio.testing
 
 from trio_odin.config import read_settings
 from trio_odin.core.ledger import Ledger
-from trio_odin.core.publication import NatsMessage
+from trio_odin.core.nats_message import NatsMessage
 from trio_odin.core.reasons import Invalid
 from trio_odin.server import invalid_events
 from trio_odin.server.connection import Connection

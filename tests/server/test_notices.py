@@ -18,7 +18,7 @@ from tests.server.rig import Rig
 from trio_odin.config import read_settings
 from trio_odin.core.gaps import Gap, Mark
 from trio_odin.core.ledger import Ledger, Publications
-from trio_odin.core.publication import NatsMessage
+from trio_odin.core.nats_message import NatsMessage
 from trio_odin.core.reasons import GapReason
 from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry

@@ -18,7 +18,8 @@ from wsproto.frame_protocol import Opcode
 
 from tests.core.client import LossRule, frames_of
 from trio_odin.core.answers import Answer, Resend
-from trio_odin.core.backpressure import ByteBudget, OutboxRules, SlowPolicy
+from trio_odin.core.backpressure import OutboxRules, SlowPolicy
+from trio_odin.core.byte_budget import ByteBudget
 from trio_odin.core.frame import PING, close_frame, text_frame
 from trio_odin.core.history import History
 from trio_odin.core.ledger import Ledger

@@ -105,8 +105,8 @@ async def test_a_running_server_takes_on_limits_and_keeps_them_when_the_next_fil
     assert (snapshot.max_nats_rate, snapshot.max_broadcast_rate) == (7.0, 8.0)
     assert server._admission.max_connections == 1
     assert server._admission.cpu_reject_percent == 33.0
-    assert server._hub.session_limits.max_channels == 3
-    assert server._hub.session_limits.command_burst == 4
+    assert server._listener.session_limits.max_channels == 3
+    assert server._listener.session_limits.command_burst == 4
     assert server._settings.drain_seconds == 30.0, "it takes effect at the next start"
     assert logging.getLogger().level == logging.ERROR
     assert snapshot.ledger.traffic.reloads == {"ok": 1, "failed": 2}
@@ -129,7 +129,7 @@ async def test_new_rates_hold_from_the_next_event_on(nursery: trio.Nursery) -> N
 async def test_new_limits_are_for_new_sessions(nursery: trio.Nursery) -> None:
     rig = Rig(nursery)
     await rig.subscribe("BTC.trade")
-    rig.hub.reload(read_settings({"WS_MAX_CHANNELS": "2"}))
+    rig.listener.reload(read_settings({"WS_MAX_CHANNELS": "2"}))
     await rig.subscribe("BTC.trade")
     limits = [connection.session._limits.max_channels for connection in rig.hub.members]
     assert limits == [256, 2]

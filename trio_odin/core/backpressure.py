@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import attrs
 
+from trio_odin.core.byte_budget import ByteBudget
 from trio_odin.core.ledger import Deliveries
 from trio_odin.core.publication import Publication
 from trio_odin.core.reasons import Dropped
@@ -33,18 +34,6 @@ class SlowPolicy(Enum):
     EVICT = "evict"
     CONFLATE = "conflate"
     DROP = "drop"
-
-
-@attrs.define
-class ByteBudget:
-    """The bytes that wait in one place, such as all outboxes. `limit_bytes` 0 is no limit."""
-
-    limit_bytes: int = 0
-    used_bytes: int = 0
-
-    def has_room_for(self, size: int) -> bool:
-        """Whether `size` more bytes may wait."""
-        return not self.limit_bytes or self.used_bytes + size <= self.limit_bytes
 
 
 @attrs.frozen

@@ -10,7 +10,7 @@ the bytes behind `seq` are made once and shared; a connection's frame is three p
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -21,24 +21,6 @@ PRIORITY: Final = 1
 _SEQ_KEY: Final = b'{"seq":'
 _SKIPPED_KEY: Final = b',"skipped":'
 _TOTAL_KEY: Final = b',"skipped_total":'
-
-
-class NatsMessage(NamedTuple):
-    """What the bridge puts into the feed.
-
-    Attributes:
-        offset: the stream's sequence, None in core mode.
-        arrived_at: monotonic seconds.
-        unix_ms: when NATS stored it; in core mode, when it arrived.
-        is_past: it was published before we came, so it is no news to anybody connected.
-    """
-
-    subject: str
-    payload: bytes
-    offset: int | None
-    arrived_at: float
-    unix_ms: int = 0
-    is_past: bool = False
 
 
 class InvalidPayload(Exception):

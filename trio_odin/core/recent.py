@@ -13,7 +13,8 @@ from itertools import takewhile
 from typing import Final, NamedTuple
 
 from trio_odin.core.gaps import Mark
-from trio_odin.core.publication import InvalidPayload, NatsMessage, Publication
+from trio_odin.core.nats_message import NatsMessage
+from trio_odin.core.publication import InvalidPayload, Publication
 
 # Also read from before the start, for the clients of a server or worker that has just ended.
 RECENT_EVENTS_MAX: Final = 4096

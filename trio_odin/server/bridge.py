@@ -25,15 +25,14 @@ from nats.aio.msg import Msg
 from nats.js.api import StreamInfo
 
 from trio_odin.config import Settings
-from trio_odin.core.backpressure import ByteBudget
+from trio_odin.core.byte_budget import ByteBudget
 from trio_odin.core.gaps import Gap, Gaps, Losses, Mark, Position, StreamState, joined
 from trio_odin.core.ledger import Ledger
+from trio_odin.core.nats_message import NatsMessage
 from trio_odin.core.pause import Pause
 from trio_odin.core.place import Place
-from trio_odin.core.publication import NatsMessage
 from trio_odin.core.ratelimit import TokenBucket
 from trio_odin.core.reasons import GapReason, Shed
-from trio_odin.core.recent import RECENT_EVENTS_MAX
 from trio_odin.core.upstream import Upstream
 from trio_odin.net.nats_client import Refused, TotalClient, Unreadable
 from trio_odin.net.nats_link import NatsLink, Outage, describe
@@ -84,7 +83,10 @@ class Bridge:
         feed_budget: ByteBudget,
         upstream: Upstream,
         pause: Pause,
+        *,
+        recall_max: int,
     ) -> None:
+        """`recall_max`: events to read from before the start, for clients that come back."""
         self.fed = 0
         self._upstream = upstream
         self._settings = settings
@@ -92,7 +94,7 @@ class Bridge:
         self._feed_send = feed_send
         self._feed_budget = feed_budget
         self._pause = pause
-        self._position = Position(recall=min(RECENT_EVENTS_MAX, settings.feed_capacity // 2))
+        self._position = Position(recall=recall_max)
         self._untold: Gaps = {}
         self._must_tell = False
         self._consumer: OrderedConsumer | None = None

@@ -23,7 +23,8 @@ from trio_odin.core.grants import Grant
 from trio_odin.core.history import History
 from trio_odin.core.identity import UNKNOWN, Identity
 from trio_odin.core.reasons import CloseReason
-from trio_odin.core.session import Session
+from trio_odin.core.session import Session, SessionLimits
+from trio_odin.server.connection_log import ConnectionLog
 from trio_odin.server.hub import Hub
 from trio_odin.server.keepalive import PingWheel
 from trio_odin.server.outlet import Outlet
@@ -54,6 +55,7 @@ class Connection:
     __slots__ = (
         "_hub",
         "_is_evicted",
+        "_log",
         "_scope",
         "_settings",
         "_websocket",
@@ -70,6 +72,8 @@ class Connection:
         *,
         hub: Hub[Connection],
         settings: Settings,
+        limits: SessionLimits,
+        log: ConnectionLog,
         grant: Grant | None = None,
         identity: Identity = UNKNOWN,
     ) -> None:
@@ -95,7 +99,7 @@ class Connection:
             hub.registry,
             history=history,
             recent=hub.recent,
-            limits=hub.session_limits,
+            limits=limits,
             traffic=hub.ledger.traffic,
             upstream=hub.upstream,
             now=trio.current_time(),
@@ -109,6 +113,7 @@ class Connection:
             may_answer_ping=self._may_answer_ping,
         )
         self._hub = hub
+        self._log = log
         self._settings = settings
         self._scope: trio.CancelScope | None = None
 
@@ -122,7 +127,7 @@ class Connection:
         Cancellation: the socket is closed at once, without a close frame.
         """
         self._hub.join(self)
-        self._hub.connection_log.opened(self)
+        self._log.opened(self)
         wheel.add(self)
         try:
             async with trio.open_nursery() as nursery:
@@ -137,7 +142,7 @@ class Connection:
             self._scope = None
             wheel.remove(self)
             self._hub.leave(self, self.close_reason)
-            self._hub.connection_log.closed(self, self.close_reason, is_told=self._is_evicted)
+            self._log.closed(self, self.close_reason, is_told=self._is_evicted)
             try:
                 await self._part()
             finally:
@@ -198,7 +203,7 @@ class Connection:
             self.close_reason = reason
             if reason.code is not None:  # else it was not we who wanted it to end
                 self._is_evicted = True
-                self._hub.connection_log.evicted(self, reason)
+                self._log.evicted(self, reason)
             farewell = b"" if reason.code is None else close_frame(reason.code, reason.text)
             self.outlet.stop(farewell)
         if reason is CloseReason.PEER_GONE:

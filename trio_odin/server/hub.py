@@ -9,25 +9,24 @@ from typing import Generic, Protocol, TypeVar
 import trio
 
 from trio_odin.config import Settings
-from trio_odin.core.backpressure import ByteBudget, OutboxRules, SlowPolicy
+from trio_odin.core.backpressure import OutboxRules, SlowPolicy
+from trio_odin.core.byte_budget import ByteBudget
 from trio_odin.core.gaps import Gap, Mark
 from trio_odin.core.history import ReplayBudget
 from trio_odin.core.ledger import Ledger
 from trio_odin.core.names import CHANNEL_RULE, channel_of_subject
+from trio_odin.core.nats_message import NatsMessage
 from trio_odin.core.pacing import Pace
-from trio_odin.core.publication import InvalidPayload, NatsMessage, Publication
+from trio_odin.core.publication import InvalidPayload, Publication
 from trio_odin.core.ratelimit import TokenBucket
 from trio_odin.core.reasons import CloseReason, GapReason, Invalid, Shed
 from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry
-from trio_odin.core.session import SessionLimits
 from trio_odin.core.upstream import Upstream
-from trio_odin.server.connection_log import ConnectionLog
 from trio_odin.server.invalid_events import InvalidEventLog
 from trio_odin.server.notices import Notices
 from trio_odin.server.turns import Turns
-from trio_odin.telemetry.cgroup import memory_group
-from trio_odin.telemetry.meters import MemoryMeter
+from trio_odin.telemetry.budgets import feed_bytes, outboxes_bytes, replay_bytes
 
 # Some 5 ms: readers, pings and the guard get their turn within a round.
 _FLUSHES_BETWEEN_CHECKPOINTS = 500
@@ -36,11 +35,6 @@ _JOINED_MAX_MESSAGES = 1000
 # From the start, until which a command that uses offsets waits for the position in the stream.
 _SETTLE_SECONDS = 5.0
 _SETTLED_BETWEEN_CHECKPOINTS = 50
-# What waits in all outboxes may take this share of the memory, if nothing else is said.
-_OUTBOXES_SHARE_OF_MEMORY = 4
-# And likewise what is kept for replay.
-_REPLAY_SHARE_OF_MEMORY = 8
-_FEED_SHARE_OF_MEMORY = 8
 
 
 class Subscriber(Hashable, Protocol):
@@ -83,8 +77,8 @@ class Hub(Generic[M]):
         feed_budget: bytes that may wait in the feed.
         outbox_rules: what may wait for each connection, and for all.
         replay_budget: what all connections together keep for replay.
-        connection_log: where it is logged that one came or went.
         upstream: what sessions may say of NATS.
+        is_filtering: a connection gets what it is subscribed to, and not everything.
         is_draining: whoever joins now has to leave at once.
         taken: messages taken from the feed so far.
         turns: how clients give way to events; None: not at all.
@@ -107,28 +101,17 @@ class Hub(Generic[M]):
             capacity=settings.outbox_capacity,
             max_bytes=settings.outbox_bytes,
             write_deadline_seconds=settings.write_deadline_seconds,
-            budget=ByteBudget(total_outbox_bytes(settings)),
+            budget=ByteBudget(outboxes_bytes(settings)),
         )
-        self.feed_budget = ByteBudget(_memory_bytes(settings) // _FEED_SHARE_OF_MEMORY)
-        self.replay_budget = ReplayBudget(total_replay_bytes(settings))
-        self.connection_log = ConnectionLog()
+        self.feed_budget = ByteBudget(feed_bytes(settings))
+        self.replay_budget = ReplayBudget(replay_bytes(settings))
         self._invalid_events = InvalidEventLog()
         self._pace = Pace(settings.max_flush_delay_seconds)
-        self._is_filtering = settings.is_filtering
+        self.is_filtering = settings.is_filtering
         self.reload(settings)
 
     def reload(self, settings: Settings) -> None:
-        """Take on the limits of `settings`: of sessions for those that join from now on."""
-        self.session_limits = SessionLimits(
-            replay_capacity=settings.replay_capacity,
-            resume_channel_events=settings.resume_channel_events,
-            resume_events=settings.resume_events,
-            max_channels=settings.max_channels,
-            command_burst=settings.command_burst,
-            commands_per_second=settings.commands_per_second,
-            can_resume=self._is_filtering,
-            replay_budget=self.replay_budget,
-        )
+        """Take on the rate of `settings`."""
         self._rate = TokenBucket(
             burst=max(1.0, settings.max_broadcast_rate),
             per_second=settings.max_broadcast_rate,
@@ -239,7 +222,7 @@ class Hub(Generic[M]):
             self._refuse(message, Invalid.SUBJECT, error)
             return
         subscribers: Collection[Subscriber]
-        if self._is_filtering:
+        if self.is_filtering:
             subscribers = self.registry.subscribers_from(channel, message.offset)
         else:
             subscribers = [member.outlet for member in self.members]
@@ -305,20 +288,6 @@ class Hub(Generic[M]):
         # Where `defer` has flushed, `queued` was too small until here; nobody could look.
         self.ledger.deliveries.matched += matched
         self.ledger.deliveries.queued += matched
-
-
-def total_outbox_bytes(settings: Settings) -> int:
-    """Bytes that may wait in all outboxes together."""
-    return settings.total_outbox_bytes or _memory_bytes(settings) // _OUTBOXES_SHARE_OF_MEMORY
-
-
-def total_replay_bytes(settings: Settings) -> int:
-    """Bytes that all connections together may keep for replay."""
-    return settings.total_replay_bytes or _memory_bytes(settings) // _REPLAY_SHARE_OF_MEMORY
-
-
-def _memory_bytes(settings: Settings) -> int:
-    return MemoryMeter(settings.memory_limit_bytes, memory_group()).limit_bytes
 
 
 def _waiting(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 import trio
 
-from trio_odin.core.publication import NatsMessage
+from trio_odin.core.nats_message import NatsMessage
 from trio_odin.core.ratelimit import TokenBucket
 from trio_odin.core.reasons import Invalid
 

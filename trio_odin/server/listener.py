@@ -21,6 +21,7 @@ from trio_odin.core.grants import Grant
 from trio_odin.core.handshake import Refusal, Upgrade
 from trio_odin.core.identity import Identity, user_agent
 from trio_odin.core.reasons import Rejection
+from trio_odin.core.session import SessionLimits
 from trio_odin.net.http import (
     END_OF_HEAD,
     HeadLimits,
@@ -32,6 +33,7 @@ from trio_odin.net.http import (
 )
 from trio_odin.server.acceptor import Acceptor, refusal
 from trio_odin.server.connection import Connection
+from trio_odin.server.connection_log import ConnectionLog
 from trio_odin.server.half_open import HalfOpen
 from trio_odin.server.hub import Hub
 from trio_odin.server.keepalive import PingWheel
@@ -69,6 +71,8 @@ class Listener:
     Attributes:
         admitted: connections let in. Those that still send their head are not counted yet.
         heads_awaited: how many those are.
+        session_limits: of those that join from now on.
+        connection_log: where it is logged that one came or went.
     """
 
     def __init__(
@@ -95,6 +99,8 @@ class Listener:
         self._from_address: Counter[str] = Counter()
         self._files_for_clients = _files_for_clients()
         self._departed = trio.lowlevel.ParkingLot()
+        self.session_limits = self._session_limits()
+        self.connection_log = ConnectionLog()
         self.admitted = 0
         self.heads_awaited = 0
 
@@ -104,6 +110,20 @@ class Listener:
         self._limits = HeadLimits(settings.max_head_bytes, settings.max_headers)
         self._acceptor.set_rate(settings.accepts_per_second)
         self._half_open.most = settings.max_half_open
+        self.session_limits = self._session_limits()
+
+    def _session_limits(self) -> SessionLimits:
+        settings = self._settings
+        return SessionLimits(
+            replay_capacity=settings.replay_capacity,
+            resume_channel_events=settings.resume_channel_events,
+            resume_events=settings.resume_events,
+            max_channels=settings.max_channels,
+            command_burst=settings.command_burst,
+            commands_per_second=settings.commands_per_second,
+            can_resume=self._hub.is_filtering,
+            replay_budget=self._hub.replay_budget,
+        )
 
     async def run(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
         """Accept on `listener` until cancelled."""
@@ -220,7 +240,13 @@ class Listener:
             self._from_address[owner] += 1
         try:
             connection = Connection(
-                stream, hub=self._hub, settings=self._settings, grant=grant, identity=identity
+                stream,
+                hub=self._hub,
+                settings=self._settings,
+                limits=self.session_limits,
+                log=self.connection_log,
+                grant=grant,
+                identity=identity,
             )
             await connection.run(upgrade, self._wheel)
         finally:

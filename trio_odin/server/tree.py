@@ -35,8 +35,9 @@ from trio_odin.core.draining import RECONNECTS_PER_SECOND
 from trio_odin.core.gaps import Mark
 from trio_odin.core.ledger import Ledger
 from trio_odin.core.load import OtherWorkers
-from trio_odin.core.publication import NatsMessage
+from trio_odin.core.nats_message import NatsMessage
 from trio_odin.core.reasons import Rejection
+from trio_odin.core.recent import RECENT_EVENTS_MAX
 from trio_odin.net.address import (
     Address,
     bound_address,
@@ -120,6 +121,7 @@ class Server:
             self._hub.feed_budget,
             self._hub.upstream,
             self._guard.pause,
+            recall_max=min(RECENT_EVENTS_MAX, settings.feed_capacity // 2),
         )
         self._wheel: PingWheel[Connection] = PingWheel(
             interval_seconds=settings.ping_interval_seconds,
@@ -307,7 +309,7 @@ class Server:
     async def _summary(self) -> None:
         while True:
             await trio.sleep(self._settings.summary_seconds)
-            self._hub.connection_log.write_rest()
+            self._listener.connection_log.write_rest()
             deliveries = self.ledger.deliveries
             _log.info(
                 "summary",

@@ -41,7 +41,6 @@ from trio_odin.net.address import (
     bind_shared,
     reserved_address,
 )
-from trio_odin.server.hub import total_outbox_bytes, total_replay_bytes
 from trio_odin.server.permits import verifier_of
 from trio_odin.server.reloading import ReadEnvironment, log_failed_reload, log_reload
 from trio_odin.server.worker_link import (
@@ -57,6 +56,7 @@ from trio_odin.server.worker_link import (
     Reload,
     parent_decoder,
 )
+from trio_odin.telemetry.budgets import outboxes_bytes, replay_bytes
 from trio_odin.telemetry.log_lines import lines_dropped
 from trio_odin.telemetry.logs import set_log_level
 from trio_odin.telemetry.merge import Past, merge
@@ -657,8 +657,8 @@ def environment_of_worker(
         "WS_ADDR": str(address),
         "WS_WORKERS": str(settings.workers),
         "WS_ADMIN_ADDR": "" if admin_address is None else str(admin_address),
-        "WS_TOTAL_OUTBOX_BYTES": str(max(1, total_outbox_bytes(settings) // settings.workers)),
-        "WS_REPLAY_BYTES": str(max(1, total_replay_bytes(settings) // settings.workers)),
+        "WS_TOTAL_OUTBOX_BYTES": str(max(1, outboxes_bytes(settings) // settings.workers)),
+        "WS_REPLAY_BYTES": str(max(1, replay_bytes(settings) // settings.workers)),
     }
 
 
