@@ -16,7 +16,6 @@ import structlog
 import trio
 
 from trio_odin.config import Settings
-from trio_odin.core.draining import notice
 from trio_odin.core.flight import COMMANDS
 from trio_odin.core.frame import close_frame
 from trio_odin.core.grants import Grant
@@ -221,12 +220,12 @@ class Connection:
         else:
             self.outlet.stop()
 
-    def announce_leave(self, seconds: float) -> None:
-        """Tell the client to come back elsewhere in so long. Does not wait.
+    def announce(self, frame: bytes) -> None:
+        """Tell the client when to come back elsewhere. Does not wait.
 
         One that is so slow that there is no room for it learns from the close frame.
         """
-        self.outlet.send_soon(notice(seconds))
+        self.outlet.send_soon(frame)
 
     def leave(self) -> None:
         """Ask the connection to empty its outbox, close with 1001 and end. Does not wait.

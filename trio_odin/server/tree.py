@@ -31,7 +31,6 @@ import structlog
 import trio
 
 from trio_odin.config import Settings
-from trio_odin.core.draining import RECONNECTS_PER_SECOND
 from trio_odin.core.gaps import Mark
 from trio_odin.core.ledger import Ledger
 from trio_odin.core.load import OtherWorkers
@@ -48,7 +47,7 @@ from trio_odin.net.address import (
 from trio_odin.server.admin import AdminPort
 from trio_odin.server.bridge import Bridge
 from trio_odin.server.connection import Connection
-from trio_odin.server.draining import send_away
+from trio_odin.server.draining import RECONNECTS_PER_SECOND, send_away
 from trio_odin.server.guard import Guard
 from trio_odin.server.hub import Hub
 from trio_odin.server.keepalive import PingWheel

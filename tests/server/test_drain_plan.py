@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_odin.core.draining import RECONNECTS_PER_SECOND, DrainPlan, notice, plan_drain
+from trio_odin.server.draining import RECONNECTS_PER_SECOND, DrainPlan, notice, plan_drain
 
 COUNTS = st.integers(0, 20_000)
 RATES = st.floats(1, 10_000)
