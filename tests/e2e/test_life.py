@@ -26,7 +26,7 @@ from tests.e2e.test_cli import children_of, ended, ready
 from tests.e2e.test_workers import Running
 from tests.waiting import wait_until
 from trio_odin.config import read_settings
-from trio_odin.server import workers as workers_module
+from trio_odin.server import worker_slot
 from trio_odin.server.workers import Parent, serve_with_workers
 
 pytestmark = pytest.mark.e2e
@@ -361,8 +361,8 @@ async def test_a_successor_that_cannot_serve_leaves_the_one_that_does(tmp_path: 
 async def test_a_worker_that_is_silent_for_too_long_is_killed_and_started_again(
     nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert workers_module._HUNG_SECONDS == 30
-    monkeypatch.setattr(workers_module, "_HUNG_SECONDS", 4.0)
+    assert worker_slot.HUNG_SECONDS == 30
+    monkeypatch.setattr(worker_slot, "HUNG_SECONDS", 4.0)
     with running_nats(tmp_path) as nats:
         variables = {"WS_WORKERS": "2", "WS_ADDR": "127.0.0.1:0", "NATS_URL": nats.url}
         parent: Parent = await nursery.start(
@@ -380,7 +380,7 @@ async def test_a_worker_that_is_silent_for_too_long_is_killed_and_started_again(
         await parent.finished.wait()
 
 
-def serving(workers: Sequence[workers_module.Worker]) -> bool:
+def serving(workers: Sequence[worker_slot.Worker]) -> bool:
     return all(worker.missing_since is None for worker in workers)
 
 

@@ -14,9 +14,9 @@ from trio_odin.config import read_settings
 from trio_odin.core.address import Address
 from trio_odin.core.load import OtherWorkers
 from trio_odin.server.worker_link import Accept
+from trio_odin.server.worker_slot import Worker
 from trio_odin.server.workers import (
     Parent,
-    Worker,
     WorkerUnfit,
     environment_of_worker,
     serve_with_workers,
