@@ -475,7 +475,7 @@ def _what_was_measured(report: BenchReport) -> str:
         f"{report.payload_bytes} bytes for {report.hold_seconds:g} seconds. That is workload *W*. "
         "Then some more clients come that never read (*stalled*), then the rate is doubled at each "
         "step until the latency or the cores give out (the ramp), and at last there is a smaller "
-        "workload with connections of its own (*plan*). To repeat it:"
+        "workload (*plan*). To repeat it:"
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,13 +13,13 @@ import attrs
 import click
 import trio
 from rich.console import Console
-from rich.status import Status
 
-from trio_odin.cli.common import fail, run
+from trio_odin.cli.common import fail, require_extra, run
+from trio_odin.cli.progress import telling
 from trio_odin.lab.bench.plan import BenchPlan
 from trio_odin.lab.bench.plot import PlotUnavailable, plot
 from trio_odin.lab.bench.report import BenchReport, as_json, render, render_summary
-from trio_odin.lab.bench.runner import run_benches
+from trio_odin.lab.bench.runner import Progress, run_benches
 from trio_odin.lab.bench.subjects import SUBJECTS, Subject, ours, parse_peer
 from trio_odin.lab.fleet.dialects import DIALECTS
 from trio_odin.lab.fleet.limits import LoadImpossible
@@ -152,7 +151,8 @@ def bench_command(
     latency from the moment planned for the publication, and whether all arrived. In turn: all
     connect and subscribe, 200 at a time; nothing is published; 30 events a second to 24 of 200
     channels each (W); the same while one client in a hundred never reads; the rate is doubled until
-    it is too much; and 12 events a second to 16 channels each.
+    it is too much; and 12 events a second to 16 channels each. Each stage is a load like one of
+    `trio-odin load`, with connections of its own.
 
     A --peer runs elsewhere, so its CPU and memory are not measured. It has to take its events from
     the NATS server of --nats, to which the bench publishes for it.
@@ -164,6 +164,7 @@ def bench_command(
 
     Exit code 0 means that trio-odin lost and doubled nothing, 1 that it did.
     """  # noqa: D301 - click needs the character, not the backslash
+    require_extra("hdrh", "psutil")
     plan = _bench_plan([*map(_subject, subjects), *peers], connections, hold, seed, quick=quick)
     plan = attrs.evolve(plan, rate=rate, peers_nats_url=nats_url)
     if only_hold:
@@ -171,8 +172,8 @@ def bench_command(
     # Into a file or a pipe the table goes in full width; a terminal has its own.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _TABLE_CHARS)
     runs: list[BenchReport] = []
-    with Status("", console=console) as status:
-        measure = partial(_bench_until_signalled, plan, count, _teller(console, status), runs)
+    with telling(console) as tell:
+        measure = partial(_bench_until_signalled, plan, count, tell, runs)
         run(measure, LoadImpossible, BrokerUnavailable)
     for report in runs:
         render(report, console)
@@ -188,7 +189,7 @@ def bench_command(
 
 
 async def _bench_until_signalled(
-    plan: BenchPlan, count: int, tell: Callable[[str], None], runs: list[BenchReport]
+    plan: BenchPlan, count: int, tell: Progress, runs: list[BenchReport]
 ) -> None:
     with end_signals() as signals:
         async with trio.open_nursery() as nursery:
@@ -200,18 +201,6 @@ async def _bench_until_signalled(
             nursery.start_soon(end)
             await run_benches(plan, count, tell, runs)
             nursery.cancel_scope.cancel(reason="all is measured")
-
-
-def _teller(console: Console, status: Status) -> Callable[[str], None]:
-    """Show what goes on in a line that changes, or in lines where there is no terminal."""
-    if console.is_terminal:
-        return status.update
-
-    def tell(text: str) -> None:
-        if not text.endswith(" connected"):
-            click.echo(text, err=True)
-
-    return tell
 
 
 def _subject(name: str) -> Subject:

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import BinaryIO
 
 import click
 from rich.console import Console
-from rich.status import Status
 
 from trio_odin.cli.common import require_extra, run
 from trio_odin.cli.market import tokens_option
+from trio_odin.cli.progress import telling
 from trio_odin.lab.capacity.stages import HOME_SHARE, STAGES, TOKENS
 from trio_odin.lab.fleet.limits import LoadImpossible
 from trio_odin.lab.fleet.workload import Workload
 from trio_odin.lab.load.criteria import INTEGRITY, Criterion, at_least, at_most, checks
-from trio_odin.lab.load.plan import LoadPlan, Progress, health_beside
+from trio_odin.lab.load.plan import LoadPlan, health_beside
 from trio_odin.lab.load.report import render
 from trio_odin.lab.load.runner import LoadAbandoned, run_load
 
 # The plan's capacity tests, and which stages of the lab they are.
 _PLAN_STAGES = {"1k": 2, "5k": 3, "10k": 4}
-_LINE_SECONDS = 5.0
 _INTERRUPTED = 130
 
 
@@ -254,8 +251,9 @@ def load_command(
     # Without markup: reasons to close are the server's own words.
     console = Console(highlight=False, markup=False, emoji=False)
     try:
-        with _progress(console) as progress:
-            result = run(partial(run_load, plan, progress), LoadImpossible)
+        with telling(console) as tell:
+            load = partial(run_load, plan, lambda now: tell(now.phase, now.line()))
+            result = run(load, LoadImpossible)
     except LoadAbandoned as error:
         click.echo(f"trio-odin: {error}", err=True)
         sys.exit(_INTERRUPTED)
@@ -277,21 +275,3 @@ def _criteria(expected: dict[str, float | None]) -> Iterator[Criterion]:
         bound = bounds.get(flag.removeprefix("--").replace("-", "_"))
         if bound is not None:
             yield criterion(bound)
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Callable[[Progress], None]]:
-    """A line that is kept current; where nobody looks, one now and then on standard error."""
-    if console.is_terminal:
-        with Status("connecting", console=console) as status:
-            yield lambda progress: status.update(progress.line())
-        return
-    told_at = {"": 0.0}
-
-    def tell(progress: Progress) -> None:
-        now = time.monotonic()
-        if now - told_at.get(progress.phase, 0.0) >= _LINE_SECONDS:
-            told_at[progress.phase] = now
-            click.echo(progress.line(), err=True)
-
-    yield tell

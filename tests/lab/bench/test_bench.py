@@ -23,7 +23,8 @@ SMALL = ["--quick", "--connections", "50", "--hold", "1", "--only-hold"]
 def test_a_small_bench_receives_what_was_published_and_says_what_it_cost(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     subjects = ["--subjects", "odin,odin-2,nats,floor"]
-    command = [*BENCH, *SMALL, *subjects, "--runs", "2", "--json", str(file)]
+    # At less, the quickest use less CPU than the 10 ms that the kernel counts in.
+    command = [*BENCH, *SMALL, *subjects, "--rate", "200", "--runs", "2", "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "connected and subscribed" in done.stdout
@@ -37,7 +38,7 @@ def test_a_small_bench_receives_what_was_published_and_says_what_it_cost(tmp_pat
         assert subject["failure"] is None
         assert subject["storm"]["connected"] == 50
         (w,) = subject["stages"]
-        assert (w["name"], w["rate"]) == ("W", 30)
+        assert (w["name"], w["rate"]) == ("W", 200)
         assert w["received"] == w["expected"] > 0
         assert w["lost"] == w["repeated"] == w["gaps"] == w["foreign"] == w["disconnects"] == 0
         assert 0 < w["p50_ms"] <= w["p99_ms"] <= w["p999_ms"] < 10_000
@@ -53,7 +54,10 @@ async def test_a_peer_that_is_not_there_is_a_sentence(nats_url: str) -> None:
         done = await trio.run_process(
             command, capture_stdout=True, capture_stderr=True, check=False
         )
-    assert "far: nobody could connect: {'Connection refused': 50}" in done.stdout.decode()
+    assert (
+        "far: nobody could connect to ws://127.0.0.1:1/ws: Connection refused (50 times)"
+        in done.stdout.decode()
+    )
     assert b"Traceback" not in done.stderr
 
 

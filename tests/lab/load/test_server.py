@@ -7,7 +7,7 @@ import attrs
 import pytest
 
 from trio_odin.lab.load.result import ServerFigures
-from trio_odin.lab.load.server import Moments, Statement, server_figures, statement
+from trio_odin.lab.load.server import Moments, Server, Statement, server_figures
 
 MIB = 1024 * 1024
 
@@ -30,10 +30,10 @@ MOMENTS = Moments(
     idle_until=page(20, cpu=3.5),
     hold=[
         page(20, cpu=4.0, percent=99, ws_messages_sent_total=100,
-             ws_nats_messages_received_total=7),
+             ws_nats_messages_received_total=7, user=1.0, others=20.0),
         page(21, cpu=5.0, percent=10),
         page(30, cpu=9.0, mib=80, percent=30, ws_messages_sent_total=200_100,
-             ws_nats_messages_received_total=127),
+             ws_nats_messages_received_total=127, user=2.0, others=22.0),
     ],
     end=page(40, ws_connections_rejected_total=8, ws_ledger_imbalance=2),
 )  # fmt: skip
@@ -48,6 +48,8 @@ def test_the_figures_are_the_differences_between_the_pages() -> None:
         percent=20.0,  # the page before the hold tells of the time before it
         percent_max=30,
         delivery_us=25.0,
+        delivery_user_us=5.0,
+        others_cores=0.2,
         base_mib=40.0,
         connected_mib=60.0,
         held_mib=80.0,
@@ -114,5 +116,5 @@ def test_two_pages_of_the_same_moment_tell_nothing_of_time() -> None:
 
 
 async def test_where_there_is_no_page_to_ask_for_there_are_no_figures() -> None:
-    found = await statement(None)
+    found = await Server(None, None).statement()
     assert (found.figures, found.mib, found.percent) == ({}, None, None)

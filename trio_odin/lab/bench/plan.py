@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import attrs
 
 from trio_odin.lab.bench.subjects import Subject
+from trio_odin.lab.fleet.workload import Workload
 
 
 @attrs.frozen(kw_only=True)
@@ -43,9 +44,13 @@ class BenchPlan:
     peers_nats_url: str = "nats://127.0.0.1:4222"
 
     @property
-    def channels(self) -> list[str]:
-        """Every channel."""
-        return [f"TOKEN{number:03d}.trade" for number in range(self.tokens)]
+    def workload(self) -> Workload:
+        """W: what each connection subscribes to."""
+        return Workload(
+            channels=[f"TOKEN{number:03d}.trade" for number in range(self.tokens)],
+            channels_per_connection=self.channels_per_connection,
+            seed=self.seed,
+        )
 
     def only_hold(self) -> BenchPlan:
         """The same without what comes after workload W."""

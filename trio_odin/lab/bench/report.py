@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 from typing import TypeAlias
@@ -11,6 +12,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from trio_odin.lab.load.result import LoadResult
 from trio_odin.lab.provenance import Provenance
 
 KIB = 1024
@@ -18,7 +20,7 @@ KIB = 1024
 
 @attrs.frozen(kw_only=True)
 class Storm:
-    """All connect as fast as the server lets them, 200 at a time for each 18,000.
+    """All connect as fast as the server lets them, 200 at a time.
 
     Connect, handshake, subscribe and acknowledgement. Times of one are from its own connect.
     """
@@ -72,6 +74,36 @@ class Stage:
     others_cores: float | None = None
     published_late_ms: float = 0.0
 
+    @classmethod
+    def of(cls, name: str, load: LoadResult, published_late_ms: float) -> Stage:
+        """What a load found in its hold."""
+        server, latency = load.server, load.latency
+        user_us, cpu_us = server.delivery_user_us, server.delivery_us
+        return cls(
+            name=name,
+            rate=load.rate or 0.0,
+            seconds=load.arrival_seconds,
+            expected=load.expected,
+            received=load.delivered,
+            lost=load.lost,
+            repeated=load.repeated,
+            foreign=load.foreign,
+            gaps=load.gaps,
+            disconnects=sum(load.disconnects.values()),
+            user_us=user_us,
+            system_us=None if cpu_us is None or user_us is None else cpu_us - user_us,
+            cores=server.cores,
+            p50_ms=latency.p50_ms if latency else 0.0,
+            p99_ms=latency.p99_ms if latency else 0.0,
+            p999_ms=latency.p999_ms if latency else 0.0,
+            frames_per_read=load.frames_per_read,
+            client_us=1e6 * load.client_cores / (load.received_per_second or math.inf),
+            client_cores=load.client_cores,
+            busiest_client_cores=load.busiest_client_cores,
+            others_cores=server.others_cores and max(0.0, server.others_cores),  # ticks of 10 ms
+            published_late_ms=published_late_ms,
+        )
+
     @property
     def cpu_us(self) -> float | None:
         """User and system CPU per delivery."""
@@ -114,6 +146,29 @@ class SubjectReport:
     connections_by_worker: list[int] | None = None
     stages: list[Stage] = attrs.field(factory=list)
     failure: str | None = None
+
+    def with_connections(self, load: LoadResult, spread: Sequence[int]) -> SubjectReport:
+        """With what the first load found of connections and memory."""
+        server, times = load.server, load.connect_ms
+        base, connected = server.base_mib, server.connected_mib
+        return attrs.evolve(
+            self,
+            storm=Storm(
+                connected=load.connected,
+                seconds=load.connect_seconds,
+                p50_ms=times.p50_ms if times else 0.0,
+                p99_ms=times.p99_ms if times else 0.0,
+                cpu_us_each=server.connect_us,
+                failures=why_not(load),
+            ),
+            rss_base_bytes=None if base is None else round(base * KIB * KIB),
+            kib_connected=None
+            if base is None or connected is None
+            else (connected - base) * KIB / load.connected,
+            kib_loaded=server.connection_kib,
+            idle_percent=None if server.idle_cores is None else server.idle_cores * 100,
+            connections_by_worker=list(spread) or None,
+        )
 
     def stage(self, name: str) -> Stage | None:
         """The stage of that name, the last one if there are several."""
@@ -165,6 +220,11 @@ class BenchReport:
             )
             for subject in ours
         )
+
+
+def why_not(load: LoadResult) -> dict[str, int]:
+    """How many connections did not come about, by reason."""
+    return load.rejections | load.failures
 
 
 def as_json(runs: Sequence[BenchReport]) -> bytes:

@@ -6,8 +6,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
@@ -16,8 +16,9 @@ import attrs
 import trio
 
 from trio_odin.lab.fleet.dialects import DIALECTS
-from trio_odin.lab.fleet.limits import LoadImpossible
 from trio_odin.lab.load.pages import get, labelled
+from trio_odin.lab.load.server import CPU, OTHERS_CPU, RSS, USER_CPU, Server, Statement
+from trio_odin.lab.machine import busy_core_seconds
 from trio_odin.net.nats_server import NatsServer
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 _START_SECONDS = 20.0
 _STOP_SECONDS = 5.0
-_ADDRESS = re.compile(rb'(?:listening on |"addresses": \[")([\w.]+):(\d+)')
+_ADDRESS = re.compile(rb'(?:listening on |"addresses": \[")([\w.]+:\d+)')
 _OUTPUT_KEPT_BYTES = 4096
 _PEERS = "trio_odin.lab.bench.peers"
 # In a storm its CPU is used up, and that is what is to be measured: nobody refused, nothing shed.
@@ -70,61 +71,65 @@ class Subject:
     environment: Mapping[str, str] = {}
 
 
-@attrs.frozen
-class Running:
-    """A subject that takes connections. `processes` is empty if it runs elsewhere."""
+class Running(Server):
+    """A subject that takes connections, looked at through its processes.
 
-    host: str
-    port: int
-    processes: Sequence[psutil.Process]
+    Its pages are asked for at the ends of a load only, as they cost CPU.
 
-    def cpu_seconds(self) -> tuple[float, float]:
-        """User and system time so far, of all its processes."""
-        with _ended_is_failed():
-            times = [process.cpu_times() for process in self._family()]
-        return sum(t.user for t in times), sum(t.system for t in times)
+    Attributes:
+        url: of its WebSocket.
+        health_url: of trio-odin only.
+        spread: connections that each worker of ours held at the end of the last load.
+    """
 
-    def rss_bytes(self) -> int:
-        """Resident memory of all its processes."""
-        with _ended_is_failed():
-            return sum(process.memory_info().rss for process in self._family())
+    def __init__(self, subject: Subject, url: str, processes: Sequence[psutil.Process]) -> None:
+        pages = f"http://{urlsplit(url).netloc}" if subject.is_ours else None
+        self.health_url = pages and f"{pages}/health"
+        super().__init__(self.health_url, pages and f"{pages}/metrics")
+        self.url = url
+        self.spread: list[int] = []
+        self._processes = processes
 
-    async def connections_by_worker(self) -> list[int]:
-        """How many each worker of ours holds, as /metrics has it."""
-        page = await get(f"http://{self.host}:{self.port}/metrics")
+    async def health(self) -> str:
+        """What it says of itself; `spread` is renewed."""
+        page = None if self._metrics_url is None else await get(self._metrics_url)
         text = "" if page is None else page.body.decode()
-        return [int(count) for count in labelled(text, "ws_worker_connections").values()]
+        self.spread = [int(count) for count in labelled(text, "ws_worker_connections").values()]
+        return await super().health()
 
-    def _family(self) -> list[psutil.Process]:
-        return [
-            member
-            for process in self.processes
-            for member in (process, *process.children(recursive=True))
-        ]
+    async def statement(self) -> Statement:
+        """CPU and memory of its processes; those of a subject that runs elsewhere are unknown.
+
+        Raises:
+            SubjectFailed: one has ended.
+        """
+        import psutil  # noqa: PLC0415 - of an extra
+
+        figures = {OTHERS_CPU: busy_core_seconds() - sum(_cpu_seconds(process_of(os.getpid())))}
+        if self._processes:
+            try:
+                user, system = map(sum, zip(*map(_cpu_seconds, self._processes), strict=True))
+                rss = sum(one.memory_info().rss for top in self._processes for one in _family(top))
+            except psutil.NoSuchProcess as error:
+                raise SubjectFailed(f"a process of it has ended by itself: {error}") from error
+            figures |= {CPU: user + system, USER_CPU: user, RSS: rss}
+        return Statement(time.monotonic(), figures)
 
 
-@contextmanager
-def _ended_is_failed() -> Iterator[None]:
-    import psutil  # noqa: PLC0415
+def _cpu_seconds(process: psutil.Process) -> tuple[float, float]:
+    """User and system time so far, with all processes that it has started."""
+    times = [one.cpu_times() for one in _family(process)]
+    return sum(t.user for t in times), sum(t.system for t in times)
 
-    try:
-        yield
-    except psutil.NoSuchProcess as error:
-        raise SubjectFailed(f"a process of it has ended by itself: {error}") from error
+
+def _family(process: psutil.Process) -> list[psutil.Process]:
+    return [process, *process.children(recursive=True)]
 
 
 def process_of(pid: int) -> psutil.Process:
-    """The process, to be measured.
+    """The process, to be measured."""
+    import psutil  # noqa: PLC0415 - of an extra
 
-    Raises:
-        LoadImpossible: psutil is not installed.
-    """
-    try:
-        import psutil  # noqa: PLC0415
-    except ImportError as error:
-        raise LoadImpossible(
-            "psutil is not installed: pip install '.[demo,lab,bench]' (the extra lab)"
-        ) from error
     return psutil.Process(pid)
 
 
@@ -214,9 +219,9 @@ async def run_subject(
         SubjectFailed: it did not start, or ended.
     """
     if subject.command is None:
-        parts = urlsplit(subject.url or nats.websocket_url)
         processes = [] if subject.url else [process_of(nats.pid)]
-        task_status.started(Running(parts.hostname or "", parts.port or 80, processes))
+        url = subject.url or f"{nats.websocket_url}{subject.path}"
+        task_status.started(Running(subject, url, processes))
         await trio.sleep_forever()
         return
     # In a session of its own: a Ctrl-C in the terminal is for us, we tell it when to stop. Settings
@@ -230,8 +235,9 @@ async def run_subject(
         env={**environment, **subject.environment},
     )
     try:
-        host, port = await _announced(subject, cast("trio.abc.ReceiveStream", process.stdout))
-        task_status.started(Running(host, port, [process_of(process.pid)]))
+        address = await _announced(subject, cast("trio.abc.ReceiveStream", process.stdout))
+        url = f"ws://{address}{subject.path}"
+        task_status.started(Running(subject, url, [process_of(process.pid)]))
         words = b""
         async for chunk in cast("trio.abc.ReceiveStream", process.stdout):
             words = (words + chunk)[-_OUTPUT_KEPT_BYTES:]
@@ -243,7 +249,7 @@ async def run_subject(
         process.kill()
 
 
-async def _announced(subject: Subject, output: trio.abc.ReceiveStream) -> tuple[str, int]:
+async def _announced(subject: Subject, output: trio.abc.ReceiveStream) -> str:
     """Where it listens, once all of its workers have said so."""
     words = b""
     with trio.move_on_after(_START_SECONDS):
@@ -251,7 +257,7 @@ async def _announced(subject: Subject, output: trio.abc.ReceiveStream) -> tuple[
             words += chunk
             said = _ADDRESS.findall(words)
             if len(said) >= subject.workers:
-                return said[0][0].decode(), int(said[0][1])
+                return cast("bytes", said[0]).decode()
     raise SubjectFailed(f"it did not start: {_last_words(words)}")
 
 

@@ -35,6 +35,8 @@ class LoadPlan:
         rate: events a second that the publisher is told.
         publisher_url: of its control; None: somebody else sees to it.
         processes: of clients, at least.
+        dialect: that the server speaks, a key of `DIALECTS`.
+        kind: of the events, a key of `KINDS`.
         health_url: the server's /health, with /metrics beside it; None: its figures stay unknown.
     """
 
@@ -51,6 +53,8 @@ class LoadPlan:
     rate: float | None = None
     publisher_url: str | None = None
     processes: int = 1
+    dialect: str = "odin"
+    kind: str = "market"
     health_url: str | None = attrs.field(
         default=attrs.Factory(lambda plan: health_beside(plan.url), takes_self=True)
     )

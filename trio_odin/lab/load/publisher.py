@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import trio
@@ -18,7 +19,10 @@ class PublisherControl:
 
     Attributes:
         published: events by its own count, once it was stopped.
+        events: which these were, by channel and number; None: it does not say.
     """
+
+    events: Collection[tuple[str, int]] | None = None
 
     def __init__(self, plan: LoadPlan) -> None:
         self.published: int | None = None

@@ -41,7 +41,7 @@ class Sample:
 
 @attrs.frozen(kw_only=True)
 class ServerFigures:
-    """What the server's own pages said.
+    """What the server's own pages said, or its processes.
 
     Args:
         connect_us: CPU of one connect and subscription.
@@ -49,7 +49,10 @@ class ServerFigures:
         cores: CPU during the hold, by time.
         percent: mean of what it says itself during the hold, in percent of its limit.
         percent_max: the highest of these.
-        delivery_us: CPU of the hold by its deliveries.
+        delivery_us: CPU of the hold by its deliveries; `delivery_user_us` is the part that was not
+            the kernel's, where the processes themselves were looked at.
+        others_cores: CPU of the machine in the hold that neither the load nor the server used,
+            where they share it.
         base_mib, connected_mib, held_mib: resident memory before the connects, after the
             subscriptions, and at the end of the hold.
         connection_kib: what a connection added to it, at the end of the hold.
@@ -64,6 +67,8 @@ class ServerFigures:
     percent: float | None = None
     percent_max: float | None = None
     delivery_us: float | None = None
+    delivery_user_us: float | None = None
+    others_cores: float | None = None
     base_mib: float | None = None
     connected_mib: float | None = None
     held_mib: float | None = None
@@ -100,6 +105,7 @@ class LoadResult:
         connections: how many were asked for.
         rate: events a second that the publisher was told, None if it was not ours to tell.
         hold_seconds: how long the hold really was.
+        arrival_seconds: from its start until the last event had come.
         interrupted: the user ended it early.
         connected: connections whose handshake succeeded and whose subscription to all their
             channels was acknowledged.
@@ -119,13 +125,16 @@ class LoadResult:
         foreign: envelopes of a channel that the connection did not subscribe to.
         unreadable: frames that are no message of a known form.
         error_replies: errors that the server sent.
-        publications: events within the window of the hold that somebody received.
+        frames_per_read: events by reads from sockets in the hold; above 1 where the server joins.
+        publications: events within the window of the hold that somebody received; all of the hold
+            where the publisher says which there were.
         published: events during the hold by the publisher's own count, if it was asked.
         unseen: of these, events of channels with a subscriber that reached nobody.
         expected, delivered, lost: deliveries of the publications to the connections that are not
             replaced on purpose.
         latency: from the moment for which the publisher planned an event to its receipt, so
-            nothing that is late can hide (no coordinated omission).
+            nothing that is late can hide (no coordinated omission). What came after the end of
+            the hold is in it, unless all were cut then.
         health: of the server before the first connect and before the last close, in its own word.
         client_cores, busiest_client_cores: CPU of all clients, and of the busiest process.
     """
@@ -137,6 +146,7 @@ class LoadResult:
     connections: int
     rate: float | None = None
     hold_seconds: float = 0.0
+    arrival_seconds: float = 0.0
     interrupted: bool = False
     connected: int = 0
     rejections: dict[str, int] = attrs.field(factory=dict)
@@ -158,6 +168,7 @@ class LoadResult:
     foreign: int = 0
     unreadable: int = 0
     error_replies: int = 0
+    frames_per_read: float = 0.0
     publications: int = 0
     published: int | None = None
     unseen: int | None = None

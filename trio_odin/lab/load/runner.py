@@ -13,7 +13,8 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 import attrs
@@ -26,14 +27,7 @@ from trio_odin.lab.fleet.plan import Collected, Connected, FleetPlan, Summary, s
 from trio_odin.lab.load.plan import LoadPlan, Progress
 from trio_odin.lab.load.publisher import PublisherControl
 from trio_odin.lab.load.result import LoadResult, Reconnects, Sample
-from trio_odin.lab.load.server import (
-    UNMATCHED,
-    Moments,
-    Statement,
-    health,
-    server_figures,
-    statement,
-)
+from trio_odin.lab.load.server import UNMATCHED, Moments, Server, Statement, server_figures
 from trio_odin.lab.machine import this_machine
 
 _TICK_SECONDS = 1.0
@@ -44,7 +38,7 @@ _STALLED_SECONDS = 60.0
 _RETURN_SECONDS = 120.0
 _CLOSE_SECONDS = 15.0
 _ARRIVAL_SECONDS = 15.0
-_QUIET_SECONDS = 1.0
+_QUIET_SECONDS = 2.0
 # An event near an end of the hold may have come before all were there, or still be on its way.
 _MARGIN_NS = 1_000_000_000
 _MARGIN_SHARE = 4
@@ -53,6 +47,10 @@ _NO_STATEMENT = Statement(0.0, {})
 
 class LoadAbandoned(Exception):
     """Somebody wanted the load to end at once. The message is one sentence."""
+
+
+class NobodyConnected(LoadImpossible):
+    """There was not a single connection. The message says why."""
 
 
 async def run_load(plan: LoadPlan, progress: Callable[[Progress], None]) -> LoadResult:
@@ -65,26 +63,25 @@ async def run_load(plan: LoadPlan, progress: Callable[[Progress], None]) -> Load
         LoadImpossible: it cannot be started from here; says what would do. Also in a group.
         LoadAbandoned: it was interrupted twice.
 
-    Cancellation: the publisher is stopped, which may take 10 s, and the fleets are ended without
-    closing their connections in order. So it is with every exception.
+    Cancellation: as that of `Load.run`.
     """
-    plan.check()
-    durations({0: 1})  # what is not installed is better said before the load than after it
     result: LoadResult | None = None
-    async with fleets(await _fleet_plans(plan)) as crowd:
-        load = _Load(plan, crowd, progress)
-        async with trio.open_nursery() as nursery:
-            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                nursery.start_soon(_end_on_signals, signals, load, nursery.cancel_scope)
-                result = await load.run()
-            nursery.cancel_scope.cancel(reason="the load has ended")
+    server = Server(plan.health_url, plan.metrics_url)
+    async with (
+        loading(plan, progress, server, PublisherControl(plan)) as load,
+        trio.open_nursery() as nursery,
+    ):
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            nursery.start_soon(_end_on_signals, signals, load, nursery.cancel_scope)
+            result = await load.run()
+        nursery.cancel_scope.cancel(reason="the load has ended")
     if result is None:
         raise LoadAbandoned("interrupted twice: the figures are lost")
     return result
 
 
 async def _end_on_signals(
-    signals: AsyncIterator[int], load: _Load, everything: trio.CancelScope
+    signals: AsyncIterator[int], load: Load, everything: trio.CancelScope
 ) -> None:
     await anext(signals)
     load.interrupt()
@@ -92,7 +89,25 @@ async def _end_on_signals(
     everything.cancel(reason="interrupted twice")
 
 
-async def _fleet_plans(plan: LoadPlan) -> list[FleetPlan]:
+@asynccontextmanager
+async def loading(
+    plan: LoadPlan,
+    progress: Callable[[Progress], None],
+    server: Server,
+    publisher: PublisherControl,
+) -> AsyncIterator[Load]:
+    """A load that can be run once, with its processes of clients, which end with the block.
+
+    Raises:
+        LoadImpossible: it cannot be started from here; says what would do.
+    """
+    plan.check()
+    durations({0: 1})  # what is not installed is better said before the load than after it
+    async with fleets(await fleet_plans(plan)) as crowd:
+        yield Load(plan, crowd, progress, server, publisher)
+
+
+async def fleet_plans(plan: LoadPlan) -> list[FleetPlan]:
     """A plan for each process of clients."""
     parts = urlsplit(plan.url)
     is_tls = parts.scheme == "wss"
@@ -112,7 +127,8 @@ async def _fleet_plans(plan: LoadPlan) -> list[FleetPlan]:
             is_tls=is_tls,
             source=sources[number % len(sources)],
             path=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
-            kind="market",
+            dialect=plan.dialect,
+            kind=plan.kind,
             workload=plan.workload,
             first=first,
             connections=share,
@@ -149,8 +165,9 @@ class _Totals:
     disconnects: Counter[str] = attrs.field(factory=Counter)
     times: Counter[tuple[str, int]] = attrs.field(factory=Counter)
     due_ns: dict[tuple[str, int], int] = attrs.field(factory=dict)
-    hold_buckets: Counter[int] = attrs.field(factory=Counter)
+    latencies: Counter[int] = attrs.field(factory=Counter)
     hold_received: int = 0
+    hold_reads: int = 0
     hold_cpu: float = 0.0
     hold_busiest_cpu: float = 0.0
 
@@ -170,8 +187,8 @@ class _Totals:
             self.due_ns[key] = entry.due_ns
 
     def add_to_hold(self, collected: Collected, busiest_cpu: float) -> None:
-        self.hold_buckets.update(collected.received.buckets)
         self.hold_received += collected.received.received
+        self.hold_reads += collected.reads
         self.hold_cpu += collected.cpu_seconds
         self.hold_busiest_cpu += busiest_cpu
 
@@ -180,18 +197,26 @@ class _Interrupted(Exception):
     """Comes out of a pause: the phases are to end."""
 
 
-class _Load:
+class Load:
     """One run. Everything that waits has a deadline.
 
     A fleet that was asked has to be heard, or its next answer would be taken for another one's. So
     neither an interruption nor a deadline cuts a question short: they end pauses.
     """
 
-    def __init__(self, plan: LoadPlan, crowd: Fleets, progress: Callable[[Progress], None]) -> None:
+    def __init__(
+        self,
+        plan: LoadPlan,
+        crowd: Fleets,
+        progress: Callable[[Progress], None],
+        server: Server,
+        publisher: PublisherControl,
+    ) -> None:
         self._plan = plan
         self._crowd = crowd
         self._progress = progress
-        self._publisher = PublisherControl(plan)
+        self._server = server
+        self._publisher = publisher
         self._interrupted = trio.Event()
         self._was_cut_short = False
         self._subscribers: dict[str, int] = {}
@@ -200,6 +225,7 @@ class _Load:
         self._hold: list[Statement] = []
         self._windows: list[tuple[int, int]] = []
         self._started = self._last_at = time.monotonic()
+        self._arrived = self._started
         self._date = _now()
         self._ends_at: float | None = None
 
@@ -208,9 +234,17 @@ class _Load:
         self._interrupted.set()
 
     async def run(self) -> LoadResult:
-        """All phases. Whatever happens, nothing is published any more afterwards."""
-        self._health = [await health(self._plan.health_url)]
-        self._before = self._page = await statement(self._plan.metrics_url)
+        """All phases. Whatever happens, nothing is published any more afterwards.
+
+        Raises:
+            NobodyConnected: says why.
+            LoadImpossible: the publisher, or a process of clients, does not do what it should.
+
+        Cancellation: the publisher is stopped, which may take 10 s, and connections are not closed
+        in order. So it is with every exception.
+        """
+        self._health = [await self._server.health()]
+        self._before = await self._ask()
         self._connected_page = self._idle_from = self._idle_until = _NO_STATEMENT
         self._before_events = _NO_STATEMENT
         try:
@@ -220,7 +254,7 @@ class _Load:
                 self._was_cut_short = True
             await self._publisher.stop()
             await self._arrivals()
-            self._health.append(await health(self._plan.health_url))
+            self._health.append(await self._server.health())
             await self._close()
             connects = await self._crowd.connects()  # until then some may still have come
             return self._result(connects, await self._crowd.summary())
@@ -254,7 +288,7 @@ class _Load:
         connects = await self._crowd.connects()
         self._subscribers = connects.subscribers
         if not connects.connected:
-            raise LoadImpossible(
+            raise NobodyConnected(
                 f"nobody could connect to {self._plan.url}: "
                 f"{_listed(connects.rejections | connects.failures)}"
             )
@@ -296,16 +330,30 @@ class _Load:
         await self._window("after", self._plan.after_seconds)
 
     async def _arrivals(self) -> None:
-        """Wait for what is still on its way: once nothing is published, until nothing comes."""
+        """Wait for what is still on its way: until all has come, or nothing more comes.
+
+        Where somebody else publishes there is always more: then for a moment only.
+        """
         if not self._windows:
             return
-        gives_up_at = time.monotonic() + _ARRIVAL_SECONDS
-        await trio.sleep(_SHORT_TICK_SECONDS)
-        await self._look("closing")  # what came in the hold is no reason to wait
-        is_quiet = False
-        while not is_quiet and time.monotonic() < gives_up_at:
-            await trio.sleep(_QUIET_SECONDS)
-            is_quiet = not await self._look("closing") or not self._publisher.is_ours
+        last = -1
+        began = time.monotonic()
+        while (now := time.monotonic()) - began < _ARRIVAL_SECONDS:
+            received = (await self._crowd.progress()).received
+            if received != last:
+                last, self._arrived = received, now
+            quiet_from = self._arrived if self._publisher.is_ours else began
+            if self._has_all(received) or now - quiet_from >= _QUIET_SECONDS:
+                break
+            await trio.sleep(_SHORT_TICK_SECONDS)
+        await self._look("closing")
+
+    def _has_all(self, received: int) -> bool:
+        """Whether as much has come as is due, where that is known."""
+        events = self._publisher.events
+        return events is not None and received >= sum(
+            self._subscribers.get(channel, 0) for channel, _ in events
+        )
 
     async def _close(self) -> None:
         at = await self._crowd.begin("close")
@@ -349,6 +397,8 @@ class _Load:
         if phase == "hold":
             self._totals.add_to_hold(collected, self._crowd.busiest_cpu_seconds)
             self._hold.append(page)
+        if phase == "hold" or (phase == "closing" and not self._plan.is_cut):
+            self._totals.latencies.update(collected.received.buckets)
         sample = _sample(
             phase, now - self._started, took, collected, page, page.cores_since(earlier)
         )
@@ -367,7 +417,7 @@ class _Load:
         return collected.received.received
 
     async def _ask(self) -> Statement:
-        self._page = await statement(self._plan.metrics_url)
+        self._page = await self._server.statement()
         return self._page
 
     # ---- the result
@@ -389,8 +439,9 @@ class _Load:
         )
         return attrs.evolve(
             self._completeness(),
-            rate=plan.rate if plan.publisher_url else None,
+            rate=plan.rate if self._publisher.is_ours else None,
             hold_seconds=seconds,
+            arrival_seconds=max(0.0, self._arrived - hold[0].at) if self._hold else 0.0,
             interrupted=self._was_cut_short,
             connected=connects.connected,
             rejections=connects.rejections,
@@ -410,7 +461,8 @@ class _Load:
             foreign=totals.foreign,
             unreadable=totals.unreadable,
             error_replies=totals.error_replies,
-            latency=durations(totals.hold_buckets),
+            latency=durations(totals.latencies),
+            frames_per_read=totals.hold_received / totals.hold_reads if totals.hold_reads else 0.0,
             client_cores=totals.hold_cpu / seconds if seconds else 0.0,
             busiest_client_cores=totals.hold_busiest_cpu / seconds if seconds else 0.0,
             server=figures,
@@ -422,11 +474,9 @@ class _Load:
         """A result with what became of the events of the windows."""
         plan, totals, subscribers = self._plan, self._totals, self._subscribers
         publications = expected = delivered = lost = 0
-        for key, due_ns in totals.due_ns.items():
+        for key in self._due():
             wanted = subscribers.get(key[0], 0)
-            if not wanted or not any(first <= due_ns <= last for first, last in self._windows):
-                continue
-            publications += 1
+            publications += wanted > 0
             expected += wanted
             delivered += min(wanted, totals.times[key])
             lost += max(0, wanted - totals.times[key])
@@ -446,6 +496,16 @@ class _Load:
             delivered=delivered,
             lost=lost,
         )
+
+    def _due(self) -> Collection[tuple[str, int]]:
+        """The events that all their subscribers should have, by channel and number."""
+        if self._publisher.events is not None:
+            return self._publisher.events
+        return [
+            key
+            for key, due_ns in self._totals.due_ns.items()
+            if any(first <= due_ns <= last for first, last in self._windows)
+        ]
 
     def _unseen(self) -> int | None:
         """Events that somebody had subscribed to and nobody received, None if nobody can tell."""

@@ -11,8 +11,11 @@ from trio_odin.lab.load.pages import get, get_object, parse_metrics
 from trio_odin.lab.load.result import ServerFigures
 
 _MIB = 1024 * 1024
-_CPU = "process_cpu_seconds_total"
-_RSS = "process_resident_memory_bytes"
+CPU = "process_cpu_seconds_total"
+RSS = "process_resident_memory_bytes"
+# What no page says, and whoever started the server can find out.
+USER_CPU = "user"
+OTHERS_CPU = "others"
 _PERCENT = "ws_cpu_usage_percent"
 _SENT = "ws_messages_sent_total"
 _REJECTED = "ws_connections_rejected_total"
@@ -23,7 +26,7 @@ _FROM_NATS = "ws_nats_messages_received_total"
 
 @attrs.frozen
 class Statement:
-    """The page at one moment; without figures where there was none. `at`: monotonic seconds."""
+    """What is known at one moment; no figures where there was no page. `at`: monotonic seconds."""
 
     at: float
     figures: Mapping[str, float]
@@ -31,7 +34,7 @@ class Statement:
     @property
     def mib(self) -> float | None:
         """Resident memory."""
-        rss = self.figures.get(_RSS)
+        rss = self.figures.get(RSS)
         return None if rss is None else rss / _MIB
 
     @property
@@ -45,24 +48,30 @@ class Statement:
             return self.figures[name] - earlier.figures[name]
         return None
 
-    def cores_since(self, earlier: Statement) -> float | None:
+    def cores_since(self, earlier: Statement, name: str = CPU) -> float | None:
         """CPU by time."""
-        cpu, seconds = self.since(earlier, _CPU), self.at - earlier.at
+        cpu, seconds = self.since(earlier, name), self.at - earlier.at
         return cpu / seconds if cpu is not None and seconds > 0 else None
 
 
-async def health(health_url: str | None) -> str:
-    """What the server says of itself: "healthy", "degraded", "unhealthy", or "unknown"."""
-    found = None if health_url is None else await get_object(health_url)
-    return str((found or {}).get("status", "unknown"))
+class Server:
+    """A server as its pages show it."""
 
+    def __init__(self, health_url: str | None, metrics_url: str | None) -> None:
+        self._health_url = health_url
+        self._metrics_url = metrics_url
 
-async def statement(metrics_url: str | None) -> Statement:
-    """Ask for the page."""
-    page = None if metrics_url is None else await get(metrics_url)
-    has_figures = page is not None and page.status == 200
-    text = page.body.decode(errors="replace") if page is not None and has_figures else ""
-    return Statement(time.monotonic(), parse_metrics(text))
+    async def health(self) -> str:
+        """What it says of itself: "healthy", "degraded", "unhealthy", or "unknown"."""
+        found = None if self._health_url is None else await get_object(self._health_url)
+        return str((found or {}).get("status", "unknown"))
+
+    async def statement(self) -> Statement:
+        """Its figures now."""
+        page = None if self._metrics_url is None else await get(self._metrics_url)
+        has_figures = page is not None and page.status == 200
+        text = page.body.decode(errors="replace") if page is not None and has_figures else ""
+        return Statement(time.monotonic(), parse_metrics(text))
 
 
 @attrs.frozen(kw_only=True)
@@ -87,16 +96,18 @@ def server_figures(moments: Moments, *, connected: int, received: int) -> Server
     """
     before, first, last = moments.before, moments.hold[0], moments.hold[-1]
     base, held = before.mib, last.mib
-    hold_cpu = last.since(first, _CPU)
+    hold_cpu = last.since(first, CPU)
     deliveries = last.since(first, _SENT) or received
     percents = [page.percent for page in moments.hold[1:] if page.percent is not None]
     return ServerFigures(
-        connect_us=_micros(moments.connected.since(before, _CPU), connected),
+        connect_us=_micros(moments.connected.since(before, CPU), connected),
         idle_cores=moments.idle_until.cores_since(moments.idle_from),
         cores=last.cores_since(first),
         percent=sum(percents) / len(percents) if percents else None,
         percent_max=max(percents, default=None),
         delivery_us=_micros(hold_cpu, deliveries),
+        delivery_user_us=_micros(last.since(first, USER_CPU), deliveries),
+        others_cores=last.cores_since(first, OTHERS_CPU),
         base_mib=base,
         connected_mib=moments.connected.mib,
         held_mib=held,
