@@ -54,7 +54,7 @@ class Cohort:
 
     async def connect(self) -> None:
         """Connect all; to be called before anything is published."""
-        connected = await self.crowd.connect(lambda _: None)
+        connected = await self.crowd.connect()
         assert not connected.rejections, connected.rejections
         assert not connected.failures, connected.failures
         self.size = connected.connected

@@ -57,7 +57,7 @@ async def _burst(it: Rig, row: Row) -> None:
     plan = fleet_plan(it.server.port, _CROWD, channels=1, in_flight=_CROWD)
     async with fleets([plan]) as crowd:
         await it.cohort.look()
-        connected = await crowd.connect(lambda _: None)
+        connected = await crowd.connect()
         p99 = await it.cohort.look()
         row.notes.append(_told(connected, p99))
         assert not connected.rejections, connected.rejections

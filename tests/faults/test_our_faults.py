@@ -133,7 +133,7 @@ async def test_ten_thousand_come_back_at_once(tmp_path: Path, record: Record) ->
             reconnect_seconds=1.0,
         )
         async with fleets([plan]) as crowd:
-            await crowd.connect(lambda _: None)
+            await crowd.connect()
             # What 9,500 connections take is theirs; it is not given back at once.
             async with it.watch(row, growth_max_mib=100, may_shed=True):
                 await crowd.begin("cut")

@@ -128,7 +128,7 @@ async def test_near_its_memory_limit_it_refuses_before_the_kernel_kills(
     ):
         plan = fleet_plan(it.server.port, 3000, channels=10, ramp_per_second=600.0)
         async with fleets([plan]) as crowd:
-            connected = await crowd.connect(lambda _: None)
+            connected = await crowd.connect()
             refusal = await _refusal(it.attackers)
             assert b"\r\nRetry-After: " in refusal
             assert b" 503 " in refusal

@@ -64,7 +64,7 @@ async def _stall(it: Rig, policy: str) -> float:
     it.publisher.payload_bytes = 2000
     stalled = fleet_plan(it.server.port, _STALLED, channels=_ALL_CHANNELS, is_reading=False)
     async with fleets([stalled]) as crowd:
-        connected = await crowd.connect(lambda _: None)
+        connected = await crowd.connect()
         assert connected.connected == _STALLED
         before = await it.server.metrics()
         if policy == "evict":

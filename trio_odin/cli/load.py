@@ -252,7 +252,7 @@ def load_command(
     console = Console(highlight=False, markup=False, emoji=False)
     try:
         with telling(console) as tell:
-            load = partial(run_load, plan, lambda now: tell(now.phase, now.line()))
+            load = partial(run_load, plan, lambda now: tell(now.sample.phase, now.line()))
             result = run(load, LoadImpossible)
     except LoadAbandoned as error:
         click.echo(f"trio-odin: {error}", err=True)

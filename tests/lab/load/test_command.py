@@ -21,8 +21,8 @@ from tests.lab.load.rig import COMMAND, Rig, stand_in
 from trio_odin.cli import load as command
 from trio_odin.cli.load import load_command
 from trio_odin.lab.fleet.limits import LoadImpossible
-from trio_odin.lab.load.plan import LoadPlan, Progress
-from trio_odin.lab.load.result import LoadResult, ServerFigures
+from trio_odin.lab.load.plan import LoadPlan
+from trio_odin.lab.load.result import LoadResult, Progress, Sample, ServerFigures
 from trio_odin.lab.load.runner import LoadAbandoned
 
 
@@ -256,15 +256,7 @@ def test_where_nobody_looks_progress_is_a_line_now_and_then_on_standard_error(
     carried: Carried,
 ) -> None:
     carried.progress = [
-        Progress(
-            phase=phase,
-            connections=number,
-            wanted=1000,
-            received_per_second=0.0,
-            p99_ms=None,
-            server_percent=None,
-            seconds_left=None,
-        )
+        Progress(Sample(at=0.0, phase=phase, connections=number, received_per_second=0.0), 1000)
         for phase in ("connecting", "hold")
         for number in range(3)
     ]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.lab.load.made_up import WORKLOAD, load_plan
 from trio_odin.lab.fleet.limits import LoadImpossible
-from trio_odin.lab.load.plan import LoadPlan, Progress, health_beside
+from trio_odin.lab.load.plan import LoadPlan, health_beside
+from trio_odin.lab.load.result import Progress, Sample
 
 
 @pytest.mark.parametrize(
@@ -149,26 +150,19 @@ def test_connections_come_back_where_they_are_cut_or_are_to_reconnect() -> None:
 
 
 def test_a_line_of_progress_tells_what_is_known() -> None:
-    at = Progress(
+    sample = Sample(
+        at=10.0,
         phase="hold",
         connections=9_999,
-        wanted=10_000,
         received_per_second=12_345.6,
         p99_ms=7.4,
         server_percent=23.8,
-        seconds_left=61.2,
     )
-    assert at.line() == ("hold: 9,999 of 10,000, 12,346 events/s, p99 7 ms, CPU 24 %, 61 s left")
+    assert Progress(sample, 10_000, 61.2).line() == (
+        "hold: 9,999 of 10,000, 12,346 events/s, p99 7 ms, CPU 24 %, 61 s left"
+    )
 
 
 def test_a_line_of_progress_leaves_out_what_is_unknown() -> None:
-    at = Progress(
-        phase="connecting",
-        connections=0,
-        wanted=10,
-        received_per_second=0.0,
-        p99_ms=None,
-        server_percent=None,
-        seconds_left=None,
-    )
-    assert at.line() == "connecting: 0 of 10"
+    sample = Sample(at=0.0, phase="connecting", connections=0, received_per_second=0.0)
+    assert Progress(sample, 10).line() == "connecting: 0 of 10"

@@ -21,8 +21,8 @@ from trio_odin.lab.fleet.limits import LoadImpossible
 from trio_odin.lab.fleet.workload import Workload
 from trio_odin.lab.load import runner
 from trio_odin.lab.load.criteria import INTEGRITY, checks
-from trio_odin.lab.load.plan import LoadPlan, Progress
-from trio_odin.lab.load.result import LoadResult, ServerFigures
+from trio_odin.lab.load.plan import LoadPlan
+from trio_odin.lab.load.result import LoadResult, Progress, ServerFigures
 from trio_odin.lab.load.runner import LoadAbandoned, run_load
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("hasty")]
@@ -79,8 +79,8 @@ class InPhase:
         self.seen = 0
 
     def __call__(self, progress: Progress) -> None:
-        self.seen += progress.phase == self._phase
-        if progress.phase == self._phase and self.seen == 2:
+        self.seen += progress.sample.phase == self._phase
+        if progress.sample.phase == self._phase and self.seen == 2:
             self._act()
 
 
@@ -181,7 +181,7 @@ async def test_a_load_on_the_real_server_is_complete_and_knows_what_it_cost(rig:
     assert (result.server.rejected, result.server.imbalance) == (0, 0)
     assert result.server.received_from_nats == pytest.approx(result.published, abs=60)
     assert phases(result) == ["connecting", "idle", "hold", "closing"]
-    assert [sample.phase for sample in result.series] == [one.phase for one in seen]
+    assert [sample.phase for sample in result.series] == [one.sample.phase for one in seen]
     assert max(sample.connections for sample in result.series) == 200
     assert not rig.publisher.is_publishing()
 

@@ -35,10 +35,11 @@ from trio_odin.lab.bench.subjects import (
 from trio_odin.lab.fleet.events import Event, payload_of
 from trio_odin.lab.fleet.fleets import fleets
 from trio_odin.lab.fleet.limits import LoadImpossible
+from trio_odin.lab.load.clients import fleet_plans
 from trio_odin.lab.load.plan import LoadPlan
-from trio_odin.lab.load.plan import Progress as LoadProgress
 from trio_odin.lab.load.publisher import PublisherControl
-from trio_odin.lab.load.runner import NobodyConnected, fleet_plans, loading
+from trio_odin.lab.load.result import Progress as LoadProgress
+from trio_odin.lab.load.runner import NobodyConnected, loading
 from trio_odin.lab.provenance import Provenance, provenance
 from trio_odin.lab.publishing import Publish, publishing
 from trio_odin.net.nats_server import BrokerUnavailable, NatsServer, run_nats_server
@@ -256,7 +257,7 @@ class _SubjectBench:
         everything = attrs.evolve(plan.workload, channels_per_connection=self._plan.tokens)
         stalled = await fleet_plans(attrs.evolve(plan, connections=count, workload=everything))
         async with fleets([attrs.evolve(one, is_reading=False) for one in stalled]) as others:
-            connects = await others.connect(lambda _: None)
+            connects = await others.connect()
             if connects.connected < count:
                 raise SubjectFailed(f"{connects.connected:,} of {count:,} stalled ones connected")
             await self._stage("stalled", plan)

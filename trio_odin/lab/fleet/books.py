@@ -71,12 +71,12 @@ class Received:
             name its channel is not held to be.
     """
 
-    received: int
-    deliveries: list[Deliveries]
-    buckets: dict[int, int]
-    gaps: int
-    repeated: int
-    foreign: int
+    received: int = 0
+    deliveries: list[Deliveries] = attrs.field(factory=list)
+    buckets: dict[int, int] = attrs.field(factory=dict)
+    gaps: int = 0
+    repeated: int = 0
+    foreign: int = 0
 
 
 class Books:

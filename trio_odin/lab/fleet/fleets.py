@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TypeVar, cast
 
 import msgspec
 import trio
 
-from trio_odin.lab.fleet.books import Received
 from trio_odin.lab.fleet.limits import LoadImpossible
-from trio_odin.lab.fleet.plan import Collected, Connected, FleetPlan, Progress, Summary
+from trio_odin.lab.fleet.plan import (
+    Collected,
+    Connected,
+    FleetPlan,
+    Progress,
+    Summary,
+    merged,
+)
 
 _ANSWER_SECONDS = 60.0
 _END_SECONDS = 5.0
 _LOOK_SECONDS = 0.25
 
 T = TypeVar("T")
-K = TypeVar("K")
 
 
 class _Impossible(msgspec.Struct, forbid_unknown_fields=True):
@@ -85,7 +89,12 @@ class Fleets:
         self._members = members
         self.busiest_cpu_seconds = 0.0
 
-    async def _all(self, command: str, answer: type[T]) -> list[T]:
+    async def _ask(self, command: str, answer: type[T]) -> list[T]:
+        """What each of them answers.
+
+        Raises:
+            LoadImpossible: one of them says so, has ended, or does not answer.
+        """
         answers: list[T] = []
         failures: list[LoadImpossible] = []
 
@@ -104,82 +113,33 @@ class Fleets:
 
     async def begin(self, command: str) -> Progress:
         """Give a command that goes on after its answer: "connect", "cut", "churn", "close"."""
-        parts = await self._all(command, Progress)
-        return Progress(
-            connections=sum(part.connections for part in parts),
-            pending=sum(part.pending for part in parts),
-            received=sum(part.received for part in parts),
-        )
+        return merged(await self._ask(command, Progress))
 
     async def progress(self) -> Progress:
         """Where they are."""
         return await self.begin("progress")
 
-    async def connect(self, progress: Callable[[int], None]) -> Connected:
+    async def connect(self) -> Connected:
         """Connect and subscribe everybody, and wait until that is over."""
         at = await self.begin("connect")
         while at.pending:
             await trio.sleep(_LOOK_SECONDS)
             at = await self.progress()
-            progress(at.connections)
         return await self.connects()
 
     async def connects(self) -> Connected:
         """How the connects went so far."""
-        parts = await self._all("connects", Connected)
-        return Connected(
-            connected=sum(part.connected for part in parts),
-            seconds=max(part.seconds for part in parts),
-            rejections=_summed(part.rejections for part in parts),
-            failures=_summed(part.failures for part in parts),
-            buckets=_summed(part.buckets for part in parts),
-            subscribers=_summed(part.subscribers for part in parts),
-        )
+        return merged(await self._ask("connects", Connected))
 
     async def collect(self) -> Collected:
         """What happened since the last time. An event has an entry for each fleet it reached."""
-        parts = await self._all("collect", Collected)
+        parts = await self._ask("collect", Collected)
         self.busiest_cpu_seconds = max(part.cpu_seconds for part in parts)
-        books = [part.received for part in parts]
-        return Collected(
-            received=Received(
-                received=sum(book.received for book in books),
-                deliveries=[entry for book in books for entry in book.deliveries],
-                buckets=_summed(book.buckets for book in books),
-                gaps=sum(book.gaps for book in books),
-                repeated=sum(book.repeated for book in books),
-                foreign=sum(book.foreign for book in books),
-            ),
-            connections=sum(part.connections for part in parts),
-            pending=sum(part.pending for part in parts),
-            reads=sum(part.reads for part in parts),
-            disconnects=_summed(part.disconnects for part in parts),
-            churned=sum(part.churned for part in parts),
-            error_replies=sum(part.error_replies for part in parts),
-            unreadable=sum(part.unreadable for part in parts),
-            cpu_seconds=sum(part.cpu_seconds for part in parts),
-        )
+        return merged(parts)
 
     async def summary(self) -> Summary:
         """What is known at the end."""
-        parts = await self._all("summary", Summary)
-        lost = [part.first_lost for part in parts if part.first_lost]
-        return Summary(
-            silent=sum(part.silent for part in parts),
-            closed_cleanly=sum(part.closed_cleanly for part in parts),
-            lost=sum(part.lost for part in parts),
-            back=sum(part.back for part in parts),
-            first_lost=min(lost, default=0.0),
-            last_back=max(part.last_back for part in parts),
-            buckets=_summed(part.buckets for part in parts),
-        )
-
-
-def _summed(parts: Iterable[Mapping[K, int]]) -> dict[K, int]:
-    total: Counter[K] = Counter()
-    for part in parts:
-        total.update(part)
-    return dict(total)
+        return merged(await self._ask("summary", Summary))
 
 
 @asynccontextmanager

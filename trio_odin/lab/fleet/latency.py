@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -36,15 +36,6 @@ class Durations:
     p999_ms: float
     max_ms: float
     hdr: str = ""
-
-
-def buckets_of(durations_ms: Iterable[float]) -> dict[int, int]:
-    """Durations in milliseconds as buckets."""
-    buckets: dict[int, int] = {}
-    for ms in durations_ms:
-        bucket = int(ms * _US_PER_MS) // _US_PER_BUCKET
-        buckets[bucket] = buckets.get(bucket, 0) + 1
-    return buckets
 
 
 def durations(buckets: Mapping[int, int]) -> Durations | None:

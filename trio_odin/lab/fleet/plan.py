@@ -1,9 +1,15 @@
-"""What a fleet is to do, and what it answers: the data between the processes of a load."""
+"""What a fleet is to do, and what it answers: the data between the processes of a load.
+
+The answers of several fleets become one by `merged`: each field is the sum, unless it says what
+else it is.
+"""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import attrs
 
@@ -65,6 +71,37 @@ def shares(connections: int, count: int) -> Iterator[tuple[int, int]]:
         first += share
 
 
+_T = TypeVar("_T")
+
+
+def merged(parts: Sequence[_T]) -> _T:
+    """What several fleets answered as if they were one, or one of them at several times."""
+    columns: dict[str, Any] = {}
+    fields: tuple[attrs.Attribute[Any], ...] = attrs.fields(type(parts[0]))  # type: ignore[arg-type]
+    for field in fields:
+        merge = field.metadata.get("merge", _sum)
+        columns[field.name] = merge([getattr(part, field.name) for part in parts])
+    return type(parts[0])(**columns)
+
+
+def _sum(values: Sequence[Any]) -> Any:
+    match values[0]:
+        case dict():
+            total: Counter[Any] = Counter()
+            for value in values:
+                total.update(value)
+            return dict(total)
+        case list():
+            return [entry for value in values for entry in value]
+        case Received():
+            return merged(values)
+    return sum(values)
+
+
+def _first(moments: Sequence[float]) -> float:
+    return min(filter(None, moments), default=0.0)
+
+
 @attrs.frozen(kw_only=True)
 class Progress:
     """Where a fleet is.
@@ -94,7 +131,7 @@ class Connected:
     """
 
     connected: int
-    seconds: float
+    seconds: float = attrs.field(metadata={"merge": max})
     rejections: dict[str, int]
     failures: dict[str, int]
     buckets: dict[int, int]
@@ -117,15 +154,15 @@ class Collected:
         cpu_seconds: of this process.
     """
 
-    received: Received
-    connections: int
-    pending: int
-    reads: int
-    disconnects: dict[str, int]
-    churned: int
-    error_replies: int
-    unreadable: int
-    cpu_seconds: float
+    received: Received = attrs.field(factory=Received)
+    connections: int = 0
+    pending: int = 0
+    reads: int = 0
+    disconnects: dict[str, int] = attrs.field(factory=dict)
+    churned: int = 0
+    error_replies: int = 0
+    unreadable: int = 0
+    cpu_seconds: float = 0.0
 
 
 @attrs.frozen(kw_only=True)
@@ -144,6 +181,6 @@ class Summary:
     closed_cleanly: int
     lost: int
     back: int
-    first_lost: float
-    last_back: float
+    first_lost: float = attrs.field(metadata={"merge": _first})
+    last_back: float = attrs.field(metadata={"merge": max})
     buckets: dict[int, int]

@@ -1,4 +1,4 @@
-"""What a load is to do, and how it tells where it is."""
+"""What a load is to do."""
 
 from __future__ import annotations
 
@@ -149,38 +149,3 @@ def health_beside(url: str) -> str:
     scheme, _, rest = url.partition("://")
     host = re.split("[/?#]", rest, maxsplit=1)[0]
     return f"{'https' if scheme == 'wss' else 'http'}://{host}/health"
-
-
-@attrs.frozen(kw_only=True)
-class Progress:
-    """A glance at a running load.
-
-    Args:
-        phase: see `Sample`.
-        connections: subscribed now, of `wanted`.
-        received_per_second: envelopes.
-        p99_ms: latency, None if nothing was received.
-        server_percent: CPU by the server's own account.
-        seconds_left: of this phase, None where nobody can know.
-    """
-
-    phase: str
-    connections: int
-    wanted: int
-    received_per_second: float
-    p99_ms: float | None
-    server_percent: float | None
-    seconds_left: float | None
-
-    def line(self) -> str:
-        """One line for people; it fits a terminal of 80 columns."""
-        parts = [f"{self.phase}: {self.connections:,} of {self.wanted:,}"]
-        if self.received_per_second:
-            parts.append(f"{self.received_per_second:,.0f} events/s")
-        if self.p99_ms is not None:
-            parts.append(f"p99 {self.p99_ms:.0f} ms")
-        if self.server_percent is not None:
-            parts.append(f"CPU {self.server_percent:.0f} %")
-        if self.seconds_left is not None:
-            parts.append(f"{self.seconds_left:.0f} s left")
-        return ", ".join(parts)

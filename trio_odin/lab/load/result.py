@@ -39,6 +39,35 @@ class Sample:
     client_cores: float = 0.0
 
 
+@attrs.frozen
+class Progress:
+    """A glance at a running load.
+
+    Args:
+        sample: the newest.
+        wanted: how many connections are asked for.
+        seconds_left: of this phase, None where nobody can know.
+    """
+
+    sample: Sample
+    wanted: int
+    seconds_left: float | None = None
+
+    def line(self) -> str:
+        """One line for people; it fits a terminal of 80 columns."""
+        now = self.sample
+        parts = [f"{now.phase}: {now.connections:,} of {self.wanted:,}"]
+        if now.received_per_second:
+            parts.append(f"{now.received_per_second:,.0f} events/s")
+        if now.p99_ms is not None:
+            parts.append(f"p99 {now.p99_ms:.0f} ms")
+        if now.server_percent is not None:
+            parts.append(f"CPU {now.server_percent:.0f} %")
+        if self.seconds_left is not None:
+            parts.append(f"{self.seconds_left:.0f} s left")
+        return ", ".join(parts)
+
+
 @attrs.frozen(kw_only=True)
 class ServerFigures:
     """What the server's own pages said, or its processes.

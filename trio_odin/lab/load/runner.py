@@ -10,23 +10,23 @@ from __future__ import annotations
 
 import datetime as dt
 import signal
-import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
 
 import attrs
 import trio
 
 from trio_odin.lab.fleet.fleets import Fleets, fleets
 from trio_odin.lab.fleet.latency import durations, percentile_ms
-from trio_odin.lab.fleet.limits import FLEET_MAX, LoadImpossible, require_ports, sources_towards
-from trio_odin.lab.fleet.plan import Collected, Connected, FleetPlan, Summary, shares
-from trio_odin.lab.load.plan import LoadPlan, Progress
+from trio_odin.lab.fleet.limits import LoadImpossible
+from trio_odin.lab.fleet.plan import Collected, Connected, Summary, merged
+from trio_odin.lab.load.clients import fleet_plans
+from trio_odin.lab.load.events import Events
+from trio_odin.lab.load.plan import LoadPlan
 from trio_odin.lab.load.publisher import PublisherControl
-from trio_odin.lab.load.result import LoadResult, Reconnects, Sample
+from trio_odin.lab.load.result import LoadResult, Progress, Reconnects, Sample
 from trio_odin.lab.load.server import UNMATCHED, Moments, Server, Statement, server_figures
 from trio_odin.lab.machine import this_machine
 
@@ -107,92 +107,6 @@ async def loading(
         yield Load(plan, crowd, progress, server, publisher)
 
 
-async def fleet_plans(plan: LoadPlan) -> list[FleetPlan]:
-    """A plan for each process of clients."""
-    parts = urlsplit(plan.url)
-    is_tls = parts.scheme == "wss"
-    family, host, port = await _resolved(
-        parts.hostname or "", parts.port or (443 if is_tls else 80), plan.url
-    )
-    count = max(plan.processes, -(-plan.connections // FLEET_MAX))
-    count = min(count, plan.connections)
-    sources = sources_towards(host, family, count)
-    require_ports(-(-plan.connections // len(sources)))
-    return [
-        FleetPlan(
-            host=host,
-            port=port,
-            family=family,
-            name=parts.hostname or "",
-            is_tls=is_tls,
-            source=sources[number % len(sources)],
-            path=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
-            dialect=plan.dialect,
-            kind=plan.kind,
-            workload=plan.workload,
-            first=first,
-            connections=share,
-            in_flight=max(1, 200 // count),
-            ramp_per_second=plan.ramp_per_second / count,
-            reconnect_seconds=plan.reconnect_seconds,
-            churn_per_second=plan.churn_per_second / count,
-            churners=min(share - 1, -(-plan.churners // count)),
-        )
-        for number, (first, share) in enumerate(shares(plan.connections, count))
-    ]
-
-
-async def _resolved(host: str, port: int, url: str) -> tuple[int, str, int]:
-    try:
-        found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise LoadImpossible(f"{url!r}: {host!r} cannot be resolved: {error}") from error
-    family, _, _, _, address = found[0]
-    return int(family), str(address[0]), port
-
-
-@attrs.define
-class _Totals:
-    """What all seconds add up to."""
-
-    received: int = 0
-    gaps: int = 0
-    repeated: int = 0
-    foreign: int = 0
-    churned: int = 0
-    unreadable: int = 0
-    error_replies: int = 0
-    disconnects: Counter[str] = attrs.field(factory=Counter)
-    times: Counter[tuple[str, int]] = attrs.field(factory=Counter)
-    due_ns: dict[tuple[str, int], int] = attrs.field(factory=dict)
-    latencies: Counter[int] = attrs.field(factory=Counter)
-    hold_received: int = 0
-    hold_reads: int = 0
-    hold_cpu: float = 0.0
-    hold_busiest_cpu: float = 0.0
-
-    def add(self, collected: Collected) -> None:
-        books = collected.received
-        self.received += books.received
-        self.gaps += books.gaps
-        self.repeated += books.repeated
-        self.foreign += books.foreign
-        self.churned += collected.churned
-        self.unreadable += collected.unreadable
-        self.error_replies += collected.error_replies
-        self.disconnects.update(collected.disconnects)
-        for entry in books.deliveries:
-            key = (entry.channel, entry.number)
-            self.times[key] += entry.times
-            self.due_ns[key] = entry.due_ns
-
-    def add_to_hold(self, collected: Collected, busiest_cpu: float) -> None:
-        self.hold_received += collected.received.received
-        self.hold_reads += collected.reads
-        self.hold_cpu += collected.cpu_seconds
-        self.hold_busiest_cpu += busiest_cpu
-
-
 class _Interrupted(Exception):
     """Comes out of a pause: the phases are to end."""
 
@@ -220,7 +134,11 @@ class Load:
         self._interrupted = trio.Event()
         self._was_cut_short = False
         self._subscribers: dict[str, int] = {}
-        self._totals = _Totals()
+        # What all seconds add up to, and those of the hold, but for events and latencies.
+        self._total, self._held = Collected(), Collected()
+        self._latencies: Counter[int] = Counter()
+        self._events = Events()
+        self._busiest_cpu = 0.0
         self._series: list[Sample] = []
         self._hold: list[Statement] = []
         self._windows: list[tuple[int, int]] = []
@@ -387,34 +305,28 @@ class Load:
             raise _Interrupted
         await self._look(phase)
 
-    async def _look(self, phase: str) -> int:
-        """Take a sample; returns how many envelopes came."""
+    async def _look(self, phase: str) -> None:
+        """Take a sample."""
         collected = await self._crowd.collect()
         earlier, page = self._page, await self._ask()
         now = time.monotonic()
         took, self._last_at = max(1e-3, now - self._last_at), now
-        self._totals.add(collected)
+        books = collected.received
+        counts = attrs.evolve(collected, received=attrs.evolve(books, deliveries=[], buckets={}))
+        self._total = merged([self._total, counts])
+        self._events.take(books.deliveries)
         if phase == "hold":
-            self._totals.add_to_hold(collected, self._crowd.busiest_cpu_seconds)
+            self._held = merged([self._held, counts])
+            self._busiest_cpu += self._crowd.busiest_cpu_seconds
             self._hold.append(page)
         if phase == "hold" or (phase == "closing" and not self._plan.is_cut):
-            self._totals.latencies.update(collected.received.buckets)
+            self._latencies.update(books.buckets)
         sample = _sample(
             phase, now - self._started, took, collected, page, page.cores_since(earlier)
         )
         self._series.append(sample)
-        self._progress(
-            Progress(
-                phase=phase,
-                connections=collected.connections,
-                wanted=self._plan.connections,
-                received_per_second=sample.received_per_second,
-                p99_ms=sample.p99_ms,
-                server_percent=page.percent,
-                seconds_left=None if self._ends_at is None else max(0.0, self._ends_at - now),
-            )
-        )
-        return collected.received.received
+        left = None if self._ends_at is None else max(0.0, self._ends_at - now)
+        self._progress(Progress(sample, self._plan.connections, left))
 
     async def _ask(self) -> Statement:
         self._page = await self._server.statement()
@@ -423,7 +335,8 @@ class Load:
     # ---- the result
 
     def _result(self, connects: Connected, summary: Summary) -> LoadResult:
-        plan, totals = self._plan, self._totals
+        plan, total, held = self._plan, self._total, self._held
+        came = self._events.completeness(self._subscribers, self._windows, self._publisher.events)
         hold = self._hold or [_NO_STATEMENT]
         seconds = hold[-1].at - hold[0].at
         moments = Moments(
@@ -435,10 +348,14 @@ class Load:
             end=self._page,
         )
         figures = server_figures(
-            moments, connected=connects.connected, received=totals.hold_received
+            moments, connected=connects.connected, received=held.received.received
         )
-        return attrs.evolve(
-            self._completeness(),
+        return LoadResult(
+            url=plan.url,
+            workload=plan.workload,
+            machine=this_machine(),
+            date=self._date,
+            connections=plan.connections,
             rate=plan.rate if self._publisher.is_ours else None,
             hold_seconds=seconds,
             arrival_seconds=max(0.0, self._arrived - hold[0].at) if self._hold else 0.0,
@@ -448,64 +365,35 @@ class Load:
             failures=connects.failures,
             connect_seconds=connects.seconds,
             connect_ms=durations(connects.buckets),
-            disconnects=dict(totals.disconnects),
+            disconnects=total.disconnects,
             closed_cleanly=summary.closed_cleanly,
-            churned=totals.churned,
+            churned=total.churned,
             churn_per_second=plan.churn_per_second,
             reconnects=_reconnects(summary),
-            received=totals.received,
-            received_per_second=totals.hold_received / seconds if seconds else 0.0,
+            received=total.received.received,
+            received_per_second=_ratio(held.received.received, seconds),
             silent=summary.silent,
-            gaps=totals.gaps,
-            repeated=totals.repeated,
-            foreign=totals.foreign,
-            unreadable=totals.unreadable,
-            error_replies=totals.error_replies,
-            latency=durations(totals.latencies),
-            frames_per_read=totals.hold_received / totals.hold_reads if totals.hold_reads else 0.0,
-            client_cores=totals.hold_cpu / seconds if seconds else 0.0,
-            busiest_client_cores=totals.hold_busiest_cpu / seconds if seconds else 0.0,
+            quiet_channels=len(self._subscribers.keys() - self._events.channels),
+            channels=len(self._subscribers),
+            gaps=total.received.gaps,
+            repeated=total.received.repeated,
+            foreign=total.received.foreign,
+            unreadable=total.unreadable,
+            error_replies=total.error_replies,
+            publications=came.publications,
+            published=self._publisher.published,
+            unseen=self._unseen(),
+            expected=came.expected,
+            delivered=came.delivered,
+            lost=came.lost,
+            latency=durations(self._latencies),
+            frames_per_read=_ratio(held.received.received, held.reads),
+            client_cores=_ratio(held.cpu_seconds, seconds),
+            busiest_client_cores=_ratio(self._busiest_cpu, seconds),
             server=figures,
             health=self._health,
             series=self._series,
         )
-
-    def _completeness(self) -> LoadResult:
-        """A result with what became of the events of the windows."""
-        plan, totals, subscribers = self._plan, self._totals, self._subscribers
-        publications = expected = delivered = lost = 0
-        for key in self._due():
-            wanted = subscribers.get(key[0], 0)
-            publications += wanted > 0
-            expected += wanted
-            delivered += min(wanted, totals.times[key])
-            lost += max(0, wanted - totals.times[key])
-        came = {channel for channel, _ in totals.due_ns}
-        return LoadResult(
-            url=plan.url,
-            workload=plan.workload,
-            machine=this_machine(),
-            date=self._date,
-            connections=plan.connections,
-            publications=publications,
-            published=self._publisher.published,
-            unseen=self._unseen(),
-            quiet_channels=len(subscribers.keys() - came),
-            channels=len(subscribers),
-            expected=expected,
-            delivered=delivered,
-            lost=lost,
-        )
-
-    def _due(self) -> Collection[tuple[str, int]]:
-        """The events that all their subscribers should have, by channel and number."""
-        if self._publisher.events is not None:
-            return self._publisher.events
-        return [
-            key
-            for key, due_ns in self._totals.due_ns.items()
-            if any(first <= due_ns <= last for first, last in self._windows)
-        ]
 
     def _unseen(self) -> int | None:
         """Events that somebody had subscribed to and nobody received, None if nobody can tell."""
@@ -517,9 +405,11 @@ class Load:
         if not all(self._subscribers.get(name) for name in self._plan.workload.channels):
             # Of channels without a subscriber; only the server knows how many these were.
             unwanted = self._page.since(self._before_events, UNMATCHED)
-        if unwanted is None:
-            return None
-        return max(0, published - int(unwanted) - len(self._totals.due_ns))
+        return None if unwanted is None else max(0, published - int(unwanted) - len(self._events))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
 
 
 def _sample(
