@@ -12,7 +12,7 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "imports", "types", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-EVERYTHING = ".[auth,demo,lab,bench]"
+EVERYTHING = ".[auth,demo,lab]"
 
 
 def install(session: nox.Session, *groups: str) -> None:
@@ -144,7 +144,7 @@ def publisher(session: nox.Session) -> None:
 @nox.session
 def capacity(session: nox.Session) -> None:
     """Run the plan's capacity test: `-- 1k|5k|10k [--url ws://HOST:3004/ws] [OPTION OF load]`."""
-    session.install("--quiet", "--editable", ".[lab]")
+    session.install("--quiet", "--editable", ".[load]")
     # Of `load` the address is an argument, not an option.
     options = [one.removeprefix("--url=") for one in session.posargs if one != "--url"]
     size = options.pop(0) if options and options[0] in {"1k", "5k", "10k"} else "10k"
@@ -169,7 +169,7 @@ def lock(session: nox.Session) -> None:
     # hdrhistogram names them, and needs them to be built only.
     lock += ["--no-emit-package=pbr", "--no-emit-package=setuptools"]
     lock += session.posargs or ["--upgrade"]
-    extras = ["--extra=auth", "--extra=lab"]
+    extras = ["--extra=auth", "--extra=load"]
     session.run(*lock, *extras, "pyproject.toml", "--output-file=requirements.lock")
     session.run(*lock, str(to_build), "--output-file=requirements-build.lock")
 

@@ -1,6 +1,6 @@
 """Write the pages that come from the code: `python docs/generate.py`. A test keeps them current.
 
-With `--plot` the plot of the benchmark too, which takes matplotlib.
+With `--plot` the plot of the benchmark too.
 """
 
 from __future__ import annotations

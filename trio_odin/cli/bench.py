@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +16,6 @@ from rich.console import Console
 from trio_odin.cli.common import fail, require_extra, run
 from trio_odin.cli.progress import telling
 from trio_odin.lab.bench.plan import BenchPlan
-from trio_odin.lab.bench.plot import PlotUnavailable, plot
 from trio_odin.lab.bench.report import BenchReport, as_json, render, render_summary
 from trio_odin.lab.bench.runner import Progress, run_benches
 from trio_odin.lab.bench.subjects import SUBJECTS, Subject, ours, parse_peer
@@ -57,8 +55,7 @@ def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path 
         raise click.BadParameter(f"{text!r}: allowed is a name that ends in .svg or .png")
     if not path.parent.is_dir():
         raise click.BadParameter(f"{text!r}: there is no folder {str(path.parent)!r}")
-    if find_spec("matplotlib") is None:
-        raise click.BadParameter("needs matplotlib: pip install '.[bench]' (the extra bench)")
+    require_extra("matplotlib")
     return path
 
 
@@ -146,7 +143,7 @@ def bench_command(
 ) -> None:
     """Measure this server against others, on this machine.
 
-    Needs the extras `demo`, `lab` and `bench`. Each server runs in processes of its own beside a
+    Needs the extras `demo` and `lab`. Each server runs in processes of its own beside a
     fresh nats-server, and is measured from outside: CPU of a delivery, memory of a connection,
     latency from the moment planned for the publication, and whether all arrived. In turn: all
     connect and subscribe, 200 at a time; nothing is published; 30 events a second to 24 of 200
@@ -225,7 +222,9 @@ def _bench_plan(
 
 
 def _plot(report: BenchReport, path: Path) -> None:
+    from trio_odin.lab.bench.plot import plot  # noqa: PLC0415 - its library is of an extra
+
     try:
         plot(report, path)
-    except (PlotUnavailable, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         fail(f"--plot: {error}")

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import html
-import sys
 from pathlib import Path
 
 import attrs
 import pytest
 
 from tests.lab.origin import ORIGIN
-from trio_odin.lab.bench.plot import PlotUnavailable, plot, short_title
+from trio_odin.lab.bench.plot import plot, short_title
 from trio_odin.lab.bench.report import BenchReport, Stage, Storm, SubjectReport
 
 STAGE = Stage(
@@ -69,7 +68,6 @@ def report(subjects: list[SubjectReport]) -> BenchReport:
 def test_an_svg_names_every_subject_and_unit_and_is_the_same_each_time(
     subjects: list[SubjectReport], tmp_path: Path
 ) -> None:
-    pytest.importorskip("matplotlib", reason="the extra `bench` is not installed")
     for name in ("one.svg", "two.svg"):
         plot(report(subjects), tmp_path / name)
     drawn = (tmp_path / "one.svg").read_bytes()
@@ -82,7 +80,6 @@ def test_an_svg_names_every_subject_and_unit_and_is_the_same_each_time(
 
 
 def test_a_png_is_a_png(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="the extra `bench` is not installed")
     plot(report(WHOLE), tmp_path / "one.png")
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
 
@@ -90,11 +87,3 @@ def test_a_png_is_a_png(tmp_path: Path) -> None:
 def test_another_suffix_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ends with \.svg or \.png, not to 'one\.pdf'$"):
         plot(report(WHOLE), tmp_path / "one.pdf")
-
-
-def test_without_matplotlib_the_extra_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(PlotUnavailable, match=r"pip install '\.\[bench\]'$"):
-        plot(report(WHOLE), tmp_path / "one.svg")

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import LogLocator
 
 from trio_odin.lab.bench.report import BenchReport, Stage, SubjectReport, w_of
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-_SUFFIXES = (".svg", ".png")
+SUFFIXES = (".svg", ".png")
 # An inch of an SVG is 96 pixels of a browser: the figure is 900 wide.
 _WIDTH_INCHES = 900 / 96
 _BAR_INCHES = 0.36
 _FRAME_INCHES = 1.45
 _LINES_INCHES = 3.7
 _LEGEND_COLUMNS = 4
-_TICKS_MIN = 3
 _PNG_DPI = 192
 _TITLE_MAX = 24
 # Of a panel's width, for each character of the figure at the end of a bar.
 _CHARACTER_SHARE = 0.028
+# Of a logarithmic axis, below the lowest and above the highest.
+_ROOM = 1.4
 # The first subject is drawn last, on top of the others.
 _FIRST_LAYER = 1000
 _INK = "#333333"
@@ -74,29 +76,16 @@ _RC: dict[Any, Any] = {
 }
 
 
-class PlotUnavailable(Exception):
-    """There is no matplotlib; the message says how to get it."""
-
-
 def plot(report: BenchReport, path: Path) -> None:
     """Draw `report` into `path`, an SVG or a PNG by its suffix; the same report, the same bytes.
 
     Raises:
         ValueError: another suffix.
-        PlotUnavailable: matplotlib is not installed.
     """
-    if path.suffix not in _SUFFIXES:
+    if path.suffix not in SUFFIXES:
         raise ValueError(
             f"a plot is written to a file that ends with .svg or .png, not to {path.name!r}"
         )
-    try:
-        import matplotlib as mpl  # noqa: PLC0415
-        from matplotlib.figure import Figure  # noqa: PLC0415
-        from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415
-    except ImportError as error:
-        raise PlotUnavailable(
-            "a plot takes matplotlib, which is not installed: pip install '.[bench]'"
-        ) from error
     bars_inches = _FRAME_INCHES + _BAR_INCHES * max(1, len(report.subjects))
     with mpl.rc_context():
         # Not what somebody's matplotlibrc says.
@@ -163,35 +152,41 @@ def _prepare_bars(axes: Axes, styles: Sequence[_Style], *, has_titles: bool) -> 
     axes.grid(axis="x", linewidth=0.6)
 
 
-def _label_bars(axes: Axes, lengths: Sequence[float | None], labels: Sequence[str]) -> None:
-    """Write each figure at the end of its bar, and make room for it; a dash where there is none."""
-    longest = max((length for length in lengths if length), default=1.0)
+def _draw_bars(
+    axes: Axes,
+    parts: Sequence[Sequence[float | None]],
+    styles: Sequence[_Style],
+    labels: Sequence[str],
+) -> None:
+    """A bar for each subject, of parts from dark to light, and its figure at the end."""
+    lefts = [0.0] * len(styles)
+    bars = None
+    for number, lengths in enumerate(parts):
+        known = [length or 0.0 for length in lengths]
+        colours = [(style.colour, 0.5**number) for style in styles]
+        bars = axes.barh(range(len(styles)), known, 0.62, left=lefts, color=colours)
+        lefts = [left + length for left, length in zip(lefts, known, strict=True)]
+    if bars is not None:
+        # Above the floor's line, which may run through it.
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        axes.bar_label(bars, labels, padding=4, bbox=box)
     room = _CHARACTER_SHARE * (2 + max(map(len, labels), default=0))
-    axes.set_xlim(0, longest / (1 - room))
-    for row, (length, label) in enumerate(zip(lengths, labels, strict=True)):
-        axes.annotate(
-            "–" if length is None else label,
-            (length or 0.0, row),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            # Above the floor's line, which may run through it.
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )
+    axes.set_xlim(0, (max(lefts, default=0.0) or 1.0) / (1 - room))
 
 
 def _draw_cpu(axes: Axes, report: BenchReport, styles: Sequence[_Style]) -> None:
     stages = [subject.stage("W") for subject in report.subjects]
-    for row, (stage, style) in enumerate(zip(stages, styles, strict=True)):
-        if stage is None or stage.user_us is None or stage.system_us is None:
-            continue
-        axes.barh(row, stage.user_us, 0.62, color=style.colour)
-        axes.barh(row, stage.system_us, 0.62, left=stage.user_us, color=_lighter(style.colour))
+    user = [stage.user_us if stage else None for stage in stages]
+    system = [stage.system_us if stage else None for stage in stages]
+    totals = [stage.cpu_us if stage else None for stage in stages]
+    _draw_bars(axes, [user, system], styles, [_label(total, 1) for total in totals])
     _draw_floor(axes, report)
-    totals = [None if stage is None else stage.cpu_us for stage in stages]
-    _label_bars(axes, totals, [f"{total or 0:.1f}" for total in totals])
     axes.set_title("CPU per delivery, at W")
     axes.set_xlabel("µs\ndark: user, light: system, dashed: floor")
+
+
+def _label(value: float | None, decimals: int) -> str:
+    return "–" if value is None else f"{value:.{decimals}f}"
 
 
 def _draw_floor(axes: Axes, report: BenchReport) -> None:
@@ -202,8 +197,7 @@ def _draw_floor(axes: Axes, report: BenchReport) -> None:
 
 def _draw_memory(axes: Axes, subjects: Sequence[SubjectReport], styles: Sequence[_Style]) -> None:
     lengths = [subject.kib_loaded for subject in subjects]
-    _draw_plain_bars(axes, lengths, styles)
-    _label_bars(axes, lengths, [f"{length or 0:.1f}" for length in lengths])
+    _draw_bars(axes, [lengths], styles, [_label(length, 1) for length in lengths])
     axes.set_title("Memory per connection, after W")
     axes.set_xlabel("KiB")
 
@@ -211,30 +205,15 @@ def _draw_memory(axes: Axes, subjects: Sequence[SubjectReport], styles: Sequence
 def _draw_storm(axes: Axes, report: BenchReport, styles: Sequence[_Style]) -> None:
     storms = [subject.storm for subject in report.subjects]
     lengths = [storm.seconds if storm else None for storm in storms]
-    _draw_plain_bars(axes, lengths, styles)
-    labels = [
-        # Quick, but not with all of them: that is to be seen.
-        f"{storm.seconds:.2f}"
-        + (f" ({storm.connected:,} only)" if storm.connected < report.connections else "")
-        if storm
-        else ""
+    # Quick, but not with all of them: that is to be seen.
+    only = [
+        f" ({storm.connected:,} only)" if storm and storm.connected < report.connections else ""
         for storm in storms
     ]
-    _label_bars(axes, lengths, labels)
+    labels = [_label(length, 2) + text for length, text in zip(lengths, only, strict=True)]
+    _draw_bars(axes, [lengths], styles, labels)
     axes.set_title(f"{report.connections:,} connect and subscribe")
     axes.set_xlabel("seconds")
-
-
-def _draw_plain_bars(axes: Axes, lengths: Sequence[float | None], styles: Sequence[_Style]) -> None:
-    for row, (length, style) in enumerate(zip(lengths, styles, strict=True)):
-        if length is not None:
-            axes.barh(row, length, 0.62, color=style.colour)
-
-
-def _lighter(colour: str) -> str:
-    """Half way to white."""
-    parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{(part + 255) // 2:02x}" for part in parts)
 
 
 # ---- lines
@@ -289,23 +268,16 @@ def _draw_line(axes: Axes, steps: Sequence[Stage], style: _Style, *, layer: floa
 
 
 def _set_scale(axes: Axes, steps: Sequence[Stage]) -> None:
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    x_ticks = _ticks([step.per_second for step in steps])
-    y_ticks = _ticks([step.p99_ms for step in steps])
-    axes.set_xticks(x_ticks, [f"{tick:,g}" for tick in x_ticks])
-    axes.set_yticks(y_ticks, [f"{tick:,g}" for tick in y_ticks])
-    axes.set_xlim(x_ticks[0], x_ticks[-1])
-    axes.set_ylim(y_ticks[0], y_ticks[-1])
+    """1, 2, 5, 10 and so on."""
+    axes.set(xscale="log", yscale="log")
+    _set_limits(axes.set_xlim, [step.per_second for step in steps])
+    _set_limits(axes.set_ylim, [step.p99_ms for step in steps])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(lambda tick, _: f"{tick:,g}")
     axes.minorticks_off()
 
 
-def _ticks(values: Sequence[float]) -> list[float]:
-    """1, 2, 5, 10 and so on: all that lie between the values, and one beyond at each end."""
+def _set_limits(set_limits: Callable[[float, float], object], values: Sequence[float]) -> None:
     low, high = (min(values), max(values)) if values else (1.0, 100.0)
-    ladder = [float(f"{digit}e{power}") for power in range(-3, 10) for digit in (1, 2, 5)]
-    first = max((i for i, step in enumerate(ladder) if step < low), default=0)
-    last = min((i for i, step in enumerate(ladder) if step > high), default=len(ladder) - 1)
-    if last - first < _TICKS_MIN:
-        first, last = max(0, first - 1), last + 1
-    return ladder[first : last + 1]
+    set_limits(low / _ROOM, high * _ROOM)

@@ -1,50 +1,116 @@
-"""Small plots as SVG inside a page: sharp at any size, coloured by the page's own style.
+"""Small plots as SVG inside a page: matplotlib draws them, the page colours them.
 
-Nothing here knows what is drawn. Colours are classes (`a`, `b`, `c` for lines, the phase for a
-band), so that one drawing serves light, dark and paper. A `<title>` is what the pointer shows.
+Nothing here knows what is drawn. Each colour is one of the page's light palette, and becomes the
+variable that the page has for it, so that one drawing serves light, dark and paper. Text stays
+text. A `<title>` is what the pointer shows.
 """
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Sequence
 from html import escape
+from typing import Any, Final
 
 import attrs
+import matplotlib as mpl
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from trio_odin.lab.figures import count, duration, figure
-from trio_odin.lab.report.thin import Point, thin
 
-# Of the drawing's own units; the page shows about one a pixel.
-_PANEL = (280, 138)
-_SCATTER = (560, 300)
-_POINTS_MOST = 240
-_LABEL_APART = 10.0
+# Of a drawing's own units, its whole and the margins around its axes: left, right, top, bottom.
+# The page shows about one unit a pixel.
+_PANEL, _PANEL_MARGINS = (280, 138), (42, 30, 14, 18)
+_SCATTER, _SCATTER_MARGINS = (560, 300), (48, 14, 24, 40)
+_DPI = 72
 _TICKS_MOST = 4
 # A level that is further away is named, not drawn: it would press the lines to the ground.
-_NOTHING_BELOW = 1e-9  # of any unit here
 _LEVEL_FACTOR = 2.5
 _HEADROOM = 1.12
 _SECONDS_STEPS = (1, 2, 5, 10, 20, 30)
 _MINUTES_STEPS = (60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800, 86400)
 _MINUTE = 60
-_TENTHS = 10
-# 0.001, 0.002, 0.005, 0.01 and so on: the ends and the ticks of a logarithmic axis.
-_LADDER = [float(f"{digit}e{power}") for power in range(-3, 8) for digit in (1, 2, 5)]
+_DECADE = 10
+# Dots that are closer than this share a label.
+_APART = (16, 12)
+_CHARACTER = 7
+
+BLUE: Final = "#0072b2"
+ORANGE: Final = "#c25a00"
+GREY: Final = "#9a9fa8"
+PURPLE: Final = "#7a5195"
+SOFT: Final = "#5b6675"
+LIMIT: Final = "#b23a00"
+_INK, _CARD, _GRID = "#1b2430", "#ffffff", "#e9ecf0"
+_BANDS = {
+    "connecting": "#cfe6f5",
+    "idle": "#f0f2f5",
+    "hold": "none",
+    "reconnecting": "#fbdcc4",
+    "closing": "#e0e3e8",
+}
+_VARIABLES = {
+    BLUE: "--a",
+    ORANGE: "--b",
+    GREY: "--c",
+    PURPLE: "--d",
+    SOFT: "--soft",
+    LIMIT: "--limit",
+    _INK: "--ink",
+    _CARD: "--card",
+    _GRID: "--grid",
+    **{colour: f"--{name}" for name, colour in _BANDS.items() if colour != "none"},
+}
+# The keys are strings for some versions of matplotlib, literals for others.
+_STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.axisbelow": True,
+    "axes.labelcolor": SOFT,
+    "grid.color": _GRID,
+    "text.color": SOFT,
+    "text.parse_math": False,
+    "xtick.bottom": False,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "ytick.left": False,
+    "lines.linewidth": 1.5,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.handletextpad": 0.2,
+    "legend.labelspacing": 0.2,
+    "legend.labelcolor": "linecolor",
+    # A line of an hour has more points than pixels. Of those within a pixel the extremes are kept.
+    "path.simplify": True,
+    "path.simplify_threshold": 1.0,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "trio-odin",
+}
 
 
 @attrs.frozen(kw_only=True)
 class Line:
-    """A line of a panel; `style` is its class."""
+    """A line of a panel: time in seconds and figure, None where there was none."""
 
     name: str
-    points: Sequence[Point]
-    style: str = "a"
+    points: Sequence[tuple[float, float | None]]
+    colour: str = BLUE
 
     @property
     def known(self) -> list[tuple[float, float]]:
         """Its points that have a figure."""
         return [(x, y) for x, y in self.points if y is not None and math.isfinite(y)]
+
+    @property
+    def hint(self) -> str:
+        """What it comes to."""
+        ys = [y for _, y in self.known]
+        low, mean, high = map(figure, (min(ys), math.fsum(ys) / len(ys), max(ys)))
+        return f"{self.name}: lowest {low}, mean {mean}, highest {high}"
 
 
 @attrs.frozen(kw_only=True)
@@ -58,11 +124,11 @@ class Band:
 
 @attrs.frozen(kw_only=True)
 class Level:
-    """A level to look up to; `style` is its class: a "limit" was set, a "level" is so."""
+    """A level to look up to."""
 
     name: str
     value: float
-    style: str = "limit"
+    colour: str = LIMIT
 
 
 @attrs.frozen(kw_only=True)
@@ -79,11 +145,6 @@ class Panel:
     levels: Sequence[Level] = ()
     is_log: bool = False
     is_whole: bool = False
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether none of its lines has a figure."""
-        return not any(line.known for line in self.lines)
 
 
 @attrs.frozen(kw_only=True)
@@ -111,307 +172,285 @@ class Scatter:
     levels: Sequence[Level] = ()
 
 
-@attrs.frozen
-class _Scale:
-    """From figures to the drawing; what lies outside is drawn at the edge."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    is_log: bool = False
-
-    def __call__(self, value: float) -> float:
-        value = min(max(value, self.low), self.high)
-        if self.is_log:
-            part = math.log(value / self.low) / math.log(self.high / self.low)
-        else:
-            part = (value - self.low) / (self.high - self.low)
-        return self.start + part * (self.end - self.start)
+def panel_svg(panel: Panel) -> str:
+    """Draw a panel."""
+    return _svg(
+        lambda drawing: _draw_panel(drawing, panel),
+        _PANEL,
+        _PANEL_MARGINS,
+        style="panel",
+        label=f"{panel.title}, {panel.unit}, over time",
+    )
 
 
-@attrs.frozen
-class _Frame:
-    """Where the axes of a drawing are."""
+def scatter_svg(scatter: Scatter) -> str:
+    """Draw a scatter plot."""
+    return _svg(
+        lambda drawing: _draw_scatter(drawing, scatter),
+        _SCATTER,
+        _SCATTER_MARGINS,
+        style="scatter",
+        label=f"{scatter.title}, {scatter.unit}, by {scatter.x_title}",
+    )
 
-    x: _Scale
-    y: _Scale
+
+@attrs.define
+class _Drawing:
+    """Axes, and what the pointer shows of their parts."""
+
+    axes: Axes
+    hints: list[str] = attrs.field(factory=list)
+
+    def hint(self, artist: Artist, text: str) -> None:
+        """Show a text where the pointer is on this."""
+        artist.set_gid(f"hint-{len(self.hints)}")
+        self.hints.append(text)
+
+    def note(self, text: str, x: float, y: float, *, at: tuple[float, float], **how: Any) -> None:
+        """Write beside a place, so many units from it."""
+        self.axes.annotate(text, (x, y), xytext=at, textcoords="offset points", **how)
+
+
+def _svg(
+    draw: Callable[[_Drawing], None],
+    size: tuple[int, int],
+    margins: tuple[int, int, int, int],
+    *,
+    style: str,
+    label: str,
+) -> str:
+    width, height = size
+    left, right, top, bottom = margins
+    with mpl.rc_context():
+        # Not what somebody's matplotlibrc says.
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)
+        whole = Figure((width / _DPI, height / _DPI), dpi=_DPI, frameon=False)
+        inner = ((width - left - right) / width, (height - top - bottom) / height)
+        drawing = _Drawing(whole.add_axes((left / width, bottom / height, *inner)))
+        drawing.axes.set_frame_on(False)
+        draw(drawing)
+        file = io.StringIO()
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        whole.savefig(file, format="svg", metadata=metadata)
+    content = _for_a_page(file.getvalue(), drawing.hints)
+    head = f'<svg class="{style}" viewBox="0 0 {width} {height}" role="img" '
+    return f'{head}aria-label="{escape(label)}">{content}</svg>'
+
+
+def _for_a_page(source: str, hints: Sequence[str]) -> str:
+    """What is inside of an SVG file, in the page's colours and font, and as short as can be.
+
+    Nothing is clipped, as nothing is drawn outside of the axes but on purpose.
+    """
+    text = source[source.index("</defs>") + len("</defs>") : source.rindex("</svg>")]
+    text = re.sub(r"<defs>\s*<clipPath.*?</defs>", "", text, flags=re.DOTALL)
+    text = re.sub(r' (clip-path|transform)="[^"]*"| font-family: [^;"]*;', "", text)
+    text = text.replace("font-size: 10px; ", "").replace(f"; fill: {SOFT}", "")
+    text = re.sub(
+        r' id="hint-(\d+)">', lambda m: f"><title>{escape(hints[int(m[1])])}</title>", text
+    )
+    text = re.sub(r'<g id="[^"]*"', "<g", text).replace("xlink:href", "href")
+    text = re.sub(r' (d|x|y)="[^"]*"', lambda m: _short(m[0]), text)
+    text = re.sub(r' style="[^"]*"', lambda m: re.sub("#[0-9a-f]{6}", _variable, m[0]), text)
+    return re.sub(r"\s*\n\s*", " ", text).replace("> <", "><")
+
+
+def _short(places: str) -> str:
+    """To a tenth of a unit; a place after another one is the end of a line without saying so."""
+    return re.sub(r"(\.[1-9])\d+|\.0\d*", r"\1", places).replace("\nL ", " ")
+
+
+def _variable(colour: re.Match[str]) -> str:
+    return f"var({_VARIABLES[colour[0]]})"
 
 
 # ---- a panel
 
 
-def panel_svg(panel: Panel) -> str:
-    """Draw a panel."""
-    name = f"{panel.title}, {panel.unit}, over time"
-    if panel.is_empty:
-        return _svg(_PANEL, name, "panel", [*_empty()])
-    frame = _panel_frame(panel)
-    y_ticks = _y_ticks(panel, frame.y)
-    parts = [
-        *_bands(panel.bands, frame),
-        *_grid(y_ticks, frame, is_whole=panel.is_whole),
-        *_time_axis(frame),
-        *_levels(panel.levels, frame, "mid"),
-        *(_line(line, panel.unit, frame) for line in panel.lines if line.known),
-        *_labels(panel, frame),
-    ]
-    return _svg(_PANEL, name, "panel", parts)
-
-
-def _empty() -> Iterator[str]:
-    width, height = _PANEL
-    yield f'<path class="grid" d="M42 {height - 18}H{width - 30}"/>'
-    yield f'<text class="mid" x="{(width + 12) // 2}" y="{height // 2}">nothing to measure</text>'
-
-
-def _panel_frame(panel: Panel) -> _Frame:
-    width, height = _PANEL
-    known = [point for line in panel.lines for point in line.known]
-    ends = [x for x, _ in known] + [band.end for band in panel.bands]
-    x = _Scale(0, max([*ends, 1.0]), 42, width - 30)
-    low, high = _y_range(panel, [y for _, y in known])
-    return _Frame(x, _Scale(low, high, height - 18, 14, panel.is_log))
-
-
-def _y_range(panel: Panel, values: Sequence[float]) -> tuple[float, float]:
+def _draw_panel(drawing: _Drawing, panel: Panel) -> None:
+    axes, lines = drawing.axes, [line for line in panel.lines if line.known]
+    if not lines:
+        axes.set(xticks=[], yticks=[], xlim=(0, 1), ylim=(0, 1))
+        axes.axhline(0, color=_GRID, linewidth=0.8)
+        axes.text(0.5, 0.5, "nothing to measure", ha="center")
+        return
+    ends = [x for line in lines for x, _ in line.known] + [band.end for band in panel.bands]
+    _time_axis(axes, max([*ends, 1.0]))
+    ys = [y for line in lines for _, y in line.known]
     if panel.is_log:
-        return _log_range([v for v in values if v > 0])
-    top = max([*values, 0.0])
-    top = max([top, *_near(panel.levels, top * _LEVEL_FACTOR)])
-    step = max(1.0, _step(top)) if panel.is_whole else _step(top)
-    return 0.0, max(step, math.ceil(top / step - 1e-9) * step)
+        _logarithmic_axis(axes, ys)
+    else:
+        _axis(axes, max(ys), panel.levels, is_whole=panel.is_whole)
+    _draw_levels(drawing, panel.levels, at=0.1, ha="left")
+    for band in panel.bands:
+        colour = _BANDS.get(band.name, _BANDS["idle"])
+        span = axes.axvspan(band.start, band.end, color=colour, linewidth=0, zorder=0)
+        drawing.hint(span, f"{band.name}, {duration(band.end - band.start)}")
+    for line in lines:
+        _draw_line(drawing, line, panel.unit)
+    if len(panel.lines) > 1:
+        legend = axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), handlelength=0)
+        for handle in legend.legend_handles:
+            if handle is not None:
+                handle.set_visible(False)
+    else:
+        _draw_peak(drawing, lines[0], is_whole=panel.is_whole)
 
 
-def _step(top: float) -> float:
-    if top < _NOTHING_BELOW:
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(top / _TICKS_MOST))
-    return next(step * power for step in (1, 2, 5, 10) if step * power * _TICKS_MOST >= top * 0.999)
-
-
-def _log_range(values: Sequence[float]) -> tuple[float, float]:
-    low, high = (min(values), max(values)) if values else (1.0, 100.0)
-    first = max((step for step in _LADDER if step <= low), default=_LADDER[0])
-    last = min((step for step in _LADDER if step >= high), default=_LADDER[-1])
-    return first, last if last > first else first * 10
-
-
-def _y_ticks(panel: Panel, scale: _Scale) -> list[float]:
-    if not panel.is_log:
-        step = max(1.0, _step(scale.high)) if panel.is_whole else _step(scale.high)
-        return [number * step for number in range(round(scale.high / step) + 1)]
-    steps = [step for step in _LADDER if scale.low <= step <= scale.high]
-    decades = [step for step in steps if step in _LADDER[::3]]
-    return decades if len(decades) > 1 else steps
-
-
-def _bands(bands: Sequence[Band], frame: _Frame) -> Iterator[str]:
-    for band in bands:
-        left, right = frame.x(band.start), frame.x(band.end)
-        yield (
-            f'<rect class="band {escape(band.name)}" x="{left:.1f}" y="{frame.y.end - 6:g}" '
-            f'width="{max(0.6, right - left):.1f}" height="{frame.y.start - frame.y.end + 6:g}">'
-            f"<title>{escape(band.name)}, {duration(band.end - band.start)}</title></rect>"
-        )
-
-
-def _grid(ticks: Sequence[float], frame: _Frame, *, is_whole: bool) -> Iterator[str]:
-    for tick in ticks:
-        y = frame.y(tick)
-        yield f'<path class="grid" d="M{frame.x.start:g} {y:.1f}H{frame.x.end:g}"/>'
-        text = count(tick) if is_whole else f"{tick:,g}" if tick < 1e5 else count(tick)
-        yield f'<text class="end" x="{frame.x.start - 5:g}" y="{y + 3:.1f}">{text}</text>'
-
-
-def _time_axis(frame: _Frame) -> Iterator[str]:
-    longest = frame.x.high
+def _time_axis(axes: Axes, longest: float) -> None:
     is_minutes = longest > 2 * _MINUTE
     steps = _MINUTES_STEPS if is_minutes else _SECONDS_STEPS
     step = next((s for s in steps if longest / s <= _TICKS_MOST + 1), steps[-1])
     divisor, unit = (_MINUTE, "min") if is_minutes else (1, "s")
-    last = int(longest // step)
-    for number in range(last + 1):
-        text = f"{number * step // divisor}" + (f" {unit}" if number == last else "")
-        x = frame.x(number * step)
-        yield f'<path class="tick" d="M{x:.1f} {frame.y.start:g}v3"/>'
-        yield f'<text class="mid" x="{x:.1f}" y="{frame.y.start + 14:g}">{text}</text>'
+    ticks = list(range(0, int(longest) + 1, step))
+    labels = [f"{tick // divisor:,}" for tick in ticks]
+    axes.set_xlim(0, longest)
+    axes.set_xticks(ticks, [*labels[:-1], f"{labels[-1]} {unit}"])
 
 
-def _near(levels: Sequence[Level], most: float) -> list[float]:
-    return [level.value for level in levels if level.value <= most]
+def _axis(axes: Axes, top: float, levels: Sequence[Level] = (), *, is_whole: bool = False) -> None:
+    """From 0 to the tick above everything, and above the levels that are near."""
+    top = max([top, *(level.value for level in levels if level.value <= top * _LEVEL_FACTOR)])
+    ticks = MaxNLocator(_TICKS_MOST, steps=[1, 2, 5, 10], integer=is_whole)
+    found = [tick for tick in ticks.tick_values(0, top or 1.0) if tick >= 0]
+    axes.set_ylim(0, found[-1])
+    axes.set_yticks(found, [f"{tick:,.6g}" for tick in found])
+    axes.grid(axis="y")
 
 
-def _levels(levels: Sequence[Level], frame: _Frame, anchor: str) -> Iterator[str]:
+def _logarithmic_axis(axes: Axes, ys: Sequence[float]) -> None:
+    """From decade to decade."""
+    above = [y for y in ys if y > 0] or [1.0]
+    low = _DECADE ** math.floor(math.log10(min(above)))
+    high = max(_DECADE ** math.ceil(math.log10(max(above))), low * _DECADE)
+    axes.set_yscale("log", nonpositive="mask")
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high == low * _DECADE else (1,)))
+    axes.yaxis.set_major_formatter(lambda tick, _: f"{tick:,g}")
+    axes.minorticks_off()
+    axes.grid(axis="y")
+
+
+def _draw_levels(drawing: _Drawing, levels: Sequence[Level], *, at: float, ha: str) -> None:
     """A line each, with its name where a peak or a slope is rarely; those above are named there."""
-    end = f"{frame.x.end:g}"
-    place = end if anchor == "end" else f"{(frame.x.start + frame.x.end) / 2:g}"
-    for level in levels:
-        if level.value <= frame.y.high:
-            y, name = frame.y(level.value), escape(level.name)
-            yield f'<path class="{level.style}" d="M{frame.x.start:g} {y:.1f}H{end}"/>'
-            yield f'<text class="{level.style} {anchor}" x="{place}" y="{y - 3:.1f}">{name}</text>'
-    above = [level for level in levels if level.value > frame.y.high]
-    if above:
-        names = escape(", ".join(level.name for level in above))
-        yield f'<text class="{above[-1].style} end" x="{end}" y="6">{names} ↑</text>'
+    axes = drawing.axes
+    top = axes.get_ylim()[1]
+    beside = axes.get_yaxis_transform()
+    drawn = [level for level in levels if level.value <= top]
+    for level in drawn:
+        axes.axhline(level.value, color=level.colour, linewidth=1, linestyle=(0, (5, 3)))
+        axes.annotate(
+            level.name,
+            (at, level.value),
+            xycoords=beside,
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha=ha,
+            color=level.colour,
+        )
+    if above := [level for level in levels if level.value > top]:
+        names = ", ".join(level.name for level in above)
+        axes.annotate(
+            f"{names} ↑",
+            (1, 1),
+            xycoords="axes fraction",
+            xytext=(0, 14 if drawn and ha == "right" else 6),
+            textcoords="offset points",
+            ha="right",
+            color=above[-1].colour,
+        )
 
 
-def _line(line: Line, unit: str, frame: _Frame) -> str:
-    ys = [y for _, y in line.known]
-    low, mean, high = (figure(v) for v in (min(ys), math.fsum(ys) / len(ys), max(ys)))
-    hint = f"{line.name}: lowest {low}, mean {mean}, highest {high} {unit}"
-    return (
-        f'<path class="line {line.style}" transform="scale(.1)" d="{_path(line, frame)}">'
-        f"<title>{escape(hint)}</title></path>"
-    )
+def _draw_line(drawing: _Drawing, line: Line, unit: str) -> None:
+    xs = [x for x, _ in line.points]
+    ys = [math.nan if y is None else y for _, y in line.points]
+    # A point without neighbours is no line.
+    padded = [math.nan, *ys, math.nan]
+    lone = [n for n in range(len(ys)) if math.isnan(padded[n]) and math.isnan(padded[n + 2])]
+    (drawn,) = drawing.axes.plot(xs, ys, color=line.colour, label=line.name)
+    if lone:
+        drawn.set(marker=".", markersize=3, markevery=lone)
+    drawing.hint(drawn, f"{line.hint} {unit}")
 
 
-def _path(line: Line, frame: _Frame) -> str:
-    """Steps in tenths of a unit from point to point: half the size of places."""
-    parts: list[str] = []
-    pen: tuple[int, int] | None = None
-    for x, y in thin(line.points, _POINTS_MOST):
-        if y is None or not math.isfinite(y):
-            pen = None
-            continue
-        spot = (round(frame.x(x) * _TENTHS), round(frame.y(y) * _TENTHS))
-        # A line of no length is what a lone point is drawn by.
-        parts.append(f"M{spot[0]} {spot[1]}h0" if pen is None else _stroke(pen, spot))
-        pen = spot
-    return "".join(parts)
-
-
-def _stroke(start: tuple[int, int], end: tuple[int, int]) -> str:
-    x, y = end[0] - start[0], end[1] - start[1]
-    if y == 0:
-        return f"h{x}"
-    return f"l{x}{y}" if y < 0 else f"l{x} {y}"
-
-
-def _labels(panel: Panel, frame: _Frame) -> Iterator[str]:
-    lines = [line for line in panel.lines if line.known]
-    if len(panel.lines) == 1:
-        yield from (_peak(line, panel, frame) for line in lines)
-        return
-    below = -math.inf
-    # From the top down, each at least a label's height below the one before.
-    for line in sorted(lines, key=lambda line: frame.y(line.known[-1][1])):
-        x, y = line.known[-1]
-        below = max(frame.y(y) + 3, below + _LABEL_APART)
-        text = escape(line.name)
-        yield f'<text class="{line.style}" x="{frame.x(x) + 3:.1f}" y="{below:.1f}">{text}</text>'
-
-
-def _peak(line: Line, panel: Panel, frame: _Frame) -> str:
+def _draw_peak(drawing: _Drawing, line: Line, *, is_whole: bool) -> None:
     x, y = max(line.known, key=lambda point: point[1])
-    left = frame.x(x)
-    anchor = "end" if left > (frame.x.start + frame.x.end) / 2 else "start"
-    text = count(y) if panel.is_whole else figure(y)
-    return (
-        f'<circle class="{line.style}" cx="{left:.1f}" cy="{frame.y(y):.1f}" r="2"/>'
-        f'<text class="{line.style} {anchor}" x="{left:.1f}" y="{frame.y(y) - 4:.1f}">{text}</text>'
-    )
+    # Of no length, with round ends: a dot.
+    drawing.axes.plot([x, x], [y, y], color=line.colour, linewidth=4)
+    ha = "right" if x > sum(drawing.axes.get_xlim()) / 2 else "left"
+    text = count(y) if is_whole else figure(y)
+    drawing.note(text, x, y, at=(0, 4), ha=ha, color=line.colour, weight="bold")
 
 
 # ---- a scatter plot
 
 
-def scatter_svg(scatter: Scatter) -> str:
-    """Draw a scatter plot."""
-    frame = _scatter_frame(scatter)
-    x_step = _step(frame.x.high)
-    y_step = _step(frame.y.high)
-    y_ticks = [number * y_step for number in range(int(frame.y.high / y_step + 1e-9) + 1)]
-    parts = [
-        *_grid(y_ticks, frame, is_whole=False),
-        *_figure_axis(x_step, scatter.x_title, frame),
-        *_levels(scatter.levels, frame, "end"),
-        *_slope(scatter, frame),
-        *(_whisker(dot, frame) for dot in scatter.dots if dot.predicted is not None),
-        *(_dot(dot, frame) for dot in scatter.dots),
-        *_dot_labels(scatter.dots, frame),
-    ]
-    name = f"{scatter.title}, {scatter.unit}, by {scatter.x_title}"
-    return _svg(_SCATTER, name, "scatter", parts)
+def _draw_scatter(drawing: _Drawing, scatter: Scatter) -> None:
+    axes, dots = drawing.axes, scatter.dots
+    right = max((dot.x for dot in dots), default=0.0) * _HEADROOM or 1.0
+    axes.set_xlim(0, right)
+    axes.xaxis.set_major_locator(MaxNLocator(_TICKS_MOST, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(lambda tick, _: count(tick))
+    axes.set_xlabel(scatter.x_title)
+    ys = [y for dot in dots for y in (dot.y, dot.predicted) if y is not None]
+    _axis(axes, max(ys, default=0.0), scatter.levels)
+    top = axes.get_ylim()[1]
+    _draw_levels(drawing, scatter.levels, at=1.0, ha="right")
+    if scatter.slope:
+        end = min(right, top / scatter.slope)
+        axes.plot([0, end], [0, end * scatter.slope], color=SOFT, linewidth=1, linestyle=":")
+        ha, away = ("right", -10) if end > right / 2 else ("left", 6)
+        drawing.note(scatter.slope_label, end, end * scatter.slope, at=(away, -16), ha=ha)
+    for dot in dots:
+        _draw_dot(drawing, dot)
+    for x, y, text in _shared_labels(axes, dots):
+        is_cut = x + 9 + _CHARACTER * len(text) > axes.bbox.x1
+        axes.annotate(
+            text,
+            (x, y),
+            xycoords="figure pixels",
+            xytext=(-9 if is_cut else 9, -4),
+            textcoords="offset points",
+            ha="right" if is_cut else "left",
+            color=_INK,
+            weight="bold",
+        )
 
 
-def _scatter_frame(scatter: Scatter) -> _Frame:
-    width, height = _SCATTER
-    right = max([dot.x for dot in scatter.dots] + [0.0]) or 1.0
-    ys = [y for dot in scatter.dots for y in (dot.y, dot.predicted) if y is not None]
-    top = max([*ys, 0.0]) * _HEADROOM or 1.0
-    near = [value * _HEADROOM for value in _near(scatter.levels, top * _LEVEL_FACTOR / 1.5)]
-    top = max([top, *near])
-    x = _Scale(0, right * _HEADROOM, 48, width - 14)
-    return _Frame(x, _Scale(0, top, height - 40, 16))
+def _draw_dot(drawing: _Drawing, dot: Dot) -> None:
+    """What was measured, the model's mark, and how far it is from one to the other."""
+    axes = drawing.axes
+    if dot.predicted is not None:
+        axes.plot([dot.x, dot.x], [dot.y, dot.predicted], color=ORANGE, linewidth=1)
+        (mark,) = axes.plot(
+            dot.x, dot.predicted, "D", color=ORANGE, markerfacecolor="none", markersize=9
+        )
+        drawing.hint(mark, f"{dot.label}: predicted {figure(dot.predicted)}")
+    colour = BLUE if dot.is_met else LIMIT
+    (point,) = axes.plot(dot.x, dot.y, "o", color=colour, markeredgecolor=_CARD, markersize=9)
+    drawing.hint(point, dot.hint)
 
 
-def _figure_axis(step: float, title: str, frame: _Frame) -> Iterator[str]:
-    for number in range(int(frame.x.high / step + 1e-9) + 1):
-        x = frame.x(number * step)
-        yield f'<path class="tick" d="M{x:.1f} {frame.y.start:g}v3"/>'
-        text = count(number * step)
-        yield f'<text class="mid" x="{x:.1f}" y="{frame.y.start + 15:g}">{text}</text>'
-    middle = (frame.x.start + frame.x.end) / 2
-    yield f'<text class="mid" x="{middle:g}" y="{frame.y.start + 34:g}">{escape(title)}</text>'
-
-
-def _slope(scatter: Scatter, frame: _Frame) -> Iterator[str]:
-    """To where it leaves the drawing, and its name there."""
-    if not scatter.slope:
-        return
-    end = min(frame.x.high, frame.y.high / scatter.slope)
-    x, y = frame.x(end), frame.y(end * scatter.slope)
-    yield f'<path class="slope" d="M{frame.x.start:g} {frame.y.start:g}L{x:.1f} {y:.1f}"/>'
-    is_right = x > (frame.x.start + frame.x.end) / 2
-    anchor, left = ("end", x - 10) if is_right else ("start", x + 6)
-    text = escape(scatter.slope_label)
-    yield f'<text class="slope {anchor}" x="{left:.1f}" y="{y + 8:.1f}">{text}</text>'
-
-
-def _whisker(dot: Dot, frame: _Frame) -> str:
-    """The model's mark, and how far from it the measurement is."""
-    predicted = dot.predicted or 0.0
-    x, top = frame.x(dot.x), frame.y(predicted)
-    hint = escape(f"{dot.label}: predicted {figure(predicted)}")
-    return (
-        f'<path class="whisker" d="M{x:.1f} {frame.y(dot.y):.1f}V{top:.1f}"/>'
-        f'<path class="model" d="M{x:.1f} {top - 6:.1f}l6 6-6 6-6-6z"><title>{hint}</title></path>'
-    )
-
-
-def _dot(dot: Dot, frame: _Frame) -> str:
-    style = "met" if dot.is_met else "unmet"
-    return (
-        f'<circle class="dot {style}" cx="{frame.x(dot.x):.1f}" cy="{frame.y(dot.y):.1f}" r="4.5">'
-        f"<title>{escape(dot.hint)}</title></circle>"
-    )
-
-
-def _dot_labels(dots: Sequence[Dot], frame: _Frame) -> Iterator[str]:
-    """Dots that are too close for a label each share one: "4, 5, 6"."""
+def _shared_labels(axes: Axes, dots: Sequence[Dot]) -> list[tuple[float, float, str]]:
+    """Where on the drawing; dots that are too close for a label each share one: "4, 5, 6"."""
     groups: list[list[tuple[float, float, str]]] = []
-    for x, y, label in sorted((frame.x(dot.x), frame.y(dot.y), dot.label) for dot in dots):
-        near = (g for g in groups if abs(x - g[0][0]) < 16 and abs(y - g[-1][1]) < 12)
+    for dot in sorted(dots, key=lambda dot: (dot.x, dot.y)):
+        x, y = map(float, axes.transData.transform((dot.x, dot.y)))
+        near = (g for g in groups if abs(x - g[0][0]) < _APART[0] and abs(y - g[-1][1]) < _APART[1])
         group = next(near, None)
         if group is None:
-            groups.append([(x, y, label)])
-        else:
-            group.append((x, y, label))
-    for group in groups:
-        text = escape(", ".join(sorted((label for _, _, label in group), key=_by_number)))
-        right = max(x for x, _, _ in group) + 9
-        is_cut = right + 7 * len(text) > frame.x.end
-        anchor, x = ("end", min(x for x, _, _ in group) - 9) if is_cut else ("start", right)
-        middle = sum(y for _, y, _ in group) / len(group)
-        yield f'<text class="label {anchor}" x="{x:.1f}" y="{middle + 4:.1f}">{text}</text>'
+            groups.append(group := [])
+        group.append((x, y, dot.label))
+    return [
+        (
+            max(x for x, _, _ in group),
+            math.fsum(y for _, y, _ in group) / len(group),
+            ", ".join(sorted((label for _, _, label in group), key=_by_number)),
+        )
+        for group in groups
+    ]
 
 
 def _by_number(label: str) -> tuple[int, str]:
     return len(label), label
-
-
-def _svg(size: tuple[int, int], name: str, style: str, parts: Sequence[str]) -> str:
-    head = f'<svg class="{style}" viewBox="0 0 {size[0]} {size[1]}" role="img" '
-    return f'{head}aria-label="{escape(name)}">{"".join(parts)}</svg>'

@@ -18,8 +18,6 @@ import msgspec
 from trio_odin.lab import figures
 from trio_odin.lab.load.criteria import tally
 from trio_odin.lab.report import summary
-from trio_odin.lab.report.chart import panel_svg, scatter_svg
-from trio_odin.lab.report.plots import Limits, overview, panels, phases
 from trio_odin.lab.report.series import with_series, without_series, write_series
 from trio_odin.lab.verdict import LabResult
 
@@ -30,20 +28,22 @@ _TEMPLATE = "report.html.j2"
 
 
 class ReportUnavailable(Exception):
-    """There is no Jinja; the message says how to get it."""
+    """There is no Jinja or no matplotlib; the message says how to get it."""
 
 
 def require_report() -> None:
     """Say in time that there would be no page.
 
     Raises:
-        ReportUnavailable: Jinja is not installed.
+        ReportUnavailable: Jinja or matplotlib is not installed.
     """
     try:
         import jinja2  # noqa: F401, PLC0415 - of an extra
+        import matplotlib  # noqa: F401, ICN001, PLC0415
     except ImportError as error:
         raise ReportUnavailable(
-            "a report takes jinja2, which is not installed: pip install '.[lab]' (the extra lab)"
+            f"a report takes {error.name}, which is not installed: "
+            "pip install '.[lab]' (the extra lab)"
         ) from error
 
 
@@ -55,7 +55,7 @@ def write_report(result: LabResult, folder: Path) -> None:
     to the page.
 
     Raises:
-        ReportUnavailable: Jinja is not installed; there is no page, but all the rest.
+        ReportUnavailable: Jinja or matplotlib is not installed; there is no page, but all the rest.
     """
     write_series(result, folder / _SERIES)
     (folder / _VERDICT).write_bytes(_verdict_json(result))
@@ -82,10 +82,13 @@ def report_html(result: LabResult) -> str:
     """The page, which needs nothing else.
 
     Raises:
-        ReportUnavailable: Jinja is not installed.
+        ReportUnavailable: Jinja or matplotlib is not installed.
     """
     require_report()
     import jinja2  # noqa: PLC0415 - of an extra
+
+    from trio_odin.lab.report.chart import panel_svg, scatter_svg  # noqa: PLC0415
+    from trio_odin.lab.report.plots import Limits, overview, panels, phases  # noqa: PLC0415
 
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -10,13 +10,25 @@ import attrs
 
 from trio_odin.lab.figures import count, figure
 from trio_odin.lab.load.result import LoadResult, Sample
-from trio_odin.lab.report.chart import Band, Dot, Level, Line, Panel, Scatter
+from trio_odin.lab.report.chart import (
+    BLUE,
+    GREY,
+    ORANGE,
+    PURPLE,
+    SOFT,
+    Band,
+    Dot,
+    Level,
+    Line,
+    Panel,
+    Scatter,
+)
 from trio_odin.lab.report.summary import PLAN_CONNECTION_MIB, PLAN_WRITE_US
 from trio_odin.lab.verdict import HostSample, LabResult, StageResult
 
 _Read: TypeAlias = Callable[[Sample], float | None]
 # What a process of the server can use: its Python code runs on one core at a time.
-_ONE_CORE = Level(name="one core", value=1.0, style="level")
+_ONE_CORE = Level(name="one core", value=1.0, colour=SOFT)
 _MIB_PER = {"MiB": 1.0, "GiB": 1024.0}
 
 
@@ -81,8 +93,8 @@ def panels(stage: StageResult, limits: Limits) -> list[Panel]:
     return drawn
 
 
-def _line(series: Sequence[Sample], read: _Read, name: str, style: str = "a") -> Line:
-    return Line(name=name, points=[(s.at, read(s)) for s in series], style=style)
+def _line(series: Sequence[Sample], read: _Read, name: str, colour: str = BLUE) -> Line:
+    return Line(name=name, points=[(s.at, read(s)) for s in series], colour=colour)
 
 
 def _client_panels(series: Sequence[Sample]) -> Iterator[Panel]:
@@ -105,9 +117,9 @@ def _client_panels(series: Sequence[Sample]) -> Iterator[Panel]:
         title="Latency",
         unit="ms, logarithmic",
         lines=[
-            _line(series, lambda s: s.max_ms, "max", "c"),
-            _line(series, lambda s: s.p99_ms, "p99", "b"),
-            _line(series, lambda s: s.p50_ms, "p50", "a"),
+            _line(series, lambda s: s.max_ms, "max", GREY),
+            _line(series, lambda s: s.p99_ms, "p99", ORANGE),
+            _line(series, lambda s: s.p50_ms, "p50"),
         ],
         bands=bands,
         is_log=True,
@@ -119,7 +131,7 @@ def _server_panels(series: Sequence[Sample], limits: Limits) -> Iterator[Panel]:
     yield Panel(
         title="Clients' CPU",
         unit="cores",
-        lines=[_line(series, lambda s: s.client_cores, "clients", "d")],
+        lines=[_line(series, lambda s: s.client_cores, "clients", PURPLE)],
         bands=bands,
     )
     yield Panel(
@@ -143,7 +155,7 @@ def _host_panels(stage: StageResult, limits: Limits) -> Iterator[Panel]:
     bands = phases(stage.load.series) if stage.load else []
 
     def line(read: Callable[[HostSample], float]) -> list[Line]:
-        return [Line(name="host", points=[(s.at, read(s)) for s in stage.host], style="d")]
+        return [Line(name="host", points=[(s.at, read(s)) for s in stage.host], colour=PURPLE)]
 
     yield Panel(
         title="Server's host, CPU",
