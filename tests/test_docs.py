@@ -30,6 +30,7 @@ from trio_odin.core.reasons import CloseReason
 from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry
 from trio_odin.core.session import Session, SessionLimits
+from trio_odin.core.snapshot import Snapshot
 from trio_odin.core.upstream import Upstream
 from trio_odin.lab.load.pages import parse_metrics
 from trio_odin.lab.model.tables import write_costs
@@ -41,7 +42,6 @@ from trio_odin.telemetry.metrics import (
     SUBSCRIPTIONS_NAME,
     render,
 )
-from trio_odin.telemetry.snapshot import Snapshot
 
 ROOT = Path(__file__).parent.parent
 UNIX_MS = 1759027038365

@@ -3,6 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trio_odin.core.snapshot import Trouble
 from trio_odin.core.upstream import Upstream
 
 
@@ -30,9 +31,9 @@ def test_the_age_is_that_of_the_last_sign_of_life_and_an_event_is_one(
 
 def test_the_first_of_several_troubles_sets_the_time_and_the_last_one_the_sentence() -> None:
     upstream = Upstream()
-    assert upstream.trouble_seconds(1.0) is None
+    assert upstream.stats(1.0).trouble is None
     upstream.fail("connection refused", 2.0)
     upstream.fail("authorization violation", 5.0)
-    assert (upstream.trouble, upstream.trouble_seconds(9.0)) == ("authorization violation", 7.0)
+    assert upstream.stats(9.0).trouble == Trouble("authorization violation", 7.0)
     upstream.recover()
-    assert (upstream.trouble, upstream.trouble_seconds(9.0)) == (None, None)
+    assert upstream.stats(9.0).trouble is None

@@ -46,7 +46,7 @@ async def start_server(nursery: trio.Nursery) -> AsyncIterator[StartServer]:
 
 
 async def wait_for_nats(server: Server) -> None:
-    await wait_until(lambda: server.snapshot().is_nats_connected)
+    await wait_until(lambda: server.snapshot().nats.is_connected)
 
 
 def url_of(server: Server) -> str:
@@ -103,5 +103,5 @@ def check_balance(server: Server) -> None:
     """Nothing may be unaccounted for, ever."""
     snapshot = server.snapshot()
     assert snapshot.ledger.deliveries.imbalance() == 0
-    assert snapshot.connections or snapshot.outbox_bytes == 0
-    assert snapshot.ledger.publications.imbalance(snapshot.feed_waiting) == 0
+    assert snapshot.fan_out.connections or snapshot.fan_out.outbox_bytes == 0
+    assert snapshot.ledger.publications.imbalance(snapshot.fan_out.feed_waiting) == 0

@@ -70,7 +70,7 @@ async def test_what_hostile_clients_ask_for_again_costs_the_others_nothing(
     async with client_of(server, "SMALL.trade") as innocent, nats_client(nats_url) as nats:
         for client in hostile:
             await client.say(command)
-        await wait_until(lambda: server.snapshot().outbox_bytes > 1_000_000)
+        await wait_until(lambda: server.snapshot().fan_out.outbox_bytes > 1_000_000)
         for first in range(0, ROUNDS * BURST, BURST):
             for number in range(first, first + BURST):  # more than its socket takes at once
                 payload = b'{"n":%d,"x":"%b"}' % (number, b"x" * 100_000)
@@ -78,7 +78,7 @@ async def test_what_hostile_clients_ask_for_again_costs_the_others_nothing(
             for number in range(first, first + BURST):
                 event = await receive(innocent)
                 assert (event["seq"], event["data"]["n"]) == (number + 1, number)
-                most_waited = max(most_waited, server.snapshot().outbox_bytes)
+                most_waited = max(most_waited, server.snapshot().fan_out.outbox_bytes)
     assert 1_000_000 < most_waited < (HOSTILE + 1) * 2**20 < TOTAL_BYTES
     assert not server.ledger.deliveries.dropped
     for client in hostile:
@@ -105,7 +105,12 @@ async def test_what_is_kept_for_clients_that_have_read_everything_is_bounded(
             nursery.start_soon(read_all, client)
         await publish_large(server, nats_url)
     snapshot = server.snapshot()
-    assert limit - PAYLOAD_BYTES < snapshot.replay_bytes <= snapshot.replay_bytes_limit == limit
+    assert (
+        limit - PAYLOAD_BYTES
+        < snapshot.fan_out.replay_bytes
+        <= snapshot.fan_out.replay_bytes_limit
+        == limit
+    )
     for client in clients:
         await client.say('{"type":"replay","data":{"from":95,"to":100}}')
         await client.say('{"type":"replay","data":{"from":60,"to":85}}')

@@ -83,7 +83,7 @@ async def test_clients_stay_over_a_restart_of_nats_and_events_flow_again(
                 await publisher.publish("odin.token.BTC.trade", b'"before"')
                 assert (await receive(client))["data"] == "before"
             nats.stop()
-            await wait_until(lambda: not server.snapshot().is_nats_connected)
+            await wait_until(lambda: not server.snapshot().nats.is_connected)
             assert (await get(server, "/health"))[0] == 503
             assert (await get(server, "/ready"))[0] == 200
             nats.start()
@@ -93,7 +93,7 @@ async def test_clients_stay_over_a_restart_of_nats_and_events_flow_again(
                 await publisher.publish("odin.token.BTC.trade", b'"after"')
                 envelope = await receive(client)
                 assert (envelope["seq"], envelope["data"]) == (2, "after")
-        assert server.snapshot().nats_reconnects == 1
+        assert server.snapshot().nats.reconnects == 1
         check_balance(server)
 
 
@@ -109,7 +109,7 @@ async def test_what_was_published_while_the_connection_was_lost_comes_once(
             await publisher.publish("odin.token.BTC.trade", b"1")
             assert (await receive(client))["data"] == 1
             network.cut()
-            await wait_until(lambda: not server.snapshot().is_nats_connected)
+            await wait_until(lambda: not server.snapshot().nats.is_connected)
             for number in (2, 3, 4):
                 await publisher.publish("odin.token.BTC.trade", b"%d" % number)
             envelopes = [await receive(client) for _ in range(3)]
@@ -129,7 +129,7 @@ async def test_a_stream_deleted_under_us_is_made_again(
             assert (await receive(client))["data"] == 1
             answer = await publisher.request("$JS.API.STREAM.DELETE.ODIN_TOKENS", None)
             assert answer["success"]
-            await wait_until(lambda: server.snapshot().nats_reconnects == 1)
+            await wait_until(lambda: server.snapshot().nats.reconnects == 1)
             await publisher.publish("odin.token.BTC.trade", b"2")
             assert (await receive(client))["data"] == 2
 
@@ -150,7 +150,7 @@ async def test_a_gap_is_told_though_the_connection_on_which_it_was_found_is_lost
             before = await receive(client)
             network.is_down = True
             network.cut()
-            await wait_until(lambda: not server.snapshot().is_nats_connected)
+            await wait_until(lambda: not server.snapshot().nats.is_connected)
             stream = {"name": "ODIN_TOKENS", "subjects": ["odin.token.>"], "storage": "memory"}
             await publisher.request("$JS.API.STREAM.DELETE.ODIN_TOKENS", None)
             await publisher.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", stream)
@@ -160,7 +160,7 @@ async def test_a_gap_is_told_though_the_connection_on_which_it_was_found_is_lost
             async def cut_meanwhile(*_: object) -> None:
                 if not cuts:
                     network.cut()
-                    cuts.append(server.snapshot().nats_reconnects)
+                    cuts.append(server.snapshot().nats.reconnects)
                     await asyncio.sleep(30)
 
             monkeypatch.setattr("trio_odin.server.bridge.stored_at", cut_meanwhile)
@@ -178,7 +178,7 @@ async def test_without_jetstream_it_subscribes_to_core_nats(
     with running_nats(tmp_path, jetstream=False) as nats:
         server = await start_server(NATS_URL=nats.url)
         await wait_for_nats(server)
-        assert server.snapshot().nats_mode == "core"
+        assert server.snapshot().nats.mode == "core"
         async with client_of(server, "BTC.trade") as client, nats_client(nats.url) as publisher:
             await publisher.publish("odin.token.BTC.trade", b"1")
             envelope = await receive(client)
@@ -193,7 +193,7 @@ async def test_jetstream_alone_does_not_settle_for_core(
         server = await start_server(NATS_URL=nats.url, NATS_MODE="jetstream")
         async with nats_client(nats.url):
             await trio.sleep(0.5)
-        assert not server.snapshot().was_nats_connected
+        assert not server.snapshot().nats.was_connected
 
 
 async def test_core_leaves_jetstream_alone(start_server: StartServer, tmp_path: Path) -> None:
@@ -303,12 +303,12 @@ async def test_the_past_of_a_stream_is_not_news(
         server = await start_server(NATS_URL=network.url)
         await wait_until(lambda: server.ledger.publications.recalled == 50)
         network.cut()
-        await wait_until(lambda: server.snapshot().nats_reconnects == 1)
+        await wait_until(lambda: server.snapshot().nats.reconnects == 1)
         async with client_of(server, "BTC.trade") as client, nats_client(nats.url) as publisher:
             names: Any = await publisher.request("$JS.API.CONSUMER.NAMES.ODIN_TOKENS", {})
             for name in names["consumers"]:
                 await publisher.request(f"$JS.API.CONSUMER.DELETE.ODIN_TOKENS.{name}", None)
-            await wait_until(lambda: server.snapshot().nats_reconnects == 2)
+            await wait_until(lambda: server.snapshot().nats.reconnects == 2)
             await publisher.publish("odin.token.BTC.trade", b'"new"')
             assert (await receive(client))["data"] == "new"
         books = server.ledger.publications
@@ -325,7 +325,7 @@ async def test_a_stream_with_a_part_of_our_subject_is_left_alone(
             await client.request("$JS.API.STREAM.CREATE.THEIRS", theirs)
         server = await start_server(NATS_URL=nats.url)
         await wait_for_nats(server)
-        assert server.snapshot().nats_mode == "core"
+        assert server.snapshot().nats.mode == "core"
         config = await stream_config(nats.url, "THEIRS")
         assert config["subjects"] == ["odin.token.BTC.trade"]
         async with client_of(server, "SOL.trade") as subscriber, nats_client(nats.url) as client:
@@ -345,12 +345,12 @@ async def test_once_jetstream_was_consumed_core_is_no_substitute(
         nats.start()
         async with nats_client(nats.url):
             await trio.sleep(0.5)
-        assert not server.snapshot().is_nats_connected
+        assert not server.snapshot().nats.is_connected
         nats.stop()
         nats.jetstream = True
         nats.start()
         await wait_for_nats(server)
-        assert server.snapshot().nats_mode == "jetstream"
+        assert server.snapshot().nats.mode == "jetstream"
 
 
 async def test_a_stream_made_anew_under_a_live_connection_is_found_out(
@@ -414,7 +414,7 @@ async def test_a_stop_is_seen_within_2_s_and_events_flow_1_s_after_nats_is_back(
         await wait_for_nats(server)
         async with client_of(server, "BTC.trade") as client:
             nats.signal(signal.SIGTERM)
-            await wait_until(lambda: not server.snapshot().is_nats_connected, seconds=2)
+            await wait_until(lambda: not server.snapshot().nats.is_connected, seconds=2)
             await trio.sleep(1)  # by now it tries as seldom as it ever will
             nats.stop()
             nats.start()
@@ -435,7 +435,7 @@ async def test_of_several_servers_the_one_that_answers_is_used(
         down = NatsServer(tmp_path)
         hung_url = f"nats://127.0.0.1:{hung.getsockname()[1]}"
         server = await start_server(NATS_URL=f"{down.url},{hung_url},{nats.url}")
-        await wait_until(lambda: server.snapshot().is_nats_connected, seconds=5)
+        await wait_until(lambda: server.snapshot().nats.is_connected, seconds=5)
         async with client_of(server, "BTC.trade") as client, nats_client(nats.url) as publisher:
             await publisher.publish("odin.token.BTC.trade", b"1")
             assert (await receive(client))["data"] == 1
@@ -460,7 +460,7 @@ async def test_a_heartbeat_and_health_say_how_fresh_nats_is(
             assert (await receive(client))["age_ms"] > 1900
             assert (await get(server, "/health"))[1]["checks"]["nats"]["age_ms"] > 1900
             nats.stop()
-            await wait_until(lambda: not server.snapshot().is_nats_connected)
+            await wait_until(lambda: not server.snapshot().nats.is_connected)
             await client.send(heartbeat)
             assert (await receive(client))["nats"] == "disconnected"
 
@@ -497,7 +497,7 @@ async def test_what_the_stream_has_dropped_meanwhile_is_a_gap_of_so_many_message
             assert (await receive(client))["offset"] == 1
             network.is_down = True
             network.cut()
-            await wait_until(lambda: not server.snapshot().is_nats_connected)
+            await wait_until(lambda: not server.snapshot().nats.is_connected)
             for number in range(2, 12):
                 await publisher.publish("odin.token.BTC.trade", b"%d" % number)
             await publisher.flush()
@@ -531,7 +531,7 @@ async def test_messages_of_others_in_the_stream_are_no_gap_but_hide_how_large_on
                 assert not server.ledger.publications.gaps
                 network.is_down = True
                 network.cut()
-                await wait_until(lambda: not server.snapshot().is_nats_connected)
+                await wait_until(lambda: not server.snapshot().nats.is_connected)
                 for _ in range(20):
                     await publisher.publish("odin.user.x", b"1")
                 await publisher.flush()

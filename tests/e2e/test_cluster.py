@@ -51,7 +51,7 @@ async def test_a_server_that_was_announced_takes_the_place_of_the_one_configured
             await publisher.publish("odin.token.BTC.trade", b"1")
             assert (await receive(client))["data"] == 1
             cluster.nodes[0].stop()
-            await wait_until(lambda: server.snapshot().nats_reconnects == 1)
+            await wait_until(lambda: server.snapshot().nats.reconnects == 1)
             await publisher.publish("odin.token.BTC.trade", b"2")
             assert (await receive(client))["data"] == 2
         check_balance(server)
@@ -74,7 +74,7 @@ async def test_a_server_in_lame_duck_mode_is_left_at_its_notice(
                 offsets.append((await receive(client))["offset"])
                 cluster.nodes[0].enter_lame_duck_mode()
                 with trio.fail_after(15):
-                    while not server.snapshot().nats_reconnects or not await is_at_another(cluster):
+                    while not server.snapshot().nats.reconnects or not await is_at_another(cluster):
                         await trio.sleep(0.05)
                 assert cluster.nodes[0].is_running, "it was left before it cut anybody"
                 while len(offsets) < 50:

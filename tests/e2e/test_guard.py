@@ -90,7 +90,7 @@ async def test_a_pause_sheds_its_share_says_so_and_ends(
             # Of four seconds at once, so that no sample of the guard's own comes in between.
             for _ in range(4):
                 guard.observe(Load(cpu_percent=100.0))
-            assert server.snapshot().paused_percent == 40
+            assert server.snapshot().load.paused_percent == 40
             guard.pause.cpu_pause_percent = 1e-9  # an idle process is below none
             for number in range(10):
                 await publisher.publish("odin.token.BTC.trade", b"%d" % number)
@@ -111,7 +111,7 @@ async def test_a_pause_sheds_its_share_says_so_and_ends(
             received = [await receive(client) for _ in range(10 - shed)]
             assert [event["seq"] for event in received] == list(range(1, 11 - shed))
             guard.pause.cpu_pause_percent = 0
-            await wait_until(lambda: server.snapshot().paused_percent == 0)
+            await wait_until(lambda: server.snapshot().load.paused_percent == 0)
             await publisher.publish("odin.token.BTC.trade", b"99")
             assert (await receive(client))["data"] == 99
         check_balance(server)

@@ -42,7 +42,8 @@ def configured_nats(
 
 
 def trouble_of(server: Server) -> str:
-    return server.snapshot().nats_trouble or ""
+    trouble = server.snapshot().nats.trouble
+    return trouble.sentence if trouble else ""
 
 
 async def connections_of(nats: NatsServer) -> list[dict[str, Any]]:
@@ -75,7 +76,7 @@ async def test_what_was_to_be_encrypted_is_not_sent_in_clear(
     server = await start_server(NATS_URL=f"tls://user:{CANARY}@127.0.0.1:{port}", NATS_MODE=mode)
     await wait_until(lambda: offers >= 3)
     assert not received
-    assert not server.snapshot().was_nats_connected
+    assert not server.snapshot().nats.was_connected
     assert "offers no TLS" in trouble_of(server)
     assert CANARY not in capsys.readouterr().out + trouble_of(server)
 
@@ -106,7 +107,7 @@ async def test_a_certificate_of_another_is_said_to_be_one(
         server = await start_server(NATS_URL=f"tls://localhost:{nats.port}")
         await wait_until(lambda: "certificate is not accepted" in trouble_of(server))
         assert "localhost" in trouble_of(server)
-        assert not server.snapshot().was_nats_connected
+        assert not server.snapshot().nats.was_connected
 
 
 # --- credentials
@@ -168,10 +169,10 @@ async def test_without_the_right_to_subscribe_it_is_not_connected_and_says_why(
         url = f"nats://odin:secret@127.0.0.1:{nats.port}"
         server = await start_server(NATS_URL=url, NATS_MODE="core")
         await wait_until(lambda: 'Subscription to "odin.token.>"' in trouble_of(server))
-        assert not server.snapshot().was_nats_connected
+        assert not server.snapshot().nats.was_connected
         nats.reconfigure(ALLOWED)
         # NATS cuts whoever it meets while it takes on its new configuration.
-        await wait_until(lambda: server.snapshot().is_nats_connected and not trouble_of(server))
+        await wait_until(lambda: server.snapshot().nats.is_connected and not trouble_of(server))
 
 
 @pytest.mark.parametrize("mode", ["core", "jetstream"])
@@ -187,7 +188,7 @@ async def test_a_right_to_subscribe_that_is_withdrawn_is_noticed_and_so_is_its_r
             nats_client(nats.url, user="other", **{"pass": "other"}) as publisher,
         ):
             nats.reconfigure(users(publish=">", subscribe="something.else"))
-            await wait_until(lambda: not server.snapshot().is_nats_connected, seconds=10)
+            await wait_until(lambda: not server.snapshot().nats.is_connected, seconds=10)
             await wait_until(lambda: "Permissions Violation" in trouble_of(server), seconds=10)
             nats.reconfigure(ALLOWED)
             await wait_for_nats(server)
@@ -201,7 +202,7 @@ async def test_without_the_right_to_ask_jetstream_its_own_sentence_is_given(
     with configured_nats(tmp_path, users(publish={"deny": "$JS.API.>"})) as nats:
         server = await start_server(NATS_URL=f"nats://odin:secret@127.0.0.1:{nats.port}")
         await wait_until(lambda: 'Publish to "$JS.API.' in trouble_of(server), seconds=5)
-        assert not server.snapshot().was_nats_connected
+        assert not server.snapshot().nats.was_connected
 
 
 def needed_rights() -> list[str]:
@@ -228,7 +229,7 @@ async def test_the_rights_of_the_page_are_enough_for_a_stream_that_is_there(
         await wait_for_nats(server)
         async with client_of(server, "BTC.trade") as client:
             nats.stop()
-            await wait_until(lambda: not server.snapshot().is_nats_connected)
+            await wait_until(lambda: not server.snapshot().nats.is_connected)
             nats.start()
             await wait_for_nats(server)
             async with nats_client(nats.url, **other) as publisher:
@@ -239,7 +240,7 @@ async def test_the_rights_of_the_page_are_enough_for_a_stream_that_is_there(
                 await publisher.flush()
             offsets = [(await receive(client))["offset"] for _ in range(300)]
         assert offsets == list(range(2, 302))
-        assert server.snapshot().nats_reconnects == 1, "nothing was refused in between"
+        assert server.snapshot().nats.reconnects == 1, "nothing was refused in between"
 
 
 @pytest.mark.parametrize(
@@ -257,7 +258,7 @@ async def test_a_right_that_is_missing_is_named(
             await publisher.flush()
         server = await start_server(NATS_URL=f"nats://odin:secret@127.0.0.1:{nats.port}")
         await wait_until(lambda: missing in trouble_of(server))
-        assert not server.snapshot().was_nats_connected
+        assert not server.snapshot().nats.was_connected
 
 
 async def test_without_the_right_to_answer_flow_control_it_is_not_silent(

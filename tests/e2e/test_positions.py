@@ -83,7 +83,7 @@ async def test_a_resume_right_after_a_restart_waits_until_the_stream_was_read(
     await publish(nats_url, 60, "ETH.trade")
     second = await start_server(NATS_URL=nats_url)
     async with talk_to(second) as talk:
-        assert not second.snapshot().is_nats_connected, "it is as early as can be"
+        assert not second.snapshot().nats.is_connected, "it is as early as can be"
         ack, *events, end = await talk.resume(0, epoch=epoch)
     assert ack["epoch"] == epoch
     assert [event["offset"] for event in events] == list(range(1, 61))
@@ -265,7 +265,7 @@ async def test_who_was_further_on_another_server_gets_nothing_again(
         await wait_for_nats(behind)
         network.is_down = True
         network.cut()
-        await wait_until(lambda: not behind.snapshot().is_nats_connected)
+        await wait_until(lambda: not behind.snapshot().nats.is_connected)
         await publish(nats.url, 20)
         async with talk_to(ahead) as talk:
             nothing = {"type": "subscribe", "channels": [], "notices": True}

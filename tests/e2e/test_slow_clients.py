@@ -129,7 +129,7 @@ async def start(
 
 def check_the_end(server: Server) -> None:
     check_balance(server)
-    assert server.snapshot().outbox_bytes == 0
+    assert server.snapshot().fan_out.outbox_bytes == 0
     assert server.ledger.deliveries.queued == 0
 
 
@@ -218,6 +218,11 @@ async def test_bytes_that_wait_for_all_are_bounded(
     async with slow.stream:
         await publish_to_one_who_reads(server, nats_url)
         snapshot = server.snapshot()
-        assert limit // 2 < snapshot.outbox_bytes <= snapshot.outbox_bytes_limit == limit
+        assert (
+            limit // 2
+            < snapshot.fan_out.outbox_bytes
+            <= snapshot.fan_out.outbox_bytes_limit
+            == limit
+        )
     await wait_until(lambda: server.connections == 0)
     check_the_end(server)

@@ -28,7 +28,8 @@ OURS = "ODIN_TOKENS"
 
 
 def trouble_of(server: Server) -> str:
-    return server.snapshot().nats_trouble or ""
+    trouble = server.snapshot().nats.trouble
+    return trouble.sentence if trouble else ""
 
 
 @asynccontextmanager
@@ -107,7 +108,7 @@ async def test_our_subject_taken_out_of_our_stream_is_put_back(
         async with client_of(server, "BTC.trade") as subscriber:
             config = await config_of(client, OURS)
             await ask(client, f"STREAM.UPDATE.{OURS}", {**config, "subjects": ["odin.user.>"]})
-            await wait_until(lambda: server.snapshot().nats_reconnects == 1, seconds=10)
+            await wait_until(lambda: server.snapshot().nats.reconnects == 1, seconds=10)
             changed = await config_of(client, OURS)
             assert changed["subjects"] == ["odin.user.>", "odin.token.>"]
             assert {**changed, "subjects": 0} == {**config, "subjects": 0}
@@ -124,7 +125,7 @@ async def test_our_subject_taken_out_of_a_stream_of_others_is_said_and_waited_fo
         await wait_for_nats(server)
         config = await config_of(client, "ALL")
         await ask(client, "STREAM.UPDATE.ALL", {**config, "subjects": ["odin.user.>"]})
-        await wait_until(lambda: not server.snapshot().is_nats_connected, seconds=10)
+        await wait_until(lambda: not server.snapshot().nats.is_connected, seconds=10)
         await wait_until(lambda: "has not made, is gone" in trouble_of(server))
         assert (await ask(client, "STREAM.NAMES", {}))["streams"] == ["ALL"]
         await ask(client, "STREAM.UPDATE.ALL", config)
@@ -144,7 +145,7 @@ async def test_a_stream_that_stores_our_events_elsewhere_is_not_consumed_and_sai
         await ask(client, f"STREAM.UPDATE.{OURS}", config)
         await wait_for_nats(server)
         await ask(client, f"STREAM.UPDATE.{OURS}", {**config, "subject_transform": transform})
-        await wait_until(lambda: not server.snapshot().is_nats_connected, seconds=10)
+        await wait_until(lambda: not server.snapshot().nats.is_connected, seconds=10)
         await wait_until(lambda: "under other subjects" in trouble_of(server))
 
 
@@ -188,7 +189,7 @@ async def test_a_message_that_was_deleted_is_not_waited_for(
                 await trio.sleep(0.02)
         await ask(client, f"STREAM.MSG.DELETE.{OURS}", {"seq": 4})
         await trio.sleep(7)
-        assert server.snapshot().nats_reconnects == 0
+        assert server.snapshot().nats.reconnects == 0
 
 
 # --- made, and gone
@@ -211,7 +212,7 @@ async def test_more_replicas_than_there_are_servers_are_refused_in_nats_words(
     async with operator(tmp_path) as (url, _):
         server = await start_server(NATS_URL=url, JS_STREAM_REPLICAS="3")
         await wait_until(lambda: "replicas > 1 not supported" in trouble_of(server))
-        assert not server.snapshot().was_nats_connected
+        assert not server.snapshot().nats.was_connected
 
 
 async def test_a_stream_of_others_that_is_deleted_is_not_made_again_but_waited_for(
@@ -244,5 +245,5 @@ async def test_a_stream_made_by_an_earlier_version_counts_as_made_here(
         server = await start_server(NATS_URL=url)
         await wait_for_nats(server)
         await ask(client, f"STREAM.DELETE.{OURS}")
-        await wait_until(lambda: server.snapshot().nats_reconnects == 1, seconds=15)
+        await wait_until(lambda: server.snapshot().nats.reconnects == 1, seconds=15)
         assert (await ask(client, "STREAM.NAMES", {}))["streams"] == [OURS]

@@ -69,7 +69,7 @@ async def test_a_message_that_cannot_be_understood_costs_itself_only(
             await publisher.publish("odin.token.BTC.trade", b"1")
             with trio.fail_after(_AT_ONCE_SECONDS):
                 assert (await receive(client))["data"] == 1
-        assert server.snapshot().nats_reconnects == 0
+        assert server.snapshot().nats.reconnects == 0
         books = server.ledger.publications
         assert books.invalid == {Invalid.SUBJECT: 1}
         assert (books.received, books.fanned_out) == (2, 1)
@@ -88,7 +88,7 @@ async def test_headers_that_cannot_be_understood_do_not_keep_an_event_back(
             await publisher.publish("odin.token.BTC.trade", b"1")
             with trio.fail_after(_AT_ONCE_SECONDS):
                 assert [(await receive(client))["data"] for _ in range(2)] == [{}, 1]
-        assert server.snapshot().nats_reconnects == 0
+        assert server.snapshot().nats.reconnects == 0
 
 
 @pytest.mark.parametrize("raw", FORGED.values(), ids=FORGED)
@@ -103,7 +103,7 @@ async def test_a_publisher_cannot_speak_for_the_consumer(
             await publisher.publish("odin.token.BTC.trade", b"1")
             with trio.fail_after(_AT_ONCE_SECONDS):
                 assert (await receive(client))["data"] == 1
-        assert server.snapshot().nats_reconnects == 0
+        assert server.snapshot().nats.reconnects == 0
         assert server.ledger.publications.invalid == {Invalid.PAYLOAD: 1}
 
 
@@ -118,7 +118,7 @@ async def test_a_reply_subject_that_cannot_be_understood_changes_nothing(
                 await publisher.send(b"PUB odin.token.BTC.trade %b 2\r\n{}\r\n" % reply)
                 with trio.fail_after(_AT_ONCE_SECONDS):
                     assert (await receive(client))["data"] == {}
-        assert server.snapshot().nats_reconnects == 0
+        assert server.snapshot().nats.reconnects == 0
 
 
 async def test_what_ends_two_connections_in_a_row_is_stepped_over_and_declared(

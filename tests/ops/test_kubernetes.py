@@ -17,13 +17,13 @@ from tests.ops.tools import run, tool
 from tests.telemetry.snapshots import snapshot
 from trio_odin.cli import main
 from trio_odin.config import Settings, read_settings, warnings_about
+from trio_odin.core.snapshot import Snapshot
 from trio_odin.lab.capacity.stages import PEAK_RATE, SERVER_CORES, SERVER_MIB
 from trio_odin.lab.model.model import Demand
 from trio_odin.lab.model.tables import read_costs
 from trio_odin.net.http import Request
 from trio_odin.server.pages import Pages
 from trio_odin.telemetry.metrics import SERIES
-from trio_odin.telemetry.snapshot import Snapshot
 
 FOLDER = OPS / "kubernetes"
 # The oldest that knows all we use, and the newest that there is a schema of.
@@ -144,8 +144,8 @@ async def test_a_pod_is_ready_once_nats_was_reached_and_alive_whatever_nats_does
         for name in ("startup", "readiness", "liveness")
     }
     assert {probe["port"] for probe in probes.values()} == {"admin"}
-    never = {"is_nats_connected": False, "was_nats_connected": False}
-    lost = {"is_nats_connected": False}
+    never = {"is_connected": False, "was_connected": False}
+    lost = {"is_connected": False}
     for moment, is_ready in ((never, False), (lost, True), ({}, True)):
         assert await status(probes["startup"]["path"], **moment) == 200
         assert await status(probes["liveness"]["path"], **moment) == 200

@@ -6,9 +6,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.telemetry.snapshots import snapshot
+from trio_odin.core.snapshot import Snapshot, Workers
 from trio_odin.net.http import Request
 from trio_odin.server.pages import Pages
-from trio_odin.telemetry.snapshot import Snapshot, Workers
 
 
 @pytest.fixture

@@ -101,8 +101,8 @@ async def test_a_running_server_takes_on_limits_and_keeps_them_when_the_next_fil
     server.reload(fail)
     server.reload(lambda: {"WS_MAX_CONNECTIONS": "x"})
     snapshot = server.snapshot()
-    assert (snapshot.max_connections, snapshot.cpu_reject_percent) == (1, 33.0)
-    assert (snapshot.max_nats_rate, snapshot.max_broadcast_rate) == (7.0, 8.0)
+    assert (snapshot.limits.max_connections, snapshot.limits.cpu_reject_percent) == (1, 33.0)
+    assert (snapshot.limits.max_nats_rate, snapshot.limits.max_broadcast_rate) == (7.0, 8.0)
     assert server._admission.max_connections == 1
     assert server._admission.cpu_reject_percent == 33.0
     assert server._listener.session_limits.max_channels == 3

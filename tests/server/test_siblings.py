@@ -9,6 +9,7 @@ import trio.testing
 
 from tests.telemetry.snapshots import snapshot
 from trio_odin.core.load import OtherWorkers
+from trio_odin.core.snapshot import Snapshot
 from trio_odin.server.reloading import ReadEnvironment
 from trio_odin.server.siblings import Siblings
 from trio_odin.server.worker_link import (
@@ -23,7 +24,6 @@ from trio_odin.server.worker_link import (
     Reload,
     parent_decoder,
 )
-from trio_odin.telemetry.snapshot import Snapshot
 
 
 class Parent:
@@ -120,7 +120,7 @@ async def test_a_page_gets_the_answer_to_its_own_question(parent: Parent) -> Non
         parent.link.send(Answer(999, snapshot(connections=999)))
         for number in reversed(numbers):
             parent.link.send(Answer(number, snapshot(connections=number)))
-    assert {state.connections for state in got.values() if state} == set(numbers)
+    assert {state.fan_out.connections for state in got.values() if state} == set(numbers)
 
 
 async def test_without_an_answer_in_time_there_is_none(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.telemetry.snapshots import balanced, snapshot
 from trio_odin.core.load import OtherWorkers
 from trio_odin.core.reasons import Dropped, Invalid, Shed
+from trio_odin.core.snapshot import Snapshot
 from trio_odin.server.worker_link import (
     Answer,
     Ask,
@@ -25,7 +26,6 @@ from trio_odin.server.worker_link import (
     parent_decoder,
     worker_decoder,
 )
-from trio_odin.telemetry.snapshot import Snapshot
 
 NUMBERS = st.integers(0, 2**53)
 

@@ -4,15 +4,15 @@ import os
 from functools import partial
 from pathlib import Path
 
-import attrs
 import pytest
 import trio
 import trio.testing
 
-from tests.telemetry.snapshots import snapshot
+from tests.telemetry.snapshots import changed, snapshot
 from trio_odin.config import read_settings
 from trio_odin.core.address import Address
 from trio_odin.core.load import OtherWorkers
+from trio_odin.core.snapshot import Trouble
 from trio_odin.server.worker_link import Accept
 from trio_odin.server.worker_slot import Worker
 from trio_odin.server.workers import (
@@ -175,10 +175,10 @@ class Told:
         self.times_ended += 1
 
 
-WITHOUT_NATS = snapshot(is_open=False, is_nats_connected=False, was_nats_connected=False)
+WITHOUT_NATS = snapshot(is_open=False, is_connected=False, was_connected=False)
 WITH_NATS = snapshot(is_open=False)
 TAKING = snapshot()
-DEAF = snapshot(is_nats_connected=False, was_nats_connected=False)
+DEAF = snapshot(is_connected=False, was_connected=False)
 
 
 def parent_of(count: int) -> tuple[Parent, list[Worker], list[Told]]:
@@ -295,7 +295,7 @@ async def test_one_that_has_clients_without_nats_is_ended_once_when_others_have_
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     parent, (deaf, other), (told, _) = parent_of(2)
-    deaf.note(attrs.evolve(DEAF, connections=3))
+    deaf.note(changed(DEAF, connections=3))
     other.note(WITHOUT_NATS)
     for ended in (0, 1):
         for _ in range(15):
@@ -310,7 +310,7 @@ async def test_one_without_clients_or_in_a_later_outage_is_not_ended(
 ) -> None:
     parent, (empty, lost, well), (told_empty, told_lost, _) = parent_of(3)
     empty.note(DEAF)
-    lost.note(snapshot(is_nats_connected=False, connections=3))
+    lost.note(snapshot(is_connected=False, connections=3))
     well.note(TAKING)
     for _ in range(15):
         parent._end_deaf()
@@ -323,7 +323,7 @@ async def test_the_trouble_of_a_worker_that_takes_no_clients_is_in_the_figures()
     waiting, other = parent.workers
     for worker in parent.workers:
         Told(worker)
-    waiting.note(attrs.evolve(WITHOUT_NATS, nats_trouble="maximum consumers limit reached"))
+    waiting.note(changed(WITHOUT_NATS, trouble=Trouble("maximum consumers limit reached", 1.0)))
     other.note(TAKING)
     figures = parent._figures()
     assert (figures.alive, figures.configured) == (1, 2)

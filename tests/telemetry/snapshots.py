@@ -10,60 +10,96 @@ from hypothesis import strategies as st
 
 from trio_odin.core.ledger import Deliveries, Ledger, Publications, Traffic
 from trio_odin.core.reasons import Dropped, GapReason, Invalid, Shed
-from trio_odin.telemetry.snapshot import Build, Snapshot, Workers
+from trio_odin.core.snapshot import (
+    Build,
+    FanOutStats,
+    Limits,
+    ListenerStats,
+    LoadStats,
+    NatsStats,
+    ProcessStats,
+    Snapshot,
+    Workers,
+)
 
-
-def snapshot(**changes: Any) -> Snapshot:
-    """A healthy, idle server with limits, but for `changes`."""
-    idle = Snapshot(
-        ledger=Ledger(),
-        uptime_seconds=12.3456,
-        is_draining=False,
-        draining_seconds=None,
+IDLE = Snapshot(
+    ledger=Ledger(),
+    nats=NatsStats(
+        is_connected=True,
+        was_connected=True,
+        mode="jetstream",
+        reconnects=0,
+        age_seconds=0.25,
+        trouble=None,
+    ),
+    fan_out=FanOutStats(
         connections=0,
-        max_connections=100,
         subscription_counts=[],
         channels=0,
-        is_nats_connected=True,
-        was_nats_connected=True,
-        nats_mode="jetstream",
-        nats_reconnects=0,
-        nats_age_seconds=0.25,
-        nats_trouble=None,
-        nats_trouble_seconds=None,
         feed_waiting=0,
         feed_capacity=8192,
         outbox_bytes=0,
         outbox_bytes_limit=256 * 1024 * 1024,
         replay_bytes=0,
         replay_bytes_limit=128 * 1024 * 1024,
-        tasks=10,
-        max_tasks=0,
+    ),
+    load=LoadStats(
         cpu_percent=0.0,
         loop_busy_percent=0.0,
         turnover_percent=0.0,
         lag_seconds=0.0,
-        cpu_reject_percent=75.0,
-        cpu_pause_percent=80.0,
         is_overloaded=False,
         is_memory_short=False,
         is_lagging=False,
-        is_out_of_files=False,
         refusing_seconds=None,
         paused_percent=0,
         paused_seconds=None,
-        half_open=0,
-        memory_bytes=64 * 1024 * 1024,
+        tasks=10,
         group_memory_bytes=0,
         memory_limit_bytes=1024 * 1024 * 1024,
-        max_nats_rate=0.0,
-        max_broadcast_rate=0.0,
+    ),
+    listener=ListenerStats(half_open=0, is_out_of_files=False),
+    process=ProcessStats(
+        memory_bytes=64 * 1024 * 1024,
         cpu_seconds=1.5,
         log_lines_dropped=0,
         builds=[Build("1.2.3", "3.12.1", "abcdef")],
-        workers=Workers.alone(0),
-    )
-    return attrs.evolve(idle, **changes)
+    ),
+    limits=Limits(
+        max_connections=100,
+        max_tasks=0,
+        cpu_reject_percent=75.0,
+        cpu_pause_percent=80.0,
+        max_nats_rate=0.0,
+        max_broadcast_rate=0.0,
+    ),
+    workers=Workers.alone(0),
+    uptime_seconds=12.3456,
+    is_draining=False,
+    draining_seconds=None,
+    is_open=True,
+)
+
+
+def snapshot(**changes: Any) -> Snapshot:
+    """A healthy, idle server with limits, but for `changes`."""
+    # The ledger of one test is not that of another.
+    return changed(IDLE, **{"ledger": Ledger(), **changes})
+
+
+def changed(state: Snapshot, **changes: Any) -> Snapshot:
+    """`state`, but for `changes`: fields of it, or of that of its parts which has such a field."""
+    for name, value in changes.items():
+        if hasattr(state, name):
+            state = attrs.evolve(state, **{name: value})
+        else:
+            (part,) = (part for part in PARTS if hasattr(getattr(state, part), name))
+            within = attrs.evolve(getattr(state, part), **{name: value})
+            state = attrs.evolve(state, **{part: within})
+    return state
+
+
+PARTS = ("nats", "fan_out", "load", "listener", "process", "limits")
 
 
 AMOUNTS = st.integers(0, 10**9)
@@ -116,11 +152,11 @@ def balanced(draw: st.DrawFn) -> Snapshot:
         subscription_counts=draw(st.lists(st.integers(1, 256), max_size=5)),
         channels=draw(AMOUNTS),
         feed_waiting=feed_waiting,
-        nats_reconnects=draw(AMOUNTS),
-        nats_age_seconds=draw(st.none() | st.integers(0, 10**6)),
+        reconnects=draw(AMOUNTS),
+        age_seconds=draw(st.none() | st.integers(0, 10**6)),
         cpu_seconds=draw(st.integers(0, 10**6)),
         log_lines_dropped=draw(AMOUNTS),
-        is_nats_connected=draw(st.booleans()),
+        is_connected=draw(st.booleans()),
         is_overloaded=draw(st.booleans()),
         workers=Workers.alone(connections),
     )

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tests.telemetry.snapshots import snapshot
 from trio_odin.core.ledger import Ledger, Publications
 from trio_odin.core.reasons import GapReason
+from trio_odin.core.snapshot import Snapshot, Trouble, Workers
 from trio_odin.net.http import Response
 from trio_odin.telemetry.health import HealthReport, ready
 from trio_odin.telemetry.health import health as health_at
-from trio_odin.telemetry.snapshot import Snapshot, Workers
 
 NOW = 1_800_000_000.0  # 2027-01-15T08:00:00Z
 
@@ -89,7 +89,7 @@ PERCENTAGES = st.floats(0, 10_000)
     memory_bytes=st.integers(0, 10**13),
     memory_limit_bytes=st.integers(0, 10**13),
     uptime_seconds=st.floats(0, 1e9),
-    is_nats_connected=st.booleans(),
+    is_connected=st.booleans(),
     is_draining=st.booleans(),
     is_overloaded=st.booleans(),
 )
@@ -190,25 +190,26 @@ def test_a_healthy_server_word_for_word() -> None:
         ({"is_out_of_files": True}, "degraded", "Open files are used up"),
         ({"feed_waiting": 89, "feed_capacity": 100}, "healthy", None),
         ({"feed_waiting": 90, "feed_capacity": 100}, "degraded", "90 events wait"),
-        ({"nats_age_seconds": 4.9}, "healthy", None),
-        ({"nats_age_seconds": 5.0}, "degraded", "from NATS since 2027-01-15T07:59:55Z"),
+        ({"age_seconds": 4.9}, "healthy", None),
+        ({"age_seconds": 5.0}, "degraded", "from NATS since 2027-01-15T07:59:55Z"),
         (
-            {"nats_age_seconds": 10.0},
+            {"age_seconds": 10.0},
             "unhealthy",
             "NATS is connected, but nothing has come from it since 2027-01-15T07:59:50Z",
         ),
         (
             {
-                "is_nats_connected": False,
-                "nats_age_seconds": 12.0,
-                "nats_trouble_seconds": 12.0,
-                "nats_trouble": "NoServersError: nats: no servers available for connection",
+                "is_connected": False,
+                "age_seconds": 12.0,
+                "trouble": Trouble(
+                    "NoServersError: nats: no servers available for connection", 12.0
+                ),
             },
             "unhealthy",
             "NATS is disconnected since 2027-01-15T07:59:48Z: NoServersError: nats: no servers",
         ),
         (
-            {"nats_trouble": "Permissions Violation for Subscription", "nats_trouble_seconds": 2.0},
+            {"trouble": Trouble("Permissions Violation for Subscription", 2.0)},
             "unhealthy",
             "NATS is connected, but no events can come since 2027-01-15T07:59:58Z: Permissions",
         ),
@@ -223,9 +224,9 @@ def test_a_healthy_server_word_for_word() -> None:
         ({"tasks": 99, "max_tasks": 100}, "healthy", None),
         ({"tasks": 100, "max_tasks": 100}, "degraded", "Tasks"),
         ({"tasks": 10**6, "max_tasks": 0}, "healthy", None),
-        ({"is_nats_connected": False}, "unhealthy", "NATS"),
+        ({"is_connected": False}, "unhealthy", "NATS"),
         ({"is_draining": True}, "unhealthy", "shutting down"),
-        ({"is_nats_connected": False, "connections": 100}, "unhealthy", "NATS"),
+        ({"is_connected": False, "connections": 100}, "unhealthy", "NATS"),
         ({"workers": Workers(2, 1, 0, [0, 0], missing_seconds=4.9)}, "degraded", "1 of 2 workers"),
         (
             {"workers": Workers(2, 1, 9, [0, 0], missing_seconds=60.0)},
@@ -272,9 +273,9 @@ def test_each_condition_has_its_status_its_code_and_a_sentence(
         ({"memory_bytes": 90, "memory_limit_bytes": 100}, {"memory"}),
         ({"is_memory_short": True}, {"memory"}),
         ({"tasks": 100, "max_tasks": 100}, {"goroutines"}),
-        ({"is_nats_connected": False}, {"nats"}),
-        ({"nats_trouble": "Permissions Violation", "nats_trouble_seconds": 1.0}, {"nats"}),
-        ({"nats_age_seconds": 10.0}, {"nats"}),
+        ({"is_connected": False}, {"nats"}),
+        ({"trouble": Trouble("Permissions Violation", 1.0)}, {"nats"}),
+        ({"age_seconds": 10.0}, {"nats"}),
         ({"paused_percent": 100}, set()),
     ],
 )
@@ -286,21 +287,21 @@ def test_each_check_is_about_its_own_condition(
 
 
 def test_a_lost_nats_is_disconnected() -> None:
-    content = health(snapshot(is_nats_connected=False)).content
+    content = health(snapshot(is_connected=False)).content
     check = content["checks"]["nats"]
     assert (check["status"], check["healthy"]) == ("disconnected", False)
 
 
 def test_what_nats_says_is_a_field_of_its_check_with_its_time() -> None:
     trouble = "nats: 'Authorization Violation'"
-    check = health(
-        snapshot(is_nats_connected=False, nats_trouble=trouble, nats_trouble_seconds=1.2345)
-    ).content["checks"]["nats"]
+    check = health(snapshot(is_connected=False, trouble=Trouble(trouble, 1.2345))).content[
+        "checks"
+    ]["nats"]
     assert (check["trouble"], check["since_ms"]) == (trouble, 1234)
 
 
 def test_the_age_of_what_never_came_is_null() -> None:
-    assert health(snapshot(nats_age_seconds=None)).content["checks"]["nats"]["age_ms"] is None
+    assert health(snapshot(age_seconds=None)).content["checks"]["nats"]["age_ms"] is None
 
 
 def test_gaps_of_all_reasons_are_counted() -> None:
@@ -309,7 +310,7 @@ def test_gaps_of_all_reasons_are_counted() -> None:
 
 
 def test_both_errors_are_told() -> None:
-    content = health(snapshot(is_nats_connected=False, is_draining=True)).content
+    content = health(snapshot(is_connected=False, is_draining=True)).content
     assert len(content["errors"]) == 2
 
 
@@ -331,15 +332,15 @@ def test_the_share_that_is_shed_is_a_number_of_the_check_and_all_of_it_is_an_err
     ("changes", "status", "reasons"),
     [
         ({}, 200, []),
-        ({"is_nats_connected": False}, 200, []),
-        ({"is_nats_connected": False, "was_nats_connected": False}, 503, ["NATS"]),
+        ({"is_connected": False}, 200, []),
+        ({"is_connected": False, "was_connected": False}, 503, ["NATS"]),
         ({"is_draining": True}, 503, ["shutting down"]),
-        ({"is_draining": True, "was_nats_connected": False}, 503, ["shutting down", "NATS"]),
+        ({"is_draining": True, "was_connected": False}, 503, ["shutting down", "NATS"]),
         ({"is_overloaded": True, "connections": 100}, 200, []),
         ({"paused_percent": 90}, 200, []),
         ({"paused_percent": 100}, 503, ["all events are shed"]),
         (
-            {"is_nats_connected": False, "was_nats_connected": False, "nats_trouble": "no route"},
+            {"is_connected": False, "was_connected": False, "trouble": Trouble("no route", 1.0)},
             503,
             ["NATS was not reached yet: no route"],
         ),

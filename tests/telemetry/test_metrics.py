@@ -17,8 +17,8 @@ from trio_odin.core.commands import Command, ErrorCode
 from trio_odin.core.durations import Durations
 from trio_odin.core.ledger import Deliveries, Ledger, Publications, Traffic
 from trio_odin.core.reasons import CloseReason, Dropped, GapReason, Invalid, Rejection, Shed
+from trio_odin.core.snapshot import Build, Snapshot, Workers
 from trio_odin.telemetry.metrics import CONTENT_TYPE, HISTOGRAMS, SERIES, render
-from trio_odin.telemetry.snapshot import Build, Snapshot, Workers
 
 # wire_compatibility.md, metric names: the plan's and the running dashboard's.
 PLAN = {
@@ -155,8 +155,8 @@ BUSY = snapshot(
     connections=4002,
     max_connections=4003,
     channels=4004,
-    nats_reconnects=4005,
-    nats_age_seconds=40.055,
+    reconnects=4005,
+    age_seconds=40.055,
     feed_waiting=4006,
     feed_capacity=4007,
     outbox_bytes=4101,
@@ -267,7 +267,7 @@ def test_the_figures_above_are_those_of_every_series() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "field"), [("ws_nats_connected", "is_nats_connected"), ("ws_draining", "is_draining")]
+    ("name", "field"), [("ws_nats_connected", "is_connected"), ("ws_draining", "is_draining")]
 )
 def test_a_claim_is_1_or_0(name: str, field: str) -> None:
     assert value(snapshot(**{field: True}), name) == 1
@@ -275,7 +275,7 @@ def test_a_claim_is_1_or_0(name: str, field: str) -> None:
 
 
 def test_the_age_of_what_never_came_is_beyond_every_threshold() -> None:
-    assert value(snapshot(nats_age_seconds=None), "ws_nats_age_seconds") == math.inf
+    assert value(snapshot(age_seconds=None), "ws_nats_age_seconds") == math.inf
 
 
 def test_an_alias_is_the_same_figure() -> None:

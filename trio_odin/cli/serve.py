@@ -24,6 +24,7 @@ from trio_odin.cli.common import (
     with_reload_file_and,
 )
 from trio_odin.config import SettingError, Settings, differing
+from trio_odin.core.snapshot import Build
 from trio_odin.server.reloading import ReadEnvironment
 from trio_odin.server.siblings import Siblings
 from trio_odin.server.signals import (
@@ -40,7 +41,6 @@ from trio_odin.server.watchdog import Notify, prove_life, systemd_notify
 from trio_odin.server.workers import Parent, WorkerUnfit, serve_with_workers
 from trio_odin.telemetry.logs import configure_logs
 from trio_odin.telemetry.process import settle_garbage_collector
-from trio_odin.telemetry.snapshot import Build
 
 # Started in a nursery, it gives back what can be drained.
 _Start: TypeAlias = Callable[..., Awaitable[None]]

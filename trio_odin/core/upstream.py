@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import attrs
 
+from trio_odin.core.snapshot import NatsStats, Trouble
+
 
 @attrs.define
 class Upstream:
@@ -37,10 +39,6 @@ class Upstream:
         """Events can flow again."""
         self.trouble = self._trouble_at = None
 
-    def trouble_seconds(self, now: float) -> float | None:
-        """Since when events cannot flow, in seconds before `now`; None while they can."""
-        return None if self._trouble_at is None else now - self._trouble_at
-
     def heard(self, now: float) -> None:
         """NATS has answered: it is alive, and so is the way to it."""
         self._heard_at = now
@@ -56,3 +54,15 @@ class Upstream:
     def event_age_seconds(self, now: float) -> float | None:
         """How long ago a message of ours came; None: none ever did."""
         return None if self._event_at is None else now - self._event_at
+
+    def stats(self, now: float) -> NatsStats:
+        """What pages show of it, at `now`."""
+        began = now if self._trouble_at is None else self._trouble_at
+        return NatsStats(
+            is_connected=self.is_connected,
+            was_connected=self.was_connected,
+            mode=self.mode,
+            reconnects=self.reconnects,
+            age_seconds=self.age_seconds(now),
+            trouble=None if self.trouble is None else Trouble(self.trouble, now - began),
+        )

@@ -18,6 +18,8 @@ from trio_odin.core.admission import Admission
 from trio_odin.core.ledger import Ledger
 from trio_odin.core.load import Load, OtherWorkers
 from trio_odin.core.pause import Pause
+from trio_odin.core.reasons import Rejection
+from trio_odin.core.snapshot import LoadStats
 from trio_odin.server.turnover import THEN, TURNOVER
 from trio_odin.telemetry.cgroup import cpu_group, memory_group
 from trio_odin.telemetry.meters import CpuMeter, LoopMeter, MemoryMeter
@@ -37,10 +39,6 @@ class Guard:
         pause: which publications are shed.
         load: the last sample.
         loop: where its time goes, counted while the guard runs.
-        memory: this server's against its limit.
-        tasks: of the process, counted now and then.
-        closed_at: since when load keeps the door closed; None while it does not.
-        paused_at: since when events are shed; None while none are.
     """
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
@@ -48,10 +46,10 @@ class Guard:
         self.pause = Pause()
         self.reload(settings)
         self.load = Load()
-        self.memory = MemoryMeter(settings.memory_limit_bytes, memory_group())
-        self.tasks = 0
-        self.closed_at: float | None = None
-        self.paused_at: float | None = None
+        self._memory = MemoryMeter(settings.memory_limit_bytes, memory_group())
+        self._tasks = 0
+        self._closed_at: float | None = None
+        self._paused_at: float | None = None
         self.loop = LoopMeter(TURNOVER, THEN)
         self._loop_before = (time.perf_counter(), 0.0, 0.0)
         self._cpu = CpuMeter(settings.cpu_limit_cores, cpu_group())
@@ -87,7 +85,7 @@ class Guard:
             nursery.start_soon(self._feel_lag, name="lag")
             for second in itertools.count():
                 if second % _TASKS_EVERY == 0:  # trio looks at every socket for it: 4 ms at 10,000
-                    self.tasks = trio.lowlevel.current_statistics().tasks_living
+                    self._tasks = trio.lowlevel.current_statistics().tasks_living
                 await trio.sleep(_SAMPLE_SECONDS)
                 try:
                     self._sample()
@@ -104,7 +102,7 @@ class Guard:
                 loop_busy_percent=loop_busy_percent,
                 turnover_percent=turnover_percent,
                 turnover_of_limit_percent=turnover_cores / self._cpu.cores * 100,
-                memory_percent=self.memory.percent(self._others.memory_bytes),
+                memory_percent=self._memory.percent(self._others.memory_bytes),
                 lag_seconds=self._worst_lag_seconds,
             )
         )
@@ -127,8 +125,8 @@ class Guard:
         self.pause.observe(load)
         closed_by, paused = self.admission.closed_by, self.pause.percent
         now = trio.current_time()
-        self.closed_at = (self.closed_at or now) if closed_by else None
-        self.paused_at = (self.paused_at or now) if paused else None
+        self._closed_at = (self._closed_at or now) if closed_by else None
+        self._paused_at = (self._paused_at or now) if paused else None
         if closed_by != closed_before:
             causes = [cause.label for cause in closed_by]
             _log.warning("door.closed" if causes else "door.opened", by=causes, **_rounded(load))
@@ -136,6 +134,25 @@ class Guard:
             _log.warning(
                 "pause.began" if paused else "pause.ended", percent=paused, **_rounded(load)
             )
+
+    def stats(self) -> LoadStats:
+        """How hard the server works, and what follows."""
+        load, closed_by, now = self.load, self.admission.closed_by, trio.current_time()
+        return LoadStats(
+            cpu_percent=load.cpu_percent,
+            loop_busy_percent=load.loop_busy_percent,
+            turnover_percent=load.turnover_percent,
+            lag_seconds=load.lag_seconds,
+            is_overloaded=Rejection.OVERLOADED in closed_by,
+            is_memory_short=Rejection.MEMORY in closed_by,
+            is_lagging=Rejection.LAG in closed_by,
+            refusing_seconds=None if self._closed_at is None else now - self._closed_at,
+            paused_percent=self.pause.percent,
+            paused_seconds=None if self._paused_at is None else now - self._paused_at,
+            tasks=self._tasks,
+            group_memory_bytes=self._memory.group_bytes(),
+            memory_limit_bytes=self._memory.limit_bytes,
+        )
 
     async def _feel_lag(self) -> None:
         """Measure how late the scheduler runs what is due."""

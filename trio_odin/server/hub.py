@@ -22,6 +22,7 @@ from trio_odin.core.ratelimit import TokenBucket
 from trio_odin.core.reasons import CloseReason, GapReason, Invalid, Shed
 from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry
+from trio_odin.core.snapshot import FanOutStats
 from trio_odin.core.upstream import Upstream
 from trio_odin.server.invalid_events import InvalidEventLog
 from trio_odin.server.notices import Notices
@@ -105,6 +106,7 @@ class Hub(Generic[M]):
         )
         self.feed_budget = ByteBudget(feed_bytes(settings))
         self.replay_budget = ReplayBudget(replay_bytes(settings))
+        self._feed_capacity = settings.feed_capacity
         self._invalid_events = InvalidEventLog()
         self._pace = Pace(settings.max_flush_delay_seconds)
         self.is_filtering = settings.is_filtering
@@ -116,6 +118,22 @@ class Hub(Generic[M]):
             burst=max(1.0, settings.max_broadcast_rate),
             per_second=settings.max_broadcast_rate,
             now=trio.current_time(),
+        )
+
+    def stats(self, *, fed: int) -> FanOutStats:
+        """How many are here, and what waits; `fed`: messages put into the feed so far."""
+        outboxes, replay = self.outbox_rules.budget, self.replay_budget
+        return FanOutStats(
+            connections=len(self.members),
+            subscription_counts=self.registry.subscription_counts(),
+            channels=self.registry.channel_count(),
+            # Not the channel's own count: a message on its way into the hub is in neither.
+            feed_waiting=fed - self.taken,
+            feed_capacity=self._feed_capacity,
+            outbox_bytes=outboxes.used_bytes,
+            outbox_bytes_limit=outboxes.limit_bytes,
+            replay_bytes=replay.used_bytes,
+            replay_bytes_limit=replay.limit_bytes,
         )
 
     def join(self, member: M) -> None:

@@ -22,6 +22,7 @@ from trio_odin.core.handshake import Refusal, Upgrade
 from trio_odin.core.identity import Identity, user_agent
 from trio_odin.core.reasons import Rejection
 from trio_odin.core.session import SessionLimits
+from trio_odin.core.snapshot import ListenerStats
 from trio_odin.net.http import (
     END_OF_HEAD,
     HeadLimits,
@@ -260,10 +261,9 @@ class Listener:
         if not self._from_address[owner]:
             del self._from_address[owner]
 
-    @property
-    def half_open(self) -> int:
-        """How many have not asked for anything yet, or get a page."""
-        return len(self._half_open)
+    def stats(self) -> ListenerStats:
+        """Those who are not let in yet: how many have not asked for anything, or get a page."""
+        return ListenerStats(half_open=len(self._half_open), is_out_of_files=self.is_out_of_files)
 
     @property
     def is_out_of_files(self) -> bool:

@@ -6,10 +6,10 @@ import time
 from collections.abc import Awaitable, Callable
 
 from trio_odin import __version__
+from trio_odin.core.snapshot import Snapshot
 from trio_odin.net.http import Request, Response
 from trio_odin.telemetry.health import HealthReport, health, ready
 from trio_odin.telemetry.metrics import CONTENT_TYPE, render
-from trio_odin.telemetry.snapshot import Snapshot
 
 _WELCOME = f"""trio-odin {__version__}: NATS token events, over WebSocket, to whom they concern.
 

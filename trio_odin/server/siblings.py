@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from trio_odin.core.load import OtherWorkers
+from trio_odin.core.snapshot import Snapshot
 from trio_odin.server.reloading import ReadEnvironment
 from trio_odin.server.worker_link import (
     Accept,
@@ -26,7 +27,6 @@ from trio_odin.server.worker_link import (
     Reload,
     worker_decoder,
 )
-from trio_odin.telemetry.snapshot import Snapshot
 
 # The parent waits half as long for the other workers.
 _ANSWER_SECONDS = 1.0

@@ -35,8 +35,8 @@ from trio_odin.core.gaps import Mark
 from trio_odin.core.ledger import Ledger
 from trio_odin.core.load import OtherWorkers
 from trio_odin.core.nats_message import NatsMessage
-from trio_odin.core.reasons import Rejection
 from trio_odin.core.recent import RECENT_EVENTS_MAX
+from trio_odin.core.snapshot import Build, Limits, ProcessStats, Snapshot, Workers
 from trio_odin.net.address import (
     Address,
     bound_address,
@@ -61,7 +61,6 @@ from trio_odin.server.turns import Turns
 from trio_odin.telemetry.log_lines import lines_dropped
 from trio_odin.telemetry.logs import set_log_level
 from trio_odin.telemetry.process import collect_what_leaked, cpu_seconds, resident_bytes
-from trio_odin.telemetry.snapshot import Build, Snapshot, Workers
 
 _COLLECT_SECONDS = 3600.0
 _HEADS_LOOK_SECONDS = 0.01
@@ -297,7 +296,7 @@ class Server:
             written=books.deliveries.written,
             conflated=books.deliveries.conflated,
             dropped={reason.value: number for reason, number in books.deliveries.dropped.items()},
-            imbalance=books.imbalance(snapshot.feed_waiting),
+            imbalance=snapshot.imbalance,
         )
 
     async def _collect_leaks(self) -> None:
@@ -340,69 +339,39 @@ class Server:
                 configured=self._settings.workers,
                 alive=int(own.is_open),
                 restarts=0,
-                connections=[own.connections],
+                connections=[own.fan_out.connections],
                 is_whole=False,
             ),
         )
 
     def snapshot(self) -> Snapshot:
         """The state of this process now."""
-        settings, registry, upstream = self._settings, self._hub.registry, self._hub.upstream
-        outboxes = self._hub.outbox_rules.budget
-        load, memory, closed_by = self._guard.load, self._guard.memory, self._admission.closed_by
-        now = trio.current_time()
-
-        def seconds_since(moment: float | None) -> float | None:
-            return None if moment is None else now - moment
-
+        settings, now = self._settings, trio.current_time()
+        draining_at = self._draining_at
         return Snapshot(
             ledger=self.ledger,
+            nats=self._hub.upstream.stats(now),
+            fan_out=self._hub.stats(fed=self._bridge.fed),
+            load=self._guard.stats(),
+            listener=self._listener.stats(),
+            process=ProcessStats(
+                memory_bytes=resident_bytes(),
+                cpu_seconds=cpu_seconds(),
+                log_lines_dropped=lines_dropped(),
+                builds=[Build.here(settings.revision)],
+            ),
+            limits=Limits(
+                max_connections=settings.max_connections,
+                max_tasks=settings.max_tasks,
+                cpu_reject_percent=settings.cpu_reject_percent,
+                cpu_pause_percent=settings.cpu_pause_percent,
+                max_nats_rate=settings.max_nats_rate,
+                max_broadcast_rate=settings.max_broadcast_rate,
+            ),
+            workers=Workers.alone(self.connections),
             uptime_seconds=self._uptime(),
             is_draining=self._admission.is_draining,
-            draining_seconds=seconds_since(self._draining_at),
-            connections=len(self._hub.members),
-            max_connections=settings.max_connections,
-            subscription_counts=registry.subscription_counts(),
-            channels=registry.channel_count(),
-            is_nats_connected=upstream.is_connected,
-            was_nats_connected=upstream.was_connected,
-            nats_mode=upstream.mode,
-            nats_reconnects=upstream.reconnects,
-            nats_age_seconds=upstream.age_seconds(now),
-            nats_trouble=upstream.trouble,
-            nats_trouble_seconds=upstream.trouble_seconds(now),
-            # Not the channel's own count: a message on its way into the hub is in neither.
-            feed_waiting=self._bridge.fed - self._hub.taken,
-            feed_capacity=settings.feed_capacity,
-            outbox_bytes=outboxes.used_bytes,
-            outbox_bytes_limit=outboxes.limit_bytes,
-            replay_bytes=self._hub.replay_budget.used_bytes,
-            replay_bytes_limit=self._hub.replay_budget.limit_bytes,
-            tasks=self._guard.tasks,
-            max_tasks=settings.max_tasks,
-            cpu_percent=load.cpu_percent,
-            loop_busy_percent=load.loop_busy_percent,
-            turnover_percent=load.turnover_percent,
-            lag_seconds=load.lag_seconds,
-            cpu_reject_percent=settings.cpu_reject_percent,
-            cpu_pause_percent=settings.cpu_pause_percent,
-            is_overloaded=Rejection.OVERLOADED in closed_by,
-            is_memory_short=Rejection.MEMORY in closed_by,
-            is_lagging=Rejection.LAG in closed_by,
-            is_out_of_files=self._listener.is_out_of_files,
-            refusing_seconds=seconds_since(self._guard.closed_at),
-            paused_percent=self._guard.pause.percent,
-            paused_seconds=seconds_since(self._guard.paused_at),
-            half_open=self._listener.half_open,
-            memory_bytes=resident_bytes(),
-            group_memory_bytes=memory.group_bytes(),
-            memory_limit_bytes=memory.limit_bytes,
-            max_nats_rate=settings.max_nats_rate,
-            max_broadcast_rate=settings.max_broadcast_rate,
-            cpu_seconds=cpu_seconds(),
-            builds=[Build.here(settings.revision)],
-            log_lines_dropped=lines_dropped(),
-            workers=Workers.alone(len(self._hub.members)),
+            draining_seconds=None if draining_at is None else now - draining_at,
             is_open=bool(self._accepted_from),
         )
 

@@ -23,7 +23,7 @@ import structlog
 import trio
 
 from trio_odin.core.load import OtherWorkers
-from trio_odin.telemetry.snapshot import Snapshot
+from trio_odin.core.snapshot import Snapshot
 
 # Full: the other side has not read for long; the message is dropped, and whoever waits for an
 # answer to it has a deadline.

@@ -8,8 +8,8 @@ from typing import Final
 
 import trio
 
+from trio_odin.core.snapshot import Snapshot
 from trio_odin.server.worker_link import Accept, FromParent, FromWorker, Link
-from trio_odin.telemetry.snapshot import Snapshot
 
 FIRST_PAUSE_SECONDS: Final = 0.1
 # A worker that has been silent for this long is killed: its clients are better off elsewhere.
@@ -61,12 +61,12 @@ class Worker:
     @property
     def connections(self) -> int:
         """How many it held when it was asked last."""
-        return 0 if self.last is None else self.last.connections
+        return 0 if self.last is None else self.last.fan_out.connections
 
     @property
     def has_nats(self) -> bool:
         """Whether it reached NATS, and stays."""
-        return self._knows(lambda last: last.was_nats_connected) and not self.is_leaving.is_set()
+        return self._knows(lambda last: last.nats.was_connected) and not self.is_leaving.is_set()
 
     @property
     def takes_clients(self) -> bool:
@@ -100,7 +100,7 @@ class Worker:
         if self.last is None or self.last.is_draining or self.silent_since is not None:
             return False
         has_waited = trio.current_time() - self._began_at >= _NATS_SECONDS
-        return self.last.was_nats_connected or (has_waited and not has_another_nats)
+        return self.last.nats.was_connected or (has_waited and not has_another_nats)
 
     def is_deaf(self, *, has_another_nats: bool) -> bool:
         """Whether it has had clients without NATS for too long; true once for each process."""

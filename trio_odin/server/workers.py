@@ -35,6 +35,7 @@ import trio
 from trio_odin.config import SettingError, Settings, changes, read_settings, variables
 from trio_odin.core.load import OtherWorkers
 from trio_odin.core.queues import Taker, share_out
+from trio_odin.core.snapshot import Snapshot, Workers
 from trio_odin.net.address import (
     Address,
     AddressUnavailable,
@@ -60,7 +61,6 @@ from trio_odin.telemetry.log_lines import lines_dropped
 from trio_odin.telemetry.logs import set_log_level
 from trio_odin.telemetry.merge import Past, merge
 from trio_odin.telemetry.process import cpu_seconds, resident_bytes
-from trio_odin.telemetry.snapshot import Snapshot, Workers
 
 _POLL_SECONDS = 1.0
 _ASK_SECONDS = 0.5
@@ -442,11 +442,14 @@ class Parent:
             worker.tell(
                 OtherWorkers(
                     # Clients of one that leaves come back here: they are not to count twice.
-                    connections=sum(o.connections for o in rest if not o.is_leaving.is_set()),
-                    cpu_cores=sum(other.loop_busy_percent for other in others) / 100,
-                    turnover_cores=sum(other.turnover_percent for other in others) / 100,
+                    connections=sum(
+                        other.connections for other in rest if not other.is_leaving.is_set()
+                    ),
+                    cpu_cores=sum(other.load.loop_busy_percent for other in others) / 100,
+                    turnover_cores=sum(other.load.turnover_percent for other in others) / 100,
                     # This process is a part of the server too, and a small one.
-                    memory_bytes=sum(other.memory_bytes for other in others) + resident_bytes(),
+                    memory_bytes=sum(other.process.memory_bytes for other in others)
+                    + resident_bytes(),
                 )
             )
 
@@ -460,9 +463,12 @@ class Parent:
             whole,
             uptime_seconds=trio.current_time() - self._started_at,
             is_draining=whole.is_draining or self._drain_asked.is_set(),
-            memory_bytes=whole.memory_bytes + resident_bytes(),
-            cpu_seconds=whole.cpu_seconds + cpu_seconds(),
-            log_lines_dropped=whole.log_lines_dropped + lines_dropped(),
+            process=attrs.evolve(
+                whole.process,
+                memory_bytes=whole.process.memory_bytes + resident_bytes(),
+                cpu_seconds=whole.process.cpu_seconds + cpu_seconds(),
+                log_lines_dropped=whole.process.log_lines_dropped + lines_dropped(),
+            ),
         )
 
     def _figures(self) -> Workers:
@@ -491,7 +497,7 @@ class Parent:
         lasts = [worker.last for worker in place if worker.last is not None]
         if any(last.is_open for last in lasts):
             return None
-        return next((last.nats_trouble for last in lasts if last.nats_trouble), None)
+        return next((last.nats.trouble.sentence for last in lasts if last.nats.trouble), None)
 
 
 def _name(worker: Worker) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from trio_odin.telemetry.snapshot import Snapshot
+from trio_odin.core.snapshot import Snapshot
 
 _NEARLY_FULL_PERCENT = 90.0
 _ALL_PERCENT = 100
@@ -36,11 +36,11 @@ def health(snapshot: Snapshot, unix_time: float) -> HealthReport:
 
     `unix_time`, in seconds, is that of the snapshot.
     """
-    capacity = _percentage(snapshot.connections, snapshot.max_connections)
-    memory = _percentage(snapshot.used_memory_bytes, snapshot.memory_limit_bytes)
-    tasks = _percentage(snapshot.tasks, snapshot.max_tasks)
-    age = snapshot.nats_age_seconds
-    trouble_seconds = snapshot.nats_trouble_seconds
+    capacity = _percentage(snapshot.fan_out.connections, snapshot.limits.max_connections)
+    memory = _percentage(snapshot.used_memory_bytes, snapshot.load.memory_limit_bytes)
+    tasks = _percentage(snapshot.load.tasks, snapshot.limits.max_tasks)
+    age = snapshot.nats.age_seconds
+    trouble = snapshot.nats.trouble
     nats_errors = list(_nats_errors(snapshot, unix_time))
     errors = nats_errors + list(_errors(snapshot, unix_time))
     warnings = list(_warnings(snapshot, unix_time, capacity=capacity, memory=memory, tasks=tasks))
@@ -53,47 +53,47 @@ def health(snapshot: Snapshot, unix_time: float) -> HealthReport:
         "warnings": warnings,
         "checks": {
             "capacity": {
-                "current": snapshot.connections,
-                "max": snapshot.max_connections,
+                "current": snapshot.fan_out.connections,
+                "max": snapshot.limits.max_connections,
                 "percentage": capacity,
                 "healthy": capacity < 100,
             },
             "cpu": {
-                "percentage": round(snapshot.cpu_percent, 2),
-                "threshold": snapshot.cpu_reject_percent,
-                "healthy": not snapshot.is_overloaded,
-                "loop_busy_percentage": round(snapshot.loop_busy_percent, 2),
-                "paused_percent": float(snapshot.paused_percent),
+                "percentage": round(snapshot.load.cpu_percent, 2),
+                "threshold": snapshot.limits.cpu_reject_percent,
+                "healthy": not snapshot.load.is_overloaded,
+                "loop_busy_percentage": round(snapshot.load.loop_busy_percent, 2),
+                "paused_percent": float(snapshot.load.paused_percent),
             },
             "memory": {
                 "used_mb": round(snapshot.used_memory_bytes / _MEGABYTE, 2),
-                "limit_mb": round(snapshot.memory_limit_bytes / _MEGABYTE, 2),
+                "limit_mb": round(snapshot.load.memory_limit_bytes / _MEGABYTE, 2),
                 "percentage": memory,
-                "healthy": memory < _NEARLY_FULL_PERCENT and not snapshot.is_memory_short,
+                "healthy": memory < _NEARLY_FULL_PERCENT and not snapshot.load.is_memory_short,
             },
             "goroutines": {
-                "current": snapshot.tasks,
-                "limit": snapshot.max_tasks,
+                "current": snapshot.load.tasks,
+                "limit": snapshot.limits.max_tasks,
                 "percentage": tasks,
                 "healthy": tasks < 100,
             },
             "nats": {
-                "status": "connected" if snapshot.is_nats_connected else "disconnected",
+                "status": "connected" if snapshot.nats.is_connected else "disconnected",
                 "healthy": not nats_errors,
-                "mode": snapshot.nats_mode,
+                "mode": snapshot.nats.mode,
                 "age_ms": None if age is None else round(age * 1000),
                 "gaps": snapshot.ledger.publications.gaps.total(),
-                "trouble": snapshot.nats_trouble,
-                "since_ms": None if trouble_seconds is None else round(trouble_seconds * 1000),
+                "trouble": trouble.sentence if trouble else None,
+                "since_ms": round(trouble.seconds * 1000) if trouble else None,
             },
             "limits": {
-                "max_connections": snapshot.max_connections,
-                "nats_rate": snapshot.max_nats_rate,
-                "broadcast_rate": snapshot.max_broadcast_rate,
+                "max_connections": snapshot.limits.max_connections,
+                "nats_rate": snapshot.limits.max_nats_rate,
+                "broadcast_rate": snapshot.limits.max_broadcast_rate,
                 "worker_pool_size": 0,  # there is none; the key is part of the shape
-                "max_goroutines": snapshot.max_tasks,
-                "cpu_threshold": snapshot.cpu_reject_percent,
-                "memory_limit_mb": round(snapshot.memory_limit_bytes / _MEGABYTE, 2),
+                "max_goroutines": snapshot.limits.max_tasks,
+                "cpu_threshold": snapshot.limits.cpu_reject_percent,
+                "memory_limit_mb": round(snapshot.load.memory_limit_bytes / _MEGABYTE, 2),
             },
         },
         "workers": {
@@ -102,7 +102,7 @@ def health(snapshot: Snapshot, unix_time: float) -> HealthReport:
             "restarts": snapshot.workers.restarts,
             "connections": list(snapshot.workers.connections),
         },
-        "version": ", ".join(sorted({build.version for build in snapshot.builds})),
+        "version": ", ".join(sorted({build.version for build in snapshot.process.builds})),
     }
     return HealthReport(503 if errors else 200, content)
 
@@ -118,20 +118,21 @@ def ready(snapshot: Snapshot) -> HealthReport:
     reasons = []
     if snapshot.is_draining:
         reasons.append("shutting down")
-    if not snapshot.was_nats_connected:
+    if not snapshot.nats.was_connected:
         reasons.append(_with_trouble("NATS was not reached yet", snapshot))
-    if snapshot.paused_percent >= _ALL_PERCENT:
+    if snapshot.load.paused_percent >= _ALL_PERCENT:
         reasons.append("all events are shed")
     return HealthReport(503 if reasons else 200, {"ready": not reasons, "reasons": reasons})
 
 
 def _nats_errors(snapshot: Snapshot, unix_time: float) -> Iterator[str]:
     """Why no event can come; at most one sentence."""
-    since = _since(snapshot.nats_trouble_seconds, unix_time)
-    age = snapshot.nats_age_seconds
-    if not snapshot.is_nats_connected:
+    trouble = snapshot.nats.trouble
+    since = _since(trouble.seconds if trouble else None, unix_time)
+    age = snapshot.nats.age_seconds
+    if not snapshot.nats.is_connected:
         yield _with_trouble(f"NATS is disconnected{since}", snapshot)
-    elif snapshot.nats_trouble is not None:
+    elif trouble is not None:
         yield _with_trouble(f"NATS is connected, but no events can come{since}", snapshot)
     elif age is not None and age >= _NATS_LOST_SECONDS:
         yield f"NATS is connected, but nothing has come from it{_since(age, unix_time)}"
@@ -144,8 +145,8 @@ def _errors(snapshot: Snapshot, unix_time: float) -> Iterator[str]:
         yield "The parent of the workers does not answer: these are the figures of one worker"
     elif snapshot.workers.missing_seconds > _WORKER_MISSING_SECONDS or not snapshot.workers.alive:
         yield _workers_alive(snapshot, unix_time)
-    if snapshot.paused_percent >= _ALL_PERCENT:
-        since = _since(snapshot.paused_seconds, unix_time)
+    if snapshot.load.paused_percent >= _ALL_PERCENT:
+        since = _since(snapshot.load.paused_seconds, unix_time)
         yield f"All events are shed for want of CPU or memory{since}: no client gets any"
 
 
@@ -154,36 +155,40 @@ def _warnings(
 ) -> Iterator[str]:
     if 0 < snapshot.workers.missing_seconds <= _WORKER_MISSING_SECONDS and snapshot.workers.alive:
         yield _workers_alive(snapshot, unix_time)
-    age = snapshot.nats_age_seconds or 0.0
-    if snapshot.is_nats_connected and _NATS_SILENT_SECONDS <= age < _NATS_LOST_SECONDS:
+    age = snapshot.nats.age_seconds or 0.0
+    if snapshot.nats.is_connected and _NATS_SILENT_SECONDS <= age < _NATS_LOST_SECONDS:
         yield f"Nothing has come from NATS{_since(age, unix_time)}"
     if capacity >= _NEARLY_FULL_PERCENT:
         yield f"Connections at {capacity} % of the limit"
-    if snapshot.is_out_of_files:
+    if snapshot.listener.is_out_of_files:
         yield "Open files are used up: new connections are refused"
     yield from _load_warnings(snapshot, unix_time, memory)
-    waiting = _percentage(snapshot.feed_waiting, snapshot.feed_capacity)
+    fan_out = snapshot.fan_out
+    waiting = _percentage(fan_out.feed_waiting, fan_out.feed_capacity)
     if waiting >= _NEARLY_FULL_PERCENT:
-        yield f"{snapshot.feed_waiting} events wait for their fan-out, {waiting} % of the limit"
+        yield f"{fan_out.feed_waiting} events wait for their fan-out, {waiting} % of the limit"
     if tasks >= 100:
         yield f"Tasks at {tasks} % of the limit"
 
 
 def _load_warnings(snapshot: Snapshot, unix_time: float, memory: float) -> Iterator[str]:
-    refused = f": new connections are refused{_since(snapshot.refusing_seconds, unix_time)}"
-    if snapshot.is_overloaded:
+    refused = f": new connections are refused{_since(snapshot.load.refusing_seconds, unix_time)}"
+    if snapshot.load.is_overloaded:
         yield f"{_cpu(snapshot)}{refused}"
-    elif snapshot.cpu_pause_percent and snapshot.busiest_percent >= snapshot.cpu_pause_percent:
+    elif (
+        snapshot.limits.cpu_pause_percent
+        and snapshot.load.busiest_percent >= snapshot.limits.cpu_pause_percent
+    ):
         yield _cpu(snapshot)
-    if snapshot.is_memory_short:
+    if snapshot.load.is_memory_short:
         yield f"Memory at {memory} % of the limit{refused}"
     elif memory >= _NEARLY_FULL_PERCENT:
         yield f"Memory at {memory} % of the limit"
-    if snapshot.is_lagging:
-        yield f"The scheduler is late by {snapshot.lag_seconds:.1f} s{refused}"
-    if 0 < snapshot.paused_percent < _ALL_PERCENT:
-        since = _since(snapshot.paused_seconds, unix_time)
-        yield f"{snapshot.paused_percent:g} % of the events are shed{since}"
+    if snapshot.load.is_lagging:
+        yield f"The scheduler is late by {snapshot.load.lag_seconds:.1f} s{refused}"
+    if 0 < snapshot.load.paused_percent < _ALL_PERCENT:
+        since = _since(snapshot.load.paused_seconds, unix_time)
+        yield f"{snapshot.load.paused_percent:g} % of the events are shed{since}"
 
 
 def _since(seconds: float | None, unix_time: float) -> str:
@@ -196,13 +201,14 @@ def _since(seconds: float | None, unix_time: float) -> str:
 
 def _with_trouble(sentence: str, snapshot: Snapshot) -> str:
     """`sentence`, with what NATS says of it, if it said anything."""
-    return f"{sentence}: {snapshot.nats_trouble}" if snapshot.nats_trouble else sentence
+    trouble = snapshot.nats.trouble
+    return f"{sentence}: {trouble.sentence}" if trouble and trouble.sentence else sentence
 
 
 def _cpu(snapshot: Snapshot) -> str:
-    if snapshot.loop_busy_percent > snapshot.cpu_percent:
-        return f"CPU of one process at {snapshot.loop_busy_percent:.1f} % of a core"
-    return f"CPU at {snapshot.cpu_percent:.1f} %"
+    if snapshot.load.loop_busy_percent > snapshot.load.cpu_percent:
+        return f"CPU of one process at {snapshot.load.loop_busy_percent:.1f} % of a core"
+    return f"CPU at {snapshot.load.cpu_percent:.1f} %"
 
 
 def _workers_alive(snapshot: Snapshot, unix_time: float) -> str:

@@ -28,8 +28,8 @@ from trio_odin.core.commands import ErrorCode
 from trio_odin.core.durations import Durations
 from trio_odin.core.ledger import Ledger
 from trio_odin.core.reasons import CloseReason, Dropped, GapReason, Invalid, Rejection, Shed
+from trio_odin.core.snapshot import Snapshot
 from trio_odin.telemetry.process import open_files
-from trio_odin.telemetry.snapshot import Snapshot
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -72,7 +72,7 @@ SERIES = (
     Series(
         "ws_connections_current",
         "Connections open now",
-        lambda s: s.connections,
+        lambda s: s.fan_out.connections,
         alias="ws_connections_active",
     ),
     Series("ws_connections_total", "Connections opened", lambda s: s.ledger.traffic.accepted),
@@ -108,7 +108,7 @@ SERIES = (
     Series(
         "ws_half_open_current",
         "Sockets without a complete request now, or with a page under way",
-        lambda s: s.half_open,
+        lambda s: s.listener.half_open,
     ),
     Series("ws_accept_errors_total", "Failed accepts", lambda s: s.ledger.traffic.accept_errors),
     Series(
@@ -117,12 +117,14 @@ SERIES = (
         lambda s: s.ledger.traffic.accepts_paced,
     ),
     Series(
-        "ws_capacity_max_connections", "Limit of connections, 0: none", lambda s: s.max_connections
+        "ws_capacity_max_connections",
+        "Limit of connections, 0: none",
+        lambda s: s.limits.max_connections,
     ),
     Series(
         "ws_channels_current",
         "Channels with a subscriber; with several workers, those of the worker that has most",
-        lambda s: s.channels,
+        lambda s: s.fan_out.channels,
     ),
     Series(
         "ws_messages_sent_total",
@@ -154,7 +156,7 @@ SERIES = (
     Series(
         "ws_ledger_imbalance",
         "Publications and deliveries unaccounted for, always 0",
-        lambda s: s.ledger.imbalance(s.feed_waiting),
+        lambda s: s.imbalance,
     ),
     Series(
         "ws_messages_received_total",
@@ -205,14 +207,14 @@ SERIES = (
     Series(
         "ws_bytes_received_total", "Bytes from clients", lambda s: s.ledger.traffic.bytes_received
     ),
-    Series("ws_nats_connected", "1 while connected to NATS", lambda s: s.is_nats_connected),
+    Series("ws_nats_connected", "1 while connected to NATS", lambda s: s.nats.is_connected),
     Series(
-        "ws_nats_reconnects_total", "NATS connections after the first", lambda s: s.nats_reconnects
+        "ws_nats_reconnects_total", "NATS connections after the first", lambda s: s.nats.reconnects
     ),
     Series(
         "ws_nats_age_seconds",
         "Time since anything came from NATS, which is asked each second; +Inf: nothing ever did",
-        lambda s: math.inf if s.nats_age_seconds is None else s.nats_age_seconds,
+        lambda s: math.inf if s.nats.age_seconds is None else s.nats.age_seconds,
     ),
     Series(
         "ws_nats_gaps_total",
@@ -270,45 +272,47 @@ SERIES = (
         "Messages from NATS that nobody was subscribed to",
         lambda s: s.ledger.publications.unmatched,
     ),
-    Series("ws_feed_waiting", "Messages between bridge and hub now", lambda s: s.feed_waiting),
-    Series("ws_feed_capacity", "Limit of that", lambda s: s.feed_capacity),
+    Series(
+        "ws_feed_waiting", "Messages between bridge and hub now", lambda s: s.fan_out.feed_waiting
+    ),
+    Series("ws_feed_capacity", "Limit of that", lambda s: s.fan_out.feed_capacity),
     Series(
         "ws_outbox_bytes",
         "Bytes that wait for their socket now, in all outboxes",
-        lambda s: s.outbox_bytes,
+        lambda s: s.fan_out.outbox_bytes,
     ),
-    Series("ws_outbox_bytes_limit", "Limit of that", lambda s: s.outbox_bytes_limit),
+    Series("ws_outbox_bytes_limit", "Limit of that", lambda s: s.fan_out.outbox_bytes_limit),
     Series(
         "ws_replay_bytes",
         "Bytes of events kept for replay now, shared by the connections that keep them",
-        lambda s: s.replay_bytes,
+        lambda s: s.fan_out.replay_bytes,
     ),
-    Series("ws_replay_bytes_limit", "Limit of that", lambda s: s.replay_bytes_limit),
-    Series("ws_tasks", "Tasks of the process", lambda s: s.tasks),
+    Series("ws_replay_bytes_limit", "Limit of that", lambda s: s.fan_out.replay_bytes_limit),
+    Series("ws_tasks", "Tasks of the process", lambda s: s.load.tasks),
     Series(
         "ws_cpu_usage_percent",
         "CPU, in percent of the limit; with a quota all that runs under it counts",
-        lambda s: s.cpu_percent,
+        lambda s: s.load.cpu_percent,
     ),
     Series(
         "ws_loop_busy_percent",
         "CPU of the process, in percent of one core; with several workers, of the busiest",
-        lambda s: s.loop_busy_percent,
+        lambda s: s.load.loop_busy_percent,
     ),
     Series(
         "ws_loop_turnover_percent",
         "The part of ws_loop_busy_percent for clients that come or go: it closes no door",
-        lambda s: s.turnover_percent,
+        lambda s: s.load.turnover_percent,
     ),
     Series(
         "ws_loop_lag_max_seconds",
         "How late the scheduler was at worst, over the last second",
-        lambda s: s.lag_seconds,
+        lambda s: s.load.lag_seconds,
     ),
     Series(
         "ws_paused_percent",
         "Share of the messages from NATS that is shed for CPU or memory",
-        lambda s: s.paused_percent,
+        lambda s: s.load.paused_percent,
     ),
     Series(
         "ws_memory_usage_bytes",
@@ -316,12 +320,12 @@ SERIES = (
         lambda s: s.used_memory_bytes,
         alias="ws_memory_bytes",
     ),
-    Series("ws_memory_limit_bytes", "Limit of that", lambda s: s.memory_limit_bytes),
+    Series("ws_memory_limit_bytes", "Limit of that", lambda s: s.load.memory_limit_bytes),
     Series("ws_draining", "1 while shutting down", lambda s: s.is_draining),
     Series(
         "ws_log_lines_dropped_total",
         "Log lines given up, as nobody read them or they could not be written",
-        lambda s: s.log_lines_dropped,
+        lambda s: s.process.log_lines_dropped,
     ),
     Series("ws_uptime_seconds", "Time since start", lambda s: s.uptime_seconds),
     Series("ws_workers", "Processes that should serve", lambda s: s.workers.configured),
@@ -455,12 +459,12 @@ def _files() -> Iterator[Metric]:
 def _processes(snapshot: Snapshot) -> Iterator[Metric]:
     """All processes of a server as one: a scrape reaches now this worker, now that one."""
     yield CounterMetricFamily(
-        "process_cpu_seconds_total", "CPU used by all processes", value=snapshot.cpu_seconds
+        "process_cpu_seconds_total", "CPU used by all processes", value=snapshot.process.cpu_seconds
     )
     yield GaugeMetricFamily(
         "process_resident_memory_bytes",
         "Resident memory of all processes",
-        value=snapshot.memory_bytes,
+        value=snapshot.process.memory_bytes,
     )
     yield GaugeMetricFamily(
         "process_start_time_seconds",
@@ -483,14 +487,14 @@ def _family(series: Series, name: str, snapshot: Snapshot) -> Metric:
 
 def _builds(snapshot: Snapshot) -> Metric:
     metric = GaugeMetricFamily(BUILD_NAME, BUILD_HELP, labels=BUILD_LABELS)
-    for build in snapshot.builds:
+    for build in snapshot.process.builds:
         metric.add_metric([build.version, build.python, build.revision], 1)
     return metric
 
 
 def _subscriptions(snapshot: Snapshot) -> Metric:
     """A summary with quantiles: exact, and only sorted when someone scrapes."""
-    counts = sorted(snapshot.subscription_counts)
+    counts = sorted(snapshot.fan_out.subscription_counts)
     metric = SummaryMetricFamily(
         SUBSCRIPTIONS_NAME, SUBSCRIPTIONS_HELP, count_value=len(counts), sum_value=sum(counts)
     )
