@@ -17,14 +17,8 @@ import msgspec
 
 from trio_odin.config import IGNORED, variables
 from trio_odin.lab.bench.plot import plot
-from trio_odin.lab.bench.report import (
-    SUMMARY_HEAD,
-    BenchReport,
-    Stage,
-    SubjectReport,
-    beside,
-    summary,
-)
+from trio_odin.lab.bench.record import BenchReport, Stage, SubjectReport
+from trio_odin.lab.bench.report import SUMMARY_HEAD, beside, summary
 from trio_odin.lab.bench.report import rows as bench_rows
 from trio_odin.lab.figures import count, deviation, duration, figure
 from trio_odin.lab.load.criteria import tally

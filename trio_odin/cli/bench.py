@@ -16,7 +16,8 @@ from rich.console import Console
 from trio_odin.cli.common import fail, require_extra, run
 from trio_odin.cli.progress import telling
 from trio_odin.lab.bench.plan import BenchPlan
-from trio_odin.lab.bench.report import BenchReport, as_json, render, render_summary
+from trio_odin.lab.bench.record import BenchReport, as_json
+from trio_odin.lab.bench.report import render, render_summary
 from trio_odin.lab.bench.runner import Progress, run_benches
 from trio_odin.lab.bench.subjects import SUBJECTS, Subject, ours, parse_peer
 from trio_odin.lab.fleet.dialects import DIALECTS

@@ -8,7 +8,7 @@ import pytest
 
 from tests.lab.origin import ORIGIN
 from trio_odin.lab.bench.plot import plot, short_title
-from trio_odin.lab.bench.report import BenchReport, Stage, Storm, SubjectReport
+from trio_odin.lab.bench.record import BenchReport, Stage, Storm, SubjectReport
 
 STAGE = Stage(
     name="W",

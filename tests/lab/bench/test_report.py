@@ -9,17 +9,8 @@ import pytest
 from rich.console import Console
 
 from tests.lab.origin import ORIGIN
-from trio_odin.lab.bench.report import (
-    BenchReport,
-    Stage,
-    Storm,
-    SubjectReport,
-    as_json,
-    beside,
-    render,
-    rows,
-    summary,
-)
+from trio_odin.lab.bench.record import BenchReport, Stage, Storm, SubjectReport, as_json
+from trio_odin.lab.bench.report import beside, render, rows, summary
 
 DASH = "\N{EN DASH}"
 

@@ -1,332 +1,87 @@
-"""What a bench found, for people and for programs."""
+"""What a bench found, for people."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from statistics import median
-from typing import TypeAlias
 
-import attrs
-import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from trio_odin.lab.load.result import LoadResult
-from trio_odin.lab.provenance import Provenance
+from trio_odin.lab.bench.record import BenchReport, Stage, Storm, SubjectReport, w_of
+from trio_odin.lab.figures import NOTHING
 
-KIB = 1024
-
-
-@attrs.frozen(kw_only=True)
-class Storm:
-    """All connect as fast as the server lets them, 200 at a time.
-
-    Connect, handshake, subscribe and acknowledgement. Times of one are from its own connect.
-    """
-
-    connected: int
-    seconds: float
-    p50_ms: float
-    p99_ms: float
-    cpu_us_each: float | None
-    failures: dict[str, int]
-
-
-@attrs.frozen(kw_only=True)
-class Stage:
-    """Some seconds of publishing.
-
-    Args:
-        rate: publications a second.
-        expected, received: deliveries; `lost` and `repeated` tell the difference apart.
-        gaps: missing numbers of `seq`, where there is one.
-        user_us, system_us: CPU of the subject per delivery; None if it runs elsewhere.
-        cores: CPU of the subject by time.
-        p50_ms, p99_ms, p999_ms: from the moment that was planned for the publication.
-        frames_per_read: above 1 where the server joins frames.
-        client_us: CPU of the clients per delivery.
-        client_cores: CPU of the clients by time; `busiest_client_cores` of the busiest process.
-        others_cores: CPU of the machine by time that neither the bench nor what it started used.
-        published_late_ms: how late the latest publication was, which is in the latencies.
-    """
-
-    name: str
-    rate: float
-    seconds: float
-    expected: int
-    received: int
-    lost: int
-    repeated: int
-    foreign: int
-    gaps: int
-    disconnects: int
-    user_us: float | None
-    system_us: float | None
-    cores: float | None
-    p50_ms: float
-    p99_ms: float
-    p999_ms: float
-    frames_per_read: float
-    client_us: float
-    client_cores: float
-    busiest_client_cores: float = 0.0
-    others_cores: float | None = None
-    published_late_ms: float = 0.0
-
-    @classmethod
-    def of(cls, name: str, load: LoadResult, published_late_ms: float) -> Stage:
-        """What a load found in its hold."""
-        server, latency = load.server, load.latency
-        user_us, cpu_us = server.delivery_user_us, server.delivery_us
-        return cls(
-            name=name,
-            rate=load.rate or 0.0,
-            seconds=load.arrival_seconds,
-            expected=load.expected,
-            received=load.delivered,
-            lost=load.lost,
-            repeated=load.repeated,
-            foreign=load.foreign,
-            gaps=load.gaps,
-            disconnects=sum(load.disconnects.values()),
-            user_us=user_us,
-            system_us=None if cpu_us is None or user_us is None else cpu_us - user_us,
-            cores=server.cores,
-            p50_ms=latency.p50_ms if latency else 0.0,
-            p99_ms=latency.p99_ms if latency else 0.0,
-            p999_ms=latency.p999_ms if latency else 0.0,
-            frames_per_read=load.frames_per_read,
-            client_us=1e6 * load.client_cores / (load.received_per_second or math.inf),
-            client_cores=load.client_cores,
-            busiest_client_cores=load.busiest_client_cores,
-            others_cores=server.others_cores and max(0.0, server.others_cores),  # ticks of 10 ms
-            published_late_ms=published_late_ms,
-        )
-
-    @property
-    def cpu_us(self) -> float | None:
-        """User and system CPU per delivery."""
-        if self.user_us is None or self.system_us is None:
-            return None
-        return self.user_us + self.system_us
-
-    @property
-    def per_second(self) -> float:
-        """Deliveries a second."""
-        return self.received / self.seconds
-
-    @property
-    def per_core(self) -> float | None:
-        """Deliveries a second that a full core would make at this price."""
-        return 1e6 / self.cpu_us if self.cpu_us else None
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every delivery was made, once."""
-        return not (self.lost or self.repeated or self.foreign or self.gaps)
-
-
-@attrs.frozen(kw_only=True)
-class SubjectReport:
-    """What was found of one subject; `failure` says why the rest is missing.
-
-    `rss_base_bytes` is before the storm, `kib_connected` and `kib_loaded` are per connection after
-    it and after workload W. `connections_by_worker` shows the spread.
-    """
-
-    name: str
-    title: str
-    is_ours: bool = False
-    storm: Storm | None = None
-    rss_base_bytes: int | None = None
-    kib_connected: float | None = None
-    kib_loaded: float | None = None
-    idle_percent: float | None = None
-    connections_by_worker: list[int] | None = None
-    stages: list[Stage] = attrs.field(factory=list)
-    failure: str | None = None
-
-    def with_connections(self, load: LoadResult, spread: Sequence[int]) -> SubjectReport:
-        """With what the first load found of connections and memory."""
-        server, times = load.server, load.connect_ms
-        base, connected = server.base_mib, server.connected_mib
-        return attrs.evolve(
-            self,
-            storm=Storm(
-                connected=load.connected,
-                seconds=load.connect_seconds,
-                p50_ms=times.p50_ms if times else 0.0,
-                p99_ms=times.p99_ms if times else 0.0,
-                cpu_us_each=server.connect_us,
-                failures=why_not(load),
-            ),
-            rss_base_bytes=None if base is None else round(base * KIB * KIB),
-            kib_connected=None
-            if base is None or connected is None
-            else (connected - base) * KIB / load.connected,
-            kib_loaded=server.connection_kib,
-            idle_percent=None if server.idle_cores is None else server.idle_cores * 100,
-            connections_by_worker=list(spread) or None,
-        )
-
-    def stage(self, name: str) -> Stage | None:
-        """The stage of that name, the last one if there are several."""
-        return next((stage for stage in reversed(self.stages) if stage.name == name), None)
-
-    @property
-    def peak(self) -> Stage | None:
-        """The step of the ramp that delivered most a second, of those that lost nothing."""
-        ramp = [stage for stage in self.stages if stage.name == "ramp" and stage.is_complete]
-        return max(ramp, key=lambda stage: stage.per_second, default=None)
-
-    @property
-    def steps(self) -> list[Stage]:
-        """W, and the steps of the ramp above it."""
-        return [stage for stage in self.stages if stage.name in {"W", "ramp"}]
-
-
-@attrs.frozen(kw_only=True)
-class BenchReport:
-    """One run. `versions` are those of what was compared, and of what it is made of."""
-
-    provenance: Provenance
-    connections: int
-    channels_per_connection: int
-    tokens: int
-    payload_bytes: int
-    rate: float
-    hold_seconds: float
-    subjects: list[SubjectReport]
-    seed: int = 0
-    versions: dict[str, str] = attrs.field(factory=dict)
-
-    @property
-    def is_perfect(self) -> bool:
-        """Whether trio-odin connected everybody, and lost and doubled nothing below the ramp.
-
-        Others are not held to it: that they lose is a figure of theirs.
-        """
-        ours = [subject for subject in self.subjects if subject.is_ours]
-        return all(
-            subject.failure is None
-            and subject.storm is not None
-            and subject.storm.connected == self.connections
-            and subject.stage("W") is not None
-            and all(
-                stage.is_complete and not stage.disconnects
-                for stage in subject.stages
-                if stage.name != "ramp"
-            )
-            for subject in ours
-        )
-
-
-def why_not(load: LoadResult) -> dict[str, int]:
-    """How many connections did not come about, by reason."""
-    return load.rejections | load.failures
-
-
-def as_json(runs: Sequence[BenchReport]) -> bytes:
-    """A list of the runs, indented, with the names of the attributes."""
-    return msgspec.json.format(msgspec.json.encode(runs), indent=1)
-
-
-def w_of(name: str, subjects: Sequence[SubjectReport]) -> Stage | None:
-    """Workload W of the subject of that name."""
-    return next((subject.stage("W") for subject in subjects if subject.name == name), None)
-
-
-_NOTHING = "–"
 _CLIENT_FULL_CORES = 0.9
-_Row: TypeAlias = tuple[str, list[str]]
 
 
-def rows(report: BenchReport) -> Iterator[_Row]:
+def rows(report: BenchReport) -> Iterator[tuple[str, list[str]]]:
     """The table: a label, and a cell for each subject."""
-    subjects = report.subjects
-    yield from _storm_rows(subjects)
-    yield "memory a connection, connected", [_kib(s.kib_connected) for s in subjects]
-    yield "  after W", [_kib(s.kib_loaded) for s in subjects]
-    yield "idle, with keepalive", [_percent(s.idle_percent) for s in subjects]
-    yield from _stage_rows("W", "W", subjects)
-    yield from _ratio_rows(subjects)
-    yield from _stage_rows("stalled", "W, 1 % never read", subjects)
-    yield from _stage_rows("plan", "the plan's", subjects)
-    yield from _peak_rows(subjects)
+    for label, cell in _rows(report):
+        yield label, [cell(subject) or NOTHING for subject in report.subjects]
 
 
-def _storm_rows(subjects: list[SubjectReport]) -> Iterator[_Row]:
-    def row(label: str, cell: Callable[[Storm], str]) -> _Row:
-        return label, [_NOTHING if s.storm is None else cell(s.storm) for s in subjects]
-
-    yield row("connected and subscribed", lambda s: f"{s.connected:,}")
-    yield row("  in", lambda s: f"{s.seconds:.2f} s")
-    yield row("  p99 of one", lambda s: f"{s.p99_ms:.0f} ms")
-    yield row("  CPU each", lambda s: _micros(s.cpu_us_each))
-    spread = [s.connections_by_worker or [] for s in subjects]
-    yield "  by worker", [" + ".join(map(str, parts)) or _NOTHING for parts in spread]
+# Of a subject; none where there is no figure.
+_Cell = Callable[[SubjectReport], str | None]
 
 
-def _stage_rows(name: str, title: str, subjects: list[SubjectReport]) -> Iterator[_Row]:
-    def row(label: str, cell: Callable[[Stage], str]) -> _Row:
-        stages = [subject.stage(name) for subject in subjects]
-        return label, [_NOTHING if stage is None else cell(stage) for stage in stages]
-
-    yield row(f"{title}: CPU a delivery", lambda s: _micros(s.cpu_us))
-    yield row("  user + system", _user_and_system)
-    yield row("  cores", lambda s: _cores(s.cores))
-    yield row("  p50 / p99 / p99.9 ms", _latencies)
-    yield row("  lost / repeated", lambda s: f"{s.lost:,} / {s.repeated:,}")
-    yield row("  of the clients, cores", lambda s: f"{s.client_cores:.2f}")
-    yield row("  of others beside, cores", lambda s: _cores(s.others_cores))
-
-
-def _ratio_rows(subjects: list[SubjectReport]) -> Iterator[_Row]:
+def _rows(report: BenchReport) -> Iterator[tuple[str, _Cell]]:
+    yield "connected and subscribed", _storm(lambda s: f"{s.connected:,}")
+    yield "  in", _storm(lambda s: f"{s.seconds:.2f} s")
+    yield "  p99 of one", _storm(lambda s: f"{s.p99_ms:.0f} ms")
+    yield "  CPU each", _storm(lambda s: _figure(s.cpu_us_each, "{:.1f} µs"))
+    yield "  by worker", lambda s: " + ".join(map(str, s.connections_by_worker or []))
+    yield "memory a connection, connected", lambda s: _figure(s.kib_connected, "{:.1f} KiB")
+    yield "  after W", lambda s: _figure(s.kib_loaded, "{:.1f} KiB")
+    yield "idle, with keepalive", lambda s: _figure(s.idle_percent, "{:.1f} %")
+    yield from _stage_rows("W", "W")
     for name, title in (("nats", "nats-server"), ("floor", "the floor")):
-        base = w_of(name, subjects)
-        yield f"  CPU against {title}", [_ratio(s.stage("W"), base) for s in subjects]
+        base = w_of(name, report.subjects)
+        yield f"  CPU against {title}", _stage("W", partial(_ratio, base))
+    yield from _stage_rows("stalled", "W, 1 % never read")
+    yield from _stage_rows("plan", "the plan's")
+    yield "most deliveries a second", _peak(lambda s: f"{s.per_second:,.0f}")
+    yield "  of a full core", _peak(lambda s: _figure(s.per_core, "{:,.0f}"))
+    yield "  p99", _peak(lambda s: f"{s.p99_ms:.0f} ms")
+    yield "  frames a read", _peak(lambda s: f"{s.frames_per_read:.1f}")
 
 
-def _peak_rows(subjects: list[SubjectReport]) -> Iterator[_Row]:
-    def row(label: str, cell: Callable[[Stage], str]) -> _Row:
-        return label, [_NOTHING if s.peak is None else cell(s.peak) for s in subjects]
-
-    yield row("most deliveries a second", lambda s: f"{s.per_second:,.0f}")
-    yield row("  of a full core", lambda s: f"{s.per_core:,.0f}" if s.per_core else _NOTHING)
-    yield row("  p99", lambda s: f"{s.p99_ms:.0f} ms")
-    yield row("  frames a read", lambda s: f"{s.frames_per_read:.1f}")
-
-
-def _micros(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:.1f} µs"
+def _stage_rows(name: str, title: str) -> Iterator[tuple[str, _Cell]]:
+    yield f"{title}: CPU a delivery", _stage(name, lambda s: _figure(s.cpu_us, "{:.1f} µs"))
+    yield "  user + system", _stage(name, _user_and_system)
+    yield "  cores", _stage(name, lambda s: _figure(s.cores, "{:.2f}"))
+    latencies = "{0.p50_ms:.0f} / {0.p99_ms:.0f} / {0.p999_ms:.0f}"
+    yield "  p50 / p99 / p99.9 ms", _stage(name, latencies.format)
+    yield "  lost / repeated", _stage(name, "{0.lost:,} / {0.repeated:,}".format)
+    yield "  of the clients, cores", _stage(name, "{0.client_cores:.2f}".format)
+    yield "  of others beside, cores", _stage(name, lambda s: _figure(s.others_cores, "{:.2f}"))
 
 
-def _cores(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:.2f}"
+def _storm(cell: Callable[[Storm], str | None]) -> _Cell:
+    return lambda subject: None if subject.storm is None else cell(subject.storm)
 
 
-def _kib(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:.1f} KiB"
+def _stage(name: str, cell: Callable[[Stage], str | None]) -> _Cell:
+    return lambda subject: None if (stage := subject.stage(name)) is None else cell(stage)
 
 
-def _percent(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:.1f} %"
+def _peak(cell: Callable[[Stage], str | None]) -> _Cell:
+    return lambda subject: None if (peak := subject.peak) is None else cell(peak)
 
 
-def _user_and_system(stage: Stage) -> str:
+def _figure(value: float | None, form: str) -> str | None:
+    return None if value is None else form.format(value)
+
+
+def _user_and_system(stage: Stage) -> str | None:
     if stage.user_us is None or stage.system_us is None:
-        return _NOTHING
+        return None
     return f"{stage.user_us:.1f} + {stage.system_us:.1f}"
 
 
-def _latencies(stage: Stage) -> str:
-    return f"{stage.p50_ms:.0f} / {stage.p99_ms:.0f} / {stage.p999_ms:.0f}"
-
-
-def _ratio(stage: Stage | None, base: Stage | None) -> str:
-    if stage is None or base is None or not base.cpu_us or not stage.cpu_us:
-        return _NOTHING
+def _ratio(base: Stage | None, stage: Stage) -> str | None:
+    if base is None or not base.cpu_us or not stage.cpu_us:
+        return None
     return f"{stage.cpu_us / base.cpu_us:.2f}"
 
 
@@ -354,7 +109,7 @@ def summary(runs: Sequence[BenchReport], name: str) -> tuple[str, ...]:
 def _spread(values: Sequence[float | None], form: str, unit: str) -> str:
     known = sorted(value for value in values if value is not None)
     if not known:
-        return _NOTHING
+        return NOTHING
     middle, lowest, highest = map(form.format, (median(known), known[0], known[-1]))
     return f"{middle} {unit}" + (f" ({lowest}–{highest})" if lowest != highest else "")
 

@@ -24,7 +24,7 @@ import trio
 
 from trio_odin.core.errors import first_error
 from trio_odin.lab.bench.plan import BenchPlan
-from trio_odin.lab.bench.report import BenchReport, Stage, SubjectReport, why_not
+from trio_odin.lab.bench.record import BenchReport, Stage, SubjectReport, why_not
 from trio_odin.lab.bench.subjects import (
     OUR_SETTINGS,
     Running,

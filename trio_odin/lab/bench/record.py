@@ -1,0 +1,233 @@
+"""What a bench found, as it is kept: how each subject took the connections, and its stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import attrs
+import msgspec
+
+from trio_odin.lab.load.result import LoadResult
+from trio_odin.lab.provenance import Provenance
+
+KIB = 1024
+
+
+@attrs.frozen(kw_only=True)
+class Storm:
+    """All connect as fast as the server lets them, 200 at a time.
+
+    Connect, handshake, subscribe and acknowledgement. Times of one are from its own connect.
+    """
+
+    connected: int
+    seconds: float
+    p50_ms: float
+    p99_ms: float
+    cpu_us_each: float | None
+    failures: dict[str, int]
+
+
+@attrs.frozen(kw_only=True)
+class Stage:
+    """Some seconds of publishing.
+
+    Args:
+        rate: publications a second.
+        expected, received: deliveries; `lost` and `repeated` tell the difference apart.
+        gaps: missing numbers of `seq`, where there is one.
+        user_us, system_us: CPU of the subject per delivery; None if it runs elsewhere.
+        cores: CPU of the subject by time.
+        p50_ms, p99_ms, p999_ms: from the moment that was planned for the publication.
+        frames_per_read: above 1 where the server joins frames.
+        client_us: CPU of the clients per delivery.
+        client_cores: CPU of the clients by time; `busiest_client_cores` of the busiest process.
+        others_cores: CPU of the machine by time that neither the bench nor what it started used.
+        published_late_ms: how late the latest publication was, which is in the latencies.
+    """
+
+    name: str
+    rate: float
+    seconds: float
+    expected: int
+    received: int
+    lost: int
+    repeated: int
+    foreign: int
+    gaps: int
+    disconnects: int
+    user_us: float | None
+    system_us: float | None
+    cores: float | None
+    p50_ms: float
+    p99_ms: float
+    p999_ms: float
+    frames_per_read: float
+    client_us: float
+    client_cores: float
+    busiest_client_cores: float = 0.0
+    others_cores: float | None = None
+    published_late_ms: float = 0.0
+
+    @classmethod
+    def of(cls, name: str, load: LoadResult, published_late_ms: float) -> Stage:
+        """What a load found in its hold."""
+        server, latency = load.server, load.latency
+        user_us, cpu_us = server.delivery_user_us, server.delivery_us
+        return cls(
+            name=name,
+            rate=load.rate or 0.0,
+            seconds=load.arrival_seconds,
+            expected=load.expected,
+            received=load.delivered,
+            lost=load.lost,
+            repeated=load.repeated,
+            foreign=load.foreign,
+            gaps=load.gaps,
+            disconnects=sum(load.disconnects.values()),
+            user_us=user_us,
+            system_us=None if cpu_us is None or user_us is None else cpu_us - user_us,
+            cores=server.cores,
+            p50_ms=latency.p50_ms if latency else 0.0,
+            p99_ms=latency.p99_ms if latency else 0.0,
+            p999_ms=latency.p999_ms if latency else 0.0,
+            frames_per_read=load.frames_per_read,
+            client_us=1e6 * load.client_cores / (load.received_per_second or math.inf),
+            client_cores=load.client_cores,
+            busiest_client_cores=load.busiest_client_cores,
+            others_cores=server.others_cores and max(0.0, server.others_cores),  # ticks of 10 ms
+            published_late_ms=published_late_ms,
+        )
+
+    @property
+    def cpu_us(self) -> float | None:
+        """User and system CPU per delivery."""
+        if self.user_us is None or self.system_us is None:
+            return None
+        return self.user_us + self.system_us
+
+    @property
+    def per_second(self) -> float:
+        """Deliveries a second."""
+        return self.received / self.seconds
+
+    @property
+    def per_core(self) -> float | None:
+        """Deliveries a second that a full core would make at this price."""
+        return 1e6 / self.cpu_us if self.cpu_us else None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every delivery was made, once."""
+        return not (self.lost or self.repeated or self.foreign or self.gaps)
+
+
+@attrs.frozen(kw_only=True)
+class SubjectReport:
+    """What was found of one subject; `failure` says why the rest is missing.
+
+    `rss_base_bytes` is before the storm, `kib_connected` and `kib_loaded` are per connection after
+    it and after workload W. `connections_by_worker` shows the spread.
+    """
+
+    name: str
+    title: str
+    is_ours: bool = False
+    storm: Storm | None = None
+    rss_base_bytes: int | None = None
+    kib_connected: float | None = None
+    kib_loaded: float | None = None
+    idle_percent: float | None = None
+    connections_by_worker: list[int] | None = None
+    stages: list[Stage] = attrs.field(factory=list)
+    failure: str | None = None
+
+    def with_connections(self, load: LoadResult, spread: Sequence[int]) -> SubjectReport:
+        """With what the first load found of connections and memory."""
+        server, times = load.server, load.connect_ms
+        base, connected = server.base_mib, server.connected_mib
+        return attrs.evolve(
+            self,
+            storm=Storm(
+                connected=load.connected,
+                seconds=load.connect_seconds,
+                p50_ms=times.p50_ms if times else 0.0,
+                p99_ms=times.p99_ms if times else 0.0,
+                cpu_us_each=server.connect_us,
+                failures=why_not(load),
+            ),
+            rss_base_bytes=None if base is None else round(base * KIB * KIB),
+            kib_connected=None
+            if base is None or connected is None
+            else (connected - base) * KIB / load.connected,
+            kib_loaded=server.connection_kib,
+            idle_percent=None if server.idle_cores is None else server.idle_cores * 100,
+            connections_by_worker=list(spread) or None,
+        )
+
+    def stage(self, name: str) -> Stage | None:
+        """The stage of that name, the last one if there are several."""
+        return next((stage for stage in reversed(self.stages) if stage.name == name), None)
+
+    @property
+    def peak(self) -> Stage | None:
+        """The step of the ramp that delivered most a second, of those that lost nothing."""
+        ramp = [stage for stage in self.stages if stage.name == "ramp" and stage.is_complete]
+        return max(ramp, key=lambda stage: stage.per_second, default=None)
+
+    @property
+    def steps(self) -> list[Stage]:
+        """W, and the steps of the ramp above it."""
+        return [stage for stage in self.stages if stage.name in {"W", "ramp"}]
+
+
+@attrs.frozen(kw_only=True)
+class BenchReport:
+    """One run. `versions` are those of what was compared, and of what it is made of."""
+
+    provenance: Provenance
+    connections: int
+    channels_per_connection: int
+    tokens: int
+    payload_bytes: int
+    rate: float
+    hold_seconds: float
+    subjects: list[SubjectReport]
+    seed: int = 0
+    versions: dict[str, str] = attrs.field(factory=dict)
+
+    @property
+    def is_perfect(self) -> bool:
+        """Whether trio-odin connected everybody, and lost and doubled nothing below the ramp.
+
+        Others are not held to it: that they lose is a figure of theirs.
+        """
+        ours = [subject for subject in self.subjects if subject.is_ours]
+        return all(
+            subject.failure is None
+            and subject.storm is not None
+            and subject.storm.connected == self.connections
+            and subject.stage("W") is not None
+            and all(
+                stage.is_complete and not stage.disconnects
+                for stage in subject.stages
+                if stage.name != "ramp"
+            )
+            for subject in ours
+        )
+
+
+def why_not(load: LoadResult) -> dict[str, int]:
+    """How many connections did not come about, by reason."""
+    return load.rejections | load.failures
+
+
+def as_json(runs: Sequence[BenchReport]) -> bytes:
+    """A list of the runs, indented, with the names of the attributes."""
+    return msgspec.json.format(msgspec.json.encode(runs), indent=1)
+
+
+def w_of(name: str, subjects: Sequence[SubjectReport]) -> Stage | None:
+    """Workload W of the subject of that name."""
+    return next((subject.stage("W") for subject in subjects if subject.name == name), None)
