@@ -7,7 +7,7 @@ import os
 import re
 from base64 import b64encode
 from collections.abc import Sequence
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 import msgspec
 
@@ -49,42 +49,42 @@ _read_message = msgspec.json.Decoder(_Message).decode
 _read_acknowledgement = msgspec.json.Decoder(_Acknowledgement).decode
 
 
-class Dialect(Protocol):
-    """What is particular to one kind of server."""
+class Dialect:
+    """What is particular to one kind of server; here, where nothing is."""
 
     def greeting(self, channels: Sequence[str]) -> bytes:
         """The frames that subscribe to `channels`."""
-        ...
+        raise NotImplementedError
 
     def subscribed(self, payload: bytes, asked: int) -> int | None:
         """To how many of `asked` channels `payload` says that we are; None: it says nothing of it.
 
         A part of them is the last word: no more will follow.
         """
-        ...
+        raise NotImplementedError
 
     def is_error(self, payload: bytes) -> bool:
         """Whether `payload` says that something was refused."""
-        ...
+        raise NotImplementedError
 
     def is_known(self, payload: bytes) -> bool:
         """Whether `payload` is any message at all."""
-        ...
+        raise NotImplementedError
 
     def seq_and_rest(self, payload: bytes) -> tuple[int, bytes]:
         """The number of an envelope per connection, 0 if it has none, and the bytes all share."""
-        ...
+        return 0, payload
 
     def answer(self, payload: bytes) -> bytes | None:
-        """The frame that the server expects upon `payload`, if that is a ping of its own."""
-        ...
+        """The frame that the server expects upon a payload, if that is a ping of its own."""
+        return None
 
     def units(self, buffered: bytes) -> tuple[list[bytes], bytes]:
         """The whole messages in what a stream of frames carries, and the rest."""
-        ...
+        return [buffered], b""
 
 
-class Odin:
+class Odin(Dialect):
     """trio_odin's wire (docs/protocol.md), and that of the bench's own peers: no `seq`."""
 
     _SEQ: Final = b'{"seq":'
@@ -126,16 +126,8 @@ class Odin:
         except ValueError:
             return 0, payload
 
-    def answer(self, payload: bytes) -> bytes | None:
-        """Keepalive is by control frames."""
-        return None
 
-    def units(self, buffered: bytes) -> tuple[list[bytes], bytes]:
-        """A frame is a message."""
-        return [buffered], b""
-
-
-class Nats:
+class Nats(Dialect):
     """The NATS client protocol over WebSocket, as nats-server's own listener speaks it."""
 
     _MSG = re.compile(rb"MSG \S+ \S+ (?:\S+ )?(\d+)\r\n")
@@ -159,10 +151,6 @@ class Nats:
         """Lines; there are many kinds."""
         return payload.endswith(b"\r\n")
 
-    def seq_and_rest(self, payload: bytes) -> tuple[int, bytes]:
-        """There is no number."""
-        return 0, payload
-
     def answer(self, payload: bytes) -> bytes | None:
         """PING wants PONG."""
         return masked_frame(_BINARY, b"PONG\r\n") if payload.startswith(b"PING\r\n") else None
@@ -185,7 +173,7 @@ class Nats:
         return end if end <= len(buffered) else None
 
 
-class Centrifugo:
+class Centrifugo(Dialect):
     """Centrifugo's JSON protocol over its bidirectional WebSocket, a line each."""
 
     def greeting(self, channels: Sequence[str]) -> bytes:
@@ -209,10 +197,6 @@ class Centrifugo:
     def is_known(self, payload: bytes) -> bool:
         """A reply or a push, or the empty end of a line."""
         return not payload or payload.startswith(b"{")
-
-    def seq_and_rest(self, payload: bytes) -> tuple[int, bytes]:
-        """There is no number per connection."""
-        return 0, payload
 
     def answer(self, payload: bytes) -> bytes | None:
         """An empty object is a ping, and its pong."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator
-from typing import Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import click
 import trio
@@ -21,25 +21,13 @@ from trio_odin.lab.bench.peers.feed import Feed, run_feed
 from trio_odin.telemetry.process import raise_file_limit, settle_garbage_collector
 
 
-class Peer(Protocol):
-    """A server, as a function to be started in a nursery."""
+def run(serve: Callable[..., Awaitable[Any]]) -> None:
+    """Read the command line and run `serve` until a signal; then exit.
 
-    async def __call__(
-        self,
-        feed: Feed,
-        address: Address,
-        dropped: Counter[str],
-        *,
-        task_status: trio.TaskStatus[Address],
-    ) -> None:
-        """Take events from `feed`, and count in `dropped` what is not delivered.
-
-        Starts with the address it listens on. Runs until cancelled.
-        """
-
-
-def run(serve: Peer) -> None:
-    """Read the command line and run `serve` until a signal; then exit."""
+    Args:
+        serve: takes a feed, the address to listen on, and where to count by reason what is not
+            delivered; starts with the address it has, and runs until cancelled.
+    """
 
     @click.command()
     @click.option("--nats", "nats_url", required=True, help="URL of the NATS server.")
@@ -55,7 +43,7 @@ def run(serve: Peer) -> None:
     command()
 
 
-async def _main(serve: Peer, nats_url: str, address: Address) -> None:
+async def _main(serve: Callable[..., Awaitable[Any]], nats_url: str, address: Address) -> None:
     dropped: Counter[str] = Counter()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:

@@ -6,19 +6,22 @@ unanswered, and nobody is asked whether they are still there.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from contextlib import suppress
 from functools import partial
+from typing import TypeVar, cast
 
 import trio
+from websockets.exceptions import WebSocketException
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+from websockets.streams import StreamReader
+from websockets.utils import accept_key
 
 from trio_odin.core.address import Address
-from trio_odin.core.frame import Opcode, close_frame, text_frame
+from trio_odin.core.frame import close_frame, text_frame
 from trio_odin.lab.bench.peers.feed import Feed
 from trio_odin.lab.bench.peers.program import run
 from trio_odin.lab.bench.peers.wire import (
@@ -29,12 +32,11 @@ from trio_odin.lab.bench.peers.wire import (
 )
 from trio_odin.net.address import bound_address, open_listeners
 
-_KEY = re.compile(rb"\r\nsec-websocket-key: *([^\r ]+)", re.IGNORECASE)
-_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
-_OPCODE_BITS = 0x0F
-_LENGTH_BITS = 0x7F
-# A length of 7 bits that says how many bytes of length follow it.
-_LONGER = {126: 2, 127: 8}
+_ANSWER = (
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Accept: %b\r\n\r\n"
+)
+_T = TypeVar("_T")
 
 
 class _Floor:
@@ -85,73 +87,40 @@ class _Floor:
         try:
             async with stream:
                 try:
-                    await self._converse(_Incoming(stream), number)
+                    await self._converse(stream, number)
                 finally:
                     self._ready.remove(number)
                     self._behind.remove(number)
                     del self._streams[number]
-        except (trio.BrokenResourceError, OSError, EOFError):
+        except (trio.BrokenResourceError, OSError, EOFError, ValueError, WebSocketException):
             pass  # gone, in whatever way
 
-    async def _converse(self, incoming: _Incoming, number: int) -> None:
-        key = _KEY.search(await incoming.take_head())
+    async def _converse(self, stream: trio.SocketStream, number: int) -> None:
+        reader = StreamReader()
+
+        async def take(parser: Generator[None, None, _T]) -> _T:
+            while True:
+                try:
+                    next(parser)
+                except StopIteration as whole:
+                    return cast("_T", whole.value)
+                if not (chunk := await stream.receive_some()):
+                    raise EOFError
+                reader.feed_data(chunk)
+
+        request = await take(Request.parse(reader.read_line))
+        key = request.headers.get("Sec-WebSocket-Key")
         if key is None:
             return  # no WebSocket
-        os.write(number, _handshake_answer(key[1]))
+        os.write(number, _ANSWER % accept_key(key).encode())
         while True:
-            opcode, payload = await incoming.take_frame()
-            if opcode == Opcode.CLOSE:
+            frame = await take(Frame.parse(reader.read_exact, mask=True))
+            if frame.opcode == Opcode.CLOSE:
                 os.write(number, close_frame(1000, ""))
                 return
-            if opcode == Opcode.TEXT and (channels := asked_channels(payload)):
+            if frame.opcode == Opcode.TEXT and (channels := asked_channels(bytes(frame.data))):
                 os.write(number, text_frame(acknowledgement(channels)))
                 self._ready.add(number, channels)
-
-
-class _Incoming:
-    """What a client has sent, in pieces of the wanted size. Raises EOFError at its end."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._stream = stream
-        self._received = bytearray()
-
-    async def take_head(self) -> bytes:
-        """The head of the request."""
-        while (end := self._received.find(b"\r\n\r\n")) < 0:
-            await self._receive()
-        return await self._take(end + 4)
-
-    async def take_frame(self) -> tuple[int, bytes]:
-        """The opcode and the payload of the next frame, which is masked."""
-        first, second = await self._take(2)
-        length = second & _LENGTH_BITS
-        if length in _LONGER:
-            length = int.from_bytes(await self._take(_LONGER[length]), "big")
-        mask = await self._take(4)
-        masked = await self._take(length)
-        payload = bytes(byte ^ mask[index % 4] for index, byte in enumerate(masked))
-        return first & _OPCODE_BITS, payload
-
-    async def _take(self, size: int) -> bytes:
-        while len(self._received) < size:
-            await self._receive()
-        taken = bytes(self._received[:size])
-        del self._received[:size]
-        return taken
-
-    async def _receive(self) -> None:
-        chunk = await self._stream.receive_some()
-        if not chunk:
-            raise EOFError
-        self._received += chunk
-
-
-def _handshake_answer(key: bytes) -> bytes:
-    accept = base64.b64encode(hashlib.sha1(key + _GUID).digest())  # noqa: S324 - RFC 6455, 4.2.2
-    return (
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
-    )
 
 
 async def serve(
