@@ -9,9 +9,9 @@ prints a JSON list of `Check` and exits with 0 if all are met, with 1 otherwise.
     └── scenarios         one after the other, each with connections and channels of its own
 
 What a server must not send is decided without waiting for it: the event that is foreign is
-published, then one that is not; events come in order, so when the second one is there, the first
+published, then one that is not. Events come in order, so when the second one is there, the first
 one is not on its way. A connection that cannot be had, and an answer that does not come, are
-checks that are not met, and every other scenario is tried all the same.
+checks that are not met, and every other one is tried all the same.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ import logging
 import random
 import secrets
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
+from itertools import count
+from typing import Any
 
 import attrs
 import click
@@ -30,29 +33,60 @@ import msgspec
 import trio
 
 from trio_odin.core.errors import first_error
-from trio_odin.lab.capacity import judgement as judge
-from trio_odin.lab.capacity.client import Client, Stopped, command, open_client
-from trio_odin.lab.capacity.judgement import Event, Received
+from trio_odin.lab.capacity.client import (
+    Client,
+    Message,
+    Unmet,
+    envelopes_of,
+    event_name,
+    expect,
+    open_client,
+)
 from trio_odin.lab.load.criteria import Check
 from trio_odin.lab.publishing import Publish, publishing
 from trio_odin.net.nats_link import describe, places_of
 
 DEADLINE_SECONDS = 60.0
-# An answer, or an event, takes milliseconds.
-STEP_SECONDS = 5.0
-_CROWD_STEPS = 4  # for all the events to come
+STEP_SECONDS = 5.0  # for an answer or an event, which takes milliseconds
 _CROWD = 100
-_CROWD_CONNECTING_MAX = 20
 _CROWD_EVENTS = 200
 _CROWD_SYMBOLS = 10
 _CROWD_EVENT_TYPES = ("trade", "liquidity", "metadata", "comments")
 _CROWD_CHANNELS_MAX = 20
-_REPLAYED_EVENTS = 5
 _BAD_COMMANDS = {
     "INVALID_JSON": "hello",
     "INVALID_COMMAND": '{"type":"subscribe","channels":"BTC.trade"}',
     "INVALID_CHANNEL": '{"type":"subscribe","channels":["BTC"]}',
 }
+_HEARTBEAT = '{"type":"heartbeat"}'
+_SHOWN_CHARS = 120
+_UNIX_MS_MIN = 10**12  # 2001; in seconds it would be far less
+
+
+def _question(what: str, wanted: str, source: str = "plan") -> Check:
+    return Check(what=what, wanted=wanted, measured="", is_met=False, source=source)
+
+
+SUBSCRIBE = _question("subscribe to BTC.trade and ETH.trade", "acknowledged, count 2")
+BTC_TRADE = _question("odin.token.BTC.trade is published", "received")
+ETH_TRADE = _question("odin.token.ETH.trade is published", "received")
+SOL_TRADE = _question("odin.token.SOL.trade is published", "not received")
+LIQUIDITY = _question("odin.token.BTC.liquidity is published", "not received: another event type")
+UNSUBSCRIBE = _question("unsubscribe from BTC.trade", "acknowledged, count 1", "ours")
+AFTERWARDS = _question("odin.token.BTC.trade, then ETH.trade are published", "only ETH.trade")
+NUMBERS = _question("seq of all these events", "1, 2, 3 … without a gap", "ours")
+ENVELOPES = _question(
+    "envelopes of all these events", "seq, ts, type, priority, and data as published", "ours"
+)
+CROWD = _question("100 clients, each with channels of its own; 200 events", "each gets its own")
+REPLAY = _question("replay of a range of seq", "the same envelopes again", "ours")
+BAD_COMMANDS = _question("three bad commands", "an error with its code for each", "ours")
+UNDISTURBED = _question("events before and after these commands", "received, seq 1 and 2", "ours")
+HEARTBEAT = _question("heartbeat", "pong with the time", "ours")
+FILTERING = (SUBSCRIBE, BTC_TRADE, ETH_TRADE, SOL_TRADE, LIQUIDITY, UNSUBSCRIBE, AFTERWARDS)
+QUESTIONS = (
+    *FILTERING, NUMBERS, ENVELOPES, CROWD, REPLAY, BAD_COMMANDS, UNDISTURBED, HEARTBEAT,
+)  # fmt: skip
 
 
 async def run_checks(ws_url: str, nats_url: str, *, seed: int) -> list[Check]:
@@ -65,10 +99,10 @@ async def run_checks(ws_url: str, nats_url: str, *, seed: int) -> list[Check]:
             have a suffix that is new each time, so other publishers do no harm.
 
     Returns:
-        One for each of `judgement.QUESTIONS`, in that order, after 60 s at most. What goes wrong,
-        with a connection for one, is in there.
+        One for each of `QUESTIONS`, in that order, after 60 s at most. What goes wrong, with a
+        connection for one, is in there.
     """
-    found: dict[judge.Question, Check] = {}
+    found: dict[Check, Check] = {}
     why = f"not reached within {DEADLINE_SECONDS:g} s"
     with trio.move_on_after(DEADLINE_SECONDS):
         try:
@@ -77,13 +111,13 @@ async def run_checks(ws_url: str, nats_url: str, *, seed: int) -> list[Check]:
                 await check_wire(ws_url, publish, found, seed=seed)
         except Exception as error:  # noqa: BLE001 - a check that is not met, never a traceback
             why = _sentence(error)
-    return [found.get(q) or q.answer(why, is_met=False) for q in judge.QUESTIONS]
+    return [found.get(question) or attrs.evolve(question, measured=why) for question in QUESTIONS]
 
 
 async def check_wire(
     ws_url: str,
     publish: Publish,
-    found: dict[judge.Question, Check],
+    found: dict[Check, Check],
     *,
     seed: int,
     step_seconds: float = STEP_SECONDS,
@@ -92,208 +126,236 @@ async def check_wire(
 
     Cancellation: what was found until then is there.
     """
-    wire = _Wire(ws_url, publish, secrets.token_hex(4), random.Random(seed), step_seconds)
-    scenarios: list[tuple[_Scenario, Sequence[judge.Question]]] = [
-        (_filtering, judge.QUESTIONS[:9]),
-        (_crowd, [judge.CROWD]),
-        (_replay, [judge.REPLAY]),
-        (_bad_commands, [judge.BAD_COMMANDS, judge.UNDISTURBED]),
-        (_heartbeat, [judge.HEARTBEAT]),
+    wire = _Wire(ws_url, publish, found, random.Random(seed), step_seconds)
+    scenarios: list[tuple[Callable[[_Wire], Awaitable[None]], Sequence[Check]]] = [
+        (_filtering, (*FILTERING, NUMBERS, ENVELOPES)),
+        (_crowd, [CROWD]),
+        (_replay, [REPLAY]),
+        (_bad_commands, [BAD_COMMANDS, UNDISTURBED]),
+        (_heartbeat, [HEARTBEAT]),
     ]
     for scenario, questions in scenarios:
         why = ""
         try:
-            await scenario(wire, found)
+            await scenario(wire)
         except Exception as error:  # noqa: BLE001 - the others are tried all the same
             why = _sentence(error)
         for question in questions:
-            found.setdefault(question, question.answer(why, is_met=False))
+            found.setdefault(question, attrs.evolve(question, measured=why))
 
 
 async def _publish_with(stack: AsyncExitStack, nats_url: str) -> Publish:
     """What publishes; without NATS, it says so whenever it is called."""
-    place = f"NATS at {', '.join(places_of([nats_url]))}"
     try:
-        publish = await stack.enter_async_context(publishing(nats_url, name="trio-odin-checks"))
+        return await stack.enter_async_context(publishing(nats_url, name="trio-odin-checks"))
     except Exception as error:  # noqa: BLE001 - nats-py's are many
+        place = f"NATS at {', '.join(places_of([nats_url]))}"
         return partial(_cannot_publish, f"cannot connect to {place}: {_sentence(error)}")
-
-    async def or_stop(subject: str, payload: bytes) -> None:
-        try:
-            await publish(subject, payload)
-        except Exception as error:
-            raise Stopped(f"cannot publish to {place}: {_sentence(error)}") from error
-
-    return or_stop
 
 
 async def _cannot_publish(why: str, _subject: str, _payload: bytes) -> None:
-    raise Stopped(why)
+    raise Unmet(why)
 
 
 def _sentence(error: BaseException) -> str:
     first = first_error(error)
-    return str(first) if isinstance(first, Stopped) else describe(first)[0]
+    return str(first) if isinstance(first, Unmet) else describe(first)[0]
+
+
+def data_of(name: str) -> dict[str, Any]:
+    """What is published as the event `name`; the rest of it is there to be spoilt on the way."""
+    return {"event": name, "price": 64123.5, "of": ["Zürich", None, True, {"n": -1}]}
+
+
+def _shown(message: Message) -> str:
+    return msgspec.json.encode(message).decode()[:_SHOWN_CHARS]
 
 
 @attrs.frozen
 class _Wire:
-    """What a scenario works with."""
+    """What a scenario works with, and where its answers go."""
 
     url: str
     publish: Publish
-    suffix: str
+    found: dict[Check, Check]
     rng: random.Random
     step_seconds: float
+    suffix: str = attrs.field(factory=partial(secrets.token_hex, 4))
+    _numbers: Iterator[int] = attrs.field(factory=count)
+
+    @contextmanager
+    def check(self, question: Check, measured: str = "as wanted") -> Iterator[None]:
+        """The question is answered by whether all in the block was as expected."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - a check that is not met, never a traceback
+            self.found[question] = attrs.evolve(question, measured=_sentence(error))
+        else:
+            self.found[question] = attrs.evolve(question, measured=measured, is_met=True)
 
     def channel(self, symbol: str, event_type: str = "trade") -> str:
         """A channel that nobody else publishes to."""
         return f"{symbol}-{self.suffix}.{event_type}"
 
-    def event(self, channel: str, number: int) -> Event:
-        """An event that is told from all others."""
-        return Event(channel, f"{channel} {number}")
-
-    async def send(self, event: Event) -> None:
-        """Publish `event`."""
-        await self.publish(event.subject, event.payload)
-
-    def client(self) -> AbstractAsyncContextManager[Client]:
-        """Connect; the connection is closed at the end."""
-        return open_client(self.url, self.step_seconds)
+    async def send(self, channel: str) -> str:
+        """Publish an event that is told from all others by its name, which is returned."""
+        name = f"{channel} {next(self._numbers)}"
+        await self.publish(f"odin.token.{channel}", msgspec.json.encode(data_of(name)))
+        return name
 
 
-_Scenario = Callable[[_Wire, dict[judge.Question, Check]], Awaitable[None]]
-
-
-def _require(got: Received) -> None:
-    """Stop where there is no use in going on: what was waited for did not come."""
-    if got.failure:
-        raise Stopped(got.failure)
-
-
-async def _filtering(wire: _Wire, found: dict[judge.Question, Check]) -> None:
+async def _filtering(wire: _Wire) -> None:
     """The plan's test 1: a client subscribes, and gets that and nothing else."""
     btc, eth = wire.channel("BTC"), wire.channel("ETH")
-    sol, liquidity = wire.channel("SOL"), wire.channel("BTC", "liquidity")
-    published: list[Event] = []
-
-    async def publish_then_eth(channel: str, me: Client) -> tuple[Event, Event, Received]:
-        event, marker = wire.event(channel, len(published)), wire.event(eth, len(published) + 1)
-        published.extend((event, marker))
-        await wire.send(event)
-        await wire.send(marker)
-        return event, marker, await me.until(marker)
-
-    async with wire.client() as me:
-        got = await me.subscribe([btc, eth])
-        ack = {"type": "subscription_ack", "subscribed": [btc, eth], "count": 2}
-        found[judge.SUBSCRIBE] = judge.acknowledged(judge.SUBSCRIBE, got, ack)
-        _require(got)
-        event, marker, got = await publish_then_eth(btc, me)
-        found[judge.BTC_TRADE] = judge.arrived(judge.BTC_TRADE, got, event)
-        found[judge.ETH_TRADE] = judge.arrived(judge.ETH_TRADE, got, marker)
-        _require(got)
-        for question, channel in ((judge.SOL_TRADE, sol), (judge.BTC_LIQUIDITY, liquidity)):
-            event, marker, got = await publish_then_eth(channel, me)
-            found[question] = judge.kept_away(question, got, event, marker)
-            _require(got)
-        got = await me.ask(command("unsubscribe", [btc]), "unsubscription_ack")
-        ack = {"type": "unsubscription_ack", "unsubscribed": [btc], "count": 1}
-        found[judge.UNSUBSCRIBE] = judge.acknowledged(judge.UNSUBSCRIBE, got, ack)
-        event, marker, got = await publish_then_eth(btc, me)
-        found[judge.AFTERWARDS] = judge.kept_away(judge.AFTERWARDS, got, event, marker)
-        found[judge.NUMBERS] = judge.numbered(judge.NUMBERS, me.received)
-        found[judge.ENVELOPES] = judge.well_formed(judge.ENVELOPES, me.received, published)
+    async with open_client(wire.url, wire.step_seconds) as me:
+        with wire.check(SUBSCRIBE):
+            ack = await me.tell("subscribe", btc, eth)
+            expect((ack.get("subscribed"), ack.get("count")) == ([btc, eth], 2), _shown(ack))
+        sent = [await wire.send(channel) for channel in (btc, eth)]
+        with wire.check(ETH_TRADE):
+            await me.events_until(sent[1])
+        with wire.check(BTC_TRADE):
+            times = [event_name(message) for message in me.received].count(sent[0])
+            expect(times == 1, f"received {times} times")
+        foreign = ((SOL_TRADE, wire.channel("SOL")), (LIQUIDITY, wire.channel("BTC", "liquidity")))
+        for question, channel in foreign:
+            with wire.check(question):
+                await _check_kept_away(wire, me, channel, eth)
+        with wire.check(UNSUBSCRIBE):
+            ack = await me.tell("unsubscribe", btc)
+            expect((ack.get("unsubscribed"), ack.get("count")) == ([btc], 1), _shown(ack))
+        with wire.check(AFTERWARDS):
+            await _check_kept_away(wire, me, btc, eth)
+        envelopes = envelopes_of(me.received)
+        with wire.check(NUMBERS):
+            check_numbers(envelopes)
+        with wire.check(ENVELOPES):
+            expect(bool(envelopes), "no envelope")
+            for envelope in envelopes:
+                check_envelope(envelope)
 
 
-@attrs.define
-class _Member:
-    """One of the crowd."""
-
-    channels: Sequence[str]
-    due: list[Event]
-    got: Received = attrs.field(factory=lambda: Received([], "not connected"))
-    is_subscribed: trio.Event = attrs.field(factory=trio.Event)  # or has failed at that
+async def _check_kept_away(wire: _Wire, me: Client, foreign: str, own: str) -> None:
+    first, second = await wire.send(foreign), await wire.send(own)
+    names = await me.events_until(second)
+    expect(first not in names, "received")
+    expect(names == [second], "not received, but something else was")
 
 
-async def _crowd(wire: _Wire, found: dict[judge.Question, Check]) -> None:
+def check_numbers(envelopes: Sequence[Message]) -> None:
+    """They are numbered from 1 on, without a gap.
+
+    Raises:
+        Unmet: they are not.
+    """
+    numbers = [envelope.get("seq") for envelope in envelopes]
+    shown = ", ".join(map(str, numbers))[:_SHOWN_CHARS]
+    expect(bool(numbers) and numbers == [*range(1, len(numbers) + 1)], f"seq {shown or 'nothing'}")
+
+
+def check_envelope(envelope: Message) -> None:
+    """It has all its keys, and the data of an event as it was published.
+
+    Raises:
+        Unmet: says which of them is wrong.
+    """
+    ts = envelope.get("ts")
+    is_right = {
+        "seq": type(envelope.get("seq")) is int,
+        "ts": type(ts) is int and ts > _UNIX_MS_MIN,
+        "type": envelope.get("type") == "price:update",
+        "priority": envelope.get("priority") == 1,
+        "data": envelope.get("data") == data_of(event_name(envelope) or ""),
+    }
+    wrong = ", ".join(key for key, right in is_right.items() if not right)
+    expect(not wrong, f"{wrong} of {_shown(envelope)}")
+
+
+async def _crowd(wire: _Wire) -> None:
     """The plan's integration test: 100 clients with varying subscriptions."""
     channels = [
         wire.channel(f"C{number}", event_type)
         for number in range(_CROWD_SYMBOLS)
         for event_type in _CROWD_EVENT_TYPES
     ]
-    end = wire.event(wire.channel("END"), 0)
-    events = [wire.event(wire.rng.choice(channels), n) for n in range(_CROWD_EVENTS)] + [end]
-    members = []
-    for _ in range(_CROWD):
-        count = wire.rng.randint(1, _CROWD_CHANNELS_MAX)
-        chosen = [*wire.rng.sample(channels, count), end.channel]
-        members.append(_Member(chosen, [event for event in events if event.channel in chosen]))
-    connecting = trio.CapacityLimiter(_CROWD_CONNECTING_MAX)
-    async with trio.open_nursery() as nursery:
-        for member in members:
-            nursery.start_soon(_attend, wire, member, end, connecting)
-        for member in members:
-            await member.is_subscribed.wait()
-        for event in events:
-            await wire.send(event)
-    found[judge.CROWD] = judge.each_got_its_own(judge.CROWD, [(m.got, m.due) for m in members])
+    last = wire.channel("END")
+    async with AsyncExitStack() as stack:
+        crowd: list[tuple[Client, list[str]]] = []
+        for _ in range(_CROWD):
+            chosen = wire.rng.sample(channels, wire.rng.randint(1, _CROWD_CHANNELS_MAX))
+            client = await stack.enter_async_context(open_client(wire.url, wire.step_seconds))
+            await client.tell("subscribe", *chosen, last)
+            crowd.append((client, [*chosen, last]))
+        sent = [wire.rng.choice(channels) for _ in range(_CROWD_EVENTS)] + [last]
+        names = [(channel, await wire.send(channel)) for channel in sent]
+        wrong, envelopes = [], 0
+        for number, (client, chosen) in enumerate(crowd):
+            await client.events_until(names[-1][1])
+            due = [name for channel, name in names if channel in chosen]
+            envelopes += len(due)
+            try:
+                check_own(envelopes_of(client.received), due)
+            except Unmet as why:
+                wrong.append(f"client {number}: {why}")
+    with wire.check(CROWD, f"{_CROWD} of {_CROWD}, {envelopes:,} envelopes"):
+        expect(not wrong, f"{_CROWD - len(wrong)} of {_CROWD}; {''.join(wrong[:1])}")
 
 
-async def _attend(
-    wire: _Wire, member: _Member, end: Event, connecting: trio.CapacityLimiter
-) -> None:
-    """Connect, subscribe, and receive all there is."""
-    try:
-        async with AsyncExitStack() as stack:
-            async with connecting:
-                client = await stack.enter_async_context(wire.client())
-            member.got = await client.subscribe(member.channels)
-            _require(member.got)
-            member.is_subscribed.set()
-            member.got = await client.until(end, _CROWD_STEPS * wire.step_seconds)
-    except Exception as error:  # noqa: BLE001 - the others go on
-        member.got = Received([], _sentence(error))
-    finally:
-        member.is_subscribed.set()
+def check_own(envelopes: Sequence[Message], due: list[str]) -> None:
+    """They are what is due to a client: all of it, once, in order, and numbered.
+
+    Raises:
+        Unmet: they are not.
+    """
+    names = [event_name(envelope) for envelope in envelopes]
+    had, wanted = Counter(names), Counter[str | None](due)
+    lost, more = (wanted - had).total(), (had - wanted).total()
+    expect(not lost and not more, f"{lost} lost, {more} foreign or doubled")
+    expect(names == due, "not in order")
+    check_numbers(envelopes)
 
 
-async def _replay(wire: _Wire, found: dict[judge.Question, Check]) -> None:
+async def _replay(wire: _Wire) -> None:
     channel = wire.channel("REPLAY")
-    events = [wire.event(channel, number) for number in range(_REPLAYED_EVENTS)]
-    first, last = 2, _REPLAYED_EVENTS - 1
-    async with wire.client() as me:
-        _require(await me.subscribe([channel]))
-        for event in events:
-            await wire.send(event)
-        got = await me.until(events[-1])
-        _require(got)
-        await me.say(f'{{"type":"replay","data":{{"from":{first},"to":{last}}}}}')
-        again = await me.ask('{"type":"heartbeat"}', "pong")
-        found[judge.REPLAY] = judge.same_again(judge.REPLAY, got.messages, again, first, last)
+    async with open_client(wire.url, wire.step_seconds) as me:
+        await me.tell("subscribe", channel)
+        names = [await wire.send(channel) for _ in range(5)]
+        await me.events_until(names[-1])
+        await me.say('{"type":"replay","data":{"from":2,"to":4}}')
+        await me.ask(_HEARTBEAT, "pong")  # whose answer is behind it
+    envelopes = envelopes_of(me.received)
+    wanted = [envelope for envelope in envelopes[:5] if envelope.get("seq") in {2, 3, 4}]
+    again = envelopes[5:]
+    with wire.check(REPLAY):
+        expect(len(again) == len(wanted) == 3, f"{len(again)} of {len(wanted)} envelopes")
+        expect(again == wanted, "other ones than before")
 
 
-async def _bad_commands(wire: _Wire, found: dict[judge.Question, Check]) -> None:
+async def _bad_commands(wire: _Wire) -> None:
     channel = wire.channel("STEADY")
-    events = [wire.event(channel, 1), wire.event(channel, 2)]
-    async with wire.client() as me:
-        _require(await me.subscribe([channel]))
-        await wire.send(events[0])
-        before = await me.until(events[0])
-        answers = [await me.ask(command) for command in _BAD_COMMANDS.values()]
-        complaint = judge.complained(judge.BAD_COMMANDS, answers, list(_BAD_COMMANDS))
-        found[judge.BAD_COMMANDS] = complaint
-        await wire.send(events[1])
-        after = await me.until(events[1])
-        found[judge.UNDISTURBED] = judge.went_on(judge.UNDISTURBED, before, after, events)
+    async with open_client(wire.url, wire.step_seconds) as me:
+        await me.tell("subscribe", channel)
+        names = [await wire.send(channel)]
+        await me.events_until(names[0])
+        with wire.check(BAD_COMMANDS):
+            for code, command in _BAD_COMMANDS.items():
+                answer = await me.ask(command)
+                expect(answer.get("code") == code, f"{code} wanted, {_shown(answer)}")
+        with wire.check(UNDISTURBED):
+            names.append(await wire.send(channel))
+            await me.events_until(names[1])
+            envelopes = envelopes_of(me.received)
+            expect([event_name(envelope) for envelope in envelopes] == names, "other events")
+            check_numbers(envelopes)
 
 
-async def _heartbeat(wire: _Wire, found: dict[judge.Question, Check]) -> None:
-    async with wire.client() as me:
-        got = await me.ask('{"type":"heartbeat"}', "pong")
-        found[judge.HEARTBEAT] = judge.beats(judge.HEARTBEAT, got)
+async def _heartbeat(wire: _Wire) -> None:
+    async with open_client(wire.url, wire.step_seconds) as me:
+        with wire.check(HEARTBEAT):
+            pong = await me.ask(_HEARTBEAT, "pong")
+            ts = pong.get("ts")
+            is_time = type(ts) is int and ts > _UNIX_MS_MIN
+            expect(pong.get("type") == "pong" and is_time, _shown(pong))
 
 
 @click.command()

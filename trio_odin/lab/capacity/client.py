@@ -1,26 +1,106 @@
 """A client of the `websockets` library: it says something, and receives until there is an answer.
 
-An answer that does not come is a value, `Received.failure`; where a scenario cannot go on without,
-it is `Stopped`.
+Nothing that comes from the server is taken for granted: it is the one that is judged.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any, TypeAlias
 
+import attrs
 import msgspec
 import trio
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.trio.client import ClientConnection, connect
 
-from trio_odin.lab.capacity.judgement import Event, Message, Received, event_name, read_message
+# A message of the server, decoded.
+Message: TypeAlias = dict[str, Any]
 
 _CLOSE_SECONDS = 1.0
+_UNREADABLE = "unreadable"
 
 
-class Stopped(Exception):
-    """A scenario cannot go on; the message is a sentence."""
+class Unmet(Exception):
+    """Something is not as it should be; the message says what was found instead."""
+
+
+def expect(is_met: bool, found: str) -> None:
+    """Assert, also under `python -O`."""
+    if not is_met:
+        raise Unmet(found)
+
+
+def read_message(text: str | bytes) -> Message:
+    """One message of the server; one that says so if it is no JSON object in a text frame."""
+    if isinstance(text, str):
+        try:
+            return msgspec.json.decode(text, type=Message)
+        except (msgspec.DecodeError, RecursionError):
+            pass
+    return {_UNREADABLE: str(text)}
+
+
+def event_name(message: Message) -> str | None:
+    """The name of the event in `message`; None if it is no envelope, or of somebody else."""
+    data = message.get("data")
+    name = data.get("event") if isinstance(data, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def envelopes_of(messages: Sequence[Message]) -> list[Message]:
+    """What is meant to be an envelope, well-formed or not: answers have neither of these keys."""
+    return [m for m in messages if "seq" in m or "data" in m or _UNREADABLE in m]
+
+
+@attrs.frozen
+class Client:
+    """One connection, and all that it received."""
+
+    _connection: ClientConnection
+    _step_seconds: float
+    received: list[Message] = attrs.field(factory=list)
+
+    async def say(self, command: str) -> None:
+        """Send `command`."""
+        with trio.move_on_after(self._step_seconds) as deadline, _closed_is_unmet():
+            await self._connection.send(command)
+        expect(not deadline.cancelled_caught, "the server reads nothing")
+
+    async def ask(self, command: str, kind: str = "error") -> Message:
+        """Send `command`, and receive until a message is of that type, or an error."""
+        await self.say(command)
+        await self._until(lambda message: message.get("type") in {kind, "error"}, kind)
+        return self.received[-1]
+
+    async def tell(self, kind: str, *channels: str) -> Message:
+        """Subscribe or unsubscribe; the acknowledgement."""
+        command = msgspec.json.encode({"type": kind, "channels": channels}).decode()
+        return await self.ask(command, kind.replace("scribe", "scription_ack"))
+
+    async def events_until(self, name: str) -> list[str | None]:
+        """Receive until the event `name` is there; the names of all that came since the last."""
+        begin = len(self.received)
+        await self._until(lambda message: event_name(message) == name, f"event {name}")
+        return [event_name(message) for message in envelopes_of(self.received[begin:])]
+
+    async def _until(self, is_it: Callable[[Message], bool], what: str) -> None:
+        with trio.move_on_after(self._step_seconds), _closed_is_unmet():
+            while True:
+                self.received.append(read_message(await self._connection.recv()))
+                if is_it(self.received[-1]):
+                    return
+        raise Unmet(f"no {what} within {self._step_seconds:g} s")
+
+
+@contextmanager
+def _closed_is_unmet() -> Iterator[None]:
+    try:
+        yield
+    except ConnectionClosed as closed:
+        ending = closed.rcvd and f"the server closed with {closed.rcvd.code} {closed.rcvd.reason}"
+        raise Unmet((ending or "the connection broke").rstrip()) from closed
 
 
 @asynccontextmanager
@@ -32,83 +112,14 @@ async def open_client(url: str, step_seconds: float) -> AsyncIterator[Client]:
         step_seconds: how long connecting may take, and later each answer.
 
     Raises:
-        Stopped: there is no connection.
+        Unmet: there is no connection.
     """
     opening = connect(
-        url,
-        open_timeout=step_seconds,
-        close_timeout=_CLOSE_SECONDS,
-        compression=None,
-        proxy=None,
+        url, open_timeout=step_seconds, close_timeout=_CLOSE_SECONDS, compression=None, proxy=None
     )
     async with AsyncExitStack() as stack:
         try:
             connection = await stack.enter_async_context(opening)
         except (OSError, ValueError, WebSocketException) as error:
-            raise Stopped(f"cannot connect to {url}: {error}") from error
+            raise Unmet(f"cannot connect to {url}: {error}") from error
         yield Client(connection, step_seconds)
-
-
-class Client:
-    """One connection, and all that it received."""
-
-    def __init__(self, connection: ClientConnection, step_seconds: float) -> None:
-        self.received: list[Message] = []
-        self._connection = connection
-        self._step_seconds = step_seconds
-
-    async def say(self, command: str) -> None:
-        """Send `command`.
-
-        Raises:
-            Stopped: the connection does not take it.
-        """
-        with trio.move_on_after(self._step_seconds):
-            try:
-                return await self._connection.send(command)
-            except ConnectionClosed as closed:
-                raise Stopped(_ending(closed)) from closed
-        raise Stopped(f"the server reads nothing for {self._step_seconds:g} s")
-
-    async def ask(self, command: str, *types: str) -> Received:
-        """Send `command` and receive until a message has one of `types`, or is an error."""
-        wanted = (*types, "error")
-        await self.say(command)
-        return await self._until(lambda m: m.get("type") in wanted, " or ".join(types) or "error")
-
-    async def subscribe(self, channels: Sequence[str]) -> Received:
-        """Subscribe, and receive until that is answered."""
-        return await self.ask(command("subscribe", channels), "subscription_ack")
-
-    async def until(self, event: Event, seconds: float | None = None) -> Received:
-        """Receive until `event` is there."""
-        return await self._until(
-            lambda message: event_name(message) == event.name, f"event of {event.channel}", seconds
-        )
-
-    async def _until(
-        self, is_it: Callable[[Message], bool], what: str, seconds: float | None = None
-    ) -> Received:
-        seconds = self._step_seconds if seconds is None else seconds
-        messages: list[Message] = []
-        with trio.move_on_after(seconds):
-            while not (messages and is_it(messages[-1])):
-                try:
-                    message = read_message(await self._connection.recv())
-                except ConnectionClosed as closed:
-                    return Received(messages, _ending(closed))
-                messages.append(message)
-                self.received.append(message)
-            return Received(messages)
-        return Received(messages, f"no {what} within {seconds:g} s")
-
-
-def _ending(closed: ConnectionClosed) -> str:
-    if closed.rcvd is None:
-        return "the connection broke"
-    return f"the server closed with {closed.rcvd.code} {closed.rcvd.reason}".rstrip()
-
-
-def command(kind: str, channels: Sequence[str]) -> str:
-    """A subscribe or an unsubscribe, as the plan writes them."""
-    return msgspec.json.encode({"type": kind, "channels": channels}).decode()
