@@ -121,13 +121,6 @@ def test_the_costs_of_the_model_are_those_that_the_lab_measured(tmp_path: Path) 
     )
 
 
-def test_the_models_rules_have_the_costs_that_the_lab_measured() -> None:
-    generate = _load(ROOT / "docs" / "generate.py")
-    assert generate.MODEL_RULES.read_text() == generate.model_rules(), (
-        "run: python docs/generate.py"
-    )
-
-
 def test_the_examples_of_the_protocol_page_are_what_happens() -> None:
     lines = _example_lines(ROOT / "docs" / "protocol.md")
     registry: Registry[str] = Registry()

@@ -20,8 +20,8 @@ from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as models
+from limits import MACHINE
 from loglines import loglines
-from model import MACHINE
 from overview import overview
 from panels import LOKI, PROMETHEUS, Section, place, promql
 
@@ -107,8 +107,8 @@ PAGES = {
     ),
     "capacity": Page(
         "odin-capacity",
-        "trio-odin: capacity against the model",
-        "What the servers use, beside what the model says that they should, and what is left.",
+        "trio-odin: capacity",
+        "What the servers use, what is left, and what the lab measured to compare with.",
         capacity,
         [_METRICS, _SERVERS, _CORES],
         since="now-6h",

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from model import CPU_PAUSE, DELIVERIES, LAG_REJECT_SECONDS, PREDICTED_CPU, TARGET_P99_SECONDS
+from limits import (
+    CPU_PAUSE,
+    DELIVERIES,
+    LAG_REJECT_SECONDS,
+    PEAK_DELIVERY_SECONDS,
+    TARGET_P99_SECONDS,
+)
 from panels import GREEN, RED, YELLOW, Line, Section, graph, heat, runbook
 
 
@@ -118,18 +124,14 @@ def _flow() -> Section:
             graph(
                 "CPU of a delivery",
                 "All CPU of the servers by their deliveries. Under load writes are joined, so that"
-                " one costs less: then it is below the model, which knows single writes only.",
+                " one costs less; with few of them it is what the processes need anyway.",
                 [
                     Line(
                         "sum(rate(process_cpu_seconds_total@[$__rate_interval]))"
                         f" / (sum({DELIVERIES}) > 0)",
                         "measured",
                     ),
-                    Line(
-                        f"sum({PREDICTED_CPU}) / (sum({DELIVERIES}) > 0)",
-                        "the model",
-                        dashed=True,
-                    ),
+                    Line(f"vector({PEAK_DELIVERY_SECONDS:g})", "the lab at its peak", dashed=True),
                 ],
                 "s",
                 empty="no events",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from model import CPU_PAUSE, CPU_REJECT, MEMORY_PAUSE, MEMORY_REJECT, TARGET_P99_SECONDS
+from limits import CPU_PAUSE, CPU_REJECT, MEMORY_PAUSE, MEMORY_REJECT, TARGET_P99_SECONDS
 from panels import (
     GREEN,
     RED,

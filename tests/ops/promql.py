@@ -15,7 +15,6 @@ from promql_parser import (
     Expr,
     Matcher,
     MatchOp,
-    NumberLiteral,
     StringLiteral,
     VectorSelector,
 )
@@ -106,18 +105,6 @@ def selectors(tree: Expr) -> list[VectorSelector]:
 def metrics_of(query: str) -> set[str]:
     """The names of the metrics that a query reads."""
     return {selector.name for selector in selectors(promql_parser.parse(query)) if selector.name}
-
-
-def numbers_of(query: str) -> list[float]:
-    """The numbers that are written in a query."""
-    found: list[float] = []
-
-    def visit(node: Expr) -> None:
-        if isinstance(node, NumberLiteral):
-            found.append(node.val)
-
-    promql_parser.walk(promql_parser.parse(query), visit)
-    return found
 
 
 def _matched_labels(tree: Expr) -> set[str]:

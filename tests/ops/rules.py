@@ -16,9 +16,7 @@ def _rules(file: str) -> list[dict[str, Any]]:
 
 
 ALERTS = {rule["alert"]: rule for rule in _rules("alerts.yml")}
-RECORDED = {
-    rule["record"]: rule for file in ("recording.yml", "model.yml") for rule in _rules(file)
-}
+RECORDED = {rule["record"]: rule for rule in _rules("recording.yml")}
 
 
 def known_series() -> Known:

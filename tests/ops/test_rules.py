@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -14,11 +13,11 @@ import pytest
 import yaml
 
 from tests.ops.conftest import OPS, ROOT, Require
-from tests.ops.promql import faults, metrics_of, numbers_of
+from tests.ops.promql import faults, metrics_of
 from tests.ops.rules import ALERTS, RECORDED, known_series
 from trio_odin.config import variables
-from trio_odin.lab.model.model import JOINED_MAX_RATE
 from trio_odin.lab.model.tables import read_costs
+from trio_odin.lab.report.folder import read_verdict
 
 PROMETHEUS = OPS / "prometheus"
 ALERTMANAGER = OPS / "alertmanager" / "alertmanager.yml"
@@ -175,69 +174,15 @@ def test_a_threshold_that_an_alert_speaks_of_is_the_default() -> None:
     assert f"From {defaults['WS_LAG_REJECT_MS'] / 1000:.0f} s on new" in said["LoopLag"]
 
 
-def test_the_model_in_the_rules_has_the_figures_of_the_model() -> None:
-    costs = read_costs()
+def test_the_figures_of_the_lab_in_the_runbook_are_the_labs() -> None:
+    costs, stage = read_costs(), read_verdict(ROOT / "docs" / "capacity").stage(6)
     assert costs is not None
-    cpu = RECORDED["instance:ws_cpu_cores:model"]["expr"]
-    assert sorted(set(numbers_of(cpu)) - {1.0, 1000.0, 1e6}) == sorted(
-        [
-            costs.base_cores,
-            costs.connection_us_per_second,
-            costs.publication_us,
-            costs.joined_rate or 0.0,
-            costs.joined_us,
-            JOINED_MAX_RATE,
-            costs.delivery_us,
-            costs.doubling_us,
-        ]
-    )
-    memory = RECORDED["instance:ws_resident_memory_bytes:model"]["expr"]
-    assert numbers_of(memory) == [costs.base_mib, costs.connection_kib, 1024, MIB]
-
-
-@pytest.mark.parametrize("workers", [1, 4])
-def test_the_model_in_the_rules_says_what_the_model_says(
-    workers: int, tmp_path: Path, require: Require
-) -> None:
-    require("promtool")
-    file = tmp_path / "model.yml"
-    loads = product((0, 800, 10_000, 18_000), (12, 30, 700, 9000), (0, 36_000))
-    content = {
-        "rule_files": [str(PROMETHEUS / "rules" / f"{n}.yml") for n in ("recording", "model")],
-        "evaluation_interval": "15s",
-        "tests": [_model_case(workers, *load) for load in loads],
-    }
-    file.write_text(json.dumps(content))
-    assert "SUCCESS" in _run("promtool", "test", "rules", file)
-
-
-def _model_case(workers: int, connections: int, rate: int, deliveries: int) -> dict[str, Any]:
-    costs = read_costs()
-    assert costs is not None
-    cores = costs.cores(connections, rate, deliveries, processes=workers)
-    expected = {
-        "instance:ws_cpu_cores:model": cores,
-        "instance:ws_resident_memory_bytes:model": costs.memory_mib(connections, processes=workers)
-        * MIB,
-    }
-    values = {
-        "ws_workers": f"{workers}+0x40",
-        "ws_connections_current": f"{connections}+0x40",
-        "ws_nats_messages_received_total": f"0+{15 * rate * workers}x40",
-        "ws_messages_sent_total": f"0+{15 * deliveries}x40",
-    }
-    return {
-        "interval": "15s",
-        "input_series": [{"series": name, "values": shown} for name, shown in values.items()],
-        "promql_expr_test": [
-            {
-                "expr": f"abs({name} / {value!r} - 1) < bool 1e-9",
-                "eval_time": "5m",
-                "exp_samples": [{"labels": "{}", "value": 1}],
-            }
-            for name, value in expected.items()
-        ],
-    }
+    assert stage is not None
+    assert stage.load is not None
+    assert f"{stage.load.server.delivery_us:.1f} µs in the lab" in _sections()["HighCPUUsage"]
+    memory = _sections()["HighMemoryUsage"]
+    assert f"{costs.connection_kib * 1024:,.0f} bytes in the lab" in memory
+    assert f"{costs.base_mib:.0f} * 1048576 * ws_workers" in memory
 
 
 def test_prometheus_finds_the_server_where_compose_puts_it() -> None:

@@ -10,9 +10,10 @@ from typing import BinaryIO
 import click
 from rich.console import Console
 
+from trio_odin.cli.common import require_extra
 from trio_odin.lab.model.comparison import Quote, compare, render
 from trio_odin.lab.model.fit import BadFigure, TooLittle, fit, predictions
-from trio_odin.lab.model.model import ENDLESS, TARGET_P99_MS, Costs, Demand, Instance
+from trio_odin.lab.model.model import ENDLESS, Costs, Demand, Instance
 from trio_odin.lab.model.tables import Prices, read_costs, read_prices
 from trio_odin.lab.report.folder import read_verdict
 from trio_odin.lab.verdict import LabResult
@@ -129,16 +130,6 @@ def _lab_result(_: click.Context, __: click.Parameter, path: Path | None) -> Lab
     help="How much of the usable cores may be used.",
 )
 @click.option(
-    "--target-p99",
-    "target_p99_ms",
-    type=click.FloatRange(min=0, min_open=True, max=3_600_000),
-    callback=_number,
-    default=TARGET_P99_MS,
-    metavar="MS",
-    show_default=True,
-    help="What the p99 of the latency may be, as far as it can be told.",
-)
-@click.option(
     "--costs",
     type=click.Choice(["plan", "measured"]),
     help="Whose costs.  [default: what the lab measured last, if anything, beside the plan's]",
@@ -169,7 +160,6 @@ def plan_command(
     workers: int,
     spare: int,
     target_cpu: float,
-    target_p99_ms: float,
     costs: str | None,
     lab_result: LabResult | None,
     json_file: BinaryIO | None,
@@ -178,8 +168,8 @@ def plan_command(
 
     An event goes to all subscribers of its token, so deliveries a second are users × subscriptions
     ÷ tokens × events a second. These times the cost of each is CPU, users times the cost of a
-    connection is memory; what ends first bounds a machine, or the latency does. The costs are those
-    measured last, beside those of the isolation plan.
+    connection is memory; what ends first bounds a machine. The costs are those measured last,
+    beside those of the isolation plan.
 
     \b
       trio-odin plan --users 50000 --home 60% --rate 30 --workers 2
@@ -212,7 +202,6 @@ def plan_command(
         _measured(costs, lab_result),
         workers=workers,
         target_cpu_percent=target_cpu,
-        target_p99_ms=target_p99_ms,
         spare=spare,
         predictions=None if lab_result is None else predictions(lab_result),
     )
@@ -260,6 +249,7 @@ def _measured(choice: str | None, lab_result: LabResult | None) -> Costs | None:
 
 
 def _fitted(lab_result: LabResult) -> Costs:
+    require_extra("scipy")
     try:
         return fit(lab_result.stages)
     except (TooLittle, BadFigure) as error:

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from tests.lab.origin import MACHINE, ORIGIN
 from trio_odin.lab.fleet.workload import Workload
-from trio_odin.lab.load.result import LoadResult, Sample, ServerFigures
+from trio_odin.lab.load.result import LoadResult, ServerFigures
 from trio_odin.lab.model.model import Costs
-from trio_odin.lab.verdict import HostSample, LabResult, StageResult
+from trio_odin.lab.verdict import LabResult, StageResult
 
 WORKLOAD = Workload(channels=[f"T{n}.trade" for n in range(200)], home_share=0.8)
 HOLD_SECONDS = 60.0
@@ -28,7 +28,6 @@ EVENT_SHAPES = ((11, 1, 300.0), (12, 1, 1000.0), (13, 1, 3000.0))
 TRUTH = Costs(
     base_mib=46.0,
     connection_kib=19.5,
-    kernel_kib=6.5,
     delivery_us=8.0,
     doubling_us=1.2,
     publication_us=60.0,
@@ -42,7 +41,6 @@ some_costs = st.builds(
     Costs,
     base_mib=st.floats(10, 200),
     connection_kib=st.floats(5, 1000),
-    kernel_kib=st.floats(2, 30),
     delivery_us=st.floats(1, 100),
     doubling_us=st.just(0.0) | st.floats(0.1, 5),
     publication_us=st.just(0.0) | st.floats(10, 2000),
@@ -83,21 +81,8 @@ def stage_of(
         hold_seconds=HOLD_SECONDS,
         received_per_second=deliveries,
         server=server,
-        series=[
-            sample(1.0, "connecting", held / 2),
-            sample(10.0, "hold", held),
-            sample(20.0, "hold", held),
-        ],
     )
-    host = [
-        HostSample(at=at, cores=0.1, memory_mib=costs.host_mib(connections) + more)
-        for at, more in ((1.0, 300), (10.5, 20), (19.5, 20), (21.0, 300))
-    ]
-    return StageResult(number=number, title=f"stage {number}", load=load, host=host)
-
-
-def sample(at: float, phase: str, mib: float) -> Sample:
-    return Sample(at=at, phase=phase, connections=0, received_per_second=0.0, server_mib=mib)
+    return StageResult(number=number, title=f"stage {number}", load=load)
 
 
 def stages_of(

@@ -24,7 +24,7 @@ from trio_odin.lab.verdict import Prediction, StageResult
 
 
 def assert_alike(found: Costs, truth: Costs) -> None:
-    for name in ("base_mib", "connection_kib", "kernel_kib", "delivery_us", "connect_us"):
+    for name in ("base_mib", "connection_kib", "delivery_us", "connect_us"):
         assert getattr(found, name) == pytest.approx(getattr(truth, name), rel=1e-4), name
     assert found.doubling_us == pytest.approx(truth.doubling_us, abs=1e-3)
     assert found.publication_us == pytest.approx(truth.publication_us, abs=0.1)
@@ -232,47 +232,10 @@ def test_without_idle_figures_the_hold_alone_is_fitted() -> None:
     )
 
 
-def test_without_a_host_or_a_series_the_kernels_part_is_unknown() -> None:
-    assert fit([attrs.evolve(stage, host=[]) for stage in stages_of(TRUTH)]).kernel_kib == 0
-    assert fit([with_load(stage, series=[]) for stage in stages_of(TRUTH)]).kernel_kib == 0
-
-
-def test_a_host_that_holds_less_than_its_process_says_nothing_about_the_kernel() -> None:
-    """Pages of files that were read before the stage count for the process, not for the host."""
-    first, *others = stages_of(TRUTH)
-    low = [attrs.evolve(sample, memory_mib=1.0) for sample in first.host]
-    found = fit([attrs.evolve(first, host=low), *others])
-    assert found.kernel_kib == pytest.approx(6.5, rel=1e-4)
-    assert fit([attrs.evolve(stage, host=low) for stage in (first, *others)]).kernel_kib == 0
-
-
-@pytest.mark.parametrize(("kib", "found"), [(0.5, 0), (2.0, 2.0), (60.0, 60.0), (100.0, 0)])
-def test_what_the_kernel_cannot_take_is_not_believed(kib: float, found: float) -> None:
-    stages = stages_of(attrs.evolve(TRUTH, kernel_kib=kib))
-    assert fit(stages).kernel_kib == pytest.approx(found, rel=1e-3)
-
-
 def test_the_costs_say_how_far_was_measured() -> None:
     found = fit(stages_of(TRUTH))
     assert (found.max_rate, found.max_connections) == (30.0, 18_000)
     assert found.max_deliveries == pytest.approx(30 * 10_000 * 0.121, rel=1e-3)
-
-
-@pytest.mark.parametrize(("less", "is_there"), [(0.5, False), (10.0, True)])
-def test_an_unknown_that_hardly_helps_is_not_fitted(less: float, is_there: bool) -> None:
-    """Readings that differ by 10 %, so half a MiB less at the larger ones tells of no base."""
-    held = {2: 190.0, 3: 210.0, 4: 380.0 - less, 5: 420.0 - less}
-
-    def distort(number: int, name: str, value: float) -> float:
-        return held[number] if name == "held" else value
-
-    shapes = [(2, 1000, 12.0), (3, 1000, 12.0), (4, 2000, 12.0), (5, 2000, 12.0)]
-    stages = [
-        with_load(stage, server=attrs.evolve(stage.load.server, base_mib=None))
-        for stage in stages_of(TRUTH, shapes, distort)
-        if stage.load is not None
-    ]
-    assert (fit(stages).base_mib > 0) == is_there
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,6 @@ MACHINE = read_prices().machines["e2-standard-2"]
 OURS = Costs(
     base_mib=46.0,
     connection_kib=19.5,
-    kernel_kib=6.0,
     delivery_us=8.0,
     doubling_us=1.2,
     publication_us=40.0,
@@ -137,10 +136,9 @@ def test_each_worker_takes_each_event_and_has_a_base_of_its_own() -> None:
     assert two.memory_mib - one.memory_mib == pytest.approx(46)
 
 
-def test_the_kernels_part_counts_against_the_limit() -> None:
+def test_memory_is_that_of_the_process_and_of_its_connections() -> None:
     found = forecast(Demand(), OURS, MACHINE)
-    assert found.memory_mib == pytest.approx(46 + 10_000 * 25.5 / 1024)
-    assert OURS.memory_mib(10_000) == pytest.approx(46 + 10_000 * 19.5 / 1024)
+    assert found.memory_mib == pytest.approx(46 + 10_000 * 19.5 / 1024)
 
 
 def test_a_delivery_costs_more_with_each_doubling_above_1000_connections() -> None:
@@ -148,67 +146,10 @@ def test_a_delivery_costs_more_with_each_doubling_above_1000_connections() -> No
     assert OURS.delivery_us_among(8000) == pytest.approx(8 + 3 * 1.2)
 
 
-def test_an_event_of_a_home_token_is_as_long_as_all_its_deliveries() -> None:
-    found = forecast(Demand(), OURS, MACHINE)
-    deliveries_us = 8010 * OURS.delivery_us_among(10_000)
-    assert found.home_fan_out_ms == pytest.approx((40 + deliveries_us) / 1000)
-    assert found.delivery_us == OURS.delivery_us_among(10_000)
-
-
-# As fitted to a run of the lab.
-LAB = Costs(
-    delivery_us=13.5,
-    publication_us=357.3,
-    connection_us_per_second=3.998,
-    base_cores=0.003853,
-    connect_us=299.0,
-    base_mib=44.24,
-    connection_kib=18.78,
-)
-
-
-@pytest.mark.parametrize(
-    ("connections", "rate", "measured_p99_ms"),
-    [(5000, 12, 69), (10_000, 12, 135), (10_000, 30, 351), (18_000, 12, 227)],
-)
-def test_the_p99_that_the_lab_measured_lies_between_the_bounds(
-    connections: int, rate: float, measured_p99_ms: float
-) -> None:
-    found = forecast(Demand(users=connections, rate=rate), LAB, MACHINE)
-    assert found.home_fan_out_ms <= measured_p99_ms
-    assert found.p99_ms is not None
-    assert measured_p99_ms * 0.8 <= found.p99_ms <= measured_p99_ms * 2.1
-
-
-def test_there_is_no_p99_above_the_cores() -> None:
-    found = forecast(Demand(rate=3000), LAB, MACHINE)
-    assert (found.instances, found.p99_ms, found.reconnect_seconds) == (None, None, None)
-    assert found.cores > 1
-
-
-def test_a_target_of_the_latency_bounds_the_connections() -> None:
-    found = forecast(Demand(), LAB, MACHINE, target_p99_ms=100)
-    assert found.bound_by == "latency"
-    at_most = forecast(Demand(users=found.max_connections), LAB, MACHINE).p99_ms
-    assert at_most == pytest.approx(100, rel=1e-3)
-    assert forecast(Demand(), LAB, MACHINE, target_p99_ms=1e6).bound_by == "CPU"
-
-
-def test_all_reconnect_in_the_time_that_the_events_leave() -> None:
-    found = forecast(Demand(), LAB, MACHINE)
-    assert found.reconnect_seconds == pytest.approx(2.99 / (1 - found.cores))
-    # The lab: 5.3 s.
-    assert found.reconnect_seconds is not None
-    assert 2.99 < found.reconnect_seconds < 5.3
-    assert forecast(Demand(), PLAN_COSTS, MACHINE).reconnect_seconds is None
-
-
 def test_the_fullest_worker_has_a_fifth_more_than_its_share() -> None:
-    """Of files, of CPU and of an event alike."""
+    """Of files and of CPU alike."""
     wide = attrs.evolve(MACHINE, vcpus=8)
     one, four = (forecast(Demand(), OURS, wide, workers=workers) for workers in (1, 4))
-    each = OURS.delivery_us_among(10_000) / 1e3
-    assert four.home_fan_out_ms == pytest.approx(0.04 + 0.3 * 8010 * each, rel=1e-3)
     alone = OURS.base_cores + 12 * 40e-6
     assert four.max_by_files == pytest.approx(one.max_by_files / 0.3, rel=1e-3)
     fullest = alone + (one.cores - alone) * 0.3
@@ -224,7 +165,7 @@ def test_workers_beyond_the_cores_only_cost() -> None:
 
 def test_the_network_bounds_large_events() -> None:
     large = Demand(payload_bytes=20_000, rate=1)
-    found = forecast(large, OURS, MACHINE, workers=2, target_p99_ms=1e6)
+    found = forecast(large, OURS, MACHINE, workers=2)
     assert found.bound_by == "network"
     sent = large.of(found.max_connections).bytes_per_second * 8 / 1e9
     assert sent == pytest.approx(4, rel=1e-3)
@@ -234,8 +175,8 @@ def test_the_network_bounds_large_events() -> None:
 
 def test_each_bound_binds_where_it_is_the_lowest() -> None:
     quiet = Demand(rate=0.1)
-    assert forecast(Demand(), OURS, MACHINE, target_p99_ms=1e6).bound_by == "CPU"
-    patient = forecast(quiet, OURS, MACHINE, workers=2, target_p99_ms=1e6)
+    assert forecast(Demand(), OURS, MACHINE).bound_by == "CPU"
+    patient = forecast(quiet, attrs.evolve(OURS, connection_kib=30.0), MACHINE, workers=2)
     assert patient.bound_by == "memory"
     few_files = attrs.evolve(MACHINE, file_limit=1024)
     found = forecast(quiet, OURS, few_files)
@@ -243,7 +184,7 @@ def test_each_bound_binds_where_it_is_the_lowest() -> None:
 
 
 def test_what_costs_no_memory_is_not_bound_by_it() -> None:
-    costs = attrs.evolve(OURS, connection_kib=0, kernel_kib=0)
+    costs = attrs.evolve(OURS, connection_kib=0)
     assert forecast(Demand(), costs, MACHINE).max_by_memory == ENDLESS
 
 
@@ -295,7 +236,7 @@ def test_more_users_never_need_less(
     assert few.instances <= many.instances
     assert (few.monthly_usd or 0) <= (many.monthly_usd or 0)
     if few.instances == many.instances:
-        figures: list[Any] = [(f.cores, f.memory_mib, f.home_fan_out_ms) for f in (few, many)]
+        figures: list[Any] = [(f.cores, f.memory_mib) for f in (few, many)]
         assert all(a <= b for a, b in zip(*figures, strict=True))
 
 

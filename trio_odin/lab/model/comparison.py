@@ -24,7 +24,6 @@ from trio_odin.lab.model.model import (
     ENDLESS,
     MEASURED_PAYLOAD_BYTES,
     PLAN_COSTS,
-    TARGET_P99_MS,
     Costs,
     Demand,
     Forecast,
@@ -91,7 +90,6 @@ class Quote:
     setups: Sequence[SetupCosts]
     workers: int
     target_cpu_percent: float
-    target_p99_ms: float
     plan: Column
     measured: Column | None = None
     predictions: Mapping[int, Sequence[Prediction]] = attrs.field(factory=dict)
@@ -124,7 +122,6 @@ def compare(
     *,
     workers: int = 1,
     target_cpu_percent: float = 75.0,
-    target_p99_ms: float = TARGET_P99_MS,
     spare: int = 1,
     predictions: Mapping[int, Sequence[Prediction]] | None = None,
 ) -> Quote:
@@ -137,7 +134,6 @@ def compare(
             machine,
             workers=workers,
             target_cpu_percent=target_cpu_percent,
-            target_p99_ms=target_p99_ms,
         )
 
     def column(costs: Costs) -> Column:
@@ -167,7 +163,6 @@ def compare(
         setups=[of_setup(setup) for setup in PLAN_SETUPS],
         workers=workers,
         target_cpu_percent=target_cpu_percent,
-        target_p99_ms=target_p99_ms,
         plan=column(PLAN_COSTS),
         measured=None if measured is None else column(measured),
         predictions=predictions or {},
@@ -205,7 +200,6 @@ def sentences(quote: Quote) -> Iterator[str]:
     yield _need(quote)
     if quote.is_possible:
         yield _limits(quote)
-        yield from _burst(quote)
         yield from _beyond(quote)
     if quote.measured is not None:
         yield _plan_says(quote)
@@ -218,7 +212,7 @@ def _need(quote: Quote) -> str:
     users = _count(quote.demand.users, "user")
     events = f"{_count(quote.demand.rate, 'event')} a second"
     if found.instances is None:
-        why = _TOO_MUCH[found.bound_by].format(cores=found.target_cores, p99=quote.target_p99_ms)
+        why = _TOO_MUCH[found.bound_by].format(cores=found.target_cores)
         return f"No number of {instance.name} is enough for {users} at {events}: {why}."
     return (
         f"{users} at {events} need{'s' * (quote.demand.users == 1)} {_machines(quote, found)} "
@@ -234,7 +228,6 @@ _TOO_MUCH = {
     "CPU": "the events alone take more than the {cores:.2f} cores that one has for them",
     "open files": "a process may not open enough files",
     "network": "the events of one connection are more than it can send",
-    "latency": "even one connection would have a p99 above {p99:,g} ms",
 }
 
 
@@ -251,15 +244,8 @@ def _limits(quote: Quote) -> str:
         who = f"{_count(quote.workers, 'worker')}, a core each at most, can use {used}"
     return (
         f"{who}, of which {quote.target_cpu_percent:g} % is the target. One instance holds up to "
-        f"{_count(found.max_connections, 'connection')}, bound by {_what_binds(quote)}."
+        f"{_count(found.max_connections, 'connection')}, bound by {found.bound_by}."
         f"{_shared_core(instance)}{_too_many_workers(quote)}"
-    )
-
-
-def _what_binds(quote: Quote) -> str:
-    bound_by = quote.answer.forecast.bound_by
-    return (
-        f"{bound_by} (a p99 of {quote.target_p99_ms:,g} ms)" if bound_by == "latency" else bound_by
     )
 
 
@@ -280,21 +266,6 @@ def _too_many_workers(quote: Quote) -> str:
         f" {quote.workers} workers on {_count(cores, 'core')} are too many: "
         "each takes every event, and needs memory of its own."
     )
-
-
-def _burst(quote: Quote) -> Iterator[str]:
-    """What one event, and a restart, make of an instance."""
-    found = quote.answer.forecast
-    if quote.demand.home_share:
-        subscribers = quote.demand.of(found.connections).home_subscribers
-        yield (
-            f"An event of a home token goes to {_count(subscribers, 'connection')} of an instance: "
-            f"the last has it after {figure(found.home_fan_out_ms, 'ms')} at the least, and under "
-            f"this load p99 is about {figure(found.p99_ms, 'ms')}; what else the machine does "
-            "comes on top."
-        )
-    if found.reconnect_seconds is not None:
-        yield f"If all reconnect at once, that takes at least {found.reconnect_seconds:,.1f} s."
 
 
 def _beyond(quote: Quote) -> Iterator[str]:
@@ -337,9 +308,12 @@ def _plan_says(quote: Quote) -> str:
 
 
 def _left_out(quote: Quote) -> str:
-    kernel = "" if quote.answer.costs.kernel_kib else ", nor the kernel's memory for sockets"
     cores = "" if quote.measured is None else " A core is taken to be like one measured on."
-    return f"Prices: {quote.prices}. Discounts, disks and logs are not in them{kernel}.{cores}"
+    return (
+        f"Prices: {quote.prices}. Discounts, disks and logs are not in them. Latency and the "
+        f"kernel's memory for sockets are not forecast: docs/capacity.md has what the lab saw."
+        f"{cores}"
+    )
 
 
 def _count(number: float, noun: str) -> str:
@@ -376,13 +350,11 @@ def rows(quote: Quote) -> Iterator[_Row]:
     yield both.cost("  of a connection, idle", lambda c: c.connection_us_per_second, "{:.1f} µs/s")
     yield both.cost("  of a process, idle", lambda c: c.base_cores, "{:.3f} cores")
     yield both.cost("memory of a connection", lambda c: c.connection_kib, "{:,.1f} KiB")
-    yield both.cost("  in the kernel", lambda c: c.kernel_kib, "{:,.1f} KiB")
     yield both.cost("  of a process", lambda c: c.base_mib, "{:,.1f} MiB")
     yield both.found("connections of one, by memory", lambda f: _bound(f.max_by_memory))
     yield both.found("  by CPU", lambda f: _bound(f.max_by_cpu))
     yield both.found("  by open files", lambda f: _bound(f.max_by_files))
     yield both.found("  by network", lambda f: _bound(f.max_by_network))
-    yield both.found("  by latency", lambda f: _bound(f.max_by_latency))
     yield both.found("  so at most", lambda f: f.max_connections)
     yield both.bound_by()
     yield both.found("instances", lambda f: f.instances)
@@ -394,10 +366,6 @@ def rows(quote: Quote) -> Iterator[_Row]:
     limit = quote.instance.cpu_limit
     yield both.each(f"  of its {limit:g} cores", lambda f: f.cpu_percent, "{:.1f} %")
     yield both.each("  memory", lambda f: f.memory_mib, "{:,.0f} MiB")
-    if quote.demand.home_share:
-        yield both.each("  an event to the home page", lambda f: f.home_fan_out_ms, "{:,.0f} ms")
-        yield both.each("  p99 under this load", lambda f: f.p99_ms, "about {:,.0f} ms")
-    yield both.each("  all reconnect", lambda f: f.reconnect_seconds, "{:,.1f} s")
 
 
 @attrs.frozen

@@ -14,21 +14,14 @@ Memory. The lowest base, as a server that has served before keeps some of it, an
 
     held = base + connections × c
 
-What the server's host holds beyond that, at the same moments, is the kernel's: its connections ×
-another unknown. The two are read in different ways, so it is taken only if it is plausible.
-
-What counts are relative errors, so 1,000 connections have as much to say as 10,000. There are six
-unknowns at most, so the condition that none is below 0 is met in the simplest way: of all choices
-of unknowns that are not 0, the best whose solution meets it. That is exact, and takes neither numpy
-nor scipy. An unknown that hardly makes it better is left out.
+What counts are relative errors, so 1,000 connections have as much to say as 10,000.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import combinations
-from statistics import fmean
+from typing import TypeAlias
 
 import attrs
 
@@ -40,22 +33,11 @@ from trio_odin.lab.verdict import LabResult, Prediction, StageResult
 # reading of 3 ticks would weigh as much as one of 3,000.
 _CORES_GRAIN = 0.005
 _MIB_GRAIN = 1.0
-# The host's memory has files in it that were read, and the two are read at different moments.
-_KERNEL_MIB_GRAIN = 10.0
-# A socket's own structures take some KiB, its buffers are empty most of the time.
-_KERNEL_KIB_MIN, _KERNEL_KIB_MAX = 1.0, 64.0
-# A column that is so much the sum of others that the rest is rounding.
-_DEPENDENT = 1e-9
 # A stage with fewer connections is about events.
 _CROWD = 100
-# The unknown `q`. Where no stage has so many events a second, it is 0, and `j` the first of these.
-_JOINED = 3
+# Where no stage has so many events a second, `q` is 0, and `j` the first of these.
 _JOINED_FROM_RATE = 100.0
 _JOINED_RATES = (300.0, 50.0, 75.0, 100.0, 150.0, 200.0, 400.0, 600.0, 900.0, 1400.0, 2000.0)
-# Of the squares of relative errors: what an unknown more has to save of them to be taken, so that
-# it is not there for the noise alone; and what is rounding.
-_WORTH = 0.01
-_ROUNDING = 1e-15
 # More than any figure of a lab; less than what arithmetic cannot hold.
 _FIGURE_MAX = 1e12
 _SERVER_FIGURES_WITH_A_SIGN = frozenset({"imbalance"})
@@ -69,17 +51,8 @@ class BadFigure(ValueError):
     """A figure that no lab can have measured; the message says which."""
 
 
-@attrs.frozen
-class _Row:
-    """An equation: the factors of the unknowns, the first of which is never 0."""
-
-    factors: tuple[float, ...]
-    measured: float
-
-    def without(self, number: int) -> _Row:
-        """The same without an unknown."""
-        factors = (*self.factors[:number], 0.0, *self.factors[number + 1 :])
-        return _Row(factors, self.measured)
+# The factors of the unknowns, and what was measured.
+_Row: TypeAlias = tuple[Sequence[float], float]
 
 
 def fit(stages: Iterable[StageResult], *, source: str = "") -> Costs:
@@ -106,7 +79,7 @@ def fit(stages: Iterable[StageResult], *, source: str = "") -> Costs:
             "`trio-odin lab --stages 2-4` makes enough"
         )
     joined_rate, cpu = _fit_cpu(loads)
-    memory, _ = _least_squares(list(_memory_rows(crowds)), grain=_MIB_GRAIN)
+    memory, _ = _least_squares(_memory_rows(crowds), grain=_MIB_GRAIN)
     largest = max(loads, key=lambda load: (load.connected, load.server.connect_us or 0))
     return Costs(
         delivery_us=cpu[0] * 1e6,
@@ -118,7 +91,6 @@ def fit(stages: Iterable[StageResult], *, source: str = "") -> Costs:
         base_cores=cpu[5],
         connection_kib=memory[0] * KIB,
         base_mib=memory[1],
-        kernel_kib=_kernel_kib(usable),
         connect_us=largest.server.connect_us,
         max_rate=max(_rate(load) for load in loads),
         max_connections=largest.connected,
@@ -244,134 +216,52 @@ def _taken_per_second(load: LoadResult) -> float:
 
 def _fit_cpu(loads: Sequence[LoadResult]) -> tuple[float, list[float]]:
     """The rate at which events are joined, and the unknowns at that rate."""
-    if max(map(_taken_per_second, loads)) < _JOINED_FROM_RATE:
-        rate = _JOINED_RATES[0]
-        rows = [row.without(_JOINED) for row in _cpu_rows(loads, rate)]
-        return rate, _least_squares(rows, grain=_CORES_GRAIN)[0]
+    are_many = max(map(_taken_per_second, loads)) >= _JOINED_FROM_RATE
+    rates = _JOINED_RATES if are_many else _JOINED_RATES[:1]
     found = {
-        rate: _least_squares(list(_cpu_rows(loads, rate)), grain=_CORES_GRAIN)
-        for rate in _JOINED_RATES
+        rate: _least_squares(_cpu_rows(loads, rate, are_many=are_many), grain=_CORES_GRAIN)
+        for rate in rates
     }
-    best = min(found, key=lambda rate: found[rate][1])
+    best = min(rates, key=lambda rate: found[rate][1])
     return best, found[best][0]
 
 
-def _cpu_rows(loads: Sequence[LoadResult], joined_rate: float) -> Iterator[_Row]:
+def _cpu_rows(loads: Sequence[LoadResult], joined_rate: float, *, are_many: bool) -> Iterator[_Row]:
     for load in loads:
         server, connections = load.server, load.connected
         if server.idle_cores is not None:
-            yield _Row((0, 0, 0, 0, connections, 1), server.idle_cores)
+            yield (0, 0, 0, 0, connections, 1), server.idle_cores
         if server.cores is not None:
             deliveries = load.received_per_second
             colder = deliveries * doublings(connections)
             taken = _taken_per_second(load)
             alone = taken / (1 + min(taken, JOINED_MAX_RATE) / joined_rate)
-            yield _Row((deliveries, colder, alone, taken, connections, 1), server.cores)
+            yield (deliveries, colder, alone, taken * are_many, connections, 1), server.cores
 
 
 def _memory_rows(loads: Sequence[LoadResult]) -> Iterator[_Row]:
     bases = [load.server.base_mib for load in loads if load.server.base_mib is not None]
     if bases:
-        yield _Row((0, 1), min(bases))
+        yield (0, 1), min(bases)
     for load in loads:
         if load.server.held_mib is not None:
-            yield _Row((load.connected, 1), load.server.held_mib)
+            yield (load.connected, 1), load.server.held_mib
 
 
-def _kernel_kib(stages: Iterable[StageResult]) -> float:
-    """What a connection takes in the kernel; 0 if that cannot be told from these stages."""
-    rows = list(_kernel_rows(stages))
-    if len({row.factors for row in rows}) < 2:
-        return 0.0
-    unknowns, _ = _least_squares(rows, grain=_KERNEL_MIB_GRAIN)
-    kib = unknowns[0] * KIB
-    return kib if _KERNEL_KIB_MIN <= kib <= _KERNEL_KIB_MAX else 0.0
+def _least_squares(rows: Iterable[_Row], *, grain: float) -> tuple[list[float], float]:
+    """The unknowns, none below 0, with the least squares of errors, and the sum of those.
 
-
-def _kernel_rows(stages: Iterable[StageResult]) -> Iterator[_Row]:
-    """What the host held during the hold, without the process; its base is files it has read."""
-    for stage in stages:
-        held = [s for s in stage.load.series if s.phase == "hold"] if stage.load else []
-        resident = [s.server_mib for s in held if s.server_mib is not None]
-        host = [s.memory_mib for s in stage.host if held and held[0].at <= s.at <= held[-1].at]
-        if stage.load is not None and resident and host:
-            beside = fmean(host) - fmean(resident)
-            if beside > 0 and stage.load.connected >= _CROWD:
-                yield _Row((stage.load.connected, 1), beside)
-
-
-def _least_squares(rows: Sequence[_Row], *, grain: float) -> tuple[list[float], float]:
-    """The unknowns, none below 0 and the first above it, with the least squares of errors.
-
-    Returns them, and the sum of those squares.
-
-    Errors are relative to what was measured, and to no less than the `grain`. Of solutions that
-    are about as good it is one with the fewest unknowns.
+    Errors are relative to what was measured, and to no less than the `grain`.
     """
-    weights = [1 / (row.measured + grain) for row in rows]
-    target = [row.measured * weight for row, weight in zip(rows, weights, strict=True)]
-    count = len(rows[0].factors)
-    columns = [
-        [row.factors[n] * weight for row, weight in zip(rows, weights, strict=True)]
-        for n in range(count)
-    ]
-    best, least = [0.0] * count, math.inf
-    for chosen in _choices(count):
-        solution = _solve([columns[n] for n in chosen], target)
-        if solution is None or min(solution) < 0:
-            continue
-        residual = _residual([columns[n] for n in chosen], solution, target)
-        known = dict(zip(chosen, solution, strict=True))
-        unknowns = [known.get(n, 0.0) for n in range(count)]
-        is_larger = sum(map(bool, unknowns)) > sum(map(bool, best))
-        if residual < least * (1 - _WORTH * is_larger) - _ROUNDING:
-            best, least = unknowns, residual
-    return best, least
+    import numpy as np  # noqa: PLC0415 - of an extra
+    from scipy.optimize import nnls  # noqa: PLC0415
 
-
-def _choices(count: int) -> Iterator[tuple[int, ...]]:
-    """Each way to choose of `count` unknowns with the first among them, the fewest first."""
-    for others in range(count):
-        for chosen in combinations(range(1, count), others):
-            yield (0, *chosen)
-
-
-def _solve(columns: Sequence[Sequence[float]], target: Sequence[float]) -> list[float] | None:
-    """Least squares of `columns` × unknowns = `target`; None if the columns are dependent.
-
-    QR by the modified Gram-Schmidt process, with the target as the last column, then substitution
-    from the end. The normal equations would be shorter, and lose half of the digits.
-    """
-    rest = [list(column) for column in (*columns, target)]
-    count = len(columns)
-    upper = [[0.0] * (count + 1) for _ in range(count)]
-    for n in range(count):
-        norm = math.hypot(*rest[n])
-        if norm <= _DEPENDENT * math.hypot(*columns[n]):
-            return None
-        unit = [value / norm for value in rest[n]]
-        upper[n][n] = norm
-        for later in range(n + 1, count + 1):
-            upper[n][later] = _dot(unit, rest[later])
-            rest[later] = [
-                value - upper[n][later] * part
-                for value, part in zip(rest[later], unit, strict=True)
-            ]
-    unknowns = [0.0] * count
-    for n in reversed(range(count)):
-        known = sum(upper[n][later] * unknowns[later] for later in range(n + 1, count))
-        unknowns[n] = (upper[n][count] - known) / upper[n][n]
-    return unknowns
-
-
-def _residual(
-    columns: Sequence[Sequence[float]], unknowns: Sequence[float], target: Sequence[float]
-) -> float:
-    rows = zip(*columns, strict=True)
-    return sum(
-        (_dot(row, unknowns) - wanted) ** 2 for row, wanted in zip(rows, target, strict=True)
-    )
-
-
-def _dot(left: Sequence[float], right: Sequence[float]) -> float:
-    return sum(a * b for a, b in zip(left, right, strict=True))
+    factors, measured = zip(*rows, strict=True)
+    target = np.array(measured, dtype=float)
+    weights = 1 / (target + grain)
+    columns = np.array(factors, dtype=float) * weights[:, np.newaxis]
+    # An unknown is some connections' or one's: without this, one of them would be below rounding.
+    sizes = np.linalg.norm(columns, axis=0)
+    sizes[sizes == 0] = 1
+    unknowns, residual = nnls(columns / sizes, target * weights)
+    return (unknowns / sizes).tolist(), float(residual) ** 2

@@ -10,8 +10,10 @@ Events that come together share a wake-up of the process, so taking one costs th
 them there are: without a subscriber 630 µs at 300 a second, 290 at 1,000 and 113 at 3,000 on one
 day, 267, 137 and 93 on another. Both are `joined_us + publication_us / (1 + rate / joined_rate)`.
 
-What is deliberately absent: frames that are joined at high rates. A delivery then costs less, so
-with subscribers, at a hundred events a second and more, the CPU here is too much, never too little.
+What is deliberately absent: latency, which the events alone tell no better than within a factor of
+two to four; the kernel's memory for sockets; frames that are joined at high rates. A delivery then
+costs less, so with subscribers, at a hundred events a second and more, the CPU here is too much,
+never too little.
 """
 
 from __future__ import annotations
@@ -26,8 +28,6 @@ from trio_odin.core.publication import Publication
 from trio_odin.telemetry.process import files_needed
 
 KIB: Final = 1024
-TARGET_P99_MS: Final = 1000.0
-"""What `Forecast.p99_ms` may be, if nothing else is said."""
 # Beyond it nobody asks: it stands for "not bound by this".
 ENDLESS: Final = 100_000_000
 # IPv4 without options, TCP with timestamps (RFC 7323); what is left of an Ethernet frame's 1,500.
@@ -53,8 +53,6 @@ class Costs:
     Args:
         base_mib: resident memory of a process without connections.
         connection_kib: what a connection adds to it, once events have gone through.
-        kernel_kib: what it takes beside that in the kernel, which counts against the limit of a
-            container as well; 0 if unknown.
         delivery_us: CPU of one envelope to one connection, where there are up to 1,000 of them.
         doubling_us: what each doubling of the connections above 1,000 adds to a delivery: their
             state has left the CPU's caches by the time of the next event.
@@ -76,7 +74,6 @@ class Costs:
     connection_kib: float
     delivery_us: float
     base_mib: float = 0.0
-    kernel_kib: float = 0.0
     doubling_us: float = 0.0
     joined_us: float = 0.0
     publication_us: float = 0.0
@@ -114,11 +111,6 @@ class Costs:
     def memory_mib(self, connections: int, *, processes: int = 1) -> float:
         """Resident memory of the processes; the kernel's part is not in it."""
         return self.base_mib * processes + connections * self.connection_kib / KIB
-
-    def host_mib(self, connections: int, *, processes: int = 1) -> float:
-        """The same with the kernel's part of the connections, as far as it is known."""
-        kernel_mib = connections * self.kernel_kib / KIB
-        return self.memory_mib(connections, processes=processes) + kernel_mib
 
 
 def doublings(connections: int) -> float:
@@ -177,11 +169,6 @@ class Demand:
     def subscribers_per_token(self) -> float:
         """To how many connections an event goes, on average."""
         return self.users * self.mean_subscriptions / self.tokens
-
-    @property
-    def home_subscribers(self) -> float:
-        """To how many an event of a home token goes: the home page's, and those who chose it."""
-        return self.users * (self.home_share + (1 - self.home_share) / self.tokens)
 
     @property
     def writes_per_second(self) -> float:
@@ -249,10 +236,10 @@ class Forecast:
     """What a demand comes to on one kind of machine.
 
     Args:
-        max_by_memory, max_by_cpu, max_by_files, max_by_network, max_by_latency: connections that
-            one instance can hold; 100 million where this does not bind it.
+        max_by_memory, max_by_cpu, max_by_files, max_by_network: connections that one
+            instance can hold; 100 million where this does not bind it.
         max_connections: the lowest of these, and `bound_by` says of which: "memory", "CPU",
-            "open files", "network" or "latency".
+            "open files" or "network".
         instances: that the users need, spread evenly; None if no number is enough, as not even one
             connection is within the bound.
         monthly_usd: of all instances.
@@ -261,22 +248,13 @@ class Forecast:
         delivery_us: CPU of one of them, among so many connections.
         usable_cores: of the limit, what the processes can use; `target_cores` is what they may.
         cpu_percent: of the limit, as the server itself reports it.
-        memory_mib: with the kernel's part of the connections, as far as it is known.
-        home_fan_out_ms: how long an event of a home token takes to reach the last of its
-            subscribers if there is nothing else to do. Most deliveries are of such events, so it
-            is a lower bound of the latency's p99.
-        p99_ms: about the p99 under this load, as far as the events themselves make it; None if
-            the load is more than the cores.
-        reconnect_seconds: at the least, until all have connected and subscribed again, if they
-            come at once and events go on; None if the cost of a connect is unknown, or the events
-            leave no CPU for it.
+        memory_mib: resident.
     """
 
     max_by_memory: int
     max_by_cpu: int
     max_by_files: int
     max_by_network: int
-    max_by_latency: int
     max_connections: int
     bound_by: str
     instances: int | None
@@ -289,9 +267,6 @@ class Forecast:
     cores: float
     cpu_percent: float
     memory_mib: float
-    home_fan_out_ms: float
-    p99_ms: float | None
-    reconnect_seconds: float | None
 
 
 @attrs.frozen
@@ -344,49 +319,13 @@ class _Place:
         )
 
     def memory_mib(self, connections: int) -> float:
-        return self.costs.host_mib(connections, processes=self.processes)
+        return self.costs.memory_mib(connections, processes=self.processes)
 
     def files(self, connections: int) -> int:
         return files_needed(connections, self.processes)
 
     def egress_gbit(self, connections: int) -> float:
         return self.demand.of(connections).bytes_per_second * 8 / 1e9
-
-    def home_fan_out_ms(self, connections: int) -> float:
-        each_us = self.costs.delivery_us_among(connections)
-
-        def work_us(among: int, processes: int) -> float:
-            subscribers = self.demand.of(among).home_subscribers
-            return self.costs.event_us(self.demand.rate) * processes + subscribers * each_us
-
-        of_all = work_us(connections, self.processes) / self.usable_cores
-        of_fullest = work_us(self._fullest(connections), 1) / self._process_cores
-        return max(of_all, of_fullest) / 1e3
-
-    def p99_ms(self, connections: int) -> float:
-        """About: the fan-out, and the wait before it, as if every event were one of the home page.
-
-        The mean wait is that of M/D/1, service × busy / 2(1 - busy). Its tail is taken to be
-        exponential, and the share of the events that wait at all to be `busy`, so 1 % of them wait
-        ln(100 × busy) times as long. What the rest of the machine does is not in it: of two runs of
-        the lab one had 0.5 to 1.1 of it, the other, with half the load and less, about twice.
-        """
-        service, busy = self.home_fan_out_ms(connections), self.busy_share(connections)
-        if busy >= 1:
-            return math.inf
-        tail = math.log(max(1.0, 100 * busy))
-        return service * (1 + busy / (2 * (1 - busy)) * tail)
-
-    def reconnect_seconds(self, connections: int) -> float | None:
-        if self.costs.connect_us is None or self.busy_share(connections) >= 1:
-            return None
-        seconds = self.costs.connect_us / 1e6
-        return max(
-            connections * seconds / (self.usable_cores - self.cores(connections)),
-            self._fullest(connections)
-            * seconds
-            / (self._process_cores - self._fullest_cores(connections)),
-        )
 
 
 def forecast(
@@ -396,7 +335,6 @@ def forecast(
     *,
     workers: int = 1,
     target_cpu_percent: float = 75.0,
-    target_p99_ms: float = TARGET_P99_MS,
 ) -> Forecast:
     """What the demand comes to.
 
@@ -407,7 +345,6 @@ def forecast(
         workers: processes on each. One uses one core at most, however many there are.
         target_cpu_percent: of the usable cores, and of the fullest process's own, how much may be
             used: the plan's threshold.
-        target_p99_ms: what `Forecast.p99_ms` may be.
     """
     place = _Place(demand, costs, instance, workers)
     target_cores = place.usable_cores * target_cpu_percent / 100
@@ -417,19 +354,17 @@ def forecast(
         "CPU": _most(lambda n: place.busy_share(n) <= _at_most(target_cpu_percent / 100)),
         "open files": _most(lambda n: place.files(n) <= instance.file_limit),
         "network": _most(lambda n: place.egress_gbit(n) <= _at_most(egress_limit)),
-        "latency": _most(lambda n: place.p99_ms(n) <= _at_most(target_p99_ms)),
     }
     bound_by = min(bounds, key=bounds.__getitem__)
     most = bounds[bound_by]
     instances = math.ceil(demand.users / most) if most else None
     connections = math.ceil(demand.users / instances) if instances else demand.users
-    cores, p99_ms = place.cores(connections), place.p99_ms(connections)
+    cores = place.cores(connections)
     return Forecast(
         max_by_memory=bounds["memory"],
         max_by_cpu=bounds["CPU"],
         max_by_files=bounds["open files"],
         max_by_network=bounds["network"],
-        max_by_latency=bounds["latency"],
         max_connections=most,
         bound_by=bound_by,
         instances=instances,
@@ -442,9 +377,6 @@ def forecast(
         cores=cores,
         cpu_percent=cores / instance.cpu_limit * 100,
         memory_mib=place.memory_mib(connections),
-        home_fan_out_ms=place.home_fan_out_ms(connections),
-        p99_ms=p99_ms if math.isfinite(p99_ms) else None,
-        reconnect_seconds=place.reconnect_seconds(connections),
     )
 
 
