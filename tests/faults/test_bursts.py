@@ -13,7 +13,7 @@ from tests.faults.conftest import Record
 from tests.faults.rig import Rig, rig, soon
 from trio_odin.lab.fleet.fleets import fleets
 from trio_odin.lab.fleet.latency import percentile_ms
-from trio_odin.lab.fleet.plan import Connected
+from trio_odin.lab.fleet.plan import Summary
 from trio_odin.lab.reliability import Row
 
 pytestmark = pytest.mark.faults
@@ -66,8 +66,8 @@ async def _burst(it: Rig, row: Row) -> None:
         assert p99 <= _P99_MAX_MS
 
 
-def _told(connected: Connected, p99: float) -> str:
-    slowest = percentile_ms(connected.buckets, 1.0) / 1000
+def _told(connected: Summary, p99: float) -> str:
+    slowest = percentile_ms(connected.connect_buckets, 1.0) / 1000
     return (
         f"{connected.connected:,} in {connected.seconds:.1f} s, the slowest after {slowest:.1f} s, "
         f"{sum(connected.rejections.values())} refused, {sum(connected.failures.values())} failed, "

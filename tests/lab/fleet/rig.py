@@ -21,7 +21,7 @@ from wsproto.events import Message
 from trio_odin.core.frame import text_frame
 from trio_odin.lab.fleet.client import Fleet, _Client
 from trio_odin.lab.fleet.events import Event, payload_of
-from trio_odin.lab.fleet.plan import Collected, Connected, FleetPlan, Progress, Summary
+from trio_odin.lab.fleet.plan import Collected, FleetPlan, Progress, Summary
 from trio_odin.lab.fleet.workload import Workload
 
 BTC, ETH, SOL = "BTC.trade", "ETH.trade", "SOL.trade"
@@ -162,10 +162,6 @@ class Rig:
     def obey(self, command: str, kind: type[Any]) -> Any:
         answer = self.fleet.obey(command)
         assert isinstance(answer, kind)
-        return answer
-
-    def connects(self) -> Connected:
-        answer: Connected = self.obey("connects", Connected)
         return answer
 
     def collect(self) -> Collected:

@@ -213,9 +213,9 @@ def test_the_acknowledgement_completes_a_connect_and_events_may_follow_at_once(r
     rig.read(client, far, ACK + envelope(1, 1))
     assert client.step is None
     assert rig.progress == Progress(connections=1, pending=1 - 1 + 0, received=1)
-    connects = rig.connects()
+    connects = rig.summary()
     assert connects.subscribers == {BTC: 1, ETH: 1}
-    assert sum(connects.buckets.values()) == connects.connected == 1
+    assert sum(connects.connect_buckets.values()) == connects.connected == 1
     assert figures(rig)["received"] == 1
 
 
@@ -249,7 +249,7 @@ def test_a_subscription_to_less_than_was_asked_for_is_a_failure(
 ) -> None:
     client, far = rig.client(step="subscribe")
     rig.read(client, far, text_frame(answer.encode()) + ERROR + ACK)
-    connects = rig.connects()
+    connects = rig.summary()
     assert (connects.connected, connects.failures) == (0, {failure: 1})
     assert connects.subscribers == {}
     assert client.socket.fileno() == -1
@@ -262,8 +262,8 @@ def test_a_refused_upgrade_is_a_rejection_by_its_status(rig: Rig) -> None:
         rig.read(client, far, f"HTTP/1.1 {text}\r\nRetry-After: 5\r\n\r\n".encode())
         assert client.socket.fileno() == -1
     rejections = {"503 Server at capacity": 2, "404 Not Found": 1, "5" * 80: 1}
-    assert rig.connects().rejections == rejections
-    assert rig.connects().failures == {}
+    assert rig.summary().rejections == rejections
+    assert rig.summary().failures == {}
     assert rig.progress.pending == 0
 
 
@@ -280,15 +280,15 @@ def test_an_end_during_the_handshake_is_a_failure(frame: bytes, failure: str, ri
         rig.read(client, far, frame)
     far.shutdown(socket.SHUT_WR)
     rig.fleet.advance(client.socket.fileno())
-    assert rig.connects().failures == {failure: 1}
+    assert rig.summary().failures == {failure: 1}
     assert rig.progress.pending == 0
 
 
 def test_a_reset_during_the_handshake_is_a_failure(rig: Rig) -> None:
     rig.fleet.obey("connect")
     reset(rig.accept())
-    rig.until(lambda: rig.connects().failures)
-    assert rig.connects().failures == {"Connection reset by peer": 1}
+    rig.until(lambda: rig.summary().failures)
+    assert rig.summary().failures == {"Connection reset by peer": 1}
     assert rig.progress.pending == 0
 
 
@@ -296,14 +296,14 @@ def test_a_refused_port_is_a_failure_for_each_connection() -> None:
     with rig_of(connections=3, port=free_port()) as rig:
         rig.fleet.obey("connect")
         rig.until(lambda: not rig.progress.pending)
-        assert rig.connects().failures == {"Connection refused": 3}
+        assert rig.summary().failures == {"Connection refused": 3}
 
 
 def test_an_address_that_nothing_leads_to_is_a_failure_at_once() -> None:
     with rig_of(source="192.0.2.1") as rig:
         rig.fleet.obey("connect")
         rig.until(lambda: not rig.progress.pending)
-        assert rig.connects().failures == {"Cannot assign requested address": 1}
+        assert rig.summary().failures == {"Cannot assign requested address": 1}
 
 
 def test_a_server_that_says_nothing_is_given_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,15 +312,15 @@ def test_a_server_that_says_nothing_is_given_up(rig: Rig, monkeypatch: pytest.Mo
     rig.fleet.obey("connect")
     rig.accept()
     rig.until(lambda: not rig.progress.pending)
-    assert rig.connects().failures == {"not subscribed within 0 s": 1}
+    assert rig.summary().failures == {"not subscribed within 0 s": 1}
 
 
 def test_connects_that_nobody_took_in_time_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "_STORM_SECONDS", 0.0)
     with rig_of(connections=5, in_flight=2) as rig:
         rig.fleet.obey("connect")
-        rig.until(lambda: rig.connects().failures)
-        assert rig.connects().failures == {"not begun in time": 3}
+        rig.until(lambda: rig.summary().failures)
+        assert rig.summary().failures == {"not begun in time": 3}
         assert rig.progress.pending == 2
 
 
@@ -330,5 +330,5 @@ def test_without_a_filter_nobody_subscribes_and_everything_is_for_everybody() ->
         client, far = rig.client(BTC, ETH, SOL, step="upgrade")
         rig.read(client, far, UPGRADED + envelope(1, 1, SOL) + b"\x89\x00")
         assert sent_by(far, 1) == [Pong(b"")]
-        assert rig.connects().subscribers == {BTC: 1, ETH: 1, SOL: 1}
+        assert rig.summary().subscribers == {BTC: 1, ETH: 1, SOL: 1}
         assert figures(rig) == expected(received=1, deliveries={1: 1})

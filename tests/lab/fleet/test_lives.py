@@ -90,10 +90,10 @@ def test_a_lost_connection_comes_back_and_its_numbers_start_anew_but_not_its_eve
         found = rig.collect()
         assert found.disconnects == {"1006": 1}
         assert (found.received.gaps, found.received.repeated) == (0, 1)
-        connects, summary = rig.connects(), rig.summary()
-        assert (connects.connected, connects.subscribers) == (1, {BTC: 1, ETH: 1})
-        assert sum(connects.buckets.values()) == 1
-        assert (summary.lost, summary.back, sum(summary.buckets.values())) == (1, 1, 1)
+        summary = rig.summary()
+        assert (summary.connected, summary.subscribers) == (1, {BTC: 1, ETH: 1})
+        assert sum(summary.connect_buckets.values()) == 1
+        assert (summary.lost, summary.back, sum(summary.back_buckets.values())) == (1, 1, 1)
         assert 0 < summary.first_lost <= summary.last_back <= time.monotonic()
 
 
@@ -133,7 +133,7 @@ def test_a_subscription_makes_an_end_of_the_longer_waits() -> None:
         far = rig.subscribe()
         (client,) = rig.fleet._clients.values()
         assert client.attempts == 0
-        assert rig.connects().failures == {"Connection reset by peer": 2}
+        assert rig.summary().failures == {"Connection reset by peer": 2}
         assert rig.summary().lost == 0  # it never was there
         far.close()
 
@@ -166,10 +166,10 @@ def test_a_cut_resets_all_and_all_come_back() -> None:
             rig.subscribe()
         assert rig.progress == Progress(connections=4, pending=0, received=0)
         summary = rig.summary()
-        assert (summary.lost, summary.back, sum(summary.buckets.values())) == (4, 4, 4)
+        assert (summary.lost, summary.back, sum(summary.back_buckets.values())) == (4, 4, 4)
         assert 0 < summary.first_lost <= summary.last_back
         assert rig.collect().disconnects == {}  # nothing that the server did
-        assert rig.connects().connected == 4
+        assert rig.summary().connected == 4
 
 
 # --- churn
@@ -179,7 +179,7 @@ def test_churn_ends_the_last_connections_and_makes_them_anew() -> None:
     with rig_of(connections=3, in_flight=1, churners=2, churn_per_second=1000.0) as rig:
         rig.fleet.obey("connect")
         stays, *churned = (rig.subscribe() for _ in range(3))
-        assert rig.connects().subscribers == {BTC: 1, ETH: 1}  # of those that count
+        assert rig.summary().subscribers == {BTC: 1, ETH: 1}  # of those that count
         rig.fleet.obey("churn")
         rig.until(lambda: rig.fleet._churn_done >= 2)
         rig.fleet._churn_from = None  # enough
@@ -199,7 +199,7 @@ def test_churn_ends_the_last_connections_and_makes_them_anew() -> None:
         found = rig.collect()
         assert (found.churned, found.disconnects, found.received.gaps) == (2, {}, 3)
         assert [entry.times for entry in found.received.deliveries] == [1, 1]
-        assert (rig.summary().lost, rig.connects().connected) == (0, 3)
+        assert (rig.summary().lost, rig.summary().connected) == (0, 3)
 
 
 def test_churn_goes_round_its_connections_at_the_rate_of_the_plan() -> None:

@@ -91,9 +91,9 @@ def test_a_certificate_of_nobody_we_know_is_a_failure(certificate: Path) -> None
         thread = Thread(target=serve_tls(rig, certificate, b"", {}))
         thread.start()
         rig.fleet.obey("connect")
-        rig.until(lambda: rig.connects().failures)
+        rig.until(lambda: rig.summary().failures)
         thread.join()
-        (failure,) = rig.connects().failures
+        (failure,) = rig.summary().failures
         assert failure.startswith("TLS: ")
         assert "certificate verify failed" in failure.lower()
         assert len(failure) <= 80
@@ -105,7 +105,7 @@ def test_a_server_that_speaks_no_tls_is_a_failure() -> None:
         rig.fleet.advance(client.socket.fileno())
         assert client.step == "tls"
         rig.read(client, far, b"HTTP/1.1 400 Bad Request\r\n\r\n")
-        (failure,) = rig.connects().failures
+        (failure,) = rig.summary().failures
         assert failure.startswith("TLS: ")
         assert rig.progress.pending == 0
 
@@ -122,7 +122,7 @@ def test_a_reset_at_the_moment_when_tls_begins_is_a_failure() -> None:
         client, _ = rig.client(step="connect")
         rig.fleet._tls = Tls()  # type: ignore[assignment]
         rig.fleet.advance(client.socket.fileno())
-        assert rig.connects().failures == {"Connection reset by peer": 1}
+        assert rig.summary().failures == {"Connection reset by peer": 1}
         assert rig.fleet._clients == {}
 
 

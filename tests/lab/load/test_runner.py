@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +11,8 @@ import trio
 
 from tests.e2e.nats import free_port
 from tests.lab.load.made_up import load_plan
-from tests.lab.load.rig import Rig, envelope, serving, stand_in
+from tests.lab.load.rig import Rig, serving, stand_in
 from tests.lab.load.test_publisher_control import fake
-from trio_odin.lab.fleet.events import market_event
 from trio_odin.lab.fleet.limits import LoadImpossible
 from trio_odin.lab.fleet.workload import Workload
 from trio_odin.lab.load import runner
@@ -238,26 +234,6 @@ async def test_a_server_that_is_stopped_in_the_hold_is_seen_by_its_reason(rig: R
     assert "connections cut off by the server" in not_met(result)
     assert result.series[-1].connections == 0
     assert result.server.held_mib is None
-
-
-@pytest.mark.parametrize("seed", ["1", "2"])
-def test_an_event_without_an_offset_has_the_same_number_in_every_fleet(seed: str) -> None:
-    unit = envelope(1, "BTC.trade", None).encode()
-    program = (
-        "import sys; from trio_odin.lab.fleet.events import market_event; "
-        "print(market_event(sys.stdin.buffer.read()).number)"
-    )
-    other = subprocess.run(
-        [sys.executable, "-c", program],
-        input=unit,
-        env={**os.environ, "PYTHONHASHSEED": seed},
-        capture_output=True,
-        timeout=20,
-        check=True,
-    )
-    event = market_event(unit)
-    assert event is not None
-    assert (int(other.stdout), event.is_ordered) == (event.number, False)
 
 
 async def test_a_full_server_does_not_keep_a_load_that_reconnects_from_its_hold(

@@ -10,12 +10,11 @@ It obeys lines on standard input and answers each at once with a line of JSON on
 
     connect    begin to connect and subscribe everybody: `Progress`
     progress   `Progress`
-    connects   how the connects went so far: `Connected`
     collect    what happened since the last collect: `Collected`
     cut        cut all connections at once, without a word; they come back as the plan says
     churn      begin to end connections, in every way there is, and make them anew, as the plan says
     close      close all in order, and stop coming back
-    summary    what is known at the end: `Summary`
+    summary    what became of the connections so far: `Summary`
     quit       end (as does the end of the input)
 """
 
@@ -31,17 +30,17 @@ import ssl
 import struct
 import sys
 import time
-from collections import Counter
 from contextlib import suppress
 from typing import cast
 
+import attrs
 import msgspec
 
 from trio_odin.lab.fleet.books import Books, Subscriber
 from trio_odin.lab.fleet.dialects import DIALECTS, masked_frame, upgrade_request
 from trio_odin.lab.fleet.events import KINDS
 from trio_odin.lab.fleet.limits import LoadImpossible, require_files
-from trio_odin.lab.fleet.plan import Collected, Connected, FleetPlan, Progress, Summary
+from trio_odin.lab.fleet.plan import Collected, FleetPlan, Progress, Summary
 
 _READ_BYTES = 256 * 1024
 _PONG = 0x8A
@@ -136,7 +135,7 @@ class Fleet:
         self._returning: list[tuple[float, int, _Client]] = []  # a heap by time
         self._in_flight = 0
         self._subscribed = 0
-        self._started = self._ended_at = 0.0
+        self._started = 0.0
         self._next_late_look = 0.0
         self._is_closing = False
         self._churners: list[_Client] = []
@@ -151,19 +150,11 @@ class Fleet:
             self._leave_within_a_frame,
         )
 
-        self._connected = 0
-        self._rejections: Counter[str] = Counter()
-        self._failures: Counter[str] = Counter()
-        self._connect_buckets: Counter[int] = Counter()
-        self._subscribers: Counter[str] = Counter()
-        self._lost = self._back = self._closed_cleanly = self._silent = 0
-        self._first_lost = self._last_back = 0.0
-        self._back_buckets: Counter[int] = Counter()
+        self._so_far = Summary()
         self._reset()
 
     def _reset(self) -> None:
-        self._reads = self._churned = self._error_replies = self._unreadable = 0
-        self._disconnects: Counter[str] = Counter()
+        self._since = Collected()
         self._cpu_from = time.process_time()
 
     # ---- commands
@@ -183,14 +174,12 @@ class Fleet:
                     self.advance(fd)
             self.tick(time.monotonic())
 
-    def obey(self, command: str) -> Progress | Connected | Collected | Summary:
+    def obey(self, command: str) -> Progress | Collected | Summary:
         """Carry out one command."""
         match command:
             case "connect":
                 self._begun = 0
                 self._started = time.monotonic()
-            case "connects":
-                return self._connects()
             case "collect":
                 return self._collect()
             case "cut":
@@ -200,7 +189,9 @@ class Fleet:
             case "close":
                 self._close_all()
             case "summary":
-                return self._summary()
+                if not self._is_closing:
+                    self._so_far.silent = self._count_silent()
+                return self._so_far
         return Progress(
             connections=self._subscribed, pending=self._pending(), received=self._books.total
         )
@@ -208,41 +199,16 @@ class Fleet:
     def _pending(self) -> int:
         return self._plan.connections - self._begun + self._in_flight + len(self._returning)
 
-    def _connects(self) -> Connected:
-        return Connected(
-            connected=self._connected,
-            seconds=max(0.0, self._ended_at - self._started),
-            rejections=dict(self._rejections),
-            failures=dict(self._failures),
-            buckets=dict(self._connect_buckets),
-            subscribers=dict(self._subscribers),
-        )
-
     def _collect(self) -> Collected:
-        collected = Collected(
+        collected = attrs.evolve(
+            self._since,
             received=self._books.collect(),
             connections=self._subscribed,
             pending=self._pending(),
-            reads=self._reads,
-            disconnects=dict(self._disconnects),
-            churned=self._churned,
-            error_replies=self._error_replies,
-            unreadable=self._unreadable,
             cpu_seconds=time.process_time() - self._cpu_from,
         )
         self._reset()
         return collected
-
-    def _summary(self) -> Summary:
-        return Summary(
-            silent=self._silent if self._is_closing else self._count_silent(),
-            closed_cleanly=self._closed_cleanly,
-            lost=self._lost,
-            back=self._back,
-            first_lost=self._first_lost,
-            last_back=self._last_back,
-            buckets=dict(self._back_buckets),
-        )
 
     def _count_silent(self) -> int:
         return sum(1 for client in self._clients.values() if client.is_silent)
@@ -290,7 +256,7 @@ class Fleet:
         plan = self._plan
         ramp_seconds = plan.connections / plan.ramp_per_second if plan.ramp_per_second else 0.0
         if self._begun < plan.connections and now - self._started > _STORM_SECONDS + ramp_seconds:
-            self._failures["not begun in time"] += plan.connections - self._begun
+            self._so_far.failures["not begun in time"] += plan.connections - self._begun
             self._begun = plan.connections
         late = [
             (fd, client)
@@ -447,7 +413,7 @@ class Fleet:
 
     def _rejected(self, fd: int, client: _Client, head: bytes) -> None:
         status, *headers = head.decode(errors="replace").split("\r\n")
-        self._count(self._rejections, status.removeprefix("HTTP/1.1 ")[:_REASON_CHARACTERS])
+        self._count(self._so_far.rejections, status.removeprefix("HTTP/1.1 ")[:_REASON_CHARACTERS])
         wait = 0.0
         for header in headers:
             name, _, value = header.partition(":")
@@ -465,15 +431,16 @@ class Fleet:
         self._subscribed += 1
         if not client.was_subscribed:
             client.was_subscribed = True
-            self._connected += 1
-            self._ended_at = now
-            self._connect_buckets[int((now - client.started) * 10_000)] += 1
+            self._so_far.connected += 1
+            self._so_far.seconds = now - self._started
+            self._so_far.connect_buckets[int((now - client.started) * 10_000)] += 1
             if client.is_counted:
-                self._subscribers.update(client.channels)
+                for channel in client.channels:
+                    self._so_far.subscribers[channel] += 1
         if client.lost_at is not None:
-            self._back += 1
-            self._last_back = now
-            self._back_buckets[int((now - client.lost_at) * 10_000)] += 1
+            self._so_far.back += 1
+            self._so_far.last_back = now
+            self._so_far.back_buckets[int((now - client.lost_at) * 10_000)] += 1
             client.lost_at = None
         if not self._plan.is_reading:
             self._epoll.modify(fd, 0)
@@ -485,7 +452,7 @@ class Fleet:
 
     def _failed(self, client: _Client, why: str) -> None:
         client.socket.close()
-        self._count(self._failures, why)
+        self._count(self._so_far.failures, why)
         self._retry(client, 0.0)
 
     def _retry(self, client: _Client, wait_seconds: float) -> None:
@@ -499,7 +466,7 @@ class Fleet:
     def _return_at(self, when: float, client: _Client) -> None:
         heapq.heappush(self._returning, (when, id(client), client))
 
-    def _count(self, counts: Counter[str], reason: str) -> None:
+    def _count(self, counts: dict[str, int], reason: str) -> None:
         counts[reason if reason in counts or len(counts) < _REASONS_MAX else "other"] += 1
 
     # ---- the end of a connection
@@ -517,21 +484,21 @@ class Fleet:
         self._drop(fd, client)
         self._subscribed -= 1
         if client.is_leaving:
-            self._churned += 1
+            self._since.churned += 1
             if not self._is_closing:
                 self._return_at(0.0, client)
             return
         if self._is_closing:
             return
-        self._count(self._disconnects, client.close_reason or _NO_CLOSE_FRAME)
+        self._count(self._since.disconnects, client.close_reason or _NO_CLOSE_FRAME)
         self._lose(client, time.monotonic())
         self._retry(client, 0.0)
 
     def _lose(self, client: _Client, now: float) -> None:
         if not self._plan.reconnect_seconds:
             return
-        self._lost += 1
-        self._first_lost = self._first_lost or now
+        self._so_far.lost += 1
+        self._so_far.first_lost = self._so_far.first_lost or now
         client.lost_at = now
 
     def _cut(self, now: float) -> None:
@@ -547,7 +514,7 @@ class Fleet:
         if self._is_closing:
             return
         self._is_closing = True
-        self._silent = self._count_silent()
+        self._so_far.silent = self._count_silent()
         self._returning.clear()
         self._begun = self._plan.connections
         for fd, client in list(self._clients.items()):
@@ -569,7 +536,7 @@ class Fleet:
         except OSError:
             data = b""
         if data:
-            self._reads += 1
+            self._since.reads += 1
             self._take(fd, client, data)
         else:
             self._ended(fd, client)
@@ -618,7 +585,7 @@ class Fleet:
         if head == _PING:
             self._send(client, masked_frame(_PONG, payload))
         elif head == _CLOSE and self._is_closing:
-            self._closed_cleanly += 1
+            self._so_far.closed_cleanly += 1
         elif head == _CLOSE and not client.is_leaving:
             code = int.from_bytes(payload[:2], "big") or 1005
             client.close_reason = f"{code} {payload[2:].decode(errors='replace')}".strip()
@@ -646,11 +613,11 @@ class Fleet:
         elif (answer := self._dialect.answer(unit)) is not None:
             self._send(client, answer)
         elif self._dialect.is_error(unit):
-            self._error_replies += 1
+            self._since.error_replies += 1
             if client.step == "subscribe":
                 self._refused(client, "the subscription was refused")
         elif not self._dialect.is_known(unit):
-            self._unreadable += 1
+            self._since.unreadable += 1
 
     def _refused(self, client: _Client, why: str) -> None:
         """Give it up, when all that was read with this is taken."""

@@ -14,7 +14,6 @@ import trio
 from trio_odin.lab.fleet.limits import LoadImpossible
 from trio_odin.lab.fleet.plan import (
     Collected,
-    Connected,
     FleetPlan,
     Progress,
     Summary,
@@ -119,17 +118,13 @@ class Fleets:
         """Where they are."""
         return await self.begin("progress")
 
-    async def connect(self) -> Connected:
+    async def connect(self) -> Summary:
         """Connect and subscribe everybody, and wait until that is over."""
         at = await self.begin("connect")
         while at.pending:
             await trio.sleep(_LOOK_SECONDS)
             at = await self.progress()
-        return await self.connects()
-
-    async def connects(self) -> Connected:
-        """How the connects went so far."""
-        return merged(await self._ask("connects", Connected))
+        return await self.summary()
 
     async def collect(self) -> Collected:
         """What happened since the last time. An event has an entry for each fleet it reached."""
@@ -138,7 +133,7 @@ class Fleets:
         return merged(parts)
 
     async def summary(self) -> Summary:
-        """What is known at the end."""
+        """What became of the connections so far."""
         return merged(await self._ask("summary", Summary))
 
 

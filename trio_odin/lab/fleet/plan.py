@@ -117,28 +117,7 @@ class Progress:
     received: int
 
 
-@attrs.frozen(kw_only=True)
-class Connected:
-    """How the connects went. Times are from a connection's `connect` to its acknowledgement.
-
-    Args:
-        connected: connections that were subscribed at least once.
-        seconds: from the first connect to the last acknowledgement.
-        rejections: by HTTP status.
-        failures: everything else, by reason.
-        buckets: times in tenths of a millisecond, with counts.
-        subscribers: of each channel, connections that count.
-    """
-
-    connected: int
-    seconds: float = attrs.field(metadata={"merge": max})
-    rejections: dict[str, int]
-    failures: dict[str, int]
-    buckets: dict[int, int]
-    subscribers: dict[str, int]
-
-
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True)
 class Collected:
     """What happened since the last time.
 
@@ -158,29 +137,42 @@ class Collected:
     connections: int = 0
     pending: int = 0
     reads: int = 0
-    disconnects: dict[str, int] = attrs.field(factory=dict)
+    disconnects: dict[str, int] = attrs.field(factory=Counter)
     churned: int = 0
     error_replies: int = 0
     unreadable: int = 0
     cpu_seconds: float = 0.0
 
 
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True)
 class Summary:
-    """What is known at the end.
+    """What became of the connections so far.
 
     Args:
+        connected: connections that were subscribed at least once.
+        seconds: from the first connect to the last first acknowledgement.
+        rejections: by HTTP status.
+        failures: everything else, by reason.
+        connect_buckets: times from a connection's `connect` to its acknowledgement, in tenths of a
+            millisecond, with counts.
+        subscribers: of each channel, connections that count.
         silent: subscribed connections that received nothing.
         closed_cleanly: connections that answered our close frame.
         lost: connections that were lost and are to come back; `back` of them did.
         first_lost, last_back: monotonic seconds of this machine, 0 if there were none.
-        buckets: from a connection's loss to its acknowledged subscription, tenths of milliseconds.
+        back_buckets: times from a connection's loss to its acknowledged subscription.
     """
 
-    silent: int
-    closed_cleanly: int
-    lost: int
-    back: int
-    first_lost: float = attrs.field(metadata={"merge": _first})
-    last_back: float = attrs.field(metadata={"merge": max})
-    buckets: dict[int, int]
+    connected: int = 0
+    seconds: float = attrs.field(default=0.0, metadata={"merge": max})
+    rejections: dict[str, int] = attrs.field(factory=Counter)
+    failures: dict[str, int] = attrs.field(factory=Counter)
+    connect_buckets: dict[int, int] = attrs.field(factory=Counter)
+    subscribers: dict[str, int] = attrs.field(factory=Counter)
+    silent: int = 0
+    closed_cleanly: int = 0
+    lost: int = 0
+    back: int = 0
+    first_lost: float = attrs.field(default=0.0, metadata={"merge": _first})
+    last_back: float = attrs.field(default=0.0, metadata={"merge": max})
+    back_buckets: dict[int, int] = attrs.field(factory=Counter)

@@ -21,7 +21,7 @@ import trio
 from trio_odin.lab.fleet.fleets import Fleets, fleets
 from trio_odin.lab.fleet.latency import durations, percentile_ms
 from trio_odin.lab.fleet.limits import LoadImpossible
-from trio_odin.lab.fleet.plan import Collected, Connected, Summary, merged
+from trio_odin.lab.fleet.plan import Collected, Summary, merged
 from trio_odin.lab.load.clients import fleet_plans
 from trio_odin.lab.load.events import Events
 from trio_odin.lab.load.plan import LoadPlan
@@ -174,8 +174,7 @@ class Load:
             await self._arrivals()
             self._health.append(await self._server.health())
             await self._close()
-            connects = await self._crowd.connects()  # until then some may still have come
-            return self._result(connects, await self._crowd.summary())
+            return self._result(await self._crowd.summary())
         finally:
             with trio.CancelScope(shield=True):
                 await self._publisher.stop()
@@ -203,7 +202,7 @@ class Load:
             at = await self._crowd.progress()
             if at.pending < least:
                 least, fell_at = at.pending, time.monotonic()
-        connects = await self._crowd.connects()
+        connects = await self._crowd.summary()
         self._subscribers = connects.subscribers
         if not connects.connected:
             raise NobodyConnected(
@@ -334,7 +333,7 @@ class Load:
 
     # ---- the result
 
-    def _result(self, connects: Connected, summary: Summary) -> LoadResult:
+    def _result(self, summary: Summary) -> LoadResult:
         plan, total, held = self._plan, self._total, self._held
         came = self._events.completeness(self._subscribers, self._windows, self._publisher.events)
         hold = self._hold or [_NO_STATEMENT]
@@ -348,7 +347,7 @@ class Load:
             end=self._page,
         )
         figures = server_figures(
-            moments, connected=connects.connected, received=held.received.received
+            moments, connected=summary.connected, received=held.received.received
         )
         return LoadResult(
             url=plan.url,
@@ -360,11 +359,11 @@ class Load:
             hold_seconds=seconds,
             arrival_seconds=max(0.0, self._arrived - hold[0].at) if self._hold else 0.0,
             interrupted=self._was_cut_short,
-            connected=connects.connected,
-            rejections=connects.rejections,
-            failures=connects.failures,
-            connect_seconds=connects.seconds,
-            connect_ms=durations(connects.buckets),
+            connected=summary.connected,
+            rejections=summary.rejections,
+            failures=summary.failures,
+            connect_seconds=summary.seconds,
+            connect_ms=durations(summary.connect_buckets),
             disconnects=total.disconnects,
             closed_cleanly=summary.closed_cleanly,
             churned=total.churned,
@@ -443,7 +442,7 @@ def _reconnects(summary: Summary) -> Reconnects | None:
         lost=summary.lost,
         back=summary.back,
         seconds=max(0.0, summary.last_back - summary.first_lost),
-        ms=durations(summary.buckets),
+        ms=durations(summary.back_buckets),
     )
 
 
