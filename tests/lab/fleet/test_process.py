@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 
+import attrs
 import msgspec
 import pytest
 import trio
@@ -16,7 +17,7 @@ from tests.e2e.nats import free_port, nats_client
 from tests.lab.fleet.rig import BTC, ETH, SOL
 from tests.waiting import wait_until
 from trio_odin.lab.fleet.events import Event, payload_of
-from trio_odin.lab.fleet.fleets import fleets
+from trio_odin.lab.fleet.fleets import Fleets, fleets
 from trio_odin.lab.fleet.plan import FleetPlan, Progress, Summary
 from trio_odin.lab.fleet.workload import Workload
 
@@ -51,9 +52,15 @@ def published_payload(kind: str, number: int, channel: str) -> bytes:
     return b'{"price":%d,"timestamp":%d}' % (number, time.time_ns() // 10**6)
 
 
+async def until_connected(crowd: Fleets, connections: int) -> None:
+    with trio.fail_after(20):
+        while (await crowd.progress()).connections != connections:
+            await trio.sleep(0.01)
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize("kind", ["bench", "market"])
-async def test_a_fleet_counts_exactly_what_a_real_server_delivers(
+async def test_two_fleets_together_count_exactly_what_a_real_server_delivers(
     kind: str, start_server: StartServer, nats_url: str
 ) -> None:
     server = await start_server(NATS_URL=nats_url)
@@ -61,16 +68,18 @@ async def test_a_fleet_counts_exactly_what_a_real_server_delivers(
     plan = FleetPlan(
         host="127.0.0.1",
         port=server.addresses[0].port,
-        connections=20,
+        connections=12,
         kind=kind,
         workload=Workload(channels=CHANNELS, channels_per_connection=2),
+        reconnect_seconds=0.01,
     )
-    async with fleets([plan]) as crowd:
+    async with fleets([plan, attrs.evolve(plan, first=12, connections=8)]) as crowd:
         with trio.fail_after(20):
             connected = await crowd.connect()
         subscribers = Counter(channel for sample in plan.workload.of(0, 20) for channel in sample)
         assert (connected.connected, connected.failures, connected.rejections) == (20, {}, {})
         assert sum(connected.connect_buckets.values()) == 20
+        assert connected.seconds > 0
         assert connected.subscribers == subscribers
         assert server.connections == 20
 
@@ -89,21 +98,29 @@ async def test_a_fleet_counts_exactly_what_a_real_server_delivers(
         collected = await crowd.collect()
         books = collected.received
         assert books.received == received == server.ledger.deliveries.written
-        assert {entry.number: entry.times for entry in books.deliveries} == deliveries
+        times: Counter[int] = Counter()
+        for entry in books.deliveries:
+            times[entry.number] += entry.times
+        assert times == deliveries
         assert {entry.number: entry.channel for entry in books.deliveries} == dict(published)
         assert (books.gaps, books.repeated, books.foreign) == (0, 0, 0)
+        assert (collected.connections, collected.pending) == (20, 0)
         assert (collected.disconnects, collected.unreadable, collected.error_replies) == ({}, 0, 0)
         assert sum(books.buckets.values()) == received
         assert max(books.buckets) < 10_000 * 10  # ten seconds: by the same clock
         assert 1 <= collected.reads <= received
+        assert 0 < crowd.busiest_cpu_seconds < collected.cpu_seconds
         assert (await crowd.collect()).received.received == 0
 
+        at = await crowd.begin("cut")
+        assert (at.connections, at.pending) == (0, 20)
+        await until_connected(crowd, 20)
         await crowd.begin("close")
-        with trio.fail_after(20):
-            while (await crowd.progress()).connections:
-                await trio.sleep(0.01)
+        await until_connected(crowd, 0)
         summary = await crowd.summary()
-        assert (summary.closed_cleanly, summary.silent, summary.lost) == (20, 0, 0)
+        assert (summary.lost, summary.back, sum(summary.back_buckets.values())) == (20, 20, 20)
+        assert 0 < summary.first_lost < summary.last_back
+        assert (summary.closed_cleanly, summary.silent) == (20, 20)
     await wait_until(lambda: server.connections == 0)
     check_balance(server)
 
