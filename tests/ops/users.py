@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import struct
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,13 +11,12 @@ import attrs
 import msgspec
 import trio
 
+from tests.faults.attacker import CLOSE, PING, PONG, Attacker, Attackers
 from tests.faults.publisher import CHANNELS, Publisher
-from trio_odin.lab.fleet.dialects import masked_frame, upgrade_request
+from trio_odin.lab.fleet.dialects import masked_frame
 from trio_odin.lab.fleet.events import Event, bench_event
 from trio_odin.lab.rehearsals import Rehearsal
 
-_TEXT, _CLOSE, _PING, _PONG = 0x81, 0x88, 0x89, 0x8A
-_LENGTH_16_BITS, _LENGTH_64_BITS = 126, 127
 _ANSWER_SECONDS = 30.0
 _RETRY_SECONDS = 1.0
 _NEVER_NS = 2**63
@@ -112,68 +110,41 @@ class User:
     async def _connection(self) -> None:
         self._seq, self._code, self._slot_ns = 0, 1006, _NEVER_NS
         self._known = self.offset or 0
-        with trio.fail_after(_ANSWER_SECONDS):
-            stream = await self._connect()
-        async with stream:
+        sockets = Attackers(self.port)
+        try:
             with trio.fail_after(_ANSWER_SECONDS):
-                rest = await self._upgrade(stream)
-            if rest is None:
+                one = await sockets.tcp(source=self.source)
+                status = await one.upgrade()
+            if status != 101:
+                self.rejected[status] += 1
                 return
-            await stream.send_all(masked_frame(_TEXT, self._subscription()))
-            await self._receive(stream, rest)
+            await one.say(self._subscription())
+            await self._receive(one)
+        finally:
+            sockets.leave()
         self.unanswered += not self.is_subscribed
 
-    async def _connect(self) -> trio.SocketStream:
-        # Not open_tcp_stream, which looks for addresses: thousands come back in a second.
-        connection = trio.socket.socket()
-        try:
-            await connection.bind((self.source, 0))
-            await connection.connect(("127.0.0.1", self.port))
-        except BaseException:
-            connection.close()
-            raise
-        return trio.SocketStream(connection)
-
-    async def _upgrade(self, stream: trio.SocketStream) -> bytes | None:
-        """What came behind the handshake; None if there was none."""
-        await stream.send_all(upgrade_request(f"127.0.0.1:{self.port}", "/ws"))
-        answer = b""
-        while b"\r\n\r\n" not in answer:
-            chunk = await stream.receive_some()
-            if not chunk:
-                break
-            answer += chunk
-        head, _, rest = answer.partition(b"\r\n\r\n")
-        status = int(head.split(b" ", 2)[1]) if head else 0
-        if status == 101:
-            return rest
-        self.rejected[status] += 1
-        return None
-
-    def _subscription(self) -> bytes:
+    def _subscription(self) -> str:
         command: dict[str, object] = {"type": "subscribe", "channels": self.channels}
         if self.resumes:
             command["notices"] = True  # so the first answer has an offset, too
         if self.resumes and self._lost_ns:
             command |= {"after": self.offset or 0, "epoch": self.epoch}
-        return msgspec.json.encode(command)
+        return msgspec.json.encode(command).decode()
 
-    async def _receive(self, stream: trio.SocketStream, data: bytes) -> None:
+    async def _receive(self, one: Attacker) -> None:
         while True:
-            while (frame := _frame(data)) is not None:
-                head, payload, data = frame
-                if head == _PING:
-                    await stream.send_all(masked_frame(_PONG, payload))
-                elif head == _CLOSE:
+            for head, payload in one.frames():
+                if head == PING:
+                    await one.send(masked_frame(PONG, payload))
+                elif head == CLOSE:
                     self._code = int.from_bytes(payload[:2], "big") or 1005
-                    await stream.send_all(masked_frame(_CLOSE, payload[:2]))
+                    await one.send(masked_frame(CLOSE, payload[:2]))
                     return
                 else:
                     self._take(payload)
-            chunk = await stream.receive_some()
-            if not chunk:
+            if not await one.read_more():
                 return
-            data += chunk
 
     def _take(self, payload: bytes) -> None:
         message = _read(payload)
@@ -187,6 +158,8 @@ class User:
                 self._slot_ns = time.monotonic_ns() + message.reconnect_in_ms * 1_000_000
             case "resume_incomplete" | "gap":
                 self.incomplete += not self._is_node_behind
+            case "resumed":
+                pass  # all that it had missed has come
             case _:
                 raise AssertionError(payload)
 
@@ -213,21 +186,6 @@ class User:
         self.foreign += event.channel not in self.channels
         if message.offset is not None:
             self.offset = max(self.offset or 0, message.offset)
-
-
-def _frame(data: bytes) -> tuple[int, bytes, bytes] | None:
-    """The first frame, of a server, and what is behind it (RFC 6455, 5.2)."""
-    if len(data) < 2:
-        return None
-    length, start = data[1], 2
-    if length == _LENGTH_16_BITS and len(data) >= 4:
-        (length,), start = struct.unpack_from(">H", data, 2), 4
-    elif length == _LENGTH_64_BITS and len(data) >= 10:
-        (length,), start = struct.unpack_from(">Q", data, 2), 10
-    elif length >= _LENGTH_16_BITS:
-        return None
-    end = start + length
-    return None if len(data) < end else (data[0], data[start:end], data[end:])
 
 
 @attrs.frozen
