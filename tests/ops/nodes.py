@@ -22,7 +22,8 @@ from tests.e2e.nats import free_port, nats_client, running_nats
 from tests.faults.publisher import Publisher
 from tests.faults.server import ServerProcess
 from tests.ops.conftest import OPS
-from tests.ops.users import Crowd
+from tests.ops.tools import tool
+from tests.ops.users import Crowd, User
 from trio_odin.lab.load.pages import get
 
 CONFIG = OPS / "haproxy" / "haproxy.cfg"
@@ -30,6 +31,8 @@ ROLLING = OPS / "haproxy" / "rolling.py"
 NODES = ("ws-1", "ws-2")
 _READY_SECONDS = 30.0
 _EXIT_SECONDS = 45.0
+_EVENTS_PER_SECOND = 10.0
+_FLOW_SECONDS = 1.0
 # A restart command: says which node, waits for the word that it was restarted.
 _ASK = (
     "import socket,sys; s=socket.create_connection(('127.0.0.1',{port})); "
@@ -230,6 +233,16 @@ class Site:
         )
         return done.returncode, done.stdout.decode()
 
+    async def join(self, resuming: int, others: int) -> tuple[list[User], list[User]]:
+        """Have users of both kinds, and events that flow."""
+        users = (
+            await self.crowd.join(resuming, resumes=True),
+            await self.crowd.join(others, resumes=False),
+        )
+        self.publisher.is_paused = False
+        await trio.sleep(_FLOW_SECONDS)
+        return users
+
     async def come_to_rest(self) -> None:
         """Publish no more, and wait until all has come."""
         self.publisher.is_paused = True
@@ -245,9 +258,14 @@ class Site:
 
 @asynccontextmanager
 async def site(
-    folder: Path, *, rate: float = 10, config: Path = CONFIG, **settings: str
+    folder: Path, *, config: Path = CONFIG, has_proxy: bool = True, **settings: str
 ) -> AsyncIterator[Site]:
-    """NATS, two nodes, HAProxy and a publisher that is paused; all gone after the block."""
+    """NATS, two nodes, HAProxy and a publisher that is paused; all gone after the block.
+
+    The test is skipped where there is no HAProxy. Users come by it, or, without `has_proxy`, to the
+    first node.
+    """
+    tool("haproxy")
     with running_nats(folder / "nats") as nats:
         async with nats_client(nats.url):
             pass
@@ -261,10 +279,10 @@ async def site(
                 await node.wait_ready()
             await proxy.wait_up()
             async with trio.open_nursery() as nursery:
-                publisher = Publisher(nats.port, rate)
+                publisher = Publisher(nats.port, _EVENTS_PER_SECOND)
                 nursery.start_soon(publisher.run)
                 command = await _take_restarts(nursery, nodes)
-                crowd = Crowd(nursery, proxy.port)
+                crowd = Crowd(nursery, proxy.port if has_proxy else nodes[0].port)
                 yield Site(folder, nodes, proxy, publisher, crowd, command)
                 nursery.cancel_scope.cancel(reason="the rehearsal is over")
         finally:

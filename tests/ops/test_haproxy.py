@@ -56,8 +56,7 @@ def test_an_idle_websocket_is_the_servers_to_end() -> None:
 
 
 @pytest.mark.ops
-async def test_only_ws_and_health_are_public(tmp_path: Path, require: Require) -> None:
-    require("haproxy")
+async def test_only_ws_and_health_are_public(tmp_path: Path) -> None:
     async with site(tmp_path) as it:
         assert await it.proxy.page("/health") == 200
         assert await it.proxy.page("/ws") == 426
@@ -75,10 +74,7 @@ async def test_only_ws_and_health_are_public(tmp_path: Path, require: Require) -
 
 
 @pytest.mark.ops
-async def test_new_connections_go_to_the_node_with_the_fewest(
-    tmp_path: Path, require: Require
-) -> None:
-    require("haproxy")
+async def test_new_connections_go_to_the_node_with_the_fewest(tmp_path: Path) -> None:
     async with site(tmp_path) as it:
         await it.proxy.set_state("ws-2", "drain")
         await it.crowd.join(100, resumes=False)
@@ -94,15 +90,11 @@ async def test_new_connections_go_to_the_node_with_the_fewest(
 
 @pytest.mark.ops
 async def test_who_was_on_a_killed_node_is_on_the_other_one(
-    tmp_path: Path, require: Require, rehearse: Rehearse
+    tmp_path: Path, rehearse: Rehearse
 ) -> None:
-    require("haproxy")
     row = rehearse("rollback", "A node dies", "SIGKILL of one of two nodes with 600 users")
     async with site(tmp_path) as it:
-        resuming = await it.crowd.join(300, resumes=True)
-        others = await it.crowd.join(300, resumes=False)
-        it.publisher.is_paused = False
-        await trio.sleep(1)
+        resuming, others = await it.join(300, 300)
         it.node("ws-1").process.process.send_signal(signal.SIGKILL)
         begun = trio.current_time()
         await it.proxy.wait_status("DOWN", "ws-1")
@@ -119,10 +111,7 @@ async def test_who_was_on_a_killed_node_is_on_the_other_one(
 
 
 @pytest.mark.ops
-async def test_a_connection_costs_two_files_and_little_memory(
-    tmp_path: Path, require: Require
-) -> None:
-    require("haproxy")
+async def test_a_connection_costs_two_files_and_little_memory(tmp_path: Path) -> None:
     async with site(tmp_path) as it:
         pid = it.proxy.processes[0].pid
         before = footprint_of(pid)
@@ -135,9 +124,8 @@ async def test_a_connection_costs_two_files_and_little_memory(
 
 
 @pytest.mark.ops
-async def test_a_node_that_refuses_is_passed_over(tmp_path: Path, require: Require) -> None:
+async def test_a_node_that_refuses_is_passed_over(tmp_path: Path) -> None:
     """At its limit it says 503, before the upgrade: the request goes to the other one."""
-    require("haproxy")
     async with site(tmp_path, WS_MAX_CONNECTIONS="100") as it:
         await it.proxy.set_state("ws-2", "drain")
         await it.crowd.join(100, resumes=False)
@@ -154,7 +142,7 @@ async def test_a_node_that_refuses_is_passed_over(tmp_path: Path, require: Requi
 async def test_without_a_node_the_answer_says_when_to_come_back(
     tmp_path: Path, require: Require
 ) -> None:
-    require("haproxy", "curl")
+    require("curl")
     async with site(tmp_path) as it:
         for node in it.nodes:
             node.kill()
@@ -169,10 +157,7 @@ async def test_without_a_node_the_answer_says_when_to_come_back(
 
 
 @pytest.mark.ops
-async def test_the_limit_of_an_address_is_that_of_the_client(
-    tmp_path: Path, require: Require
-) -> None:
-    require("haproxy")
+async def test_the_limit_of_an_address_is_that_of_the_client(tmp_path: Path) -> None:
     async with site(tmp_path, WS_MAX_CONNECTIONS_PER_IP="2") as it:
         await it.proxy.set_state("ws-2", "maint")  # the limit is each node's own
         for number in (1, 2, 3):
@@ -190,10 +175,7 @@ async def test_the_limit_of_an_address_is_that_of_the_client(
 
 
 @pytest.mark.ops
-async def test_an_idle_websocket_outlives_the_timeouts_of_http(
-    tmp_path: Path, require: Require
-) -> None:
-    require("haproxy")
+async def test_an_idle_websocket_outlives_the_timeouts_of_http(tmp_path: Path) -> None:
     config = scaled(tmp_path, client="1s", server="1s", http_request="1s", tunnel="5s")
     async with site(tmp_path, config=config, WS_PING_INTERVAL="2s") as it:
         users = await it.crowd.join(5, resumes=False)
@@ -212,16 +194,10 @@ async def test_an_idle_websocket_outlives_the_timeouts_of_http(
 
 
 @pytest.mark.ops
-async def test_a_reload_of_haproxy_cuts_nobody(
-    tmp_path: Path, require: Require, rehearse: Rehearse
-) -> None:
-    require("haproxy")
+async def test_a_reload_of_haproxy_cuts_nobody(tmp_path: Path, rehearse: Rehearse) -> None:
     row = rehearse("migration", "Reload of HAProxy", "a new process takes over, 300 users")
     async with site(tmp_path) as it:
-        resuming = await it.crowd.join(150, resumes=True)
-        others = await it.crowd.join(150, resumes=False)
-        it.publisher.is_paused = False
-        await trio.sleep(1)
+        resuming, others = await it.join(150, 150)
         begun = trio.current_time()
         it.proxy.start()
         await it.crowd.join(200, resumes=False)  # connects in each moment of it
@@ -238,9 +214,8 @@ async def test_a_reload_of_haproxy_cuts_nobody(
 
 
 @pytest.mark.ops
-async def test_a_master_process_reloads_upon_a_signal(tmp_path: Path, require: Require) -> None:
+async def test_a_master_process_reloads_upon_a_signal(tmp_path: Path) -> None:
     """As in ops/haproxy/compose.yml."""
-    require("haproxy")
     async with site(tmp_path) as it:
         proxy = Proxy(tmp_path, it.nodes, socket_port=free_port())
         command = ["haproxy", "-W", "-db", "-f", str(CONFIG)]

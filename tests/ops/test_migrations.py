@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.ops.conftest import ROOT, Require
+from tests.ops.conftest import ROOT
 from tests.ops.nodes import Site, site
 from tests.ops.rehearsing import Rehearse
-from tests.ops.users import Crowd, User, check_books, verdict
+from tests.ops.users import User, check_books, verdict
 from trio_odin.lab.load.pages import get
 
 pytestmark = pytest.mark.ops
@@ -20,15 +20,6 @@ pytestmark = pytest.mark.ops
 _EACH = 250  # that resume, and that do not
 _TAIL_SECONDS = 1.0
 _SLOWSTART_SECONDS = 12.0
-
-
-async def _join(it: Site) -> tuple[list[User], list[User]]:
-    """Users of both kinds, and events that flow."""
-    resuming = await it.crowd.join(_EACH, resumes=True)
-    others = await it.crowd.join(_EACH, resumes=False)
-    it.publisher.is_paused = False
-    await trio.sleep(_TAIL_SECONDS)
-    return resuming, others
 
 
 async def _finish(it: Site) -> None:
@@ -59,13 +50,11 @@ def _previous(folder: Path) -> Path:
     return folder
 
 
-async def test_in_place(tmp_path: Path, require: Require, rehearse: Rehearse) -> None:
-    require("haproxy")
+async def test_in_place(tmp_path: Path, rehearse: Rehearse) -> None:
     row = rehearse("migration", "In place", "one node without a proxy, stopped and started anew")
-    async with site(tmp_path) as it:
+    async with site(tmp_path, has_proxy=False) as it:
         node = it.node("ws-1")
-        it.crowd = Crowd(it.crowd.nursery, node.port)
-        resuming, others = await _join(it)
+        resuming, others = await it.join(_EACH, _EACH)
         begun = trio.current_time()
         await node.stop()
         stopped = trio.current_time()
@@ -80,8 +69,7 @@ async def test_in_place(tmp_path: Path, require: Require, rehearse: Rehearse) ->
         await it.check_balance()
 
 
-async def test_blue_green_and_back(tmp_path: Path, require: Require, rehearse: Rehearse) -> None:
-    require("haproxy")
+async def test_blue_green_and_back(tmp_path: Path, rehearse: Rehearse) -> None:
     row = rehearse(
         "migration",
         "Blue-green",
@@ -90,7 +78,7 @@ async def test_blue_green_and_back(tmp_path: Path, require: Require, rehearse: R
     async with site(tmp_path) as it:
         blue, green = it.nodes
         await it.proxy.set_state("ws-2", "drain")
-        resuming, others = await _join(it)
+        resuming, others = await it.join(_EACH, _EACH)
         assert await it.proxy.connections() == [2 * _EACH, 0]
 
         # A tenth, by weight.
@@ -126,21 +114,15 @@ async def test_blue_green_and_back(tmp_path: Path, require: Require, rehearse: R
         await it.check_balance()
 
 
-async def test_the_filter_off_by_a_restart(
-    tmp_path: Path, require: Require, rehearse: Rehearse
-) -> None:
-    require("haproxy")
+async def test_the_filter_off_by_a_restart(tmp_path: Path, rehearse: Rehearse) -> None:
     row = rehearse(
         "rollback",
         "Filter off, restart",
         "ENABLE_SUBSCRIPTION_FILTERING=false, one node without a proxy stopped and started anew",
     )
-    async with site(tmp_path) as it:
+    async with site(tmp_path, has_proxy=False) as it:
         node = it.node("ws-1")
-        it.crowd = Crowd(it.crowd.nursery, node.port)
-        users = await it.crowd.join(2 * _EACH, resumes=False)
-        it.publisher.is_paused = False
-        await trio.sleep(_TAIL_SECONDS)
+        _, users = await it.join(0, 2 * _EACH)
         begun = trio.current_time()
         node.settings["ENABLE_SUBSCRIPTION_FILTERING"] = "false"
         await node.restart()
@@ -150,19 +132,14 @@ async def test_the_filter_off_by_a_restart(
         check_books(row, it.publisher, [], users)
 
 
-async def test_the_filter_off_by_a_rolling_restart(
-    tmp_path: Path, require: Require, rehearse: Rehearse
-) -> None:
-    require("haproxy")
+async def test_the_filter_off_by_a_rolling_restart(tmp_path: Path, rehearse: Rehearse) -> None:
     row = rehearse(
         "rollback",
         "Filter off, rolling",
         "ENABLE_SUBSCRIPTION_FILTERING=false, rolling.py over two nodes",
     )
     async with site(tmp_path) as it:
-        users = await it.crowd.join(2 * _EACH, resumes=False)
-        it.publisher.is_paused = False
-        await trio.sleep(_TAIL_SECONDS)
+        _, users = await it.join(0, 2 * _EACH)
         for node in it.nodes:
             node.settings["ENABLE_SUBSCRIPTION_FILTERING"] = "false"
         begun = trio.current_time()
@@ -175,10 +152,7 @@ async def test_the_filter_off_by_a_rolling_restart(
         assert row.refused == 0
 
 
-async def test_the_filter_off_without_a_restart(
-    tmp_path: Path, require: Require, rehearse: Rehearse
-) -> None:
-    require("haproxy")
+async def test_the_filter_off_without_a_restart(tmp_path: Path, rehearse: Rehearse) -> None:
     row = rehearse(
         "rollback",
         "Filter off, worker by worker",
@@ -187,12 +161,11 @@ async def test_the_filter_off_without_a_restart(
     )
     reload_file = tmp_path / "reload.env"
     reload_file.write_text("")
-    async with site(tmp_path, WS_WORKERS="2", WS_RELOAD_FILE=str(reload_file)) as it:
+    async with site(
+        tmp_path, has_proxy=False, WS_WORKERS="2", WS_RELOAD_FILE=str(reload_file)
+    ) as it:
         node = it.node("ws-1")
-        it.crowd = Crowd(it.crowd.nursery, node.port)
-        users = await it.crowd.join(2 * _EACH, resumes=False)
-        it.publisher.is_paused = False
-        await trio.sleep(_TAIL_SECONDS)
+        _, users = await it.join(0, 2 * _EACH)
         reload_file.write_text("ENABLE_SUBSCRIPTION_FILTERING=false\n")
         begun = trio.current_time()
         node.process.signal(signal.SIGHUP)
@@ -207,18 +180,16 @@ async def test_the_filter_off_without_a_restart(
         assert row.refused == 0
 
 
-async def test_the_previous_image(tmp_path: Path, require: Require, rehearse: Rehearse) -> None:
-    require("haproxy")
+async def test_the_previous_image(tmp_path: Path, rehearse: Rehearse) -> None:
     row = rehearse(
         "rollback",
         "Previous image",
         "one node without a proxy stopped; started with the program of a commit before",
     )
     previous = _previous(tmp_path / "previous")
-    async with site(tmp_path) as it:
+    async with site(tmp_path, has_proxy=False) as it:
         node = it.node("ws-1")
-        it.crowd = Crowd(it.crowd.nursery, node.port)
-        resuming, others = await _join(it)
+        resuming, others = await it.join(_EACH, _EACH)
         begun = trio.current_time()
         node.settings["PYTHONPATH"] = str(previous)
         await node.restart()
@@ -232,8 +203,7 @@ async def test_the_previous_image(tmp_path: Path, require: Require, rehearse: Re
         check_books(row, it.publisher, resuming, others, may_declare=True)
 
 
-async def test_a_node_more(tmp_path: Path, require: Require, rehearse: Rehearse) -> None:
-    require("haproxy")
+async def test_a_node_more(tmp_path: Path, rehearse: Rehearse) -> None:
     row = rehearse(
         "rollback",
         "A node more",
@@ -242,7 +212,7 @@ async def test_a_node_more(tmp_path: Path, require: Require, rehearse: Rehearse)
     async with site(tmp_path) as it:
         await it.proxy.set_state("ws-2", "maint")
         await it.node("ws-2").stop()
-        resuming, others = await _join(it)
+        resuming, others = await it.join(_EACH, _EACH)
         begun = trio.current_time()
         it.node("ws-2").start()
         await it.node("ws-2").wait_ready()
@@ -259,12 +229,11 @@ async def test_a_node_more(tmp_path: Path, require: Require, rehearse: Rehearse)
         assert row.sent_away == row.refused == 0
 
 
-async def test_a_full_node_is_evened_out_worker_by_worker(tmp_path: Path, require: Require) -> None:
+async def test_a_full_node_is_evened_out_worker_by_worker(tmp_path: Path) -> None:
     """After a rolling restart one node has everybody, and the last one nobody."""
-    require("haproxy")
     async with site(tmp_path, WS_WORKERS="2") as it:
         await it.proxy.set_state("ws-2", "drain")
-        resuming, others = await _join(it)
+        resuming, others = await it.join(_EACH, _EACH)
         assert await it.proxy.connections() == [2 * _EACH, 0]
         await it.proxy.set_state("ws-2", "ready")
         await trio.sleep(_SLOWSTART_SECONDS)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.ops.conftest import Require
 from tests.ops.nodes import ROLLING, site
 from tests.ops.rehearsing import Rehearse
 from tests.ops.users import check_books
@@ -38,9 +37,8 @@ def test_without_haproxy_it_does_not_begin(tmp_path: Path) -> None:
 
 @pytest.mark.ops
 async def test_a_rolling_restart_under_2000_connections_refuses_nobody(
-    tmp_path: Path, require: Require, rehearse: Rehearse
+    tmp_path: Path, rehearse: Rehearse
 ) -> None:
-    require("haproxy")
     row = rehearse(
         "migration",
         "Rolling restart",
@@ -48,10 +46,7 @@ async def test_a_rolling_restart_under_2000_connections_refuses_nobody(
         f"WS_ACCEPT_RATE={_PER_SECOND}",
     )
     async with site(tmp_path, WS_ACCEPT_RATE=_PER_SECOND) as it:
-        resuming = await it.crowd.join(_EACH, resumes=True)
-        others = await it.crowd.join(_EACH, resumes=False)
-        it.publisher.is_paused = False
-        await trio.sleep(1)
+        resuming, others = await it.join(_EACH, _EACH)
         begun = trio.current_time()
         code, said = await it.roll("--pause=2")
         row.seconds = trio.current_time() - begun
@@ -69,8 +64,7 @@ async def test_a_rolling_restart_under_2000_connections_refuses_nobody(
 
 
 @pytest.mark.ops
-async def test_a_node_that_does_not_come_back_stops_it(tmp_path: Path, require: Require) -> None:
-    require("haproxy")
+async def test_a_node_that_does_not_come_back_stops_it(tmp_path: Path) -> None:
     async with site(tmp_path) as it:
         it.node("ws-1").settings["NATS_URL"] = "nats://127.0.0.1:1"  # nobody is there
         it.node("ws-1").nats_url = "nats://127.0.0.1:1"
@@ -87,8 +81,7 @@ async def test_a_node_that_does_not_come_back_stops_it(tmp_path: Path, require: 
 
 
 @pytest.mark.ops
-async def test_a_restart_command_that_fails_stops_it(tmp_path: Path, require: Require) -> None:
-    require("haproxy")
+async def test_a_restart_command_that_fails_stops_it(tmp_path: Path) -> None:
     async with site(tmp_path) as it:
         it.restart_command = "false {node}"
         code, said = await it.roll("--settle=0")
@@ -98,8 +91,7 @@ async def test_a_restart_command_that_fails_stops_it(tmp_path: Path, require: Re
 
 
 @pytest.mark.ops
-async def test_a_dry_run_touches_nothing(tmp_path: Path, require: Require) -> None:
-    require("haproxy")
+async def test_a_dry_run_touches_nothing(tmp_path: Path) -> None:
     async with site(tmp_path) as it:
         pids = [node.process.process.pid for node in it.nodes]
         code, said = await it.roll("--dry-run")
@@ -112,9 +104,8 @@ async def test_a_dry_run_touches_nothing(tmp_path: Path, require: Require) -> No
 @pytest.mark.ops
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_an_interrupted_one_leaves_every_node_in_rotation(
-    tmp_path: Path, require: Require, number: signal.Signals
+    tmp_path: Path, number: signal.Signals
 ) -> None:
-    require("haproxy")
     async with site(tmp_path) as it:
         command = [
             sys.executable,

@@ -18,7 +18,6 @@ import pytest
 import trio
 
 from tests.e2e.nats import free_port
-from tests.ops.conftest import Require
 from tests.ops.nodes import Proxy, Site, site
 from tests.ops.rehearsing import Rehearse
 from trio_odin.lab.load.pages import get
@@ -69,9 +68,8 @@ async def _load(it: Site, proxy: Proxy, users: int, hold: float, seed: int) -> d
 
 
 async def test_the_plans_users_and_a_rolling_restart(
-    tmp_path: Path, require: Require, rehearse: Rehearse, request: pytest.FixtureRequest
+    tmp_path: Path, rehearse: Rehearse, request: pytest.FixtureRequest
 ) -> None:
-    require("haproxy")
     users = request.config.getoption("--users", default=None) or _USERS
     row = rehearse(
         "migration",
