@@ -61,7 +61,7 @@ def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path 
 
 
 @click.command("bench", short_help="Measure this server against others, on this machine.")
-@click.option("--quick", is_flag=True, help="1,000 connections and short stages: under a minute.")
+@click.option("--quick", is_flag=True, help="1,000 connections and short stages: about a minute.")
 @click.option(
     "--connections",
     type=click.IntRange(min=1, max=1_000_000),
@@ -163,10 +163,16 @@ def bench_command(
     Exit code 0 means that trio-odin lost and doubled nothing, 1 that it did.
     """  # noqa: D301 - click needs the character, not the backslash
     require_extra("hdrh", "psutil")
-    plan = _bench_plan([*map(_subject, subjects), *peers], connections, hold, seed, quick=quick)
-    plan = attrs.evolve(plan, rate=rate, peers_nats_url=nats_url)
+    plan = BenchPlan(
+        subjects=[*map(_subject, subjects), *peers], rate=rate, seed=seed, peers_nats_url=nats_url
+    )
+    if quick:
+        plan = plan.quick()
     if only_hold:
         plan = plan.only_hold()
+    plan = attrs.evolve(
+        plan, connections=connections or plan.connections, hold_seconds=hold or plan.hold_seconds
+    )
     # Into a file or a pipe the table goes in full width; a terminal has its own.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _TABLE_CHARS)
     runs: list[BenchReport] = []
@@ -204,22 +210,6 @@ async def _bench_until_signalled(
 def _subject(name: str) -> Subject:
     known = {subject.name: subject for subject in SUBJECTS}
     return known[name] if name in known else ours(int(name.removeprefix("odin-")))
-
-
-def _bench_plan(
-    subjects: list[Subject],
-    connections: int | None,
-    hold: float | None,
-    seed: int,
-    *,
-    quick: bool,
-) -> BenchPlan:
-    plan = BenchPlan(subjects=subjects, seed=seed)
-    if quick:
-        plan = plan.quick()
-    if connections is not None:
-        plan = attrs.evolve(plan, connections=connections)
-    return plan if hold is None else attrs.evolve(plan, hold_seconds=hold)
 
 
 def _plot(report: BenchReport, path: Path) -> None:

@@ -7,8 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
@@ -17,6 +16,7 @@ import trio
 
 from trio_odin.lab.fleet.dialects import DIALECTS
 from trio_odin.lab.load.pages import get, labelled
+from trio_odin.lab.load.plan import is_address
 from trio_odin.lab.load.server import CPU, OTHERS_CPU, RSS, USER_CPU, Server, Statement
 from trio_odin.lab.machine import busy_core_seconds
 from trio_odin.net.nats_server import NatsServer
@@ -52,7 +52,8 @@ class Subject:
         title: for people.
         dialect: a key of `DIALECTS`.
         path: of its WebSocket.
-        command: how to start it beside a NATS server; None if it is not ours to start.
+        command: the module to start and its arguments, beside `--nats URL`; None if it is not ours
+            to start.
         url: where it is, if it is not ours to start; None and no command: nats-server itself.
         cores: how many it can fill.
         workers: processes of ours that share the port; each says when it listens.
@@ -63,7 +64,7 @@ class Subject:
     title: str
     dialect: str = "odin"
     path: str = "/ws"
-    command: Callable[[NatsServer], list[str]] | None = None
+    command: Sequence[str] | None = None
     url: str | None = None
     cores: int = 1
     workers: int = 1
@@ -133,22 +134,15 @@ def process_of(pid: int) -> psutil.Process:
     return psutil.Process(pid)
 
 
-def _ours(workers: int, nats: NatsServer) -> list[str]:
-    command = [sys.executable, "-m", "trio_odin", "serve", "--addr", "127.0.0.1:0"]
-    command += ["--nats", nats.url, "--log-format", "json"]
-    return [*command, "--workers", str(workers)] if workers > 1 else command
-
-
-def _peer(name: str, nats: NatsServer) -> list[str]:
-    return [sys.executable, "-m", f"{_PEERS}.{name}", "--nats", nats.url]
-
-
 def ours(workers: int) -> Subject:
     """trio-odin with so many workers."""
     return Subject(
         name="odin" if workers == 1 else f"odin-{workers}",
         title=f"trio-odin, {workers} worker{'s' if workers > 1 else ''}",
-        command=partial(_ours, workers),
+        command=(
+            *("trio_odin", "serve", "--addr", "127.0.0.1:0", "--log-format", "json"),
+            *(("--workers", str(workers)) if workers > 1 else ()),
+        ),
         cores=workers,
         workers=workers,
         is_ours=True,
@@ -166,16 +160,16 @@ SUBJECTS = (
         path="/",
         cores=len(os.sched_getaffinity(0)),
     ),
-    Subject(name="floor", title="floor: a loop of send(2)", command=partial(_peer, "send_floor")),
+    Subject(name="floor", title="floor: a loop of send(2)", command=(f"{_PEERS}.send_floor",)),
     Subject(
         name="websockets",
         title="websockets on trio, broadcast",
-        command=partial(_peer, "websockets_broadcast"),
+        command=(f"{_PEERS}.websockets_broadcast",),
     ),
     Subject(
         name="trio-websocket",
         title="trio-websocket, a channel each",
-        command=partial(_peer, "trio_websocket_plain"),
+        command=(f"{_PEERS}.trio_websocket_plain",),
     ),
 )
 
@@ -188,7 +182,8 @@ def parse_peer(text: str) -> Subject:
     """
     name, equals, rest = text.partition("=")
     url, _, dialect = rest.partition(",")
-    if not (name and equals and _is_address(url)):
+    is_whole = is_address(url, {"ws"}) and urlsplit(url).port and "?" not in url
+    if not (name and equals and is_whole):
         raise ValueError("allowed is NAME=ws://HOST:PORT/PATH, perhaps with ,DIALECT behind it")
     if name in {subject.name for subject in SUBJECTS} or name.startswith("odin"):
         raise ValueError(f"{name!r} is the name of a subject of the bench: choose another one")
@@ -197,14 +192,6 @@ def parse_peer(text: str) -> Subject:
     return Subject(
         name=name, title=name, dialect=dialect or "odin", path=urlsplit(url).path or "/", url=url
     )
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme == "ws" and bool(parts.hostname and parts.port and not parts.query)
-    except ValueError:  # a port that cannot be
-        return False
 
 
 async def run_subject(
@@ -228,7 +215,7 @@ async def run_subject(
     # of whoever runs the bench are not to change what is measured.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("WS_", "JS_"))}
     process = await trio.lowlevel.open_process(
-        subject.command(nats),
+        [sys.executable, "-m", *subject.command, "--nats", nats.url],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,

@@ -84,10 +84,10 @@ class LoadPlan:
         Raises:
             LoadImpossible: says which number or name is wrong, and what is allowed.
         """
-        for sentence in self._complaints():
+        for sentence in (*self._wrong_names(), *self._wrong_numbers()):
             raise LoadImpossible(sentence)
 
-    def _complaints(self) -> Iterator[str]:
+    def _wrong_names(self) -> Iterator[str]:
         if not is_address(self.url, {"ws", "wss"}):
             yield f"{self.url!r} is no address like ws://127.0.0.1:3002/ws"
         for what, url, example in (
@@ -96,36 +96,28 @@ class LoadPlan:
         ):
             if url is not None and not is_address(url, {"http", "https"}):
                 yield f"{url!r} is no address of a {what}, like {example}"
-        yield from self._complaints_about_subscriptions()
-        yield from self._complaints_about_numbers()
-
-    def _complaints_about_subscriptions(self) -> Iterator[str]:
-        workload = self.workload
-        total = len(workload.channels)
-        if not total:
-            yield "no channels: allowed is 1 or more"
-        for channel in workload.channels:
+        for channel in self.workload.channels:
             if not is_channel(channel):
                 yield f"{channel!r} is no channel: {CHANNEL_RULE}"
-        if not 1 <= workload.channels_per_connection <= total:
-            yield (
-                f"{workload.channels_per_connection} channels a connection: "
-                f"with {total} tokens, allowed is 1 to {total}"
-            )
 
-    def _complaints_about_numbers(self) -> Iterator[str]:
-        if self.connections < 1:
-            yield f"{self.connections} connections: allowed is 1 or more"
-        if self.processes < 1:
-            yield f"{self.processes} processes: allowed is 1 or more"
-        for name in ("hold", "idle", "after"):
-            seconds = getattr(self, f"{name}_seconds")
-            if not 0 <= seconds < math.inf:
-                yield f"{name} of {seconds:g} seconds: allowed is a number, 0 or more"
-        for name in ("ramp", "churn"):
-            rate = getattr(self, f"{name}_per_second")
-            if not 0 <= rate < math.inf:
-                yield f"{name} of {rate:g} a second: allowed is a number, 0 or more"
+    def _wrong_numbers(self) -> Iterator[str]:
+        total, each = len(self.workload.channels), self.workload.channels_per_connection
+        if not total:
+            yield "no channels: allowed is 1 or more"
+        if not 1 <= each <= total:
+            yield f"{each} channels a connection: with {total} tokens, allowed is 1 to {total}"
+        for count, what in ((self.connections, "connections"), (self.processes, "processes")):
+            if count < 1:
+                yield f"{count} {what}: allowed is 1 or more"
+        for number, what in (
+            (self.hold_seconds, "hold of {:g} seconds"),
+            (self.idle_seconds, "idle of {:g} seconds"),
+            (self.after_seconds, "after of {:g} seconds"),
+            (self.ramp_per_second, "ramp of {:g} a second"),
+            (self.churn_per_second, "churn of {:g} a second"),
+        ):
+            if not 0 <= number < math.inf:
+                yield f"{what.format(number)}: allowed is a number, 0 or more"
         if self.rate is not None and not 0 < self.rate < math.inf:
             yield f"rate of {self.rate:g} a second: allowed is a number above 0"
         if self.churn_per_second and self.connections < 2:
