@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -47,7 +48,9 @@ ROOT = Path(__file__).parent.parent
 UNIX_MS = 1759027038365
 
 
-def _load(path: Path) -> ModuleType:
+@cache
+def _generate() -> ModuleType:
+    path = ROOT / "docs" / "generate.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -70,7 +73,7 @@ def _load(path: Path) -> ModuleType:
     ],
 )
 def test_generated_pages_are_current(page: str) -> None:
-    pages: dict[str, Callable[[], str]] = _load(ROOT / "docs" / "generate.py").PAGES
+    pages: dict[str, Callable[[], str]] = _generate().PAGES
     assert (ROOT / "docs" / page).read_text() == pages[page](), "run: python docs/generate.py"
 
 
@@ -90,7 +93,7 @@ def test_generated_pages_are_current(page: str) -> None:
 def test_a_page_says_which_code_was_measured_and_whether_it_has_changed(
     record: str, page: str
 ) -> None:
-    origin: Provenance = _load(ROOT / "docs" / "generate.py").origins()[record]
+    origin: Provenance = _generate().origins()[record]
     text = " ".join((ROOT / page).read_text().split())
     assert origin.short() in text, "run: python docs/generate.py"
     assert ("has changed since" in origin.short()) == origin.is_outdated
@@ -108,13 +111,33 @@ def test_the_balances_of_the_metrics_page_hold_whatever_was_counted(state: Snaps
         assert scraped[whole] == sum(scraped[name] for name in names)
 
 
+def test_the_report_of_the_lab_is_that_of_the_record_that_is_kept() -> None:
+    generate = _generate()
+
+    def without_drawings(page: str) -> str:
+        # How a line is drawn is for each version of matplotlib to say.
+        return re.sub(r"<svg.*?</svg>", "<svg>", page, flags=re.DOTALL)
+
+    kept = generate.REPORT.read_text()
+    assert kept.count("<svg") == 10
+    assert without_drawings(kept) == without_drawings(generate.report()), (
+        "run: python docs/generate.py"
+    )
+
+
+def test_the_record_of_the_lab_is_small() -> None:
+    folder = ROOT / "docs" / "capacity"
+    names = ("report.html", "verdict.json", "series/stage-06.csv", "series/stage-06-host.csv")
+    assert sum((folder / name).stat().st_size for name in names) < 300_000
+
+
 def test_the_figures_in_the_readme_are_current() -> None:
-    readme: Callable[[], str] = _load(ROOT / "docs" / "generate.py").readme
+    readme: Callable[[], str] = _generate().readme
     assert (ROOT / "README.md").read_text() == readme(), "run: python docs/generate.py"
 
 
 def test_the_costs_of_the_model_are_those_that_the_lab_measured(tmp_path: Path) -> None:
-    generate = _load(ROOT / "docs" / "generate.py")
+    generate = _generate()
     write_costs(tmp_path / "costs.toml", generate.costs())
     assert generate.COSTS.read_text() == (tmp_path / "costs.toml").read_text(), (
         "run: python docs/generate.py"
