@@ -12,7 +12,6 @@ import os
 import re
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -24,7 +23,7 @@ import attrs
 import trio
 
 from tests.ops.conftest import ROOT
-from tests.ops.tools import missing
+from tests.ops.tools import CommandFailed, missing, output
 
 FOLDER = Path(tempfile.gettempdir()) / "trio-odin-containers"
 
@@ -47,10 +46,6 @@ _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 # The label of an image that was made here: the version of its CPython.
 _MADE_OF = "trio-odin.made-of"
-
-
-class CommandFailed(Exception):
-    """A program ended with another code than 0; the text is its command and what it said."""
 
 
 class NoBaseImage(Exception):
@@ -212,7 +207,7 @@ def podman_here() -> Podman:
 
 def _driver() -> str:
     """How the store puts layers together: overlay, except on one."""
-    kind = _command("stat", "--file-system", "--format=%T", str(FOLDER)).strip()
+    kind = output("stat", "--file-system", "--format=%T", FOLDER).strip()
     return "vfs" if kind == "overlayfs" else "overlay"
 
 
@@ -261,7 +256,10 @@ def local_base(name: str) -> Path:
             _add_configuration(root)
             _strip(root)
             unfinished = Path(folder) / "base.tar"
-            _command("tar", "--create", "--file", str(unfinished), "--directory", str(root), ".")
+            output(
+                *("tar", "--create", "--file", unfinished, "--directory", root, "."),
+                seconds=_MAKE_SECONDS,
+            )
             unfinished.rename(archive)
     return archive
 
@@ -280,7 +278,7 @@ def _python_like(name: str) -> Path:
 def _add_debian(root: Path, name: str) -> None:
     options = ("--variant=minbase", f"--include={_DEBIAN_PACKAGES}", "bookworm", str(root))
     try:
-        _command("debootstrap", *options)
+        output("debootstrap", *options, seconds=_MAKE_SECONDS)
     except CommandFailed as error:
         raise NoBaseImage(f"{name} cannot be pulled, nor made: {error}") from None
 
@@ -300,9 +298,10 @@ def _add_python(root: Path, python: Path) -> None:
             program.unlink()  # with the folder of where it was installed in its first line
     (library,) = (root / "usr/local/lib").glob("python3.*")
     (library / "site-packages").mkdir()
-    _command("chroot", str(root), "ldconfig")
+    output("chroot", root, "ldconfig")
     interpreter = f"/usr/local/bin/{library.name}"
-    _command("chroot", str(root), interpreter, "-m", "ensurepip", "--upgrade", "--default-pip")
+    ensurepip = ("-m", "ensurepip", "--upgrade", "--default-pip")
+    output("chroot", root, interpreter, *ensurepip, seconds=_MAKE_SECONDS)
     for link in ("python", "python3"):
         (programs / link).unlink(missing_ok=True)
         (programs / link).symlink_to(library.name)
@@ -313,7 +312,7 @@ def _add_configuration(root: Path) -> None:
     if _CERTIFICATES.exists():
         shutil.copy(_CERTIFICATES, root / _CERTIFICATES.relative_to("/"))
     known = {}
-    for line in _command(sys.executable, "-m", "pip", "config", "list").splitlines():
+    for line in output(sys.executable, "-m", "pip", "config", "list").splitlines():
         key, _, value = line.partition("=")
         known[key.rpartition(".")[2]] = value.strip("'")
     # An address of a file is of this machine.
@@ -345,12 +344,3 @@ def import_options(archive: Path) -> list[str]:
         f"LABEL {_MADE_OF}={archive.stem.removeprefix('base-')}",
     ]
     return [option for change in changes for option in ("--change", change)]
-
-
-def _command(*command: str) -> str:
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=_MAKE_SECONDS, check=False
-    )
-    if done.returncode:
-        raise CommandFailed(f"{' '.join(command)}: {done.returncode}\n{done.stderr[-3000:]}")
-    return done.stdout

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 import attrs
 
 from tests.ops.composing import docker_compose
-from tests.ops.tools import missing
+from tests.ops.tools import CommandFailed, missing, output
 from trio_odin.net.nats_server import find_nats_server
 
 # As on the internal network of the plan: of odin-ws and of odin-backend.
@@ -37,10 +37,6 @@ import sys
 from urllib.request import ProxyHandler, build_opener
 print(build_opener(ProxyHandler({})).open(sys.argv[1], timeout=5).read().decode())
 """
-
-
-class DockerFailed(Exception):
-    """A command of Docker failed; the text says which, and what it wrote."""
 
 
 def why_no_docker() -> str | None:
@@ -66,11 +62,17 @@ class Docker:
 
     def run(self, *arguments: str, seconds: float = 120) -> str:
         """What a command of docker writes."""
-        return _run(["docker", *arguments], self.environment, seconds)
+        return output("docker", *arguments, environment=self.environment, seconds=seconds)
 
     def compose(self, folder: Path, *arguments: str, seconds: float = 180) -> str:
         """What a command of compose writes, in a folder with a compose.yml and perhaps a .env."""
-        return _run([docker_compose(), *arguments], self.environment, seconds, folder)
+        return output(
+            docker_compose(),
+            *arguments,
+            environment=self.environment,
+            seconds=seconds,
+            folder=folder,
+        )
 
     def inspect(self, container: str) -> dict[str, Any]:
         """All that the daemon knows of a container."""
@@ -92,7 +94,7 @@ class Docker:
 
     def get(self, url: str) -> str:
         """A page, asked for from the daemon's network."""
-        return _run(self.inside(sys.executable, "-c", _GET, url), os.environ, 20)
+        return output(*self.inside(sys.executable, "-c", _GET, url), seconds=20)
 
     def build(self, tag: str, dockerfile: str, files: Mapping[str, Path | str]) -> None:
         """An image of some files; of a text where one is given."""
@@ -109,40 +111,19 @@ class Docker:
         self.run("build", "--quiet", "--tag", tag, str(context))
 
 
-def _run(
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    seconds: float,
-    folder: Path | None = None,
-) -> str:
-    done = subprocess.run(
-        command,
-        env=environment,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
-    if done.returncode:
-        said = (done.stdout + done.stderr)[-3000:]
-        raise DockerFailed(f"{' '.join(command)}: {done.returncode}\n{said}")
-    return done.stdout
-
-
 @contextmanager
 def docker_here(folder: Path) -> Iterator[Docker]:
     """A daemon with all it has in `folder`; nothing of it is left behind."""
     namespace = f"odin-docker-{os.getpid()}"
-    _run(["ip", "netns", "add", namespace], os.environ, 10)
+    output("ip", "netns", "add", namespace)
     try:
         for setup in (["link", "set", "lo", "up"], ["addr", "add", f"{WS_ADDRESS}/32", "dev", "lo"],
                       ["addr", "add", f"{BACKEND_ADDRESS}/32", "dev", "lo"]):  # fmt: skip
-            _run(["ip", "-n", namespace, *setup], os.environ, 10)
+            output("ip", "-n", namespace, *setup)
         with _daemon(namespace, folder) as docker:
             yield docker
     finally:
-        _run(["ip", "netns", "del", namespace], os.environ, 10)
+        output("ip", "netns", "del", namespace)
 
 
 @contextmanager
@@ -179,11 +160,11 @@ def _wait_for(docker: Docker, process: subprocess.Popen[bytes]) -> None:
     while process.poll() is None and time.monotonic() < due:
         try:
             docker.run("version", seconds=5)
-        except (DockerFailed, subprocess.TimeoutExpired):
+        except (CommandFailed, subprocess.TimeoutExpired):
             time.sleep(0.1)
         else:
             return
-    raise DockerFailed((docker.folder / "dockerd.log").read_text()[-3000:])
+    raise CommandFailed((docker.folder / "dockerd.log").read_text()[-3000:])
 
 
 # What `wget -q --spider http://HOST:PORT/PATH` does; Python would not start in time on 0.05 cores.
@@ -235,7 +216,7 @@ def make_stand_ins(docker: Docker, ours: str, tags: Mapping[str, str]) -> None:
 def _make_haproxy(docker: Docker, head: str, tag: str) -> None:
     program = shutil.which("haproxy")
     assert program is not None
-    found = re.findall(r"(\S+) => (/\S+)", _run(["ldd", program], os.environ, 10))
+    found = re.findall(r"(\S+) => (/\S+)", output("ldd", program))
     libraries = {name: Path(path) for name, path in found if not name.startswith(_EVERYWHERE)}
     docker.build(
         tag,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 from tests.ops.conftest import OPS, ROOT, Require
 from tests.ops.promql import faults, metrics_of
 from tests.ops.rules import ALERTS, RECORDED, known_series
+from tests.ops.tools import output
 from trio_odin.config import variables
 from trio_odin.lab.model.tables import read_costs
 from trio_odin.lab.report.folder import read_verdict
@@ -39,15 +39,9 @@ EXPECTED = [
 ]
 
 
-def _run(*command: str | Path) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_prometheus_takes_its_configuration_and_all_rules(require: Require) -> None:
     require("promtool")
-    said = _run("promtool", "check", "config", PROMETHEUS / "prometheus.yml")
+    said = output("promtool", "check", "config", PROMETHEUS / "prometheus.yml")
     found = sum(int(count) for count in re.findall(r"(\d+) rules found", said))
     assert found == len(ALERTS) + len(RECORDED)
 
@@ -55,7 +49,7 @@ def test_prometheus_takes_its_configuration_and_all_rules(require: Require) -> N
 def test_each_alert_and_each_figure_does_what_its_tests_say(require: Require) -> None:
     require("promtool")
     files = sorted((PROMETHEUS / "tests").glob("*.yml"))
-    assert _run("promtool", "test", "rules", *files).count("SUCCESS") == len(files)
+    assert output("promtool", "test", "rules", *files).count("SUCCESS") == len(files)
 
 
 @pytest.mark.parametrize("name", [*RECORDED, *ALERTS])
@@ -197,11 +191,11 @@ def test_alertmanager_takes_its_configuration(require: Require, tmp_path: Path) 
     require("amtool")
     # `url_file` is known from 0.26 on; older ones check all the rest of the file.
     text = ALERTMANAGER.read_text()
-    if "version 0.25" in _run("amtool", "--version"):
+    if "version 0.25" in output("amtool", "--version"):
         text = re.sub(r"url_file: /tmp/\w+_webhook_url", "url: http://127.0.0.1:9/", text)
     copy = tmp_path / "alertmanager.yml"
     copy.write_text(text)
-    said = _run("amtool", "check-config", copy)
+    said = output("amtool", "check-config", copy)
     assert "SUCCESS" in said
     assert "5 inhibit rules" in said
 

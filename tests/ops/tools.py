@@ -44,3 +44,33 @@ def run(
         check=False,
         env={"PATH": _PATH, **(variables or {})},
     )
+
+
+class CommandFailed(Exception):
+    """A program ended with another code than 0; the text is its command and what it said."""
+
+
+def output(
+    *command: str | Path,
+    seconds: float = 60,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> str:
+    """What a program writes, in this process' environment unless another one is given.
+
+    Raises:
+        CommandFailed: it failed.
+    """
+    done = subprocess.run(
+        command,
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    if done.returncode:
+        said = (done.stdout + done.stderr)[-3000:]
+        raise CommandFailed(f"{' '.join(map(str, command))}: {done.returncode}\n{said}")
+    return done.stdout
