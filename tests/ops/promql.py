@@ -1,9 +1,8 @@
-"""What a query of Prometheus asks for, read from its syntax tree."""
+"""What a query of Prometheus names that does not exist, by the parser of promql-parser."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import promql_parser
@@ -13,8 +12,6 @@ from promql_parser import (
     BinaryExpr,
     Call,
     Expr,
-    Matcher,
-    MatchOp,
     StringLiteral,
     VectorSelector,
 )
@@ -41,65 +38,9 @@ def known_metrics() -> Known:
     return known
 
 
-def faults(query: str, known: Known) -> list[str]:
-    """What a query names that does not exist: metrics, labels, values of labels."""
-    return [*_faults(promql_parser.parse(query), known)]
-
-
-def labels_of(query: str, known: Known) -> set[str]:
-    """The labels that the answer to a query may have."""
-    return _labels(promql_parser.parse(query), known)
-
-
-def _labels(tree: Expr, known: Known) -> set[str]:
-    """Those of all that it selects, and those that it makes."""
-    found = {label for selector in selectors(tree) for label in known.get(selector.name or "", ())}
-
-    def visit(node: Expr) -> None:
-        if isinstance(node, Call) and node.func.name == "label_replace":
-            made = node.args[1]
-            assert isinstance(made, StringLiteral)
-            found.add(made.val)
-
-    promql_parser.walk(tree, visit)
-    return found
-
-
-def _faults(tree: Expr, known: Known) -> Iterator[str]:
-    missing = _matched_labels(tree) - _labels(tree, known)
-    yield from (f"label {name}" for name in sorted(missing))
-    for selector in selectors(tree):
-        name = selector.name or ""
-        if name not in known:
-            yield f"metric {name}"
-            continue
-        for matcher in selector.matchers.matchers:
-            yield from _faults_of_matcher(name, matcher, known[name])
-
-
-def _faults_of_matcher(
-    metric: str, matcher: Matcher, labels: Mapping[str, set[str] | None]
-) -> Iterator[str]:
-    if matcher.name not in labels:
-        yield f"label {matcher.name} of {metric}"
-        return
-    is_pattern = matcher.op in (MatchOp.Re, MatchOp.NotRe)
-    wanted = set(re.split(r"\|", matcher.value)) if is_pattern else {matcher.value}
-    values = labels[matcher.name]
-    if values is not None:
-        yield from (f"{metric}{{{matcher.name}={value}}}" for value in sorted(wanted - values))
-
-
 def selectors(tree: Expr) -> list[VectorSelector]:
-    """All of them, those with a range too."""
-    found: list[VectorSelector] = []
-
-    def visit(node: Expr) -> None:
-        if isinstance(node, VectorSelector):
-            found.append(node)
-
-    promql_parser.walk(tree, visit)
-    return found
+    """All that a query selects, with a range or without."""
+    return [node for node in _nodes(tree) if isinstance(node, VectorSelector)]
 
 
 def metrics_of(query: str) -> set[str]:
@@ -107,15 +48,43 @@ def metrics_of(query: str) -> set[str]:
     return {selector.name for selector in selectors(promql_parser.parse(query)) if selector.name}
 
 
-def _matched_labels(tree: Expr) -> set[str]:
-    """Labels that are aggregated by or joined on."""
-    found: set[str] = set()
+def labels_of(query: str, known: Known) -> set[str]:
+    """The labels that the answer to a query may have."""
+    found = {label for name in metrics_of(query) for label in known.get(name, ())}
+    for node in _nodes(promql_parser.parse(query)):
+        if isinstance(node, Call) and node.func.name == "label_replace":
+            made = node.args[1]
+            assert isinstance(made, StringLiteral)
+            found.add(made.val)
+    return found
 
-    def visit(node: Expr) -> None:
+
+def faults(query: str, known: Known) -> list[str]:
+    """What a query names that does not exist: metrics, labels, values of labels."""
+    tree = promql_parser.parse(query)
+    by: set[str] = set()  # labels that are aggregated by or joined on
+    for node in _nodes(tree):
         if isinstance(node, AggregateExpr) and node.modifier:
-            found.update(node.modifier.labels)
+            by.update(node.modifier.labels)
         if isinstance(node, BinaryExpr) and node.modifier and node.modifier.matching:
-            found.update(node.modifier.matching.labels)
+            by.update(node.modifier.matching.labels)
+    found = [f"label {name}" for name in sorted(by - labels_of(query, known))]
+    for selector in selectors(tree):
+        name = selector.name or ""
+        if name not in known:
+            found.append(f"metric {name}")
+            continue
+        for matcher in selector.matchers.matchers:
+            if matcher.name not in known[name]:
+                found.append(f"label {matcher.name} of {name}")
+            elif (values := known[name][matcher.name]) is not None:
+                # A pattern is some values, one or the other.
+                wrong = {*matcher.value.split("|")} - values
+                found += [f"{name}{{{matcher.name}={value}}}" for value in sorted(wrong)]
+    return found
 
-    promql_parser.walk(tree, visit)
+
+def _nodes(tree: Expr) -> list[Expr]:
+    found: list[Expr] = []
+    promql_parser.walk(tree, found.append)
     return found

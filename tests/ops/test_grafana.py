@@ -64,16 +64,15 @@ def test_each_query_asks_for_metrics_labels_and_values_that_exist(query: Query) 
         ("sum by (reason) (ws_tasks)", "label reason"),
         ('ws_tasks{job="sw"}', "ws_tasks{job=sw}"),
         ('ALERTS{alertname="Tired"}', "ALERTS{alertname=Tired}"),
+        ('ws_draining{worker=~"1|2"}', "label worker of ws_draining"),
+        (
+            'ws_connections_rejected_total{reason=~"lag|rain"}',
+            "ws_connections_rejected_total{reason=rain}",
+        ),
     ],
 )
 def test_a_query_for_what_does_not_exist_is_found(text: str, fault: str) -> None:
     assert faults(text, known_series()) == [fault]
-
-
-def test_a_label_that_a_query_makes_is_one_that_exists() -> None:
-    assert labels_of('label_replace(up, "bound", "CPU", "", "")', known_series()) == {
-        "job", "instance", "bound",
-    }  # fmt: skip
 
 
 def test_a_query_with_a_wrong_syntax_is_found() -> None:
