@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode
-from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -11,6 +10,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, TextMessage
 from wsproto.events import Event as WsprotoEvent
 
+from tests.lab.fleet.rig import split
 from trio_odin.core.handshake import Upgrade, is_websocket_request, parse
 from trio_odin.lab.fleet.dialects import (
     DIALECTS,
@@ -163,11 +163,6 @@ def nats_messages(draw: st.DrawFn) -> bytes:
 UNITS = nats_messages() | st.sampled_from(
     [b'INFO {"server_id":"X","max_payload":1048576}\r\n', b"PING\r\n", b"PONG\r\n", b"+OK\r\n"]
 )
-
-
-def split(stream: bytes, cuts: list[int]) -> list[bytes]:
-    places = [0, *sorted(cut % (len(stream) + 1) for cut in cuts), len(stream)]
-    return [stream[a:b] for a, b in pairwise(places)]
 
 
 def units_of(dialect: Dialect, pieces: list[bytes]) -> tuple[list[bytes], bytes]:

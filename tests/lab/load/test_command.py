@@ -359,7 +359,12 @@ def test_a_process_that_is_interrupted_writes_its_figures_and_exits_with_130(
     assert "Traceback" not in err
     result = msgspec.json.decode(file.read_bytes(), type=LoadResult)
     assert result.interrupted
-    assert (result.connected, result.closed_cleanly, result.gaps, result.lost) == (20, 20, 0, 0)
+    assert (result.connected, result.closed_cleanly, result.disconnects) == (20, 20, {})
+    assert (result.lost, result.gaps, result.unseen) == (0, 0, 0)
+    assert 0 < result.hold_seconds < 15
+    assert list(dict.fromkeys(sample.phase for sample in result.series)) == [
+        *("connecting", "hold", "closing")
+    ]
     assert not rig.publisher.is_publishing()
 
 

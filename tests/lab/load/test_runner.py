@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ from trio_odin.lab.load import runner
 from trio_odin.lab.load.criteria import INTEGRITY, checks
 from trio_odin.lab.load.plan import LoadPlan
 from trio_odin.lab.load.result import LoadResult, Progress, ServerFigures
-from trio_odin.lab.load.runner import LoadAbandoned, run_load
+from trio_odin.lab.load.runner import run_load
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("hasty")]
 
@@ -127,16 +126,6 @@ async def test_a_server_that_never_stops_sending_is_left_after_a_while(
     assert result.closed_cleanly == 10
     assert result.received > 100
     assert phases(result) == ["connecting", "hold", "closing"]
-
-
-async def test_where_nobody_listens_the_load_is_impossible() -> None:
-    url = f"ws://127.0.0.1:{free_port()}/ws"
-    with pytest.raises(BaseExceptionGroup) as raised:
-        await carried_out(plan_alone(url))
-    assert isinstance(only(raised.value), LoadImpossible)
-    assert str(only(raised.value)) == (
-        f"nobody could connect to {url}: Connection refused (10 times)"
-    )
 
 
 async def test_where_nobody_listens_a_load_that_reconnects_gives_up_too(
@@ -256,18 +245,6 @@ def interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-async def test_an_interrupted_hold_ends_in_order_with_the_figures_so_far(rig: Rig) -> None:
-    began = time.monotonic()
-    result = await carried_out(plan_on(rig, hold_seconds=60.0), InPhase("hold", interrupt))
-    assert time.monotonic() - began < 10
-    assert result.interrupted
-    assert 0.2 < result.hold_seconds < 5
-    assert (result.closed_cleanly, result.disconnects) == (40, {})
-    assert (result.lost, result.gaps, result.unseen) == (0, 0, 0)
-    assert phases(result) == ["connecting", "hold", "closing"]
-    assert not rig.publisher.is_publishing()
-
-
 async def test_a_load_that_is_interrupted_before_all_are_connected_has_figures_too(
     rig: Rig,
 ) -> None:
@@ -279,20 +256,6 @@ async def test_a_load_that_is_interrupted_before_all_are_connected_has_figures_t
     assert (result.published, result.publications, result.hold_seconds) == (None, 0, 0)
     assert result.server.base_mib is not None
     assert (result.server.connect_us, result.server.held_mib) == (None, None)
-
-
-async def test_a_load_that_is_interrupted_twice_ends_at_once_and_stops_the_publisher(
-    rig: Rig,
-) -> None:
-    def twice() -> None:
-        interrupt()
-        signal.raise_signal(signal.SIGTERM)
-
-    began = time.monotonic()
-    with pytest.raises(LoadAbandoned, match=r"^interrupted twice: the figures are lost$"):
-        await carried_out(plan_on(rig, hold_seconds=60.0), InPhase("hold", twice))
-    assert time.monotonic() - began < 5
-    assert not rig.publisher.is_publishing()
 
 
 async def test_a_load_that_fails_stops_the_publisher(rig: Rig) -> None:

@@ -73,10 +73,9 @@ def test_without_connections_and_deliveries_there_is_no_cost_of_one() -> None:
 
 def test_without_any_page_everything_is_unknown() -> None:
     empty = Statement(1.0, {})
-    moments = Moments(
-        before=empty, connected=empty, idle_from=empty, idle_until=empty, hold=[empty], end=empty
-    )
-    assert server_figures(moments, connected=100, received=100) == ServerFigures()
+    for hold in ([], [empty], [empty, empty]):
+        moments = Moments(hold=hold)
+        assert server_figures(moments, connected=100, received=100) == ServerFigures()
 
 
 @pytest.mark.parametrize("name", ["before", "connected", "idle_from", "idle_until", "end"])

@@ -42,7 +42,6 @@ _QUIET_SECONDS = 2.0
 # An event near an end of the hold may have come before all were there, or still be on its way.
 _MARGIN_NS = 1_000_000_000
 _MARGIN_SHARE = 4
-_NO_STATEMENT = Statement(0.0, {})
 
 
 class LoadAbandoned(Exception):
@@ -140,7 +139,7 @@ class Load:
         self._events = Events()
         self._busiest_cpu = 0.0
         self._series: list[Sample] = []
-        self._hold: list[Statement] = []
+        self._pages = Moments()
         self._windows: list[tuple[int, int]] = []
         self._started = self._last_at = time.monotonic()
         self._arrived = self._started
@@ -162,9 +161,7 @@ class Load:
         in order. So it is with every exception.
         """
         self._health = [await self._server.health()]
-        self._before = await self._ask()
-        self._connected_page = self._idle_from = self._idle_until = _NO_STATEMENT
-        self._before_events = _NO_STATEMENT
+        self._pages.before = await self._ask()
         try:
             try:
                 await self._phases()
@@ -210,20 +207,20 @@ class Load:
                 f"{_listed(connects.rejections | connects.failures)}"
             )
         await self._tick("connecting", seconds=_SETTLE_SECONDS)  # the server has to tidy up
-        self._connected_page = self._page
+        self._pages.connected = self._pages.end
 
     async def _idle(self) -> None:
         if self._plan.idle_seconds:
-            self._idle_from = self._page
+            self._pages.idle_from = self._pages.end
             await self._phase("idle", self._plan.idle_seconds)
-            self._idle_until = self._page
+            self._pages.idle_until = self._pages.end
 
     async def _receive(self) -> None:
-        self._before_events = self._page
+        self._pages.published_from = self._pages.end
         await self._publisher.start()
         if self._plan.churn_per_second:
             await self._crowd.begin("churn")
-        self._hold.append(await self._ask())
+        self._pages.hold.append(await self._ask())
         await self._window("hold", self._plan.hold_seconds)
 
     async def _window(self, phase: str, seconds: float) -> None:
@@ -307,7 +304,7 @@ class Load:
     async def _look(self, phase: str) -> None:
         """Take a sample."""
         collected = await self._crowd.collect()
-        earlier, page = self._page, await self._ask()
+        earlier, page = self._pages.end, await self._ask()
         now = time.monotonic()
         took, self._last_at = max(1e-3, now - self._last_at), now
         books = collected.received
@@ -317,7 +314,7 @@ class Load:
         if phase == "hold":
             self._held = merged([self._held, counts])
             self._busiest_cpu += self._crowd.busiest_cpu_seconds
-            self._hold.append(page)
+            self._pages.hold.append(page)
         if phase == "hold" or (phase == "closing" and not self._plan.is_cut):
             self._latencies.update(books.buckets)
         sample = _sample(
@@ -328,27 +325,15 @@ class Load:
         self._progress(Progress(sample, self._plan.connections, left))
 
     async def _ask(self) -> Statement:
-        self._page = await self._server.statement()
-        return self._page
+        self._pages.end = await self._server.statement()
+        return self._pages.end
 
     # ---- the result
 
     def _result(self, summary: Summary) -> LoadResult:
         plan, total, held = self._plan, self._total, self._held
         came = self._events.completeness(self._subscribers, self._windows, self._publisher.events)
-        hold = self._hold or [_NO_STATEMENT]
-        seconds = hold[-1].at - hold[0].at
-        moments = Moments(
-            before=self._before,
-            connected=self._connected_page,
-            idle_from=self._idle_from,
-            idle_until=self._idle_until,
-            hold=hold,
-            end=self._page,
-        )
-        figures = server_figures(
-            moments, connected=summary.connected, received=held.received.received
-        )
+        seconds = self._pages.hold_seconds
         return LoadResult(
             url=plan.url,
             workload=plan.workload,
@@ -357,7 +342,7 @@ class Load:
             connections=plan.connections,
             rate=plan.rate if self._publisher.is_ours else None,
             hold_seconds=seconds,
-            arrival_seconds=max(0.0, self._arrived - hold[0].at) if self._hold else 0.0,
+            arrival_seconds=self._arrived - self._pages.hold[0].at if self._windows else 0.0,
             interrupted=self._was_cut_short,
             connected=summary.connected,
             rejections=summary.rejections,
@@ -389,7 +374,7 @@ class Load:
             frames_per_read=_ratio(held.received.received, held.reads),
             client_cores=_ratio(held.cpu_seconds, seconds),
             busiest_client_cores=_ratio(self._busiest_cpu, seconds),
-            server=figures,
+            server=server_figures(self._pages, summary.connected, held.received.received),
             health=self._health,
             series=self._series,
         )
@@ -403,7 +388,7 @@ class Load:
         unwanted: float | None = 0.0
         if not all(self._subscribers.get(name) for name in self._plan.workload.channels):
             # Of channels without a subscriber; only the server knows how many these were.
-            unwanted = self._page.since(self._before_events, UNMATCHED)
+            unwanted = self._pages.end.since(self._pages.published_from, UNMATCHED)
         return None if unwanted is None else max(0, published - int(unwanted) - len(self._events))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import attrs
 
@@ -74,19 +74,37 @@ class Server:
         return Statement(time.monotonic(), parse_metrics(text))
 
 
-@attrs.frozen(kw_only=True)
+_NOTHING = Statement(0.0, {})
+
+
+@attrs.define(kw_only=True)
 class Moments:
-    """The pages at the turning points of a load; `hold` has all of the hold, its ends included."""
+    """What was known at the turning points of a load.
 
-    before: Statement
-    connected: Statement
-    idle_from: Statement
-    idle_until: Statement
-    hold: Sequence[Statement]
-    end: Statement
+    Args:
+        before: before the first connect.
+        connected: when the connects were over.
+        idle_from, idle_until: the ends of the time in which nothing was published.
+        published_from: before the first event.
+        hold: all of the hold, its ends included.
+        end: the newest.
+    """
+
+    before: Statement = _NOTHING
+    connected: Statement = _NOTHING
+    idle_from: Statement = _NOTHING
+    idle_until: Statement = _NOTHING
+    published_from: Statement = _NOTHING
+    hold: list[Statement] = attrs.field(factory=list)
+    end: Statement = _NOTHING
+
+    @property
+    def hold_seconds(self) -> float:
+        """How long the hold was; 0 if there was none."""
+        return self.hold[-1].at - self.hold[0].at if self.hold else 0.0
 
 
-def server_figures(moments: Moments, *, connected: int, received: int) -> ServerFigures:
+def server_figures(moments: Moments, connected: int, received: int) -> ServerFigures:
     """What the pages say.
 
     Args:
@@ -94,11 +112,12 @@ def server_figures(moments: Moments, *, connected: int, received: int) -> Server
         connected: connections that came about.
         received: envelopes of the hold, should the server not count them.
     """
-    before, first, last = moments.before, moments.hold[0], moments.hold[-1]
+    before, hold = moments.before, moments.hold or [_NOTHING]
+    first, last = hold[0], hold[-1]
     base, held = before.mib, last.mib
     hold_cpu = last.since(first, CPU)
     deliveries = last.since(first, _SENT) or received
-    percents = [page.percent for page in moments.hold[1:] if page.percent is not None]
+    percents = [page.percent for page in hold[1:] if page.percent is not None]
     return ServerFigures(
         connect_us=_micros(moments.connected.since(before, CPU), connected),
         idle_cores=moments.idle_until.cores_since(moments.idle_from),
