@@ -11,7 +11,8 @@ import click
 from rich.console import Console
 
 from trio_odin.cli.common import require_extra
-from trio_odin.lab.model.comparison import Quote, compare, render
+from trio_odin.lab.model.answer import render
+from trio_odin.lab.model.comparison import Quote, compare
 from trio_odin.lab.model.fit import BadFigure, TooLittle, fit, predictions
 from trio_odin.lab.model.model import ENDLESS, Costs, Demand, Instance
 from trio_odin.lab.model.tables import Prices, read_costs, read_prices

@@ -206,9 +206,11 @@ class _Drawing:
         artist.set_gid(f"hint-{len(self.hints)}")
         self.hints.append(text)
 
-    def note(self, text: str, x: float, y: float, *, at: tuple[float, float], **how: Any) -> None:
-        """Write beside a place, so many units from it."""
-        self.axes.annotate(text, (x, y), xytext=at, textcoords="offset points", **how)
+    def note(
+        self, text: str, place: tuple[float, float], *, away: tuple[float, float], **how: Any
+    ) -> None:
+        """Write so many units away from a place."""
+        self.axes.annotate(text, place, xytext=away, textcoords="offset points", **how)
 
 
 def _svg(
@@ -282,7 +284,7 @@ def _draw_panel(drawing: _Drawing, panel: Panel) -> None:
         _logarithmic_axis(axes, ys)
     else:
         _axis(axes, max(ys), panel.levels, is_whole=panel.is_whole)
-    _draw_levels(drawing, panel.levels, at=0.1, ha="left")
+    _draw_levels(drawing, panel.levels, at=0.45, ha="center")
     for band in panel.bands:
         colour = _BANDS.get(band.name, _BANDS["idle"])
         span = axes.axvspan(band.start, band.end, color=colour, linewidth=0, zorder=0)
@@ -340,25 +342,14 @@ def _draw_levels(drawing: _Drawing, levels: Sequence[Level], *, at: float, ha: s
     drawn = [level for level in levels if level.value <= top]
     for level in drawn:
         axes.axhline(level.value, color=level.colour, linewidth=1, linestyle=(0, (5, 3)))
-        axes.annotate(
-            level.name,
-            (at, level.value),
-            xycoords=beside,
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha=ha,
-            color=level.colour,
-        )
+        place = (at, level.value)
+        drawing.note(level.name, place, away=(0, 3), xycoords=beside, ha=ha, color=level.colour)
     if above := [level for level in levels if level.value > top]:
         names = ", ".join(level.name for level in above)
-        axes.annotate(
-            f"{names} ↑",
-            (1, 1),
-            xycoords="axes fraction",
-            xytext=(0, 14 if drawn and ha == "right" else 6),
-            textcoords="offset points",
-            ha="right",
-            color=above[-1].colour,
+        up = 14 if drawn and ha == "right" else 6
+        colour = above[-1].colour
+        drawing.note(
+            f"{names} ↑", (1, 1), away=(0, up), xycoords="axes fraction", ha="right", color=colour
         )
 
 
@@ -380,7 +371,7 @@ def _draw_peak(drawing: _Drawing, line: Line, *, is_whole: bool) -> None:
     drawing.axes.plot([x, x], [y, y], color=line.colour, linewidth=4)
     ha = "right" if x > sum(drawing.axes.get_xlim()) / 2 else "left"
     text = count(y) if is_whole else figure(y)
-    drawing.note(text, x, y, at=(0, 4), ha=ha, color=line.colour, weight="bold")
+    drawing.note(text, (x, y), away=(0, 4), ha=ha, color=line.colour, weight="bold")
 
 
 # ---- a scatter plot
@@ -401,18 +392,18 @@ def _draw_scatter(drawing: _Drawing, scatter: Scatter) -> None:
         end = min(right, top / scatter.slope)
         axes.plot([0, end], [0, end * scatter.slope], color=SOFT, linewidth=1, linestyle=":")
         ha, away = ("right", -10) if end > right / 2 else ("left", 6)
-        drawing.note(scatter.slope_label, end, end * scatter.slope, at=(away, -16), ha=ha)
+        drawing.note(scatter.slope_label, (end, end * scatter.slope), away=(away, -16), ha=ha)
     for dot in dots:
         _draw_dot(drawing, dot)
     for x, y, text in _shared_labels(axes, dots):
         is_cut = x + 9 + _CHARACTER * len(text) > axes.bbox.x1
-        axes.annotate(
+        ha, away = ("right", -9) if is_cut else ("left", 9)
+        drawing.note(
             text,
             (x, y),
+            away=(away, -4),
             xycoords="figure pixels",
-            xytext=(-9 if is_cut else 9, -4),
-            textcoords="offset points",
-            ha="right" if is_cut else "left",
+            ha=ha,
             color=_INK,
             weight="bold",
         )

@@ -1,0 +1,305 @@
+"""What `trio-odin plan` found, for people: tables, and sentences to take along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TypeAlias
+
+from rich.console import Console
+from rich.table import Table
+
+from trio_odin.lab.figures import NOTHING, deviation, figure
+from trio_odin.lab.model.bill import PLAN_USERS
+from trio_odin.lab.model.comparison import Column, Quote, SetupCosts
+from trio_odin.lab.model.model import (
+    ENDLESS,
+    MEASURED_PAYLOAD_BYTES,
+    Costs,
+    Demand,
+    Forecast,
+    Instance,
+)
+from trio_odin.lab.verdict import Prediction
+
+# The CPU of an event was measured with one payload, and holds for others of about that size.
+_PAYLOAD_FACTOR = 2
+# From here on nobody wants to know the fraction of a count.
+_WHOLE = 100
+_Figure: TypeAlias = float | None
+_Row: TypeAlias = tuple[str, str, str, str]
+
+
+def render(quote: Quote, console: Console) -> None:
+    """Print the tables, and the sentences to take along."""
+    console.print(demand_sentence(quote.demand))
+    console.print(_table(quote))
+    if quote.bill:
+        console.print(_bill_table(quote))
+    console.print(_setups_table(quote))
+    if quote.predictions:
+        console.print(_predictions_table(quote.predictions))
+    for sentence in sentences(quote):
+        console.print(sentence)
+
+
+def demand_sentence(demand: Demand) -> str:
+    """What is asked of the server, whatever it costs."""
+    return (
+        f"{_count(demand.users, 'user')}, {demand.home_share * 100:g} % on the home page with "
+        f"{demand.home_tokens:,} of {_count(demand.tokens, 'token')}, the others with one each; "
+        f"{_count(demand.rate, 'event')} a second of {demand.payload_bytes:,} bytes: "
+        f"{_count(demand.subscribers_per_token, 'subscriber')} a token, "
+        f"{_count(demand.writes_per_second, 'write')} a second, "
+        f"{demand.bytes_per_second * 8 / 1e6:,.1f} Mbit/s "
+        f"in TLS ({demand.bytes_per_month / 2**40:,.1f} TiB a month)."
+    )
+
+
+def sentences(quote: Quote) -> Iterator[str]:
+    """The answer in words, and what has to be known to use it."""
+    yield _need(quote)
+    if quote.is_possible:
+        yield _limits(quote)
+        yield from _beyond(quote)
+    if quote.measured is not None:
+        yield _plan_says(quote)
+    yield _left_out(quote)
+
+
+def _need(quote: Quote) -> str:
+    found, instance = quote.answer.forecast, quote.instance
+    memory_percent = found.memory_mib / instance.memory_limit_mib * 100
+    users = _count(quote.demand.users, "user")
+    events = f"{_count(quote.demand.rate, 'event')} a second"
+    if found.instances is None:
+        why = _TOO_MUCH[found.bound_by].format(cores=found.target_cores)
+        return f"No number of {instance.name} is enough for {users} at {events}: {why}."
+    return (
+        f"{users} at {events} need{'s' * (quote.demand.users == 1)} {_machines(quote, found)} "
+        f"(${quote.monthly_usd:,.0f} with all that belongs to it): "
+        f"each serves {_count(found.connections, 'connection')} with {found.cores:.2f} cores "
+        f"({found.cpu_percent:.1f} % of {instance.cpu_limit:g}) and {found.memory_mib:,.0f} MiB "
+        f"({memory_percent:.1f} % of {instance.memory_limit_mib:,.0f})."
+    )
+
+
+_TOO_MUCH = {
+    "memory": "the processes alone take more than the memory that one has for them",
+    "CPU": "the events alone take more than the {cores:.2f} cores that one has for them",
+    "open files": "a process may not open enough files",
+    "network": "the events of one connection are more than it can send",
+}
+
+
+def _machines(quote: Quote, found: Forecast) -> str:
+    return f"{found.instances:,} × {quote.instance.name}, ${found.monthly_usd:,.0f} a month"
+
+
+def _limits(quote: Quote) -> str:
+    found, instance = quote.answer.forecast, quote.instance
+    used = f"{found.usable_cores:g} of its {instance.cpu_limit:g} cores"
+    if quote.answer.costs.uses_all_cores:
+        who = f"One process uses {used}"
+    else:
+        who = f"{_count(quote.workers, 'worker')}, a core each at most, can use {used}"
+    return (
+        f"{who}, of which {quote.target_cpu_percent:g} % is the target. One instance holds up to "
+        f"{_count(found.max_connections, 'connection')}, bound by {found.bound_by}."
+        f"{_shared_core(instance)}{_too_many_workers(quote)}"
+    )
+
+
+def _shared_core(instance: Instance) -> str:
+    if instance.burst_vcpus is None:
+        return ""
+    return (
+        f" {instance.name} shares its cores: it has {instance.vcpus:g} for long, which counts "
+        f"here, and {instance.burst_vcpus:g} for a while."
+    )
+
+
+def _too_many_workers(quote: Quote) -> str:
+    cores = quote.instance.vcpus
+    if quote.answer.costs.uses_all_cores or quote.workers <= max(1, cores):
+        return ""
+    return (
+        f" {quote.workers} workers on {_count(cores, 'core')} are too many: "
+        "each takes every event, and needs memory of its own."
+    )
+
+
+def _beyond(quote: Quote) -> Iterator[str]:
+    """What of the demand and the answer nobody has measured."""
+    costs, found = quote.answer.costs, quote.answer.forecast
+    figures = [
+        (max(found.connections, found.max_connections), costs.max_connections, "connection", ""),
+        (quote.demand.rate, costs.max_rate, "event", " a second"),
+        (found.writes_per_second, costs.max_deliveries, "write", " a second"),
+    ]
+    measured = [(value, most, noun, per) for value, most, noun, per in figures if most is not None]
+    if beyond := [
+        f"{_count(value, noun)}{per}" for value, most, noun, per in measured if value > most
+    ]:
+        known = ", ".join(f"{_count(most, noun)}{per}" for _, most, noun, per in measured)
+        yield f"{' and '.join(beyond)}: beyond what was measured ({known})."
+    times = quote.demand.payload_bytes / MEASURED_PAYLOAD_BYTES
+    if quote.measured is not None and not 1 / _PAYLOAD_FACTOR <= times <= _PAYLOAD_FACTOR:
+        yield (
+            f"CPU was measured with events of {MEASURED_PAYLOAD_BYTES} bytes; of "
+            f"{quote.demand.payload_bytes:,} bytes it is {'more' if times > 1 else 'less'}."
+        )
+
+
+def _plan_says(quote: Quote) -> str:
+    found, instance = quote.plan.forecast, quote.instance
+    if found.instances is None:
+        return f"By the plan's costs, no number of {instance.name} is enough."
+    return (
+        f"By the plan's costs: {_machines(quote, found)}, {found.cores:.2f} cores "
+        f"({found.cpu_percent:.1f} %) and {found.memory_mib:,.0f} MiB each, up to "
+        f"{_count(found.max_connections, 'connection')}."
+    )
+
+
+def _left_out(quote: Quote) -> str:
+    cores = "" if quote.measured is None else " A core is taken to be like one measured on."
+    return (
+        f"Prices: {quote.prices}. Discounts, disks and logs are not in them. Latency and the "
+        f"kernel's memory for sockets are not forecast: docs/capacity.md has what the lab saw."
+        f"{cores}"
+    )
+
+
+def _count(number: float, noun: str) -> str:
+    """1 user, 2 users, 1,000 users; a share of a thing counts as more than one."""
+    text = f"{number:,.0f}" if number >= _WHOLE else f"{number:,.3g}"
+    return f"{text} {noun}" if text == "1" else f"{text} {noun}s"
+
+
+def _origin(costs: Costs) -> str:
+    """Where costs come from, and of when, if that does not say it."""
+    return costs.source if costs.date in costs.source else f"{costs.source}, {costs.date}"
+
+
+def _table(quote: Quote) -> Table:
+    table = Table(title=f"On {quote.instance.name}", title_justify="left")
+    table.add_column("", no_wrap=True)
+    table.add_column(f"the plan's costs\n{quote.plan.costs.date}", justify="right")
+    if quote.measured is not None:
+        costs = quote.measured.costs
+        table.add_column(f"measured costs\n{_origin(costs)}", justify="right")
+        table.add_column("measured\n÷ plan", justify="right")
+    for label, *cells in rows(quote):
+        table.add_row(label, *(cells if quote.measured is not None else cells[:1]))
+    return table
+
+
+def rows(quote: Quote) -> Iterator[_Row]:
+    """The table: a label, the plan's figure, the measured one, and their ratio."""
+    plan, measured = quote.plan, quote.measured
+    # What each of the machines does is compared only if either way it has as many connections.
+    is_alike = measured is None or measured.forecast.connections == plan.forecast.connections
+
+    def row(
+        label: str,
+        read: Callable[[Column], _Figure],
+        form: str = "{:,.0f}",
+        *,
+        has_ratio: bool = True,
+    ) -> _Row:
+        left = read(plan)
+        right = None if measured is None else read(measured)
+        ratio = f"× {right / left:.3g}" if has_ratio and left and right is not None else ""
+        return label, _cell(left, form), _cell(right, form), ratio
+
+    # A cost of 0 is one that nobody asked for, or that was too small to be found.
+    yield row("CPU of a delivery, up to 1,000", lambda c: c.costs.delivery_us or None, "{:.1f} µs")
+    yield row("  each doubling of these adds", lambda c: c.costs.doubling_us or None, "{:.1f} µs")
+    rate = quote.demand.rate
+    yield row("  of an event", lambda c: c.costs.event_us(rate) or None, "{:,.0f} µs")
+    yield row("  of a connect", lambda c: c.costs.connect_us or None, "{:,.0f} µs")
+    idle = "  of a connection, idle"
+    yield row(idle, lambda c: c.costs.connection_us_per_second or None, "{:.1f} µs/s")
+    yield row("  of a process, idle", lambda c: c.costs.base_cores or None, "{:.3f} cores")
+    yield row("memory of a connection", lambda c: c.costs.connection_kib or None, "{:,.1f} KiB")
+    yield row("  of a process", lambda c: c.costs.base_mib or None, "{:,.1f} MiB")
+    yield row("connections of one, by memory", lambda c: _bound(c.forecast.max_by_memory))
+    yield row("  by CPU", lambda c: _bound(c.forecast.max_by_cpu))
+    yield row("  by open files", lambda c: _bound(c.forecast.max_by_files))
+    yield row("  by network", lambda c: _bound(c.forecast.max_by_network))
+    yield row("  so at most", lambda c: c.forecast.max_connections)
+    bound_by = measured.forecast.bound_by if measured is not None else ""
+    yield "  bound by", plan.forecast.bound_by, bound_by, ""
+    yield row("instances", lambda c: c.forecast.instances)
+    yield row("machines a month", lambda c: c.forecast.monthly_usd, "${:,.0f}")
+    each = partial(row, has_ratio=is_alike)
+    yield each("each: connections", lambda c: c.forecast.connections)
+    yield each("  writes a second", lambda c: c.forecast.writes_per_second)
+    yield each("  CPU of a delivery there", lambda c: c.forecast.delivery_us, "{:.1f} µs")
+    yield each("  CPU", lambda c: c.forecast.cores, "{:.2f} cores")
+    of_limit = f"  of its {quote.instance.cpu_limit:g} cores"
+    yield each(of_limit, lambda c: c.forecast.cpu_percent, "{:.1f} %")
+    yield each("  memory", lambda c: c.forecast.memory_mib, "{:,.0f} MiB")
+
+
+def _bound(most: int) -> int | None:
+    return most if most < ENDLESS else None
+
+
+def _cell(value: _Figure, form: str) -> str:
+    return NOTHING if value is None else form.format(value)
+
+
+def _bill_table(quote: Quote) -> Table:
+    """What to buy; the runner is there for tests, so it need not run all month."""
+    table = Table(title="A month, with all that belongs to it", title_justify="left")
+    for head in ("", "how many", "of what", "USD"):
+        table.add_column(head, justify="left" if head in ("", "of what") else "right")
+    for item in quote.bill:
+        table.add_row(item.what, f"{item.count:,.0f}", item.unit, f"{item.monthly_usd:,.0f}")
+    table.add_section()
+    table.add_row("all", "", "", f"{quote.monthly_usd:,.0f}")
+    return table
+
+
+def _setups_table(quote: Quote) -> Table:
+    """The plan's two versions beside each other; the server's machines alone in production."""
+    table = Table(title="The plan's versions, USD a month", title_justify="left")
+    table.add_column("", no_wrap=True)
+    for one in quote.setups:
+        table.add_column(f"{one.setup.name}: {one.setup.machines[0]}", justify="right")
+
+    def row(label: str, cell: Callable[[SetupCosts], str]) -> None:
+        table.add_row(label, *map(cell, quote.setups))
+
+    first = quote.setups[0].testing_usd
+    row("test environment, three machines", lambda one: _with_change(one.testing_usd, first))
+    row(f"{PLAN_USERS:,} users, as the plan says", _as_planned)
+    row(f"{_count(quote.demand.users, 'user')}, by the costs above", _as_found)
+    return table
+
+
+def _with_change(usd: float, first: float) -> str:
+    return f"{usd:,.0f}" + (f" ({usd - first:+,.0f})" if usd != first else "")
+
+
+def _as_planned(one: SetupCosts) -> str:
+    return f"{one.production_usd:,.0f} ({one.setup.production_count} ×, {one.setup.note})"
+
+
+def _as_found(one: SetupCosts) -> str:
+    return "no number is enough" if one.usd is None else f"{one.usd:,.0f} ({one.count:,} ×)"
+
+
+def _predictions_table(predictions: Mapping[int, Sequence[Prediction]]) -> Table:
+    table = Table(title="Predicted from smaller stages only", title_justify="left")
+    table.add_column("stage", justify="right")
+    table.add_column("")
+    for head in ("predicted", "measured", "error"):
+        table.add_column(head, justify="right")
+    for number, found in sorted(predictions.items()):
+        for one in found:
+            predicted, measured = (figure(x, one.unit) for x in (one.predicted, one.measured))
+            table.add_row(str(number), one.what, predicted, measured, deviation(one.error))
+    return table
