@@ -6,6 +6,10 @@ import re
 from pathlib import Path
 from typing import TypeAlias
 
+LABELS = {"job", "instance", "service", "level"}
+LEVELS = {"debug", "info", "warning", "error", "unknown"}
+OF_EVERY_LINE = {"event", "level", "timestamp", "worker", "logger", "exception"}
+
 Rows: TypeAlias = dict[str, tuple[set[str], set[str]]]
 
 _PAGE = (Path(__file__).parents[1] / "docs" / "logs.md").read_text()
@@ -19,6 +23,28 @@ def of_server() -> Rows:
 def of_publisher() -> Rows:
     """Those of the publisher."""
     return _table("## Events of the publisher", "## The way to Loki")
+
+
+def unknown_in(query: str) -> set[str]:
+    """What a query in LogQL asks for and no line has: labels, levels, fields, events."""
+    events = of_server() | of_publisher()
+    fields = OF_EVERY_LINE | LABELS | {"__error__"}
+    fields |= {field for _, fields in events.values() for field in fields}
+    selectors = "".join(re.findall(r"\{job=[^}]*\}", query))
+    assert '{job="odin"' in selectors, "Loki wants a label that cannot be empty"
+    asked = re.findall(r'(\w+) *[!=~]+ *"([^"]*)"', selectors)
+    levels = {level for name, text in asked if name == "level" for level in text.split("|")}
+    behind = re.sub(r"\{[^{}]*\}", "", query)
+    named = set(re.findall(r"\| *(\w+) *[!=~><]|unwrap (\w+)|by \(([^)]*)\)", behind))
+    names = {name for found in named for text in found for name in re.findall(r"\w+", text)}
+    # Of `json event="event"` it is the field.
+    patterns = set(re.findall(r'event=~?"([^"]*)"', behind)) - {"event"}
+    return (
+        ({name for name, _ in asked} - LABELS)
+        | (levels - LEVELS - {".*"})
+        | (names - fields)
+        | {one for one in patterns if not any(re.fullmatch(one, event) for event in events)}
+    )
 
 
 def fields_of(event: str) -> set[str]:

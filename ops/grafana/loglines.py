@@ -33,7 +33,7 @@ def loglines() -> Iterator[Section]:
                 "Warnings and errors",
                 runbook("Whatever level is chosen. Open a line for its fields.", "ErrorsLogged"),
                 '{job="odin", instance=~"$machine", service=~"$service",'
-                ' level=~"warning|error|critical"} |~ "(?i)$search"',
+                ' level=~"warning|error"} |~ "(?i)$search"',
                 height=9,
             )
         ],
@@ -61,7 +61,7 @@ def _numbers() -> Iterator[PanelBuilder]:
             "Errors",
             "Faults of the server, or what it cannot mend.",
             "ErrorsLogged",
-            _OF_SERVICES.replace("LEVELS", "error|critical"),
+            _OF_SERVICES.replace("LEVELS", "error"),
         ),
         (
             "Warnings",

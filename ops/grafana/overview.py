@@ -68,7 +68,7 @@ def overview() -> Iterator[Section]:
             stat_panel(
                 "Errors in the logs",
                 runbook(f"{_OF_RANGE} The lines are on the page Logs.", "ErrorsLogged"),
-                count_of_lines('{job="odin", level=~"error|critical"}'),
+                count_of_lines('{job="odin", level="error"}'),
                 steps=[(GREEN, 0), (YELLOW, 1)],
                 texts={"0": ("none", GREEN)},
                 of_logs=True,

@@ -14,7 +14,6 @@ from tests.ops.conftest import OPS
 
 GRAFANA = OPS / "grafana"
 PROVISIONING = GRAFANA / "provisioning"
-LABELS_OF_LINES = {"job", "instance", "service", "level"}
 NAMES = ("overview", "fanout", "capacity", "logs")
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.logs_page import LABELS
 from tests.ops.conftest import Require
-from tests.ops.grafana import LABELS_OF_LINES, Query, all_queries, log_queries
+from tests.ops.grafana import Query, all_queries, log_queries
 from tests.ops.logql import parsed
 from tests.ops.prometheus import Prometheus
 from tests.ops.under_load import under_load
@@ -61,4 +62,4 @@ def test_each_query_for_lines_is_logql(tmp_path: Path) -> None:
     for text, one in zip(log_queries(), found, strict=True):
         assert not one.wrong, text
         # The quick test looks at names by patterns; this is what is there in truth.
-        assert set(one.names) <= LABELS_OF_LINES | {"event", "reason", "__error__"}, text
+        assert set(one.names) <= LABELS | {"event", "reason", "__error__"}, text

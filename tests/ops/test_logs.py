@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.logs_page import Rows, of_publisher, of_server, queries
+from tests.logs_page import LABELS, LEVELS, Rows, of_publisher, of_server, queries, unknown_in
 from tests.ops.composing import DEVELOPMENT, services
 from tests.ops.conftest import OPS, ROOT
 from tests.ops.logql import parsed
@@ -21,8 +21,6 @@ from trio_odin.lab.control import Control
 
 SOURCE = ROOT / "trio_odin"
 SHIPPER = OPS / "fluent-bit" / "fluent-bit.yaml"
-LABELS = {"job", "instance", "service", "level"}
-LEVELS = {"debug", "info", "warning", "error", "unknown"}
 MIB = 1024 * 1024
 
 
@@ -217,20 +215,25 @@ def test_lines_of_other_containers_are_not_shipped(
 
 def test_the_queries_of_the_page_ask_for_what_there_is() -> None:
     assert len(queries()) >= 8
-    events = {**of_server(), **of_publisher()}
-    for query in queries():
-        for selector in re.findall(r"\{(job=[^}]*)\}", query):
-            asked = dict(re.findall(r"(\w+)[=!~]+\"([^\"]*)\"", selector))
-            assert set(asked) <= LABELS
-            assert set(asked.get("level", "info").split("|")) <= LEVELS
-        for pattern in re.findall(r"event=~?\"([^\"]*)\"", query):
-            regex = re.compile(pattern)
-            if pattern != "event":
-                assert any(regex.fullmatch(event) for event in events), pattern
-        fields = {field for _, found in events.values() for field in found} | {"event", "exception"}
-        for field in re.findall(r"unwrap (\w+)|by \((\w+)\)|\| (\w+)\s*[!=><]", query):
-            (name,) = filter(None, field)
-            assert name in fields | LABELS | {"__error__"}, query
+    assert {query: unknown_in(query) for query in queries()} == {
+        query: set() for query in queries()
+    }
+
+
+@pytest.mark.parametrize(
+    ("query", "unknown"),
+    [
+        ('{job="odin", machine="a"}', "machine"),
+        ('{job="odin", level="grave"}', "grave"),
+        ('{job="odin"} | json | colour="red"', "colour"),
+        ('sum by (colour) (rate({job="odin"} | json [1m]))', "colour"),
+        ('sum(sum_over_time({job="odin"} | json | unwrap colour [1m]))', "colour"),
+        ('{job="odin"} | json | event=~"nats.(gap|lots)"', ""),
+        ('{job="odin"} | json | event="nats.lots"', "nats.lots"),
+    ],
+)
+def test_a_query_for_what_no_line_has_is_found(query: str, unknown: str) -> None:
+    assert unknown_in(query) == {unknown} - {""}
 
 
 @pytest.mark.ops
