@@ -162,7 +162,7 @@ def bench_command(
 
     Exit code 0 means that trio-odin lost and doubled nothing, 1 that it did.
     """  # noqa: D301 - click needs the character, not the backslash
-    require_extra("hdrh", "psutil")
+    require_extra("hdrh", "psutil", "websockets")
     plan = BenchPlan(
         subjects=[*map(_subject, subjects), *peers], rate=rate, seed=seed, peers_nats_url=nats_url
     )

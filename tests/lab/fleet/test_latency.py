@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from collections import Counter
 
 import pytest
@@ -9,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trio_odin.lab.fleet.latency import durations, percentile_ms
-from trio_odin.lab.fleet.limits import LoadImpossible
 
 TENTHS = st.lists(st.integers(0, 300), max_size=60)
 LONG_TENTHS = st.lists(st.integers(0, 3_600_000) | st.integers(0, 500), min_size=1, max_size=60)
@@ -94,9 +92,3 @@ def test_histograms_of_two_runs_add_up_to_that_of_both(one: list[int], two: list
         merged.decode_and_add(part.hdr.encode())
     assert merged.get_total_count() == both.count
     assert merged.get_value_at_percentile(99.0) / 1000 == both.p99_ms
-
-
-def test_without_hdrhistogram_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "hdrh.histogram", None)
-    with pytest.raises(LoadImpossible, match=r"pip install '\.\[lab\]'"):
-        durations({1: 1})

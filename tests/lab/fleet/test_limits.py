@@ -131,10 +131,3 @@ def test_where_no_route_leads_the_kernel_has_to_say_so(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(socket, "socket", Unreachable)
     assert sources_towards("192.0.2.1", socket.AF_INET, 3) == [""]
-
-
-def test_without_psutil_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket, "socket", Probe)
-    monkeypatch.setitem(sys.modules, "psutil", None)
-    with pytest.raises(LoadImpossible, match=r"pip install '\.\[lab\]'"):
-        sources_towards("192.0.2.1", socket.AF_INET, 3)

@@ -220,6 +220,7 @@ class _SubjectBench:
             rate=self._plan.rate,
             dialect=self._subject.dialect,
             kind="bench",
+            is_sampled=False,
             health_url=self._running.health_url,
         )
         return attrs.evolve(plan, **changes)

@@ -104,9 +104,14 @@ class Running(Server):
         Raises:
             SubjectFailed: one has ended.
         """
+        # In a thread: it takes some ms to read, in which an event would be published late.
+        figures = await trio.to_thread.run_sync(self._figures)
+        return Statement(time.monotonic(), figures)
+
+    def _figures(self) -> dict[str, float]:
         import psutil  # noqa: PLC0415 - of an extra
 
-        figures = {OTHERS_CPU: busy_core_seconds() - sum(_cpu_seconds(process_of(os.getpid())))}
+        figures = {OTHERS_CPU: busy_core_seconds() - sum(_cpu_seconds(psutil.Process()))}
         if self._processes:
             try:
                 user, system = map(sum, zip(*map(_cpu_seconds, self._processes), strict=True))
@@ -114,7 +119,7 @@ class Running(Server):
             except psutil.NoSuchProcess as error:
                 raise SubjectFailed(f"a process of it has ended by itself: {error}") from error
             figures |= {CPU: user + system, USER_CPU: user, RSS: rss}
-        return Statement(time.monotonic(), figures)
+        return figures
 
 
 def _cpu_seconds(process: psutil.Process) -> tuple[float, float]:
@@ -127,7 +132,7 @@ def _family(process: psutil.Process) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
-def process_of(pid: int) -> psutil.Process:
+def _process(pid: int) -> psutil.Process:
     """The process, to be measured."""
     import psutil  # noqa: PLC0415 - of an extra
 
@@ -206,7 +211,7 @@ async def run_subject(
         SubjectFailed: it did not start, or ended.
     """
     if subject.command is None:
-        processes = [] if subject.url else [process_of(nats.pid)]
+        processes = [] if subject.url else [_process(nats.pid)]
         url = subject.url or f"{nats.websocket_url}{subject.path}"
         task_status.started(Running(subject, url, processes))
         await trio.sleep_forever()
@@ -224,7 +229,7 @@ async def run_subject(
     try:
         address = await _announced(subject, cast("trio.abc.ReceiveStream", process.stdout))
         url = f"ws://{address}{subject.path}"
-        task_status.started(Running(subject, url, [process_of(process.pid)]))
+        task_status.started(Running(subject, url, [_process(process.pid)]))
         words = b""
         async for chunk in cast("trio.abc.ReceiveStream", process.stdout):
             words = (words + chunk)[-_OUTPUT_KEPT_BYTES:]

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import attrs
-
-from trio_odin.lab.fleet.limits import LoadImpossible
-
-if TYPE_CHECKING:
-    from hdrh.histogram import HdrHistogram
 
 NS_PER_BUCKET: Final = 100_000
 """Fleets count in tenths of a millisecond."""
@@ -39,14 +34,12 @@ class Durations:
 
 
 def durations(buckets: Mapping[int, int]) -> Durations | None:
-    """The percentiles of what was counted in buckets, None if there is nothing.
+    """The percentiles of what was counted in buckets, None if there is nothing."""
+    from hdrh.histogram import HdrHistogram  # noqa: PLC0415 - of an extra
 
-    Raises:
-        LoadImpossible: the package hdrhistogram is not installed.
-    """
     if not buckets:
         return None
-    histogram = _empty()
+    histogram = HdrHistogram(1, _MAX_US, _DIGITS)
     for bucket, count in buckets.items():
         histogram.record_value(min(_MAX_US, max(1, bucket * _US_PER_BUCKET)), count)
     p50, p90, p99, p999, most = (
@@ -62,16 +55,6 @@ def durations(buckets: Mapping[int, int]) -> Durations | None:
         max_ms=most,
         hdr=histogram.encode().decode(),
     )
-
-
-def _empty() -> HdrHistogram:
-    try:
-        from hdrh.histogram import HdrHistogram  # noqa: PLC0415 - of an extra
-    except ImportError as error:
-        raise LoadImpossible(
-            "hdrhistogram is not installed: pip install '.[lab]' (the extra lab)"
-        ) from error
-    return HdrHistogram(1, _MAX_US, _DIGITS)
 
 
 def percentile_ms(buckets: Mapping[int, int], fraction: float) -> float:

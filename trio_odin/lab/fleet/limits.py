@@ -78,12 +78,8 @@ def sources_towards(host: str, family: int, count: int) -> list[str]:
 
 def _beside(own: str) -> list[str]:
     """All addresses of the interface of `own`."""
-    try:
-        import psutil  # noqa: PLC0415 - of an extra
-    except ImportError as error:
-        raise LoadImpossible(
-            "psutil is not installed: pip install '.[lab]' (the extra lab)"
-        ) from error
+    import psutil  # noqa: PLC0415 - of an extra
+
     for addresses in psutil.net_if_addrs().values():
         found = [address.address for address in addresses if address.family == socket.AF_INET]
         if own in found and len(found) > 1:

@@ -37,6 +37,8 @@ class LoadPlan:
         processes: of clients, at least.
         dialect: that the server speaks, a key of `DIALECTS`.
         kind: of the events, a key of `KINDS`.
+        is_sampled: a sample is taken each second; False: while nothing or events are published
+            there is one at the end only, as a sample disturbs who publishes from this process.
         health_url: the server's /health, with /metrics beside it; None: its figures stay unknown.
     """
 
@@ -55,6 +57,7 @@ class LoadPlan:
     processes: int = 1
     dialect: str = "odin"
     kind: str = "market"
+    is_sampled: bool = True
     health_url: str | None = attrs.field(
         default=attrs.Factory(lambda plan: health_beside(plan.url), takes_self=True)
     )

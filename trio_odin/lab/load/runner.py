@@ -101,7 +101,6 @@ async def loading(
         LoadImpossible: it cannot be started from here; says what would do.
     """
     plan.check()
-    durations({0: 1})  # what is not installed is better said before the load than after it
     async with fleets(await fleet_plans(plan)) as crowd:
         yield Load(plan, crowd, progress, server, publisher)
 
@@ -279,9 +278,14 @@ class Load:
 
     async def _phase(self, phase: str, seconds: float) -> None:
         ends_at = self._ends_at = time.monotonic() + seconds
+        pause = _TICK_SECONDS
+        if not self._plan.is_sampled:
+            pause = seconds
+            last = attrs.evolve(self._series[-1], phase=phase)
+            self._progress(Progress(last, self._plan.connections, seconds))
         try:
             while (left := ends_at - time.monotonic()) > 0:
-                await self._tick(phase, seconds=min(_TICK_SECONDS, left))
+                await self._tick(phase, seconds=min(pause, left))
         except _Interrupted:
             await self._look(phase)  # for this belongs to it still
             raise
