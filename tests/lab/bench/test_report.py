@@ -8,9 +8,12 @@ import attrs
 import pytest
 from rich.console import Console
 
+from tests.lab.load.made_up import load_result
 from tests.lab.origin import ORIGIN
 from trio_odin.lab.bench.record import BenchReport, Stage, Storm, SubjectReport, as_json
 from trio_odin.lab.bench.report import beside, render, rows, summary
+from trio_odin.lab.fleet.latency import durations
+from trio_odin.lab.load.result import ServerFigures
 
 DASH = "\N{EN DASH}"
 
@@ -152,6 +155,66 @@ def test_the_table_is_printed_with_the_failures_below_it() -> None:
     assert "10,000 connections, 100 events a second" in text
     assert "trio-odin" in text
     assert text.rstrip().endswith("broken: broken did not start: no such file")
+
+
+# --- what a load found
+
+
+def test_a_stage_is_what_its_load_found() -> None:
+    load = load_result(
+        rate=30.0,
+        arrival_seconds=4.0,
+        lost=2,
+        repeated=3,
+        disconnects={"1006": 1, "4008 slow consumer": 2},
+        received_per_second=5_000.0,
+        client_cores=0.1,
+        frames_per_read=1.5,
+        latency=durations({10: 98, 400: 2}),
+        server=ServerFigures(
+            delivery_us=12.5, delivery_user_us=5.0, cores=0.4, others_cores=-0.001
+        ),
+    )
+    stage = Stage.of("ramp", load, 7.0)
+    assert (stage.name, stage.rate, stage.seconds, stage.per_second) == ("ramp", 30, 4, 5_000)
+    assert (stage.expected, stage.received, stage.lost, stage.repeated) == (20_000, 20_000, 2, 3)
+    assert (stage.user_us, stage.system_us, stage.cpu_us, stage.cores) == (5, 7.5, 12.5, 0.4)
+    assert stage.p50_ms == pytest.approx(1, rel=0.01)
+    assert stage.p99_ms == pytest.approx(40, rel=0.01)
+    assert (stage.disconnects, stage.client_us, stage.frames_per_read) == (3, 20, 1.5)
+    assert (stage.others_cores, stage.published_late_ms) == (0, 7)
+
+
+def test_a_load_on_a_server_elsewhere_leaves_its_cost_unknown() -> None:
+    load = load_result(server=ServerFigures(), latency=None, received_per_second=0.0)
+    stage = Stage.of("W", load, 0.0)
+    assert (stage.cpu_us, stage.cores, stage.others_cores) == (None, None, None)
+    assert (stage.p99_ms, stage.client_us) == (0, 0)
+
+
+def test_the_first_load_tells_of_the_connections_and_their_memory() -> None:
+    load = load_result(
+        connected=90,
+        connect_seconds=1.5,
+        connect_ms=durations({100: 98, 300: 2}),
+        rejections={"503 x": 7},
+        failures={"Connection refused": 3},
+        server=ServerFigures(
+            connect_us=250.0,
+            idle_cores=0.02,
+            base_mib=40.0,
+            connected_mib=42.0,
+            connection_kib=30.5,
+        ),
+    )
+    found = SubjectReport(name="odin", title="odin").with_connections(load, [50, 40])
+    assert found.storm is not None
+    assert (found.storm.connected, found.storm.seconds, found.storm.cpu_us_each) == (90, 1.5, 250)
+    assert found.storm.failures == {"503 x": 7, "Connection refused": 3}
+    assert found.storm.p99_ms == pytest.approx(30, rel=0.01)
+    assert (found.rss_base_bytes, found.kib_loaded, found.idle_percent) == (40 * 2**20, 30.5, 2)
+    assert found.kib_connected == pytest.approx(2 * 1024 / 90)
+    assert found.connections_by_worker == [50, 40]
 
 
 # --- verdicts

@@ -51,7 +51,7 @@ class Subject:
         name: for the command line and the JSON.
         title: for people.
         dialect: a key of `DIALECTS`.
-        path: of its WebSocket.
+        path: of its WebSocket, if it is ours to start.
         command: the module to start and its arguments, beside `--nats URL`; None if it is not ours
             to start.
         url: where it is, if it is not ours to start; None and no command: nats-server itself.
@@ -194,9 +194,7 @@ def parse_peer(text: str) -> Subject:
         raise ValueError(f"{name!r} is the name of a subject of the bench: choose another one")
     if (dialect or "odin") not in DIALECTS:
         raise ValueError(f"{dialect!r} is no dialect: allowed is one of {', '.join(DIALECTS)}")
-    return Subject(
-        name=name, title=name, dialect=dialect or "odin", path=urlsplit(url).path or "/", url=url
-    )
+    return Subject(name=name, title=name, dialect=dialect or "odin", url=url)
 
 
 async def run_subject(
