@@ -19,7 +19,7 @@ from tests.e2e.nats import free_port
 from trio_odin.lab.load.pages import get, labelled, parse_metrics
 
 MIB = 1024 * 1024
-_READY_SECONDS = 20.0
+_READY_SECONDS = 30.0
 
 
 @attrs.frozen
@@ -87,6 +87,13 @@ class ServerProcess:
                 await trio.sleep(0.02)
         return int(self.process.returncode)
 
+    async def wait_ready(self) -> None:
+        """Wait until it takes clients."""
+        with trio.fail_after(_READY_SECONDS):
+            while await self.status("/ready") != 200:
+                assert self.process.poll() is None, self.log_lines()[-3:]
+                await trio.sleep(0.02)
+
     def kill(self) -> None:
         """End it with all its workers, stopped ones too."""
         pids = self.pids() if self.process.poll() is None else []
@@ -125,11 +132,13 @@ def start(
     files_max: int = 0,
     stderr: int | None = None,
     port: int = 0,
+    cwd: Path | None = None,
     **variables: str,
 ) -> ServerProcess:
     """Start a server; it is not ready yet.
 
-    `stderr` leads its log elsewhere; `port` is that of one which ran before.
+    `stderr` leads its log elsewhere; `port` is that of one which ran before; where there is no
+    program in `cwd`, PYTHONPATH says which one it is.
     """
     port, log = port or free_port(), folder / "server.log"
     command = [sys.executable, "-m", "trio_odin", "serve", "--addr", f"127.0.0.1:{port}"]
@@ -139,6 +148,7 @@ def start(
     with log.open("ab") as file:
         process = subprocess.Popen(
             command,
+            cwd=cwd,
             env={**os.environ, **variables},
             stdout=subprocess.DEVNULL,
             stderr=file if stderr is None else stderr,
@@ -152,10 +162,7 @@ async def serving(folder: Path, nats_url: str, **options: Any) -> AsyncIterator[
     """A server that is ready, and gone after the block, whatever happened to it."""
     server = start(folder, nats_url, **options)
     try:
-        with trio.fail_after(_READY_SECONDS):
-            while await server.status("/ready") != 200:
-                assert server.process.poll() is None, server.log_lines()[-3:]
-                await trio.sleep(0.05)
+        await server.wait_ready()
         yield server
     finally:
         server.kill()

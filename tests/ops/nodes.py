@@ -14,13 +14,14 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import attrs
 import trio
 
 from tests.e2e.nats import free_port, nats_client, running_nats
 from tests.faults.publisher import Publisher
-from tests.faults.server import ServerProcess
+from tests.faults.server import ServerProcess, start
 from tests.ops.conftest import OPS
 from tests.ops.tools import tool
 from tests.ops.users import Crowd, User
@@ -67,33 +68,22 @@ class Node:
         return attrs.evolve(self.process, port=self.admin_port)
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "trio_odin", "serve", "--nats", self.nats_url]
-        log = self.folder / f"{self.name}.log"
-        environment = {
-            **os.environ,
-            "WS_ADDR": f"127.0.0.1:{self.port}",
+        folder = self.folder / self.name
+        folder.mkdir(exist_ok=True)
+        variables: dict[str, Any] = {
             "WS_ADMIN_ADDR": f"127.0.0.1:{self.admin_port}",
             "WS_TRUSTED_PROXIES": "127.0.0.1",
             **self.settings,
         }
-        with log.open("ab") as file:
-            process = subprocess.Popen(
-                command,
-                env=environment,
-                cwd=self.folder,  # so PYTHONPATH says which program it is
-                stdout=subprocess.DEVNULL,
-                stderr=file,
-                start_new_session=True,
-            )
-        self._running = ServerProcess(process, self.port, log)
+        workers = int(self.settings.get("WS_WORKERS", "1"))
+        self._running = start(
+            folder, self.nats_url, workers=workers, port=self.port, cwd=folder, **variables
+        )
 
     async def wait_ready(self) -> float:
         """Wait until it takes clients; how long that took."""
         begun = trio.current_time()
-        with trio.fail_after(_READY_SECONDS):
-            while await self.admin.status("/ready") != 200:
-                assert self.process.process.poll() is None, self.process.log_lines()[-3:]
-                await trio.sleep(0.02)
+        await self.admin.wait_ready()
         return trio.current_time() - begun
 
     async def stop(self) -> None:
