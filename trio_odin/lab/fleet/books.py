@@ -22,16 +22,18 @@ from trio_odin.lab.fleet.latency import NS_PER_BUCKET
 _KNOWN_MAX = 16_384
 
 
+def _each_once(channels: Iterable[str]) -> frozenset[str]:
+    return frozenset(channels)
+
+
+@attrs.define(eq=False)
 class Subscriber:
     """What one connection has received so far, and what it subscribed to."""
 
-    __slots__ = ("channels", "is_counted", "order", "seq")
-
-    def __init__(self, channels: Iterable[str]) -> None:
-        self.channels = frozenset(channels)
-        self.is_counted = True
-        self.seq = 0
-        self.order = 0
+    channels: frozenset[str] = attrs.field(converter=_each_once)
+    is_counted: bool = True
+    seq: int = 0
+    order: int = 0
 
 
 class _Event:

@@ -31,7 +31,7 @@ import struct
 import sys
 import time
 from contextlib import suppress
-from typing import cast
+from typing import TypeAlias, cast
 
 import attrs
 import msgspec
@@ -41,6 +41,8 @@ from trio_odin.lab.fleet.dialects import DIALECTS, masked_frame, upgrade_request
 from trio_odin.lab.fleet.events import KINDS
 from trio_odin.lab.fleet.limits import LoadImpossible, require_files
 from trio_odin.lab.fleet.plan import Collected, FleetPlan, Progress, Summary
+
+_Socket: TypeAlias = socket.socket
 
 _READ_BYTES = 256 * 1024
 _PONG = 0x8A
@@ -62,49 +64,37 @@ _NO_CLOSE_FRAME = "1006"
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of no time
 
 
+@attrs.define(eq=False)
 class _Client(Subscriber):
-    """One connection, and the next one in its place. `step` is what comes next, None: events.
+    """One connection, and the next one in its place.
 
-    `refusal` says why there will be none; `old_order` is what an earlier connection had reached.
+    Attributes:
+        socket: since `begin`.
+        step: what comes next, None: events.
+        rest: the beginning of a frame; `partial` is that of a message of the dialect.
+        refusal: why there will be no events.
+        old_order: what an earlier connection had reached.
     """
 
-    __slots__ = (
-        "attempts",
-        "close_reason",
-        "is_leaving",
-        "lost_at",
-        "names",
-        "old_order",
-        "partial",
-        "refusal",
-        "rest",
-        "socket",
-        "started",
-        "step",
-        "was_subscribed",
-    )
-
-    def __init__(self, channels: list[str]) -> None:
-        super().__init__(channels)
-        self.names = channels
-        self.socket: socket.socket  # since `begin`
-        self.step: str | None = "connect"
-        self.started = 0.0
-        self.rest = b""  # the beginning of a frame
-        self.partial = b""  # the beginning of a message of the dialect
-        self.attempts = 0
-        self.lost_at: float | None = None
-        self.was_subscribed = False
-        self.is_leaving = False
-        self.close_reason = self.refusal = ""
-        self.old_order = 0
+    socket: _Socket = attrs.field(init=False)
+    step: str | None = "connect"
+    started: float = 0.0
+    rest: bytes = b""
+    partial: bytes = b""
+    attempts: int = 0
+    lost_at: float | None = None
+    was_subscribed: bool = False
+    is_leaving: bool = False
+    close_reason: str = ""
+    refusal: str = ""
+    old_order: int = 0
 
     @property
     def is_silent(self) -> bool:
         """Whether nothing came on this connection since it was subscribed."""
         return self.step is None and not self.seq and self.order == self.old_order
 
-    def begin(self, connection: socket.socket) -> None:
+    def begin(self, connection: _Socket) -> None:
         """A new connection: its numbers start anew, events do not."""
         self.socket = connection
         self.step = "connect"
@@ -407,7 +397,7 @@ class Fleet:
     def _greet(self, fd: int, client: _Client) -> None:
         if self._plan.workload.is_filtered:
             client.step = "subscribe"
-            self._send(client, self._dialect.greeting(client.names))
+            self._send(client, self._dialect.greeting(sorted(client.channels)))
         else:
             self._acknowledged(fd, client)
 
@@ -601,7 +591,7 @@ class Fleet:
 
     def _other(self, fd: int, client: _Client, unit: bytes) -> None:
         """A message that is no event."""
-        asked = len(client.names)
+        asked = len(client.channels)
         if (
             client.step == "subscribe"
             and (subscribed := self._dialect.subscribed(unit, asked)) is not None
