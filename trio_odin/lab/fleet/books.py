@@ -15,7 +15,7 @@ from typing import NamedTuple
 import attrs
 
 from trio_odin.lab.fleet.dialects import Dialect
-from trio_odin.lab.fleet.events import Event, Kind
+from trio_odin.lab.fleet.events import Kind
 from trio_odin.lab.fleet.latency import NS_PER_BUCKET
 
 # Bounds the memory for the bytes behind `seq`; forgotten ones are decoded again.
@@ -36,17 +36,15 @@ class Subscriber:
     order: int = 0
 
 
+@attrs.define(eq=False)
 class _Event:
     """An event that somebody has received. `order` is 0 where numbers tell nothing of it."""
 
-    __slots__ = ("channel", "deliveries", "due_ns", "number", "order")
-
-    def __init__(self, event: Event) -> None:
-        self.number = event.number
-        self.due_ns = event.due_ns
-        self.channel = event.channel
-        self.order = event.number if event.is_ordered else 0
-        self.deliveries = 0
+    number: int
+    due_ns: int
+    channel: str
+    order: int
+    deliveries: int = 0
 
 
 class Deliveries(NamedTuple):
@@ -129,7 +127,9 @@ class Books:
         key = (found.channel, found.number)
         event = self._events.get(key)
         if event is None:
-            event = self._events[key] = _Event(found)
+            order = found.number if found.is_ordered else 0
+            event = _Event(found.number, found.due_ns, found.channel, order)
+            self._events[key] = event
         if len(self._known) >= _KNOWN_MAX:
             self._known.clear()
         self._known[shared] = event
