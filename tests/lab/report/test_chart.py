@@ -116,6 +116,13 @@ def test_a_lone_point_is_drawn() -> None:
     assert drawing.count("<use ") == 1
 
 
+def test_what_has_no_place_on_a_logarithmic_axis_is_drawn_at_its_edge() -> None:
+    panel = Panel(title="", unit="ms", lines=[line(0.0, 5e-324, 20.0)], is_log=True)
+    places = path_of(panel).replace("M", "").split()
+    assert [float(y) for y in places[1::2]] == pytest.approx([120, 120, 28.8], abs=0.2)
+    assert "line: lowest 0, mean 6.67, highest 20.0 ms" in panel_svg(panel)
+
+
 def test_an_hour_has_few_points_and_a_spike_of_one_second_is_as_high_as_it_was() -> None:
     ys = [10.0 + second % 2 for second in range(3600)]
     ys[1234] = 90.0

@@ -36,6 +36,8 @@ _SECONDS_STEPS = (1, 2, 5, 10, 20, 30)
 _MINUTES_STEPS = (60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800, 86400)
 _MINUTE = 60
 _DECADE = 10
+# What is less is drawn there.
+_LOG_LEAST = 1e-3
 # Dots that are closer than this share a label.
 _APART = (16, 12)
 _CHARACTER = 7
@@ -290,7 +292,7 @@ def _draw_panel(drawing: _Drawing, panel: Panel) -> None:
         span = axes.axvspan(band.start, band.end, color=colour, linewidth=0, zorder=0)
         drawing.hint(span, f"{band.name}, {duration(band.end - band.start)}")
     for line in lines:
-        _draw_line(drawing, line, panel.unit)
+        _draw_line(drawing, line, panel.unit, least=_LOG_LEAST if panel.is_log else -math.inf)
     if len(panel.lines) > 1:
         legend = axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), handlelength=0)
         for handle in legend.legend_handles:
@@ -323,10 +325,9 @@ def _axis(axes: Axes, top: float, levels: Sequence[Level] = (), *, is_whole: boo
 
 def _logarithmic_axis(axes: Axes, ys: Sequence[float]) -> None:
     """From decade to decade."""
-    above = [y for y in ys if y > 0] or [1.0]
-    low = _DECADE ** math.floor(math.log10(min(above)))
-    high = max(_DECADE ** math.ceil(math.log10(max(above))), low * _DECADE)
-    axes.set_yscale("log", nonpositive="mask")
+    low = _DECADE ** math.floor(math.log10(max(min(ys), _LOG_LEAST)))
+    high = max(_DECADE ** math.ceil(math.log10(max([*ys, low]))), low * _DECADE)
+    axes.set_yscale("log")
     axes.set_ylim(low, high)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high == low * _DECADE else (1,)))
     axes.yaxis.set_major_formatter(lambda tick, _: f"{tick:,g}")
@@ -353,9 +354,9 @@ def _draw_levels(drawing: _Drawing, levels: Sequence[Level], *, at: float, ha: s
         )
 
 
-def _draw_line(drawing: _Drawing, line: Line, unit: str) -> None:
+def _draw_line(drawing: _Drawing, line: Line, unit: str, *, least: float) -> None:
     xs = [x for x, _ in line.points]
-    ys = [math.nan if y is None else y for _, y in line.points]
+    ys = [math.nan if y is None else max(y, least) for _, y in line.points]
     # A point without neighbours is no line.
     padded = [math.nan, *ys, math.nan]
     lone = [n for n in range(len(ys)) if math.isnan(padded[n]) and math.isnan(padded[n + 2])]
