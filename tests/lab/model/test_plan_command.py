@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,16 @@ def test_a_verdict_calibrates_the_costs_and_is_predicted(verdict: Path) -> None:
     for text in ("Predicted from smaller stages only", "8.0 µs", "1.2 µs", "240 µs"):
         assert text in result.output
     assert "+0.0 %" in result.output or "\N{MINUS SIGN}0.0 %" in result.output
+
+
+def test_without_scipy_a_fit_names_the_extra(
+    verdict: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    result = plan("--fit", str(verdict))
+    assert result.exit_code == 2
+    assert "not installed: scipy; pip install '.[demo,lab]' (the extra lab)" in result.output
+    assert plan().exit_code == 0
 
 
 def test_a_folder_of_the_lab_calibrates_as_its_verdict_does(verdict: Path) -> None:
