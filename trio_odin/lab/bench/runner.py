@@ -47,6 +47,7 @@ from trio_odin.net.nats_server import BrokerUnavailable, NatsServer, run_nats_se
 _FULL = 0.95
 _STEPS_MAX = 8
 _LEAD_NS = 50_000_000
+_NEVER_NS = 2**63
 
 # Takes what is measured now, and a line about it.
 Progress = Callable[[str, str], None]
@@ -129,7 +130,11 @@ class _Publisher(PublisherControl):
     """
 
     def __init__(
-        self, load: LoadPlan, publish: Callable[[Event], Awaitable[None]], numbers: Iterator[int]
+        self,
+        load: LoadPlan,
+        publish: Callable[[Event], Awaitable[None]],
+        numbers: Iterator[int],
+        nursery: trio.Nursery,
     ) -> None:
         super().__init__(load)
         self.events = self._published = list[tuple[str, int]]()
@@ -138,7 +143,10 @@ class _Publisher(PublisherControl):
         self._interval_ns = 1e9 / (load.rate or 1.0)
         self._publish = publish
         self._numbers = numbers
-        self._is_to_run, self._is_over, self._has_ended = trio.Event(), trio.Event(), trio.Event()
+        self._nursery = nursery
+        self._until_ns = _NEVER_NS
+        self._is_over, self._has_ended = trio.Event(), trio.Event()
+        self._has_ended.set()
 
     @property
     def is_ours(self) -> bool:
@@ -146,29 +154,29 @@ class _Publisher(PublisherControl):
         return True
 
     async def start(self) -> None:
-        """Have `run` publish."""
-        self._is_to_run.set()
+        """Begin to publish, beside whatever else goes on."""
+        self._has_ended = trio.Event()
+        self._nursery.start_soon(self._run)
 
     async def stop(self) -> None:
-        """End `run`."""
+        """Publish what is due by now, however late that is, and no more."""
+        self._until_ns = min(self._until_ns, time.monotonic_ns())
         self._is_over.set()
-        if self._is_to_run.is_set():
-            await self._has_ended.wait()
-            self.published = len(self._published)
+        await self._has_ended.wait()
+        self.published = len(self._published)
 
-    async def run(self) -> None:
-        """Publish from `start` to `stop`."""
-        await self._is_to_run.wait()
+    async def _run(self) -> None:
         try:
-            await self._run(time.monotonic_ns() + _LEAD_NS)
+            await self._publish_all(time.monotonic_ns() + _LEAD_NS)
         finally:
             self._has_ended.set()
 
-    async def _run(self, start_ns: int) -> None:
+    async def _publish_all(self, start_ns: int) -> None:
         for tick, number in enumerate(self._numbers):
             due_ns = start_ns + round(tick * self._interval_ns)
             with trio.move_on_after(max(0.0, (due_ns - time.monotonic_ns()) / 1e9)):
                 await self._is_over.wait()
+            if due_ns > self._until_ns:
                 return
             self.late_ms = max(self.late_ms, (time.monotonic_ns() - due_ns) / 1e6)
             event = Event(number, due_ns, self._channels[number * 7 % len(self._channels)])
@@ -232,9 +240,8 @@ class _SubjectBench:
             what = f"{self._title}: {name}: {plan.rate:g} events a second"
             self._progress(what, f"{what}: {progress.line()}")
 
-        publisher = _Publisher(plan, self._publish_event, self._numbers)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(publisher.run)
+            publisher = _Publisher(plan, self._publish_event, self._numbers, nursery)
             async with loading(plan, tell, self._running, publisher) as load:
                 result = await load.run()
         if name == "W":
