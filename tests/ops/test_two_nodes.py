@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ import trio
 
 from tests.e2e.nats import free_port
 from tests.ops.nodes import Proxy, Site, site
+from tests.ops.prometheus import running
 from tests.ops.rehearsing import Rehearse
-from trio_odin.lab.load.pages import get
 from trio_odin.lab.rehearsals import Rehearsal
 
 pytestmark = pytest.mark.ops
@@ -34,22 +34,11 @@ _CONNECTS_PER_SECOND = 1000
 _BEFORE_SECONDS = 10.0
 
 
-@asynccontextmanager
-async def _market(nats_url: str) -> AsyncIterator[None]:
+def _market(it: Site) -> AbstractContextManager[None]:
     """The plan's events."""
-    port = free_port()
-    command = [sys.executable, "-m", "trio_odin", "publish", f"--addr=127.0.0.1:{port}"]
-    command += [f"--nats={nats_url}", f"--rate={_EVENTS_PER_SECOND}", f"--tokens={_TOKENS}"]
-    process = await trio.lowlevel.open_process(command, stderr=subprocess.DEVNULL)
-    try:
-        with trio.fail_after(20):
-            while await get(f"http://127.0.0.1:{port}/health") is None:
-                await trio.sleep(0.05)
-        yield
-    finally:
-        with trio.CancelScope(shield=True):
-            process.terminate()
-            await process.wait()
+    command = [sys.executable, "-m", "trio_odin", "publish", f"--addr=127.0.0.1:{free_port()}"]
+    command += [f"--nats={it.nodes[0].nats_url}", f"--rate={_EVENTS_PER_SECOND}"]
+    return running([*command, f"--tokens={_TOKENS}"], it.folder, "publisher")
 
 
 async def _load(it: Site, proxy: Proxy, users: int, hold: float, seed: int) -> dict[str, Any]:
@@ -80,12 +69,10 @@ async def test_the_plans_users_and_a_rolling_restart(
     # Each node has to hold all of them, while the other one is away; and files are by process.
     room = str(users + 500)
     hold = _BEFORE_SECONDS + _back_seconds(users) + 40 + users / 250
-    async with (
-        site(tmp_path, WS_MAX_CONNECTIONS=room, WS_WORKERS="2") as it,
-        _market(it.nodes[0].nats_url),
-    ):
-        async with _proxies(it, -(-users // _USERS_OF_A_PROXY)) as proxies:
-            loads = await _roll_under_load(it, proxies, users, hold, row)
+    async with site(tmp_path, WS_MAX_CONNECTIONS=room, WS_WORKERS="2") as it:
+        with _market(it):
+            async with _proxies(it, -(-users // _USERS_OF_A_PROXY)) as proxies:
+                loads = await _roll_under_load(it, proxies, users, hold, row)
         _check(row, loads, users)
         await it.check_balance()
 
