@@ -9,10 +9,10 @@ import pytest
 import trio
 
 from tests.logs_page import LABELS
-from tests.ops.conftest import Require
 from tests.ops.grafana import Query, all_queries, log_queries
 from tests.ops.logql import parsed
 from tests.ops.prometheus import Prometheus
+from tests.ops.tools import require
 from tests.ops.under_load import under_load
 
 pytestmark = pytest.mark.ops
@@ -38,7 +38,7 @@ async def _answers(prometheus: Prometheus, query: Query) -> bool:
     return everything != text and bool(await prometheus.now(everything))
 
 
-async def test_each_query_of_each_dashboard_has_an_answer(tmp_path: Path, require: Require) -> None:
+async def test_each_query_of_each_dashboard_has_an_answer(tmp_path: Path) -> None:
     require("prometheus")
     async with under_load(tmp_path) as prometheus:
         missing = all_queries("prometheus")

@@ -13,9 +13,10 @@ import trio
 
 from tests.e2e.nats import free_port
 from tests.faults.server import footprint_of
-from tests.ops.conftest import OPS, Require
+from tests.ops.conftest import OPS
 from tests.ops.nodes import CONFIG, NODES, Proxy, scaled, site
 from tests.ops.rehearsing import Rehearse
+from tests.ops.tools import require
 from tests.ops.users import User, check_books
 from trio_odin.config import read_settings
 from trio_odin.lab.load.pages import get
@@ -33,7 +34,7 @@ def _check(**environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_configuration_is_valid(require: Require) -> None:
+def test_the_configuration_is_valid() -> None:
     require("haproxy")
     checked = _check(**_ADDRESSES)
     assert checked.returncode == 0, checked.stderr
@@ -41,7 +42,7 @@ def test_the_configuration_is_valid(require: Require) -> None:
 
 
 @pytest.mark.parametrize("name", _ADDRESSES)
-def test_a_missing_address_is_said(require: Require, name: str) -> None:
+def test_a_missing_address_is_said(name: str) -> None:
     require("haproxy")
     checked = _check(**{k: v for k, v in _ADDRESSES.items() if k != name})
     assert checked.returncode == 1
@@ -139,9 +140,7 @@ async def test_a_node_that_refuses_is_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.ops
-async def test_without_a_node_the_answer_says_when_to_come_back(
-    tmp_path: Path, require: Require
-) -> None:
+async def test_without_a_node_the_answer_says_when_to_come_back(tmp_path: Path) -> None:
     require("curl")
     async with site(tmp_path) as it:
         for node in it.nodes:

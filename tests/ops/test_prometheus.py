@@ -21,10 +21,11 @@ from tests.e2e.nats import NatsServer, free_port, nats_client, running_nats
 from tests.faults.attacker import Attackers
 from tests.faults.server import ServerProcess, serving
 from tests.ops.alerting import INSTANCE, Alerting, alerting
-from tests.ops.conftest import ROOT, Require
+from tests.ops.conftest import ROOT
 from tests.ops.prometheus import RUNBOOKS_URL
 from tests.ops.promql import selectors
 from tests.ops.rules import ALERTS, RECORDED
+from tests.ops.tools import require
 from tests.waiting import until_answer, wait_until
 
 pytestmark = pytest.mark.ops
@@ -95,7 +96,7 @@ async def _has_value(watch: Alerting, query: str) -> bool:
 
 
 @pytest.fixture
-async def site(tmp_path: Path, nursery: trio.Nursery, require: Require) -> AsyncIterator[Watched]:
+async def site(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Watched]:
     require("prometheus", "prometheus-alertmanager", "amtool")
     async with _site(tmp_path, nursery) as site:
         yield site

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from tests.logs_page import of_publisher, of_server, unknown_in
-from tests.ops.conftest import OPS, ROOT, Require
+from tests.ops.conftest import OPS, ROOT
 from tests.ops.promql import faults, metrics_of
 from tests.ops.rules import ALERTS, RECORDED, known_series
-from tests.ops.tools import output
+from tests.ops.tools import output, require
 from trio_odin.config import variables
 from trio_odin.lab.model.tables import read_costs
 from trio_odin.lab.report.folder import read_verdict
@@ -40,14 +40,14 @@ EXPECTED = [
 ]
 
 
-def test_prometheus_takes_its_configuration_and_all_rules(require: Require) -> None:
+def test_prometheus_takes_its_configuration_and_all_rules() -> None:
     require("promtool")
     said = output("promtool", "check", "config", PROMETHEUS / "prometheus.yml")
     found = sum(int(count) for count in re.findall(r"(\d+) rules found", said))
     assert found == len(ALERTS) + len(RECORDED)
 
 
-def test_each_alert_and_each_figure_does_what_its_tests_say(require: Require) -> None:
+def test_each_alert_and_each_figure_does_what_its_tests_say() -> None:
     require("promtool")
     files = sorted((PROMETHEUS / "tests").glob("*.yml"))
     assert output("promtool", "test", "rules", *files).count("SUCCESS") == len(files)
@@ -176,7 +176,7 @@ def test_prometheus_finds_the_server_where_compose_puts_it() -> None:
     assert targets == {"targets": ["ws:3005"], "labels": {"instance": "odin-ws"}}
 
 
-def test_alertmanager_takes_its_configuration(require: Require, tmp_path: Path) -> None:
+def test_alertmanager_takes_its_configuration(tmp_path: Path) -> None:
     require("amtool")
     # `url_file` is known from 0.26 on; older ones check all the rest of the file.
     text = ALERTMANAGER.read_text()

@@ -21,6 +21,12 @@ def tool(name: str) -> str:
     return found
 
 
+def require(*names: str) -> None:
+    """Skip the test, with the reason, unless all these programs are here."""
+    if (reason := missing(*names)) is not None:
+        pytest.skip(reason)
+
+
 def missing(*names: str) -> str | None:
     """Which of these programs are neither of this environment nor of the machine, in words."""
     absent = [name for name in names if _where(name) is None]
