@@ -8,9 +8,9 @@ import attrs
 import pytest
 from rich.console import Console
 
+from tests.lab.bench.made_up import STORM, W, report_of
 from tests.lab.load.made_up import load_result
-from tests.lab.origin import ORIGIN
-from trio_odin.lab.bench.record import BenchReport, Stage, Storm, SubjectReport, as_json
+from trio_odin.lab.bench.record import BenchReport, Stage, SubjectReport, as_json
 from trio_odin.lab.bench.report import beside, render, rows, summary
 from trio_odin.lab.fleet.latency import durations
 from trio_odin.lab.load.result import ServerFigures
@@ -19,30 +19,6 @@ DASH = "\N{EN DASH}"
 
 # --- the table
 
-STORM = Storm(
-    connected=10_000, seconds=4.321, p50_ms=5.0, p99_ms=87.6, cpu_us_each=310.04, failures={}
-)
-W = Stage(
-    name="W",
-    rate=100.0,
-    seconds=20.0,
-    expected=1_000_000,
-    received=1_000_000,
-    lost=0,
-    repeated=0,
-    foreign=0,
-    gaps=0,
-    disconnects=0,
-    user_us=2.0,
-    system_us=4.0,
-    cores=0.456,
-    p50_ms=3.0,
-    p99_ms=25.0,
-    p999_ms=31.4,
-    frames_per_read=1.5,
-    client_us=1.0,
-    client_cores=0.5,
-)
 RAMP = attrs.evolve(W, name="ramp", received=3_000_000, p99_ms=250.0, frames_per_read=7.25)
 OURS = SubjectReport(
     name="odin",
@@ -69,19 +45,6 @@ ELSEWHERE = SubjectReport(
     stages=[attrs.evolve(W, user_us=None, system_us=None, cores=None)],
 )
 FAILED = SubjectReport(name="broken", title="broken", failure="broken did not start: no such file")
-
-
-def report_of(*subjects: SubjectReport) -> BenchReport:
-    return BenchReport(
-        provenance=ORIGIN,
-        connections=10_000,
-        channels_per_connection=20,
-        tokens=50,
-        payload_bytes=300,
-        rate=100.0,
-        hold_seconds=20.0,
-        subjects=list(subjects),
-    )
 
 
 def section(report: BenchReport, start: str) -> dict[str, list[str]]:
