@@ -16,7 +16,7 @@ from tests.server.rig import Rig
 from tests.server.test_listener import UPGRADE, status_of
 from trio_odin.core.admission import Load, Rejection
 from trio_odin.server import listener
-from trio_odin.server.acceptor import refusal
+from trio_odin.server.acceptor import files_for_clients, refusal
 
 
 @contextmanager
@@ -127,7 +127,7 @@ async def test_the_last_files_are_kept_from_websockets_and_not_from_pages(
     nursery: trio.Nursery, clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with no_gaps() as next_file:
-        monkeypatch.setattr(listener, "_files_for_clients", lambda: next_file + 4)
+        monkeypatch.setattr(listener, "files_for_clients", lambda: next_file + 4)
         rig = Rig(nursery)
         # Each takes two files, one for either end.
         statuses = [await clients.connect(rig) for _ in range(4)]
@@ -141,7 +141,7 @@ async def test_a_server_knows_that_its_files_are_used_up(
     nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with no_gaps() as next_file, ExitStack() as held:
-        monkeypatch.setattr(listener, "_files_for_clients", lambda: next_file + 3)
+        monkeypatch.setattr(listener, "files_for_clients", lambda: next_file + 3)
         rig = Rig(nursery)
         assert not rig.listener.is_out_of_files
         for _ in range(3):
@@ -156,4 +156,4 @@ def test_of_a_low_limit_an_eighth_is_kept_and_of_a_high_one_sixteen(
     limit: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
-    assert listener._files_for_clients() == limit - kept
+    assert files_for_clients() == limit - kept

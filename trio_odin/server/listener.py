@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 from collections import Counter
 from contextlib import suppress
 from http import HTTPStatus
@@ -29,7 +28,7 @@ from trio_odin.net.http import (
     send_last,
     serve_request,
 )
-from trio_odin.server.acceptor import Acceptor, refusal
+from trio_odin.server.acceptor import Acceptor, files_for_clients, refusal
 from trio_odin.server.connection import Connection
 from trio_odin.server.half_open import HalfOpen
 from trio_odin.server.hub import Hub
@@ -38,10 +37,6 @@ from trio_odin.server.permits import Permits
 from trio_odin.telemetry.meters import LoopMeter
 
 _log = structlog.get_logger("listener")
-
-# Files that no client of a WebSocket gets: NATS has to come back, and a page has to be answered.
-_FILES_KEPT = 16
-_FILES_KEPT_SHARE = 1 / 8  # of a low limit
 
 # What is read at once of a request, so that most are whole then.
 _FIRST_READ_BYTES = 16 * 1024
@@ -67,7 +62,6 @@ class Listener:
 
     Attributes:
         admitted: connections let in. Those that still send their head are not counted yet.
-        heads_awaited: how many those are.
     """
 
     def __init__(
@@ -92,10 +86,10 @@ class Listener:
         self._acceptor = Acceptor(self._traffic, per_second=settings.accepts_per_second, loop=loop)
         self._half_open = HalfOpen(settings.max_half_open, self._traffic)
         self._from_address: Counter[str] = Counter()
-        self._files_for_clients = _files_for_clients()
+        self._files_for_clients = files_for_clients()
         self._departed = trio.lowlevel.ParkingLot()
         self.admitted = 0
-        self.heads_awaited = 0
+        self._heads_done = 0
 
     def reload(self, settings: Settings) -> None:
         """Serve whoever comes from now on by `settings`."""
@@ -111,11 +105,10 @@ class Listener:
     async def serve(self, stream: trio.abc.HalfCloseableStream) -> None:
         """Serve one accepted socket to its end. Nothing the peer does raises out of here."""
         try:
-            self.heads_awaited += 1
             try:
                 head = await self._receive_head(stream)
             finally:
-                self.heads_awaited -= 1
+                self._heads_done += 1
             if head is None:
                 await trio.aclose_forcefully(stream)
             elif not handshake.is_websocket_request(head):
@@ -234,6 +227,11 @@ class Listener:
             del self._from_address[owner]
 
     @property
+    def unanswered(self) -> int:
+        """How many have been accepted and have no answer yet: their head is still to be read."""
+        return self._acceptor.waiting + self._acceptor.let_in - self._heads_done
+
+    @property
     def half_open(self) -> int:
         """How many have not asked for anything yet, or get a page."""
         return len(self._half_open)
@@ -277,9 +275,3 @@ def _peer_of(stream: trio.abc.Stream) -> str | None:
             name = stream.socket.getpeername()
             return str(name[0]) if isinstance(name, tuple) else None  # not of TCP
     return None
-
-
-def _files_for_clients() -> int:
-    """The file number at which WebSockets end."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return limit - min(_FILES_KEPT, int(limit * _FILES_KEPT_SHARE))
