@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from trio_odin.core.gaps import Gap, GapReason, Losses, Position, StreamState, joined
 
 WINDOW, STREAM, CORE = GapReason.WINDOW, GapReason.STREAM, GapReason.CORE
+SHED = GapReason.SHED
 
 
 def state(first: int, last: int, *, epoch: str = "e", is_ours: bool = True) -> StreamState:
@@ -123,6 +124,14 @@ def test_gaps_are_summed_up_by_reason_whenever_that_is_done(several: list[Gap], 
 def test_a_sum_reaches_from_the_first_to_the_last() -> None:
     several = [Gap(WINDOW, 2, 5, 6), Gap(CORE), Gap(WINDOW, 1, 9, 9)]
     assert joined({}, several) == {WINDOW: Gap(WINDOW, 3, 5, 9), CORE: Gap(CORE)}
+
+
+def test_numbers_of_the_stream_before_are_not_summed_up_with_those_of_the_new_one() -> None:
+    """A notice names one epoch, and a sum from 1000 to 3 covers nothing."""
+    before = joined({}, [Gap(SHED, 2, 999, 1000), Gap(WINDOW, 1, 7, 7)])
+    sums = joined(before, [Gap(STREAM), Gap(SHED, 2, 2, 3), Gap(SHED, 1, 9, 9)])
+    assert sums == {STREAM: Gap(STREAM), SHED: Gap(SHED, 5, None, 9), WINDOW: Gap(WINDOW, 1)}
+    assert next(iter(sums)) is STREAM, "it says where the position starts anew"
 
 
 def test_summing_up_leaves_what_was_there_alone() -> None:

@@ -43,8 +43,8 @@ class Gap:
         return Gap(
             self.reason,
             (self.missed or 0) + (later.missed or 0) if is_counted else None,
-            self.first if self.first is not None else later.first,
-            later.last if later.last is not None else self.last,
+            None if later.first is None else self.first,
+            later.last,
         )
 
 
@@ -53,10 +53,18 @@ Gaps: TypeAlias = dict[GapReason, Gap]
 
 
 def joined(gaps: Gaps, later: Iterable[Gap]) -> Gaps:
-    """`gaps` and `later` ones, those of the same reason as one. Neither is changed."""
+    """`gaps` and `later` ones, those of the same reason as one. Neither is changed.
+
+    Another stream comes first, as it begins another epoch. What was lost before it loses its
+    offsets: they mean other events now.
+    """
     sums = dict(gaps)
     for gap in later:
+        if gap.reason is GapReason.STREAM:
+            sums = {one: attrs.evolve(sums[one], first=None, last=None) for one in sums}
         sums[gap.reason] = sums[gap.reason].joined(gap) if gap.reason in sums else gap
+    if GapReason.STREAM in sums:
+        sums = {GapReason.STREAM: sums[GapReason.STREAM]} | sums
     return sums
 
 
