@@ -227,6 +227,33 @@ def test_what_the_window_drops_of_the_past_while_away_is_no_gap() -> None:
     assert position.enter(state(14, 15)) == [Gap(WINDOW, 3, 11, 13)]
 
 
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_what_is_lost_of_the_past_breaks_what_can_be_resumed(is_ours: bool) -> None:
+    position = Position(recall=5)
+    position.enter(state(1, 10, is_ours=is_ours))
+    position.move(6)
+    assert not position.is_broken
+    position.enter(state(9, 10, is_ours=is_ours))
+    assert position.is_broken, "7 and 8 are gone, or may be"
+    position.is_broken = False
+    position.move(9)
+    assert not position.is_broken
+    position.move(11)
+    assert position.is_broken == is_ours, "a jump alone proves nothing"
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_an_end_of_the_past_that_does_not_come_breaks_what_can_be_resumed(is_ours: bool) -> None:
+    position = Position(recall=5)
+    position.enter(state(1, 10, is_ours=is_ours))
+    position.move(6)
+    position.settle()
+    assert position.is_broken == is_ours
+    position.is_broken = False
+    position.settle()
+    assert not position.is_broken
+
+
 def test_a_loss_is_told_at_once_and_those_of_the_next_second_are_summed_up() -> None:
     losses = Losses()
     assert not losses.are_due(5.0)

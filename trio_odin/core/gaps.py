@@ -108,12 +108,15 @@ class Mark(NamedTuple):
         reached: everything up to this offset has come, or is in `gaps`; None without offsets.
         past: everything up to this offset is older than the server's start, and news to nobody.
         gaps: what was lost between the message before and the one after.
+        is_broken: something older than the start is missing there. It is no loss to tell of, but
+            who resumes from before it may have missed it.
     """
 
     epoch: str | None
     reached: int | None
     past: int = 0
     gaps: tuple[Gap, ...] = ()
+    is_broken: bool = False
 
 
 @attrs.frozen
@@ -144,6 +147,10 @@ class Position:
         witness: offset and time of a message that we know, in nanoseconds of NATS' clock. A stream
             in memory can come back empty with its name and the date of its creation; once it has
             grown past the position, only the time of a message tells it from the one before.
+
+    Attributes:
+        is_broken: something of the past was missing, or may have been; see `Mark`. Stays until
+            whoever has told the hub makes it False.
     """
 
     stream: str = ""
@@ -152,6 +159,7 @@ class Position:
     recall: int = 0
     past: int = attrs.field(default=0, init=False)
     witness: tuple[int, int] | None = attrs.field(default=None, init=False)
+    is_broken: bool = attrs.field(default=False, init=False)
     _is_ours: bool = True
 
     def is_lost_in(self, state: StreamState) -> bool:
@@ -184,6 +192,7 @@ class Position:
             self.witness = None
         self.stream, self.epoch, self._is_ours = state.name, state.epoch, state.is_ours
         if state.first > self.offset + 1:
+            self.is_broken = True
             if state.first > self.past + 1:  # else all of it was before the start
                 first = max(self.offset, self.past) + 1
                 missed = state.first - first if state.is_ours else None
@@ -206,6 +215,7 @@ class Position:
 
     def settle(self) -> None:
         """Nothing more of ours from before the start will come."""
+        self._leave_past(self.past)
         self.offset = max(self.offset, self.past)
 
     def move(self, offset: int, unix_ns: int | None = None) -> Gap | None:
@@ -213,9 +223,15 @@ class Position:
 
         `unix_ns` is when NATS stored the message there.
         """
+        self._leave_past(offset - 1)
         first, self.offset = max(self.offset, self.past) + 1, offset
         if unix_ns is not None:
             self.witness = (offset, unix_ns)
         if offset <= first or not self._is_ours:
             return None
         return Gap(GapReason.WINDOW, offset - first, first, offset - 1)
+
+    def _leave_past(self, reached: int) -> None:
+        """What is behind the position up to `reached` did not come."""
+        is_jump = self.offset < min(reached, self.past)
+        self.is_broken = self.is_broken or (is_jump and self._is_ours)
