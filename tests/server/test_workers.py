@@ -164,11 +164,13 @@ class Told:
     def __init__(self, worker: Worker) -> None:
         self.messages: list[object] = []
         self.times_ended = 0
+        self.takes_messages = True
         worker.begin(self, self)  # type: ignore[arg-type]
 
     def send(self, message: object) -> bool:
-        self.messages.append(message)
-        return True
+        if self.takes_messages:
+            self.messages.append(message)
+        return self.takes_messages
 
     def terminate(self) -> None:
         self.times_ended += 1
@@ -315,6 +317,31 @@ async def test_one_without_clients_or_in_a_later_outage_is_not_ended(
         parent._end_deaf()
         await trio.sleep(1)
     assert (told_empty.times_ended, told_lost.times_ended) == (0, 0)
+
+
+async def test_one_that_leaves_to_a_successor_for_long_is_not_taken_for_one_without_nats(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A drain may take longer than that; a signal now, and one later, would cut its clients."""
+    parent, (leaving, _), (told, _) = parent_of(2)
+    for worker in parent.workers:
+        worker.note(attrs.evolve(TAKING, connections=3))
+    leaving.is_leaving.set()
+    for _ in range(15):
+        parent._end_deaf()
+        await trio.sleep(1)
+    assert told.times_ended == 0
+
+
+async def test_one_that_cannot_be_told_to_leave_to_a_successor_is_told_by_a_signal(
+    nursery: trio.Nursery,
+) -> None:
+    parent, (worker, _), (told, _) = parent_of(2)
+    told.takes_messages = False
+    worker.note(TAKING)
+    nursery.start_soon(parent._retire, worker)
+    await trio.testing.wait_all_tasks_blocked()
+    assert told.times_ended == 1
 
 
 async def test_the_trouble_of_a_worker_that_takes_no_clients_is_in_the_figures() -> None:

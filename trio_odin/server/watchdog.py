@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import socket
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TypeAlias
@@ -27,19 +28,31 @@ def systemd_notify(environment: Mapping[str, str]) -> Notify:
     """How to tell systemd; does nothing without NOTIFY_SOCKET. Never waits, never raises.
 
     The protocol is that of sd_notify(3): a datagram for each.
+
+    Resource handling: has a socket for as long as it is referred to. Where clients have taken all
+    files none could be had, and systemd would end a server that lives.
     """
     address = environment.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
-        return lambda _: None
+        return _tell_nobody
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    except OSError:
+        return _tell_nobody
+    sock.setblocking(False)
     # A name that begins with a null byte is in no file system.
     address = f"\0{address[1:]}" if address.startswith("@") else address
 
     def notify(state: str) -> None:
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.setblocking(False)
+        with suppress(OSError):
             sock.sendto(state.encode(), address)
 
+    weakref.finalize(notify, sock.close)
     return notify
+
+
+def _tell_nobody(_: str) -> None:
+    """Stands where no systemd is."""
 
 
 async def prove_life(hung_seconds: float, notify: Notify) -> None:

@@ -176,7 +176,8 @@ class Worker:
 
     def is_deaf(self, *, has_another_nats: bool) -> bool:
         """Whether it has had clients without NATS for too long; true once for each process."""
-        if self.has_nats or not self.connections or not has_another_nats:
+        is_in_order = self.is_leaving.is_set() or self._knows(lambda last: last.was_nats_connected)
+        if is_in_order or not self.connections or not has_another_nats:
             self._deaf_since = None
             return False
         now = trio.current_time()
@@ -387,9 +388,7 @@ class Parent:
         worker.is_leaving.set()
         self._share_out_queues()
         self._tell_what_the_others_hold()  # its clients are about to come to them
-        if worker.last is not None:
-            worker.tell(Relieve())
-        else:
+        if not worker.tell(Relieve()):
             worker.leave()
         with trio.move_on_after(self._settings.drain_seconds + _DRAIN_EXTRA_SECONDS) as deadline:
             await worker.gone.wait()
