@@ -38,7 +38,7 @@ _SETTLE_SECONDS = 5.0
 _SETTLED_BETWEEN_CHECKPOINTS = 50
 # What waits in all outboxes may take this share of the memory, if nothing else is said.
 _OUTBOXES_SHARE_OF_MEMORY = 4
-# And likewise what is kept for replay.
+# And likewise what is kept for replay, and what waits in the feeds of all workers.
 _REPLAY_SHARE_OF_MEMORY = 8
 _FEED_SHARE_OF_MEMORY = 8
 
@@ -109,7 +109,8 @@ class Hub(Generic[M]):
             write_deadline_seconds=settings.write_deadline_seconds,
             budget=ByteBudget(total_outbox_bytes(settings)),
         )
-        self.feed_budget = ByteBudget(_memory_bytes(settings) // _FEED_SHARE_OF_MEMORY)
+        feeds_bytes = _memory_bytes(settings) // _FEED_SHARE_OF_MEMORY
+        self.feed_budget = ByteBudget(feeds_bytes // settings.workers)
         self.replay_budget = ReplayBudget(total_replay_bytes(settings))
         self.connection_log = ConnectionLog()
         self._invalid_events = InvalidEventLog()
