@@ -12,7 +12,7 @@ import trio.testing
 from tests.telemetry.snapshots import snapshot
 from trio_odin.config import read_settings
 from trio_odin.core.address import Address
-from trio_odin.server.worker_link import Accept, Elsewhere
+from trio_odin.server.worker_link import Accept, Elsewhere, Figures
 from trio_odin.server.workers import (
     Parent,
     Worker,
@@ -142,6 +142,32 @@ async def test_clients_of_a_worker_that_leaves_are_not_counted_elsewhere() -> No
     parent.workers[0].is_leaving.set()
     parent._tell_what_the_others_hold()
     assert {number: elsewhere.connections for number, elsewhere in told.items()} == {1: 200, 2: 0}
+
+
+async def test_nor_are_those_of_one_that_leaves_by_itself() -> None:
+    parent, (leaving, other), (_, told) = parent_of(2)
+    leaving.note(snapshot(connections=100, is_draining=True))
+    other.note(TAKING)
+    parent._tell_what_the_others_hold()
+    assert [m.connections for m in told.messages if isinstance(m, Elsewhere)] == [0]
+
+
+async def test_a_new_worker_knows_what_the_others_hold_before_it_takes_clients(
+    nursery: trio.Nursery,
+) -> None:
+    """Until then the limits would be those of one that is alone."""
+    parent, (new, other), (told, _) = parent_of(2)
+    other.note(attrs.evolve(TAKING, connections=100))
+    says = iter([Figures(0, WITH_NATS), None])
+
+    class Says:
+        async def receive(self) -> Figures | None:
+            return next(says)
+
+    await parent._converse(new, Says(), nursery)  # type: ignore[arg-type]
+    elsewhere, accept = told.messages
+    assert isinstance(elsewhere, Elsewhere)
+    assert (elsewhere.connections, accept) == (100, Accept([1]))
 
 
 async def test_keys_that_no_worker_could_start_with_are_refused_by_the_parent(

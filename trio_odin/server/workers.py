@@ -145,6 +145,11 @@ class Worker:
         """Whether a process does that, and answers."""
         return self.silent_since is None and self._knows(lambda last: last.is_open)
 
+    @property
+    def leaves(self) -> bool:
+        """Whether it is to leave, or does so by itself."""
+        return self.is_leaving.is_set() or self._knows(lambda last: last.is_draining)
+
     def _knows(self, claim: Callable[[Snapshot], bool]) -> bool:
         return self.last is not None and claim(self.last)
 
@@ -504,7 +509,10 @@ class Parent:
         while (message := await link.receive()) is not None:
             match message:
                 case Figures():
+                    is_new = worker.last is None
                     worker.note(message.snapshot)
+                    if is_new:
+                        self._tell_what_the_others_hold()
                     self._share_out_queues()
                     if message.number == self._round.number:
                         self._round.note_answer(worker)
@@ -585,7 +593,7 @@ class Parent:
             worker.tell(
                 Elsewhere(
                     # Clients of one that leaves come back here: they are not to count twice.
-                    connections=sum(o.connections for o in rest if not o.is_leaving.is_set()),
+                    connections=sum(other.connections for other in rest if not other.leaves),
                     cpu_cores=sum(other.loop_busy_percent for other in others) / 100,
                     turnover_cores=sum(other.turnover_percent for other in others) / 100,
                     # This process is a part of the server too, and a small one.
