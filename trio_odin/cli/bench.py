@@ -16,7 +16,7 @@ import trio
 from rich.console import Console
 from rich.status import Status
 
-from trio_odin.cli.common import fail, run
+from trio_odin.cli.common import NumberRange, fail, require_extra, run
 from trio_odin.lab.bench.plan import BenchPlan
 from trio_odin.lab.bench.plot import PlotUnavailable, plot
 from trio_odin.lab.bench.report import BenchReport, as_json, render, render_summary
@@ -95,13 +95,13 @@ def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path 
 )
 @click.option(
     "--hold",
-    type=click.FloatRange(min=0.1),
+    type=NumberRange(min=0.1),
     metavar="SECONDS",
     help="Of the main workload.  [default: 30, quick: 2]",
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(min=0.1, max=1000),
+    type=NumberRange(min=0.1, max=1000),
     default=30.0,
     show_default=True,
     help="Events a second of the main workload.",
@@ -164,6 +164,7 @@ def bench_command(
 
     Exit code 0 means that trio-odin lost and doubled nothing, 1 that it did.
     """  # noqa: D301 - click needs the character, not the backslash
+    require_extra("hdrh", "psutil", "websockets")
     plan = _bench_plan([*map(_subject, subjects), *peers], connections, hold, seed, quick=quick)
     plan = attrs.evolve(plan, rate=rate, peers_nats_url=nats_url)
     if only_hold:

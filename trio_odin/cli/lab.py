@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from trio_odin.cli.common import fail, require_extra, run
+from trio_odin.cli.common import NumberRange, fail, require_extra, run
 from trio_odin.lab.capacity.rig import ProgramFailed
 from trio_odin.lab.capacity.runner import LabPlan, Told, run_lab
 from trio_odin.lab.capacity.stages import STAGES, Stage, stage_of
@@ -99,13 +99,13 @@ _STAGE_LINES = "\n".join(f"      {stage.number:>2}  {stage.title}" for stage in 
 )
 @click.option(
     "--hold",
-    type=click.FloatRange(min=_HOLD_MIN_SECONDS, max=86_400),
+    type=NumberRange(min=_HOLD_MIN_SECONDS, max=86_400),
     metavar="SECONDS",
     help="Of every stage.  [default: as the plan says, up to 30 minutes]",
 )
 @click.option(
     "--idle",
-    type=click.FloatRange(min=1, max=3600),
+    type=NumberRange(min=1, max=3600),
     default=10.0,
     show_default=True,
     metavar="SECONDS",
@@ -117,21 +117,21 @@ _STAGE_LINES = "\n".join(f"      {stage.number:>2}  {stage.title}" for stage in 
 )
 @click.option(
     "--latency",
-    type=click.FloatRange(0, 10_000),
+    type=NumberRange(0, 10_000),
     default=0.0,
     metavar="MS",
     help="Delay what ws sends, where the kernel has netem.",
 )
 @click.option(
     "--loss",
-    type=click.FloatRange(0, 100),
+    type=NumberRange(0, 100),
     default=0.0,
     metavar="PERCENT",
     help="Lose what runner gets.",
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(0, 100_000),
+    type=NumberRange(0, 100_000),
     default=0.0,
     metavar="MBIT",
     help="Bound what ws sends.",

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from trio_odin.cli.common import run
+from trio_odin.cli.common import NumberRange, run
 from trio_odin.lab.load.plan import is_address
 from trio_odin.lab.load.publisher import (
     PublisherRefuses,
@@ -58,7 +58,7 @@ _tokens_option = click.option(
 def _rate_option(default: float | None) -> Callable[[_F], _F]:
     return click.option(
         "--rate",
-        type=click.FloatRange(min=0, min_open=True, max=100_000),
+        type=NumberRange(min=0, min_open=True, max=100_000),
         default=default,
         show_default=default is not None,
         metavar="PER_SECOND",
@@ -88,7 +88,7 @@ def publisher_command() -> None:
 @_tokens_option
 @click.option(
     "--duration",
-    type=click.FloatRange(min=0, min_open=True, max=10_000_000),
+    type=NumberRange(min=0, min_open=True, max=10_000_000),
     metavar="SECONDS",
     help="Stop after that by itself.  [default: never]",
 )

