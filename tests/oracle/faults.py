@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from tests.e2e.nats import NatsServer
-from tests.oracle.world import STREAM, Odin, World
+from tests.oracle.world import KEPT_SECONDS, STREAM, Odin, World
 
 # Of the servers that come back; the others may break again while they start.
 _LEFT_ALONE = 0.85
@@ -74,6 +74,12 @@ async def _abandon(world: World, rng: random.Random) -> str:
     client = rng.choice(world.clients)
     client.abandon()
     return client.name
+
+
+async def _stay_away(world: World, rng: random.Random) -> str:
+    client, seconds = rng.choice(world.clients), rng.uniform(0.5, 2) * KEPT_SECONDS
+    client.stay_away(seconds)
+    return f"{client.name} for {seconds:.1f} s"
 
 
 async def _move(world: World, rng: random.Random) -> str:
@@ -298,6 +304,7 @@ _ALL = [
     Fault("all clients cut", 3, _cut_all),
     Fault("client stalls", 4, _stall),
     Fault("client half open", 4, _abandon),
+    Fault("client away", 4, _stay_away, is_gentle=False),
     Fault("client moves", 6, _move),
     Fault("all clients move", 2, _move_all),
     Fault("server killed", 7, _kill_server),

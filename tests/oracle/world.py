@@ -26,6 +26,8 @@ from tests.oracle.truth import Evidence
 STREAM = "ODIN_TOKENS"
 CHANNELS = [f"C{number}.trade" for number in range(20)]
 _WINDOW_SECONDS = 30
+# So long a server keeps events for who comes back; in a gentle world, as long as the stream does.
+KEPT_SECONDS = 4
 _ANSWER_SECONDS = 1.5
 _GONE_SECONDS = 15.0
 _UP_SECONDS = 15.0
@@ -81,6 +83,7 @@ class Odin:
     folder: Path
     nats_url: str
     workers: int
+    kept_seconds: int = _WINDOW_SECONDS
     port: int = attrs.field(factory=free_port)
     process: ServerProcess | None = None
     # Something is done to it that takes its time.
@@ -88,7 +91,12 @@ class Odin:
 
     def start(self) -> None:
         self.process = start(
-            self.folder, self.nats_url, workers=self.workers, port=self.port, **_ENVIRONMENT
+            self.folder,
+            self.nats_url,
+            workers=self.workers,
+            port=self.port,
+            **_ENVIRONMENT,
+            JS_STREAM_MAX_AGE=f"{self.kept_seconds}s",
         )
 
     def kill(self) -> None:
@@ -154,7 +162,8 @@ class World:
             home = folder / f"server{number}"
             home.mkdir(parents=True)
             workers = rng.choice([1, 1, 2]) if self.is_remembered else 1
-            self.servers.append(Odin(home, url, workers=workers))
+            kept_seconds = _WINDOW_SECONDS if kind.is_gentle else KEPT_SECONDS
+            self.servers.append(Odin(home, url, workers, kept_seconds))
         self._turn = itertools.count()
         self.recorder = Recorder(self.evidence, STREAM, self.next_port)
         self.publisher = Publisher(self.evidence, CHANNELS, self.rate, rng, self.next_port)
@@ -198,7 +207,10 @@ class World:
         if found is None or "config" not in found:
             return False
         if self._is_as_wanted(found["config"]):
-            config = found["config"] | {"allow_direct": True}
+            config = found["config"] | {
+                "allow_direct": True,
+                "max_age": _WINDOW_SECONDS * 1_000_000_000,
+            }
             answer = await self.ask(f"$JS.API.STREAM.UPDATE.{STREAM}", config)
         else:
             await self.ask(f"$JS.API.STREAM.DELETE.{STREAM}")
@@ -219,7 +231,9 @@ class World:
             is_gone = found.get("error", {}).get("err_code") == _NOT_FOUND
             if config := found.get("config"):
                 self.is_as_wanted = self._is_as_wanted(config)
-            if not self.is_remaking and (is_gone or not self.is_as_wanted):
+            # A server may have made it: then the recorder cannot read it yet.
+            is_read = config is None or bool(config.get("allow_direct"))
+            if not self.is_remaking and (is_gone or not self.is_as_wanted or not is_read):
                 await self.make_stream()
 
     def _is_as_wanted(self, config: dict[str, Any]) -> bool:
