@@ -137,6 +137,29 @@ async def test_the_last_files_are_kept_from_websockets_and_not_from_pages(
     assert await clients.ask(rig, b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n") == 200
 
 
+async def test_who_says_nothing_has_at_most_half_of_the_last_files(
+    nursery: trio.Nursery, clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "files_for_clients", lambda: 0)
+    rig = Rig(nursery)
+    (waiting,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with waiting:
+        for _ in range(20):
+            clients.streams.append(await trio.open_tcp_stream(*waiting.socket.getsockname()))
+            nursery.start_soon(rig.listener.serve, await waiting.accept())
+    with trio.fail_after(5):
+        for silent in clients.streams[:12]:
+            assert await silent.receive_some() == b""
+    assert rig.listener.half_open == 8
+    assert rig.ledger.traffic.rejected == {"half_open": 12}
+    assert await clients.ask(rig, b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n") == 200
+    for client in clients.streams:
+        await client.aclose()
+    with trio.fail_after(5):
+        while rig.listener.half_open:
+            await trio.sleep(0.01)
+
+
 async def test_a_server_knows_that_its_files_are_used_up(
     nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,9 @@ from trio_odin.telemetry.meters import LoopMeter
 
 _log = structlog.get_logger("listener")
 
+# Half of the files that are kept from WebSockets: those who say nothing may not have them all.
+_HALF_OPEN_IN_KEPT = 8
+
 # What is read at once of a request, so that most are whole then.
 _FIRST_READ_BYTES = 16 * 1024
 
@@ -85,6 +88,7 @@ class Listener:
         self._traffic = hub.ledger.traffic
         self._acceptor = Acceptor(self._traffic, per_second=settings.accepts_per_second, loop=loop)
         self._half_open = HalfOpen(settings.max_half_open, self._traffic)
+        self._half_open_in_kept = HalfOpen(_HALF_OPEN_IN_KEPT, self._traffic)
         self._from_address: Counter[str] = Counter()
         self._files_for_clients = files_for_clients()
         self._departed = trio.lowlevel.ParkingLot()
@@ -113,7 +117,7 @@ class Listener:
                 await trio.aclose_forcefully(stream)
             elif not handshake.is_websocket_request(head):
                 status = None  # it stays so if the page is ended for the sake of others
-                with self._half_open.one(math.inf):  # it has deadlines of its own
+                with self._half_open_like(stream).one(math.inf):  # it has deadlines of its own
                     status = await serve_request(
                         stream, self._respond, received=head, limits=self._limits
                     )
@@ -134,7 +138,7 @@ class Listener:
         received = _already_there(stream)
         if received.endswith(END_OF_HEAD):
             return received
-        with self._half_open.one(self._settings.handshake_seconds) as scope:
+        with self._half_open_like(stream).one(self._settings.handshake_seconds) as scope:
             try:
                 return (
                     await receive_head(stream, received, max_bytes=self._limits.max_bytes) or None
@@ -179,9 +183,15 @@ class Listener:
 
     def _rejection(self, stream: trio.abc.Stream) -> Rejection | None:
         """Why nobody may come in now, or not on this socket."""
+        rejection = self._admission.rejection(self.admitted)
+        return rejection or (Rejection.FILES if self._has_kept_file(stream) else None)
+
+    def _has_kept_file(self, stream: trio.abc.Stream) -> bool:
         file = stream.socket.fileno() if isinstance(stream, trio.SocketStream) else 0
-        is_kept = file >= self._files_for_clients  # the kernel gives the lowest number that is free
-        return self._admission.rejection(self.admitted) or (Rejection.FILES if is_kept else None)
+        return file >= self._files_for_clients  # the kernel gives the lowest number that is free
+
+    def _half_open_like(self, stream: trio.abc.Stream) -> HalfOpen:
+        return self._half_open_in_kept if self._has_kept_file(stream) else self._half_open
 
     def _rejected(self, rejection: Rejection) -> Response:
         self._traffic.rejected[rejection.label] += 1
@@ -234,7 +244,7 @@ class Listener:
     @property
     def half_open(self) -> int:
         """How many have not asked for anything yet, or get a page."""
-        return len(self._half_open)
+        return len(self._half_open) + len(self._half_open_in_kept)
 
     @property
     def is_out_of_files(self) -> bool:
