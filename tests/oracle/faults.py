@@ -160,6 +160,18 @@ async def _stop_server(world: World, rng: random.Random) -> str:
     return f"{server.folder.name} for {seconds:.1f} s"
 
 
+async def _hold_back(world: World, rng: random.Random) -> str:
+    """A server that gets late what others have: clients come to it that were further on."""
+    server, seconds = rng.choice(world.servers), rng.uniform(0.5, 2.0)
+    if server.network is None:
+        return ""
+    server.network.hold(seconds)
+    await trio.sleep(seconds * rng.uniform(0.2, 0.8))
+    for client in rng.sample(world.clients, len(world.clients) // 2):
+        client.move()
+    return f"{server.folder.name} by {seconds:.1f} s"
+
+
 async def _kill_worker(world: World, rng: random.Random) -> str:
     servers = [one for one in world.servers if one.workers > 1]
     server = rng.choice(servers or world.servers)
@@ -310,6 +322,7 @@ _ALL = [
     Fault("server killed", 7, _kill_server),
     Fault("server restarted", 5, _restart_server),
     Fault("server hangs", 3, _stop_server),
+    Fault("server behind", 4, _hold_back),
     Fault("worker killed", 5, _kill_worker),
     Fault("server before NATS", 2, _start_without_nats, is_gentle=False),
     Fault("NATS killed", 6, _kill_node),

@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 import trio
 
-from tests.e2e.nats import NatsServer, free_port, nats_client
+from tests.e2e.nats import NatsServer, Network, free_port, nats_client, start_network
 from tests.e2e.nats_cluster import cluster_in
 from tests.faults.server import ServerProcess, start
 from tests.oracle.client import Client
@@ -78,7 +78,10 @@ KINDS = {
 
 @attrs.define
 class Odin:
-    """A server on a port that stays the same over restarts."""
+    """A server on a port that stays the same over restarts.
+
+    `network`: between it and NATS, where that is one node; the nodes of a cluster name each other.
+    """
 
     folder: Path
     nats_url: str
@@ -86,13 +89,14 @@ class Odin:
     kept_seconds: int = _WINDOW_SECONDS
     port: int = attrs.field(factory=free_port)
     process: ServerProcess | None = None
+    network: Network | None = None
     # Something is done to it that takes its time.
     is_busy: bool = False
 
     def start(self) -> None:
         self.process = start(
             self.folder,
-            self.nats_url,
+            self.nats_url if self.network is None else self.network.url,
             workers=self.workers,
             port=self.port,
             **_ENVIRONMENT,
@@ -324,6 +328,8 @@ async def running_world(kind: Kind, folder: Path, rng: random.Random) -> AsyncIt
                 while not await world.make_stream():
                     await trio.sleep(0.1)
             for server in world.servers:
+                if kind.nodes == 1:
+                    server.network = await start_network(nursery, world.nodes[0].port)
                 server.start()
             nursery.start_soon(world.keep_stream)
             nursery.start_soon(world.recorder.run)
