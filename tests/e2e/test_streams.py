@@ -126,6 +126,7 @@ async def test_our_subject_taken_out_of_a_stream_of_others_is_said_and_waited_fo
         await ask(client, "STREAM.UPDATE.ALL", {**config, "subjects": ["odin.user.>"]})
         await wait_until(lambda: not server.snapshot().is_nats_connected, seconds=10)
         await wait_until(lambda: "has not made, is gone" in trouble_of(server))
+        assert "make it again, or restart this server" in trouble_of(server)
         assert (await ask(client, "STREAM.NAMES", {}))["streams"] == ["ALL"]
         await ask(client, "STREAM.UPDATE.ALL", config)
         await wait_for_nats(server)

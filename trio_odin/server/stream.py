@@ -256,8 +256,8 @@ async def _find_or_make(
     except NotFoundError:
         if not may_make:
             raise Refused(
-                f"the stream that was consumed, which this server has not made, is gone or has "
-                f"{SUBJECT} no longer: it is waited for"
+                f"the stream that was consumed, which this server has not made, is gone or no "
+                f"longer has {SUBJECT}: make it again, or restart this server, which makes its own"
             ) from None
         return await _make(jetstream, settings)
     info: StreamInfo = await jetstream.stream_info(other)
