@@ -17,7 +17,7 @@ from tests.server.rig import Rig
 from trio_odin.config import read_settings
 from trio_odin.core.gaps import Gap, GapReason, Mark
 from trio_odin.core.ledger import Ledger, Publications
-from trio_odin.core.publication import NatsMessage
+from trio_odin.core.publication import NatsMessage, Publication
 from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry
 from trio_odin.server.hub import Hub
@@ -38,6 +38,10 @@ class FakeListener:
         if self.is_reading:
             self.sent.append(data)
         return self.is_reading
+
+    def deliver(self, publication: Publication, frames: dict[int, bytes]) -> int:
+        self.sent.append(b"event")
+        return 0
 
     def told(self) -> list[dict[str, Any]]:
         objects = objects_of_joined(self.sent)
@@ -159,6 +163,38 @@ async def test_a_socket_that_takes_nothing_is_told_later_in_one(
         assert (gap["missed"], gap["from"], gap["to"]) == (200, 1, 992)
         await a_second()
         assert slow.told() == []
+
+
+async def test_a_notice_without_room_comes_before_the_next_event_for_which_there_is() -> None:
+    hub = Hub[Any](read_settings({}), Ledger())
+    hub.note(Mark("e", 2))
+    slow: Any = FakeListener(is_reading=False)
+    hub.registry.subscribe(slow, ["BTC.trade"])
+    hub.registry.tell_of_gaps(slow, True)
+    hub.note(Mark("e", 4, gaps=(Gap(GapReason.WINDOW, 2, 3, 4),)))
+    await hub.notices.tell_due()
+    slow.is_reading = True
+    for offset in (5, 6):
+        hub.publish(NatsMessage("odin.token.BTC.trade", b"1", offset, trio.current_time()))
+    gap, *events = slow.sent
+    assert b'"to":4' in gap
+    assert events == [b"event", b"event"]
+
+
+async def test_a_notice_that_one_is_owed_does_not_put_off_the_next_one_of_others(
+    desk: Desk, autojump_clock: trio.testing.MockClock
+) -> None:
+    quick, slow = desk.listener(), desk.listener(is_reading=False)
+    async with desk.running():
+        desk.notices.declare(Gap(GapReason.WINDOW, 2, 3, 4))
+        await desk.notices.tell_due()
+        await trio.sleep(5.5)
+        quick.told()
+        slow.is_reading = True
+        desk.notices.declare(Gap(GapReason.WINDOW, 1, 9, 9))
+        await desk.notices.tell_due()
+        assert [gap["from"] for gap in quick.told()] == [9]
+        assert [(gap["from"], gap["to"]) for gap in slow.told()] == [(3, 9)]
 
 
 async def test_one_that_is_gone_does_not_keep_the_others_from_being_told(

@@ -265,6 +265,7 @@ class Hub(Generic[M]):
         if event is not None:
             event.content = publication
         publications.fanned_out += 1
+        self.notices.tell_owed(subscribers)
         if dirty is None:
             self._fan_out(publication, subscribers)
         else:
