@@ -149,6 +149,20 @@ async def test_a_stream_that_stores_our_events_elsewhere_is_not_consumed_and_sai
         await wait_until(lambda: "under other subjects" in trouble_of(server))
 
 
+async def test_a_stream_that_is_sealed_is_said_to_be_and_left(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    async with operator(tmp_path) as (url, client):
+        server = await start_server(NATS_URL=url, NATS_MODE="jetstream")
+        await wait_for_nats(server)
+        config = await config_of(client, OURS)
+        await ask(client, f"STREAM.UPDATE.{OURS}", {**config, "sealed": True})
+        await wait_until(lambda: not server.snapshot().is_nats_connected, seconds=10)
+        await wait_until(lambda: "is sealed: it takes no further" in trouble_of(server))
+        await ask(client, f"STREAM.DELETE.{OURS}")
+        await wait_for_nats(server)
+
+
 # --- it delivers nothing
 
 

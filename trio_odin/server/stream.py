@@ -97,6 +97,8 @@ def why_unsuitable(info: StreamInfo) -> str | None:
     config = info.config
     if config.retention == RetentionPolicy.WORK_QUEUE:
         return f"stream {config.name} is a work queue: an event of it is for one server"
+    if config.sealed:
+        return f"stream {config.name} is sealed: it takes no further events"
     transform = config.subject_transform
     if (
         transform
