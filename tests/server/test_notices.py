@@ -15,7 +15,7 @@ from trio_websocket import WebSocketConnection
 from tests.core.client import objects_of
 from tests.server.rig import Rig
 from trio_odin.config import read_settings
-from trio_odin.core.gaps import Gap, GapReason, Mark
+from trio_odin.core.gaps import Gap, GapReason, Gaps, Mark
 from trio_odin.core.ledger import Ledger, Publications
 from trio_odin.core.publication import NatsMessage, Publication
 from trio_odin.core.recent import Recent
@@ -347,3 +347,21 @@ async def test_a_notice_without_room_comes_before_the_next_position(nursery: tri
     gap, pong = await _notices_and_answer(client, {"type": "heartbeat", "nats": True})
     assert (gap["type"], gap["to"], pong["offset"]) == ("gap", 2, 2)
     assert rig.hub.registry.audience[connection.outlet] == {}
+
+
+async def test_a_telling_under_way_names_the_epoch_that_it_began_in(nursery: trio.Nursery) -> None:
+    hub: Hub[Any] = Hub(read_settings({}), Ledger())
+    hub.note(Mark("before", 7))
+    listeners = [FakeListener() for _ in range(600)]
+    audience: dict[Any, Gaps] = hub.registry.audience
+    for listener in listeners:
+        audience[listener] = {GapReason.SHED: Gap(GapReason.SHED, 1, 7, 7)}
+    feed_send, feed_receive = trio.open_memory_channel[NatsMessage | Mark](2)
+    nursery.start_soon(hub.run, feed_receive)
+    await trio.testing.wait_all_tasks_blocked()
+    feed_send.send_nowait(Mark("after", 0))
+    await hub.notices.tell()
+    assert {told["epoch"] for listener in listeners for told in listener.told()} == {"before"}
+    await trio.testing.wait_all_tasks_blocked()
+    assert hub.recent.epoch == "after"
+    feed_send.close()
