@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import socket
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,6 +18,8 @@ import structlog
 import trio
 
 _PROVE_SECONDS = 1.0
+# Within this time after it is due the watchdog has ended the process, if there is one.
+_EXIT_SECONDS = 5.0
 
 # Tells systemd a state such as "READY=1", if it was systemd that started us.
 Notify: TypeAlias = Callable[[str], None]
@@ -63,10 +66,14 @@ async def prove_life(hung_seconds: float, notify: Notify) -> None:
     neither the loop nor the interpreter's lock. A process that was stopped for so long ends as well
     when it is let go on: its clients have gone elsewhere.
     """
+    proved_at = time.monotonic()
     try:
         while True:
             if hung_seconds:
+                if time.monotonic() - proved_at >= hung_seconds:
+                    time.sleep(_EXIT_SECONDS)  # noqa: ASYNC251 - the thread may need a moment
                 _arm(hung_seconds)
+            proved_at = time.monotonic()
             notify("WATCHDOG=1")
             await trio.sleep(min(_PROVE_SECONDS, hung_seconds / 4 or _PROVE_SECONDS))
     finally:

@@ -155,8 +155,6 @@ def test_a_mix_that_is_none_is_a_sentence_with_what_is_allowed(text: str) -> Non
         (["ws://[x/ws"], "'ws://[x/ws' is no address like ws://127.0.0.1:3002/ws"),
         (["ws://x:99999"], "'ws://x:99999' is no address like ws://127.0.0.1:3002/ws"),
         (["--health-url", "x"], "'x' is no address of a server's health page"),
-        (["--hold", "nan"], "hold of nan seconds: allowed is a number, 0 or more"),
-        (["--ramp", "nan"], "ramp of nan a second: allowed is a number, 0 or more"),
         (["--churn", "1", "--connections", "1"], "allowed is 2 connections or more"),
         (
             ["--channels-per-connection", "11"],
