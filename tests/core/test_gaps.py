@@ -8,6 +8,7 @@ from trio_odin.core.gaps import Gap, Losses, Position, StreamState, joined
 from trio_odin.core.reasons import GapReason
 
 WINDOW, STREAM, CORE = GapReason.WINDOW, GapReason.STREAM, GapReason.CORE
+SHED = GapReason.SHED
 
 
 def state(first: int, last: int, *, epoch: str = "e", is_ours: bool = True) -> StreamState:
@@ -126,6 +127,14 @@ def test_a_sum_reaches_from_the_first_to_the_last() -> None:
     assert joined({}, several) == {WINDOW: Gap(WINDOW, 3, 5, 9), CORE: Gap(CORE)}
 
 
+def test_numbers_of_the_stream_before_are_not_summed_up_with_those_of_the_new_one() -> None:
+    """A notice names one epoch, and a sum from 1000 to 3 covers nothing."""
+    before = joined({}, [Gap(SHED, 2, 999, 1000), Gap(WINDOW, 1, 7, 7)])
+    sums = joined(before, [Gap(STREAM), Gap(SHED, 2, 2, 3), Gap(SHED, 1, 9, 9)])
+    assert sums == {STREAM: Gap(STREAM), SHED: Gap(SHED, 5, None, 9), WINDOW: Gap(WINDOW, 1)}
+    assert next(iter(sums)) is STREAM, "it says where the position starts anew"
+
+
 def test_summing_up_leaves_what_was_there_alone() -> None:
     one = {WINDOW: Gap(WINDOW, 2, 5, 6)}
     joined(one, [Gap(WINDOW, 1, 9, 9)])
@@ -217,6 +226,33 @@ def test_what_the_window_drops_of_the_past_while_away_is_no_gap() -> None:
     assert position.offset == 8
     position.move(9)
     assert position.enter(state(14, 15)) == [Gap(WINDOW, 3, 11, 13)]
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_what_is_lost_of_the_past_breaks_what_can_be_resumed(is_ours: bool) -> None:
+    position = Position(recall=5)
+    position.enter(state(1, 10, is_ours=is_ours))
+    position.move(6)
+    assert not position.is_broken
+    position.enter(state(9, 10, is_ours=is_ours))
+    assert position.is_broken, "7 and 8 are gone, or may be"
+    position.is_broken = False
+    position.move(9)
+    assert not position.is_broken
+    position.move(11)
+    assert position.is_broken == is_ours, "a jump alone proves nothing"
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_an_end_of_the_past_that_does_not_come_breaks_what_can_be_resumed(is_ours: bool) -> None:
+    position = Position(recall=5)
+    position.enter(state(1, 10, is_ours=is_ours))
+    position.move(6)
+    position.settle()
+    assert position.is_broken == is_ours
+    position.is_broken = False
+    position.settle()
+    assert not position.is_broken
 
 
 def test_a_loss_is_told_at_once_and_those_of_the_next_second_are_summed_up() -> None:

@@ -105,6 +105,23 @@ def test_a_gap_forgets_what_was_before_it() -> None:
     assert after(recent, 6).is_complete
 
 
+def test_over_what_is_lost_of_the_past_nothing_is_complete_and_all_is_kept() -> None:
+    recent = entered(0, past=9, capacity=6)
+    for offset in (1, 2, 3):
+        recent.add(message(offset), "BTC.trade")
+    recent.note(Mark("e", 6, past=9, is_broken=True))
+    for offset in (7, 8, 9):
+        recent.add(message(offset), "BTC.trade")
+    assert recent.is_settled
+    assert after(recent, 6).is_complete
+    missed = after(recent, 1)
+    assert offsets_of(missed.publications) == [2, 3, 7, 8, 9]
+    assert not missed.is_complete
+    recent.add(message(10), "BTC.trade")
+    assert not after(recent, 5).is_complete, "also once the oldest one is forgotten"
+    assert after(recent, 6).is_complete
+
+
 def test_what_is_too_old_is_forgotten_when_the_next_one_comes() -> None:
     recent = entered()
     for offset, arrived_at in [(1, 0.0), (2, 10.0), (3, 35.0)]:

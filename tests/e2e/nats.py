@@ -199,6 +199,11 @@ class Network:
         self._port = port
         self._wires: set[trio.CancelScope] = set()
         self._ends: set[trio.SocketStream] = set()
+        self._held_until = float("-inf")
+
+    def hold(self, seconds: float) -> None:
+        """Pass on nothing that comes from the port for a while, and all of it then."""
+        self._held_until = trio.current_time() + seconds
 
     def cut(self) -> None:
         """Close every connection over this network; new ones are possible unless it `is_down`."""
@@ -242,6 +247,7 @@ class Network:
     ) -> None:
         with suppress(trio.BrokenResourceError):
             async for chunk in source:
+                await trio.sleep_until(self._held_until)
                 good, bad = self.spoil
                 await sink.send_all(chunk.replace(good, bad) if good else chunk)
         wire.cancel(reason="one end has closed")

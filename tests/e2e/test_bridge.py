@@ -571,6 +571,35 @@ async def test_in_core_mode_every_loss_of_the_connection_is_a_gap(
             assert (gap["reason"], gap["missed"], gap["epoch"]) == ("core", None, None)
 
 
+async def test_what_was_published_until_nats_got_jetstream_is_a_gap(
+    start_server: StartServer, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    """It is older than what the server reads the stream for, and core NATS has not kept it."""
+    with running_nats(tmp_path, jetstream=False) as nats:
+        network = await start_network(nursery, nats.port)
+        server = await start_server(NATS_URL=network.url)
+        await wait_for_nats(server)
+        async with listener_of(server) as (client, _):
+            network.is_down = True
+            network.cut()
+            nats.stop()
+            nats.jetstream = True
+            nats.start()
+            stream = {"name": "ODIN_TOKENS", "subjects": ["odin.token.>"]}
+            async with nats_client(nats.url) as publisher:
+                await publisher.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", stream)
+                for _ in range(3):
+                    await publisher.publish("odin.token.BTC.trade", b"1")
+                await publisher.flush()
+                network.is_down = False
+                await wait_until(lambda: server.snapshot().nats.mode == "jetstream")
+                await publisher.publish("odin.token.BTC.trade", b"1")
+            gap = await receive_gap(client)
+            assert (gap["reason"], gap["from"], gap["to"]) == ("core", None, 3)
+            assert gap["epoch"] is not None
+            assert (await receive(client))["offset"] == 4
+
+
 async def test_what_the_server_sheds_is_a_gap_too(start_server: StartServer, nats_url: str) -> None:
     server = await start_server(NATS_URL=nats_url, WS_MAX_NATS_RATE="5")
     await wait_for_nats(server)

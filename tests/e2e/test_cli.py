@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import click
 import pytest
 import trio
 from websockets.exceptions import InvalidStatus
@@ -90,6 +91,8 @@ def test_a_taken_port_is_one_sentence_and_exit_code_2(command: list[str], tmp_pa
         (["up", "--addr", "1:2:3"], {}, "WS_ADDR='1:2:3'"),
         (["publish", "--addr", "x"], {}, "--addr 'x'"),
         (["publish", "--rate", "0"], {}, "'--rate'"),
+        (["publish", "--rate", "nan"], {}, "'--rate': 'nan': allowed is a number"),
+        (["up", "--duration", "nan"], {}, "'--duration': 'nan': allowed is a number"),
         (["publish", "--tokens", "B C"], {}, "'B C'"),
         (["watch", "BTC.trade", "--url", "http://x"], {}, "http://x"),
     ],
@@ -101,6 +104,20 @@ def test_bad_input_is_a_sentence_with_the_value_and_exit_code_2(
     assert ended.returncode == 2
     assert sentence in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_no_number_of_any_command_may_be_nan() -> None:
+    numbers = [
+        option
+        for command in main.commands.values()
+        for part in (command, *getattr(command, "commands", {}).values())
+        for option in part.params
+        if isinstance(option.type, click.types.FloatParamType)
+    ]
+    assert len(numbers) > 20
+    for option in numbers:
+        with pytest.raises(click.BadParameter, match="allowed is a number"):
+            option.type.convert("nan", option, None)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from tests.waiting import until_answer
 
 pytestmark = pytest.mark.e2e
 
+# Mostly some seconds; much longer where others have the processors.
+_ELECTION_SECONDS = 90.0
 _STREAM = {"name": "S", "subjects": ["s.>"], "num_replicas": 3, "storage": "memory"}
 
 
@@ -30,21 +32,31 @@ async def test_a_cluster_replaces_a_leader_that_dies_hangs_or_steps_down(tmp_pat
 
         leader = await cluster.stream_leader("S")
         leader.stop()
-        await until_answer(is_replaced, what="another leader than the one that was killed")
+        await until_answer(
+            is_replaced,
+            what="another leader than the one that was killed",
+            seconds=_ELECTION_SECONDS,
+        )
         leader.start()
         await cluster.wait_ready()
 
         leader = await cluster.stream_leader("S")
         leader.signal(signal.SIGSTOP)
-        await until_answer(is_replaced, what="another leader than the one that hangs")
+        await until_answer(
+            is_replaced, what="another leader than the one that hangs", seconds=_ELECTION_SECONDS
+        )
         leader.signal(signal.SIGCONT)
         await cluster.wait_ready()
 
         leader, meta = await cluster.stream_leader("S"), await cluster.meta_leader()
         await cluster.step_down("S")
         await cluster.step_down_meta()
-        await until_answer(is_replaced, what="another leader of the stream")
-        await until_answer(is_meta_replaced, what="another leader of JetStream")
+        await until_answer(
+            is_replaced, what="another leader of the stream", seconds=_ELECTION_SECONDS
+        )
+        await until_answer(
+            is_meta_replaced, what="another leader of JetStream", seconds=_ELECTION_SECONDS
+        )
 
 
 async def test_a_node_in_lame_duck_mode_tells_its_clients_and_cuts_them(tmp_path: Path) -> None:

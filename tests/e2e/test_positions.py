@@ -327,3 +327,35 @@ async def test_a_stream_made_anew_while_its_consumer_is_made_is_noticed_at_once(
             assert gap["epoch"] != ack["epoch"]
             assert made_anew
             assert await talk.events(5) == [1, 2, 3, 4, 5]
+
+
+async def test_what_the_stream_dropped_before_it_was_read_makes_a_resume_incomplete(
+    start_server: StartServer, nats_url: str, nursery: trio.Nursery
+) -> None:
+    """Between the question for the stream and the consumer: its past is not there any more."""
+    network = await start_network(nursery, int(nats_url.rsplit(":", 1)[1]))
+    async with nats_client(nats_url) as operator:
+        await operator.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", FILE_STREAM)
+        await publish(nats_url, 60)
+        purged = 0
+
+        async def purge(chunk: bytes) -> None:
+            nonlocal purged
+            if b"$JS.API.CONSUMER.CREATE" in chunk and not purged:
+                answer: Any = await operator.request(
+                    "$JS.API.STREAM.PURGE.ODIN_TOKENS", {"seq": 31}
+                )
+                purged = answer["purged"]
+
+        network.before = purge
+        server = await start_server(NATS_URL=network.url)
+        await wait_for_nats(server)
+        async with talk_to(server) as talk:
+            _, *events, incomplete, end = await talk.resume(10)
+        assert purged == 30
+        assert [event["offset"] for event in events] == list(range(31, 61))
+        assert (incomplete["type"], end["offset"]) == ("resume_incomplete", 60)
+        async with talk_to(server) as talk:
+            _, *events, end = await talk.resume(30)
+            assert end == {"type": "resumed", "sent": 30, "offset": 60}
+            assert [event["offset"] for event in events] == list(range(31, 61))

@@ -127,6 +127,7 @@ async def test_our_subject_taken_out_of_a_stream_of_others_is_said_and_waited_fo
         await ask(client, "STREAM.UPDATE.ALL", {**config, "subjects": ["odin.user.>"]})
         await wait_until(lambda: not server.snapshot().nats.is_connected, seconds=10)
         await wait_until(lambda: "has not made, is gone" in trouble_of(server))
+        assert "make it again, or restart this server" in trouble_of(server)
         assert (await ask(client, "STREAM.NAMES", {}))["streams"] == ["ALL"]
         await ask(client, "STREAM.UPDATE.ALL", config)
         await wait_for_nats(server)
@@ -147,6 +148,20 @@ async def test_a_stream_that_stores_our_events_elsewhere_is_not_consumed_and_sai
         await ask(client, f"STREAM.UPDATE.{OURS}", {**config, "subject_transform": transform})
         await wait_until(lambda: not server.snapshot().nats.is_connected, seconds=10)
         await wait_until(lambda: "under other subjects" in trouble_of(server))
+
+
+async def test_a_stream_that_is_sealed_is_said_to_be_and_left(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    async with operator(tmp_path) as (url, client):
+        server = await start_server(NATS_URL=url, NATS_MODE="jetstream")
+        await wait_for_nats(server)
+        config = await config_of(client, OURS)
+        await ask(client, f"STREAM.UPDATE.{OURS}", {**config, "sealed": True})
+        await wait_until(lambda: not server.snapshot().nats.is_connected, seconds=10)
+        await wait_until(lambda: "is sealed: it takes no further" in trouble_of(server))
+        await ask(client, f"STREAM.DELETE.{OURS}")
+        await wait_for_nats(server)
 
 
 # --- it delivers nothing

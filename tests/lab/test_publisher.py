@@ -88,6 +88,47 @@ async def test_without_nats_ticks_are_errors_and_are_not_sent_later(
     assert (it.control.stats.published, it.control.stats.errors) == (0, 20)
 
 
+@pytest.mark.parametrize("taken", [1, 0])
+async def test_an_event_on_its_way_to_nats_is_no_error_until_it_fails(
+    taken: int,
+    autojump_clock: trio.testing.MockClock,
+    nursery: trio.Nursery,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    it = Publisher(PublisherSettings(rate=1), [listener])
+    await listener.aclose()
+    it.autostart()
+
+    def take(_: object) -> Callable[[], Awaitable[int]]:
+        async def publish_batch() -> int:
+            await trio.sleep(0.5)
+            return taken
+
+        return publish_batch
+
+    class Link:
+        is_up = True
+
+    monkeypatch.setattr(trio_asyncio, "aio_as_trio", take)
+    monkeypatch.setattr(it, "_link", Link())
+    pumping = trio.CancelScope()
+
+    async def pump() -> None:
+        with pumping:
+            await it.pump()
+
+    nursery.start_soon(pump)
+    await trio.sleep(1.25)
+    assert (it.control.stats.published, it.control.stats.errors) == (0, 0)
+    await trio.sleep(0.5)
+    assert (it.control.stats.published, it.control.stats.errors) == (taken, 1 - taken)
+    await trio.sleep(0.5)
+    pumping.cancel()
+    await trio.sleep(0.01)
+    assert it.control.stats.errors == 2 - taken
+
+
 async def test_an_event_that_is_late_says_when_it_was_due(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from tests.oracle.run import Outcome, run_worlds
+from tests.oracle.run import Outcome, check, run_worlds
 from tests.oracle.world import KINDS
 
 _INTERRUPTED = 130  # the exit code of shells
@@ -47,7 +47,12 @@ def main() -> int:
             print(f"  {finding.at_ms:.0f} {finding.client} {finding.kind}: {finding.detail}")
     if options.record is not None:
         _record(options.record, options.seed, outcomes)
-    return 1 if any(outcome.verdict.findings for outcome in outcomes) else 0
+    try:
+        check(outcomes)
+    except AssertionError as failure:
+        print(failure)
+        return 1
+    return 0
 
 
 def line_of(outcome: Outcome) -> str:

@@ -160,7 +160,7 @@ class Client:
         self._link: Link | None = None
         self._server = 0
         self._scope = trio.CancelScope()
-        self._stalled_until = 0.0
+        self._stalled_until = self._away_until = 0.0
         self._cut_at = 1.0
         self._parked: list[Link] = []
         self._is_changing = True
@@ -190,6 +190,11 @@ class Client:
         self._server += 1
         self._scope.cancel()
 
+    def stay_away(self, seconds: float) -> None:
+        """Close, and come back after a while."""
+        self._away_until = trio.current_time() + seconds
+        self._scope.cancel()
+
     def settle(self) -> None:
         """Keep the channels as they are from now on, and end what was left half open."""
         self._is_changing = False
@@ -211,6 +216,7 @@ class Client:
                 self.follower.broke(await self._live(self._link))
                 self._server = self._rng.randrange(len(ports))
                 await trio.sleep(self._rng.choice([0.0, 0.02, 0.1, 0.4]))
+                await trio.sleep_until(self._away_until)
         finally:
             self.settle()
             if self._link is not None:

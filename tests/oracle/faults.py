@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from tests.e2e.nats import NatsServer
-from tests.oracle.world import STREAM, Odin, World
+from tests.oracle.world import KEPT_SECONDS, STREAM, Odin, World
 
 # Of the servers that come back; the others may break again while they start.
 _LEFT_ALONE = 0.85
@@ -74,6 +74,12 @@ async def _abandon(world: World, rng: random.Random) -> str:
     client = rng.choice(world.clients)
     client.abandon()
     return client.name
+
+
+async def _stay_away(world: World, rng: random.Random) -> str:
+    client, seconds = rng.choice(world.clients), rng.uniform(0.5, 2) * KEPT_SECONDS
+    client.stay_away(seconds)
+    return f"{client.name} for {seconds:.1f} s"
 
 
 async def _move(world: World, rng: random.Random) -> str:
@@ -152,6 +158,18 @@ async def _stop_server(world: World, rng: random.Random) -> str:
     _signal(pids, signal.SIGSTOP)
     _later(world, seconds, server, partial(_signal, pids, signal.SIGCONT))
     return f"{server.folder.name} for {seconds:.1f} s"
+
+
+async def _hold_back(world: World, rng: random.Random) -> str:
+    """A server that gets late what others have: clients come to it that were further on."""
+    server, seconds = rng.choice(world.servers), rng.uniform(0.5, 2.0)
+    if server.network is None:
+        return ""
+    server.network.hold(seconds)
+    await trio.sleep(seconds * rng.uniform(0.2, 0.8))
+    for client in rng.sample(world.clients, len(world.clients) // 2):
+        client.move()
+    return f"{server.folder.name} by {seconds:.1f} s"
 
 
 async def _kill_worker(world: World, rng: random.Random) -> str:
@@ -298,11 +316,13 @@ _ALL = [
     Fault("all clients cut", 3, _cut_all),
     Fault("client stalls", 4, _stall),
     Fault("client half open", 4, _abandon),
+    Fault("client away", 4, _stay_away, is_gentle=False),
     Fault("client moves", 6, _move),
     Fault("all clients move", 2, _move_all),
     Fault("server killed", 7, _kill_server),
     Fault("server restarted", 5, _restart_server),
     Fault("server hangs", 3, _stop_server),
+    Fault("server behind", 4, _hold_back),
     Fault("worker killed", 5, _kill_worker),
     Fault("server before NATS", 2, _start_without_nats, is_gentle=False),
     Fault("NATS killed", 6, _kill_node),

@@ -242,7 +242,7 @@ class Follower:
         )
         if epoch is not None and epoch != self._epoch:
             self._enter(epoch)
-            self._count(last or 0 if message["reason"] == "start" else 0)
+            self._count(last or 0 if message["reason"] in {"start", "core"} else 0)
 
     def _take_position(self, offset: int | None) -> None:
         """One that the server states. None is no position: the third rule."""

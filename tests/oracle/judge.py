@@ -20,6 +20,10 @@ _SUMMED_UP_MS = 1000.0
 # How late this process may be to see what came in time.
 _LATE_MS = 1500.0
 
+# What a resume may bring, and how old it may be, with a good margin.
+_OF_EACH_MAX, _IN_ALL_MAX = 100, 500
+_KEPT_MS = 15_000.0
+
 Channels: TypeAlias = frozenset[str]
 
 
@@ -133,13 +137,17 @@ class Finding:
 
 @attrs.define
 class Verdict:
-    """The sum over clients. `declared` events are missing, as some notice says."""
+    """The sum over clients. `declared` events are missing, as some notice says.
+
+    `needless`: resumes that were incomplete, though the server has to keep what was missed.
+    """
 
     delivered: int = 0
     declared: int = 0
     ignored: int = 0
     notices: int = 0
     incomplete: int = 0
+    needless: int = 0
     connections: int = 0
     findings: list[Finding] = attrs.field(factory=list)
 
@@ -197,6 +205,9 @@ class _Case:
         # Which life an epoch stands for, where it can stand for two; see `_place`.
         self._life_in: dict[str, int] = {}
         self._delivered: set[int] = set()
+        # What came on this connection, and the life of it, by epoch.
+        self._came: set[int] = set()
+        self._came_of: dict[str | None, int] = {}
         self._covers: list[_Cover] = []
         self._seq = 0
         self._resume: _Resume | None = None
@@ -241,6 +252,8 @@ class _Case:
         self._notice_ms = float("-inf")
         self._reached = START
         self._is_open = False
+        self._came.clear()
+        self._came_of.clear()
         self._leaving.clear()
         if entry.epoch is None:  # nothing is owed from before
             self._settled.clear()
@@ -289,8 +302,13 @@ class _Case:
 
     def _receive(self, event: Event) -> None:
         self._check(event)
+        is_repeat = event.number in self._came
+        self._came.add(event.number)
         if event.is_ignored:
             self.verdict.ignored += 1
+            if is_repeat:
+                text = f"{event.channel}: #{event.number} twice on one connection"
+                self._find("repeat", event.at_ms, text)
             return
         settled = self._settled.get(event.channel)
         if settled is None:
@@ -300,6 +318,10 @@ class _Case:
         place = self._truth.places.get(event.number)
         if place is None:  # nothing can be said of where it belongs
             return
+        if place.life > self._came_of.setdefault(event.epoch, place.life):
+            text = f"{event.channel}: {self._name(place)}, under the epoch of another one"
+            self._find("unannounced", event.at_ms, text)
+        self._came_of[event.epoch] = place.life
         if event.epoch is not None:
             self._life_in[event.epoch] = place.life
         if event.number in self._delivered:
@@ -385,8 +407,8 @@ class _Case:
         if entry.epoch is not None and entry.offset is not None:
             place = self._locate(entry)
         if resume.is_incomplete:
-            if place is None:
-                self._is_open = True
+            if place is not None and self._is_kept(resume, place, entry.at_ms):
+                self.verdict.needless += 1
             to = place or self._truth.place_at(entry.at_ms)
             # "Load the state anew": that has all there was.
             lives = self._truth.lives_of(entry.epoch) if entry.epoch else []
@@ -399,8 +421,21 @@ class _Case:
         if place is not None:
             self._state(place, entry.at_ms)
 
+    def _is_kept(self, resume: _Resume, to: Place, at_ms: float) -> bool:
+        """Whether a server that has reached NATS has all that was missed, and may send it."""
+        truth = self._truth
+        missed = [truth.between(channel, resume.after, to) for channel in resume.channels]
+        return (
+            resume.after.life == to.life
+            and all(len(places) < _OF_EACH_MAX for places in missed)
+            and sum(map(len, missed)) < _IN_ALL_MAX
+            and truth.was_after(resume.after, at_ms - _KEPT_MS)
+        )
+
     def _notice(self, gap: Gap) -> None:
         self.verdict.notices += 1
+        if gap.reason == "stream" or gap.first == 1:
+            self._came_of.clear()
         life = None if gap.epoch is None else self._truth.life_of(gap.epoch, gap.at_ms)
         if gap.reason == "stream":
             # All that was before the new stream. Where nobody saw an event of that: until now.

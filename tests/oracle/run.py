@@ -69,6 +69,7 @@ def check(outcomes: list[Outcome]) -> None:
         assert outcome.events > _RATE_MIN * outcome.seconds, f"{outcome.events} events"
         assert outcome.undecided <= _UNDECIDED_MAX * outcome.events, f"{outcome.undecided} events"
         if KINDS[outcome.kind].is_gentle:
+            assert not verdict.needless, f"{verdict.needless} resumes needlessly incomplete"
             assert outcome.share >= _SHARE_MIN, f"{outcome.share:.0%} of {outcome.kind}"
 
 
@@ -124,6 +125,7 @@ async def _run_world(
         history.append(f"{now_ms():.0f} {text}")
         say(f"{kind.name}: {text}")
 
+    late: list[Finding] = []
     async with running_world(kind, folder, random.Random(seed)) as world:
         note(f"{world.rate:.0f} events/s, workers {[one.workers for one in world.servers]}")
         for server in world.servers:
@@ -131,8 +133,9 @@ async def _run_world(
         await _break(world, faults, seed, pace, done, note)
         note("heals")
         await world.heal()
-        await _settle(world, note)
+        late = await _settle(world)
     truth, verdict = _verdict_on(world)
+    verdict.findings += late
     _write_down(folder, world, history, verdict)
     return Outcome(
         kind=kind.name,
@@ -163,8 +166,12 @@ async def _break(
             note(f"{done.total()}. {fault.name}: {what}")
 
 
-async def _settle(world: World, note: Say) -> None:
-    """Publish a last event of each channel, and wait until all who want it have it."""
+async def _settle(world: World) -> list[Finding]:
+    """Publish a last event of each channel, and wait until all who want it have it.
+
+    Who has not come so far in all that time is a finding: nothing may be owed to it.
+    """
+    last: dict[str, int | None] = {}
     for client in world.clients:
         client.settle()
     await trio.sleep(0.5)
@@ -182,8 +189,16 @@ async def _settle(world: World, note: Say) -> None:
                     await trio.sleep(_LOOK_SECONDS)
                 await trio.sleep(1)  # what should not come
                 break
-    if waiting.cancelled_caught:
-        note("some clients have not arrived at the end")
+    if not waiting.cancelled_caught:
+        return []
+    return [
+        Finding(
+            kind="not arrived", client=client.name, at_ms=now_ms(), detail=f"{channel}: {number}"
+        )
+        for client in world.clients
+        for channel in sorted(client.follower.channels)
+        if (number := last.get(channel)) not in client.follower.numbers
+    ]
 
 
 def _write_down(folder: Path, world: World, history: list[str], verdict: Verdict) -> None:

@@ -192,7 +192,8 @@ def test_a_stream_that_was_emptied_unnoticed_is_a_silent_loss() -> None:
     life.now_ms = 55
     life.stated(1).got(5, channel=A, stored_ms=50, offset=3)
     verdict = judge("it", life.journal, _truth_of_two_lives_in_an_epoch())
-    assert [finding.kind for finding in verdict.findings] == ["silent loss"] * 3
+    kinds = [finding.kind for finding in verdict.findings]
+    assert kinds == ["unannounced", *["silent loss"] * 3]
 
 
 def test_a_gap_without_numbers_declares_what_is_before_the_next_event() -> None:
@@ -276,6 +277,33 @@ def test_a_server_that_is_behind_by_a_stream_sends_it_from_its_beginning() -> No
     life.gap("stream", None, None, "two").got(11, 12, 13, 14).got(15, is_ignored=True).got(16, 17)
     assert life.findings() == []
     assert life.got(13).findings() == ["repeat"]
+
+
+def test_an_event_that_comes_again_on_one_connection_is_a_repeat_also_if_it_is_ignored() -> None:
+    life = Life().fresh().got(1, 2).broke().open("one", 0).got(1, 2, is_ignored=True)
+    assert life.findings() == []
+    assert life.got(2, is_ignored=True).findings() == ["repeat"]
+
+
+def test_events_of_another_stream_need_a_word_before_them() -> None:
+    life = Life().fresh().got(*_ONE).got(11, 12, epoch="one")
+    assert life.findings() == ["unannounced"]
+    life = Life().fresh().got(*_ONE).gap("window", 1, 2).got(13, 14, epoch="one")
+    assert "unannounced" not in life.findings(), "it was emptied beyond recognition"
+    life = Life().fresh().got(*_ONE).broke().open("one", 10).add(Incomplete).resumed(0, "two")
+    assert life.got(11, 12).findings() == []
+
+
+@pytest.mark.parametrize(("offset", "needless"), [(6, 1), (None, 0)])
+def test_an_incomplete_resume_of_little_that_is_not_long_ago_is_needless(
+    offset: int | None, needless: int
+) -> None:
+    life = Life().fresh().got(1, 2).broke()
+    life.now_ms = 1100
+    life.open("one", 2).got(3).add(Incomplete).resumed(offset)
+    assert life.verdict().needless == needless
+    life.broke().wait(60_000).open("one", 6).add(Incomplete).resumed(8)
+    assert life.verdict().needless == needless
 
 
 def test_a_complete_resume_has_all_events() -> None:

@@ -138,6 +138,10 @@ class Truth:
         index = bisect_right(self._times, at_ms, key=lambda entry: entry[0])
         return self._times[index - 1][1] if index else START
 
+    def was_after(self, place: Place, at_ms: float) -> bool:
+        """Whether all that is behind a place was stored after a time."""
+        return self.place_at(at_ms) <= place
+
     def _take_sightings(self, evidence: Evidence) -> None:
         """Number the lives by the order of what was seen."""
         seen = [(ms, offset, number) for number, (offset, ms) in evidence.stored.items()]

@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 import trio
 
-from tests.e2e.nats import NatsServer, free_port, nats_client
+from tests.e2e.nats import NatsServer, Network, free_port, nats_client, start_network
 from tests.e2e.nats_cluster import cluster_in
 from tests.faults.server import ServerProcess, start
 from tests.oracle.client import Client
@@ -26,6 +26,8 @@ from tests.oracle.truth import Evidence
 STREAM = "ODIN_TOKENS"
 CHANNELS = [f"C{number}.trade" for number in range(20)]
 _WINDOW_SECONDS = 30
+# So long a server keeps events for who comes back; in a gentle world, as long as the stream does.
+KEPT_SECONDS = 4
 _ANSWER_SECONDS = 1.5
 _GONE_SECONDS = 15.0
 _UP_SECONDS = 15.0
@@ -76,19 +78,29 @@ KINDS = {
 
 @attrs.define
 class Odin:
-    """A server on a port that stays the same over restarts."""
+    """A server on a port that stays the same over restarts.
+
+    `network`: between it and NATS, where that is one node; the nodes of a cluster name each other.
+    """
 
     folder: Path
     nats_url: str
     workers: int
+    kept_seconds: int = _WINDOW_SECONDS
     port: int = attrs.field(factory=free_port)
     process: ServerProcess | None = None
+    network: Network | None = None
     # Something is done to it that takes its time.
     is_busy: bool = False
 
     def start(self) -> None:
         self.process = start(
-            self.folder, self.nats_url, workers=self.workers, port=self.port, **_ENVIRONMENT
+            self.folder,
+            self.nats_url if self.network is None else self.network.url,
+            workers=self.workers,
+            port=self.port,
+            **_ENVIRONMENT,
+            JS_STREAM_MAX_AGE=f"{self.kept_seconds}s",
         )
 
     def kill(self) -> None:
@@ -154,7 +166,8 @@ class World:
             home = folder / f"server{number}"
             home.mkdir(parents=True)
             workers = rng.choice([1, 1, 2]) if self.is_remembered else 1
-            self.servers.append(Odin(home, url, workers=workers))
+            kept_seconds = _WINDOW_SECONDS if kind.is_gentle else KEPT_SECONDS
+            self.servers.append(Odin(home, url, workers, kept_seconds))
         self._turn = itertools.count()
         self.recorder = Recorder(self.evidence, STREAM, self.next_port)
         self.publisher = Publisher(self.evidence, CHANNELS, self.rate, rng, self.next_port)
@@ -198,7 +211,10 @@ class World:
         if found is None or "config" not in found:
             return False
         if self._is_as_wanted(found["config"]):
-            config = found["config"] | {"allow_direct": True}
+            config = found["config"] | {
+                "allow_direct": True,
+                "max_age": _WINDOW_SECONDS * 1_000_000_000,
+            }
             answer = await self.ask(f"$JS.API.STREAM.UPDATE.{STREAM}", config)
         else:
             await self.ask(f"$JS.API.STREAM.DELETE.{STREAM}")
@@ -219,7 +235,9 @@ class World:
             is_gone = found.get("error", {}).get("err_code") == _NOT_FOUND
             if config := found.get("config"):
                 self.is_as_wanted = self._is_as_wanted(config)
-            if not self.is_remaking and (is_gone or not self.is_as_wanted):
+            # A server may have made it: then the recorder cannot read it yet.
+            is_read = config is None or bool(config.get("allow_direct"))
+            if not self.is_remaking and (is_gone or not self.is_as_wanted or not is_read):
                 await self.make_stream()
 
     def _is_as_wanted(self, config: dict[str, Any]) -> bool:
@@ -310,6 +328,8 @@ async def running_world(kind: Kind, folder: Path, rng: random.Random) -> AsyncIt
                 while not await world.make_stream():
                     await trio.sleep(0.1)
             for server in world.servers:
+                if kind.nodes == 1:
+                    server.network = await start_network(nursery, world.nodes[0].port)
                 server.start()
             nursery.start_soon(world.keep_stream)
             nursery.start_soon(world.recorder.run)

@@ -19,6 +19,7 @@ from tests.server.rig import receive_all
 from trio_odin.core.ledger import Traffic
 from trio_odin.core.pacing import AcceptPace
 from trio_odin.net.address import Address, bound_address, open_listeners
+from trio_odin.server import acceptor as acceptor_module
 from trio_odin.server.acceptor import Acceptor
 from trio_odin.server.admin import AdminPort
 from trio_odin.server.turnover import TURNOVER
@@ -125,6 +126,120 @@ async def test_who_still_waits_at_the_end_is_not_kept_waiting() -> None:
             async with client:
                 with trio.fail_after(5):
                     assert await client.receive_some() == b""
+
+
+async def test_who_waits_when_accepting_ends_is_served_all_the_same() -> None:
+    """Their queue goes to another worker, or the port to a successor: nobody is reset for it."""
+    (listener,) = await open_listeners(Address("127.0.0.1", 0))
+    answers: list[bytes] = []
+
+    async def come() -> None:
+        answers.append(await ask(address))
+
+    async with listener, trio.open_nursery() as nursery:
+        address = bound_address(listener)
+        acceptor = Acceptor(Traffic(), per_second=100)
+        async with trio.open_nursery() as clients:
+            for _ in range(50):
+                clients.start_soon(come)
+            with trio.fail_after(10):
+                while queue_of_the_kernel(listener) < 50:
+                    await trio.sleep(0.01)
+            async with trio.open_nursery() as accepting:
+                accepting.start_soon(acceptor.run, listener, nursery, greet)
+                with trio.fail_after(10):
+                    while queue_of_the_kernel(listener):
+                        await trio.sleep(0.01)
+                accepting.cancel_scope.cancel(reason="another one takes clients from here")
+            assert acceptor.waiting
+        assert not acceptor.waiting
+    assert answers == [b"hello"] * 50
+
+
+async def test_two_ports_have_one_limit_of_those_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceptor_module, "_WAITING_MAX", 20)
+    listeners = [(await open_listeners(Address("127.0.0.1", 0)))[0] for _ in range(2)]
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        acceptor = Acceptor(Traffic(), per_second=1)
+        for listener in listeners:
+            await stack.enter_async_context(listener)
+            address = bound_address(listener)
+            for _ in range(30):
+                client = await trio.open_tcp_stream(address.host, address.port)
+                await stack.enter_async_context(client)
+        for listener in listeners:
+            nursery.start_soon(acceptor.run, listener, nursery, greet)
+        with trio.fail_after(10):
+            while acceptor.waiting < 20:
+                await trio.sleep(0.01)
+        await trio.sleep(0.1)
+        assert acceptor.waiting <= 20
+        assert sum(queue_of_the_kernel(listener) for listener in listeners) >= 30
+        nursery.cancel_scope.cancel(reason="end of the test")
+
+
+def next_file() -> int:
+    """The number that the next file gets."""
+    with socket.socket() as sock:
+        return sock.fileno()
+
+
+async def test_who_waits_leaves_the_files_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NATS has to come back, and pages have to be answered, while a crowd waits."""
+    (listener,) = await open_listeners(Address("127.0.0.1", 0))
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        await stack.enter_async_context(listener)
+        address = bound_address(listener)
+        for _ in range(60):
+            client = await trio.open_tcp_stream(address.host, address.port)
+            await stack.enter_async_context(client)
+        acceptor = Acceptor(Traffic(), per_second=1)
+        kept_from = next_file() + 20
+        monkeypatch.setattr(acceptor, "_kept_from", kept_from)
+        nursery.start_soon(acceptor.run, listener, nursery, greet)
+        with trio.fail_after(10):
+            while not acceptor.waiting:
+                await trio.sleep(0.01)
+        await trio.sleep(0.1)
+        assert next_file() <= kept_from + 2
+        assert queue_of_the_kernel(listener) > 30, "the others are still there"
+        nursery.cancel_scope.cancel(reason="end of the test")
+
+
+async def test_a_port_can_be_taken_over_while_files_have_run_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    traffic = Traffic()
+    dup = os.dup
+
+    def no_file(_: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "dup", no_file)
+    async with accepting(traffic) as address:
+        with trio.fail_after(5):
+            while not traffic.accept_errors:
+                await trio.sleep(0.01)
+        monkeypatch.setattr(os, "dup", dup)
+        assert await ask(address) == b"hello"
+
+
+async def test_behind_many_who_are_gone_the_next_one_is_not_kept_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    traffic = Traffic()
+    gone = 2000
+    accept = socket.socket.accept
+
+    def accept_if_still_there(sock: socket.socket) -> tuple[socket.socket, object]:
+        if traffic.accept_errors < gone:
+            raise OSError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
+        return accept(sock)
+
+    monkeypatch.setattr(socket.socket, "accept", accept_if_still_there)
+    async with accepting(traffic) as address:
+        assert await ask(address) == b"hello"  # a pause for each would be 20 s
+    assert traffic.accept_errors == gone
 
 
 class MadeUpLoop(LoopMeter):

@@ -17,7 +17,7 @@ from tests.server.test_listener import UPGRADE, status_of
 from trio_odin.core.load import Load
 from trio_odin.core.reasons import Rejection
 from trio_odin.server import listener
-from trio_odin.server.acceptor import refusal
+from trio_odin.server.acceptor import files_for_clients, refusal
 
 
 @contextmanager
@@ -128,7 +128,7 @@ async def test_the_last_files_are_kept_from_websockets_and_not_from_pages(
     nursery: trio.Nursery, clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with no_gaps() as next_file:
-        monkeypatch.setattr(listener, "_files_for_clients", lambda: next_file + 4)
+        monkeypatch.setattr(listener, "files_for_clients", lambda: next_file + 4)
         rig = Rig(nursery)
         # Each takes two files, one for either end.
         statuses = [await clients.connect(rig) for _ in range(4)]
@@ -138,11 +138,34 @@ async def test_the_last_files_are_kept_from_websockets_and_not_from_pages(
     assert await clients.ask(rig, b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n") == 200
 
 
+async def test_who_says_nothing_has_at_most_half_of_the_last_files(
+    nursery: trio.Nursery, clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "files_for_clients", lambda: 0)
+    rig = Rig(nursery)
+    (waiting,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with waiting:
+        for _ in range(20):
+            clients.streams.append(await trio.open_tcp_stream(*waiting.socket.getsockname()))
+            nursery.start_soon(rig.listener.serve, await waiting.accept())
+    with trio.fail_after(5):
+        for silent in clients.streams[:12]:
+            assert await silent.receive_some() == b""
+    assert rig.listener.stats().half_open == 8
+    assert rig.ledger.traffic.rejected == {"half_open": 12}
+    assert await clients.ask(rig, b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n") == 200
+    for client in clients.streams:
+        await client.aclose()
+    with trio.fail_after(5):
+        while rig.listener.stats().half_open:
+            await trio.sleep(0.01)
+
+
 async def test_a_server_knows_that_its_files_are_used_up(
     nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with no_gaps() as next_file, ExitStack() as held:
-        monkeypatch.setattr(listener, "_files_for_clients", lambda: next_file + 3)
+        monkeypatch.setattr(listener, "files_for_clients", lambda: next_file + 3)
         rig = Rig(nursery)
         assert not rig.listener.is_out_of_files
         for _ in range(3):
@@ -157,4 +180,4 @@ def test_of_a_low_limit_an_eighth_is_kept_and_of_a_high_one_sixteen(
     limit: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
-    assert listener._files_for_clients() == limit - kept
+    assert files_for_clients() == limit - kept

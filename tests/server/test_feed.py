@@ -37,6 +37,13 @@ async def test_events_wait_within_a_limit_of_bytes_and_what_finds_no_room_is_a_g
     assert [getattr(one, "offset", one) for one in waiting] == [2, Mark(None, 4, 0, lost), 5]
 
 
+async def test_the_feeds_of_all_workers_have_an_eighth_of_the_memory_together() -> None:
+    for workers in ("1", "4"):
+        settings = read_settings({"WS_MEMORY_LIMIT": "3200000", "WS_WORKERS": workers})
+        hub: Hub[object] = Hub(settings, Ledger())  # type: ignore[type-var]
+        assert hub.feed_budget.limit_bytes == 400_000 // int(workers)
+
+
 async def test_the_hub_gives_back_what_it_has_taken() -> None:
     hub: Hub[object] = Hub(read_settings({}), Ledger())  # type: ignore[type-var]
     assert hub.feed_budget.limit_bytes > 1024 * 1024

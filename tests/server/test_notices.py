@@ -16,9 +16,10 @@ from tests.core.client import objects_of
 from tests.logs_page import fields_of
 from tests.server.rig import Rig
 from trio_odin.config import read_settings
-from trio_odin.core.gaps import Gap, Mark
+from trio_odin.core.gaps import Gap, Gaps, Mark
 from trio_odin.core.ledger import Ledger, Publications
 from trio_odin.core.nats_message import NatsMessage
+from trio_odin.core.publication import Publication
 from trio_odin.core.reasons import GapReason
 from trio_odin.core.recent import Recent
 from trio_odin.core.registry import Registry
@@ -40,6 +41,10 @@ class FakeListener:
         if self.is_reading:
             self.sent.append(data)
         return self.is_reading
+
+    def deliver(self, publication: Publication, frames: dict[int, bytes]) -> int:
+        self.sent.append(b"event")
+        return 0
 
     def told(self) -> list[dict[str, Any]]:
         objects = objects_of_joined(self.sent)
@@ -161,6 +166,38 @@ async def test_a_socket_that_takes_nothing_is_told_later_in_one(
         assert (gap["missed"], gap["from"], gap["to"]) == (200, 1, 992)
         await a_second()
         assert slow.told() == []
+
+
+async def test_a_notice_without_room_comes_before_the_next_event_for_which_there_is() -> None:
+    hub = Hub[Any](read_settings({}), Ledger())
+    hub.note(Mark("e", 2))
+    slow: Any = FakeListener(is_reading=False)
+    hub.registry.subscribe(slow, ["BTC.trade"])
+    hub.registry.tell_of_gaps(slow, True)
+    hub.note(Mark("e", 4, gaps=(Gap(GapReason.WINDOW, 2, 3, 4),)))
+    await hub.notices.tell_due()
+    slow.is_reading = True
+    for offset in (5, 6):
+        hub.publish(NatsMessage("odin.token.BTC.trade", b"1", offset, trio.current_time()))
+    gap, *events = slow.sent
+    assert b'"to":4' in gap
+    assert events == [b"event", b"event"]
+
+
+async def test_a_notice_that_one_is_owed_does_not_put_off_the_next_one_of_others(
+    desk: Desk, autojump_clock: trio.testing.MockClock
+) -> None:
+    quick, slow = desk.listener(), desk.listener(is_reading=False)
+    async with desk.running():
+        desk.notices.declare(Gap(GapReason.WINDOW, 2, 3, 4))
+        await desk.notices.tell_due()
+        await trio.sleep(5.5)
+        quick.told()
+        slow.is_reading = True
+        desk.notices.declare(Gap(GapReason.WINDOW, 1, 9, 9))
+        await desk.notices.tell_due()
+        assert [gap["from"] for gap in quick.told()] == [9]
+        assert [(gap["from"], gap["to"]) for gap in slow.told()] == [(3, 9)]
 
 
 async def test_one_that_is_gone_does_not_keep_the_others_from_being_told(
@@ -314,3 +351,21 @@ async def test_a_notice_without_room_comes_before_the_next_position(nursery: tri
     gap, pong = await _notices_and_answer(client, {"type": "heartbeat", "nats": True})
     assert (gap["type"], gap["to"], pong["offset"]) == ("gap", 2, 2)
     assert rig.hub.registry.audience[connection.outlet] == {}
+
+
+async def test_a_telling_under_way_names_the_epoch_that_it_began_in(nursery: trio.Nursery) -> None:
+    hub: Hub[Any] = Hub(read_settings({}), Ledger())
+    hub.note(Mark("before", 7))
+    listeners = [FakeListener() for _ in range(600)]
+    audience: dict[Any, Gaps] = hub.registry.audience
+    for listener in listeners:
+        audience[listener] = {GapReason.SHED: Gap(GapReason.SHED, 1, 7, 7)}
+    feed_send, feed_receive = trio.open_memory_channel[NatsMessage | Mark](2)
+    nursery.start_soon(hub.run, feed_receive)
+    await trio.testing.wait_all_tasks_blocked()
+    feed_send.send_nowait(Mark("after", 0))
+    await hub.notices.tell()
+    assert {told["epoch"] for listener in listeners for told in listener.told()} == {"before"}
+    await trio.testing.wait_all_tasks_blocked()
+    assert hub.recent.epoch == "after"
+    feed_send.close()

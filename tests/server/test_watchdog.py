@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import socket
 import subprocess
 import sys
@@ -38,6 +39,22 @@ def test_a_systemd_that_does_not_read_holds_up_nothing(tmp_path: Path) -> None:
         notify = systemd_notify({"NOTIFY_SOCKET": path})
         for _ in range(10_000):
             notify("WATCHDOG=1")
+
+
+def test_systemd_is_told_also_where_files_have_run_out(tmp_path: Path) -> None:
+    """It would end a server that has more clients than files."""
+    path = str(tmp_path / "notify")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(path)
+        systemd.settimeout(5)
+        notify = systemd_notify({"NOTIFY_SOCKET": path})
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            notify("WATCHDOG=1")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert systemd.recv(100) == b"WATCHDOG=1"
 
 
 async def test_a_loop_that_turns_says_so_each_second(

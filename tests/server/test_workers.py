@@ -13,7 +13,7 @@ from trio_odin.config import read_settings
 from trio_odin.core.address import Address
 from trio_odin.core.load import OtherWorkers
 from trio_odin.core.snapshot import Trouble
-from trio_odin.server.worker_link import Accept
+from trio_odin.server.worker_link import Accept, Figures
 from trio_odin.server.worker_slot import Worker
 from trio_odin.server.workers import (
     Parent,
@@ -145,6 +145,32 @@ async def test_clients_of_a_worker_that_leaves_are_not_counted_elsewhere() -> No
     assert {number: elsewhere.connections for number, elsewhere in told.items()} == {1: 200, 2: 0}
 
 
+async def test_nor_are_those_of_one_that_leaves_by_itself() -> None:
+    parent, (leaving, other), (_, told) = parent_of(2)
+    leaving.note(snapshot(connections=100, is_draining=True))
+    other.note(TAKING)
+    parent._tell_what_the_others_hold()
+    assert [m.connections for m in told.messages if isinstance(m, OtherWorkers)] == [0]
+
+
+async def test_a_new_worker_knows_what_the_others_hold_before_it_takes_clients(
+    nursery: trio.Nursery,
+) -> None:
+    """Until then the limits would be those of one that is alone."""
+    parent, (new, other), (told, _) = parent_of(2)
+    other.note(changed(TAKING, connections=100))
+    says = iter([Figures(0, WITH_NATS), None])
+
+    class Says:
+        async def receive(self) -> Figures | None:
+            return next(says)
+
+    await parent._converse(new, Says(), nursery)  # type: ignore[arg-type]
+    others, accept = told.messages
+    assert isinstance(others, OtherWorkers)
+    assert (others.connections, accept) == (100, Accept([1]))
+
+
 async def test_keys_that_no_worker_could_start_with_are_refused_by_the_parent(
     tmp_path: Path,
 ) -> None:
@@ -165,11 +191,13 @@ class Told:
     def __init__(self, worker: Worker) -> None:
         self.messages: list[object] = []
         self.times_ended = 0
+        self.takes_messages = True
         worker.begin(self, self)  # type: ignore[arg-type]
 
     def send(self, message: object) -> bool:
-        self.messages.append(message)
-        return True
+        if self.takes_messages:
+            self.messages.append(message)
+        return self.takes_messages
 
     def terminate(self) -> None:
         self.times_ended += 1
@@ -316,6 +344,31 @@ async def test_one_without_clients_or_in_a_later_outage_is_not_ended(
         parent._end_deaf()
         await trio.sleep(1)
     assert (told_empty.times_ended, told_lost.times_ended) == (0, 0)
+
+
+async def test_one_that_leaves_to_a_successor_for_long_is_not_taken_for_one_without_nats(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A drain may take longer than that; a signal now, and one later, would cut its clients."""
+    parent, (leaving, _), (told, _) = parent_of(2)
+    for worker in parent.workers:
+        worker.note(changed(TAKING, connections=3))
+    leaving.is_leaving.set()
+    for _ in range(15):
+        parent._end_deaf()
+        await trio.sleep(1)
+    assert told.times_ended == 0
+
+
+async def test_one_that_cannot_be_told_to_leave_to_a_successor_is_told_by_a_signal(
+    nursery: trio.Nursery,
+) -> None:
+    parent, (worker, _), (told, _) = parent_of(2)
+    told.takes_messages = False
+    worker.note(TAKING)
+    nursery.start_soon(parent._retire, worker)
+    await trio.testing.wait_all_tasks_blocked()
+    assert told.times_ended == 1
 
 
 async def test_the_trouble_of_a_worker_that_takes_no_clients_is_in_the_figures() -> None:

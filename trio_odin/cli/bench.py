@@ -13,7 +13,7 @@ import click
 import trio
 from rich.console import Console
 
-from trio_odin.cli.common import fail, require_extra, run
+from trio_odin.cli.common import NumberRange, fail, require_extra, run
 from trio_odin.cli.progress import telling
 from trio_odin.lab.bench.plan import BenchPlan
 from trio_odin.lab.bench.record import BenchReport, as_json
@@ -92,13 +92,13 @@ def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path 
 )
 @click.option(
     "--hold",
-    type=click.FloatRange(min=0.1),
+    type=NumberRange(min=0.1),
     metavar="SECONDS",
     help="Of the main workload.  [default: 30, quick: 2]",
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(min=0.1, max=1000),
+    type=NumberRange(min=0.1, max=1000),
     default=30.0,
     show_default=True,
     help="Events a second of the main workload.",

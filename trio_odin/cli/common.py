@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -46,6 +47,23 @@ _METAVARS = {
 }
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class NumberRange(click.FloatRange):
+    """A number from a range. Click alone takes `nan`, which is below and above nothing."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Read a number.
+
+        Raises:
+            click.BadParameter: it is outside the range, or not a number.
+        """
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r}: allowed is a number", param, ctx)
+        return number
 
 
 def flag(option: str, *, default: str | None = None) -> Callable[[_F], _F]:

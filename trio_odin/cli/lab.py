@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from trio_odin.cli.common import fail, require_extra, run
+from trio_odin.cli.common import NumberRange, fail, require_extra, run
 from trio_odin.lab.capacity.rig import ProgramFailed
 from trio_odin.lab.capacity.runner import LabPlan, Told, run_lab
 from trio_odin.lab.capacity.stages import STAGES, Stage, stage_of
@@ -90,13 +90,13 @@ _STAGE_LINES = "\n".join(f"      {stage.number:>2}  {stage.title}" for stage in 
 )
 @click.option(
     "--hold",
-    type=click.FloatRange(min=_HOLD_MIN_SECONDS, max=86_400),
+    type=NumberRange(min=_HOLD_MIN_SECONDS, max=86_400),
     metavar="SECONDS",
     help="Of every stage.  [default: as the plan says, up to 30 minutes]",
 )
 @click.option(
     "--idle",
-    type=click.FloatRange(min=1, max=3600),
+    type=NumberRange(min=1, max=3600),
     default=10.0,
     show_default=True,
     metavar="SECONDS",

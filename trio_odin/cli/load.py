@@ -10,7 +10,7 @@ from typing import BinaryIO
 import click
 from rich.console import Console
 
-from trio_odin.cli.common import require_extra, run
+from trio_odin.cli.common import NumberRange, require_extra, run
 from trio_odin.cli.market import tokens_option
 from trio_odin.cli.progress import telling
 from trio_odin.lab.capacity.stages import HOME_SHARE, STAGES, TOKENS
@@ -86,7 +86,7 @@ _expect_options: list[tuple[str, str, Callable[[float], Criterion], str]] = [
 def _expectations(function: Callable[..., None]) -> Callable[..., None]:
     for flag, metavar, _, text in reversed(_expect_options):
         function = click.option(
-            flag, type=click.FloatRange(min=0), metavar=metavar, help=f"Fail otherwise: {text}"
+            flag, type=NumberRange(min=0), metavar=metavar, help=f"Fail otherwise: {text}"
         )(function)
     return function
 
@@ -123,7 +123,7 @@ def _expectations(function: Callable[..., None]) -> Callable[..., None]:
 @tokens_option
 @click.option(
     "--hold",
-    type=click.FloatRange(min=0, min_open=True),
+    type=NumberRange(min=0, min_open=True),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
@@ -131,14 +131,14 @@ def _expectations(function: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--idle",
-    type=click.FloatRange(min=0),
+    type=NumberRange(min=0),
     default=0.0,
     metavar="SECONDS",
     help="Before that, how long to measure what connections cost that receive nothing.",
 )
 @click.option(
     "--ramp",
-    type=click.FloatRange(min=0),
+    type=NumberRange(min=0),
     default=0.0,
     metavar="PER_SECOND",
     help="Connects a second; 0, the default: as fast as it goes.",
@@ -146,7 +146,7 @@ def _expectations(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("--reconnect", is_flag=True, help="Connections that are lost or refused come back.")
 @click.option(
     "--churn",
-    type=click.FloatRange(min=0, max=1000),
+    type=NumberRange(min=0, max=1000),
     default=0.0,
     metavar="PER_SECOND",
     help="Connections replaced in order, a second.",
@@ -159,7 +159,7 @@ def _expectations(function: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=NumberRange(min=0, min_open=True),
     metavar="PER_SECOND",
     help="Events a second that the publisher is told.",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from trio_odin.cli.common import NumberRange
 from trio_odin.lab.market import parse_tokens
 
 
@@ -16,7 +17,7 @@ def _tokens(_: click.Context, __: click.Parameter, text: str) -> list[str]:
 
 rate_option = click.option(
     "--rate",
-    type=click.FloatRange(min=0, min_open=True, max=100_000),
+    type=NumberRange(min=0, min_open=True, max=100_000),
     default=12.0,
     show_default=True,
     help="Events a second over all tokens.",

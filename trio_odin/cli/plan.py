@@ -10,7 +10,7 @@ from typing import BinaryIO
 import click
 from rich.console import Console
 
-from trio_odin.cli.common import require_extra
+from trio_odin.cli.common import NumberRange, require_extra
 from trio_odin.lab.model.answer import render
 from trio_odin.lab.model.comparison import Quote, compare
 from trio_odin.lab.model.fit import BadFigure, TooLittle, fit, predictions
@@ -34,13 +34,6 @@ def _home_share(_: click.Context, __: click.Parameter, text: str) -> float:
     if not 0 <= share <= 1:
         raise click.BadParameter(f"{text!r}: allowed is a share, 0 to 1, or 0% to 100%")
     return share
-
-
-def _number(_: click.Context, __: click.Parameter, value: float) -> float:
-    """What is not a number is in every range for click."""
-    if math.isnan(value):
-        raise click.BadParameter("'nan': allowed is a number")
-    return value
 
 
 def _lab_result(_: click.Context, __: click.Parameter, path: Path | None) -> LabResult | None:
@@ -85,8 +78,7 @@ def _lab_result(_: click.Context, __: click.Parameter, path: Path | None) -> Lab
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(min=0, min_open=True, max=100_000),
-    callback=_number,
+    type=NumberRange(min=0, min_open=True, max=100_000),
     default=12.0,
     show_default=True,
     help="Events a second over all tokens.",
@@ -123,8 +115,7 @@ def _lab_result(_: click.Context, __: click.Parameter, path: Path | None) -> Lab
 )
 @click.option(
     "--target-cpu",
-    type=click.FloatRange(min=0, min_open=True, max=100),
-    callback=_number,
+    type=NumberRange(min=0, min_open=True, max=100),
     default=75.0,
     metavar="PERCENT",
     show_default=True,

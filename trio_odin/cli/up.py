@@ -10,6 +10,7 @@ import structlog
 from rich.console import Console
 
 from trio_odin.cli.common import (
+    NumberRange,
     check_memory_limit,
     flag,
     raise_limit_of_files,
@@ -29,7 +30,7 @@ from trio_odin.up import UpPlan, up
 @tokens_option
 @click.option(
     "--duration",
-    type=click.FloatRange(min=0, min_open=True),
+    type=NumberRange(min=0, min_open=True),
     default=math.inf,
     metavar="SECONDS",
     help="End by itself after so long.",

@@ -32,8 +32,8 @@ class Gap:
         return Gap(
             self.reason,
             (self.missed or 0) + (later.missed or 0) if is_counted else None,
-            self.first if self.first is not None else later.first,
-            later.last if later.last is not None else self.last,
+            None if later.first is None else self.first,
+            later.last,
         )
 
 
@@ -42,10 +42,18 @@ Gaps: TypeAlias = dict[GapReason, Gap]
 
 
 def joined(gaps: Gaps, later: Iterable[Gap]) -> Gaps:
-    """`gaps` and `later` ones, those of the same reason as one. Neither is changed."""
+    """`gaps` and `later` ones, those of the same reason as one. Neither is changed.
+
+    Another stream comes first, as it begins another epoch. What was lost before it loses its
+    offsets: they mean other events now.
+    """
     sums = dict(gaps)
     for gap in later:
+        if gap.reason is GapReason.STREAM:
+            sums = {one: attrs.evolve(sums[one], first=None, last=None) for one in sums}
         sums[gap.reason] = sums[gap.reason].joined(gap) if gap.reason in sums else gap
+    if GapReason.STREAM in sums:
+        sums = {GapReason.STREAM: sums[GapReason.STREAM]} | sums
     return sums
 
 
@@ -89,12 +97,15 @@ class Mark(NamedTuple):
         reached: everything up to this offset has come, or is in `gaps`; None without offsets.
         past: everything up to this offset is older than the server's start, and news to nobody.
         gaps: what was lost between the message before and the one after.
+        is_broken: something older than the start is missing there. It is no loss to tell of, but
+            who resumes from before it may have missed it.
     """
 
     epoch: str | None
     reached: int | None
     past: int = 0
     gaps: tuple[Gap, ...] = ()
+    is_broken: bool = False
 
 
 @attrs.frozen
@@ -125,6 +136,10 @@ class Position:
         witness: offset and time of a message that we know, in nanoseconds of NATS' clock. A stream
             in memory can come back empty with its name and the date of its creation; once it has
             grown past the position, only the time of a message tells it from the one before.
+
+    Attributes:
+        is_broken: something of the past was missing, or may have been; see `Mark`. Stays until
+            whoever has told the hub makes it False.
     """
 
     stream: str = ""
@@ -133,6 +148,7 @@ class Position:
     recall: int = 0
     past: int = attrs.field(default=0, init=False)
     witness: tuple[int, int] | None = attrs.field(default=None, init=False)
+    is_broken: bool = attrs.field(default=False, init=False)
     _is_ours: bool = True
 
     def is_lost_in(self, state: StreamState) -> bool:
@@ -165,6 +181,7 @@ class Position:
             self.witness = None
         self.stream, self.epoch, self._is_ours = state.name, state.epoch, state.is_ours
         if state.first > self.offset + 1:
+            self.is_broken = True
             if state.first > self.past + 1:  # else all of it was before the start
                 first = max(self.offset, self.past) + 1
                 missed = state.first - first if state.is_ours else None
@@ -187,6 +204,7 @@ class Position:
 
     def settle(self) -> None:
         """Nothing more of ours from before the start will come."""
+        self._leave_past(self.past)
         self.offset = max(self.offset, self.past)
 
     def move(self, offset: int, unix_ns: int | None = None) -> Gap | None:
@@ -194,9 +212,15 @@ class Position:
 
         `unix_ns` is when NATS stored the message there.
         """
+        self._leave_past(offset - 1)
         first, self.offset = max(self.offset, self.past) + 1, offset
         if unix_ns is not None:
             self.witness = (offset, unix_ns)
         if offset <= first or not self._is_ours:
             return None
         return Gap(GapReason.WINDOW, offset - first, first, offset - 1)
+
+    def _leave_past(self, reached: int) -> None:
+        """What is behind the position up to `reached` did not come."""
+        is_jump = self.offset < min(reached, self.past)
+        self.is_broken = self.is_broken or (is_jump and self._is_ours)

@@ -60,8 +60,9 @@ class RecentEvent:
 class Recent:
     """Events by their offset: at most `capacity`, none kept longer than `max_age_seconds`.
 
-    Only an unbroken run of events is kept: across a loss nobody could say what was missed. An event
-    without an offset, as there is without JetStream, is not kept.
+    Only an unbroken run of events is kept: across a loss nobody could say what was missed. Where
+    what is missing is older than the start, what is before it is kept for the newest events of
+    quiet channels. An event without an offset, as there is without JetStream, is not kept.
 
     Attributes:
         epoch: which stream this is; None before there is one, and in core mode.
@@ -105,6 +106,8 @@ class Recent:
         else:
             if mark.epoch != self.epoch or mark.gaps or self._taken < 0:
                 self._forget_all(mark.reached)
+            elif mark.is_broken:
+                self._complete_after = mark.reached
             self._taken = max(mark.reached, self._taken)
             self.is_settled = self._taken >= mark.past
         self.epoch, self._past, self.is_entered = mark.epoch, mark.past, True
@@ -138,7 +141,7 @@ class Recent:
         ):
             oldest = events.popleft()
             self._bytes -= oldest.size
-            self._complete_after = oldest.offset
+            self._complete_after = max(oldest.offset, self._complete_after)
 
     def after(self, offset: int, channels: Collection[str], *, of_each: int, in_all: int) -> Missed:
         """The newest events of `channels` behind `offset`: `of_each` at most, and `in_all`.

@@ -200,10 +200,18 @@ class Publisher:
 
     async def _publish(self, run: Run, ticks: Sequence[int]) -> None:
         """Publish some ticks; each token has its turn."""
-        stats = self.control.stats
-        stats.errors += len(ticks)  # until they are known to be sent
-        if self._link is None or not self._link.is_up:
-            return
+        stats, sent = self.control.stats, 0  # a new run has statistics of its own
+        try:
+            if self._link is not None and self._link.is_up:
+                batch = self._batch(run, ticks)
+                # One crossing into asyncio for all that is due, as a crossing costs 0.1 ms.
+                sent = await trio_asyncio.aio_as_trio(partial(_publish_batch, self._link, batch))()
+        finally:
+            stats.published += sent
+            stats.errors += len(ticks) - sent
+
+    def _batch(self, run: Run, ticks: Sequence[int]) -> list[tuple[str, bytes]]:
+        """The subjects and payloads of some ticks."""
         batch = []
         clocks_apart = time.time() - trio.current_time()
         for tick in ticks:
@@ -211,10 +219,7 @@ class Publisher:
             # When it was due, not when it is sent: who measures latency by it sees our lateness.
             unix_ms = round((clocks_apart + self._schedule.due_at(tick)) * 1000)
             batch.append((f"odin.token.{token}.trade", self._market.trade(token, unix_ms)))
-        # One crossing into asyncio for all that is due, as a crossing costs 0.1 ms.
-        sent = await trio_asyncio.aio_as_trio(partial(_publish_batch, self._link, batch))()
-        stats.published += sent
-        stats.errors -= sent
+        return batch
 
 
 async def _publish_batch(link: NatsLink, batch: Sequence[tuple[str, bytes]]) -> int:

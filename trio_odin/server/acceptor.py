@@ -17,7 +17,7 @@ from trio_odin.core.ledger import Traffic
 from trio_odin.core.pacing import AcceptPace
 from trio_odin.core.reasons import Rejection
 from trio_odin.net.http import HEAD_LIMITS, Response, response_bytes
-from trio_odin.server.turnover import ARRIVAL, COMING
+from trio_odin.server.turnover import ARRIVAL, COMING, LISTENER
 from trio_odin.telemetry.meters import LoopMeter
 
 _log = structlog.get_logger("listener")
@@ -34,6 +34,10 @@ _REFUSALS_PER_TURN = 64
 # With a kernel's usual 4,096, room for 10,000 at once.
 _WAITING_MAX = 8192
 
+# Files that no client of a WebSocket gets: NATS has to come back, and a page has to be answered.
+_FILES_KEPT = 16
+_FILES_KEPT_SHARE = 1 / 8  # of a low limit
+
 
 class Acceptor:
     """Accepts on one or several listening sockets, at `per_second` together (0: no limit).
@@ -43,6 +47,9 @@ class Acceptor:
 
     Resource handling: while it runs it holds one file that nobody needs. Where files have run out,
     that is given up for a moment to accept those who wait, tell them so, and close.
+
+    Attributes:
+        let_in: how many are being served, or were.
     """
 
     def __init__(
@@ -50,8 +57,17 @@ class Acceptor:
     ) -> None:
         self._traffic = traffic
         self._loop = loop
+        self._kept_from = files_for_clients()
+        self._waiting = _Waiting()
+        self._lets_in_rest = False
+        self.let_in = 0
         self._pace = AcceptPace(per_second)
         self._logged_at = -_LOG_EVERY_SECONDS
+
+    @property
+    def waiting(self) -> int:
+        """How many have been accepted and wait for their turn."""
+        return len(self._waiting)
 
     def set_rate(self, per_second: float) -> None:
         """Accept at another rate from now on."""
@@ -65,42 +81,76 @@ class Acceptor:
     ) -> None:
         """Accept on `listener` until cancelled; `serve` is a task in `nursery` for each.
 
+        Several may run at a time, of one `nursery` and `serve`.
+
         As many are served at each wake-up as there is time for: after a lost network thousands come
         back at once. The others wait, accepted but not read: the kernel's own queue may be short,
         and where it overflows clients come in seconds later, and a few are reset.
 
         Error handling: running out of files or memory is counted, logged now and then, and waited
         out, with the connections that are open served on.
-        """
-        with (
-            socket.socket(fileno=os.dup(listener.socket.fileno())) as listening,
-            _Spare() as spare,
-            _Waiting() as waiting,
-        ):
-            listening.setblocking(False)
-            while True:
-                if not waiting:
-                    await trio.lowlevel.wait_readable(listening)
-                try:
-                    waiting.accept_from(listening)
-                except OSError as error:
-                    self._traffic.accept_errors += 1
-                    if error.errno in _OUT_OF_FILES:
-                        self._traffic.rejected[Rejection.FILES.label] += spare.refuse(listening)
-                    self._log_now_and_then(error)
-                    if not waiting:
-                        await trio.sleep(_pause(error))
-                await self._let_in(waiting, nursery, serve)
 
-    async def _let_in(
+        Cancellation: those that wait are served still, by a task in `nursery`; only if that is
+        cancelled they are closed.
+        """
+        with await self._open_own(listener.socket) as listening, _Spare() as spare:
+            listening.setblocking(False)
+            try:
+                await self._accept_and_let_in(listening, spare, nursery, serve)
+            finally:
+                if not self._lets_in_rest:
+                    self._lets_in_rest = True
+                    nursery.start_soon(self._let_in_rest, nursery, serve, name=LISTENER)
+
+    async def _accept_and_let_in(
         self,
-        waiting: _Waiting,
+        listening: socket.socket,
+        spare: _Spare,
         nursery: trio.Nursery,
         serve: Callable[[trio.SocketStream], Awaitable[None]],
     ) -> None:
-        room = self._room()
+        while True:
+            if not self._waiting:
+                await trio.lowlevel.wait_readable(listening)
+            try:
+                self._waiting.accept_from(listening, self._kept_from)
+            except OSError as error:
+                self._note(error)
+                if error.errno in _OUT_OF_FILES:
+                    self._traffic.rejected[Rejection.FILES.label] += spare.refuse(listening)
+                if not self._waiting:
+                    await trio.sleep(_pause(error))
+            await self._let_in(nursery, serve)
+
+    async def _let_in_rest(
+        self, nursery: trio.Nursery, serve: Callable[[trio.SocketStream], Awaitable[None]]
+    ) -> None:
+        try:
+            await trio.lowlevel.checkpoint()
+            while self._waiting:
+                await self._let_in(nursery, serve)
+        finally:
+            self._lets_in_rest = False
+            self._waiting.close()
+
+    async def _open_own(self, listening: trio.socket.SocketType) -> socket.socket:
+        """A file of our own for it, as two tasks may not wait for one. Waits for one to be free."""
+        while True:
+            try:
+                return socket.socket(fileno=os.dup(listening.fileno()))
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                self._note(error)
+                await trio.sleep(_pause(error))
+
+    async def _let_in(
+        self, nursery: trio.Nursery, serve: Callable[[trio.SocketStream], Awaitable[None]]
+    ) -> None:
+        waiting, room = self._waiting, self._room()
         for _ in range(min(room, len(waiting))):
             self._pace.accepted(1)
+            self.let_in += 1
             nursery.start_soon(serve, _stream(waiting.popleft()), name=COMING)
         if waiting and not room:
             self._traffic.accepts_paced += 1
@@ -114,7 +164,9 @@ class Acceptor:
             self._pace.observe(now, self._loop.idle_seconds, self._loop.seconds_in(ARRIVAL))
         return self._pace.room(now, _ACCEPTS_PER_TURN)
 
-    def _log_now_and_then(self, error: OSError) -> None:
+    def _note(self, error: OSError) -> None:
+        """Count it, and log one now and then."""
+        self._traffic.accept_errors += 1
         if error.errno == errno.ECONNABORTED:  # that is: gone before we got to it
             return
         now = trio.current_time()
@@ -130,36 +182,48 @@ def refusal(rejection: Rejection) -> Response:
     return Response.text(rejection.status, rejection.text, headers=[retry_after])
 
 
+def files_for_clients() -> int:
+    """The file number at which those of WebSockets end."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return limit - min(_FILES_KEPT, int(limit * _FILES_KEPT_SHARE))
+
+
 def _stream(accepted: socket.socket) -> trio.SocketStream:
     return trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
 
 
 def _pause(error: OSError) -> float:
     """Seconds to wait before accepting again."""
+    if error.errno == errno.ECONNABORTED:  # the next one may be there
+        return 0.0
     return _EXHAUSTED_PAUSE_SECONDS if error.errno in _EXHAUSTED else _ACCEPT_PAUSE_SECONDS
 
 
 class _Waiting(deque[socket.socket]):
     """Accepted, and not read yet: the first to come is the first to be served.
 
-    At most half of the files that this process may have, and closed at the end.
+    At most half of the files that this process may have, and of those that are kept one: others
+    need them while a crowd waits.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._most = min(_WAITING_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
-    def accept_from(self, listening: socket.socket) -> None:
-        """Take in those who wait in the kernel's queue, as far as there is room. Does not wait."""
+    def accept_from(self, listening: socket.socket, kept_from: int) -> None:
+        """Take in those who wait in the kernel's queue, as far as there is room. Does not wait.
+
+        The files from number `kept_from` on are kept.
+        """
         with suppress(BlockingIOError):
             for _ in range(min(_ACCEPTS_PER_TURN, self._most - len(self))):
+                if self and self[-1].fileno() >= kept_from:
+                    break
                 accepted, _ = listening.accept()
                 self.append(accepted)
 
-    def __enter__(self) -> _Waiting:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close all."""
         while self:
             self.popleft().close()
 

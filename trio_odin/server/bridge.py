@@ -305,6 +305,8 @@ class Bridge:
         if position.epoch == state.epoch and position.was_emptied(state):
             state = attrs.evolve(state, epoch=await count_generation_on(client, info))
         self._lose(*position.enter(state))  # at once: the link may be lost before they are told
+        if self._upstream.mode == "core":  # until now: what came since then is in the past
+            self._lose(Gap(GapReason.CORE, last=position.past))
         if position.witness is None and state.last >= max(state.first, 1):
             stored = await stored_at(client, state.name, state.last)
             position.witness = None if stored is None else (state.last, stored)
@@ -322,10 +324,11 @@ class Bridge:
         self._lose(*gaps)
         mark = self._mark(reached, *self._untold.values())
         await trio_asyncio.trio_as_aio(self._feed_send.send)(mark)
-        self._untold, self._must_tell = {}, False
+        self._note_told()
 
     def _mark(self, reached: int | None, *gaps: Gap) -> Mark:
-        return Mark(self._position.epoch or None, reached, self._position.past, gaps)
+        position = self._position
+        return Mark(position.epoch or None, reached, position.past, gaps, position.is_broken)
 
     async def _settle(self, consumer: OrderedConsumer) -> None:
         """See to the end of what is read from before the start, also where it never comes.
@@ -360,6 +363,7 @@ class Bridge:
             return
         if gap := self._position.move(place.offset, place.unix_ns):
             self._lose(gap)
+        self._must_tell = self._must_tell or self._position.is_broken
         self._accept(
             NatsMessage(
                 message.subject,
@@ -413,8 +417,12 @@ class Bridge:
                 self._feed_send.send_nowait(self._mark(reached, *self._untold.values()))
             except trio.WouldBlock:
                 return False
-            self._untold, self._must_tell = {}, False
+            self._note_told()
         return True
+
+    def _note_told(self) -> None:
+        self._untold, self._must_tell = {}, False
+        self._position.is_broken = False
 
     def _reason_to_shed(self, message: NatsMessage) -> Shed | None:
         if message.is_past:

@@ -194,6 +194,7 @@ class Hub(Generic[M]):
     async def _take(self, item: NatsMessage | Mark, dirty: list[Subscriber] | None) -> None:
         """Take one item of the feed. A gap that is due is told before it."""
         if isinstance(item, Mark):
+            await self.notices.tell_due()  # a telling under way names the epoch that it is of
             self.note(item)
             await self._let_settled_go_on()
             return
@@ -265,6 +266,7 @@ class Hub(Generic[M]):
         if event is not None:
             event.content = publication
         publications.fanned_out += 1
+        self.notices.tell_owed(subscribers)
         if dirty is None:
             self._fan_out(publication, subscribers)
         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 from collections import Counter
 from contextlib import suppress
 from http import HTTPStatus
@@ -32,7 +31,7 @@ from trio_odin.net.http import (
     send_last,
     serve_request,
 )
-from trio_odin.server.acceptor import Acceptor, refusal
+from trio_odin.server.acceptor import Acceptor, files_for_clients, refusal
 from trio_odin.server.connection import Connection
 from trio_odin.server.connection_log import ConnectionLog
 from trio_odin.server.half_open import HalfOpen
@@ -43,9 +42,8 @@ from trio_odin.telemetry.meters import LoopMeter
 
 _log = structlog.get_logger("listener")
 
-# Files that no client of a WebSocket gets: NATS has to come back, and a page has to be answered.
-_FILES_KEPT = 16
-_FILES_KEPT_SHARE = 1 / 8  # of a low limit
+# Half of the files that are kept from WebSockets: those who say nothing may not have them all.
+_HALF_OPEN_IN_KEPT = 8
 
 # What is read at once of a request, so that most are whole then.
 _FIRST_READ_BYTES = 16 * 1024
@@ -71,7 +69,6 @@ class Listener:
 
     Attributes:
         admitted: connections let in. Those that still send their head are not counted yet.
-        heads_awaited: how many those are.
         session_limits: of those that join from now on.
         connection_log: where it is logged that one came or went.
     """
@@ -97,13 +94,14 @@ class Listener:
         self._traffic = hub.ledger.traffic
         self._acceptor = Acceptor(self._traffic, per_second=settings.accepts_per_second, loop=loop)
         self._half_open = HalfOpen(settings.max_half_open, self._traffic)
+        self._half_open_in_kept = HalfOpen(_HALF_OPEN_IN_KEPT, self._traffic)
         self._from_address: Counter[str] = Counter()
-        self._files_for_clients = _files_for_clients()
+        self._files_for_clients = files_for_clients()
         self._departed = trio.lowlevel.ParkingLot()
         self.session_limits = self._session_limits()
         self.connection_log = ConnectionLog()
         self.admitted = 0
-        self.heads_awaited = 0
+        self._heads_done = 0
 
     def reload(self, settings: Settings) -> None:
         """Serve whoever comes from now on by `settings`."""
@@ -133,16 +131,15 @@ class Listener:
     async def serve(self, stream: trio.abc.HalfCloseableStream) -> None:
         """Serve one accepted socket to its end. Nothing the peer does raises out of here."""
         try:
-            self.heads_awaited += 1
             try:
                 head = await self._receive_head(stream)
             finally:
-                self.heads_awaited -= 1
+                self._heads_done += 1
             if head is None:
                 await trio.aclose_forcefully(stream)
             elif not handshake.is_websocket_request(head):
                 status = None  # it stays so if the page is ended for the sake of others
-                with self._half_open.one(math.inf):  # it has deadlines of its own
+                with self._half_open_like(stream).one(math.inf):  # it has deadlines of its own
                     status = await serve_request(
                         stream, self._respond, received=head, limits=self._limits
                     )
@@ -163,7 +160,7 @@ class Listener:
         received = _already_there(stream)
         if received.endswith(END_OF_HEAD):
             return received
-        with self._half_open.one(self._settings.handshake_seconds) as scope:
+        with self._half_open_like(stream).one(self._settings.handshake_seconds) as scope:
             try:
                 return (
                     await receive_head(stream, received, max_bytes=self._limits.max_bytes) or None
@@ -208,9 +205,15 @@ class Listener:
 
     def _rejection(self, stream: trio.abc.Stream) -> Rejection | None:
         """Why nobody may come in now, or not on this socket."""
+        rejection = self._admission.rejection(self.admitted)
+        return rejection or (Rejection.FILES if self._has_kept_file(stream) else None)
+
+    def _has_kept_file(self, stream: trio.abc.Stream) -> bool:
         file = stream.socket.fileno() if isinstance(stream, trio.SocketStream) else 0
-        is_kept = file >= self._files_for_clients  # the kernel gives the lowest number that is free
-        return self._admission.rejection(self.admitted) or (Rejection.FILES if is_kept else None)
+        return file >= self._files_for_clients  # the kernel gives the lowest number that is free
+
+    def _half_open_like(self, stream: trio.abc.Stream) -> HalfOpen:
+        return self._half_open_in_kept if self._has_kept_file(stream) else self._half_open
 
     def _rejected(self, rejection: Rejection) -> Response:
         self._traffic.rejected[rejection.label] += 1
@@ -261,9 +264,15 @@ class Listener:
         if not self._from_address[owner]:
             del self._from_address[owner]
 
+    @property
+    def unanswered(self) -> int:
+        """How many have been accepted and have no answer yet: their head is still to be read."""
+        return self._acceptor.waiting + self._acceptor.let_in - self._heads_done
+
     def stats(self) -> ListenerStats:
         """Those who are not let in yet: how many have not asked for anything, or get a page."""
-        return ListenerStats(half_open=len(self._half_open), is_out_of_files=self.is_out_of_files)
+        half_open = len(self._half_open) + len(self._half_open_in_kept)
+        return ListenerStats(half_open=half_open, is_out_of_files=self.is_out_of_files)
 
     @property
     def is_out_of_files(self) -> bool:
@@ -304,9 +313,3 @@ def _peer_of(stream: trio.abc.Stream) -> str | None:
             name = stream.socket.getpeername()
             return str(name[0]) if isinstance(name, tuple) else None  # not of TCP
     return None
-
-
-def _files_for_clients() -> int:
-    """The file number at which WebSockets end."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return limit - min(_FILES_KEPT, int(limit * _FILES_KEPT_SHARE))

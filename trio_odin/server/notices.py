@@ -6,7 +6,7 @@ What follows within a second is summed up, and told with the next message or at 
 
 No notice waits for a socket: it has its place in the outbox, between the events before the gap and
 those behind it. Where there is no room for it, it is summed up with what comes later, and tried
-again a second later.
+again before the next event for who is owed it, or a second later.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Notices:
         self._registry = registry
         self._recent = recent
         self._losses = Losses()
-        self._is_owing = False
+        self._owing: dict[Hashable, Listener] = {}  # who had no room for a notice
         self._told: trio.Event | None = None  # while a telling is under way, set at its end
         self._unlogged: Gaps = {}
         self._logged_at: dict[GapReason, float] = {}
@@ -77,8 +77,13 @@ class Notices:
         """Tell each second what no event made due, until cancelled."""
         while True:
             await trio.sleep(Losses.TELL_SECONDS)
-            if self._losses or self._is_owing:
+            if self._losses:
                 await self.tell()
+            else:
+                owing = list(self._owing)
+                for start in range(0, len(owing), _NOTICES_BETWEEN_CHECKPOINTS):
+                    self.tell_owed(owing[start : start + _NOTICES_BETWEEN_CHECKPOINTS])
+                    await trio.lowlevel.checkpoint()
             self._log((), trio.current_time())
 
     async def tell(self) -> None:
@@ -124,7 +129,7 @@ class Notices:
         audience = self._registry.audience
         unix_ms = time.time_ns() // 1_000_000
         news_frames = self._frames(news, unix_ms)
-        self._is_owing = False
+        self._owing.clear()
         for number, listener in enumerate(list(audience), start=1):
             if number % _NOTICES_BETWEEN_CHECKPOINTS == 0:
                 await trio.lowlevel.checkpoint()
@@ -134,7 +139,19 @@ class Notices:
                 frames = self._frames(gaps, unix_ms) if owed else news_frames
                 is_told = not frames or listener.send_soon(frames)
                 audience[listener] = {} if is_told else gaps
-                self._is_owing = self._is_owing or not is_told
+                if not is_told:
+                    self._owing[listener] = listener
+
+    def tell_owed(self, listeners: Iterable[Hashable]) -> None:
+        """Try again with those of `listeners` who had no room for a notice. Does not wait."""
+        if not self._owing:
+            return
+        for listener in [self._owing[one] for one in listeners if one in self._owing]:
+            owed = self._registry.audience.get(listener)  # none: it has left, or was answered
+            if not owed or listener.send_soon(self._frames(owed, time.time_ns() // 1_000_000)):
+                del self._owing[listener]
+                if owed:
+                    self._registry.audience[listener] = {}
 
     def _frames(self, gaps: Gaps, unix_ms: int) -> bytes:
         return b"".join(

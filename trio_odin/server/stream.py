@@ -97,6 +97,8 @@ def why_unsuitable(info: StreamInfo) -> str | None:
     config = info.config
     if config.retention == RetentionPolicy.WORK_QUEUE:
         return f"stream {config.name} is a work queue: an event of it is for one server"
+    if config.sealed:
+        return f"stream {config.name} is sealed: it takes no further events"
     transform = config.subject_transform
     if (
         transform
@@ -256,8 +258,8 @@ async def _find_or_make(
     except NotFoundError:
         if not may_make:
             raise Refused(
-                f"the stream that was consumed, which this server has not made, is gone or has "
-                f"{SUBJECT} no longer: it is waited for"
+                f"the stream that was consumed, which this server has not made, is gone or no "
+                f"longer has {SUBJECT}: make it again, or restart this server, which makes its own"
             ) from None
         return await _make(jetstream, settings)
     info: StreamInfo = await jetstream.stream_info(other)

@@ -277,7 +277,7 @@ class Server:
         with trio.move_on_after(self._settings.handshake_seconds):
             while True:
                 await trio.sleep(_HEADS_LOOK_SECONDS)
-                if not self._listener.heads_awaited:
+                if not self._listener.unanswered:
                     break
 
     def _reconnects_per_second(self) -> float:

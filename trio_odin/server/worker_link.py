@@ -4,7 +4,8 @@
     parent ◄── Figures ── worker        the answer; number 0 unasked: it has begun, has NATS, takes
                                         clients, or has finished
     parent ── Accept ───► worker        "take clients from these queues, and from no others"
-    parent ── Others ───► worker        what the other workers hold, once all have answered
+    parent ── Others ───► worker        what the other workers hold: before it takes clients, and
+                                        once all have answered
     parent ◄── Question ─ worker        "somebody wants a page: how are all of us?"
     parent ── Answer ───► worker
     parent ── Reload ───► worker        "these are the settings now"

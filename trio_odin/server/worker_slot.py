@@ -73,6 +73,11 @@ class Worker:
         """Whether a process does that, and answers."""
         return self.silent_since is None and self._knows(lambda last: last.is_open)
 
+    @property
+    def leaves(self) -> bool:
+        """Whether it is to leave, or does so by itself."""
+        return self.is_leaving.is_set() or self._knows(lambda last: last.is_draining)
+
     def _knows(self, claim: Callable[[Snapshot], bool]) -> bool:
         return self.last is not None and claim(self.last)
 
@@ -104,7 +109,8 @@ class Worker:
 
     def is_deaf(self, *, has_another_nats: bool) -> bool:
         """Whether it has had clients without NATS for too long; true once for each process."""
-        if self.has_nats or not self.connections or not has_another_nats:
+        is_in_order = self.is_leaving.is_set() or self._knows(lambda last: last.nats.was_connected)
+        if is_in_order or not self.connections or not has_another_nats:
             self._deaf_since = None
             return False
         now = trio.current_time()

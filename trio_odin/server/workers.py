@@ -243,9 +243,7 @@ class Parent:
         worker.is_leaving.set()
         self._share_out_queues()
         self._tell_what_the_others_hold()  # its clients are about to come to them
-        if worker.last is not None:
-            worker.tell(Relieve())
-        else:
+        if not worker.tell(Relieve()):
             worker.leave()
         with trio.move_on_after(self._settings.drain_seconds + _DRAIN_EXTRA_SECONDS) as deadline:
             await worker.gone.wait()
@@ -361,7 +359,10 @@ class Parent:
         while (message := await link.receive()) is not None:
             match message:
                 case Figures():
+                    is_new = worker.last is None
                     worker.note(message.snapshot)
+                    if is_new:
+                        self._tell_what_the_others_hold()
                     self._share_out_queues()
                     if message.number == self._round.number:
                         self._round.note_answer(worker)
@@ -442,9 +443,7 @@ class Parent:
             worker.tell(
                 OtherWorkers(
                     # Clients of one that leaves come back here: they are not to count twice.
-                    connections=sum(
-                        other.connections for other in rest if not other.is_leaving.is_set()
-                    ),
+                    connections=sum(other.connections for other in rest if not other.leaves),
                     cpu_cores=sum(other.load.loop_busy_percent for other in others) / 100,
                     turnover_cores=sum(other.load.turnover_percent for other in others) / 100,
                     # This process is a part of the server too, and a small one.

@@ -13,8 +13,8 @@ _FEED_PART = 8
 
 
 def feed_bytes(settings: Settings) -> int:
-    """Bytes that may wait between the bridge and the hub."""
-    return _memory_bytes(settings) // _FEED_PART
+    """Bytes that may wait between the bridge and the hub, of each worker."""
+    return _memory_bytes(settings) // _FEED_PART // settings.workers
 
 
 def outboxes_bytes(settings: Settings) -> int:

@@ -153,7 +153,6 @@ def test_a_mix_that_is_none_is_a_sentence_with_what_is_allowed(text: str) -> Non
     [
         (["ws://[x/ws"], "'ws://[x/ws' is no address like ws://127.0.0.1:3002/ws"),
         (["--health-url", "x"], "'x' is no address of a server's health page"),
-        (["--hold", "nan"], "hold of nan seconds: allowed is a number, 0 or more"),
         (["--churn", "1", "--connections", "1"], "allowed is 2 connections or more"),
         (
             ["--channels-per-connection", "11"],
@@ -387,10 +386,11 @@ def test_a_process_that_is_interrupted_twice_ends_at_once_with_a_sentence(rig: R
     assert not rig.publisher.is_publishing()
 
 
-def test_without_the_extra_the_load_says_so_before_it_begins() -> None:
+@pytest.mark.parametrize("arguments", [["load", "ws://127.0.0.1:9/ws"], ["bench", "--quick"]])
+def test_without_the_extra_the_command_says_so_before_it_begins(arguments: list[str]) -> None:
     program = (
         "import sys; sys.modules['hdrh'] = sys.modules['hdrh.histogram'] = None; "
-        "from trio_odin.cli import main; main(['load', 'ws://127.0.0.1:9/ws'])"
+        f"from trio_odin.cli import main; main({arguments})"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False
