@@ -376,7 +376,7 @@ def test_a_process_that_is_interrupted_twice_ends_at_once_with_a_sentence(rig: R
         wait_for(process, "hold")
         process.send_signal(signal.SIGINT)
         time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         began = time.monotonic()
         out, err = process.communicate(timeout=15)
     assert time.monotonic() - began < 5

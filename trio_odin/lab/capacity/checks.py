@@ -58,6 +58,7 @@ _BAD_COMMANDS = {
     "INVALID_COMMAND": '{"type":"subscribe","channels":"BTC.trade"}',
     "INVALID_CHANNEL": '{"type":"subscribe","channels":["BTC"]}',
 }
+_KEPT_AWAY = "not received; an event published after it was"
 _HEARTBEAT = '{"type":"heartbeat"}'
 _SHOWN_CHARS = 120
 _UNIX_MS_MIN = 10**12  # 2001; in seconds it would be far less
@@ -184,8 +185,8 @@ class _Wire:
     _numbers: Iterator[int] = attrs.field(factory=count)
 
     @contextmanager
-    def check(self, question: Check, measured: str = "as wanted") -> Iterator[None]:
-        """The question is answered by whether all in the block was as expected."""
+    def check(self, question: Check, measured: str) -> Iterator[None]:
+        """The question is answered by `measured` if all in the block was as expected."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - a check that is not met, never a traceback
@@ -208,28 +209,28 @@ async def _filtering(wire: _Wire) -> None:
     """The plan's test 1: a client subscribes, and gets that and nothing else."""
     btc, eth = wire.channel("BTC"), wire.channel("ETH")
     async with open_client(wire.url, wire.step_seconds) as me:
-        with wire.check(SUBSCRIBE):
+        with wire.check(SUBSCRIBE, "count 2"):
             ack = await me.tell("subscribe", btc, eth)
             expect((ack.get("subscribed"), ack.get("count")) == ([btc, eth], 2), _shown(ack))
         sent = [await wire.send(channel) for channel in (btc, eth)]
-        with wire.check(ETH_TRADE):
+        with wire.check(ETH_TRADE, "received"):
             await me.events_until(sent[1])
-        with wire.check(BTC_TRADE):
+        with wire.check(BTC_TRADE, "received"):
             times = [event_name(message) for message in me.received].count(sent[0])
             expect(times == 1, f"received {times} times")
         foreign = ((SOL_TRADE, wire.channel("SOL")), (LIQUIDITY, wire.channel("BTC", "liquidity")))
         for question, channel in foreign:
-            with wire.check(question):
+            with wire.check(question, _KEPT_AWAY):
                 await _check_kept_away(wire, me, channel, eth)
-        with wire.check(UNSUBSCRIBE):
+        with wire.check(UNSUBSCRIBE, "count 1"):
             ack = await me.tell("unsubscribe", btc)
             expect((ack.get("unsubscribed"), ack.get("count")) == ([btc], 1), _shown(ack))
-        with wire.check(AFTERWARDS):
+        with wire.check(AFTERWARDS, _KEPT_AWAY):
             await _check_kept_away(wire, me, btc, eth)
         envelopes = envelopes_of(me.received)
-        with wire.check(NUMBERS):
+        with wire.check(NUMBERS, f"1 to {len(envelopes)}"):
             check_numbers(envelopes)
-        with wire.check(ENVELOPES):
+        with wire.check(ENVELOPES, f"{len(envelopes)} envelopes"):
             expect(bool(envelopes), "no envelope")
             for envelope in envelopes:
                 check_envelope(envelope)
@@ -326,7 +327,7 @@ async def _replay(wire: _Wire) -> None:
     envelopes = envelopes_of(me.received)
     wanted = [envelope for envelope in envelopes[:5] if envelope.get("seq") in {2, 3, 4}]
     again = envelopes[5:]
-    with wire.check(REPLAY):
+    with wire.check(REPLAY, "seq 2 to 4, the same"):
         expect(len(again) == len(wanted) == 3, f"{len(again)} of {len(wanted)} envelopes")
         expect(again == wanted, "other ones than before")
 
@@ -337,11 +338,11 @@ async def _bad_commands(wire: _Wire) -> None:
         await me.tell("subscribe", channel)
         names = [await wire.send(channel)]
         await me.events_until(names[0])
-        with wire.check(BAD_COMMANDS):
+        with wire.check(BAD_COMMANDS, ", ".join(_BAD_COMMANDS)):
             for code, command in _BAD_COMMANDS.items():
                 answer = await me.ask(command)
                 expect(answer.get("code") == code, f"{code} wanted, {_shown(answer)}")
-        with wire.check(UNDISTURBED):
+        with wire.check(UNDISTURBED, "received, seq 1 and 2"):
             names.append(await wire.send(channel))
             await me.events_until(names[1])
             envelopes = envelopes_of(me.received)
@@ -351,7 +352,7 @@ async def _bad_commands(wire: _Wire) -> None:
 
 async def _heartbeat(wire: _Wire) -> None:
     async with open_client(wire.url, wire.step_seconds) as me:
-        with wire.check(HEARTBEAT):
+        with wire.check(HEARTBEAT, "pong with the time"):
             pong = await me.ask(_HEARTBEAT, "pong")
             ts = pong.get("ts")
             is_time = type(ts) is int and ts > _UNIX_MS_MIN

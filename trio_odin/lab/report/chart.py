@@ -32,8 +32,6 @@ _TICKS_MOST = 4
 # A level that is further away is named, not drawn: it would press the lines to the ground.
 _LEVEL_FACTOR = 2.5
 _HEADROOM = 1.12
-_SECONDS_STEPS = (1, 2, 5, 10, 20, 30)
-_MINUTES_STEPS = (60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800, 86400)
 _MINUTE = 60
 _DECADE = 10
 # What is less is drawn there.
@@ -303,14 +301,14 @@ def _draw_panel(drawing: _Drawing, panel: Panel) -> None:
 
 
 def _time_axis(axes: Axes, longest: float) -> None:
-    is_minutes = longest > 2 * _MINUTE
-    steps = _MINUTES_STEPS if is_minutes else _SECONDS_STEPS
-    step = next((s for s in steps if longest / s <= _TICKS_MOST + 1), steps[-1])
-    divisor, unit = (_MINUTE, "min") if is_minutes else (1, "s")
-    ticks = list(range(0, int(longest) + 1, step))
-    labels = [f"{tick // divisor:,}" for tick in ticks]
+    """In seconds or minutes, which the last tick says."""
+    divisor, unit = (_MINUTE, "min") if longest > 2 * _MINUTE else (1, "s")
+    last = longest / divisor
+    locator = MaxNLocator(_TICKS_MOST, steps=[1, 2, 3, 5, 6, 10], integer=True)
+    ticks = [tick for tick in locator.tick_values(0, last) if 0 <= tick <= last]
+    labels = [f"{tick:,.0f}" for tick in ticks]
     axes.set_xlim(0, longest)
-    axes.set_xticks(ticks, [*labels[:-1], f"{labels[-1]} {unit}"])
+    axes.set_xticks([tick * divisor for tick in ticks], [*labels[:-1], f"{labels[-1]} {unit}"])
 
 
 def _axis(axes: Axes, top: float, levels: Sequence[Level] = (), *, is_whole: bool = False) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any
 
 import attrs
 
@@ -26,7 +26,6 @@ from trio_odin.lab.report.chart import (
 from trio_odin.lab.report.summary import PLAN_CONNECTION_MIB, PLAN_WRITE_US
 from trio_odin.lab.verdict import HostSample, LabResult, StageResult
 
-_Read: TypeAlias = Callable[[Sample], float | None]
 # What a process of the server can use: its Python code runs on one core at a time.
 _ONE_CORE = Level(name="one core", value=1.0, colour=SOFT)
 _MIB_PER = {"MiB": 1.0, "GiB": 1024.0}
@@ -84,93 +83,48 @@ def phases(series: Sequence[Sample]) -> list[Band]:
 
 def panels(stage: StageResult, limits: Limits) -> list[Panel]:
     """What the clients saw, then what it cost; nothing of what was not sampled at all."""
-    drawn: list[Panel] = []
-    if stage.load is not None and stage.load.series:
-        drawn += _client_panels(stage.load.series)
-        drawn += _server_panels(stage.load.series, limits)
-    if stage.host:
-        drawn += _host_panels(stage, limits)
-    return drawn
-
-
-def _line(series: Sequence[Sample], read: _Read, name: str, colour: str = BLUE) -> Line:
-    return Line(name=name, points=[(s.at, read(s)) for s in series], colour=colour)
-
-
-def _client_panels(series: Sequence[Sample]) -> Iterator[Panel]:
+    series = stage.load.series if stage.load else []
+    # The samples of the host are on the load's clock, and so are the phases.
     bands = phases(series)
-    yield Panel(
-        title="Connections",
-        unit="subscribed",
-        lines=[_line(series, lambda s: s.connections, "connections")],
-        bands=bands,
-        is_whole=True,
-    )
-    yield Panel(
-        title="Deliveries",
-        unit="a second",
-        lines=[_line(series, lambda s: s.received_per_second, "deliveries")],
-        bands=bands,
-        is_whole=True,
-    )
-    yield Panel(
-        title="Latency",
-        unit="ms, logarithmic",
-        lines=[
-            _line(series, lambda s: s.max_ms, "max", GREY),
-            _line(series, lambda s: s.p99_ms, "p99", ORANGE),
-            _line(series, lambda s: s.p50_ms, "p50"),
-        ],
-        bands=bands,
-        is_log=True,
-    )
 
+    def panel(
+        title: str,
+        unit: str,
+        samples: Sequence[Sample] | Sequence[HostSample],
+        *lines: tuple[str, str, str],
+        **more: Any,
+    ) -> Panel:
+        """Each line is a name, what a sample calls it, and a colour."""
+        drawn = [
+            Line(name=name, points=[(s.at, getattr(s, field)) for s in samples], colour=colour)
+            for name, field, colour in lines
+        ]
+        return Panel(title=title, unit=unit, lines=drawn, bands=bands, **more)
 
-def _server_panels(series: Sequence[Sample], limits: Limits) -> Iterator[Panel]:
-    bands = phases(series)
-    yield Panel(
-        title="Clients' CPU",
-        unit="cores",
-        lines=[_line(series, lambda s: s.client_cores, "clients", PURPLE)],
-        bands=bands,
-    )
-    yield Panel(
-        title="Server CPU",
-        unit="cores",
-        lines=[_line(series, lambda s: s.server_cores, "server")],
-        bands=bands,
-        levels=[_ONE_CORE, *limits.cpu_levels],
-    )
-    yield Panel(
-        title="Server memory",
-        unit="MiB",
-        lines=[_line(series, lambda s: s.server_mib, "server")],
-        bands=bands,
-        levels=limits.memory_levels,
-    )
-
-
-def _host_panels(stage: StageResult, limits: Limits) -> Iterator[Panel]:
-    """Its samples are on the load's clock, and so are the phases."""
-    bands = phases(stage.load.series) if stage.load else []
-
-    def line(read: Callable[[HostSample], float]) -> list[Line]:
-        return [Line(name="host", points=[(s.at, read(s)) for s in stage.host], colour=PURPLE)]
-
-    yield Panel(
-        title="Server's host, CPU",
-        unit="cores",
-        lines=line(lambda s: s.cores),
-        bands=bands,
-        levels=limits.cpu_levels,
-    )
-    yield Panel(
-        title="Server's host, memory",
-        unit="MiB",
-        lines=line(lambda s: s.memory_mib),
-        bands=bands,
-        levels=limits.memory_levels,
-    )
+    connections = ("connections", "connections", BLUE)
+    deliveries = ("deliveries", "received_per_second", BLUE)
+    latency = (("max", "max_ms", GREY), ("p99", "p99_ms", ORANGE), ("p50", "p50_ms", BLUE))
+    cpu, memory = limits.cpu_levels, limits.memory_levels
+    of_load = [
+        panel("Connections", "subscribed", series, connections, is_whole=True),
+        panel("Deliveries", "a second", series, deliveries, is_whole=True),
+        panel("Latency", "ms, logarithmic", series, *latency, is_log=True),
+        panel("Clients' CPU", "cores", series, ("clients", "client_cores", PURPLE)),
+        panel(
+            "Server CPU",
+            "cores",
+            series,
+            ("server", "server_cores", BLUE),
+            levels=[_ONE_CORE, *cpu],
+        ),
+        panel("Server memory", "MiB", series, ("server", "server_mib", BLUE), levels=memory),
+    ]
+    host = stage.host
+    of_host = [
+        panel("Server's host, CPU", "cores", host, ("host", "cores", PURPLE), levels=cpu),
+        panel("Server's host, memory", "MiB", host, ("host", "memory_mib", PURPLE), levels=memory),
+    ]
+    return (of_load if series else []) + (of_host if host else [])
 
 
 def overview(result: LabResult) -> list[Scatter]:
