@@ -21,7 +21,6 @@ import attrs
 import jinja2
 import msgspec
 
-from trio_odin.config import IGNORED, variables
 from trio_odin.lab import figures
 from trio_odin.lab.bench.plot import plot
 from trio_odin.lab.bench.record import BenchReport
@@ -37,6 +36,7 @@ from trio_odin.lab.reliability import FaultReport
 from trio_odin.lab.report.folder import read_verdict, report_html
 from trio_odin.lab.report.summary import error
 from trio_odin.lab.verdict import LabResult
+from trio_odin.settings.settings import IGNORED, variables
 from trio_odin.telemetry import metrics
 
 DOCS = Path(__file__).parent

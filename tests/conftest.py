@@ -8,8 +8,8 @@ import hypothesis
 import pytest
 import trio
 
-from trio_odin.config import Settings, read_settings
-from trio_odin.net.nats_server import run_nats_server
+from trio_odin.demo.nats_server import run_nats_server
+from trio_odin.settings.settings import Settings, read_settings
 
 # In the background of a script Ctrl-C is ignored, and so it would be in all that is started here.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -16,26 +16,21 @@ from hypothesis import given
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import TextMessage
 
-from tests.core.client import as_sent
+from tests.connection.client import as_sent
 from tests.telemetry.snapshots import balanced
 from trio_odin.cli import main
-from trio_odin.config import variables
-from trio_odin.core.commands import ErrorCode
-from trio_odin.core.gaps import Mark
-from trio_odin.core.history import History
-from trio_odin.core.ledger import Traffic
-from trio_odin.core.names import channel_of_subject
-from trio_odin.core.nats_message import NatsMessage
-from trio_odin.core.publication import Publication
-from trio_odin.core.reasons import CloseReason
-from trio_odin.core.recent import Recent
-from trio_odin.core.registry import Registry
-from trio_odin.core.session import Session, SessionLimits
-from trio_odin.core.snapshot import Snapshot
-from trio_odin.core.upstream import Upstream
+from trio_odin.connection.session import Session, SessionLimits
+from trio_odin.fanout.publication import Publication
+from trio_odin.fanout.registry import Registry
+from trio_odin.fanout.replay_buffer import History
+from trio_odin.fanout.resume_buffer import Recent
 from trio_odin.lab.load.pages import parse_metrics
 from trio_odin.lab.model.tables import write_costs
 from trio_odin.lab.provenance import Provenance
+from trio_odin.ledger.counters import Traffic
+from trio_odin.ledger.reasons import CloseReason
+from trio_odin.ledger.snapshot import Snapshot
+from trio_odin.settings.settings import variables
 from trio_odin.telemetry.metrics import (
     BUILD_NAME,
     HISTOGRAMS,
@@ -43,6 +38,11 @@ from trio_odin.telemetry.metrics import (
     SUBSCRIPTIONS_NAME,
     render,
 )
+from trio_odin.upstream.gaps import Mark
+from trio_odin.upstream.nats_message import NatsMessage
+from trio_odin.upstream.status import Upstream
+from trio_odin.wire.channels import channel_of_subject
+from trio_odin.wire.commands import ErrorCode
 
 ROOT = Path(__file__).parent.parent
 UNIX_MS = 1759027038365

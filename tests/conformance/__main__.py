@@ -15,9 +15,9 @@ import trio
 
 from tests.conformance.cases import Outcome, Report, report, run_cases
 from tests.conformance.echo import ENVIRONMENT, send_back, settings
+from trio_odin.connection.connection import Connection
 from trio_odin.lab.provenance import provenance
-from trio_odin.server.connection import Connection
-from trio_odin.server.tree import serve
+from trio_odin.server import serve
 
 KEPT = Path(__file__).parent.parent.parent / "docs" / "conformance.json"
 

@@ -5,9 +5,9 @@ Handshake, frames, outlet and close are under test, all as in production.
 
 from __future__ import annotations
 
-from trio_odin.config import Settings, read_settings
-from trio_odin.core.frame import FIN, text_frame
-from trio_odin.server.connection import Connection
+from trio_odin.connection.connection import Connection
+from trio_odin.settings.settings import Settings, read_settings
+from trio_odin.wire.frames import FIN, text_frame
 
 _BINARY_FRAME = bytes((FIN | 0x2,))
 

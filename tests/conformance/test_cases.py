@@ -10,8 +10,8 @@ pytest.importorskip("kosoku", reason="has no wheel for this platform")
 from tests.conformance.cases import Outcome, report, run_cases
 from tests.conformance.echo import send_back, settings
 from tests.lab.origin import ORIGIN
-from trio_odin.server.connection import Connection
-from trio_odin.server.tree import serve
+from trio_odin.connection.connection import Connection
+from trio_odin.server import serve
 
 QUICK = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.2.*", "6.4.*", "7.*", "10.*"]
 

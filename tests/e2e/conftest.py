@@ -14,8 +14,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.trio.client import ClientConnection, connect
 
 from tests.waiting import wait_until
-from trio_odin.config import read_settings
-from trio_odin.server.tree import Server, serve
+from trio_odin.server import Server, serve
+from trio_odin.settings.settings import read_settings
 
 StartServer: TypeAlias = Callable[..., Awaitable[Server]]
 # The test's own clients keep the same process busy, and other tests the machine.

@@ -15,7 +15,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from trio_odin.net.nats_server import find_nats_server
+from trio_odin.demo.nats_server import find_nats_server
 
 
 def free_port() -> int:

@@ -9,7 +9,7 @@ from tests.e2e.conftest import StartServer, client_of, receive, wait_for_nats
 from tests.e2e.nats import nats_client
 from tests.e2e.test_slow_clients import SlowClient, connected_client, make_buffers_small
 from tests.waiting import wait_until
-from trio_odin.server.tree import Server
+from trio_odin.server import Server
 
 pytestmark = pytest.mark.e2e
 

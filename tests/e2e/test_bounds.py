@@ -8,8 +8,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.trio.client import connect
 
 from tests.e2e.conftest import StartServer, url_of
-from tests.test_config import EXAMPLES
-from trio_odin.config import variables
+from tests.settings.test_settings import EXAMPLES
+from trio_odin.settings.settings import variables
 
 pytestmark = pytest.mark.e2e
 

@@ -23,7 +23,7 @@ from tests.e2e.conftest import (
 )
 from tests.e2e.nats import NatsServer, nats_client, running_nats, start_network
 from tests.waiting import wait_until
-from trio_odin.server.tree import Server
+from trio_odin.server import Server
 
 pytestmark = pytest.mark.e2e
 
@@ -163,7 +163,7 @@ async def test_a_gap_is_told_though_the_connection_on_which_it_was_found_is_lost
                     cuts.append(server.snapshot().nats.reconnects)
                     await asyncio.sleep(30)
 
-            monkeypatch.setattr("trio_odin.server.bridge.stored_at", cut_meanwhile)
+            monkeypatch.setattr("trio_odin.upstream.bridge.stored_at", cut_meanwhile)
             network.is_down = False
             gap, event = await receive(client), await receive(client)
         assert cuts == [0]

@@ -15,10 +15,10 @@ from tests.e2e.conftest import (
     wait_for_nats,
 )
 from tests.e2e.nats import nats_client
-from tests.server.test_listener import UPGRADE
+from tests.listener.test_listener import UPGRADE
 from tests.waiting import wait_until
-from trio_odin.core.frame import close_frame
-from trio_odin.core.nats_message import NatsMessage
+from trio_odin.upstream.nats_message import NatsMessage
+from trio_odin.wire.frames import close_frame
 
 pytestmark = pytest.mark.e2e
 

@@ -23,10 +23,10 @@ from tests.e2e.conftest import (
 from tests.e2e.nats import free_port, nats_client, running_nats
 from tests.e2e.test_cli import ended, start
 from tests.waiting import wait_until
-from trio_odin.core.load import Load
 from trio_odin.lab.load.pages import parse_metrics
-from trio_odin.net.address import Address
-from trio_odin.server.tree import Server
+from trio_odin.net.listening import Address
+from trio_odin.overload.load import Load
+from trio_odin.server import Server
 
 pytestmark = pytest.mark.e2e
 

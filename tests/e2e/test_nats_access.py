@@ -18,7 +18,7 @@ from tests.e2e.conftest import StartServer, client_of, receive, wait_for_nats
 from tests.e2e.nats import NatsServer, free_port, nats_client
 from tests.waiting import wait_until
 from trio_odin.lab.load.pages import get, get_object
-from trio_odin.server.tree import Server
+from trio_odin.server import Server
 
 pytestmark = pytest.mark.e2e
 

@@ -20,7 +20,7 @@ from tests.e2e.conftest import StartServer, receive, url_of, wait_for_nats
 from tests.e2e.nats import NatsServer, nats_client, running_nats, start_network
 from tests.e2e.nats_cluster import running_cluster
 from tests.waiting import wait_until
-from trio_odin.server.tree import Server
+from trio_odin.server import Server
 
 pytestmark = pytest.mark.e2e
 

@@ -19,9 +19,9 @@ from tests.e2e.nats import free_port
 from tests.e2e.test_cli import ended, start
 from tests.waiting import until_answer
 from trio_odin.cli import main
-from trio_odin.config import read_settings
-from trio_odin.lab.publisher import PublisherSettings, publish
-from trio_odin.net.address import Address
+from trio_odin.demo.publisher import PublisherSettings, publish
+from trio_odin.net.listening import Address
+from trio_odin.settings.settings import read_settings
 
 pytestmark = pytest.mark.e2e
 

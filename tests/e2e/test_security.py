@@ -19,7 +19,7 @@ from tests.e2e.conftest import StartServer, receive, url_of
 from tests.e2e.test_cli import run
 from tests.signing import Signer, base64url, ec_signer, rsa_signer, write_key_set
 from tests.waiting import wait_until
-from trio_odin.server.tree import Server
+from trio_odin.server import Server
 
 pytestmark = pytest.mark.e2e
 

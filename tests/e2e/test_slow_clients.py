@@ -12,7 +12,7 @@ import trio
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
 
-from tests.core.client import LossRule
+from tests.connection.client import LossRule
 from tests.e2e.conftest import (
     StartServer,
     check_balance,
@@ -21,10 +21,10 @@ from tests.e2e.conftest import (
     wait_for_nats,
 )
 from tests.e2e.nats import nats_client
-from tests.server.test_listener import UPGRADE
+from tests.listener.test_listener import UPGRADE
 from tests.waiting import wait_until
 from trio_odin.lab.fleet.dialects import masked_frame
-from trio_odin.server.tree import Server
+from trio_odin.server import Server
 
 pytestmark = pytest.mark.e2e
 

@@ -19,8 +19,8 @@ from tests.e2e.conftest import (
 )
 from tests.e2e.nats import NatsClient, nats_client, running_nats
 from tests.waiting import wait_until
-from trio_odin.core.reasons import GapReason
-from trio_odin.server.tree import Server
+from trio_odin.ledger.reasons import GapReason
+from trio_odin.server import Server
 
 pytestmark = pytest.mark.e2e
 

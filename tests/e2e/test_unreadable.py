@@ -12,7 +12,7 @@ import trio
 from tests.e2e.conftest import StartServer, check_balance, client_of, receive, wait_for_nats
 from tests.e2e.nats import nats_client, running_nats, start_network
 from tests.waiting import wait_until
-from trio_odin.core.reasons import GapReason, Invalid
+from trio_odin.ledger.reasons import GapReason, Invalid
 
 pytestmark = pytest.mark.e2e
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import trio
 
-import trio_odin.lab.watch as module
+import trio_odin.demo.watch as module
 from tests.e2e.conftest import StartServer
 from tests.lab.fleet.test_tls import certificate  # noqa: F401 - a fixture
-from trio_odin.lab.watch import WatchError, watch
+from trio_odin.demo.watch import WatchError, watch
 
 pytestmark = pytest.mark.e2e
 

@@ -7,7 +7,7 @@ import struct
 
 from hypothesis import strategies as st
 
-from tests.server.rig import UPGRADE
+from tests.server_rig import UPGRADE
 from trio_odin.lab.fleet.dialects import masked_frame
 
 _FIN = 0x80

@@ -19,19 +19,19 @@ from websockets.protocol import SERVER, Protocol, State
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, Event, Pong, TextMessage
 
-from tests.core.client import as_sent
-from tests.server.rig import UPGRADE, Rig
-from trio_odin.core import handshake
-from trio_odin.core.commands import parse_command
-from trio_odin.core.handshake import Refusal, Upgrade
-from trio_odin.core.history import History
-from trio_odin.core.ledger import Traffic
-from trio_odin.core.nats_message import NatsMessage
-from trio_odin.core.recent import Recent
-from trio_odin.core.registry import Registry
-from trio_odin.core.session import Session, SessionLimits
-from trio_odin.core.upstream import Upstream
-from trio_odin.server.websocket import ServerWebSocket
+from tests.connection.client import as_sent
+from tests.server_rig import UPGRADE, Rig
+from trio_odin.connection.session import Session, SessionLimits
+from trio_odin.connection.websocket import ServerWebSocket
+from trio_odin.fanout.registry import Registry
+from trio_odin.fanout.replay_buffer import History
+from trio_odin.fanout.resume_buffer import Recent
+from trio_odin.ledger.counters import Traffic
+from trio_odin.upstream.nats_message import NatsMessage
+from trio_odin.upstream.status import Upstream
+from trio_odin.wire import handshake
+from trio_odin.wire.commands import parse_command
+from trio_odin.wire.handshake import Refusal, Upgrade
 
 _MESSAGE_BYTES = 512
 _FRAGMENTS = 8

@@ -25,7 +25,7 @@ import attrs
 
 from tests.ops.composing import docker_compose
 from tests.ops.tools import CommandFailed, missing, output
-from trio_odin.net.nats_server import find_nats_server
+from trio_odin.demo.nats_server import find_nats_server
 
 # As on the internal network of the plan: of odin-ws and of odin-backend.
 WS_ADDRESS = "10.128.0.11"

@@ -16,13 +16,13 @@ from tests.ops.conftest import OPS
 from tests.ops.tools import run, tool
 from tests.telemetry.snapshots import snapshot
 from trio_odin.cli import main
-from trio_odin.config import Settings, read_settings, warnings_about
-from trio_odin.core.snapshot import Snapshot
 from trio_odin.lab.capacity.stages import PEAK_RATE, SERVER_CORES, SERVER_MIB
 from trio_odin.lab.model.model import Demand
 from trio_odin.lab.model.tables import read_costs
+from trio_odin.ledger.snapshot import Snapshot
+from trio_odin.listener.endpoints import Pages
 from trio_odin.net.http import Request
-from trio_odin.server.pages import Pages
+from trio_odin.settings.settings import Settings, read_settings, warnings_about
 from trio_odin.telemetry.metrics import SERIES
 
 FOLDER = OPS / "kubernetes"

@@ -17,7 +17,7 @@ from tests.ops.composing import DEVELOPMENT, services
 from tests.ops.conftest import OPS, ROOT
 from tests.ops.logql import parsed
 from tests.ops.shipper import JSON_LINE, Label, load_script
-from trio_odin.lab.control import Control
+from trio_odin.demo.control import Control
 
 SOURCE = ROOT / "trio_odin"
 SHIPPER = OPS / "fluent-bit" / "fluent-bit.yaml"

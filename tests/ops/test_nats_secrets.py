@@ -23,8 +23,8 @@ from tests.ops.conftest import OPS
 from tests.ops.prometheus import running
 from tests.ops.tools import run, tool
 from tests.waiting import until_answer
+from trio_odin.demo.nats_server import find_nats_server
 from trio_odin.lab.load.pages import get, parse_metrics
-from trio_odin.net.nats_server import find_nats_server
 
 SCRIPT = OPS / "nats" / "secrets.sh"
 

@@ -16,9 +16,9 @@ from tests.ops.conftest import OPS, ROOT
 from tests.ops.promql import faults, metrics_of
 from tests.ops.rules import ALERTS, RECORDED, known_series
 from tests.ops.tools import output, require
-from trio_odin.config import variables
 from trio_odin.lab.model.tables import read_costs
 from trio_odin.lab.report.folder import read_verdict
+from trio_odin.settings.settings import variables
 
 PROMETHEUS = OPS / "prometheus"
 ALERTMANAGER = OPS / "alertmanager" / "alertmanager.yml"

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from tests.lab.load.made_up import load_result
 from tests.ops.conftest import ROOT
 from trio_odin.cli import load, main
-from trio_odin.lab.control import Control, Run
+from trio_odin.demo.control import Control, Run
 from trio_odin.lab.load.plan import LoadPlan
 
 

@@ -18,11 +18,11 @@ from tests.ops.systemd import Machine
 from tests.ops.tools import run, tool
 from tests.waiting import until
 from trio_odin.cli import main
-from trio_odin.config import read_settings, warnings_about
+from trio_odin.demo.nats_server import find_nats_server
 from trio_odin.lab.capacity.stages import SERVER_CORES, SERVER_FILES, SERVER_MIB
-from trio_odin.net.nats_server import find_nats_server
-from trio_odin.server.workers import _DRAIN_EXTRA_SECONDS
-from trio_odin.telemetry.process import files_needed
+from trio_odin.overload.process import files_needed
+from trio_odin.settings.settings import read_settings, warnings_about
+from trio_odin.workers.supervisor import _DRAIN_EXTRA_SECONDS
 
 UNIT = OPS / "systemd" / "trio-odin.service"
 EXAMPLE = OPS / "systemd" / "settings.env.example"

@@ -8,9 +8,9 @@ from typing import Any
 import attrs
 from hypothesis import strategies as st
 
-from trio_odin.core.ledger import Deliveries, Ledger, Publications, Traffic
-from trio_odin.core.reasons import Dropped, GapReason, Invalid, Shed
-from trio_odin.core.snapshot import (
+from trio_odin.ledger.counters import Deliveries, Ledger, Publications, Traffic
+from trio_odin.ledger.reasons import Dropped, GapReason, Invalid, Shed
+from trio_odin.ledger.snapshot import (
     Build,
     FanOutStats,
     Limits,

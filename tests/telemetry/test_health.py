@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.telemetry.snapshots import snapshot
-from trio_odin.core.ledger import Ledger, Publications
-from trio_odin.core.reasons import GapReason
-from trio_odin.core.snapshot import Snapshot, Trouble, Workers
+from trio_odin.ledger.counters import Ledger, Publications
+from trio_odin.ledger.reasons import GapReason
+from trio_odin.ledger.snapshot import Snapshot, Trouble, Workers
 from trio_odin.net.http import Response
 from trio_odin.telemetry.health import HealthReport, ready
 from trio_odin.telemetry.health import health as health_at

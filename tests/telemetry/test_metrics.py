@@ -13,12 +13,12 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.telemetry.snapshots import snapshot
-from trio_odin.core.commands import Command, ErrorCode
-from trio_odin.core.durations import Durations
-from trio_odin.core.ledger import Deliveries, Ledger, Publications, Traffic
-from trio_odin.core.reasons import CloseReason, Dropped, GapReason, Invalid, Rejection, Shed
-from trio_odin.core.snapshot import Build, Snapshot, Workers
+from trio_odin.ledger.counters import Deliveries, Ledger, Publications, Traffic
+from trio_odin.ledger.durations import Durations
+from trio_odin.ledger.reasons import CloseReason, Dropped, GapReason, Invalid, Rejection, Shed
+from trio_odin.ledger.snapshot import Build, Snapshot, Workers
 from trio_odin.telemetry.metrics import CONTENT_TYPE, HISTOGRAMS, SERIES, render
+from trio_odin.wire.commands import Command, ErrorCode
 
 # wire_compatibility.md, metric names: the plan's and the running dashboard's.
 PLAN = {

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from trio_odin.cli.common import NumberRange, fail, require_extra, run
 from trio_odin.cli.progress import telling
+from trio_odin.demo.nats_server import BrokerUnavailable
 from trio_odin.lab.bench.plan import BenchPlan
 from trio_odin.lab.bench.record import BenchReport, as_json
 from trio_odin.lab.bench.report import render, render_summary
@@ -22,8 +23,7 @@ from trio_odin.lab.bench.runner import Progress, run_benches
 from trio_odin.lab.bench.subjects import SUBJECTS, Subject, ours, parse_peer
 from trio_odin.lab.fleet.dialects import DIALECTS
 from trio_odin.lab.fleet.limits import LoadImpossible
-from trio_odin.net.nats_server import BrokerUnavailable
-from trio_odin.server.signals import end_signals
+from trio_odin.signals import end_signals
 
 _TABLE_CHARS = 200
 _INTERRUPTED = 130

@@ -14,7 +14,9 @@ import click
 import structlog
 import trio
 
-from trio_odin.config import (
+from trio_odin.net.listening import AddressUnavailable
+from trio_odin.overload.process import files_needed, open_files, raise_file_limit, resident_bytes
+from trio_odin.settings.settings import (
     SettingError,
     Settings,
     read_settings,
@@ -23,10 +25,8 @@ from trio_odin.config import (
     with_nats_url_file,
     with_reload_file,
 )
-from trio_odin.core.errors import first_error
-from trio_odin.net.address import AddressUnavailable
 from trio_odin.telemetry.logs import configure_logs
-from trio_odin.telemetry.process import files_needed, open_files, raise_file_limit, resident_bytes
+from trio_odin.wire.errors import first_error
 
 _FLAGS = {
     "--addr": "WS_ADDR",

@@ -15,6 +15,7 @@ from rich.status import Status
 from rich.text import Text
 
 from trio_odin.cli.common import NumberRange, fail, require_extra, run
+from trio_odin.demo.nats_server import BrokerUnavailable
 from trio_odin.lab.capacity.rig import ProgramFailed
 from trio_odin.lab.capacity.runner import LabPlan, Told, run_lab
 from trio_odin.lab.capacity.stages import STAGES, Stage, stage_of
@@ -25,7 +26,6 @@ from trio_odin.lab.hosts.namespaces import down
 from trio_odin.lab.load.criteria import tally
 from trio_odin.lab.report.folder import write_report
 from trio_odin.lab.verdict import LabResult, StageResult
-from trio_odin.net.nats_server import BrokerUnavailable
 
 _INTERRUPTED = 130
 _LONG_SECONDS = 120

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from trio_odin.cli.common import NumberRange
-from trio_odin.lab.market import parse_tokens
+from trio_odin.demo.market import parse_tokens
 
 
 def _tokens(_: click.Context, __: click.Parameter, text: str) -> list[str]:

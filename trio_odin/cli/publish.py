@@ -9,9 +9,9 @@ import trio
 
 from trio_odin.cli.common import fail, flag, run, settings_from, start_logs
 from trio_odin.cli.market import rate_option, tokens_option
-from trio_odin.lab.publisher import PublisherSettings, publish
-from trio_odin.net.address import Address
-from trio_odin.server.signals import end_signals
+from trio_odin.demo.publisher import PublisherSettings, publish
+from trio_odin.net.listening import Address
+from trio_odin.signals import end_signals
 
 
 @click.command("publish", short_help="Publish a simulated market to NATS.")

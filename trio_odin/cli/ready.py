@@ -14,8 +14,8 @@ from collections.abc import Mapping
 
 import click
 
-from trio_odin.core.address import Address
-from trio_odin.core.assignments import parse_assignments
+from trio_odin.net.address import Address
+from trio_odin.settings.assignments import parse_assignments
 
 _DEADLINE_SECONDS = 2.0
 _ANSWER_MAX_BYTES = 65_536

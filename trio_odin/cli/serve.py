@@ -23,11 +23,13 @@ from trio_odin.cli.common import (
     warned_about,
     with_reload_file_and,
 )
-from trio_odin.config import SettingError, Settings, differing
-from trio_odin.core.snapshot import Build
-from trio_odin.server.reloading import ReadEnvironment
-from trio_odin.server.siblings import Siblings
-from trio_odin.server.signals import (
+from trio_odin.ledger.snapshot import Build
+from trio_odin.overload.process import settle_garbage_collector
+from trio_odin.overload.watchdog import Notify, prove_life, systemd_notify
+from trio_odin.server import Server, serve
+from trio_odin.settings.reload import ReadEnvironment
+from trio_odin.settings.settings import SettingError, Settings, differing
+from trio_odin.signals import (
     Signals,
     drain_on_signal,
     end_signals,
@@ -36,11 +38,9 @@ from trio_odin.server.signals import (
     obey_signals,
     serve_signals,
 )
-from trio_odin.server.tree import Server, serve
-from trio_odin.server.watchdog import Notify, prove_life, systemd_notify
-from trio_odin.server.workers import Parent, WorkerUnfit, serve_with_workers
 from trio_odin.telemetry.logs import configure_logs
-from trio_odin.telemetry.process import settle_garbage_collector
+from trio_odin.workers.parent_link import Siblings
+from trio_odin.workers.supervisor import Parent, WorkerUnfit, serve_with_workers
 
 # Started in a nursery, it gives back what can be drained.
 _Start: TypeAlias = Callable[..., Awaitable[None]]

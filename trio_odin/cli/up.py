@@ -19,9 +19,9 @@ from trio_odin.cli.common import (
     start_logs,
 )
 from trio_odin.cli.market import rate_option, tokens_option
-from trio_odin.config import SettingError
-from trio_odin.net.nats_server import BrokerUnavailable
-from trio_odin.up import UpPlan, up
+from trio_odin.demo.nats_server import BrokerUnavailable
+from trio_odin.demo.up import UpPlan, up
+from trio_odin.settings.settings import SettingError
 
 
 @click.command("up", short_help="Start NATS, a market and the server in one go.")

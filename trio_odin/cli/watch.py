@@ -9,7 +9,7 @@ from functools import partial
 import click
 
 from trio_odin.cli.common import run
-from trio_odin.lab.watch import WatchError, watch
+from trio_odin.demo.watch import WatchError, watch
 
 
 @click.command("watch", short_help="Print what a server sends.")

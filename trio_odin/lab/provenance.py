@@ -20,8 +20,8 @@ import attrs
 import msgspec
 
 import trio_odin
-from trio_odin.config import changes, read_settings
 from trio_odin.lab.machine import Machine, this_machine
+from trio_odin.settings.settings import changes, read_settings
 
 UNKNOWN = "unknown"
 """The revision outside a git checkout, and whatever else was not recorded."""

@@ -1,1 +1,1 @@
-"""Sockets and plain HTTP, the small side that the server and the lab share."""
+"""Addresses, sockets that listen, small HTTP, and the token bucket."""

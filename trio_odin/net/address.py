@@ -1,188 +1,76 @@
-"""Listening on an address."""
+"""Listening addresses: `:3002`, `127.0.0.1:3002`, `[::1]:3002`."""
 
 from __future__ import annotations
 
-import errno
-import socket
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+import re
+from typing import NamedTuple
 
-import trio
-
-from trio_odin.core.address import Address
-
-__all__ = [
-    "Address",
-    "AddressUnavailable",
-    "bind_shared",
-    "bound_address",
-    "inherited_sockets",
-    "listen_on",
-    "open_listeners",
-    "reserved_address",
-]
-
-# The kernel cuts this down to net.core.somaxconn.
-_BACKLOG = 65535
+_PORT_MAX = 65535
+# RFC 1123, 2.1, with the underscore that resolvers take.
+_LABEL = r"[A-Za-z0-9_-]{1,63}"
+_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*\.?")
+_ZONE = re.compile(r"[A-Za-z0-9._~-]+")
 
 
-class AddressUnavailable(Exception):
-    """The address cannot be bound; the message is one sentence for the person who chose it."""
+class Address(NamedTuple):
+    """Where to listen. An empty `host` means every interface; port 0 lets the kernel choose.
 
-
-async def open_listeners(address: Address, *, shared: bool = False) -> list[trio.SocketListener]:
-    """Bind `address` and listen.
-
-    `shared`: beside other processes of this user that do so too, under a `reserved_address`; the
-    kernel gives each new connection to one of them.
-
-    Raises:
-        AddressUnavailable: in use, not permitted, or not an address of this machine.
+    No attrs class: those take longer to import than a health check takes for all the rest.
     """
-    with _said_in_a_sentence(address):
-        # trio's own function cannot share a port.
-        async with _closed_on_error() as sockets:
-            await _bind(address, sockets, is_shared=shared)
-            return [listen_on(sock) for sock in sockets]
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read `[host]:port`.
+
+        Raises:
+            ValueError: says what is allowed.
+        """
+        host, colon, port = text.strip().rpartition(":")
+        is_port = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= _PORT_MAX
+        is_bracketed = host.startswith("[") and host.endswith("]")
+        host = host[1:-1] if is_bracketed else host
+        is_host = _is_ipv6(host) if is_bracketed else not host or _is_name(host)
+        if not (colon and is_port and is_host):
+            raise ValueError("an address like :3002, 127.0.0.1:3002 or [::1]:3002")
+        return cls(host, int(port))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_any(self) -> bool:
+        """Whether it means every interface: no host, or zeros alone, in whatever notation."""
+        return not self.host.strip("0.:")
+
+    @property
+    def is_dual(self) -> bool:
+        """Whether it is the any address of IPv6 (`[::]`), at which IPv4 is taken too."""
+        return self.is_any and ":" in self.host
+
+    @property
+    def connectable(self) -> str:
+        """`host:port` that a client on this machine can use."""
+        return str(self._replace(host="127.0.0.1" if self.is_any else self.host))
 
 
-async def bind_shared(address: Address) -> list[trio.socket.SocketType]:
-    """Bind a `reserved_address` beside others, for processes to inherit and to listen on.
+def _is_ipv6(host: str) -> bool:
+    """Whether `host` is an IPv6 address, perhaps with a zone (RFC 4007, 11)."""
+    from ipaddress import AddressValueError, IPv6Address  # noqa: PLC0415 - takes its time
 
-    Once one listens, the kernel gives the socket a share of the new connections until all who have
-    it have closed it. They wait in its queue, for any process that has inherited it.
-
-    Raises:
-        AddressUnavailable: not permitted, or not reserved.
-    """
-    with _said_in_a_sentence(address):
-        async with _closed_on_error() as sockets:
-            await _bind(address, sockets, is_shared=True)
-            return sockets
-
-
-def inherited_sockets(file_numbers: Iterable[int]) -> list[trio.socket.SocketType]:
-    """Take over sockets of `bind_shared`, which are now this process' own too; see `listen_on`."""
-    sockets = [socket.socket(fileno=number) for number in file_numbers]
-    for sock in sockets:
-        sock.set_inheritable(False)
-    return [trio.socket.from_stdlib_socket(sock) for sock in sockets]
-
-
-def listen_on(sock: trio.socket.SocketType) -> trio.SocketListener:
-    """Take part in the port that `sock` is bound to; one that does so already is left as it is."""
-    sock.listen(_BACKLOG)
-    return trio.SocketListener(sock)
-
-
-async def _bind(
-    address: Address, sockets: list[trio.socket.SocketType], *, is_shared: bool
-) -> None:
-    """Add to `sockets` one for each family, bound and not listening yet."""
-    for family, sockaddr in await _look_up(address):
-        sockets.append(sock := _new_socket(family, address))
-        if is_shared:
-            sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEPORT, 1)
-        await sock.bind(sockaddr)
-
-
-@asynccontextmanager
-async def reserved_address(address: Address) -> AsyncIterator[Address]:
-    """Hold `address` without listening, for processes of this user to listen on it together.
-
-    Within it they can, with `bind_shared` or `open_listeners(shared=True)`, and nobody else. Gives
-    the address with the port the kernel chose.
-
-    Raises:
-        AddressUnavailable: in use, not permitted, or not an address of this machine.
-    """
-    async with _closed_on_error() as sockets:
-        port = address.port
-        with _said_in_a_sentence(address):
-            for family, sockaddr in await _look_up(address):
-                sockets.append(sock := _new_socket(family, address))
-                await sock.bind((sockaddr[0], port, *sockaddr[2:]))
-                port = sock.getsockname()[1]
-                # Only now, so that the bind fails where others share the port already; and what it
-                # needed to bind beside connections that linger would let others in.
-                sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEPORT, 1)
-                sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 0)
-        yield Address(_host_of(address) or "", port)
-        for sock in sockets:
-            sock.close()
-
-
-def _host_of(address: Address) -> str | None:
-    if address.is_dual:
-        return "::" if _is_known(socket.AF_INET6) else "0.0.0.0"  # noqa: S104
-    # With port 0 every family would get a port of its own, so only one family is opened.
-    return "0.0.0.0" if address.port == 0 and not address.host else address.host or None  # noqa: S104
-
-
-async def _look_up(address: Address) -> list[tuple[int, tuple[Any, ...]]]:
-    """Family and socket address of each place that `address` names and this machine can have."""
-    found = await trio.socket.getaddrinfo(
-        _host_of(address),
-        address.port,
-        type=trio.socket.SOCK_STREAM,
-        flags=trio.socket.AI_PASSIVE,
-    )
-    ours: list[tuple[int, tuple[Any, ...]]] = [
-        (family, sockaddr) for family, _, _, _, sockaddr in found if _is_known(family)
-    ]
-    if not ours:
-        raise OSError(errno.EAFNOSUPPORT, "this machine has no such network")
-    return ours
-
-
-def _is_known(family: int) -> bool:
-    """Whether the kernel has this family: many a container is without IPv6."""
     try:
-        trio.socket.socket(family, trio.socket.SOCK_STREAM).close()
-    except OSError as error:
-        return error.errno != errno.EAFNOSUPPORT
-    return True
+        zone = IPv6Address(host).scope_id
+    except AddressValueError:
+        return False
+    return zone is None or _ZONE.fullmatch(zone) is not None
 
 
-def _new_socket(family: int, address: Address) -> trio.socket.SocketType:
-    sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
-    sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
-    if family == trio.socket.AF_INET6:
-        # Whatever net.ipv6.bindv6only says. Without a host each family has a socket of its own.
-        is_v6_only = not address.is_dual
-        sock.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, is_v6_only)
-    return sock
-
-
-@asynccontextmanager
-async def _closed_on_error() -> AsyncIterator[list[trio.socket.SocketType]]:
-    """A list whose sockets are closed if the block does not end well."""
-    sockets: list[trio.socket.SocketType] = []
+def _is_name(host: str) -> bool:
+    """Whether `host` can be looked up: what is not ASCII takes a form that is (RFC 3490)."""
     try:
-        yield sockets
-    except BaseException:
-        for sock in sockets:
-            sock.close()
-        raise
-
-
-@contextmanager
-def _said_in_a_sentence(address: Address) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reasons = {
-            errno.EADDRINUSE: "another program is listening there",
-            errno.EACCES: "this user may not bind it",
-            errno.EADDRNOTAVAIL: "it is not an address of this machine",
-        }
-        reason = reasons.get(error.errno or 0, error.strerror or str(error))
-        raise AddressUnavailable(f"cannot listen on {address}: {reason}") from error
-
-
-def bound_address(bound: trio.SocketListener | trio.socket.SocketType) -> Address:
-    """The address that a listener, or its socket, really has, with the port the kernel chose."""
-    sock = bound.socket if isinstance(bound, trio.SocketListener) else bound
-    host, port = sock.getsockname()[:2]
-    return Address(host, port)
+        name = host if host.isascii() else host.encode("idna").decode("ascii")
+    except UnicodeError:
+        return False
+    return _NAME.fullmatch(name) is not None

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from trio_odin.core.snapshot import Snapshot
+from trio_odin.ledger.snapshot import Snapshot
 
 _NEARLY_FULL_PERCENT = 90.0
 _ALL_PERCENT = 100

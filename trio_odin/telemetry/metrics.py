@@ -24,12 +24,12 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from trio_odin.core.commands import ErrorCode
-from trio_odin.core.durations import Durations
-from trio_odin.core.ledger import Ledger
-from trio_odin.core.reasons import CloseReason, Dropped, GapReason, Invalid, Rejection, Shed
-from trio_odin.core.snapshot import Snapshot
-from trio_odin.telemetry.process import open_files
+from trio_odin.ledger.counters import Ledger
+from trio_odin.ledger.durations import Durations
+from trio_odin.ledger.reasons import CloseReason, Dropped, GapReason, Invalid, Rejection, Shed
+from trio_odin.ledger.snapshot import Snapshot
+from trio_odin.overload.process import open_files
+from trio_odin.wire.commands import ErrorCode
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -6,13 +6,13 @@ import attrs
 import pytest
 
 from tests.lab.load.made_up import load_result
-from trio_odin.config import read_settings, variables
 from trio_odin.lab.capacity.host import host_checks
 from trio_odin.lab.capacity.rig import server_settings
 from trio_odin.lab.capacity.stages import SERVER_CORES, SERVER_MIB, STAGES, Stage, stage_of
 from trio_odin.lab.load.criteria import FIGURES, INTEGRITY, checks
 from trio_odin.lab.load.result import Sample
 from trio_odin.lab.verdict import HostSample
+from trio_odin.settings.settings import read_settings, variables
 
 LOADED = [stage for stage in STAGES if stage.connections]
 by_number = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: str(stage.number))

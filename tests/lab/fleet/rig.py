@@ -18,11 +18,11 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import Event as WsprotoEvent
 from wsproto.events import Message
 
-from trio_odin.core.frame import text_frame
 from trio_odin.lab.fleet.client import Fleet, _Client
 from trio_odin.lab.fleet.events import Event, payload_of
 from trio_odin.lab.fleet.plan import Collected, FleetPlan, Progress, Summary
 from trio_odin.lab.fleet.workload import Workload
+from trio_odin.wire.frames import text_frame
 
 BTC, ETH, SOL = "BTC.trade", "ETH.trade", "SOL.trade"
 ACK = text_frame(b'{"type":"subscription_ack","subscribed":["BTC.trade","ETH.trade"],"count":2}')

@@ -29,11 +29,11 @@ from tests.lab.fleet.rig import (
     sent_by,
     split,
 )
-from trio_odin.core.frame import PING, close_frame, text_frame
 from trio_odin.lab.fleet import client as client_module
 from trio_odin.lab.fleet.events import Event, payload_of
 from trio_odin.lab.fleet.plan import Progress
 from trio_odin.lab.fleet.workload import Workload
+from trio_odin.wire.frames import PING, close_frame, text_frame
 
 # --- frames and reads
 

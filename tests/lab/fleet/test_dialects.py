@@ -11,7 +11,6 @@ from wsproto.events import BytesMessage, TextMessage
 from wsproto.events import Event as WsprotoEvent
 
 from tests.lab.fleet.rig import split
-from trio_odin.core.handshake import Upgrade, is_websocket_request, parse
 from trio_odin.lab.fleet.dialects import (
     DIALECTS,
     Centrifugo,
@@ -22,6 +21,7 @@ from trio_odin.lab.fleet.dialects import (
     upgrade_request,
 )
 from trio_odin.lab.fleet.events import Event, payload_of
+from trio_odin.wire.handshake import Upgrade, is_websocket_request, parse
 
 
 def as_server(frames: bytes) -> list[WsprotoEvent]:

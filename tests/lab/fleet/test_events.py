@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_odin.core.publication import Publication
+from trio_odin.fanout.publication import Publication
 from trio_odin.lab.fleet.dialects import Odin
 from trio_odin.lab.fleet.events import KINDS, Event, bench_event, market_event, payload_of
 

@@ -21,9 +21,9 @@ from tests.lab.fleet.rig import (
     rig_of,
     sent_by,
 )
-from trio_odin.core.frame import close_frame
 from trio_odin.lab.fleet.client import _Client
 from trio_odin.lab.fleet.plan import Progress
+from trio_odin.wire.frames import close_frame
 
 # --- all of them
 

@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
 from tests.e2e.nats import free_port, running_nats
-from trio_odin.core.publication import Publication
+from trio_odin.fanout.publication import Publication
 
 COMMAND = [sys.executable, "-m", "trio_odin"]
 # However busy this machine is, nobody is refused for it.

@@ -10,12 +10,12 @@ import pytest
 import trio
 
 from tests.lab.load.made_up import load_plan
+from trio_odin.demo.publisher import Publisher, PublisherSettings, publish
 from trio_odin.lab.fleet.limits import LoadImpossible
 from trio_odin.lab.load import pages
 from trio_odin.lab.load.publisher import PublisherControl
-from trio_odin.lab.publisher import Publisher, PublisherSettings, publish
-from trio_odin.net.address import Address
 from trio_odin.net.http import Request, Response, serve_request
+from trio_odin.net.listening import Address
 
 
 @pytest.fixture

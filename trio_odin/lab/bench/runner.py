@@ -22,7 +22,8 @@ from typing import Any
 import attrs
 import trio
 
-from trio_odin.core.errors import first_error
+from trio_odin.demo.nats_server import BrokerUnavailable, NatsServer, run_nats_server
+from trio_odin.demo.publishing import Publish, publishing
 from trio_odin.lab.bench.plan import BenchPlan
 from trio_odin.lab.bench.record import BenchReport, Stage, SubjectReport, why_not
 from trio_odin.lab.bench.subjects import (
@@ -41,8 +42,7 @@ from trio_odin.lab.load.publisher import PublisherControl
 from trio_odin.lab.load.result import Progress as LoadProgress
 from trio_odin.lab.load.runner import NobodyConnected, loading
 from trio_odin.lab.provenance import Provenance, provenance
-from trio_odin.lab.publishing import Publish, publishing
-from trio_odin.net.nats_server import BrokerUnavailable, NatsServer, run_nats_server
+from trio_odin.wire.errors import first_error
 
 _FULL = 0.95
 _STEPS_MAX = 8

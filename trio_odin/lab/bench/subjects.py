@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 import attrs
 import trio
 
+from trio_odin.demo.nats_server import NatsServer
 from trio_odin.lab.fleet.dialects import DIALECTS
 from trio_odin.lab.load.pages import get, labelled
 from trio_odin.lab.load.plan import is_address
 from trio_odin.lab.load.server import CPU, OTHERS_CPU, RSS, USER_CPU, Server, Statement
 from trio_odin.lab.machine import busy_core_seconds
-from trio_odin.net.nats_server import NatsServer
 
 if TYPE_CHECKING:
     import psutil

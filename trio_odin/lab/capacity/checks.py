@@ -32,7 +32,7 @@ import click
 import msgspec
 import trio
 
-from trio_odin.core.errors import first_error
+from trio_odin.demo.publishing import Publish, publishing
 from trio_odin.lab.capacity.client import (
     Client,
     Message,
@@ -43,8 +43,8 @@ from trio_odin.lab.capacity.client import (
     open_client,
 )
 from trio_odin.lab.load.criteria import Check
-from trio_odin.lab.publishing import Publish, publishing
-from trio_odin.net.nats_link import describe, places_of
+from trio_odin.upstream.nats_link import describe, places_of
+from trio_odin.wire.errors import first_error
 
 DEADLINE_SECONDS = 60.0
 STEP_SECONDS = 5.0  # for an answer or an event, which takes milliseconds

@@ -6,8 +6,8 @@ import subprocess
 from importlib import metadata
 
 from trio_odin import __version__
+from trio_odin.demo.nats_server import find_nats_server
 from trio_odin.lab.machine import this_machine
-from trio_odin.net.nats_server import find_nats_server
 
 
 def components(*, has_prometheus: bool) -> dict[str, list[str]]:

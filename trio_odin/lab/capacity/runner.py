@@ -25,7 +25,7 @@ import attrs
 import msgspec
 import trio
 
-from trio_odin.core.errors import first_error
+from trio_odin.demo.nats_server import NatsServer, run_nats_server
 from trio_odin.lab.capacity.components import components
 from trio_odin.lab.capacity.host import host_checks, watch_host
 from trio_odin.lab.capacity.rig import (
@@ -55,7 +55,7 @@ from trio_odin.lab.load.result import LoadResult
 from trio_odin.lab.model.fit import predictions
 from trio_odin.lab.provenance import Provenance, provenance
 from trio_odin.lab.verdict import HostSample, LabResult, StageResult
-from trio_odin.net.nats_server import NatsServer, run_nats_server
+from trio_odin.wire.errors import first_error
 
 _OVERHEAD_SECONDS = 15.0
 _LOAD_SPARE_SECONDS = 600.0

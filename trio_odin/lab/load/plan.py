@@ -9,9 +9,9 @@ from urllib.parse import urlsplit, urlunsplit
 
 import attrs
 
-from trio_odin.core.names import CHANNEL_RULE, is_channel
 from trio_odin.lab.fleet.limits import LoadImpossible
 from trio_odin.lab.fleet.workload import Workload
+from trio_odin.wire.channels import CHANNEL_RULE, is_channel
 
 RECONNECT_SECONDS = 1.0
 CHURNING_SHARE = 0.2

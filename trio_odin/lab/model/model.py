@@ -24,8 +24,8 @@ from typing import Final
 
 import attrs
 
-from trio_odin.core.publication import Publication
-from trio_odin.telemetry.process import files_needed
+from trio_odin.fanout.publication import Publication
+from trio_odin.overload.process import files_needed
 
 KIB: Final = 1024
 # Beyond it nobody asks: it stands for "not bound by this".

@@ -13,8 +13,8 @@ import trio
 import trio_asyncio
 from nats.aio.msg import Msg
 
-from trio_odin.core.names import channel_of_subject
-from trio_odin.net.nats_link import NatsLink, nats_link
+from trio_odin.upstream.nats_link import NatsLink, nats_link
+from trio_odin.wire.channels import channel_of_subject
 
 Event: TypeAlias = tuple[str, bytes]
 Feed: TypeAlias = trio.MemoryReceiveChannel[Event]

@@ -16,9 +16,9 @@ from typing import Any
 import click
 import trio
 
-from trio_odin.core.address import Address
 from trio_odin.lab.bench.peers.feed import Feed, run_feed
-from trio_odin.telemetry.process import raise_file_limit, settle_garbage_collector
+from trio_odin.net.address import Address
+from trio_odin.overload.process import raise_file_limit, settle_garbage_collector
 
 
 def run(serve: Callable[..., Awaitable[Any]]) -> None:

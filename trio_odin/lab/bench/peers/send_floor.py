@@ -20,8 +20,6 @@ from websockets.http11 import Request
 from websockets.streams import StreamReader
 from websockets.utils import accept_key
 
-from trio_odin.core.address import Address
-from trio_odin.core.frame import close_frame, text_frame
 from trio_odin.lab.bench.peers.feed import Feed
 from trio_odin.lab.bench.peers.program import run
 from trio_odin.lab.bench.peers.wire import (
@@ -30,7 +28,9 @@ from trio_odin.lab.bench.peers.wire import (
     asked_channels,
     delivery,
 )
-from trio_odin.net.address import bound_address, open_listeners
+from trio_odin.net.address import Address
+from trio_odin.net.listening import bound_address, open_listeners
+from trio_odin.wire.frames import close_frame, text_frame
 
 _ANSWER = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

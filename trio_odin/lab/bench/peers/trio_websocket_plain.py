@@ -20,7 +20,6 @@ from trio_websocket import (
     serve_websocket,
 )
 
-from trio_odin.core.address import Address
 from trio_odin.lab.bench.peers.feed import Feed
 from trio_odin.lab.bench.peers.program import run
 from trio_odin.lab.bench.peers.wire import (
@@ -29,6 +28,7 @@ from trio_odin.lab.bench.peers.wire import (
     asked_channels,
     delivery,
 )
+from trio_odin.net.address import Address
 
 _OUTBOX_CAPACITY = 512
 

@@ -16,7 +16,6 @@ from websockets.exceptions import ConnectionClosed
 from websockets.trio.server import Server, ServerConnection, broadcast
 from websockets.trio.server import serve as serve_websockets
 
-from trio_odin.core.address import Address
 from trio_odin.lab.bench.peers.feed import Feed
 from trio_odin.lab.bench.peers.program import run
 from trio_odin.lab.bench.peers.wire import (
@@ -25,7 +24,8 @@ from trio_odin.lab.bench.peers.wire import (
     asked_channels,
     delivery,
 )
-from trio_odin.net.address import bound_address, open_listeners
+from trio_odin.net.address import Address
+from trio_odin.net.listening import bound_address, open_listeners
 
 
 async def serve(

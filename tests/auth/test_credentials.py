@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trio_odin.auth.credentials import TOKEN_MAX_BYTES, origin_refusal, token_in
+from trio_odin.wire.handshake import Refusal, Upgrade, parse
+
+ALLOWED = {b"https://example.com", b"http://localhost:3000"}
+
+
+def request(*lines: bytes, query: bytes = b"") -> Upgrade:
+    upgrade = parse(
+        b"\r\n".join(
+            [
+                b"GET /ws" + (b"?" + query if query else b"") + b" HTTP/1.1",
+                b"Host: a",
+                b"Upgrade: websocket",
+                b"Connection: Upgrade",
+                b"Sec-WebSocket-Version: 13",
+                b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+                *lines,
+                b"\r\n",
+            ]
+        )
+    )
+    assert isinstance(upgrade, Upgrade)
+    return upgrade
+
+
+# --- origins
+
+
+@pytest.mark.parametrize("origin", sorted(ALLOWED))
+def test_an_allowed_origin_may_come_in(origin: bytes) -> None:
+    assert origin_refusal(request(b"Origin: " + origin), ALLOWED) is None
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        b"null",
+        b"",
+        b"*",
+        b"https://evil-example.com",
+        b"https://example.com.evil.org",
+        b"https://sub.example.com",
+        b"https://example.co",
+        b"https://example.com:443",
+        b"https://example.com:8443",
+        b"https://example.com/",
+        b"https://example.com?",
+        b"https://example.com@evil.org",
+        b"https://evil.org#https://example.com",
+        b"http://example.com",
+        b"wss://example.com",
+        b"example.com",
+        b"HTTPS://example.com",
+        b"https://Example.com",
+        b"https://example.com.",
+        b"https://example.com https://evil.org",
+        b"https://example.com, https://example.com",
+        b"http://localhost",
+        b"http://localhost:30000",
+        b"http://127.0.0.1:3000",
+        b"https://ex\xe4mple.com",
+    ],
+)
+def test_an_origin_is_refused_unless_it_is_exactly_an_allowed_one(origin: bytes) -> None:
+    refusal = origin_refusal(request(b"Origin: " + origin), ALLOWED)
+    assert refusal == Refusal(403, "Origin not allowed", label="origin")
+
+
+def test_two_origins_are_none_that_is_allowed() -> None:
+    upgrade = request(b"Origin: https://example.com", b"Origin: https://example.com")
+    assert origin_refusal(upgrade, ALLOWED) is not None
+
+
+def test_who_is_no_browser_sends_no_origin_and_may_come_in() -> None:
+    assert origin_refusal(request(), ALLOWED) is None
+
+
+@pytest.mark.parametrize("origin", [b"null", b"https://evil-example.com", b"anything"])
+def test_without_a_list_every_origin_may_come_in(origin: bytes) -> None:
+    assert origin_refusal(request(b"Origin: " + origin), frozenset()) is None
+
+
+# --- tokens
+
+TOKEN = b"aa.bb-_.cc"
+
+
+@pytest.mark.parametrize(
+    "upgrade",
+    [
+        request(b"Authorization: Bearer " + TOKEN),
+        request(b"authorization: bearer   " + TOKEN),
+        request(b"Authorization: Basic abc", b"Authorization: Bearer " + TOKEN),
+        request(b"Sec-WebSocket-Protocol: trio-odin, bearer." + TOKEN),
+        request(b"Sec-WebSocket-Protocol: bearer." + TOKEN + b",trio-odin,other"),
+        request(b"Sec-WebSocket-Protocol: trio-odin", b"Sec-WebSocket-Protocol: bearer." + TOKEN),
+        request(query=b"access_token=" + TOKEN),
+        request(query=b"x=1&access_token=" + TOKEN + b"&ACCESS_TOKEN=no&token=no"),
+        request(query=b"access_token=" + quote(TOKEN).replace(".", "%2E").encode()),
+    ],
+    ids=str,
+)
+def test_a_token_is_found_at_each_of_its_places(upgrade: Upgrade) -> None:
+    assert token_in(upgrade) == TOKEN
+
+
+@pytest.mark.parametrize(
+    "upgrade",
+    [
+        request(),
+        request(b"Authorization: Basic abc"),
+        request(b"Authorization: " + TOKEN),
+        request(b"X-Authorization: Bearer " + TOKEN),
+        request(b"Cookie: access_token=" + TOKEN),
+        request(b"Sec-WebSocket-Protocol: trio-odin, " + TOKEN),
+        request(query=TOKEN),
+        request(query=b"token=" + TOKEN),
+        request(query=b"x#access_token=" + TOKEN),
+    ],
+    ids=str,
+)
+def test_a_token_anywhere_else_is_none(upgrade: Upgrade) -> None:
+    refusal = token_in(upgrade)
+    assert refusal == Refusal(
+        401, "A token is needed", (("WWW-Authenticate", "Bearer"),), "unauthorized"
+    )
+
+
+HEADER = b"Authorization: Bearer " + TOKEN
+PROTOCOL = b"Sec-WebSocket-Protocol: trio-odin, bearer." + TOKEN
+
+
+@pytest.mark.parametrize(
+    "upgrade",
+    [
+        request(HEADER, PROTOCOL),
+        request(HEADER, query=b"access_token=" + TOKEN),
+        request(PROTOCOL, query=b"access_token=" + TOKEN),
+        request(HEADER, HEADER),
+        request(PROTOCOL, PROTOCOL),
+        request(HEADER + b", Bearer " + TOKEN),
+        request(query=b"access_token=" + TOKEN + b"&access_token=" + TOKEN),
+        request(HEADER, query=b"access_token="),
+    ],
+    ids=str,
+)
+def test_more_than_one_token_is_a_bad_request(upgrade: Upgrade) -> None:
+    refusal = token_in(upgrade)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.status, refusal.label) == (400, "bad_request")
+    assert refusal.headers == (("WWW-Authenticate", 'Bearer error="invalid_request"'),)
+    assert refusal.text == "The request needs one token, at one place"
+
+
+def test_a_token_as_subprotocol_needs_one_beside_it_that_can_be_selected() -> None:
+    refusal = token_in(request(b"Sec-WebSocket-Protocol: bearer." + TOKEN))
+    assert isinstance(refusal, Refusal)
+    assert refusal.status == 400
+    assert "subprotocol trio-odin" in refusal.text
+
+
+def test_a_token_has_a_greatest_length() -> None:
+    longest = b"x" * TOKEN_MAX_BYTES
+    assert token_in(request(b"Authorization: Bearer " + longest)) == longest
+    refusal = token_in(request(b"Authorization: Bearer x" + longest))
+    assert isinstance(refusal, Refusal)
+    assert refusal.status == 401
+    assert dict(refusal.headers)["WWW-Authenticate"] == 'Bearer error="invalid_token"'
+
+
+@given(
+    st.lists(st.sampled_from([b"Bearer", b" ", b",", b"a", b"\t", b"Basic", b"\xff"])),
+    st.lists(st.sampled_from([b"trio-odin", b" ", b",", b"bearer.", b"\xff"])),
+    st.lists(st.sampled_from([b"access_token", b"=", b"&", b"%ff", b"%", b"%F0%9F", b"+"])),
+)
+def test_whatever_is_sent_is_a_token_or_a_refusal(
+    authorization: list[bytes], protocols: list[bytes], query: list[bytes]
+) -> None:
+    upgrade = request(
+        b"Authorization:" + b"".join(authorization),
+        b"Sec-WebSocket-Protocol:" + b"".join(protocols),
+        query=b"".join(query),
+    )
+    assert isinstance(token_in(upgrade), bytes | Refusal)
+    assert b"bearer" not in upgrade.response().lower()

@@ -1,0 +1,428 @@
+from __future__ import annotations
+
+import gc
+import json
+
+import pytest
+import trio
+import trio.testing
+from trio_websocket import ConnectionClosed, WebSocketConnection
+
+from tests.server_rig import UPGRADE, Rig, receive_all
+from trio_odin.connection.connection import Connection
+from trio_odin.connection.session import Session
+from trio_odin.lab.fleet.dialects import masked_frame
+from trio_odin.ledger.reasons import CloseReason, Dropped
+from trio_odin.upstream.nats_message import NatsMessage
+from trio_odin.wire.frames import close_frame
+
+
+async def closed_with(client: WebSocketConnection) -> tuple[int, str | None]:
+    """Read to the end and return the close code and reason."""
+    while True:
+        try:
+            await client.get_message()
+        except ConnectionClosed as closed:
+            return (closed.reason.code, closed.reason.reason) if closed.reason else (1006, None)
+
+
+async def test_a_subscriber_gets_its_events_numbered(nursery: trio.Nursery) -> None:
+    rig = Rig(nursery)
+    client = await rig.subscribe("BTC.trade")
+    rig.publish("ETH.trade")
+    for number in range(1, 4):
+        rig.publish("BTC.trade", b'{"n":%d}' % number)
+        envelope = json.loads(await client.get_message())
+        assert list(envelope) == ["seq", "ts", "type", "priority", "data", "channel"]
+        assert (envelope["seq"], envelope["data"]) == (number, {"n": number})
+    await client.aclose()
+    rig.check_balance()
+
+
+async def test_the_peer_closing_ends_the_connection_and_its_subscriptions(
+    nursery: trio.Nursery,
+) -> None:
+    rig = Rig(nursery)
+    client = await rig.subscribe("BTC.trade")
+    await client.aclose()
+    await trio.testing.wait_all_tasks_blocked()
+    assert rig.ledger.traffic.closed == {"peer_closed": 1}
+    assert not rig.hub.members
+    assert rig.hub.registry.channel_count() == 0
+    assert rig.listener.admitted == 0
+
+
+async def test_a_vanished_peer_ends_the_connection(nursery: trio.Nursery) -> None:
+    rig = Rig(nursery)
+    client = await rig.subscribe("BTC.trade")
+    await client._stream.aclose()
+    await trio.testing.wait_all_tasks_blocked()
+    assert rig.ledger.traffic.closed == {"peer_gone": 1}
+    assert rig.listener.admitted == 0
+
+
+async def test_a_binary_message_is_counted_and_ignored(nursery: trio.Nursery) -> None:
+    rig = Rig(nursery)
+    client = await rig.connect()
+    await client.send_message(b'{"type":"heartbeat"}')
+    await client.send_message('{"type":"heartbeat","id":1}')
+    assert json.loads(await client.get_message())["id"] == 1
+    assert rig.ledger.traffic.binary_ignored == 1
+
+
+async def test_a_message_over_the_limit_closes_with_1009(nursery: trio.Nursery) -> None:
+    rig = Rig(nursery, WS_MAX_MESSAGE_BYTES="100")
+    client = await rig.connect()
+    await client.send_message("x" * 101)
+    assert (await closed_with(client))[0] == 1009
+    await trio.testing.wait_all_tasks_blocked()
+    assert rig.ledger.traffic.closed == {"message_too_big": 1}
+
+
+async def test_eviction_cancels_the_connection_and_tells_the_peer_if_it_can(
+    nursery: trio.Nursery,
+) -> None:
+    rig = Rig(nursery)
+    await rig.subscribe("BTC.trade")
+    (connection,) = rig.hub.members
+    connection.evict(CloseReason.KEEPALIVE_TIMEOUT)
+    connection.evict(CloseReason.OUTBOX_FULL)  # the first reason stays
+    rig.publish("BTC.trade")
+    await trio.testing.wait_all_tasks_blocked()
+    assert rig.ledger.traffic.closed == {"keepalive_timeout": 1}
+    assert not rig.hub.members
+    rig.check_balance()
+
+
+async def test_a_client_that_never_reads_is_evicted_and_the_others_are_not(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    rig = Rig(nursery, WS_OUTBOX_CAPACITY="8")
+    good = await rig.subscribe("BTC.trade")
+    bad = await rig.subscribe("BTC.trade")
+    (_, stuck) = rig.hub.members
+    stuck.outlet._stream = trio.testing.lockstep_stream_pair()[0]
+    for number in range(1, 21):
+        rig.publish("BTC.trade")
+        assert json.loads(await good.get_message())["seq"] == number
+    await trio.testing.wait_all_tasks_blocked()
+    assert rig.ledger.traffic.closed == {"outbox_full": 1}
+    assert stuck.close_reason is CloseReason.OUTBOX_FULL
+    assert len(rig.hub.members) == 1
+    rig.check_balance()
+    await bad._stream.aclose()
+
+
+async def test_a_fault_of_ours_ends_one_connection_only(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(nursery)
+    good = await rig.subscribe("BTC.trade")
+    bad = await rig.connect()
+
+    def fail(*_: object, **__: object) -> list[bytes]:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Session, "receive", fail)
+        await bad.send_message("anything")
+        await trio.testing.wait_all_tasks_blocked()
+    assert rig.ledger.traffic.closed == {"internal_error": 1}
+    rig.publish("BTC.trade")
+    assert json.loads(await good.get_message())["seq"] == 1
+
+
+async def test_leaving_empties_the_outbox_then_closes_with_1001(nursery: trio.Nursery) -> None:
+    rig = Rig(nursery)
+    client = await rig.subscribe("BTC.trade")
+    (connection,) = rig.hub.members
+    for _ in range(5):
+        rig.publish("BTC.trade")
+    connection.leave()
+    numbers = [json.loads(await client.get_message())["seq"] for _ in range(5)]
+    assert numbers == [1, 2, 3, 4, 5]
+    assert await closed_with(client) == (1001, "Server is shutting down")
+    await trio.testing.wait_all_tasks_blocked()
+    assert rig.ledger.traffic.closed == {"draining": 1}
+    rig.check_balance()
+
+
+async def test_who_completes_its_handshake_during_a_drain_is_sent_away(
+    nursery: trio.Nursery,
+) -> None:
+    rig = Rig(nursery)
+    rig.hub.is_draining = True
+    client = await rig.connect()
+    assert await closed_with(client) == (1001, "Server is shutting down")
+    await rig.listener.wait_empty()
+
+
+async def test_leaving_does_not_wait_for_a_peer_that_never_reads_nor_answers(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    rig = Rig(nursery, WS_DRAIN_SECONDS="2s")
+    await rig.subscribe("BTC.trade")
+    (connection,) = rig.hub.members
+    connection.outlet._stream = trio.testing.lockstep_stream_pair()[0]
+    rig.publish("BTC.trade")
+    started = trio.current_time()
+    connection.leave()
+    await rig.listener.wait_empty()
+    assert trio.current_time() - started <= 2 + 3 + 0.1
+    rig.check_balance()
+
+
+async def test_a_client_silent_for_the_deadline_is_gone_after_one_more_ping_interval(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    rig = Rig(nursery)
+    nursery.start_soon(rig.wheel.run)
+    alive = await rig.subscribe("BTC.trade")
+    dead = await rig.subscribe("BTC.trade")
+    (_, silent) = rig.hub.members
+    silent.outlet._stream = trio.testing.lockstep_stream_pair()[0]
+    for _ in range(3):
+        await trio.sleep(30)
+        await alive.send_message('{"type":"heartbeat"}')
+        assert json.loads(await alive.get_message())["type"] == "pong"
+    assert silent.close_reason is CloseReason.KEEPALIVE_TIMEOUT
+    assert len(rig.hub.members) == 1
+    rig.publish("BTC.trade")
+    assert json.loads(await alive.get_message())["seq"] == 1
+    await dead._stream.aclose()
+
+
+PING_OF_A_CLIENT = b"\x89\x80\x00\x00\x00\x00"
+
+
+async def test_a_ping_during_a_drain_costs_nobody_what_waits_for_it(
+    nursery: trio.Nursery,
+) -> None:
+    rig = Rig(nursery)
+    client = await rig.subscribe("BTC.trade")
+    (connection,) = rig.hub.members
+    for _ in range(50):  # a stream in memory takes nothing directly: all of it waits
+        rig.publish("BTC.trade")
+    connection.leave()
+    await client._stream.send_all(PING_OF_A_CLIENT)
+    seqs = [json.loads(await client.get_message())["seq"] for _ in range(50)]
+    assert seqs == list(range(1, 51))
+    assert (await closed_with(client))[0] == 1001
+    await rig.listener.wait_empty()
+    assert rig.ledger.traffic.closed == {"draining": 1}
+    assert rig.ledger.deliveries.dropped.total() == 0
+    rig.check_balance()
+
+
+async def test_a_ping_behind_a_message_that_is_too_big_is_no_fault_of_ours(
+    nursery: trio.Nursery,
+) -> None:
+    rig = Rig(nursery, WS_MAX_MESSAGE_BYTES="100")
+    client = await rig.connect()
+    too_big = masked_frame(0x81, b"x" * 101)
+    await client._stream.send_all(too_big + PING_OF_A_CLIENT + too_big)
+    assert (await closed_with(client))[0] == 1009
+    await rig.listener.wait_empty()
+    assert rig.ledger.traffic.closed == {"message_too_big": 1}
+
+
+async def test_pongs_are_signs_of_life_and_nothing_else_is_lost_between_them(
+    nursery: trio.Nursery,
+) -> None:
+    left, right = trio.socket.socketpair()
+    rig = Rig(nursery)
+    pong = masked_frame(0x8A, b"")
+    command = masked_frame(0x81, b'{"type":"heartbeat","id":1}')
+    async with trio.SocketStream(left) as client:
+        nursery.start_soon(rig.listener.serve, trio.SocketStream(right))
+        await client.send_all(UPGRADE)
+        await client.receive_some()
+        (connection,) = rig.hub.members
+        for piece in (pong, command, pong, pong + command, pong, command[:9], command[9:], pong):
+            before = connection.outlet.heard_at
+            await client.send_all(piece)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert connection.outlet.heard_at > before
+        # Six bytes like those of a pong, but in the middle of a message.
+        binary = masked_frame(0x82, b"x" * 9 + pong + b"x")
+        for piece in (binary[:15], binary[15:21], binary[21:]):
+            await client.send_all(piece)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        assert rig.ledger.traffic.messages_received == 4
+        assert rig.ledger.traffic.binary_ignored == 1
+    await rig.listener.wait_empty()
+    assert rig.ledger.traffic.closed == {"peer_gone": 1}
+
+
+async def test_empty_fragments_are_not_collected(nursery: trio.Nursery) -> None:
+    rig = Rig(nursery)
+    client = await rig.connect()
+    (connection,) = rig.hub.members
+    fragment = masked_frame(0x00, b"")
+    await client._stream.send_all(masked_frame(0x01, b"") + fragment * 63)
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(connection._websocket._message_parts) == 0
+
+
+async def test_who_does_not_answer_a_close_for_a_big_message_is_gone_after_three_seconds(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    left, right = trio.socket.socketpair()
+    rig = Rig(nursery, WS_MAX_MESSAGE_BYTES="100")
+    async with trio.SocketStream(left) as client:
+        nursery.start_soon(rig.listener.serve, trio.SocketStream(right))
+        await client.send_all(UPGRADE)
+        with trio.fail_after(1000):
+            assert (await client.receive_some()).startswith(b"HTTP/1.1 101")
+            started = trio.current_time()
+            await client.send_all(masked_frame(0x81, b"x" * 101))
+            await rig.listener.wait_empty()
+    assert trio.current_time() - started < 10
+    assert rig.ledger.traffic.closed == {"message_too_big": 1}
+
+
+async def test_a_connection_that_fails_is_freed_without_the_garbage_collector(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    rig = Rig(nursery)
+    gc.collect()
+    before = connections_alive()
+    gc.disable()
+    try:
+        client = await rig.connect()
+        monkeypatch.setattr(Session, "receive", fail)
+        await client.send_message("{}")
+        await closed_with(client)
+        await rig.listener.wait_empty()
+        await trio.testing.wait_all_tasks_blocked()
+        assert rig.ledger.traffic.closed == {"internal_error": 1}
+        assert connections_alive() == before
+    finally:
+        gc.enable()
+
+
+async def test_no_envelope_follows_a_close_frame(nursery: trio.Nursery) -> None:
+    rig = Rig(nursery)
+    client = await rig.subscribe("BTC.trade")
+    (connection,) = rig.hub.members
+    await connection.outlet.send_all(close_frame(1000, ""))
+    rig.publish("BTC.trade")
+    assert rig.ledger.deliveries.written == 0
+    assert rig.ledger.deliveries.dropped == {Dropped.CLOSING: 1}
+    assert await closed_with(client) == (1000, None)
+    rig.check_balance()
+
+
+def connections_alive() -> int:
+    return sum(isinstance(thing, Connection) for thing in gc.get_objects())
+
+
+async def test_an_ended_connection_is_freed_without_the_garbage_collector(
+    nursery: trio.Nursery,
+) -> None:
+    rig = Rig(nursery)
+    gc.collect()
+    before = connections_alive()
+    gc.disable()
+    try:
+        client = await rig.subscribe("BTC.trade")
+        assert connections_alive() == before + 1
+        await client.aclose()
+        await rig.listener.wait_empty()
+        await trio.testing.wait_all_tasks_blocked()
+        assert connections_alive() == before
+    finally:
+        gc.enable()
+
+
+async def test_no_reply_follows_a_close_frame(nursery: trio.Nursery) -> None:
+    rig = Rig(nursery)
+    await rig.connect()
+    (connection,) = rig.hub.members
+    await connection.outlet.send_all(close_frame(1000, ""))
+    with pytest.raises(trio.BrokenResourceError):
+        await connection.outlet.send_all(b"late")
+
+
+async def test_a_drain_does_not_wait_for_one_that_is_closing(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    rig = Rig(nursery, WS_MAX_MESSAGE_BYTES="100")
+    client = await rig.subscribe("BTC.trade")
+    (connection,) = rig.hub.members
+    rig.publish("BTC.trade")
+    started = trio.current_time()
+    await client.send_message("x" * 101)
+    await trio.testing.wait_all_tasks_blocked()
+    connection.leave()
+    assert json.loads(await client.get_message())["seq"] == 1
+    assert (await closed_with(client))[0] in {1001, 1009}
+    await rig.listener.wait_empty()
+    assert trio.current_time() == started
+    rig.check_balance()
+
+
+async def test_a_drain_waits_three_seconds_for_the_answer_to_its_close_frame(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    rig = Rig(nursery)
+    stream = rig.open_stream()
+    await stream.send_all(UPGRADE)
+    await stream.receive_some()
+    (connection,) = rig.hub.members
+    started = trio.current_time()
+    connection.leave()
+    assert (await receive_all(stream)).startswith(b"\x88\x19\x03\xe9")
+    assert trio.current_time() - started == pytest.approx(3)
+    assert rig.ledger.traffic.closed == {"draining": 1}
+
+
+async def test_what_a_round_has_deferred_is_numbered_before_what_is_resumed(
+    nursery: trio.Nursery,
+) -> None:
+    rig = Rig(nursery)
+    rig.hub.recent.add(
+        NatsMessage("odin.token.ETH.trade", b"1", 1, trio.current_time()), "ETH.trade"
+    )
+    client = await rig.subscribe("BTC.trade")
+    rig.ledger.publications.received += 1
+    deferred = NatsMessage("odin.token.BTC.trade", b"2", 2, trio.current_time())
+    rig.hub.publish(deferred, [])  # a round, in which this client is not flushed yet
+    command = {"type": "subscribe", "channels": ["ETH.trade"], "after": 0}
+    await client.send_message(json.dumps(command))
+    received = [json.loads(await client.get_message()) for _ in range(3)]
+    assert [(one.get("seq"), one["type"]) for one in received] == [
+        (1, "price:update"),
+        (None, "subscription_ack"),
+        (2, "price:update"),
+    ]
+    rig.check_balance()
+
+
+async def test_who_does_not_read_has_the_answer_to_one_command_waiting(
+    nursery: trio.Nursery,
+) -> None:
+    """Answers are never refused, so there is one at a time, about as long as what it answers."""
+    rig = Rig(nursery, WS_COMMAND_BURST="1000")
+    stream = rig.open_stream()
+    await stream.send_all(UPGRADE)
+    await stream.receive_some()
+    (connection,) = rig.hub.members
+    unread = trio.testing.lockstep_stream_pair()[0]
+    connection.outlet._stream = trio.StapledStream(unread, connection.outlet._stream)
+    channels = [f"A{number:057}.trade" for number in range(200)]
+    command = json.dumps({"type": "unsubscribe", "channels": channels}).encode()
+    assert 10_000 < len(command) < 16_384
+    with trio.move_on_after(0.5):
+        for _ in range(50):
+            await stream.send_all(masked_frame(0x81, command))
+    await trio.testing.wait_all_tasks_blocked()
+    used = rig.hub.outbox_rules.budget.used_bytes
+    assert len(command) // 2 < used < len(command) + 1000
+    assert rig.ledger.traffic.messages_received == 1, "the next one is read when it is out"
+    connection.evict(CloseReason.OUTBOX_FULL)
+    await rig.listener.wait_empty()
+    rig.check_balance()

@@ -1,0 +1,966 @@
+from __future__ import annotations
+
+import json
+from typing import Any, TypeAlias
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from tests.connection.client import as_sent, objects_of, texts_of
+from trio_odin.auth.grants import Grant
+from trio_odin.connection.session import Session, SessionLimits
+from trio_odin.fanout.publication import Publication
+from trio_odin.fanout.registry import Registry
+from trio_odin.fanout.replay_buffer import History
+from trio_odin.fanout.resume_buffer import Recent
+from trio_odin.ledger.counters import Traffic
+from trio_odin.ledger.reasons import GapReason
+from trio_odin.upstream.gaps import Gap, Mark
+from trio_odin.upstream.nats_message import NatsMessage
+from trio_odin.upstream.status import Upstream
+from trio_odin.wire.channels import CHANNEL_RULE
+from trio_odin.wire.commands import ErrorCode
+
+CommandId: TypeAlias = str | int | None
+
+GOOD = ["BTC.trade", "BTC.social", "ETH.trade", "SOL.trade", "X-_9.balances", "DOGE.creation"]
+BAD = ["BTC", "", ".", "BTC.*", "*.trade", "BTC.trade.x", "BTC.trade\r\n", "É.trade", ">"]
+UNIX_MS = 1759027038365
+
+# --- a model of the conversation, in plain lists and dicts
+
+
+@attrs.define
+class Model:
+    """What one client has to see, told without any code of ours."""
+
+    max_channels: int
+    replay_capacity: int
+    channels: list[str] = attrs.field(factory=list)
+    published: list[bytes] = attrs.field(factory=list)  # frames; the first has seq 1
+
+    def subscribe(self, asked: list[str]) -> tuple[list[str], list[str], list[str]]:
+        """What is allowed, what is no channel, what is too much."""
+        allowed, bad, excess = [], [], []
+        for channel in asked:
+            if channel in BAD:
+                bad.append(channel)
+            elif channel in self.channels:
+                allowed.append(channel)
+            elif len(self.channels) < self.max_channels:
+                self.channels.append(channel)
+                allowed.append(channel)
+            else:
+                excess.append(channel)
+        return allowed, bad, excess
+
+    def replay(self, first: int, last: int) -> tuple[list[bytes], int]:
+        """The frames still kept, and how many of those asked for were ever given out."""
+        asked = [n for n in range(1, len(self.published) + 1) if first <= n <= last]
+        oldest_kept = len(self.published) - self.replay_capacity + 1
+        return [self.published[n - 1] for n in asked if n >= oldest_kept], len(asked)
+
+
+IDS = st.none() | st.text(max_size=5) | st.integers(-(2**63), 2**64 - 1)
+REQUESTS = st.lists(st.sampled_from(GOOD), max_size=6) | st.lists(
+    st.sampled_from(GOOD + BAD), max_size=8
+)
+WHO = st.integers(0, 2)
+
+
+class Conversations(RuleBasedStateMachine):
+    """Three clients share a registry; what each is told has to be what its model says."""
+
+    registry: Registry[int]
+    sessions: list[Session[int]]
+    models: list[Model]
+
+    @initialize(max_channels=st.integers(1, 5), replay_capacity=st.integers(0, 4))
+    def start(self, max_channels: int, replay_capacity: int) -> None:
+        self.limits = SessionLimits(
+            max_channels=max_channels, replay_capacity=replay_capacity, commands_per_second=0
+        )
+        self.registry = Registry()
+        self.sessions = [self.new_session(who) for who in range(3)]
+        self.models = [self.new_model() for _ in range(3)]
+        self.time = UNIX_MS
+
+    def new_session(self, who: int) -> Session[int]:
+        return Session(
+            who,
+            self.registry,
+            history=History(self.limits.replay_capacity),
+            recent=Recent(max_age_seconds=30.0),
+            limits=self.limits,
+            traffic=Traffic(),
+            upstream=Upstream(),
+            now=0.0,
+        )
+
+    def new_model(self) -> Model:
+        return Model(self.limits.max_channels, self.limits.replay_capacity)
+
+    def say(self, who: int, command_id: CommandId, **content: Any) -> list[bytes]:
+        if command_id is not None:
+            content["id"] = command_id
+        return as_sent(self.sessions[who].receive(json.dumps(content), now=0.0, unix_ms=self.time))
+
+    @rule(who=WHO, asked=REQUESTS, flat=st.booleans(), command_id=IDS)
+    def subscribe(self, who: int, asked: list[str], flat: bool, command_id: CommandId) -> None:
+        allowed, bad, excess = self.models[who].subscribe(asked)
+        form = {"channels": asked} if flat else {"data": {"channels": asked}}
+        replies = objects_of(self.say(who, command_id, type="subscribe", **form))
+        echo = {} if command_id is None else {"id": command_id}
+        if allowed or not asked:
+            count = len(self.models[who].channels)
+            ack = {"type": "subscription_ack", "subscribed": allowed, "count": count}
+            assert replies.pop(0) == ack | echo
+        for code, refused in (("INVALID_CHANNEL", bad), ("TOO_MANY_CHANNELS", excess)):
+            if refused:
+                error = replies.pop(0)
+                message = error.pop("message")
+                assert error == {"type": "error", "code": code} | echo
+                assert all(repr(channel) in message for channel in refused[:8])
+                assert not any(repr(channel) in message for channel in allowed)
+        assert replies == []
+
+    @rule(who=WHO, asked=REQUESTS, flat=st.booleans(), command_id=IDS)
+    def unsubscribe(self, who: int, asked: list[str], flat: bool, command_id: CommandId) -> None:
+        model = self.models[who]
+        model.channels = [channel for channel in model.channels if channel not in asked]
+        form = {"channels": asked} if flat else {"data": {"channels": asked}}
+        replies = objects_of(self.say(who, command_id, type="unsubscribe", **form))
+        count = len(model.channels)
+        ack = {"type": "unsubscription_ack", "unsubscribed": asked, "count": count}
+        assert replies == [ack | ({} if command_id is None else {"id": command_id})]
+
+    @rule(channel=st.sampled_from(GOOD), data=st.integers(), offset=st.none() | st.integers(1, 99))
+    def publish(self, channel: str, data: int, offset: int | None) -> None:
+        """As the hub does it."""
+        self.time += 1
+        payload = json.dumps({"price": data}).encode()
+        publication = Publication(channel, payload, offset=offset, unix_ms=self.time)
+        concerned = set(self.registry.subscribers(channel))
+        assert concerned == {who for who in range(3) if channel in self.models[who].channels}
+        for who in concerned:
+            frame = publication.frame(self.sessions[who].history.append(publication))
+            self.models[who].published.append(frame)
+            expected: dict[str, Any] = {
+                "seq": len(self.models[who].published),
+                "ts": self.time,
+                "type": "price:update",
+                "priority": 1,
+                "data": {"price": data},
+                "channel": channel,
+            }
+            assert objects_of([frame]) == [
+                expected if offset is None else expected | {"offset": offset}
+            ]
+
+    @rule(who=WHO, first=st.integers(-2, 12), length=st.integers(-2, 12), command_id=IDS)
+    def replay_range(self, who: int, first: int, length: int, command_id: CommandId) -> None:
+        last = first + length
+        frames = self.say(who, command_id, type="replay", data={"from": first, "to": last})
+        self.check_replay(who, frames, first, last, command_id)
+
+    @rule(who=WHO, since=st.integers(-2, 12) | st.just(2**70), command_id=IDS)
+    def replay_since(self, who: int, since: int, command_id: CommandId) -> None:
+        frames = self.say(who, command_id, type="replay", data={"since": since})
+        self.check_replay(who, frames, since + 1, 10**9, command_id)
+
+    def check_replay(
+        self, who: int, frames: list[bytes], first: int, last: int, command_id: CommandId
+    ) -> None:
+        kept, asked = self.models[who].replay(first, last)
+        assert frames[: len(kept)] == kept, "the original bytes"
+        rest = objects_of(frames[len(kept) :])
+        if len(kept) == asked:
+            assert rest == []
+        else:
+            (incomplete,) = rest
+            assert incomplete.pop("message")
+            numbers = {"type": "replay_incomplete", "sent": len(kept), "total": asked}
+            assert incomplete == numbers | ({} if command_id is None else {"id": command_id})
+
+    @rule(who=WHO, command_id=IDS)
+    def heartbeat(self, who: int, command_id: CommandId) -> None:
+        (pong,) = objects_of(self.say(who, command_id, type="heartbeat"))
+        echo = {} if command_id is None else {"id": command_id}
+        assert pong == {"type": "pong", "ts": self.time} | echo
+
+    @rule(who=WHO, command_id=IDS)
+    def say_something_unknown(self, who: int, command_id: CommandId) -> None:
+        replies = objects_of(self.say(who, command_id, type="ping", channels=GOOD))
+        errors = [] if command_id is None else [("error", "INVALID_COMMAND", command_id)]
+        assert [(one["type"], one["code"], one["id"]) for one in replies] == errors
+
+    @rule(who=WHO)
+    def come_back_as_someone_new(self, who: int) -> None:
+        self.registry.remove(who)
+        self.sessions[who] = self.new_session(who)
+        self.models[who] = self.new_model()
+
+    @invariant()
+    def everyone_has_the_channels_and_the_number_of_its_model(self) -> None:
+        if hasattr(self, "registry"):
+            for who in range(3):
+                assert list(self.registry.channels(who)) == self.models[who].channels
+                assert self.sessions[who].history.seq == len(self.models[who].published)
+
+
+TestConversations = Conversations.TestCase
+TestConversations.settings = settings(max_examples=80, stateful_step_count=40)
+
+
+# --- every row of the wire document
+
+
+def _entered() -> Recent:
+    """Of a server that has reached a stream, which is empty."""
+    recent = Recent(max_age_seconds=30.0)
+    recent.note(Mark("e", 0))
+    return recent
+
+
+@attrs.define
+class Client:
+    """One session, and how a client talks with it."""
+
+    limits: SessionLimits = attrs.field(factory=SessionLimits)
+    registry: Registry[str] = attrs.field(factory=Registry)
+    traffic: Traffic = attrs.field(factory=Traffic)
+    upstream: Upstream = attrs.field(factory=Upstream)
+    now: float = 1000.0
+    recent: Recent = attrs.field(factory=_entered)
+    session: Session[str] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.session = Session(
+            "me",
+            self.registry,
+            history=History(self.limits.replay_capacity),
+            recent=self.recent,
+            limits=self.limits,
+            traffic=self.traffic,
+            upstream=self.upstream,
+            now=self.now,
+        )
+
+    def say(self, text: str) -> list[dict[str, Any]]:
+        return objects_of(self.frames(text))
+
+    def frames(self, text: str, *, most: int = 10**9, unix_ms: int = UNIX_MS) -> list[bytes]:
+        return as_sent(self.session.receive(text, now=self.now, unix_ms=unix_ms), most=most)
+
+    def subscribe(self, *channels: str) -> list[dict[str, Any]]:
+        return self.say(json.dumps({"type": "subscribe", "channels": channels}))
+
+    def publish(self, count: int) -> list[bytes]:
+        """Address `count` envelopes to the client; their frames."""
+        frames = []
+        for number in range(count):
+            publication = Publication(
+                "BTC.trade", json.dumps(number).encode(), offset=None, unix_ms=UNIX_MS + number
+            )
+            frames.append(publication.frame(self.session.history.append(publication)))
+        return frames
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"type":"subscribe","data":{"channels":["BTC.trade","ETH.trade"]}}',
+        '{"type":"subscribe","channels":["BTC.trade","ETH.trade"]}',
+    ],
+)
+def test_both_forms_of_subscribe_are_acked_as_asked(client: Client, text: str) -> None:
+    assert client.say(text) == [
+        {"type": "subscription_ack", "subscribed": ["BTC.trade", "ETH.trade"], "count": 2}
+    ]
+    assert list(client.registry.subscribers("ETH.trade")) == ["me"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"type":"unsubscribe","data":{"channels":["BTC.trade","no.such","nonsense"]}}',
+        '{"type":"unsubscribe","channels":["BTC.trade","no.such","nonsense"]}',
+    ],
+)
+def test_both_forms_of_unsubscribe_are_acked_as_asked(client: Client, text: str) -> None:
+    client.subscribe("BTC.trade", "ETH.trade")
+    asked = ["BTC.trade", "no.such", "nonsense"]
+    assert client.say(text) == [{"type": "unsubscription_ack", "unsubscribed": asked, "count": 1}]
+    assert list(client.registry.channels("me")) == ["ETH.trade"]
+
+
+def test_the_count_is_that_of_the_whole_set(client: Client) -> None:
+    counts = [client.subscribe(*channels)[0]["count"] for channels in (GOOD[:2], GOOD[1:3], [])]
+    assert counts == [2, 3, 3]
+
+
+def test_an_ack_repeats_a_channel_that_was_asked_for_twice(client: Client) -> None:
+    (ack,) = client.subscribe("BTC.trade", "BTC.trade")
+    assert ack["subscribed"] == ["BTC.trade", "BTC.trade"]
+    assert ack["count"] == 1
+
+
+def test_replies_have_no_seq_and_take_none(client: Client) -> None:
+    replies = client.subscribe("BTC.trade", "BTC")
+    replies += client.say('{"type":"heartbeat"}') + client.say("nonsense")
+    replies += client.say('{"type":"unsubscribe","channels":[]}')
+    assert len(replies) == 5
+    assert not any("seq" in reply for reply in replies)
+    assert client.session.history.seq == 0
+
+
+def test_the_bytes_of_an_ack_are_those_of_the_wire_document(client: Client) -> None:
+    frames = client.frames('{"type":"subscribe","channels":["BTC.trade"]}')
+    expected = '{"type":"subscription_ack","subscribed":["BTC.trade"],"count":1}'
+    assert texts_of(frames) == [expected]
+
+
+def test_a_heartbeat_is_answered_with_the_time(client: Client) -> None:
+    assert client.say('{"type":"heartbeat"}') == [{"type": "pong", "ts": UNIX_MS}]
+
+
+@pytest.mark.parametrize("kind", ["ping", "pong", "auth", "SUBSCRIBE", ""])
+def test_an_unknown_type_is_counted_and_not_answered(client: Client, kind: str) -> None:
+    assert client.say(json.dumps({"type": kind, "channels": ["BTC.trade"]})) == []
+    assert client.traffic.commands == {"unknown": 1}
+    assert not client.traffic.errors
+    assert client.registry.channel_count() == 0
+
+
+@pytest.mark.parametrize("kind", ["ping", "SUBSCRIBE", ""])
+def test_an_unknown_type_with_an_id_has_an_error_for_an_answer(client: Client, kind: str) -> None:
+    (error,) = client.say(json.dumps({"type": kind, "id": 1, "channels": ["BTC.trade"]}))
+    assert error.pop("message").startswith(f"Unknown type {kind!r}: ")
+    assert error == {"type": "error", "code": "INVALID_COMMAND", "id": 1}
+    assert client.registry.channel_count() == 0
+
+
+# --- replay
+
+
+def test_a_range_is_inclusive_and_brings_the_original_bytes(client: Client) -> None:
+    frames = client.publish(5)
+    got = client.frames('{"type":"replay","data":{"from":2,"to":4}}', unix_ms=UNIX_MS + 10**6)
+    assert got == frames[1:4]
+    assert client.traffic.replayed == 3
+
+
+def test_since_is_exclusive(client: Client) -> None:
+    client.publish(5)
+    assert [e["seq"] for e in client.say('{"type":"replay","data":{"since":3}}')] == [4, 5]
+    assert client.say('{"type":"replay","data":{"since":5}}') == []
+
+
+def test_a_replay_takes_no_number(client: Client) -> None:
+    client.publish(3)
+    client.say('{"type":"replay","data":{"since":0}}')
+    (frame,) = client.publish(1)
+    assert objects_of([frame])[0]["seq"] == 4
+
+
+def test_the_last_100_envelopes_are_kept_and_a_shorter_replay_says_so(client: Client) -> None:
+    client.publish(250)
+    *envelopes, incomplete = client.say('{"type":"replay","data":{"from":101,"to":160}}')
+    assert [envelope["seq"] for envelope in envelopes] == list(range(151, 161))
+    assert incomplete == {
+        "type": "replay_incomplete",
+        "sent": 10,
+        "total": 60,
+        "message": "Only the last 100 messages are kept",
+    }
+
+
+def test_the_total_does_not_count_numbers_that_were_never_given_out(client: Client) -> None:
+    client.publish(120)
+    replies = client.say('{"type":"replay","data":{"from":-5,"to":1000000000000}}')
+    assert (replies[-1]["sent"], replies[-1]["total"]) == (100, 120)
+    assert len(replies) == 101
+
+
+@pytest.mark.parametrize("most", [0, 3])
+def test_a_replay_of_which_not_all_may_wait_says_how_many_came(client: Client, most: int) -> None:
+    frames = client.publish(5)
+    got = client.frames('{"type":"replay","data":{"since":0},"id":1}', most=most)
+    assert got[:-1] == frames[:most]
+    (end,) = objects_of(got[-1:])
+    assert "read" in end.pop("message")
+    assert end == {"type": "replay_incomplete", "sent": most, "total": 5, "id": 1}
+    assert client.traffic.replayed == most
+
+
+def test_a_replay_of_everything_kept_is_complete(client: Client) -> None:
+    client.publish(100)
+    replies = client.say('{"type":"replay","data":{"from":1,"to":100}}')
+    assert [reply["seq"] for reply in replies] == list(range(1, 101))
+
+
+def test_without_a_history_a_replay_says_that_nothing_was_sent() -> None:
+    client = Client(SessionLimits(replay_capacity=0))
+    client.publish(3)
+    (incomplete,) = client.say('{"type":"replay","data":{"since":1}}')
+    assert (incomplete["sent"], incomplete["total"]) == (0, 2)
+
+
+# --- ids
+
+
+@pytest.mark.parametrize("command_id", ["a", "", "7", 'é\0"', 0, 7, -1, 2**53 + 1, 2**64])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"type": "subscribe", "channels": ["BTC.trade", "bad"]},
+        {"type": "unsubscribe", "channels": ["BTC.trade"]},
+        {"type": "heartbeat"},
+        {"type": "replay", "data": {"from": 1, "to": 3}},
+        {"type": "replay"},
+        {"type": 5},
+    ],
+    ids=json.dumps,
+)
+def test_an_id_comes_back_as_it_was(content: dict[str, Any], command_id: str | int) -> None:
+    client = Client(SessionLimits(replay_capacity=1))
+    client.publish(3)
+    replies = client.say(json.dumps(content | {"id": command_id}))
+    answers = [reply for reply in replies if "seq" not in reply]
+    assert answers
+    for answer in answers:
+        assert answer["id"] == command_id
+        assert type(answer["id"]) is type(command_id)
+
+
+def test_envelopes_that_are_sent_again_have_no_id(client: Client) -> None:
+    client.publish(2)
+    replies = client.say('{"type":"replay","data":{"since":0},"id":7}')
+    assert len(replies) == 2
+    assert not any("id" in reply for reply in replies)
+
+
+def test_without_an_id_there_is_none_in_the_answer(client: Client) -> None:
+    replies = client.subscribe("BTC.trade", "bad") + client.say("x")
+    replies += client.say('{"type":"heartbeat","id":null}')
+    assert len(replies) == 4
+    assert not any("id" in reply for reply in replies)
+
+
+@pytest.mark.parametrize("command_id", ["[]", "{}", "true", "1.5"])
+def test_a_command_with_a_bad_id_is_refused_without_effect(client: Client, command_id: str) -> None:
+    text = '{"type":"subscribe","channels":["BTC.trade"],"id":ID}'.replace("ID", command_id)
+    (error,) = client.say(text)
+    assert error.pop("message").startswith("`id` has to be")
+    assert error == {"type": "error", "code": "INVALID_COMMAND"}
+    assert client.registry.channel_count() == 0
+
+
+# --- errors: every code
+
+
+def error_invalid_json(client: Client) -> dict[str, Any]:
+    (error,) = client.say("no json")
+    return error
+
+
+def error_invalid_command(client: Client) -> dict[str, Any]:
+    (error,) = client.say('{"type":"subscribe","channels":"BTC.trade"}')
+    return error
+
+
+def error_invalid_channel(client: Client) -> dict[str, Any]:
+    (error,) = client.subscribe("BTC")
+    return error
+
+
+def error_forbidden_channel(client: Client) -> dict[str, Any]:
+    client.session.grant = Grant(0.0, "k", frozenset({"BTC.*"}))
+    (error,) = client.subscribe("ETH.trade")
+    return error
+
+
+def error_too_many_channels(client: Client) -> dict[str, Any]:
+    _, error = client.subscribe(*(f"T{number}.trade" for number in range(257)))
+    return error
+
+
+def error_rate_limit_exceeded(client: Client) -> dict[str, Any]:
+    for _ in range(100):
+        client.say('{"type":"heartbeat"}')
+    (error,) = client.say('{"type":"heartbeat"}')
+    return error
+
+
+@pytest.mark.parametrize("code", list(ErrorCode))
+def test_every_error_has_its_code_and_a_message_and_is_counted(
+    client: Client, code: ErrorCode
+) -> None:
+    error = globals()[f"error_{code.value.lower()}"](client)
+    assert error.keys() == {"type", "code", "message"}
+    assert error["type"] == "error"
+    assert error["code"] == code.value
+    assert error["message"]
+    assert client.traffic.errors == {code.value: 1}
+
+
+def test_after_any_error_the_conversation_goes_on() -> None:
+    for provoke in (error_invalid_json, error_invalid_command, error_invalid_channel):
+        client = Client()
+        provoke(client)
+        assert client.subscribe("BTC.trade")[0]["count"] == 1
+
+
+def test_good_channels_are_subscribed_and_bad_ones_named(client: Client) -> None:
+    ack, error = client.subscribe("BTC.trade", "BTC", "ETH.trade", "*.trade")
+    assert ack == {
+        "type": "subscription_ack",
+        "subscribed": ["BTC.trade", "ETH.trade"],
+        "count": 2,
+    }
+    assert error["code"] == "INVALID_CHANNEL"
+    assert error["message"] == f"Not subscribed to 'BTC', '*.trade': {CHANNEL_RULE}"
+
+
+def test_if_all_channels_are_bad_there_is_no_ack(client: Client) -> None:
+    assert [reply["type"] for reply in client.subscribe("BTC", ">")] == ["error"]
+    assert client.registry.subscription_counts() == []
+
+
+def test_an_error_does_not_repeat_all_the_nonsense_it_is_about(client: Client) -> None:
+    (error,) = client.subscribe(*["\0" * 5000] * 3, *(f"bad{number}" for number in range(1000)))
+    assert len(error["message"]) < 4000
+    assert "and 995 more" in error["message"]
+
+
+# --- the limit of channels
+
+
+def limited(max_channels: int) -> Client:
+    return Client(SessionLimits(max_channels=max_channels))
+
+
+def test_channels_over_the_limit_are_named_and_the_others_subscribed() -> None:
+    client = limited(3)
+    client.subscribe("A.x")
+    ack, error = client.subscribe("B.x", "C.x", "D.x", "E.x")
+    assert (ack["subscribed"], ack["count"]) == (["B.x", "C.x"], 3)
+    assert error["code"] == "TOO_MANY_CHANNELS"
+    assert error["message"] == "Not subscribed to 'D.x', 'E.x': at most 3 channels a connection"
+
+
+def test_a_full_set_takes_what_it_has_already() -> None:
+    client = limited(2)
+    client.subscribe("A.x", "B.x")
+    (ack,) = client.subscribe("B.x", "A.x", "B.x")
+    assert (ack["subscribed"], ack["count"]) == (["B.x", "A.x", "B.x"], 2)
+
+
+def test_duplicates_in_a_request_do_not_count_against_the_limit() -> None:
+    client = limited(2)
+    (ack,) = client.subscribe("A.x", "A.x", "A.x", "B.x", "B.x")
+    assert ack["count"] == 2
+    assert list(client.registry.channels("me")) == ["A.x", "B.x"]
+
+
+def test_overlap_and_duplicates_and_excess_in_one_request() -> None:
+    client = limited(3)
+    client.subscribe("A.x", "B.x")
+    ack, bad, excess = client.subscribe("C.x", "D.x", "B.x", "C.x", "nonsense", "D.x", "A.x")
+    assert (ack["subscribed"], ack["count"]) == (["C.x", "B.x", "C.x", "A.x"], 3)
+    assert bad["code"] == "INVALID_CHANNEL"
+    assert excess["message"].startswith("Not subscribed to 'D.x', 'D.x':")
+
+
+def test_if_nothing_fits_there_is_no_ack() -> None:
+    client = limited(1)
+    client.subscribe("A.x")
+    (error,) = client.subscribe("B.x")
+    assert error["code"] == "TOO_MANY_CHANNELS"
+    assert list(client.registry.channels("me")) == ["A.x"]
+
+
+def test_bad_channels_do_not_count_against_the_limit() -> None:
+    client = limited(1)
+    ack, error = client.subscribe("nonsense", "A.x")
+    assert ack["count"] == 1
+    assert error["code"] == "INVALID_CHANNEL"
+
+
+def test_unsubscribing_makes_room() -> None:
+    client = limited(1)
+    client.subscribe("A.x")
+    client.say('{"type":"unsubscribe","channels":["A.x"]}')
+    (ack,) = client.subscribe("B.x")
+    assert ack["count"] == 1
+
+
+def test_by_default_a_connection_has_at_most_256_channels(client: Client) -> None:
+    ack, error = client.subscribe(*(f"T{number}.trade" for number in range(300)))
+    assert ack["count"] == len(ack["subscribed"]) == 256
+    assert "and 36 more" in error["message"]
+
+
+# --- the rate limit
+
+
+def outcome(replies: list[dict[str, Any]]) -> str:
+    return str(replies[0].get("code", replies[0]["type"]))
+
+
+def test_a_burst_of_100_is_taken_then_10_a_second(client: Client) -> None:
+    def beat() -> str:
+        return outcome(client.say('{"type":"heartbeat"}'))
+
+    assert [beat() for _ in range(102)] == ["pong"] * 100 + ["RATE_LIMIT_EXCEEDED"] * 2
+    client.now += 0.125
+    assert [beat() for _ in range(2)] == ["pong", "RATE_LIMIT_EXCEEDED"]
+    client.now += 1.0
+    assert [beat() for _ in range(12)] == ["pong"] * 10 + ["RATE_LIMIT_EXCEEDED"] * 2
+    client.now += 3600.0
+    assert [beat() for _ in range(101)] == ["pong"] * 100 + ["RATE_LIMIT_EXCEEDED"]
+    assert client.traffic.rate_limited == 6
+    assert client.traffic.errors == {"RATE_LIMIT_EXCEEDED": 6}
+    assert client.traffic.commands == {"heartbeat": 211}
+
+
+def test_a_message_over_the_rate_has_no_effect(client: Client) -> None:
+    for _ in range(100):
+        client.say("nonsense")
+    assert outcome(client.subscribe("BTC.trade")) == "RATE_LIMIT_EXCEEDED"
+    assert client.registry.channel_count() == 0
+
+
+def test_the_error_for_a_message_over_the_rate_has_its_id(client: Client) -> None:
+    for _ in range(100):
+        client.say('{"type":"heartbeat"}')
+    (error,) = client.say('{"type":"subscribe","channels":["BTC.trade"],"id":"mine"}')
+    assert (error["code"], error["id"]) == ("RATE_LIMIT_EXCEEDED", "mine")
+    (error,) = client.say("hello")
+    assert "id" not in error
+
+
+def test_messages_that_are_not_answered_count_against_the_rate(client: Client) -> None:
+    for _ in range(100):
+        assert client.say('{"type":"ping"}') == []
+    assert outcome(client.say('{"type":"ping"}')) == "RATE_LIMIT_EXCEEDED"
+
+
+def test_a_rate_of_0_is_no_limit() -> None:
+    client = Client(SessionLimits(commands_per_second=0))
+    outcomes = {outcome(client.say('{"type":"heartbeat"}')) for _ in range(1000)}
+    assert outcomes == {"pong"}
+
+
+def test_one_client_does_not_use_up_the_rate_of_another(client: Client) -> None:
+    other = Client(registry=client.registry)
+    for _ in range(101):
+        client.say('{"type":"heartbeat"}')
+    assert outcome(other.say('{"type":"heartbeat"}')) == "pong"
+
+
+# --- the books
+
+
+def test_every_message_is_counted_by_the_command_it_was(client: Client) -> None:
+    for text in (
+        '{"type":"subscribe","channels":[]}',
+        '{"type":"unsubscribe","channels":[]}',
+        '{"type":"replay","data":{"since":0}}',
+        '{"type":"heartbeat"}',
+        '{"type":"ping"}',
+        "nonsense",
+    ):
+        client.say(text)
+    counted = ["subscribe", "unsubscribe", "replay", "heartbeat", "unknown", "malformed"]
+    assert client.traffic.commands == dict.fromkeys(counted, 1)
+
+
+# --- coming back
+
+
+def happen(client: Client, *channels: str) -> None:
+    """Events that this client did not get, in the stream from offset 1 on."""
+    for offset, channel in enumerate(channels, start=1):
+        payload = json.dumps(offset).encode()
+        message = NatsMessage(f"odin.token.{channel}", payload, offset, 0.0)
+        client.recent.add(message, channel)
+
+
+def come_back(client: Client, after: int, *channels: str, **more: Any) -> list[dict[str, Any]]:
+    command = {"type": "subscribe", "channels": channels, "after": after}
+    return client.say(json.dumps(command | more))
+
+
+def leave(client: Client) -> None:
+    client.registry.remove("me")
+
+
+def test_who_comes_back_gets_what_was_missed_behind_the_ack_and_numbered_on() -> None:
+    client = Client()
+    happen(client, "BTC.trade", "ETH.trade", "BTC.trade", "SOL.trade")
+    client.publish(2)
+    ack, *missed, end = come_back(client, 1, "BTC.trade", "SOL.trade", id=7)
+    assert ack["type"] == "subscription_ack"
+    assert ack["epoch"] == "e"
+    assert "offset" not in ack, "no position before the events up to it"
+    assert [(one["seq"], one["channel"], one["data"], one["offset"]) for one in missed] == [
+        (3, "BTC.trade", 3, 3),
+        (4, "SOL.trade", 4, 4),
+    ]
+    assert end == {"type": "resumed", "sent": 2, "offset": 4, "id": 7}
+    assert client.traffic.resumed == 2
+    assert client.traffic.resumed_incompletely == 0
+    assert [one["seq"] for one in client.say('{"type":"replay","data":{"since":2}}')] == [3, 4]
+
+
+@pytest.mark.parametrize("most", [0, 2])
+def test_what_of_a_resume_may_not_wait_takes_no_number(most: int) -> None:
+    client = Client()
+    happen(client, *["BTC.trade"] * 4)
+    command = '{"type":"subscribe","channels":["BTC.trade"],"after":0}'
+    _, *missed, incomplete, end = objects_of(client.frames(command, most=most))
+    assert [one["seq"] for one in missed] == list(range(1, most + 1))
+    assert (incomplete["type"], incomplete["after"]) == ("resume_incomplete", 0)
+    assert "read" in incomplete["message"]
+    assert end == {"type": "resumed", "sent": most, "offset": 4}
+    assert incomplete["sent"] == most
+    assert (client.traffic.resumed, client.traffic.resumed_incompletely) == (most, 1)
+    (frame,) = client.publish(1)
+    assert objects_of([frame])[0]["seq"] == most + 1
+    assert len(client.say('{"type":"replay","data":{"since":0}}')) == most + 1
+
+
+def test_a_channel_that_is_held_already_is_not_resumed() -> None:
+    client = Client()
+    client.subscribe("BTC.trade")
+    happen(client, "BTC.trade", "ETH.trade")
+    _, only, _ = come_back(client, 0, "BTC.trade", "ETH.trade")
+    assert only["channel"] == "ETH.trade"
+
+
+def test_more_than_is_allowed_of_a_channel_is_cut_to_the_newest_and_said() -> None:
+    client = Client(SessionLimits(resume_channel_events=2))
+    happen(client, *["BTC.trade"] * 5)
+    _, *missed, incomplete, end = come_back(client, 1, "BTC.trade")
+    assert [one["offset"] for one in missed] == [4, 5]
+    assert (incomplete["type"], incomplete["after"]) == ("resume_incomplete", 1)
+    assert incomplete["sent"] == end["sent"] == 2
+    assert (end["type"], end["offset"]) == ("resumed", 5)
+    assert client.traffic.resumed_incompletely == 1
+
+
+def test_a_chatty_channel_does_not_displace_the_only_change_of_a_quiet_one() -> None:
+    client = Client(SessionLimits(resume_events=3))
+    happen(client, "ETH.trade", *["BTC.trade"] * 9)
+    _, *missed, incomplete, _ = come_back(client, 0, "BTC.trade", "ETH.trade")
+    assert [(one["channel"], one["offset"]) for one in missed][:2] == [
+        ("ETH.trade", 1),
+        ("BTC.trade", 8),
+    ]
+    assert incomplete["type"] == "resume_incomplete"
+
+
+def test_who_comes_back_before_all_from_before_the_start_is_there_is_told() -> None:
+    client = Client()
+    client.recent.note(Mark("e", 0, past=3))
+    happen(client, "BTC.trade", "BTC.trade")
+    _, incomplete, end = come_back(client, 2, "BTC.trade")
+    assert incomplete["type"] == "resume_incomplete", "3 is kept when it comes, but not sent"
+    assert end["offset"] == 3, "what comes from then on is sent"
+    leave(client)
+    client.recent.add(NatsMessage("odin.token.ETH.trade", b"3", 3, 0.0), "ETH.trade")
+    assert [one["type"] for one in come_back(client, 2, "BTC.trade")][1:] == ["resumed"]
+
+
+def test_who_comes_back_before_there_is_a_position_is_told_with_the_id() -> None:
+    client = Client(recent=Recent(max_age_seconds=30.0))
+    ack, incomplete, end = come_back(client, 10, "BTC.trade", id="x")
+    assert ack["epoch"] is None
+    assert (incomplete["type"], incomplete["sent"]) == ("resume_incomplete", 0)
+    assert (end["type"], end["offset"]) == ("resumed", None)
+    assert ack["id"] == incomplete["id"] == end["id"] == "x"
+
+
+def test_a_server_that_is_behind_sends_nothing_again() -> None:
+    client = Client()
+    happen(client, "BTC.trade")
+    _, end = come_back(client, 3, "BTC.trade", epoch="e")
+    assert end == {"type": "resumed", "sent": 0, "offset": 3}
+    for offset, expected in [(2, []), (3, []), (4, ["me"]), (5, ["me"])]:
+        assert list(client.registry.subscribers_from("BTC.trade", offset)) == expected
+
+
+def test_without_the_epoch_an_offset_ahead_may_be_of_an_older_stream() -> None:
+    client = Client()
+    happen(client, "BTC.trade")
+    _, incomplete, end = come_back(client, 3, "BTC.trade")
+    assert incomplete["type"] == "resume_incomplete"
+    assert end["offset"] == 1
+    assert list(client.registry.subscribers_from("BTC.trade", 2)) == ["me"]
+
+
+def test_who_sends_an_offset_is_told_of_gaps_unless_it_says_no() -> None:
+    client = Client()
+    come_back(client, 0, "BTC.trade")
+    assert list(client.registry.audience) == ["me"]
+    come_back(client, 0, "BTC.trade", notices=False)
+    assert not client.registry.audience
+
+
+# --- grants
+
+
+def test_of_the_channels_asked_for_those_are_subscribed_that_the_token_allows() -> None:
+    client = Client(SessionLimits(max_channels=2))
+    client.session.grant = Grant(0.0, "k", frozenset({"BTC.*", "*.social"}))
+    replies = client.subscribe("BTC.trade", "ETH.trade", "bad", "ETH.social", "SOL.trade", "BTC.x")
+    assert [reply.get("code") for reply in replies] == [
+        None,
+        "INVALID_CHANNEL",
+        "FORBIDDEN_CHANNEL",
+        "TOO_MANY_CHANNELS",
+    ]
+    assert replies[0]["subscribed"] == ["BTC.trade", "ETH.social"]
+    assert replies[2]["message"] == (
+        "Not subscribed to 'ETH.trade', 'SOL.trade': the token does not allow it"
+    )
+    assert list(client.registry.channels(client.session._subscriber)) == replies[0]["subscribed"]
+
+
+def test_a_grant_of_every_channel_is_like_none(client: Client) -> None:
+    client.session.grant = Grant(0.0, "k")
+    (ack,) = client.subscribe("BTC.trade", "ETH.trade")
+    assert ack["count"] == 2
+
+
+# --- what is known of NATS, for who asks
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"type":"heartbeat"}',
+        '{"type":"heartbeat","data":{}}',
+        '{"type":"heartbeat","data":null}',
+        '{"type":"heartbeat","data":"x","nats":true}',
+        '{"type":"heartbeat","data":{"nats":1}}',
+        '{"type":"heartbeat","nats":false}',
+        '{"type":"heartbeat","data":{"nats":false},"nats":true}',
+    ],
+)
+def test_a_heartbeat_that_does_not_ask_is_answered_as_ever(client: Client, text: str) -> None:
+    client.upstream.heard(1.0)
+    frames = client.frames(text)
+    assert texts_of(frames) == [f'{{"type":"pong","ts":{UNIX_MS}}}']
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"type":"heartbeat","data":{"nats":true},"id":4}',
+        '{"type":"heartbeat","nats":true,"id":4}',
+    ],
+)
+def test_a_heartbeat_that_asks_tells_a_quiet_market_from_a_broken_pipe(
+    client: Client, text: str
+) -> None:
+    asked = {"type": "pong", "ts": UNIX_MS, "id": 4}
+    never = {"nats": "disconnected", "age_ms": None, "event_age_ms": None, "offset": 0}
+    assert client.say(text) == [asked | never]
+    client.upstream.is_connected = True
+    client.upstream.heard_event(client.now - 60)
+    client.upstream.heard(client.now - 0.25)
+    quiet = {"nats": "connected", "age_ms": 250, "event_age_ms": 60_000, "offset": 0}
+    assert client.say(text) == [asked | quiet]
+    client.upstream.is_connected = False
+    client.now += 10
+    broken = {"nats": "disconnected", "age_ms": 10_250, "event_age_ms": 70_000, "offset": 0}
+    assert client.say(text) == [asked | broken]
+
+
+@given(
+    st.floats(1000, 1e9),
+    st.none() | st.floats(0, 1e6),
+    st.booleans(),
+)
+def test_an_age_is_a_whole_number_of_milliseconds(
+    now: float, age: float | None, is_connected: bool
+) -> None:
+    client = Client()
+    client.upstream.is_connected = is_connected
+    if age is not None:
+        client.upstream.heard(now - age)
+    client.now = now
+    (pong,) = client.say('{"type":"heartbeat","nats":true}')
+    assert pong["nats"] == ("connected" if is_connected else "disconnected")
+    assert pong["event_age_ms"] is None
+    if age is None:
+        assert pong["age_ms"] is None
+    else:
+        assert isinstance(pong["age_ms"], int)
+        assert pong["age_ms"] == pytest.approx(age * 1000, abs=1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"type":"subscribe","channels":["BTC.trade"],"notices":true}',
+        '{"type":"subscribe","data":{"channels":["BTC.trade"],"notices":true}}',
+    ],
+)
+def test_who_asks_for_notices_is_in_the_audience_and_learns_the_epoch(
+    client: Client, text: str
+) -> None:
+    ack = {"type": "subscription_ack", "subscribed": ["BTC.trade"], "count": 1}
+    assert client.say(text) == [ack | {"epoch": "e", "offset": 0}]
+    assert list(client.registry.audience) == ["me"]
+    client.recent.note(Mark("63fc2bd2a9d40", 7))
+    assert client.subscribe("BTC.trade") == [ack | {"epoch": "63fc2bd2a9d40", "offset": 7}]
+    owed = client.registry.audience["me"] = {GapReason.CORE: Gap(GapReason.CORE)}
+    assert client.say(text) == [ack | {"epoch": "63fc2bd2a9d40", "offset": 7}]
+    assert client.registry.audience == {"me": owed}, "asking again takes nothing back"
+
+
+def test_who_did_not_ask_for_notices_is_left_alone_and_they_can_be_ended(client: Client) -> None:
+    (ack,) = client.subscribe("BTC.trade")
+    assert "epoch" not in ack
+    client.say('{"type":"subscribe","channels":[],"notices":true}')
+    client.say('{"type":"unsubscribe","channels":["BTC.trade"],"notices":false}')
+    assert list(client.registry.audience) == ["me"], "only a subscription says"
+    (ack,) = client.say('{"type":"subscribe","channels":[],"notices":false}')
+    assert "epoch" not in ack
+    assert not client.registry.audience
+
+
+def test_notices_that_are_no_claim_are_an_error(client: Client) -> None:
+    (error,) = client.say('{"type":"subscribe","channels":["BTC.trade"],"notices":"yes"}')
+    assert error["code"] == "INVALID_COMMAND"
+    assert not client.registry.audience
+    assert not client.registry.channels("me")
+
+
+def test_an_offset_of_another_epoch_brings_nothing_and_is_said() -> None:
+    client = Client()
+    happen(client, "BTC.trade", "BTC.trade")
+    ack, incomplete, end = come_back(client, 1, "BTC.trade", epoch="then")
+    assert (ack["epoch"], incomplete["type"], end["offset"]) == ("e", "resume_incomplete", 2)
+    leave(client)
+    _, missed, _ = come_back(client, 1, "BTC.trade", epoch="e")
+    assert missed["offset"] == 2
+
+
+def test_where_everything_comes_to_everyone_nothing_is_resumed_and_it_is_said() -> None:
+    client = Client(SessionLimits(can_resume=False))
+    happen(client, "BTC.trade", "BTC.trade")
+    _, incomplete, end = come_back(client, 1, "BTC.trade")
+    assert (incomplete["type"], incomplete["sent"]) == ("resume_incomplete", 0)
+    assert end["offset"] == 2

@@ -1,0 +1,371 @@
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import pytest
+import structlog
+import trio
+import trio.testing
+from trio_websocket import WebSocketConnection
+
+from tests.connection.client import objects_of
+from tests.logs_page import fields_of
+from tests.server_rig import Rig
+from trio_odin.fanout.hub import Hub
+from trio_odin.fanout.notices import Notices
+from trio_odin.fanout.publication import Publication
+from trio_odin.fanout.registry import Registry
+from trio_odin.fanout.resume_buffer import Recent
+from trio_odin.ledger.counters import Ledger, Publications
+from trio_odin.ledger.reasons import GapReason
+from trio_odin.settings.settings import read_settings
+from trio_odin.upstream.gaps import Gap, Gaps, Mark
+from trio_odin.upstream.nats_message import NatsMessage
+
+
+@attrs.define(eq=False)
+class FakeListener:
+    """Takes what it is sent while it `is_reading`, and can be gone."""
+
+    is_reading: bool = True
+    is_gone: bool = False
+    sent: list[bytes] = attrs.field(factory=list)
+
+    def send_soon(self, data: bytes) -> bool:
+        if self.is_gone:
+            return False
+        if self.is_reading:
+            self.sent.append(data)
+        return self.is_reading
+
+    def deliver(self, publication: Publication, frames: dict[int, bytes]) -> int:
+        self.sent.append(b"event")
+        return 0
+
+    def told(self) -> list[dict[str, Any]]:
+        objects = objects_of_joined(self.sent)
+        self.sent.clear()
+        for content in objects:
+            assert content.pop("type") == "gap"
+            assert content.pop("ts") > 10**12
+        return objects
+
+
+def objects_of_joined(chunks: list[bytes]) -> list[dict[str, Any]]:
+    """Each frame apart: they are short, so the second byte is the length, or two bytes behind."""
+    frames, rest = [], b"".join(chunks)
+    while rest:
+        length = 2 + rest[1] if rest[1] < 126 else 4 + int.from_bytes(rest[2:4])
+        frames.append(rest[:length])
+        rest = rest[length:]
+    return objects_of(frames)
+
+
+def _entered() -> Recent:
+    recent = Recent(max_age_seconds=30.0)
+    recent.note(Mark("e", 0))
+    return recent
+
+
+@attrs.define
+class Desk:
+    """The notices, with the books that they look at."""
+
+    books: Publications = attrs.field(factory=Publications)
+    registry: Registry[FakeListener] = attrs.field(factory=Registry)
+    recent: Recent = attrs.field(factory=_entered)
+    notices: Notices = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.notices = Notices(self.books, self.registry, self.recent)
+
+    def listener(self, *, is_reading: bool = True, is_gone: bool = False) -> FakeListener:
+        one = FakeListener(is_reading, is_gone)
+        self.registry.tell_of_gaps(one, True)
+        return one
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.notices.run)
+            await trio.testing.wait_all_tasks_blocked()
+            yield
+            nursery.cancel_scope.cancel()
+
+
+async def a_second() -> None:
+    await trio.sleep(1.01)
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+async def test_who_asked_is_told_within_a_second_and_once(
+    desk: Desk, autojump_clock: trio.testing.MockClock
+) -> None:
+    listener = desk.listener()
+    async with desk.running():
+        desk.notices.declare(Gap(GapReason.WINDOW, 3, 7, 9))
+        await a_second()
+        assert listener.told() == [
+            {"reason": "window", "missed": 3, "from": 7, "to": 9, "epoch": "e"}
+        ]
+        await a_second()
+        assert listener.told() == []
+
+
+async def test_who_did_not_ask_or_has_left_is_not_told(
+    desk: Desk, autojump_clock: trio.testing.MockClock
+) -> None:
+    subscribed, left, changed = FakeListener(), desk.listener(), desk.listener()
+    desk.registry.subscribe(subscribed, ["BTC.trade"])
+    desk.registry.remove(left)
+    desk.registry.tell_of_gaps(changed, False)
+    async with desk.running():
+        desk.notices.declare(Gap(GapReason.CORE))
+        await a_second()
+    assert (subscribed.sent, left.sent, changed.sent) == ([], [], [])
+    assert desk.registry.audience == {}
+
+
+async def test_what_is_lost_in_a_second_is_summed_up(
+    desk: Desk, autojump_clock: trio.testing.MockClock
+) -> None:
+    listener = desk.listener()
+    async with desk.running():
+        for number in (3, 4):
+            for offset in range(number):
+                desk.notices.declare(Gap(GapReason.SHED, 1, offset, offset))
+            await a_second()
+            (gap,) = listener.told()
+            assert (gap["reason"], gap["missed"]) == ("shed", number)
+            assert (gap["from"], gap["to"]) == (0, number - 1)
+        await a_second()
+        assert listener.told() == []
+
+
+async def test_a_socket_that_takes_nothing_is_told_later_in_one(
+    desk: Desk, autojump_clock: trio.testing.MockClock
+) -> None:
+    slow, quick = desk.listener(is_reading=False), desk.listener()
+    async with desk.running():
+        for first in range(1, 1000, 10):
+            desk.notices.declare(Gap(GapReason.WINDOW, 2, first, first + 1))
+            await a_second()
+        assert len(quick.told()) == 100
+        assert len(desk.registry.audience[slow]) == 1, "it does not grow"
+        slow.is_reading = True
+        await a_second()
+        (gap,) = slow.told()
+        assert (gap["missed"], gap["from"], gap["to"]) == (200, 1, 992)
+        await a_second()
+        assert slow.told() == []
+
+
+async def test_a_notice_without_room_comes_before_the_next_event_for_which_there_is() -> None:
+    hub = Hub[Any](read_settings({}), Ledger())
+    hub.note(Mark("e", 2))
+    slow: Any = FakeListener(is_reading=False)
+    hub.registry.subscribe(slow, ["BTC.trade"])
+    hub.registry.tell_of_gaps(slow, True)
+    hub.note(Mark("e", 4, gaps=(Gap(GapReason.WINDOW, 2, 3, 4),)))
+    await hub.notices.tell_due()
+    slow.is_reading = True
+    for offset in (5, 6):
+        hub.publish(NatsMessage("odin.token.BTC.trade", b"1", offset, trio.current_time()))
+    gap, *events = slow.sent
+    assert b'"to":4' in gap
+    assert events == [b"event", b"event"]
+
+
+async def test_a_notice_that_one_is_owed_does_not_put_off_the_next_one_of_others(
+    desk: Desk, autojump_clock: trio.testing.MockClock
+) -> None:
+    quick, slow = desk.listener(), desk.listener(is_reading=False)
+    async with desk.running():
+        desk.notices.declare(Gap(GapReason.WINDOW, 2, 3, 4))
+        await desk.notices.tell_due()
+        await trio.sleep(5.5)
+        quick.told()
+        slow.is_reading = True
+        desk.notices.declare(Gap(GapReason.WINDOW, 1, 9, 9))
+        await desk.notices.tell_due()
+        assert [gap["from"] for gap in quick.told()] == [9]
+        assert [(gap["from"], gap["to"]) for gap in slow.told()] == [(3, 9)]
+
+
+async def test_one_that_is_gone_does_not_keep_the_others_from_being_told(
+    desk: Desk, autojump_clock: trio.testing.MockClock
+) -> None:
+    desk.listener(is_gone=True)
+    listener = desk.listener()
+    async with desk.running():
+        desk.notices.declare(Gap(GapReason.STREAM))
+        await a_second()
+        assert [gap["reason"] for gap in listener.told()] == ["stream"]
+
+
+async def test_the_books_have_a_gap_for_each_reason_and_second(
+    desk: Desk, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with desk.running():
+        desk.notices.declare(Gap(GapReason.WINDOW, 3, 7, 9), Gap(GapReason.WINDOW, 1, 12, 12))
+        desk.notices.declare(Gap(GapReason.STREAM))
+        await a_second()
+        desk.notices.declare(Gap(GapReason.SHED, 5))
+        await a_second()
+    reasons = {GapReason.WINDOW: 1, GapReason.STREAM: 1, GapReason.SHED: 1}
+    assert (desk.books.gaps, desk.books.missed) == (reasons, 4 + 5)
+
+
+async def test_the_log_says_a_gap_at_once_and_sums_up_those_that_follow(
+    desk: Desk, autojump_clock: trio.testing.MockClock
+) -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with desk.running():
+            desk.notices.declare(Gap(GapReason.WINDOW, 3, 7, 9))
+            for _ in range(15):
+                desk.notices.declare(Gap(GapReason.SHED, 1))
+                await a_second()
+            await trio.sleep(10)
+    assert lines[0] == {
+        "event": "nats.gap", "log_level": "warning",
+        "reason": "window", "missed": 3, "first": 7, "last": 9,
+    }  # fmt: skip
+    assert [line["missed"] for line in lines[1:]] == [1, 10, 4]
+    assert lines[0].keys() - {"event", "log_level"} == fields_of("nats.gap")
+
+
+async def test_a_connection_asks_is_told_before_the_next_event_and_is_forgotten_when_it_ends(
+    nursery: trio.Nursery,
+) -> None:
+    rig = Rig(nursery)
+    hub = rig.hub
+    client = await rig.connect()
+    await client.send_message('{"type":"subscribe","channels":["BTC.trade"],"notices":true}')
+    await client.get_message()
+    feed_send, feed_receive = trio.open_memory_channel[NatsMessage | Mark](5)
+    feed_send.send_nowait(Mark("f", 0, 0, (Gap(GapReason.STREAM),)))
+    feed_send.send_nowait(NatsMessage("odin.token.BTC.trade", b"1", 1, trio.current_time()))
+    feed_send.close()
+    await hub.run(feed_receive)
+    told = [json.loads(await client.get_message()) for _ in range(2)]
+    assert [(one["type"], one.get("epoch"), one.get("offset")) for one in told] == [
+        ("gap", "f", None),
+        ("price:update", None, 1),
+    ]
+    assert [dict(owed) for owed in hub.registry.audience.values()] == [{}]
+    await client.aclose()
+    await trio.testing.wait_all_tasks_blocked()
+    assert not hub.registry.audience
+
+
+@pytest.mark.parametrize("channels", [["BTC.trade"], []])
+async def test_who_asked_before_nats_was_reached_is_told_of_what_it_missed_till_then(
+    channels: list[str],
+) -> None:
+    """Also one without a channel: where nothing is filtered, it gets every event."""
+    hub = Hub[Any](read_settings({}), Ledger())
+    listener: Any = FakeListener()
+    hub.registry.tell_of_gaps(listener, True)
+    hub.registry.subscribe(listener, channels)
+    hub.note(Mark("e", 6, 6))
+    await hub.notices.tell_due()
+    (gap,) = listener.told()
+    assert (gap["reason"], gap["epoch"], gap["to"]) == ("start", "e", 6)
+
+
+async def _notices_and_answer(
+    client: WebSocketConnection, command: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """What comes up to the answer of a command."""
+    await client.send_message(json.dumps(command))
+    messages = [json.loads(await client.get_message())]
+    while messages[-1]["type"] == "gap":
+        messages.append(json.loads(await client.get_message()))
+    return messages
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        {"type": "heartbeat", "nats": True},
+        {"type": "subscribe", "channels": ["ETH.trade"], "notices": True},
+        {"type": "subscribe", "channels": ["ETH.trade"], "after": 2, "epoch": "e"},
+    ],
+)
+@pytest.mark.parametrize("gap", [Gap(GapReason.WINDOW, 4, 3, 6), Gap(GapReason.STREAM)])
+async def test_no_position_is_stated_past_a_loss_that_was_not_told(
+    nursery: trio.Nursery, command: dict[str, Any], gap: Gap
+) -> None:
+    rig = Rig(nursery)
+    rig.hub.note(Mark("e", 2))
+    client = await rig.connect()
+    subscribe = {"type": "subscribe", "channels": ["BTC.trade"], "notices": True}
+    (ack,) = await _notices_and_answer(client, subscribe)
+    assert (ack["epoch"], ack["offset"]) == ("e", 2)
+    rig.hub.note(Mark("f" if gap.reason is GapReason.STREAM else "e", 6, gaps=(gap,)))
+    first, *_, answer = await _notices_and_answer(client, command)
+    assert (first["type"], first["reason"]) == ("gap", gap.reason.value)
+    assert answer["type"] in {"pong", "subscription_ack"}
+
+
+async def test_clients_that_ask_together_while_a_notice_is_due_are_all_answered(
+    desk: Desk, autojump_clock: trio.testing.MockClock
+) -> None:
+    listeners = [desk.listener() for _ in range(1001)]
+    desk.notices.declare(Gap(GapReason.SHED, 1, 7, 7))
+    with trio.fail_after(1):
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(desk.notices.tell_due)
+    assert [len(listener.told()) for listener in listeners] == [1] * 1001
+    with trio.testing.assert_no_checkpoints():
+        await desk.notices.tell_due()
+
+
+async def test_who_leaves_while_it_tells_the_others_tells_them_all(desk: Desk) -> None:
+    listeners = [desk.listener() for _ in range(1001)]
+    desk.notices.declare(Gap(GapReason.WINDOW, 1, 7, 7))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(desk.notices.tell_due)
+        await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert [len(listener.told()) for listener in listeners] == [1] * 1001
+
+
+async def test_a_notice_without_room_comes_before_the_next_position(nursery: trio.Nursery) -> None:
+    rig = Rig(nursery)
+    rig.hub.note(Mark("e", 2))
+    client = await rig.subscribe("BTC.trade")
+    (connection,) = rig.hub.members
+    rig.hub.registry.audience[connection.outlet] = {
+        GapReason.WINDOW: Gap(GapReason.WINDOW, 1, 2, 2)
+    }
+    gap, pong = await _notices_and_answer(client, {"type": "heartbeat", "nats": True})
+    assert (gap["type"], gap["to"], pong["offset"]) == ("gap", 2, 2)
+    assert rig.hub.registry.audience[connection.outlet] == {}
+
+
+async def test_a_telling_under_way_names_the_epoch_that_it_began_in(nursery: trio.Nursery) -> None:
+    hub: Hub[Any] = Hub(read_settings({}), Ledger())
+    hub.note(Mark("before", 7))
+    listeners = [FakeListener() for _ in range(600)]
+    audience: dict[Any, Gaps] = hub.registry.audience
+    for listener in listeners:
+        audience[listener] = {GapReason.SHED: Gap(GapReason.SHED, 1, 7, 7)}
+    feed_send, feed_receive = trio.open_memory_channel[NatsMessage | Mark](2)
+    nursery.start_soon(hub.run, feed_receive)
+    await trio.testing.wait_all_tasks_blocked()
+    feed_send.send_nowait(Mark("after", 0))
+    await hub.notices.tell()
+    assert {told["epoch"] for listener in listeners for told in listener.told()} == {"before"}
+    await trio.testing.wait_all_tasks_blocked()
+    assert hub.recent.epoch == "after"
+    feed_send.close()

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from trio_odin.fanout.registry import Registry
+
+SUBSCRIBERS = st.integers(0, 3)
+CHANNELS = st.sampled_from(["A.trade", "B.trade", "C.trade", "D.social", "E.social"])
+REQUESTS = st.lists(CHANNELS, max_size=7)
+
+
+class RegistryAgainstPairs(RuleBasedStateMachine):
+    """The model is what the registry means: a set of pairs, in order of subscription."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.registry: Registry[int] = Registry()
+        self.pairs: dict[tuple[int, str], None] = {}
+
+    def channels(self, subscriber: int) -> list[str]:
+        return [channel for one, channel in self.pairs if one == subscriber]
+
+    @rule(subscriber=SUBSCRIBERS, request=REQUESTS)
+    def subscribe(self, subscriber: int, request: list[str]) -> None:
+        self.pairs |= {(subscriber, channel): None for channel in request}
+        count = self.registry.subscribe(subscriber, request)
+        assert count == len(self.channels(subscriber))
+
+    @rule(subscriber=SUBSCRIBERS, request=REQUESTS)
+    def unsubscribe(self, subscriber: int, request: list[str]) -> None:
+        for channel in request:
+            self.pairs.pop((subscriber, channel), None)
+        count = self.registry.unsubscribe(subscriber, request)
+        assert count == len(self.channels(subscriber))
+
+    @rule(subscriber=SUBSCRIBERS)
+    def remove(self, subscriber: int) -> None:
+        self.pairs = {pair: None for pair in self.pairs if pair[0] != subscriber}
+        self.registry.remove(subscriber)
+
+    @invariant()
+    def index_and_inverse_hold_the_pairs_in_order_of_subscription(self) -> None:
+        for channel in {channel for _, channel in self.pairs} | {"A.trade"}:
+            expected = [one for one, other in self.pairs if other == channel]
+            assert list(self.registry.subscribers(channel)) == expected
+        for subscriber in range(4):
+            assert list(self.registry.channels(subscriber)) == self.channels(subscriber)
+
+    @invariant()
+    def nothing_empty_is_kept(self) -> None:
+        assert self.registry._subscribers.keys() == {channel for _, channel in self.pairs}
+        assert self.registry._channels.keys() == {subscriber for subscriber, _ in self.pairs}
+
+    @invariant()
+    def counts_are_right(self) -> None:
+        assert self.registry.channel_count() == len({channel for _, channel in self.pairs})
+        subscribers = {subscriber for subscriber, _ in self.pairs}
+        expected = sorted(len(self.channels(subscriber)) for subscriber in subscribers)
+        assert sorted(self.registry.subscription_counts()) == expected
+
+
+TestRegistryAgainstPairs = RegistryAgainstPairs.TestCase
+TestRegistryAgainstPairs.settings = settings(max_examples=100, stateful_step_count=30)
+
+
+def test_a_channel_asked_for_twice_counts_once() -> None:
+    registry: Registry[str] = Registry()
+    assert registry.subscribe("me", ["A.trade", "A.trade", "B.trade"]) == 2
+    assert registry.unsubscribe("me", ["A.trade", "A.trade"]) == 1
+    assert list(registry.channels("me")) == ["B.trade"]
+
+
+def test_unsubscribing_what_is_not_there_changes_nothing() -> None:
+    registry: Registry[str] = Registry()
+    registry.subscribe("other", ["A.trade"])
+    assert registry.unsubscribe("me", ["A.trade"]) == 0
+    assert registry.unsubscribe("other", ["B.trade"]) == 1
+    assert list(registry.subscribers("A.trade")) == ["other"]
+    assert registry.channel_count() == 1
+
+
+def test_a_stranger_is_removed_without_complaint() -> None:
+    registry: Registry[str] = Registry()
+    registry.remove("nobody")
+    assert registry.channel_count() == 0
+    assert registry.subscription_counts() == []
+
+
+def test_a_request_for_nothing_leaves_no_trace() -> None:
+    registry: Registry[str] = Registry()
+    assert registry.subscribe("me", []) == 0
+    assert registry.unsubscribe("me", []) == 0
+    assert registry.subscription_counts() == []
+
+
+def test_subscribing_again_keeps_the_place_in_the_order() -> None:
+    registry: Registry[str] = Registry()
+    for subscriber in ("first", "second", "first"):
+        registry.subscribe(subscriber, ["A.trade"])
+    assert list(registry.subscribers("A.trade")) == ["first", "second"]
+
+
+def test_a_view_shows_what_happens_after_it_was_taken() -> None:
+    registry: Registry[str] = Registry()
+    registry.subscribe("first", ["A.trade"])
+    subscribers, channels = registry.subscribers("A.trade"), registry.channels("first")
+    registry.subscribe("second", ["A.trade"])
+    registry.subscribe("first", ["B.trade"])
+    assert list(subscribers) == ["first", "second"]
+    assert list(channels) == ["A.trade", "B.trade"]
+
+
+EVERYTHING = "went through everything"
+
+
+class Spied(dict[Any, Any]):
+    """A dict that writes down which keys were used."""
+
+    def __init__(self, content: dict[Any, Any], used: list[Any]) -> None:
+        super().__init__(content)
+        self.used = used
+
+    def __getitem__(self, key: Any) -> Any:
+        self.used.append(key)
+        return super().__getitem__(key)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.used.append(key)
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        self.used.append(key)
+        super().__delitem__(key)
+
+    def __contains__(self, key: object) -> bool:
+        self.used.append(key)
+        return super().__contains__(key)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.used.append(EVERYTHING)
+        return super().__iter__()
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        self.used.append(key)
+        return super().get(key, default)
+
+    def pop(self, key: Any, *default: Any) -> Any:
+        self.used.append(key)
+        return super().pop(key, *default)
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        self.used.append(key)
+        return super().setdefault(key, default)
+
+    def keys(self) -> Any:
+        self.used.append(EVERYTHING)
+        return super().keys()
+
+    def values(self) -> Any:
+        self.used.append(EVERYTHING)
+        return super().values()
+
+    def items(self) -> Any:
+        self.used.append(EVERYTHING)
+        return super().items()
+
+    def copy(self) -> Any:
+        self.used.append(EVERYTHING)
+        return super().copy()
+
+
+@pytest.fixture
+def crowded() -> tuple[Registry[str], list[Any], list[Any]]:
+    """Many subscribers of many channels; which channels and which subscribers are looked at."""
+    registry: Registry[str] = Registry()
+    for number in range(200):
+        registry.subscribe(f"other{number}", ["shared.trade", f"own{number}.trade"])
+    registry.subscribe("me", ["shared.trade", "own7.trade", "mine.trade"])
+    channels_used: list[Any] = []
+    subscribers_used: list[Any] = []
+    registry._subscribers = Spied(
+        {c: Spied(who, subscribers_used) for c, who in registry._subscribers.items()},
+        channels_used,
+    )
+    registry._channels = Spied(registry._channels, subscribers_used)
+    return registry, channels_used, subscribers_used
+
+
+def test_a_departure_touches_only_the_channels_of_who_departs(
+    crowded: tuple[Registry[str], list[Any], list[Any]],
+) -> None:
+    registry, channels_used, subscribers_used = crowded
+    registry.remove("me")
+    assert set(channels_used) == {"shared.trade", "own7.trade", "mine.trade"}
+    assert set(subscribers_used) == {"me"}
+    assert len(channels_used) + len(subscribers_used) < 20
+    assert "mine.trade" not in registry._subscribers
+    assert len(registry.subscribers("shared.trade")) == 200
+
+
+def test_a_request_touches_only_the_channels_it_names(
+    crowded: tuple[Registry[str], list[Any], list[Any]],
+) -> None:
+    registry, channels_used, subscribers_used = crowded
+    assert registry.unsubscribe("me", ["shared.trade", "own8.trade"]) == 2
+    assert registry.subscribe("me", ["own9.trade"]) == 3
+    assert set(channels_used) <= {"shared.trade", "own8.trade", "own9.trade"}
+    assert set(subscribers_used) == {"me"}
+    assert len(channels_used) + len(subscribers_used) < 20
+
+
+def test_who_wants_to_be_told_of_gaps_stays_until_it_is_removed() -> None:
+    registry: Registry[str] = Registry()
+    registry.tell_of_gaps("a", True)
+    registry.tell_of_gaps("b", True)
+    registry.subscribe("a", ["BTC.trade"])
+    registry.unsubscribe("a", ["BTC.trade"])
+    assert list(registry.audience) == ["a", "b"]
+    registry.remove("a")
+    registry.tell_of_gaps("b", False)
+    registry.tell_of_gaps("c", False)
+    assert registry.audience == {}

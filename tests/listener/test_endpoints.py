@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.telemetry.snapshots import snapshot
+from trio_odin.ledger.snapshot import Snapshot, Workers
+from trio_odin.listener.endpoints import Pages
+from trio_odin.net.http import Request
+
+
+@pytest.fixture
+def pages() -> Pages:
+    async def gather() -> Snapshot:
+        return snapshot()
+
+    return Pages(gather)
+
+
+async def test_the_front_page_says_what_this_is_and_how_to_connect(pages: Pages) -> None:
+    page = await pages.respond(Request("GET", "/"))
+    text = page.body.decode()
+    assert page.status == 200
+    for word in ("trio-odin", "/ws", '"subscribe"', "/health", "/ready", "/metrics"):
+        assert word in text
+
+
+async def test_health_and_readiness_are_json(pages: Pages) -> None:
+    for path, key in (("/health", "checks"), ("/ready", "ready")):
+        page = await pages.respond(Request("GET", path))
+        assert page.status in {200, 503}
+        assert page.content_type == "application/json"
+        assert key in json.loads(page.body)
+
+
+async def test_metrics_are_for_prometheus(pages: Pages) -> None:
+    page = await pages.respond(Request("GET", "/metrics"))
+    assert page.content_type.startswith("text/plain; version=0.0.4")
+    names = {family.name for family in text_string_to_metric_families(page.body.decode())}
+    assert {"ws_connections_current", "process_resident_memory_bytes"} <= names
+
+
+async def gathered() -> Snapshot:
+    return snapshot()
+
+
+async def test_with_an_address_of_their_own_metrics_are_not_found_by_the_public() -> None:
+    pages = Pages(gathered, has_metrics=False)
+    assert (await pages.respond(Request("GET", "/metrics"))).status == 404
+    assert b"/metrics" not in (await pages.respond(Request("GET", "/"))).body
+    for path in ("/health", "/ready"):
+        assert (await pages.respond(Request("GET", path))).status == 200
+
+
+@pytest.mark.parametrize("has_metrics", [True, False])
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/metrics", 200),
+        ("HEAD", "/health", 200),
+        ("GET", "/ready", 200),
+        ("GET", "/ws", 404),
+        ("GET", "/", 404),
+        ("POST", "/metrics", 405),
+    ],
+)
+async def test_the_admin_address_has_three_pages_and_nothing_else(
+    method: str, path: str, status: int, has_metrics: bool
+) -> None:
+    pages = Pages(gathered, has_metrics=has_metrics)
+    assert (await pages.respond_to_admin(Request(method, path))).status == status
+
+
+@pytest.mark.parametrize("path", ["/", "*", "/health", "/ready", "/metrics", "/ws"])
+async def test_options_says_what_may_be_asked_and_that_any_page_may_ask(
+    path: str, pages: Pages
+) -> None:
+    answer = await pages.respond(Request("OPTIONS", path))
+    assert answer.status == 204
+    assert answer.body == b""
+    assert dict(answer.headers) == {
+        "Allow": "GET, HEAD, OPTIONS",
+        "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS",
+        "Access-Control-Allow-Headers": "*",
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nothing", 404),
+        ("POST", "/health", 405),
+        ("DELETE", "/", 405),
+        ("GET", "/ws", 426),
+        ("HEAD", "/ready", 200),
+    ],
+)
+async def test_anything_else_gets_its_status(
+    method: str, path: str, status: int, pages: Pages
+) -> None:
+    assert (await pages.respond(Request(method, path))).status == status
+
+
+async def test_figures_of_one_worker_are_not_shown_as_those_of_all() -> None:
+    """Counters would fall, and rise again: two restarts to Prometheus."""
+
+    async def gather() -> Snapshot:
+        return snapshot(workers=Workers(3, 1, 0, [7], is_whole=False))
+
+    pages = Pages(gather)
+    metrics = await pages.respond(Request("GET", "/metrics"))
+    assert metrics.status == 503
+    assert b"ws_" not in metrics.body
+    health = await pages.respond(Request("GET", "/health"))
+    assert health.status == 503
+    assert json.loads(health.body)["workers"]["configured"] == 3
+    assert (await pages.respond(Request("GET", "/ready"))).status == 200, "this one is"

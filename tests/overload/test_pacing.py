@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trio_odin.overload.pacing import AcceptPace, Pace
+
+SECONDS = st.floats(0, 100, allow_subnormal=False)
+MAXIMA = st.floats(0, 1)
+ROUNDS = st.lists(st.tuples(SECONDS, SECONDS, SECONDS), min_size=1, max_size=20)
+
+
+def test_before_the_first_round_nothing_waits() -> None:
+    assert Pace(0.1).delay(0.0) == 0
+
+
+@pytest.mark.parametrize(
+    ("asked_at", "wait"),
+    [(10.04, 0.02), (10.05, 0.01), (10.0585, 0.0015), (10.0595, 0), (10.06, 0), (11, 0)],
+)
+def test_after_a_round_there_is_a_rest_of_half_of_it(asked_at: float, wait: float) -> None:
+    pace = Pace(0.1)
+    pace.worked(10.0, 10.04)
+    assert pace.delay(asked_at) == pytest.approx(wait)
+
+
+def test_a_long_round_earns_no_more_than_the_longest_rest() -> None:
+    pace = Pace(0.1)
+    pace.worked(10.0, 15.0)
+    assert pace.delay(15.0) == pytest.approx(0.1)
+    assert pace.delay(15.08) == pytest.approx(0.02)
+    assert pace.delay(15.2) == 0
+
+
+def test_only_the_last_round_counts() -> None:
+    pace = Pace(0.1)
+    pace.worked(10.0, 10.2)
+    pace.worked(10.2, 10.21)
+    assert pace.delay(10.21) == pytest.approx(0.005)
+
+
+def test_a_clock_that_stands_still_is_not_waited_for_longer_than_the_longest_rest() -> None:
+    pace = Pace(0.1)
+    pace.worked(10.0, 15.0)
+    assert pace.delay(10.0) == pytest.approx(0.1)
+
+
+@given(MAXIMA, ROUNDS)
+def test_a_wait_is_never_negative_and_never_longer_than_the_maximum(
+    maximum: float, rounds: list[tuple[float, float, float]]
+) -> None:
+    pace = Pace(maximum)
+    now = 0.0
+    for idle, work, later in rounds:
+        started = now + idle
+        pace.worked(started, started + work)
+        now = started + work + later
+        for asked_at in (started, started + work, now):
+            assert 0 <= pace.delay(asked_at) <= maximum
+
+
+@given(MAXIMA, ROUNDS)
+def test_after_its_wait_a_round_may_begin(
+    maximum: float, rounds: list[tuple[float, float, float]]
+) -> None:
+    pace = Pace(maximum)
+    now = 0.0
+    for idle, work, _ in rounds:
+        started = now + idle
+        now = started + work
+        pace.worked(started, now)
+        now += pace.delay(now)
+        assert pace.delay(now) == 0
+
+
+@given(
+    st.floats(0, 1),
+    st.lists(st.tuples(st.floats(0, 0.002), st.floats(0.001, 10)), min_size=1, max_size=20),
+)
+def test_short_rounds_far_apart_never_wait(
+    maximum: float, rounds: list[tuple[float, float]]
+) -> None:
+    pace = Pace(maximum)
+    now = 0.0
+    for work, idle in rounds:
+        assert pace.delay(now) == 0
+        pace.worked(now, now + work)
+        now += work + idle
+
+
+@given(ROUNDS)
+def test_without_a_maximum_nothing_ever_waits(rounds: list[tuple[float, float, float]]) -> None:
+    pace = Pace(0)
+    now = 0.0
+    for idle, work, later in rounds:
+        pace.worked(now + idle, now + idle + work)
+        assert pace.delay(now + idle + work) == 0
+        now += idle + work + later
+
+
+# --- accepts: the rate
+
+
+def test_without_a_rate_there_is_room_in_every_turn() -> None:
+    pace = AcceptPace(0)
+    for turn in range(100):
+        assert pace.room(1.0 + turn * 0.0001, 64) == 10, "5 ms, at a guess of 0.5 ms each"
+        pace.accepted(10)
+
+
+def test_a_slice_may_come_at_once_and_the_rest_waits_its_turn() -> None:
+    pace = AcceptPace(2000)
+    assert [pace.room(5.0, 8), pace.room(5.0, 1000)] == [8, 10]
+    pace.accepted(10)
+    assert pace.room(5.0, 64) == 0
+    assert pace.delay() == 0.0025
+    assert pace.room(5.0 + pace.delay() * 1.001, 64) == 5
+
+
+def test_of_a_low_rate_a_tenth_of_a_second_may_come_at_once() -> None:
+    assert AcceptPace(50).room(1.0, 64) == 5
+    assert AcceptPace(3).room(1.0, 64) == 1
+
+
+@given(st.floats(0.01, 10_000), st.integers(0, 1000))
+def test_after_the_delay_there_is_room_for_one(per_second: float, accepted: int) -> None:
+    pace = AcceptPace(per_second)
+    room = pace.room(0.0, accepted)
+    assert 0 <= room <= accepted
+    pace.accepted(room)
+    assert pace.room(pace.delay() * 1.001, 64) >= 1
+
+
+@given(
+    st.integers(1, 5000),
+    st.lists(st.tuples(st.floats(0, 0.3), st.integers(0, 64)), min_size=1, max_size=60),
+)
+def test_no_stretch_of_time_has_more_accepts_than_the_rate_and_one_burst(
+    per_second: int, turns: list[tuple[float, int]]
+) -> None:
+    pace = AcceptPace(per_second)
+    now, total = 0.0, 0
+    for seconds, come in turns:
+        now += seconds
+        accepted = pace.room(now, come)
+        pace.accepted(accepted)
+        total += accepted
+        assert total <= max(1.0, min(20, per_second * 0.1)) + per_second * now + 1e-6
+
+
+def test_a_new_limit_holds_at_once_and_none_is_what_the_loop_has_time_for() -> None:
+    pace = AcceptPace(2000)
+    pace.set_limit(100)
+    assert pace.room(1.0, 64) == 10
+    pace.accepted(10)
+    pace.set_limit(0)
+    pace.observe(1.0, 0.0, 0.0)
+    pace.observe(1.2, 0.2, 0.0)
+    assert pace.per_second > 1000
+
+
+# --- accepts: the feedback
+
+
+class Loop:
+    """A loop on a made-up clock: rounds of other work, and a queue of clients that never ends.
+
+    A client costs `cost` seconds in a turn after its accept, and `more` later that is not counted
+    as accepting. At each tick of `every` seconds a round of other work is due, which takes `work`.
+    """
+
+    def __init__(
+        self, *, cost: float, every: float = 0.02, work: float = 0.0, more: float = 0.0
+    ) -> None:
+        self.pace = AcceptPace(0)
+        self.cost, self.every, self.work, self.more = cost, every, work, more
+        self.now = self.idle = self.accepting = 0.0
+        self.accepted = 0
+        self.lates: list[float] = []  # of each round, when it began
+        self._next_round = self._may_accept = 0.0
+        self._handshakes = 0
+        self._later = 0.0
+
+    def run(self, seconds: float) -> float:
+        """Run for so long; how many clients a second were accepted."""
+        end, accepted_before = self.now + seconds, self.accepted
+        while self.now < end:
+            self._turn()
+        return (self.accepted - accepted_before) / seconds
+
+    def _turn(self) -> None:
+        """What is ready runs once; with nothing ready the loop waits."""
+        began = self.now
+        self.accepting += self._handshakes * self.cost
+        self.now += self._handshakes * self.cost + self._later
+        self._later = self._handshakes * self.more
+        self._handshakes = 0
+        if began >= self._next_round:
+            self.lates.append(self.now - self._next_round)
+            self.now += self.work
+            # A round that cannot keep up joins what has come meanwhile.
+            self._next_round = max(self._next_round + self.every, began)
+        if began >= self._may_accept:
+            self.pace.observe(self.now, self.idle, self.accepting)
+            self._handshakes = self.pace.room(self.now, 64)
+            self.pace.accepted(self._handshakes)
+            self.accepted += self._handshakes
+            if not self._handshakes:
+                self._may_accept = self.now + self.pace.delay()
+        if self.now == began and not self._handshakes:
+            next_thing = min(self._next_round, self._may_accept)
+            self.idle += next_thing - self.now
+            self.now = next_thing
+
+
+COSTS = st.floats(0.0001, 0.002)
+SIMULATED = settings(max_examples=40)  # each is some seconds of a loop
+
+
+@given(COSTS, st.floats(0, 0.8), st.floats(0.005, 0.1), st.floats(0, 0.3))
+@SIMULATED
+def test_accepting_takes_what_the_rest_leaves_but_for_the_reserve(
+    cost: float, load: float, every: float, more_share: float
+) -> None:
+    loop = Loop(cost=cost, every=every, work=load * every, more=more_share * cost)
+    loop.run(3)
+    per_second = loop.run(5)
+    fair = (1 - AcceptPace.RESERVE - load) / (cost * (1 + more_share))
+    least = max(AcceptPace.FLOOR / cost, AcceptPace.TRICKLE_PER_SECOND)
+    assert per_second <= max(fair, least) * 1.15 + 2
+    # A round that is longer than a slice leaves it fewer turns than it could fill.
+    is_often_asked = load * every <= AcceptPace.SLICE_SECONDS
+    assert per_second >= (fair if is_often_asked else fair / 2) * 0.85 - 2
+
+
+@given(COSTS, st.floats(0, 0.8), st.floats(0.005, 0.1))
+@SIMULATED
+def test_nothing_else_is_late_by_more_than_two_slices(
+    cost: float, load: float, every: float
+) -> None:
+    loop = Loop(cost=cost, every=every, work=load * every)
+    loop.run(2)  # until it knows what all this takes
+    loop.lates.clear()
+    loop.run(4)
+    assert loop.lates
+    assert max(loop.lates) <= 2 * AcceptPace.SLICE_SECONDS + 3 * cost
+
+
+@given(COSTS, st.floats(0.9, 3.0))
+@SIMULATED
+def test_a_loop_that_is_full_still_lets_some_in(cost: float, load: float) -> None:
+    loop = Loop(cost=cost, every=0.02, work=load * 0.02)
+    loop.run(3)
+    per_second = loop.run(10)
+    assert per_second >= 4, "one in each turn at least"
+    assert per_second * cost <= max(0.15, AcceptPace.TRICKLE_PER_SECOND * cost * 1.1)
+
+
+@given(COSTS)
+@SIMULATED
+def test_it_gives_way_when_other_work_comes_and_takes_its_place_again(cost: float) -> None:
+    loop = Loop(cost=cost)
+    alone = loop.run(3)
+    loop.work = 0.6 * loop.every
+    loop.run(1)
+    beside = loop.run(3)
+    fair = (1 - AcceptPace.RESERVE - 0.6) / cost
+    assert beside == pytest.approx(fair, rel=0.25, abs=2)
+    loop.work = 0.0
+    loop.run(1)
+    assert loop.run(3) == pytest.approx(alone, rel=0.2)
+
+
+def test_time_that_the_machine_gives_to_others_is_not_ours() -> None:
+    """A container of half a core: of each tenth of a second the loop stands still for half."""
+    pace = AcceptPace(0)
+    now = idle = accepting = 0.0
+    for _ in range(50):
+        now += 0.1
+        idle += 0.02
+        accepting += 0.03
+        pace.accepted(60)
+        pace.observe(now, idle, accepting)
+    # Idle 0.2 and accepting 0.3: half of the time is the others'.
+    share = 1 - AcceptPace.RESERVE - 0.5
+    assert pace.per_second == pytest.approx(share / 0.0005, rel=0.05)
+
+
+def test_a_single_slow_one_does_not_change_the_estimate() -> None:
+    pace = AcceptPace(0)
+    pace.observe(0.0, 0.0, 0.0)
+    for number in range(1, 30):
+        pace.accepted(100)
+        pace.observe(number * 0.1, number * 0.07, number * 0.03)
+    before = pace.per_second
+    pace.accepted(1)
+    pace.observe(3.1, 2.2, 0.9 + 0.02)  # the work for fifty that were accepted long before
+    assert pace.per_second > before * 0.5

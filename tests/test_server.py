@@ -1,0 +1,34 @@
+"""The whole tree in this process, over real sockets of the loopback, and without NATS."""
+
+from __future__ import annotations
+
+import trio
+
+from tests.server_rig import UPGRADE
+from trio_odin.server import Server, serve
+from trio_odin.settings.settings import read_settings
+
+
+async def test_one_that_leaves_to_a_successor_answers_all_whom_it_has_accepted(
+    nursery: trio.Nursery,
+) -> None:
+    variables = {"WS_ADDR": "127.0.0.1:0", "NATS_URL": "nats://127.0.0.1:1", "WS_ACCEPT_RATE": "20"}
+    server: Server = await nursery.start(serve, read_settings(variables))
+    (address,) = server.addresses
+    answers: list[bytes] = []
+
+    async def come() -> None:
+        async with await trio.open_tcp_stream(address.host, address.port) as client:
+            await client.send_all(UPGRADE)
+            answers.append((await client.receive_some())[:12])
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as clients:
+            for _ in range(30):
+                clients.start_soon(come)
+            while server._listener.unanswered + len(answers) < 30:
+                await trio.sleep(0.001)
+            assert len(answers) < 20, "most wait for their turn"
+            server.relieve()
+        await server.finished.wait()
+    assert answers == [b"HTTP/1.1 101"] * 30

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import socket
+from collections.abc import Collection, Mapping
+
+import pytest
+import trio
+import trio.testing
+
+from tests.telemetry.snapshots import snapshot
+from trio_odin.ledger.snapshot import Snapshot
+from trio_odin.overload.load import OtherWorkers
+from trio_odin.settings.reload import ReadEnvironment
+from trio_odin.workers.link import (
+    Accept,
+    Answer,
+    Ask,
+    Figures,
+    FromWorker,
+    Link,
+    Question,
+    Relieve,
+    Reload,
+    parent_decoder,
+)
+from trio_odin.workers.parent_link import Siblings
+
+
+class Parent:
+    """The other end of a worker's link, in the hands of the test, and the worker's server."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        near, far = socket.socketpair()
+        self.stream = trio.SocketStream(trio.socket.from_stdlib_socket(near))
+        self.link: Link[FromWorker] = Link(self.stream, parent_decoder())
+        self.learnt: list[OtherWorkers] = []
+        self.is_draining = self.is_relieved = False
+        self.queues: Collection[int] = ()
+        self.environment: Mapping[str, str] = {}
+        self.siblings = Siblings(far.detach())
+        nursery.start_soon(self.link.run_writer)
+        nursery.start_soon(self.siblings.run, self)
+
+    # As the server of the worker:
+
+    def snapshot(self) -> Snapshot:
+        return snapshot(connections=3)
+
+    def accept_from(self, queues: Collection[int]) -> None:
+        self.queues = queues
+
+    def learn(self, others: OtherWorkers) -> None:
+        self.learnt.append(others)
+
+    def reload(self, read: ReadEnvironment) -> None:
+        self.environment = read()
+
+    def drain_alone(self) -> None:
+        self.is_draining = True
+
+    def relieve(self) -> None:
+        self.is_relieved = True
+
+    async def heard(self) -> FromWorker | None:
+        with trio.fail_after(2):
+            return await self.link.receive()
+
+
+@pytest.fixture
+async def parent(nursery: trio.Nursery) -> Parent:
+    parent = Parent(nursery)
+    first = await parent.heard()
+    assert first == Figures(0, snapshot(connections=3)), "it tells that it serves"
+    return parent
+
+
+async def test_a_worker_answers_and_learns_what_the_others_hold(parent: Parent) -> None:
+    others = OtherWorkers(42, cpu_cores=0.75, memory_bytes=2**33)
+    parent.link.send(others)
+    parent.link.send(Ask(7))
+    assert await parent.heard() == Figures(7, snapshot(connections=3))
+    assert parent.learnt == [others]
+
+
+async def test_a_worker_takes_clients_when_it_is_told_and_tells_unasked_how_it_is(
+    parent: Parent,
+) -> None:
+    parent.siblings.tell(snapshot(connections=9))
+    assert await parent.heard() == Figures(0, snapshot(connections=9))
+    assert not parent.queues
+    parent.link.send(Accept([1, 3]))
+    parent.link.send(Ask(1))
+    await parent.heard()
+    assert list(parent.queues) == [1, 3]
+
+
+async def test_a_worker_takes_on_settings_of_any_bytes_and_is_relieved(parent: Parent) -> None:
+    parent.link.send(Reload({"WS_JWT_KEYS": b"/keys/\xff", "LOG_LEVEL": b"debug"}))
+    parent.link.send(Relieve())
+    parent.link.send(Ask(1))
+    await parent.heard()
+    assert parent.environment == {"WS_JWT_KEYS": "/keys/\udcff", "LOG_LEVEL": "debug"}
+    assert (parent.is_relieved, parent.is_draining) == (True, False)
+
+
+async def test_a_page_gets_the_answer_to_its_own_question(parent: Parent) -> None:
+    got = {}
+
+    async def ask(name: str) -> None:
+        got[name] = await parent.siblings.gather()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, "one")
+        nursery.start_soon(ask, "two")
+        numbers = []
+        for _ in range(2):
+            question = await parent.heard()
+            assert isinstance(question, Question)
+            numbers.append(question.number)
+        parent.link.send(Answer(999, snapshot(connections=999)))
+        for number in reversed(numbers):
+            parent.link.send(Answer(number, snapshot(connections=number)))
+    assert {state.fan_out.connections for state in got.values() if state} == set(numbers)
+
+
+async def test_without_an_answer_in_time_there_is_none(
+    autojump_clock: trio.testing.MockClock, parent: Parent
+) -> None:
+    began = trio.current_time()
+    assert await parent.siblings.gather() is None
+    assert trio.current_time() - began == pytest.approx(1.0)
+
+
+async def test_a_worker_whose_parent_is_gone_leaves(parent: Parent) -> None:
+    await parent.stream.aclose()
+    with trio.fail_after(2):
+        while not parent.is_draining:
+            await trio.sleep(0.01)
+        assert await parent.siblings.gather() is None
+
+
+async def test_the_last_word_is_what_was_left_and_not_a_loss(parent: Parent) -> None:
+    await parent.siblings.leave(snapshot(connections=0))
+    assert await parent.heard() == Figures(0, snapshot(connections=0))
+    assert await parent.heard() is None
+    await trio.testing.wait_all_tasks_blocked()
+    assert not parent.is_draining

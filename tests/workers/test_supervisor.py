@@ -1,0 +1,385 @@
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from tests.telemetry.snapshots import changed, snapshot
+from trio_odin.ledger.snapshot import Trouble
+from trio_odin.net.address import Address
+from trio_odin.overload.load import OtherWorkers
+from trio_odin.settings.settings import read_settings
+from trio_odin.workers.link import Accept, Figures
+from trio_odin.workers.slot import Worker
+from trio_odin.workers.supervisor import (
+    Parent,
+    WorkerUnfit,
+    environment_of_worker,
+    serve_with_workers,
+)
+
+
+async def test_a_worker_that_ends_again_and_again_comes_back_later_and_later() -> None:
+    worker = Worker(1)
+    pauses = [worker.next_pause_seconds(1.0) for _ in range(9)]
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
+
+
+async def test_a_worker_that_was_in_order_for_long_comes_back_at_once() -> None:
+    worker = Worker(1)
+    for _ in range(5):
+        worker.next_pause_seconds(1.0)
+    assert [worker.next_pause_seconds(5.0), worker.next_pause_seconds(1.0)] == [0.1, 0.2]
+
+
+async def test_a_worker_is_missing_until_it_serves_and_while_it_is_silent() -> None:
+    worker = Worker(1)
+    assert worker.missing_since is not None
+    worker.note(snapshot(connections=4))
+    assert worker.missing_since is None
+    assert worker.connections == 4
+    worker.note_silent()
+    since = worker.missing_since
+    worker.note_silent()
+    assert worker.missing_since == since, "the first moment counts"
+    assert worker.connections == 4, "what it held when it was asked last"
+
+
+async def test_a_worker_that_has_ended_holds_nothing_and_leaves_its_figures() -> None:
+    worker = Worker(1)
+    assert worker.end() is None
+    worker.note(snapshot(connections=4))
+    assert worker.end() == snapshot(connections=4)
+    assert (worker.last, worker.connections) == (None, 0)
+    assert worker.missing_since is not None
+
+
+async def test_a_worker_that_cannot_be_configured_ends_the_whole(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    settings = read_settings({"WS_WORKERS": "2", "WS_ADDR": "127.0.0.1:0"})
+    environment = os.environ | {"WS_WORKERS": "2", "WS_MAX_CHANNELS": "none"}
+    with pytest.raises(ExceptionGroup) as caught, trio.fail_after(10):
+        await serve_with_workers(settings, environment)
+    assert caught.group_contains(WorkerUnfit)
+    assert "trio-odin: WS_MAX_CHANNELS='none': allowed is" in capfd.readouterr().err
+
+
+async def test_workers_that_cannot_start_are_tried_again_until_the_drain(
+    capfd: pytest.CaptureFixture[str], nursery: trio.Nursery
+) -> None:
+    settings = read_settings({"WS_WORKERS": "2", "WS_ADDR": "127.0.0.1:0"})
+    environment = os.environ | {"PYTHONHOME": "/nowhere"}
+    parent: Parent = await nursery.start(serve_with_workers, settings, environment)
+    with trio.fail_after(10):
+        while sum(worker.restarts for worker in parent.workers) < 4:
+            await trio.sleep(0.05)
+        assert parent.snapshot() is None
+        parent.drain()
+        await parent.finished.wait()
+    assert "Fatal Python error" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "share"),
+    [
+        ({"WS_TOTAL_OUTBOX_BYTES": "8000", "WS_REPLAY_BYTES": "4000"}, (2000, 1000)),
+        ({"WS_MEMORY_LIMIT": "1600000"}, (100_000, 50_000)),
+        # 0 would be a quarter, or an eighth, of the memory
+        ({"WS_TOTAL_OUTBOX_BYTES": "2", "WS_REPLAY_BYTES": "2"}, (1, 1)),
+    ],
+)
+def test_the_bytes_that_may_wait_or_be_kept_are_those_of_all_workers_together(
+    given: dict[str, str], share: tuple[int, int]
+) -> None:
+    environment = {"WS_WORKERS": "4", **given}
+    settings = read_settings(environment)
+    of_worker = environment_of_worker(settings, environment, Address("127.0.0.1", 5000), None)
+    settings = read_settings(of_worker)
+    assert (settings.total_outbox_bytes, settings.total_replay_bytes) == share
+
+
+@pytest.mark.parametrize(("admin", "given_admin"), [(None, ""), (Address("", 5001), ":5001")])
+def test_a_worker_gets_the_settings_with_the_real_ports_and_the_whole_of_the_limits(
+    admin: Address | None, given_admin: str
+) -> None:
+    environment = {"WS_WORKERS": "4", "WS_ADDR": ":0", "WS_CPU_LIMIT": "3", "NATS_URL": "n"}
+    settings = read_settings(environment)
+    given = environment_of_worker(settings, environment, Address("127.0.0.1", 5000), admin)
+    assert (given["WS_ADDR"], given["NATS_URL"]) == ("127.0.0.1:5000", "n")
+    assert given["WS_ADMIN_ADDR"] == given_admin
+    settings = read_settings(given)
+    assert (settings.cpu_limit_cores, settings.workers) == (3, 4)
+
+
+async def test_each_worker_is_told_what_the_others_use() -> None:
+    parent = Parent(read_settings({"WS_WORKERS": "3"}), {}, Address("", 1), None)
+    told: dict[int, object] = {}
+    for worker, busy in zip(parent.workers, (90.0, 30.0, None), strict=True):
+        worker.tell = partial(told.__setitem__, worker.number)  # type: ignore[assignment, method-assign]
+        if busy is not None:
+            worker.note(snapshot(connections=int(busy), loop_busy_percent=busy, memory_bytes=2**40))
+    parent._tell_what_the_others_hold()
+    first, third = told[1], told[3]
+    assert isinstance(first, OtherWorkers)
+    assert isinstance(third, OtherWorkers)
+    assert (first.connections, first.cpu_cores) == (30, 0.3)
+    assert third.connections == 120
+    assert third.cpu_cores == pytest.approx(1.2)
+    assert 2**40 < first.memory_bytes < 2**40 + 2**32, "one worker, and the parent"
+
+
+async def test_clients_of_a_worker_that_leaves_are_not_counted_elsewhere() -> None:
+    """They come back to the others, who would refuse them for a limit that is not reached."""
+    parent = Parent(read_settings({"WS_WORKERS": "2"}), {}, Address("", 1), None)
+    told: dict[int, OtherWorkers] = {}
+    for worker in parent.workers:
+        worker.tell = partial(told.__setitem__, worker.number)  # type: ignore[assignment, method-assign]
+        worker.note(snapshot(connections=100 * worker.number))
+    parent.workers[0].is_leaving.set()
+    parent._tell_what_the_others_hold()
+    assert {number: elsewhere.connections for number, elsewhere in told.items()} == {1: 200, 2: 0}
+
+
+async def test_nor_are_those_of_one_that_leaves_by_itself() -> None:
+    parent, (leaving, other), (_, told) = parent_of(2)
+    leaving.note(snapshot(connections=100, is_draining=True))
+    other.note(TAKING)
+    parent._tell_what_the_others_hold()
+    assert [m.connections for m in told.messages if isinstance(m, OtherWorkers)] == [0]
+
+
+async def test_a_new_worker_knows_what_the_others_hold_before_it_takes_clients(
+    nursery: trio.Nursery,
+) -> None:
+    """Until then the limits would be those of one that is alone."""
+    parent, (new, other), (told, _) = parent_of(2)
+    other.note(changed(TAKING, connections=100))
+    says = iter([Figures(0, WITH_NATS), None])
+
+    class Says:
+        async def receive(self) -> Figures | None:
+            return next(says)
+
+    await parent._converse(new, Says(), nursery)  # type: ignore[arg-type]
+    others, accept = told.messages
+    assert isinstance(others, OtherWorkers)
+    assert (others.connections, accept) == (100, Accept([1]))
+
+
+async def test_keys_that_no_worker_could_start_with_are_refused_by_the_parent(
+    tmp_path: Path,
+) -> None:
+    environment = {"WS_WORKERS": "2"}
+    parent = Parent(read_settings(environment), environment, Address("", 1), None)
+    before = parent._environment
+    parent.reload(lambda: {**environment, "WS_JWT_KEYS": str(tmp_path / "missing")})
+    assert parent._environment == before
+    assert parent._past.ledger.traffic.reloads == {"failed": 1}
+
+
+# --- who takes part in the port
+
+
+class Told:
+    """A process as its parent knows it: what it was told, and whether it was ended."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.messages: list[object] = []
+        self.times_ended = 0
+        self.takes_messages = True
+        worker.begin(self, self)  # type: ignore[arg-type]
+
+    def send(self, message: object) -> bool:
+        if self.takes_messages:
+            self.messages.append(message)
+        return self.takes_messages
+
+    def terminate(self) -> None:
+        self.times_ended += 1
+
+
+WITHOUT_NATS = snapshot(is_open=False, is_connected=False, was_connected=False)
+WITH_NATS = snapshot(is_open=False)
+TAKING = snapshot()
+DEAF = snapshot(is_connected=False, was_connected=False)
+
+
+def parent_of(count: int) -> tuple[Parent, list[Worker], list[Told]]:
+    queues: dict[int, list[trio.socket.SocketType]] = {n: [] for n in range(1, count + 1)}
+    settings = read_settings({"WS_WORKERS": str(count)})
+    parent = Parent(settings, {}, Address("", 1), None, queues)
+    return parent, parent.workers, [Told(worker) for worker in parent.workers]
+
+
+async def test_a_worker_takes_clients_once_it_has_nats() -> None:
+    parent, (worker,), (told,) = parent_of(1)
+    parent._share_out_queues()
+    worker.note(WITHOUT_NATS)
+    parent._share_out_queues()
+    assert told.messages == []
+    worker.note(WITH_NATS)
+    for _ in range(2):
+        parent._share_out_queues()
+    assert told.messages == [Accept([1])]
+    assert not worker.takes_clients, "it has not said so yet"
+    worker.note(TAKING)
+    assert worker.takes_clients
+    worker.note_silent()
+    assert not worker.takes_clients
+
+
+async def test_the_queue_of_a_worker_that_has_ended_or_is_silent_goes_to_another_one() -> None:
+    parent, (one, other), (told_one, told_other) = parent_of(2)
+    for worker in parent.workers:
+        worker.note(TAKING)
+    parent._share_out_queues()
+    one.note_silent()
+    parent._share_out_queues()
+    assert told_other.messages == [Accept([2]), Accept([1, 2])]
+    one.note(TAKING)
+    parent._share_out_queues()
+    assert told_other.messages[2:] == [Accept([2])]
+    assert told_one.messages == [Accept([1])]
+    one.end()
+    parent._share_out_queues()
+    assert told_other.messages[3:] == [Accept([1, 2])]
+    other.end()
+    parent._share_out_queues()  # nobody is there: they wait
+    told_one = Told(one)
+    one.note(WITH_NATS)
+    parent._share_out_queues()
+    assert told_one.messages == [Accept([1, 2])]
+
+
+async def test_one_that_leaves_by_itself_takes_no_clients_any_more() -> None:
+    parent, (one, other), (told_one, told_other) = parent_of(2)
+    for worker in parent.workers:
+        worker.note(TAKING)
+    parent._share_out_queues()
+    one.note(snapshot(is_draining=True))
+    parent._share_out_queues()
+    assert told_one.messages == [Accept([1]), Accept([])]
+    assert told_other.messages == [Accept([2]), Accept([1, 2])]
+    assert other.takes_clients
+
+
+async def test_while_all_leave_the_last_ones_answer_whoever_comes() -> None:
+    parent, (one, other), (told_one, told_other) = parent_of(2)
+    for worker in parent.workers:
+        worker.note(TAKING)
+    parent._share_out_queues()
+    parent.drain()
+    for worker in parent.workers:
+        worker.is_leaving.set()
+        worker.note(snapshot(is_draining=True))
+    parent._share_out_queues()
+    one.end()
+    parent._share_out_queues()
+    assert told_one.messages == [Accept([1])]
+    assert told_other.messages == [Accept([2]), Accept([1, 2])]
+    assert other.takes_clients
+
+
+async def test_without_nats_it_does_only_if_no_other_has_it_and_after_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    parent, (one, other), (told_one, told_other) = parent_of(2)
+    one.note(WITHOUT_NATS)
+    other.note(WITHOUT_NATS)
+    await trio.sleep(4.9)
+    parent._share_out_queues()
+    assert told_one.messages == told_other.messages == []
+    await trio.sleep(0.2)
+    parent._share_out_queues()
+    assert (told_one.messages, told_other.messages) == ([Accept([1])], [Accept([2])])
+    one.note(DEAF)
+    other.note(TAKING)
+    parent._share_out_queues()
+    assert told_one.messages[1:] == [Accept([])]
+    assert told_other.messages[1:] == [Accept([1, 2])]
+
+
+async def test_one_that_waits_for_nats_is_missing_but_does_not_hang(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    worker = Worker(1)
+    Told(worker)
+    worker.note(WITHOUT_NATS)
+    await trio.sleep(100)
+    worker.note(WITHOUT_NATS)
+    assert worker.missing_since == 0
+    assert not worker.hangs()
+    worker.note_silent()
+    await trio.sleep(31)
+    assert worker.hangs()
+
+
+async def test_one_that_has_clients_without_nats_is_ended_once_when_others_have_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    parent, (deaf, other), (told, _) = parent_of(2)
+    deaf.note(changed(DEAF, connections=3))
+    other.note(WITHOUT_NATS)
+    for ended in (0, 1):
+        for _ in range(15):
+            parent._end_deaf()
+            await trio.sleep(1)
+        assert told.times_ended == ended
+        other.note(TAKING)
+
+
+async def test_one_without_clients_or_in_a_later_outage_is_not_ended(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    parent, (empty, lost, well), (told_empty, told_lost, _) = parent_of(3)
+    empty.note(DEAF)
+    lost.note(snapshot(is_connected=False, connections=3))
+    well.note(TAKING)
+    for _ in range(15):
+        parent._end_deaf()
+        await trio.sleep(1)
+    assert (told_empty.times_ended, told_lost.times_ended) == (0, 0)
+
+
+async def test_one_that_leaves_to_a_successor_for_long_is_not_taken_for_one_without_nats(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A drain may take longer than that; a signal now, and one later, would cut its clients."""
+    parent, (leaving, _), (told, _) = parent_of(2)
+    for worker in parent.workers:
+        worker.note(changed(TAKING, connections=3))
+    leaving.is_leaving.set()
+    for _ in range(15):
+        parent._end_deaf()
+        await trio.sleep(1)
+    assert told.times_ended == 0
+
+
+async def test_one_that_cannot_be_told_to_leave_to_a_successor_is_told_by_a_signal(
+    nursery: trio.Nursery,
+) -> None:
+    parent, (worker, _), (told, _) = parent_of(2)
+    told.takes_messages = False
+    worker.note(TAKING)
+    nursery.start_soon(parent._retire, worker)
+    await trio.testing.wait_all_tasks_blocked()
+    assert told.times_ended == 1
+
+
+async def test_the_trouble_of_a_worker_that_takes_no_clients_is_in_the_figures() -> None:
+    parent = Parent(read_settings({"WS_WORKERS": "2"}), {}, Address("", 1), None)
+    waiting, other = parent.workers
+    for worker in parent.workers:
+        Told(worker)
+    waiting.note(changed(WITHOUT_NATS, trouble=Trouble("maximum consumers limit reached", 1.0)))
+    other.note(TAKING)
+    figures = parent._figures()
+    assert (figures.alive, figures.configured) == (1, 2)
+    assert figures.trouble == "maximum consumers limit reached"
+    waiting.note(TAKING)
+    assert (parent._figures().alive, parent._figures().trouble) == (2, None)

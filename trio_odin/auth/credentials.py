@@ -1,0 +1,78 @@
+"""What a request for a WebSocket shows of who asks: a page's origin, and a token (RFC 6750)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from urllib.parse import parse_qsl
+
+from trio_odin.wire.handshake import SUBPROTOCOL, Refusal, Upgrade
+
+TOKEN_MAX_BYTES = 4096
+_SUBPROTOCOL_PREFIX = b"bearer."
+_QUERY_PARAMETER = "access_token"
+
+_FOREIGN = Refusal(403, "Origin not allowed", label="origin")
+
+
+def origin_refusal(upgrade: Upgrade, allowed: Collection[bytes]) -> Refusal | None:
+    """A refusal for a page of another origin than those allowed; none allowed means any.
+
+    A browser always sends an Origin (RFC 6455, 4.1), and the page cannot change it. Who sends none
+    is a program, which could send any: an origin keeps out pages, a token keeps out programs.
+    """
+    origin = upgrade.headers.get(b"origin")
+    return None if not allowed or origin is None or origin in allowed else _FOREIGN
+
+
+def token_in(upgrade: Upgrade) -> bytes | Refusal:
+    """The one token that comes with the request, unverified, or why there is none to look at."""
+    in_subprotocol = list(_in_subprotocols(upgrade))
+    tokens = [*_in_authorization(upgrade), *in_subprotocol, *_in_query(upgrade)]
+    if not tokens:
+        # RFC 6750, 3.1: no error code for a client that may not know that a token is needed.
+        return Refusal(401, "A token is needed", _challenge(), "unauthorized")
+    if len(tokens) > 1:
+        return _bad_request("The request needs one token, at one place")
+    if in_subprotocol and SUBPROTOCOL not in upgrade.subprotocols:
+        # A browser gives up unless one of its subprotocols is selected, and a secret cannot be.
+        return _bad_request(f"Offer the subprotocol {SUBPROTOCOL.decode()} beside the token's")
+    if len(tokens[0]) > TOKEN_MAX_BYTES:
+        return invalid_token(f"The token is longer than {TOKEN_MAX_BYTES} bytes")
+    return tokens[0]
+
+
+def _in_authorization(upgrade: Upgrade) -> Iterator[bytes]:
+    for credentials in upgrade.headers.get(b"authorization", b"").split(b","):
+        scheme, _, token = credentials.strip().partition(b" ")
+        if scheme.lower() == b"bearer":  # not Basic, which a proxy may have asked for
+            yield token.strip()
+
+
+def _in_subprotocols(upgrade: Upgrade) -> Iterator[bytes]:
+    for name in upgrade.subprotocols:
+        if name.startswith(_SUBPROTOCOL_PREFIX):
+            yield name.removeprefix(_SUBPROTOCOL_PREFIX)
+
+
+def _in_query(upgrade: Upgrade) -> Iterator[bytes]:
+    for name, value in parse_qsl(upgrade.query.decode("ascii"), keep_blank_values=True):
+        if name == _QUERY_PARAMETER:
+            yield value.encode()
+
+
+def invalid_token(text: str) -> Refusal:
+    """A refusal of a token. `text` says what is wrong, and has nothing of the token in it."""
+    return Refusal(401, text, _challenge("invalid_token"), "unauthorized")
+
+
+def insufficient_scope(text: str) -> Refusal:
+    """A refusal of a token that is good, but not enough."""
+    return Refusal(403, text, _challenge("insufficient_scope"), "unauthorized")
+
+
+def _bad_request(text: str) -> Refusal:
+    return Refusal(400, text, _challenge("invalid_request"))
+
+
+def _challenge(error: str = "") -> tuple[tuple[str, str], ...]:
+    return (("WWW-Authenticate", f'Bearer error="{error}"' if error else "Bearer"),)

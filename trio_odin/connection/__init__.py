@@ -1,0 +1,1 @@
+"""One connected client: its tasks, its session, its keepalive and its end."""

@@ -1,0 +1,263 @@
+"""One WebSocket connection: its tasks, its scope, its end.
+
+    Connection.run            the reader: frames → commands → session → replies
+    └── Outlet.run_writer     outbox → socket; asleep unless the socket would block
+
+The nursery's cancel scope is the eviction: `evict` names the reason, stops the outlet and cancels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from contextlib import suppress
+
+import structlog
+import trio
+
+from trio_odin.auth.grants import Grant
+from trio_odin.auth.identity import UNKNOWN, Identity
+from trio_odin.connection.connection_log import ConnectionLog
+from trio_odin.connection.keepalive import PingWheel
+from trio_odin.connection.session import Session, SessionLimits
+from trio_odin.connection.websocket import ServerWebSocket
+from trio_odin.fanout.flight import COMMANDS
+from trio_odin.fanout.hub import Hub
+from trio_odin.fanout.outbound import Outlet
+from trio_odin.fanout.replay_buffer import History
+from trio_odin.ledger.reasons import CloseReason
+from trio_odin.overload.turnover import note_command, note_end
+from trio_odin.settings.settings import Settings
+from trio_odin.wire.frames import close_frame
+
+# How long a peer may take to answer our close frame.
+_CLOSE_HANDSHAKE_SECONDS = 3.0
+# RFC 6455, 7.4.1
+_GONE = 1006
+_TOO_BIG = 1009
+
+_log = structlog.get_logger("connection")
+_numbers = itertools.count(1)
+
+
+class Connection:
+    """A client. Hashable by identity. Its outlet is the subscriber in the registry.
+
+    Attributes:
+        number: counts up per process, for the log.
+        identity: who it is, for the log.
+        outlet: where envelopes for it go.
+        session: what it may say, and its history.
+        close_reason: set once the end is decided or has come.
+    """
+
+    __slots__ = (
+        "_hub",
+        "_is_evicted",
+        "_log",
+        "_scope",
+        "_settings",
+        "_websocket",
+        "close_reason",
+        "identity",
+        "number",
+        "outlet",
+        "session",
+    )
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        *,
+        hub: Hub[Connection],
+        settings: Settings,
+        limits: SessionLimits,
+        log: ConnectionLog,
+        grant: Grant | None = None,
+        identity: Identity = UNKNOWN,
+    ) -> None:
+        """A connection over `stream`, on which the request for a WebSocket was received.
+
+        `grant` is what its token allows, if it needed one.
+        """
+        self.number = next(_numbers)
+        self.identity = identity
+        self._is_evicted = False
+        self.close_reason: CloseReason | None = None
+        history = History(settings.replay_capacity)
+        self.outlet = Outlet(
+            stream,
+            history=history,
+            rules=hub.outbox_rules,
+            ledger=hub.ledger,
+            owner=self,
+            turns=hub.turns,
+        )
+        self.session = Session(
+            self.outlet,
+            hub.registry,
+            history=history,
+            recent=hub.recent,
+            limits=limits,
+            traffic=hub.ledger.traffic,
+            upstream=hub.upstream,
+            now=trio.current_time(),
+            grant=grant,
+        )
+        self._websocket = ServerWebSocket(
+            self.outlet,
+            max_message_bytes=settings.max_message_bytes,
+            max_fragments=settings.max_fragments,
+            take=self._take,
+            may_answer_ping=self._may_answer_ping,
+        )
+        self._hub = hub
+        self._log = log
+        self._settings = settings
+        self._scope: trio.CancelScope | None = None
+
+    async def run(self, upgrade: bytes, wheel: PingWheel[Connection]) -> None:
+        """Serve the client until either side ends it. Nothing it sends raises out of here.
+
+        Args:
+            upgrade: the response that completes the handshake.
+            wheel: pings it.
+
+        Cancellation: the socket is closed at once, without a close frame.
+        """
+        self._hub.join(self)
+        self._log.opened(self)
+        wheel.add(self)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._scope = nursery.cancel_scope
+                nursery.start_soon(self.outlet.run_writer)
+                await self._read(upgrade)
+                nursery.cancel_scope.cancel(reason="the connection has ended")
+        finally:
+            note_end()
+            if self.close_reason is None:
+                self.close_reason = self._reason_of_peer()
+            self._scope = None
+            wheel.remove(self)
+            self._hub.leave(self, self.close_reason)
+            self._log.closed(self, self.close_reason, is_told=self._is_evicted)
+            try:
+                await self._part()
+            finally:
+                await trio.aclose_forcefully(self.outlet)
+                self._let_go()
+
+    async def _read(self, upgrade: bytes) -> None:
+        try:
+            await self._send(upgrade)
+            if self._hub.is_draining:  # it began while the request came in
+                self.leave()
+            await self._websocket.read()
+        # Caught here and not outside the nursery, whose exception group would be a cycle.
+        except Exception:  # noqa: BLE001 - a fault in one connection must not end the others
+            self.evict(CloseReason.INTERNAL_ERROR)
+            _log.exception("connection.failed", connection=self.number)
+
+    def _let_go(self) -> None:
+        """Break the reference cycles, so that an ended connection is freed at once."""
+        self.outlet.forget_owner()
+        self._websocket.let_go()
+        del self._websocket
+        del self.session
+
+    async def _take(self, message: str | bytes) -> None:
+        """Execute a command of the client, and send the replies."""
+        note_command()
+        traffic = self._hub.ledger.traffic
+        traffic.messages_received += 1
+        if isinstance(message, bytes):
+            traffic.binary_ignored += 1
+            return
+        await self._hub.wait_settled()
+        if self.outlet.is_closing:
+            return
+        self.outlet.flush()  # a command may number envelopes: those that wait come first
+        answers = self.session.receive(
+            message, now=trio.current_time(), unix_ms=time.time_ns() // 1_000_000
+        )
+        self.outlet.note(COMMANDS[self.session.last_command])
+        if owed := self._hub.notices.owed_to(self.outlet):
+            answers.insert(0, owed)
+        if answers:
+            with suppress(trio.BrokenResourceError):  # the reader will notice as well
+                await self.outlet.answer(answers)
+
+    def _may_answer_ping(self) -> bool:
+        return self.session.allows_ping(trio.current_time())
+
+    async def _send(self, data: bytes) -> None:
+        with suppress(trio.BrokenResourceError):  # the reader will notice as well
+            if not self.outlet.send_nowait(data):
+                await self.outlet.send_all(data)
+
+    def evict(self, reason: CloseReason) -> None:
+        """End the connection now, for `reason`; only the first one counts. Does not wait."""
+        if self.close_reason is None:
+            self.close_reason = reason
+            if reason.code is not None:  # else it was not we who wanted it to end
+                self._is_evicted = True
+                self._log.evicted(self, reason)
+            farewell = b"" if reason.code is None else close_frame(reason.code, reason.text)
+            self.outlet.stop(farewell)
+        if reason is CloseReason.PEER_GONE:
+            # The reader finds it gone, in a turn that has time for it: ten thousand may be at once.
+            self._end_within(_CLOSE_HANDSHAKE_SECONDS)
+        elif self._scope is not None:
+            self._scope.cancel(reason=reason.label)
+
+    async def _part(self) -> None:
+        """Stop the outlet; whose frames broke a rule is told so, and given a moment to read it."""
+        code = self._websocket.refused_with
+        if self.close_reason is CloseReason.PROTOCOL_ERROR and code is not None:
+            self.outlet.stop(close_frame(code, ""))
+            await self.outlet.linger()
+        else:
+            self.outlet.stop()
+
+    def announce(self, frame: bytes) -> None:
+        """Tell the client when to come back elsewhere. Does not wait.
+
+        One that is so slow that there is no room for it learns from the close frame.
+        """
+        self.outlet.send_soon(frame)
+
+    def leave(self) -> None:
+        """Ask the connection to empty its outbox, close with 1001 and end. Does not wait.
+
+        It is no subscriber any more: what comes from now on is not for it.
+        """
+        reason = CloseReason.DRAINING
+        if self.close_reason is not None or self._scope is None:
+            return
+        self._hub.registry.remove(self.outlet)
+        self._end_within(self._settings.drain_seconds)
+        frame = self._websocket.start_closing(reason.code or 0, reason.text)
+        if frame is None:  # the peer was faster
+            return
+        self.close_reason = reason
+        if not self.outlet.close(frame):
+            self._scope.cancel(reason="no room for the close frame")
+
+    def close_frame_sent(self) -> None:
+        """Give the peer a moment to answer."""
+        self._end_within(_CLOSE_HANDSHAKE_SECONDS)
+
+    def _end_within(self, seconds: float) -> None:
+        if self._scope is not None:
+            self._scope.deadline = min(self._scope.deadline, trio.current_time() + seconds)
+
+    def _reason_of_peer(self) -> CloseReason:
+        """How it ended if we did not end it. No closing handshake shows as code 1006."""
+        if (code := self._websocket.refused_with) is not None:
+            is_too_big = code == _TOO_BIG
+            return CloseReason.MESSAGE_TOO_BIG if is_too_big else CloseReason.PROTOCOL_ERROR
+        closed = self._websocket.closed
+        if closed is None:
+            return CloseReason.STOPPED
+        return CloseReason.PEER_GONE if closed.code == _GONE else CloseReason.PEER_CLOSED

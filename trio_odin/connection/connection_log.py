@@ -1,0 +1,112 @@
+"""What the log says of single connections: each at debug, and those that lost something at info.
+
+At info there is never a flood of lines: a thousand clients that stop reading at once are one event.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Protocol
+
+import structlog
+import trio
+
+from trio_odin.auth.identity import Identity
+from trio_odin.connection.session import Session
+from trio_odin.fanout.outbound import Outlet
+from trio_odin.ledger.reasons import CloseReason
+from trio_odin.net.token_bucket import TokenBucket
+
+_LINES_AT_ONCE = 20
+_LINES_PER_SECOND = 20.0
+
+_log = structlog.get_logger("connection")
+
+
+class Logged(Protocol):
+    """A connection, as its lines tell of it."""
+
+    @property
+    def number(self) -> int:
+        """Counts up per process."""
+        ...
+
+    @property
+    def identity(self) -> Identity:
+        """Who it is."""
+        ...
+
+    @property
+    def session(self) -> Session[Any]:
+        """Knows whose token it came with."""
+        ...
+
+    @property
+    def outlet(self) -> Outlet:
+        """How it stands."""
+        ...
+
+
+class ConnectionLog:
+    """Says who comes and goes, and why and how connections were closed by force.
+
+    What is left out at info is counted, and said later.
+    """
+
+    def __init__(self) -> None:
+        self._lines = TokenBucket(
+            burst=_LINES_AT_ONCE, per_second=_LINES_PER_SECOND, now=trio.current_time()
+        )
+        self._not_logged = 0
+
+    def opened(self, connection: Logged) -> None:
+        """`connection` has been let in."""
+        if _is_debug():
+            _log.debug("connection.opened", **_who(connection))
+
+    def evicted(self, connection: Logged, reason: CloseReason) -> None:
+        """`connection` is about to be closed by force; its outlet is as it was."""
+        if self._may_write():
+            facts = _who(connection) | connection.outlet.report() | self._left_out()
+            _log.info("connection.evicted", reason=reason.label, **facts)
+
+    def closed(self, connection: Logged, reason: CloseReason, *, is_told: bool) -> None:
+        """`connection` has ended; `is_told`: there was a line already that says what it lost."""
+        has_lost = connection.outlet.dropped > 0 and not is_told
+        if has_lost and self._may_write():
+            facts = _who(connection) | connection.outlet.counts() | self._left_out()
+            _log.info("connection.closed", reason=reason.label, **facts)
+        elif _is_debug():
+            facts = _who(connection) | connection.outlet.counts()
+            _log.debug("connection.closed", reason=reason.label, **facts)
+
+    def write_rest(self) -> None:
+        """Say how many were left out, if no later line has."""
+        if self._not_logged:
+            _log.info("connection.evicted", **self._left_out())
+
+    def _may_write(self) -> bool:
+        if self._lines.take(trio.current_time()):
+            return True
+        self._not_logged += 1
+        return False
+
+    def _left_out(self) -> dict[str, Any]:
+        not_logged, self._not_logged = self._not_logged, 0
+        return {"not_logged": not_logged} if not_logged else {}
+
+
+def _who(connection: Logged) -> dict[str, Any]:
+    address, user_agent = connection.identity
+    grant = connection.session.grant
+    return {
+        "connection": connection.number,
+        "address": address,
+        "sub": None if grant is None else grant.subject,
+        "user_agent": user_agent,
+    }
+
+
+def _is_debug() -> bool:
+    """Cheaper than a line that is dropped: thousands may come and go within a second."""
+    return logging.getLogger().isEnabledFor(logging.DEBUG)

@@ -1,0 +1,94 @@
+"""Pings for every connection from one task, by a timing wheel."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Hashable
+from typing import Generic, Protocol, TypeVar
+
+import trio
+
+from trio_odin.ledger.reasons import CloseReason
+
+# Many small steps: the pongs of one are read in one go, and may not hold up a fan-out for long.
+_SPOKES_PER_SECOND = 4.0
+# At an interval of hours that many are small enough.
+_SPOKES_MAX = 2_000
+
+
+class _Outlet(Protocol):
+    @property
+    def heard_at(self) -> float: ...
+
+    def ping(self) -> None: ...
+
+
+class Pinged(Hashable, Protocol):
+    """What the wheel needs of a connection."""
+
+    @property
+    def outlet(self) -> _Outlet:
+        """Sends the ping and knows when anything was heard last."""
+        ...
+
+    def evict(self, reason: CloseReason) -> None:
+        """End it without waiting."""
+
+
+P = TypeVar("P", bound=Pinged)
+
+
+def _no_objection(_: object) -> None:
+    """Everyone may stay."""
+
+
+class PingWheel(Generic[P]):
+    """Pings each connection every `interval_seconds`, ends those silent for `deadline_seconds`.
+
+    It also ends those to which there is an `objection`. A connection gets a random spoke, so ten
+    thousand that came at once are not pinged at once. Deadline and objection are looked at when the
+    spoke comes by: they act up to one interval late, never early.
+    """
+
+    def __init__(
+        self,
+        *,
+        interval_seconds: float,
+        deadline_seconds: float,
+        objection: Callable[[P], CloseReason | None] = _no_objection,
+    ) -> None:
+        spokes = min(max(1, round(interval_seconds * _SPOKES_PER_SECOND)), _SPOKES_MAX)
+        self._spokes: list[dict[P, None]] = [{} for _ in range(spokes)]
+        self._pause_seconds = interval_seconds / spokes
+        self._deadline_seconds = deadline_seconds
+        self._objection = objection
+        self._salt = random.random()
+
+    def add(self, connection: P) -> None:
+        """Ping `connection` from now on, until it is removed."""
+        self._spoke_of(connection)[connection] = None
+
+    def remove(self, connection: P) -> None:
+        """Ping it no more."""
+        del self._spoke_of(connection)[connection]
+
+    def _spoke_of(self, connection: P) -> dict[P, None]:
+        """As good as random, and nothing has to be kept: a hash of identity, stirred."""
+        return self._spokes[hash((self._salt, connection)) % len(self._spokes)]
+
+    async def run(self) -> None:
+        """Turn until cancelled."""
+        while True:
+            for spoke in self._spokes:
+                await trio.sleep(self._pause_seconds)
+                self._visit(spoke)
+
+    def _visit(self, spoke: dict[P, None]) -> None:
+        silent_since = trio.current_time() - self._deadline_seconds
+        for connection in spoke:
+            if connection.outlet.heard_at < silent_since:
+                connection.evict(CloseReason.KEEPALIVE_TIMEOUT)
+            elif (objection := self._objection(connection)) is not None:
+                connection.evict(objection)
+            else:
+                connection.outlet.ping()

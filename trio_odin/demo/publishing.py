@@ -1,0 +1,32 @@
+"""Publishing to NATS from trio, for as long as one connection lasts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeAlias
+
+import trio_asyncio
+
+from trio_odin.upstream.nats_link import NatsLink, nats_link
+
+# Takes a subject and a payload.
+Publish: TypeAlias = Callable[[str, bytes], Awaitable[None]]
+
+
+@asynccontextmanager
+async def publishing(url: str, *, name: str) -> AsyncIterator[Publish]:
+    """Connect to the NATS server at `url` as `name`, and give what publishes through nats-py.
+
+    Raises:
+        OSError, nats.errors.Error: there is no connection. What is given raises them, too.
+    """
+
+    async def on_error(_: NatsLink, __: Exception) -> None:
+        pass  # a publish that fails because of it raises
+
+    async with (
+        trio_asyncio.open_loop(),
+        trio_asyncio.aio_as_trio(nats_link([url], name=name, on_error=on_error)) as link,
+    ):
+        yield trio_asyncio.aio_as_trio(link.client.publish)

@@ -1,0 +1,171 @@
+"""`trio-odin up`: everything in one nursery tree, for a first look and for development.
+
+    up()
+    └── nats-server          a real one, a child process with a store of its own
+        └── publisher        an open-loop market
+            └── server       as in production
+                └── screen   where to connect, and live counts
+
+Each level is left before the one that it needs, so a Ctrl-C ends all in order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+
+import attrs
+import trio
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from trio_odin.demo.nats_server import run_nats_server
+from trio_odin.demo.publisher import Publisher, PublisherSettings, publish
+from trio_odin.net.listening import Address
+from trio_odin.server import Server, serve
+from trio_odin.settings.settings import Settings
+from trio_odin.signals import drain_on_signal, end_signals
+
+_REFRESH_SECONDS = 0.5
+_LINE_EVERY_SECONDS = 5.0
+_TOKENS_SHOWN = 5
+
+
+@attrs.frozen
+class UpPlan:
+    """What to start. `settings_for` gives the server's settings once the URL of NATS is known."""
+
+    settings_for: Callable[[str], Settings]
+    rate: float
+    tokens: Sequence[str]
+    duration_seconds: float = math.inf
+
+
+async def up(plan: UpPlan, console: Console) -> None:
+    """Run all of it until a signal, the end of `plan.duration_seconds`, or cancellation.
+
+    Raises:
+        AddressUnavailable: the server's address is taken.
+        BrokerUnavailable: there is no nats-server, or it ended.
+    """
+    with end_signals() as signals:
+        await _start_levels(plan, signals, console)
+
+
+async def _start_levels(plan: UpPlan, signals: AsyncIterator[int], console: Console) -> None:
+    async with trio.open_nursery() as broker_level:
+        nats_url: str = (await broker_level.start(run_nats_server)).url
+        async with trio.open_nursery() as publisher_level:
+            publisher: Publisher = await publisher_level.start(
+                publish,
+                PublisherSettings(
+                    address=Address("127.0.0.1", 0),
+                    nats_urls=[nats_url],
+                    rate=plan.rate,
+                    tokens=plan.tokens,
+                ),
+            )
+            await _serve_and_show(plan, nats_url, publisher, signals, console)
+            publisher_level.cancel_scope.cancel(reason="the server has finished")
+        broker_level.cancel_scope.cancel(reason="the publisher has finished")
+
+
+async def _serve_and_show(
+    plan: UpPlan,
+    nats_url: str,
+    publisher: Publisher,
+    signals: AsyncIterator[int],
+    console: Console,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        server: Server = await nursery.start(serve, plan.settings_for(nats_url))
+        console.print(_where_to_connect(plan, server, publisher, nats_url))
+        nursery.start_soon(
+            partial(
+                drain_on_signal,
+                signals,
+                server,
+                stop=nursery.cancel_scope,
+                after_seconds=plan.duration_seconds,
+            )
+        )
+        nursery.start_soon(_show_live if console.is_terminal else _show_lines, server, console)
+        await server.finished.wait()
+        nursery.cancel_scope.cancel(reason="the server has finished")
+    console.print(f"Stopped in order after {_counts(server)}.")
+
+
+def _where_to_connect(
+    plan: UpPlan, server: Server, publisher: Publisher, nats_url: str
+) -> RenderableType:
+    here = server.addresses[0].connectable
+    channel = f"{plan.tokens[0]}.trade"
+    rows = Table.grid(padding=(0, 2))
+    for what, where in (
+        ("WebSocket", f"ws://{here}/ws"),
+        ("Health", f"http://{here}/health   /ready   /metrics"),
+        ("Publisher", f"http://{publisher.address.connectable}/stats   /control"),
+        ("NATS", f"{nats_url}   subjects odin.token.*.trade"),
+    ):
+        rows.add_row(Text(f"  {what}", "bold"), Text(where))
+    title = Text(f"trio-odin is up: {plan.rate:g} events a second of {_named(plan.tokens)}", "bold")
+    hint = Text("Try in another terminal (Ctrl-C here ends everything):")
+    command = Text(f"  trio-odin watch {channel} --url ws://{here}/ws", "green")
+    return Group("", title, "", rows, "", hint, "", command, "")
+
+
+def _named(tokens: Sequence[str]) -> str:
+    shown = ", ".join(tokens[:_TOKENS_SHOWN])
+    return f"{shown}, …" if len(tokens) > _TOKENS_SHOWN else shown
+
+
+def _counts(server: Server) -> str:
+    ledger = server.ledger
+    return (
+        f"{ledger.publications.received} messages in, {ledger.deliveries.written} deliveries, "
+        f"{ledger.traffic.accepted} connections in all"
+    )
+
+
+async def _show_live(server: Server, console: Console) -> None:
+    """A small table that changes in place."""
+    rates = _Rates()
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while True:
+            live.update(_live_table(server, rates), refresh=True)
+            await trio.sleep(_REFRESH_SECONDS)
+
+
+async def _show_lines(server: Server, console: Console) -> None:
+    """A line now and then, where the output is not a terminal."""
+    while True:
+        await trio.sleep(_LINE_EVERY_SECONDS)
+        console.print(f"{server.connections} connected, {_counts(server)}")
+
+
+class _Rates:
+    """Messages and deliveries per second since the last look."""
+
+    def __init__(self) -> None:
+        self._at = trio.current_time()
+        self._counts = (0, 0)
+
+    def read(self, received: int, written: int) -> tuple[float, float]:
+        now = trio.current_time()
+        seconds = max(now - self._at, 1e-3)
+        before, self._counts, self._at = self._counts, (received, written), now
+        return (received - before[0]) / seconds, (written - before[1]) / seconds
+
+
+def _live_table(server: Server, rates: _Rates) -> Table:
+    received = server.ledger.publications.received
+    written = server.ledger.deliveries.written
+    in_rate, out_rate = rates.read(received, written)
+    table = Table.grid(padding=(0, 3))
+    table.add_row("  connections", f"{server.connections}", "")
+    table.add_row("  messages in", f"{received}", f"{in_rate:.0f}/s")
+    table.add_row("  deliveries", f"{written}", f"{out_rate:.0f}/s")
+    return table

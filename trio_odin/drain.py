@@ -1,0 +1,121 @@
+"""Leaving in order: the plan, the notice, and how both are carried out.
+
+A client that is told to leave comes back at once, somewhere else. Connections are therefore closed
+one after the other, no faster than a server takes them in again:
+
+    0 ──► all are told their slot ──► slots, 1 / rate apart ──► flush, handshake ──► cut ──► exit
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+import attrs
+import structlog
+import trio
+
+from trio_odin.connection.connection import Connection
+from trio_odin.fanout.hub import Hub
+from trio_odin.ledger.reasons import CloseReason
+from trio_odin.listener.listener import Listener
+from trio_odin.wire.frames import text_frame
+
+# The lab measured 188 to 289 µs of CPU a connect and subscribe (docs/capacity.md): at this rate,
+# which is also the default of WS_ACCEPT_RATE, a server that takes them in has half a core left.
+RECONNECTS_PER_SECOND = 2000.0
+
+# What comes behind the last slot, or a share of the whole where that is short: the last bytes and
+# the closing handshake, then the link to NATS and the end of the process.
+_CLOSING_SECONDS, _CLOSING_SHARE = 5.0, 0.3
+_EXIT_SECONDS, _EXIT_SHARE = 3.0, 0.2
+
+# Some 5 ms of notices; then readers and fan-outs get their turn.
+_NOTICES_BETWEEN_CHECKPOINTS = 200
+
+_log = structlog.get_logger("server")
+
+
+@attrs.frozen
+class DrainPlan:
+    """What a drain does when, in seconds from its beginning.
+
+    Attributes:
+        slots: when each connection is closed, one after the other.
+        cut_seconds: when those are cut that are still there.
+    """
+
+    slots: Sequence[float]
+    cut_seconds: float
+
+
+def plan_drain(
+    connections: int, *, reconnects_per_second: float, drain_seconds: float, phase: float
+) -> DrainPlan:
+    """Plan to close `connections` within `drain_seconds`.
+
+    Args:
+        connections: how many there are.
+        reconnects_per_second: how many may come back elsewhere, above 0; more do only where the
+            time is too short for all.
+        drain_seconds: until the process has ended.
+        phase: from 0 up to 1, by chance: when the first slot is, in parts of the time between two.
+            So servers that leave together do not send their clients away in step.
+    """
+    cut_seconds = drain_seconds - min(_EXIT_SECONDS, drain_seconds * _EXIT_SHARE)
+    window = cut_seconds - min(_CLOSING_SECONDS, drain_seconds * _CLOSING_SHARE)
+    apart = min(1 / reconnects_per_second, window / max(1, connections))
+    return DrainPlan([(number + phase) * apart for number in range(connections)], cut_seconds)
+
+
+def notice(seconds: float) -> bytes:
+    """The frame that tells a client when to come back elsewhere; it is closed here then."""
+    milliseconds = max(0, round(seconds * 1000))
+    return text_frame(b'{"type":"server:draining","reconnect_in_ms":%d}' % milliseconds)
+
+
+async def send_away(
+    hub: Hub[Connection],
+    listener: Listener,
+    *,
+    reconnects_per_second: float,
+    drain_seconds: float,
+) -> None:
+    """Tell each connection when to come back elsewhere, close it at that moment, cut who is left.
+
+    They get events until then. Returns when there is no connection any more, in time for the
+    process to end within `drain_seconds`. Nobody may be let in meanwhile.
+
+    Cancellation: those that are left stay connected.
+    """
+    began = trio.current_time()
+    plan = plan_drain(
+        len(hub.members),
+        reconnects_per_second=reconnects_per_second,
+        drain_seconds=drain_seconds,
+        phase=random.random(),
+    )
+    connections = list(hub.members)
+    random.shuffle(connections)
+    slots = [
+        (began + slot, connection) for slot, connection in zip(plan.slots, connections, strict=True)
+    ]
+    hub.is_draining = True  # a handshake that is being completed
+    with trio.move_on_at(began + plan.cut_seconds):
+        await _announce(slots)
+        for slot, connection in slots:
+            await trio.sleep_until(slot)
+            connection.leave()
+        await listener.wait_empty()
+    if hub.members:
+        _log.warning("drain.cut", connections=len(hub.members))
+    for connection in list(hub.members):
+        connection.evict(CloseReason.DRAINING)
+    await listener.wait_empty()
+
+
+async def _announce(slots: Iterable[tuple[float, Connection]]) -> None:
+    for number, (slot, connection) in enumerate(slots):
+        if number % _NOTICES_BETWEEN_CHECKPOINTS == 0:
+            await trio.lowlevel.checkpoint()
+        connection.announce(notice(slot - trio.current_time()))

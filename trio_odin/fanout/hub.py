@@ -1,0 +1,319 @@
+"""The hub: the live connections, the registry, and the fan-out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterable, Iterator
+from contextlib import suppress
+from typing import Generic, Protocol, TypeVar
+
+import trio
+
+from trio_odin.fanout.backlog import OutboxRules, SlowPolicy
+from trio_odin.fanout.invalid_events import InvalidEventLog
+from trio_odin.fanout.notices import Notices
+from trio_odin.fanout.publication import InvalidPayload, Publication
+from trio_odin.fanout.registry import Registry
+from trio_odin.fanout.replay_buffer import ReplayBudget
+from trio_odin.fanout.resume_buffer import Recent
+from trio_odin.ledger.counters import Ledger
+from trio_odin.ledger.reasons import CloseReason, GapReason, Invalid, Shed
+from trio_odin.ledger.snapshot import FanOutStats
+from trio_odin.net.token_bucket import TokenBucket
+from trio_odin.overload.budgets import feed_bytes, outboxes_bytes, replay_bytes
+from trio_odin.overload.byte_budget import ByteBudget
+from trio_odin.overload.pacing import Pace
+from trio_odin.overload.turns import Turns
+from trio_odin.settings.settings import Settings
+from trio_odin.upstream.gaps import Gap, Mark
+from trio_odin.upstream.nats_message import NatsMessage
+from trio_odin.upstream.status import Upstream
+from trio_odin.wire.channels import CHANNEL_RULE, channel_of_subject
+
+# Some 5 ms: readers, pings and the guard get their turn within a round.
+_FLUSHES_BETWEEN_CHECKPOINTS = 500
+# A round joins at most so many messages; the rest of the feed is for the next one.
+_JOINED_MAX_MESSAGES = 1000
+# From the start, until which a command that uses offsets waits for the position in the stream.
+_SETTLE_SECONDS = 5.0
+_SETTLED_BETWEEN_CHECKPOINTS = 50
+
+
+class Subscriber(Hashable, Protocol):
+    """What a fan-out hands envelopes to; see `Outlet`."""
+
+    def deliver(self, publication: Publication, frames: dict[int, bytes]) -> int:
+        """Take one envelope now; returns the bytes written at once."""
+        ...
+
+    def defer(self, publication: Publication) -> bool:
+        """Take one envelope for the next `flush`; returns whether it is the first."""
+        ...
+
+    def flush(self) -> None:
+        """Write what was deferred."""
+        ...
+
+
+class Member(Hashable, Protocol):
+    """What the hub needs of a connection."""
+
+    @property
+    def outlet(self) -> Subscriber:
+        """Takes its envelopes."""
+        ...
+
+
+M = TypeVar("M", bound=Member)
+
+
+class Hub(Generic[M]):
+    """Takes messages from the feed and hands each to whom it concerns.
+
+    Attributes:
+        registry: who is subscribed to what.
+        members: the connections whose handshake is complete.
+        ledger: the books of the server.
+        recent: where the server stands, and the last events, for clients that come back.
+        notices: tells of what was lost.
+        feed_budget: bytes that may wait in the feed.
+        outbox_rules: what may wait for each connection, and for all.
+        replay_budget: what all connections together keep for replay.
+        upstream: what sessions may say of NATS.
+        is_filtering: a connection gets what it is subscribed to, and not everything.
+        is_draining: whoever joins now has to leave at once.
+        taken: messages taken from the feed so far.
+        turns: how clients give way to events; None: not at all.
+    """
+
+    def __init__(self, settings: Settings, ledger: Ledger, turns: Turns | None = None) -> None:
+        self.turns = turns
+        self.is_draining = False
+        self.taken = 0
+        self.registry: Registry[Subscriber] = Registry()
+        self.members: dict[M, None] = {}
+        self.ledger = ledger
+        self.recent = Recent(max_age_seconds=settings.stream_max_age_seconds)
+        self.notices = Notices(ledger.publications, self.registry, self.recent)
+        self._unsettled_until = trio.current_time() + _SETTLE_SECONDS
+        self._waiting_to_settle = trio.lowlevel.ParkingLot()
+        self.upstream = Upstream()
+        self.outbox_rules = OutboxRules(
+            policy=SlowPolicy(settings.slow_policy),
+            capacity=settings.outbox_capacity,
+            max_bytes=settings.outbox_bytes,
+            write_deadline_seconds=settings.write_deadline_seconds,
+            budget=ByteBudget(outboxes_bytes(settings)),
+        )
+        self.feed_budget = ByteBudget(feed_bytes(settings))
+        self.replay_budget = ReplayBudget(replay_bytes(settings))
+        self._feed_capacity = settings.feed_capacity
+        self._invalid_events = InvalidEventLog()
+        self._pace = Pace(settings.max_flush_delay_seconds)
+        self.is_filtering = settings.is_filtering
+        self.reload(settings)
+
+    def reload(self, settings: Settings) -> None:
+        """Take on the rate of `settings`."""
+        self._rate = TokenBucket(
+            burst=max(1.0, settings.max_broadcast_rate),
+            per_second=settings.max_broadcast_rate,
+            now=trio.current_time(),
+        )
+
+    def stats(self, *, fed: int) -> FanOutStats:
+        """How many are here, and what waits; `fed`: messages put into the feed so far."""
+        outboxes, replay = self.outbox_rules.budget, self.replay_budget
+        return FanOutStats(
+            connections=len(self.members),
+            subscription_counts=self.registry.subscription_counts(),
+            channels=self.registry.channel_count(),
+            # Not the channel's own count: a message on its way into the hub is in neither.
+            feed_waiting=fed - self.taken,
+            feed_capacity=self._feed_capacity,
+            outbox_bytes=outboxes.used_bytes,
+            outbox_bytes_limit=outboxes.limit_bytes,
+            replay_bytes=replay.used_bytes,
+            replay_bytes_limit=replay.limit_bytes,
+        )
+
+    def join(self, member: M) -> None:
+        """From now on `member` can be subscribed; see `leave`."""
+        self.members[member] = None
+        self.ledger.traffic.accepted += 1
+
+    def leave(self, member: M, reason: CloseReason) -> None:
+        """`member` has ended, for `reason`; it has no subscription left."""
+        del self.members[member]
+        self.registry.remove(member.outlet)
+        self.ledger.traffic.closed[reason.label] += 1
+
+    async def wait_settled(self) -> None:
+        """Wait until the position can be stated: it is known, and the losses up to it are told.
+
+        It is waited for only within some seconds from the start: a server that was restarted is
+        asked at once by clients that want to go on where they were. So many seconds again are for
+        reading what is older than the start, once NATS is reached.
+        """
+        if not self.recent.is_settled:
+            with trio.move_on_at(self._unsettled_until):
+                await self._waiting_to_settle.park()
+        await self.notices.tell_due()
+
+    async def run(self, feed_receive: trio.MemoryReceiveChannel[NatsMessage | Mark]) -> None:
+        """Publish everything in the feed; returns when its sending side was closed and it is empty.
+
+        The tasks of the connections run between two messages, never within a fan-out. What waits
+        in the feed when a round begins is joined: each connection gets it in one write.
+        """
+        async for first in feed_receive:
+            if delay := self._pace.delay(trio.current_time()):
+                await trio.sleep(delay)
+            started = trio.current_time()
+            items = [first, *_waiting(feed_receive)]
+            if len(items) == 1:
+                await self._take(first, None)
+            else:
+                await self._take_joined(items)
+            ended = trio.current_time()
+            self._pace.worked(started, ended)
+            for item in items:
+                if isinstance(item, NatsMessage):
+                    self.ledger.fan_out.add(ended - item.arrived_at)
+
+    async def _take_joined(self, items: list[NatsMessage | Mark]) -> None:
+        """Take them all, then write to each connection once what it gets of them."""
+        dirty: list[Subscriber] = []
+        for item in items:
+            await self._take(item, dirty)
+            await trio.lowlevel.checkpoint()
+        for number, outlet in enumerate(dirty, start=1):
+            outlet.flush()
+            if number % _FLUSHES_BETWEEN_CHECKPOINTS == 0:
+                await trio.lowlevel.checkpoint()
+
+    async def _take(self, item: NatsMessage | Mark, dirty: list[Subscriber] | None) -> None:
+        """Take one item of the feed. A gap that is due is told before it."""
+        if isinstance(item, Mark):
+            await self.notices.tell_due()  # a telling under way names the epoch that it is of
+            self.note(item)
+            await self._let_settled_go_on()
+            return
+        await self.notices.tell_due()
+        self.taken += 1
+        self.feed_budget.used_bytes -= len(item.payload)
+        was_settled = self.recent.is_settled
+        self.publish(item, dirty)
+        if not was_settled:
+            await self._let_settled_go_on()
+
+    def note(self, mark: Mark) -> None:
+        """Take in what happened to the stream. The position is moved before anybody is told."""
+        is_first = not self.recent.is_entered
+        if mark.epoch != self.recent.epoch:
+            self.registry.forget_floors()
+        self.recent.note(mark)
+        if is_first:
+            self._unsettled_until = trio.current_time() + _SETTLE_SECONDS
+        self.notices.declare(*mark.gaps)
+        if is_first and (self.registry.channel_count() or self.registry.audience):
+            self.notices.declare(Gap(GapReason.START, last=self.recent.position))
+
+    async def _let_settled_go_on(self) -> None:
+        """Some at a time: thousands may have waited, and others have their turn between them."""
+        if self.recent.is_settled:
+            while self._waiting_to_settle:
+                self._waiting_to_settle.unpark(count=_SETTLED_BETWEEN_CHECKPOINTS)
+                await trio.lowlevel.checkpoint()
+
+    def publish(self, message: NatsMessage, dirty: list[Subscriber] | None = None) -> None:
+        """Turn a message from NATS into a publication and fan it out. Never waits, never raises.
+
+        With `dirty`, envelopes are deferred, and each outlet to be flushed is added to it.
+        """
+        publications = self.ledger.publications
+        channel = channel_of_subject(message.subject)
+        event = self.recent.add(message, channel)
+        if message.is_past:
+            publications.recalled += 1
+            return
+        if channel is None:
+            error = f"parts three and four are no channel: {CHANNEL_RULE}"
+            self._refuse(message, Invalid.SUBJECT, error)
+            return
+        subscribers: Collection[Subscriber]
+        if self.is_filtering:
+            subscribers = self.registry.subscribers_from(channel, message.offset)
+        else:
+            subscribers = [member.outlet for member in self.members]
+        if not subscribers:
+            publications.unmatched += 1
+            return
+        if not self._rate.take(trio.current_time()):
+            publications.shed[Shed.BROADCAST_RATE] += 1
+            self.notices.declare(Gap(GapReason.SHED, 1, message.offset, message.offset))
+            return
+        try:
+            publication = Publication(
+                channel,
+                message.payload,
+                offset=message.offset,
+                unix_ms=message.unix_ms,
+            )
+        except InvalidPayload as error:
+            self._refuse(message, Invalid.PAYLOAD, str(error))
+            return
+        self.replay_budget.add(publication.kept)
+        if event is not None:
+            event.content = publication
+        publications.fanned_out += 1
+        self.notices.tell_owed(subscribers)
+        if dirty is None:
+            self._fan_out(publication, subscribers)
+        else:
+            self._defer(publication, subscribers, dirty)
+
+    def _refuse(self, message: NatsMessage, reason: Invalid, error: str) -> None:
+        self.ledger.publications.invalid[reason] += 1
+        self._invalid_events.write(message, reason, error)
+
+    def _fan_out(self, publication: Publication, subscribers: Iterable[Subscriber]) -> None:
+        """Hand `publication` to every one of `subscribers`.
+
+        Not one checkpoint in here, so the registry cannot change under the loop. Connections that
+        came together count alike, so a frame is often shared by all that are at the same seq.
+        """
+        frames: dict[int, bytes] = {}
+        matched = written = sent_bytes = 0
+        for subscriber in subscribers:
+            matched += 1
+            if sent := subscriber.deliver(publication, frames):
+                written += 1
+                sent_bytes += sent
+        self.ledger.deliveries.matched += matched
+        self.ledger.deliveries.written += written
+        self.ledger.traffic.bytes_sent += sent_bytes
+
+    def _defer(
+        self,
+        publication: Publication,
+        subscribers: Iterable[Subscriber],
+        dirty: list[Subscriber],
+    ) -> None:
+        """Like `_fan_out`, but for the writes: they come with the flush."""
+        matched = 0
+        for subscriber in subscribers:
+            matched += 1
+            if subscriber.defer(publication):
+                dirty.append(subscriber)
+        # Where `defer` has flushed, `queued` was too small until here; nobody could look.
+        self.ledger.deliveries.matched += matched
+        self.ledger.deliveries.queued += matched
+
+
+def _waiting(
+    feed_receive: trio.MemoryReceiveChannel[NatsMessage | Mark],
+) -> Iterator[NatsMessage | Mark]:
+    """What is in the feed now."""
+    with suppress(trio.WouldBlock, trio.EndOfChannel):
+        for _ in range(_JOINED_MAX_MESSAGES):
+            yield feed_receive.receive_nowait()

@@ -1,0 +1,172 @@
+"""Notices of gaps: what was lost goes into the books, the log, and to who asked.
+
+A gap is told before the first event behind it, and before the position behind it is stated: the hub
+asks before each message and each command whether one is due.
+What follows within a second is summed up, and told with the next message or at the end of it.
+
+No notice waits for a socket: it has its place in the outbox, between the events before the gap and
+those behind it. Where there is no room for it, it is summed up with what comes later, and tried
+again before the next event for who is owed it, or a second later.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Iterable
+from typing import Any, Protocol, TypeVar
+
+import attrs
+import msgspec
+import structlog
+import trio
+
+from trio_odin.fanout.registry import Registry
+from trio_odin.fanout.resume_buffer import Recent
+from trio_odin.ledger.counters import Publications
+from trio_odin.ledger.reasons import GapReason
+from trio_odin.upstream.gaps import Gap, Gaps, Losses, joined
+from trio_odin.wire.frames import text_frame
+
+# Shedding can go on for hours: the log sums it up.
+_LOG_SECONDS = 10.0
+_NOTICES_BETWEEN_CHECKPOINTS = 500
+
+_log = structlog.get_logger("notices")
+
+
+class Listener(Hashable, Protocol):
+    """What a notice is sent to; see `Outlet`."""
+
+    def send_soon(self, data: bytes) -> bool:
+        """Send whole frames behind all that waits; False if there is no room for them."""
+        ...
+
+
+L = TypeVar("L", bound=Listener)
+
+
+class Notices:
+    """Tells of the gaps that are declared to it."""
+
+    def __init__(self, publications: Publications, registry: Registry[Any], recent: Recent) -> None:
+        self._books = publications
+        self._registry = registry
+        self._recent = recent
+        self._losses = Losses()
+        self._owing: dict[Hashable, Listener] = {}  # who had no room for a notice
+        self._told: trio.Event | None = None  # while a telling is under way, set at its end
+        self._unlogged: Gaps = {}
+        self._logged_at: dict[GapReason, float] = {}
+
+    def declare(self, *gaps: Gap) -> None:
+        """Events were lost."""
+        self._losses.declare(gaps)
+
+    async def tell_due(self) -> None:
+        """Tell what has to come before the next event or position; mostly returns at once.
+
+        A telling that is under way is waited for: it may not have come to everyone.
+        """
+        while self._told is not None or self._losses.are_due(trio.current_time()):
+            if self._told is None:
+                await self.tell()
+            else:
+                await self._told.wait()
+
+    async def run(self) -> None:
+        """Tell each second what no event made due, until cancelled."""
+        while True:
+            await trio.sleep(Losses.TELL_SECONDS)
+            if self._losses:
+                await self.tell()
+            else:
+                owing = list(self._owing)
+                for start in range(0, len(owing), _NOTICES_BETWEEN_CHECKPOINTS):
+                    self.tell_owed(owing[start : start + _NOTICES_BETWEEN_CHECKPOINTS])
+                    await trio.lowlevel.checkpoint()
+            self._log((), trio.current_time())
+
+    async def tell(self) -> None:
+        """Tell everyone who asked what they do not know yet.
+
+        Cancellation: only when all are told, as a client's task may do it for all the others.
+        """
+        while self._told is not None:
+            await self._told.wait()
+        self._told = told = trio.Event()
+        try:
+            with trio.CancelScope(shield=True):
+                now = trio.current_time()
+                gaps = self._losses.take(now)
+                for gap in gaps.values():
+                    self._books.gaps[gap.reason] += 1
+                    self._books.missed += gap.missed or 0
+                self._log(gaps.values(), now)
+                await self._tell(gaps)
+        finally:
+            self._told = None
+            told.set()
+
+    def owed_to(self, listener: Listener) -> bytes:
+        """The notices for which a listener had no room, to be sent before an answer to it."""
+        owed = self._registry.audience.get(listener)
+        if not owed:
+            return b""
+        self._registry.audience[listener] = {}
+        return self._frames(owed, time.time_ns() // 1_000_000)
+
+    def _log(self, gaps: Iterable[Gap], now: float) -> None:
+        self._unlogged = joined(self._unlogged, gaps)
+        for reason, gap in list(self._unlogged.items()):
+            if now - self._logged_at.get(reason, -_LOG_SECONDS) >= _LOG_SECONDS:
+                del self._unlogged[reason]
+                self._logged_at[reason] = now
+                content = attrs.asdict(gap) | {"reason": reason.value}
+                _log.warning("nats.gap", **content)
+
+    async def _tell(self, news: Gaps) -> None:
+        """Send everyone who asked what they do not know yet."""
+        audience = self._registry.audience
+        unix_ms = time.time_ns() // 1_000_000
+        news_frames = self._frames(news, unix_ms)
+        self._owing.clear()
+        for number, listener in enumerate(list(audience), start=1):
+            if number % _NOTICES_BETWEEN_CHECKPOINTS == 0:
+                await trio.lowlevel.checkpoint()
+            if listener in audience:  # else it has left meanwhile
+                owed = audience[listener]
+                gaps = joined(owed, news.values())
+                frames = self._frames(gaps, unix_ms) if owed else news_frames
+                is_told = not frames or listener.send_soon(frames)
+                audience[listener] = {} if is_told else gaps
+                if not is_told:
+                    self._owing[listener] = listener
+
+    def tell_owed(self, listeners: Iterable[Hashable]) -> None:
+        """Try again with those of `listeners` who had no room for a notice. Does not wait."""
+        if not self._owing:
+            return
+        for listener in [self._owing[one] for one in listeners if one in self._owing]:
+            owed = self._registry.audience.get(listener)  # none: it has left, or was answered
+            if not owed or listener.send_soon(self._frames(owed, time.time_ns() // 1_000_000)):
+                del self._owing[listener]
+                if owed:
+                    self._registry.audience[listener] = {}
+
+    def _frames(self, gaps: Gaps, unix_ms: int) -> bytes:
+        return b"".join(
+            text_frame(
+                msgspec.json.encode(
+                    {
+                        "type": "gap",
+                        "reason": gap.reason.value,
+                        "missed": gap.missed,
+                        "from": gap.first,
+                        "to": gap.last,
+                        "epoch": self._recent.epoch,
+                        "ts": unix_ms,
+                    }
+                )
+            )
+            for gap in gaps.values()
+        )

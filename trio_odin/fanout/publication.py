@@ -1,0 +1,137 @@
+"""A publication, and its bytes on the wire: framed once, numbered per connection.
+
+Every subscriber of a publication gets the same envelope but for `seq`, which is the first key. So
+the bytes behind `seq` are made once and shared; a connection's frame is three pieces put together:
+
+    frame head + '{"seq":'   |   "1207"   |   ',"ts":1759027038365,"type":…}'
+    one per total length         per seq       one per publication
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Final
+
+import msgspec
+
+from trio_odin.wire.frames import Opcode, frame_head
+
+EVENT_TYPE: Final = "price:update"
+PRIORITY: Final = 1
+_SEQ_KEY: Final = b'{"seq":'
+_SKIPPED_KEY: Final = b',"skipped":'
+_TOTAL_KEY: Final = b',"skipped_total":'
+
+
+class InvalidPayload(Exception):
+    """The payload is not JSON in UTF-8, so no browser could read the envelope."""
+
+
+class Kept:
+    """What replay histories hold of a publication, all of them the same one.
+
+    It can be let go of wherever it is held, and outboxes do not notice: see `ReplayBudget`.
+    """
+
+    __slots__ = ("__weakref__", "_channel", "_tail")
+
+    def __init__(self, channel: str, tail: bytes) -> None:
+        self._channel = channel
+        self._tail: bytes | None = tail
+
+    @property
+    def size(self) -> int:
+        """How many bytes it holds."""
+        return len(self._tail or b"")
+
+    def let_go(self) -> None:
+        """Hold nothing from now on."""
+        self._tail = None
+
+    def publication(self) -> Publication | None:
+        """The publication again, which shares its bytes; None if they were let go."""
+        return None if self._tail is None else Publication._of(self._channel, self._tail, self)  # noqa: SLF001
+
+
+class Publication:
+    """One event of one channel. Immutable; shared by every outbox it is in.
+
+    Attributes:
+        channel: whose event it is.
+        kept: what to hold of it for replay.
+    """
+
+    __slots__ = ("_tail", "channel", "kept")
+
+    def __init__(self, channel: str, payload: bytes, *, offset: int | None, unix_ms: int) -> None:
+        """Build the shared bytes.
+
+        Raises:
+            InvalidPayload: `payload` is not JSON, or not UTF-8.
+        """
+        _require_json(payload)
+        self.channel = channel
+        offset_key = b"" if offset is None else b',"offset":%d' % offset
+        self._tail = b',"ts":%d,"type":"%b","priority":%d,"data":%b,"channel":%b%b}' % (
+            unix_ms,
+            EVENT_TYPE.encode(),
+            PRIORITY,
+            payload,
+            msgspec.json.encode(channel),
+            offset_key,
+        )
+        self.kept = Kept(channel, self._tail)
+
+    @classmethod
+    def _of(cls, channel: str, tail: bytes, kept: Kept) -> Publication:
+        self = cls.__new__(cls)
+        self.channel, self._tail, self.kept = channel, tail, kept
+        return self
+
+    def frame(self, seq: int) -> bytes:
+        """The whole WebSocket frame of this publication as envelope number `seq`."""
+        digits = b"%d" % seq
+        tail = self._tail
+        return _head(len(digits) + len(tail)) + digits + tail
+
+    def pieces(
+        self, seq: int, skipped: int = 0, skipped_total: int = 0
+    ) -> tuple[bytes, memoryview, bytes]:
+        """The same in pieces, without a copy of what is shared; and with what was left out.
+
+        Args:
+            seq: the number of the envelope.
+            skipped: so many older ones of its channel gave way to it.
+            skipped_total: so many did on the connection up to here, if that is to be told.
+        """
+        digits, end = b"%d" % seq, _ending(skipped, skipped_total)
+        tail = memoryview(self._tail)[: -1 if end else None]
+        return _head(len(digits) + len(tail) + len(end)) + digits, tail, end
+
+    def frame_bytes(self, seq: int, skipped: int = 0, skipped_total: int = 0) -> int:
+        """The length of a frame, without making it."""
+        end = _ending(skipped, skipped_total)
+        length = len(str(seq)) + len(self._tail) - bool(end) + len(end)
+        return len(_head(length)) + length
+
+
+def _ending(skipped: int, skipped_total: int) -> bytes:
+    """The end of an envelope that says what was left out; empty if it says nothing."""
+    if not skipped and not skipped_total:
+        return b""
+    told = b"%b%d" % (_SKIPPED_KEY, skipped) if skipped else b""
+    told += b"%b%d" % (_TOTAL_KEY, skipped_total) if skipped_total else b""
+    return told + b"}"
+
+
+@lru_cache(maxsize=4096)
+def _head(length_behind: int) -> bytes:
+    return frame_head(Opcode.TEXT, len(_SEQ_KEY) + length_behind) + _SEQ_KEY
+
+
+def _require_json(payload: bytes) -> None:
+    try:
+        msgspec.json.decode(payload, type=msgspec.Raw)  # checks the grammar, keeps huge numbers
+        payload.decode()  # the check above lets bad UTF-8 in strings pass
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidPayload(str(error)) from error

@@ -1,0 +1,90 @@
+"""One connection's numbering (`seq`) and its last envelopes, for replay."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import NamedTuple
+from weakref import ReferenceType, ref
+
+from trio_odin.fanout.publication import Kept, Publication
+
+# What each publication that is kept takes besides its bytes.
+_OVERHEAD_BYTES = 512
+
+
+class KeptRange(NamedTuple):
+    """The envelopes of a range that are kept, and how many were asked for."""
+
+    kept: list[tuple[int, Publication]]
+    asked: int
+
+
+class ReplayBudget:
+    """The bytes of all publications that any connection of the process keeps for replay.
+
+    Connections share what they keep, so it is counted once, when it is published, and not for each
+    of them. Beyond the limit the oldest publications are let go of, wherever they are kept. One
+    that no connection keeps any longer counts no longer.
+
+    Attributes:
+        limit_bytes: how many there may be.
+        used_bytes: how many there are.
+    """
+
+    def __init__(self, limit_bytes: int = 64 * 1024 * 1024) -> None:
+        self.limit_bytes = limit_bytes
+        self.used_bytes = 0
+        self._sizes: OrderedDict[ReferenceType[Kept], int] = OrderedDict()
+
+    def add(self, kept: Kept) -> None:
+        """Count `kept`, unless it is counted already; make room for it."""
+        reference = ref(kept, self._forget)
+        if reference in self._sizes:
+            return
+        self._sizes[reference] = size = kept.size + _OVERHEAD_BYTES
+        self.used_bytes += size
+        while self.used_bytes > self.limit_bytes:
+            oldest = next(iter(self._sizes))
+            if (one := oldest()) is not None:
+                one.let_go()
+            self._forget(oldest)
+
+    def _forget(self, reference: ReferenceType[Kept]) -> None:
+        self.used_bytes -= self._sizes.pop(reference, 0)
+
+
+class History:
+    """Numbers the envelopes addressed to one connection and keeps the last `capacity` of them.
+
+    An envelope that was dropped for a full outbox is numbered and kept as well: the gap shows the
+    client its loss, and the replay mends it. Kept are references that all connections share, not
+    copies; numbers are contiguous, so only the last one is stored. How much they may hold together
+    is the matter of a `ReplayBudget`.
+
+    Attributes:
+        seq: the last number given.
+        kept: of the last publications, the newest one is number `seq`.
+    """
+
+    __slots__ = ("kept", "seq")
+
+    def __init__(self, capacity: int) -> None:
+        self.seq = 0
+        self.kept: deque[Kept] = deque(maxlen=capacity)
+
+    def append(self, publication: Publication) -> int:
+        """Give `publication` the next number, keep it, and return the number."""
+        self.kept.append(publication.kept)
+        self.seq += 1
+        return self.seq
+
+    def between(self, first: int, last: int) -> KeptRange:
+        """The kept envelopes with `first <= seq <= last`; numbers not yet given do not count."""
+        first, last = max(first, 1), min(last, self.seq)
+        oldest_kept = self.seq - len(self.kept) + 1
+        kept = [
+            (seq, publication)
+            for seq in range(max(first, oldest_kept), last + 1)
+            if (publication := self.kept[seq - oldest_kept].publication()) is not None
+        ]
+        return KeptRange(kept, asked=max(0, last - first + 1))

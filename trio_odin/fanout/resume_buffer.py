@@ -1,0 +1,166 @@
+"""Where the server stands in the stream, and the last events, for clients that come back.
+
+The one place that answers up to where clients have been served, and of which stream: see the table
+in docs/decisions/0020-where-a-client-stands.md. All that changes the answer comes in order through
+the feed: events are `add`ed, marks `note`d.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Collection
+from itertools import takewhile
+from typing import Final, NamedTuple
+
+from trio_odin.fanout.publication import InvalidPayload, Publication
+from trio_odin.upstream.gaps import Mark
+from trio_odin.upstream.nats_message import NatsMessage
+
+# Also read from before the start, for the clients of a server or worker that has just ended.
+RECENT_EVENTS_MAX: Final = 4096
+_BYTES_MAX: Final = 64 * 1024 * 1024
+
+
+class Missed(NamedTuple):
+    """What a client has missed, oldest first; not `is_complete`: there may have been more."""
+
+    publications: list[Publication]
+    is_complete: bool
+
+
+class RecentEvent:
+    """An event of the stream: its publication, or its payload if nobody wanted it when it came."""
+
+    __slots__ = ("arrived_at", "channel", "content", "offset", "size", "unix_ms")
+
+    def __init__(self, message: NatsMessage, offset: int, channel: str | None) -> None:
+        self.content: Publication | bytes = b"" if channel is None else message.payload
+        self.size = len(self.content)
+        self.offset = offset
+        self.arrived_at = message.arrived_at
+        self.unix_ms = message.unix_ms
+        self.channel = channel
+
+    def publish(self) -> Publication | None:
+        """The publication, made now if nobody wanted it then; None if it cannot be one."""
+        if isinstance(self.content, Publication):
+            return self.content
+        if self.channel is None:
+            return None
+        try:
+            self.content = Publication(
+                self.channel, self.content, offset=self.offset, unix_ms=self.unix_ms
+            )
+        except InvalidPayload:
+            self.channel = None
+            return None
+        return self.content
+
+
+class Recent:
+    """Events by their offset: at most `capacity`, none kept longer than `max_age_seconds`.
+
+    Only an unbroken run of events is kept: across a loss nobody could say what was missed. Where
+    what is missing is older than the start, what is before it is kept for the newest events of
+    quiet channels. An event without an offset, as there is without JetStream, is not kept.
+
+    Attributes:
+        epoch: which stream this is; None before there is one, and in core mode.
+        is_entered: NATS was reached once, so that there is a position, or will never be one.
+        is_settled: the position is known, and what was to be read from before the start has been.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_age_seconds: float,
+        capacity: int = RECENT_EVENTS_MAX,
+        max_bytes: int = _BYTES_MAX,
+    ) -> None:
+        self._capacity = capacity
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._max_age_seconds = max_age_seconds
+        self._events: deque[RecentEvent] = deque()
+        self._taken = -1  # what came is taken up to here, -1: nothing is known
+        # Every event behind the first of these offsets, up to the second, is here.
+        self._complete_after = 0
+        self._past = 0
+        self.epoch: str | None = None
+        self.is_entered = False
+        self.is_settled = False
+
+    @property
+    def position(self) -> int | None:
+        """Up to here clients have been sent the events of their channels, or told of a gap.
+
+        None: not known, as NATS was not reached yet, or has no JetStream.
+        """
+        return None if self._taken < 0 else max(self._taken, self._past)
+
+    def note(self, mark: Mark) -> None:
+        """Go to another place, maybe of another stream."""
+        if mark.reached is None:
+            self._forget_all(-1)
+            self.is_settled = True
+        else:
+            if mark.epoch != self.epoch or mark.gaps or self._taken < 0:
+                self._forget_all(mark.reached)
+            elif mark.is_broken:
+                self._complete_after = mark.reached
+            self._taken = max(mark.reached, self._taken)
+            self.is_settled = self._taken >= mark.past
+        self.epoch, self._past, self.is_entered = mark.epoch, mark.past, True
+
+    def _forget_all(self, reached: int) -> None:
+        self._events.clear()
+        self._bytes = 0
+        self._taken = self._complete_after = reached
+
+    def add(self, message: NatsMessage, channel: str | None) -> RecentEvent | None:
+        """Keep `message`, of `channel` if it belongs to one; None if it has no offset."""
+        offset = message.offset
+        if offset is None:
+            return None
+        event = RecentEvent(message, offset, channel)
+        self._bytes += event.size
+        self._forget(message.arrived_at - self._max_age_seconds)
+        self._events.append(event)
+        self._taken = offset
+        if not self.is_settled:
+            self.is_settled = offset >= self._past
+        return event
+
+    def _forget(self, arrived_before: float) -> None:
+        """Make room for one more."""
+        events = self._events
+        while events and (
+            len(events) >= self._capacity
+            or self._bytes > self._max_bytes
+            or events[0].arrived_at < arrived_before
+        ):
+            oldest = events.popleft()
+            self._bytes -= oldest.size
+            self._complete_after = max(oldest.offset, self._complete_after)
+
+    def after(self, offset: int, channels: Collection[str], *, of_each: int, in_all: int) -> Missed:
+        """The newest events of `channels` behind `offset`: `of_each` at most, and `in_all`.
+
+        The newest one of each channel counts in any case: else a channel with many events would
+        push out the only change of a quiet one, whose old value then stays.
+        """
+        newer = takewhile(lambda event: event.offset > offset, reversed(self._events))
+        missed: list[Publication] = []
+        taken: Counter[str] = Counter()
+        is_complete = self._complete_after <= offset and self.is_settled
+        for event in newer:
+            channel = event.channel
+            if channel is None or channel not in channels:
+                continue
+            has_room = taken[channel] < of_each and len(missed) < in_all
+            if taken[channel] and not has_room:
+                is_complete = False
+            elif publication := event.publish():
+                taken[channel] += 1
+                missed.append(publication)
+        return Missed(missed[::-1], is_complete)

@@ -1,0 +1,1 @@
+"""The counters that balance, and every reason that is counted. Pure."""

@@ -1,0 +1,156 @@
+"""The books: what became of each publication, each delivery, each connection and each command.
+
+Plain integers, so that the hot path pays for an addition and telemetry reads them when it is asked.
+Two balances hold at any moment between two fan-outs:
+
+    received  = fanned_out + unmatched + recalled + Σ invalid + Σ shed + (waiting in the feed)
+    matched   = written + queued + conflated + Σ dropped
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import attrs
+
+from trio_odin.ledger.durations import Durations
+from trio_odin.ledger.reasons import Dropped, GapReason, Invalid, Shed
+
+
+def _counter() -> Counter[str]:
+    return Counter()
+
+
+@attrs.define
+class Publications:
+    """The way in: messages from NATS until they are fanned out.
+
+    `repeated` are those that NATS sent a second time; they are not `received` again. `recalled` are
+    those from before the start, kept for clients that come back. `gaps` are the losses that were
+    told of, `missed` the messages in them as far as they can be counted.
+    """
+
+    received: int = 0
+    fanned_out: int = 0
+    unmatched: int = 0
+    invalid: Counter[Invalid] = attrs.field(factory=Counter)
+    shed: Counter[Shed] = attrs.field(factory=Counter)
+    repeated: int = 0
+    recalled: int = 0
+    gaps: Counter[GapReason] = attrs.field(factory=Counter)
+    missed: int = 0
+
+    def outcomes(self, waiting: int) -> dict[str, int]:
+        """What became of the received ones, with `waiting` of them in the feed; their sum is all.
+
+        docs/metrics.md makes its balance of this.
+        """
+        return {
+            "fanned_out": self.fanned_out,
+            "unmatched": self.unmatched,
+            "recalled": self.recalled,
+            "invalid": self.invalid.total(),
+            "shed": self.shed.total(),
+            "waiting": waiting,
+        }
+
+    def imbalance(self, waiting: int) -> int:
+        """Messages unaccounted for, with `waiting` of them in the feed. Always 0."""
+        return self.received - sum(self.outcomes(waiting).values())
+
+
+@attrs.define
+class Deliveries:
+    """The way out: a delivery is one publication for one connection.
+
+    An event of a resume or a replay is a delivery as well, once it is written or may wait.
+    `conflated` are those that gave way to a newer one of the same channel.
+    """
+
+    matched: int = 0
+    written: int = 0
+    queued: int = 0  # in an outbox, or half written, at this moment
+    conflated: int = 0
+    dropped: Counter[Dropped] = attrs.field(factory=Counter)
+
+    def outcomes(self) -> dict[str, int]:
+        """What became of the matched ones; their sum is all. docs/metrics.md makes use of this."""
+        return {
+            "written": self.written,
+            "queued": self.queued,
+            "conflated": self.conflated,
+            "dropped": self.dropped.total(),
+        }
+
+    def imbalance(self) -> int:
+        """Deliveries unaccounted for. Always 0."""
+        return self.matched - sum(self.outcomes().values())
+
+
+@attrs.define
+class Traffic:
+    """Connections and what clients sent.
+
+    `accepts_paced`: how often accepting paused, as more came than there was time for.
+    `reloads`: of the settings, by how they went.
+    """
+
+    accepted: int = 0
+    rejected: Counter[str] = attrs.field(factory=_counter)
+    closed: Counter[str] = attrs.field(factory=_counter)
+    accept_errors: int = 0
+    accepts_paced: int = 0
+    messages_received: int = 0
+    binary_ignored: int = 0
+    commands: Counter[str] = attrs.field(factory=_counter)
+    errors: Counter[str] = attrs.field(factory=_counter)
+    rate_limited: int = 0
+    replayed: int = 0
+    resumed: int = 0
+    resumed_incompletely: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    reloads: Counter[str] = attrs.field(factory=_counter)
+
+
+@attrs.define
+class Ledger:
+    """All the books of one server.
+
+    `fan_out`: from the arrival of a message to the last write of its fan-out, joined or queued ones
+    included as far as they are handed over. `lag`: how late the scheduler runs what is due.
+    """
+
+    publications: Publications = attrs.field(factory=Publications)
+    deliveries: Deliveries = attrs.field(factory=Deliveries)
+    traffic: Traffic = attrs.field(factory=Traffic)
+    fan_out: Durations = attrs.field(factory=Durations)
+    lag: Durations = attrs.field(factory=Durations)
+
+    def imbalance(self, waiting: int) -> int:
+        """All that is unaccounted for, with `waiting` messages in the feed. Always 0."""
+        return abs(self.deliveries.imbalance()) + abs(self.publications.imbalance(waiting))
+
+
+def total(ledgers: Iterable[Ledger]) -> Ledger:
+    """The books of several servers as one: new books, every entry the sum of theirs."""
+    sums = Ledger()
+    for ledger in ledgers:
+        for book in attrs.fields(Ledger):
+            into, of = getattr(sums, book.name), getattr(ledger, book.name)
+            for entry in attrs.fields(type(into)):
+                _add(into, entry.name, getattr(of, entry.name))
+    return sums
+
+
+def _add(sums: Any, entry: str, value: Any) -> None:
+    present = getattr(sums, entry)
+    if isinstance(value, Counter):
+        present.update(value)
+    elif isinstance(value, list):
+        present[:] = map(operator.add, present, value)
+    else:
+        setattr(sums, entry, present + value)

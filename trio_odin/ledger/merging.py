@@ -1,0 +1,132 @@
+"""How figures of several workers become that of their server: the rule of each field.
+
+    @attrs.frozen
+    class LoadStats:
+        cpu_percent: float = merged(MEAN)
+        is_lagging: bool = merged(ALL, STAYING)
+
+Pure functions, so that what a scrape shows of a crash can be tested without one.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
+from itertools import chain
+from typing import Any, Final, TypeAlias, TypeVar
+
+import attrs
+
+from trio_odin.ledger.counters import total
+
+T = TypeVar("T")
+How: TypeAlias = Callable[[Sequence[Any]], Any]
+
+_RULE: Final = "merged"
+
+
+class Among(Enum):
+    """Whose figures count."""
+
+    EVERYBODY = "all workers"
+    STAYING = "those that do not leave; if all do, all"
+    TAKING = "those of them that take clients; if none does, all of them"
+
+
+STAYING: Final = Among.STAYING
+TAKING: Final = Among.TAKING
+
+
+@attrs.frozen
+class Rule:
+    """`how` makes one figure of several. A counter goes on after a worker has ended."""
+
+    how: How
+    among: Among = Among.EVERYBODY
+    is_counter: bool = False
+
+
+def _same(values: Sequence[Any]) -> Any:
+    return values[0]
+
+
+def _concatenated(values: Sequence[Iterable[Any]]) -> list[Any]:
+    return list(chain.from_iterable(values))
+
+
+def _union(values: Sequence[Iterable[Any]]) -> list[Any]:
+    return sorted(set(chain.from_iterable(values)))
+
+
+def _seconds(state: Any) -> float:
+    """For how long a state has lasted: it is that number, or has it."""
+    return float(getattr(state, "seconds", state))
+
+
+def _longest(states: Sequence[Any]) -> Any:
+    return max((state for state in states if state is not None), key=_seconds, default=None)
+
+
+def _shortest_of_all(seconds: Sequence[float | None]) -> float | None:
+    known = [value for value in seconds if value is not None]
+    return min(known) if len(known) == len(seconds) else None
+
+
+def _longest_or_never(ages: Sequence[float | None]) -> float | None:
+    return max(ages, key=lambda age: math.inf if age is None else age)
+
+
+SUM: Final = Rule(sum)
+MAX: Final = Rule(max)
+MEAN: Final = Rule(statistics.fmean)
+ALL: Final = Rule(all)
+ANY: Final = Rule(any)
+# For the whole server, or the same for all.
+SAME: Final = Rule(_same)
+CONCATENATED: Final = Rule(_concatenated)
+UNION: Final = Rule(_union)
+# A state of one lasts as long as that of the one that has been in it longest; None: nobody is.
+LONGEST: Final = Rule(_longest)
+# A state of all began with the last one; None: not all are in it.
+SHORTEST_OF_ALL: Final = Rule(_shortest_of_all)
+# The greatest age; that of something that never came is None, and beyond all others.
+LONGEST_OR_NEVER: Final = Rule(_longest_or_never)
+COUNTER: Final = Rule(sum, is_counter=True)
+# Of ledgers.
+TOTAL: Final = Rule(total, is_counter=True)
+
+
+def merged(rule: Rule, among: Among = Among.EVERYBODY) -> Any:
+    """A field that is merged by `rule`."""
+    return attrs.field(metadata={_RULE: attrs.evolve(rule, among=among)})
+
+
+def counters_of(stats: Any, path: str = "") -> dict[str, Any]:
+    """All counters in `stats` and in its parts, by where they are."""
+    found: dict[str, Any] = {}
+    for field in attrs.fields(type(stats)):
+        value, rule = getattr(stats, field.name), field.metadata.get(_RULE)
+        if rule is None:
+            found |= counters_of(value, f"{path}{field.name}.")
+        elif rule.is_counter:
+            found[path + field.name] = value
+    return found
+
+
+def merge_stats(groups: Mapping[Among, Sequence[T]], past: Mapping[str, Any], path: str = "") -> T:
+    """One of several; none of the `groups` is empty. To counters comes what is in the `past`."""
+    first = groups[Among.EVERYBODY][0]
+    values: dict[str, Any] = {}
+    for field in attrs.fields(type(first)):  # type: ignore[arg-type]
+        name, rule = field.name, field.metadata.get(_RULE)
+        of_each = {among: [getattr(one, name) for one in group] for among, group in groups.items()}
+        if rule is None:
+            values[name] = merge_stats(of_each, past, f"{path}{name}.")
+            continue
+        figures = of_each[rule.among]
+        if rule.is_counter and path + name in past:
+            figures = [past[path + name], *figures]
+        values[name] = rule.how(figures)
+    return type(first)(**values)

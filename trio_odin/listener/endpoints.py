@@ -1,0 +1,96 @@
+"""What the port answers to plain HTTP."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+from trio_odin import __version__
+from trio_odin.ledger.snapshot import Snapshot
+from trio_odin.net.http import Request, Response
+from trio_odin.telemetry.health import HealthReport, health, ready
+from trio_odin.telemetry.metrics import CONTENT_TYPE, render
+
+_WELCOME = f"""trio-odin {__version__}: NATS token events, over WebSocket, to whom they concern.
+
+Connect a WebSocket to /ws on this port and send one JSON object per text frame:
+
+    {{"type":"subscribe","channels":["BTC.trade","ETH.trade"]}}
+    {{"type":"unsubscribe","channels":["ETH.trade"]}}
+    {{"type":"replay","data":{{"since":41}}}}
+    {{"type":"heartbeat"}}
+
+You get exactly the events of your channels, numbered by "seq": a gap means a loss.
+
+    /health   how it is (JSON)
+    /ready    whether it takes clients (200 or 503)"""
+_METRICS_LINE = "\n    /metrics  for Prometheus"
+
+_NOT_FOUND = Response.text(404, "Not found; see / for what there is")
+_NOT_ALL = Response.text(503, "The parent of the workers does not answer; see /health")
+_READING = {"GET", "HEAD"}
+_ALLOWED = "GET, HEAD, OPTIONS"
+# RFC 9110, 9.3.7, which health checks of load balancers ask for, and a browser's preflight (Fetch).
+_OPTIONS = Response(
+    204,
+    headers=[
+        ("Allow", _ALLOWED),
+        ("Access-Control-Allow-Methods", _ALLOWED),
+        ("Access-Control-Allow-Headers", "*"),
+    ],
+)
+
+
+class Pages:
+    """Answers `/`, `/health`, `/ready` and `/metrics`, with what `gather` finds out.
+
+    Where `has_metrics` is false /metrics is found elsewhere, at the address for it.
+    """
+
+    def __init__(
+        self, gather: Callable[[], Awaitable[Snapshot]], *, has_metrics: bool = True
+    ) -> None:
+        self._gather = gather
+        self._has_metrics = has_metrics
+
+    async def respond(self, request: Request) -> Response:
+        """The answer to a request of the public. Waits for `gather` at most."""
+        match request.path:
+            case "/" if request.method in _READING:
+                return Response.text(200, _WELCOME + _METRICS_LINE * self._has_metrics)
+            case "/metrics" if not self._has_metrics:
+                return _NOT_FOUND
+            case "/ws" if request.method in _READING:
+                return Response.text(
+                    426,
+                    "This is a WebSocket endpoint; see / on how to use it",
+                    headers=[("Upgrade", "websocket")],
+                )
+            case _:
+                return await self.respond_to_admin(request)
+
+    async def respond_to_admin(self, request: Request) -> Response:
+        """The answer at WS_ADMIN_ADDR. Waits for `gather` at most."""
+        if request.method == "OPTIONS":
+            return _OPTIONS
+        if request.method not in _READING:
+            return Response.text(405, f"Use {_ALLOWED}", headers=[("Allow", _ALLOWED)])
+        match request.path:
+            case "/health":
+                return _json(health(await self._gather(), time.time()))
+            case "/ready":
+                return _json(ready(await self._gather()))
+            case "/metrics":
+                snapshot = await self._gather()
+                # Counters of one worker would look like a restart, and its end like another one.
+                return _metrics(snapshot) if snapshot.workers.is_whole else _NOT_ALL
+            case _:
+                return _NOT_FOUND
+
+
+def _metrics(snapshot: Snapshot) -> Response:
+    return Response(200, render(snapshot), CONTENT_TYPE)
+
+
+def _json(report: HealthReport) -> Response:
+    return Response.json(report.status, report.content)

@@ -1,0 +1,315 @@
+"""The listener: looks at the head of a request, leads to a WebSocket connection or a page."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from contextlib import suppress
+from http import HTTPStatus
+from typing import NamedTuple
+
+import structlog
+import trio
+
+from trio_odin.auth.authorize import Permits
+from trio_odin.auth.grants import Grant
+from trio_odin.auth.identity import Identity, user_agent
+from trio_odin.connection.connection import Connection
+from trio_odin.connection.connection_log import ConnectionLog
+from trio_odin.connection.keepalive import PingWheel
+from trio_odin.connection.session import SessionLimits
+from trio_odin.fanout.hub import Hub
+from trio_odin.ledger.reasons import Rejection
+from trio_odin.ledger.snapshot import ListenerStats
+from trio_odin.listener.acceptor import Acceptor, files_for_clients, refusal
+from trio_odin.listener.pending_handshakes import HalfOpen
+from trio_odin.net.client_address import IpAddress, client_address, counted_as
+from trio_odin.net.http import (
+    END_OF_HEAD,
+    HeadLimits,
+    Respond,
+    Response,
+    receive_head,
+    send_last,
+    serve_request,
+)
+from trio_odin.overload.admission import Admission
+from trio_odin.overload.meters import LoopMeter
+from trio_odin.settings.settings import Settings
+from trio_odin.wire import handshake
+from trio_odin.wire.handshake import Refusal, Upgrade
+
+_log = structlog.get_logger("listener")
+
+# Half of the files that are kept from WebSockets: those who say nothing may not have them all.
+_HALF_OPEN_IN_KEPT = 8
+
+# What is read at once of a request, so that most are whole then.
+_FIRST_READ_BYTES = 16 * 1024
+
+_REFUSALS = {400, 405, 413, 426, 431, 501, 505}
+
+
+class _Admitted(NamedTuple):
+    """One who may come in: the response that completes the handshake, and what goes with it.
+
+    `owner` is whose it counts as, where that matters; `grant` what its token allows; `identity` is
+    for the log.
+    """
+
+    upgrade: bytes
+    owner: str | None
+    grant: Grant | None
+    identity: Identity
+
+
+class Listener:
+    """Turns accepted sockets into connections. Their tasks live in `nursery`.
+
+    Attributes:
+        admitted: connections let in. Those that still send their head are not counted yet.
+        session_limits: of those that join from now on.
+        connection_log: where it is logged that one came or went.
+    """
+
+    def __init__(
+        self,
+        *,
+        hub: Hub[Connection],
+        wheel: PingWheel[Connection],
+        admission: Admission,
+        permits: Permits,
+        respond: Respond,
+        settings: Settings,
+        loop: LoopMeter | None = None,
+    ) -> None:
+        self._hub = hub
+        self._wheel = wheel
+        self._admission = admission
+        self._permits = permits
+        self._respond = respond
+        self._settings = settings
+        self._limits = HeadLimits(settings.max_head_bytes, settings.max_headers)
+        self._traffic = hub.ledger.traffic
+        self._acceptor = Acceptor(self._traffic, per_second=settings.accepts_per_second, loop=loop)
+        self._half_open = HalfOpen(settings.max_half_open, self._traffic)
+        self._half_open_in_kept = HalfOpen(_HALF_OPEN_IN_KEPT, self._traffic)
+        self._from_address: Counter[str] = Counter()
+        self._files_for_clients = files_for_clients()
+        self._departed = trio.lowlevel.ParkingLot()
+        self.session_limits = self._session_limits()
+        self.connection_log = ConnectionLog()
+        self.admitted = 0
+        self._heads_done = 0
+
+    def reload(self, settings: Settings) -> None:
+        """Serve whoever comes from now on by `settings`."""
+        self._settings = settings
+        self._limits = HeadLimits(settings.max_head_bytes, settings.max_headers)
+        self._acceptor.set_rate(settings.accepts_per_second)
+        self._half_open.most = settings.max_half_open
+        self.session_limits = self._session_limits()
+
+    def _session_limits(self) -> SessionLimits:
+        settings = self._settings
+        return SessionLimits(
+            replay_capacity=settings.replay_capacity,
+            resume_channel_events=settings.resume_channel_events,
+            resume_events=settings.resume_events,
+            max_channels=settings.max_channels,
+            command_burst=settings.command_burst,
+            commands_per_second=settings.commands_per_second,
+            can_resume=self._hub.is_filtering,
+            replay_budget=self._hub.replay_budget,
+        )
+
+    async def run(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
+        """Accept on `listener` until cancelled."""
+        await self._acceptor.run(listener, nursery, self.serve)
+
+    async def serve(self, stream: trio.abc.HalfCloseableStream) -> None:
+        """Serve one accepted socket to its end. Nothing the peer does raises out of here."""
+        try:
+            try:
+                head = await self._receive_head(stream)
+            finally:
+                self._heads_done += 1
+            if head is None:
+                await trio.aclose_forcefully(stream)
+            elif not handshake.is_websocket_request(head):
+                status = None  # it stays so if the page is ended for the sake of others
+                with self._half_open_like(stream).one(math.inf):  # it has deadlines of its own
+                    status = await serve_request(
+                        stream, self._respond, received=head, limits=self._limits
+                    )
+                self._count_refusal(status)
+            else:
+                answer = self._answer(head, stream)
+                del head  # the rest of this frame lives as long as the connection
+                if isinstance(answer, _Admitted):
+                    await self._connect(stream, answer)
+                else:
+                    await self._refuse(stream, answer)
+        except Exception:  # noqa: BLE001 - a fault of ours in one request must not end the others
+            _log.exception("request.failed")
+            await trio.aclose_forcefully(stream)
+
+    async def _receive_head(self, stream: trio.abc.HalfCloseableStream) -> bytes | None:
+        """The head; None if the peer sent nothing in time or has gone."""
+        received = _already_there(stream)
+        if received.endswith(END_OF_HEAD):
+            return received
+        with self._half_open_like(stream).one(self._settings.handshake_seconds) as scope:
+            try:
+                return (
+                    await receive_head(stream, received, max_bytes=self._limits.max_bytes) or None
+                )
+            except trio.BrokenResourceError:
+                return None
+        if trio.current_time() < scope.deadline:  # ended for the sake of others
+            return None
+        self._traffic.rejected["timeout"] += 1
+        await self._refuse(stream, Response.text(408, "Request not complete in time"))
+        return None
+
+    def _answer(self, head: bytes, stream: trio.abc.Stream) -> _Admitted | Response:
+        """What a request for a WebSocket gets: the upgrade, or a refusal, which is counted.
+
+        The costly check, of a token's signature, is the last one.
+        """
+        malformed = _malformed(head, self._limits)
+        rejection = self._rejection(stream)
+        if rejection is not None and malformed is None:
+            return self._rejected(rejection)
+        upgrade = malformed or handshake.parse(head)
+        if isinstance(upgrade, Refusal):
+            return self._refused(upgrade)
+        address = self._address(upgrade, stream)
+        owner = counted_as(address) if address and self._admission.max_per_address else None
+        if owner is not None:
+            already = self._from_address[owner]
+            rejection = self._admission.rejection(self.admitted, from_address=already)
+            if rejection is not None:
+                return self._rejected(rejection)
+        permit = self._permits.permit(upgrade)
+        if isinstance(permit, Refusal):
+            return self._refused(permit)
+        agent = user_agent(upgrade.headers.get(b"user-agent", b""))
+        identity = Identity(None if address is None else str(address), agent)
+        return _Admitted(upgrade.response(), owner, permit, identity)
+
+    def _refused(self, refusal: Refusal) -> Response:
+        self._traffic.rejected[refusal.label] += 1
+        return Response.text(refusal.status, refusal.text, headers=refusal.headers)
+
+    def _rejection(self, stream: trio.abc.Stream) -> Rejection | None:
+        """Why nobody may come in now, or not on this socket."""
+        rejection = self._admission.rejection(self.admitted)
+        return rejection or (Rejection.FILES if self._has_kept_file(stream) else None)
+
+    def _has_kept_file(self, stream: trio.abc.Stream) -> bool:
+        file = stream.socket.fileno() if isinstance(stream, trio.SocketStream) else 0
+        return file >= self._files_for_clients  # the kernel gives the lowest number that is free
+
+    def _half_open_like(self, stream: trio.abc.Stream) -> HalfOpen:
+        return self._half_open_in_kept if self._has_kept_file(stream) else self._half_open
+
+    def _rejected(self, rejection: Rejection) -> Response:
+        self._traffic.rejected[rejection.label] += 1
+        return refusal(rejection)
+
+    def _address(self, upgrade: Upgrade, stream: trio.abc.Stream) -> IpAddress | None:
+        """Where the client is, behind proxies that are trusted; None if that cannot be known."""
+        peer = _peer_of(stream)
+        if peer is None:
+            return None
+        forwarded_for = upgrade.headers.get(b"x-forwarded-for", b"")
+        return client_address(peer, forwarded_for, self._settings.trusted_proxies)
+
+    async def _refuse(self, stream: trio.abc.HalfCloseableStream, refusal: Response) -> None:
+        await send_last(stream, refusal, self._settings.write_deadline_seconds)
+
+    def _count_refusal(self, status: int | None) -> None:
+        """Of a request for a page: what is no HTTP, or not what /ws or a page is asked for."""
+        if status == HTTPStatus.REQUEST_TIMEOUT:
+            self._traffic.rejected["timeout"] += 1
+        elif status in _REFUSALS:
+            self._traffic.rejected["bad_request"] += 1
+
+    async def _connect(self, stream: trio.abc.Stream, admitted: _Admitted) -> None:
+        self.admitted += 1
+        upgrade, owner, grant, identity = admitted
+        if owner is not None:
+            self._from_address[owner] += 1
+        try:
+            connection = Connection(
+                stream,
+                hub=self._hub,
+                settings=self._settings,
+                limits=self.session_limits,
+                log=self.connection_log,
+                grant=grant,
+                identity=identity,
+            )
+            await connection.run(upgrade, self._wheel)
+        finally:
+            self.admitted -= 1
+            if owner is not None:
+                self._forget(owner)
+            self._departed.unpark_all()
+
+    def _forget(self, owner: str) -> None:
+        self._from_address[owner] -= 1
+        if not self._from_address[owner]:
+            del self._from_address[owner]
+
+    @property
+    def unanswered(self) -> int:
+        """How many have been accepted and have no answer yet: their head is still to be read."""
+        return self._acceptor.waiting + self._acceptor.let_in - self._heads_done
+
+    def stats(self) -> ListenerStats:
+        """Those who are not let in yet: how many have not asked for anything, or get a page."""
+        half_open = len(self._half_open) + len(self._half_open_in_kept)
+        return ListenerStats(half_open=half_open, is_out_of_files=self.is_out_of_files)
+
+    @property
+    def is_out_of_files(self) -> bool:
+        """Whether the next connection would be refused as open files are used up."""
+        try:
+            file = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return True
+        os.close(file)
+        return file >= self._files_for_clients
+
+    async def wait_empty(self) -> None:
+        """Wait until no connection is left."""
+        while self.admitted:
+            await self._departed.park()
+
+
+def _already_there(stream: trio.abc.Stream) -> bytes:
+    """What can be read without waiting: mostly the whole head."""
+    if isinstance(stream, trio.SocketStream):
+        with suppress(OSError):  # nothing there, or gone: `receive_head` will see
+            return os.read(stream.socket.fileno(), _FIRST_READ_BYTES)
+    return b""
+
+
+def _malformed(head: bytes, limits: HeadLimits) -> Refusal | None:
+    """What is wrong with the size of a head, before anything is made of it."""
+    if (text := limits.refusal(head)) is not None:
+        return Refusal(431, text)
+    if not head.endswith(END_OF_HEAD) or head.count(END_OF_HEAD) > 1:
+        return Refusal(400, "Bytes behind the request: wait for the upgrade first")
+    return None
+
+
+def _peer_of(stream: trio.abc.Stream) -> str | None:
+    if isinstance(stream, trio.SocketStream):
+        with suppress(OSError):  # it has gone
+            name = stream.socket.getpeername()
+            return str(name[0]) if isinstance(name, tuple) else None  # not of TCP
+    return None

@@ -1,0 +1,31 @@
+"""How many bytes may wait in each place, of the memory that this server may use."""
+
+from __future__ import annotations
+
+from trio_odin.overload.cgroup import memory_group
+from trio_odin.overload.meters import MemoryMeter
+from trio_odin.settings.settings import Settings
+
+# One part in so many, where no setting says another size.
+_OUTBOXES_PART = 4
+_REPLAY_PART = 8
+_FEED_PART = 8
+
+
+def feed_bytes(settings: Settings) -> int:
+    """Bytes that may wait between the bridge and the hub, of each worker."""
+    return _memory_bytes(settings) // _FEED_PART // settings.workers
+
+
+def outboxes_bytes(settings: Settings) -> int:
+    """Bytes that may wait in all outboxes together."""
+    return settings.total_outbox_bytes or _memory_bytes(settings) // _OUTBOXES_PART
+
+
+def replay_bytes(settings: Settings) -> int:
+    """Bytes that all connections together may keep for replay."""
+    return settings.total_replay_bytes or _memory_bytes(settings) // _REPLAY_PART
+
+
+def _memory_bytes(settings: Settings) -> int:
+    return MemoryMeter(settings.memory_limit_bytes, memory_group()).limit_bytes

@@ -1,0 +1,427 @@
+"""The nursery tree: the whole server in one picture and one function.
+
+serve()                                cancel = stop now; drain() = leave in order, then stop
+├── door                               plain HTTP is answered until the very end
+│   └── listener …                     accepts
+├── connection …                       one cancel scope each; cancelling it is the eviction
+│   ├── reader                         frames → commands → session → replies
+│   └── writer                         outbox → socket, asleep unless the socket would block
+├── bridge                             NATS → feed, until a drain has sent the last client away
+├── notices                            what was lost, told each second to those who asked
+├── hub                                feed → registry → outlets; a fan-out never waits
+├── keepalive                          one timing wheel for every connection's pings
+├── admin                              pages at WS_ADMIN_ADDR, if there is one
+├── guard                              samples the load, closes and opens the door, sheds
+│   └── lag                            measures how late the scheduler is
+├── turns                              has clients that come all at once give way to the events
+├── collector                          looks for leaks now and then
+├── siblings                           in a worker: the parent's questions, and its end
+└── summary                            a line in the log now and then
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from itertools import chain
+
+import attrs
+import structlog
+import trio
+
+from trio_odin.auth.authorize import Permits
+from trio_odin.connection.connection import Connection
+from trio_odin.connection.keepalive import PingWheel
+from trio_odin.drain import RECONNECTS_PER_SECOND, send_away
+from trio_odin.fanout.hub import Hub
+from trio_odin.fanout.resume_buffer import RECENT_EVENTS_MAX
+from trio_odin.ledger.counters import Ledger
+from trio_odin.ledger.snapshot import Build, Limits, ProcessStats, Snapshot, Workers
+from trio_odin.listener.admin import AdminPort
+from trio_odin.listener.endpoints import Pages
+from trio_odin.listener.listener import Listener
+from trio_odin.net.listening import (
+    Address,
+    bound_address,
+    inherited_sockets,
+    listen_on,
+    open_listeners,
+)
+from trio_odin.overload.load import OtherWorkers
+from trio_odin.overload.load_monitor import Guard
+from trio_odin.overload.process import collect_what_leaked, cpu_seconds, resident_bytes
+from trio_odin.overload.turnover import LISTENER
+from trio_odin.overload.turns import Turns
+from trio_odin.settings.reload import Apply, ReadEnvironment, reload_settings
+from trio_odin.settings.settings import Settings
+from trio_odin.telemetry.log_lines import lines_dropped
+from trio_odin.telemetry.logs import set_log_level
+from trio_odin.upstream.bridge import Bridge
+from trio_odin.upstream.gaps import Mark
+from trio_odin.upstream.nats_message import NatsMessage
+from trio_odin.workers.parent_link import Siblings
+
+_COLLECT_SECONDS = 3600.0
+_HEADS_LOOK_SECONDS = 0.01
+_NATS_LOOK_SECONDS = 0.02
+
+_log = structlog.get_logger("server")
+
+
+class Server:
+    """A running server, as whoever started it sees it. Made by `serve`.
+
+    Attributes:
+        addresses: where it listens, with the ports the kernel chose.
+        admin_addresses: where it answers Prometheus and health checks alone; mostly nowhere.
+        ledger: its books.
+        finished: set when a drain is complete, or everything was stopped.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        queues: Mapping[int, Sequence[trio.socket.SocketType]],
+        permits: Permits,
+        siblings: Siblings | None = None,
+        admin_listeners: Sequence[trio.SocketListener] = (),
+    ) -> None:
+        # Any will do: in each queue there is a socket for each address.
+        sockets = next(iter(queues.values()))
+        self.addresses: list[Address] = [bound_address(sock) for sock in sockets]
+        self.admin_addresses: list[Address] = [bound_address(one) for one in admin_listeners]
+        self.ledger = Ledger()
+        self._settings = settings
+        self._queues = queues
+        self._accepted_from: Collection[int] = ()
+        self._accepted_from_changed = trio.Event()
+        self._admin_listeners = admin_listeners
+        self._siblings = siblings
+        self._started_at = trio.current_time()
+        self._drain_asked = trio.Event()
+        self._is_relieved = False
+        self._draining_at: float | None = None
+        self._door = trio.CancelScope()
+        self.finished = trio.Event()
+        # Full: the bridge sheds the newest message and counts it.
+        self._feed_send, self._feed_receive = trio.open_memory_channel[NatsMessage | Mark](
+            settings.feed_capacity
+        )
+        self._guard = Guard(settings, self.ledger)
+        self._admission = self._guard.admission
+        self._turns = Turns(self._guard.loop)
+        self._hub: Hub[Connection] = Hub(settings, self.ledger, self._turns)
+        self._bridge = Bridge(
+            settings,
+            self.ledger,
+            self._feed_send,
+            self._hub.feed_budget,
+            self._hub.upstream,
+            self._guard.pause,
+            recall_max=min(RECENT_EVENTS_MAX, settings.feed_capacity // 2),
+        )
+        self._wheel: PingWheel[Connection] = PingWheel(
+            interval_seconds=settings.ping_interval_seconds,
+            deadline_seconds=settings.keepalive_seconds,
+            objection=lambda connection: permits.objection(connection.session.grant),
+        )
+        pages = Pages(self.gather, has_metrics=not admin_listeners)
+        self._admin = AdminPort(pages.respond_to_admin, self.ledger.traffic)
+        self._listener = Listener(
+            hub=self._hub,
+            wheel=self._wheel,
+            admission=self._admission,
+            loop=self._guard.loop,
+            permits=permits,
+            respond=pages.respond,
+            settings=settings,
+        )
+        # Who has to know of new settings. Only the first may refuse them.
+        self._reloads: list[Apply] = [
+            permits.reload,  # the only one that may refuse
+            self._guard.reload,
+            self._hub.reload,
+            self._bridge.reload,
+            self._listener.reload,
+            lambda settings: set_log_level(settings.log_level),
+        ]
+
+    def accept_from(self, queues: Collection[int]) -> None:
+        """Take clients from the queues of these numbers, and from no others. Does not wait."""
+        self._accepted_from = queues
+        self._accepted_from_changed.set()
+
+    def drain(self) -> None:
+        """Ask the server to leave in order; `serve` returns when it has. Does not wait."""
+        self._drain_asked.set()
+
+    def drain_alone(self) -> None:
+        """Like `drain`, but answer also those who wait for workers that have ended before us."""
+        self.accept_from(self._queues)
+        self.drain()
+
+    def relieve(self) -> None:
+        """Like `drain`, but leave the port to another process first, and refuse nobody."""
+        self._is_relieved = True
+        self.drain()
+
+    def reload(self, read: ReadEnvironment) -> None:
+        """Take on the settings that can change; if `read` or one of them fails, none."""
+        self._settings = reload_settings(
+            self._settings, read, apply=self._reloads, results=self.ledger.traffic.reloads
+        )
+
+    def roll(self) -> None:
+        """Refuse a rolling restart: that takes several workers."""
+        _log.warning("rolling.refused", reason="a rolling restart takes WS_WORKERS of 2 or more")
+
+    def learn(self, others: OtherWorkers) -> None:
+        """Take in what the other processes of the server hold and use."""
+        self._guard.learn(others)
+
+    @property
+    def connections(self) -> int:
+        """How many are open now."""
+        return len(self._hub.members)
+
+    async def _run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._accept, nursery, name="door")
+            for listener in self._admin_listeners:
+                nursery.start_soon(self._admin.run, listener, nursery, name="admin")
+            nursery.start_soon(self._wheel.run, name="keepalive")
+            nursery.start_soon(self._hub.notices.run, name="notices")
+            nursery.start_soon(self._guard.run, name="guard")
+            nursery.start_soon(self._turns.run, name="turns")
+            nursery.start_soon(self._collect_leaks, name="collector")
+            nursery.start_soon(self._summary, name="summary")
+            if self._siblings is not None:
+                nursery.start_soon(self._siblings.run, self, name="siblings")
+                nursery.start_soon(self._tell_of_nats, self._siblings, name="nats")
+            async with trio.open_nursery() as flow:
+                flow.start_soon(self._hub.run, self._feed_receive, name="hub")
+                flow.start_soon(self._bridge_until_empty, name="bridge")
+            self._log_end()
+            if self._siblings is not None:
+                await self._siblings.leave(self.snapshot())
+            nursery.cancel_scope.cancel(reason="drained")
+
+    async def _accept(self, connections: trio.Nursery) -> None:
+        """Accept from the queues that are to be accepted from, as they change."""
+        accepting: dict[int, list[trio.CancelScope]] = {}
+        with self._door:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    wanted = set(self._accepted_from)
+                    for number in accepting.keys() - wanted:
+                        for scope in accepting.pop(number):
+                            scope.cancel(reason="another worker takes clients from this queue")
+                    for number in wanted - accepting.keys():
+                        accepting[number] = []
+                        for sock in self._queues[number]:
+                            scope = trio.CancelScope()
+                            accepting[number].append(scope)
+                            listen = partial(self._listen, listen_on(sock), connections, scope)
+                            nursery.start_soon(listen, name=LISTENER)
+                    if self._siblings is not None:
+                        self._siblings.tell(self.snapshot())
+                    await self._accepted_from_changed.wait()
+                    self._accepted_from_changed = trio.Event()
+
+    async def _listen(
+        self,
+        listener: trio.SocketListener,
+        connections: trio.Nursery,
+        scope: trio.CancelScope,
+    ) -> None:
+        with scope:
+            await self._listener.run(listener, connections)
+
+    async def _tell_of_nats(self, siblings: Siblings) -> None:
+        """Tell the parent when NATS was reached: then it lets this worker take clients."""
+        while True:
+            await trio.sleep(_NATS_LOOK_SECONDS)
+            if self._hub.upstream.was_connected:
+                break
+        siblings.tell(self.snapshot())
+
+    async def _bridge_until_empty(self) -> None:
+        """Run the bridge until a drain is done; the feed ends then, and with it the hub."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._bridge.run)
+            await self._drain_asked.wait()
+            await self._drain()
+            nursery.cancel_scope.cancel(reason="drain")
+
+    async def _drain(self) -> None:
+        """Let nobody in any more, and send everyone away."""
+        _log.info("drain.started", connections=len(self._hub.members), relieved=self._is_relieved)
+        if self._is_relieved:
+            await self._leave_port()
+        self._admission.is_draining = True
+        self._draining_at = trio.current_time()
+        await send_away(
+            self._hub,
+            self._listener,
+            reconnects_per_second=self._reconnects_per_second(),
+            drain_seconds=self._settings.drain_seconds,
+        )
+
+    async def _leave_port(self) -> None:
+        """Accept no more, and wait until all that were accepted have their answer."""
+        self._door.cancel(reason="a successor serves")
+        self._accepted_from = ()
+        for sock in chain.from_iterable(self._queues.values()):
+            sock.close()
+        with trio.move_on_after(self._settings.handshake_seconds):
+            while True:
+                await trio.sleep(_HEADS_LOOK_SECONDS)
+                if not self._listener.unanswered:
+                    break
+
+    def _reconnects_per_second(self) -> float:
+        """How many of our clients may come back in a second: all workers leave together."""
+        own, elsewhere = len(self._hub.members), self._admission.connections_elsewhere
+        rate = self._settings.accepts_per_second or RECONNECTS_PER_SECOND
+        return rate * max(1, own) / max(1, own + elsewhere)
+
+    def _log_end(self) -> None:
+        snapshot = self.snapshot()
+        books = snapshot.ledger
+        _log.info(
+            "drain.finished",
+            uptime=round(snapshot.uptime_seconds, 1),
+            matched=books.deliveries.matched,
+            written=books.deliveries.written,
+            conflated=books.deliveries.conflated,
+            dropped={reason.value: number for reason, number in books.deliveries.dropped.items()},
+            imbalance=snapshot.imbalance,
+        )
+
+    async def _collect_leaks(self) -> None:
+        while True:
+            await trio.sleep(_COLLECT_SECONDS)
+            collect_what_leaked(len(self._hub.members))
+
+    async def _summary(self) -> None:
+        while True:
+            await trio.sleep(self._settings.summary_seconds)
+            self._listener.connection_log.write_rest()
+            deliveries = self.ledger.deliveries
+            _log.info(
+                "summary",
+                connections=len(self._hub.members),
+                received=self.ledger.publications.received,
+                written=deliveries.written,
+                queued=deliveries.queued,
+                conflated=deliveries.conflated,
+                dropped=deliveries.dropped.total(),
+                cpu_percent=round(self._guard.load.cpu_percent, 1),
+                nats=self._hub.upstream.is_connected,
+            )
+
+    def _uptime(self) -> float:
+        return trio.current_time() - self._started_at
+
+    async def gather(self) -> Snapshot:
+        """The state of the whole server, with all its workers, for its pages."""
+        if self._siblings is None:
+            return self.snapshot()
+        return await self._siblings.gather() or self._without_siblings()
+
+    def _without_siblings(self) -> Snapshot:
+        """What this worker knows while its parent does not answer."""
+        own = self.snapshot()
+        return attrs.evolve(
+            own,
+            workers=Workers(
+                configured=self._settings.workers,
+                alive=int(own.is_open),
+                restarts=0,
+                connections=[own.fan_out.connections],
+                is_whole=False,
+            ),
+        )
+
+    def snapshot(self) -> Snapshot:
+        """The state of this process now."""
+        settings, now = self._settings, trio.current_time()
+        draining_at = self._draining_at
+        return Snapshot(
+            ledger=self.ledger,
+            nats=self._hub.upstream.stats(now),
+            fan_out=self._hub.stats(fed=self._bridge.fed),
+            load=self._guard.stats(),
+            listener=self._listener.stats(),
+            process=ProcessStats(
+                memory_bytes=resident_bytes(),
+                cpu_seconds=cpu_seconds(),
+                log_lines_dropped=lines_dropped(),
+                builds=[Build.here(settings.revision)],
+            ),
+            limits=Limits(
+                max_connections=settings.max_connections,
+                max_tasks=settings.max_tasks,
+                cpu_reject_percent=settings.cpu_reject_percent,
+                cpu_pause_percent=settings.cpu_pause_percent,
+                max_nats_rate=settings.max_nats_rate,
+                max_broadcast_rate=settings.max_broadcast_rate,
+            ),
+            workers=Workers.alone(self.connections),
+            uptime_seconds=self._uptime(),
+            is_draining=self._admission.is_draining,
+            draining_seconds=None if draining_at is None else now - draining_at,
+            is_open=bool(self._accepted_from),
+        )
+
+
+async def serve(
+    settings: Settings,
+    siblings: Siblings | None = None,
+    *,
+    inherited: Mapping[int, Sequence[int]] | None = None,
+    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until drained or cancelled. Starts with a `Server` as soon as it listens.
+
+    NATS need not be there: the server is unhealthy until it is, and recovers by itself. A server
+    with `siblings` has `inherited` the sockets of all of them (file numbers, by the numbers of the
+    workers), and takes clients from those that its parent tells it.
+
+    Raises:
+        AddressUnavailable: it cannot listen where it should.
+        SettingError: the keys of tokens cannot be used.
+
+    Cancellation: every connection is cut at once; `Server.drain` is the polite way.
+    """
+    permits = Permits(settings)
+    with ExitStack() as stack:
+        if inherited:
+            queues = {number: inherited_sockets(files) for number, files in inherited.items()}
+        else:
+            queues = {0: [one.socket for one in await open_listeners(settings.address)]}
+        _close_with(stack, chain.from_iterable(queues.values()))
+        admin: list[trio.SocketListener] = []
+        if settings.admin_address is not None:
+            is_shared = siblings is not None
+            admin = await open_listeners(settings.admin_address, shared=is_shared)
+            _close_with(stack, [one.socket for one in admin])
+        server = Server(settings, queues, permits, siblings, admin)
+        if siblings is None:
+            server.accept_from(queues)
+        try:
+            _log.info(
+                "server.listening",
+                addresses=[str(address) for address in server.addresses],
+                admin=[str(address) for address in server.admin_addresses],
+            )
+            task_status.started(server)
+            await server._run()  # noqa: SLF001 - its one caller, on the same page
+        finally:
+            server.finished.set()
+
+
+def _close_with(stack: ExitStack, sockets: Iterable[trio.socket.SocketType]) -> None:
+    for sock in sockets:
+        stack.callback(sock.close)  # which does not wait

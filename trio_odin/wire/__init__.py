@@ -1,0 +1,1 @@
+"""What goes over the wire: frames, the handshake, commands, replies, names of channels. Pure."""

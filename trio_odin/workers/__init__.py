@@ -1,0 +1,1 @@
+"""A server of several processes: the supervisor, its worker slots, the link between them."""

@@ -1,0 +1,169 @@
+"""The link between a worker and its parent: a socket pair, one JSON object a line.
+
+    parent ── Ask ──────► worker        "how are you?"
+    parent ◄── Figures ── worker        the answer; number 0 unasked: it has begun, has NATS, takes
+                                        clients, or has finished
+    parent ── Accept ───► worker        "take clients from these queues, and from no others"
+    parent ── Others ───► worker        what the other workers hold: before it takes clients, and
+                                        once all have answered
+    parent ◄── Question ─ worker        "somebody wants a page: how are all of us?"
+    parent ── Answer ───► worker
+    parent ── Reload ───► worker        "these are the settings now"
+    parent ── Relieve ──► worker        "your successor serves: leave the port to it, and drain"
+
+The end of the stream is a message too: the other process is no more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Generic, TypeAlias, TypeVar, get_args
+
+import msgspec
+import structlog
+import trio
+
+from trio_odin.ledger.snapshot import Snapshot
+from trio_odin.overload.load import OtherWorkers
+
+# Full: the other side has not read for long; the message is dropped, and whoever waits for an
+# answer to it has a deadline.
+_OUTBOX_MESSAGES = 64
+_RECEIVE_BYTES = 64 * 1024
+
+_log = structlog.get_logger("workers")
+
+
+class Ask(msgspec.Struct, tag=True, frozen=True):
+    """The parent wants the worker's figures."""
+
+    number: int
+
+
+class Accept(msgspec.Struct, tag=True, frozen=True):
+    """The worker is to take clients from the queues of these numbers, and from no others."""
+
+    queues: list[int]
+
+
+class Figures(msgspec.Struct, tag=True, frozen=True):
+    """The worker's own, in answer to the `Ask` of that number."""
+
+    number: int
+    snapshot: Snapshot
+
+
+class Question(msgspec.Struct, tag=True, frozen=True):
+    """The worker wants the figures of all workers together."""
+
+    number: int
+
+
+class Answer(msgspec.Struct, tag=True, frozen=True):
+    """Those, in answer to the `Question` of that number."""
+
+    number: int
+    snapshot: Snapshot
+
+
+class Reload(msgspec.Struct, tag=True, frozen=True):
+    """The environment as it is now, of which the worker takes on what can change.
+
+    Values as bytes, as the system has them: they need not be UTF-8.
+    """
+
+    environment: dict[str, bytes]
+
+
+class Relieve(msgspec.Struct, tag=True, frozen=True):
+    """The worker is to take no new connection, and to leave in order."""
+
+
+FromParent: TypeAlias = Ask | Accept | OtherWorkers | Answer | Reload | Relieve
+FromWorker: TypeAlias = Figures | Question
+M = TypeVar("M")
+
+
+def _counter(kind: Any, content: Any) -> Any:
+    """Counters are all that msgspec does not know; their keys may be members of an enum."""
+    (key,) = get_args(kind)
+    return Counter({msgspec.convert(name, key): number for name, number in content.items()})
+
+
+def parent_decoder() -> msgspec.json.Decoder[FromWorker]:
+    """Reads what a worker says."""
+    return msgspec.json.Decoder(Figures | Question, dec_hook=_counter)
+
+
+def worker_decoder() -> msgspec.json.Decoder[FromParent]:
+    """Reads what the parent says."""
+    return msgspec.json.Decoder(
+        Ask | Accept | OtherWorkers | Answer | Reload | Relieve, dec_hook=_counter
+    )
+
+
+class Link(Generic[M]):
+    """One end: `send` never waits, `receive` gives what came. `run_writer` has to be running.
+
+    Resource handling: owns `stream`; `run_writer` closes it when it ends, however it does.
+    """
+
+    def __init__(self, stream: trio.abc.Stream, decoder: msgspec.json.Decoder[M]) -> None:
+        self._stream = stream
+        self._decoder = decoder
+        self._received = bytearray()
+        self._outbox_send, self._outbox_receive = trio.open_memory_channel[bytes](_OUTBOX_MESSAGES)
+        self._is_written = trio.Event()
+
+    def send(self, message: FromParent | FromWorker) -> bool:
+        """Send `message` soon. False if the other side does not read, or the link has ended."""
+        try:
+            self._outbox_send.send_nowait(msgspec.json.encode(message) + b"\n")
+        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+            return False
+        return True
+
+    async def finish(self) -> None:
+        """Send nothing any more, and wait until all that was sent is out."""
+        self._outbox_send.close()
+        await self._is_written.wait()
+
+    async def run_writer(self) -> None:
+        """Write what is sent, until `finish`, cancellation, or the end of the other side."""
+        async with self._stream:
+            try:
+                with self._outbox_receive:
+                    async for line in self._outbox_receive:
+                        await self._stream.send_all(line)
+            except trio.BrokenResourceError:
+                pass  # `receive` tells it
+            finally:
+                self._is_written.set()
+
+    async def receive(self) -> M | None:
+        """The next message; None once there is none any more.
+
+        Error handling: a line that is no message, as from a worker of another version, is logged
+        and left out.
+        """
+        while (line := await self._receive_line()) is not None:
+            try:
+                return self._decoder.decode(line)
+            except msgspec.MsgspecError as error:
+                _log.error("link.not_understood", error=str(error))
+        return None
+
+    async def _receive_line(self) -> bytes | None:
+        searched = 0
+        while (end := self._received.find(b"\n", searched)) < 0:
+            searched = len(self._received)
+            try:
+                chunk = await self._stream.receive_some(_RECEIVE_BYTES)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return None
+            if not chunk:
+                return None
+            self._received += chunk
+        line = bytes(self._received[:end])
+        del self._received[: end + 1]
+        return line

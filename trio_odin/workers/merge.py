@@ -1,0 +1,53 @@
+"""Several workers as one server: their snapshots merged, and what those that ended leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from trio_odin.ledger.counters import Ledger, total
+from trio_odin.ledger.merging import Among, counters_of, merge_stats
+from trio_odin.ledger.reasons import CloseReason, Dropped, Shed
+from trio_odin.ledger.snapshot import Snapshot, Workers
+
+
+@attrs.frozen
+class Past:
+    """The counters of workers that have ended: they hold nothing any more, and count nothing."""
+
+    counters: Mapping[str, Any] = attrs.field(factory=lambda: {"ledger": Ledger()})
+
+    @property
+    def ledger(self) -> Ledger:
+        """Their books. The parent counts there, too."""
+        ledger: Ledger = self.counters["ledger"]
+        return ledger
+
+    def with_ended(self, last: Snapshot) -> Past:
+        """The past with one more worker in it, whose last known figures are `last`."""
+        closed = counters_of(attrs.evolve(last, ledger=_closed_books(last)))
+        ledger = total([self.ledger, closed["ledger"]])
+        sums = {
+            path: self.counters.get(path, 0) + closed[path] for path in closed.keys() - {"ledger"}
+        }
+        return Past({**sums, "ledger": ledger})
+
+
+def _closed_books(last: Snapshot) -> Ledger:
+    """Books in which nothing is open: what the worker held is booked as lost, so they balance."""
+    ledger = total([last.ledger])
+    ledger.publications.shed[Shed.WORKER_LOST] += last.fan_out.feed_waiting
+    ledger.deliveries.dropped[Dropped.WORKER_LOST] += ledger.deliveries.queued
+    ledger.deliveries.queued = 0
+    ledger.traffic.closed[CloseReason.WORKER_LOST.label] += last.fan_out.connections
+    return ledger
+
+
+def merge(parts: Sequence[Snapshot], *, past: Past, workers: Workers) -> Snapshot:
+    """One server made of the workers `parts`, at least one, and the `past` of those before them."""
+    staying = [part for part in parts if not part.is_draining] or parts
+    taking = [part for part in staying if part.is_open] or staying
+    groups = {Among.EVERYBODY: parts, Among.STAYING: staying, Among.TAKING: taking}
+    return attrs.evolve(merge_stats(groups, past.counters), workers=workers)

@@ -1,0 +1,140 @@
+"""The other workers, as one of them knows them: through the parent."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+from collections.abc import Collection
+from typing import Protocol
+
+import attrs
+import structlog
+import trio
+
+from trio_odin.ledger.snapshot import Snapshot
+from trio_odin.overload.load import OtherWorkers
+from trio_odin.settings.reload import ReadEnvironment
+from trio_odin.workers.link import (
+    Accept,
+    Answer,
+    Ask,
+    Figures,
+    FromParent,
+    Link,
+    Question,
+    Relieve,
+    Reload,
+    worker_decoder,
+)
+
+# The parent waits half as long for the other workers.
+_ANSWER_SECONDS = 1.0
+_FAREWELL_SECONDS = 0.5
+
+_log = structlog.get_logger("workers")
+
+
+class Sibling(Protocol):
+    """The server of this process. None of this waits."""
+
+    def snapshot(self) -> Snapshot:
+        """Its figures now."""
+        ...
+
+    def accept_from(self, queues: Collection[int]) -> None:
+        """Take clients from the queues of these numbers, and from no others."""
+
+    def learn(self, others: OtherWorkers) -> None:
+        """Take in what the other processes of the server hold and use."""
+
+    def reload(self, read: ReadEnvironment) -> None:
+        """Take on the settings of another environment."""
+
+    def drain_alone(self) -> None:
+        """Leave in order, without a parent."""
+
+    def relieve(self) -> None:
+        """Leave the port to a successor, and leave in order."""
+
+
+@attrs.define
+class _Wait:
+    """A page that waits for the figures of all."""
+
+    is_over: trio.Event = attrs.field(factory=trio.Event)
+    snapshot: Snapshot | None = None
+
+
+class Siblings:
+    """The end of the link to the parent. `file_number` is that of the socket."""
+
+    def __init__(self, file_number: int) -> None:
+        sock = socket.socket(fileno=file_number)
+        sock.set_inheritable(False)
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        self._link = Link(stream, worker_decoder())
+        self._numbers = itertools.count(1)
+        self._waits: dict[int, _Wait] = {}
+        self._is_leaving = False
+
+    async def gather(self) -> Snapshot | None:
+        """The figures of all workers together; None if the parent does not answer in time."""
+        number, wait = next(self._numbers), _Wait()
+        self._waits[number] = wait
+        try:
+            with trio.move_on_after(_ANSWER_SECONDS):
+                if self._link.send(Question(number)):
+                    await wait.is_over.wait()
+        finally:
+            del self._waits[number]
+        if wait.snapshot is None:
+            _log.warning("workers.parent_silent")
+        return wait.snapshot
+
+    async def run(self, server: Sibling) -> None:
+        """Tell the parent that `server` serves, answer and obey it; at its end, drain."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._link.run_writer)
+            self._link.send(Figures(0, server.snapshot()))
+            while (message := await self._link.receive()) is not None:
+                self._obey(message, server)
+            nursery.cancel_scope.cancel(reason="the parent has closed the link")
+        for wait in self._waits.values():
+            wait.is_over.set()
+        if not self._is_leaving:
+            _log.warning("workers.parent_gone")
+            server.drain_alone()
+
+    def _obey(self, message: FromParent, server: Sibling) -> None:
+        match message:
+            case Ask():
+                self._link.send(Figures(message.number, server.snapshot()))
+            case Accept():
+                server.accept_from(message.queues)
+            case OtherWorkers():
+                server.learn(message)
+            case Answer():
+                self._take(message)
+            case Reload():
+                texts = {name: os.fsdecode(text) for name, text in message.environment.items()}
+                server.reload(lambda: texts)
+            case Relieve():
+                server.relieve()
+
+    def _take(self, answer: Answer) -> None:
+        wait = self._waits.get(answer.number)
+        if wait is not None:
+            wait.snapshot = answer.snapshot
+            wait.is_over.set()
+
+    def tell(self, snapshot: Snapshot) -> None:
+        """Tell the parent how this worker is now. Does not wait."""
+        self._link.send(Figures(0, snapshot))
+
+    async def leave(self, last: Snapshot) -> None:
+        """Tell the parent the `last` figures: what was closed in order is not to count as lost."""
+        self._is_leaving = True
+        self._link.send(Figures(0, last))
+        with trio.move_on_after(_FAREWELL_SECONDS):
+            await self._link.finish()

@@ -1,0 +1,576 @@
+"""A server of several processes: a parent that starts, watches and asks N workers.
+
+    serve_with_workers()           cancel = cut the workers; drain() = have them leave in order
+    ├── worker 1                   starts it, and starts it again when it has ended
+    │   ├── writer, reader         the link: figures, and questions for those of all workers
+    │   └── process                `trio-odin serve`, the whole nursery tree of tree.py in it
+    ├── worker …
+    ├── poll                       asks all of them every second, kills one that hangs
+    ├── rolling                    replaces one after the other
+    └── drain
+
+The workers share one port (SO_REUSEPORT): each has a queue there, a socket that the parent has
+bound and never accepts from. A client never meets the parent, which can neither slow down a
+delivery nor lose one. Queues outlive the processes, all of which inherit all of them. The parent
+decides who takes clients from which: each process from its own once it has NATS, or after a while
+if no other one has it either; from one whose process is not there, another one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+
+import attrs
+import structlog
+import trio
+
+from trio_odin.auth.authorize import verifier_of
+from trio_odin.ledger.snapshot import Snapshot, Workers
+from trio_odin.net.listening import Address, AddressUnavailable, bind_shared, reserved_address
+from trio_odin.overload.budgets import outboxes_bytes, replay_bytes
+from trio_odin.overload.load import OtherWorkers
+from trio_odin.overload.process import cpu_seconds, resident_bytes
+from trio_odin.settings.reload import ReadEnvironment, log_failed_reload, log_reload
+from trio_odin.settings.settings import SettingError, Settings, changes, read_settings, variables
+from trio_odin.telemetry.log_lines import lines_dropped
+from trio_odin.telemetry.logs import set_log_level
+from trio_odin.workers.link import (
+    Answer,
+    Ask,
+    Figures,
+    FromWorker,
+    Link,
+    Question,
+    Relieve,
+    Reload,
+    parent_decoder,
+)
+from trio_odin.workers.merge import Past, merge
+from trio_odin.workers.queues import Taker, share_out
+from trio_odin.workers.slot import FIRST_PAUSE_SECONDS, HUNG_SECONDS, Worker
+
+_POLL_SECONDS = 1.0
+_ASK_SECONDS = 0.5
+# Between the end of the link and that of the process, and between the two signals of a cut.
+_EXIT_SECONDS = 5.0
+_CUT_SECONDS = 1.0
+# How long a successor may take until it serves and has NATS, and how often that is looked at.
+_SUCCESSOR_SECONDS = 30.0
+_LOOK_SECONDS = 0.05
+# On top of what the workers allow themselves for a drain.
+_DRAIN_EXTRA_SECONDS = 10.0
+# What the command line exits with for a person's mistake: it would be the same the next time.
+_MISTAKE = 2
+# What no worker decides: only a new parent takes them on.
+_OF_THE_PARENT = {"WS_ADDR", "WS_ADMIN_ADDR", "WS_WORKERS"}
+
+_log = structlog.get_logger("workers")
+
+
+class WorkerUnfit(Exception):
+    """A worker cannot serve as it is configured; it has said why on standard error."""
+
+
+@attrs.define
+class _Round:
+    """One question to all workers. `awaited` are those that have not answered yet."""
+
+    number: int = 0
+    awaited: set[Worker] = attrs.field(factory=set)
+    is_complete: trio.Event = attrs.field(factory=trio.Event)
+
+    def note_answer(self, worker: Worker) -> None:
+        self.awaited.discard(worker)
+        if not self.awaited:
+            self.is_complete.set()
+
+
+class Parent:
+    """A running server of several processes, as whoever started it sees it.
+
+    Made by `serve_with_workers`.
+
+    Attributes:
+        address: what the workers share, with the port the kernel chose.
+        workers: their places, by number.
+        finished: set when all of them have ended for good.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        environment: Mapping[str, str],
+        address: Address,
+        admin_address: Address | None,
+        queues: Mapping[int, Sequence[trio.socket.SocketType]] | None = None,
+    ) -> None:
+        self.address = address
+        self._queues = queues or {}
+        self.finished = trio.Event()
+        self._settings = self._first_settings = settings
+        self._configured = settings.workers
+        self._admin_address = admin_address
+        self._environment = environment_of_worker(settings, environment, address, admin_address)
+        self.workers = [Worker(number) for number in range(1, self._configured + 1)]
+        self._past = Past()
+        self._past_restarts = 0
+        self._rollings = 0
+        self._started_at = trio.current_time()
+        self._drain_asked = trio.Event()
+        self._rolling_asked = trio.Event()
+        self._round = _Round()
+        self._asked_at = -math.inf
+        self._one_round_at_a_time = trio.Lock()
+
+    def drain(self) -> None:
+        """Ask all workers to leave in order; `serve_with_workers` returns when they have."""
+        self._drain_asked.set()
+
+    def roll(self) -> None:
+        """Ask for all workers to be replaced, one after the other, without a client refused."""
+        if self._drain_asked.is_set() or self._rolling_asked.is_set():
+            _log.warning("rolling.refused", reason="a rolling restart or a drain is under way")
+        else:
+            self._rolling_asked.set()
+
+    def reload(self, read: ReadEnvironment) -> None:
+        """Hand new settings to all workers, also to those to come; if `read` fails, none.
+
+        A worker to come takes on all of them, but for what is the parent's.
+        """
+        try:
+            environment = read()
+            settings = read_settings(environment)
+            verifier_of(settings)  # with keys that are of no use no later worker could start
+        except SettingError as error:
+            self._past.ledger.traffic.reloads["failed"] += 1
+            log_failed_reload(error)
+            return
+        self._environment = self._of_worker(environment)
+        for worker in self.workers:
+            if worker.link is not None:
+                worker.link.send(self._reload())
+        set_log_level(settings.log_level)
+        later = set(changes(self._first_settings, settings)) & _OF_THE_PARENT
+        log_reload(self._settings, settings, later=sorted(later))
+        self._settings = settings
+
+    def _of_worker(self, environment: Mapping[str, str]) -> dict[str, str]:
+        # The number of workers is that of the start.
+        environment = {**environment, "WS_WORKERS": str(self._configured)}
+        settings = read_settings(environment)
+        return environment_of_worker(settings, environment, self.address, self._admin_address)
+
+    def _reload(self) -> Reload:
+        ours = {variable.name for variable in variables()}
+        return Reload({n: os.fsencode(text) for n, text in self._environment.items() if n in ours})
+
+    async def _run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._poll, name="poll")
+            nursery.start_soon(self._drain_when_asked, nursery.cancel_scope, name="drain")
+            async with trio.open_nursery() as processes:
+                nursery.start_soon(self._roll_when_asked, processes, name="rolling")
+                for worker in self.workers:
+                    processes.start_soon(self._keep_running, worker, name=_name(worker))
+            nursery.cancel_scope.cancel(reason="all workers have ended")
+
+    async def _drain_when_asked(self, stop: trio.CancelScope) -> None:
+        await self._drain_asked.wait()
+        _log.info("drain.started", workers=len(self.workers))
+        for worker in self.workers:
+            worker.leave()
+        await trio.sleep(self._settings.drain_seconds + _DRAIN_EXTRA_SECONDS)
+        late = [worker.number for worker in self.workers if worker.process is not None]
+        _log.error("drain.late", workers=late)
+        stop.cancel(reason="a worker did not leave in time")
+
+    async def _roll_when_asked(self, processes: trio.Nursery) -> None:
+        while True:
+            await self._rolling_asked.wait()
+            _log.info("rolling.started", workers=self._configured)
+            is_done = True
+            for worker in list(self.workers):
+                is_done = is_done and await self._replace(worker, processes)
+            if is_done:
+                _log.info("rolling.finished")
+            self._rolling_asked = trio.Event()
+
+    async def _replace(self, worker: Worker, processes: trio.Nursery) -> bool:
+        """Start a successor, and have `worker` leave once that serves. False if it does not."""
+        if self._drain_asked.is_set():
+            return False
+        successor = Worker(worker.number, has_served=worker.has_served)
+        self.workers.append(successor)
+        processes.start_soon(self._keep_running, successor, name=_name(successor))
+        serves = await self._comes_into_service(successor)
+        if self._drain_asked.is_set():
+            return False
+        if not serves:
+            _log.error("rolling.failed", worker=worker.number, kept="the one that serves")
+            await self._retire(successor)
+            return False
+        self._rollings += 1
+        await self._retire(worker)
+        return True
+
+    async def _comes_into_service(self, worker: Worker) -> bool:
+        """Wait until it serves and has NATS. False if it ends before, or does not get there."""
+        with trio.move_on_after(_SUCCESSOR_SECONDS):
+            while not (worker.takes_clients and worker.has_nats):
+                if worker.restarts or self._drain_asked.is_set():
+                    return False
+                await self._ask_all_since(trio.current_time())
+                await trio.sleep(_LOOK_SECONDS)
+            return True
+        return False
+
+    async def _retire(self, worker: Worker) -> None:
+        """Have a worker leave the port to the other one of its number, and forget it then."""
+        worker.is_leaving.set()
+        self._share_out_queues()
+        self._tell_what_the_others_hold()  # its clients are about to come to them
+        if not worker.tell(Relieve()):
+            worker.leave()
+        with trio.move_on_after(self._settings.drain_seconds + _DRAIN_EXTRA_SECONDS) as deadline:
+            await worker.gone.wait()
+        if deadline.cancelled_caught and worker.process is not None:
+            _log.error("drain.late", workers=[worker.number])
+            worker.process.kill()
+            await worker.gone.wait()
+        self.workers.remove(worker)
+        self._past_restarts += worker.restarts
+        _log.info("worker.retired", worker=worker.number)
+
+    async def _keep_running(self, worker: Worker) -> None:
+        """Run one process after the other in this place, until it is to leave.
+
+        Raises:
+            WorkerUnfit: none ever served, and the next one would not get any further.
+        """
+        while True:
+            began_at = trio.current_time()
+            exit_code = await self._run_once(worker)
+            if worker.is_leaving.is_set():
+                break
+            # Later the others do serve: then it is waited for whoever mends this one.
+            if exit_code == _MISTAKE and not worker.has_served:
+                raise WorkerUnfit(f"worker {worker.number} cannot serve, for the reason above")
+            pause = worker.next_pause_seconds(trio.current_time() - began_at)
+            _log.error("worker.ended", worker=worker.number, how=_how(exit_code), pause=pause)
+            await self._pause(worker, pause)
+            if worker.is_leaving.is_set():
+                break
+            worker.restarts += 1
+        worker.gone.set()
+
+    async def _pause(self, worker: Worker, seconds: float) -> None:
+        """Wait so long, until it is to leave, or a moment if no other one takes clients."""
+        with trio.move_on_after(FIRST_PAUSE_SECONDS):
+            await worker.is_leaving.wait()
+        with trio.move_on_after(seconds - FIRST_PAUSE_SECONDS):
+            while True:
+                if worker.is_leaving.is_set() or not self._others_take_clients(worker):
+                    break
+                await trio.sleep(_LOOK_SECONDS)
+
+    def _others_take_clients(self, worker: Worker) -> bool:
+        return any(other.takes_clients for other in self.workers if other is not worker)
+
+    def _others_have_nats(self, worker: Worker) -> bool:
+        return any(other.has_nats for other in self.workers if other is not worker)
+
+    async def _run_once(self, worker: Worker) -> int | None:
+        """Run one process to its end. Returns its exit code, None if it could not be started."""
+        exit_code: int | None = None
+        try:
+            exit_code = await self._run_process(worker)
+        except* (OSError, AddressUnavailable) as group:
+            _log.error("worker.not_started", worker=worker.number, errors=str(group.exceptions))
+        finally:
+            last = worker.end()
+            self._share_out_queues()
+            self._round.note_answer(worker)
+            if last is not None:
+                self._past = self._past.with_ended(last)
+        return exit_code
+
+    async def _run_process(self, worker: Worker) -> int | None:
+        near, far = socket.socketpair()
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(near))
+        link = Link(stream, parent_decoder())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.run_writer)
+            environment = self._environment
+            with far:
+                process = await self._start_process(worker, far.fileno(), nursery)
+            worker.begin(process, link)
+            if environment is not self._environment:  # while it was being started
+                link.send(self._reload())
+            if worker.is_leaving.is_set():  # while it was being started
+                process.terminate()
+            await self._converse(worker, link, nursery)
+            with trio.move_on_after(_EXIT_SECONDS):
+                await process.wait()
+            nursery.cancel_scope.cancel(reason="the worker has closed its link")
+        return process.returncode
+
+    async def _start_process(
+        self, worker: Worker, far_file_number: int, nursery: trio.Nursery
+    ) -> trio.Process:
+        inherited = [
+            (number, sock.fileno()) for number, sockets in self._queues.items() for sock in sockets
+        ]
+        as_worker = ["--as-worker", str(worker.number), str(far_file_number)]
+        for number, file in inherited:
+            as_worker += ["--socket", str(number), str(file)]
+        # In a session of its own: a Ctrl-C in the terminal is for us, we tell it when to leave.
+        child = partial(
+            trio.run_process,
+            [sys.executable, "-m", "trio_odin", "serve", *as_worker],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            pass_fds=[far_file_number, *(file for _, file in inherited)],
+            check=False,
+            start_new_session=True,
+            deliver_cancel=_cut,
+        )
+        process: trio.Process = await nursery.start(child)
+        _log.info("worker.started", worker=worker.number, pid=process.pid)
+        return process
+
+    async def _converse(
+        self, worker: Worker, link: Link[FromWorker], nursery: trio.Nursery
+    ) -> None:
+        """Take in what the worker says until it closes the link, which the kernel does for it."""
+        while (message := await link.receive()) is not None:
+            match message:
+                case Figures():
+                    is_new = worker.last is None
+                    worker.note(message.snapshot)
+                    if is_new:
+                        self._tell_what_the_others_hold()
+                    self._share_out_queues()
+                    if message.number == self._round.number:
+                        self._round.note_answer(worker)
+                case Question():
+                    nursery.start_soon(self._answer, link, message.number)
+
+    async def _answer(self, link: Link[FromWorker], number: int) -> None:
+        await self._ask_all_since(trio.current_time())
+        snapshot = self.snapshot()
+        if snapshot is not None:
+            link.send(Answer(number, snapshot))
+
+    async def _poll(self) -> None:
+        while True:
+            await self._ask_all_since(trio.current_time())
+            self._kill_hung()
+            self._share_out_queues()
+            self._end_deaf()
+            await trio.sleep(_POLL_SECONDS)
+
+    def _share_out_queues(self) -> None:
+        """Have those take clients who can serve them, as far as there are any."""
+        # One that is silent takes clients again, from the same queues, when it wakes up.
+        answering = [worker for worker in self.workers if worker.silent_since is None]
+        if not self._drain_asked.is_set():
+            answering = [worker for worker in answering if not worker.is_leaving.is_set()]
+        takers = {
+            worker: Taker(worker.number, worker.queues, worker.connections)
+            for worker in answering
+            # If all leave, those who are still there tell it to whoever comes.
+            if self._drain_asked.is_set()
+            or worker.can_take_clients(has_another_nats=self._others_have_nats(worker))
+        }
+        shares = share_out(self._queues, takers)
+        for worker in answering:
+            worker.accept_from(shares.get(worker, set()))
+
+    def _end_deaf(self) -> None:
+        for worker in self.workers:
+            is_deaf = worker.is_deaf(has_another_nats=self._others_have_nats(worker))
+            if is_deaf and worker.process is not None:
+                _log.error("worker.without_nats", worker=worker.number)
+                worker.process.terminate()  # its clients go to the others, and it is started again
+
+    def _kill_hung(self) -> None:
+        for worker in self.workers:
+            if worker.process is not None and worker.hangs():
+                _log.error("worker.hung", worker=worker.number, silent_seconds=HUNG_SECONDS)
+                worker.process.kill()
+
+    async def _ask_all_since(self, moment: float) -> None:
+        """Ask all workers how they are, unless they were asked since `moment`."""
+        async with self._one_round_at_a_time:
+            if self._asked_at < moment:
+                now = trio.current_time()
+                await self._ask_all()
+                self._asked_at = now
+
+    async def _ask_all(self) -> None:
+        """Wait for the answers of those that serve, but not for one that was silent before."""
+        serving = [worker for worker in self.workers if worker.last is not None]
+        awaited = {worker for worker in serving if worker.silent_since is None}
+        self._round = _Round(self._round.number + 1, awaited)
+        for worker in serving:
+            worker.tell(Ask(self._round.number))
+        if awaited:
+            with trio.move_on_after(_ASK_SECONDS):
+                await self._round.is_complete.wait()
+        for worker in self._round.awaited:
+            _log.warning("worker.silent", worker=worker.number)
+            worker.note_silent()
+        self._tell_what_the_others_hold()
+
+    def _tell_what_the_others_hold(self) -> None:
+        for worker in self.workers:
+            rest = [other for other in self.workers if other is not worker and other.last]
+            others = [other.last for other in rest if other.last is not None]
+            worker.tell(
+                OtherWorkers(
+                    # Clients of one that leaves come back here: they are not to count twice.
+                    connections=sum(other.connections for other in rest if not other.leaves),
+                    cpu_cores=sum(other.load.loop_busy_percent for other in others) / 100,
+                    turnover_cores=sum(other.load.turnover_percent for other in others) / 100,
+                    # This process is a part of the server too, and a small one.
+                    memory_bytes=sum(other.process.memory_bytes for other in others)
+                    + resident_bytes(),
+                )
+            )
+
+    def snapshot(self) -> Snapshot | None:
+        """All workers as one server, as they were when asked last; None if there are none."""
+        parts = [worker.last for worker in self.workers if worker.last is not None]
+        if not parts:
+            return None
+        whole = merge(parts, past=self._past, workers=self._figures())
+        return attrs.evolve(
+            whole,
+            uptime_seconds=trio.current_time() - self._started_at,
+            is_draining=whole.is_draining or self._drain_asked.is_set(),
+            process=attrs.evolve(
+                whole.process,
+                memory_bytes=whole.process.memory_bytes + resident_bytes(),
+                cpu_seconds=whole.process.cpu_seconds + cpu_seconds(),
+                log_lines_dropped=whole.process.log_lines_dropped + lines_dropped(),
+            ),
+        )
+
+    def _figures(self) -> Workers:
+        now = trio.current_time()
+        places = [
+            [worker for worker in self.workers if worker.number == number]
+            for number in range(1, self._configured + 1)
+        ]
+        missing = [
+            now - max(worker.missing_since or now for worker in place)
+            for place in places
+            if all(worker.missing_since is not None for worker in place)
+        ]
+        return Workers(
+            configured=self._configured,
+            alive=self._configured - len(missing),
+            restarts=self._past_restarts + sum(worker.restarts for worker in self.workers),
+            connections=[sum(worker.connections for worker in place) for place in places],
+            missing_seconds=max(missing, default=0.0),
+            rollings=self._rollings,
+            trouble=next(filter(None, (self._trouble(place) for place in places)), None),
+        )
+
+    def _trouble(self, place: Sequence[Worker]) -> str | None:
+        """What keeps the workers of one number from taking clients, if that is NATS."""
+        lasts = [worker.last for worker in place if worker.last is not None]
+        if any(last.is_open for last in lasts):
+            return None
+        return next((last.nats.trouble.sentence for last in lasts if last.nats.trouble), None)
+
+
+def _name(worker: Worker) -> str:
+    return f"worker {worker.number}"
+
+
+def environment_of_worker(
+    settings: Settings,
+    environment: Mapping[str, str],
+    address: Address,
+    admin_address: Address | None,
+) -> dict[str, str]:
+    """The same settings, but for the ports, and for a share of the bytes that may wait or be kept.
+
+    The other limits are for all workers, and each knows the rest.
+    """
+    return {
+        **environment,
+        "WS_ADDR": str(address),
+        "WS_WORKERS": str(settings.workers),
+        "WS_ADMIN_ADDR": "" if admin_address is None else str(admin_address),
+        "WS_TOTAL_OUTBOX_BYTES": str(max(1, outboxes_bytes(settings) // settings.workers)),
+        "WS_REPLAY_BYTES": str(max(1, replay_bytes(settings) // settings.workers)),
+    }
+
+
+async def _cut(process: trio.Process) -> None:
+    """End a process that may be leaving already. Cancelled when it has ended."""
+    process.terminate()
+    await trio.sleep(_CUT_SECONDS)
+    process.kill()
+
+
+def _how(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "not started"
+    if exit_code < 0:
+        # A real-time signal has no name.
+        names = {member.value: member.name for member in signal.Signals}
+        return names.get(-exit_code, f"signal {-exit_code}")
+    return f"exit code {exit_code}"
+
+
+async def serve_with_workers(
+    settings: Settings,
+    environment: Mapping[str, str],
+    *,
+    task_status: trio.TaskStatus[Parent] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve with `settings.workers` processes until drained or cancelled.
+
+    Starts with a `Parent` once the port is theirs; `environment` is that from which `settings` were
+    read, and what the workers read theirs from.
+
+    Raises:
+        AddressUnavailable: they cannot listen where they should.
+        WorkerUnfit: one of them cannot serve as it is configured.
+
+    Cancellation: the workers are told to stop at once, and killed if they have not in a second.
+    """
+    async with AsyncExitStack() as stack:
+        address = await stack.enter_async_context(reserved_address(settings.address))
+        admin = settings.admin_address
+        if admin is not None:
+            admin = await stack.enter_async_context(reserved_address(admin))
+        queues = {}
+        for number in range(1, settings.workers + 1):
+            queues[number] = await bind_shared(address)
+            for sock in queues[number]:
+                stack.callback(sock.close)
+        parent = Parent(settings, environment, address, admin, queues)
+        _log.info(
+            "workers.starting",
+            address=str(address),
+            admin=None if admin is None else str(admin),
+            workers=settings.workers,
+        )
+        task_status.started(parent)
+        try:
+            await parent._run()  # noqa: SLF001 - its one caller, on the same page
+        finally:
+            parent.finished.set()
