@@ -9,7 +9,7 @@ import trio
 import trio.testing
 from trio_websocket import WebSocketConnection, wrap_client_stream
 
-from trio_odin.auth.authorize import Permits
+from trio_odin.auth.authorize import Authorizer
 from trio_odin.connection.connection import Connection
 from trio_odin.connection.keepalive import PingWheel
 from trio_odin.fanout.hub import Hub
@@ -40,11 +40,11 @@ class Rig:
         self.ledger = Ledger()
         self.hub: Hub[Connection] = Hub(self.settings, self.ledger)
         self.hub.note(Mark(None, None))
-        self.permits = Permits(self.settings)
+        self.authorizer = Authorizer(self.settings)
         self.wheel: PingWheel[Connection] = PingWheel(
             interval_seconds=self.settings.ping_interval_seconds,
             deadline_seconds=self.settings.keepalive_seconds,
-            objection=lambda connection: self.permits.objection(connection.session.grant),
+            why_ended=lambda connection: self.authorizer.why_ended(connection.session.grant),
         )
         self.admission = Admission(
             max_connections=self.settings.max_connections,
@@ -55,7 +55,7 @@ class Rig:
             hub=self.hub,
             wheel=self.wheel,
             admission=self.admission,
-            permits=self.permits,
+            authorizer=self.authorizer,
             respond=echo,
             settings=self.settings,
         )

@@ -22,8 +22,8 @@ from trio_odin.cli import main
 from trio_odin.connection.session import Session, SessionLimits
 from trio_odin.fanout.publication import Publication
 from trio_odin.fanout.registry import Registry
-from trio_odin.fanout.replay_buffer import History
-from trio_odin.fanout.resume_buffer import Recent
+from trio_odin.fanout.replay_buffer import ReplayBuffer
+from trio_odin.fanout.resume_buffer import ResumeBuffer
 from trio_odin.lab.load.pages import parse_metrics
 from trio_odin.lab.model.tables import write_costs
 from trio_odin.lab.provenance import Provenance
@@ -40,7 +40,7 @@ from trio_odin.telemetry.metrics import (
 )
 from trio_odin.upstream.gaps import Mark
 from trio_odin.upstream.nats_message import NatsMessage
-from trio_odin.upstream.status import Upstream
+from trio_odin.upstream.status import NatsStatus
 from trio_odin.wire.channels import channel_of_subject
 from trio_odin.wire.commands import ErrorCode
 
@@ -147,9 +147,9 @@ def test_the_costs_of_the_model_are_those_that_the_lab_measured(tmp_path: Path) 
 def test_the_examples_of_the_protocol_page_are_what_happens() -> None:
     lines = _example_lines(ROOT / "docs" / "protocol.md")
     registry: Registry[str] = Registry()
-    recent = Recent(max_age_seconds=30.0)
-    recent.note(Mark("63fc2bd2a9d40", 0))
-    session = _new_session(registry, recent)
+    resume_buffer = ResumeBuffer(max_age_seconds=30.0)
+    resume_buffer.note(Mark("63fc2bd2a9d40", 0))
+    session = _new_session(registry, resume_buffer)
     wire = Connection(ConnectionType.CLIENT)
     offset = 0
     pending: list[str] = []
@@ -161,13 +161,13 @@ def test_the_examples_of_the_protocol_page_are_what_happens() -> None:
         assert not pending, f"the page does not show {pending}"
         if kind == "!":
             registry.remove("me")
-            session = _new_session(registry, recent)
+            session = _new_session(registry, resume_buffer)
             continue
         if kind == ">":
             frames = as_sent(session.receive(text, now=0, unix_ms=UNIX_MS))
         else:
             offset += 1
-            frames = _publish(registry, recent, session, text, offset)
+            frames = _publish(registry, resume_buffer, session, text, offset)
         pending += _texts(wire, frames)
     assert not pending
     assert len(lines) > 15
@@ -179,33 +179,37 @@ def _example_lines(page: Path) -> list[tuple[str, str]]:
     return [(line[0], line[2:]) for line in lines]
 
 
-def _new_session(registry: Registry[str], recent: Recent) -> Session[str]:
-    upstream = Upstream(is_connected=True, mode="jetstream")
-    upstream.heard_event(-1.9)
-    upstream.heard(-0.4)
+def _new_session(registry: Registry[str], resume_buffer: ResumeBuffer) -> Session[str]:
+    nats_status = NatsStatus(is_connected=True, mode="jetstream")
+    nats_status.heard_event(-1.9)
+    nats_status.heard(-0.4)
     return Session(
         "me",
         registry,
-        history=History(100),
-        recent=recent,
+        replay_buffer=ReplayBuffer(100),
+        resume_buffer=resume_buffer,
         limits=SessionLimits(),
         traffic=Traffic(),
-        upstream=upstream,
+        nats_status=nats_status,
         now=0,
     )
 
 
 def _publish(
-    registry: Registry[str], recent: Recent, session: Session[str], text: str, offset: int
+    registry: Registry[str],
+    resume_buffer: ResumeBuffer,
+    session: Session[str],
+    text: str,
+    offset: int,
 ) -> list[bytes]:
     subject, payload = text.split(" ", 1)
     channel = channel_of_subject(subject)
     assert channel is not None
-    recent.add(NatsMessage(subject, payload.encode(), offset, 0.0, UNIX_MS), channel)
+    resume_buffer.add(NatsMessage(subject, payload.encode(), offset, 0.0, UNIX_MS), channel)
     if "me" not in registry.subscribers(channel):
         return []
     publication = Publication(channel, payload.encode(), offset=offset, unix_ms=UNIX_MS)
-    return [publication.frame(session.history.append(publication))]
+    return [publication.frame(session.replay_buffer.append(publication))]
 
 
 def _texts(wire: Connection, frames: list[bytes]) -> list[str]:

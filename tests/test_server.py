@@ -29,6 +29,6 @@ async def test_one_that_leaves_to_a_successor_answers_all_whom_it_has_accepted(
             while server._listener.unanswered + len(answers) < 30:
                 await trio.sleep(0.001)
             assert len(answers) < 20, "most wait for their turn"
-            server.relieve()
+            server.hand_over()
         await server.finished.wait()
     assert answers == [b"HTTP/1.1 101"] * 30

@@ -118,4 +118,4 @@ async def _announce(slots: Iterable[tuple[float, Connection]]) -> None:
     for number, (slot, connection) in enumerate(slots):
         if number % _NOTICES_BETWEEN_CHECKPOINTS == 0:
             await trio.lowlevel.checkpoint()
-        connection.announce(notice(slot - trio.current_time()))
+        connection.announce_close(notice(slot - trio.current_time()))

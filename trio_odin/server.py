@@ -30,12 +30,12 @@ import attrs
 import structlog
 import trio
 
-from trio_odin.auth.authorize import Permits
+from trio_odin.auth.authorize import Authorizer
 from trio_odin.connection.connection import Connection
 from trio_odin.connection.keepalive import PingWheel
 from trio_odin.drain import RECONNECTS_PER_SECOND, send_away
 from trio_odin.fanout.hub import Hub
-from trio_odin.fanout.resume_buffer import RECENT_EVENTS_MAX
+from trio_odin.fanout.resume_buffer import RESUME_EVENTS_MAX
 from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.snapshot import Build, Limits, ProcessStats, Snapshot, Workers
 from trio_odin.listener.admin import AdminPort
@@ -49,7 +49,7 @@ from trio_odin.net.listening import (
     open_listeners,
 )
 from trio_odin.overload.load import OtherWorkers
-from trio_odin.overload.load_monitor import Guard
+from trio_odin.overload.load_monitor import LoadMonitor
 from trio_odin.overload.process import collect_what_leaked, cpu_seconds, resident_bytes
 from trio_odin.overload.turnover import LISTENER
 from trio_odin.overload.turns import Turns
@@ -60,7 +60,7 @@ from trio_odin.telemetry.logs import set_log_level
 from trio_odin.upstream.bridge import Bridge
 from trio_odin.upstream.gaps import Mark
 from trio_odin.upstream.nats_message import NatsMessage
-from trio_odin.workers.parent_link import Siblings
+from trio_odin.workers.parent_link import ParentLink
 
 _COLLECT_SECONDS = 3600.0
 _HEADS_LOOK_SECONDS = 0.01
@@ -83,8 +83,8 @@ class Server:
         self,
         settings: Settings,
         queues: Mapping[int, Sequence[trio.socket.SocketType]],
-        permits: Permits,
-        siblings: Siblings | None = None,
+        authorizer: Authorizer,
+        parent_link: ParentLink | None = None,
         admin_listeners: Sequence[trio.SocketListener] = (),
     ) -> None:
         # Any will do: in each queue there is a socket for each address.
@@ -97,34 +97,34 @@ class Server:
         self._accepted_from: Collection[int] = ()
         self._accepted_from_changed = trio.Event()
         self._admin_listeners = admin_listeners
-        self._siblings = siblings
+        self._parent_link = parent_link
         self._started_at = trio.current_time()
         self._drain_asked = trio.Event()
-        self._is_relieved = False
+        self._hands_over = False
         self._draining_at: float | None = None
         self._door = trio.CancelScope()
         self.finished = trio.Event()
         # Full: the bridge sheds the newest message and counts it.
-        self._feed_send, self._feed_receive = trio.open_memory_channel[NatsMessage | Mark](
-            settings.feed_capacity
+        self._inbound_send, self._inbound_receive = trio.open_memory_channel[NatsMessage | Mark](
+            settings.inbound_capacity
         )
-        self._guard = Guard(settings, self.ledger)
-        self._admission = self._guard.admission
-        self._turns = Turns(self._guard.loop)
+        self._load_monitor = LoadMonitor(settings, self.ledger)
+        self._admission = self._load_monitor.admission
+        self._turns = Turns(self._load_monitor.loop)
         self._hub: Hub[Connection] = Hub(settings, self.ledger, self._turns)
         self._bridge = Bridge(
             settings,
             self.ledger,
-            self._feed_send,
-            self._hub.feed_budget,
-            self._hub.upstream,
-            self._guard.pause,
-            recall_max=min(RECENT_EVENTS_MAX, settings.feed_capacity // 2),
+            self._inbound_send,
+            self._hub.inbound_budget,
+            self._hub.nats_status,
+            self._load_monitor.shedder,
+            backfill_max=min(RESUME_EVENTS_MAX, settings.inbound_capacity // 2),
         )
         self._wheel: PingWheel[Connection] = PingWheel(
             interval_seconds=settings.ping_interval_seconds,
             deadline_seconds=settings.keepalive_seconds,
-            objection=lambda connection: permits.objection(connection.session.grant),
+            why_ended=lambda connection: authorizer.why_ended(connection.session.grant),
         )
         pages = Pages(self.gather, has_metrics=not admin_listeners)
         self._admin = AdminPort(pages.respond_to_admin, self.ledger.traffic)
@@ -132,15 +132,15 @@ class Server:
             hub=self._hub,
             wheel=self._wheel,
             admission=self._admission,
-            loop=self._guard.loop,
-            permits=permits,
+            loop=self._load_monitor.loop,
+            authorizer=authorizer,
             respond=pages.respond,
             settings=settings,
         )
         # Who has to know of new settings. Only the first may refuse them.
         self._reloads: list[Apply] = [
-            permits.reload,  # the only one that may refuse
-            self._guard.reload,
+            authorizer.reload,  # the only one that may refuse
+            self._load_monitor.reload,
             self._hub.reload,
             self._bridge.reload,
             self._listener.reload,
@@ -161,9 +161,9 @@ class Server:
         self.accept_from(self._queues)
         self.drain()
 
-    def relieve(self) -> None:
+    def hand_over(self) -> None:
         """Like `drain`, but leave the port to another process first, and refuse nobody."""
-        self._is_relieved = True
+        self._hands_over = True
         self.drain()
 
     def reload(self, read: ReadEnvironment) -> None:
@@ -178,7 +178,7 @@ class Server:
 
     def learn(self, others: OtherWorkers) -> None:
         """Take in what the other processes of the server hold and use."""
-        self._guard.learn(others)
+        self._load_monitor.learn(others)
 
     @property
     def connections(self) -> int:
@@ -192,19 +192,19 @@ class Server:
                 nursery.start_soon(self._admin.run, listener, nursery, name="admin")
             nursery.start_soon(self._wheel.run, name="keepalive")
             nursery.start_soon(self._hub.notices.run, name="notices")
-            nursery.start_soon(self._guard.run, name="guard")
+            nursery.start_soon(self._load_monitor.run, name="guard")
             nursery.start_soon(self._turns.run, name="turns")
             nursery.start_soon(self._collect_leaks, name="collector")
             nursery.start_soon(self._summary, name="summary")
-            if self._siblings is not None:
-                nursery.start_soon(self._siblings.run, self, name="siblings")
-                nursery.start_soon(self._tell_of_nats, self._siblings, name="nats")
+            if self._parent_link is not None:
+                nursery.start_soon(self._parent_link.run, self, name="siblings")
+                nursery.start_soon(self._tell_of_nats, self._parent_link, name="nats")
             async with trio.open_nursery() as flow:
-                flow.start_soon(self._hub.run, self._feed_receive, name="hub")
+                flow.start_soon(self._hub.run, self._inbound_receive, name="hub")
                 flow.start_soon(self._bridge_until_empty, name="bridge")
             self._log_end()
-            if self._siblings is not None:
-                await self._siblings.leave(self.snapshot())
+            if self._parent_link is not None:
+                await self._parent_link.leave(self.snapshot())
             nursery.cancel_scope.cancel(reason="drained")
 
     async def _accept(self, connections: trio.Nursery) -> None:
@@ -224,8 +224,8 @@ class Server:
                             accepting[number].append(scope)
                             listen = partial(self._listen, listen_on(sock), connections, scope)
                             nursery.start_soon(listen, name=LISTENER)
-                    if self._siblings is not None:
-                        self._siblings.tell(self.snapshot())
+                    if self._parent_link is not None:
+                        self._parent_link.tell(self.snapshot())
                     await self._accepted_from_changed.wait()
                     self._accepted_from_changed = trio.Event()
 
@@ -238,13 +238,13 @@ class Server:
         with scope:
             await self._listener.run(listener, connections)
 
-    async def _tell_of_nats(self, siblings: Siblings) -> None:
+    async def _tell_of_nats(self, parent_link: ParentLink) -> None:
         """Tell the parent when NATS was reached: then it lets this worker take clients."""
         while True:
             await trio.sleep(_NATS_LOOK_SECONDS)
-            if self._hub.upstream.was_connected:
+            if self._hub.nats_status.was_connected:
                 break
-        siblings.tell(self.snapshot())
+        parent_link.tell(self.snapshot())
 
     async def _bridge_until_empty(self) -> None:
         """Run the bridge until a drain is done; the feed ends then, and with it the hub."""
@@ -256,8 +256,8 @@ class Server:
 
     async def _drain(self) -> None:
         """Let nobody in any more, and send everyone away."""
-        _log.info("drain.started", connections=len(self._hub.members), relieved=self._is_relieved)
-        if self._is_relieved:
+        _log.info("drain.started", connections=len(self._hub.members), relieved=self._hands_over)
+        if self._hands_over:
             await self._leave_port()
         self._admission.is_draining = True
         self._draining_at = trio.current_time()
@@ -288,14 +288,16 @@ class Server:
 
     def _log_end(self) -> None:
         snapshot = self.snapshot()
-        books = snapshot.ledger
+        counters = snapshot.ledger
         _log.info(
             "drain.finished",
             uptime=round(snapshot.uptime_seconds, 1),
-            matched=books.deliveries.matched,
-            written=books.deliveries.written,
-            conflated=books.deliveries.conflated,
-            dropped={reason.value: number for reason, number in books.deliveries.dropped.items()},
+            matched=counters.deliveries.matched,
+            written=counters.deliveries.written,
+            conflated=counters.deliveries.conflated,
+            dropped={
+                reason.value: number for reason, number in counters.deliveries.dropped.items()
+            },
             imbalance=snapshot.imbalance,
         )
 
@@ -317,8 +319,8 @@ class Server:
                 queued=deliveries.queued,
                 conflated=deliveries.conflated,
                 dropped=deliveries.dropped.total(),
-                cpu_percent=round(self._guard.load.cpu_percent, 1),
-                nats=self._hub.upstream.is_connected,
+                cpu_percent=round(self._load_monitor.load.cpu_percent, 1),
+                nats=self._hub.nats_status.is_connected,
             )
 
     def _uptime(self) -> float:
@@ -326,9 +328,9 @@ class Server:
 
     async def gather(self) -> Snapshot:
         """The state of the whole server, with all its workers, for its pages."""
-        if self._siblings is None:
+        if self._parent_link is None:
             return self.snapshot()
-        return await self._siblings.gather() or self._without_siblings()
+        return await self._parent_link.gather() or self._without_siblings()
 
     def _without_siblings(self) -> Snapshot:
         """What this worker knows while its parent does not answer."""
@@ -350,9 +352,9 @@ class Server:
         draining_at = self._draining_at
         return Snapshot(
             ledger=self.ledger,
-            nats=self._hub.upstream.stats(now),
+            nats=self._hub.nats_status.stats(now),
             fan_out=self._hub.stats(fed=self._bridge.fed),
-            load=self._guard.stats(),
+            load=self._load_monitor.stats(),
             listener=self._listener.stats(),
             process=ProcessStats(
                 memory_bytes=resident_bytes(),
@@ -378,7 +380,7 @@ class Server:
 
 async def serve(
     settings: Settings,
-    siblings: Siblings | None = None,
+    parent_link: ParentLink | None = None,
     *,
     inherited: Mapping[int, Sequence[int]] | None = None,
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
@@ -395,7 +397,7 @@ async def serve(
 
     Cancellation: every connection is cut at once; `Server.drain` is the polite way.
     """
-    permits = Permits(settings)
+    authorizer = Authorizer(settings)
     with ExitStack() as stack:
         if inherited:
             queues = {number: inherited_sockets(files) for number, files in inherited.items()}
@@ -404,11 +406,11 @@ async def serve(
         _close_with(stack, chain.from_iterable(queues.values()))
         admin: list[trio.SocketListener] = []
         if settings.admin_address is not None:
-            is_shared = siblings is not None
+            is_shared = parent_link is not None
             admin = await open_listeners(settings.admin_address, shared=is_shared)
             _close_with(stack, [one.socket for one in admin])
-        server = Server(settings, queues, permits, siblings, admin)
-        if siblings is None:
+        server = Server(settings, queues, authorizer, parent_link, admin)
+        if parent_link is None:
             server.accept_from(queues)
         try:
             _log.info(

@@ -16,7 +16,7 @@ import trio.testing
 from tests.listener.test_listener import UPGRADE, answer_to, status_of
 from tests.server_rig import Rig, receive_all
 from tests.signing import SECRET, ec_signer, rsa_signer, secret_signer, write_key_set
-from trio_odin.auth.authorize import Permits
+from trio_odin.auth.authorize import Authorizer
 from trio_odin.auth.grants import Grant
 from trio_odin.auth.identity import UNKNOWN
 from trio_odin.ledger.reasons import CloseReason
@@ -39,26 +39,28 @@ def request(token: str | None = None, origin: str | None = None) -> bytes:
     return UPGRADE + "".join([*lines, "\r\n"]).encode()
 
 
-def permit(permits: Permits, token: str | None = None, origin: str | None = None) -> object:
+def authorize(
+    authorizer: Authorizer, token: str | None = None, origin: str | None = None
+) -> object:
     upgrade = parse(request(token, origin))
     assert isinstance(upgrade, Upgrade)
-    return permits.permit(upgrade)
+    return authorizer.authorize(upgrade)
 
 
 # --- who may come in
 
 
 def test_by_default_everyone_may_come_in_and_a_token_means_nothing() -> None:
-    permits = Permits(read_settings({}))
+    authorizer = Authorizer(read_settings({}))
     for token in (None, "x", OLD.token()):
-        assert permit(permits, token, origin="null") is None
+        assert authorize(authorizer, token, origin="null") is None
 
 
 def test_who_asks_needs_both_an_origin_and_a_token(path: Path) -> None:
-    permits = Permits(
+    authorizer = Authorizer(
         read_settings({"WS_JWT_KEYS": str(path), "WS_ALLOWED_ORIGINS": "https://a.example"})
     )
-    assert isinstance(permit(permits, OLD.token(), "https://a.example"), Grant)
+    assert isinstance(authorize(authorizer, OLD.token(), "https://a.example"), Grant)
     for token, origin, label in (
         (OLD.token(), "https://b.example", "origin"),
         (None, "https://b.example", "origin"),
@@ -66,18 +68,18 @@ def test_who_asks_needs_both_an_origin_and_a_token(path: Path) -> None:
         (NEW.token(), "https://a.example", "unauthorized"),
         (None, None, "unauthorized"),
     ):
-        refusal = permit(permits, token, origin)
+        refusal = authorize(authorizer, token, origin)
         assert isinstance(refusal, Refusal)
         assert refusal.label == label
 
 
 def test_where_everyone_gets_everything_a_token_for_some_channels_is_refused(path: Path) -> None:
     settings = {"WS_JWT_KEYS": str(path), "ENABLE_SUBSCRIPTION_FILTERING": "false"}
-    permits = Permits(read_settings(settings))
+    authorizer = Authorizer(read_settings(settings))
     for channels in (None, [">"], ["*.*"]):
-        assert isinstance(permit(permits, OLD.token(channels=channels)), Grant)
+        assert isinstance(authorize(authorizer, OLD.token(channels=channels)), Grant)
     for restricted in ([], ["BTC.*"], ["*.trade"]):
-        refusal = permit(permits, OLD.token(channels=restricted))
+        refusal = authorize(authorizer, OLD.token(channels=restricted))
         assert isinstance(refusal, Refusal)
         assert (refusal.status, refusal.label) == (403, "unauthorized")
         assert refusal.headers == (("WWW-Authenticate", 'Bearer error="insufficient_scope"'),)
@@ -90,43 +92,47 @@ def test_where_everyone_gets_everything_a_token_for_some_channels_is_refused(pat
 def test_a_bad_file_at_the_start_is_a_sentence_with_its_name(content: str, path: Path) -> None:
     path.write_text(content)
     with pytest.raises(SettingError, match=f"^WS_JWT_KEYS='{path}': "):
-        Permits(read_settings({"WS_JWT_KEYS": str(path)}))
+        Authorizer(read_settings({"WS_JWT_KEYS": str(path)}))
 
 
 def test_a_reload_puts_new_origins_and_keys_in_force(path: Path) -> None:
-    permits = Permits(read_settings({"WS_JWT_KEYS": str(path)}))
-    assert isinstance(permit(permits, NEW.token()), Refusal)
+    authorizer = Authorizer(read_settings({"WS_JWT_KEYS": str(path)}))
+    assert isinstance(authorize(authorizer, NEW.token()), Refusal)
     write_key_set(path, NEW)
-    permits.reload(read_settings({"WS_JWT_KEYS": str(path), "WS_ALLOWED_ORIGINS": "http://a"}))
-    assert isinstance(permit(permits, NEW.token(), "http://a"), Grant)
-    assert isinstance(permit(permits, OLD.token(), "http://a"), Refusal)
-    assert isinstance(permit(permits, NEW.token(), "http://b"), Refusal)
+    authorizer.reload(read_settings({"WS_JWT_KEYS": str(path), "WS_ALLOWED_ORIGINS": "http://a"}))
+    assert isinstance(authorize(authorizer, NEW.token(), "http://a"), Grant)
+    assert isinstance(authorize(authorizer, OLD.token(), "http://a"), Refusal)
+    assert isinstance(authorize(authorizer, NEW.token(), "http://b"), Refusal)
 
 
 def test_a_reload_of_a_bad_file_changes_nothing(path: Path) -> None:
-    permits = Permits(read_settings({"WS_JWT_KEYS": str(path), "WS_ALLOWED_ORIGINS": "http://a"}))
+    authorizer = Authorizer(
+        read_settings({"WS_JWT_KEYS": str(path), "WS_ALLOWED_ORIGINS": "http://a"})
+    )
     path.write_text("{}")
     with pytest.raises(SettingError, match="not a JWK set"):
-        permits.reload(read_settings({"WS_JWT_KEYS": str(path), "WS_ALLOWED_ORIGINS": "http://b"}))
-    assert isinstance(permit(permits, OLD.token(), "http://a"), Grant)
-    assert isinstance(permit(permits, OLD.token(), "http://b"), Refusal)
+        authorizer.reload(
+            read_settings({"WS_JWT_KEYS": str(path), "WS_ALLOWED_ORIGINS": "http://b"})
+        )
+    assert isinstance(authorize(authorizer, OLD.token(), "http://a"), Grant)
+    assert isinstance(authorize(authorizer, OLD.token(), "http://b"), Refusal)
 
 
 def test_there_is_an_objection_once_a_token_has_expired_or_its_key_is_gone(path: Path) -> None:
-    permits = Permits(read_settings({"WS_JWT_KEYS": str(path)}))
-    grant = permit(permits, OLD.token())
+    authorizer = Authorizer(read_settings({"WS_JWT_KEYS": str(path)}))
+    grant = authorize(authorizer, OLD.token())
     assert isinstance(grant, Grant)
-    assert permits.objection(grant) is None
-    assert permits.objection(None) is None
-    assert permits.objection(Grant(0.0, grant.key)) is CloseReason.TOKEN_EXPIRED
+    assert authorizer.why_ended(grant) is None
+    assert authorizer.why_ended(None) is None
+    assert authorizer.why_ended(Grant(0.0, grant.key)) is CloseReason.TOKEN_EXPIRED
     write_key_set(path, OLD, NEW)
-    permits.reload(read_settings({"WS_JWT_KEYS": str(path)}))
-    assert permits.objection(grant) is None
+    authorizer.reload(read_settings({"WS_JWT_KEYS": str(path)}))
+    assert authorizer.why_ended(grant) is None
     write_key_set(path, NEW)
-    permits.reload(read_settings({"WS_JWT_KEYS": str(path)}))
-    assert permits.objection(grant) is CloseReason.TOKEN_REVOKED
-    permits.reload(read_settings({}))
-    assert permits.objection(grant) is None
+    authorizer.reload(read_settings({"WS_JWT_KEYS": str(path)}))
+    assert authorizer.why_ended(grant) is CloseReason.TOKEN_REVOKED
+    authorizer.reload(read_settings({}))
+    assert authorizer.why_ended(grant) is None
 
 
 # --- in a server
@@ -178,7 +184,7 @@ async def test_a_connection_ends_with_its_token(
 ) -> None:
     """At most one turn of the wheel later; the others, without an end or a token, stay."""
     rig = Rig(nursery, WS_JWT_KEYS=str(path))
-    good = permit(rig.permits, OLD.token())
+    good = authorize(rig.authorizer, OLD.token())
     assert isinstance(good, Grant)
     expired = await connection_with(rig, Grant(0.0, good.key))
     withdrawn = await connection_with(rig, Grant(good.expires_at, "of yesterday"))
@@ -203,8 +209,8 @@ def run_python(program: str) -> str:
 
 def test_without_keys_the_library_is_not_loaded() -> None:
     assert run_python(
-        "import sys, trio_odin.server as t; from trio_odin.settings.settings import read_settings;"
-        "t.Permits(read_settings({})); print('jwt' in sys.modules, 'cryptography' in sys.modules)"
+        "import sys, trio_odin.auth.authorize as t; from trio_odin.settings.settings import read_settings;"
+        "t.Authorizer(read_settings({})); print('jwt' in sys.modules, 'cryptography' in sys.modules)"
     ) == ("False False\n")
 
 
@@ -214,9 +220,9 @@ def test_without_the_extra_it_is_said_what_to_install(missing: str, path: Path) 
 import sys
 sys.modules[{missing!r}] = None
 from trio_odin.settings.settings import SettingError, read_settings
-from trio_odin.auth.authorize import Permits
+from trio_odin.auth.authorize import Authorizer
 try:
-    Permits(read_settings({{"WS_JWT_KEYS": {str(path)!r}}}))
+    Authorizer(read_settings({{"WS_JWT_KEYS": {str(path)!r}}}))
 except SettingError as error:
     print(error)
 """
@@ -269,7 +275,7 @@ async def test_no_line_of_the_log_has_a_token_or_a_key(
         assert await answer_to(rig, head) == b""
     path.write_text(json.dumps({"keys": [signer.jwk(alg="HS512")]}))
     with pytest.raises(SettingError):
-        rig.permits.reload(rig.settings)
+        rig.authorizer.reload(rig.settings)
     for handler in logging.getLogger().handlers:
         handler.flush()
     logged = file.getvalue()

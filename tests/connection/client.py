@@ -32,7 +32,7 @@ def as_sent(answers: Iterable[Answer], *, most: int = sys.maxsize) -> list[bytes
         if isinstance(answer, bytes):
             frames.append(answer)
             continue
-        fitting = answer.envelopes[:most]
+        fitting = answer.messages[:most]
         frames += [publication.frame(seq) for seq, publication in fitting]
         frames += answer.finish(len(fitting))
     return frames

@@ -32,9 +32,9 @@ async def test_a_subscriber_gets_its_events_numbered(nursery: trio.Nursery) -> N
     rig.publish("ETH.trade")
     for number in range(1, 4):
         rig.publish("BTC.trade", b'{"n":%d}' % number)
-        envelope = json.loads(await client.get_message())
-        assert list(envelope) == ["seq", "ts", "type", "priority", "data", "channel"]
-        assert (envelope["seq"], envelope["data"]) == (number, {"n": number})
+        message = json.loads(await client.get_message())
+        assert list(message) == ["seq", "ts", "type", "priority", "data", "channel"]
+        assert (message["seq"], message["data"]) == (number, {"n": number})
     await client.aclose()
     rig.check_balance()
 
@@ -101,7 +101,7 @@ async def test_a_client_that_never_reads_is_evicted_and_the_others_are_not(
     good = await rig.subscribe("BTC.trade")
     bad = await rig.subscribe("BTC.trade")
     (_, stuck) = rig.hub.members
-    stuck.outlet._stream = trio.testing.lockstep_stream_pair()[0]
+    stuck.outbound._stream = trio.testing.lockstep_stream_pair()[0]
     for number in range(1, 21):
         rig.publish("BTC.trade")
         assert json.loads(await good.get_message())["seq"] == number
@@ -163,7 +163,7 @@ async def test_leaving_does_not_wait_for_a_peer_that_never_reads_nor_answers(
     rig = Rig(nursery, WS_DRAIN_SECONDS="2s")
     await rig.subscribe("BTC.trade")
     (connection,) = rig.hub.members
-    connection.outlet._stream = trio.testing.lockstep_stream_pair()[0]
+    connection.outbound._stream = trio.testing.lockstep_stream_pair()[0]
     rig.publish("BTC.trade")
     started = trio.current_time()
     connection.leave()
@@ -180,7 +180,7 @@ async def test_a_client_silent_for_the_deadline_is_gone_after_one_more_ping_inte
     alive = await rig.subscribe("BTC.trade")
     dead = await rig.subscribe("BTC.trade")
     (_, silent) = rig.hub.members
-    silent.outlet._stream = trio.testing.lockstep_stream_pair()[0]
+    silent.outbound._stream = trio.testing.lockstep_stream_pair()[0]
     for _ in range(3):
         await trio.sleep(30)
         await alive.send_message('{"type":"heartbeat"}')
@@ -239,10 +239,10 @@ async def test_pongs_are_signs_of_life_and_nothing_else_is_lost_between_them(
         await client.receive_some()
         (connection,) = rig.hub.members
         for piece in (pong, command, pong, pong + command, pong, command[:9], command[9:], pong):
-            before = connection.outlet.heard_at
+            before = connection.outbound.heard_at
             await client.send_all(piece)
             await trio.testing.wait_all_tasks_blocked(0.01)
-            assert connection.outlet.heard_at > before
+            assert connection.outbound.heard_at > before
         # Six bytes like those of a pong, but in the middle of a message.
         binary = masked_frame(0x82, b"x" * 9 + pong + b"x")
         for piece in (binary[:15], binary[15:21], binary[21:]):
@@ -308,7 +308,7 @@ async def test_no_envelope_follows_a_close_frame(nursery: trio.Nursery) -> None:
     rig = Rig(nursery)
     client = await rig.subscribe("BTC.trade")
     (connection,) = rig.hub.members
-    await connection.outlet.send_all(close_frame(1000, ""))
+    await connection.outbound.send_all(close_frame(1000, ""))
     rig.publish("BTC.trade")
     assert rig.ledger.deliveries.written == 0
     assert rig.ledger.deliveries.dropped == {Dropped.CLOSING: 1}
@@ -342,9 +342,9 @@ async def test_no_reply_follows_a_close_frame(nursery: trio.Nursery) -> None:
     rig = Rig(nursery)
     await rig.connect()
     (connection,) = rig.hub.members
-    await connection.outlet.send_all(close_frame(1000, ""))
+    await connection.outbound.send_all(close_frame(1000, ""))
     with pytest.raises(trio.BrokenResourceError):
-        await connection.outlet.send_all(b"late")
+        await connection.outbound.send_all(b"late")
 
 
 async def test_a_drain_does_not_wait_for_one_that_is_closing(
@@ -384,7 +384,7 @@ async def test_what_a_round_has_deferred_is_numbered_before_what_is_resumed(
     nursery: trio.Nursery,
 ) -> None:
     rig = Rig(nursery)
-    rig.hub.recent.add(
+    rig.hub.resume_buffer.add(
         NatsMessage("odin.token.ETH.trade", b"1", 1, trio.current_time()), "ETH.trade"
     )
     client = await rig.subscribe("BTC.trade")
@@ -412,7 +412,7 @@ async def test_who_does_not_read_has_the_answer_to_one_command_waiting(
     await stream.receive_some()
     (connection,) = rig.hub.members
     unread = trio.testing.lockstep_stream_pair()[0]
-    connection.outlet._stream = trio.StapledStream(unread, connection.outlet._stream)
+    connection.outbound._stream = trio.StapledStream(unread, connection.outbound._stream)
     channels = [f"A{number:057}.trade" for number in range(200)]
     command = json.dumps({"type": "unsubscribe", "channels": channels}).encode()
     assert 10_000 < len(command) < 16_384

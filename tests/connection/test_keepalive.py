@@ -12,7 +12,7 @@ from trio_odin.ledger.reasons import CloseReason
 
 
 @attrs.define(eq=False)
-class FakeOutlet:
+class FakeOutbound:
     heard_at: float = 0.0
     pinged_at: list[float] = attrs.field(factory=list)
 
@@ -22,7 +22,7 @@ class FakeOutlet:
 
 @attrs.define(eq=False)
 class FakeConnection:
-    outlet: FakeOutlet
+    outbound: FakeOutbound
     reason: CloseReason | None = None
 
     def evict(self, reason: CloseReason) -> None:
@@ -30,7 +30,7 @@ class FakeConnection:
 
 
 def connection() -> FakeConnection:
-    return FakeConnection(FakeOutlet(heard_at=trio.current_time()))
+    return FakeConnection(FakeOutbound(heard_at=trio.current_time()))
 
 
 async def test_every_connection_is_pinged_once_an_interval(
@@ -41,7 +41,7 @@ async def test_every_connection_is_pinged_once_an_interval(
     pinged = connection()
     wheel.add(pinged)
     await trio.sleep(27 * 4 + 0.5)
-    times = pinged.outlet.pinged_at
+    times = pinged.outbound.pinged_at
     assert len(times) == 4
     assert {round(b - a, 6) for a, b in pairwise(times)} == {27}
 
@@ -61,7 +61,7 @@ async def test_an_interval_of_a_day_costs_no_more_memory_than_one_of_minutes(
     pinged = connection()
     wheel.add(pinged)
     await trio.sleep(86_400 * 2 + 0.5)
-    assert len(pinged.outlet.pinged_at) == 2
+    assert len(pinged.outbound.pinged_at) == 2
 
 
 async def test_connections_that_came_at_once_are_not_pinged_at_once(
@@ -73,7 +73,7 @@ async def test_connections_that_came_at_once_are_not_pinged_at_once(
     for one in many:
         nursery.start_soon(_held, wheel, one)
     await trio.sleep(27.5)
-    moments = {one.outlet.pinged_at[0] for one in many}
+    moments = {one.outbound.pinged_at[0] for one in many}
     assert len(moments) > 90  # of 108 steps, with 500 connections
     nursery.cancel_scope.cancel(reason="the test is over")
 
@@ -105,7 +105,7 @@ async def test_any_sign_of_life_counts(
     wheel.add(alive)
     for _ in range(20):
         await trio.sleep(30)
-        alive.outlet.heard_at = trio.current_time()
+        alive.outbound.heard_at = trio.current_time()
     assert alive.reason is None
 
 
@@ -118,7 +118,7 @@ async def test_who_has_left_is_not_pinged(
     wheel.add(gone)
     wheel.remove(gone)
     await trio.sleep(10)
-    assert gone.outlet.pinged_at == []
+    assert gone.outbound.pinged_at == []
 
 
 async def test_who_may_not_stay_is_ended_at_its_next_ping_and_gets_none(
@@ -126,7 +126,7 @@ async def test_who_may_not_stay_is_ended_at_its_next_ping_and_gets_none(
 ) -> None:
     objections: dict[FakeConnection, CloseReason] = {}
     wheel: PingWheel[FakeConnection] = PingWheel(
-        interval_seconds=27, deadline_seconds=1000, objection=objections.get
+        interval_seconds=27, deadline_seconds=1000, why_ended=objections.get
     )
     nursery.start_soon(wheel.run)
     welcome, unwelcome = connection(), connection()
@@ -138,4 +138,4 @@ async def test_who_may_not_stay_is_ended_at_its_next_ping_and_gets_none(
     await trio.sleep(27)
     assert unwelcome.reason is CloseReason.TOKEN_EXPIRED
     assert welcome.reason is None
-    assert (len(unwelcome.outlet.pinged_at), len(welcome.outlet.pinged_at)) == (1, 2)
+    assert (len(unwelcome.outbound.pinged_at), len(welcome.outbound.pinged_at)) == (1, 2)

@@ -212,4 +212,4 @@ async def test_nothing_stays_of_a_request_that_is_not_let_in(
     async with nothing_stays():
         for _ in range(COUNT):
             await ask()
-    assert not rig.listener.stats().half_open
+    assert not rig.listener.stats().pending_handshakes

@@ -14,13 +14,13 @@ from trio_odin.auth.grants import Grant
 from trio_odin.connection.session import Session, SessionLimits
 from trio_odin.fanout.publication import Publication
 from trio_odin.fanout.registry import Registry
-from trio_odin.fanout.replay_buffer import History
-from trio_odin.fanout.resume_buffer import Recent
+from trio_odin.fanout.replay_buffer import ReplayBuffer
+from trio_odin.fanout.resume_buffer import ResumeBuffer
 from trio_odin.ledger.counters import Traffic
 from trio_odin.ledger.reasons import GapReason
 from trio_odin.upstream.gaps import Gap, Mark
 from trio_odin.upstream.nats_message import NatsMessage
-from trio_odin.upstream.status import Upstream
+from trio_odin.upstream.status import NatsStatus
 from trio_odin.wire.channels import CHANNEL_RULE
 from trio_odin.wire.commands import ErrorCode
 
@@ -92,11 +92,11 @@ class Conversations(RuleBasedStateMachine):
         return Session(
             who,
             self.registry,
-            history=History(self.limits.replay_capacity),
-            recent=Recent(max_age_seconds=30.0),
+            replay_buffer=ReplayBuffer(self.limits.replay_capacity),
+            resume_buffer=ResumeBuffer(max_age_seconds=30.0),
             limits=self.limits,
             traffic=Traffic(),
-            upstream=Upstream(),
+            nats_status=NatsStatus(),
             now=0.0,
         )
 
@@ -146,7 +146,7 @@ class Conversations(RuleBasedStateMachine):
         concerned = set(self.registry.subscribers(channel))
         assert concerned == {who for who in range(3) if channel in self.models[who].channels}
         for who in concerned:
-            frame = publication.frame(self.sessions[who].history.append(publication))
+            frame = publication.frame(self.sessions[who].replay_buffer.append(publication))
             self.models[who].published.append(frame)
             expected: dict[str, Any] = {
                 "seq": len(self.models[who].published),
@@ -208,7 +208,7 @@ class Conversations(RuleBasedStateMachine):
         if hasattr(self, "registry"):
             for who in range(3):
                 assert list(self.registry.channels(who)) == self.models[who].channels
-                assert self.sessions[who].history.seq == len(self.models[who].published)
+                assert self.sessions[who].replay_buffer.seq == len(self.models[who].published)
 
 
 TestConversations = Conversations.TestCase
@@ -218,11 +218,11 @@ TestConversations.settings = settings(max_examples=80, stateful_step_count=40)
 # --- every row of the wire document
 
 
-def _entered() -> Recent:
+def _entered() -> ResumeBuffer:
     """Of a server that has reached a stream, which is empty."""
-    recent = Recent(max_age_seconds=30.0)
-    recent.note(Mark("e", 0))
-    return recent
+    resume_buffer = ResumeBuffer(max_age_seconds=30.0)
+    resume_buffer.note(Mark("e", 0))
+    return resume_buffer
 
 
 @attrs.define
@@ -232,20 +232,20 @@ class Client:
     limits: SessionLimits = attrs.field(factory=SessionLimits)
     registry: Registry[str] = attrs.field(factory=Registry)
     traffic: Traffic = attrs.field(factory=Traffic)
-    upstream: Upstream = attrs.field(factory=Upstream)
+    nats_status: NatsStatus = attrs.field(factory=NatsStatus)
     now: float = 1000.0
-    recent: Recent = attrs.field(factory=_entered)
+    resume_buffer: ResumeBuffer = attrs.field(factory=_entered)
     session: Session[str] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.session = Session(
             "me",
             self.registry,
-            history=History(self.limits.replay_capacity),
-            recent=self.recent,
+            replay_buffer=ReplayBuffer(self.limits.replay_capacity),
+            resume_buffer=self.resume_buffer,
             limits=self.limits,
             traffic=self.traffic,
-            upstream=self.upstream,
+            nats_status=self.nats_status,
             now=self.now,
         )
 
@@ -265,7 +265,7 @@ class Client:
             publication = Publication(
                 "BTC.trade", json.dumps(number).encode(), offset=None, unix_ms=UNIX_MS + number
             )
-            frames.append(publication.frame(self.session.history.append(publication)))
+            frames.append(publication.frame(self.session.replay_buffer.append(publication)))
         return frames
 
 
@@ -319,7 +319,7 @@ def test_replies_have_no_seq_and_take_none(client: Client) -> None:
     replies += client.say('{"type":"unsubscribe","channels":[]}')
     assert len(replies) == 5
     assert not any("seq" in reply for reply in replies)
-    assert client.session.history.seq == 0
+    assert client.session.replay_buffer.seq == 0
 
 
 def test_the_bytes_of_an_ack_are_those_of_the_wire_document(client: Client) -> None:
@@ -373,8 +373,8 @@ def test_a_replay_takes_no_number(client: Client) -> None:
 
 def test_the_last_100_envelopes_are_kept_and_a_shorter_replay_says_so(client: Client) -> None:
     client.publish(250)
-    *envelopes, incomplete = client.say('{"type":"replay","data":{"from":101,"to":160}}')
-    assert [envelope["seq"] for envelope in envelopes] == list(range(151, 161))
+    *messages, incomplete = client.say('{"type":"replay","data":{"from":101,"to":160}}')
+    assert [message["seq"] for message in messages] == list(range(151, 161))
     assert incomplete == {
         "type": "replay_incomplete",
         "sent": 10,
@@ -692,7 +692,7 @@ def happen(client: Client, *channels: str) -> None:
     for offset, channel in enumerate(channels, start=1):
         payload = json.dumps(offset).encode()
         message = NatsMessage(f"odin.token.{channel}", payload, offset, 0.0)
-        client.recent.add(message, channel)
+        client.resume_buffer.add(message, channel)
 
 
 def come_back(client: Client, after: int, *channels: str, **more: Any) -> list[dict[str, Any]]:
@@ -771,18 +771,18 @@ def test_a_chatty_channel_does_not_displace_the_only_change_of_a_quiet_one() -> 
 
 def test_who_comes_back_before_all_from_before_the_start_is_there_is_told() -> None:
     client = Client()
-    client.recent.note(Mark("e", 0, past=3))
+    client.resume_buffer.note(Mark("e", 0, backfill_end=3))
     happen(client, "BTC.trade", "BTC.trade")
     _, incomplete, end = come_back(client, 2, "BTC.trade")
     assert incomplete["type"] == "resume_incomplete", "3 is kept when it comes, but not sent"
     assert end["offset"] == 3, "what comes from then on is sent"
     leave(client)
-    client.recent.add(NatsMessage("odin.token.ETH.trade", b"3", 3, 0.0), "ETH.trade")
+    client.resume_buffer.add(NatsMessage("odin.token.ETH.trade", b"3", 3, 0.0), "ETH.trade")
     assert [one["type"] for one in come_back(client, 2, "BTC.trade")][1:] == ["resumed"]
 
 
 def test_who_comes_back_before_there_is_a_position_is_told_with_the_id() -> None:
-    client = Client(recent=Recent(max_age_seconds=30.0))
+    client = Client(resume_buffer=ResumeBuffer(max_age_seconds=30.0))
     ack, incomplete, end = come_back(client, 10, "BTC.trade", id="x")
     assert ack["epoch"] is None
     assert (incomplete["type"], incomplete["sent"]) == ("resume_incomplete", 0)
@@ -858,7 +858,7 @@ def test_a_grant_of_every_channel_is_like_none(client: Client) -> None:
     ],
 )
 def test_a_heartbeat_that_does_not_ask_is_answered_as_ever(client: Client, text: str) -> None:
-    client.upstream.heard(1.0)
+    client.nats_status.heard(1.0)
     frames = client.frames(text)
     assert texts_of(frames) == [f'{{"type":"pong","ts":{UNIX_MS}}}']
 
@@ -876,12 +876,12 @@ def test_a_heartbeat_that_asks_tells_a_quiet_market_from_a_broken_pipe(
     asked = {"type": "pong", "ts": UNIX_MS, "id": 4}
     never = {"nats": "disconnected", "age_ms": None, "event_age_ms": None, "offset": 0}
     assert client.say(text) == [asked | never]
-    client.upstream.is_connected = True
-    client.upstream.heard_event(client.now - 60)
-    client.upstream.heard(client.now - 0.25)
+    client.nats_status.is_connected = True
+    client.nats_status.heard_event(client.now - 60)
+    client.nats_status.heard(client.now - 0.25)
     quiet = {"nats": "connected", "age_ms": 250, "event_age_ms": 60_000, "offset": 0}
     assert client.say(text) == [asked | quiet]
-    client.upstream.is_connected = False
+    client.nats_status.is_connected = False
     client.now += 10
     broken = {"nats": "disconnected", "age_ms": 10_250, "event_age_ms": 70_000, "offset": 0}
     assert client.say(text) == [asked | broken]
@@ -896,9 +896,9 @@ def test_an_age_is_a_whole_number_of_milliseconds(
     now: float, age: float | None, is_connected: bool
 ) -> None:
     client = Client()
-    client.upstream.is_connected = is_connected
+    client.nats_status.is_connected = is_connected
     if age is not None:
-        client.upstream.heard(now - age)
+        client.nats_status.heard(now - age)
     client.now = now
     (pong,) = client.say('{"type":"heartbeat","nats":true}')
     assert pong["nats"] == ("connected" if is_connected else "disconnected")
@@ -923,7 +923,7 @@ def test_who_asks_for_notices_is_in_the_audience_and_learns_the_epoch(
     ack = {"type": "subscription_ack", "subscribed": ["BTC.trade"], "count": 1}
     assert client.say(text) == [ack | {"epoch": "e", "offset": 0}]
     assert list(client.registry.audience) == ["me"]
-    client.recent.note(Mark("63fc2bd2a9d40", 7))
+    client.resume_buffer.note(Mark("63fc2bd2a9d40", 7))
     assert client.subscribe("BTC.trade") == [ack | {"epoch": "63fc2bd2a9d40", "offset": 7}]
     owed = client.registry.audience["me"] = {GapReason.CORE: Gap(GapReason.CORE)}
     assert client.say(text) == [ack | {"epoch": "63fc2bd2a9d40", "offset": 7}]

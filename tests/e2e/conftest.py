@@ -104,4 +104,4 @@ def check_balance(server: Server) -> None:
     snapshot = server.snapshot()
     assert snapshot.ledger.deliveries.imbalance() == 0
     assert snapshot.fan_out.connections or snapshot.fan_out.outbox_bytes == 0
-    assert snapshot.ledger.publications.imbalance(snapshot.fan_out.feed_waiting) == 0
+    assert snapshot.ledger.publications.imbalance(snapshot.fan_out.inbound_waiting) == 0

@@ -27,13 +27,13 @@ REPLAY = '{"type":"replay","data":{"since":0}}'
 
 async def publish_large(server: Server, nats_url: str) -> None:
     """No faster than who is subscribed can read."""
-    books = server.ledger
+    counters = server.ledger
     async with nats_client(nats_url) as nats:
         for number in range(1, KEPT + 1):
             payload = b'{"n":%d,"x":"%b"}' % (number, b"x" * PAYLOAD_BYTES)
             await nats.publish("odin.token.BIG.trade", payload)
-            await wait_until(lambda: books.publications.received == number)  # noqa: B023
-            await wait_until(lambda: books.deliveries.queued == 0)
+            await wait_until(lambda: counters.publications.received == number)  # noqa: B023
+            await wait_until(lambda: counters.deliveries.queued == 0)
 
 
 async def read_all(client: SlowClient) -> None:

@@ -91,8 +91,8 @@ async def test_clients_stay_over_a_restart_of_nats_and_events_flow_again(
             async with nats_client(nats.url) as publisher:
                 await wait_for_nats(server)
                 await publisher.publish("odin.token.BTC.trade", b'"after"')
-                envelope = await receive(client)
-                assert (envelope["seq"], envelope["data"]) == (2, "after")
+                message = await receive(client)
+                assert (message["seq"], message["data"]) == (2, "after")
         assert server.snapshot().nats.reconnects == 1
         check_balance(server)
 
@@ -112,9 +112,9 @@ async def test_what_was_published_while_the_connection_was_lost_comes_once(
             await wait_until(lambda: not server.snapshot().nats.is_connected)
             for number in (2, 3, 4):
                 await publisher.publish("odin.token.BTC.trade", b"%d" % number)
-            envelopes = [await receive(client) for _ in range(3)]
-            assert [e["data"] for e in envelopes] == [2, 3, 4]
-            assert [e["offset"] for e in envelopes] == [2, 3, 4]
+            messages = [await receive(client) for _ in range(3)]
+            assert [e["data"] for e in messages] == [2, 3, 4]
+            assert [e["offset"] for e in messages] == [2, 3, 4]
         check_balance(server)
 
 
@@ -181,9 +181,9 @@ async def test_without_jetstream_it_subscribes_to_core_nats(
         assert server.snapshot().nats.mode == "core"
         async with client_of(server, "BTC.trade") as client, nats_client(nats.url) as publisher:
             await publisher.publish("odin.token.BTC.trade", b"1")
-            envelope = await receive(client)
-            assert envelope["data"] == 1
-            assert "offset" not in envelope
+            message = await receive(client)
+            assert message["data"] == 1
+            assert "offset" not in message
 
 
 async def test_jetstream_alone_does_not_settle_for_core(
@@ -301,7 +301,7 @@ async def test_the_past_of_a_stream_is_not_news(
                 await publisher.publish("odin.token.BTC.trade", b'"old"')
             await publisher.flush()
         server = await start_server(NATS_URL=network.url)
-        await wait_until(lambda: server.ledger.publications.recalled == 50)
+        await wait_until(lambda: server.ledger.publications.backfilled == 50)
         network.cut()
         await wait_until(lambda: server.snapshot().nats.reconnects == 1)
         async with client_of(server, "BTC.trade") as client, nats_client(nats.url) as publisher:
@@ -311,8 +311,8 @@ async def test_the_past_of_a_stream_is_not_news(
             await wait_until(lambda: server.snapshot().nats.reconnects == 2)
             await publisher.publish("odin.token.BTC.trade", b'"new"')
             assert (await receive(client))["data"] == "new"
-        books = server.ledger.publications
-        assert (books.received, books.recalled) == (51, 50)
+        counters = server.ledger.publications
+        assert (counters.received, counters.backfilled) == (51, 50)
         check_balance(server)
 
 
@@ -389,7 +389,7 @@ async def test_a_client_of_a_server_that_has_gone_gets_what_it_missed_from_the_n
             await publisher.flush()
             # It began after the events, and knows them from the stream.
             second = await start_server(NATS_URL=nats.url)
-            await wait_until(lambda: second.ledger.publications.recalled == 5)
+            await wait_until(lambda: second.ledger.publications.backfilled == 5)
             async with client_of(second) as client:
                 command = {"type": "subscribe", "channels": ["BTC.trade"], "after": seen}
                 await client.send(json.dumps(command))

@@ -48,11 +48,11 @@ async def test_a_hundred_clients_get_exactly_what_they_subscribed_to(
             if subscribed == len(wanted):
                 everyone_is_subscribed.set()
             expected = sum(published[channel] for channel in channels)
-            envelopes = [await receive(client) for _ in range(expected)]
-            got = Counter((e["channel"], e["data"]["n"]) for e in envelopes)
+            messages = [await receive(client) for _ in range(expected)]
+            got = Counter((e["channel"], e["data"]["n"]) for e in messages)
             assert got == {(c, n): 1 for c in channels for n in range(published[c])}
-            assert [e["seq"] for e in envelopes] == list(range(1, expected + 1))
-            assert [e["offset"] for e in envelopes] == sorted(e["offset"] for e in envelopes)
+            assert [e["seq"] for e in messages] == list(range(1, expected + 1))
+            assert [e["offset"] for e in messages] == sorted(e["offset"] for e in messages)
             # And nothing else comes: the next answer is the heartbeat's.
             await client.send('{"type":"heartbeat"}')
             assert (await receive(client))["type"] == "pong"
@@ -114,8 +114,8 @@ async def test_a_payload_that_is_not_json_is_counted_and_not_sent(
     async with client_of(server, "BTC.trade") as client, nats_client(nats_url) as nats:
         for payload in (b"nonsense", b'"\xff"', b"", b'{"good":1}'):
             await nats.publish("odin.token.BTC.trade", payload)
-        envelope = await receive(client)
-        assert (envelope["seq"], envelope["data"]) == (1, {"good": 1})
+        message = await receive(client)
+        assert (message["seq"], message["data"]) == (1, {"good": 1})
     assert server.ledger.publications.invalid.total() == 3
     check_balance(server)
 

@@ -85,19 +85,19 @@ async def test_a_pause_sheds_its_share_says_so_and_ends(
     with running_nats(tmp_path) as nats:
         server = await start_server(NATS_URL=nats.url, WS_CPU_PAUSE_THRESHOLD="100")
         await wait_for_nats(server)
-        guard = server._guard
+        guard = server._load_monitor
         async with client_of(server, "BTC.trade") as client, nats_client(nats.url) as publisher:
             # Of four seconds at once, so that no sample of the guard's own comes in between.
             for _ in range(4):
                 guard.observe(Load(cpu_percent=100.0))
             assert server.snapshot().load.paused_percent == 40
-            guard.pause.cpu_pause_percent = 1e-9  # an idle process is below none
+            guard.shedder.cpu_pause_percent = 1e-9  # an idle process is below none
             for number in range(10):
                 await publisher.publish("odin.token.BTC.trade", b"%d" % number)
             await publisher.flush()
-            books = server.ledger.publications
-            await wait_until(lambda: books.received == 10)
-            shed = books.shed.total()
+            counters = server.ledger.publications
+            await wait_until(lambda: counters.received == 10)
+            shed = counters.shed.total()
             assert shed >= 4
             status, text = await page(server.addresses[0], "/health")
             health = json.loads(text)
@@ -110,7 +110,7 @@ async def test_a_pause_sheds_its_share_says_so_and_ends(
             assert f'ws_nats_messages_shed_total{{reason="paused"}} {shed}.0' in text
             received = [await receive(client) for _ in range(10 - shed)]
             assert [event["seq"] for event in received] == list(range(1, 11 - shed))
-            guard.pause.cpu_pause_percent = 0
+            guard.shedder.cpu_pause_percent = 0
             await wait_until(lambda: server.snapshot().load.paused_percent == 0)
             await publisher.publish("odin.token.BTC.trade", b"99")
             assert (await receive(client))["data"] == 99

@@ -27,7 +27,7 @@ from tests.e2e.test_workers import Running
 from tests.waiting import wait_until
 from trio_odin.settings.settings import read_settings
 from trio_odin.workers import slot as worker_slot
-from trio_odin.workers.supervisor import Parent, serve_with_workers
+from trio_odin.workers.supervisor import Supervisor, serve_with_workers
 
 pytestmark = pytest.mark.e2e
 
@@ -365,7 +365,7 @@ async def test_a_worker_that_is_silent_for_too_long_is_killed_and_started_again(
     monkeypatch.setattr(worker_slot, "HUNG_SECONDS", 4.0)
     with running_nats(tmp_path) as nats:
         variables = {"WS_WORKERS": "2", "WS_ADDR": "127.0.0.1:0", "NATS_URL": nats.url}
-        parent: Parent = await nursery.start(
+        parent: Supervisor = await nursery.start(
             serve_with_workers, read_settings(variables), {**os.environ, **variables}
         )
         await wait_until(lambda: serving(parent.workers))
@@ -380,7 +380,7 @@ async def test_a_worker_that_is_silent_for_too_long_is_killed_and_started_again(
         await parent.finished.wait()
 
 
-def serving(workers: Sequence[worker_slot.Worker]) -> bool:
+def serving(workers: Sequence[worker_slot.WorkerSlot]) -> bool:
     return all(worker.missing_since is None for worker in workers)
 
 

@@ -71,13 +71,13 @@ class SlowClient:
     async def until_reply(self, command: str) -> list[dict[str, Any]]:
         """Ask for a reply, and read up to it; returns the events before it."""
         await self.say(command)
-        envelopes: list[dict[str, Any]] = []
+        messages: list[dict[str, Any]] = []
         with trio.fail_after(20):
             while True:
                 for message in await self.messages():
                     if message["type"] != "price:update":
-                        return envelopes
-                    envelopes.append(message)
+                        return messages
+                    messages.append(message)
 
 
 def make_buffers_small(server: Server) -> None:
@@ -114,9 +114,9 @@ async def publish_to_one_who_reads(server: Server, nats_url: str) -> None:
         for number in range(EVENTS):
             payload = b'{"n":%d,"x":"%b"}' % (number, b"x" * PAYLOAD_BYTES)
             await nats.publish(f"odin.token.{CHANNELS[number % 4]}", payload)
-            envelope = await receive(good)
-            assert (envelope["seq"], envelope["data"]["n"]) == (number + 1, number)
-            assert "skipped" not in envelope
+            message = await receive(good)
+            assert (message["seq"], message["data"]["n"]) == (number + 1, number)
+            assert "skipped" not in message
 
 
 async def start(
@@ -153,19 +153,19 @@ async def test_who_does_not_read_gets_the_newest_of_each_channel_when_it_does_ag
     async with slow.stream:
         await publish_to_one_who_reads(server, nats_url)
         assert 4 < server.ledger.deliveries.queued < 40
-        envelopes = await slow.until_reply('{"type":"heartbeat"}')
+        messages = await slow.until_reply('{"type":"heartbeat"}')
         # What was in flight, then the newest ones: the last event of each channel is there.
-        assert [e["data"]["n"] for e in envelopes[-4:]] == list(range(EVENTS - 4, EVENTS))
+        assert [e["data"]["n"] for e in messages[-4:]] == list(range(EVENTS - 4, EVENTS))
         came: Counter[str] = Counter()
-        for envelope in envelopes:
-            came[envelope["channel"]] += 1 + envelope.get("skipped", 0)
+        for message in messages:
+            came[message["channel"]] += 1 + message.get("skipped", 0)
         assert came == dict.fromkeys(CHANNELS, EVENTS // 4)
-        skipped = sum(e.get("skipped", 0) for e in envelopes)
-        assert skipped == server.ledger.deliveries.conflated == EVENTS - len(envelopes) > 100
+        skipped = sum(e.get("skipped", 0) for e in messages)
+        assert skipped == server.ledger.deliveries.conflated == EVENTS - len(messages) > 100
         rule = LossRule()
-        assert {rule.lost(envelope) for envelope in envelopes} == {0}, "no gap is a loss"
+        assert {rule.lost(message) for message in messages} == {0}, "no gap is a loss"
         # What was skipped can be had: it is kept for replay, as it was.
-        missed = min(set(range(EVENTS - 50, EVENTS + 1)) - {e["seq"] for e in envelopes})
+        missed = min(set(range(EVENTS - 50, EVENTS + 1)) - {e["seq"] for e in messages})
         replay = f'{{"type":"replay","data":{{"from":{missed},"to":{missed}}}}}'
         await slow.stream.send_all(masked_frame(0x81, replay.encode()))
         (again,) = await slow.until_reply('{"type":"heartbeat"}')
@@ -182,10 +182,10 @@ async def test_who_does_not_read_may_miss_events_and_stays(
     )
     async with slow.stream:
         await publish_to_one_who_reads(server, nats_url)
-        envelopes = await slow.until_reply('{"type":"heartbeat"}')
+        messages = await slow.until_reply('{"type":"heartbeat"}')
         dropped = server.ledger.deliveries.dropped.total()
-        assert dropped == EVENTS - len(envelopes) > 100
-        assert [e["data"]["n"] for e in envelopes] == [e["seq"] - 1 for e in envelopes]
+        assert dropped == EVENTS - len(messages) > 100
+        assert [e["data"]["n"] for e in messages] == [e["seq"] - 1 for e in messages]
         assert server.ledger.traffic.closed["outbox_full"] == 0
         check_the_end(server)
 

@@ -70,9 +70,9 @@ async def test_a_message_that_cannot_be_understood_costs_itself_only(
             with trio.fail_after(_AT_ONCE_SECONDS):
                 assert (await receive(client))["data"] == 1
         assert server.snapshot().nats.reconnects == 0
-        books = server.ledger.publications
-        assert books.invalid == {Invalid.SUBJECT: 1}
-        assert (books.received, books.fanned_out) == (2, 1)
+        counters = server.ledger.publications
+        assert counters.invalid == {Invalid.SUBJECT: 1}
+        assert (counters.received, counters.fanned_out) == (2, 1)
 
 
 @pytest.mark.parametrize("mode", ["jetstream", "core"])

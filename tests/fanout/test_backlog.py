@@ -11,8 +11,8 @@ from tests.connection.client import LossRule, objects_of
 from trio_odin.fanout.backlog import (
     FULL_OUTBOXES_IN_A_ROW,
     Backlog,
-    Envelope,
     OutboxRules,
+    QueuedMessage,
     SlowConsumerWatch,
     SlowPolicy,
 )
@@ -58,7 +58,7 @@ class Client:
         self.capacity = rules.capacity
         self.backlog = Backlog(rules, deliveries)
         self.deliveries = deliveries
-        self.outbox: deque[Envelope] = deque()
+        self.outbox: deque[QueuedMessage] = deque()
         self.seq = 0
         self.moved = 0  # envelopes put back, to see what taking out the superseded costs
         self.matched: Counter[str] = Counter()
@@ -72,8 +72,8 @@ class Client:
         self.matched[channel] += 1
         self.deliveries.matched += 1
         room = self.capacity - len(self.outbox)
-        envelope = Envelope(publication(channel, size), self.seq, sent)
-        refusal = self.backlog.admit(envelope, room=room)
+        message = QueuedMessage(publication(channel, size), self.seq, sent)
+        refusal = self.backlog.admit(message, room=room)
         if refusal is not None:
             self.dropped[channel] += 1
             self.dropped_seqs.append(self.seq)
@@ -82,21 +82,21 @@ class Client:
             kept = self.backlog.without_superseded(self.outbox)
             self.moved += len(kept)
             self.outbox = deque(kept)
-        self.outbox.append(envelope)
+        self.outbox.append(message)
         assert len(self.outbox) <= self.capacity
         return None
 
     def read(self, most: int = 1) -> None:
         """As the writer does: take some, write them, book them."""
-        batch: list[Envelope] = []
+        batch: list[QueuedMessage] = []
         while self.outbox and len(batch) < most:
-            envelope = self.outbox.popleft()
-            if self.backlog.take(envelope):
-                batch.append(envelope)
-        self.backlog.written(len(batch), sum(envelope.size for envelope in batch))
-        for envelope in batch:
-            envelope.sent = 0  # what was out before is part of it
-            (content,) = objects_of([b"".join(envelope.pieces())])
+            message = self.outbox.popleft()
+            if self.backlog.take(message):
+                batch.append(message)
+        self.backlog.written(len(batch), sum(message.size for message in batch))
+        for message in batch:
+            message.sent = 0  # what was out before is part of it
+            (content,) = objects_of([b"".join(message.pieces())])
             skipped = content.get("skipped", 0)
             self.received.append((content["seq"], content["channel"], skipped))
             lost = sum(seq < content["seq"] for seq in self.dropped_seqs)
@@ -124,7 +124,7 @@ def client(policy: str, *, capacity: int = 4, max_bytes: int = 10**9, total: int
 
 
 def seqs_waiting(client: Client) -> list[int]:
-    return [envelope.seq for envelope in client.outbox if not envelope.is_superseded]
+    return [message.seq for message in client.outbox if not message.is_superseded]
 
 
 @pytest.mark.parametrize("policy", ["evict", "drop"])
@@ -149,10 +149,10 @@ def test_an_event_behind_a_gap_says_how_many_were_skipped_on_all_channels() -> N
     slow = client("conflate")
     for channel in ("A.a", "B.b", "A.a", "C.c", "A.a", "B.b", "A.a", "C.c", "D.d"):
         assert slow.offer(channel) is None
-    taken = [envelope for envelope in slow.outbox if slow.backlog.take(envelope)]
+    taken = [message for message in slow.outbox if slow.backlog.take(message)]
     told = [
         {key: event[key] for key in ("seq", "skipped", "skipped_total") if key in event}
-        for event in objects_of(b"".join(envelope.pieces()) for envelope in taken)
+        for event in objects_of(b"".join(message.pieces()) for message in taken)
     ]
     assert told == [
         {"seq": 6, "skipped": 1, "skipped_total": 5},
@@ -285,8 +285,8 @@ def test_taking_out_what_was_superseded_is_cheap_for_each_envelope(channels: int
 def test_the_length_of_a_frame_is_known_before_it_is_made(
     seq: int, skipped: int, size: int
 ) -> None:
-    envelope = Envelope(publication(size=size), seq, skipped=skipped)
-    assert envelope.size == len(b"".join(envelope.pieces()))
+    message = QueuedMessage(publication(size=size), seq, skipped=skipped)
+    assert message.size == len(b"".join(message.pieces()))
 
 
 @given(
@@ -361,13 +361,13 @@ class Outboxes(RuleBasedStateMachine):
         for client, replies in zip(self.clients, self.replies, strict=True):
             waiting = [e for e in client.outbox if not e.is_superseded]
             assert client.backlog.bytes == replies + sum(e.size for e in waiting)
-            assert client.backlog.envelopes == len(waiting)
+            assert client.backlog.messages == len(waiting)
         assert self.all_rules.budget.used_bytes == sum(c.backlog.bytes for c in self.clients)
 
     @invariant()
     def the_books_balance(self) -> None:
         assert self.deliveries.imbalance() == 0
-        assert self.deliveries.queued == sum(c.backlog.envelopes for c in self.clients)
+        assert self.deliveries.queued == sum(c.backlog.messages for c in self.clients)
 
     def teardown(self) -> None:
         for client in self.clients:

@@ -9,9 +9,9 @@ import trio.testing
 
 from trio_odin.fanout.backlog import OutboxRules
 from trio_odin.fanout.hub import Hub
-from trio_odin.fanout.outbound import Outlet
+from trio_odin.fanout.outbound import Outbound
 from trio_odin.fanout.publication import Publication
-from trio_odin.fanout.replay_buffer import History
+from trio_odin.fanout.replay_buffer import ReplayBuffer
 from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.reasons import CloseReason, Invalid, Shed
 from trio_odin.settings.settings import Settings, read_settings
@@ -47,7 +47,7 @@ class Recorder:
 
 @attrs.define(eq=False)
 class FakeMember:
-    outlet: Recorder = attrs.field(factory=Recorder)
+    outbound: Recorder = attrs.field(factory=Recorder)
 
 
 def message(subject: str, payload: bytes = b"1") -> NatsMessage:
@@ -64,12 +64,12 @@ async def test_only_the_subscribers_of_the_channel_get_the_event(hub: Hub[FakeMe
     hub.join(both)
     hub.join(one)
     hub.join(none)
-    hub.registry.subscribe(both.outlet, ["BTC.trade", "ETH.trade"])
-    hub.registry.subscribe(one.outlet, ["ETH.trade"])
+    hub.registry.subscribe(both.outbound, ["BTC.trade", "ETH.trade"])
+    hub.registry.subscribe(one.outbound, ["ETH.trade"])
     hub.publish(message("odin.token.BTC.trade"))
     hub.publish(message("odin.token.ETH.trade"))
     hub.publish(message("odin.token.BTC.liquidity"))
-    assert [len(m.outlet.frames) for m in (both, one, none)] == [2, 1, 0]
+    assert [len(m.outbound.frames) for m in (both, one, none)] == [2, 1, 0]
     assert hub.ledger.publications.fanned_out == 2
     assert hub.ledger.publications.unmatched == 1
     assert hub.ledger.deliveries.matched == hub.ledger.deliveries.written == 3
@@ -81,72 +81,72 @@ async def test_without_filtering_everyone_gets_everything() -> None:
     members = [FakeMember(), FakeMember()]
     hub.join(members[0])
     hub.join(members[1])
-    hub.registry.subscribe(members[0].outlet, ["BTC.trade"])
+    hub.registry.subscribe(members[0].outbound, ["BTC.trade"])
     hub.publish(message("odin.token.SOL.social"))
-    assert [len(m.outlet.frames) for m in members] == [1, 1]
+    assert [len(m.outbound.frames) for m in members] == [1, 1]
 
 
 async def test_each_connection_counts_its_own_seq(hub: Hub[FakeMember]) -> None:
     early, late = FakeMember(), FakeMember()
     hub.join(early)
     hub.join(late)
-    hub.registry.subscribe(early.outlet, ["BTC.trade"])
+    hub.registry.subscribe(early.outbound, ["BTC.trade"])
     hub.publish(message("odin.token.BTC.trade"))
-    hub.registry.subscribe(late.outlet, ["BTC.trade"])
+    hub.registry.subscribe(late.outbound, ["BTC.trade"])
     hub.publish(message("odin.token.BTC.trade"))
-    assert b'"seq":2,' in early.outlet.frames[1]
-    assert b'"seq":1,' in late.outlet.frames[0]
+    assert b'"seq":2,' in early.outbound.frames[1]
+    assert b'"seq":1,' in late.outbound.frames[0]
 
 
 async def test_connections_at_the_same_seq_share_the_bytes(hub: Hub[FakeMember]) -> None:
     first, second = FakeMember(), FakeMember()
     hub.join(first)
     hub.join(second)
-    hub.registry.subscribe(first.outlet, ["BTC.trade"])
-    hub.registry.subscribe(second.outlet, ["BTC.trade"])
+    hub.registry.subscribe(first.outbound, ["BTC.trade"])
+    hub.registry.subscribe(second.outbound, ["BTC.trade"])
     hub.publish(message("odin.token.BTC.trade"))
-    assert first.outlet.frames[0] is second.outlet.frames[0]
+    assert first.outbound.frames[0] is second.outbound.frames[0]
 
 
 async def test_what_is_no_event_is_counted_by_reason(hub: Hub[FakeMember]) -> None:
     member = FakeMember()
     hub.join(member)
-    hub.registry.subscribe(member.outlet, ["BTC.trade"])
+    hub.registry.subscribe(member.outbound, ["BTC.trade"])
     hub.publish(message("odin.token.BTC"))
     hub.publish(message("odin.token.B/C.trade"))
     hub.publish(message("odin.token.BTC.trade", b"{nonsense"))
     hub.publish(message("odin.token.BTC.trade.further.parts"))
     assert hub.ledger.publications.invalid == {Invalid.SUBJECT: 2, Invalid.PAYLOAD: 1}
-    assert len(member.outlet.frames) == 1
+    assert len(member.outbound.frames) == 1
 
 
 async def test_a_rate_of_fan_outs_can_be_set(mock_clock: trio.testing.MockClock) -> None:
     hub: Hub[FakeMember] = Hub(read_settings({"WS_MAX_BROADCAST_RATE": "10"}), Ledger())
     member = FakeMember()
     hub.join(member)
-    hub.registry.subscribe(member.outlet, ["BTC.trade"])
+    hub.registry.subscribe(member.outbound, ["BTC.trade"])
     for _ in range(25):
         hub.publish(message("odin.token.BTC.trade"))
     mock_clock.jump(0.5)
     for _ in range(25):
         hub.publish(message("odin.token.BTC.trade"))
-    assert len(member.outlet.frames) == 10 + 5
+    assert len(member.outbound.frames) == 10 + 5
     assert hub.ledger.publications.shed == {Shed.BROADCAST_RATE: 35}
 
 
 async def test_a_fan_out_is_one_step_for_the_scheduler(hub: Hub[FakeMember]) -> None:
     members = [FakeMember() for _ in range(50)]
     for member in members:
-        hub.registry.subscribe(member.outlet, ["BTC.trade"])
+        hub.registry.subscribe(member.outbound, ["BTC.trade"])
     with trio.testing.assert_no_checkpoints():
         hub.publish(message("odin.token.BTC.trade"))
-    assert all(member.outlet.frames for member in members)
+    assert all(member.outbound.frames for member in members)
 
 
 async def test_who_leaves_has_no_subscription_left(hub: Hub[FakeMember]) -> None:
     member = FakeMember()
     hub.join(member)
-    hub.registry.subscribe(member.outlet, ["BTC.trade"])
+    hub.registry.subscribe(member.outbound, ["BTC.trade"])
     hub.leave(member, CloseReason.PEER_GONE)
     assert not hub.members
     assert hub.registry.channel_count() == 0
@@ -156,16 +156,16 @@ async def test_who_leaves_has_no_subscription_left(hub: Hub[FakeMember]) -> None
 async def test_the_hub_ends_when_the_feed_does_and_loses_nothing_in_it(
     hub: Hub[FakeMember],
 ) -> None:
-    feed_send, feed_receive = trio.open_memory_channel[NatsMessage](10)
+    inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage](10)
     member = FakeMember()
     hub.join(member)
-    hub.registry.subscribe(member.outlet, ["BTC.trade"])
+    hub.registry.subscribe(member.outbound, ["BTC.trade"])
     for _ in range(10):
-        feed_send.send_nowait(message("odin.token.BTC.trade"))
-    feed_send.close()
+        inbound_send.send_nowait(message("odin.token.BTC.trade"))
+    inbound_send.close()
     with trio.fail_after(1):
-        await hub.run(feed_receive)
-    assert len(member.outlet.frames) == 10
+        await hub.run(inbound_receive)
+    assert len(member.outbound.frames) == 10
 
 
 class QuietOwner:
@@ -180,7 +180,7 @@ class QuietOwner:
 
 @attrs.define(eq=False)
 class StreamMember:
-    outlet: Outlet
+    outbound: Outbound
 
 
 async def test_a_consumer_that_never_reads_does_not_delay_the_others(
@@ -192,9 +192,9 @@ async def test_a_consumer_that_never_reads_does_not_delay_the_others(
     good_stream, good_peer = trio.testing.memory_stream_pair()
     members = [
         StreamMember(
-            Outlet(
+            Outbound(
                 stream,
-                history=History(100),
+                replay_buffer=ReplayBuffer(100),
                 rules=OutboxRules(),
                 ledger=hub.ledger,
                 owner=QuietOwner(),
@@ -203,9 +203,9 @@ async def test_a_consumer_that_never_reads_does_not_delay_the_others(
         for stream in (stuck_stream, good_stream)
     ]
     for member in members:
-        nursery.start_soon(member.outlet.run_writer)
+        nursery.start_soon(member.outbound.run_writer)
         hub.members[member] = None
-        hub.registry.subscribe(member.outlet, ["BTC.trade"])
+        hub.registry.subscribe(member.outbound, ["BTC.trade"])
     started = trio.current_time()
     for number in range(1, 401):
         hub.publish(message("odin.token.BTC.trade"))
@@ -221,16 +221,16 @@ async def test_large_frames_are_not_kept_for_every_seq(
 ) -> None:
     """A megabyte for a thousand connections at different numbers would be a gigabyte."""
     for number in range(200):
-        history = History(100)
-        history.seq = number
-        outlet = Outlet(
+        replay_buffer = ReplayBuffer(100)
+        replay_buffer.seq = number
+        outbound = Outbound(
             trio.testing.memory_stream_pair()[0],
-            history=history,
+            replay_buffer=replay_buffer,
             rules=OutboxRules(),
             ledger=hub.ledger,
             owner=QuietOwner(),
         )
-        hub.registry.subscribe(outlet, ["BTC.trade"])
+        hub.registry.subscribe(outbound, ["BTC.trade"])
     payload = b'"%b"' % (b"x" * 100_000)
     tracemalloc.start()
     try:
@@ -245,16 +245,16 @@ async def test_large_frames_are_not_kept_for_every_seq(
 async def test_messages_that_wait_in_the_feed_are_written_to_each_in_one_go(
     hub: Hub[FakeMember],
 ) -> None:
-    feed_send, feed_receive = trio.open_memory_channel[NatsMessage](10)
+    inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage](10)
     member = FakeMember()
     hub.join(member)
-    hub.registry.subscribe(member.outlet, ["BTC.trade", "ETH.trade"])
+    hub.registry.subscribe(member.outbound, ["BTC.trade", "ETH.trade"])
     for channel in ("BTC", "ETH", "BTC"):
-        feed_send.send_nowait(message(f"odin.token.{channel}.trade"))
-    feed_send.close()
-    await hub.run(feed_receive)
-    assert [b'"seq":%d,' % n in frame for n, frame in enumerate(member.outlet.frames, 1)] == [
+        inbound_send.send_nowait(message(f"odin.token.{channel}.trade"))
+    inbound_send.close()
+    await hub.run(inbound_receive)
+    assert [b'"seq":%d,' % n in frame for n, frame in enumerate(member.outbound.frames, 1)] == [
         True
     ] * 3
-    assert member.outlet.writes == 1
+    assert member.outbound.writes == 1
     assert sum(hub.ledger.fan_out.counts) == 3

@@ -19,7 +19,7 @@ from trio_odin.fanout.hub import Hub
 from trio_odin.fanout.notices import Notices
 from trio_odin.fanout.publication import Publication
 from trio_odin.fanout.registry import Registry
-from trio_odin.fanout.resume_buffer import Recent
+from trio_odin.fanout.resume_buffer import ResumeBuffer
 from trio_odin.ledger.counters import Ledger, Publications
 from trio_odin.ledger.reasons import GapReason
 from trio_odin.settings.settings import read_settings
@@ -65,23 +65,23 @@ def objects_of_joined(chunks: list[bytes]) -> list[dict[str, Any]]:
     return objects_of(frames)
 
 
-def _entered() -> Recent:
-    recent = Recent(max_age_seconds=30.0)
-    recent.note(Mark("e", 0))
-    return recent
+def _entered() -> ResumeBuffer:
+    resume_buffer = ResumeBuffer(max_age_seconds=30.0)
+    resume_buffer.note(Mark("e", 0))
+    return resume_buffer
 
 
 @attrs.define
 class Desk:
     """The notices, with the books that they look at."""
 
-    books: Publications = attrs.field(factory=Publications)
+    counters: Publications = attrs.field(factory=Publications)
     registry: Registry[FakeListener] = attrs.field(factory=Registry)
-    recent: Recent = attrs.field(factory=_entered)
+    resume_buffer: ResumeBuffer = attrs.field(factory=_entered)
     notices: Notices = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.notices = Notices(self.books, self.registry, self.recent)
+        self.notices = Notices(self.counters, self.registry, self.resume_buffer)
 
     def listener(self, *, is_reading: bool = True, is_gone: bool = False) -> FakeListener:
         one = FakeListener(is_reading, is_gone)
@@ -221,7 +221,7 @@ async def test_the_books_have_a_gap_for_each_reason_and_second(
         desk.notices.declare(Gap(GapReason.SHED, 5))
         await a_second()
     reasons = {GapReason.WINDOW: 1, GapReason.STREAM: 1, GapReason.SHED: 1}
-    assert (desk.books.gaps, desk.books.missed) == (reasons, 4 + 5)
+    assert (desk.counters.gaps, desk.counters.missed) == (reasons, 4 + 5)
 
 
 async def test_the_log_says_a_gap_at_once_and_sums_up_those_that_follow(
@@ -250,11 +250,11 @@ async def test_a_connection_asks_is_told_before_the_next_event_and_is_forgotten_
     client = await rig.connect()
     await client.send_message('{"type":"subscribe","channels":["BTC.trade"],"notices":true}')
     await client.get_message()
-    feed_send, feed_receive = trio.open_memory_channel[NatsMessage | Mark](5)
-    feed_send.send_nowait(Mark("f", 0, 0, (Gap(GapReason.STREAM),)))
-    feed_send.send_nowait(NatsMessage("odin.token.BTC.trade", b"1", 1, trio.current_time()))
-    feed_send.close()
-    await hub.run(feed_receive)
+    inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage | Mark](5)
+    inbound_send.send_nowait(Mark("f", 0, 0, (Gap(GapReason.STREAM),)))
+    inbound_send.send_nowait(NatsMessage("odin.token.BTC.trade", b"1", 1, trio.current_time()))
+    inbound_send.close()
+    await hub.run(inbound_receive)
     told = [json.loads(await client.get_message()) for _ in range(2)]
     assert [(one["type"], one.get("epoch"), one.get("offset")) for one in told] == [
         ("gap", "f", None),
@@ -345,12 +345,12 @@ async def test_a_notice_without_room_comes_before_the_next_position(nursery: tri
     rig.hub.note(Mark("e", 2))
     client = await rig.subscribe("BTC.trade")
     (connection,) = rig.hub.members
-    rig.hub.registry.audience[connection.outlet] = {
+    rig.hub.registry.audience[connection.outbound] = {
         GapReason.WINDOW: Gap(GapReason.WINDOW, 1, 2, 2)
     }
     gap, pong = await _notices_and_answer(client, {"type": "heartbeat", "nats": True})
     assert (gap["type"], gap["to"], pong["offset"]) == ("gap", 2, 2)
-    assert rig.hub.registry.audience[connection.outlet] == {}
+    assert rig.hub.registry.audience[connection.outbound] == {}
 
 
 async def test_a_telling_under_way_names_the_epoch_that_it_began_in(nursery: trio.Nursery) -> None:
@@ -360,12 +360,12 @@ async def test_a_telling_under_way_names_the_epoch_that_it_began_in(nursery: tri
     audience: dict[Any, Gaps] = hub.registry.audience
     for listener in listeners:
         audience[listener] = {GapReason.SHED: Gap(GapReason.SHED, 1, 7, 7)}
-    feed_send, feed_receive = trio.open_memory_channel[NatsMessage | Mark](2)
-    nursery.start_soon(hub.run, feed_receive)
+    inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage | Mark](2)
+    nursery.start_soon(hub.run, inbound_receive)
     await trio.testing.wait_all_tasks_blocked()
-    feed_send.send_nowait(Mark("after", 0))
+    inbound_send.send_nowait(Mark("after", 0))
     await hub.notices.tell()
     assert {told["epoch"] for listener in listeners for told in listener.told()} == {"before"}
     await trio.testing.wait_all_tasks_blocked()
-    assert hub.recent.epoch == "after"
-    feed_send.close()
+    assert hub.resume_buffer.epoch == "after"
+    inbound_send.close()

@@ -19,9 +19,9 @@ from wsproto.frame_protocol import Opcode
 from tests.connection.client import LossRule, frames_of
 from trio_odin.fanout.answers import Answer, Resend
 from trio_odin.fanout.backlog import OutboxRules, SlowPolicy
-from trio_odin.fanout.outbound import Outlet
+from trio_odin.fanout.outbound import Outbound
 from trio_odin.fanout.publication import Publication
-from trio_odin.fanout.replay_buffer import History
+from trio_odin.fanout.replay_buffer import ReplayBuffer
 from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.reasons import CloseReason, Dropped
 from trio_odin.overload.byte_budget import ByteBudget
@@ -34,12 +34,12 @@ class OwnerOfOne:
     def __init__(self) -> None:
         self.reasons: list[CloseReason] = []
         self.close_frame_is_out = False
-        self.outlet: Outlet | None = None
+        self.outbound: Outbound | None = None
 
     def evict(self, reason: CloseReason) -> None:
         self.reasons.append(reason)
-        if self.outlet is not None:
-            self.outlet.stop()
+        if self.outbound is not None:
+            self.outbound.stop()
 
     def close_frame_sent(self) -> None:
         self.close_frame_is_out = True
@@ -61,26 +61,26 @@ class Rig:
         self.budget = ByteBudget(total_bytes)
         self.owner = OwnerOfOne()
         self.ledger = Ledger()
-        self.history = History(100)
-        self.outlet = Outlet(
+        self.replay_buffer = ReplayBuffer(100)
+        self.outbound = Outbound(
             stream,
-            history=self.history,
+            replay_buffer=self.replay_buffer,
             rules=OutboxRules(policy, capacity, max_bytes, write_deadline, self.budget),
             ledger=self.ledger,
             owner=self.owner,
         )
-        self.owner.outlet = self.outlet
+        self.owner.outbound = self.outbound
 
     def check_the_end(self) -> None:
         """A connection that has ended owes nothing: no envelope, no byte."""
-        self.outlet.stop()
+        self.outbound.stop()
         assert self.ledger.deliveries.queued == self.ledger.deliveries.imbalance() == 0
         assert self.budget.used_bytes == 0
 
     def offer(self, publication: Publication) -> bytes:
         """Offer the next envelope and keep the books as the hub does. Returns its frame."""
-        sent = self.outlet.deliver(publication, {})
-        frame = publication.frame(self.history.seq)
+        sent = self.outbound.deliver(publication, {})
+        frame = publication.frame(self.replay_buffer.seq)
         self.ledger.deliveries.matched += 1
         self.ledger.deliveries.written += sent > 0
         self.ledger.traffic.bytes_sent += sent
@@ -89,11 +89,11 @@ class Rig:
 
     def defer(self, publication: Publication) -> bytes:
         """The same for a round that is joined: the hub flushes at its end."""
-        self.outlet.defer(publication)
+        self.outbound.defer(publication)
         self.ledger.deliveries.matched += 1
         self.ledger.deliveries.queued += 1
         assert self.ledger.deliveries.imbalance() == 0
-        return publication.frame(self.history.seq)
+        return publication.frame(self.replay_buffer.seq)
 
 
 def publication(size: int = 20, channel: str = "BTC.trade") -> Publication:
@@ -140,7 +140,7 @@ async def test_what_the_socket_does_not_take_waits_and_arrives_in_order(
         rig = Rig(ours)
         expected = b"".join([rig.offer(publication(30_000)) for _ in range(40)])
         assert rig.ledger.deliveries.queued > 0
-        nursery.start_soon(rig.outlet.run_writer)
+        nursery.start_soon(rig.outbound.run_writer)
         assert await receive_exactly(theirs, len(expected)) == expected
         await trio.testing.wait_all_tasks_blocked()
         assert rig.ledger.deliveries.queued == 0
@@ -158,8 +158,8 @@ async def test_a_reply_waits_for_its_turn_behind_queued_envelopes(nursery: trio.
         rig = Rig(ours)
         expected = b"".join([rig.offer(publication(30_000)) for _ in range(40)])
         reply = text_frame(b'{"type":"pong"}')
-        nursery.start_soon(rig.outlet.run_writer)
-        nursery.start_soon(rig.outlet.send_all, reply)
+        nursery.start_soon(rig.outbound.run_writer)
+        nursery.start_soon(rig.outbound.send_all, reply)
         await trio.testing.wait_all_tasks_blocked()
         assert await receive_exactly(theirs, len(expected + reply)) == expected + reply
 
@@ -181,7 +181,7 @@ async def test_an_envelope_that_fits_between_makes_the_count_start_anew(
 ) -> None:
     ours, theirs = trio.testing.lockstep_stream_pair()
     rig = Rig(ours, capacity=1)
-    nursery.start_soon(rig.outlet.run_writer)
+    nursery.start_soon(rig.outbound.run_writer)
     for _ in range(4):
         rig.offer(publication())
         rig.offer(publication())
@@ -200,11 +200,11 @@ async def test_a_write_without_progress_for_its_deadline_evicts(
     rig = Rig(ours, policy=policy)
     rig.offer(publication())
     started = trio.current_time()
-    await rig.outlet.run_writer()
+    await rig.outbound.run_writer()
     assert rig.owner.reasons == [CloseReason.WRITE_DEADLINE]
     assert trio.current_time() - started == pytest.approx(5)
     assert rig.ledger.deliveries.dropped == {Dropped.CLOSING: 1}
-    assert rig.outlet.report()["events"][-1] == "5.000s write stalled"
+    assert rig.outbound.report()["events"][-1] == "5.000s write stalled"
     rig.check_the_end()
 
 
@@ -214,7 +214,7 @@ async def test_a_slow_reader_that_makes_progress_is_not_evicted(
     ours, theirs = trio.testing.lockstep_stream_pair()
     rig = Rig(ours)
     expected = b"".join([rig.offer(publication(10_000)) for _ in range(20)])
-    nursery.start_soon(rig.outlet.run_writer)
+    nursery.start_soon(rig.outbound.run_writer)
     received = b""
     while len(received) < len(expected):
         await trio.sleep(4)
@@ -238,12 +238,12 @@ async def test_a_stopped_outlet_knows_no_file_number_any_more() -> None:
     """The number may belong to another connection by now: its client must not get our bytes."""
     ours, theirs = await socket_pair()
     rig = Rig(ours)
-    await rig.outlet.aclose()
+    await rig.outbound.aclose()
     heir, heirs_peer = await socket_pair()
     rig.offer(publication())
-    rig.outlet.ping()
+    rig.outbound.ping()
     with pytest.raises(trio.BrokenResourceError):
-        await rig.outlet.send_all(b"x")
+        await rig.outbound.send_all(b"x")
     assert rig.ledger.deliveries.dropped == {Dropped.CLOSING: 1}
     with trio.move_on_after(0.01) as nothing_came:
         await heirs_peer.receive_some()
@@ -256,7 +256,7 @@ async def test_the_farewell_goes_out_between_frames_but_not_into_one() -> None:
     ours, theirs = await socket_pair()
     async with ours, theirs:
         rig = Rig(ours)
-        rig.outlet.stop(b"farewell")
+        rig.outbound.stop(b"farewell")
         assert await theirs.receive_some() == b"farewell"
     ours, theirs = await socket_pair()
     async with ours, theirs:
@@ -264,7 +264,7 @@ async def test_the_farewell_goes_out_between_frames_but_not_into_one() -> None:
         frame = rig.offer(publication(2_000_000))  # more than the socket takes: torn
         assert rig.ledger.deliveries.queued == 1
         taken = await theirs.receive_some(1000)  # room again
-        rig.outlet.stop(b"farewell")
+        rig.outbound.stop(b"farewell")
         await ours.aclose()
         while chunk := await theirs.receive_some():
             taken += chunk
@@ -275,7 +275,7 @@ async def test_a_ping_is_skipped_while_something_waits() -> None:
     ours, _theirs = trio.testing.lockstep_stream_pair()
     rig = Rig(ours)
     rig.offer(publication())
-    rig.outlet.ping()
+    rig.outbound.ping()
     assert rig.ledger.deliveries.queued == 1
     assert rig.ledger.traffic.bytes_sent == 0
 
@@ -344,40 +344,40 @@ def test_no_frame_ever_lands_in_another_whatever_the_socket_takes(
 
     async def scenario() -> None:
         rig = Rig(StutteringStream(sink))
-        rig.outlet._write_now = StutteringWrite(sink, random.Random(seed))
+        rig.outbound._write_now = StutteringWrite(sink, random.Random(seed))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.outlet.run_writer)
+            nursery.start_soon(rig.outbound.run_writer)
             for number, step in enumerate(steps):
                 if step == "offer":
-                    rig.outlet.flush()  # as the hub does at the end of a round
+                    rig.outbound.flush()  # as the hub does at the end of a round
                     frames.append(rig.offer(publication(number)))
                 elif step == "defer":
                     frames.append(rig.defer(publication(number)))
                 elif step == "flush":
-                    rig.outlet.flush()
+                    rig.outbound.flush()
                 elif step == "reply":
                     reply = text_frame(b'{"reply":%d}' % number)
                     frames.append(reply)
-                    nursery.start_soon(rig.outlet.send_all, reply)
+                    nursery.start_soon(rig.outbound.send_all, reply)
                     # A reply takes its place when its task first runs; keep the model's order.
                     await trio.testing.wait_all_tasks_blocked()
                 elif step == "resend":
-                    rig.outlet.flush()  # as the connection does before a command
+                    rig.outbound.flush()  # as the connection does before a command
                     again = resend(rig, number % 7)
-                    frames.extend([ACK, *(one.frame(seq) for seq, one in again.envelopes)])
+                    frames.extend([ACK, *(one.frame(seq) for seq, one in again.messages)])
                     frames.append(text_frame(b'{"sent":%d}' % (number % 7)))
-                    await rig.outlet.answer([ACK, again])
+                    await rig.outbound.answer([ACK, again])
                 elif step == "ping":
-                    rig.outlet.ping()
+                    rig.outbound.ping()
                 else:
                     await trio.lowlevel.checkpoint()
             if is_left:
-                assert rig.outlet.close(close_frame(1001, "bye"))
+                assert rig.outbound.close(close_frame(1001, "bye"))
                 frames.append(close_frame(1001, "bye"))
                 rig.offer(publication())  # too late: it is dropped
                 await trio.testing.wait_all_tasks_blocked()
                 assert rig.owner.close_frame_is_out
-            rig.outlet.flush()
+            rig.outbound.flush()
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel(reason="the test is over")
         assert rig.ledger.deliveries.imbalance() == 0
@@ -413,10 +413,10 @@ async def test_what_was_deferred_goes_out_in_one_write() -> None:
             writes.append(bytes(data))
             return os.write(file, data)
 
-        rig.outlet._write_now = write
+        rig.outbound._write_now = write
         frames = [rig.defer(publication(size)) for size in range(5)]
-        rig.outlet.flush()
-        rig.outlet.flush()
+        rig.outbound.flush()
+        rig.outbound.flush()
         assert writes == [b"".join(frames)]
         assert rig.ledger.deliveries.written == 5
         assert rig.ledger.traffic.bytes_sent == len(writes[0])
@@ -434,9 +434,9 @@ async def test_a_joined_write_has_a_bound_of_its_own() -> None:
             sizes.append(len(data))
             return len(data)
 
-        rig.outlet._write_now = write
+        rig.outbound._write_now = write
         frames = [rig.defer(publication(30_000)) for _ in range(10)]
-        rig.outlet.flush()
+        rig.outbound.flush()
         assert sum(sizes) == sum(map(len, frames))
         assert max(sizes) < 64 * 1024 + 31_000
         assert rig.ledger.deliveries.written == 10
@@ -450,7 +450,7 @@ async def test_one_flush_counts_as_one_full_outbox() -> None:
         for _ in range(10):
             rig.defer(publication())
         assert not rig.owner.reasons
-        rig.outlet.flush()
+        rig.outbound.flush()
         assert bool(rig.owner.reasons) == (number == 3)
     assert rig.owner.reasons == [CloseReason.OUTBOX_FULL]
     assert rig.ledger.deliveries.imbalance() == 0
@@ -471,8 +471,8 @@ async def test_what_is_deferred_when_the_connection_ends_is_booked_as_dropped() 
     async with ours, theirs:
         rig = Rig(ours)
         rig.defer(publication())
-        rig.outlet.stop()
-        rig.outlet.flush()
+        rig.outbound.stop()
+        rig.outbound.flush()
         assert rig.ledger.deliveries.dropped == {Dropped.CLOSING: 1}
         assert rig.ledger.deliveries.imbalance() == 0
 
@@ -496,14 +496,14 @@ async def test_a_full_outbox_keeps_the_newest_of_each_channel(nursery: trio.Nurs
     for number in range(100):
         rig.offer(publication(number, f"A{number % 3}.a"))
     assert rig.ledger.deliveries.queued == 3
-    nursery.start_soon(rig.outlet.run_writer)
+    nursery.start_soon(rig.outbound.run_writer)
     await trio.testing.wait_all_tasks_blocked()
-    envelopes = envelopes_of(bytes(await theirs.receive_some()))
-    assert [(e["seq"], e["channel"], e["skipped"]) for e in envelopes] == [
+    messages = envelopes_of(bytes(await theirs.receive_some()))
+    assert [(e["seq"], e["channel"], e["skipped"]) for e in messages] == [
         (98, "A1.a", 32), (99, "A2.a", 32), (100, "A0.a", 33),
     ]  # fmt: skip
     assert not rig.owner.reasons
-    assert [seq for seq, _ in rig.history.between(1, 100).kept] == list(range(1, 101))
+    assert [seq for seq, _ in rig.replay_buffer.between(1, 100).kept] == list(range(1, 101))
     rig.check_the_end()
 
 
@@ -522,12 +522,12 @@ async def test_who_may_miss_events_is_not_evicted_and_sees_a_gap(nursery: trio.N
     for _ in range(100):
         rig.offer(publication())
     assert rig.ledger.deliveries.dropped == {Dropped.OUTBOX_FULL: 96}
-    nursery.start_soon(rig.outlet.run_writer)
+    nursery.start_soon(rig.outbound.run_writer)
     await trio.testing.wait_all_tasks_blocked()
     rig.offer(publication())
     await trio.testing.wait_all_tasks_blocked()
-    envelopes = envelopes_of(bytes(await theirs.receive_some()))
-    assert [e["seq"] for e in envelopes] == [1, 2, 3, 4, 101]
+    messages = envelopes_of(bytes(await theirs.receive_some()))
+    assert [e["seq"] for e in messages] == [1, 2, 3, 4, 101]
     assert not rig.owner.reasons
     rig.check_the_end()
 
@@ -539,12 +539,12 @@ async def test_a_reply_that_waits_for_a_place_keeps_its_turn_when_others_give_wa
     rig = Rig(ours, policy=SlowPolicy.CONFLATE, capacity=3)
     for channel in ("A.a", "A.a", "B.b"):
         rig.offer(publication(channel=channel))
-    nursery.start_soon(rig.outlet.send_all, text_frame(b'{"type":"pong"}'))
+    nursery.start_soon(rig.outbound.send_all, text_frame(b'{"type":"pong"}'))
     await trio.testing.wait_all_tasks_blocked()  # it waits: the outbox is full
     rig.offer(publication(channel="C.c"))  # the one place that there might be is the reply's
     assert rig.ledger.deliveries.dropped == {Dropped.OUTBOX_FULL: 1}
     rig.offer(publication(channel="B.b"))
-    nursery.start_soon(rig.outlet.run_writer)
+    nursery.start_soon(rig.outbound.run_writer)
     await trio.testing.wait_all_tasks_blocked()
     messages = envelopes_of(bytes(await theirs.receive_some()))
     assert [m.get("seq", m["type"]) for m in messages] == [2, "pong", 5]
@@ -556,14 +556,14 @@ async def test_an_envelope_on_its_way_to_the_writer_gives_way_to_nothing(
 ) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     rig = Rig(ours, policy=SlowPolicy.CONFLATE, capacity=2)
-    nursery.start_soon(rig.outlet.run_writer)
+    nursery.start_soon(rig.outbound.run_writer)
     await trio.testing.wait_all_tasks_blocked()
     for channel in ("A.a", "B.b", "A.a", "C.c"):  # the writer has the first one
         rig.offer(publication(channel=channel))
     assert rig.ledger.deliveries.dropped == {Dropped.OUTBOX_FULL: 1}
     await trio.testing.wait_all_tasks_blocked()
-    envelopes = envelopes_of(bytes(await theirs.receive_some()))
-    assert [e["seq"] for e in envelopes] == [1, 2, 3]
+    messages = envelopes_of(bytes(await theirs.receive_some()))
+    assert [e["seq"] for e in messages] == [1, 2, 3]
     rig.check_the_end()
 
 
@@ -574,10 +574,10 @@ async def test_a_reply_that_is_cancelled_while_it_waits_is_sent_and_gives_its_by
     rig = Rig(ours, capacity=1)
     frame, reply = rig.offer(publication()), text_frame(b"{}")
     with trio.move_on_after(0.01) as waiting:
-        await rig.outlet.send_all(reply)
+        await rig.outbound.send_all(reply)
     assert waiting.cancelled_caught
     assert rig.budget.used_bytes == len(frame + reply), "it is in the outbox"
-    nursery.start_soon(rig.outlet.run_writer)
+    nursery.start_soon(rig.outbound.run_writer)
     assert await receive_exactly(theirs, len(frame + reply)) == frame + reply
     await trio.testing.wait_all_tasks_blocked()
     assert rig.budget.used_bytes == 0
@@ -609,10 +609,10 @@ async def test_notices_wait_under_the_limits_of_events_and_a_close_frame_has_its
 ) -> None:
     ours, _theirs = trio.testing.memory_stream_pair()
     rig = Rig(ours, **limit)
-    told = [rig.outlet.send_soon(text_frame(b"x" * 118)) for _ in range(100)]
+    told = [rig.outbound.send_soon(text_frame(b"x" * 118)) for _ in range(100)]
     assert told == [True] * 8 + [False] * 92
     assert rig.budget.used_bytes == 8 * 120
-    assert rig.outlet.close(close_frame(1001, "bye")) == ("capacity" not in limit)
+    assert rig.outbound.close(close_frame(1001, "bye")) == ("capacity" not in limit)
     rig.check_the_end()
 
 
@@ -620,7 +620,7 @@ async def test_an_envelope_over_the_limit_of_bytes_is_delivered(nursery: trio.Nu
     ours, theirs = await socket_pair()
     async with ours, theirs:
         rig = Rig(ours, max_bytes=1000, total_bytes=1000)
-        nursery.start_soon(rig.outlet.run_writer)
+        nursery.start_soon(rig.outbound.run_writer)
         for size in (2_000_000, 10):
             frame = rig.offer(publication(size))
             with trio.fail_after(5):
@@ -634,18 +634,18 @@ async def test_what_happened_to_a_slow_client_is_on_record(
 ) -> None:
     ours, theirs = trio.testing.lockstep_stream_pair()
     rig = Rig(ours, policy=SlowPolicy.CONFLATE, capacity=32)
-    assert rig.outlet.report()["events"] == []
+    assert rig.outbound.report()["events"] == []
     await trio.sleep(1)
-    rig.outlet.ping()
+    rig.outbound.ping()
     for number in range(20):
         rig.offer(publication(channel=f"A{number % 18}.a"))
     await trio.sleep(1)
-    nursery.start_soon(rig.outlet.run_writer)
+    nursery.start_soon(rig.outbound.run_writer)
     with trio.move_on_after(3):
         while True:
             await trio.sleep(1.5)
             await theirs.receive_some(200)
-    assert rig.outlet.report() == {
+    assert rig.outbound.report() == {
         "seconds": 5.0,
         "silent_seconds": 5.0,
         "seq": 20,
@@ -668,10 +668,10 @@ def resend(rig: Rig, count: int, size: int = 20, channel: str = "BTC.trade") -> 
 
     def finish(sent: int) -> list[bytes]:
         for one in events[:sent]:
-            rig.history.append(one)
+            rig.replay_buffer.append(one)
         return [text_frame(b'{"sent":%d}' % sent)]
 
-    return Resend(list(enumerate(events, rig.history.seq + 1)), finish)
+    return Resend(list(enumerate(events, rig.replay_buffer.seq + 1)), finish)
 
 
 ACK = text_frame(b'{"type":"subscription_ack"}')
@@ -682,7 +682,7 @@ async def test_resent_events_go_out_at_once_between_the_ack_and_their_end() -> N
     async with ours, theirs:
         rig = Rig(ours)
         with trio.testing.assert_no_checkpoints():
-            await rig.outlet.answer([ACK, resend(rig, 10), ACK])
+            await rig.outbound.answer([ACK, resend(rig, 10), ACK])
         got = envelopes_of(bytes(await theirs.receive_some()))
         assert [m.get("seq", m.get("sent", "ack")) for m in got] == [
             "ack",
@@ -705,15 +705,15 @@ async def test_resent_events_wait_under_the_limits_of_all_events(
     async with ours, theirs:
         rig = Rig(ours, policy=policy, **limit)
         answers: list[Answer] = [ACK, resend(rig, 100, 30_000)]
-        nursery.start_soon(rig.outlet.answer, answers)
+        nursery.start_soon(rig.outbound.answer, answers)
         await trio.testing.wait_all_tasks_blocked()
         assert 7 <= rig.ledger.deliveries.queued <= 9
         assert rig.budget.used_bytes < 300_000
-        seq = rig.history.seq
+        seq = rig.replay_buffer.seq
         assert rig.ledger.deliveries.matched == seq < 100, "what does not fit has no number"
         assert rig.ledger.deliveries.imbalance() == rig.ledger.deliveries.dropped.total() == 0
         assert not rig.owner.reasons, "it is no slow client for asking"
-        nursery.start_soon(rig.outlet.run_writer)
+        nursery.start_soon(rig.outbound.run_writer)
         wire = b""
         while b'{"sent":' not in wire:
             wire += await theirs.receive_some()
@@ -722,7 +722,7 @@ async def test_resent_events_wait_under_the_limits_of_all_events(
         await trio.testing.wait_all_tasks_blocked()
         assert rig.ledger.deliveries.written == seq
         rig.offer(publication())
-        assert rig.history.seq == seq + 1
+        assert rig.replay_buffer.seq == seq + 1
         rig.check_the_end()
 
 
@@ -730,15 +730,15 @@ async def test_an_answer_is_out_before_the_next_command_is_read(nursery: trio.Nu
     ours, theirs = await socket_pair()
     async with ours, theirs:
         rig = Rig(ours)
-        nursery.start_soon(rig.outlet.run_writer)
-        events = Resend(resend(rig, 50, 30_000).envelopes, lambda _: [])
+        nursery.start_soon(rig.outbound.run_writer)
+        events = Resend(resend(rig, 50, 30_000).messages, lambda _: [])
         with trio.move_on_after(0.01) as early:
-            await rig.outlet.answer([events])
+            await rig.outbound.answer([events])
         assert early.cancelled_caught
         with trio.fail_after(5):
             async with trio.open_nursery() as reading:
                 reading.start_soon(receive_exactly, theirs, 50 * 30_000)
-                await rig.outlet.answer([b""])
+                await rig.outbound.answer([b""])
         assert rig.ledger.deliveries.queued == 0
         rig.check_the_end()
 
@@ -750,10 +750,10 @@ async def test_an_answer_has_its_place_in_a_full_outbox(nursery: trio.Nursery) -
     for _ in range(5):
         rig.offer(publication())
     answers: list[Answer] = [ACK, resend(rig, 2), ACK]
-    nursery.start_soon(rig.outlet.answer, answers)
+    nursery.start_soon(rig.outbound.answer, answers)
     await trio.testing.wait_all_tasks_blocked()
     rig.offer(publication())
-    nursery.start_soon(rig.outlet.run_writer)
+    nursery.start_soon(rig.outbound.run_writer)
     await trio.testing.wait_all_tasks_blocked()
     got = envelopes_of(bytes(await theirs.receive_some()))
     assert [m.get("seq", m.get("sent", "ack")) for m in got] == [1, 2, 3, "ack", 0, "ack"]
@@ -767,10 +767,10 @@ async def test_a_resent_event_gives_way_to_nothing_and_nothing_to_it(
     rig = Rig(ours, policy=SlowPolicy.CONFLATE)
     for _ in range(2):
         rig.offer(publication())
-    nursery.start_soon(rig.outlet.answer, [resend(rig, 3)])
+    nursery.start_soon(rig.outbound.answer, [resend(rig, 3)])
     await trio.testing.wait_all_tasks_blocked()
     rig.offer(publication())
-    nursery.start_soon(rig.outlet.run_writer)
+    nursery.start_soon(rig.outbound.run_writer)
     await trio.testing.wait_all_tasks_blocked()
     got = [m for m in envelopes_of(bytes(await theirs.receive_some())) if "seq" in m]
     assert [(m["seq"], m.get("skipped", 0)) for m in got] == [(3, 0), (4, 0), (5, 0), (6, 2)]
@@ -782,11 +782,13 @@ async def test_replayed_events_do_not_count_in_what_was_skipped(nursery: trio.Nu
     rig = Rig(ours, policy=SlowPolicy.CONFLATE)
     for channel in ("A.a", "A.a", "B.b", "B.b", "B.b"):
         rig.offer(publication(channel=channel))
-    again = Resend(rig.history.between(1, 3).kept, lambda sent: [text_frame(b'{"sent":%d}' % sent)])
-    nursery.start_soon(rig.outlet.answer, [again])
+    again = Resend(
+        rig.replay_buffer.between(1, 3).kept, lambda sent: [text_frame(b'{"sent":%d}' % sent)]
+    )
+    nursery.start_soon(rig.outbound.answer, [again])
     await trio.testing.wait_all_tasks_blocked()
     rig.offer(publication(channel="A.a"))
-    nursery.start_soon(rig.outlet.run_writer)
+    nursery.start_soon(rig.outbound.run_writer)
     await trio.testing.wait_all_tasks_blocked()
     rig.offer(publication(channel="C.c"))
     for _ in range(2):
@@ -806,16 +808,16 @@ async def test_a_replayed_event_that_goes_out_in_two_parts_does_not_count_either
 ) -> None:
     sink = bytearray()
     rig = Rig(StutteringStream(sink), policy=SlowPolicy.CONFLATE)
-    rig.outlet._write_now = whole = StutteringWrite(sink, Always(4))
+    rig.outbound._write_now = whole = StutteringWrite(sink, Always(4))
     for _ in range(10):
         rig.offer(publication())
-    rig.outlet._write_now = StutteringWrite(sink, Always(3))  # a half of it
-    again = Resend(rig.history.between(3, 4).kept, lambda _: [])
-    nursery.start_soon(rig.outlet.answer, [again])
+    rig.outbound._write_now = StutteringWrite(sink, Always(3))  # a half of it
+    again = Resend(rig.replay_buffer.between(3, 4).kept, lambda _: [])
+    nursery.start_soon(rig.outbound.answer, [again])
     await trio.testing.wait_all_tasks_blocked()
-    rig.outlet._write_now = whole
+    rig.outbound._write_now = whole
     rig.offer(publication())
-    nursery.start_soon(rig.outlet.run_writer)
+    nursery.start_soon(rig.outbound.run_writer)
     await trio.testing.wait_all_tasks_blocked()
     got = envelopes_of(bytes(sink))
     assert [m["seq"] for m in got] == [*range(1, 11), 3, 4, 11]
@@ -828,12 +830,12 @@ async def test_a_connection_that_ends_within_an_answer_owes_nothing(nursery: tri
     rig = Rig(ours)
     await theirs.aclose()
     with pytest.raises(trio.BrokenResourceError):
-        await rig.outlet.answer([resend(rig, 3), ACK])
+        await rig.outbound.answer([resend(rig, 3), ACK])
     assert rig.owner.reasons == [CloseReason.PEER_GONE]
     rig.check_the_end()
     with pytest.raises(trio.BrokenResourceError):
-        await rig.outlet.answer([resend(rig, 3), ACK])
-    assert not rig.outlet.send_soon(ACK)
+        await rig.outbound.answer([resend(rig, 3), ACK])
+    assert not rig.outbound.send_soon(ACK)
     rig.check_the_end()
     await ours.aclose()
 
@@ -867,38 +869,38 @@ def test_what_a_slow_client_gets_tells_it_what_it_missed(
     async def answer(rig: Rig, again: Resend) -> None:
         nonlocal is_answering
         is_answering = True
-        await rig.outlet.answer([again])
+        await rig.outbound.answer([again])
         is_answering = False
 
     async def scenario() -> None:
         nonlocal replies
         stream = GatedStream(sink)
         rig = Rig(stream, policy=policy, capacity=capacity, max_bytes=max_bytes)
-        rig.owner.outlet = None  # an eviction is noted, but what waits is to be seen
-        rig.outlet._write_now = StutteringWrite(sink, choose)
+        rig.owner.outbound = None  # an eviction is noted, but what waits is to be seen
+        rig.outbound._write_now = StutteringWrite(sink, choose)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.outlet.run_writer)
+            nursery.start_soon(rig.outbound.run_writer)
             for number, step in enumerate(steps):
                 if step in ("offer", "round"):
-                    rig.outlet.flush()
+                    rig.outbound.flush()
                     offer = rig.offer if step == "offer" else rig.defer
                     for _ in range(choose.randint(1, 6)):
                         channel = f"{choose.choice('ABCDE')}.a"
                         matched[channel] += 1
                         offer(publication(number, channel))
-                    rig.outlet.flush()
+                    rig.outbound.flush()
                 elif step == "reply":
                     replies += 1
                     reply = text_frame(b'{"reply":%d}' % replies)
-                    nursery.start_soon(rig.outlet.send_all, reply)
+                    nursery.start_soon(rig.outbound.send_all, reply)
                     await trio.testing.wait_all_tasks_blocked()
                 elif step == "resend" and not is_answering:
-                    before, channel = rig.history.seq, f"{choose.choice('ABCDE')}.a"
+                    before, channel = rig.replay_buffer.seq, f"{choose.choice('ABCDE')}.a"
                     nursery.start_soon(answer, rig, resend(rig, choose.randint(0, 9), 5, channel))
                     await trio.testing.wait_all_tasks_blocked()
-                    matched[channel] += rig.history.seq - before
+                    matched[channel] += rig.replay_buffer.seq - before
                 elif step == "ping":
-                    rig.outlet.ping()
+                    rig.outbound.ping()
                 else:
                     stream.bytes_allowed += choose.randint(1, 300) if step == "read" else 10**6
                     stream.reading.unpark_all()
@@ -916,27 +918,27 @@ def test_what_a_slow_client_gets_tells_it_what_it_missed(
         assert rig.budget.used_bytes == rig.ledger.deliveries.queued == 0
         messages = envelopes_of(bytes(sink))
         assert [m["reply"] for m in messages if "reply" in m] == list(range(1, replies + 1))
-        envelopes = [m for m in messages if "seq" in m]
-        check_what_was_received(envelopes, matched, rig)
+        messages = [m for m in messages if "seq" in m]
+        check_what_was_received(messages, matched, rig)
 
     trio.run(scenario)
 
 
 def check_what_was_received(
-    envelopes: list[dict[str, Any]], matched: Counter[str], rig: Rig
+    messages: list[dict[str, Any]], matched: Counter[str], rig: Rig
 ) -> None:
-    seqs = [e["seq"] for e in envelopes]
+    seqs = [e["seq"] for e in messages]
     assert seqs == sorted(set(seqs))
     received: Counter[str] = Counter()
-    for envelope in envelopes:
-        received[envelope["channel"]] += 1 + envelope.get("skipped", 0)
+    for message in messages:
+        received[message["channel"]] += 1 + message.get("skipped", 0)
     deliveries = rig.ledger.deliveries
     assert not received - matched
     assert (matched - received).total() == deliveries.dropped.total()
-    assert sum(e.get("skipped", 0) for e in envelopes) == deliveries.conflated
-    assert deliveries.written == len(envelopes)
+    assert sum(e.get("skipped", 0) for e in messages) == deliveries.conflated
+    assert deliveries.written == len(messages)
     rule = LossRule()
-    lost = [rule.lost(envelope) for envelope in envelopes]
+    lost = [rule.lost(message) for message in messages]
     assert lost == sorted(lost)
     assert (lost[0] >= 0, lost[-1]) == (True, deliveries.dropped.total())
 
@@ -968,8 +970,8 @@ async def test_conflating_while_the_writer_takes_what_waits_never_runs_out_of_pl
     choose = random.Random(seed)
     sink = bytearray()
     rig = Rig(StutteringStream(sink), policy=SlowPolicy.CONFLATE, capacity=2)
-    rig.outlet._write_now = StutteringWrite(sink, choose)
-    nursery.start_soon(rig.outlet.run_writer)
+    rig.outbound._write_now = StutteringWrite(sink, choose)
+    nursery.start_soon(rig.outbound.run_writer)
     for _ in range(300):
         rig.offer(publication(choose.randrange(40), choose.choice(["A.x", "B.x", "C.x"])))
         for _ in range(choose.randrange(3)):
@@ -1005,14 +1007,14 @@ async def test_who_reads_slowly_but_all_the_time_makes_progress(nursery: trio.Nu
     async with ours, theirs:
         rig = Rig(ours, write_deadline=2)
         rig.offer(publication(2_000_000))
-        begun = rig.outlet.heard_at
-        nursery.start_soon(rig.outlet.run_writer)
+        begun = rig.outbound.heard_at
+        nursery.start_soon(rig.outbound.run_writer)
         with trio.fail_after(30):
             for _ in range(40):
                 await trio.sleep(0.1)
                 assert await theirs.receive_some(1000)
         assert not rig.owner.reasons
-        assert rig.outlet.heard_at > begun + 2, "it is alive"
+        assert rig.outbound.heard_at > begun + 2, "it is alive"
         assert rig.ledger.deliveries.queued == 1
         nursery.cancel_scope.cancel(reason="the test is over")
 
@@ -1023,9 +1025,9 @@ async def test_who_does_not_read_at_all_makes_none() -> None:
         rig = Rig(ours, write_deadline=0.2)
         rig.offer(publication(2_000_000))
         with trio.fail_after(20):
-            await rig.outlet.run_writer()
+            await rig.outbound.run_writer()
         assert rig.owner.reasons == [CloseReason.WRITE_DEADLINE]
-        assert rig.outlet.report()["events"][-1].endswith("write stalled")
+        assert rig.outbound.report()["events"][-1].endswith("write stalled")
         rig.check_the_end()
 
 
@@ -1038,7 +1040,7 @@ async def test_a_large_event_is_not_copied_for_each_who_waits_for_it(
         ours, theirs = await tcp_pair(send_bytes=16 * 1024, receive_bytes=16 * 1024)
         rigs.append(Rig(ours))
         readers.append(theirs)
-        nursery.start_soon(rigs[-1].outlet.run_writer)
+        nursery.start_soon(rigs[-1].outbound.run_writer)
     tracemalloc.start()
     try:
         for rig in rigs:
@@ -1056,7 +1058,7 @@ async def test_a_large_event_is_not_copied_for_each_who_waits_for_it(
         assert rig.ledger.deliveries.queued == 0 or await settled(rig)
         rig.check_the_end()
         await theirs.aclose()
-        await rig.outlet.aclose()
+        await rig.outbound.aclose()
 
 
 async def settled(rig: Rig) -> bool:

@@ -49,7 +49,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-def envelope(seq: int, ts: int, payload: bytes, channel: str, offset: int | None) -> str:
+def message(seq: int, ts: int, payload: bytes, channel: str, offset: int | None) -> str:
     """What the wire document says, letter for letter."""
     end = "" if offset is None else f',"offset":{offset}'
     return (
@@ -69,7 +69,7 @@ def test_an_envelope_holds_the_payload_byte_for_byte_between_keys_in_order(
 ) -> None:
     publication = Publication("BTC.trade", payload, offset=offset, unix_ms=ts)
     frame = publication.frame(seq)
-    assert texts_of([frame]) == [envelope(seq, ts, payload, "BTC.trade", offset)]
+    assert texts_of([frame]) == [message(seq, ts, payload, "BTC.trade", offset)]
     (content,) = objects_of([frame])
     assert list(content) == (KEYS if offset is not None else KEYS[:-1])
     assert content["seq"] == seq
@@ -79,10 +79,10 @@ def test_an_envelope_holds_the_payload_byte_for_byte_between_keys_in_order(
 @pytest.mark.parametrize("size", [124, 125, 126, 127, 128, 65534, 65535, 65536, 65537, 200_000])
 @pytest.mark.parametrize("seq", [9, 10, 99, 100, 999_999, 1_000_000])
 def test_an_envelope_of_any_length_arrives_at_any_number(size: int, seq: int) -> None:
-    overhead = len(envelope(seq, 1, b'""', "A.b", 7).encode())
+    overhead = len(message(seq, 1, b'""', "A.b", 7).encode())
     payload = b'"' + b"x" * (size - overhead) + b'"'
     frame = Publication("A.b", payload, offset=7, unix_ms=1).frame(seq)
-    assert texts_of([frame]) == [envelope(seq, 1, payload, "A.b", 7)]
+    assert texts_of([frame]) == [message(seq, 1, payload, "A.b", 7)]
     assert len(texts_of([frame])[0]) == size
 
 
@@ -99,7 +99,7 @@ def test_publications_of_many_lengths_do_not_get_each_others_heads() -> None:
     for size in [*range(5000), *range(0, 5000, 7)]:
         frame = Publication("A.b", b'"%b"' % (b"x" * size), offset=None, unix_ms=1).frame(1)
         (parsed,) = frames_of(frame)
-        assert parsed.payload == envelope(1, 1, b'"%b"' % (b"x" * size), "A.b", None)
+        assert parsed.payload == message(1, 1, b'"%b"' % (b"x" * size), "A.b", None)
 
 
 def test_the_same_publication_serves_any_number_of_connections() -> None:
@@ -188,7 +188,7 @@ def _no_constant(name: str) -> None:
 )
 def test_unusual_json_is_passed_on_untouched(payload: bytes) -> None:
     frame = Publication("A.b", payload, offset=None, unix_ms=1).frame(1)
-    assert texts_of([frame]) == [envelope(1, 1, payload, "A.b", None)]
+    assert texts_of([frame]) == [message(1, 1, payload, "A.b", None)]
 
 
 def test_nesting_is_refused_or_passed_on_but_never_a_fault() -> None:

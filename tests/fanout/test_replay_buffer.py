@@ -9,19 +9,19 @@ from hypothesis import strategies as st
 
 from tests.connection.client import objects_of
 from trio_odin.fanout.publication import Publication
-from trio_odin.fanout.replay_buffer import History, ReplayBudget
+from trio_odin.fanout.replay_buffer import ReplayBudget, ReplayBuffer
 
 
 def publication(number: int) -> Publication:
     return Publication("BTC.trade", json.dumps(number).encode(), offset=None, unix_ms=1)
 
 
-def filled(capacity: int, appended: int) -> tuple[History, list[Publication]]:
-    history = History(capacity)
+def filled(capacity: int, appended: int) -> tuple[ReplayBuffer, list[Publication]]:
+    replay_buffer = ReplayBuffer(capacity)
     publications = [publication(number) for number in range(1, appended + 1)]
     for one in publications:
-        history.append(one)
-    return history, publications
+        replay_buffer.append(one)
+    return replay_buffer, publications
 
 
 @given(
@@ -33,9 +33,9 @@ def filled(capacity: int, appended: int) -> tuple[History, list[Publication]]:
 def test_a_range_gives_what_a_list_of_everything_would_less_what_is_too_old(
     capacity: int, appended: int, first: int, last: int
 ) -> None:
-    history, everything = filled(capacity, appended)
+    replay_buffer, everything = filled(capacity, appended)
     asked = [(n, one) for n, one in enumerate(everything, start=1) if first <= n <= last]
-    kept, count = history.between(first, last)
+    kept, count = replay_buffer.between(first, last)
     assert [(n, one.frame(n)) for n, one in kept] == [
         (n, one.frame(n)) for n, one in asked if n > appended - capacity
     ]
@@ -44,21 +44,21 @@ def test_a_range_gives_what_a_list_of_everything_would_less_what_is_too_old(
 
 @given(st.integers(0, 5), st.integers(0, 20))
 def test_numbers_count_up_from_1_without_a_gap(capacity: int, appended: int) -> None:
-    history = History(capacity)
-    assert history.seq == 0
-    given_out = [history.append(publication(n)) for n in range(appended)]
+    replay_buffer = ReplayBuffer(capacity)
+    assert replay_buffer.seq == 0
+    given_out = [replay_buffer.append(publication(n)) for n in range(appended)]
     assert given_out == list(range(1, appended + 1))
-    assert history.seq == appended
+    assert replay_buffer.seq == appended
 
 
 def test_its_bytes_are_kept_not_a_copy() -> None:
     one = Publication("BTC.trade", b'"%b"' % (b"x" * 1_000_000), offset=None, unix_ms=1)
     tracemalloc.start()
     try:
-        histories = [History(2) for _ in range(10)]
-        for history in histories:
-            history.append(one)
-        again = [history.between(1, 1).kept[0][1] for history in histories]
+        histories = [ReplayBuffer(2) for _ in range(10)]
+        for replay_buffer in histories:
+            replay_buffer.append(one)
+        again = [replay_buffer.between(1, 1).kept[0][1] for replay_buffer in histories]
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -67,22 +67,22 @@ def test_its_bytes_are_kept_not_a_copy() -> None:
 
 
 def test_no_more_than_the_capacity_is_kept() -> None:
-    history, _ = filled(100, 1000)
-    assert len(history.kept) == 100
-    kept, asked = history.between(1, 1000)
+    replay_buffer, _ = filled(100, 1000)
+    assert len(replay_buffer.kept) == 100
+    kept, asked = replay_buffer.between(1, 1000)
     assert [seq for seq, _ in kept] == list(range(901, 1001))
     assert asked == 1000
 
 
 @pytest.mark.parametrize(("first", "last"), [(5, 4), (0, 0), (11, 99), (-5, -1), (2**80, 2**90)])
 def test_a_range_with_nothing_in_it_asks_for_nothing(first: int, last: int) -> None:
-    history, _ = filled(10, 10)
-    assert history.between(first, last) == ([], 0)
+    replay_buffer, _ = filled(10, 10)
+    assert replay_buffer.between(first, last) == ([], 0)
 
 
 def test_a_kept_envelope_has_its_first_number_again() -> None:
-    history, _ = filled(3, 12)
-    kept, _ = history.between(1, 99)
+    replay_buffer, _ = filled(3, 12)
+    kept, _ = replay_buffer.between(1, 99)
     objects = objects_of(one.frame(seq) for seq, one in kept)
     assert [(o["seq"], o["data"]) for o in objects] == [(10, 10), (11, 11), (12, 12)]
 
@@ -95,26 +95,26 @@ def large(number: int, size: int = 1000) -> Publication:
     return Publication("BTC.trade", payload, offset=None, unix_ms=1)
 
 
-def numbers_of(history: History) -> list[int]:
-    frames = [one.frame(seq) for seq, one in history.between(1, history.seq).kept]
+def numbers_of(replay_buffer: ReplayBuffer) -> list[int]:
+    frames = [one.frame(seq) for seq, one in replay_buffer.between(1, replay_buffer.seq).kept]
     return [event["data"]["n"] for event in objects_of(frames)]
 
 
-def kept_in(history: History) -> list[int]:
-    return [seq for seq, _ in history.between(1, history.seq).kept]
+def kept_in(replay_buffer: ReplayBuffer) -> list[int]:
+    return [seq for seq, _ in replay_buffer.between(1, replay_buffer.seq).kept]
 
 
 def test_beyond_the_limit_the_oldest_are_let_go_of_wherever_they_are_kept() -> None:
     publications = [large(number) for number in range(5)]
-    budget, histories = ReplayBudget(), [History(10), History(10)]
+    budget, histories = ReplayBudget(), [ReplayBuffer(10), ReplayBuffer(10)]
     for publication in publications[:3]:
         budget.add(publication.kept)
     budget = ReplayBudget(budget.used_bytes)  # three fit exactly
     for publication in publications:
         budget.add(publication.kept)
-        for history in histories:
-            history.append(publication)
-    assert [kept_in(history) for history in histories] == [[3, 4, 5]] * 2
+        for replay_buffer in histories:
+            replay_buffer.append(publication)
+    assert [kept_in(replay_buffer) for replay_buffer in histories] == [[3, 4, 5]] * 2
     assert budget.used_bytes == budget.limit_bytes
     assert histories[0].between(1, 5).asked == 5
     frame = publications[0].frame(1)
@@ -122,18 +122,18 @@ def test_beyond_the_limit_the_oldest_are_let_go_of_wherever_they_are_kept() -> N
 
 
 def test_what_nobody_keeps_any_longer_makes_room() -> None:
-    budget, history, quiet = ReplayBudget(10_000), History(2), History(2)
+    budget, replay_buffer, quiet = ReplayBudget(10_000), ReplayBuffer(2), ReplayBuffer(2)
     for number in range(100):
         publication = large(number)
         budget.add(publication.kept)
-        history.append(publication)
+        replay_buffer.append(publication)
         if number == 0:
             quiet.append(publication)
         del publication
     assert kept_in(quiet) == [1], "it is old, but there is room for it"
-    assert kept_in(history) == [99, 100]
+    assert kept_in(replay_buffer) == [99, 100]
     assert 3000 < budget.used_bytes < 6000
-    del history, quiet
+    del replay_buffer, quiet
     assert budget.used_bytes == 0
 
 
@@ -146,11 +146,11 @@ def test_one_that_is_added_again_counts_once() -> None:
 
 
 def test_one_above_the_limit_is_not_kept_and_costs_the_others_their_place() -> None:
-    budget, history = ReplayBudget(5000), History(10)
+    budget, replay_buffer = ReplayBudget(5000), ReplayBuffer(10)
     for publication in (large(1), large(2, 10_000), large(3)):
         budget.add(publication.kept)
-        history.append(publication)
-    assert kept_in(history) == [3]
+        replay_buffer.append(publication)
+    assert kept_in(replay_buffer) == [3]
     assert budget.used_bytes < 5000
 
 
@@ -162,22 +162,22 @@ def test_the_newest_are_kept_and_counted_whatever_comes_and_goes(
     steps: list[tuple[int, int, bool]], limit: int
 ) -> None:
     budget, without_limit = ReplayBudget(limit), ReplayBudget(10**9)
-    histories, was_over = [History(3) for _ in range(3)], False
+    histories, was_over = [ReplayBuffer(3) for _ in range(3)], False
     for number, (size, who, is_new) in enumerate(steps):
         if is_new:
-            histories[who] = History(3)
+            histories[who] = ReplayBuffer(3)
         publication = large(number, size)
         without_limit.add(publication.kept)  # first: it knows the size
         was_over = was_over or without_limit.used_bytes > limit
         budget.add(publication.kept)
         histories[who].append(publication)
         del publication
-        held = {id(one): one for history in histories for one in history.kept}.values()
+        held = {id(one): one for replay_buffer in histories for one in replay_buffer.kept}.values()
         assert budget.used_bytes <= limit
         assert sum(one.size for one in held) <= budget.used_bytes
         if not was_over:
             assert all(one.publication() for one in held)
             assert budget.used_bytes == without_limit.used_bytes
-        in_order = [numbers_of(history) for history in histories]
+        in_order = [numbers_of(replay_buffer) for replay_buffer in histories]
         assert all(numbers == sorted(numbers) for numbers in in_order)
         assert number in in_order[who] or was_over

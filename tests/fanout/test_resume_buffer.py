@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.connection.client import objects_of
 from trio_odin.fanout.publication import Publication
-from trio_odin.fanout.resume_buffer import Missed, Recent
+from trio_odin.fanout.resume_buffer import Missed, ResumeBuffer
 from trio_odin.ledger.reasons import GapReason
 from trio_odin.upstream.gaps import Gap, Mark
 from trio_odin.upstream.nats_message import NatsMessage
@@ -20,25 +20,25 @@ def message(offset: int | None, arrived_at: float = 0.0, payload: bytes = b"1") 
     return NatsMessage("odin.token.BTC.trade", payload, offset, arrived_at, unix_ms=7)
 
 
-def entered(reached: int = 0, past: int = 0, **options: float) -> Recent:
+def entered(reached: int = 0, backfill_end: int = 0, **options: float) -> ResumeBuffer:
     """One that knows where it is."""
-    recent = Recent(max_age_seconds=30.0, **options)  # type: ignore[arg-type]
-    recent.note(Mark("e", reached, past))
-    return recent
+    resume_buffer = ResumeBuffer(max_age_seconds=30.0, **options)  # type: ignore[arg-type]
+    resume_buffer.note(Mark("e", reached, backfill_end))
+    return resume_buffer
 
 
-def filled(offsets: range, **options: float) -> Recent:
-    recent = Recent(max_age_seconds=30.0, **options)  # type: ignore[arg-type]
-    recent.note(Mark("e", offsets.start - 1))
+def filled(offsets: range, **options: float) -> ResumeBuffer:
+    resume_buffer = ResumeBuffer(max_age_seconds=30.0, **options)  # type: ignore[arg-type]
+    resume_buffer.note(Mark("e", offsets.start - 1))
     for offset in offsets:
-        recent.add(message(offset, payload=b"%d" % offset), "BTC.trade")
-    return recent
+        resume_buffer.add(message(offset, payload=b"%d" % offset), "BTC.trade")
+    return resume_buffer
 
 
 def after(
-    recent: Recent, offset: int, *channels: str, of_each: int = 100, in_all: int = 100
+    resume_buffer: ResumeBuffer, offset: int, *channels: str, of_each: int = 100, in_all: int = 100
 ) -> Missed:
-    return recent.after(offset, channels or CHANNELS, of_each=of_each, in_all=in_all)
+    return resume_buffer.after(offset, channels or CHANNELS, of_each=of_each, in_all=in_all)
 
 
 def offsets_of(publications: list[Publication]) -> list[int]:
@@ -57,11 +57,11 @@ def offsets_of(publications: list[Publication]) -> list[int]:
 def test_what_was_missed_is_what_a_list_of_everything_says_or_it_is_said_to_be_incomplete(
     kept: int, events: list[str], asked: int, wanted: set[str], of_each: int, in_all: int
 ) -> None:
-    recent = entered(capacity=kept)
+    resume_buffer = entered(capacity=kept)
     for offset, channel in enumerate(events, start=1):
-        recent.add(message(offset), channel)
+        resume_buffer.add(message(offset), channel)
     truth = [n for n, channel in enumerate(events, start=1) if n > asked and channel in wanted]
-    missed = after(recent, asked, *wanted, of_each=of_each, in_all=in_all)
+    missed = after(resume_buffer, asked, *wanted, of_each=of_each, in_all=in_all)
     got = offsets_of(missed.publications)
     assert got == sorted(got)
     if missed.is_complete:
@@ -80,132 +80,136 @@ def test_what_was_missed_is_what_a_list_of_everything_says_or_it_is_said_to_be_i
 
 
 def test_the_originals_come_again_byte_for_byte() -> None:
-    recent = entered(4)
-    event = recent.add(message(5), "BTC.trade")
+    resume_buffer = entered(4)
+    event = resume_buffer.add(message(5), "BTC.trade")
     assert event is not None
     publication = event.content = Publication("BTC.trade", b'{"price":1}', offset=5, unix_ms=1)
-    assert after(recent, 4).publications == [publication]
+    assert after(resume_buffer, 4).publications == [publication]
 
 
 def test_an_event_that_nobody_wanted_when_it_came_is_made_once() -> None:
-    recent = filled(range(1, 3))
-    first, again = after(recent, 1), after(recent, 1)
+    resume_buffer = filled(range(1, 3))
+    first, again = after(resume_buffer, 1), after(resume_buffer, 1)
     assert first.publications[0] is again.publications[0]
     (content,) = objects_of(one.frame(9) for one in first.publications)
     assert (content["seq"], content["ts"], content["data"]) == (9, 7, 2)
 
 
 def test_a_gap_forgets_what_was_before_it() -> None:
-    recent = filled(range(1, 5))
-    recent.note(Mark("e", 6, 0, (Gap(GapReason.WINDOW, 2, 5, 6),)))
-    assert recent.position == 6
-    assert after(recent, 4) == Missed([], is_complete=False)
-    recent.add(message(7), "BTC.trade")
-    assert offsets_of(after(recent, 6).publications) == [7]
-    assert after(recent, 6).is_complete
+    resume_buffer = filled(range(1, 5))
+    resume_buffer.note(Mark("e", 6, 0, (Gap(GapReason.WINDOW, 2, 5, 6),)))
+    assert resume_buffer.position == 6
+    assert after(resume_buffer, 4) == Missed([], is_complete=False)
+    resume_buffer.add(message(7), "BTC.trade")
+    assert offsets_of(after(resume_buffer, 6).publications) == [7]
+    assert after(resume_buffer, 6).is_complete
 
 
 def test_over_what_is_lost_of_the_past_nothing_is_complete_and_all_is_kept() -> None:
-    recent = entered(0, past=9, capacity=6)
+    resume_buffer = entered(0, backfill_end=9, capacity=6)
     for offset in (1, 2, 3):
-        recent.add(message(offset), "BTC.trade")
-    recent.note(Mark("e", 6, past=9, is_broken=True))
+        resume_buffer.add(message(offset), "BTC.trade")
+    resume_buffer.note(Mark("e", 6, backfill_end=9, is_broken=True))
     for offset in (7, 8, 9):
-        recent.add(message(offset), "BTC.trade")
-    assert recent.is_settled
-    assert after(recent, 6).is_complete
-    missed = after(recent, 1)
+        resume_buffer.add(message(offset), "BTC.trade")
+    assert resume_buffer.is_settled
+    assert after(resume_buffer, 6).is_complete
+    missed = after(resume_buffer, 1)
     assert offsets_of(missed.publications) == [2, 3, 7, 8, 9]
     assert not missed.is_complete
-    recent.add(message(10), "BTC.trade")
-    assert not after(recent, 5).is_complete, "also once the oldest one is forgotten"
-    assert after(recent, 6).is_complete
+    resume_buffer.add(message(10), "BTC.trade")
+    assert not after(resume_buffer, 5).is_complete, "also once the oldest one is forgotten"
+    assert after(resume_buffer, 6).is_complete
 
 
 def test_what_is_too_old_is_forgotten_when_the_next_one_comes() -> None:
-    recent = entered()
+    resume_buffer = entered()
     for offset, arrived_at in [(1, 0.0), (2, 10.0), (3, 35.0)]:
-        recent.add(message(offset, arrived_at), "BTC.trade")
-    assert offsets_of(after(recent, 1).publications) == [2, 3]
-    assert after(recent, 1).is_complete
-    assert not after(recent, 0).is_complete
+        resume_buffer.add(message(offset, arrived_at), "BTC.trade")
+    assert offsets_of(after(resume_buffer, 1).publications) == [2, 3]
+    assert after(resume_buffer, 1).is_complete
+    assert not after(resume_buffer, 0).is_complete
 
 
 def test_where_nothing_is_known_nothing_is_complete() -> None:
-    recent = Recent(max_age_seconds=30.0)
-    assert recent.position is None
-    assert not after(recent, 0).is_complete
+    resume_buffer = ResumeBuffer(max_age_seconds=30.0)
+    assert resume_buffer.position is None
+    assert not after(resume_buffer, 0).is_complete
 
 
 def test_a_stream_made_anew_changes_epoch_and_position_in_one_step() -> None:
-    recent = filled(range(1, 101))
-    assert (recent.epoch, recent.position) == ("e", 100)
-    recent.note(Mark("f", 0, 0, (Gap(GapReason.STREAM),)))
-    assert (recent.epoch, recent.position) == ("f", 0)
-    assert after(recent, 0) == Missed([], is_complete=True), "nothing of the old one"
+    resume_buffer = filled(range(1, 101))
+    assert (resume_buffer.epoch, resume_buffer.position) == ("e", 100)
+    resume_buffer.note(Mark("f", 0, 0, (Gap(GapReason.STREAM),)))
+    assert (resume_buffer.epoch, resume_buffer.position) == ("f", 0)
+    assert after(resume_buffer, 0) == Missed([], is_complete=True), "nothing of the old one"
 
 
 def test_an_empty_stream_is_complete_from_its_end_on() -> None:
-    recent = entered(5, past=5)
-    assert recent.is_settled
-    assert recent.position == 5
-    assert after(recent, 5).is_complete
-    assert not after(recent, 4).is_complete
+    resume_buffer = entered(5, backfill_end=5)
+    assert resume_buffer.is_settled
+    assert resume_buffer.position == 5
+    assert after(resume_buffer, 5).is_complete
+    assert not after(resume_buffer, 4).is_complete
 
 
 def test_until_the_past_is_read_the_position_is_its_end_and_nothing_is_complete() -> None:
-    recent = entered(6, past=9)
+    resume_buffer = entered(6, backfill_end=9)
     for offset in (7, 8):
-        recent.add(message(offset), "BTC.trade")
-        assert (recent.is_settled, recent.position) == (False, 9)
-        assert not after(recent, 7).is_complete
-    recent.add(message(9), "BTC.trade")
-    assert recent.is_settled
-    assert offsets_of(after(recent, 7).publications) == [8, 9]
-    assert after(recent, 7).is_complete
+        resume_buffer.add(message(offset), "BTC.trade")
+        assert (resume_buffer.is_settled, resume_buffer.position) == (False, 9)
+        assert not after(resume_buffer, 7).is_complete
+    resume_buffer.add(message(9), "BTC.trade")
+    assert resume_buffer.is_settled
+    assert offsets_of(after(resume_buffer, 7).publications) == [8, 9]
+    assert after(resume_buffer, 7).is_complete
 
 
 def test_the_end_of_the_past_need_not_be_an_event_of_ours() -> None:
-    recent = entered(6, past=9)
-    recent.add(message(7), "BTC.trade")
-    recent.note(Mark("e", 9, 9))
-    assert (recent.is_settled, recent.position) == (True, 9)
-    assert offsets_of(after(recent, 6).publications) == [7], "nothing was lost"
-    assert after(recent, 6).is_complete
+    resume_buffer = entered(6, backfill_end=9)
+    resume_buffer.add(message(7), "BTC.trade")
+    resume_buffer.note(Mark("e", 9, 9))
+    assert (resume_buffer.is_settled, resume_buffer.position) == (True, 9)
+    assert offsets_of(after(resume_buffer, 6).publications) == [7], "nothing was lost"
+    assert after(resume_buffer, 6).is_complete
 
 
 def test_without_offsets_there_is_no_position_and_nothing_to_wait_for() -> None:
-    recent = Recent(max_age_seconds=30.0)
-    recent.note(Mark(None, None))
-    assert (recent.is_settled, recent.position, recent.epoch) == (True, None, None)
+    resume_buffer = ResumeBuffer(max_age_seconds=30.0)
+    resume_buffer.note(Mark(None, None))
+    assert (resume_buffer.is_settled, resume_buffer.position, resume_buffer.epoch) == (
+        True,
+        None,
+        None,
+    )
 
 
 def test_nothing_is_kept_without_an_offset() -> None:
-    recent = Recent(max_age_seconds=30.0)
-    assert recent.add(message(None), "BTC.trade") is None
-    assert after(recent, 0) == Missed([], is_complete=False)
+    resume_buffer = ResumeBuffer(max_age_seconds=30.0)
+    assert resume_buffer.add(message(None), "BTC.trade") is None
+    assert after(resume_buffer, 0) == Missed([], is_complete=False)
 
 
 def test_what_belongs_to_no_channel_or_is_no_json_counts_as_seen_and_is_left_out() -> None:
-    recent = filled(range(1, 2))
-    recent.add(message(2), None)
-    recent.add(message(3, payload=b"{"), "BTC.trade")
-    recent.add(message(4, payload=json.dumps("last").encode()), "BTC.trade")
-    missed = after(recent, 1)
+    resume_buffer = filled(range(1, 2))
+    resume_buffer.add(message(2), None)
+    resume_buffer.add(message(3, payload=b"{"), "BTC.trade")
+    resume_buffer.add(message(4, payload=json.dumps("last").encode()), "BTC.trade")
+    missed = after(resume_buffer, 1)
     assert offsets_of(missed.publications) == [4]
     assert missed.is_complete
 
 
 def test_messages_of_others_between_ours_are_no_hole() -> None:
-    recent = filled(range(1, 4))
-    recent.add(message(9, payload=b"9"), "BTC.trade")
-    assert offsets_of(after(recent, 2).publications) == [3, 9]
-    assert after(recent, 2).is_complete
+    resume_buffer = filled(range(1, 4))
+    resume_buffer.add(message(9, payload=b"9"), "BTC.trade")
+    assert offsets_of(after(resume_buffer, 2).publications) == [3, 9]
+    assert after(resume_buffer, 2).is_complete
 
 
 def test_what_is_kept_is_bounded_in_bytes_too() -> None:
-    recent = entered(max_bytes=250)
+    resume_buffer = entered(max_bytes=250)
     for offset in range(1, 8):
-        recent.add(message(offset, payload=b"1" * 100), "BTC.trade")
-    assert offsets_of(after(recent, 5).publications) == [6, 7]
-    assert not after(recent, 4).is_complete
+        resume_buffer.add(message(offset, payload=b"1" * 100), "BTC.trade")
+    assert offsets_of(after(resume_buffer, 5).publications) == [6, 7]
+    assert not after(resume_buffer, 4).is_complete

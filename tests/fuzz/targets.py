@@ -24,11 +24,11 @@ from tests.server_rig import UPGRADE, Rig
 from trio_odin.connection.session import Session, SessionLimits
 from trio_odin.connection.websocket import ServerWebSocket
 from trio_odin.fanout.registry import Registry
-from trio_odin.fanout.replay_buffer import History
-from trio_odin.fanout.resume_buffer import Recent
+from trio_odin.fanout.replay_buffer import ReplayBuffer
+from trio_odin.fanout.resume_buffer import ResumeBuffer
 from trio_odin.ledger.counters import Traffic
 from trio_odin.upstream.nats_message import NatsMessage
-from trio_odin.upstream.status import Upstream
+from trio_odin.upstream.status import NatsStatus
 from trio_odin.wire import handshake
 from trio_odin.wire.commands import parse_command
 from trio_odin.wire.handshake import Refusal, Upgrade
@@ -46,17 +46,17 @@ def commands(data: bytes) -> None:
     """Texts, a line each, as one client's messages."""
     registry: Registry[str] = Registry()
     limits = SessionLimits(max_channels=8, commands_per_second=0)
-    recent = Recent(max_age_seconds=30)
+    resume_buffer = ResumeBuffer(max_age_seconds=30)
     for offset in range(3, 9):
-        recent.add(NatsMessage("odin.token.A.b", b"1", offset, 0), "A.b")
+        resume_buffer.add(NatsMessage("odin.token.A.b", b"1", offset, 0), "A.b")
     session = Session(
         "me",
         registry,
-        history=History(4),
-        recent=recent,
+        replay_buffer=ReplayBuffer(4),
+        resume_buffer=resume_buffer,
         limits=limits,
         traffic=Traffic(),
-        upstream=Upstream(),
+        nats_status=NatsStatus(),
         now=0,
     )
     for line in data.decode(errors="replace").split("\n"):

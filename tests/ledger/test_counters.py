@@ -24,8 +24,8 @@ def test_publications_balance_if_each_became_something(
     waiting: int, fanned_out: int, unmatched: int, invalid: Counter[Invalid], shed: Counter[Shed]
 ) -> None:
     received = waiting + fanned_out + unmatched + sum(invalid.values()) + sum(shed.values())
-    books = Publications(received, fanned_out, unmatched, invalid, shed)
-    assert books.imbalance(waiting) == 0
+    counters = Publications(received, fanned_out, unmatched, invalid, shed)
+    assert counters.imbalance(waiting) == 0
 
 
 @given(AMOUNTS, AMOUNTS, AMOUNTS, counters(Dropped))
@@ -42,30 +42,30 @@ def test_deliveries_balance_if_each_became_something(
     sorted({field.name for field in attrs.fields(Publications)} - {"repeated", "gaps", "missed"}),
 )
 def test_every_entry_of_the_publications_weighs_in(entry: str) -> None:
-    books = Publications()
+    counters = Publications()
     if entry == "received":
-        books.received = 1
-        assert books.imbalance(waiting=0) == 1
-        assert books.imbalance(waiting=1) == 0
+        counters.received = 1
+        assert counters.imbalance(waiting=0) == 1
+        assert counters.imbalance(waiting=1) == 0
         return
     match entry:
         case "invalid":
-            books.invalid[Invalid.PAYLOAD] += 1
+            counters.invalid[Invalid.PAYLOAD] += 1
         case "shed":
-            books.shed[Shed.FEED_FULL] += 1
+            counters.shed[Shed.FEED_FULL] += 1
         case _:
-            setattr(books, entry, 1)
-    assert books.imbalance(waiting=0) == -1
+            setattr(counters, entry, 1)
+    assert counters.imbalance(waiting=0) == -1
 
 
 @pytest.mark.parametrize("entry", [field.name for field in attrs.fields(Deliveries)])
 def test_every_entry_of_the_deliveries_weighs_in(entry: str) -> None:
-    books = Deliveries()
+    counters = Deliveries()
     if entry == "dropped":
-        books.dropped[Dropped.CLOSING] += 1
+        counters.dropped[Dropped.CLOSING] += 1
     else:
-        setattr(books, entry, 1)
-    assert books.imbalance() == (1 if entry == "matched" else -1)
+        setattr(counters, entry, 1)
+    assert counters.imbalance() == (1 if entry == "matched" else -1)
 
 
 def test_two_servers_keep_books_of_their_own() -> None:

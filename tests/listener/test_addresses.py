@@ -151,13 +151,13 @@ async def test_who_says_nothing_has_at_most_half_of_the_last_files(
     with trio.fail_after(5):
         for silent in clients.streams[:12]:
             assert await silent.receive_some() == b""
-    assert rig.listener.stats().half_open == 8
+    assert rig.listener.stats().pending_handshakes == 8
     assert rig.ledger.traffic.rejected == {"half_open": 12}
     assert await clients.ask(rig, b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n") == 200
     for client in clients.streams:
         await client.aclose()
     with trio.fail_after(5):
-        while rig.listener.stats().half_open:
+        while rig.listener.stats().pending_handshakes:
             await trio.sleep(0.01)
 
 

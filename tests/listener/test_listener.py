@@ -132,13 +132,13 @@ async def test_beyond_the_cap_the_oldest_half_open_one_is_ended(nursery: trio.Nu
     for ended in streams[:2]:
         with trio.fail_after(1):
             assert await receive_all(ended) == b""
-    assert rig.listener.stats().half_open == 3
+    assert rig.listener.stats().pending_handshakes == 3
     assert rig.ledger.traffic.rejected == {"half_open": 2}
     # Those who are left finish as if nothing had been.
     for stream in streams[2:]:
         await stream.send_all(UPGRADE.split(b"Host: ")[1] + b"\r\n")
         assert status_of(bytes(await stream.receive_some())) == 101
-    assert rig.listener.stats().half_open == 0
+    assert rig.listener.stats().pending_handshakes == 0
 
 
 async def test_a_slowloris_locks_nobody_out(nursery: trio.Nursery) -> None:
@@ -150,7 +150,7 @@ async def test_a_slowloris_locks_nobody_out(nursery: trio.Nursery) -> None:
         await trio.testing.wait_all_tasks_blocked()
     await rig.connect()
     assert status_of(await answer_to(rig, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")) == 200
-    assert rig.listener.stats().half_open <= 10
+    assert rig.listener.stats().pending_handshakes <= 10
     assert rig.listener.admitted == 1
 
 

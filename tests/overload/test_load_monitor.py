@@ -12,13 +12,13 @@ from tests.waiting import wait_until
 from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.reasons import Rejection
 from trio_odin.overload.load import Load, OtherWorkers
-from trio_odin.overload.load_monitor import Guard
+from trio_odin.overload.load_monitor import LoadMonitor
 from trio_odin.overload.turnover import COMING
 from trio_odin.settings.settings import read_settings
 
 
-def guard(ledger: Ledger | None = None, **variables: str) -> Guard:
-    return Guard(read_settings(variables), ledger or Ledger())
+def guard(ledger: Ledger | None = None, **variables: str) -> LoadMonitor:
+    return LoadMonitor(read_settings(variables), ledger or Ledger())
 
 
 async def test_the_first_sample_comes_after_one_second(
@@ -31,7 +31,7 @@ async def test_the_first_sample_comes_after_one_second(
     assert watching.admission.rejection(0) is None
     await trio.sleep(0.02)
     assert watching.admission.rejection(0) is Rejection.MEMORY
-    assert watching.pause.percent == 100
+    assert watching.shedder.percent == 100
     assert watching.stats().tasks > 0
 
 
@@ -62,11 +62,11 @@ def test_the_settings_are_those_that_count() -> None:
         WS_CPU_PAUSE_THRESHOLD="15",
         WS_MEMORY_PAUSE_THRESHOLD="16",
     )
-    door, pause = watching.admission, watching.pause
+    door, shedder = watching.admission, watching.shedder
     assert (door.max_connections, door.max_per_address) == (7, 14)
     assert (door.cpu_reject_percent, door.memory_reject_percent) == (11, 12)
     assert door.lag_reject_seconds == 0.013
-    assert (pause.cpu_pause_percent, pause.memory_pause_percent) == (15, 16)
+    assert (shedder.cpu_pause_percent, shedder.memory_pause_percent) == (15, 16)
 
 
 async def test_what_the_others_hold_and_use_counts_too() -> None:
@@ -78,7 +78,7 @@ async def test_what_the_others_hold_and_use_counts_too() -> None:
     assert watching.load.cpu_percent >= 80.0
     assert watching.load.memory_percent == pytest.approx(50.0, abs=1)
     assert watching.admission.closed_by == [Rejection.OVERLOADED]
-    assert watching.pause.percent == 10
+    assert watching.shedder.percent == 10
 
 
 async def test_it_logs_when_the_door_and_the_pause_change_and_not_in_between() -> None:
@@ -98,7 +98,7 @@ async def test_it_logs_when_the_door_and_the_pause_change_and_not_in_between() -
         assert line.keys() - {"event", "log_level"} == fields_of(line["event"])
 
 
-def since(watching: Guard) -> tuple[float | None, float | None]:
+def since(watching: LoadMonitor) -> tuple[float | None, float | None]:
     stats = watching.stats()
     return stats.refusing_seconds, stats.paused_seconds
 
@@ -128,7 +128,7 @@ async def test_clients_that_come_or_go_here_and_elsewhere_are_told_from_those_th
     assert watching.load.cpu_percent >= 95
     assert watching.load.turnover_of_limit_percent >= 75
     assert watching.admission.closed_by == []
-    assert watching.pause.percent == 0
+    assert watching.shedder.percent == 0
 
 
 async def test_the_time_of_clients_that_come_is_a_part_of_what_the_loop_is_busy(

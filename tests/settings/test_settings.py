@@ -353,7 +353,7 @@ def test_the_plans_environment_is_understood() -> None:
     }
     settings = read_settings(environment)
     assert settings.memory_limit_bytes == 7_516_192_768
-    assert settings.feed_capacity == 25600
+    assert settings.inbound_capacity == 25600
     (warning,) = warnings_about(read_settings(environment), environment)
     assert warning.startswith("WS_WORKER_POOL_SIZE has no effect: ")
 

@@ -36,8 +36,8 @@ IDLE = Snapshot(
         connections=0,
         subscription_counts=[],
         channels=0,
-        feed_waiting=0,
-        feed_capacity=8192,
+        inbound_waiting=0,
+        inbound_capacity=8192,
         outbox_bytes=0,
         outbox_bytes_limit=256 * 1024 * 1024,
         replay_bytes=0,
@@ -58,7 +58,7 @@ IDLE = Snapshot(
         group_memory_bytes=0,
         memory_limit_bytes=1024 * 1024 * 1024,
     ),
-    listener=ListenerStats(half_open=0, is_out_of_files=False),
+    listener=ListenerStats(pending_handshakes=0, is_out_of_files=False),
     process=ProcessStats(
         memory_bytes=64 * 1024 * 1024,
         cpu_seconds=1.5,
@@ -119,12 +119,12 @@ def balanced(draw: st.DrawFn) -> Snapshot:
         invalid=draw(counters(st.sampled_from(Invalid))),
         shed=draw(counters(st.sampled_from(Shed))),
         repeated=draw(AMOUNTS),
-        recalled=draw(AMOUNTS),
+        backfilled=draw(AMOUNTS),
         gaps=draw(counters(st.sampled_from(GapReason))),
         missed=draw(AMOUNTS),
     )
-    feed_waiting = draw(st.integers(0, 8192))
-    way_in.received = -way_in.imbalance(feed_waiting)
+    inbound_waiting = draw(st.integers(0, 8192))
+    way_in.received = -way_in.imbalance(inbound_waiting)
     way_out = Deliveries(
         written=draw(AMOUNTS),
         queued=draw(AMOUNTS),
@@ -151,7 +151,7 @@ def balanced(draw: st.DrawFn) -> Snapshot:
         connections=connections,
         subscription_counts=draw(st.lists(st.integers(1, 256), max_size=5)),
         channels=draw(AMOUNTS),
-        feed_waiting=feed_waiting,
+        inbound_waiting=inbound_waiting,
         reconnects=draw(AMOUNTS),
         age_seconds=draw(st.none() | st.integers(0, 10**6)),
         cpu_seconds=draw(st.integers(0, 10**6)),

@@ -188,8 +188,8 @@ def test_a_healthy_server_word_for_word() -> None:
             "CPU at 80.0 %: new connections are refused since 2027-01-15T07:59:57Z",
         ),
         ({"is_out_of_files": True}, "degraded", "Open files are used up"),
-        ({"feed_waiting": 89, "feed_capacity": 100}, "healthy", None),
-        ({"feed_waiting": 90, "feed_capacity": 100}, "degraded", "90 events wait"),
+        ({"inbound_waiting": 89, "inbound_capacity": 100}, "healthy", None),
+        ({"inbound_waiting": 90, "inbound_capacity": 100}, "degraded", "90 events wait"),
         ({"age_seconds": 4.9}, "healthy", None),
         ({"age_seconds": 5.0}, "degraded", "from NATS since 2027-01-15T07:59:55Z"),
         (
@@ -305,8 +305,8 @@ def test_the_age_of_what_never_came_is_null() -> None:
 
 
 def test_gaps_of_all_reasons_are_counted() -> None:
-    books = Ledger(Publications(gaps=Counter({GapReason.WINDOW: 2, GapReason.SHED: 1})))
-    assert health(snapshot(ledger=books)).content["checks"]["nats"]["gaps"] == 3
+    counters = Ledger(Publications(gaps=Counter({GapReason.WINDOW: 2, GapReason.SHED: 1})))
+    assert health(snapshot(ledger=counters)).content["checks"]["nats"]["gaps"] == 3
 
 
 def test_both_errors_are_told() -> None:

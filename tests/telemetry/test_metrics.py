@@ -118,7 +118,7 @@ LEDGER = Ledger(
         unmatched=1003,
         invalid=Counter({Invalid.SUBJECT: 1004, Invalid.PAYLOAD: 1005}),
         shed=Counter({Shed.FEED_FULL: 1006, Shed.NATS_RATE: 1007}),
-        recalled=1011,
+        backfilled=1011,
         gaps=Counter({GapReason.WINDOW: 1008, GapReason.SHED: 1009}),
         missed=1010,
     ),
@@ -157,8 +157,8 @@ BUSY = snapshot(
     channels=4004,
     reconnects=4005,
     age_seconds=40.055,
-    feed_waiting=4006,
-    feed_capacity=4007,
+    inbound_waiting=4006,
+    inbound_capacity=4007,
     outbox_bytes=4101,
     outbox_bytes_limit=4102,
     replay_bytes=4103,
@@ -169,7 +169,7 @@ BUSY = snapshot(
     turnover_percent=31.5,
     lag_seconds=0.75,
     paused_percent=30,
-    half_open=4013,
+    pending_handshakes=4013,
     memory_bytes=4009,
     group_memory_bytes=4010,
     memory_limit_bytes=4011,
@@ -333,7 +333,7 @@ def test_imbalances_do_not_cancel_each_other_out() -> None:
     assert imbalance() == 0
     lost = Ledger(publications=Publications(received=3), deliveries=Deliveries(written=2))
     assert imbalance(ledger=lost) == 5
-    assert imbalance(ledger=lost, feed_waiting=3) == 2
+    assert imbalance(ledger=lost, inbound_waiting=3) == 2
 
 
 def test_each_scrape_is_of_its_own_snapshot() -> None:

@@ -8,12 +8,12 @@ from trio_odin.fanout.hub import Hub
 from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.reasons import GapReason, Shed
 from trio_odin.overload.byte_budget import ByteBudget
-from trio_odin.overload.load_shedder import Pause
+from trio_odin.overload.load_shedder import LoadShedder
 from trio_odin.settings.settings import read_settings
 from trio_odin.upstream.bridge import Bridge
 from trio_odin.upstream.gaps import Gap, Mark
 from trio_odin.upstream.nats_message import NatsMessage
-from trio_odin.upstream.status import Upstream
+from trio_odin.upstream.status import NatsStatus
 
 
 def message(offset: int) -> NatsMessage:
@@ -22,17 +22,19 @@ def message(offset: int) -> NatsMessage:
 
 async def test_events_wait_within_a_limit_of_bytes_and_what_finds_no_room_is_a_gap() -> None:
     settings, ledger = read_settings({}), Ledger()
-    feed_send, feed_receive = trio.open_memory_channel[NatsMessage | Mark](100)
+    inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage | Mark](100)
     budget = ByteBudget(limit_bytes=1500)
-    bridge = Bridge(settings, ledger, feed_send, budget, Upstream(), Pause(), recall_max=0)
+    bridge = Bridge(
+        settings, ledger, inbound_send, budget, NatsStatus(), LoadShedder(), backfill_max=0
+    )
     for offset in range(1, 5):
         bridge._accept(message(offset))
     assert (bridge.fed, ledger.publications.shed) == (2, {Shed.FEED_FULL: 2})
-    first = feed_receive.receive_nowait()
+    first = inbound_receive.receive_nowait()
     assert isinstance(first, NatsMessage)
     budget.used_bytes -= len(first.payload)
     bridge._accept(message(5))
-    waiting = [feed_receive.receive_nowait() for _ in range(3)]
+    waiting = [inbound_receive.receive_nowait() for _ in range(3)]
     lost = (Gap(GapReason.SHED, 2, 3, 4),)
     assert [getattr(one, "offset", one) for one in waiting] == [2, Mark(None, 4, 0, lost), 5]
 
@@ -41,16 +43,16 @@ async def test_the_feeds_of_all_workers_have_an_eighth_of_the_memory_together() 
     for workers in ("1", "4"):
         settings = read_settings({"WS_MEMORY_LIMIT": "3200000", "WS_WORKERS": workers})
         hub: Hub[object] = Hub(settings, Ledger())  # type: ignore[type-var]
-        assert hub.feed_budget.limit_bytes == 400_000 // int(workers)
+        assert hub.inbound_budget.limit_bytes == 400_000 // int(workers)
 
 
 async def test_the_hub_gives_back_what_it_has_taken() -> None:
     hub: Hub[object] = Hub(read_settings({}), Ledger())  # type: ignore[type-var]
-    assert hub.feed_budget.limit_bytes > 1024 * 1024
-    feed_send, feed_receive = trio.open_memory_channel[NatsMessage | Mark](100)
+    assert hub.inbound_budget.limit_bytes > 1024 * 1024
+    inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage | Mark](100)
     for offset in (1, 2, 3):
-        feed_send.send_nowait(message(offset))
-        hub.feed_budget.used_bytes += 600
-    feed_send.close()
-    await hub.run(feed_receive)
-    assert hub.feed_budget.used_bytes == 0
+        inbound_send.send_nowait(message(offset))
+        hub.inbound_budget.used_bytes += 600
+    inbound_send.close()
+    await hub.run(inbound_receive)
+    assert hub.inbound_budget.used_bytes == 0

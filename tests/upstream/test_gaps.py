@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_odin.ledger.reasons import GapReason
-from trio_odin.upstream.gaps import Gap, Losses, Position, StreamState, joined
+from trio_odin.upstream.gaps import Gap, Losses, StreamPosition, StreamState, joined
 
 WINDOW, STREAM, CORE = GapReason.WINDOW, GapReason.STREAM, GapReason.CORE
 SHED = GapReason.SHED
@@ -15,15 +15,15 @@ def state(first: int, last: int, *, epoch: str = "e", is_ours: bool = True) -> S
     return StreamState("S", epoch, first, last, is_ours)
 
 
-def at(offset: int, *, is_ours: bool = True) -> Position:
+def at(offset: int, *, is_ours: bool = True) -> StreamPosition:
     """A position that was entered when the stream ended there."""
-    position = Position()
+    position = StreamPosition()
     assert position.enter(state(1, offset, is_ours=is_ours)) == []
     return position
 
 
 def test_at_start_up_the_past_of_the_stream_is_no_gap() -> None:
-    position = Position()
+    position = StreamPosition()
     assert position.enter(state(501, 900)) == []
     assert (position.offset, position.stream, position.epoch) == (900, "S", "e")
 
@@ -142,40 +142,40 @@ def test_summing_up_leaves_what_was_there_alone() -> None:
 
 
 def test_at_start_up_as_much_as_is_to_be_recalled_is_taken_and_is_the_past() -> None:
-    position = Position(recall=3)
+    position = StreamPosition(backfill=3)
     assert position.enter(state(1, 10)) == []
     taken = []
     for offset in (8, 9, 10, 11):
         assert position.move(offset) is None
-        taken.append(position.is_past)
+        taken.append(position.is_backfill)
     assert taken == [True, True, True, False]
 
 
 def test_no_more_is_recalled_than_the_stream_has() -> None:
-    position = Position(recall=100)
+    position = StreamPosition(backfill=100)
     position.enter(state(9, 10))
     assert position.offset == 8
-    position = Position(recall=100)
+    position = StreamPosition(backfill=100)
     position.enter(state(0, 0))
     assert position.offset == 0
 
 
 def test_what_is_lost_of_the_past_is_no_gap_and_of_the_news_is_one() -> None:
-    position = Position(recall=5)
+    position = StreamPosition(backfill=5)
     position.enter(state(1, 10))
     assert position.move(8) is None
     assert position.move(13) == Gap(WINDOW, 2, 11, 12)
 
 
 def test_all_of_a_stream_made_anew_is_news() -> None:
-    position = Position(recall=5)
+    position = StreamPosition(backfill=5)
     position.enter(state(1, 10))
     assert position.enter(state(1, 4, epoch="other")) == [Gap(STREAM)]
     position.move(1)
-    assert not position.is_past
+    assert not position.is_backfill
 
 
-def at_its_message(offset: int, stored: int) -> Position:
+def at_its_message(offset: int, stored: int) -> StreamPosition:
     """A position that took the message at `offset`, stored at that time."""
     position = at(offset - 1)
     position.move(offset, stored)
@@ -200,7 +200,7 @@ def test_a_stream_that_may_have_been_emptied_beyond_recognition_is_a_gap_from_it
         (False, Gap(WINDOW, 4, 51, 54)),
         (True, Gap(WINDOW, None, 1, 54)),
     ):
-        position = Position()
+        position = StreamPosition()
         position.enter(StreamState("S", "e", 1, 40, True))
         position.move(50, 77)
         state = StreamState("S", "e", 55, 60, True, may_be_emptied=may_be_emptied)
@@ -209,17 +209,17 @@ def test_a_stream_that_may_have_been_emptied_beyond_recognition_is_a_gap_from_it
 
 
 def test_the_end_of_the_past_may_be_somebody_elses_message() -> None:
-    position = Position(recall=5)
+    position = StreamPosition(backfill=5)
     position.enter(state(1, 10, is_ours=False))
     position.move(7)
     position.settle()
-    assert (position.offset, position.is_past) == (10, True)
+    assert (position.offset, position.is_backfill) == (10, True)
     assert position.move(14) is None
-    assert not position.is_past
+    assert not position.is_backfill
 
 
 def test_what_the_window_drops_of_the_past_while_away_is_no_gap() -> None:
-    position = Position(recall=5)
+    position = StreamPosition(backfill=5)
     position.enter(state(1, 10))
     position.move(6)
     assert position.enter(state(9, 12)) == []
@@ -230,7 +230,7 @@ def test_what_the_window_drops_of_the_past_while_away_is_no_gap() -> None:
 
 @pytest.mark.parametrize("is_ours", [True, False])
 def test_what_is_lost_of_the_past_breaks_what_can_be_resumed(is_ours: bool) -> None:
-    position = Position(recall=5)
+    position = StreamPosition(backfill=5)
     position.enter(state(1, 10, is_ours=is_ours))
     position.move(6)
     assert not position.is_broken
@@ -245,7 +245,7 @@ def test_what_is_lost_of_the_past_breaks_what_can_be_resumed(is_ours: bool) -> N
 
 @pytest.mark.parametrize("is_ours", [True, False])
 def test_an_end_of_the_past_that_does_not_come_breaks_what_can_be_resumed(is_ours: bool) -> None:
-    position = Position(recall=5)
+    position = StreamPosition(backfill=5)
     position.enter(state(1, 10, is_ours=is_ours))
     position.move(6)
     position.settle()

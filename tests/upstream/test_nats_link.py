@@ -93,7 +93,7 @@ def outage_of(*urls: str) -> Outage:
     return Outage(structlog.get_logger("test"), urls)
 
 
-def place_of(fake: FakeNats) -> str:
+def metadata_of(fake: FakeNats) -> str:
     return fake.url.removeprefix("nats://")
 
 
@@ -103,7 +103,7 @@ def test_a_server_that_hangs_or_is_down_keeps_nobody_from_the_next() -> None:
         async with serving(dumb, good):
             urls = [_NOWHERE, dumb.url, good.url]
             async with nats_link(urls, name="test", on_error=ignore) as link:
-                assert str(link.url) == place_of(good)
+                assert str(link.url) == metadata_of(good)
                 assert link.is_up
             assert (len(good.connects), len(dumb.connects)) == (1, 0)
 
@@ -129,7 +129,7 @@ def test_the_reason_is_given_for_each_server() -> None:
                 async with nats_link([_NOWHERE, no.url], name="test", on_error=ignore):
                     pass
         assert "127.0.0.1:9: connection refused" in str(caught.value)
-        assert f"{place_of(no)}: Authorization Violation" in str(caught.value)
+        assert f"{metadata_of(no)}: Authorization Violation" in str(caught.value)
         assert not caught.value.is_refused, "one of them may be back in a moment"
 
     in_asyncio(connect())
@@ -152,15 +152,17 @@ def test_servers_that_were_announced_are_tried_with_the_same_credentials() -> No
         first = FakeNats()
         async with serving(first, second):
             outage = outage_of(first.url.replace("nats://", "nats://odin:s%40cret@"))
-            first._info["connect_urls"] = [place_of(first), place_of(second), "no place", 5]
+            first._info["connect_urls"] = [metadata_of(first), metadata_of(second), "no place", 5]
             async with outage.link(name="test", on_error=ignore) as link:
-                assert str(link.url) == place_of(first)
+                assert str(link.url) == metadata_of(first)
             async with outage.link(name="test", on_error=ignore) as link:
-                assert str(link.url) == place_of(second), "the one lost last comes last"
-                second.say(connect_urls=[place_of(second)])
+                assert str(link.url) == metadata_of(second), "the one lost last comes last"
+                second.say(connect_urls=[metadata_of(second)])
                 await link.client.flush(timeout=_SECONDS)
             async with outage.link(name="test", on_error=ignore) as link:
-                assert str(link.url) == place_of(first), "what is no longer announced is forgotten"
+                assert str(link.url) == metadata_of(first), (
+                    "what is no longer announced is forgotten"
+                )
         for connect in (*first.connects, *second.connects):
             assert (connect["user"], connect["pass"]) == ("odin", "s@cret")
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tests.connection.client import as_sent, objects_of
 from trio_odin.connection.session import Session, SessionLimits
 from trio_odin.fanout.registry import Registry
-from trio_odin.fanout.replay_buffer import History
-from trio_odin.fanout.resume_buffer import Recent
+from trio_odin.fanout.replay_buffer import ReplayBuffer
+from trio_odin.fanout.resume_buffer import ResumeBuffer
 from trio_odin.ledger.counters import Traffic
-from trio_odin.upstream.status import Upstream
+from trio_odin.upstream.status import NatsStatus
 from trio_odin.wire.commands import (
     Command,
     ErrorCode,
@@ -38,11 +38,11 @@ def receive(text: str) -> list[dict[str, Any]]:
     session = Session(
         "me",
         Registry(),
-        history=History(100),
-        recent=Recent(max_age_seconds=30.0),
+        replay_buffer=ReplayBuffer(100),
+        resume_buffer=ResumeBuffer(max_age_seconds=30.0),
         limits=SessionLimits(commands_per_second=0),
         traffic=Traffic(),
-        upstream=Upstream(),
+        nats_status=NatsStatus(),
         now=0.0,
     )
     return objects_of(as_sent(session.receive(text, now=0.0, unix_ms=1)))

@@ -16,13 +16,13 @@ from trio_odin.overload.load import OtherWorkers
 from trio_odin.workers.link import (
     Answer,
     Ask,
-    Figures,
     FromParent,
     FromWorker,
+    HandOver,
     Link,
     Question,
-    Relieve,
     Reload,
+    StatsReport,
     parent_decoder,
     worker_decoder,
 )
@@ -32,24 +32,24 @@ NUMBERS = st.integers(0, 2**53)
 
 @given(NUMBERS, balanced())
 def test_figures_arrive_as_they_were_sent(number: int, state: Snapshot) -> None:
-    sent = Figures(number, state)
+    sent = StatsReport(number, state)
     line = msgspec.json.encode(sent)
     assert b"\n" not in line
     came = parent_decoder().decode(line)
     assert came == sent
-    books = came.snapshot.ledger
-    assert all(isinstance(key, Invalid) for key in books.publications.invalid)
-    assert all(isinstance(key, Shed) for key in books.publications.shed)
-    assert all(isinstance(key, Dropped) for key in books.deliveries.dropped)
-    assert books.deliveries.imbalance() == 0
-    assert books.traffic.closed["not there"] == 0, "still a Counter"
+    counters = came.snapshot.ledger
+    assert all(isinstance(key, Invalid) for key in counters.publications.invalid)
+    assert all(isinstance(key, Shed) for key in counters.publications.shed)
+    assert all(isinstance(key, Dropped) for key in counters.deliveries.dropped)
+    assert counters.deliveries.imbalance() == 0
+    assert counters.traffic.closed["not there"] == 0, "still a Counter"
 
 
 @given(NUMBERS, NUMBERS, balanced())
 def test_the_other_messages_arrive_too(number: int, count: int, state: Snapshot) -> None:
     reload = Reload({"WS_ADDR": b":3002", "odd": bytes(range(256))})
     others = OtherWorkers(count, cpu_cores=number / 8, memory_bytes=count)
-    for message in (Ask(number), others, Answer(number, state), reload, Relieve()):
+    for message in (Ask(number), others, Answer(number, state), reload, HandOver()):
         assert worker_decoder().decode(msgspec.json.encode(message)) == message
     question = Question(number)
     assert parent_decoder().decode(msgspec.json.encode(question)) == question
@@ -65,9 +65,9 @@ async def test_messages_come_in_order_and_then_the_end(nursery: trio.Nursery) ->
     parent, worker, _ = ends()
     nursery.start_soon(worker.run_writer)
     sent: list[FromWorker] = [
-        Figures(0, snapshot()),
+        StatsReport(0, snapshot()),
         Question(1),
-        Figures(2, snapshot(connections=9)),
+        StatsReport(2, snapshot(connections=9)),
     ]
     for message in sent:
         assert worker.send(message)

@@ -36,9 +36,9 @@ def open_connections(state: Snapshot) -> int:
 
 
 def imbalance(state: Snapshot) -> int:
-    books = state.ledger
-    return abs(books.deliveries.imbalance()) + abs(
-        books.publications.imbalance(state.fan_out.feed_waiting)
+    counters = state.ledger
+    return abs(counters.deliveries.imbalance()) + abs(
+        counters.publications.imbalance(state.fan_out.inbound_waiting)
     )
 
 
@@ -75,40 +75,40 @@ def test_no_counter_goes_down_when_a_worker_ends_and_the_books_still_balance(
     assert after.process.log_lines_dropped == before.process.log_lines_dropped
     assert after.fan_out.connections == open_connections(after) == stays.fan_out.connections
     assert after.ledger.deliveries.queued == stays.ledger.deliveries.queued
-    assert after.fan_out.feed_waiting == stays.fan_out.feed_waiting
+    assert after.fan_out.inbound_waiting == stays.fan_out.inbound_waiting
     assert imbalance(after) == 0
 
 
 def test_what_a_worker_held_when_it_ended_is_booked_as_lost() -> None:
-    books = Ledger(
+    counters = Ledger(
         Publications(received=10, fanned_out=7),
         Deliveries(matched=9, written=5, queued=4),
         Traffic(accepted=6, closed=Counter({"peer_gone": 1})),
     )
-    past = Past().with_ended(snapshot(ledger=books, feed_waiting=3, connections=5))
+    past = Past().with_ended(snapshot(ledger=counters, inbound_waiting=3, connections=5))
     assert past.ledger.publications.shed == {Shed.WORKER_LOST: 3}
     assert past.ledger.deliveries == Deliveries(
         matched=9, written=5, dropped=Counter({Dropped.WORKER_LOST: 4})
     )
     assert past.ledger.traffic.closed == {"peer_gone": 1, CloseReason.WORKER_LOST.label: 5}
-    assert books.deliveries.queued == 4, "the figures themselves are left alone"
+    assert counters.deliveries.queued == 4, "the figures themselves are left alone"
 
 
 def test_figures_of_two_workers_in_numbers() -> None:
     ended = snapshot(reconnects=5, cpu_seconds=10.0, log_lines_dropped=3, connections=0)
     one = snapshot(connections=3, channels=4, cpu_percent=20.0, memory_bytes=100, tasks=7,
-                   subscription_counts=[1, 2, 2], feed_capacity=10, cpu_seconds=1.0,
-                   loop_busy_percent=80.0, lag_seconds=0.1, paused_percent=10, half_open=3,
+                   subscription_counts=[1, 2, 2], inbound_capacity=10, cpu_seconds=1.0,
+                   loop_busy_percent=80.0, lag_seconds=0.1, paused_percent=10, pending_handshakes=3,
                    outbox_bytes_limit=7, reconnects=1, uptime_seconds=9.0,
                    log_lines_dropped=1, replay_bytes_limit=6)  # fmt: skip
     two = snapshot(connections=1, channels=5, cpu_percent=60.0, memory_bytes=150, tasks=5,
-                   subscription_counts=[3], feed_capacity=10, cpu_seconds=2.5,
-                   loop_busy_percent=70.0, lag_seconds=0.2, paused_percent=30, half_open=4,
+                   subscription_counts=[3], inbound_capacity=10, cpu_seconds=2.5,
+                   loop_busy_percent=70.0, lag_seconds=0.2, paused_percent=30, pending_handshakes=4,
                    group_memory_bytes=900, outbox_bytes_limit=7, reconnects=0,
                    uptime_seconds=2.0, log_lines_dropped=2, replay_bytes_limit=6)  # fmt: skip
     whole = merged(one, two, past=Past().with_ended(ended))
     assert (whole.fan_out.connections, whole.fan_out.channels, whole.load.tasks) == (4, 5, 12)
-    assert (whole.load.cpu_percent, whole.process.memory_bytes, whole.fan_out.feed_capacity) == (
+    assert (whole.load.cpu_percent, whole.process.memory_bytes, whole.fan_out.inbound_capacity) == (
         40.0,
         250,
         20,
@@ -118,7 +118,11 @@ def test_figures_of_two_workers_in_numbers() -> None:
         0.2,
         30,
     )
-    assert (whole.listener.half_open, whole.load.group_memory_bytes, whole.used_memory_bytes) == (
+    assert (
+        whole.listener.pending_handshakes,
+        whole.load.group_memory_bytes,
+        whole.used_memory_bytes,
+    ) == (
         7,
         900,
         900,

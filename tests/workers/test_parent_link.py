@@ -15,18 +15,18 @@ from trio_odin.workers.link import (
     Accept,
     Answer,
     Ask,
-    Figures,
     FromWorker,
+    HandOver,
     Link,
     Question,
-    Relieve,
     Reload,
+    StatsReport,
     parent_decoder,
 )
-from trio_odin.workers.parent_link import Siblings
+from trio_odin.workers.parent_link import ParentLink
 
 
-class Parent:
+class Supervisor:
     """The other end of a worker's link, in the hands of the test, and the worker's server."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
@@ -37,9 +37,9 @@ class Parent:
         self.is_draining = self.is_relieved = False
         self.queues: Collection[int] = ()
         self.environment: Mapping[str, str] = {}
-        self.siblings = Siblings(far.detach())
+        self.parent_link = ParentLink(far.detach())
         nursery.start_soon(self.link.run_writer)
-        nursery.start_soon(self.siblings.run, self)
+        nursery.start_soon(self.parent_link.run, self)
 
     # As the server of the worker:
 
@@ -58,7 +58,7 @@ class Parent:
     def drain_alone(self) -> None:
         self.is_draining = True
 
-    def relieve(self) -> None:
+    def hand_over(self) -> None:
         self.is_relieved = True
 
     async def heard(self) -> FromWorker | None:
@@ -67,26 +67,26 @@ class Parent:
 
 
 @pytest.fixture
-async def parent(nursery: trio.Nursery) -> Parent:
-    parent = Parent(nursery)
+async def parent(nursery: trio.Nursery) -> Supervisor:
+    parent = Supervisor(nursery)
     first = await parent.heard()
-    assert first == Figures(0, snapshot(connections=3)), "it tells that it serves"
+    assert first == StatsReport(0, snapshot(connections=3)), "it tells that it serves"
     return parent
 
 
-async def test_a_worker_answers_and_learns_what_the_others_hold(parent: Parent) -> None:
+async def test_a_worker_answers_and_learns_what_the_others_hold(parent: Supervisor) -> None:
     others = OtherWorkers(42, cpu_cores=0.75, memory_bytes=2**33)
     parent.link.send(others)
     parent.link.send(Ask(7))
-    assert await parent.heard() == Figures(7, snapshot(connections=3))
+    assert await parent.heard() == StatsReport(7, snapshot(connections=3))
     assert parent.learnt == [others]
 
 
 async def test_a_worker_takes_clients_when_it_is_told_and_tells_unasked_how_it_is(
-    parent: Parent,
+    parent: Supervisor,
 ) -> None:
-    parent.siblings.tell(snapshot(connections=9))
-    assert await parent.heard() == Figures(0, snapshot(connections=9))
+    parent.parent_link.tell(snapshot(connections=9))
+    assert await parent.heard() == StatsReport(0, snapshot(connections=9))
     assert not parent.queues
     parent.link.send(Accept([1, 3]))
     parent.link.send(Ask(1))
@@ -94,20 +94,20 @@ async def test_a_worker_takes_clients_when_it_is_told_and_tells_unasked_how_it_i
     assert list(parent.queues) == [1, 3]
 
 
-async def test_a_worker_takes_on_settings_of_any_bytes_and_is_relieved(parent: Parent) -> None:
+async def test_a_worker_takes_on_settings_of_any_bytes_and_is_relieved(parent: Supervisor) -> None:
     parent.link.send(Reload({"WS_JWT_KEYS": b"/keys/\xff", "LOG_LEVEL": b"debug"}))
-    parent.link.send(Relieve())
+    parent.link.send(HandOver())
     parent.link.send(Ask(1))
     await parent.heard()
     assert parent.environment == {"WS_JWT_KEYS": "/keys/\udcff", "LOG_LEVEL": "debug"}
     assert (parent.is_relieved, parent.is_draining) == (True, False)
 
 
-async def test_a_page_gets_the_answer_to_its_own_question(parent: Parent) -> None:
+async def test_a_page_gets_the_answer_to_its_own_question(parent: Supervisor) -> None:
     got = {}
 
     async def ask(name: str) -> None:
-        got[name] = await parent.siblings.gather()
+        got[name] = await parent.parent_link.gather()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask, "one")
@@ -124,24 +124,24 @@ async def test_a_page_gets_the_answer_to_its_own_question(parent: Parent) -> Non
 
 
 async def test_without_an_answer_in_time_there_is_none(
-    autojump_clock: trio.testing.MockClock, parent: Parent
+    autojump_clock: trio.testing.MockClock, parent: Supervisor
 ) -> None:
     began = trio.current_time()
-    assert await parent.siblings.gather() is None
+    assert await parent.parent_link.gather() is None
     assert trio.current_time() - began == pytest.approx(1.0)
 
 
-async def test_a_worker_whose_parent_is_gone_leaves(parent: Parent) -> None:
+async def test_a_worker_whose_parent_is_gone_leaves(parent: Supervisor) -> None:
     await parent.stream.aclose()
     with trio.fail_after(2):
         while not parent.is_draining:
             await trio.sleep(0.01)
-        assert await parent.siblings.gather() is None
+        assert await parent.parent_link.gather() is None
 
 
-async def test_the_last_word_is_what_was_left_and_not_a_loss(parent: Parent) -> None:
-    await parent.siblings.leave(snapshot(connections=0))
-    assert await parent.heard() == Figures(0, snapshot(connections=0))
+async def test_the_last_word_is_what_was_left_and_not_a_loss(parent: Supervisor) -> None:
+    await parent.parent_link.leave(snapshot(connections=0))
+    assert await parent.heard() == StatsReport(0, snapshot(connections=0))
     assert await parent.heard() is None
     await trio.testing.wait_all_tasks_blocked()
     assert not parent.is_draining

@@ -13,10 +13,10 @@ from trio_odin.ledger.snapshot import Trouble
 from trio_odin.net.address import Address
 from trio_odin.overload.load import OtherWorkers
 from trio_odin.settings.settings import read_settings
-from trio_odin.workers.link import Accept, Figures
-from trio_odin.workers.slot import Worker
+from trio_odin.workers.link import Accept, StatsReport
+from trio_odin.workers.slot import WorkerSlot
 from trio_odin.workers.supervisor import (
-    Parent,
+    Supervisor,
     WorkerUnfit,
     environment_of_worker,
     serve_with_workers,
@@ -24,20 +24,20 @@ from trio_odin.workers.supervisor import (
 
 
 async def test_a_worker_that_ends_again_and_again_comes_back_later_and_later() -> None:
-    worker = Worker(1)
+    worker = WorkerSlot(1)
     pauses = [worker.next_pause_seconds(1.0) for _ in range(9)]
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
 
 
 async def test_a_worker_that_was_in_order_for_long_comes_back_at_once() -> None:
-    worker = Worker(1)
+    worker = WorkerSlot(1)
     for _ in range(5):
         worker.next_pause_seconds(1.0)
     assert [worker.next_pause_seconds(5.0), worker.next_pause_seconds(1.0)] == [0.1, 0.2]
 
 
 async def test_a_worker_is_missing_until_it_serves_and_while_it_is_silent() -> None:
-    worker = Worker(1)
+    worker = WorkerSlot(1)
     assert worker.missing_since is not None
     worker.note(snapshot(connections=4))
     assert worker.missing_since is None
@@ -50,7 +50,7 @@ async def test_a_worker_is_missing_until_it_serves_and_while_it_is_silent() -> N
 
 
 async def test_a_worker_that_has_ended_holds_nothing_and_leaves_its_figures() -> None:
-    worker = Worker(1)
+    worker = WorkerSlot(1)
     assert worker.end() is None
     worker.note(snapshot(connections=4))
     assert worker.end() == snapshot(connections=4)
@@ -74,7 +74,7 @@ async def test_workers_that_cannot_start_are_tried_again_until_the_drain(
 ) -> None:
     settings = read_settings({"WS_WORKERS": "2", "WS_ADDR": "127.0.0.1:0"})
     environment = os.environ | {"PYTHONHOME": "/nowhere"}
-    parent: Parent = await nursery.start(serve_with_workers, settings, environment)
+    parent: Supervisor = await nursery.start(serve_with_workers, settings, environment)
     with trio.fail_after(10):
         while sum(worker.restarts for worker in parent.workers) < 4:
             await trio.sleep(0.05)
@@ -117,7 +117,7 @@ def test_a_worker_gets_the_settings_with_the_real_ports_and_the_whole_of_the_lim
 
 
 async def test_each_worker_is_told_what_the_others_use() -> None:
-    parent = Parent(read_settings({"WS_WORKERS": "3"}), {}, Address("", 1), None)
+    parent = Supervisor(read_settings({"WS_WORKERS": "3"}), {}, Address("", 1), None)
     told: dict[int, object] = {}
     for worker, busy in zip(parent.workers, (90.0, 30.0, None), strict=True):
         worker.tell = partial(told.__setitem__, worker.number)  # type: ignore[assignment, method-assign]
@@ -135,7 +135,7 @@ async def test_each_worker_is_told_what_the_others_use() -> None:
 
 async def test_clients_of_a_worker_that_leaves_are_not_counted_elsewhere() -> None:
     """They come back to the others, who would refuse them for a limit that is not reached."""
-    parent = Parent(read_settings({"WS_WORKERS": "2"}), {}, Address("", 1), None)
+    parent = Supervisor(read_settings({"WS_WORKERS": "2"}), {}, Address("", 1), None)
     told: dict[int, OtherWorkers] = {}
     for worker in parent.workers:
         worker.tell = partial(told.__setitem__, worker.number)  # type: ignore[assignment, method-assign]
@@ -159,10 +159,10 @@ async def test_a_new_worker_knows_what_the_others_hold_before_it_takes_clients(
     """Until then the limits would be those of one that is alone."""
     parent, (new, other), (told, _) = parent_of(2)
     other.note(changed(TAKING, connections=100))
-    says = iter([Figures(0, WITH_NATS), None])
+    says = iter([StatsReport(0, WITH_NATS), None])
 
     class Says:
-        async def receive(self) -> Figures | None:
+        async def receive(self) -> StatsReport | None:
             return next(says)
 
     await parent._converse(new, Says(), nursery)  # type: ignore[arg-type]
@@ -175,7 +175,7 @@ async def test_keys_that_no_worker_could_start_with_are_refused_by_the_parent(
     tmp_path: Path,
 ) -> None:
     environment = {"WS_WORKERS": "2"}
-    parent = Parent(read_settings(environment), environment, Address("", 1), None)
+    parent = Supervisor(read_settings(environment), environment, Address("", 1), None)
     before = parent._environment
     parent.reload(lambda: {**environment, "WS_JWT_KEYS": str(tmp_path / "missing")})
     assert parent._environment == before
@@ -188,7 +188,7 @@ async def test_keys_that_no_worker_could_start_with_are_refused_by_the_parent(
 class Told:
     """A process as its parent knows it: what it was told, and whether it was ended."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: WorkerSlot) -> None:
         self.messages: list[object] = []
         self.times_ended = 0
         self.takes_messages = True
@@ -209,10 +209,10 @@ TAKING = snapshot()
 DEAF = snapshot(is_connected=False, was_connected=False)
 
 
-def parent_of(count: int) -> tuple[Parent, list[Worker], list[Told]]:
+def parent_of(count: int) -> tuple[Supervisor, list[WorkerSlot], list[Told]]:
     queues: dict[int, list[trio.socket.SocketType]] = {n: [] for n in range(1, count + 1)}
     settings = read_settings({"WS_WORKERS": str(count)})
-    parent = Parent(settings, {}, Address("", 1), None, queues)
+    parent = Supervisor(settings, {}, Address("", 1), None, queues)
     return parent, parent.workers, [Told(worker) for worker in parent.workers]
 
 
@@ -307,7 +307,7 @@ async def test_without_nats_it_does_only_if_no_other_has_it_and_after_a_while(
 async def test_one_that_waits_for_nats_is_missing_but_does_not_hang(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    worker = Worker(1)
+    worker = WorkerSlot(1)
     Told(worker)
     worker.note(WITHOUT_NATS)
     await trio.sleep(100)
@@ -372,7 +372,7 @@ async def test_one_that_cannot_be_told_to_leave_to_a_successor_is_told_by_a_sign
 
 
 async def test_the_trouble_of_a_worker_that_takes_no_clients_is_in_the_figures() -> None:
-    parent = Parent(read_settings({"WS_WORKERS": "2"}), {}, Address("", 1), None)
+    parent = Supervisor(read_settings({"WS_WORKERS": "2"}), {}, Address("", 1), None)
     waiting, other = parent.workers
     for worker in parent.workers:
         Told(worker)

@@ -23,7 +23,7 @@ _ONE_FOR_ALL = insufficient_scope(
 )
 
 
-class Permits:
+class Authorizer:
     """The rules in force: origins and keys. Without either of them everyone may come in."""
 
     def __init__(self, settings: Settings) -> None:
@@ -49,7 +49,7 @@ class Permits:
         if verifier is not None:
             _log.info("keys.loaded", keys=len(verifier.keys))
 
-    def permit(self, upgrade: Upgrade) -> Grant | Refusal | None:
+    def authorize(self, upgrade: Upgrade) -> Grant | Refusal | None:
         """What the request allows its client, a refusal, or None where no token is needed."""
         refusal = origin_refusal(upgrade, self._origins)
         if refusal is not None or self._verifier is None:
@@ -62,7 +62,7 @@ class Permits:
             return _ONE_FOR_ALL
         return grant
 
-    def objection(self, grant: Grant | None) -> CloseReason | None:
+    def why_ended(self, grant: Grant | None) -> CloseReason | None:
         """Why a connection with `grant` may not go on; None if it may."""
         if grant is None or self._verifier is None:
             return None

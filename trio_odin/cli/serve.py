@@ -39,8 +39,8 @@ from trio_odin.signals import (
     serve_signals,
 )
 from trio_odin.telemetry.logs import configure_logs
-from trio_odin.workers.parent_link import Siblings
-from trio_odin.workers.supervisor import Parent, WorkerUnfit, serve_with_workers
+from trio_odin.workers.parent_link import ParentLink
+from trio_odin.workers.supervisor import Supervisor, WorkerUnfit, serve_with_workers
 
 # Started in a nursery, it gives back what can be drained.
 _Start: TypeAlias = Callable[..., Awaitable[None]]
@@ -136,7 +136,7 @@ async def _work(
     inherited: dict[int, list[int]] = {}
     for number, socket_file in sockets:
         inherited.setdefault(number, []).append(socket_file)
-    await serve(settings, Siblings(file_number), inherited=inherited, task_status=task_status)
+    await serve(settings, ParentLink(file_number), inherited=inherited, task_status=task_status)
 
 
 def _to_nobody(_: str) -> None:
@@ -150,7 +150,7 @@ async def _until_ended(
     with signals as received:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(live, name="watchdog")
-            serving: Server | Parent = await nursery.start(start)
+            serving: Server | Supervisor = await nursery.start(start)
             notify("READY=1")
             stop = nursery.cancel_scope
             nursery.start_soon(partial(obey, received, serving, stop=stop))

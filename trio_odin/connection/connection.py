@@ -23,8 +23,8 @@ from trio_odin.connection.session import Session, SessionLimits
 from trio_odin.connection.websocket import ServerWebSocket
 from trio_odin.fanout.flight import COMMANDS
 from trio_odin.fanout.hub import Hub
-from trio_odin.fanout.outbound import Outlet
-from trio_odin.fanout.replay_buffer import History
+from trio_odin.fanout.outbound import Outbound
+from trio_odin.fanout.replay_buffer import ReplayBuffer
 from trio_odin.ledger.reasons import CloseReason
 from trio_odin.overload.turnover import note_command, note_end
 from trio_odin.settings.settings import Settings
@@ -61,7 +61,7 @@ class Connection:
         "close_reason",
         "identity",
         "number",
-        "outlet",
+        "outbound",
         "session",
     )
 
@@ -84,28 +84,28 @@ class Connection:
         self.identity = identity
         self._is_evicted = False
         self.close_reason: CloseReason | None = None
-        history = History(settings.replay_capacity)
-        self.outlet = Outlet(
+        replay_buffer = ReplayBuffer(settings.replay_capacity)
+        self.outbound = Outbound(
             stream,
-            history=history,
+            replay_buffer=replay_buffer,
             rules=hub.outbox_rules,
             ledger=hub.ledger,
             owner=self,
             turns=hub.turns,
         )
         self.session = Session(
-            self.outlet,
+            self.outbound,
             hub.registry,
-            history=history,
-            recent=hub.recent,
+            replay_buffer=replay_buffer,
+            resume_buffer=hub.resume_buffer,
             limits=limits,
             traffic=hub.ledger.traffic,
-            upstream=hub.upstream,
+            nats_status=hub.nats_status,
             now=trio.current_time(),
             grant=grant,
         )
         self._websocket = ServerWebSocket(
-            self.outlet,
+            self.outbound,
             max_message_bytes=settings.max_message_bytes,
             max_fragments=settings.max_fragments,
             take=self._take,
@@ -131,7 +131,7 @@ class Connection:
         try:
             async with trio.open_nursery() as nursery:
                 self._scope = nursery.cancel_scope
-                nursery.start_soon(self.outlet.run_writer)
+                nursery.start_soon(self.outbound.run_writer)
                 await self._read(upgrade)
                 nursery.cancel_scope.cancel(reason="the connection has ended")
         finally:
@@ -145,7 +145,7 @@ class Connection:
             try:
                 await self._part()
             finally:
-                await trio.aclose_forcefully(self.outlet)
+                await trio.aclose_forcefully(self.outbound)
                 self._let_go()
 
     async def _read(self, upgrade: bytes) -> None:
@@ -161,7 +161,7 @@ class Connection:
 
     def _let_go(self) -> None:
         """Break the reference cycles, so that an ended connection is freed at once."""
-        self.outlet.forget_owner()
+        self.outbound.forget_owner()
         self._websocket.let_go()
         del self._websocket
         del self.session
@@ -175,26 +175,26 @@ class Connection:
             traffic.binary_ignored += 1
             return
         await self._hub.wait_settled()
-        if self.outlet.is_closing:
+        if self.outbound.is_closing:
             return
-        self.outlet.flush()  # a command may number envelopes: those that wait come first
+        self.outbound.flush()  # a command may number envelopes: those that wait come first
         answers = self.session.receive(
             message, now=trio.current_time(), unix_ms=time.time_ns() // 1_000_000
         )
-        self.outlet.note(COMMANDS[self.session.last_command])
-        if owed := self._hub.notices.owed_to(self.outlet):
+        self.outbound.note(COMMANDS[self.session.last_command])
+        if owed := self._hub.notices.owed_to(self.outbound):
             answers.insert(0, owed)
         if answers:
             with suppress(trio.BrokenResourceError):  # the reader will notice as well
-                await self.outlet.answer(answers)
+                await self.outbound.answer(answers)
 
     def _may_answer_ping(self) -> bool:
         return self.session.allows_ping(trio.current_time())
 
     async def _send(self, data: bytes) -> None:
         with suppress(trio.BrokenResourceError):  # the reader will notice as well
-            if not self.outlet.send_nowait(data):
-                await self.outlet.send_all(data)
+            if not self.outbound.send_nowait(data):
+                await self.outbound.send_all(data)
 
     def evict(self, reason: CloseReason) -> None:
         """End the connection now, for `reason`; only the first one counts. Does not wait."""
@@ -204,7 +204,7 @@ class Connection:
                 self._is_evicted = True
                 self._log.evicted(self, reason)
             farewell = b"" if reason.code is None else close_frame(reason.code, reason.text)
-            self.outlet.stop(farewell)
+            self.outbound.stop(farewell)
         if reason is CloseReason.PEER_GONE:
             # The reader finds it gone, in a turn that has time for it: ten thousand may be at once.
             self._end_within(_CLOSE_HANDSHAKE_SECONDS)
@@ -215,17 +215,17 @@ class Connection:
         """Stop the outlet; whose frames broke a rule is told so, and given a moment to read it."""
         code = self._websocket.refused_with
         if self.close_reason is CloseReason.PROTOCOL_ERROR and code is not None:
-            self.outlet.stop(close_frame(code, ""))
-            await self.outlet.linger()
+            self.outbound.stop(close_frame(code, ""))
+            await self.outbound.linger()
         else:
-            self.outlet.stop()
+            self.outbound.stop()
 
-    def announce(self, frame: bytes) -> None:
+    def announce_close(self, frame: bytes) -> None:
         """Tell the client when to come back elsewhere. Does not wait.
 
         One that is so slow that there is no room for it learns from the close frame.
         """
-        self.outlet.send_soon(frame)
+        self.outbound.send_soon(frame)
 
     def leave(self) -> None:
         """Ask the connection to empty its outbox, close with 1001 and end. Does not wait.
@@ -235,13 +235,13 @@ class Connection:
         reason = CloseReason.DRAINING
         if self.close_reason is not None or self._scope is None:
             return
-        self._hub.registry.remove(self.outlet)
+        self._hub.registry.remove(self.outbound)
         self._end_within(self._settings.drain_seconds)
         frame = self._websocket.start_closing(reason.code or 0, reason.text)
         if frame is None:  # the peer was faster
             return
         self.close_reason = reason
-        if not self.outlet.close(frame):
+        if not self.outbound.close(frame):
             self._scope.cancel(reason="no room for the close frame")
 
     def close_frame_sent(self) -> None:

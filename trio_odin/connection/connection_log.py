@@ -13,7 +13,7 @@ import trio
 
 from trio_odin.auth.identity import Identity
 from trio_odin.connection.session import Session
-from trio_odin.fanout.outbound import Outlet
+from trio_odin.fanout.outbound import Outbound
 from trio_odin.ledger.reasons import CloseReason
 from trio_odin.net.token_bucket import TokenBucket
 
@@ -42,7 +42,7 @@ class Logged(Protocol):
         ...
 
     @property
-    def outlet(self) -> Outlet:
+    def outbound(self) -> Outbound:
         """How it stands."""
         ...
 
@@ -67,17 +67,17 @@ class ConnectionLog:
     def evicted(self, connection: Logged, reason: CloseReason) -> None:
         """`connection` is about to be closed by force; its outlet is as it was."""
         if self._may_write():
-            facts = _who(connection) | connection.outlet.report() | self._left_out()
+            facts = _who(connection) | connection.outbound.report() | self._left_out()
             _log.info("connection.evicted", reason=reason.label, **facts)
 
     def closed(self, connection: Logged, reason: CloseReason, *, is_told: bool) -> None:
         """`connection` has ended; `is_told`: there was a line already that says what it lost."""
-        has_lost = connection.outlet.dropped > 0 and not is_told
+        has_lost = connection.outbound.dropped > 0 and not is_told
         if has_lost and self._may_write():
-            facts = _who(connection) | connection.outlet.counts() | self._left_out()
+            facts = _who(connection) | connection.outbound.counts() | self._left_out()
             _log.info("connection.closed", reason=reason.label, **facts)
         elif _is_debug():
-            facts = _who(connection) | connection.outlet.counts()
+            facts = _who(connection) | connection.outbound.counts()
             _log.debug("connection.closed", reason=reason.label, **facts)
 
     def write_rest(self) -> None:

@@ -16,7 +16,7 @@ _SPOKES_PER_SECOND = 4.0
 _SPOKES_MAX = 2_000
 
 
-class _Outlet(Protocol):
+class _Outbound(Protocol):
     @property
     def heard_at(self) -> float: ...
 
@@ -27,7 +27,7 @@ class Pinged(Hashable, Protocol):
     """What the wheel needs of a connection."""
 
     @property
-    def outlet(self) -> _Outlet:
+    def outbound(self) -> _Outbound:
         """Sends the ping and knows when anything was heard last."""
         ...
 
@@ -55,13 +55,13 @@ class PingWheel(Generic[P]):
         *,
         interval_seconds: float,
         deadline_seconds: float,
-        objection: Callable[[P], CloseReason | None] = _no_objection,
+        why_ended: Callable[[P], CloseReason | None] = _no_objection,
     ) -> None:
         spokes = min(max(1, round(interval_seconds * _SPOKES_PER_SECOND)), _SPOKES_MAX)
         self._spokes: list[dict[P, None]] = [{} for _ in range(spokes)]
         self._pause_seconds = interval_seconds / spokes
         self._deadline_seconds = deadline_seconds
-        self._objection = objection
+        self._why_ended = why_ended
         self._salt = random.random()
 
     def add(self, connection: P) -> None:
@@ -86,9 +86,9 @@ class PingWheel(Generic[P]):
     def _visit(self, spoke: dict[P, None]) -> None:
         silent_since = trio.current_time() - self._deadline_seconds
         for connection in spoke:
-            if connection.outlet.heard_at < silent_since:
+            if connection.outbound.heard_at < silent_since:
                 connection.evict(CloseReason.KEEPALIVE_TIMEOUT)
-            elif (objection := self._objection(connection)) is not None:
-                connection.evict(objection)
+            elif (why_ended := self._why_ended(connection)) is not None:
+                connection.evict(why_ended)
             else:
-                connection.outlet.ping()
+                connection.outbound.ping()

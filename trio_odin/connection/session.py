@@ -11,11 +11,11 @@ import msgspec
 from trio_odin.auth.grants import Grant
 from trio_odin.fanout.answers import Answer, Resend
 from trio_odin.fanout.registry import Registry
-from trio_odin.fanout.replay_buffer import History, ReplayBudget
-from trio_odin.fanout.resume_buffer import Missed, Recent
+from trio_odin.fanout.replay_buffer import ReplayBudget, ReplayBuffer
+from trio_odin.fanout.resume_buffer import Missed, ResumeBuffer
 from trio_odin.ledger.counters import Traffic
 from trio_odin.net.token_bucket import TokenBucket
-from trio_odin.upstream.status import Upstream
+from trio_odin.upstream.status import NatsStatus
 from trio_odin.wire.channels import CHANNEL_RULE, is_channel
 from trio_odin.wire.commands import (
     Command,
@@ -73,14 +73,14 @@ class Session(Generic[S]):
     __slots__ = (
         "_bucket",
         "_limits",
-        "_recent",
+        "_nats_status",
         "_registry",
+        "_resume_buffer",
         "_subscriber",
         "_traffic",
-        "_upstream",
         "grant",
-        "history",
         "last_command",
+        "replay_buffer",
     )
 
     def __init__(
@@ -88,24 +88,24 @@ class Session(Generic[S]):
         subscriber: S,
         registry: Registry[S],
         *,
-        history: History,
-        recent: Recent,
+        replay_buffer: ReplayBuffer,
+        resume_buffer: ResumeBuffer,
         limits: SessionLimits,
         traffic: Traffic,
-        upstream: Upstream,
+        nats_status: NatsStatus,
         now: float,
         grant: Grant | None = None,
     ) -> None:
         self._subscriber = subscriber
         self._registry = registry
-        self._recent = recent
+        self._resume_buffer = resume_buffer
         self._limits = limits
         self._traffic = traffic
-        self._upstream = upstream
+        self._nats_status = nats_status
         self._bucket = TokenBucket(
             burst=limits.command_burst, per_second=limits.commands_per_second, now=now
         )
-        self.history = history
+        self.replay_buffer = replay_buffer
         self.grant = grant
         self.last_command: type[Command] | None = None
 
@@ -133,7 +133,7 @@ class Session(Generic[S]):
                 ack = {"type": "unsubscription_ack", "unsubscribed": channels, "count": count}
                 return [_reply(ack, command_id)]
             case Replay(first, last, command_id):
-                last = self.history.seq if last is None else last
+                last = self.replay_buffer.seq if last is None else last
                 return [self._replay(first, last, command_id)]
             case Heartbeat(command_id, about_nats):
                 pong = {"type": "pong", "ts": unix_ms}
@@ -163,9 +163,9 @@ class Session(Generic[S]):
         if allowed or not channels:
             ack = {"type": "subscription_ack", "subscribed": allowed, "count": count}
             if self._subscriber in self._registry.audience or is_resume:
-                ack["epoch"] = self._recent.epoch
+                ack["epoch"] = self._resume_buffer.epoch
                 if not is_resume:  # its position is that of its end
-                    ack["offset"] = self._recent.position
+                    ack["offset"] = self._resume_buffer.position
             replies.append(_reply(ack, command_id))
         limit = f"at most {self._limits.max_channels} channels a connection"
         for code, refused, reason in (
@@ -188,9 +188,9 @@ class Session(Generic[S]):
         def finish(sent: int) -> list[bytes]:
             for publication in publications[:sent]:  # what did not fit has no number
                 self._limits.replay_budget.add(publication.kept)
-                self.history.append(publication)
+                self.replay_buffer.append(publication)
             self._traffic.resumed += sent
-            frames, position = [], self._recent.position
+            frames, position = [], self._resume_buffer.position
             if sent == len(publications) and missed.is_complete and position is not None:
                 position = max(position, command.after or 0)  # if we are behind, the client's own
             else:
@@ -206,14 +206,14 @@ class Session(Generic[S]):
             resumed = {"type": "resumed", "sent": sent, "offset": position}
             return [*frames, _reply(resumed, command.id)]
 
-        return Resend(list(enumerate(publications, self.history.seq + 1)), finish)
+        return Resend(list(enumerate(publications, self.replay_buffer.seq + 1)), finish)
 
     def _missed(self, command: Subscribe, channels: Collection[str]) -> Missed:
-        after, epoch, recent = command.after, command.epoch, self._recent
-        is_known = epoch is not None and epoch == recent.epoch
-        if after is None or not self._limits.can_resume or recent.position is None:
+        after, epoch, resume_buffer = command.after, command.epoch, self._resume_buffer
+        is_known = epoch is not None and epoch == resume_buffer.epoch
+        if after is None or not self._limits.can_resume or resume_buffer.position is None:
             return Missed([], is_complete=False)
-        if after > recent.position:
+        if after > resume_buffer.position:
             # An offset of an epoch that we do not know may be of a stream that was made anew.
             if is_known:
                 self._registry.hold_back(self._subscriber, channels, after)
@@ -221,17 +221,17 @@ class Session(Generic[S]):
         if epoch is not None and not is_known:
             return Missed([], is_complete=False)
         limits = self._limits
-        return recent.after(
+        return resume_buffer.after(
             after, channels, of_each=limits.resume_channel_events, in_all=limits.resume_events
         )
 
     def _freshness(self, now: float) -> dict[str, Any]:
-        upstream = self._upstream
+        nats_status = self._nats_status
         return {
-            "nats": "connected" if upstream.is_connected else "disconnected",
-            "age_ms": _milliseconds(upstream.age_seconds(now)),
-            "event_age_ms": _milliseconds(upstream.event_age_seconds(now)),
-            "offset": self._recent.position,
+            "nats": "connected" if nats_status.is_connected else "disconnected",
+            "age_ms": _milliseconds(nats_status.age_seconds(now)),
+            "event_age_ms": _milliseconds(nats_status.event_age_seconds(now)),
+            "offset": self._resume_buffer.position,
         }
 
     def _within_limit(self, channels: list[str]) -> tuple[list[str], list[str]]:
@@ -253,7 +253,7 @@ class Session(Generic[S]):
         return allowed, excess
 
     def _replay(self, first: int, last: int, command_id: CommandId) -> Resend:
-        replay = self.history.between(first, last)
+        replay = self.replay_buffer.between(first, last)
 
         def finish(sent: int) -> list[bytes]:
             self._traffic.replayed += sent

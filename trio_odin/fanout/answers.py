@@ -23,7 +23,7 @@ class Resend:
             come after them; maybe none.
     """
 
-    envelopes: Sequence[tuple[int, Publication]]
+    messages: Sequence[tuple[int, Publication]]
     finish: Callable[[int], list[bytes]]
 
 

@@ -48,7 +48,7 @@ class OutboxRules:
 
 
 @attrs.define(eq=False)
-class Envelope:
+class QueuedMessage:
     """An envelope that waits: references only. The first `sent` bytes of its frame are out.
 
     `skipped` older ones of its channel gave way to it; if it `is_superseded` it did so itself. One
@@ -123,7 +123,7 @@ class Backlog:
         "bytes",
         "conflated",
         "dropped",
-        "envelopes",
+        "messages",
         "skipped_total",
     )
 
@@ -133,53 +133,53 @@ class Backlog:
         self._rules = rules
         self._deliveries = deliveries
         self._watch = SlowConsumerWatch()
-        self._newest: dict[str, Envelope] = {}  # of each channel, if the policy is to conflate
+        self._newest: dict[str, QueuedMessage] = {}  # of each channel, if the policy is to conflate
         self._superseded = 0  # that are still in the outbox
         self.dropped = self.conflated = 0
         # The number of the next envelope to be taken, if none before it is skipped or dropped.
         self._untaken: int | None = None
         self.skipped_total = skipped_total
-        self.envelopes = 0
+        self.messages = 0
         self.bytes = 0
 
-    def admit(self, envelope: Envelope, *, room: int) -> Dropped | None:
-        """Decide whether `envelope` may wait, and book it; if not, as dropped, unless it is resent.
+    def admit(self, message: QueuedMessage, *, room: int) -> Dropped | None:
+        """Decide whether `message` may wait, and book it; if not, as dropped, unless it is resent.
 
         Args:
-            envelope: the newest one of the connection.
+            message: the newest one of the connection.
             room: free places in the outbox. Replies take one without asking: it may be below 0.
 
         Returns:
             Why it may not wait. None: it may; where there is no room it is made by taking out
             of the outbox what was superseded, see `without_superseded`.
         """
-        if self._untaken is None and not envelope.is_replayed:
-            self._untaken = envelope.seq - self.skipped_total
-        envelope.dropped_before = self.dropped
-        channel = envelope.publication.channel
-        older = None if envelope.is_resent else self._newest.get(channel)
+        if self._untaken is None and not message.is_replayed:
+            self._untaken = message.seq - self.skipped_total
+        message.dropped_before = self.dropped
+        channel = message.publication.channel
+        older = None if message.is_resent else self._newest.get(channel)
         if older is not None:
-            envelope.skipped = older.skipped + 1
-        size, freed = envelope.size, older.size if older else 0
+            message.skipped = older.skipped + 1
+        size, freed = message.size, older.size if older else 0
         refusal = self._refusal(size, freed, room, self._superseded + (older is not None))
         if refusal is not None:
-            if not envelope.is_resent:
+            if not message.is_resent:
                 self.dropped += 1
                 self._deliveries.dropped[refusal] += 1
             return refusal
         self._grow(size - freed)
         if older is None:
-            self.envelopes += 1
+            self.messages += 1
             self._deliveries.queued += 1
         else:
             older.is_superseded = True
-            older.publication = envelope.publication  # lets go of what nobody will get
+            older.publication = message.publication  # lets go of what nobody will get
             self._superseded += 1
             self.conflated += 1
             self._deliveries.conflated += 1
-        may_give_way = self._rules.policy is SlowPolicy.CONFLATE and not envelope.sent
-        if may_give_way and not envelope.is_resent:
-            self._newest[channel] = envelope
+        may_give_way = self._rules.policy is SlowPolicy.CONFLATE and not message.sent
+        if may_give_way and not message.is_resent:
+            self._newest[channel] = message
         return None
 
     def _refusal(self, size: int, freed: int, room: int, superseded: int) -> Dropped | None:
@@ -204,34 +204,36 @@ class Backlog:
             return False
         return self._rules.policy is not SlowPolicy.DROP and self._watch.outbox_full()
 
-    def pin(self, envelope: Envelope) -> None:
-        """`envelope` has left the outbox, but was not taken yet: it does not give way any more."""
-        if self._newest.get(envelope.publication.channel) is envelope:
-            del self._newest[envelope.publication.channel]
+    def pin(self, message: QueuedMessage) -> None:
+        """`message` has left the outbox, but was not taken yet: it does not give way any more."""
+        if self._newest.get(message.publication.channel) is message:
+            del self._newest[message.publication.channel]
 
-    def take(self, envelope: Envelope) -> bool:
-        """`envelope` is to be written now. False: it was superseded, skip it.
+    def take(self, message: QueuedMessage) -> bool:
+        """`message` is to be written now. False: it was superseded, skip it.
 
         All with lower numbers were taken, dropped or superseded before; if more were superseded
         than the client knows of, this one says how many.
         """
-        if envelope.is_superseded:
+        if message.is_superseded:
             self._superseded -= 1
             return False
-        self.pin(envelope)
-        if self._untaken is not None and not envelope.is_replayed:
-            total = envelope.seq - self._untaken - envelope.dropped_before
+        self.pin(message)
+        if self._untaken is not None and not message.is_replayed:
+            total = message.seq - self._untaken - message.dropped_before
             self._untaken += 1
             if total > self.skipped_total:
-                size = envelope.size
-                self.skipped_total = envelope.skipped_total = total
-                self._grow(envelope.size - size)
+                size = message.size
+                self.skipped_total = message.skipped_total = total
+                self._grow(message.size - size)
         return True
 
     def without_superseded(self, items: Iterable[T]) -> list[T]:
         """All that is in the outbox but for what was superseded, in order."""
         self._superseded = 0
-        return [item for item in items if not (isinstance(item, Envelope) and item.is_superseded)]
+        return [
+            item for item in items if not (isinstance(item, QueuedMessage) and item.is_superseded)
+        ]
 
     def may_wait(self, size: int, *, room: int) -> bool:
         """Whether `size` ready bytes may wait that nobody waits for, under the limits of events."""
@@ -241,19 +243,19 @@ class Backlog:
         """A reply waits. That is never refused: the client's next command waits for it."""
         self._grow(size)
 
-    def written(self, envelopes: int, size: int) -> None:
+    def written(self, messages: int, size: int) -> None:
         """So much is out. What was abandoned meanwhile is booked as dropped, and stays so."""
-        envelopes = min(envelopes, self.envelopes)
-        self.envelopes -= envelopes
-        self._deliveries.queued -= envelopes
-        self._deliveries.written += envelopes
+        messages = min(messages, self.messages)
+        self.messages -= messages
+        self._deliveries.queued -= messages
+        self._deliveries.written += messages
         self.give_back(size)
 
     def abandon(self) -> None:
         """Nothing of it will be written any more."""
-        self._deliveries.queued -= self.envelopes
-        self._deliveries.dropped[Dropped.CLOSING] += self.envelopes
-        self.envelopes = 0
+        self._deliveries.queued -= self.messages
+        self._deliveries.dropped[Dropped.CLOSING] += self.messages
+        self.messages = 0
         self.give_back(self.bytes)
 
     def give_back(self, size: int) -> None:

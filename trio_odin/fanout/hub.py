@@ -14,19 +14,19 @@ from trio_odin.fanout.notices import Notices
 from trio_odin.fanout.publication import InvalidPayload, Publication
 from trio_odin.fanout.registry import Registry
 from trio_odin.fanout.replay_buffer import ReplayBudget
-from trio_odin.fanout.resume_buffer import Recent
+from trio_odin.fanout.resume_buffer import ResumeBuffer
 from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.reasons import CloseReason, GapReason, Invalid, Shed
 from trio_odin.ledger.snapshot import FanOutStats
 from trio_odin.net.token_bucket import TokenBucket
-from trio_odin.overload.budgets import feed_bytes, outboxes_bytes, replay_bytes
+from trio_odin.overload.budgets import inbound_bytes, outboxes_bytes, replay_bytes
 from trio_odin.overload.byte_budget import ByteBudget
 from trio_odin.overload.pacing import Pace
 from trio_odin.overload.turns import Turns
 from trio_odin.settings.settings import Settings
 from trio_odin.upstream.gaps import Gap, Mark
 from trio_odin.upstream.nats_message import NatsMessage
-from trio_odin.upstream.status import Upstream
+from trio_odin.upstream.status import NatsStatus
 from trio_odin.wire.channels import CHANNEL_RULE, channel_of_subject
 
 # Some 5 ms: readers, pings and the guard get their turn within a round.
@@ -58,7 +58,7 @@ class Member(Hashable, Protocol):
     """What the hub needs of a connection."""
 
     @property
-    def outlet(self) -> Subscriber:
+    def outbound(self) -> Subscriber:
         """Takes its envelopes."""
         ...
 
@@ -92,11 +92,11 @@ class Hub(Generic[M]):
         self.registry: Registry[Subscriber] = Registry()
         self.members: dict[M, None] = {}
         self.ledger = ledger
-        self.recent = Recent(max_age_seconds=settings.stream_max_age_seconds)
-        self.notices = Notices(ledger.publications, self.registry, self.recent)
+        self.resume_buffer = ResumeBuffer(max_age_seconds=settings.stream_max_age_seconds)
+        self.notices = Notices(ledger.publications, self.registry, self.resume_buffer)
         self._unsettled_until = trio.current_time() + _SETTLE_SECONDS
         self._waiting_to_settle = trio.lowlevel.ParkingLot()
-        self.upstream = Upstream()
+        self.nats_status = NatsStatus()
         self.outbox_rules = OutboxRules(
             policy=SlowPolicy(settings.slow_policy),
             capacity=settings.outbox_capacity,
@@ -104,9 +104,9 @@ class Hub(Generic[M]):
             write_deadline_seconds=settings.write_deadline_seconds,
             budget=ByteBudget(outboxes_bytes(settings)),
         )
-        self.feed_budget = ByteBudget(feed_bytes(settings))
+        self.inbound_budget = ByteBudget(inbound_bytes(settings))
         self.replay_budget = ReplayBudget(replay_bytes(settings))
-        self._feed_capacity = settings.feed_capacity
+        self._inbound_capacity = settings.inbound_capacity
         self._invalid_events = InvalidEventLog()
         self._pace = Pace(settings.max_flush_delay_seconds)
         self.is_filtering = settings.is_filtering
@@ -128,8 +128,8 @@ class Hub(Generic[M]):
             subscription_counts=self.registry.subscription_counts(),
             channels=self.registry.channel_count(),
             # Not the channel's own count: a message on its way into the hub is in neither.
-            feed_waiting=fed - self.taken,
-            feed_capacity=self._feed_capacity,
+            inbound_waiting=fed - self.taken,
+            inbound_capacity=self._inbound_capacity,
             outbox_bytes=outboxes.used_bytes,
             outbox_bytes_limit=outboxes.limit_bytes,
             replay_bytes=replay.used_bytes,
@@ -144,7 +144,7 @@ class Hub(Generic[M]):
     def leave(self, member: M, reason: CloseReason) -> None:
         """`member` has ended, for `reason`; it has no subscription left."""
         del self.members[member]
-        self.registry.remove(member.outlet)
+        self.registry.remove(member.outbound)
         self.ledger.traffic.closed[reason.label] += 1
 
     async def wait_settled(self) -> None:
@@ -154,22 +154,22 @@ class Hub(Generic[M]):
         asked at once by clients that want to go on where they were. So many seconds again are for
         reading what is older than the start, once NATS is reached.
         """
-        if not self.recent.is_settled:
+        if not self.resume_buffer.is_settled:
             with trio.move_on_at(self._unsettled_until):
                 await self._waiting_to_settle.park()
         await self.notices.tell_due()
 
-    async def run(self, feed_receive: trio.MemoryReceiveChannel[NatsMessage | Mark]) -> None:
+    async def run(self, inbound_receive: trio.MemoryReceiveChannel[NatsMessage | Mark]) -> None:
         """Publish everything in the feed; returns when its sending side was closed and it is empty.
 
         The tasks of the connections run between two messages, never within a fan-out. What waits
         in the feed when a round begins is joined: each connection gets it in one write.
         """
-        async for first in feed_receive:
+        async for first in inbound_receive:
             if delay := self._pace.delay(trio.current_time()):
                 await trio.sleep(delay)
             started = trio.current_time()
-            items = [first, *_waiting(feed_receive)]
+            items = [first, *_waiting(inbound_receive)]
             if len(items) == 1:
                 await self._take(first, None)
             else:
@@ -186,8 +186,8 @@ class Hub(Generic[M]):
         for item in items:
             await self._take(item, dirty)
             await trio.lowlevel.checkpoint()
-        for number, outlet in enumerate(dirty, start=1):
-            outlet.flush()
+        for number, outbound in enumerate(dirty, start=1):
+            outbound.flush()
             if number % _FLUSHES_BETWEEN_CHECKPOINTS == 0:
                 await trio.lowlevel.checkpoint()
 
@@ -200,27 +200,27 @@ class Hub(Generic[M]):
             return
         await self.notices.tell_due()
         self.taken += 1
-        self.feed_budget.used_bytes -= len(item.payload)
-        was_settled = self.recent.is_settled
+        self.inbound_budget.used_bytes -= len(item.payload)
+        was_settled = self.resume_buffer.is_settled
         self.publish(item, dirty)
         if not was_settled:
             await self._let_settled_go_on()
 
     def note(self, mark: Mark) -> None:
         """Take in what happened to the stream. The position is moved before anybody is told."""
-        is_first = not self.recent.is_entered
-        if mark.epoch != self.recent.epoch:
+        is_first = not self.resume_buffer.is_entered
+        if mark.epoch != self.resume_buffer.epoch:
             self.registry.forget_floors()
-        self.recent.note(mark)
+        self.resume_buffer.note(mark)
         if is_first:
             self._unsettled_until = trio.current_time() + _SETTLE_SECONDS
         self.notices.declare(*mark.gaps)
         if is_first and (self.registry.channel_count() or self.registry.audience):
-            self.notices.declare(Gap(GapReason.START, last=self.recent.position))
+            self.notices.declare(Gap(GapReason.START, last=self.resume_buffer.position))
 
     async def _let_settled_go_on(self) -> None:
         """Some at a time: thousands may have waited, and others have their turn between them."""
-        if self.recent.is_settled:
+        if self.resume_buffer.is_settled:
             while self._waiting_to_settle:
                 self._waiting_to_settle.unpark(count=_SETTLED_BETWEEN_CHECKPOINTS)
                 await trio.lowlevel.checkpoint()
@@ -232,9 +232,9 @@ class Hub(Generic[M]):
         """
         publications = self.ledger.publications
         channel = channel_of_subject(message.subject)
-        event = self.recent.add(message, channel)
-        if message.is_past:
-            publications.recalled += 1
+        event = self.resume_buffer.add(message, channel)
+        if message.is_backfill:
+            publications.backfilled += 1
             return
         if channel is None:
             error = f"parts three and four are no channel: {CHANNEL_RULE}"
@@ -244,7 +244,7 @@ class Hub(Generic[M]):
         if self.is_filtering:
             subscribers = self.registry.subscribers_from(channel, message.offset)
         else:
-            subscribers = [member.outlet for member in self.members]
+            subscribers = [member.outbound for member in self.members]
         if not subscribers:
             publications.unmatched += 1
             return
@@ -311,9 +311,9 @@ class Hub(Generic[M]):
 
 
 def _waiting(
-    feed_receive: trio.MemoryReceiveChannel[NatsMessage | Mark],
+    inbound_receive: trio.MemoryReceiveChannel[NatsMessage | Mark],
 ) -> Iterator[NatsMessage | Mark]:
     """What is in the feed now."""
     with suppress(trio.WouldBlock, trio.EndOfChannel):
         for _ in range(_JOINED_MAX_MESSAGES):
-            yield feed_receive.receive_nowait()
+            yield inbound_receive.receive_nowait()

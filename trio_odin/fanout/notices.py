@@ -21,7 +21,7 @@ import structlog
 import trio
 
 from trio_odin.fanout.registry import Registry
-from trio_odin.fanout.resume_buffer import Recent
+from trio_odin.fanout.resume_buffer import ResumeBuffer
 from trio_odin.ledger.counters import Publications
 from trio_odin.ledger.reasons import GapReason
 from trio_odin.upstream.gaps import Gap, Gaps, Losses, joined
@@ -48,10 +48,12 @@ L = TypeVar("L", bound=Listener)
 class Notices:
     """Tells of the gaps that are declared to it."""
 
-    def __init__(self, publications: Publications, registry: Registry[Any], recent: Recent) -> None:
-        self._books = publications
+    def __init__(
+        self, publications: Publications, registry: Registry[Any], resume_buffer: ResumeBuffer
+    ) -> None:
+        self._counters = publications
         self._registry = registry
-        self._recent = recent
+        self._resume_buffer = resume_buffer
         self._losses = Losses()
         self._owing: dict[Hashable, Listener] = {}  # who had no room for a notice
         self._told: trio.Event | None = None  # while a telling is under way, set at its end
@@ -99,8 +101,8 @@ class Notices:
                 now = trio.current_time()
                 gaps = self._losses.take(now)
                 for gap in gaps.values():
-                    self._books.gaps[gap.reason] += 1
-                    self._books.missed += gap.missed or 0
+                    self._counters.gaps[gap.reason] += 1
+                    self._counters.missed += gap.missed or 0
                 self._log(gaps.values(), now)
                 await self._tell(gaps)
         finally:
@@ -163,7 +165,7 @@ class Notices:
                         "missed": gap.missed,
                         "from": gap.first,
                         "to": gap.last,
-                        "epoch": self._recent.epoch,
+                        "epoch": self._resume_buffer.epoch,
                         "ts": unix_ms,
                     }
                 )

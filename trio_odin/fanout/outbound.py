@@ -35,10 +35,10 @@ import attrs
 import trio
 
 from trio_odin.fanout.answers import Answer, Resend
-from trio_odin.fanout.backlog import Backlog, Envelope, OutboxRules
+from trio_odin.fanout.backlog import Backlog, OutboxRules, QueuedMessage
 from trio_odin.fanout.flight import REFUSALS, FlightEvent, FlightRecorder
 from trio_odin.fanout.publication import Publication
-from trio_odin.fanout.replay_buffer import History
+from trio_odin.fanout.replay_buffer import ReplayBuffer
 from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.reasons import CloseReason, Dropped
 from trio_odin.net.http import linger
@@ -86,7 +86,7 @@ _FULL = frozenset({Dropped.OUTBOX_FULL, Dropped.OUTBOX_BYTES})
 
 # As an annotation: `open_memory_channel[...]` evaluates the type anew for each connection.
 _Outbox: TypeAlias = tuple[
-    trio.MemorySendChannel[Envelope | _Raw], trio.MemoryReceiveChannel[Envelope | _Raw]
+    trio.MemorySendChannel[QueuedMessage | _Raw], trio.MemoryReceiveChannel[QueuedMessage | _Raw]
 ]
 
 
@@ -100,7 +100,7 @@ class Owner(Protocol):
         """Our close frame is out: the peer's answer is all that is missing."""
 
 
-class Outlet(trio.abc.Stream):
+class Outbound(trio.abc.Stream):
     """Owns the order of bytes on one socket; see the module's picture.
 
     Envelopes are `deliver`ed without waiting, everything else is sent with `send_all`, which waits
@@ -116,7 +116,6 @@ class Outlet(trio.abc.Stream):
         "_dropped",
         "_file",
         "_flight",
-        "_history",
         "_is_idle",
         "_is_stopped",
         "_is_torn",
@@ -127,6 +126,7 @@ class Outlet(trio.abc.Stream):
         "_outbox_send",
         "_owner",
         "_progress",
+        "_replay_buffer",
         "_rules",
         "_skipped_total",
         "_socket",
@@ -141,7 +141,7 @@ class Outlet(trio.abc.Stream):
         self,
         stream: trio.abc.Stream,
         *,
-        history: History,
+        replay_buffer: ReplayBuffer,
         rules: OutboxRules,
         ledger: Ledger,
         owner: Owner,
@@ -149,7 +149,7 @@ class Outlet(trio.abc.Stream):
     ) -> None:
         """Wrap `stream`. A socket is read and written by its file number, other streams as such."""
         self._stream = stream
-        self._history = history
+        self._replay_buffer = replay_buffer
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
         self._ledger = ledger
         self._owner = owner
@@ -184,9 +184,9 @@ class Outlet(trio.abc.Stream):
             The bytes written, if the whole frame went out at once: the caller books that. 0 if it
             was queued or dropped, which is booked here.
         """
-        history = self._history
-        history.seq = seq = history.seq + 1
-        history.kept.append(publication.kept)
+        replay_buffer = self._replay_buffer
+        replay_buffer.seq = seq = replay_buffer.seq + 1
+        replay_buffer.kept.append(publication.kept)
         frame = frames.get(seq)
         if frame is None:
             frame = publication.frame(seq)
@@ -204,7 +204,7 @@ class Outlet(trio.abc.Stream):
                 return 0
             if sent == len(frame):
                 return sent
-        self._judge(self._queue(Envelope(publication, seq, sent)))
+        self._judge(self._queue(QueuedMessage(publication, seq, sent)))
         return 0
 
     def defer(self, publication: Publication) -> bool:
@@ -213,7 +213,7 @@ class Outlet(trio.abc.Stream):
         Returns:
             True if it is the first one: the caller has to see to the `flush`.
         """
-        self._history.append(publication)
+        self._replay_buffer.append(publication)
         deferred = self._deferred
         if deferred is None:
             self._deferred = [publication]
@@ -230,10 +230,10 @@ class Outlet(trio.abc.Stream):
             return
         self._deferred = None
         self._ledger.deliveries.queued -= len(deferred)
-        numbered = list(enumerate(deferred, self._history.seq - len(deferred) + 1))
+        numbered = list(enumerate(deferred, self._replay_buffer.seq - len(deferred) + 1))
         written = self._write_what_fits(numbered)
         # All are tried, and judged once: the writer had no turn between them.
-        self._judge(*(self._queue(Envelope(one, seq)) for seq, one in numbered[written:]))
+        self._judge(*(self._queue(QueuedMessage(one, seq)) for seq, one in numbered[written:]))
 
     def _write_what_fits(
         self, numbered: Sequence[tuple[int, Publication]], *, is_resent: bool = False
@@ -273,35 +273,37 @@ class Outlet(trio.abc.Stream):
         if sent == size:
             return whole
         seq, publication = numbered[whole]
-        envelope = self._resent(publication, seq) if is_resent else Envelope(publication, seq)
-        envelope.sent = sent - size
-        self._queue(envelope)  # it has room, nothing waited
+        message = self._resent(publication, seq) if is_resent else QueuedMessage(publication, seq)
+        message.sent = sent - size
+        self._queue(message)  # it has room, nothing waited
         return whole + 1
 
-    def _resent(self, publication: Publication, seq: int) -> Envelope:
-        return Envelope(publication, seq, is_resent=True, is_replayed=seq <= self._history.seq)
+    def _resent(self, publication: Publication, seq: int) -> QueuedMessage:
+        return QueuedMessage(
+            publication, seq, is_resent=True, is_replayed=seq <= self._replay_buffer.seq
+        )
 
-    def _queue(self, envelope: Envelope) -> Dropped | None:
+    def _queue(self, message: QueuedMessage) -> Dropped | None:
         """Queue it. If that cannot be, returns why; it is booked as dropped unless it is resent."""
         if self._is_stopped or self.is_closing:
-            if not envelope.is_resent:
+            if not message.is_resent:
                 self._ledger.deliveries.dropped[Dropped.CLOSING] += 1
             return Dropped.CLOSING
         backlog, outbox = self._begin_to_wait(), self._outbox_send.statistics()
         room = self._rules.capacity - outbox.current_buffer_used
-        refusal = backlog.admit(envelope, room=room)
+        refusal = backlog.admit(message, room=room)
         if refusal is not None:
-            self.note(FlightEvent.CUT_SHORT if envelope.is_resent else REFUSALS[refusal])
+            self.note(FlightEvent.CUT_SHORT if message.is_resent else REFUSALS[refusal])
             return refusal
         if room < 1:
             self._take_out_superseded(backlog)
-        self._outbox_send.send_nowait(envelope)
+        self._outbox_send.send_nowait(message)
         if outbox.tasks_waiting_receive:
-            backlog.pin(envelope)  # it is with the writer, which has still to wake up
+            backlog.pin(message)  # it is with the writer, which has still to wake up
         self._is_idle = False
-        self._is_torn = self._is_torn or envelope.sent > 0
-        self._ledger.traffic.bytes_sent += envelope.sent
-        self._mark_depth(backlog.envelopes, envelope)
+        self._is_torn = self._is_torn or message.sent > 0
+        self._ledger.traffic.bytes_sent += message.sent
+        self._mark_depth(backlog.messages, message)
         return None
 
     def _begin_to_wait(self) -> Backlog:
@@ -316,13 +318,13 @@ class Outlet(trio.abc.Stream):
         for item in backlog.without_superseded(list(self._waiting())):
             self._outbox_send.send_nowait(item)
 
-    def _waiting(self) -> Iterator[Envelope | _Raw]:
+    def _waiting(self) -> Iterator[QueuedMessage | _Raw]:
         """Take from the outbox, one after the other, until it is empty."""
         with suppress(trio.WouldBlock):
             while True:
                 yield self._outbox_receive.receive_nowait()
 
-    def _mark_depth(self, depth: int, newest: Envelope) -> None:
+    def _mark_depth(self, depth: int, newest: QueuedMessage) -> None:
         if depth >= _DEPTH_MARK and depth & (depth - 1) == 0 and not newest.skipped:
             self.note(FlightEvent.DEPTH, depth)
 
@@ -431,7 +433,7 @@ class Outlet(trio.abc.Stream):
         for answer in answers:
             if isinstance(answer, Resend):
                 self._send_or_queue(ready)
-                ready = b"".join(answer.finish(self._resend(answer.envelopes)))
+                ready = b"".join(answer.finish(self._resend(answer.messages)))
             else:
                 ready += answer
         last = self._send_or_queue(ready)
@@ -445,10 +447,10 @@ class Outlet(trio.abc.Stream):
             return None
         return self._queue_raw(rest)
 
-    def _resend(self, envelopes: Sequence[tuple[int, Publication]]) -> int:
+    def _resend(self, messages: Sequence[tuple[int, Publication]]) -> int:
         """Write or queue as many as there is room for. Returns how many; these are booked."""
-        sent = self._write_what_fits(envelopes, is_resent=True)
-        for seq, publication in envelopes[sent:]:
+        sent = self._write_what_fits(messages, is_resent=True)
+        for seq, publication in messages[sent:]:
             if self._queue(self._resent(publication, seq)) is not None:
                 break
             sent += 1
@@ -534,18 +536,18 @@ class Outlet(trio.abc.Stream):
             self._settle(batch, sum(map(len, buffers)), backlog)
 
     def _take_batch(
-        self, first: Envelope | _Raw, backlog: Backlog
-    ) -> tuple[list[Envelope | _Raw], list[bytes | memoryview]]:
+        self, first: QueuedMessage | _Raw, backlog: Backlog
+    ) -> tuple[list[QueuedMessage | _Raw], list[bytes | memoryview]]:
         """What waits, `first` and as many more as one write should take, and their bytes.
 
         Small ones are joined. Large ones are not copied: many clients may wait for the same.
         """
-        batch: list[Envelope | _Raw] = []
+        batch: list[QueuedMessage | _Raw] = []
         buffers: list[bytes | memoryview] = []
         joined = bytearray()
         size = skipped = 0
         for item in itertools.chain([first], self._waiting()):
-            if isinstance(item, Envelope):
+            if isinstance(item, QueuedMessage):
                 if not backlog.take(item):
                     continue
                 skipped += item.skipped
@@ -605,15 +607,15 @@ class Outlet(trio.abc.Stream):
                 self.heard_at = trio.current_time()
         return 0
 
-    def _settle(self, batch: list[Envelope | _Raw], size: int, backlog: Backlog) -> None:
+    def _settle(self, batch: list[QueuedMessage | _Raw], size: int, backlog: Backlog) -> None:
         """Book a batch that was written, and wake who waited for it."""
-        envelopes = 0
+        messages = 0
         for item in batch:
             if isinstance(item, _Raw):
                 item.is_written = True
             else:
-                envelopes += 1
-        backlog.written(envelopes, size)
+                messages += 1
+        backlog.written(messages, size)
         self._ledger.traffic.bytes_sent += size
         if not self._is_stopped and not self._outbox_receive.statistics().current_buffer_used:
             if self.is_closing:
@@ -684,7 +686,7 @@ class Outlet(trio.abc.Stream):
         conflated = self._skipped_total + (self._backlog.conflated if self._backlog else 0)
         return {
             "seconds": round(trio.current_time() - self._opened_at, 3),
-            "seq": self._history.seq,
+            "seq": self._replay_buffer.seq,
             "dropped": self.dropped,
             "conflated": conflated,
         }
@@ -694,7 +696,7 @@ class Outlet(trio.abc.Stream):
         backlog = self._backlog
         return self.counts() | {
             "silent_seconds": round(trio.current_time() - self.heard_at, 3),
-            "queued": (backlog.envelopes if backlog else 0) + len(self._deferred or ()),
+            "queued": (backlog.messages if backlog else 0) + len(self._deferred or ()),
             "queued_bytes": backlog.bytes if backlog else 0,
             "events": self._flight.lines() if self._flight else [],
         }

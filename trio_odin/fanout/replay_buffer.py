@@ -53,7 +53,7 @@ class ReplayBudget:
         self.used_bytes -= self._sizes.pop(reference, 0)
 
 
-class History:
+class ReplayBuffer:
     """Numbers the envelopes addressed to one connection and keeps the last `capacity` of them.
 
     An envelope that was dropped for a full outbox is numbered and kept as well: the gap shows the

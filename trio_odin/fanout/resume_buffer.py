@@ -17,7 +17,7 @@ from trio_odin.upstream.gaps import Mark
 from trio_odin.upstream.nats_message import NatsMessage
 
 # Also read from before the start, for the clients of a server or worker that has just ended.
-RECENT_EVENTS_MAX: Final = 4096
+RESUME_EVENTS_MAX: Final = 4096
 _BYTES_MAX: Final = 64 * 1024 * 1024
 
 
@@ -28,7 +28,7 @@ class Missed(NamedTuple):
     is_complete: bool
 
 
-class RecentEvent:
+class ResumableEvent:
     """An event of the stream: its publication, or its payload if nobody wanted it when it came."""
 
     __slots__ = ("arrived_at", "channel", "content", "offset", "size", "unix_ms")
@@ -57,7 +57,7 @@ class RecentEvent:
         return self.content
 
 
-class Recent:
+class ResumeBuffer:
     """Events by their offset: at most `capacity`, none kept longer than `max_age_seconds`.
 
     Only an unbroken run of events is kept: across a loss nobody could say what was missed. Where
@@ -74,18 +74,18 @@ class Recent:
         self,
         *,
         max_age_seconds: float,
-        capacity: int = RECENT_EVENTS_MAX,
+        capacity: int = RESUME_EVENTS_MAX,
         max_bytes: int = _BYTES_MAX,
     ) -> None:
         self._capacity = capacity
         self._max_bytes = max_bytes
         self._bytes = 0
         self._max_age_seconds = max_age_seconds
-        self._events: deque[RecentEvent] = deque()
+        self._events: deque[ResumableEvent] = deque()
         self._taken = -1  # what came is taken up to here, -1: nothing is known
         # Every event behind the first of these offsets, up to the second, is here.
         self._complete_after = 0
-        self._past = 0
+        self._backfill_end = 0
         self.epoch: str | None = None
         self.is_entered = False
         self.is_settled = False
@@ -96,7 +96,7 @@ class Recent:
 
         None: not known, as NATS was not reached yet, or has no JetStream.
         """
-        return None if self._taken < 0 else max(self._taken, self._past)
+        return None if self._taken < 0 else max(self._taken, self._backfill_end)
 
     def note(self, mark: Mark) -> None:
         """Go to another place, maybe of another stream."""
@@ -109,26 +109,26 @@ class Recent:
             elif mark.is_broken:
                 self._complete_after = mark.reached
             self._taken = max(mark.reached, self._taken)
-            self.is_settled = self._taken >= mark.past
-        self.epoch, self._past, self.is_entered = mark.epoch, mark.past, True
+            self.is_settled = self._taken >= mark.backfill_end
+        self.epoch, self._backfill_end, self.is_entered = mark.epoch, mark.backfill_end, True
 
     def _forget_all(self, reached: int) -> None:
         self._events.clear()
         self._bytes = 0
         self._taken = self._complete_after = reached
 
-    def add(self, message: NatsMessage, channel: str | None) -> RecentEvent | None:
+    def add(self, message: NatsMessage, channel: str | None) -> ResumableEvent | None:
         """Keep `message`, of `channel` if it belongs to one; None if it has no offset."""
         offset = message.offset
         if offset is None:
             return None
-        event = RecentEvent(message, offset, channel)
+        event = ResumableEvent(message, offset, channel)
         self._bytes += event.size
         self._forget(message.arrived_at - self._max_age_seconds)
         self._events.append(event)
         self._taken = offset
         if not self.is_settled:
-            self.is_settled = offset >= self._past
+            self.is_settled = offset >= self._backfill_end
         return event
 
     def _forget(self, arrived_before: float) -> None:

@@ -39,7 +39,7 @@ class Publications:
     invalid: Counter[Invalid] = attrs.field(factory=Counter)
     shed: Counter[Shed] = attrs.field(factory=Counter)
     repeated: int = 0
-    recalled: int = 0
+    backfilled: int = 0
     gaps: Counter[GapReason] = attrs.field(factory=Counter)
     missed: int = 0
 
@@ -51,7 +51,7 @@ class Publications:
         return {
             "fanned_out": self.fanned_out,
             "unmatched": self.unmatched,
-            "recalled": self.recalled,
+            "recalled": self.backfilled,
             "invalid": self.invalid.total(),
             "shed": self.shed.total(),
             "waiting": waiting,

@@ -122,8 +122,8 @@ class FanOutStats:
     connections: int = merged(SUM)
     subscription_counts: Sequence[int] = merged(CONCATENATED)
     channels: int = merged(MAX)
-    feed_waiting: int = merged(SUM)
-    feed_capacity: int = merged(SUM)
+    inbound_waiting: int = merged(SUM)
+    inbound_capacity: int = merged(SUM)
     outbox_bytes: int = merged(SUM)
     outbox_bytes_limit: int = merged(SUM)
     replay_bytes: int = merged(SUM)
@@ -174,7 +174,7 @@ class LoadStats:
 class ListenerStats:
     """Those who are not let in yet."""
 
-    half_open: int = merged(SUM)
+    pending_handshakes: int = merged(SUM)
     is_out_of_files: bool = merged(ALL, STAYING)
 
 
@@ -235,4 +235,4 @@ class Snapshot:
     @property
     def imbalance(self) -> int:
         """Publications and deliveries unaccounted for. Always 0."""
-        return self.ledger.imbalance(self.fan_out.feed_waiting)
+        return self.ledger.imbalance(self.fan_out.inbound_waiting)

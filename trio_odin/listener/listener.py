@@ -12,7 +12,7 @@ from typing import NamedTuple
 import structlog
 import trio
 
-from trio_odin.auth.authorize import Permits
+from trio_odin.auth.authorize import Authorizer
 from trio_odin.auth.grants import Grant
 from trio_odin.auth.identity import Identity, user_agent
 from trio_odin.connection.connection import Connection
@@ -23,7 +23,7 @@ from trio_odin.fanout.hub import Hub
 from trio_odin.ledger.reasons import Rejection
 from trio_odin.ledger.snapshot import ListenerStats
 from trio_odin.listener.acceptor import Acceptor, files_for_clients, refusal
-from trio_odin.listener.pending_handshakes import HalfOpen
+from trio_odin.listener.pending_handshakes import PendingHandshakes
 from trio_odin.net.client_address import IpAddress, client_address, counted_as
 from trio_odin.net.http import (
     END_OF_HEAD,
@@ -43,7 +43,7 @@ from trio_odin.wire.handshake import Refusal, Upgrade
 _log = structlog.get_logger("listener")
 
 # Half of the files that are kept from WebSockets: those who say nothing may not have them all.
-_HALF_OPEN_IN_KEPT = 8
+_PENDING_IN_KEPT_FILES = 8
 
 # What is read at once of a request, so that most are whole then.
 _FIRST_READ_BYTES = 16 * 1024
@@ -79,7 +79,7 @@ class Listener:
         hub: Hub[Connection],
         wheel: PingWheel[Connection],
         admission: Admission,
-        permits: Permits,
+        authorizer: Authorizer,
         respond: Respond,
         settings: Settings,
         loop: LoopMeter | None = None,
@@ -87,14 +87,14 @@ class Listener:
         self._hub = hub
         self._wheel = wheel
         self._admission = admission
-        self._permits = permits
+        self._authorizer = authorizer
         self._respond = respond
         self._settings = settings
         self._limits = HeadLimits(settings.max_head_bytes, settings.max_headers)
         self._traffic = hub.ledger.traffic
         self._acceptor = Acceptor(self._traffic, per_second=settings.accepts_per_second, loop=loop)
-        self._half_open = HalfOpen(settings.max_half_open, self._traffic)
-        self._half_open_in_kept = HalfOpen(_HALF_OPEN_IN_KEPT, self._traffic)
+        self._pending_handshakes = PendingHandshakes(settings.max_pending_handshakes, self._traffic)
+        self._pending_in_kept_files = PendingHandshakes(_PENDING_IN_KEPT_FILES, self._traffic)
         self._from_address: Counter[str] = Counter()
         self._files_for_clients = files_for_clients()
         self._departed = trio.lowlevel.ParkingLot()
@@ -108,7 +108,7 @@ class Listener:
         self._settings = settings
         self._limits = HeadLimits(settings.max_head_bytes, settings.max_headers)
         self._acceptor.set_rate(settings.accepts_per_second)
-        self._half_open.most = settings.max_half_open
+        self._pending_handshakes.most = settings.max_pending_handshakes
         self.session_limits = self._session_limits()
 
     def _session_limits(self) -> SessionLimits:
@@ -192,12 +192,12 @@ class Listener:
             rejection = self._admission.rejection(self.admitted, from_address=already)
             if rejection is not None:
                 return self._rejected(rejection)
-        permit = self._permits.permit(upgrade)
-        if isinstance(permit, Refusal):
-            return self._refused(permit)
+        authorize = self._authorizer.authorize(upgrade)
+        if isinstance(authorize, Refusal):
+            return self._refused(authorize)
         agent = user_agent(upgrade.headers.get(b"user-agent", b""))
         identity = Identity(None if address is None else str(address), agent)
-        return _Admitted(upgrade.response(), owner, permit, identity)
+        return _Admitted(upgrade.response(), owner, authorize, identity)
 
     def _refused(self, refusal: Refusal) -> Response:
         self._traffic.rejected[refusal.label] += 1
@@ -212,8 +212,10 @@ class Listener:
         file = stream.socket.fileno() if isinstance(stream, trio.SocketStream) else 0
         return file >= self._files_for_clients  # the kernel gives the lowest number that is free
 
-    def _half_open_like(self, stream: trio.abc.Stream) -> HalfOpen:
-        return self._half_open_in_kept if self._has_kept_file(stream) else self._half_open
+    def _half_open_like(self, stream: trio.abc.Stream) -> PendingHandshakes:
+        return (
+            self._pending_in_kept_files if self._has_kept_file(stream) else self._pending_handshakes
+        )
 
     def _rejected(self, rejection: Rejection) -> Response:
         self._traffic.rejected[rejection.label] += 1
@@ -271,8 +273,10 @@ class Listener:
 
     def stats(self) -> ListenerStats:
         """Those who are not let in yet: how many have not asked for anything, or get a page."""
-        half_open = len(self._half_open) + len(self._half_open_in_kept)
-        return ListenerStats(half_open=half_open, is_out_of_files=self.is_out_of_files)
+        pending_handshakes = len(self._pending_handshakes) + len(self._pending_in_kept_files)
+        return ListenerStats(
+            pending_handshakes=pending_handshakes, is_out_of_files=self.is_out_of_files
+        )
 
     @property
     def is_out_of_files(self) -> bool:

@@ -10,7 +10,7 @@ import trio
 from trio_odin.ledger.counters import Traffic
 
 
-class HalfOpen:
+class PendingHandshakes:
     """Knows those whose request is not complete, oldest first, and lets only so many be.
 
     One more than `most` ends the oldest: who opens thousands to say nothing on them ends his own

@@ -9,12 +9,12 @@ from trio_odin.settings.settings import Settings
 # One part in so many, where no setting says another size.
 _OUTBOXES_PART = 4
 _REPLAY_PART = 8
-_FEED_PART = 8
+_INBOUND_PART = 8
 
 
-def feed_bytes(settings: Settings) -> int:
+def inbound_bytes(settings: Settings) -> int:
     """Bytes that may wait between the bridge and the hub, of each worker."""
-    return _memory_bytes(settings) // _FEED_PART // settings.workers
+    return _memory_bytes(settings) // _INBOUND_PART // settings.workers
 
 
 def outboxes_bytes(settings: Settings) -> int:

@@ -19,7 +19,7 @@ from trio_odin.ledger.snapshot import LoadStats
 from trio_odin.overload.admission import Admission
 from trio_odin.overload.cgroup import cpu_group, memory_group
 from trio_odin.overload.load import Load, OtherWorkers
-from trio_odin.overload.load_shedder import Pause
+from trio_odin.overload.load_shedder import LoadShedder
 from trio_odin.overload.meters import CpuMeter, LoopMeter, MemoryMeter
 from trio_odin.overload.turnover import THEN, TURNOVER
 from trio_odin.settings.settings import Settings
@@ -31,7 +31,7 @@ _LAG_SECONDS = 0.1
 _log = structlog.get_logger("guard")
 
 
-class Guard:
+class LoadMonitor:
     """Owns the state that load has: made before anybody is served, `run` as long as they are.
 
     Attributes:
@@ -43,7 +43,7 @@ class Guard:
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self.admission = Admission()
-        self.pause = Pause()
+        self.shedder = LoadShedder()
         self.reload(settings)
         self.load = Load()
         self._memory = MemoryMeter(settings.memory_limit_bytes, memory_group())
@@ -64,8 +64,8 @@ class Guard:
         self.admission.memory_reject_percent = settings.memory_reject_percent
         self.admission.lag_reject_seconds = settings.lag_reject_seconds
         self.admission.max_per_address = settings.max_connections_per_address
-        self.pause.cpu_pause_percent = settings.cpu_pause_percent
-        self.pause.memory_pause_percent = settings.memory_pause_percent
+        self.shedder.cpu_pause_percent = settings.cpu_pause_percent
+        self.shedder.memory_pause_percent = settings.memory_pause_percent
 
     def learn(self, others: OtherWorkers) -> None:
         """Take in what the other processes of the server hold and use."""
@@ -120,10 +120,10 @@ class Guard:
     def observe(self, load: Load) -> None:
         """Act on a sample, and log what changes with it."""
         self.load = load
-        closed_before, paused_before = self.admission.closed_by, self.pause.percent
+        closed_before, paused_before = self.admission.closed_by, self.shedder.percent
         self.admission.observe(load)
-        self.pause.observe(load)
-        closed_by, paused = self.admission.closed_by, self.pause.percent
+        self.shedder.observe(load)
+        closed_by, paused = self.admission.closed_by, self.shedder.percent
         now = trio.current_time()
         self._closed_at = (self._closed_at or now) if closed_by else None
         self._paused_at = (self._paused_at or now) if paused else None
@@ -147,7 +147,7 @@ class Guard:
             is_memory_short=Rejection.MEMORY in closed_by,
             is_lagging=Rejection.LAG in closed_by,
             refusing_seconds=None if self._closed_at is None else now - self._closed_at,
-            paused_percent=self.pause.percent,
+            paused_percent=self.shedder.percent,
             paused_seconds=None if self._paused_at is None else now - self._paused_at,
             tasks=self._tasks,
             group_memory_bytes=self._memory.group_bytes(),

@@ -14,7 +14,7 @@ _ALL_PERCENT = 100
 
 
 @attrs.define
-class Pause:
+class LoadShedder:
     """A share of publications to shed, which grows and falls with the load. A threshold 0 is none.
 
     Each sample at or over the threshold of the CPU, the container's, adds 10 points, each one below

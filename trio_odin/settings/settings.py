@@ -229,7 +229,7 @@ class Settings:
         help="Connections a second that a process accepts at most; 0: as many as it has time for.",
         reloads=True,
     )
-    max_half_open: int = _setting(
+    max_pending_handshakes: int = _setting(
         "WS_MAX_HALF_OPEN",
         "1000",
         values.Whole(1, 1_000_000),
@@ -300,7 +300,7 @@ class Settings:
         reloads=True,
     )
 
-    feed_capacity: int = _setting(
+    inbound_capacity: int = _setting(
         "WS_WORKER_QUEUE_SIZE",
         "8192",
         values.Whole(1, 10_000_000),

@@ -164,9 +164,9 @@ def _warnings(
         yield "Open files are used up: new connections are refused"
     yield from _load_warnings(snapshot, unix_time, memory)
     fan_out = snapshot.fan_out
-    waiting = _percentage(fan_out.feed_waiting, fan_out.feed_capacity)
+    waiting = _percentage(fan_out.inbound_waiting, fan_out.inbound_capacity)
     if waiting >= _NEARLY_FULL_PERCENT:
-        yield f"{fan_out.feed_waiting} events wait for their fan-out, {waiting} % of the limit"
+        yield f"{fan_out.inbound_waiting} events wait for their fan-out, {waiting} % of the limit"
     if tasks >= 100:
         yield f"Tasks at {tasks} % of the limit"
 

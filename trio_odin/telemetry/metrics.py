@@ -108,7 +108,7 @@ SERIES = (
     Series(
         "ws_half_open_current",
         "Sockets without a complete request now, or with a page under way",
-        lambda s: s.listener.half_open,
+        lambda s: s.listener.pending_handshakes,
     ),
     Series("ws_accept_errors_total", "Failed accepts", lambda s: s.ledger.traffic.accept_errors),
     Series(
@@ -241,7 +241,7 @@ SERIES = (
     Series(
         "ws_nats_messages_recalled_total",
         "Messages from before the start, kept for clients that come back",
-        lambda s: s.ledger.publications.recalled,
+        lambda s: s.ledger.publications.backfilled,
     ),
     Series(
         "ws_nats_messages_dropped_total",
@@ -273,9 +273,11 @@ SERIES = (
         lambda s: s.ledger.publications.unmatched,
     ),
     Series(
-        "ws_feed_waiting", "Messages between bridge and hub now", lambda s: s.fan_out.feed_waiting
+        "ws_feed_waiting",
+        "Messages between bridge and hub now",
+        lambda s: s.fan_out.inbound_waiting,
     ),
-    Series("ws_feed_capacity", "Limit of that", lambda s: s.fan_out.feed_capacity),
+    Series("ws_feed_capacity", "Limit of that", lambda s: s.fan_out.inbound_capacity),
     Series(
         "ws_outbox_bytes",
         "Bytes that wait for their socket now, in all outboxes",

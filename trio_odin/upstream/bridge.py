@@ -28,15 +28,15 @@ from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.reasons import GapReason, Shed
 from trio_odin.net.token_bucket import TokenBucket
 from trio_odin.overload.byte_budget import ByteBudget
-from trio_odin.overload.load_shedder import Pause
+from trio_odin.overload.load_shedder import LoadShedder
 from trio_odin.settings.settings import Settings
 from trio_odin.upstream.consumer import OrderedConsumer
-from trio_odin.upstream.gaps import Gap, Gaps, Losses, Mark, Position, StreamState, joined
+from trio_odin.upstream.gaps import Gap, Gaps, Losses, Mark, StreamPosition, StreamState, joined
+from trio_odin.upstream.metadata import MessageMetadata
 from trio_odin.upstream.nats_client import Refused, TotalClient, Unreadable
 from trio_odin.upstream.nats_link import NatsLink, Outage, describe
 from trio_odin.upstream.nats_message import NatsMessage
-from trio_odin.upstream.place import Place
-from trio_odin.upstream.status import Upstream
+from trio_odin.upstream.status import NatsStatus
 from trio_odin.upstream.stream import (
     SUBJECT,
     StreamUnsuitable,
@@ -79,22 +79,22 @@ class Bridge:
         self,
         settings: Settings,
         ledger: Ledger,
-        feed_send: trio.MemorySendChannel[NatsMessage | Mark],
-        feed_budget: ByteBudget,
-        upstream: Upstream,
-        pause: Pause,
+        inbound_send: trio.MemorySendChannel[NatsMessage | Mark],
+        inbound_budget: ByteBudget,
+        nats_status: NatsStatus,
+        shedder: LoadShedder,
         *,
-        recall_max: int,
+        backfill_max: int,
     ) -> None:
         """`recall_max`: events to read from before the start, for clients that come back."""
         self.fed = 0
-        self._upstream = upstream
+        self._nats_status = nats_status
         self._settings = settings
-        self._books = ledger.publications
-        self._feed_send = feed_send
-        self._feed_budget = feed_budget
-        self._pause = pause
-        self._position = Position(recall=recall_max)
+        self._counters = ledger.publications
+        self._inbound_send = inbound_send
+        self._inbound_budget = inbound_budget
+        self._shedder = shedder
+        self._position = StreamPosition(backfill=backfill_max)
         self._untold: Gaps = {}
         self._must_tell = False
         self._consumer: OrderedConsumer | None = None
@@ -115,7 +115,7 @@ class Bridge:
 
     async def run(self) -> None:
         """Connect, consume, and connect again for ever; closes the feed when cancelled."""
-        with self._feed_send:
+        with self._inbound_send:
             while True:
                 await self._live_once()
                 await trio.sleep(self._outage.pause_seconds())
@@ -132,10 +132,10 @@ class Bridge:
             self._outage.note_unexpected()
             self._fail(group)
         finally:
-            self._upstream.is_connected = False
+            self._nats_status.is_connected = False
 
     def _fail(self, error: BaseException) -> None:
-        self._upstream.fail("; ".join(describe(error)), trio.current_time())
+        self._nats_status.fail("; ".join(describe(error)), trio.current_time())
 
     # From here on the functions run under asyncio.
 
@@ -145,7 +145,7 @@ class Bridge:
         async def on_error(link: NatsLink, error: Exception) -> None:
             trouble.extend(describe(error))
             del trouble[:-_TROUBLE_KEPT]
-            if isinstance(error, Refused) and not self._upstream.is_connected:
+            if isinstance(error, Refused) and not self._nats_status.is_connected:
                 link.lose(error)  # it was needed
 
         async with self._outage.link(name="trio-odin", on_error=on_error) as link:
@@ -158,12 +158,12 @@ class Bridge:
                     watches.append(self._settle(self._consumer))
                 await link.while_up(*watches)
             except (OSError, nats.errors.Error) as error:
-                if not self._upstream.is_connected:
+                if not self._nats_status.is_connected:
                     raise
                 _log.warning("nats.lost", errors=[*trouble, *describe(error)])
                 self._fail(error)
             finally:
-                self._upstream.is_connected = False
+                self._nats_status.is_connected = False
                 if isinstance(link.lost_by, Unreadable):
                     self._stumble(link.lost_by)
 
@@ -200,7 +200,7 @@ class Bridge:
                 await self._look_for_stalled(link.client, before)
             stalled_at = before.offset
 
-    async def _look_for_stalled(self, client: TotalClient, before: Position) -> None:
+    async def _look_for_stalled(self, client: TotalClient, before: StreamPosition) -> None:
         """Raise if an event waits in the stream and does not come.
 
         What is behind the position may also be of others, deleted, or just on its way.
@@ -222,16 +222,16 @@ class Bridge:
         while True:
             await asyncio.sleep(_PULSE_SECONDS)
             await link.client.flush(timeout=_PULSE_DEADLINE_SECONDS)
-            self._upstream.heard(trio.current_time())
+            self._nats_status.heard(trio.current_time())
 
     def _note_connected(self, link: NatsLink, mode: str) -> None:
-        upstream, now = self._upstream, trio.current_time()
-        upstream.reconnects += upstream.was_connected
-        upstream.is_connected = upstream.was_connected = True
-        upstream.mode = mode
-        away = upstream.age_seconds(now)
-        upstream.heard(now)
-        upstream.recover()
+        nats_status, now = self._nats_status, trio.current_time()
+        nats_status.reconnects += nats_status.was_connected
+        nats_status.is_connected = nats_status.was_connected = True
+        nats_status.mode = mode
+        away = nats_status.age_seconds(now)
+        nats_status.heard(now)
+        nats_status.recover()
         self._outage.over()
         _log.info(
             "nats.connected",
@@ -253,7 +253,7 @@ class Bridge:
                 # Core in between would have the stream's events come twice, or not at all.
                 raise Refused(f"{why_not}, and it was consumed before")
             _log.warning("nats.core_only", reason=why_not)
-        gaps = [Gap(GapReason.CORE)] if self._upstream.mode == "core" else []
+        gaps = [Gap(GapReason.CORE)] if self._nats_status.mode == "core" else []
         await self._tell_hub(None, *gaps)
         await link.client.listen(SUBJECT, self._on_core_message)
         await link.client.flush(timeout=int(_REQUEST_SECONDS))
@@ -305,8 +305,8 @@ class Bridge:
         if position.epoch == state.epoch and position.was_emptied(state):
             state = attrs.evolve(state, epoch=await count_generation_on(client, info))
         self._lose(*position.enter(state))  # at once: the link may be lost before they are told
-        if self._upstream.mode == "core":  # until now: what came since then is in the past
-            self._lose(Gap(GapReason.CORE, last=position.past))
+        if self._nats_status.mode == "core":  # until now: what came since then is in the past
+            self._lose(Gap(GapReason.CORE, last=position.backfill_end))
         if position.witness is None and state.last >= max(state.first, 1):
             stored = await stored_at(client, state.name, state.last)
             position.witness = None if stored is None else (state.last, stored)
@@ -323,12 +323,14 @@ class Bridge:
         """Put a mark into the feed, in order with the messages. Waits for room."""
         self._lose(*gaps)
         mark = self._mark(reached, *self._untold.values())
-        await trio_asyncio.trio_as_aio(self._feed_send.send)(mark)
+        await trio_asyncio.trio_as_aio(self._inbound_send.send)(mark)
         self._note_told()
 
     def _mark(self, reached: int | None, *gaps: Gap) -> Mark:
         position = self._position
-        return Mark(position.epoch or None, reached, position.past, gaps, position.is_broken)
+        return Mark(
+            position.epoch or None, reached, position.backfill_end, gaps, position.is_broken
+        )
 
     async def _settle(self, consumer: OrderedConsumer) -> None:
         """See to the end of what is read from before the start, also where it never comes.
@@ -336,16 +338,16 @@ class Bridge:
         The last message of the stream need not be ours, and may be dropped before it was read.
         """
         position = self._position
-        while position.offset < position.past:
+        while position.offset < position.backfill_end:
             with suppress(nats.errors.Error):  # whatever it is, the other watches see to it
                 info = await consumer.info()
                 delivered = info.delivered.stream_seq if info.delivered else 0
                 if info.num_pending == 0 and (delivered or 0) <= position.offset:
-                    self._end_past()
+                    self._end_backfill()
             await asyncio.sleep(_SETTLE_LOOK_SECONDS)
         await asyncio.Event().wait()  # the first watch that ends, ends the connection
 
-    def _end_past(self) -> None:
+    def _end_backfill(self) -> None:
         """Nothing more of ours from before the start will come."""
         self._position.settle()
         self._must_tell = True
@@ -357,9 +359,9 @@ class Bridge:
             await asyncio.sleep(Losses.TELL_SECONDS)
             self._tell_losses(self._position.offset if mode == "jetstream" else None)
 
-    def _on_stream_message(self, message: Msg, place: Place) -> None:
+    def _on_stream_message(self, message: Msg, place: MessageMetadata) -> None:
         if place.offset <= self._position.offset:
-            self._books.repeated += 1
+            self._counters.repeated += 1
             return
         if gap := self._position.move(place.offset, place.unix_ns):
             self._lose(gap)
@@ -371,11 +373,11 @@ class Bridge:
                 place.offset,
                 trio.current_time(),
                 place.unix_ns // 1_000_000,
-                self._position.is_past,
+                self._position.is_backfill,
             )
         )
-        if place.pending == 0 and self._position.is_past:
-            self._end_past()
+        if place.pending == 0 and self._position.is_backfill:
+            self._end_backfill()
 
     async def _on_core_message(self, message: Msg) -> None:
         unix_ms = time.time_ns() // 1_000_000
@@ -383,26 +385,26 @@ class Bridge:
         self._accept(NatsMessage(message.subject, message.data, None, now, unix_ms))
 
     def _accept(self, message: NatsMessage) -> None:
-        self._books.received += 1
-        if not message.is_past:
-            self._upstream.heard_event(message.arrived_at)
+        self._counters.received += 1
+        if not message.is_backfill:
+            self._nats_status.heard_event(message.arrived_at)
         if (reason := self._reason_to_shed(message)) is not None or not self._feed(message):
-            self._books.shed[reason or Shed.FEED_FULL] += 1
+            self._counters.shed[reason or Shed.FEED_FULL] += 1
             self._lose(Gap(GapReason.SHED, 1, message.offset, message.offset))
 
     def _feed(self, message: NatsMessage) -> bool:
         """Put `message` into the feed, behind what was lost before. False if there is no room."""
         reached = None if message.offset is None else message.offset - 1
         size = len(message.payload)
-        if not self._feed_budget.has_room_for(size) or not self._tell_losses(reached):
+        if not self._inbound_budget.has_room_for(size) or not self._tell_losses(reached):
             return False
         try:
             # A synchronous call across the border; awaiting there would cost six times as much.
-            self._feed_send.send_nowait(message)
+            self._inbound_send.send_nowait(message)
         except trio.WouldBlock:
             return False
         self.fed += 1
-        self._feed_budget.used_bytes += size
+        self._inbound_budget.used_bytes += size
         return True
 
     def _lose(self, *gaps: Gap) -> None:
@@ -414,7 +416,7 @@ class Bridge:
         """Tell the hub what it does not know, up to `reached`. False if there is no room."""
         if self._must_tell:
             try:
-                self._feed_send.send_nowait(self._mark(reached, *self._untold.values()))
+                self._inbound_send.send_nowait(self._mark(reached, *self._untold.values()))
             except trio.WouldBlock:
                 return False
             self._note_told()
@@ -425,8 +427,8 @@ class Bridge:
         self._position.is_broken = False
 
     def _reason_to_shed(self, message: NatsMessage) -> Shed | None:
-        if message.is_past:
+        if message.is_backfill:
             return None
-        if self._pause.sheds():
+        if self._shedder.sheds():
             return Shed.PAUSED
         return None if self._rate.take(message.arrived_at) else Shed.NATS_RATE

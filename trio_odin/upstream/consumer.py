@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy
 
+from trio_odin.upstream.metadata import MessageMetadata, metadata_of
 from trio_odin.upstream.nats_client import TotalClient
-from trio_odin.upstream.place import Place, place_of
 
 # NATS sends one whenever it has nothing else to send for so long.
 _HEARTBEAT_SECONDS = 1.0
@@ -42,7 +42,10 @@ class OrderedConsumer:
     """
 
     def __init__(
-        self, client: TotalClient, take: Callable[[Msg, Place], None], fail: Callable[[str], None]
+        self,
+        client: TotalClient,
+        take: Callable[[Msg, MessageMetadata], None],
+        fail: Callable[[str], None],
     ) -> None:
         self._client = client
         self._jetstream = client.jetstream(timeout=_REQUEST_SECONDS)
@@ -110,7 +113,7 @@ class OrderedConsumer:
         if headers.get("Status") == _CONTROL:
             await self._on_control(message, headers)
             return
-        place = place_of(message.reply)
+        place = metadata_of(message.reply)
         if place is None:
             return  # somebody else has published to this inbox
         if place.consumer_sequence != self._delivered + 1:

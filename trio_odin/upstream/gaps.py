@@ -103,7 +103,7 @@ class Mark(NamedTuple):
 
     epoch: str | None
     reached: int | None
-    past: int = 0
+    backfill_end: int = 0
     gaps: tuple[Gap, ...] = ()
     is_broken: bool = False
 
@@ -127,7 +127,7 @@ class StreamState:
 
 
 @attrs.define
-class Position:
+class StreamPosition:
     """How far in which stream the bridge is: up to `offset` all was taken, or declared missing.
 
     Args:
@@ -145,8 +145,8 @@ class Position:
     stream: str = ""
     epoch: str = ""
     offset: int = 0
-    recall: int = 0
-    past: int = attrs.field(default=0, init=False)
+    backfill: int = 0
+    backfill_end: int = attrs.field(default=0, init=False)
     witness: tuple[int, int] | None = attrs.field(default=None, init=False)
     is_broken: bool = attrs.field(default=False, init=False)
     _is_ours: bool = True
@@ -173,17 +173,17 @@ class Position:
         """
         gaps = []
         if not self.epoch:
-            self.past = state.last
-            self.offset = max(0, state.first - 1, state.last - self.recall)
+            self.backfill_end = state.last
+            self.offset = max(0, state.first - 1, state.last - self.backfill)
         elif self.is_lost_in(state):
             gaps.append(Gap(GapReason.STREAM))
-            self.offset = self.past = 0
+            self.offset = self.backfill_end = 0
             self.witness = None
         self.stream, self.epoch, self._is_ours = state.name, state.epoch, state.is_ours
         if state.first > self.offset + 1:
             self.is_broken = True
-            if state.first > self.past + 1:  # else all of it was before the start
-                first = max(self.offset, self.past) + 1
+            if state.first > self.backfill_end + 1:  # else all of it was before the start
+                first = max(self.offset, self.backfill_end) + 1
                 missed = state.first - first if state.is_ours else None
                 if state.may_be_emptied and self.witness is not None:
                     # What would tell is gone: these offsets may have been given anew from 1 on.
@@ -193,9 +193,9 @@ class Position:
         return gaps
 
     @property
-    def is_past(self) -> bool:
+    def is_backfill(self) -> bool:
         """Whether what was taken last was published before the start."""
-        return self.offset <= self.past
+        return self.offset <= self.backfill_end
 
     def step_over(self, offset: int) -> Gap:
         """Go to `offset`, which is ahead and cannot be read; returns that it is missing."""
@@ -204,8 +204,8 @@ class Position:
 
     def settle(self) -> None:
         """Nothing more of ours from before the start will come."""
-        self._leave_past(self.past)
-        self.offset = max(self.offset, self.past)
+        self._leave_past(self.backfill_end)
+        self.offset = max(self.offset, self.backfill_end)
 
     def move(self, offset: int, unix_ns: int | None = None) -> Gap | None:
         """Go to `offset`, which is ahead; returns what was between and is gone.
@@ -213,7 +213,7 @@ class Position:
         `unix_ns` is when NATS stored the message there.
         """
         self._leave_past(offset - 1)
-        first, self.offset = max(self.offset, self.past) + 1, offset
+        first, self.offset = max(self.offset, self.backfill_end) + 1, offset
         if unix_ns is not None:
             self.witness = (offset, unix_ns)
         if offset <= first or not self._is_ours:
@@ -222,5 +222,5 @@ class Position:
 
     def _leave_past(self, reached: int) -> None:
         """What is behind the position up to `reached` did not come."""
-        is_jump = self.offset < min(reached, self.past)
+        is_jump = self.offset < min(reached, self.backfill_end)
         self.is_broken = self.is_broken or (is_jump and self._is_ours)

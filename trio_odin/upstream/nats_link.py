@@ -96,11 +96,11 @@ class NatsLink:
         places = info.get("connect_urls")
         if isinstance(places, list):
             is_encrypted = bool(info.get("tls_required"))
-            siblings = [
+            parent_link = [
                 self.url.sibling(str(place), is_encrypted=is_encrypted)
                 for place in places[:_ANNOUNCED_MAX]
             ]
-            self.announced = [sibling for sibling in siblings if sibling is not None]
+            self.announced = [sibling for sibling in parent_link if sibling is not None]
         has_others = not self._is_alone or any(str(u) != str(self.url) for u in self.announced)
         if info.get("ldm") is True and self.client.is_connected and has_others:
             self.give_up("the server is about to shut down (lame duck mode)")

@@ -20,4 +20,4 @@ class NatsMessage(NamedTuple):
     offset: int | None
     arrived_at: float
     unix_ms: int = 0
-    is_past: bool = False
+    is_backfill: bool = False

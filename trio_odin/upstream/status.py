@@ -8,7 +8,7 @@ from trio_odin.ledger.snapshot import NatsStats, Trouble
 
 
 @attrs.define
-class Upstream:
+class NatsStatus:
     """The way from NATS to here.
 
     Attributes:

@@ -46,7 +46,7 @@ class Accept(msgspec.Struct, tag=True, frozen=True):
     queues: list[int]
 
 
-class Figures(msgspec.Struct, tag=True, frozen=True):
+class StatsReport(msgspec.Struct, tag=True, frozen=True):
     """The worker's own, in answer to the `Ask` of that number."""
 
     number: int
@@ -75,12 +75,12 @@ class Reload(msgspec.Struct, tag=True, frozen=True):
     environment: dict[str, bytes]
 
 
-class Relieve(msgspec.Struct, tag=True, frozen=True):
+class HandOver(msgspec.Struct, tag=True, frozen=True):
     """The worker is to take no new connection, and to leave in order."""
 
 
-FromParent: TypeAlias = Ask | Accept | OtherWorkers | Answer | Reload | Relieve
-FromWorker: TypeAlias = Figures | Question
+FromParent: TypeAlias = Ask | Accept | OtherWorkers | Answer | Reload | HandOver
+FromWorker: TypeAlias = StatsReport | Question
 M = TypeVar("M")
 
 
@@ -92,13 +92,13 @@ def _counter(kind: Any, content: Any) -> Any:
 
 def parent_decoder() -> msgspec.json.Decoder[FromWorker]:
     """Reads what a worker says."""
-    return msgspec.json.Decoder(Figures | Question, dec_hook=_counter)
+    return msgspec.json.Decoder(StatsReport | Question, dec_hook=_counter)
 
 
 def worker_decoder() -> msgspec.json.Decoder[FromParent]:
     """Reads what the parent says."""
     return msgspec.json.Decoder(
-        Ask | Accept | OtherWorkers | Answer | Reload | Relieve, dec_hook=_counter
+        Ask | Accept | OtherWorkers | Answer | Reload | HandOver, dec_hook=_counter
     )
 
 

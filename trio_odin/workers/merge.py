@@ -38,7 +38,7 @@ class Past:
 def _closed_books(last: Snapshot) -> Ledger:
     """Books in which nothing is open: what the worker held is booked as lost, so they balance."""
     ledger = total([last.ledger])
-    ledger.publications.shed[Shed.WORKER_LOST] += last.fan_out.feed_waiting
+    ledger.publications.shed[Shed.WORKER_LOST] += last.fan_out.inbound_waiting
     ledger.deliveries.dropped[Dropped.WORKER_LOST] += ledger.deliveries.queued
     ledger.deliveries.queued = 0
     ledger.traffic.closed[CloseReason.WORKER_LOST.label] += last.fan_out.connections

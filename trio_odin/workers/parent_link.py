@@ -19,12 +19,12 @@ from trio_odin.workers.link import (
     Accept,
     Answer,
     Ask,
-    Figures,
     FromParent,
+    HandOver,
     Link,
     Question,
-    Relieve,
     Reload,
+    StatsReport,
     worker_decoder,
 )
 
@@ -35,7 +35,7 @@ _FAREWELL_SECONDS = 0.5
 _log = structlog.get_logger("workers")
 
 
-class Sibling(Protocol):
+class Governed(Protocol):
     """The server of this process. None of this waits."""
 
     def snapshot(self) -> Snapshot:
@@ -54,7 +54,7 @@ class Sibling(Protocol):
     def drain_alone(self) -> None:
         """Leave in order, without a parent."""
 
-    def relieve(self) -> None:
+    def hand_over(self) -> None:
         """Leave the port to a successor, and leave in order."""
 
 
@@ -66,7 +66,7 @@ class _Wait:
     snapshot: Snapshot | None = None
 
 
-class Siblings:
+class ParentLink:
     """The end of the link to the parent. `file_number` is that of the socket."""
 
     def __init__(self, file_number: int) -> None:
@@ -92,11 +92,11 @@ class Siblings:
             _log.warning("workers.parent_silent")
         return wait.snapshot
 
-    async def run(self, server: Sibling) -> None:
+    async def run(self, server: Governed) -> None:
         """Tell the parent that `server` serves, answer and obey it; at its end, drain."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._link.run_writer)
-            self._link.send(Figures(0, server.snapshot()))
+            self._link.send(StatsReport(0, server.snapshot()))
             while (message := await self._link.receive()) is not None:
                 self._obey(message, server)
             nursery.cancel_scope.cancel(reason="the parent has closed the link")
@@ -106,10 +106,10 @@ class Siblings:
             _log.warning("workers.parent_gone")
             server.drain_alone()
 
-    def _obey(self, message: FromParent, server: Sibling) -> None:
+    def _obey(self, message: FromParent, server: Governed) -> None:
         match message:
             case Ask():
-                self._link.send(Figures(message.number, server.snapshot()))
+                self._link.send(StatsReport(message.number, server.snapshot()))
             case Accept():
                 server.accept_from(message.queues)
             case OtherWorkers():
@@ -119,8 +119,8 @@ class Siblings:
             case Reload():
                 texts = {name: os.fsdecode(text) for name, text in message.environment.items()}
                 server.reload(lambda: texts)
-            case Relieve():
-                server.relieve()
+            case HandOver():
+                server.hand_over()
 
     def _take(self, answer: Answer) -> None:
         wait = self._waits.get(answer.number)
@@ -130,11 +130,11 @@ class Siblings:
 
     def tell(self, snapshot: Snapshot) -> None:
         """Tell the parent how this worker is now. Does not wait."""
-        self._link.send(Figures(0, snapshot))
+        self._link.send(StatsReport(0, snapshot))
 
     async def leave(self, last: Snapshot) -> None:
         """Tell the parent the `last` figures: what was closed in order is not to count as lost."""
         self._is_leaving = True
-        self._link.send(Figures(0, last))
+        self._link.send(StatsReport(0, last))
         with trio.move_on_after(_FAREWELL_SECONDS):
             await self._link.finish()

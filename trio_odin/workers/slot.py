@@ -23,7 +23,7 @@ _NATS_SECONDS = 5.0
 _DEAF_SECONDS = 10.0
 
 
-class Worker:
+class WorkerSlot:
     """The place of one worker, which one process after the other fills.
 
     In a rolling restart there are two of one number for a while.

@@ -45,17 +45,17 @@ from trio_odin.telemetry.logs import set_log_level
 from trio_odin.workers.link import (
     Answer,
     Ask,
-    Figures,
     FromWorker,
+    HandOver,
     Link,
     Question,
-    Relieve,
     Reload,
+    StatsReport,
     parent_decoder,
 )
 from trio_odin.workers.merge import Past, merge
 from trio_odin.workers.queues import Taker, share_out
-from trio_odin.workers.slot import FIRST_PAUSE_SECONDS, HUNG_SECONDS, Worker
+from trio_odin.workers.slot import FIRST_PAUSE_SECONDS, HUNG_SECONDS, WorkerSlot
 
 _POLL_SECONDS = 1.0
 _ASK_SECONDS = 0.5
@@ -84,16 +84,16 @@ class _Round:
     """One question to all workers. `awaited` are those that have not answered yet."""
 
     number: int = 0
-    awaited: set[Worker] = attrs.field(factory=set)
+    awaited: set[WorkerSlot] = attrs.field(factory=set)
     is_complete: trio.Event = attrs.field(factory=trio.Event)
 
-    def note_answer(self, worker: Worker) -> None:
+    def note_answer(self, worker: WorkerSlot) -> None:
         self.awaited.discard(worker)
         if not self.awaited:
             self.is_complete.set()
 
 
-class Parent:
+class Supervisor:
     """A running server of several processes, as whoever started it sees it.
 
     Made by `serve_with_workers`.
@@ -119,7 +119,7 @@ class Parent:
         self._configured = settings.workers
         self._admin_address = admin_address
         self._environment = environment_of_worker(settings, environment, address, admin_address)
-        self.workers = [Worker(number) for number in range(1, self._configured + 1)]
+        self.workers = [WorkerSlot(number) for number in range(1, self._configured + 1)]
         self._past = Past()
         self._past_restarts = 0
         self._rollings = 0
@@ -204,11 +204,11 @@ class Parent:
                 _log.info("rolling.finished")
             self._rolling_asked = trio.Event()
 
-    async def _replace(self, worker: Worker, processes: trio.Nursery) -> bool:
+    async def _replace(self, worker: WorkerSlot, processes: trio.Nursery) -> bool:
         """Start a successor, and have `worker` leave once that serves. False if it does not."""
         if self._drain_asked.is_set():
             return False
-        successor = Worker(worker.number, has_served=worker.has_served)
+        successor = WorkerSlot(worker.number, has_served=worker.has_served)
         self.workers.append(successor)
         processes.start_soon(self._keep_running, successor, name=_name(successor))
         serves = await self._comes_into_service(successor)
@@ -222,7 +222,7 @@ class Parent:
         await self._retire(worker)
         return True
 
-    async def _comes_into_service(self, worker: Worker) -> bool:
+    async def _comes_into_service(self, worker: WorkerSlot) -> bool:
         """Wait until it serves and has NATS. False if it ends before, or does not get there."""
         with trio.move_on_after(_SUCCESSOR_SECONDS):
             while not (worker.takes_clients and worker.has_nats):
@@ -233,12 +233,12 @@ class Parent:
             return True
         return False
 
-    async def _retire(self, worker: Worker) -> None:
+    async def _retire(self, worker: WorkerSlot) -> None:
         """Have a worker leave the port to the other one of its number, and forget it then."""
         worker.is_leaving.set()
         self._share_out_queues()
         self._tell_what_the_others_hold()  # its clients are about to come to them
-        if not worker.tell(Relieve()):
+        if not worker.tell(HandOver()):
             worker.leave()
         with trio.move_on_after(self._settings.drain_seconds + _DRAIN_EXTRA_SECONDS) as deadline:
             await worker.gone.wait()
@@ -250,7 +250,7 @@ class Parent:
         self._past_restarts += worker.restarts
         _log.info("worker.retired", worker=worker.number)
 
-    async def _keep_running(self, worker: Worker) -> None:
+    async def _keep_running(self, worker: WorkerSlot) -> None:
         """Run one process after the other in this place, until it is to leave.
 
         Raises:
@@ -272,7 +272,7 @@ class Parent:
             worker.restarts += 1
         worker.gone.set()
 
-    async def _pause(self, worker: Worker, seconds: float) -> None:
+    async def _pause(self, worker: WorkerSlot, seconds: float) -> None:
         """Wait so long, until it is to leave, or a moment if no other one takes clients."""
         with trio.move_on_after(FIRST_PAUSE_SECONDS):
             await worker.is_leaving.wait()
@@ -282,13 +282,13 @@ class Parent:
                     break
                 await trio.sleep(_LOOK_SECONDS)
 
-    def _others_take_clients(self, worker: Worker) -> bool:
+    def _others_take_clients(self, worker: WorkerSlot) -> bool:
         return any(other.takes_clients for other in self.workers if other is not worker)
 
-    def _others_have_nats(self, worker: Worker) -> bool:
+    def _others_have_nats(self, worker: WorkerSlot) -> bool:
         return any(other.has_nats for other in self.workers if other is not worker)
 
-    async def _run_once(self, worker: Worker) -> int | None:
+    async def _run_once(self, worker: WorkerSlot) -> int | None:
         """Run one process to its end. Returns its exit code, None if it could not be started."""
         exit_code: int | None = None
         try:
@@ -303,7 +303,7 @@ class Parent:
                 self._past = self._past.with_ended(last)
         return exit_code
 
-    async def _run_process(self, worker: Worker) -> int | None:
+    async def _run_process(self, worker: WorkerSlot) -> int | None:
         near, far = socket.socketpair()
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(near))
         link = Link(stream, parent_decoder())
@@ -324,7 +324,7 @@ class Parent:
         return process.returncode
 
     async def _start_process(
-        self, worker: Worker, far_file_number: int, nursery: trio.Nursery
+        self, worker: WorkerSlot, far_file_number: int, nursery: trio.Nursery
     ) -> trio.Process:
         inherited = [
             (number, sock.fileno()) for number, sockets in self._queues.items() for sock in sockets
@@ -348,12 +348,12 @@ class Parent:
         return process
 
     async def _converse(
-        self, worker: Worker, link: Link[FromWorker], nursery: trio.Nursery
+        self, worker: WorkerSlot, link: Link[FromWorker], nursery: trio.Nursery
     ) -> None:
         """Take in what the worker says until it closes the link, which the kernel does for it."""
         while (message := await link.receive()) is not None:
             match message:
-                case Figures():
+                case StatsReport():
                     is_new = worker.last is None
                     worker.note(message.snapshot)
                     if is_new:
@@ -486,7 +486,7 @@ class Parent:
             trouble=next(filter(None, (self._trouble(place) for place in places)), None),
         )
 
-    def _trouble(self, place: Sequence[Worker]) -> str | None:
+    def _trouble(self, place: Sequence[WorkerSlot]) -> str | None:
         """What keeps the workers of one number from taking clients, if that is NATS."""
         lasts = [worker.last for worker in place if worker.last is not None]
         if any(last.is_open for last in lasts):
@@ -494,7 +494,7 @@ class Parent:
         return next((last.nats.trouble.sentence for last in lasts if last.nats.trouble), None)
 
 
-def _name(worker: Worker) -> str:
+def _name(worker: WorkerSlot) -> str:
     return f"worker {worker.number}"
 
 
@@ -539,7 +539,7 @@ async def serve_with_workers(
     settings: Settings,
     environment: Mapping[str, str],
     *,
-    task_status: trio.TaskStatus[Parent] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[Supervisor] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve with `settings.workers` processes until drained or cancelled.
 
@@ -562,7 +562,7 @@ async def serve_with_workers(
             queues[number] = await bind_shared(address)
             for sock in queues[number]:
                 stack.callback(sock.close)
-        parent = Parent(settings, environment, address, admin, queues)
+        parent = Supervisor(settings, environment, address, admin, queues)
         _log.info(
             "workers.starting",
             address=str(address),

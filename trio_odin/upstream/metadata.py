@@ -14,7 +14,7 @@ _TOKENS_WITH_DOMAIN = 11
 _DOMAIN_TOKENS = 2
 
 
-class Place(NamedTuple):
+class MessageMetadata(NamedTuple):
     """Where a message is.
 
     Attributes:
@@ -30,7 +30,7 @@ class Place(NamedTuple):
     pending: int
 
 
-def place_of(reply: str) -> Place | None:
+def metadata_of(reply: str) -> MessageMetadata | None:
     """Read the reply subject of a message that a consumer delivered; None if it is none.
 
     The forms are those of NATS' ADR-15.
@@ -45,7 +45,7 @@ def place_of(reply: str) -> Place | None:
     numbers = tokens[5:9]
     if not all(number.isascii() and number.isdecimal() for number in numbers):
         return None
-    return Place(*map(int, numbers))
+    return MessageMetadata(*map(int, numbers))
 
 
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_odin.upstream.place import Place, place_of, unix_ns_of
+from trio_odin.upstream.metadata import MessageMetadata, metadata_of, unix_ns_of
 
 SHORT = "$JS.ACK.ODIN_TOKENS.cons.1.27.13.1759027038365000001.4"
 LONG = "$JS.ACK.hub.ACCOUNT.ODIN_TOKENS.cons.1.27.13.1759027038365000001.4.x7Yz"
@@ -12,20 +12,20 @@ LONG = "$JS.ACK.hub.ACCOUNT.ODIN_TOKENS.cons.1.27.13.1759027038365000001.4.x7Yz"
 
 @pytest.mark.parametrize("reply", [SHORT, LONG, LONG.rpartition(".")[0], f"{LONG}.more"])
 def test_both_forms_of_a_reply_subject_say_where_a_message_is(reply: str) -> None:
-    assert place_of(reply) == Place(27, 13, unix_ns=1759027038365000001, pending=4)
+    assert metadata_of(reply) == MessageMetadata(27, 13, unix_ns=1759027038365000001, pending=4)
 
 
 @pytest.mark.parametrize(
     "reply", ["", "_INBOX.x", SHORT.replace("27", "x"), SHORT.replace("27", "²"), SHORT + ".1"]
 )
 def test_any_other_subject_is_no_place(reply: str) -> None:
-    assert place_of(reply) is None
+    assert metadata_of(reply) is None
 
 
 @given(st.text())
 def test_no_text_raises(text: str) -> None:
-    place_of(text)
-    place_of(f"$JS.ACK.{text}.a.b.c.d.e")
+    metadata_of(text)
+    metadata_of(f"$JS.ACK.{text}.a.b.c.d.e")
 
 
 def test_a_time_is_read_to_the_nanosecond() -> None:
