@@ -1,1 +1,1 @@
-"""What goes over the wire: frames, the handshake, commands, replies, names of channels. Pure."""
+"""The wire protocol: frames, the handshake, commands, channel names. Pure."""

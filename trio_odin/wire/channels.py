@@ -1,4 +1,4 @@
-"""Names: NATS subjects, and the channels that clients subscribe to."""
+"""NATS subjects, and the channels that clients subscribe to."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def is_channel(name: str) -> bool:
     return len(name) <= CHANNEL_MAX_CHARS and _is_pair(name)
 
 
-# Clients ask for the same few names over and over.
+# Cached, because clients ask for the same few names again and again.
 @lru_cache(maxsize=8192)
 def _is_pair(name: str) -> bool:
     return _CHANNEL.fullmatch(name) is not None
@@ -30,8 +30,8 @@ def _is_pair(name: str) -> bool:
 def channel_of_subject(subject: str) -> str | None:
     """The channel of a NATS subject: `odin.token.BTC.trade` gives `BTC.trade`.
 
-    Further parts are ignored. None if there are too few parts, or if the third and fourth do not
-    make a well-formed channel: nobody could ever have subscribed to it.
+    Parts after the fourth are ignored. None if there are fewer than four, or if the third and
+    fourth do not make a well-formed channel, to which nobody could have subscribed.
     """
     parts = subject.split(".", _REST)
     if len(parts) < _REST:
@@ -43,7 +43,7 @@ def channel_of_subject(subject: str) -> str | None:
 def covers(pattern: str, subject: str) -> bool:
     """Whether every subject that matches `subject` also matches `pattern` (NATS wildcards).
 
-    Both may have wildcards: `odin.>` covers `odin.token.>`, `odin.*.trade` does not.
+    Both may contain wildcards: `odin.>` covers `odin.token.>`, but `odin.*.trade` does not.
     """
     wide, narrow = pattern.split("."), subject.split(".")
     for position, part in enumerate(wide):

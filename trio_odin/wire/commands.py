@@ -1,4 +1,4 @@
-"""What a client says: text into a command. Any text gives a value, nothing raises."""
+"""Parses what a client sends into a command. Any text gives a value; nothing raises."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ class ErrorCode(Enum):
 class Subscribe:
     """Add `channels`, as the client wrote them.
 
-    `notices`: to tell of gaps, or to stop it; None: as it is. `after`: with what came behind that
-    offset, of that `epoch` if the client knows it.
+    Attributes:
+        notices: whether to send gap notices; None leaves that as it is.
+        after: an offset, to have the events after it as well; None: new events only.
+        epoch: the epoch of that offset, if the client knows it.
     """
 
     channels: list[str]
@@ -50,7 +52,7 @@ class Unsubscribe:
 
 @attrs.frozen
 class Replay:
-    """Send the kept envelopes `first` to `last` again, both inclusive; no `last`: to the end."""
+    """Send the kept messages `first` to `last` again, both inclusive; no `last`: to the newest."""
 
     first: int
     last: int | None = None
@@ -59,7 +61,7 @@ class Replay:
 
 @attrs.frozen
 class Heartbeat:
-    """Answer with the time, and with what is known of NATS if it is `about_nats`."""
+    """Answer with the time and, if it is `about_nats`, with the state of NATS."""
 
     id: CommandId = None
     about_nats: bool = False
@@ -67,12 +69,12 @@ class Heartbeat:
 
 @attrs.frozen
 class Unknown:
-    """A JSON object with a `type` that means nothing here: counted, not answered."""
+    """A JSON object of an unknown `type` and without an `id`: counted, not answered."""
 
 
 @attrs.frozen
 class Malformed:
-    """Not a JSON object of a known form; answered with an error."""
+    """Text that is not a valid command; answered with an error."""
 
     code: ErrorCode
     message: str
@@ -82,7 +84,7 @@ class Malformed:
 Command: TypeAlias = Subscribe | Unsubscribe | Replay | Heartbeat | Unknown | Malformed
 
 
-# The shapes on the wire. msgspec ignores keys it does not know, as the existing clients expect.
+# The forms on the wire. msgspec ignores unknown keys, as the existing clients expect.
 class _Typed(msgspec.Struct):
     type: str
 
@@ -99,7 +101,7 @@ class _Channels(msgspec.Struct):
 
 
 class _ChannelsCommand(_Identified):
-    """Both forms: `{"data":{"channels":[…]}}` and the flat `{"channels":[…]}`."""
+    """Both forms: `{"data":{"channels":[…]}}`, and the flat `{"channels":[…]}`."""
 
     data: _Channels | None = None
     channels: list[str] | None = None
@@ -141,16 +143,16 @@ _NOT_AN_OBJECT = Malformed(ErrorCode.INVALID_JSON, "Not a JSON object")
 _SEVERAL_OBJECTS = Malformed(
     ErrorCode.INVALID_JSON, "More than one JSON object: send each by itself"
 )
-_JSON_IS_MALFORMED = "JSON is malformed: "  # how msgspec begins
-# Of a longer text the id is not looked for where nothing else is read: 5 us.
+_JSON_IS_MALFORMED = "JSON is malformed: "  # how an error of msgspec begins
+# Over the rate limit only the id of a command is read, and of a longer text not even that: 5 us.
 _QUICKLY_READ_CHARS = 4096
 _NAMED_CHARS_MAX = 40
-# 20 us each, and a message has room for thousands.
+# A comparison takes 20 us, and a message has room for thousands of keys.
 _COMPARED_KEYS_MAX = 8
 
 
 def parse_command(text: str) -> Command:
-    """Read one text message from a client."""
+    """Parse one text message from a client."""
     try:
         kind = _typed.decode(text).type
     except msgspec.ValidationError as error:
@@ -181,12 +183,12 @@ def parse_command(text: str) -> Command:
 
 
 def id_in(text: str) -> CommandId:
-    """The id of a command of which nothing else is read; None if that would take its time, too."""
+    """Read the id of a command and nothing else; None if the text is too long even for that."""
     return _id_of(text) if len(text) <= _QUICKLY_READ_CHARS else None
 
 
 def _id_of(text: str) -> CommandId:
-    """The id for an answer where the rest is of no use; none if the id itself is malformed."""
+    """The id for an error reply; None if the id itself cannot be read."""
     try:
         return _identified.decode(text).id
     except (msgspec.DecodeError, RecursionError, UnicodeError):
@@ -194,7 +196,7 @@ def _id_of(text: str) -> CommandId:
 
 
 def _no_json(text: str, reason: str) -> Malformed:
-    """What is wrong with a text that is no JSON, if it begins as if it was to be an object."""
+    """Explain why a text is not JSON, in detail if it begins like an object."""
     if not text.lstrip().startswith("{") or not reason.startswith(_JSON_IS_MALFORMED):
         return _NOT_AN_OBJECT
     reason = reason.removeprefix(_JSON_IS_MALFORMED)
@@ -204,7 +206,7 @@ def _no_json(text: str, reason: str) -> Malformed:
 
 
 def _unknown(kind: str, command_id: CommandId) -> Unknown | Malformed:
-    """Without an id it is ignored, as ever; with one the client waits for an answer to it."""
+    """Ignore it without an id, as always; with one the client waits for an answer."""
     if command_id is None:
         return Unknown()
     message = f"Unknown type {_shown(kind)}"
@@ -216,7 +218,7 @@ def _unknown(kind: str, command_id: CommandId) -> Unknown | Malformed:
 
 
 def _mistake(kind: str, text: str) -> str | None:
-    """What is wrong with a command, in the form that the client wrote; None for msgspec's words."""
+    """Explain a mistake in the form that the client wrote; None if msgspec's text has to do."""
     try:
         content = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeError):
@@ -244,7 +246,7 @@ def _mistaken_channels(kind: str, given: dict[str, Any], where: str) -> str | No
 
 
 def _misspelt(given: dict[str, Any], where: str, keys: Collection[str]) -> str | None:
-    """A sentence about a key that is none, but nearly one of `keys`."""
+    """A sentence about an unknown key that is close to one of `keys`; None if there is none."""
     unknown = (key for key in given if key not in _OTHER_KEYS)
     for key in islice(unknown, _COMPARED_KEYS_MAX):
         nearest = _nearest(key, keys)
@@ -254,14 +256,14 @@ def _misspelt(given: dict[str, Any], where: str, keys: Collection[str]) -> str |
 
 
 def _nearest(word: str, known: Collection[str]) -> str | None:
-    """The one of `known` that `word` is most like, if it is like any."""
+    """The one of `known` that is most like `word`; None if none is close."""
     if len(word) > _NAMED_CHARS_MAX:
         return None
     return next(iter(get_close_matches(word.lower(), known, n=1, cutoff=0.7)), None)
 
 
 def _shown(word: str) -> str:
-    """A word of a client's as it may see it again."""
+    """A word from a client, shortened and escaped, as an error reply may repeat it."""
     return ascii(word[:_NAMED_CHARS_MAX])
 
 
@@ -276,7 +278,7 @@ def _channels_of(text: str) -> tuple[_Channels, CommandId]:
 
 
 def _heartbeat_of(text: str) -> Heartbeat:
-    """Whatever else is in it, a heartbeat is one: clients send all sorts of data with theirs."""
+    """Read a heartbeat, whatever else is in it: clients send all sorts of data with theirs."""
     try:
         command = _heartbeat_command.decode(text)
     except (msgspec.DecodeError, RecursionError):

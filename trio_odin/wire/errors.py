@@ -1,10 +1,10 @@
-"""What is in a group of errors."""
+"""Looks into groups of errors."""
 
 from __future__ import annotations
 
 
 def first_error(error: BaseException) -> BaseException:
-    """The error itself, or the first one in a group, however deep the groups are."""
+    """The error itself or, of a group, its first error, however deeply groups are nested."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -16,7 +16,7 @@ _CLOSE_REASON_MAX_BYTES = 123
 
 
 class Opcode(IntEnum):
-    """RFC 6455, 5.2: the opcodes that this server sends, or looks for, on its own."""
+    """The opcodes that this server itself sends or looks for (RFC 6455, 5.2)."""
 
     TEXT = 0x1
     CLOSE = 0x8
@@ -34,25 +34,26 @@ def frame_head(opcode: Opcode, length: int) -> bytes:
 
 
 def text_frame(payload: bytes) -> bytes:
-    """A whole text message. `payload` has to be UTF-8."""
+    """A whole text message in one frame. `payload` must be UTF-8."""
     return frame_head(Opcode.TEXT, len(payload)) + payload
 
 
 def close_frame(code: int, reason: str) -> bytes:
-    """A close frame; a long `reason` is cut at a character boundary."""
+    """A close frame. A `reason` that is too long is cut at a character boundary."""
     text = reason.encode()[:_CLOSE_REASON_MAX_BYTES].decode(errors="ignore").encode()
     return frame_head(Opcode.CLOSE, 2 + len(text)) + struct.pack("!H", code) + text
 
 
 def missing_after(data: bytes, missing: int) -> int:
-    """How much of a frame from a client is missing behind `data`, 0 if that ends with a frame.
+    """How many bytes of a client's frame are missing after `data`; 0 if it ends with a frame.
 
     Args:
-        data: what was received, not empty.
-        missing: what this gave for the bytes before, 0 at the beginning.
+        data: the bytes received, not empty.
+        missing: the result for the bytes before, 0 at the beginning.
 
     Returns:
-        -1 if that cannot be said, from then on for good: the head of a frame was cut in two.
+        The number of bytes; -1 from the moment the head of a frame was cut in two, as the ends of
+        frames are not known from then on.
     """
     if missing < 0:
         return -1
@@ -67,7 +68,7 @@ def missing_after(data: bytes, missing: int) -> int:
 
 
 def _client_frame_length(head: bytes) -> int | None:
-    """The length of a masked frame, from its first bytes; None if they are too few to tell."""
+    """The length of a masked frame, from its first bytes; None if these are too few."""
     if len(head) < 2:
         return None
     announced = head[1] & 0x7F
@@ -79,6 +80,6 @@ def _client_frame_length(head: bytes) -> int | None:
 
 
 PING = frame_head(Opcode.PING, 0)
-# What a client sends upon `PING`: masked, with the payload of the ping, which is none.
+# How a client answers `PING`: masked, with the same empty payload.
 PONG_HEAD = bytes((FIN | Opcode.PONG, 0x80))
 PONG_BYTES = len(PONG_HEAD) + _MASK_BYTES

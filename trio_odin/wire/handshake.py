@@ -1,7 +1,7 @@
 """The server's side of the opening handshake (RFC 6455, section 4.2): a request head in, bytes out.
 
-Pure, and read in one pass: ten thousand clients may come back within seconds of each other, and a
-general HTTP parser was a third of what each of them cost.
+Pure. The head is parsed in one pass: ten thousand clients may reconnect within seconds of each
+other, and a general HTTP parser was a third of the cost of each.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from binascii import Error as NotBase64
 from hashlib import sha1
 from typing import Final, NamedTuple
 
-# RFC 9110, 7.2: a name, an IPv4 address or an IPv6 address in brackets, perhaps with a port.
+# RFC 9110, 7.2: a name, an IPv4 address or an IPv6 address in brackets, and an optional port.
 _HOST_PATTERN = rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?"
 _HOST = re.compile(_HOST_PATTERN)
-# RFC 9112, 3.2: a path, or, as sent to a proxy, a whole URL. Anything else is no way to /ws.
+# RFC 9112, 3.2: a path or, as sent to a proxy, a whole URL. Nothing else leads to /ws.
 _WEBSOCKET_REQUEST = re.compile(
     rb"GET (?:(?i:https?|wss?)://(?!/)(?P<host>" + _HOST_PATTERN + rb"))?"
     rb"/ws(?:\?(?P<query>[!-~]*))? HTTP/1\.1\r\n"
@@ -24,22 +24,22 @@ _WEBSOCKET_REQUEST = re.compile(
 _UPGRADE_HEADER = re.compile(
     rb"\r\nupgrade:(?:[^\r\n]*,)?[ \t]*+websocket[ \t]*+(?:,[^\r\n]*+)?\r\n", re.IGNORECASE
 )
-# RFC 9110, 5.1 and 5.5: a token, a colon, and text without control characters. There is one way
-# only to match a line, so that no malformed one keeps the matcher busy.
+# RFC 9110, 5.1 and 5.5: a token, a colon, and text without control characters. A line can
+# be matched in one way only, so a malformed one cannot keep the matcher busy.
 _HEADER = rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):([\t\x20-\x7e\x80-\xff]*+)\r\n"
 _HEADERS = re.compile(rb"(?:" + _HEADER + rb")*+\r\n")
 _EACH_HEADER = re.compile(_HEADER)
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _KEY_BYTES: Final = 16
 _VERSION: Final = b"13"
-# Selected if a client offers it: one that has to offer its token as another needs that.
+# Selected if a client offers it. One that offers its token as another subprotocol needs this.
 SUBPROTOCOL: Final = b"trio-odin"
 
 
 class Refusal(NamedTuple):
-    """Why there is no WebSocket: an HTTP status, and a sentence for the one who reads it.
+    """Why a request is not upgraded: an HTTP status, and a sentence for the person who reads it.
 
-    `label` is that of the metric.
+    `label` is the label of the metric.
     """
 
     status: int
@@ -49,10 +49,11 @@ class Refusal(NamedTuple):
 
 
 class Upgrade(NamedTuple):
-    """A request for a WebSocket, well-formed.
+    """A well-formed request for a WebSocket.
 
-    `headers` are by their names in lower case, those that were repeated joined by commas; `query`
-    is what was behind the question mark, as it came.
+    Attributes:
+        headers: by name in lower case; the values of a repeated header are joined by commas.
+        query: everything after the question mark, not decoded.
     """
 
     headers: dict[bytes, bytes]
@@ -60,12 +61,12 @@ class Upgrade(NamedTuple):
 
     @property
     def subprotocols(self) -> list[bytes]:
-        """Those that the client offers."""
+        """The subprotocols that the client offers."""
         offered = self.headers.get(b"sec-websocket-protocol", b"")
         return [name.strip() for name in offered.split(b",")]
 
     def response(self) -> bytes:
-        """What completes the handshake. No extension is accepted, and one subprotocol at most."""
+        """The response that completes the handshake: no extension, one subprotocol at most."""
         key = self.headers[b"sec-websocket-key"]
         accept = b64encode(sha1(key + _GUID, usedforsecurity=False).digest())
         is_offered = SUBPROTOCOL in self.subprotocols
@@ -77,15 +78,15 @@ class Upgrade(NamedTuple):
 
 
 def is_websocket_request(head: bytes) -> bool:
-    """Whether `head` asks for a WebSocket at /ws, well or badly."""
+    """Whether `head` asks for a WebSocket at /ws, valid or not."""
     return bool(_WEBSOCKET_REQUEST.match(head) and _UPGRADE_HEADER.search(head))
 
 
 def parse(head: bytes) -> Upgrade | Refusal:
-    """What a client asks for, or why there is no WebSocket for it.
+    """Parse the head of a request; returns the upgrade, or why there is none.
 
     Args:
-        head: for which `is_websocket_request` holds; everything up to and including the empty line.
+        head: a head for which `is_websocket_request` holds, up to and including the empty line.
     """
     request = _WEBSOCKET_REQUEST.match(head)
     if request is None:
@@ -107,14 +108,14 @@ def parse(head: bytes) -> Upgrade | Refusal:
 
 
 def _problem(headers: dict[bytes, bytes], target_host: bytes | None) -> Refusal | None:
-    """What keeps the request from being an upgrade; `target_host` is that of a whole URL."""
+    """Why the request is not an upgrade. `target_host`: the host, if the target is a whole URL."""
     host = headers.get(b"host")
     if host is None or _HOST.fullmatch(host) is None:
         return Refusal(400, "The request needs one Host header with a host")
     if target_host is not None and target_host.lower() != host.lower():
         return Refusal(400, "The target of the request names another host than Host")
-    # A proxy that waits for a body would take the client's first frames for it, and what is a
-    # message to us would be the next request to the proxy: request smuggling.
+    # A proxy that waits for a body would take the client's first frames for it, and a message to
+    # this server would be the next request to the proxy: request smuggling.
     if headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers:
         return Refusal(400, "A request for a WebSocket has no body")
     connection = headers.get(b"connection", b"").lower().split(b",")
