@@ -1,9 +1,9 @@
-"""The books: what became of each publication, each delivery, each connection and each command.
+"""The counters: what became of each publication, each delivery, each connection and each command.
 
-Plain integers, so that the hot path pays for an addition and telemetry reads them when it is asked.
-Two balances hold at any moment between two fan-outs:
+They are plain integers: the hot path pays for an addition, and telemetry reads them when it is
+asked. Two balances hold at any moment between two fan-outs:
 
-    received  = fanned_out + unmatched + recalled + Σ invalid + Σ shed + (waiting in the feed)
+    received  = fanned_out + unmatched + backfilled + Σ invalid + Σ shed + (in the inbound queue)
     matched   = written + queued + conflated + Σ dropped
 """
 
@@ -28,9 +28,11 @@ def _counter() -> Counter[str]:
 class Publications:
     """The way in: messages from NATS until they are fanned out.
 
-    `repeated` are those that NATS sent a second time; they are not `received` again. `recalled` are
-    those from before the start, kept for clients that come back. `gaps` are the losses that were
-    told of, `missed` the messages in them as far as they can be counted.
+    Attributes:
+        repeated: messages that NATS sent a second time; they are not `received` again.
+        backfilled: messages from before the start, kept for clients that resume.
+        gaps: losses that were reported.
+        missed: events in these losses, as far as they can be counted.
     """
 
     received: int = 0
@@ -44,9 +46,9 @@ class Publications:
     missed: int = 0
 
     def outcomes(self, waiting: int) -> dict[str, int]:
-        """What became of the received ones, with `waiting` of them in the feed; their sum is all.
+        """What became of the received messages, of which `waiting` are in the inbound queue.
 
-        docs/metrics.md makes its balance of this.
+        The values add up to `received`. docs/metrics.md takes its balance from here.
         """
         return {
             "fanned_out": self.fanned_out,
@@ -58,7 +60,7 @@ class Publications:
         }
 
     def imbalance(self, waiting: int) -> int:
-        """Messages unaccounted for, with `waiting` of them in the feed. Always 0."""
+        """Messages unaccounted for, with `waiting` in the inbound queue. Always 0."""
         return self.received - sum(self.outcomes(waiting).values())
 
 
@@ -66,8 +68,8 @@ class Publications:
 class Deliveries:
     """The way out: a delivery is one publication for one connection.
 
-    An event of a resume or a replay is a delivery as well, once it is written or may wait.
-    `conflated` are those that gave way to a newer one of the same channel.
+    An event of a resume or a replay is a delivery too, once it is written or may wait.
+    `conflated`: gave way to a newer event of the same channel.
     """
 
     matched: int = 0
@@ -77,7 +79,7 @@ class Deliveries:
     dropped: Counter[Dropped] = attrs.field(factory=Counter)
 
     def outcomes(self) -> dict[str, int]:
-        """What became of the matched ones; their sum is all. docs/metrics.md makes use of this."""
+        """What became of the matched ones, adding up to `matched`; docs/metrics.md uses it too."""
         return {
             "written": self.written,
             "queued": self.queued,
@@ -92,10 +94,11 @@ class Deliveries:
 
 @attrs.define
 class Traffic:
-    """Connections and what clients sent.
+    """Connections, and what clients sent.
 
-    `accepts_paced`: how often accepting paused, as more came than there was time for.
-    `reloads`: of the settings, by how they went.
+    Attributes:
+        accepts_paced: how often accepting paused because there was no time for more clients.
+        reloads: reloads of the settings, by result.
     """
 
     accepted: int = 0
@@ -118,10 +121,12 @@ class Traffic:
 
 @attrs.define
 class Ledger:
-    """All the books of one server.
+    """All counters of one server.
 
-    `fan_out`: from the arrival of a message to the last write of its fan-out, joined or queued ones
-    included as far as they are handed over. `lag`: how late the scheduler runs what is due.
+    Attributes:
+        fan_out: from the arrival of a message to the last write of its fan-out. Joined writes are
+            included, and queued ones until they are in the outbox.
+        lag: how late the scheduler runs what is due.
     """
 
     publications: Publications = attrs.field(factory=Publications)
@@ -131,26 +136,26 @@ class Ledger:
     lag: Durations = attrs.field(factory=Durations)
 
     def imbalance(self, waiting: int) -> int:
-        """All that is unaccounted for, with `waiting` messages in the feed. Always 0."""
+        """All that is unaccounted for, with `waiting` messages in the inbound queue. Always 0."""
         return abs(self.deliveries.imbalance()) + abs(self.publications.imbalance(waiting))
 
 
 def total(ledgers: Iterable[Ledger]) -> Ledger:
-    """The books of several servers as one: new books, every entry the sum of theirs."""
+    """Add up the ledgers of several servers, counter by counter, in a new one."""
     sums = Ledger()
     for ledger in ledgers:
-        for book in attrs.fields(Ledger):
-            into, of = getattr(sums, book.name), getattr(ledger, book.name)
-            for entry in attrs.fields(type(into)):
-                _add(into, entry.name, getattr(of, entry.name))
+        for part in attrs.fields(Ledger):
+            into, of = getattr(sums, part.name), getattr(ledger, part.name)
+            for counter in attrs.fields(type(into)):
+                _add(into, counter.name, getattr(of, counter.name))
     return sums
 
 
-def _add(sums: Any, entry: str, value: Any) -> None:
-    present = getattr(sums, entry)
+def _add(sums: Any, counter: str, value: Any) -> None:
+    present = getattr(sums, counter)
     if isinstance(value, Counter):
         present.update(value)
     elif isinstance(value, list):
         present[:] = map(operator.add, present, value)
     else:
-        setattr(sums, entry, present + value)
+        setattr(sums, counter, present + value)

@@ -1,4 +1,4 @@
-"""A histogram of durations, as Prometheus wants it: cheap to fill, read when it is asked."""
+"""A histogram of durations, as Prometheus expects it: cheap to fill, summed up when read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import attrs
 
 @attrs.define
 class Durations:
-    """Counts by upper bound. `counts` has one place more than `BOUNDS`: for what is longer."""
+    """Counts by upper bound. `counts` has one entry more than `BOUNDS`, for longer durations."""
 
     BOUNDS: ClassVar = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
@@ -25,6 +25,6 @@ class Durations:
         self.total_seconds += seconds
 
     def cumulative(self) -> Iterator[tuple[str, int]]:
-        """How many were at most as long as each bound, the last one `+Inf`: all of them."""
+        """For each bound, how many were at most as long; the last bound is `+Inf`."""
         bounds = [*map(str, self.BOUNDS), "+Inf"]
         return zip(bounds, accumulate(self.counts), strict=True)

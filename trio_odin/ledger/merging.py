@@ -1,11 +1,11 @@
-"""How figures of several workers become that of their server: the rule of each field.
+"""Merges the values of several workers into those of their server, by the rule of each field.
 
     @attrs.frozen
     class LoadStats:
         cpu_percent: float = merged(MEAN)
         is_lagging: bool = merged(ALL, STAYING)
 
-Pure functions, so that what a scrape shows of a crash can be tested without one.
+Pure functions, so a test can check what a scrape shows after a crash without causing one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RULE: Final = "merged"
 
 
 class Among(Enum):
-    """Whose figures count."""
+    """Which workers count."""
 
     EVERYBODY = "all workers"
     STAYING = "those that do not leave; if all do, all"
@@ -41,7 +41,7 @@ TAKING: Final = Among.TAKING
 
 @attrs.frozen
 class Rule:
-    """`how` makes one figure of several. A counter goes on after a worker has ended."""
+    """`how` makes one value of several. A counter keeps what workers that ended had counted."""
 
     how: How
     among: Among = Among.EVERYBODY
@@ -61,7 +61,7 @@ def _union(values: Sequence[Iterable[Any]]) -> list[Any]:
 
 
 def _seconds(state: Any) -> float:
-    """For how long a state has lasted: it is that number, or has it."""
+    """How long a state has lasted: the state is that number, or has it as `seconds`."""
     return float(getattr(state, "seconds", state))
 
 
@@ -83,28 +83,28 @@ MAX: Final = Rule(max)
 MEAN: Final = Rule(statistics.fmean)
 ALL: Final = Rule(all)
 ANY: Final = Rule(any)
-# For the whole server, or the same for all.
+# One value for the whole server, or the same in all workers.
 SAME: Final = Rule(_same)
 CONCATENATED: Final = Rule(_concatenated)
 UNION: Final = Rule(_union)
-# A state of one lasts as long as that of the one that has been in it longest; None: nobody is.
+# A state in which one worker is enough: that of the one in it longest; None: no worker is in it.
 LONGEST: Final = Rule(_longest)
-# A state of all began with the last one; None: not all are in it.
+# A state in which all have to be: it began with the last one; None: one is not in it.
 SHORTEST_OF_ALL: Final = Rule(_shortest_of_all)
-# The greatest age; that of something that never came is None, and beyond all others.
+# The greatest age. None is the age of something that never came, and greater than all others.
 LONGEST_OR_NEVER: Final = Rule(_longest_or_never)
 COUNTER: Final = Rule(sum, is_counter=True)
-# Of ledgers.
+# For ledgers.
 TOTAL: Final = Rule(total, is_counter=True)
 
 
 def merged(rule: Rule, among: Among = Among.EVERYBODY) -> Any:
-    """A field that is merged by `rule`."""
+    """A field that is merged by `rule`, over the workers `among`."""
     return attrs.field(metadata={_RULE: attrs.evolve(rule, among=among)})
 
 
 def counters_of(stats: Any, path: str = "") -> dict[str, Any]:
-    """All counters in `stats` and in its parts, by where they are."""
+    """All counters in `stats` and its parts, by their paths such as `nats.reconnects`."""
     found: dict[str, Any] = {}
     for field in attrs.fields(type(stats)):
         value, rule = getattr(stats, field.name), field.metadata.get(_RULE)
@@ -116,7 +116,13 @@ def counters_of(stats: Any, path: str = "") -> dict[str, Any]:
 
 
 def merge_stats(groups: Mapping[Among, Sequence[T]], past: Mapping[str, Any], path: str = "") -> T:
-    """One of several; none of the `groups` is empty. To counters comes what is in the `past`."""
+    """Merge several into one.
+
+    Args:
+        groups: the stats of the workers in each group; none is empty.
+        past: what workers that have ended had counted, by path; added to the counters.
+        path: the place of these stats in the whole, with a dot at the end; empty for the whole.
+    """
     first = groups[Among.EVERYBODY][0]
     values: dict[str, Any] = {}
     for field in attrs.fields(type(first)):  # type: ignore[arg-type]

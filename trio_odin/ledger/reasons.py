@@ -1,6 +1,6 @@
-"""Every reason that is counted: why not let in, why closed, why an event or a message was lost.
+"""Every reason that is counted: for a rejection, for a close, for a lost event or message.
 
-One enum for each question; a member is the wire's code, the metric's label and the log's field.
+One enum per question; a member has the code on the wire, the metric's label and the log's field.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from enum import Enum
 
 
 class Rejection(Enum):
-    """Why a connection is refused: metric label, text of the answer, its status and Retry-After."""
+    """Why a connection is rejected: metric label; text, status and Retry-After of the answer."""
 
     SHUTTING_DOWN = ("shutting_down", "Server is shutting down", 503, 5)
     AT_CAPACITY = ("at_capacity", "Server at capacity", 503, 5)
@@ -27,11 +27,11 @@ class Rejection(Enum):
 
 
 class CloseReason(Enum):
-    """Each reason has a `label` (metric, log), and a code and text if the server closes for it.
+    """Why a connection ended: a `label` (metric, log), and a code and text if the server closes it.
 
-    `code` None: the peer has gone, or trio-websocket has told it already, or the process that held
-    the connection is no more. Codes below 4000 are those of RFC 6455, 7.4.1; of ours, 4000 to 4499
-    mean "come back", and 4500 to 4999 "do not".
+    `code` is None if the peer has gone, if the WebSocket layer chooses the code, or if the process
+    that held the connection has ended. Codes below 4000 are those of RFC 6455, 7.4.1. Of the
+    server's own, 4000 to 4499 mean "come back", and 4500 to 4999 "do not".
     """
 
     PEER_CLOSED = ("peer_closed", None, "")
@@ -55,14 +55,14 @@ class CloseReason(Enum):
 
 
 class GapReason(Enum):
-    """How events got lost before the fan-out."""
+    """Why events were lost before the fan-out."""
 
-    START = "start"  # they were published before the server reached NATS for the first time
-    WINDOW = "window"  # the stream's limits had dropped them before we could take them
-    STREAM = "stream"  # the stream is another one now
-    CORE = "core"  # the connection was away, and core NATS keeps nothing
-    UNREADABLE = "unreadable"  # the connection ended twice at one of them, which was stepped over
-    SHED = "shed"  # they came, and the server gave them up; see `Shed`
+    START = "start"  # published before the server reached NATS for the first time
+    WINDOW = "window"  # the stream's limits had dropped them before the bridge could take them
+    STREAM = "stream"  # the stream was made anew or emptied
+    CORE = "core"  # NATS was away, and core NATS keeps nothing
+    UNREADABLE = "unreadable"  # two connections in a row ended at an event, which was skipped
+    SHED = "shed"  # they arrived, and the server shed them; see `Shed`
 
 
 class Invalid(Enum):
@@ -73,7 +73,7 @@ class Invalid(Enum):
 
 
 class Shed(Enum):
-    """Why a NATS message was given up before the fan-out."""
+    """Why a NATS message was shed before the fan-out."""
 
     FEED_FULL = "feed_full"
     PAUSED = "paused"
@@ -83,7 +83,7 @@ class Shed(Enum):
 
 
 class Dropped(Enum):
-    """Why an envelope addressed to a connection was not written."""
+    """Why a message to a connection was not written."""
 
     OUTBOX_FULL = "outbox_full"
     OUTBOX_BYTES = "outbox_bytes"

@@ -1,8 +1,8 @@
 """The state of a server at one moment, as metrics and health need it.
 
-Each part is filled by the object whose state it is (`Hub.stats()`, …). Beside each field stands the
-rule by which the figures of several workers become that of their server; `workers/merge.py`
-applies them.
+Each part is filled by the object whose state it is (`Hub.stats()`, …). Beside each field is the
+rule that merges the values of several workers into that of their server; `workers/merge.py`
+applies the rules.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from trio_odin.ledger.merging import (
 
 @attrs.frozen(order=True)
 class Build:
-    """What code runs; `revision` is empty if nobody said which."""
+    """The code that runs; `revision` is empty if it was not given."""
 
     version: str
     python: str
@@ -44,24 +44,25 @@ class Build:
 
     @classmethod
     def here(cls, revision: str) -> Build:
-        """That of this process."""
+        """The build of this process."""
         return cls(__version__, platform.python_version(), revision)
 
 
 @attrs.frozen
 class Workers:
-    """The processes of a server; a server without workers is one that serves alone.
+    """The processes of a server; without workers, the one process that serves alone.
 
     Attributes:
         configured: how many there should be.
-        alive: how many take clients and answer.
-        restarts: how often one was started again.
-        connections: how many each holds, in the order of their numbers.
-        missing_seconds: for how long the one that is missing longest has been; 0: all are there.
-        rollings: how often one was replaced by a successor in order.
-        trouble: why one does not take clients, in NATS' own sentence; None: not for that.
-        is_whole: whether the figures beside it are those of all; else those of one that answers,
-            as the parent does not.
+        alive: how many accept clients and answer.
+        restarts: how often a worker was started again.
+        connections: how many each worker holds, in the order of their numbers.
+        missing_seconds: how long the worker that is missing longest has been; 0: none is missing.
+        rollings: how often a worker was replaced by a successor as planned.
+        trouble: why a worker does not accept clients, in NATS' own sentence; None: not because of
+            NATS.
+        is_whole: whether the rest of the snapshot is that of all workers. If not, the parent does
+            not answer, and it is that of one worker which does.
     """
 
     configured: int
@@ -75,7 +76,7 @@ class Workers:
 
     @classmethod
     def alone(cls, connections: int) -> Workers:
-        """The one process of a server without workers."""
+        """The one process of a server without workers, with so many `connections`."""
         return cls(configured=1, alive=1, restarts=0, connections=[connections])
 
 
@@ -91,12 +92,12 @@ class Trouble:
 class NatsStats:
     """NATS, as this server knows it.
 
-    A client may be with the worker for which NATS is away, so each claim is that of the worst
-    worker that takes clients: one that leaves to a successor takes none any more, and one that has
-    just been started takes none before it has NATS.
+    A client may be connected to the worker for which NATS is away, so each claim is that of the
+    worst worker that accepts clients. A worker that leaves to a successor no longer accepts any,
+    and one that was just started accepts none before it has NATS.
 
     Attributes:
-        age_seconds: how long ago anything came from NATS; None: nothing ever did.
+        age_seconds: how long ago anything last came from NATS; None: nothing ever did.
     """
 
     is_connected: bool = merged(ALL, TAKING)
@@ -109,14 +110,14 @@ class NatsStats:
 
 @attrs.frozen
 class FanOutStats:
-    """Connections and what waits for them.
+    """Connections, and what waits for them.
 
     Attributes:
-        subscription_counts: of each client that has any.
-        channels: with a subscriber. Most are subscribed to in every worker, and to send their names
-            would cost what clients care to make of it: so it is the number of the worker that has
-            most.
-        feed_waiting: events between the bridge and the hub.
+        subscription_counts: for each client that has any, the number of its subscriptions.
+        channels: channels with a subscriber. Most have one in every worker, and sending all names
+            would cost as much as clients care to make it cost, so this is the number of the worker
+            that has most.
+        inbound_waiting: events in the inbound queue, between the bridge and the hub.
     """
 
     connections: int = merged(SUM)
@@ -134,20 +135,24 @@ class FanOutStats:
 class LoadStats:
     """How hard the server works, and what follows from that.
 
-    Each worker judges the CPU of all by what it uses itself now and the others did a second ago, so
-    the server's is the mean. How busy one loop is, how late, or what it sheds, is that of the
-    worst. It refuses clients if all workers do: else another one still takes them.
+    Each worker estimates the CPU of all from its own use now and that of the others a second ago,
+    so the server's is the mean. How busy a loop is, how late, and what it sheds are those of the
+    worst worker. The server rejects clients if all workers do: otherwise another one still accepts
+    them.
 
     Attributes:
-        loop_busy_percent: CPU of this process, or of the busiest one, of one core.
-        turnover_percent: the part of it that goes into clients that come or go.
+        loop_busy_percent: CPU of this process, or of the busiest worker, as percent of one core.
+        turnover_percent: the part of it that goes into clients that connect or leave.
         lag_seconds: how late the scheduler was at worst, over the last second.
-        is_overloaded: new connections are refused for the CPU; the next two: for the others.
-        refusing_seconds: for how long they have been, for any of the three; None: they are not.
+        is_overloaded: whether new connections are rejected because of the CPU.
+        is_memory_short: whether they are because of the memory.
+        is_lagging: whether they are because of the lag.
+        refusing_seconds: how long they have been, for any of these three; None: they are not.
         paused_percent: the share of publications that is shed.
-        paused_seconds: for how long any has been; None: none is.
-        tasks: of trio.
-        group_memory_bytes: of the control group, where its limit is the one that counts; else 0.
+        paused_seconds: how long any have been shed; None: none are.
+        tasks: the number of trio's tasks.
+        group_memory_bytes: memory of the control group, if its limit is the one that counts; else
+            0.
     """
 
     cpu_percent: float = merged(MEAN)
@@ -166,13 +171,13 @@ class LoadStats:
 
     @property
     def busiest_percent(self) -> float:
-        """The CPU, by whichever limit is nearer."""
+        """The higher of the two CPU values, which is the one nearer to its limit."""
         return max(self.cpu_percent, self.loop_busy_percent)
 
 
 @attrs.frozen
 class ListenerStats:
-    """Those who are not let in yet."""
+    """Pending handshakes, and whether the process is out of file descriptors."""
 
     pending_handshakes: int = merged(SUM)
     is_out_of_files: bool = merged(ALL, STAYING)
@@ -180,11 +185,11 @@ class ListenerStats:
 
 @attrs.frozen
 class ProcessStats:
-    """What the process is and takes.
+    """The process: what it uses, and which code it runs.
 
     Attributes:
-        memory_bytes: resident.
-        builds: of each process; more than one while a new version replaces another.
+        memory_bytes: resident memory.
+        builds: the builds that run; more than one while a new version replaces another.
     """
 
     memory_bytes: int = merged(SUM)
@@ -195,7 +200,7 @@ class ProcessStats:
 
 @attrs.frozen
 class Limits:
-    """The settings that pages show. They are for the whole server, or the same for all workers."""
+    """The settings that pages show. Each is for the whole server, or the same for all workers."""
 
     max_connections: int = merged(SAME)
     max_tasks: int = merged(SAME)
@@ -207,11 +212,12 @@ class Limits:
 
 @attrs.frozen(kw_only=True)
 class Snapshot:
-    """Figures of one server. `ledger` may be live; everything else is a copy.
+    """The state of one server. `ledger` may be live; everything else is a copy.
 
     Attributes:
-        is_draining: it leaves; `draining_seconds`: for how long it has.
-        is_open: it listens, so that clients can come.
+        is_draining: whether it is draining.
+        draining_seconds: how long it has been; None: it is not.
+        is_open: whether it listens, so that clients can connect.
     """
 
     ledger: Ledger = merged(TOTAL)
@@ -229,7 +235,7 @@ class Snapshot:
 
     @property
     def used_memory_bytes(self) -> int:
-        """What counts against the limit."""
+        """The memory that counts against the limit."""
         return self.load.group_memory_bytes or self.process.memory_bytes
 
     @property
