@@ -1,9 +1,9 @@
-"""One WebSocket connection: its tasks, its scope, its end.
+"""One WebSocket connection: its tasks, its cancel scope, its end.
 
     Connection.run            the reader: frames → commands → session → replies
-    └── Outlet.run_writer     outbox → socket; asleep unless the socket would block
+    └── Outbound.run_writer   outbox → socket; asleep unless the socket would block
 
-The nursery's cancel scope is the eviction: `evict` names the reason, stops the outlet and cancels.
+Cancelling the nursery is the eviction: `evict` records the reason, stops the `Outbound`, cancels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from trio_odin.overload.turnover import note_command, note_end
 from trio_odin.settings.settings import Settings
 from trio_odin.wire.frames import close_frame
 
-# How long a peer may take to answer our close frame.
+# How long a peer may take to answer a close frame.
 _CLOSE_HANDSHAKE_SECONDS = 3.0
 # RFC 6455, 7.4.1
 _GONE = 1006
@@ -41,14 +41,14 @@ _numbers = itertools.count(1)
 
 
 class Connection:
-    """A client. Hashable by identity. Its outlet is the subscriber in the registry.
+    """A client. Hashable by identity. Its `outbound` is the subscriber in the registry.
 
     Attributes:
         number: counts up per process, for the log.
-        identity: who it is, for the log.
-        outlet: where envelopes for it go.
-        session: what it may say, and its history.
-        close_reason: set once the end is decided or has come.
+        identity: the client's address and user agent, for the log.
+        outbound: the writer of everything that is sent to the client.
+        session: executes the client's commands.
+        close_reason: None until the end is decided or has come.
     """
 
     __slots__ = (
@@ -76,9 +76,9 @@ class Connection:
         grant: Grant | None = None,
         identity: Identity = UNKNOWN,
     ) -> None:
-        """A connection over `stream`, on which the request for a WebSocket was received.
+        """Wrap `stream`, on which the request for a WebSocket was received.
 
-        `grant` is what its token allows, if it needed one.
+        `grant` is what the client's token allows; None if no token was needed.
         """
         self.number = next(_numbers)
         self.identity = identity
@@ -117,11 +117,11 @@ class Connection:
         self._scope: trio.CancelScope | None = None
 
     async def run(self, upgrade: bytes, wheel: PingWheel[Connection]) -> None:
-        """Serve the client until either side ends it. Nothing it sends raises out of here.
+        """Serve the client until either side ends the connection. Nothing that it sends raises.
 
         Args:
             upgrade: the response that completes the handshake.
-            wheel: pings it.
+            wheel: the ping wheel to join.
 
         Cancellation: the socket is closed at once, without a close frame.
         """
@@ -151,10 +151,10 @@ class Connection:
     async def _read(self, upgrade: bytes) -> None:
         try:
             await self._send(upgrade)
-            if self._hub.is_draining:  # it began while the request came in
+            if self._hub.is_draining:  # the drain began while the request came in
                 self.leave()
             await self._websocket.read()
-        # Caught here and not outside the nursery, whose exception group would be a cycle.
+        # Not caught outside the nursery, whose exception group would be a reference cycle.
         except Exception:  # noqa: BLE001 - a fault in one connection must not end the others
             self.evict(CloseReason.INTERNAL_ERROR)
             _log.exception("connection.failed", connection=self.number)
@@ -167,7 +167,7 @@ class Connection:
         del self.session
 
     async def _take(self, message: str | bytes) -> None:
-        """Execute a command of the client, and send the replies."""
+        """Execute one message of the client, and send the replies."""
         note_command()
         traffic = self._hub.ledger.traffic
         traffic.messages_received += 1
@@ -177,7 +177,7 @@ class Connection:
         await self._hub.wait_settled()
         if self.outbound.is_closing:
             return
-        self.outbound.flush()  # a command may number envelopes: those that wait come first
+        self.outbound.flush()  # a command may number messages: deferred ones come first
         answers = self.session.receive(
             message, now=trio.current_time(), unix_ms=time.time_ns() // 1_000_000
         )
@@ -185,34 +185,34 @@ class Connection:
         if owed := self._hub.notices.owed_to(self.outbound):
             answers.insert(0, owed)
         if answers:
-            with suppress(trio.BrokenResourceError):  # the reader will notice as well
+            with suppress(trio.BrokenResourceError):  # the reader notices as well
                 await self.outbound.answer(answers)
 
     def _may_answer_ping(self) -> bool:
         return self.session.allows_ping(trio.current_time())
 
     async def _send(self, data: bytes) -> None:
-        with suppress(trio.BrokenResourceError):  # the reader will notice as well
+        with suppress(trio.BrokenResourceError):  # the reader notices as well
             if not self.outbound.send_nowait(data):
                 await self.outbound.send_all(data)
 
     def evict(self, reason: CloseReason) -> None:
-        """End the connection now, for `reason`; only the first one counts. Does not wait."""
+        """End the connection now. Only the first `reason` counts. Does not wait."""
         if self.close_reason is None:
             self.close_reason = reason
-            if reason.code is not None:  # else it was not we who wanted it to end
+            if reason.code is not None:  # else the server did not want it to end
                 self._is_evicted = True
                 self._log.evicted(self, reason)
             farewell = b"" if reason.code is None else close_frame(reason.code, reason.text)
             self.outbound.stop(farewell)
         if reason is CloseReason.PEER_GONE:
-            # The reader finds it gone, in a turn that has time for it: ten thousand may be at once.
+            # The reader finds the peer gone, in a turn with time for it: thousands may go at once.
             self._end_within(_CLOSE_HANDSHAKE_SECONDS)
         elif self._scope is not None:
             self._scope.cancel(reason=reason.label)
 
     async def _part(self) -> None:
-        """Stop the outlet; whose frames broke a rule is told so, and given a moment to read it."""
+        """Stop the `Outbound`; after a protocol error, with a close frame and time to read it."""
         code = self._websocket.refused_with
         if self.close_reason is CloseReason.PROTOCOL_ERROR and code is not None:
             self.outbound.stop(close_frame(code, ""))
@@ -221,16 +221,16 @@ class Connection:
             self.outbound.stop()
 
     def announce_close(self, frame: bytes) -> None:
-        """Tell the client when to come back elsewhere. Does not wait.
+        """Send `frame`, which says when to reconnect. Does not wait.
 
-        One that is so slow that there is no room for it learns from the close frame.
+        A client so slow that there is no room for it learns of its end from the close frame.
         """
         self.outbound.send_soon(frame)
 
     def leave(self) -> None:
         """Ask the connection to empty its outbox, close with 1001 and end. Does not wait.
 
-        It is no subscriber any more: what comes from now on is not for it.
+        It is unsubscribed first and receives no further events.
         """
         reason = CloseReason.DRAINING
         if self.close_reason is not None or self._scope is None:
@@ -238,14 +238,14 @@ class Connection:
         self._hub.registry.remove(self.outbound)
         self._end_within(self._settings.drain_seconds)
         frame = self._websocket.start_closing(reason.code or 0, reason.text)
-        if frame is None:  # the peer was faster
+        if frame is None:  # the peer has begun to close already
             return
         self.close_reason = reason
         if not self.outbound.close(frame):
             self._scope.cancel(reason="no room for the close frame")
 
     def close_frame_sent(self) -> None:
-        """Give the peer a moment to answer."""
+        """Give the peer a moment to answer the close frame, which was written."""
         self._end_within(_CLOSE_HANDSHAKE_SECONDS)
 
     def _end_within(self, seconds: float) -> None:
@@ -253,7 +253,7 @@ class Connection:
             self._scope.deadline = min(self._scope.deadline, trio.current_time() + seconds)
 
     def _reason_of_peer(self) -> CloseReason:
-        """How it ended if we did not end it. No closing handshake shows as code 1006."""
+        """Why it ended if the server did not end it. Code 1006: without a closing handshake."""
         if (code := self._websocket.refused_with) is not None:
             is_too_big = code == _TOO_BIG
             return CloseReason.MESSAGE_TOO_BIG if is_too_big else CloseReason.PROTOCOL_ERROR

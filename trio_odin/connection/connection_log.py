@@ -1,6 +1,6 @@
-"""What the log says of single connections: each at debug, and those that lost something at info.
+"""Log lines about single connections: each at debug, and those that lost something at info.
 
-At info there is never a flood of lines: a thousand clients that stop reading at once are one event.
+Lines at info are limited in rate: a thousand clients that stop reading at once are one event.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _log = structlog.get_logger("connection")
 
 
 class Logged(Protocol):
-    """A connection, as its lines tell of it."""
+    """What the log needs of a connection."""
 
     @property
     def number(self) -> int:
@@ -33,24 +33,24 @@ class Logged(Protocol):
 
     @property
     def identity(self) -> Identity:
-        """Who it is."""
+        """The client's address and user agent."""
         ...
 
     @property
     def session(self) -> Session[Any]:
-        """Knows whose token it came with."""
+        """Has the grant, which names the subject of the token."""
         ...
 
     @property
     def outbound(self) -> Outbound:
-        """How it stands."""
+        """Reports its counts, its state and its last events."""
         ...
 
 
 class ConnectionLog:
-    """Says who comes and goes, and why and how connections were closed by force.
+    """Logs who connects and leaves, and why connections were closed forcibly and in which state.
 
-    What is left out at info is counted, and said later.
+    Lines that are left out at info are counted; a later line has their number.
     """
 
     def __init__(self) -> None:
@@ -60,18 +60,18 @@ class ConnectionLog:
         self._not_logged = 0
 
     def opened(self, connection: Logged) -> None:
-        """`connection` has been let in."""
+        """Log that `connection` was accepted."""
         if _is_debug():
             _log.debug("connection.opened", **_who(connection))
 
     def evicted(self, connection: Logged, reason: CloseReason) -> None:
-        """`connection` is about to be closed by force; its outlet is as it was."""
+        """Log that `connection` is about to be closed forcibly; `outbound` is still as it was."""
         if self._may_write():
             facts = _who(connection) | connection.outbound.report() | self._left_out()
             _log.info("connection.evicted", reason=reason.label, **facts)
 
     def closed(self, connection: Logged, reason: CloseReason, *, is_told: bool) -> None:
-        """`connection` has ended; `is_told`: there was a line already that says what it lost."""
+        """Log that `connection` has ended. `is_told`: an earlier line reports what it lost."""
         has_lost = connection.outbound.dropped > 0 and not is_told
         if has_lost and self._may_write():
             facts = _who(connection) | connection.outbound.counts() | self._left_out()
@@ -81,7 +81,7 @@ class ConnectionLog:
             _log.debug("connection.closed", reason=reason.label, **facts)
 
     def write_rest(self) -> None:
-        """Say how many were left out, if no later line has."""
+        """Log how many lines were left out, if no later line has."""
         if self._not_logged:
             _log.info("connection.evicted", **self._left_out())
 
@@ -108,5 +108,9 @@ def _who(connection: Logged) -> dict[str, Any]:
 
 
 def _is_debug() -> bool:
-    """Cheaper than a line that is dropped: thousands may come and go within a second."""
+    """Whether lines at debug are written.
+
+    To ask is cheaper than to make a line that is dropped, and thousands of clients may come and go
+    within a second.
+    """
     return logging.getLogger().isEnabledFor(logging.DEBUG)

@@ -1,4 +1,4 @@
-"""Pings for every connection from one task, by a timing wheel."""
+"""Pings every connection from one task, with a timing wheel."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import trio
 
 from trio_odin.ledger.reasons import CloseReason
 
-# Many small steps: the pongs of one are read in one go, and may not hold up a fan-out for long.
+# Many small spokes: the pongs of one are read together, and must not delay a fan-out for long.
 _SPOKES_PER_SECOND = 4.0
-# At an interval of hours that many are small enough.
+# At an interval of hours this many spokes are small enough.
 _SPOKES_MAX = 2_000
 
 
@@ -28,26 +28,26 @@ class Pinged(Hashable, Protocol):
 
     @property
     def outbound(self) -> _Outbound:
-        """Sends the ping and knows when anything was heard last."""
+        """Sends the ping, and knows when anything was last heard from the client."""
         ...
 
     def evict(self, reason: CloseReason) -> None:
-        """End it without waiting."""
+        """End the connection without waiting."""
 
 
 P = TypeVar("P", bound=Pinged)
 
 
 def _no_objection(_: object) -> None:
-    """Everyone may stay."""
+    """Let every connection stay."""
 
 
 class PingWheel(Generic[P]):
     """Pings each connection every `interval_seconds`, ends those silent for `deadline_seconds`.
 
-    It also ends those to which there is an `objection`. A connection gets a random spoke, so ten
-    thousand that came at once are not pinged at once. Deadline and objection are looked at when the
-    spoke comes by: they act up to one interval late, never early.
+    It also ends those for which `why_ended` gives a reason. A connection gets a random spoke, so
+    ten thousand that came at once are not pinged at once. Silence and `why_ended` are checked when
+    the spoke comes round: up to one interval late, never early.
     """
 
     def __init__(
@@ -69,15 +69,15 @@ class PingWheel(Generic[P]):
         self._spoke_of(connection)[connection] = None
 
     def remove(self, connection: P) -> None:
-        """Ping it no more."""
+        """Stop pinging `connection`."""
         del self._spoke_of(connection)[connection]
 
     def _spoke_of(self, connection: P) -> dict[P, None]:
-        """As good as random, and nothing has to be kept: a hash of identity, stirred."""
+        """A salted hash of its identity: as good as random, and nothing has to be stored."""
         return self._spokes[hash((self._salt, connection)) % len(self._spokes)]
 
     async def run(self) -> None:
-        """Turn until cancelled."""
+        """Ping one spoke after the other until cancelled."""
         while True:
             for spoke in self._spokes:
                 await trio.sleep(self._pause_seconds)

@@ -1,4 +1,4 @@
-"""A session: one client's side of the conversation. Text in, frames out, no waiting."""
+"""One client's session: text in, frames out, no waiting."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from trio_odin.wire.frames import text_frame
 
 S = TypeVar("S", bound=Hashable)
 
-# An error names at most so many of the channels that it is about.
+# An error reply names at most this many channels.
 _NAMED_CHANNELS_MAX = 8
-# Of the events that were asked for again.
+# Why a resume or a replay is incomplete.
 _FORGOTTEN = "There may have been more than is kept"
 _CUT_SHORT = "You read too slowly for all of them: read, and ask for the rest"
 
@@ -45,8 +45,10 @@ _CUT_SHORT = "You read too slowly for all of them: read, and ask for the rest"
 class SessionLimits:
     """What one client may do. `commands_per_second` 0 is no limit.
 
-    `can_resume`: not where it gets every event from its first moment on, as they would come twice.
-    `replay_budget` is that of all clients together.
+    Attributes:
+        can_resume: False where a connection gets every event from its first moment on: resumed
+            events would come twice.
+        replay_budget: shared by all clients.
     """
 
     replay_capacity: int = 100
@@ -60,14 +62,14 @@ class SessionLimits:
 
 
 class Session(Generic[S]):
-    """Executes the commands of `subscriber` on the registry and on its history.
+    """Executes the commands of `subscriber` on the registry and on its replay buffer.
 
-    The wire it speaks is described in docs/protocol.md.
+    docs/protocol.md describes the protocol.
 
     Attributes:
         grant: what the client's token allows; None where no token is needed.
-        history: what was addressed to the client, and can be replayed.
-        last_command: what its last message was; None if it came too fast to be read.
+        replay_buffer: the last messages to the client, which can be replayed.
+        last_command: what its last message was; None if it was over the rate limit and not read.
     """
 
     __slots__ = (
@@ -110,11 +112,11 @@ class Session(Generic[S]):
         self.last_command: type[Command] | None = None
 
     def receive(self, text: str, *, now: float, unix_ms: int) -> list[Answer]:
-        """Execute one text message and return what answers it, in order.
+        """Execute one text message; returns the answers to it, in order.
 
         Args:
             text: the message; any text is allowed.
-            now: monotonic seconds, for the rate limit and the age of what came from NATS.
+            now: monotonic seconds, for the rate limit and the age of data from NATS.
             unix_ms: the time of day, for the answer to a heartbeat.
         """
         if not self._bucket.take(now):
@@ -144,7 +146,7 @@ class Session(Generic[S]):
                 return []
 
     def allows_ping(self, now: float) -> bool:
-        """Whether a WebSocket ping at `now` may be answered; like a message, it costs its rate."""
+        """Whether a WebSocket ping at `now` may be answered; it counts against the rate limit."""
         is_allowed = self._bucket.take(now)
         self._traffic.rate_limited += not is_allowed
         return is_allowed
@@ -152,7 +154,7 @@ class Session(Generic[S]):
     def _subscribe(self, command: Subscribe) -> list[Answer]:
         channels, command_id = command.channels, command.id
         is_resume = command.after is not None
-        if is_resume or command.notices is not None:  # a resume needs to know of gaps
+        if is_resume or command.notices is not None:  # a resume needs gap notices
             self._registry.tell_of_gaps(self._subscriber, command.notices is not False)
         good, bad = _split(channels, is_channel)
         granted, forbidden = (good, []) if self.grant is None else _split(good, self.grant.allows)
@@ -164,7 +166,7 @@ class Session(Generic[S]):
             ack = {"type": "subscription_ack", "subscribed": allowed, "count": count}
             if self._subscriber in self._registry.audience or is_resume:
                 ack["epoch"] = self._resume_buffer.epoch
-                if not is_resume:  # its position is that of its end
+                if not is_resume:  # a resume states its position at its end
                     ack["offset"] = self._resume_buffer.position
             replies.append(_reply(ack, command_id))
         limit = f"at most {self._limits.max_channels} channels a connection"
@@ -181,18 +183,18 @@ class Session(Generic[S]):
         return replies
 
     def _resume(self, command: Subscribe, channels: Collection[str]) -> Resend:
-        """What came behind `after` in `channels`, as further envelopes of this connection."""
+        """The events in `channels` after `after`, as further messages of this connection."""
         missed = self._missed(command, channels)
         publications = missed.publications
 
         def finish(sent: int) -> list[bytes]:
-            for publication in publications[:sent]:  # what did not fit has no number
+            for publication in publications[:sent]:  # what did not fit gets no number
                 self._limits.replay_budget.add(publication.kept)
                 self.replay_buffer.append(publication)
             self._traffic.resumed += sent
             frames, position = [], self._resume_buffer.position
             if sent == len(publications) and missed.is_complete and position is not None:
-                position = max(position, command.after or 0)  # if we are behind, the client's own
+                position = max(position, command.after or 0)  # the client's own if we are behind
             else:
                 self._traffic.resumed_incompletely += 1
                 is_cut = sent < len(publications)
@@ -214,7 +216,7 @@ class Session(Generic[S]):
         if after is None or not self._limits.can_resume or resume_buffer.position is None:
             return Missed([], is_complete=False)
         if after > resume_buffer.position:
-            # An offset of an epoch that we do not know may be of a stream that was made anew.
+            # An offset of an unknown epoch may be of a stream that was made anew.
             if is_known:
                 self._registry.hold_back(self._subscriber, channels, after)
             return Missed([], is_complete=is_known)
@@ -235,7 +237,7 @@ class Session(Generic[S]):
         }
 
     def _within_limit(self, channels: list[str]) -> tuple[list[str], list[str]]:
-        """Split into those that fit under the limit of channels, in order, and the rest."""
+        """Split `channels` into those within the limit and the rest, each in order."""
         have = self._registry.channels(self._subscriber)
         if len(have) + len(channels) <= self._limits.max_channels:
             return channels, []
@@ -277,7 +279,7 @@ class Session(Generic[S]):
 
 
 def _split(channels: list[str], is_good: Callable[[str], bool]) -> tuple[list[str], list[str]]:
-    """The good ones and the others, each in order. The second list is mostly empty."""
+    """The good channels and the others, each in order. The second list is mostly empty."""
     good = [channel for channel in channels if is_good(channel)]
     if len(good) == len(channels):
         return good, []
@@ -295,7 +297,7 @@ def _milliseconds(seconds: float | None) -> int | None:
 
 
 def _named(channels: list[str]) -> str:
-    """The channels as a client may see them again: a few of them, and none at full length."""
+    """The channels as an error reply names them: only a few, and long names cut."""
     shown = ", ".join(repr(channel[:80]) for channel in channels[:_NAMED_CHANNELS_MAX])
     more = len(channels) - _NAMED_CHANNELS_MAX
     return f"{shown} and {more} more" if more > 0 else shown

@@ -1,4 +1,4 @@
-"""trio-websocket, from the moment after the handshake, with nothing kept that no server needs."""
+"""trio-websocket after the handshake, without the parts that a server does not need."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 __all__ = ["ServerWebSocket"]
 
 _RECEIVE_BYTES = 4 * 1024
-# A message may come in far more pieces than frames: what each read finds of a frame is one.
+# A message may come in far more pieces than frames: each read of a part of a frame is one.
 _PIECES_MAX = 64
 _DONE = trio.Event()  # shared: nobody ever waits for it
 _TOO_BIG = 1009
@@ -24,7 +24,7 @@ _NO_PINGS: OrderedDict[bytes, trio.Event] = OrderedDict()  # shared: it stays em
 
 
 class _Handover:
-    """Stands where trio-websocket has a queue and a second task: gives each message over at once.
+    """Replaces trio-websocket's message queue and second task: hands each message over at once.
 
     While `take` waits, nothing more is read from the client. That is the back-pressure.
     """
@@ -37,7 +37,7 @@ class _Handover:
     async def send(self, message: str | bytes) -> None:
         try:
             await self.take(message)
-        except KeyError as error:  # trio-websocket would take it for an event it does not know
+        except KeyError as error:  # trio-websocket would take it for an unknown event
             raise RuntimeError("a fault in taking a message") from error
 
     async def aclose(self) -> None:
@@ -51,7 +51,7 @@ class _Handover:
 
 
 class _NothingMore:
-    """Stands where the stream was once a rule was broken: trio-websocket would read once more."""
+    """Replaces the stream after a protocol error: trio-websocket would read once more."""
 
     async def receive_some(self, _: int | None = None) -> bytes:
         raise trio.ClosedResourceError
@@ -61,17 +61,17 @@ _NOTHING_MORE: Any = _NothingMore()  # shared
 
 
 class ServerWebSocket(WebSocketConnection):
-    """A WebSocket whose handshake is done; reads frames, answers pings, does the closing handshake.
+    """Reads frames, answers pings and does the closing handshake, after the opening handshake.
 
-    A subclass, because trio-websocket's own way costs an h11 connection, a task and a queue for
-    each client: half of the memory of a connection (docs/decisions/0006-own-handshake.md).
+    A subclass, because trio-websocket's own way costs an h11 connection, a task and a queue per
+    client: half of the memory of a connection (docs/decisions/0006-own-handshake.md).
 
-    Resource handling: `stream` is closed when the connection has ended, but where the frames of the
-    peer broke a rule: it has to be told, and may be sending still.
+    Resource handling: `stream` is closed when the connection has ended, except after a protocol
+    error: the caller has to send the close frame, and the peer may still be sending.
 
     Attributes:
-        refused_with: the close code, if what the peer sent ends the connection. The peer was told
-            of 1009, but not of the others, which are for broken frames.
+        refused_with: the close code, if something that the peer sent ends the connection. The close
+            frame was sent for 1009, but not for the other codes, which are for broken frames.
     """
 
     __slots__ = ("_fragments", "_max_fragments", "_may_answer_ping", "refused_with")
@@ -85,22 +85,22 @@ class ServerWebSocket(WebSocketConnection):
         take: Callable[[str | bytes], Awaitable[None]],
         may_answer_ping: Callable[[], bool],
     ) -> None:
-        """Over `stream`; `take` is called with each message, one after the other.
+        """Wrap `stream`; `take` is called with each message, one after the other.
 
         A message longer than `max_message_bytes`, or in more than `max_fragments` frames, ends the
-        connection with 1009. A ping for which `may_answer_ping` is false is ignored.
+        connection with 1009. A ping for which `may_answer_ping` returns False is ignored.
         """
         self.refused_with: int | None = None
         self._fragments = 0
         self._max_fragments = max_fragments
         self._may_answer_ping = may_answer_ping
-        # Not super().__init__(): what it makes for the handshake, for a queue of messages and for
-        # pings of its own is a tenth of the price of a connect. A test compares the two.
+        # Not super().__init__(): what it makes for the handshake, a message queue and its own pings
+        # is a tenth of the cost of a connect. A test compares the two.
         self._close_reason = None
         self._id = 0
         self._stream = stream
         self._stream_lock = trio.StrictFIFOLock()
-        protocol: Any = Connection(ConnectionType.SERVER)  # has all that is asked of a WSConnection
+        protocol: Any = Connection(ConnectionType.SERVER)  # has all that is used of a WSConnection
         self._wsproto = protocol
         self._message_size = 0
         self._message_parts = []
@@ -120,17 +120,17 @@ class ServerWebSocket(WebSocketConnection):
         self._for_testing_peer_closed_connection = _DONE
 
     read: Final = WebSocketConnection._reader_task  # noqa: SLF001
-    """Read until the connection has ended. What `take` raises comes out here."""
+    """Read until the connection has ended. Raises what `take` raises."""
 
     async def _handle_ping_event(self, event: Ping) -> None:
-        # The base answers in any state, which after our close frame is an error.
+        # The base class answers in any state, which is an error after our close frame.
         if self._wsproto.state is ConnectionState.OPEN and self._may_answer_ping():
             await super()._handle_ping_event(event)
 
     async def _handle_message_event(self, event: BytesMessage | TextMessage) -> None:
-        """One piece of a message, as much of a frame as a read has found."""
+        """Take one piece of a message: as much of a frame as one read returned."""
         if self._wsproto.state is not ConnectionState.OPEN:
-            return  # what comes behind our close frame is not read
+            return  # what comes after our close frame is ignored
         data: Any = event.data
         self._message_size += len(data.encode()) if isinstance(data, str) else len(data)
         if data:
@@ -161,12 +161,12 @@ class ServerWebSocket(WebSocketConnection):
         self._forget_message()
         frame = self.start_closing(_TOO_BIG, why)
         self.refused_with = _TOO_BIG
-        if frame is not None:  # the reading goes on until the peer answers it
+        if frame is not None:  # `read` goes on until the peer answers it
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await self._stream.send_all(frame)
 
     async def _handle_close_connection_event(self, event: CloseConnection) -> None:
-        # wsproto has the same event for frames that break a rule, and does not change its state.
+        # wsproto has the same event for a protocol error, and does not change its state then.
         if self._wsproto.state in {ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING}:
             self.refused_with = self.refused_with or event.code
             self._reader_running = False
@@ -177,13 +177,13 @@ class ServerWebSocket(WebSocketConnection):
     def let_go(self) -> None:
         """Break wsproto's reference cycle: its parser is a generator that refers to its owner.
 
-        It ends with a close frame of the peer and with nothing else, and the collector does not
-        look at what has lived for long.
+        Only a close frame from the peer ends the generator by itself, and the garbage collector
+        ignores what has lived for long.
         """
         self._wsproto._proto._parse_more.close()  # type: ignore[attr-defined]  # noqa: SLF001
 
     def start_closing(self, code: int, reason: str) -> bytes | None:
-        """The frame that begins the closing handshake, which `read` completes; None if it began."""
+        """Begin the closing handshake, which `read` completes. The frame; None if it has begun."""
         if self._close_reason is not None or self._wsproto.state is not ConnectionState.OPEN:
             return None
         self._close_reason = CloseReason(code, reason)
