@@ -1,1 +1,1 @@
-"""From one event to all subscribers: hub, registry, buffers, one connection's writer."""
+"""From one event to all subscribers: hub, registry, buffers, and each connection's writer."""

@@ -1,4 +1,4 @@
-"""What answers a command: ready frames, and events that are sent again."""
+"""Answers to a command: ready frames, and events that are sent again."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from trio_odin.fanout.publication import Publication
 
 @attrs.frozen
 class Resend:
-    """Events of a resume or a replay, oldest first. Only so many are sent as may wait.
+    """Events of a resume or a replay, oldest first. Only as many are sent as may wait.
 
-    They are not made into bytes here: an answer of a hundred large events would be megabytes for
-    each client that asks for it and does not read.
+    They are not encoded here: an answer of a hundred large events would take megabytes for each
+    client that asks for it and does not read.
 
     Attributes:
-        envelopes: each event with its `seq` on this connection.
-        finish: is called once with how many of them are out or wait, and returns the frames that
-            come after them; maybe none.
+        messages: each event with its `seq` on this connection.
+        finish: called once with the number of messages that were written or queued; returns the
+            frames that follow them, maybe none.
     """
 
     messages: Sequence[tuple[int, Publication]]

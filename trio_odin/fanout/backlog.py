@@ -1,7 +1,7 @@
-"""When a client reads too slowly: what may wait for it, what gives way, and when it is closed.
+"""When a client reads too slowly: what may wait for it, what gives way, and when it is evicted.
 
-The outlet has the outbox, a memory channel, and executes what is decided here. A `Backlog` knows
-what waits in it, and keeps the books of that:
+The `Outbound` has the outbox, a memory channel, and carries out what is decided here. A `Backlog`
+knows what waits in the outbox, and counts it:
 
     admit ──► queued ──► taken ──► written
        │        └──► superseded by a newer one of its channel (conflated)
@@ -22,14 +22,14 @@ from trio_odin.ledger.reasons import Dropped
 from trio_odin.overload.byte_budget import ByteBudget
 
 FULL_OUTBOXES_IN_A_ROW = 3
-# To take the superseded out of an outbox is to go through all of it: they have to be this share.
+# To remove superseded messages is to go through the whole outbox: only if they are 1/8 of it.
 _SUPERSEDED_SHARE = 8
 
 T = TypeVar("T")
 
 
 class SlowPolicy(Enum):
-    """What becomes of an envelope for which there is no room, and of its client."""
+    """What becomes of a message for which there is no room, and of its client."""
 
     EVICT = "evict"
     CONFLATE = "conflate"
@@ -38,7 +38,7 @@ class SlowPolicy(Enum):
 
 @attrs.frozen
 class OutboxRules:
-    """What may wait for a connection: `capacity` envelopes and replies, `max_bytes` bytes."""
+    """What may wait for a connection: `capacity` messages and replies, `max_bytes` bytes."""
 
     policy: SlowPolicy = SlowPolicy.EVICT
     capacity: int = 512
@@ -49,12 +49,16 @@ class OutboxRules:
 
 @attrs.define(eq=False)
 class QueuedMessage:
-    """An envelope that waits: references only. The first `sent` bytes of its frame are out.
+    """A message that waits, as references only.
 
-    `skipped` older ones of its channel gave way to it; if it `is_superseded` it did so itself. One
-    that `is_resent` was asked for: nothing gives way to it, nor it to anything; if it `is_replayed`
-    it has its number for the second time. `skipped_total` is what it says of all channels, 0 if
-    nothing; `dropped_before` are the envelopes with lower numbers that were given up.
+    Attributes:
+        sent: how many bytes of its frame are written.
+        skipped: how many older messages of its channel gave way to it.
+        is_superseded: whether it gave way itself.
+        is_resent: whether the client asked for it: nothing gives way to it, nor it to anything.
+        is_replayed: whether it was sent before under the same number.
+        skipped_total: how many messages of all channels it reports as skipped; 0: it reports none.
+        dropped_before: how many messages with lower numbers were dropped.
     """
 
     publication: Publication
@@ -68,7 +72,7 @@ class QueuedMessage:
     dropped_before: int = 0
 
     def pieces(self) -> list[memoryview]:
-        """What is still to be written."""
+        """The bytes that are still to be written, in pieces."""
         rest, sent = [], self.sent
         for piece in self.publication.pieces(self.seq, self.skipped, self.skipped_total):
             if sent < len(piece):
@@ -78,13 +82,13 @@ class QueuedMessage:
 
     @property
     def size(self) -> int:
-        """How many bytes that is."""
+        """How many bytes are still to be written."""
         whole = self.publication.frame_bytes(self.seq, self.skipped, self.skipped_total)
         return whole - self.sent
 
 
 class SlowConsumerWatch:
-    """Counts deliveries in a row that found the outbox full. A delivery that fits starts anew."""
+    """Counts deliveries in a row that found the outbox full. One that fits resets the count."""
 
     __slots__ = ("_full_in_a_row",)
 
@@ -92,24 +96,24 @@ class SlowConsumerWatch:
         self._full_in_a_row = 0
 
     def outbox_accepted(self) -> None:
-        """An envelope went out or found room."""
+        """Note that a message was written or found room."""
         self._full_in_a_row = 0
 
     def outbox_full(self) -> bool:
-        """An envelope found no room. Returns whether the connection is now to be evicted."""
+        """Note that a message found no room. Returns whether to evict the connection now."""
         self._full_in_a_row += 1
         return self._full_in_a_row >= FULL_OUTBOXES_IN_A_ROW
 
 
 class Backlog:
-    """What waits for one socket, from the first bytes it would not take until the last are out.
+    """What waits for one socket, from the first bytes that it did not take until all are written.
 
     Attributes:
-        envelopes: how many wait or are being written.
-        bytes: of those and of replies.
-        dropped: envelopes that found no room.
-        conflated: envelopes that gave way to newer ones.
-        skipped_total: envelopes of this connection that gave way to newer ones, up to the last one
+        messages: how many wait or are being written.
+        bytes: bytes of those and of waiting replies.
+        dropped: messages that found no room.
+        conflated: messages that gave way to newer ones.
+        skipped_total: messages of this connection that gave way to newer ones, up to the last one
             that was taken.
     """
 
@@ -133,25 +137,25 @@ class Backlog:
         self._rules = rules
         self._deliveries = deliveries
         self._watch = SlowConsumerWatch()
-        self._newest: dict[str, QueuedMessage] = {}  # of each channel, if the policy is to conflate
-        self._superseded = 0  # that are still in the outbox
+        self._newest: dict[str, QueuedMessage] = {}  # by channel, if the policy is to conflate
+        self._superseded = 0  # superseded messages still in the outbox
         self.dropped = self.conflated = 0
-        # The number of the next envelope to be taken, if none before it is skipped or dropped.
+        # The number of the next message to be taken, if none before it is skipped or dropped.
         self._untaken: int | None = None
         self.skipped_total = skipped_total
         self.messages = 0
         self.bytes = 0
 
     def admit(self, message: QueuedMessage, *, room: int) -> Dropped | None:
-        """Decide whether `message` may wait, and book it; if not, as dropped, unless it is resent.
+        """Decide whether `message` may wait, and count it; a resent one is not counted as dropped.
 
         Args:
-            message: the newest one of the connection.
-            room: free places in the outbox. Replies take one without asking: it may be below 0.
+            message: the newest message of the connection.
+            room: free slots in the outbox; below 0 if replies, which are never refused, took more.
 
         Returns:
-            Why it may not wait. None: it may; where there is no room it is made by taking out
-            of the outbox what was superseded, see `without_superseded`.
+            Why it may not wait; None if it may. If there is no room then, the caller makes some by
+            removing the superseded messages, see `without_superseded`.
         """
         if self._untaken is None and not message.is_replayed:
             self._untaken = message.seq - self.skipped_total
@@ -173,7 +177,7 @@ class Backlog:
             self._deliveries.queued += 1
         else:
             older.is_superseded = True
-            older.publication = message.publication  # lets go of what nobody will get
+            older.publication = message.publication  # frees the event that nobody will get
             self._superseded += 1
             self.conflated += 1
             self._deliveries.conflated += 1
@@ -183,9 +187,9 @@ class Backlog:
         return None
 
     def _refusal(self, size: int, freed: int, room: int, superseded: int) -> Dropped | None:
-        """Why it may not wait. If there are several reasons, the one nearest to the client."""
+        """Why it may not wait; of several reasons, the one nearest to the client."""
         if self.bytes == freed:
-            return None  # alone: else one over the limit would never get through
+            return None  # alone: else a message over the limit would never get through
         rules = self._rules
         if room < 1 and superseded < max(rules.capacity // _SUPERSEDED_SHARE, 1 - room):
             return Dropped.OUTBOX_FULL
@@ -198,22 +202,22 @@ class Backlog:
         return None
 
     def is_too_slow(self, *, had_room: bool) -> bool:
-        """Whether the client is to be evicted, after a delivery that had room or had none."""
+        """Whether to evict the client, after a delivery that had room or had none."""
         if had_room:
             self._watch.outbox_accepted()
             return False
         return self._rules.policy is not SlowPolicy.DROP and self._watch.outbox_full()
 
     def pin(self, message: QueuedMessage) -> None:
-        """`message` has left the outbox, but was not taken yet: it does not give way any more."""
+        """Keep `message`, which has left the outbox but was not taken yet, from giving way."""
         if self._newest.get(message.publication.channel) is message:
             del self._newest[message.publication.channel]
 
     def take(self, message: QueuedMessage) -> bool:
-        """`message` is to be written now. False: it was superseded, skip it.
+        """Take `message` to be written now. Returns False if it was superseded: skip it.
 
-        All with lower numbers were taken, dropped or superseded before; if more were superseded
-        than the client knows of, this one says how many.
+        All messages with lower numbers were taken, dropped or superseded before. If more were
+        superseded than were reported to the client, this message reports how many.
         """
         if message.is_superseded:
             self._superseded -= 1
@@ -229,22 +233,22 @@ class Backlog:
         return True
 
     def without_superseded(self, items: Iterable[T]) -> list[T]:
-        """All that is in the outbox but for what was superseded, in order."""
+        """The `items` of the outbox without the superseded messages, in order."""
         self._superseded = 0
         return [
             item for item in items if not (isinstance(item, QueuedMessage) and item.is_superseded)
         ]
 
     def may_wait(self, size: int, *, room: int) -> bool:
-        """Whether `size` ready bytes may wait that nobody waits for, under the limits of events."""
+        """Whether `size` ready bytes that no task awaits may wait, within the limits of events."""
         return room > 0 and self._refusal(size, 0, room, 0) is None
 
     def reply_waits(self, size: int) -> None:
-        """A reply waits. That is never refused: the client's next command waits for it."""
+        """Count a waiting reply. It is never refused: the client's next command waits for it."""
         self._grow(size)
 
     def written(self, messages: int, size: int) -> None:
-        """So much is out. What was abandoned meanwhile is booked as dropped, and stays so."""
+        """Count what was written. What was abandoned meanwhile stays counted as dropped."""
         messages = min(messages, self.messages)
         self.messages -= messages
         self._deliveries.queued -= messages
@@ -252,14 +256,14 @@ class Backlog:
         self.give_back(size)
 
     def abandon(self) -> None:
-        """Nothing of it will be written any more."""
+        """Count all that waits as dropped: nothing of it will be written."""
         self._deliveries.queued -= self.messages
         self._deliveries.dropped[Dropped.CLOSING] += self.messages
         self.messages = 0
         self.give_back(self.bytes)
 
     def give_back(self, size: int) -> None:
-        """`size` bytes wait no more."""
+        """Count `size` bytes as no longer waiting."""
         self._grow(-min(size, self.bytes))
 
     def _grow(self, size: int) -> None:

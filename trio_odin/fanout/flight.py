@@ -1,6 +1,6 @@
-"""A flight recorder: the last notable things that happened to one connection, in a kilobyte.
+"""A flight recorder: the last notable events of one connection, in a kilobyte.
 
-It is written off the hot path and read when the connection is closed by force, for the log.
+It is written off the hot path, and read for the log when the connection is closed forcibly.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from trio_odin.wire.commands import (
     Unsubscribe,
 )
 
-# Milliseconds since the connection was opened, how many, which event.
+# Milliseconds since the connection was opened, count, number of the event.
 _RECORD = struct.Struct("<IIHxx")
 _LARGEST = 0xFFFFFFFF
 RECORDS_MAX = 85
-# A ping and its pong take turns for hours; they are two records.
+# A ping and its pong alternate for hours; they stay two records.
 _MERGED_WITH_LAST = 2
 
 
 class FlightEvent(Enum):
-    """What is notable; the value is how the log says it."""
+    """What is recorded; the value is its text in the log."""
 
     SUBSCRIBE = "subscribe"
     UNSUBSCRIBE = "unsubscribe"
@@ -74,21 +74,21 @@ COMMANDS: dict[type[Command] | None, FlightEvent] = {
 
 
 class FlightRecorder:
-    """Keeps the last `RECORDS_MAX` events, the oldest is forgotten first.
+    """Keeps the last `RECORDS_MAX` records; the oldest is removed first.
 
-    One that was among the last two already is no new record: its count grows, and its time is that
-    of the last occurrence.
+    An event that is among the last two records is not a new record: its count grows, and its time
+    becomes that of the last occurrence.
     """
 
     __slots__ = ("_opened_at", "_records")
 
     def __init__(self, opened_at: float) -> None:
-        """Times will be told since `opened_at`, in monotonic seconds."""
+        """`opened_at`: monotonic seconds, from which times are counted."""
         self._opened_at = opened_at
         self._records = bytearray()
 
     def add(self, event: FlightEvent, now: float, count: int = 1) -> None:
-        """`event` has happened `count` times; of `DEPTH` the count is a mark that was reached."""
+        """Record that `event` happened `count` times; for `DEPTH`, that so many messages waited."""
         records, number = self._records, _NUMBERS[event]
         ms = min(int((now - self._opened_at) * 1000), _LARGEST)
         end = len(records)
@@ -104,7 +104,7 @@ class FlightRecorder:
         records += _RECORD.pack(ms, min(count, _LARGEST), number)
 
     def lines(self) -> list[str]:
-        """The events in the order of their times, as a person reads them."""
+        """The records in the order of their times, as text for a person."""
         records = sorted(_RECORD.iter_unpack(self._records), key=lambda record: record[0])
         return [
             f"{ms / 1000:.3f}s {_EVENTS[number].value}" + (f" x{count}" if count > 1 else "")

@@ -29,24 +29,24 @@ from trio_odin.upstream.nats_message import NatsMessage
 from trio_odin.upstream.status import NatsStatus
 from trio_odin.wire.channels import CHANNEL_RULE, channel_of_subject
 
-# Some 5 ms: readers, pings and the guard get their turn within a round.
+# Some 5 ms: readers, pings and the load monitor get their turn within a round.
 _FLUSHES_BETWEEN_CHECKPOINTS = 500
-# A round joins at most so many messages; the rest of the feed is for the next one.
+# A round joins at most this many messages; the rest of the inbound queue is for the next one.
 _JOINED_MAX_MESSAGES = 1000
-# From the start, until which a command that uses offsets waits for the position in the stream.
+# For this long after the start a command that uses offsets waits for the stream position.
 _SETTLE_SECONDS = 5.0
 _SETTLED_BETWEEN_CHECKPOINTS = 50
 
 
 class Subscriber(Hashable, Protocol):
-    """What a fan-out hands envelopes to; see `Outlet`."""
+    """What a fan-out hands messages to; see `Outbound`."""
 
     def deliver(self, publication: Publication, frames: dict[int, bytes]) -> int:
-        """Take one envelope now; returns the bytes written at once."""
+        """Take one message now; returns the bytes written at once."""
         ...
 
     def defer(self, publication: Publication) -> bool:
-        """Take one envelope for the next `flush`; returns whether it is the first."""
+        """Take one message for the next `flush`; returns whether it is the first."""
         ...
 
     def flush(self) -> None:
@@ -59,7 +59,7 @@ class Member(Hashable, Protocol):
 
     @property
     def outbound(self) -> Subscriber:
-        """Takes its envelopes."""
+        """Takes the messages to it."""
         ...
 
 
@@ -67,21 +67,21 @@ M = TypeVar("M", bound=Member)
 
 
 class Hub(Generic[M]):
-    """Takes messages from the feed and hands each to whom it concerns.
+    """Takes messages from the inbound queue and hands each to its subscribers.
 
     Attributes:
-        registry: who is subscribed to what.
+        registry: the subscriptions.
         members: the connections whose handshake is complete.
-        ledger: the books of the server.
-        recent: where the server stands, and the last events, for clients that come back.
-        notices: tells of what was lost.
-        feed_budget: bytes that may wait in the feed.
+        ledger: the counters of the server.
+        resume_buffer: the stream position, and the last events, for clients that resume.
+        notices: reports what was lost.
+        inbound_budget: bytes that may wait in the inbound queue.
         outbox_rules: what may wait for each connection, and for all.
         replay_budget: what all connections together keep for replay.
-        upstream: what sessions may say of NATS.
-        is_filtering: a connection gets what it is subscribed to, and not everything.
-        is_draining: whoever joins now has to leave at once.
-        taken: messages taken from the feed so far.
+        nats_status: what sessions may report of NATS.
+        is_filtering: whether a connection gets only what it is subscribed to; if not, everything.
+        is_draining: whether a connection that joins now has to leave at once.
+        taken: messages taken from the inbound queue so far.
         turns: how clients give way to events; None: not at all.
     """
 
@@ -113,7 +113,7 @@ class Hub(Generic[M]):
         self.reload(settings)
 
     def reload(self, settings: Settings) -> None:
-        """Take on the rate of `settings`."""
+        """Apply the rate of `settings`."""
         self._rate = TokenBucket(
             burst=max(1.0, settings.max_broadcast_rate),
             per_second=settings.max_broadcast_rate,
@@ -121,13 +121,13 @@ class Hub(Generic[M]):
         )
 
     def stats(self, *, fed: int) -> FanOutStats:
-        """How many are here, and what waits; `fed`: messages put into the feed so far."""
+        """The connections, and what waits. `fed`: messages put into the inbound queue so far."""
         outboxes, replay = self.outbox_rules.budget, self.replay_budget
         return FanOutStats(
             connections=len(self.members),
             subscription_counts=self.registry.subscription_counts(),
             channels=self.registry.channel_count(),
-            # Not the channel's own count: a message on its way into the hub is in neither.
+            # Not the memory channel's own count: a message on its way to the hub is not in it.
             inbound_waiting=fed - self.taken,
             inbound_capacity=self._inbound_capacity,
             outbox_bytes=outboxes.used_bytes,
@@ -137,22 +137,21 @@ class Hub(Generic[M]):
         )
 
     def join(self, member: M) -> None:
-        """From now on `member` can be subscribed; see `leave`."""
+        """Add `member`, which can be subscribed from now on; see `leave`."""
         self.members[member] = None
         self.ledger.traffic.accepted += 1
 
     def leave(self, member: M, reason: CloseReason) -> None:
-        """`member` has ended, for `reason`; it has no subscription left."""
+        """Remove `member`, which has ended for `reason`, with all its subscriptions."""
         del self.members[member]
         self.registry.remove(member.outbound)
         self.ledger.traffic.closed[reason.label] += 1
 
     async def wait_settled(self) -> None:
-        """Wait until the position can be stated: it is known, and the losses up to it are told.
+        """Wait until the position can be stated: it is known, and the losses up to it are reported.
 
-        It is waited for only within some seconds from the start: a server that was restarted is
-        asked at once by clients that want to go on where they were. So many seconds again are for
-        reading what is older than the start, once NATS is reached.
+        The wait ends some seconds after the start: clients of a server that was restarted ask at
+        once to resume where they were. Once NATS is reached, the backfill has the same time again.
         """
         if not self.resume_buffer.is_settled:
             with trio.move_on_at(self._unsettled_until):
@@ -160,10 +159,10 @@ class Hub(Generic[M]):
         await self.notices.tell_due()
 
     async def run(self, inbound_receive: trio.MemoryReceiveChannel[NatsMessage | Mark]) -> None:
-        """Publish everything in the feed; returns when its sending side was closed and it is empty.
+        """Publish the inbound queue; returns once its sending side is closed and it is empty.
 
         The tasks of the connections run between two messages, never within a fan-out. What waits
-        in the feed when a round begins is joined: each connection gets it in one write.
+        in the queue when a round begins is joined: each connection gets it in one write.
         """
         async for first in inbound_receive:
             if delay := self._pace.delay(trio.current_time()):
@@ -181,7 +180,7 @@ class Hub(Generic[M]):
                     self.ledger.fan_out.add(ended - item.arrived_at)
 
     async def _take_joined(self, items: list[NatsMessage | Mark]) -> None:
-        """Take them all, then write to each connection once what it gets of them."""
+        """Take all `items`, then write to each connection once."""
         dirty: list[Subscriber] = []
         for item in items:
             await self._take(item, dirty)
@@ -192,9 +191,9 @@ class Hub(Generic[M]):
                 await trio.lowlevel.checkpoint()
 
     async def _take(self, item: NatsMessage | Mark, dirty: list[Subscriber] | None) -> None:
-        """Take one item of the feed. A gap that is due is told before it."""
+        """Take one item of the inbound queue. A gap that is due is reported before it."""
         if isinstance(item, Mark):
-            await self.notices.tell_due()  # a telling under way names the epoch that it is of
+            await self.notices.tell_due()  # a report under way names the old epoch
             self.note(item)
             await self._let_settled_go_on()
             return
@@ -207,7 +206,7 @@ class Hub(Generic[M]):
             await self._let_settled_go_on()
 
     def note(self, mark: Mark) -> None:
-        """Take in what happened to the stream. The position is moved before anybody is told."""
+        """Take in what happened to the stream. The position moves before any gap is reported."""
         is_first = not self.resume_buffer.is_entered
         if mark.epoch != self.resume_buffer.epoch:
             self.registry.forget_floors()
@@ -219,7 +218,7 @@ class Hub(Generic[M]):
             self.notices.declare(Gap(GapReason.START, last=self.resume_buffer.position))
 
     async def _let_settled_go_on(self) -> None:
-        """Some at a time: thousands may have waited, and others have their turn between them."""
+        """Wake those who wait for the position, some at a time, as there may be thousands."""
         if self.resume_buffer.is_settled:
             while self._waiting_to_settle:
                 self._waiting_to_settle.unpark(count=_SETTLED_BETWEEN_CHECKPOINTS)
@@ -228,7 +227,7 @@ class Hub(Generic[M]):
     def publish(self, message: NatsMessage, dirty: list[Subscriber] | None = None) -> None:
         """Turn a message from NATS into a publication and fan it out. Never waits, never raises.
 
-        With `dirty`, envelopes are deferred, and each outlet to be flushed is added to it.
+        With `dirty`, writes are deferred, and each subscriber to be flushed is added to it.
         """
         publications = self.ledger.publications
         channel = channel_of_subject(message.subject)
@@ -279,8 +278,8 @@ class Hub(Generic[M]):
     def _fan_out(self, publication: Publication, subscribers: Iterable[Subscriber]) -> None:
         """Hand `publication` to every one of `subscribers`.
 
-        Not one checkpoint in here, so the registry cannot change under the loop. Connections that
-        came together count alike, so a frame is often shared by all that are at the same seq.
+        There is no checkpoint in here, so the registry cannot change during the loop. Connections
+        that came together are at the same `seq`, so a frame is often shared by many.
         """
         frames: dict[int, bytes] = {}
         matched = written = sent_bytes = 0
@@ -299,13 +298,13 @@ class Hub(Generic[M]):
         subscribers: Iterable[Subscriber],
         dirty: list[Subscriber],
     ) -> None:
-        """Like `_fan_out`, but for the writes: they come with the flush."""
+        """Like `_fan_out`, but the writes come with the flush."""
         matched = 0
         for subscriber in subscribers:
             matched += 1
             if subscriber.defer(publication):
                 dirty.append(subscriber)
-        # Where `defer` has flushed, `queued` was too small until here; nobody could look.
+        # Where `defer` has flushed, `queued` was too small until here; no other task ran meanwhile.
         self.ledger.deliveries.matched += matched
         self.ledger.deliveries.queued += matched
 
@@ -313,7 +312,7 @@ class Hub(Generic[M]):
 def _waiting(
     inbound_receive: trio.MemoryReceiveChannel[NatsMessage | Mark],
 ) -> Iterator[NatsMessage | Mark]:
-    """What is in the feed now."""
+    """The items in the inbound queue now, as many as a round joins."""
     with suppress(trio.WouldBlock, trio.EndOfChannel):
         for _ in range(_JOINED_MAX_MESSAGES):
             yield inbound_receive.receive_nowait()

@@ -1,4 +1,4 @@
-"""One line in the log for an event that cannot be published, but never a flood of them."""
+"""Logs events that cannot be published, at a limited rate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trio_odin.ledger.reasons import Invalid
 from trio_odin.net.token_bucket import TokenBucket
 from trio_odin.upstream.nats_message import NatsMessage
 
-# A source that is broken sends nothing else; one line names it as well as a thousand do.
+# A broken source sends nothing but invalid events: one line names it as well as a thousand do.
 _SECONDS_BETWEEN_LINES = 10.0
 _SHOWN_CHARS = 200
 
@@ -17,7 +17,7 @@ _log = structlog.get_logger("hub")
 
 
 class InvalidEventLog:
-    """Names refused events in the log, and counts those that it leaves out."""
+    """Logs invalid events, and counts those that it leaves out."""
 
     def __init__(self) -> None:
         now = trio.current_time()
@@ -26,7 +26,7 @@ class InvalidEventLog:
         self._not_logged = dict.fromkeys(Invalid, 0)
 
     def write(self, message: NatsMessage, reason: Invalid, error: str) -> None:
-        """`message` was refused for `reason`; `error` is the sentence that explains it."""
+        """Log that `message` is invalid for `reason`; `error` is the sentence that explains it."""
         if not self._lines[reason].take(trio.current_time()):
             self._not_logged[reason] += 1
             return
@@ -42,7 +42,7 @@ class InvalidEventLog:
 
 
 def _shown(text: str) -> str:
-    """The beginning of what anybody may have sent, without anything that a terminal obeys."""
+    """The beginning of a text from anybody, without anything that a terminal obeys."""
     cut = text[:_SHOWN_CHARS]
     more = "…" if len(text) > len(cut) else ""
     return cut.encode("unicode_escape").decode("ascii") + more

@@ -1,12 +1,12 @@
-"""Notices of gaps: what was lost goes into the books, the log, and to who asked.
+"""Gap notices: losses are counted, logged, and reported to the clients that asked for it.
 
-A gap is told before the first event behind it, and before the position behind it is stated: the hub
-asks before each message and each command whether one is due.
-What follows within a second is summed up, and told with the next message or at the end of it.
+A gap is reported before the first event after it, and before a position after it is stated: the hub
+asks before each message and each command whether one is due. Gaps that follow within a second are
+summed up. They are reported when it is over, with the next message or by a timer.
 
-No notice waits for a socket: it has its place in the outbox, between the events before the gap and
-those behind it. Where there is no room for it, it is summed up with what comes later, and tried
-again before the next event for who is owed it, or a second later.
+No notice waits for a socket: it is queued in the outbox, between the events before the gap and
+those after it. If there is no room for it, it is summed up with later gaps, and tried again before
+the next event for that client, or a second later.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trio_odin.ledger.reasons import GapReason
 from trio_odin.upstream.gaps import Gap, Gaps, Losses, joined
 from trio_odin.wire.frames import text_frame
 
-# Shedding can go on for hours: the log sums it up.
+# Shedding can go on for hours: the log sums it up over this time.
 _LOG_SECONDS = 10.0
 _NOTICES_BETWEEN_CHECKPOINTS = 500
 
@@ -35,10 +35,10 @@ _log = structlog.get_logger("notices")
 
 
 class Listener(Hashable, Protocol):
-    """What a notice is sent to; see `Outlet`."""
+    """What a notice is sent to; see `Outbound`."""
 
     def send_soon(self, data: bytes) -> bool:
-        """Send whole frames behind all that waits; False if there is no room for them."""
+        """Send whole frames after all that waits; False if there is no room for them."""
         ...
 
 
@@ -46,7 +46,7 @@ L = TypeVar("L", bound=Listener)
 
 
 class Notices:
-    """Tells of the gaps that are declared to it."""
+    """Reports the gaps that are declared to it."""
 
     def __init__(
         self, publications: Publications, registry: Registry[Any], resume_buffer: ResumeBuffer
@@ -55,19 +55,19 @@ class Notices:
         self._registry = registry
         self._resume_buffer = resume_buffer
         self._losses = Losses()
-        self._owing: dict[Hashable, Listener] = {}  # who had no room for a notice
-        self._told: trio.Event | None = None  # while a telling is under way, set at its end
+        self._owing: dict[Hashable, Listener] = {}  # those without room for a notice
+        self._told: trio.Event | None = None  # while a report is under way; set at its end
         self._unlogged: Gaps = {}
         self._logged_at: dict[GapReason, float] = {}
 
     def declare(self, *gaps: Gap) -> None:
-        """Events were lost."""
+        """Add `gaps` to those that are to be reported."""
         self._losses.declare(gaps)
 
     async def tell_due(self) -> None:
-        """Tell what has to come before the next event or position; mostly returns at once.
+        """Report what has to come before the next event or position; mostly returns at once.
 
-        A telling that is under way is waited for: it may not have come to everyone.
+        If a report is under way, waits for its end: it may not have reached every client.
         """
         while self._told is not None or self._losses.are_due(trio.current_time()):
             if self._told is None:
@@ -76,7 +76,7 @@ class Notices:
                 await self._told.wait()
 
     async def run(self) -> None:
-        """Tell each second what no event made due, until cancelled."""
+        """Report each second what no event made due, until cancelled."""
         while True:
             await trio.sleep(Losses.TELL_SECONDS)
             if self._losses:
@@ -89,9 +89,10 @@ class Notices:
             self._log((), trio.current_time())
 
     async def tell(self) -> None:
-        """Tell everyone who asked what they do not know yet.
+        """Report all declared gaps to every client that asked for notices.
 
-        Cancellation: only when all are told, as a client's task may do it for all the others.
+        Cancellation: a report that has begun is completed first, as one client's task may send it
+        to all the others.
         """
         while self._told is not None:
             await self._told.wait()
@@ -110,7 +111,7 @@ class Notices:
             told.set()
 
     def owed_to(self, listener: Listener) -> bytes:
-        """The notices for which a listener had no room, to be sent before an answer to it."""
+        """The notices for which `listener` had no room, to be sent before an answer to it."""
         owed = self._registry.audience.get(listener)
         if not owed:
             return b""
@@ -127,7 +128,7 @@ class Notices:
                 _log.warning("nats.gap", **content)
 
     async def _tell(self, news: Gaps) -> None:
-        """Send everyone who asked what they do not know yet."""
+        """Send every listener the `news`, summed up with what it had no room for."""
         audience = self._registry.audience
         unix_ms = time.time_ns() // 1_000_000
         news_frames = self._frames(news, unix_ms)
@@ -145,11 +146,11 @@ class Notices:
                     self._owing[listener] = listener
 
     def tell_owed(self, listeners: Iterable[Hashable]) -> None:
-        """Try again with those of `listeners` who had no room for a notice. Does not wait."""
+        """Try again with those of `listeners` that had no room for a notice. Does not wait."""
         if not self._owing:
             return
         for listener in [self._owing[one] for one in listeners if one in self._owing]:
-            owed = self._registry.audience.get(listener)  # none: it has left, or was answered
+            owed = self._registry.audience.get(listener)  # none: it left, or got it with an answer
             if not owed or listener.send_soon(self._frames(owed, time.time_ns() // 1_000_000)):
                 del self._owing[listener]
                 if owed:

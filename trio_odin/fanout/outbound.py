@@ -1,20 +1,20 @@
-"""The socket side of one connection: all bytes to a client go through its outlet, in order.
+"""The socket side of one connection: all bytes to a client go through its `Outbound`, in order.
 
-Three kinds of bytes share a socket: envelopes from the fan-out, replies of ours, and the control
-frames and close handshake of trio-websocket. The outlet is the stream that trio-websocket is given,
-and the only one that writes to the socket, so none can land in the middle of another.
+Three kinds of bytes share a socket: messages from the fan-out, replies, and the control frames and
+closing handshake of trio-websocket. `Outbound` is the stream that trio-websocket is given, and
+nothing else writes to the socket, so no frame can land in the middle of another.
 
     deliver, flush ► nothing waits? ──yes──► one non-blocking write ──► all of it went out: done
     answer, send_all       │ no                     │ the socket is full, or took a part
                            ▼                        ▼
                         outbox (memory channel) ──► writer task: joins what waits, writes, sleeps
 
-A literal task switch per delivery would cost 4 to 15 times as much as the write; the writer task is
-there for the moments in which the socket will not take it.
+A task switch per delivery would cost 4 to 15 times as much as the write; the writer task is there
+for the moments in which the socket takes nothing.
 
-Whether something may wait, and for how long, is decided in `fanout/backlog.py`.
+`fanout/backlog.py` decides whether something may wait, and for how long.
 
-Under load the hub does not `deliver` each envelope but `defer`s several, and `flush`es them in one
+Under load the hub does not `deliver` each message but `defer`s several, and `flush`es them in one
 write. They come before anything that is sent in the meantime.
 """
 
@@ -45,69 +45,74 @@ from trio_odin.net.http import linger
 from trio_odin.overload.turns import Turns
 from trio_odin.wire.frames import FIN, PING, PONG_BYTES, PONG_HEAD, Opcode, missing_after
 
-# A joined write takes at most about this much; the outbox may hold far more in large envelopes.
+# A joined write takes at most about this much; the outbox may hold far more in large messages.
 _JOINED_MAX_BYTES = 64 * 1024
-# A frame of this size is written from the bytes that all its receivers share.
+# From this size on a frame is written from the bytes that all its receivers share.
 _LARGE_BYTES = 16 * 1024
-# Within the write deadline it is looked so often whether the client takes anything. If the whole
-# process stands still for a while that is one look, and nobody's fault.
+# Progress is checked this often within the write deadline. A while in which the whole process
+# stands still is one check, and not the client's fault.
 _LOOKS_AT_PROGRESS = 5
-# Where there is no socket to look at, a piece of this size that goes out is progress.
+# Without a socket to look at, a piece of this size that is written is progress.
 _PIECE_BYTES = 16 * 1024
-# More than this many deferred envelopes are not worth waiting for: the write is cheap by then.
+# More deferred messages than this are not worth waiting for: the write is cheap by then.
 _DEFERRED_MAX = 64
 _RECEIVE_BYTES = 4 * 1024
 _SLOW_WRITE_SECONDS = 1.0
-# The flight recorder marks how many wait from here on, each time they have doubled.
+# From this many waiting messages on, the flight recorder notes each doubling.
 _DEPTH_MARK = 16
-# A large frame costs more to keep for every seq until the fan-out ends than to make again.
+# A larger frame costs more to keep for every seq until the fan-out ends than to make again.
 _SHARED_FRAME_MAX_BYTES = 4096
 _CLOSE_FRAME_START = bytes((FIN | Opcode.CLOSE,))
 
 
 @attrs.define(eq=False)
 class _Raw:
-    """Ready bytes in the outbox; somebody is waiting for `is_written`."""
+    """Ready bytes in the outbox; a task may be waiting for `is_written`."""
 
     data: bytes
     is_written: bool = False
 
     def pieces(self) -> list[memoryview]:
-        """What is still to be written."""
+        """The bytes that are still to be written, in pieces."""
         return [memoryview(self.data)]
 
     @property
     def size(self) -> int:
-        """How many bytes that is."""
+        """How many bytes are still to be written."""
         return len(self.data)
 
 
 _FULL = frozenset({Dropped.OUTBOX_FULL, Dropped.OUTBOX_BYTES})
 
-# As an annotation: `open_memory_channel[...]` evaluates the type anew for each connection.
+# An annotation, because `open_memory_channel[...]` evaluates the type anew per connection.
 _Outbox: TypeAlias = tuple[
     trio.MemorySendChannel[QueuedMessage | _Raw], trio.MemoryReceiveChannel[QueuedMessage | _Raw]
 ]
 
 
 class Owner(Protocol):
-    """The connection, as its outlet knows it. None of this may raise or wait."""
+    """The connection, as its `Outbound` knows it. None of this may raise or wait."""
 
     def evict(self, reason: CloseReason) -> None:
-        """The connection is to be ended for `reason`."""
+        """End the connection for `reason`."""
 
     def close_frame_sent(self) -> None:
-        """Our close frame is out: the peer's answer is all that is missing."""
+        """Note that the close frame is written: only the peer's answer is missing."""
 
 
 class Outbound(trio.abc.Stream):
-    """Owns the order of bytes on one socket; see the module's picture.
+    """Owns the order of bytes on one socket; see the module's drawing.
 
-    Envelopes are `deliver`ed without waiting, everything else is sent with `send_all`, which waits
-    until it is out. `run_writer` has to be running in a task.
+    Messages are `deliver`ed without waiting. `answer` sends the replies to a command, `send_all`
+    the frames of trio-websocket; both wait until the bytes are written. `run_writer` must be
+    running in a task.
 
-    Resource handling: owns `stream`. After `stop` no byte is written any more and what waits is
-    booked as dropped; `aclose` stops and closes.
+    Resource handling: owns `stream`. After `stop` nothing more is written, and what waits is
+    counted as dropped; `aclose` stops and closes.
+
+    Attributes:
+        heard_at: when anything was last heard from the client, in monotonic seconds.
+        is_closing: whether a close frame is written or queued.
     """
 
     __slots__ = (
@@ -147,7 +152,7 @@ class Outbound(trio.abc.Stream):
         owner: Owner,
         turns: Turns | None = None,
     ) -> None:
-        """Wrap `stream`. A socket is read and written by its file number, other streams as such."""
+        """Wrap `stream`. A socket is used by its file number, another stream by its methods."""
         self._stream = stream
         self._replay_buffer = replay_buffer
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
@@ -155,34 +160,34 @@ class Outbound(trio.abc.Stream):
         self._owner = owner
         self._turns = turns
         self._rules = rules
-        # Not the channel has the limit: of events the backlog, see `_queue`; and who sends a reply
-        # waits until it is out, so there are no more of them than tasks that send: the reader.
+        # Without a limit: the backlog limits messages, see `_queue`. The sender of a reply waits
+        # until it is written, so there are no more replies than tasks that send: the reader.
         outbox: _Outbox = trio.open_memory_channel(math.inf)
         self._outbox_send, self._outbox_receive = outbox
         self._backlog: Backlog | None = None  # nothing waits
-        # Before the backlog: envelopes that gave way to newer ones, or found no room.
+        # In earlier backlogs: messages that gave way to newer ones, or found no room.
         self._skipped_total = self._dropped = 0
         self._flight: FlightRecorder | None = None  # nothing notable happened
         self._write_now, self._file = _direct_write(stream)
-        self._is_idle = True  # nothing in the outbox, no frame half written, and more may be
+        self._is_idle = True  # nothing waits, no frame is half written, and more may be sent
         self._is_torn = False  # the last byte written may not be the end of a frame
         self._is_stopped = False
-        self.is_closing = False  # a close frame is out, or queued
+        self.is_closing = False  # a close frame is written or queued
         self._deferred: list[Publication] | None = None
         self._progress: trio.lowlevel.ParkingLot | None = None
-        self._missing = 0  # bytes of a frame that was received in part, see `missing_after`
+        self._missing = 0  # bytes of a partly received frame, see `missing_after`
         self._opened_at = self.heard_at = trio.current_time()
 
     def deliver(self, publication: Publication, frames: dict[int, bytes]) -> int:
-        """Number one envelope, keep it for replay, and hand it over without waiting.
+        """Number one message, keep it for replay, and hand it over without waiting.
 
         Args:
-            publication: what to deliver.
-            frames: of this publication by `seq`, shared by all its subscribers; is added to.
+            publication: the event to deliver.
+            frames: frames of this publication by `seq`, shared by all its subscribers; added to.
 
         Returns:
-            The bytes written, if the whole frame went out at once: the caller books that. 0 if it
-            was queued or dropped, which is booked here.
+            The bytes written, if the whole frame was written at once: the caller counts these. 0 if
+            it was queued or dropped, which is counted here.
         """
         replay_buffer = self._replay_buffer
         replay_buffer.seq = seq = replay_buffer.seq + 1
@@ -208,10 +213,10 @@ class Outbound(trio.abc.Stream):
         return 0
 
     def defer(self, publication: Publication) -> bool:
-        """Like `deliver`, but leave the writing to the next `flush`; the caller books it as queued.
+        """Like `deliver`, but leave the write to the next `flush`; the caller counts it as queued.
 
         Returns:
-            True if it is the first one: the caller has to see to the `flush`.
+            True if it is the first one: the caller must see to the `flush`.
         """
         self._replay_buffer.append(publication)
         deferred = self._deferred
@@ -224,7 +229,7 @@ class Outbound(trio.abc.Stream):
         return False
 
     def flush(self) -> None:
-        """Hand over what was deferred, in one write if the socket takes it. Does not wait."""
+        """Hand over the deferred messages, in one write if the socket takes it. Does not wait."""
         deferred = self._deferred
         if deferred is None:
             return
@@ -232,13 +237,13 @@ class Outbound(trio.abc.Stream):
         self._ledger.deliveries.queued -= len(deferred)
         numbered = list(enumerate(deferred, self._replay_buffer.seq - len(deferred) + 1))
         written = self._write_what_fits(numbered)
-        # All are tried, and judged once: the writer had no turn between them.
+        # All are tried before one judgement: the writer had no turn between them.
         self._judge(*(self._queue(QueuedMessage(one, seq)) for seq, one in numbered[written:]))
 
     def _write_what_fits(
         self, numbered: Sequence[tuple[int, Publication]], *, is_resent: bool = False
     ) -> int:
-        """Write as many as the socket takes now, joined; one half written counts. How many."""
+        """Write, joined, what the socket takes now. Returns how many; one half written counts."""
         written = 0
         while self._is_idle and written < len(numbered):
             more = self._write_joined(numbered[written:], is_resent=is_resent)
@@ -248,7 +253,7 @@ class Outbound(trio.abc.Stream):
         return written
 
     def _write_joined(self, numbered: Sequence[tuple[int, Publication]], *, is_resent: bool) -> int:
-        """The same with one write: as many as that should take."""
+        """The same with one write, of as many as one write should take."""
         frames: list[bytes] = []
         size = 0
         for seq, publication in numbered:
@@ -275,7 +280,7 @@ class Outbound(trio.abc.Stream):
         seq, publication = numbered[whole]
         message = self._resent(publication, seq) if is_resent else QueuedMessage(publication, seq)
         message.sent = sent - size
-        self._queue(message)  # it has room, nothing waited
+        self._queue(message)  # there is room: nothing waited
         return whole + 1
 
     def _resent(self, publication: Publication, seq: int) -> QueuedMessage:
@@ -284,7 +289,7 @@ class Outbound(trio.abc.Stream):
         )
 
     def _queue(self, message: QueuedMessage) -> Dropped | None:
-        """Queue it. If that cannot be, returns why; it is booked as dropped unless it is resent."""
+        """Queue `message`, or return why not; then it counts as dropped, unless it is resent."""
         if self._is_stopped or self.is_closing:
             if not message.is_resent:
                 self._ledger.deliveries.dropped[Dropped.CLOSING] += 1
@@ -299,7 +304,7 @@ class Outbound(trio.abc.Stream):
             self._take_out_superseded(backlog)
         self._outbox_send.send_nowait(message)
         if outbox.tasks_waiting_receive:
-            backlog.pin(message)  # it is with the writer, which has still to wake up
+            backlog.pin(message)  # the writer has it, and has still to wake up
         self._is_idle = False
         self._is_torn = self._is_torn or message.sent > 0
         self._ledger.traffic.bytes_sent += message.sent
@@ -319,7 +324,7 @@ class Outbound(trio.abc.Stream):
             self._outbox_send.send_nowait(item)
 
     def _waiting(self) -> Iterator[QueuedMessage | _Raw]:
-        """Take from the outbox, one after the other, until it is empty."""
+        """Take items from the outbox, one after the other, until it is empty."""
         with suppress(trio.WouldBlock):
             while True:
                 yield self._outbox_receive.receive_nowait()
@@ -329,15 +334,15 @@ class Outbound(trio.abc.Stream):
             self.note(FlightEvent.DEPTH, depth)
 
     def _judge(self, *refusals: Dropped | None) -> None:
-        # What waits for all together is not the fault of this one client.
+        # The limit for all outboxes together is not the fault of this one client.
         had_room = not _FULL.intersection(refusals)
         if self._backlog is not None and self._backlog.is_too_slow(had_room=had_room):
             self._owner.evict(CloseReason.OUTBOX_FULL)
 
     def ping(self) -> None:
-        """Send a WebSocket ping if the socket takes it now; else skip it.
+        """Send a WebSocket ping if the socket takes it now; otherwise skip it.
 
-        A socket that takes nothing has a writer at work, whose deadline is the shorter one.
+        If the socket takes nothing, the writer is at work, and its deadline is shorter.
         """
         try:
             is_sent = self.send_nowait(PING)
@@ -350,7 +355,7 @@ class Outbound(trio.abc.Stream):
         """Send ready bytes, whole frames, at once.
 
         Returns:
-            False if the socket takes nothing now or others wait already: see `send_all`.
+            False if the socket takes nothing now or something waits already: see `send_all`.
 
         Raises:
             trio.BrokenResourceError: the peer has gone.
@@ -361,7 +366,7 @@ class Outbound(trio.abc.Stream):
         if len(rest) == len(data):
             return False
         if rest:
-            self._queue_raw(rest)  # it has room, nothing waited
+            self._queue_raw(rest)  # there is room: nothing waited
         return True
 
     def _queue_raw(self, data: bytes) -> _Raw:
@@ -374,7 +379,7 @@ class Outbound(trio.abc.Stream):
         return raw
 
     def _send_what_fits(self, data: bytes) -> bytes:
-        """Send as much as can go out now, behind what was deferred, and return the rest.
+        """Send what the socket takes now, after the deferred messages; returns the rest.
 
         Raises:
             trio.BrokenResourceError: the peer has gone.
@@ -393,9 +398,9 @@ class Outbound(trio.abc.Stream):
         return data[sent:]
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send ready bytes, whole frames, in their turn, and wait until they are out.
+        """Send ready bytes, whole frames, in order, and wait until they are written.
 
-        Waiting is the back-pressure on a client that does not read what it asked for.
+        The wait is the back-pressure on a client that does not read what it asked for.
 
         Raises:
             trio.BrokenResourceError: the connection was stopped first.
@@ -404,7 +409,7 @@ class Outbound(trio.abc.Stream):
         """
         if self.is_closing:
             raise trio.BrokenResourceError
-        # The write comes first: an acknowledgement is to be out before the events it announces.
+        # Before any checkpoint: an acknowledgement must come before the events that it announces.
         rest = self._send_what_fits(bytes(data))
         if data[:1] == _CLOSE_FRAME_START:
             self._close_for_good()
@@ -416,11 +421,11 @@ class Outbound(trio.abc.Stream):
             await trio.lowlevel.checkpoint()
 
     async def answer(self, answers: Iterable[Answer]) -> None:
-        """Send what answers one command, in order, and wait until it is out.
+        """Send the answers to one command, in order, and wait until they are written.
 
-        Everything is written or queued before the first checkpoint: what is published from then on
-        comes after it. Resent events wait under the limits for all events, and at the first one for
-        which there is no room the rest is left out. So nobody can ask for more than may wait.
+        Everything is written or queued before the first checkpoint, so later publications come
+        after it. Resent events wait within the limits for all events; from the first one without
+        room on, they are left out. So no client can ask for more than may wait.
 
         Raises:
             trio.BrokenResourceError: the connection was stopped first.
@@ -441,14 +446,14 @@ class Outbound(trio.abc.Stream):
             await self._wait_written(last)
 
     def _send_or_queue(self, ready: bytes) -> _Raw | None:
-        """Send ready bytes, maybe none. If something waits then, returns the last of it."""
+        """Send ready bytes, maybe none. If anything waits after that, returns the last of it."""
         rest = self._send_what_fits(ready) if ready else b""
         if self._is_idle and not rest:
             return None
         return self._queue_raw(rest)
 
     def _resend(self, messages: Sequence[tuple[int, Publication]]) -> int:
-        """Write or queue as many as there is room for. Returns how many; these are booked."""
+        """Write or queue as many as there is room for, and count them. Returns how many."""
         sent = self._write_what_fits(messages, is_resent=True)
         for seq, publication in messages[sent:]:
             if self._queue(self._resent(publication, seq)) is not None:
@@ -458,7 +463,7 @@ class Outbound(trio.abc.Stream):
         return sent
 
     def close(self, frame: bytes) -> bool:
-        """Send `frame`, a close frame, behind all that waits, and take nothing more. Does not wait.
+        """Send the close frame `frame` after all that waits, and take nothing more. Does not wait.
 
         Returns:
             False if there is no room left for it: the peer has stopped reading.
@@ -474,16 +479,16 @@ class Outbound(trio.abc.Stream):
         return True
 
     def send_soon(self, data: bytes) -> bool:
-        """Send ready bytes, whole frames, behind all that waits. Does not wait.
+        """Send ready bytes, whole frames, after all that waits. Does not wait.
 
         Returns:
-            False if there is no room left for them under the limits of events, or a close frame is
-            out.
+            False if there is no room left for them within the limits of events, a close frame is
+            written or queued, or the peer has gone.
         """
         return not self.is_closing and self._send_behind(data, asks_for_bytes=True)
 
     def _send_behind(self, data: bytes, *, asks_for_bytes: bool) -> bool:
-        with suppress(trio.BrokenResourceError):  # the reader will notice as well
+        with suppress(trio.BrokenResourceError):  # the reader notices as well
             rest = self._send_what_fits(data)
             if rest:
                 room = self._rules.capacity - self._outbox_send.statistics().current_buffer_used
@@ -495,7 +500,7 @@ class Outbound(trio.abc.Stream):
         return False
 
     def _close_for_good(self) -> None:
-        """Take nothing any more: after a close frame nothing may follow (RFC 6455, 5.5.1)."""
+        """Take nothing more: nothing may follow a close frame (RFC 6455, 5.5.1)."""
         self.is_closing = True
         self._is_idle = False
         self.note(FlightEvent.CLOSING)
@@ -512,10 +517,11 @@ class Outbound(trio.abc.Stream):
     async def run_writer(self) -> None:
         """Write what waits in the outbox, joined; sleep while nothing does.
 
-        Returns when the stream is gone or a write missed its deadline; the owner knows it then.
+        Returns when the stream is gone or a write missed its deadline, after it has evicted the
+        connection.
         """
         while not self._is_stopped:
-            try:  # not `receive` alone: it lets others run between its taking and its return
+            try:  # not only `receive`: other tasks run between its taking and its return
                 first = self._outbox_receive.receive_nowait()
             except trio.WouldBlock:
                 first = await self._outbox_receive.receive()
@@ -525,7 +531,7 @@ class Outbound(trio.abc.Stream):
             try:
                 is_written = await self._write(buffers)
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
-                if not self._is_stopped:  # else there is a better reason
+                if not self._is_stopped:  # else there is a better reason already
                     self._owner.evict(CloseReason.PEER_GONE)
                 return
             if not is_written:
@@ -538,7 +544,7 @@ class Outbound(trio.abc.Stream):
     def _take_batch(
         self, first: QueuedMessage | _Raw, backlog: Backlog
     ) -> tuple[list[QueuedMessage | _Raw], list[bytes | memoryview]]:
-        """What waits, `first` and as many more as one write should take, and their bytes.
+        """Take `first` and as many more as one write should take; returns them and their bytes.
 
         Small ones are joined. Large ones are not copied: many clients may wait for the same.
         """
@@ -566,7 +572,7 @@ class Outbound(trio.abc.Stream):
         return batch, [*buffers, bytes(joined)]
 
     async def _write(self, buffers: Iterable[bytes | memoryview]) -> bool:
-        """Write it all. False if the client takes nothing of it for the write deadline."""
+        """Write all `buffers`. False if the client takes nothing for the write deadline."""
         await trio.lowlevel.checkpoint()
         for buffer in buffers:
             rest = memoryview(buffer)
@@ -576,14 +582,14 @@ class Outbound(trio.abc.Stream):
                 if not sent:
                     return False
                 rest = rest[sent:]
-                # While a reply waits its turn, nothing of the client is read: this is life as well.
+                # While a reply waits, nothing is read from the client: this is a sign of life too.
                 self.heard_at = trio.current_time()
                 if self.heard_at - started >= _SLOW_WRITE_SECONDS:
                     self.note(FlightEvent.SLOW_WRITE)
         return True
 
     async def _write_some(self, data: memoryview) -> int:
-        """Write a part, as soon as it is taken. How many bytes; 0 if there was no progress."""
+        """Write a part as soon as the client takes it. Returns its length; 0: no progress."""
         socket, seconds = self._socket, self._rules.write_deadline_seconds
         if socket is None:
             piece = data[:_PIECE_BYTES]
@@ -600,15 +606,15 @@ class Outbound(trio.abc.Stream):
                 await trio.lowlevel.wait_writable(socket)
             if deadline.cancelled_caught:
                 looks += 1
-            # The kernel takes more only once a third of its buffer is free. Who reads slowly, but
-            # all the time, empties it meanwhile.
+            # The kernel takes more only once a third of its buffer is free. A client that reads
+            # slowly but all the time empties it meanwhile.
             if (left := _unread_bytes(socket)) < unread:
                 unread, looks = left, 0
                 self.heard_at = trio.current_time()
         return 0
 
     def _settle(self, batch: list[QueuedMessage | _Raw], size: int, backlog: Backlog) -> None:
-        """Book a batch that was written, and wake who waited for it."""
+        """Count a batch that was written, and wake the tasks that waited for it."""
         messages = 0
         for item in batch:
             if isinstance(item, _Raw):
@@ -634,10 +640,14 @@ class Outbound(trio.abc.Stream):
         await self._stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Receive from the client. Anything it sends, a pong too, is a sign of life.
+        """Receive from the client. Anything that it sends, even a pong, is a sign of life.
 
-        From a socket: one read once it is readable. `SocketStream.receive_some` tries first and
-        waits then: a failed read for each message, and more frames on each waiting reader's stack.
+        A socket is read once it is readable. `SocketStream.receive_some` reads first and then
+        waits: a failed read per message, and more frames on the stack of each waiting reader.
+
+        Raises:
+            trio.ClosedResourceError: the connection was stopped.
+            trio.BrokenResourceError: the peer has gone.
         """
         socket = self._socket
         if socket is None:
@@ -657,7 +667,7 @@ class Outbound(trio.abc.Stream):
             self._heard(data)
             if self._is_bare_pong(data):
                 self.note(FlightEvent.PONG)
-                continue  # that it came is all it says, and ten thousand of them add up
+                continue  # its arrival is all that it says, and ten thousand add up
             self._missing = missing_after(data, self._missing)
             return data
 
@@ -671,18 +681,18 @@ class Outbound(trio.abc.Stream):
         return is_alone and data.startswith(PONG_HEAD)
 
     def note(self, event: FlightEvent, count: int = 1) -> None:
-        """Write `event` into the flight recorder. Not for the hot path."""
+        """Add `event` to the flight recorder. Not for the hot path."""
         if self._flight is None:
             self._flight = FlightRecorder(self._opened_at)
         self._flight.add(event, trio.current_time(), count)
 
     @property
     def dropped(self) -> int:
-        """How many envelopes found no room."""
+        """How many messages found no room."""
         return self._dropped + (self._backlog.dropped if self._backlog else 0)
 
     def counts(self) -> dict[str, Any]:
-        """What became of the connection, for the log."""
+        """The totals of the connection, for the log."""
         conflated = self._skipped_total + (self._backlog.conflated if self._backlog else 0)
         return {
             "seconds": round(trio.current_time() - self._opened_at, 3),
@@ -692,7 +702,7 @@ class Outbound(trio.abc.Stream):
         }
 
     def report(self) -> dict[str, Any]:
-        """The same, how it stands and what happened last."""
+        """The totals, the present state and the last events, for the log."""
         backlog = self._backlog
         return self.counts() | {
             "silent_seconds": round(trio.current_time() - self.heard_at, 3),
@@ -702,13 +712,13 @@ class Outbound(trio.abc.Stream):
         }
 
     def forget_owner(self) -> None:
-        """Let go of the connection, so that it can be freed without the garbage collector."""
+        """Drop the connection, so that it can be freed without the garbage collector."""
         self._owner = _NOBODY
 
     def stop(self, farewell: bytes = b"") -> None:
-        """Take and write nothing more; book what waits as dropped. Can be called again.
+        """Take and write nothing more; count what waits as dropped. May be called again.
 
-        `farewell`, a close frame, is tried once, if the socket stands between two frames.
+        `farewell`, a close frame, is tried once, if no frame is half written.
         """
         if self._is_stopped:
             return
@@ -717,7 +727,7 @@ class Outbound(trio.abc.Stream):
                 self._write_now(self._file, farewell)
         self._is_stopped = True
         self._is_idle = False
-        # The file number may soon belong to another connection: nothing here may know it any more.
+        # The file number may soon belong to another connection: nothing here may use it again.
         self._write_now = _refuse
         if self._backlog is not None:
             self._backlog.abandon()
@@ -729,17 +739,17 @@ class Outbound(trio.abc.Stream):
             self._progress.unpark_all()
 
     async def linger(self) -> None:
-        """Read on for a moment: who broke a rule may be sending still, and is to see the answer."""
+        """Read on for a moment, so that a peer that is still sending gets the close frame."""
         await linger(self._stream)
 
     async def aclose(self) -> None:
-        """Stop and close the stream. This is how trio-websocket ends a connection."""
+        """Stop, and close the stream. trio-websocket ends a connection this way."""
         self.stop()
         await self._stream.aclose()
 
 
 class _Nobody:
-    """The owner of an outlet whose connection has ended."""
+    """The owner of an `Outbound` whose connection has ended."""
 
     def evict(self, reason: CloseReason) -> None:
         pass
@@ -752,9 +762,9 @@ _NOBODY = _Nobody()
 
 
 def _unread_bytes(socket: trio.socket.SocketType) -> int:
-    """What the kernel holds that the peer has not acknowledged; see tcp(7), SIOCOUTQ."""
+    """How many bytes the peer has not acknowledged to the kernel; see tcp(7), SIOCOUTQ."""
     unread = array("i", [0])
-    with suppress(OSError):  # it has gone: the write will see
+    with suppress(OSError):  # the peer has gone: the write will notice
         fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, unread)
     return unread[0]
 
@@ -762,7 +772,7 @@ def _unread_bytes(socket: trio.socket.SocketType) -> int:
 def _direct_write(stream: trio.abc.Stream) -> tuple[Callable[[int, bytes | memoryview], int], int]:
     """A non-blocking write and the file number to call it with.
 
-    A stream without a socket never takes anything that way.
+    A stream without a socket never takes anything this way.
     """
     if isinstance(stream, trio.SocketStream):
         return os.write, stream.socket.fileno()

@@ -1,7 +1,7 @@
 """A publication, and its bytes on the wire: framed once, numbered per connection.
 
-Every subscriber of a publication gets the same envelope but for `seq`, which is the first key. So
-the bytes behind `seq` are made once and shared; a connection's frame is three pieces put together:
+All subscribers of a publication get the same message but for `seq`, which is its first key. So the
+bytes after `seq` are made once and shared; a connection's frame is put together from three pieces:
 
     frame head + '{"seq":'   |   "1207"   |   ',"ts":1759027038365,"type":…}'
     one per total length         per seq       one per publication
@@ -24,13 +24,13 @@ _TOTAL_KEY: Final = b',"skipped_total":'
 
 
 class InvalidPayload(Exception):
-    """The payload is not JSON in UTF-8, so no browser could read the envelope."""
+    """The payload is not JSON in UTF-8, so no browser could read the message."""
 
 
 class Kept:
-    """What replay histories hold of a publication, all of them the same one.
+    """What replay buffers hold of a publication; all of them hold the same one.
 
-    It can be let go of wherever it is held, and outboxes do not notice: see `ReplayBudget`.
+    Its bytes can be released wherever it is held, without effect on outboxes: see `ReplayBudget`.
     """
 
     __slots__ = ("__weakref__", "_channel", "_tail")
@@ -45,11 +45,11 @@ class Kept:
         return len(self._tail or b"")
 
     def let_go(self) -> None:
-        """Hold nothing from now on."""
+        """Release the bytes."""
         self._tail = None
 
     def publication(self) -> Publication | None:
-        """The publication again, which shares its bytes; None if they were let go."""
+        """The publication again, sharing its bytes; None if they were released."""
         return None if self._tail is None else Publication._of(self._channel, self._tail, self)  # noqa: SLF001
 
 
@@ -57,8 +57,8 @@ class Publication:
     """One event of one channel. Immutable; shared by every outbox it is in.
 
     Attributes:
-        channel: whose event it is.
-        kept: what to hold of it for replay.
+        channel: the channel of the event.
+        kept: what replay buffers hold of it.
     """
 
     __slots__ = ("_tail", "channel", "kept")
@@ -89,7 +89,7 @@ class Publication:
         return self
 
     def frame(self, seq: int) -> bytes:
-        """The whole WebSocket frame of this publication as envelope number `seq`."""
+        """The whole WebSocket frame of this publication as message number `seq`."""
         digits = b"%d" % seq
         tail = self._tail
         return _head(len(digits) + len(tail)) + digits + tail
@@ -97,12 +97,12 @@ class Publication:
     def pieces(
         self, seq: int, skipped: int = 0, skipped_total: int = 0
     ) -> tuple[bytes, memoryview, bytes]:
-        """The same in pieces, without a copy of what is shared; and with what was left out.
+        """The same in pieces, without a copy of what is shared, and with the skipped counts.
 
         Args:
-            seq: the number of the envelope.
-            skipped: so many older ones of its channel gave way to it.
-            skipped_total: so many did on the connection up to here, if that is to be told.
+            seq: the number of the message.
+            skipped: how many older messages of its channel gave way to it.
+            skipped_total: how many gave way on the connection up to here; 0 is not reported.
         """
         digits, end = b"%d" % seq, _ending(skipped, skipped_total)
         tail = memoryview(self._tail)[: -1 if end else None]
@@ -116,12 +116,12 @@ class Publication:
 
 
 def _ending(skipped: int, skipped_total: int) -> bytes:
-    """The end of an envelope that says what was left out; empty if it says nothing."""
+    """The end of a message that reports what was skipped; empty if nothing is to be reported."""
     if not skipped and not skipped_total:
         return b""
-    told = b"%b%d" % (_SKIPPED_KEY, skipped) if skipped else b""
-    told += b"%b%d" % (_TOTAL_KEY, skipped_total) if skipped_total else b""
-    return told + b"}"
+    keys = b"%b%d" % (_SKIPPED_KEY, skipped) if skipped else b""
+    keys += b"%b%d" % (_TOTAL_KEY, skipped_total) if skipped_total else b""
+    return keys + b"}"
 
 
 @lru_cache(maxsize=4096)

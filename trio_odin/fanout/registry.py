@@ -13,16 +13,17 @@ _NOBODY: Mapping[object, None] = {}
 
 
 class Registry(Generic[S]):
-    """Who is subscribed to what, in both directions.
+    """The subscriptions in both directions: by channel, and by subscriber.
 
-    Every operation costs O(size of the request): a subscription O(channels asked), a look-up O(1),
-    a departure O(that subscriber's channels). A channel without subscribers is not kept, nor is a
-    subscriber without channels, so names that clients make up cannot pile up.
+    Every operation costs O(size of the request): a subscription O(channels asked for), a lookup
+    O(1), a removal O(that subscriber's channels). A channel without subscribers is not kept, nor is
+    a subscriber without channels, so names that clients make up cannot pile up.
 
     Dicts serve as ordered sets: denser than sets, and a fan-out goes in the order of subscription.
 
     Attributes:
-        audience: who asked to be told of gaps, with those it was not told of yet.
+        audience: the subscribers that asked for gap notices, each with the gaps that it was not
+            sent yet.
     """
 
     def __init__(self) -> None:
@@ -36,8 +37,8 @@ class Registry(Generic[S]):
         """Add subscriptions; existing ones stay. Returns how many `subscriber` has now."""
         own = self._channels.setdefault(subscriber, {})
         for name in channels:
-            # One string for all subscribers of a channel: each name is parsed anew for each client.
-            # Not sys.intern, which on some Pythons keeps for ever what clients make up.
+            # One string for all subscribers of a channel, as each command is parsed into new ones.
+            # Not sys.intern, which on some Pythons never frees the names that clients make up.
             channel = self._names.setdefault(name, name)
             own[channel] = None
             subscribers = self._subscribers.get(channel)
@@ -47,7 +48,7 @@ class Registry(Generic[S]):
         return self._count_or_forget(subscriber, own)
 
     def unsubscribe(self, subscriber: S, channels: Iterable[str]) -> int:
-        """Remove subscriptions; those that do not exist are ignored. Returns how many are left."""
+        """Remove subscriptions, ignoring those that do not exist. Returns how many are left."""
         own = self._channels.get(subscriber, {})
         for channel in channels:
             if channel in own:
@@ -56,15 +57,15 @@ class Registry(Generic[S]):
         return self._count_or_forget(subscriber, own)
 
     def hold_back(self, subscriber: S, channels: Iterable[str], offset: int) -> None:
-        """Send `subscriber` nothing of `channels` up to `offset`: it has that from another server.
+        """Send `subscriber` nothing of `channels` up to `offset`: another server sent it that.
 
-        They have to be subscribed to.
+        It must be subscribed to them.
         """
         for channel in channels:
             self._floors.setdefault(self._names[channel], {})[subscriber] = offset
 
     def forget_floors(self) -> None:
-        """Hold nothing back any more, as offsets count anew."""
+        """Hold nothing back from now on, because offsets count anew."""
         self._floors.clear()
 
     def subscribers_from(self, channel: str, offset: int | None) -> Collection[S]:
@@ -80,14 +81,14 @@ class Registry(Generic[S]):
         return [one for one in everyone if one not in floors]
 
     def tell_of_gaps(self, subscriber: S, is_wanted: bool) -> None:
-        """Take `subscriber` into the audience, or out of it."""
+        """Add `subscriber` to the audience of gap notices, or remove it."""
         if is_wanted:
             self.audience.setdefault(subscriber, {})
         else:
             self.audience.pop(subscriber, None)
 
     def remove(self, subscriber: S) -> None:
-        """Remove `subscriber` from all there is. One that has no subscription is ignored."""
+        """Remove `subscriber` from everything. One without subscriptions is ignored."""
         self.audience.pop(subscriber, None)
         for channel in self._channels.pop(subscriber, {}):
             self._forget(subscriber, channel)

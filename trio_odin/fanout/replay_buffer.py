@@ -1,4 +1,4 @@
-"""One connection's numbering (`seq`) and its last envelopes, for replay."""
+"""One connection's numbering (`seq`) and its last messages, for replay."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from weakref import ReferenceType, ref
 
 from trio_odin.fanout.publication import Kept, Publication
 
-# What each publication that is kept takes besides its bytes.
+# The memory that each kept publication takes besides its bytes.
 _OVERHEAD_BYTES = 512
 
 
 class KeptRange(NamedTuple):
-    """The envelopes of a range that are kept, and how many were asked for."""
+    """The kept messages of a range, and how many were asked for."""
 
     kept: list[tuple[int, Publication]]
     asked: int
@@ -22,13 +22,13 @@ class KeptRange(NamedTuple):
 class ReplayBudget:
     """The bytes of all publications that any connection of the process keeps for replay.
 
-    Connections share what they keep, so it is counted once, when it is published, and not for each
-    of them. Beyond the limit the oldest publications are let go of, wherever they are kept. One
-    that no connection keeps any longer counts no longer.
+    Connections share what they keep, so a publication is counted once, when it is published, and
+    not for each of them. Beyond the limit the oldest publications are released, wherever they are
+    kept. A publication that no connection keeps is not counted.
 
     Attributes:
-        limit_bytes: how many there may be.
-        used_bytes: how many there are.
+        limit_bytes: how many bytes may be kept.
+        used_bytes: how many are.
     """
 
     def __init__(self, limit_bytes: int = 64 * 1024 * 1024) -> None:
@@ -37,7 +37,7 @@ class ReplayBudget:
         self._sizes: OrderedDict[ReferenceType[Kept], int] = OrderedDict()
 
     def add(self, kept: Kept) -> None:
-        """Count `kept`, unless it is counted already; make room for it."""
+        """Count `kept`, unless it is counted already, and release the oldest to make room."""
         reference = ref(kept, self._forget)
         if reference in self._sizes:
             return
@@ -54,16 +54,16 @@ class ReplayBudget:
 
 
 class ReplayBuffer:
-    """Numbers the envelopes addressed to one connection and keeps the last `capacity` of them.
+    """Numbers the messages addressed to one connection and keeps the last `capacity` of them.
 
-    An envelope that was dropped for a full outbox is numbered and kept as well: the gap shows the
-    client its loss, and the replay mends it. Kept are references that all connections share, not
-    copies; numbers are contiguous, so only the last one is stored. How much they may hold together
-    is the matter of a `ReplayBudget`.
+    A message that was dropped because the outbox was full is numbered and kept too: the gap in
+    `seq` shows the client its loss, and a replay repairs it. The buffer keeps references that all
+    connections share, not copies. Numbers are contiguous, so only the last one is stored. A
+    `ReplayBudget` limits how much all buffers hold together.
 
     Attributes:
         seq: the last number given.
-        kept: of the last publications, the newest one is number `seq`.
+        kept: the last publications; the newest one has number `seq`.
     """
 
     __slots__ = ("kept", "seq")
@@ -79,7 +79,7 @@ class ReplayBuffer:
         return self.seq
 
     def between(self, first: int, last: int) -> KeptRange:
-        """The kept envelopes with `first <= seq <= last`; numbers not yet given do not count."""
+        """The kept messages with `first <= seq <= last`; numbers not yet given do not count."""
         first, last = max(first, 1), min(last, self.seq)
         oldest_kept = self.seq - len(self.kept) + 1
         kept = [

@@ -1,8 +1,8 @@
-"""Where the server stands in the stream, and the last events, for clients that come back.
+"""The server's position in the stream, and the last events, for clients that resume.
 
-The one place that answers up to where clients have been served, and of which stream: see the table
-in docs/decisions/0020-where-a-client-stands.md. All that changes the answer comes in order through
-the feed: events are `add`ed, marks `note`d.
+Nothing else answers up to which offset of which stream clients have been served: see the table in
+docs/decisions/0020-where-a-client-stands.md. All that changes the answer comes in order through the
+inbound queue: events are `add`ed, marks `note`d.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from trio_odin.fanout.publication import InvalidPayload, Publication
 from trio_odin.upstream.gaps import Mark
 from trio_odin.upstream.nats_message import NatsMessage
 
-# Also read from before the start, for the clients of a server or worker that has just ended.
+# Also the size of the backfill, for the clients of a server or worker that has just ended.
 RESUME_EVENTS_MAX: Final = 4096
 _BYTES_MAX: Final = 64 * 1024 * 1024
 
 
 class Missed(NamedTuple):
-    """What a client has missed, oldest first; not `is_complete`: there may have been more."""
+    """What a client has missed, oldest first; if not `is_complete`, there may have been more."""
 
     publications: list[Publication]
     is_complete: bool
 
 
 class ResumableEvent:
-    """An event of the stream: its publication, or its payload if nobody wanted it when it came."""
+    """An event of the stream: its publication, or its payload if it had no subscriber."""
 
     __slots__ = ("arrived_at", "channel", "content", "offset", "size", "unix_ms")
 
@@ -42,7 +42,7 @@ class ResumableEvent:
         self.channel = channel
 
     def publish(self) -> Publication | None:
-        """The publication, made now if nobody wanted it then; None if it cannot be one."""
+        """The publication, made now if it had no subscriber then; None if the event is invalid."""
         if isinstance(self.content, Publication):
             return self.content
         if self.channel is None:
@@ -60,14 +60,15 @@ class ResumableEvent:
 class ResumeBuffer:
     """Events by their offset: at most `capacity`, none kept longer than `max_age_seconds`.
 
-    Only an unbroken run of events is kept: across a loss nobody could say what was missed. Where
-    what is missing is older than the start, what is before it is kept for the newest events of
-    quiet channels. An event without an offset, as there is without JetStream, is not kept.
+    Only an unbroken run of events is kept: across a loss the server could not say what was missed.
+    Where the missing events are older than the start, those before them are kept for the newest
+    events of quiet channels. An event without an offset, as in core mode, is not kept.
 
     Attributes:
-        epoch: which stream this is; None before there is one, and in core mode.
-        is_entered: NATS was reached once, so that there is a position, or will never be one.
-        is_settled: the position is known, and what was to be read from before the start has been.
+        epoch: which numbering the offsets belong to; None before NATS was reached, and in core
+            mode.
+        is_entered: whether NATS was reached once, so that there is a position or will never be one.
+        is_settled: whether the position is known and the backfill has been read.
     """
 
     def __init__(
@@ -82,8 +83,8 @@ class ResumeBuffer:
         self._bytes = 0
         self._max_age_seconds = max_age_seconds
         self._events: deque[ResumableEvent] = deque()
-        self._taken = -1  # what came is taken up to here, -1: nothing is known
-        # Every event behind the first of these offsets, up to the second, is here.
+        self._taken = -1  # everything up to this offset; -1: nothing is known
+        # Every event after the first of these offsets is here; up to the second it is backfill.
         self._complete_after = 0
         self._backfill_end = 0
         self.epoch: str | None = None
@@ -92,14 +93,14 @@ class ResumeBuffer:
 
     @property
     def position(self) -> int | None:
-        """Up to here clients have been sent the events of their channels, or told of a gap.
+        """Up to this offset clients were sent the events of their channels, or a gap notice.
 
-        None: not known, as NATS was not reached yet, or has no JetStream.
+        None: not known, because NATS was not reached yet or has no JetStream.
         """
         return None if self._taken < 0 else max(self._taken, self._backfill_end)
 
     def note(self, mark: Mark) -> None:
-        """Go to another place, maybe of another stream."""
+        """Move to another position, maybe in another stream."""
         if mark.reached is None:
             self._forget_all(-1)
             self.is_settled = True
@@ -118,7 +119,7 @@ class ResumeBuffer:
         self._taken = self._complete_after = reached
 
     def add(self, message: NatsMessage, channel: str | None) -> ResumableEvent | None:
-        """Keep `message`, of `channel` if it belongs to one; None if it has no offset."""
+        """Keep `message`, of `channel` if it belongs to one; returns None if it has no offset."""
         offset = message.offset
         if offset is None:
             return None
@@ -132,7 +133,7 @@ class ResumeBuffer:
         return event
 
     def _forget(self, arrived_before: float) -> None:
-        """Make room for one more."""
+        """Make room for one more event."""
         events = self._events
         while events and (
             len(events) >= self._capacity
@@ -144,10 +145,10 @@ class ResumeBuffer:
             self._complete_after = max(oldest.offset, self._complete_after)
 
     def after(self, offset: int, channels: Collection[str], *, of_each: int, in_all: int) -> Missed:
-        """The newest events of `channels` behind `offset`: `of_each` at most, and `in_all`.
+        """The newest events of `channels` after `offset`, at most `of_each` a channel and `in_all`.
 
-        The newest one of each channel counts in any case: else a channel with many events would
-        push out the only change of a quiet one, whose old value then stays.
+        The newest event of each channel is included in any case: else a busy channel would push out
+        the only event of a quiet one, whose old value would then stay.
         """
         newer = takewhile(lambda event: event.offset > offset, reversed(self._events))
         missed: list[Publication] = []
