@@ -1,1 +1,1 @@
-"""NATS: the link, the bridge, the stream, our position in it, and gaps."""
+"""NATS: the link, the bridge, the stream, the position in it, and gaps."""

@@ -1,12 +1,12 @@
-"""The bridge: NATS → feed. With `stream.py`, all of the server that knows asyncio.
+"""The bridge: NATS → inbound queue. Nothing in the server outside `upstream/` knows asyncio.
 
 nats-py runs on asyncio, so each NATS connection gets an asyncio loop inside a trio task
 (trio-asyncio), and nothing of it survives that connection. One connection has one life:
 
     connect ─► consume (ordered consumer or core subscription) ─► lost ─► wait a little ─► again
 
-What carries over between two lives is the position in the stream, so nothing inside the stream's
-window is lost or comes twice; what the window has dropped is declared as a gap
+The position in the stream carries over from one life to the next, so nothing inside the stream's
+window is lost or comes twice. What the window has dropped is declared as a gap
 (docs/decisions/0002-one-nats-connection-one-life.md).
 """
 
@@ -58,21 +58,21 @@ _PULSE_DEADLINE_SECONDS = 60
 _STREAM_LOOK_SECONDS = 2.0
 _ON_ITS_WAY_SECONDS = 1.0
 _SETTLE_LOOK_SECONDS = 0.2
-# An event at which so many connections have ended, one after the other, is stepped over.
+# An event at which this many connections in a row have ended is skipped.
 _STUMBLES_MAX = 2
 
 _log = structlog.get_logger("bridge")
 
 
 class Bridge:
-    """Consumes `odin.token.>` for ever and puts every message into the feed.
+    """Consumes `odin.token.>` and puts every message into the inbound queue.
 
-    Feed full, more than the allowed rate, or a share of them while `pause` says so: the newest
-    message is shed and counted; the bridge does not wait, as NATS would then drop for us, and
-    uncounted. What the outside may know of NATS is written to `upstream`.
+    When the queue is full, the rate is exceeded or the load shedder takes its share, the newest
+    message is shed and counted. The bridge does not wait: NATS would then drop messages uncounted.
+    What others may know of NATS is written to `nats_status`.
 
     Attributes:
-        fed: messages put into the feed so far.
+        fed: messages put into the inbound queue so far.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Bridge:
         *,
         backfill_max: int,
     ) -> None:
-        """`recall_max`: events to read from before the start, for clients that come back."""
+        """`backfill_max`: events to read from before the start, for clients that resume."""
         self.fed = 0
         self._nats_status = nats_status
         self._settings = settings
@@ -98,15 +98,15 @@ class Bridge:
         self._untold: Gaps = {}
         self._must_tell = False
         self._consumer: OrderedConsumer | None = None
-        # Not one that others have made, and deleted: they know what it is to be.
+        # False if others made the stream: should they delete it, they know how to make it again.
         self._may_make = True
         self._outage = Outage(_log, settings.nats_urls)
-        # How many connections in a row have ended at the same place, and behind which offset.
+        # How many connections in a row have ended at the same event, and after which offset.
         self._stumbles = self._stumbled_at = 0
         self.reload(settings)
 
     def reload(self, settings: Settings) -> None:
-        """Take on the rate of `settings`."""
+        """Apply the rate of `settings`."""
         self._rate = TokenBucket(
             burst=max(1.0, settings.max_nats_rate),
             per_second=settings.max_nats_rate,
@@ -114,14 +114,14 @@ class Bridge:
         )
 
     async def run(self) -> None:
-        """Connect, consume, and connect again for ever; closes the feed when cancelled."""
+        """Connect, consume and connect again, until cancelled; then closes the inbound queue."""
         with self._inbound_send:
             while True:
                 await self._live_once()
                 await trio.sleep(self._outage.pause_seconds())
 
     async def _live_once(self) -> None:
-        """One NATS connection from connect to loss."""
+        """Use one NATS connection, from connect to loss."""
         try:
             async with trio_asyncio.open_loop():
                 await trio_asyncio.aio_as_trio(self._connect_and_consume)()
@@ -137,7 +137,7 @@ class Bridge:
     def _fail(self, error: BaseException) -> None:
         self._nats_status.fail("; ".join(describe(error)), trio.current_time())
 
-    # From here on the functions run under asyncio.
+    # The methods from here on run under asyncio.
 
     async def _connect_and_consume(self) -> None:
         trouble: list[str] = []
@@ -146,7 +146,7 @@ class Bridge:
             trouble.extend(describe(error))
             del trouble[:-_TROUBLE_KEPT]
             if isinstance(error, Refused) and not self._nats_status.is_connected:
-                link.lose(error)  # it was needed
+                link.lose(error)  # the link is of no use without it
 
         async with self._outage.link(name="trio-odin", on_error=on_error) as link:
             try:
@@ -168,7 +168,7 @@ class Bridge:
                     self._stumble(link.lost_by)
 
     def _stumble(self, reason: Unreadable) -> None:
-        """Remember that a connection has ended at what comes after the position."""
+        """Note that a connection has ended at the event after the position."""
         offset = self._position.offset
         self._stumbles = self._stumbles + 1 if offset == self._stumbled_at else 1
         self._stumbled_at = offset
@@ -177,17 +177,17 @@ class Bridge:
         )
 
     async def _watch_stream(self, link: NatsLink) -> None:
-        """Notice what the consumer does not tell: it goes on with heartbeats all the while.
+        """Poll the stream for what the consumer does not report: its heartbeats go on meanwhile.
 
         Raises:
-            nats.errors.Error: the stream is another one, has our events no longer, cannot be asked
-                for, or does not deliver what it has. Then its place, or another one, is found anew.
+            nats.errors.Error: the stream is another one, no longer has our events, cannot be asked
+                for, or does not deliver what it has. The next connection finds the position anew.
         """
         jetstream = link.client.jetstream(timeout=_REQUEST_SECONDS)
         stalled_at = -1
         while True:
             await asyncio.sleep(_STREAM_LOOK_SECONDS)
-            before = attrs.evolve(self._position)  # the question, as it moves meanwhile
+            before = attrs.evolve(self._position)  # a copy, as the position moves meanwhile
             info = await jetstream.stream_info(before.stream)
             state = state_of(info)
             if before.is_lost_in(state):
@@ -203,10 +203,10 @@ class Bridge:
     async def _look_for_stalled(self, client: TotalClient, before: StreamPosition) -> None:
         """Raise if an event waits in the stream and does not come.
 
-        What is behind the position may also be of others, deleted, or just on its way.
+        What is after the position may also belong to others, be deleted, or be just on its way.
         """
         waiting = None
-        with suppress(nats.errors.Error):  # in an election
+        with suppress(nats.errors.Error):  # during an election
             waiting = await next_offset(client, before.stream, after=before.offset)
         if waiting is not None:
             await asyncio.sleep(_ON_ITS_WAY_SECONDS)
@@ -241,7 +241,7 @@ class Bridge:
         )
 
     async def _subscribe(self, link: NatsLink) -> str:
-        """Subscribe in the mode that is wanted and possible; returns which."""
+        """Subscribe in the mode that is configured and possible; returns the mode."""
         self._consumer = None
         if self._settings.nats_mode != "core":
             why_not = await self._consume_stream(link)
@@ -250,7 +250,7 @@ class Bridge:
             if self._settings.nats_mode == "jetstream":
                 raise Refused(f"{why_not}, and NATS_MODE is jetstream")
             if self._position.epoch:
-                # Core in between would have the stream's events come twice, or not at all.
+                # With core mode in between, the stream's events would come twice or not at all.
                 raise Refused(f"{why_not}, and it was consumed before")
             _log.warning("nats.core_only", reason=why_not)
         gaps = [Gap(GapReason.CORE)] if self._nats_status.mode == "core" else []
@@ -260,7 +260,7 @@ class Bridge:
         return "core"
 
     async def _consume_stream(self, link: NatsLink) -> str | None:
-        """Consume JetStream; returns why not, if it is not there or not fit."""
+        """Consume the stream; returns why not, if there is no JetStream or no suitable stream."""
         client = link.client
         if not await has_jetstream(client, request_seconds=_REQUEST_SECONDS):
             return "the server has no JetStream"
@@ -279,7 +279,7 @@ class Bridge:
         return None
 
     async def _check_still_there(self, client: TotalClient) -> None:
-        """The consumer is of the stream that was entered, and not of one made anew since.
+        """Check that the consumer is of the stream that was entered, not of one made anew since.
 
         Raises:
             nats.errors.Error: it is another one, whose events would come under the old epoch.
@@ -290,7 +290,7 @@ class Bridge:
             raise nats.errors.Error(f"stream {name} is another one now")
 
     async def _step_over(self, client: TotalClient) -> None:
-        """Leave out the event that has ended one connection after the other."""
+        """Skip the event that has ended one connection after the other."""
         position = self._position
         offset = await next_offset(client, position.stream, after=position.offset)
         self._stumbles = 0
@@ -299,13 +299,13 @@ class Bridge:
             await self._tell_hub(offset, gap)
 
     async def _enter(self, client: TotalClient, info: StreamInfo) -> None:
-        """Find the place behind which to go on in the stream, and tell the hub."""
+        """Find the position after which to go on in the stream, and inform the hub."""
         state = await self._state_with_witness(client, info)
         position = self._position
         if position.epoch == state.epoch and position.was_emptied(state):
             state = attrs.evolve(state, epoch=await count_generation_on(client, info))
-        self._lose(*position.enter(state))  # at once: the link may be lost before they are told
-        if self._nats_status.mode == "core":  # until now: what came since then is in the past
+        self._lose(*position.enter(state))  # at once: the link may be lost before the hub knows
+        if self._nats_status.mode == "core":  # until now: the gap ends with the backfill
             self._lose(Gap(GapReason.CORE, last=position.backfill_end))
         if position.witness is None and state.last >= max(state.first, 1):
             stored = await stored_at(client, state.name, state.last)
@@ -320,7 +320,7 @@ class Bridge:
         return attrs.evolve(state, witness=await stored_at(client, state.name, witness[0]))
 
     async def _tell_hub(self, reached: int | None, *gaps: Gap) -> None:
-        """Put a mark into the feed, in order with the messages. Waits for room."""
+        """Put a mark into the inbound queue, in order with the messages. Waits for room."""
         self._lose(*gaps)
         mark = self._mark(reached, *self._untold.values())
         await trio_asyncio.trio_as_aio(self._inbound_send.send)(mark)
@@ -333,13 +333,13 @@ class Bridge:
         )
 
     async def _settle(self, consumer: OrderedConsumer) -> None:
-        """See to the end of what is read from before the start, also where it never comes.
+        """End the backfill where its last message never comes.
 
         The last message of the stream need not be ours, and may be dropped before it was read.
         """
         position = self._position
         while position.offset < position.backfill_end:
-            with suppress(nats.errors.Error):  # whatever it is, the other watches see to it
+            with suppress(nats.errors.Error):  # the other watches see to errors
                 info = await consumer.info()
                 delivered = info.delivered.stream_seq if info.delivered else 0
                 if info.num_pending == 0 and (delivered or 0) <= position.offset:
@@ -348,35 +348,35 @@ class Bridge:
         await asyncio.Event().wait()  # the first watch that ends, ends the connection
 
     def _end_backfill(self) -> None:
-        """Nothing more of ours from before the start will come."""
+        """Declare the backfill as read: nothing more of ours from before the start will come."""
         self._position.settle()
         self._must_tell = True
         self._tell_losses(self._position.offset)
 
     async def _tell_losses_of_silence(self, mode: str) -> None:
-        """Tell the hub each second what it does not know and no message has told it."""
+        """Inform the hub each second of losses that no message has made known to it."""
         while True:
             await asyncio.sleep(Losses.TELL_SECONDS)
             self._tell_losses(self._position.offset if mode == "jetstream" else None)
 
-    def _on_stream_message(self, message: Msg, place: MessageMetadata) -> None:
-        if place.offset <= self._position.offset:
+    def _on_stream_message(self, message: Msg, metadata: MessageMetadata) -> None:
+        if metadata.offset <= self._position.offset:
             self._counters.repeated += 1
             return
-        if gap := self._position.move(place.offset, place.unix_ns):
+        if gap := self._position.move(metadata.offset, metadata.unix_ns):
             self._lose(gap)
         self._must_tell = self._must_tell or self._position.is_broken
         self._accept(
             NatsMessage(
                 message.subject,
                 message.data,
-                place.offset,
+                metadata.offset,
                 trio.current_time(),
-                place.unix_ns // 1_000_000,
+                metadata.unix_ns // 1_000_000,
                 self._position.is_backfill,
             )
         )
-        if place.pending == 0 and self._position.is_backfill:
+        if metadata.pending == 0 and self._position.is_backfill:
             self._end_backfill()
 
     async def _on_core_message(self, message: Msg) -> None:
@@ -393,13 +393,13 @@ class Bridge:
             self._lose(Gap(GapReason.SHED, 1, message.offset, message.offset))
 
     def _feed(self, message: NatsMessage) -> bool:
-        """Put `message` into the feed, behind what was lost before. False if there is no room."""
+        """Queue `message` for the hub, after the losses before it. False if there is no room."""
         reached = None if message.offset is None else message.offset - 1
         size = len(message.payload)
         if not self._inbound_budget.has_room_for(size) or not self._tell_losses(reached):
             return False
         try:
-            # A synchronous call across the border; awaiting there would cost six times as much.
+            # A synchronous call from asyncio into trio: awaiting would cost six times as much.
             self._inbound_send.send_nowait(message)
         except trio.WouldBlock:
             return False
@@ -408,12 +408,12 @@ class Bridge:
         return True
 
     def _lose(self, *gaps: Gap) -> None:
-        """The hub has to know of `gaps` before the next message."""
+        """Note `gaps`, which the hub has to know of before the next message."""
         self._untold = joined(self._untold, gaps)
         self._must_tell = True
 
     def _tell_losses(self, reached: int | None) -> bool:
-        """Tell the hub what it does not know, up to `reached`. False if there is no room."""
+        """Inform the hub of what it does not know, up to `reached`. False if there is no room."""
         if self._must_tell:
             try:
                 self._inbound_send.send_nowait(self._mark(reached, *self._untold.values()))

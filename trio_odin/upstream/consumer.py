@@ -1,12 +1,12 @@
-"""An ordered consumer of a JetStream stream: every message once and in order, or its end.
+"""An ordered consumer of a JetStream stream: every message once and in order, or a failure.
 
-Runs under asyncio, called by the bridge. nats-py has one, too, which makes itself anew at the next
-offset when something is missing: also in a stream that was emptied and counts from 1 again, so that
-events vanish without a word. This one never mends anything. It gives its connection up, and the
-next one finds its place in the stream with all checks (docs/decisions/0002).
+Runs under asyncio, called by the bridge. nats-py has an ordered consumer, too. When something is
+missing, that one makes itself anew at the next offset, even in a stream that was emptied and counts
+from 1 again, so events vanish silently. This one never repairs anything: it gives its connection
+up, and the next one finds its position in the stream with all checks (docs/decisions/0002).
 
-nats-py's also takes a publisher's word for what only NATS may say, as it looks for heartbeats among
-the events.
+nats-py's also looks for heartbeats among the events, so it accepts from a publisher what only NATS
+may say.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy
 from trio_odin.upstream.metadata import MessageMetadata, metadata_of
 from trio_odin.upstream.nats_client import TotalClient
 
-# NATS sends one whenever it has nothing else to send for so long.
+# NATS sends a heartbeat when it has had nothing else to send for this long.
 _HEARTBEAT_SECONDS = 1.0
-# Looks, not seconds: a process that was held up for as long has missed one.
+# Checks, not seconds: a process that was held up for as long has missed one.
 _SILENT_LOOKS_MAX = 3
 _REQUEST_SECONDS = 5.0
-# A cluster may give the consumer to a node that is gone, which it does not know yet. Then there is
-# no answer, and another consumer, of another connection, has better luck.
+# A cluster that does not know yet that a node is gone may give the consumer to it. Then no answer
+# comes, and another consumer, on another connection, is more likely to get one.
 _START_SECONDS = 1.5
-_CONTROL = "100"  # the status of what is no message of the stream
+_CONTROL = "100"  # the status of what is not a message of the stream
 
 
 class OrderedConsumer:
-    """Hands each message of the stream to `take`, in order; calls `fail` when that has an end.
+    """Hands each message of the stream to `take`, in order; calls `fail` when it cannot go on.
 
     Args:
-        client: connected.
-        take: gets each message and its place. Must not raise or wait.
-        fail: gets a sentence that says why nothing more is to be expected.
+        client: a connected client.
+        take: a callback for each message and its metadata. Must not raise or wait.
+        fail: a callback for the sentence that says why no further messages will come.
     """
 
     def __init__(
@@ -52,16 +52,16 @@ class OrderedConsumer:
         self._take = take
         self._fail = fail
         self._stream = self._inbox = ""
-        # With a name, making it twice makes one.
+        # A consumer with a name is made once, even if that is requested twice.
         self._name = f"trio-odin-{secrets.token_hex(8)}"
-        self._delivered = 0  # messages of this consumer that came
+        self._delivered = 0  # messages of this consumer so far
         self._was_heard = True
 
     async def start(self, stream: str, subject: str, *, after: int) -> ConsumerInfo:
-        """Make a consumer of `subject` of `stream` from behind offset `after` on; then `listen`.
+        """Make a consumer of `subject` in `stream`, after offset `after`. Call `listen` next.
 
         Raises:
-            nats.errors.Error: NATS refuses, or does not answer.
+            nats.errors.Error: NATS refuses or does not answer.
         """
         self._inbox = self._client.new_inbox()
         self._stream = stream
@@ -85,21 +85,21 @@ class OrderedConsumer:
         return info
 
     async def listen(self) -> None:
-        """Have the messages come: NATS waits with them until somebody listens."""
+        """Let the messages come: NATS holds them back until somebody listens."""
         self._was_heard = True
         await self._client.listen(self._inbox, self._on_message)
 
     async def info(self) -> ConsumerInfo:
-        """What NATS says of it now.
+        """The state of the consumer, as NATS reports it now.
 
         Raises:
-            nats.errors.Error: NATS does not answer, or has forgotten it.
+            nats.errors.Error: NATS does not answer or has forgotten the consumer.
         """
         info: ConsumerInfo = await self._jetstream.consumer_info(self._stream, self._name)
         return info
 
     async def watch(self) -> None:
-        """Fail when it was silent for longer than it can be, until cancelled."""
+        """Call `fail` and return once the consumer is silent for longer than it may be."""
         silent_looks = 0
         while silent_looks < _SILENT_LOOKS_MAX:
             self._was_heard = False
@@ -113,17 +113,17 @@ class OrderedConsumer:
         if headers.get("Status") == _CONTROL:
             await self._on_control(message, headers)
             return
-        place = metadata_of(message.reply)
-        if place is None:
+        metadata = metadata_of(message.reply)
+        if metadata is None:
             return  # somebody else has published to this inbox
-        if place.consumer_sequence != self._delivered + 1:
+        if metadata.consumer_sequence != self._delivered + 1:
             self._fail("messages of the consumer are missing")
             return
         self._delivered += 1
-        self._take(message, place)
+        self._take(message, metadata)
 
     async def _on_control(self, message: Msg, headers: Mapping[str, str]) -> None:
-        """A request for flow control, which is answered when all before it is taken, or silence."""
+        """Answer a request for flow control, now that all before it is taken; check a heartbeat."""
         if stalled := message.reply or headers.get("Nats-Consumer-Stalled", ""):
             await self._client.publish(stalled)
         delivered = headers.get("Nats-Last-Consumer", "")

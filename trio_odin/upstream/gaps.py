@@ -1,7 +1,7 @@
 """Gaps: events that the clients of this server can never get, and how far they can be counted.
 
-A sequence of the stream that is jumped over is proof of a loss only if every subject of the stream
-is ours: else it may be the number of somebody else's message, and the count is not known.
+A jump in the stream's offsets proves a loss only if every subject of the stream is ours. Otherwise
+an offset may be that of somebody else's message, and the count is not known.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import attrs
 
 from trio_odin.ledger.reasons import GapReason
 
-# Each comes once in the life of a connection to NATS, and changes what offsets mean.
+# Each comes once in the life of a NATS connection, and changes what offsets mean.
 _RARE = {GapReason.START, GapReason.STREAM, GapReason.CORE}
 
 
 @attrs.frozen
 class Gap:
-    """A loss: `missed` events, None if unknown, with offsets from `first` to `last` if known."""
+    """A loss of `missed` events, at the offsets `first` to `last`; each None if it is unknown."""
 
     reason: GapReason
     missed: int | None = None
@@ -27,7 +27,7 @@ class Gap:
     last: int | None = None
 
     def joined(self, later: Gap) -> Gap:
-        """Make one of this and a `later` one of the same reason."""
+        """Join with a `later` gap of the same reason; returns one gap for both."""
         is_counted = self.missed is not None and later.missed is not None
         return Gap(
             self.reason,
@@ -37,15 +37,15 @@ class Gap:
         )
 
 
-# At most one of each reason, so what waits to be told never grows.
+# At most one per reason, so what waits to be reported never grows.
 Gaps: TypeAlias = dict[GapReason, Gap]
 
 
 def joined(gaps: Gaps, later: Iterable[Gap]) -> Gaps:
     """`gaps` and `later` ones, those of the same reason as one. Neither is changed.
 
-    Another stream comes first, as it begins another epoch. What was lost before it loses its
-    offsets: they mean other events now.
+    A gap for another stream comes first, because it begins another epoch. Losses before it lose
+    their offsets, which mean other events now.
     """
     sums = dict(gaps)
     for gap in later:
@@ -58,9 +58,10 @@ def joined(gaps: Gaps, later: Iterable[Gap]) -> Gaps:
 
 
 class Losses:
-    """Gaps that nobody has been told of yet: at most one telling a second, or it would be a flood.
+    """Gaps that were not reported yet.
 
-    Time enters as monotonic seconds.
+    Reports come at most once a second, or they would be a flood; only gaps that change what offsets
+    mean are due at once. Time enters as monotonic seconds.
     """
 
     TELL_SECONDS: Final = 1.0
@@ -74,16 +75,16 @@ class Losses:
         return bool(self._untold)
 
     def declare(self, gaps: Iterable[Gap]) -> None:
-        """Events were lost."""
+        """Add `gaps`."""
         self._untold = joined(self._untold, gaps)
 
     def are_due(self, now: float) -> bool:
-        """Whether to tell of them `now`: they come before the next event."""
+        """Whether to report them `now`, before the next event."""
         is_time = now - self._told_at >= self.TELL_SECONDS
         return bool(self._untold) and (is_time or not _RARE.isdisjoint(self._untold))
 
     def take(self, now: float) -> Gaps:
-        """All of them, to be told `now`."""
+        """Remove and return all of them, to be reported `now`."""
         gaps, self._untold = self._untold, {}
         self._told_at = now
         return gaps
@@ -95,10 +96,11 @@ class Mark(NamedTuple):
     Attributes:
         epoch: which numbering the offsets belong to; None where there are no offsets.
         reached: everything up to this offset has come, or is in `gaps`; None without offsets.
-        past: everything up to this offset is older than the server's start, and news to nobody.
+        backfill_end: everything up to this offset is older than the server's start, and is not news
+            to any client.
         gaps: what was lost between the message before and the one after.
-        is_broken: something older than the start is missing there. It is no loss to tell of, but
-            who resumes from before it may have missed it.
+        is_broken: whether something older than the start is missing there. It is not a loss to
+            report, but a client that resumes from before it may have missed it.
     """
 
     epoch: str | None
@@ -110,11 +112,14 @@ class Mark(NamedTuple):
 
 @attrs.frozen
 class StreamState:
-    """A stream when it was asked: the offsets `first` to `last` are in it, none if it is empty.
+    """A stream as NATS described it: the offsets `first` to `last` are in it, none if it is empty.
 
-    `epoch` tells it from another one of the same name. `is_ours`: no subject in it but ours.
-    `witness` is the time of the message at the offset of our own witness, None if there is none.
-    `may_be_emptied`: it can come back without its messages, under the same epoch; see `Position`.
+    Attributes:
+        epoch: tells it from another stream of the same name.
+        is_ours: whether it has no subjects but ours.
+        witness: the time of the message at the offset of our own witness; None if there is none.
+        may_be_emptied: whether it can come back without its messages under the same epoch; see
+            `StreamPosition`.
     """
 
     name: str
@@ -128,18 +133,18 @@ class StreamState:
 
 @attrs.define
 class StreamPosition:
-    """How far in which stream the bridge is: up to `offset` all was taken, or declared missing.
+    """The bridge's position in the stream: all up to `offset` was taken or declared missing.
 
     Args:
-        recall: how many messages from before the start to take, for clients that come back.
-        past: up to here all was published before the start, and is news to nobody.
-        witness: offset and time of a message that we know, in nanoseconds of NATS' clock. A stream
-            in memory can come back empty with its name and the date of its creation; once it has
-            grown past the position, only the time of a message tells it from the one before.
+        backfill: how many messages from before the start to take, for clients that resume.
 
     Attributes:
-        is_broken: something of the past was missing, or may have been; see `Mark`. Stays until
-            whoever has told the hub makes it False.
+        backfill_end: everything up to this offset was published before the start.
+        witness: offset and time of a message that we know, in nanoseconds of NATS' clock. A stream
+            in memory can come back empty with the same name and creation time; once it has grown
+            beyond the position, only the time of a message tells it from the one before.
+        is_broken: whether some of the backfill was missing, or may have been; see `Mark`. It stays
+            True until the bridge has put that into a mark for the hub, and resets it.
     """
 
     stream: str = ""
@@ -152,11 +157,11 @@ class StreamPosition:
     _is_ours: bool = True
 
     def is_lost_in(self, state: StreamState) -> bool:
-        """Whether this is not the stream we were in: made anew, or emptied."""
+        """Whether this is not the stream that we were in: it was made anew or emptied."""
         return state.epoch != self.epoch or self.was_emptied(state)
 
     def was_emptied(self, state: StreamState) -> bool:
-        """Whether the stream has lost its messages since we were there, and counts anew."""
+        """Whether the stream has lost its messages since we were in it, and counts anew."""
         is_other = (
             self.witness is not None
             and state.witness is not None
@@ -165,11 +170,11 @@ class StreamPosition:
         return state.last < self.offset or is_other
 
     def enter(self, state: StreamState) -> list[Gap]:
-        """Find the place behind which to go on in the stream; returns what cannot be had any more.
+        """Find the position after which to go on in the stream; returns what was lost.
 
-        At start-up that is the end of the stream, less what is to be recalled. A stream that was
-        made anew, or emptied (as one in memory is when its server restarts), is read from its
-        beginning: all that is in it is new.
+        At the start that is the end of the stream, less the backfill. A stream that was made anew
+        or emptied (as one in memory is when its server restarts) is read from its beginning: all
+        that is in it is new.
         """
         gaps = []
         if not self.epoch:
@@ -182,11 +187,11 @@ class StreamPosition:
         self.stream, self.epoch, self._is_ours = state.name, state.epoch, state.is_ours
         if state.first > self.offset + 1:
             self.is_broken = True
-            if state.first > self.backfill_end + 1:  # else all of it was before the start
+            if state.first > self.backfill_end + 1:  # else all of it is older than the start
                 first = max(self.offset, self.backfill_end) + 1
                 missed = state.first - first if state.is_ours else None
                 if state.may_be_emptied and self.witness is not None:
-                    # What would tell is gone: these offsets may have been given anew from 1 on.
+                    # The message of the witness is gone: offsets may have been given anew from 1.
                     first, missed = 1, None
                 gaps.append(Gap(GapReason.WINDOW, missed, first, state.first - 1))
             self.offset = state.first - 1
@@ -194,23 +199,23 @@ class StreamPosition:
 
     @property
     def is_backfill(self) -> bool:
-        """Whether what was taken last was published before the start."""
+        """Whether the message taken last was published before the start."""
         return self.offset <= self.backfill_end
 
     def step_over(self, offset: int) -> Gap:
-        """Go to `offset`, which is ahead and cannot be read; returns that it is missing."""
+        """Move to `offset`, which is ahead and cannot be read; returns the gap."""
         self.offset = offset
         return Gap(GapReason.UNREADABLE, 1, offset, offset)
 
     def settle(self) -> None:
-        """Nothing more of ours from before the start will come."""
+        """End the backfill: nothing more of ours from before the start will come."""
         self._leave_past(self.backfill_end)
         self.offset = max(self.offset, self.backfill_end)
 
     def move(self, offset: int, unix_ns: int | None = None) -> Gap | None:
-        """Go to `offset`, which is ahead; returns what was between and is gone.
+        """Move to `offset`, which is ahead; returns the gap before it, if events are missing.
 
-        `unix_ns` is when NATS stored the message there.
+        `unix_ns`: when NATS stored the message there.
         """
         self._leave_past(offset - 1)
         first, self.offset = max(self.offset, self.backfill_end) + 1, offset
@@ -221,6 +226,6 @@ class StreamPosition:
         return Gap(GapReason.WINDOW, offset - first, first, offset - 1)
 
     def _leave_past(self, reached: int) -> None:
-        """What is behind the position up to `reached` did not come."""
+        """Note that nothing came between the position and `reached`."""
         is_jump = self.offset < min(reached, self.backfill_end)
         self.is_broken = self.is_broken or (is_jump and self._is_ours)

@@ -1,4 +1,4 @@
-"""Where in its stream a message of JetStream is: NATS says so in the subject for its answer."""
+"""The metadata of a JetStream message, which NATS puts into its reply subject."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import NamedTuple
 
 # $JS.ACK . stream . consumer . delivered . stream sequence . consumer sequence . time . pending
 _TOKENS = 9
-# Behind $JS.ACK also domain and account, and at the end one by chance, and maybe more some day.
+# With domain and account after $JS.ACK, a random token at the end, and maybe more some day.
 _TOKENS_WITH_DOMAIN = 11
 _DOMAIN_TOKENS = 2
 
 
 class MessageMetadata(NamedTuple):
-    """Where a message is.
+    """Where a message is in its stream and in its consumer.
 
     Attributes:
         offset: its sequence in the stream.
-        consumer_sequence: how many the consumer has delivered with it.
+        consumer_sequence: how many messages the consumer has delivered, including this one.
         unix_ns: when NATS stored it.
-        pending: how many more the consumer has to deliver.
+        pending: how many more messages the consumer has to deliver.
     """
 
     offset: int
@@ -31,7 +31,7 @@ class MessageMetadata(NamedTuple):
 
 
 def metadata_of(reply: str) -> MessageMetadata | None:
-    """Read the reply subject of a message that a consumer delivered; None if it is none.
+    """Parse the reply subject of a message that a consumer delivered; None if it is not one.
 
     The forms are those of NATS' ADR-15.
     """
@@ -52,10 +52,10 @@ _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z")
 
 
 def unix_ns_of(text: str) -> int:
-    """The time in a description of NATS', such as `2026-01-31T12:00:00.123456789Z`.
+    """Parse a time as NATS writes it, such as `2026-01-31T12:00:00.123456789Z`.
 
     Raises:
-        ValueError: it is not of this form.
+        ValueError: `text` is not of this form.
     """
     found = _TIME.fullmatch(text)
     if found is None:

@@ -1,17 +1,17 @@
-"""nats-py's client, made total: no message that NATS hands on ends the connection.
+"""nats-py's client, made total: no message that NATS delivers ends the connection.
 
 nats-py raises in its reader at a subject that is not UTF-8, at white space that only Python takes
-for such, and at headers out of shape. The connection ends then, and the next one ends at the same
-message, for as long as the stream keeps it. Here each piece of what comes has one decision:
+for such, and at malformed headers. The connection then ends, and the next one ends at the same
+message, for as long as the stream keeps it. Here each part of the input has one rule:
 
-    subject, reply subject   bytes that are not UTF-8 are escaped; such a subject is no channel's
-    headers                  read only of what is sent to an inbox: an event's concern nobody
+    subject, reply subject   bytes that are not UTF-8 are escaped; no channel has such a subject
+    headers                  read only in messages to an inbox: an event's are of no use
     -ERR                     ends the connection, in NATS' own words; a refused publish does not,
-                             unless it is one that NATS waits for, such as for flow control
-    INFO, PONG               what means nothing is passed over
+                             unless NATS waits for it, as for flow control
+    INFO, PONG               ignored if they mean nothing
     any other line           ends the connection as `Unreadable`: where it ends is not known
 
-Runs under asyncio. What is overridden is private to nats-py, so a test holds its names.
+Runs under asyncio. What is overridden is private to nats-py, so a test checks that it exists.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from nats.aio.msg import Msg
 from nats.protocol.command import sub_cmd
 
 _READ_BYTES = 32_768
-# nats-server's own limit is 4 KiB for a line of ours; its INFO names every server of a cluster.
+# nats-server accepts lines of 4 KiB from us; its own INFO names every server of a cluster.
 _LINE_MAX_BYTES = 1024 * 1024
-# What nats-server takes at most, however it is configured.
+# The most that nats-server accepts, however it is configured.
 _MESSAGE_MAX_BYTES = 64 * 1024 * 1024
 _SHOWN_BYTES = 100
-# An election takes some seconds, and what is asked right after it should not come long after it.
+# An election takes some seconds, and a request should get through soon after its end.
 _REQUEST_SECONDS = 5.0
 _FIRST_TRY_SECONDS = 0.3
 _TRY_MAX_SECONDS = 1.0
@@ -42,28 +42,28 @@ OnMessage: TypeAlias = Callable[[Msg], Awaitable[None]]
 
 
 class Unreadable(nats.errors.Error):
-    """What came cannot be understood, and neither can what comes after it."""
+    """The input cannot be understood, and neither can what comes after it."""
 
 
 class NoAnswer(nats.errors.Error):
-    """Nobody has answered a request in time."""
+    """No answer to a request has come in time."""
 
 
 class Refused(nats.errors.Error):
-    """NATS says no: -ERR, in its own words."""
+    """NATS refuses, in its own words where it gave any (-ERR): trying again soon is of no use."""
 
 
 class Unencrypted(Refused):
-    """The server takes only what everybody can read."""
+    """The server offers no encryption, which was asked for."""
 
 
 class TotalClient(Client):
     """A connection to NATS.
 
     Args:
-        on_lost: called when the connection has ended, with the reason; maybe more than once.
-        on_info: called with what the server says of itself, at first and whenever that changes.
-        is_encrypted_only: nothing is sent before the connection is encrypted.
+        on_lost: a callback for the reason why the connection has ended; may be called repeatedly.
+        on_info: a callback for the server's INFO, at first and whenever that changes.
+        is_encrypted_only: whether to send nothing before the connection is encrypted.
     """
 
     def __init__(
@@ -82,20 +82,20 @@ class TotalClient(Client):
 
     @property
     def says_it_has_jetstream(self) -> bool:
-        """Whether the server itself has JetStream; another one of its cluster may."""
+        """Whether the server itself has JetStream; another one of its cluster may have it."""
         return self._server_info.get("jetstream") is True
 
     async def listen(self, subject: str, on_message: OnMessage) -> None:
-        """Subscribe. The reader itself calls `on_message`, so that nothing waits in between.
+        """Subscribe. The reader itself calls `on_message`, so no message waits in between.
 
-        What that raises ends the connection as `Unreadable`.
+        An exception that it raises ends the connection as `Unreadable`.
         """
         self._sid += 1
         self._listeners[self._sid] = on_message
         await self._send_command(sub_cmd(subject, "", self._sid))
         await self._flush_pending()
 
-    # --- in place of nats-py's
+    # --- overrides of nats-py's methods
 
     async def request(
         self,
@@ -105,12 +105,12 @@ class TotalClient(Client):
         old_style: bool = False,
         headers: dict[str, Any] | None = None,
     ) -> Msg:
-        """Ask, and ask again while nobody answers; so what is asked for must bear being done twice.
+        """Send a request, and again while no answer comes, so it must be safe to do it twice.
 
-        A request that reaches JetStream while it elects a leader is lost without a word.
+        A request that reaches JetStream while it elects a leader is silently lost.
 
         Raises:
-            NoAnswer: nobody did within `timeout` seconds.
+            NoAnswer: no answer came within `timeout` seconds.
             nats.errors.NoRespondersError: there is nobody to answer.
         """
         rest, patience = timeout, _FIRST_TRY_SECONDS
@@ -132,7 +132,7 @@ class TotalClient(Client):
                 await self._parse()
         except (OSError, nats.errors.Error) as error:
             lost = error
-        except Exception as error:  # noqa: BLE001 - a fault of ours, at whatever came
+        except Exception as error:  # noqa: BLE001 - our own fault, whatever came
             lost = Unreadable(f"{type(error).__name__}: {error}")
             lost.__cause__ = error
         await self._process_op_err(lost)
@@ -140,8 +140,8 @@ class TotalClient(Client):
     async def _parse(self) -> None:
         """Take the lines that are complete.
 
-        nats-server separates words by a space. White space as Python knows it is more than that,
-        and may be within a subject.
+        nats-server separates words by a space. White space in Python is more than that, and a
+        subject may contain it.
         """
         received = self._received
         while (end := received.find(_LINE_END)) >= 0:
@@ -191,8 +191,8 @@ class TotalClient(Client):
 
     async def _process_err(self, err_msg: str) -> None:
         refused = Refused(err_msg)
-        said = err_msg.lower()
-        if not said.startswith(_HARMLESS) or _FLOW_CONTROL in said:
+        text = err_msg.lower()
+        if not text.startswith(_HARMLESS) or _FLOW_CONTROL in text:
             raise refused
         await self._error_cb(refused)
 
@@ -202,13 +202,13 @@ class TotalClient(Client):
                 raise Unencrypted(
                     "tls:// was asked for, and it offers no TLS: nothing was sent to it"
                 )
-            info["tls_required"] = True  # it takes both, and nats-py would choose the other
+            info["tls_required"] = True  # it takes both, and nats-py would choose plain text
         self._on_info(info)
 
     async def _process_pong(self) -> None:
         if self._pongs:
             answered = self._pongs.pop(0)
-            if not answered.done():  # else its asker has given up
+            if not answered.done():  # else the caller has given up
                 answered.set_result(True)
             self._pongs_received += 1
             self._pings_outstanding = 0
@@ -249,26 +249,26 @@ class TotalClient(Client):
         )
 
 
-# The one publish is refused, and whoever waits for its answer notices.
+# Only that publish is refused, and the task that waits for its answer notices.
 _HARMLESS = ("permissions violation for publish", "invalid publish subject")
-# But nobody waits for an answer to this one, and without it NATS delivers nothing more.
+# But no task waits for an answer to flow control, and without it NATS delivers nothing more.
 _FLOW_CONTROL = '"$js.fc.'
 
 
 def escaped(text: bytes | bytearray) -> str:
-    """Text that should be UTF-8; a byte that is not becomes four characters, a backslash first."""
+    """Decode what should be UTF-8; any other byte becomes four characters, a backslash first."""
     return text.decode(errors="backslashreplace")
 
 
 def _number(word: bytes) -> int:
-    """A number as NATS writes it: digits only, and none is as large as a message cannot be."""
+    """Parse a number as NATS writes it: digits only, and at most the largest size of a message."""
     if not word.isdigit() or int(word) > _MESSAGE_MAX_BYTES:
         raise ValueError
     return int(word)
 
 
 def _object(text: bytes) -> dict[str, Any]:
-    """The JSON object that `text` is; else an empty one."""
+    """The JSON object in `text`; an empty one if it is not an object."""
     try:
         content = json.loads(text)
     except ValueError:

@@ -1,8 +1,8 @@
 """A link to NATS: one connection from connect to loss, for the bridge and for the publisher.
 
-Everything in here runs under asyncio, inside a loop of trio-asyncio's. nats-py's own reconnecting
-is off: with it there would be two ways to lose a connection and two to get it back. `Outage` knows
-where the next one can be made, and how long to wait before that.
+Everything here runs under asyncio, inside a loop of trio-asyncio. nats-py's own reconnecting is
+off: with it there would be two ways to lose a connection and two to get it back. `Outage` knows
+where to make the next one, and how long to wait before that.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from trio_odin.upstream.nats_client import Refused, TotalClient
 
 T = TypeVar("T")
 
-# For each server. One that hangs is not to keep us from the next, which is tried beside it soon.
+# For each server. One that hangs does not hold up the next, which is soon tried beside it.
 _CONNECT_SECONDS = 3.0
-# What a cluster says of its addresses may not be true from here.
+# The addresses that a cluster announces may not be reachable from here.
 _CONNECT_ANNOUNCED_SECONDS = 1.0
 _NEXT_SERVER_SECONDS = 0.5
 _ANNOUNCED_MAX = 100
@@ -39,17 +39,17 @@ _PINGS_OUTSTANDING = 2
 _LOOK_SECONDS = 0.5
 _BACKOFF_FIRST_SECONDS = 0.1
 _BACKOFF_MAX_SECONDS = 0.5
-# Where NATS has said no, a person has to change something, and each try is a line in its log.
+# After a refusal a person has to change something, and each try is a line in the log of NATS.
 _BACKOFF_REFUSED_MAX_SECONDS = 5.0
-# Failures count anew after a connection that was of use for so long.
+# Failures count anew after a connection that was of use for this long.
 _STABLE_SECONDS = 5.0
 
 
 class Unreachable(nats.errors.Error):
-    """No server could be connected to; the text says for each of them why.
+    """No server could be connected to; the text gives the reason for each.
 
     Attributes:
-        is_refused: all that is in the way are answers.
+        is_refused: whether all of them refused.
     """
 
     def __init__(self, reasons: Mapping[NatsUrl, Exception]) -> None:
@@ -58,13 +58,13 @@ class Unreachable(nats.errors.Error):
 
 
 class NatsLink:
-    """A connection that is open, or was. Made by `nats_link`, or by an `Outage`.
+    """A connection that is open, or was. Made by `nats_link` or by an `Outage`.
 
     Attributes:
-        url: where it is connected.
-        client: of nats-py, and ours where that is not total.
+        url: the server that it is connected to.
+        client: nats-py's client, made total.
         lost_by: why it is lost; None while it is not.
-        announced: the servers of the cluster, as NATS has told last.
+        announced: the servers of the cluster, as NATS announced them last.
     """
 
     def __init__(self, url: NatsUrl, *, is_alone: bool) -> None:
@@ -79,28 +79,28 @@ class NatsLink:
 
     @property
     def is_up(self) -> bool:
-        """Whether NATS takes and gives messages now."""
+        """Whether messages can be sent and received now."""
         return self.client.is_connected and not self._lost.is_set()
 
     def give_up(self, why: str) -> None:
-        """Count the connection as lost, for a reason that nats-py does not know: a sentence."""
+        """Count the connection as lost. `why`: a sentence, for a reason unknown to nats-py."""
         self.lose(nats.errors.Error(why))
 
     def lose(self, reason: Exception) -> None:
-        """Count the connection as lost. What comes after the first reason is its consequence."""
+        """Count the connection as lost. Only the first reason is kept: later ones follow from it."""
         self.lost_by = self.lost_by or reason
         self._lost.set()
 
     def _learn(self, info: Mapping[str, Any]) -> None:
-        """Take in what the server says of itself and of its cluster."""
-        places = info.get("connect_urls")
-        if isinstance(places, list):
+        """Take in what the server reports of itself and of its cluster."""
+        addresses = info.get("connect_urls")
+        if isinstance(addresses, list):
             is_encrypted = bool(info.get("tls_required"))
-            parent_link = [
-                self.url.sibling(str(place), is_encrypted=is_encrypted)
-                for place in places[:_ANNOUNCED_MAX]
+            siblings = [
+                self.url.sibling(str(address), is_encrypted=is_encrypted)
+                for address in addresses[:_ANNOUNCED_MAX]
             ]
-            self.announced = [sibling for sibling in parent_link if sibling is not None]
+            self.announced = [sibling for sibling in siblings if sibling is not None]
         has_others = not self._is_alone or any(str(u) != str(self.url) for u in self.announced)
         if info.get("ldm") is True and self.client.is_connected and has_others:
             self.give_up("the server is about to shut down (lame duck mode)")
@@ -110,10 +110,10 @@ class NatsLink:
         await self._lost.wait()
 
     async def while_up(self, *works: Coroutine[Any, Any, T]) -> T:
-        """Do `works` at the same time, until the first has ended; returns what that returns.
+        """Run `works` at the same time until the first has ended; returns what that returned.
 
         Raises:
-            Exception: the connection was lost meanwhile (`lost_by`), or what a work raises.
+            Exception: the connection was lost meanwhile (`lost_by`), or what that work raised.
         """
         tasks = [asyncio.create_task(work) for work in works]
         loss = asyncio.create_task(self._lost.wait())
@@ -128,7 +128,7 @@ class NatsLink:
     async def close(self) -> None:
         """Close, within two seconds.
 
-        nats-py can fail at that in many ways, by an assertion for one; none of them may hide why
+        nats-py can fail at this in many ways, one of them an assertion; none of them may hide why
         the connection ended.
         """
         with suppress(Exception):
@@ -147,10 +147,10 @@ async def nats_link(
 ) -> AsyncIterator[NatsLink]:
     """Connect to the first of `urls` that answers; close at the end, within two seconds.
 
-    `on_error` gets what nats-py meets while connected.
+    `on_error` is called with the errors of nats-py while connected.
 
     Raises:
-        Unreachable: no connection could be had.
+        Unreachable: no server could be connected to.
     """
     attempts = {NatsUrl.parse(url): _CONNECT_SECONDS for url in urls}
     link = await _first_that_answers(attempts, name, on_error)
@@ -163,15 +163,15 @@ async def nats_link(
 async def _first_that_answers(
     attempts: Mapping[NatsUrl, float], name: str, on_error: OnError
 ) -> NatsLink:
-    """Connect to one server after the other, and to the next one also where one is slow.
+    """Connect to one server after the other, and to the next one also while one is slow.
 
     Args:
-        attempts: the servers, and how many seconds each has.
-        name: of the connection, for NATS' own pages.
-        on_error: gets what nats-py meets while connected.
+        attempts: the servers, each with its time limit in seconds.
+        name: the name of the connection, for NATS' own pages.
+        on_error: a callback for the errors of nats-py while connected.
 
     Raises:
-        Unreachable: none has answered.
+        Unreachable: no server could be connected to.
     """
     waiting = iter(attempts.items())
     tasks: dict[asyncio.Task[NatsLink], NatsUrl] = {}
@@ -206,7 +206,7 @@ async def _first_that_answers(
 
 
 async def _connect(link: NatsLink, seconds: float, name: str, on_error: OnError) -> NatsLink:
-    """Connect, or raise the reason why not."""
+    """Connect `link` within `seconds`, or raise the reason why not."""
     url, client = link.url, link.client
     reasons: list[Exception] = []
 
@@ -226,7 +226,7 @@ async def _connect(link: NatsLink, seconds: float, name: str, on_error: OnError)
                 token=url.user if url.password is None else None,
                 tls_hostname=url.certificate_name,
                 allow_reconnect=False,
-                # Here these two mean: try once more, at once, then give up.
+                # Together these two mean: try once more, at once, then give up.
                 max_reconnect_attempts=1,
                 reconnect_time_wait=0,
                 connect_timeout=round(_CONNECT_SECONDS),
@@ -237,7 +237,7 @@ async def _connect(link: NatsLink, seconds: float, name: str, on_error: OnError)
             )
         if not client.is_connected:
             raise nats.errors.Error("it does not answer as NATS does")
-    except BaseException as error:  # one that failed half-way needs closing too
+    except BaseException as error:  # a client that failed half-way needs closing too
         await link.close()
         if isinstance(error, nats.errors.NoServersError) and reasons:
             raise reasons[-1] from None
@@ -249,7 +249,7 @@ async def _connect(link: NatsLink, seconds: float, name: str, on_error: OnError)
     return link
 
 
-# How nats-py raises what NATS says while it connects.
+# How nats-py's errors quote NATS while it connects.
 _QUOTED = "nats: '"
 
 
@@ -257,8 +257,8 @@ def _abort(client: Client) -> None:
     """Close the socket, whatever state nats-py left it in.
 
     When its own closing fails, nats-py forgets an open socket with data waiting. The garbage
-    collector closes that some time later, under the feet of the event loop, which fails on the bad
-    file number. There is no public way to the socket.
+    collector closes that later, under the event loop, which then fails on the bad file number.
+    There is no public way to the socket.
     """
     writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
     if writer is not None:
@@ -266,7 +266,7 @@ def _abort(client: Client) -> None:
 
 
 async def _end_tasks(client: Client) -> None:
-    """Take notice of how nats-py's tasks end, or asyncio logs a traceback for each that failed."""
+    """Retrieve the results of nats-py's tasks, or asyncio logs a traceback for each that failed."""
     names = ("_reading_task", "_ping_interval_task")
     tasks = [task for name in names if (task := getattr(client, name, None)) is not None]
     if tasks:
@@ -279,7 +279,7 @@ async def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
     """Cancel tasks until they have ended.
 
     nats-py, and `asyncio.wait_for` before Python 3.12, can lose a cancellation that comes together
-    with an answer; the task would go on for ever.
+    with an answer; the task would never end.
     """
     while tasks:
         for task in tasks:
@@ -290,18 +290,18 @@ async def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
 
 
 def is_refusal(error: BaseException | None) -> bool:
-    """Whether NATS has said no, so that trying again soon is of no use."""
+    """Whether NATS has refused, so that trying again soon is of no use."""
     if isinstance(error, BaseExceptionGroup):
         return any(map(is_refusal, error.exceptions))
     if isinstance(error, Unreachable):
         return error.is_refused
-    if isinstance(error, ServiceUnavailableError):  # a leader is elected
+    if isinstance(error, ServiceUnavailableError):  # a leader is being elected
         return False
     return isinstance(error, Refused | APIError)
 
 
 def describe(error: BaseException) -> list[str]:
-    """An error, or all in a group of them, as short lines for a log; NATS in its own words."""
+    """An error, or all errors of a group, as short lines for a log; NATS in its own words."""
     if isinstance(error, BaseExceptionGroup):
         return [line for inner in error.exceptions for line in describe(inner)]
     return [_reason(error)]
@@ -324,7 +324,7 @@ def _reason(error: BaseException) -> str:
 
 
 def places_of(urls: Sequence[str]) -> list[str]:
-    """`host:port` of each URL, for a log: credentials are left out."""
+    """`host:port` of each URL, for a log: without credentials."""
     return [str(NatsUrl.parse(url)) for url in urls]
 
 
@@ -332,7 +332,7 @@ class Outage:
     """Failures in a row to have a link: where to try next, how long to pause, what to log.
 
     Attributes:
-        failures: how many since NATS was there.
+        failures: how many in a row.
     """
 
     def __init__(self, log: Any, urls: Sequence[str]) -> None:
@@ -348,14 +348,14 @@ class Outage:
     async def link(self, *, name: str, on_error: OnError) -> AsyncIterator[NatsLink]:
         """Connect to one of the servers; close at the end, within two seconds.
 
-        Those that NATS announced are tried, too: the configured ones may be gone for good.
+        Announced servers are tried, too: the configured ones may be gone for good.
 
         Args:
-            name: of the connection, for NATS' own pages.
-            on_error: gets what nats-py meets while connected.
+            name: the name of the connection, for NATS' own pages.
+            on_error: a callback for the errors of nats-py while connected.
 
         Raises:
-            Unreachable: no connection could be had.
+            Unreachable: no server could be connected to.
         """
         link: NatsLink | None = None
         self._over_at = None
@@ -375,9 +375,13 @@ class Outage:
         return over_at is not None and time.monotonic() - over_at >= _STABLE_SECONDS
 
     def _attempts(self) -> dict[NatsUrl, float]:
-        """In which order to try: by chance, configured ones first, the one lost last at the end."""
-        places = {str(url) for url in self._urls}
-        announced = [url for url in self._announced if str(url) not in places]
+        """The servers with their time limits in seconds, in the order in which to try them.
+
+        Configured ones come first, then announced ones, both shuffled; last of all the one that
+        was lost last.
+        """
+        configured = {str(url) for url in self._urls}
+        announced = [url for url in self._announced if str(url) not in configured]
         attempts = dict.fromkeys(random.sample(self._urls, len(self._urls)), _CONNECT_SECONDS)
         attempts |= dict.fromkeys(
             random.sample(announced, len(announced)), _CONNECT_ANNOUNCED_SECONDS
@@ -385,11 +389,11 @@ class Outage:
         return dict(sorted(attempts.items(), key=lambda attempt: attempt[0] == self._last))
 
     def over(self) -> None:
-        """NATS is there, and of use."""
+        """Note that NATS is there and of use."""
         self._over_at = time.monotonic()
 
     def note(self, error: BaseException) -> None:
-        """Log why there is no link: the 1st, 2nd, 4th, 8th … time, as a long outage is no flood."""
+        """Log why there is no link, the 1st, 2nd, 4th, 8th … time, so a long outage is not a flood."""
         self._is_refused = self._is_refused or is_refusal(error)
         if self.failures.bit_count() <= 1:
             self._log.warning(
@@ -400,7 +404,7 @@ class Outage:
             )
 
     def note_unexpected(self) -> None:
-        """Log the exception being handled, of which nobody thought, with its place."""
+        """Log the unexpected exception that is being handled, with its traceback."""
         self._log.exception("nats.failed", servers=self._servers(), in_a_row=self.failures)
 
     def _servers(self) -> list[str]:
@@ -409,9 +413,9 @@ class Outage:
     def pause_seconds(self) -> float:
         """How long to wait before trying again.
 
-        Doubles up to half a second, as events are to flow again within a second after NATS is
-        back; up to five where it is there and says no. The jitter keeps many servers from coming
-        back in step.
+        Doubles up to half a second, so that events flow again within a second after NATS is back;
+        up to five seconds if NATS is there and refuses. The jitter keeps many servers from
+        reconnecting in step.
         """
         longest = _BACKOFF_REFUSED_MAX_SECONDS if self._is_refused else _BACKOFF_MAX_SECONDS
         longest = min(longest, _BACKOFF_FIRST_SECONDS * 2.0 ** min(self.failures, 16))

@@ -1,4 +1,4 @@
-"""What the bridge takes from NATS and hands to the hub."""
+"""A message from NATS on its way from the bridge to the hub."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 
 class NatsMessage(NamedTuple):
-    """What the bridge puts into the feed.
+    """A message as the bridge puts it into the inbound queue.
 
     Attributes:
-        offset: the stream's sequence, None in core mode.
-        arrived_at: monotonic seconds.
+        offset: its sequence in the stream; None in core mode.
+        arrived_at: when it arrived, in monotonic seconds.
         unix_ms: when NATS stored it; in core mode, when it arrived.
-        is_past: it was published before we came, so it is no news to anybody connected.
+        is_backfill: whether it was published before the start, so that it is not news to any
+            connected client.
     """
 
     subject: str

@@ -9,11 +9,11 @@ from trio_odin.ledger.snapshot import NatsStats, Trouble
 
 @attrs.define
 class NatsStatus:
-    """The way from NATS to here.
+    """The state of the way from NATS to this server.
 
     Attributes:
-        is_connected: events can flow now.
-        was_connected: they could once.
+        is_connected: whether events can flow now.
+        was_connected: whether they ever could.
         mode: `jetstream` or `core`; `none` before the first connection.
         reconnects: connections after the first.
         trouble: why events cannot flow, in NATS' own sentence where it gave one; None while they
@@ -30,33 +30,33 @@ class NatsStatus:
     _event_at: float | None = None
 
     def fail(self, trouble: str, now: float) -> None:
-        """Events cannot flow, because of `trouble`; the first of several sets the time."""
+        """Note that events cannot flow because of `trouble`; the first of several sets the time."""
         self.trouble = trouble
         if self._trouble_at is None:
             self._trouble_at = now
 
     def recover(self) -> None:
-        """Events can flow again."""
+        """Note that events can flow again."""
         self.trouble = self._trouble_at = None
 
     def heard(self, now: float) -> None:
-        """NATS has answered: it is alive, and so is the way to it."""
+        """Note that NATS has answered: it is alive, and so is the way to it."""
         self._heard_at = now
 
     def heard_event(self, now: float) -> None:
-        """A message of ours has come."""
+        """Note that an event has come."""
         self._heard_at = self._event_at = now
 
     def age_seconds(self, now: float) -> float | None:
-        """How long ago anything came from NATS; None: nothing ever did."""
+        """How long ago anything last came from NATS; None: nothing ever did."""
         return None if self._heard_at is None else now - self._heard_at
 
     def event_age_seconds(self, now: float) -> float | None:
-        """How long ago a message of ours came; None: none ever did."""
+        """How long ago an event last came; None: none ever did."""
         return None if self._event_at is None else now - self._event_at
 
     def stats(self, now: float) -> NatsStats:
-        """What pages show of it, at `now`."""
+        """The state at `now`, for metrics and health."""
         began = now if self._trouble_at is None else self._trouble_at
         return NatsStats(
             is_connected=self.is_connected,

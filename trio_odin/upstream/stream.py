@@ -1,4 +1,4 @@
-"""Which JetStream stream the bridge consumes: one that is there, or one that it makes.
+"""Finds the JetStream stream that the bridge consumes, or makes it.
 
 Runs under asyncio, called by the bridge.
 """
@@ -27,7 +27,7 @@ SUBJECT = "odin.token.>"
 # NATS server error codes: JetStream is not enabled for this account, or not at all.
 _NOT_ENABLED = {10039, 10076}
 
-# In the metadata of a stream: how often it was found emptied; and that a server like this made it.
+# In the metadata of a stream: how often it was found emptied; that a server like this made it.
 _GENERATION = "trio_odin_generation"
 _MADE = "trio_odin_made"
 _REQUEST_SECONDS = 5.0
@@ -36,14 +36,14 @@ _log = structlog.get_logger("bridge")
 
 
 class StreamUnsuitable(Exception):
-    """There is a stream in the way that cannot be consumed and is not ours to change."""
+    """A stream is in the way that cannot be consumed and is not ours to change."""
 
 
 async def has_jetstream(client: TotalClient, *, request_seconds: float) -> bool:
     """Whether the server has JetStream for us. False only on a definite answer.
 
     Raises:
-        nats.errors.Error: no definite answer, such as from a cluster that elects its leader.
+        nats.errors.Error: there is no definite answer, as while a cluster elects its leader.
     """
     try:
         await client.jetstream(timeout=request_seconds).account_info()
@@ -59,18 +59,18 @@ async def has_jetstream(client: TotalClient, *, request_seconds: float) -> bool:
 async def ensure_stream(client: TotalClient, settings: Settings, *, may_make: bool) -> StreamInfo:
     """Find the stream for our subject, or make it.
 
-    A stream that exists keeps what its makers chose. Only the one of the configured name gains our
-    subject where it is missing, unless others feed it; another one is used as it is if its subjects
-    cover ours.
+    An existing stream keeps its configuration. Our subject is added only to the stream of the
+    configured name, where it is missing and no other streams feed it. A stream of another name is
+    used as it is, if its subjects cover ours.
 
     Args:
-        client: connected.
-        settings: name the stream, and say how it is made.
-        may_make: else its being away is a `Refused`.
+        client: a connected client.
+        settings: the name of the stream, and its configuration if it is made.
+        may_make: whether to make a missing stream; if not, `Refused` is raised.
 
     Raises:
-        StreamUnsuitable: says why.
-        nats.errors.Error: NATS refuses, or does not answer.
+        StreamUnsuitable: the stream cannot be consumed; the text gives the reason.
+        nats.errors.Error: NATS refuses or does not answer.
     """
     jetstream = client.jetstream(timeout=_REQUEST_SECONDS)
     try:
@@ -111,10 +111,10 @@ def why_unsuitable(info: StreamInfo) -> str | None:
 
 
 def brings_ours(info: StreamInfo) -> bool:
-    """Whether the stream stores what is published on our subject, or what others feed it with."""
+    """Whether the stream stores what is published on our subject, or is fed by other streams."""
     config = info.config
     if _is_fed(config):
-        return True  # our subject besides would have each event come twice
+        return True  # with our subject added, each event would come twice
     transform = config.subject_transform
     if transform and covers(SUBJECT, _pattern_of(transform.dest)):
         return True
@@ -122,9 +122,9 @@ def brings_ours(info: StreamInfo) -> bool:
 
 
 def is_made_here(info: StreamInfo, settings: Settings) -> bool:
-    """Whether a server like this one has made the stream, and may make it again.
+    """Whether a server like this one has made the stream, and so may make it again.
 
-    Before it left a mark, it made all streams in one way.
+    Earlier versions left no mark; they made all streams with the same configuration.
     """
     if (info.config.metadata or {}).get(_MADE):
         return True
@@ -141,13 +141,13 @@ def _is_fed(config: StreamConfig) -> bool:
 
 
 def _pattern_of(destination: str) -> str:
-    """What subjects a transform can make: `a.{{wildcard(1)}}` makes `a.*`."""
+    """The subjects that a transform can make: `a.{{wildcard(1)}}` makes `a.*`."""
     tokens = destination.split(".")
     return ".".join("*" if "{{" in token or token.startswith("$") else token for token in tokens)
 
 
 def state_of(info: StreamInfo) -> StreamState:
-    """What matters of a stream that NATS has described."""
+    """The state of a stream, from its description by NATS."""
     return StreamState(
         name=str(info.config.name),
         epoch=_epoch(info, _generation(info)),
@@ -155,7 +155,7 @@ def state_of(info: StreamInfo) -> StreamState:
         last=info.state.last_seq,
         is_ours=not _is_fed(info.config)
         and all(covers(SUBJECT, pattern) for pattern in info.config.subjects or []),
-        # Without a cluster, which has a name, one in memory is gone with its server.
+        # Without a cluster, which has a name, a stream in memory is gone with its server.
         may_be_emptied=info.config.storage == StorageType.MEMORY
         and info.cluster is not None
         and bool(info.cluster.name),
@@ -163,7 +163,7 @@ def state_of(info: StreamInfo) -> StreamState:
 
 
 def _epoch(info: StreamInfo, generation: str) -> str:
-    """The same on every server: when the stream was made, and how often it was found emptied."""
+    """When the stream was made and how often it was found emptied: the same on every server."""
     made = f"{round(info.created.timestamp() * 1e6):x}" if info.created else "unknown"
     return f"{made}-{generation}" if generation else made
 
@@ -173,10 +173,10 @@ def _generation(info: StreamInfo) -> str:
 
 
 async def count_generation_on(client: Client, info: StreamInfo) -> str:
-    """The stream was found emptied: note that in its metadata, and return its epoch from now on.
+    """Note in the metadata of a stream that it was found emptied; returns its new epoch.
 
     Several servers that see it at once write the same number. Where the stream cannot be changed,
-    the epoch is one that no other server knows, so that clients which move are told of a gap.
+    no other server knows the epoch, so that clients that move to one are sent a gap notice.
     """
     before = _generation(info)
     generation = str(int(before) + 1) if before.isdecimal() else "1"
@@ -195,17 +195,17 @@ async def stored_at(client: Client, stream: str, offset: int) -> int | None:
     """When NATS stored the message at `offset`, in nanoseconds; None if it is not there.
 
     Raises:
-        nats.errors.Error: NATS refuses, or does not answer.
+        nats.errors.Error: NATS refuses or does not answer.
     """
     message = await _message(client, stream, {"seq": offset})
     return None if message is None else unix_ns_of(message["time"])
 
 
 async def next_offset(client: Client, stream: str, *, after: int) -> int | None:
-    """The offset of the first event of ours after `after`; None: there is none.
+    """The offset of the first event on our subject after `after`; None: there is none.
 
     Raises:
-        nats.errors.Error: NATS refuses, or does not answer.
+        nats.errors.Error: NATS refuses or does not answer.
     """
     message = await _message(client, stream, {"seq": after + 1, "next_by_subj": SUBJECT})
     return None if message is None else int(message["seq"])
@@ -221,7 +221,7 @@ async def _message(client: Client, stream: str, which: dict[str, Any]) -> dict[s
 
 
 async def _add_our_subject(client: TotalClient, info: StreamInfo) -> StreamInfo:
-    # NATS refuses overlapping subjects in one stream: what ours covers makes room for it.
+    # NATS refuses overlapping subjects in one stream, so those that ours covers are removed.
     kept = [pattern for pattern in info.config.subjects or [] if not covers(SUBJECT, pattern)]
     adapted = await _change(client, str(info.config.name), subjects=[*kept, SUBJECT])
     _log.info("nats.stream_adapted", stream=info.config.name, added=SUBJECT)
@@ -229,7 +229,7 @@ async def _add_our_subject(client: TotalClient, info: StreamInfo) -> StreamInfo:
 
 
 async def _change(client: Client, stream: str, **changes: Any) -> StreamInfo:
-    """Change some of a stream's configuration. nats-py would drop what it does not know of it."""
+    """Change parts of a stream's configuration. nats-py would drop the parts it does not know."""
     config = (await _ask(client, f"STREAM.INFO.{stream}", None))["config"]
     answer = await _ask(client, f"STREAM.UPDATE.{stream}", {**config, **changes})
     changed: StreamInfo = StreamInfo.from_response(answer)
@@ -237,10 +237,10 @@ async def _change(client: Client, stream: str, **changes: Any) -> StreamInfo:
 
 
 async def _ask(client: Client, question: str, content: object) -> dict[str, Any]:
-    """Ask JetStream's API.
+    """Send a request to JetStream's API; returns the answer.
 
     Raises:
-        nats.errors.Error: NATS refuses, or does not answer.
+        nats.errors.Error: NATS refuses or does not answer.
     """
     payload = b"" if content is None else json.dumps(content).encode()
     answer = await client.request(f"$JS.API.{question}", payload, _REQUEST_SECONDS)
