@@ -88,7 +88,7 @@ class FlightRecorder:
         self._records = bytearray()
 
     def add(self, event: FlightEvent, now: float, count: int = 1) -> None:
-        """Record that `event` happened `count` times; for `DEPTH`, that so many messages waited."""
+        """Record that `event` happened `count` times; for `DEPTH`, that `count` messages wait."""
         records, number = self._records, _NUMBERS[event]
         ms = min(int((now - self._opened_at) * 1000), _LARGEST)
         end = len(records)

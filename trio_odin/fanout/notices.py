@@ -1,4 +1,4 @@
-"""Gap notices: losses are counted, logged, and reported to the clients that asked for it.
+"""Gap notices: losses are counted, logged, and reported to the clients that asked for them.
 
 A gap is reported before the first event after it, and before a position after it is stated: the hub
 asks before each message and each command whether one is due. Gaps that follow within a second are

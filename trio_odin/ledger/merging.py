@@ -87,9 +87,9 @@ ANY: Final = Rule(any)
 SAME: Final = Rule(_same)
 CONCATENATED: Final = Rule(_concatenated)
 UNION: Final = Rule(_union)
-# A state in which one worker is enough: that of the one in it longest; None: no worker is in it.
+# A state in which any worker may be: that of the one in it longest; None: no worker is in it.
 LONGEST: Final = Rule(_longest)
-# A state in which all have to be: it began with the last one; None: one is not in it.
+# A state in which all workers must be: it began with the last one; None: one is not in it.
 SHORTEST_OF_ALL: Final = Rule(_shortest_of_all)
 # The greatest age. None is the age of something that never came, and greater than all others.
 LONGEST_OR_NEVER: Final = Rule(_longest_or_never)
@@ -116,7 +116,7 @@ def counters_of(stats: Any, path: str = "") -> dict[str, Any]:
 
 
 def merge_stats(groups: Mapping[Among, Sequence[T]], past: Mapping[str, Any], path: str = "") -> T:
-    """Merge several into one.
+    """Merge the stats of several workers into one.
 
     Args:
         groups: the stats of the workers in each group; none is empty.

@@ -76,7 +76,7 @@ class Workers:
 
     @classmethod
     def alone(cls, connections: int) -> Workers:
-        """The one process of a server without workers, with so many `connections`."""
+        """The one process of a server without workers, which holds all its `connections`."""
         return cls(configured=1, alive=1, restarts=0, connections=[connections])
 
 

@@ -87,7 +87,7 @@ class NatsLink:
         self.lose(nats.errors.Error(why))
 
     def lose(self, reason: Exception) -> None:
-        """Count the connection as lost. Only the first reason is kept: later ones follow from it."""
+        """Count the connection as lost. The first reason is kept: later ones follow from it."""
         self.lost_by = self.lost_by or reason
         self._lost.set()
 
@@ -393,7 +393,7 @@ class Outage:
         self._over_at = time.monotonic()
 
     def note(self, error: BaseException) -> None:
-        """Log why there is no link, the 1st, 2nd, 4th, 8th … time, so a long outage is not a flood."""
+        """Log why there is no link, the 1st, 2nd, 4th, 8th … time: a long outage is not a flood."""
         self._is_refused = self._is_refused or is_refusal(error)
         if self.failures.bit_count() <= 1:
             self._log.warning(

@@ -206,7 +206,7 @@ def _no_json(text: str, reason: str) -> Malformed:
 
 
 def _unknown(kind: str, command_id: CommandId) -> Unknown | Malformed:
-    """Ignore it without an id, as always; with one the client waits for an answer."""
+    """Ignore an unknown type without an id; with one the client waits for an answer."""
     if command_id is None:
         return Unknown()
     message = f"Unknown type {_shown(kind)}"
