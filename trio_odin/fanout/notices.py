@@ -2,7 +2,7 @@
 
 A gap is reported before the first event after it, and before a position after it is stated: the hub
 asks before each message and each command whether one is due. Gaps that follow within a second are
-summed up. They are reported when it is over, with the next message or by a timer.
+summed up. They are reported when that second is over, with the next message or by a timer.
 
 No notice waits for a socket: it is queued in the outbox, between the events before the gap and
 those after it. If there is no room for it, it is summed up with later gaps, and tried again before
