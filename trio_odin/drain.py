@@ -1,9 +1,9 @@
-"""Leaving in order: the plan, the notice, and how both are carried out.
+"""Draining: the plan, the notice, and how both are carried out.
 
-A client that is told to leave comes back at once, somewhere else. Connections are therefore closed
-one after the other, no faster than a server takes them in again:
+A client that has to leave reconnects at once, somewhere else. So connections are closed one after
+the other, no faster than a server accepts them:
 
-    0 ──► all are told their slot ──► slots, 1 / rate apart ──► flush, handshake ──► cut ──► exit
+    0 ──► notice of the slot to all ──► slots, 1 / rate apart ──► flush, handshake ──► cut ──► exit
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from trio_odin.ledger.reasons import CloseReason
 from trio_odin.listener.listener import Listener
 from trio_odin.wire.frames import text_frame
 
-# The lab measured 188 to 289 µs of CPU a connect and subscribe (docs/capacity.md): at this rate,
-# which is also the default of WS_ACCEPT_RATE, a server that takes them in has half a core left.
+# The lab measured 188 to 289 µs of CPU per connect and subscribe (docs/capacity.md). At this rate,
+# which is also the default of WS_ACCEPT_RATE, a server that accepts them has half a core left.
 RECONNECTS_PER_SECOND = 2000.0
 
-# What comes behind the last slot, or a share of the whole where that is short: the last bytes and
-# the closing handshake, then the link to NATS and the end of the process.
+# The time after the last slot, or a share of the whole if that is short: first for the last bytes
+# and the closing handshakes, then for the link to NATS and the end of the process.
 _CLOSING_SECONDS, _CLOSING_SHARE = 5.0, 0.3
 _EXIT_SECONDS, _EXIT_SHARE = 3.0, 0.2
 
-# Some 5 ms of notices; then readers and fan-outs get their turn.
+# About 5 ms of notices; then readers and fan-outs have their turn.
 _NOTICES_BETWEEN_CHECKPOINTS = 200
 
 _log = structlog.get_logger("server")
@@ -38,11 +38,11 @@ _log = structlog.get_logger("server")
 
 @attrs.frozen
 class DrainPlan:
-    """What a drain does when, in seconds from its beginning.
+    """The schedule of a drain, in seconds from its beginning.
 
     Attributes:
-        slots: when each connection is closed, one after the other.
-        cut_seconds: when those are cut that are still there.
+        slots: time at which each connection is closed, one after the other.
+        cut_seconds: time at which connections still open are closed forcibly.
     """
 
     slots: Sequence[float]
@@ -55,12 +55,12 @@ def plan_drain(
     """Plan to close `connections` within `drain_seconds`.
 
     Args:
-        connections: how many there are.
-        reconnects_per_second: how many may come back elsewhere, above 0; more do only where the
-            time is too short for all.
-        drain_seconds: until the process has ended.
-        phase: from 0 up to 1, by chance: when the first slot is, in parts of the time between two.
-            So servers that leave together do not send their clients away in step.
+        connections: number of connections.
+        reconnects_per_second: number of clients that may reconnect elsewhere per second, above 0.
+            It is exceeded only if the time is too short for all of them.
+        drain_seconds: time until the process has ended.
+        phase: time of the first slot, from 0 up to 1 of the time between two slots. It is random,
+            so that servers that drain together do not send their clients away in step.
     """
     cut_seconds = drain_seconds - min(_EXIT_SECONDS, drain_seconds * _EXIT_SHARE)
     window = cut_seconds - min(_CLOSING_SECONDS, drain_seconds * _CLOSING_SHARE)
@@ -69,7 +69,7 @@ def plan_drain(
 
 
 def notice(seconds: float) -> bytes:
-    """The frame that tells a client when to come back elsewhere; it is closed here then."""
+    """Return the frame that tells a client when to reconnect elsewhere; it is closed here then."""
     milliseconds = max(0, round(seconds * 1000))
     return text_frame(b'{"type":"server:draining","reconnect_in_ms":%d}' % milliseconds)
 
@@ -81,12 +81,12 @@ async def send_away(
     reconnects_per_second: float,
     drain_seconds: float,
 ) -> None:
-    """Tell each connection when to come back elsewhere, close it at that moment, cut who is left.
+    """Tell each client when to reconnect elsewhere, close it at that moment, and cut the rest.
 
-    They get events until then. Returns when there is no connection any more, in time for the
-    process to end within `drain_seconds`. Nobody may be let in meanwhile.
+    Clients get events until then. Returns when no connection is left, in time for the process to
+    end within `drain_seconds`. No client may be admitted meanwhile.
 
-    Cancellation: those that are left stay connected.
+    Cancellation: the connections that are left stay open.
     """
     began = trio.current_time()
     plan = plan_drain(
@@ -100,7 +100,7 @@ async def send_away(
     slots = [
         (began + slot, connection) for slot, connection in zip(plan.slots, connections, strict=True)
     ]
-    hub.is_draining = True  # a handshake that is being completed
+    hub.is_draining = True  # for handshakes that are being completed
     with trio.move_on_at(began + plan.cut_seconds):
         await _announce(slots)
         for slot, connection in slots:

@@ -1,21 +1,22 @@
 """The nursery tree: the whole server in one picture and one function.
 
 serve()                                cancel = stop now; drain() = leave in order, then stop
-├── door                               plain HTTP is answered until the very end
-│   └── listener …                     accepts
+├── accept                             plain HTTP is answered until the very end
+│   └── listener …                     one per queue and address that is accepted from
 ├── connection …                       one cancel scope each; cancelling it is the eviction
 │   ├── reader                         frames → commands → session → replies
-│   └── writer                         outbox → socket, asleep unless the socket would block
-├── bridge                             NATS → feed, until a drain has sent the last client away
-├── notices                            what was lost, told each second to those who asked
-├── hub                                feed → registry → outlets; a fan-out never waits
+│   └── writer                         outbox → socket; asleep unless the socket would block
+├── bridge                             NATS → inbound queue, until a drain has closed all clients
+├── hub                                inbound queue → registry → Outbound; a fan-out never waits
+├── notices                            reports gaps each second to the clients that asked for them
 ├── keepalive                          one timing wheel for every connection's pings
-├── admin                              pages at WS_ADMIN_ADDR, if there is one
-├── guard                              samples the load, closes and opens the door, sheds
+├── admin                              pages at WS_ADMIN_ADDR, if it is set
+├── load monitor                       samples the load; opens and closes admission; sheds events
 │   └── lag                            measures how late the scheduler is
-├── turns                              has clients that come all at once give way to the events
+├── turns                              lets clients that come all at once wait for events
 ├── collector                          looks for leaks now and then
-├── siblings                           in a worker: the parent's questions, and its end
+├── parent link                        in a worker: obeys the supervisor, drains if it ends
+├── nats                               in a worker: reports to the supervisor that NATS was reached
 └── summary                            a line in the log now and then
 """
 
@@ -70,13 +71,13 @@ _log = structlog.get_logger("server")
 
 
 class Server:
-    """A running server, as whoever started it sees it. Made by `serve`.
+    """A running server. Made by `serve`.
 
     Attributes:
-        addresses: where it listens, with the ports the kernel chose.
-        admin_addresses: where it answers Prometheus and health checks alone; mostly nowhere.
-        ledger: its books.
-        finished: set when a drain is complete, or everything was stopped.
+        addresses: addresses that it listens on, with the ports that the kernel chose.
+        admin_addresses: addresses for Prometheus and health checks only; mostly none.
+        ledger: its counters.
+        finished: set when a drain is complete, or the server was stopped.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Server:
         parent_link: ParentLink | None = None,
         admin_listeners: Sequence[trio.SocketListener] = (),
     ) -> None:
-        # Any will do: in each queue there is a socket for each address.
+        # Any queue will do: each has a socket for each address.
         sockets = next(iter(queues.values()))
         self.addresses: list[Address] = [bound_address(sock) for sock in sockets]
         self.admin_addresses: list[Address] = [bound_address(one) for one in admin_listeners]
@@ -104,7 +105,7 @@ class Server:
         self._draining_at: float | None = None
         self._door = trio.CancelScope()
         self.finished = trio.Event()
-        # Full: the bridge sheds the newest message and counts it.
+        # When it is full, the bridge sheds the newest message and counts it.
         self._inbound_send, self._inbound_receive = trio.open_memory_channel[NatsMessage | Mark](
             settings.inbound_capacity
         )
@@ -137,7 +138,7 @@ class Server:
             respond=pages.respond,
             settings=settings,
         )
-        # Who has to know of new settings. Only the first may refuse them.
+        # These apply new settings, in this order. Only the first may refuse them.
         self._reloads: list[Apply] = [
             authorizer.reload,  # the only one that may refuse
             self._load_monitor.reload,
@@ -153,21 +154,21 @@ class Server:
         self._accepted_from_changed.set()
 
     def drain(self) -> None:
-        """Ask the server to leave in order; `serve` returns when it has. Does not wait."""
+        """Ask the server to drain; `serve` returns when it has. Does not wait."""
         self._drain_asked.set()
 
     def drain_alone(self) -> None:
-        """Like `drain`, but answer also those who wait for workers that have ended before us."""
+        """Like `drain`, but also answer clients that wait for workers that have ended before."""
         self.accept_from(self._queues)
         self.drain()
 
     def hand_over(self) -> None:
-        """Like `drain`, but leave the port to another process first, and refuse nobody."""
+        """Like `drain`, but leave the port to another process first, and reject no client."""
         self._hands_over = True
         self.drain()
 
     def reload(self, read: ReadEnvironment) -> None:
-        """Take on the settings that can change; if `read` or one of them fails, none."""
+        """Apply the settings that can change; if `read` fails or one is not allowed, none."""
         self._settings = reload_settings(
             self._settings, read, apply=self._reloads, results=self.ledger.traffic.reloads
         )
@@ -182,7 +183,7 @@ class Server:
 
     @property
     def connections(self) -> int:
-        """How many are open now."""
+        """Number of connections that are open now."""
         return len(self._hub.members)
 
     async def _run(self) -> None:
@@ -208,7 +209,7 @@ class Server:
             nursery.cancel_scope.cancel(reason="drained")
 
     async def _accept(self, connections: trio.Nursery) -> None:
-        """Accept from the queues that are to be accepted from, as they change."""
+        """Accept from the queues that `accept_from` has set, as they change."""
         accepting: dict[int, list[trio.CancelScope]] = {}
         with self._door:
             async with trio.open_nursery() as nursery:
@@ -239,7 +240,7 @@ class Server:
             await self._listener.run(listener, connections)
 
     async def _tell_of_nats(self, parent_link: ParentLink) -> None:
-        """Tell the parent when NATS was reached: then it lets this worker take clients."""
+        """Report to the supervisor that NATS was reached: then it lets this worker take clients."""
         while True:
             await trio.sleep(_NATS_LOOK_SECONDS)
             if self._hub.nats_status.was_connected:
@@ -247,7 +248,7 @@ class Server:
         parent_link.tell(self.snapshot())
 
     async def _bridge_until_empty(self) -> None:
-        """Run the bridge until a drain is done; the feed ends then, and with it the hub."""
+        """Run the bridge until a drain is done; then the inbound queue and the hub end too."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._bridge.run)
             await self._drain_asked.wait()
@@ -255,7 +256,7 @@ class Server:
             nursery.cancel_scope.cancel(reason="drain")
 
     async def _drain(self) -> None:
-        """Let nobody in any more, and send everyone away."""
+        """Admit no more clients, and send all of them away."""
         _log.info("drain.started", connections=len(self._hub.members), relieved=self._hands_over)
         if self._hands_over:
             await self._leave_port()
@@ -269,7 +270,7 @@ class Server:
         )
 
     async def _leave_port(self) -> None:
-        """Accept no more, and wait until all that were accepted have their answer."""
+        """Stop accepting, and wait until all accepted sockets have their answer."""
         self._door.cancel(reason="a successor serves")
         self._accepted_from = ()
         for sock in chain.from_iterable(self._queues.values()):
@@ -281,7 +282,7 @@ class Server:
                     break
 
     def _reconnects_per_second(self) -> float:
-        """How many of our clients may come back in a second: all workers leave together."""
+        """Return the rate at which our clients may come back: all workers leave together."""
         own, elsewhere = len(self._hub.members), self._admission.connections_elsewhere
         rate = self._settings.accepts_per_second or RECONNECTS_PER_SECOND
         return rate * max(1, own) / max(1, own + elsewhere)
@@ -327,13 +328,13 @@ class Server:
         return trio.current_time() - self._started_at
 
     async def gather(self) -> Snapshot:
-        """The state of the whole server, with all its workers, for its pages."""
+        """Return the state of the whole server, with all its workers, for its pages."""
         if self._parent_link is None:
             return self.snapshot()
         return await self._parent_link.gather() or self._without_siblings()
 
     def _without_siblings(self) -> Snapshot:
-        """What this worker knows while its parent does not answer."""
+        """Return what this worker knows while its supervisor does not answer."""
         own = self.snapshot()
         return attrs.evolve(
             own,
@@ -347,7 +348,7 @@ class Server:
         )
 
     def snapshot(self) -> Snapshot:
-        """The state of this process now."""
+        """Return the state of this process now."""
         settings, now = self._settings, trio.current_time()
         draining_at = self._draining_at
         return Snapshot(
@@ -387,12 +388,12 @@ async def serve(
 ) -> None:
     """Serve until drained or cancelled. Starts with a `Server` as soon as it listens.
 
-    NATS need not be there: the server is unhealthy until it is, and recovers by itself. A server
-    with `siblings` has `inherited` the sockets of all of them (file numbers, by the numbers of the
-    workers), and takes clients from those that its parent tells it.
+    NATS need not be there: the server is unhealthy until it is, and recovers by itself. With
+    `parent_link` the server is a worker. It has `inherited` the sockets of all workers (file
+    numbers, by number of the worker), and takes clients from the queues that the supervisor names.
 
     Raises:
-        AddressUnavailable: it cannot listen where it should.
+        AddressUnavailable: it cannot listen at its address.
         SettingError: the keys of tokens cannot be used.
 
     Cancellation: every connection is cut at once; `Server.drain` is the polite way.
@@ -426,4 +427,4 @@ async def serve(
 
 def _close_with(stack: ExitStack, sockets: Iterable[trio.socket.SocketType]) -> None:
     for sock in sockets:
-        stack.callback(sock.close)  # which does not wait
+        stack.callback(sock.close)  # it does not wait

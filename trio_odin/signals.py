@@ -1,4 +1,4 @@
-"""How a process is told to end, and a server to change."""
+"""Signals that end a process, or change a running server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import trio
 from trio_odin.overload.watchdog import Notify
 from trio_odin.settings.reload import ReadEnvironment
 
-# Entered, it gives the numbers of the signals that come.
+# When entered, it gives the numbers of received signals.
 Signals: TypeAlias = AbstractContextManager[AsyncIterator[int]]
 
 
@@ -24,27 +24,27 @@ _log = structlog.get_logger("server")
 
 
 class Leaving(Protocol):
-    """What can leave in order: a server, or a server with workers."""
+    """What can drain: a server, or a server with workers."""
 
     def drain(self) -> None:
-        """Begin to leave. Does not wait."""
+        """Begin to drain. Does not wait."""
 
 
 class Serving(Leaving, Protocol):
-    """What can change while it runs, too. None of this waits."""
+    """What can also change while it runs. None of this waits."""
 
     def reload(self, read: ReadEnvironment) -> None:
-        """Take on the settings of the environment that `read` gives."""
+        """Apply the settings of the environment that `read` returns."""
 
     def roll(self) -> None:
         """Begin to replace all workers."""
 
 
 def end_signals() -> Signals:
-    """Receive what ends a process: a stop, a Ctrl-C, a terminal that is gone.
+    """Receive the signals that end a process: a stop, Ctrl-C, and the loss of the terminal.
 
-    To be entered before anything is started that they should end. Under nohup, which has the last
-    one ignored, it stays ignored.
+    Enter it before starting anything that they should end. Under nohup, which ignores the loss of
+    the terminal (SIGHUP), that stays ignored.
     """
     ends = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -53,10 +53,10 @@ def end_signals() -> Signals:
 
 
 def serve_signals() -> Signals:
-    """Receive what a server obeys: what ends a process, SIGHUP to reload, SIGUSR2 to roll.
+    """Receive what a server obeys: signals that end it, SIGHUP to reload, SIGUSR2 to roll.
 
-    SIGUSR1 too, which means nothing here: unreceived it would end the process without a drain.
-    Under nohup SIGHUP stays ignored.
+    SIGUSR1 has no meaning here. It is received because it would otherwise end the process without a
+    drain. Under nohup SIGHUP stays ignored.
     """
     obeyed = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -65,13 +65,13 @@ def serve_signals() -> Signals:
 
 
 def leave_changes_to_parent() -> None:
-    """Ignore what a server receives beside its end: a worker hears of it from its parent."""
+    """Ignore the signals that change a server: a worker gets changes from its supervisor."""
     for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 
 def has_terminal() -> bool:
-    """Whether a person's terminal is our standard input: its end is then a SIGHUP as well."""
+    """Whether our standard input is a terminal: its loss is then a SIGHUP as well."""
     try:
         return os.isatty(sys.__stdin__.fileno()) if sys.__stdin__ else False
     except (OSError, ValueError):  # closed
@@ -87,10 +87,11 @@ async def obey_signals(
     hangup_ends: bool,
     notify: Notify,
 ) -> None:
-    """Drain `server` upon a signal that ends it; the next such one cancels `stop`.
+    """Drain `server` on a signal that ends it; the next such signal cancels `stop`.
 
-    SIGUSR2 replaces the workers, SIGHUP has it take on what `read` gives; with `hangup_ends` it
-    ends the server like the others. `notify` is told that it leaves. Runs until cancelled.
+    SIGUSR2 replaces the workers. SIGHUP reloads the settings that `read` returns, or, with
+    `hangup_ends`, ends the server like the others. `notify` is called when the server begins to
+    leave. Runs until cancelled.
     """
     is_leaving = False
     async for number in signals:
@@ -117,7 +118,7 @@ async def drain_on_signal(
 ) -> None:
     """Drain `server` at the first signal, or after `after_seconds`.
 
-    The next signal cancels `stop`, for people who cannot wait. Runs until cancelled.
+    The next signal cancels `stop`, for users who cannot wait. Runs until cancelled.
     """
     with trio.move_on_after(after_seconds):
         await anext(signals)

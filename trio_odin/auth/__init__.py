@@ -1,1 +1,1 @@
-"""Who may come in: origins, tokens, grants."""
+"""Origins, tokens and grants: which clients may connect, and what they may subscribe to."""

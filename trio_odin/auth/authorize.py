@@ -1,4 +1,4 @@
-"""Permits: who may come in, from which page and with which token, and who may stay."""
+"""Authorization: which clients may connect, by origin and token, and which may stay connected."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _ONE_FOR_ALL = insufficient_scope(
 
 
 class Authorizer:
-    """The rules in force: origins and keys. Without either of them everyone may come in."""
+    """Applies the rules in force: origins and keys. Without rules every client is authorized."""
 
     def __init__(self, settings: Settings) -> None:
         """Read the keys, if there are any.
 
         Raises:
-            SettingError: as `reload` does.
+            SettingError: the keys cannot be used.
         """
         self._is_filtering = settings.is_filtering
         self.reload(settings)
@@ -38,10 +38,10 @@ class Authorizer:
     def reload(self, settings: Settings) -> None:
         """Put the origins and the keys of `settings` in force.
 
-        Connections that came in by a key which is no more there are ended by `objection`.
+        For a connection whose key is no longer there, `why_ended` gives a reason from now on.
 
         Raises:
-            SettingError: the keys cannot be used; all stays as it was.
+            SettingError: the keys cannot be used. The rules in force stay as they were.
         """
         verifier = verifier_of(settings)
         self._verifier = verifier
@@ -50,7 +50,7 @@ class Authorizer:
             _log.info("keys.loaded", keys=len(verifier.keys))
 
     def authorize(self, upgrade: Upgrade) -> Grant | Refusal | None:
-        """What the request allows its client, a refusal, or None where no token is needed."""
+        """Return the grant of the request, or a refusal, or None if no token is needed."""
         refusal = origin_refusal(upgrade, self._origins)
         if refusal is not None or self._verifier is None:
             return refusal
@@ -63,7 +63,7 @@ class Authorizer:
         return grant
 
     def why_ended(self, grant: Grant | None) -> CloseReason | None:
-        """Why a connection with `grant` may not go on; None if it may."""
+        """Return why a connection with `grant` has to be closed; None if it may stay."""
         if grant is None or self._verifier is None:
             return None
         if grant.has_expired(time.time()):
@@ -72,7 +72,7 @@ class Authorizer:
 
 
 def verifier_of(settings: Settings) -> Verifier | None:
-    """What verifies tokens by the keys of `settings`; None where there are none.
+    """Return the verifier of tokens for the keys of `settings`; None if there are no keys.
 
     Raises:
         SettingError: the keys cannot be used.

@@ -1,4 +1,4 @@
-"""What a request for a WebSocket shows of who asks: a page's origin, and a token (RFC 6750)."""
+"""The credentials of a request for a WebSocket: the origin of a page, and a token (RFC 6750)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _FOREIGN = Refusal(403, "Origin not allowed", label="origin")
 
 
 def origin_refusal(upgrade: Upgrade, allowed: Collection[bytes]) -> Refusal | None:
-    """A refusal for a page of another origin than those allowed; none allowed means any.
+    """Return a refusal for a page whose origin is not in `allowed`. If that is empty, all may come.
 
-    A browser always sends an Origin (RFC 6455, 4.1), and the page cannot change it. Who sends none
-    is a program, which could send any: an origin keeps out pages, a token keeps out programs.
+    A browser always sends an Origin (RFC 6455, 4.1), and the page cannot change it. A client that
+    sends none is a program, which could send any: origins keep out pages, tokens keep out programs.
     """
     origin = upgrade.headers.get(b"origin")
     return None if not allowed or origin is None or origin in allowed else _FOREIGN
 
 
 def token_in(upgrade: Upgrade) -> bytes | Refusal:
-    """The one token that comes with the request, unverified, or why there is none to look at."""
+    """Return the one token of the request, unverified, or a refusal if there is none to verify."""
     in_subprotocol = list(_in_subprotocols(upgrade))
     tokens = [*_in_authorization(upgrade), *in_subprotocol, *_in_query(upgrade)]
     if not tokens:
@@ -34,7 +34,7 @@ def token_in(upgrade: Upgrade) -> bytes | Refusal:
     if len(tokens) > 1:
         return _bad_request("The request needs one token, at one place")
     if in_subprotocol and SUBPROTOCOL not in upgrade.subprotocols:
-        # A browser gives up unless one of its subprotocols is selected, and a secret cannot be.
+        # A browser gives up unless one of its subprotocols is selected, and a secret must not be.
         return _bad_request(f"Offer the subprotocol {SUBPROTOCOL.decode()} beside the token's")
     if len(tokens[0]) > TOKEN_MAX_BYTES:
         return invalid_token(f"The token is longer than {TOKEN_MAX_BYTES} bytes")
@@ -61,12 +61,12 @@ def _in_query(upgrade: Upgrade) -> Iterator[bytes]:
 
 
 def invalid_token(text: str) -> Refusal:
-    """A refusal of a token. `text` says what is wrong, and has nothing of the token in it."""
+    """Return the refusal of a token. `text` says what is wrong and does not quote the token."""
     return Refusal(401, text, _challenge("invalid_token"), "unauthorized")
 
 
 def insufficient_scope(text: str) -> Refusal:
-    """A refusal of a token that is good, but not enough."""
+    """Return the refusal of a token that is valid, but does not allow enough."""
     return Refusal(403, text, _challenge("insufficient_scope"), "unauthorized")
 
 

@@ -1,4 +1,4 @@
-"""Grants: what a token whose signature is good allows, and for how long."""
+"""Grants: what a token with a good signature allows, and for how long."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trio_odin.auth.credentials import invalid_token
 from trio_odin.auth.identity import shown
 from trio_odin.wire.handshake import Refusal
 
-# Clocks of those who sign and of those who verify differ a little.
+# The clocks that sign and verify tokens differ a little.
 LEEWAY_SECONDS = 5.0
 
 _PART = r"[A-Za-z0-9_-]+"
@@ -26,10 +26,10 @@ class Grant:
     """What one token allows.
 
     Attributes:
-        expires_at: Unix seconds.
-        key: which key has signed it, as `Verifier.keys` has it.
-        patterns: of the channels allowed, a `*` for any one part; None is every channel.
-        subject: whose it is, as the log may show it; empty if it does not say.
+        expires_at: end of its time, in Unix seconds.
+        key: digest of the key that has signed it; see `Verifier.keys`.
+        patterns: channels allowed, with a `*` for any one part; None allows every channel.
+        subject: owner, as the log may show it; empty if the token has none.
     """
 
     expires_at: float
@@ -38,13 +38,13 @@ class Grant:
     subject: str = ""
 
     def has_expired(self, unix_seconds: float) -> bool:
-        """Whether its time is over, with some leeway."""
+        """Whether the token has expired, with some leeway."""
         return unix_seconds >= self.expires_at + LEEWAY_SECONDS
 
     def allows(self, channel: str) -> bool:
-        """Whether its owner may subscribe to `channel`, which is well-formed.
+        """Whether its owner may subscribe to `channel`, which has to be well-formed.
 
-        Three look-ups, however many patterns a token has.
+        This takes three look-ups, however many patterns a token has.
         """
         if self.patterns is None:
             return True
@@ -53,9 +53,9 @@ class Grant:
 
 
 class _Claims(msgspec.Struct):
-    """RFC 7519, 4.1, and `channels`, which is ours. What else is there is not looked at.
+    """The claims of RFC 7519, 4.1, and `channels`, which is ours. Other claims are ignored.
 
-    `sub` is for the log alone: whatever it is, it keeps nobody out.
+    `sub` is only for the log: no value of it is a reason to refuse a token.
     """
 
     exp: float
@@ -75,11 +75,11 @@ def grant_of(
     """Read the claims of a token whose signature by `key` is good.
 
     Args:
-        claims: JSON, as it was signed.
-        key: for the grant.
-        issuer: that the token has to name; empty: any.
-        audience: that the token has to name; empty: any.
-        unix_seconds: the time of day.
+        claims: JSON that was signed.
+        key: digest of the key, for the grant.
+        issuer: issuer that the token has to name; any if empty.
+        audience: audience that the token has to name; any if empty.
+        unix_seconds: time now.
     """
     try:
         found = _claims.decode(claims)
@@ -109,6 +109,6 @@ def _subject(sub: msgspec.Raw) -> str:
 
 
 def _normal(patterns: Iterable[str]) -> frozenset[str] | None:
-    """Without `>`, which within the two parts of a channel is nothing but `*`."""
+    """Replace `>`, which in a channel of two parts means `*`. None if every channel is allowed."""
     normal = {pattern.replace(".>", ".*") for pattern in patterns}
     return None if normal & {">", _EVERY_CHANNEL} else frozenset(normal)

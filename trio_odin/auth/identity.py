@@ -1,4 +1,4 @@
-"""Who a client is, as far as the log may tell: never a token, never a query string."""
+"""The identity of a client, as far as logs may show it: never a token, never a query string."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _SHOWN_MAX: Final = 120
 
 
 class Identity(NamedTuple):
-    """Where a client comes from, and what it calls itself; both None or empty if unknown."""
+    """The address and the user agent of a client; None or empty if unknown."""
 
     address: str | None = None
     user_agent: str = ""
@@ -19,12 +19,12 @@ UNKNOWN: Final = Identity()
 
 
 def shown(text: str) -> str:
-    """Foreign text as a line of a log may have it: not long, and nothing but printable."""
+    """Return foreign text as a log line may show it: short, and of printable characters only."""
     text = text[:_SHOWN_MAX]
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
-@lru_cache(maxsize=256)  # most clients are one of a few browsers: they share the text
+@lru_cache(maxsize=256)  # most clients are one of a few browsers, and share the text
 def user_agent(header: bytes) -> str:
-    """The header User-Agent, as `shown`."""
+    """Return the header User-Agent as `shown` does."""
     return shown(header.decode("latin-1"))

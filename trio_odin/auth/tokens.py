@@ -1,7 +1,7 @@
 """Signatures of tokens. The only importer of PyJWT, which comes with the extra `auth`.
 
-The library checks signatures, and nothing else: which key may check one with which algorithm is
-decided here, and what the signed claims allow in `auth/grants.py`.
+The library only checks signatures. This module decides which key may check one with which
+algorithm, and `auth/grants.py` what the signed claims allow.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _Material: TypeAlias = bytes | RSAPublicKey | EllipticCurvePublicKey
 
 
 class KeysUnusable(Exception):
-    """No token can be checked with this file. The message says why, and shows nothing of a key."""
+    """No token can be checked with this file. The message says why and does not show any key."""
 
 
 @attrs.frozen
 class _Key:
-    """A key and the one algorithm that it is for: a public key is never taken for a secret."""
+    """A key and the one algorithm that it is for, so a public key is never used as a secret."""
 
     algorithm: str
     material: _Material = attrs.field(repr=False)
@@ -57,7 +57,7 @@ class Verifier:
     """Checks tokens with the keys of a file: a JWK set, PEM, or the secret itself.
 
     Attributes:
-        keys: a digest of each key. One that keeps its name and changes is another key.
+        keys: digest of each key. A key that changes is another one, even if it keeps its name.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Verifier:
         """Read the file.
 
         Raises:
-            KeysUnusable: there is none, or no key in it is good for `algorithms`.
+            KeysUnusable: the file cannot be used, or has no key for `algorithms`.
         """
         found = list(_keys_in(_content_of(path)))
         self._keys = [key for key in found if key.algorithm in algorithms]
@@ -82,7 +82,7 @@ class Verifier:
         self._jws = jwt.PyJWS(algorithms=list(self._algorithms))
 
     def verify(self, token: bytes, unix_seconds: float) -> Grant | Refusal:
-        """What `token` allows, or why it does not count. Any bytes may be asked about."""
+        """Return what `token` allows, or a refusal. `token` may be any bytes."""
         header = _header_of(token)
         if header is None:
             return invalid_token("The token is malformed")
@@ -99,21 +99,21 @@ class Verifier:
                         audience=self._audience,
                         unix_seconds=unix_seconds,
                     )
-        except jwt.PyJWTError:  # its text may have some of the token
+        except jwt.PyJWTError:  # its text may quote the token
             return invalid_token("The token is malformed")
         return invalid_token("The token is not signed with a key that is known here")
 
     def _keys_for(self, header: _Header) -> Iterator[_Key]:
-        """Those that may have signed; PEM and secrets have no name, and a token needs none."""
+        """Yield the keys that may have signed. PEM and secrets have no name; a token needs none."""
         for key in self._keys:
             is_named = header.kid is None or key.kid in {None, header.kid}
             if is_named and key.algorithm == header.alg:
                 yield key
 
     def _claims(self, token: bytes, key: _Key) -> bytes | None:
-        """What `key` has signed, if it has."""
+        """Return the claims if `key` has signed them, else None."""
         try:
-            # The algorithm is the key's: that of the header has only led to the key.
+            # The algorithm is that of the key: the one in the header has only led to the key.
             claims: bytes = self._jws.decode(token, key.material, algorithms=[key.algorithm])
         except jwt.InvalidSignatureError:
             return None
@@ -121,7 +121,7 @@ class Verifier:
 
 
 class _Header(msgspec.Struct):
-    """RFC 7515, 4.1: what leads to the key. The library reads it again, and more strictly."""
+    """What leads to the key (RFC 7515, 4.1). The library parses it again, more strictly."""
 
     alg: str
     kid: str | None = None
@@ -149,7 +149,7 @@ def _content_of(path: Path) -> bytes:
 
 
 def _keys_in(content: bytes) -> Iterator[_Key]:
-    """Every key of which the algorithm is known; of keys for other purposes there may be more."""
+    """Yield each key whose algorithm is known; the file may have keys for other purposes too."""
     content = content.removeprefix(codecs.BOM_UTF8)
     if content.lstrip().startswith(b"{"):
         yield from _keys_of_set(content)
@@ -161,13 +161,13 @@ def _keys_in(content: bytes) -> Iterator[_Key]:
 
 
 class _KeySet(msgspec.Struct):
-    """RFC 7517, 5."""
+    """A JWK set (RFC 7517, 5)."""
 
     keys: list[dict[str, Any]]
 
 
 class _KeyOfSet(msgspec.Struct):
-    """RFC 7517, 4: what says what a key is for. The key itself is left to the library."""
+    """The purpose of a key (RFC 7517, 4). The library parses the key itself."""
 
     kty: str
     crv: str | None = None
@@ -198,7 +198,7 @@ def _key_of_set(jwk: dict[str, Any], name: str) -> Iterator[_Key]:
         if algorithm is None or about.alg not in {None, algorithm} or not is_to_verify:
             return
         material: Any = jwt.PyJWK(jwk, algorithm).key
-    except Exception:  # noqa: BLE001 - whatever a malformed key makes the library raise shows it
+    except Exception:  # noqa: BLE001 - whatever the library raises may show the malformed key
         raise KeysUnusable(f"{name} is malformed") from None
     if about.d is not None:
         raise KeysUnusable(f"{name} is a private key: give the public one")
@@ -223,7 +223,7 @@ def _keys_of_pem(content: bytes) -> Iterator[_Key]:
 
 
 def _key(material: Any, kid: str | None, name: str) -> Iterator[_Key]:
-    """The key of this material, if there is an algorithm of ours for it."""
+    """Yield the key of this material, if we have an algorithm for it."""
     if isinstance(material, bytes):
         if len(material) < _SECRET_MIN_BYTES:
             raise KeysUnusable(

@@ -1,4 +1,4 @@
-"""Accepting: as many as there is time for, and with an answer even where files have run out."""
+"""Accepting: as many connections as there is time for, and an answer even without free files."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from trio_odin.overload.turnover import ARRIVAL, COMING, LISTENER
 _log = structlog.get_logger("listener")
 
 _OUT_OF_FILES = {errno.EMFILE, errno.ENFILE}
-# Nothing helps but to wait until someone leaves.
+# Only waiting helps, until a client leaves.
 _EXHAUSTED = {*_OUT_OF_FILES, errno.ENOMEM, errno.ENOBUFS}
 _EXHAUSTED_PAUSE_SECONDS = 0.2
 _ACCEPT_PAUSE_SECONDS = 0.01
 _LOG_EVERY_SECONDS = 10.0
-# Some 2 ms of accepting; then everyone else has a turn.
+# About 2 ms of accepting; then all other tasks have a turn.
 _ACCEPTS_PER_TURN = 256
 _REFUSALS_PER_TURN = 64
-# With a kernel's usual 4,096, room for 10,000 at once.
+# With the kernel's usual 4,096, room for 10,000 at once.
 _WAITING_MAX = 8192
 
-# Files that no client of a WebSocket gets: NATS has to come back, and a page has to be answered.
+# Files kept from WebSockets: the server has to reconnect to NATS, and to answer requests for pages.
 _FILES_KEPT = 16
 _FILES_KEPT_SHARE = 1 / 8  # of a low limit
 
@@ -42,14 +42,14 @@ _FILES_KEPT_SHARE = 1 / 8  # of a low limit
 class Acceptor:
     """Accepts on one or several listening sockets, at `per_second` together (0: no limit).
 
-    With `loop`, which knows where the time goes, it takes what the rest leaves and no more; without
-    it the rate alone counts.
+    With `loop`, which measures where the time goes, it uses only the time that the rest leaves.
+    Without it only the rate counts.
 
-    Resource handling: while it runs it holds one file that nobody needs. Where files have run out,
-    that is given up for a moment to accept those who wait, tell them so, and close.
+    Resource handling: while it runs it holds one spare file. When files have run out, it gives that
+    file up for a moment, to accept waiting clients, reject them with an answer, and close.
 
     Attributes:
-        let_in: how many are being served, or were.
+        let_in: number of connections that are or were served.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Acceptor:
 
     @property
     def waiting(self) -> int:
-        """How many have been accepted and wait for their turn."""
+        """Number of connections that have been accepted and wait for their turn."""
         return len(self._waiting)
 
     def set_rate(self, per_second: float) -> None:
-        """Accept at another rate from now on."""
+        """Accept at most `per_second` from now on."""
         self._pace.set_limit(per_second)
 
     async def run(
@@ -79,19 +79,19 @@ class Acceptor:
         nursery: trio.Nursery,
         serve: Callable[[trio.SocketStream], Awaitable[None]],
     ) -> None:
-        """Accept on `listener` until cancelled; `serve` is a task in `nursery` for each.
+        """Accept on `listener` until cancelled; for each connection, run `serve` in `nursery`.
 
-        Several may run at a time, of one `nursery` and `serve`.
+        It may run several times at once, with the same `nursery` and `serve`.
 
-        As many are served at each wake-up as there is time for: after a lost network thousands come
-        back at once. The others wait, accepted but not read: the kernel's own queue may be short,
-        and where it overflows clients come in seconds later, and a few are reset.
+        At each wake-up it serves as many connections as there is time for: after a network outage
+        thousands come back at once. The others wait, accepted but not read. The kernel's own queue
+        may be short; if it overflows, clients connect seconds later and a few are reset.
 
         Error handling: running out of files or memory is counted, logged now and then, and waited
-        out, with the connections that are open served on.
+        out. Open connections are served meanwhile.
 
-        Cancellation: those that wait are served still, by a task in `nursery`; only if that is
-        cancelled they are closed.
+        Cancellation: connections that wait are still served, by a task in `nursery`. They are
+        closed only if that is cancelled.
         """
         with await self._open_own(listener.socket) as listening, _Spare() as spare:
             listening.setblocking(False)
@@ -134,7 +134,7 @@ class Acceptor:
             self._waiting.close()
 
     async def _open_own(self, listening: trio.socket.SocketType) -> socket.socket:
-        """A file of our own for it, as two tasks may not wait for one. Waits for one to be free."""
+        """Duplicate the file, as two tasks may not wait for the same one. Waits for a free file."""
         while True:
             try:
                 return socket.socket(fileno=os.dup(listening.fileno()))
@@ -165,9 +165,9 @@ class Acceptor:
         return self._pace.room(now, _ACCEPTS_PER_TURN)
 
     def _note(self, error: OSError) -> None:
-        """Count it, and log one now and then."""
+        """Count an error, and log one now and then."""
         self._traffic.accept_errors += 1
-        if error.errno == errno.ECONNABORTED:  # that is: gone before we got to it
+        if error.errno == errno.ECONNABORTED:  # the client left before we accepted it
             return
         now = trio.current_time()
         if now - self._logged_at >= _LOG_EVERY_SECONDS:
@@ -177,13 +177,13 @@ class Acceptor:
 
 
 def refusal(rejection: Rejection) -> Response:
-    """What a client gets that may not come in."""
+    """Return the answer to a client that is rejected."""
     retry_after = ("Retry-After", str(rejection.retry_after_seconds))
     return Response.text(rejection.status, rejection.text, headers=[retry_after])
 
 
 def files_for_clients() -> int:
-    """The file number at which those of WebSockets end."""
+    """Return the first file number that WebSockets may not have."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return limit - min(_FILES_KEPT, int(limit * _FILES_KEPT_SHARE))
 
@@ -194,16 +194,16 @@ def _stream(accepted: socket.socket) -> trio.SocketStream:
 
 def _pause(error: OSError) -> float:
     """Seconds to wait before accepting again."""
-    if error.errno == errno.ECONNABORTED:  # the next one may be there
+    if error.errno == errno.ECONNABORTED:  # the next client may be there
         return 0.0
     return _EXHAUSTED_PAUSE_SECONDS if error.errno in _EXHAUSTED else _ACCEPT_PAUSE_SECONDS
 
 
 class _Waiting(deque[socket.socket]):
-    """Accepted, and not read yet: the first to come is the first to be served.
+    """Connections that are accepted and not read yet: first come, first served.
 
-    At most half of the files that this process may have, and of those that are kept one: others
-    need them while a crowd waits.
+    They have at most half of the files of this process, and at most one of those that are kept:
+    other parts need files while a crowd waits.
     """
 
     def __init__(self) -> None:
@@ -211,7 +211,7 @@ class _Waiting(deque[socket.socket]):
         self._most = min(_WAITING_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
     def accept_from(self, listening: socket.socket, kept_from: int) -> None:
-        """Take in those who wait in the kernel's queue, as far as there is room. Does not wait.
+        """Accept from the kernel's queue, as far as there is room. Does not wait.
 
         The files from number `kept_from` on are kept.
         """
@@ -223,13 +223,13 @@ class _Waiting(deque[socket.socket]):
                 self.append(accepted)
 
     def close(self) -> None:
-        """Close all."""
+        """Close all of them."""
         while self:
             self.popleft().close()
 
 
 class _Spare:
-    """A file that can be given up for one more socket, for as long as a refusal takes."""
+    """A file that can be given up for one more socket, for as long as a rejection takes."""
 
     def __init__(self) -> None:
         self._file: int | None = None
@@ -243,7 +243,7 @@ class _Spare:
         self._give_up()
 
     def _take(self) -> None:
-        with suppress(OSError):  # another thread was faster: the next time, then
+        with suppress(OSError):  # another thread was faster: try again next time
             self._file = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def _give_up(self) -> None:
@@ -252,9 +252,9 @@ class _Spare:
             self._file = None
 
     def refuse(self, listening: socket.socket) -> int:
-        """Say to those who wait that there is no room; returns to how many. Does not wait."""
+        """Reject waiting clients as there is no file for them; returns how many. Does not wait."""
         refused = 0
-        with suppress(OSError):  # nobody waits any more, or not even this file can be had
+        with suppress(OSError):  # no client waits, or not even this file can be opened
             for _ in range(_REFUSALS_PER_TURN):
                 self._give_up()
                 try:
@@ -268,7 +268,7 @@ class _Spare:
         accepted, _ = listening.accept()
         with accepted, suppress(OSError):
             accepted.setblocking(False)
-            with suppress(BlockingIOError):  # what is left unread would undo the answer
+            with suppress(BlockingIOError):  # unread bytes would undo the answer
                 accepted.recv(HEAD_LIMITS.max_bytes)
             accepted.send(self._answer)
             accepted.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""The port for Prometheus and health checks alone: no WebSockets, and never made to wait."""
+"""The admin port, for Prometheus and health checks only: no WebSockets, and no waiting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _log = structlog.get_logger("admin")
 
 
 class AdminPort:
-    """Answers each request with `respond`. Where it is bound is a matter of trust."""
+    """Answers each request with `respond`. Every client that can reach its address is trusted."""
 
     def __init__(self, respond: Respond, traffic: Traffic) -> None:
         self._respond = respond
@@ -26,6 +26,6 @@ class AdminPort:
     async def _serve(self, stream: trio.SocketStream) -> None:
         try:
             await serve_request(stream, self._respond)
-        except Exception:  # noqa: BLE001 - a fault of ours in one page must not end the server
+        except Exception:  # noqa: BLE001 - an error in one page must not end the server
             _log.exception("request.failed")
             await trio.aclose_forcefully(stream)

@@ -1,4 +1,4 @@
-"""What the port answers to plain HTTP."""
+"""The answers of the port to plain HTTP."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NOT_FOUND = Response.text(404, "Not found; see / for what there is")
 _NOT_ALL = Response.text(503, "The parent of the workers does not answer; see /health")
 _READING = {"GET", "HEAD"}
 _ALLOWED = "GET, HEAD, OPTIONS"
-# RFC 9110, 9.3.7, which health checks of load balancers ask for, and a browser's preflight (Fetch).
+# RFC 9110, 9.3.7. Load balancers use it for health checks, and browsers for preflights (Fetch).
 _OPTIONS = Response(
     204,
     headers=[
@@ -42,9 +42,9 @@ _OPTIONS = Response(
 
 
 class Pages:
-    """Answers `/`, `/health`, `/ready` and `/metrics`, with what `gather` finds out.
+    """Answers `/`, `/health`, `/ready` and `/metrics`, from the snapshot that `gather` returns.
 
-    Where `has_metrics` is false /metrics is found elsewhere, at the address for it.
+    If `has_metrics` is false, /metrics is only at WS_ADMIN_ADDR.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Pages:
         self._has_metrics = has_metrics
 
     async def respond(self, request: Request) -> Response:
-        """The answer to a request of the public. Waits for `gather` at most."""
+        """Answer a request at WS_ADDR. Waits for nothing but `gather`."""
         match request.path:
             case "/" if request.method in _READING:
                 return Response.text(200, _WELCOME + _METRICS_LINE * self._has_metrics)
@@ -70,7 +70,7 @@ class Pages:
                 return await self.respond_to_admin(request)
 
     async def respond_to_admin(self, request: Request) -> Response:
-        """The answer at WS_ADMIN_ADDR. Waits for `gather` at most."""
+        """Answer a request at WS_ADMIN_ADDR. Waits for nothing but `gather`."""
         if request.method == "OPTIONS":
             return _OPTIONS
         if request.method not in _READING:
@@ -82,7 +82,8 @@ class Pages:
                 return _json(ready(await self._gather()))
             case "/metrics":
                 snapshot = await self._gather()
-                # Counters of one worker would look like a restart, and its end like another one.
+                # One worker's counters would look like a restart, and the next complete answer like
+                # another one.
                 return _metrics(snapshot) if snapshot.workers.is_whole else _NOT_ALL
             case _:
                 return _NOT_FOUND

@@ -1,4 +1,4 @@
-"""The listener: looks at the head of a request, leads to a WebSocket connection or a page."""
+"""The listener: reads the head of a request, and leads to a WebSocket connection or to a page."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ from trio_odin.wire.handshake import Refusal, Upgrade
 
 _log = structlog.get_logger("listener")
 
-# Half of the files that are kept from WebSockets: those who say nothing may not have them all.
+# Half of the files that are kept from WebSockets: sockets that send nothing may not have them all.
 _PENDING_IN_KEPT_FILES = 8
 
-# What is read at once of a request, so that most are whole then.
+# The size of the first read. Most requests are complete with it.
 _FIRST_READ_BYTES = 16 * 1024
 
 _REFUSALS = {400, 405, 413, 426, 431, 501, 505}
 
 
 class _Admitted(NamedTuple):
-    """One who may come in: the response that completes the handshake, and what goes with it.
+    """A client that is admitted: the response that completes the handshake, and what goes with it.
 
-    `owner` is whose it counts as, where that matters; `grant` what its token allows; `identity` is
-    for the log.
+    `owner` is what its connections are counted by, if they are; `grant` is what its token allows;
+    `identity` is for the log.
     """
 
     upgrade: bytes
@@ -68,9 +68,9 @@ class Listener:
     """Turns accepted sockets into connections. Their tasks live in `nursery`.
 
     Attributes:
-        admitted: connections let in. Those that still send their head are not counted yet.
-        session_limits: of those that join from now on.
-        connection_log: where it is logged that one came or went.
+        admitted: number of admitted connections. Sockets that still send their head do not count.
+        session_limits: limits of the connections that join from now on.
+        connection_log: log of clients that connect and disconnect.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Listener:
         self._heads_done = 0
 
     def reload(self, settings: Settings) -> None:
-        """Serve whoever comes from now on by `settings`."""
+        """Use `settings` for clients that connect from now on."""
         self._settings = settings
         self._limits = HeadLimits(settings.max_head_bytes, settings.max_headers)
         self._acceptor.set_rate(settings.accepts_per_second)
@@ -129,7 +129,7 @@ class Listener:
         await self._acceptor.run(listener, nursery, self.serve)
 
     async def serve(self, stream: trio.abc.HalfCloseableStream) -> None:
-        """Serve one accepted socket to its end. Nothing the peer does raises out of here."""
+        """Serve one accepted socket to its end. Nothing that the peer does raises out of here."""
         try:
             try:
                 head = await self._receive_head(stream)
@@ -138,8 +138,8 @@ class Listener:
             if head is None:
                 await trio.aclose_forcefully(stream)
             elif not handshake.is_websocket_request(head):
-                status = None  # it stays so if the page is ended for the sake of others
-                with self._half_open_like(stream).one(math.inf):  # it has deadlines of its own
+                status = None  # it stays None if newer sockets end the page
+                with self._half_open_like(stream).one(math.inf):  # a page has its own deadlines
                     status = await serve_request(
                         stream, self._respond, received=head, limits=self._limits
                     )
@@ -151,12 +151,12 @@ class Listener:
                     await self._connect(stream, answer)
                 else:
                     await self._refuse(stream, answer)
-        except Exception:  # noqa: BLE001 - a fault of ours in one request must not end the others
+        except Exception:  # noqa: BLE001 - an error in one request must not end the others
             _log.exception("request.failed")
             await trio.aclose_forcefully(stream)
 
     async def _receive_head(self, stream: trio.abc.HalfCloseableStream) -> bytes | None:
-        """The head; None if the peer sent nothing in time or has gone."""
+        """Return the head; None if the peer sent nothing in time or has gone."""
         received = _already_there(stream)
         if received.endswith(END_OF_HEAD):
             return received
@@ -167,16 +167,16 @@ class Listener:
                 )
             except trio.BrokenResourceError:
                 return None
-        if trio.current_time() < scope.deadline:  # ended for the sake of others
+        if trio.current_time() < scope.deadline:  # newer sockets have ended it
             return None
         self._traffic.rejected["timeout"] += 1
         await self._refuse(stream, Response.text(408, "Request not complete in time"))
         return None
 
     def _answer(self, head: bytes, stream: trio.abc.Stream) -> _Admitted | Response:
-        """What a request for a WebSocket gets: the upgrade, or a refusal, which is counted.
+        """Answer a request for a WebSocket: with the upgrade, or with a refusal, which is counted.
 
-        The costly check, of a token's signature, is the last one.
+        The costly check, of the token's signature, is the last one.
         """
         malformed = _malformed(head, self._limits)
         rejection = self._rejection(stream)
@@ -192,19 +192,19 @@ class Listener:
             rejection = self._admission.rejection(self.admitted, from_address=already)
             if rejection is not None:
                 return self._rejected(rejection)
-        authorize = self._authorizer.authorize(upgrade)
-        if isinstance(authorize, Refusal):
-            return self._refused(authorize)
+        grant = self._authorizer.authorize(upgrade)
+        if isinstance(grant, Refusal):
+            return self._refused(grant)
         agent = user_agent(upgrade.headers.get(b"user-agent", b""))
         identity = Identity(None if address is None else str(address), agent)
-        return _Admitted(upgrade.response(), owner, authorize, identity)
+        return _Admitted(upgrade.response(), owner, grant, identity)
 
     def _refused(self, refusal: Refusal) -> Response:
         self._traffic.rejected[refusal.label] += 1
         return Response.text(refusal.status, refusal.text, headers=refusal.headers)
 
     def _rejection(self, stream: trio.abc.Stream) -> Rejection | None:
-        """Why nobody may come in now, or not on this socket."""
+        """Return why no client is admitted now, or none on this socket."""
         rejection = self._admission.rejection(self.admitted)
         return rejection or (Rejection.FILES if self._has_kept_file(stream) else None)
 
@@ -222,7 +222,7 @@ class Listener:
         return refusal(rejection)
 
     def _address(self, upgrade: Upgrade, stream: trio.abc.Stream) -> IpAddress | None:
-        """Where the client is, behind proxies that are trusted; None if that cannot be known."""
+        """Return the address of the client, as trusted proxies report it; None if it is unknown."""
         peer = _peer_of(stream)
         if peer is None:
             return None
@@ -233,7 +233,7 @@ class Listener:
         await send_last(stream, refusal, self._settings.write_deadline_seconds)
 
     def _count_refusal(self, status: int | None) -> None:
-        """Of a request for a page: what is no HTTP, or not what /ws or a page is asked for."""
+        """Count a failed request for a page: not HTTP, not fit for the page or /ws, or too late."""
         if status == HTTPStatus.REQUEST_TIMEOUT:
             self._traffic.rejected["timeout"] += 1
         elif status in _REFUSALS:
@@ -268,11 +268,11 @@ class Listener:
 
     @property
     def unanswered(self) -> int:
-        """How many have been accepted and have no answer yet: their head is still to be read."""
+        """Number of accepted sockets without an answer: their head has not been read yet."""
         return self._acceptor.waiting + self._acceptor.let_in - self._heads_done
 
     def stats(self) -> ListenerStats:
-        """Those who are not let in yet: how many have not asked for anything, or get a page."""
+        """Return how many sockets are pending or get a page, and whether files have run out."""
         pending_handshakes = len(self._pending_handshakes) + len(self._pending_in_kept_files)
         return ListenerStats(
             pending_handshakes=pending_handshakes, is_out_of_files=self.is_out_of_files
@@ -280,7 +280,7 @@ class Listener:
 
     @property
     def is_out_of_files(self) -> bool:
-        """Whether the next connection would be refused as open files are used up."""
+        """Whether the next connection would be rejected because open files are used up."""
         try:
             file = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -295,15 +295,15 @@ class Listener:
 
 
 def _already_there(stream: trio.abc.Stream) -> bytes:
-    """What can be read without waiting: mostly the whole head."""
+    """Read what can be read without waiting: mostly the whole head."""
     if isinstance(stream, trio.SocketStream):
-        with suppress(OSError):  # nothing there, or gone: `receive_head` will see
+        with suppress(OSError):  # nothing is there, or the peer has gone: `receive_head` will see
             return os.read(stream.socket.fileno(), _FIRST_READ_BYTES)
     return b""
 
 
 def _malformed(head: bytes, limits: HeadLimits) -> Refusal | None:
-    """What is wrong with the size of a head, before anything is made of it."""
+    """Return what is wrong with the bounds of a head; does not parse it."""
     if (text := limits.refusal(head)) is not None:
         return Refusal(431, text)
     if not head.endswith(END_OF_HEAD) or head.count(END_OF_HEAD) > 1:
@@ -313,7 +313,7 @@ def _malformed(head: bytes, limits: HeadLimits) -> Refusal | None:
 
 def _peer_of(stream: trio.abc.Stream) -> str | None:
     if isinstance(stream, trio.SocketStream):
-        with suppress(OSError):  # it has gone
+        with suppress(OSError):  # the peer has gone
             name = stream.socket.getpeername()
-            return str(name[0]) if isinstance(name, tuple) else None  # not of TCP
+            return str(name[0]) if isinstance(name, tuple) else None  # not a TCP socket
     return None

@@ -1,4 +1,4 @@
-"""Sockets that have been accepted and have not asked for anything yet."""
+"""Pending handshakes: accepted sockets that have not sent a complete request yet."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from trio_odin.ledger.counters import Traffic
 
 
 class PendingHandshakes:
-    """Knows those whose request is not complete, oldest first, and lets only so many be.
+    """Limits to `most` the sockets without a complete request, or with a page under way.
 
-    One more than `most` ends the oldest: who opens thousands to say nothing on them ends his own
-    ones, while a client that has something to say needs far less time than it takes to be oldest.
+    At the limit the oldest socket is closed, so an attacker evicts its own idle sockets. A client
+    that sends a request needs far less time for it than it takes to become the oldest.
     """
 
     def __init__(self, most: int, traffic: Traffic) -> None:
@@ -27,7 +27,7 @@ class PendingHandshakes:
 
     @contextmanager
     def one(self, seconds: float) -> Iterator[trio.CancelScope]:
-        """A scope for one of them, which ends after `seconds`, or by the arrival of others."""
+        """Yield a scope for one socket. It ends after `seconds`, or when others need its place."""
         if len(self._scopes) >= self.most:
             oldest = next(iter(self._scopes))
             del self._scopes[oldest]

@@ -1,1 +1,1 @@
-"""Addresses, sockets that listen, small HTTP, and the token bucket."""
+"""Addresses, listening sockets, small HTTP, and the token bucket."""

@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 _PORT_MAX = 65535
-# RFC 1123, 2.1, with the underscore that resolvers take.
+# RFC 1123, 2.1, and the underscore, which resolvers accept.
 _LABEL = r"[A-Za-z0-9_-]{1,63}"
 _NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*\.?")
 _ZONE = re.compile(r"[A-Za-z0-9._~-]+")
@@ -15,7 +15,7 @@ _ZONE = re.compile(r"[A-Za-z0-9._~-]+")
 class Address(NamedTuple):
     """Where to listen. An empty `host` means every interface; port 0 lets the kernel choose.
 
-    No attrs class: those take longer to import than a health check takes for all the rest.
+    Not an attrs class: importing attrs takes longer than all the rest of a health check.
     """
 
     host: str
@@ -23,10 +23,10 @@ class Address(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read `[host]:port`.
+        """Parse `[host]:port`.
 
         Raises:
-            ValueError: says what is allowed.
+            ValueError: `text` is not an address. The message says what is allowed.
         """
         host, colon, port = text.strip().rpartition(":")
         is_port = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= _PORT_MAX
@@ -42,23 +42,23 @@ class Address(NamedTuple):
 
     @property
     def is_any(self) -> bool:
-        """Whether it means every interface: no host, or zeros alone, in whatever notation."""
+        """Whether it means every interface: no host, or only zeros, in any notation."""
         return not self.host.strip("0.:")
 
     @property
     def is_dual(self) -> bool:
-        """Whether it is the any address of IPv6 (`[::]`), at which IPv4 is taken too."""
+        """Whether it is the any address of IPv6 (`[::]`), which accepts IPv4 too."""
         return self.is_any and ":" in self.host
 
     @property
     def connectable(self) -> str:
-        """`host:port` that a client on this machine can use."""
+        """The `host:port` that a client on this machine can connect to."""
         return str(self._replace(host="127.0.0.1" if self.is_any else self.host))
 
 
 def _is_ipv6(host: str) -> bool:
     """Whether `host` is an IPv6 address, perhaps with a zone (RFC 4007, 11)."""
-    from ipaddress import AddressValueError, IPv6Address  # noqa: PLC0415 - takes its time
+    from ipaddress import AddressValueError, IPv6Address  # noqa: PLC0415 - slow to import
 
     try:
         zone = IPv6Address(host).scope_id
@@ -68,7 +68,7 @@ def _is_ipv6(host: str) -> bool:
 
 
 def _is_name(host: str) -> bool:
-    """Whether `host` can be looked up: what is not ASCII takes a form that is (RFC 3490)."""
+    """Whether `host` can be looked up. A name that is not ASCII is encoded first (RFC 3490)."""
     try:
         name = host if host.isascii() else host.encode("idna").decode("ascii")
     except UnicodeError:

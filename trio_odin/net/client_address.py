@@ -1,4 +1,4 @@
-"""Whose connection it is, by address: behind trusted proxies, and for counting."""
+"""Client addresses: as trusted proxies report them, and as connections are counted by them."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import TypeAlias
 IpAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# A household or a host has as many IPv6 addresses as it likes, of one network of this size.
+# A household or a host may use any number of IPv6 addresses in one network of this size.
 _COUNTED_PREFIX = 64
 
 
 def client_address(peer: str, forwarded_for: bytes, trusted: Sequence[Network]) -> IpAddress | None:
-    """The address of the client behind the connection of `peer`; None if `peer` is no address.
+    """Return the address of the client that connects through `peer`; None if `peer` is no address.
 
     Args:
-        peer: who is connected.
-        forwarded_for: X-Forwarded-For as it came, repeated headers joined by commas.
-        trusted: the proxies whose word counts. Each appends the address that it was asked from, so
-            what counts is the rightmost one that is not such a proxy; left of it anybody may have
-            written anything.
+        peer: the address of the connected socket.
+        forwarded_for: the X-Forwarded-For header as received, repeated ones joined by commas.
+        trusted: the networks of trusted proxies. Each proxy appends the address that connected to
+            it, so the rightmost address that is not a trusted proxy counts. Anybody may have
+            written what is to the left of it.
     """
     address = _parse(peer)
     for entry in _from_the_right(forwarded_for):
         if address is None or not _is_one_of(address, trusted):
             break
-        # What a proxy says instead of an address ("unknown") is an answer of that proxy.
+        # The proxy wrote no address but, for example, "unknown": then the proxy itself counts.
         before, address = address, _parse(entry)
         if address is None:
             return before
@@ -35,7 +35,7 @@ def client_address(peer: str, forwarded_for: bytes, trusted: Sequence[Network]) 
 
 
 def counted_as(address: IpAddress) -> str:
-    """What connections are counted by: an IPv4 address, or the /64 of an IPv6 one."""
+    """Return what connections are counted by: an IPv4 address, or the /64 of an IPv6 one."""
     if address.version == 4:
         return str(address)
     return str(ipaddress.ip_network((int(address), _COUNTED_PREFIX), strict=False))
@@ -51,7 +51,7 @@ def _is_one_of(address: IpAddress, networks: Sequence[Network]) -> bool:
 
 
 def _parse(text: str) -> IpAddress | None:
-    """An address, where some proxies add a port or brackets; an IPv4 one in IPv6 is that."""
+    """Parse an address, to which some proxies add a port or brackets; unwrap IPv4 in IPv6."""
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:

@@ -1,8 +1,8 @@
-"""Plain HTTP/1.1 over a trio stream, one request a connection (h11 does the protocol).
+"""Plain HTTP/1.1 over a trio stream, one request per connection (h11 does the protocol).
 
-One request a connection keeps this small and safe: no idle keep-alive connections to count, and no
-WebSocket upgrade hidden behind an earlier request. Who asks are health checks, a Prometheus and
-people with a browser; none of them gains from keep-alive.
+One request per connection keeps this small and safe: there are no idle keep-alive connections to
+count, and no WebSocket upgrade can hide after an earlier request. The clients are health checks,
+Prometheus and people with a browser; none of them gains from keep-alive.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ import trio
 
 BODY_MAX_BYTES = 64 * 1024
 _RECEIVE_BYTES = 4 * 1024
-_LINES_BESIDE = 2  # the request line, and the empty one at the end
+_LINES_BESIDE = 2  # the request line, and the empty line at the end
 _VERSIONS = {b"1.0", b"1.1"}
-# Answers to a request that was good, and read to its end.
+# Errors that answer a good request, which has been read to its end.
 _OURS_ALONE = {HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE}
 END_OF_HEAD = b"\r\n\r\n"
-# What else comes to a port: a ClientHello, and the two versions of what HAProxy calls send-proxy.
+# Other protocols that reach the port: TLS, and the two versions of what HAProxy calls send-proxy.
 _TLS_HANDSHAKE = b"\x16\x03"
 _PROXY_PROTOCOL = (b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n")
 # RFC 9112, 2.2 and 3.1: empty lines, then a method, which is a token.
 _FIRST_BYTES = frozenset(b"\r\n!#$%&'*+-.^_`|~" + string.ascii_letters.encode() + b"0123456789")
-# How long, and how much, to go on reading after an error so that the answer is not lost to a reset.
+# How long, and how much, to keep reading after an error, so that no reset loses the answer.
 _LINGER_SECONDS = 1.0
 _LINGER_BYTES = 1024 * 1024
 
@@ -39,13 +39,13 @@ Headers: TypeAlias = Sequence[tuple[str, str]]
 
 
 class HeadLimits(NamedTuple):
-    """How long the head of a request may be, and of how many header lines; else 431."""
+    """The limits for the head of a request. One with more bytes or more headers gets a 431."""
 
     max_bytes: int = 16 * 1024
     max_headers: int = 64
 
     def refusal(self, head: bytes) -> str | None:
-        """Why `head` is too large, if it is; before anything is made of it."""
+        """Return why `head` is too large; None if it is not. Does not parse it."""
         if len(head) > self.max_bytes or head.count(b"\r\n") > self.max_headers + _LINES_BESIDE:
             return f"At most {self.max_headers} headers in {self.max_bytes} bytes"
         return None
@@ -56,7 +56,7 @@ HEAD_LIMITS: Final = HeadLimits()
 
 @attrs.frozen
 class Request:
-    """A whole request. `path` is decoded and without the query; header names are lower case."""
+    """A complete request. `path` is decoded, without the query; header names are lower case."""
 
     method: str
     path: str
@@ -66,7 +66,7 @@ class Request:
 
 @attrs.frozen
 class Response:
-    """What goes back. Length, connection and CORS headers are added when it is sent."""
+    """An answer. Length, connection and CORS headers are added when it is sent."""
 
     status: int
     body: bytes = b""
@@ -75,12 +75,12 @@ class Response:
 
     @classmethod
     def text(cls, status: int, text: str, *, headers: Headers = ()) -> Response:
-        """Plain text; a line end is added."""
+        """Return an answer of plain text. A line end is added."""
         return cls(status, f"{text}\n".encode(), headers=headers)
 
     @classmethod
     def json(cls, status: int, content: object) -> Response:
-        """Any object that msgspec can encode, as JSON."""
+        """Return an answer of JSON. `content` is any object that msgspec can encode."""
         return cls(status, msgspec.json.encode(content), "application/json")
 
 
@@ -89,7 +89,7 @@ Respond: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
 class _BadRequest(Exception):
-    """The request ends here with `status`; the message is the text of the answer."""
+    """Ends the request with `status`. The message is the text of the answer."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -97,7 +97,7 @@ class _BadRequest(Exception):
 
 
 def foreign_protocol(received: bytes | bytearray) -> str | None:
-    """What `received` is instead of HTTP, in a sentence; None if it may become a request."""
+    """Return what `received` is instead of HTTP, in a sentence; None if it may become a request."""
     if received.startswith(_TLS_HANDSHAKE):
         return "This port speaks plain HTTP; TLS belongs to the proxy in front"
     if received.startswith(_PROXY_PROTOCOL):
@@ -113,11 +113,11 @@ def foreign_protocol(received: bytes | bytearray) -> str | None:
 async def receive_head(
     stream: trio.abc.ReceiveStream, received_already: bytes = b"", *, max_bytes: int
 ) -> bytes:
-    """Receive until a request head is complete, too long, no HTTP, or the peer has ended.
+    """Receive until the head of a request is complete or too long, is not HTTP, or the peer ends.
 
     Returns:
         What was received, at most a little over `max_bytes`: the head, perhaps with bytes
-        behind it, or a part of a head where the peer ended or sent too much. Empty if it sent
+        after it, or a part of a head if the peer ended or sent too much. Empty if it sent
         nothing.
 
     Cancellation loses what was received: close the stream.
@@ -126,8 +126,8 @@ async def receive_head(
     searched = 0
     while received.find(END_OF_HEAD, searched) < 0 and len(received) <= max_bytes:
         if foreign_protocol(received) is not None:
-            break  # it would wait for an answer of ours, and we for the end of a head
-        # So that a head which comes byte by byte is not searched anew for each of them.
+            break  # the peer would wait for an answer, and we for the end of a head
+        # A head that arrives byte by byte must not be searched from its start for each byte.
         searched = max(0, len(received) + 1 - len(END_OF_HEAD))
         chunk = await stream.receive_some(_RECEIVE_BYTES)
         if not chunk:
@@ -146,18 +146,18 @@ async def serve_request(
 ) -> int | None:
     """Answer the one request on `stream`, then close it.
 
-    `received` are bytes already taken from the stream. What a peer does wrong becomes a clean
-    status (400, 408, 413, 431, 501, 505); a peer that goes away is not an error.
+    `received` are bytes already taken from the stream. A mistake of the peer gets a clean status
+    (400, 408, 413, 431, 501, 505); a peer that goes away is not an error.
 
     Returns:
         The status of the answer; None if there was no request.
 
-    Error handling: what `respond` raises is a fault of ours; the peer gets a 500 and it goes on.
+    Error handling: if `respond` raises, the peer gets a 500, and the exception propagates.
 
     Cancellation closes the stream at once.
     """
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.max_bytes)
-    if received:  # to h11, nothing means the end of the stream
+    if received:  # h11 treats empty data as the end of the stream
         connection.receive_data(received)
     method = "GET"
     async with stream:
@@ -173,9 +173,9 @@ async def serve_request(
         except _BadRequest as error:
             response = error.response
         except h11.RemoteProtocolError as error:
-            # A frame of h11 refers to the error, which refers to its frames: all would stay.
+            # A frame of h11 refers to the error, and the error to its frames: all would stay.
             error.__traceback__ = None
-            # What h11 quotes of the request behind a colon may be a secret of the client's.
+            # After a colon h11 quotes from the request, where a secret of the client may be.
             reason = str(error).partition(":")[0]
             response = Response.text(error.error_status_hint, f"Bad request: {reason}")
         except trio.BrokenResourceError:
@@ -190,7 +190,7 @@ async def serve_request(
 async def send_last(
     stream: trio.abc.Stream, response: Response, deadline_seconds: float, *, method: str = "GET"
 ) -> None:
-    """Send `response` and close. Whose request was refused may be sending still: see `linger`."""
+    """Send `response` and close. A client that was refused may still be sending: see `linger`."""
     async with stream:
         with trio.move_on_after(deadline_seconds):
             await send_response(stream, response, method=method)
@@ -246,13 +246,13 @@ def _path_of(target: bytes) -> str:
 async def send_response(
     stream: trio.abc.SendStream, response: Response, *, method: str = "GET"
 ) -> None:
-    """Send `response` with the head of a connection that ends after it. A gone peer is ignored."""
+    """Send `response`, with headers that end the connection. A peer that has gone is ignored."""
     with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         await stream.send_all(response_bytes(response, method=method))
 
 
 def response_bytes(response: Response, *, method: str = "GET") -> bytes:
-    """`response` on the wire, with the head of a connection that ends after it."""
+    """Return the bytes of `response`, with headers that end the connection."""
     status = HTTPStatus(response.status)
     content = [
         f"Content-Type: {response.content_type}",
@@ -260,7 +260,7 @@ def response_bytes(response: Response, *, method: str = "GET") -> bytes:
     ]
     lines = [
         f"HTTP/1.1 {status.value} {status.phrase}",
-        # RFC 9110, 8.6: a 204 has no content, and does not say how long it is.
+        # RFC 9110, 8.6: a 204 has no content and no Content-Length.
         *(content if status is not HTTPStatus.NO_CONTENT else []),
         "Access-Control-Allow-Origin: *",
         "Connection: close",
@@ -271,9 +271,10 @@ def response_bytes(response: Response, *, method: str = "GET") -> bytes:
 
 
 async def linger(stream: trio.abc.Stream) -> None:
-    """End our side, and read on for 1 s at most: closing over unread bytes would reset it all.
+    """End our side of the stream, and keep reading for 1 s at most.
 
-    A peer that is still sending would then lose the answer that it was sent before.
+    Closing while bytes are unread would reset the connection, and a peer that is still sending
+    would lose the answer.
     """
     taken = 0
     with trio.move_on_after(_LINGER_SECONDS):

@@ -23,22 +23,22 @@ __all__ = [
     "reserved_address",
 ]
 
-# The kernel cuts this down to net.core.somaxconn.
+# The kernel limits this to net.core.somaxconn.
 _BACKLOG = 65535
 
 
 class AddressUnavailable(Exception):
-    """The address cannot be bound; the message is one sentence for the person who chose it."""
+    """The address cannot be bound. The message is one sentence for the person who chose it."""
 
 
 async def open_listeners(address: Address, *, shared: bool = False) -> list[trio.SocketListener]:
     """Bind `address` and listen.
 
-    `shared`: beside other processes of this user that do so too, under a `reserved_address`; the
-    kernel gives each new connection to one of them.
+    With `shared`, several processes of this user can listen on one `reserved_address`. The kernel
+    gives each new connection to one of them.
 
     Raises:
-        AddressUnavailable: in use, not permitted, or not an address of this machine.
+        AddressUnavailable: it is in use, not permitted, or not an address of this machine.
     """
     with _said_in_a_sentence(address):
         # trio's own function cannot share a port.
@@ -48,13 +48,14 @@ async def open_listeners(address: Address, *, shared: bool = False) -> list[trio
 
 
 async def bind_shared(address: Address) -> list[trio.socket.SocketType]:
-    """Bind a `reserved_address` beside others, for processes to inherit and to listen on.
+    """Bind one more socket to a `reserved_address`, for processes to inherit and to listen on.
 
-    Once one listens, the kernel gives the socket a share of the new connections until all who have
-    it have closed it. They wait in its queue, for any process that has inherited it.
+    Once a process listens on it, the kernel gives the socket a share of the new connections, until
+    all processes that have it have closed it. The connections wait in its queue, where any process
+    that has inherited the socket can accept them.
 
     Raises:
-        AddressUnavailable: not permitted, or not reserved.
+        AddressUnavailable: it is not permitted, or not reserved.
     """
     with _said_in_a_sentence(address):
         async with _closed_on_error() as sockets:
@@ -63,7 +64,7 @@ async def bind_shared(address: Address) -> list[trio.socket.SocketType]:
 
 
 def inherited_sockets(file_numbers: Iterable[int]) -> list[trio.socket.SocketType]:
-    """Take over sockets of `bind_shared`, which are now this process' own too; see `listen_on`."""
+    """Take over sockets of `bind_shared` that this process has inherited; see `listen_on`."""
     sockets = [socket.socket(fileno=number) for number in file_numbers]
     for sock in sockets:
         sock.set_inheritable(False)
@@ -71,7 +72,7 @@ def inherited_sockets(file_numbers: Iterable[int]) -> list[trio.socket.SocketTyp
 
 
 def listen_on(sock: trio.socket.SocketType) -> trio.SocketListener:
-    """Take part in the port that `sock` is bound to; one that does so already is left as it is."""
+    """Listen on the port that `sock` is bound to. A socket that listens already is unchanged."""
     sock.listen(_BACKLOG)
     return trio.SocketListener(sock)
 
@@ -79,7 +80,7 @@ def listen_on(sock: trio.socket.SocketType) -> trio.SocketListener:
 async def _bind(
     address: Address, sockets: list[trio.socket.SocketType], *, is_shared: bool
 ) -> None:
-    """Add to `sockets` one for each family, bound and not listening yet."""
+    """Add to `sockets` one for each family, bound but not listening yet."""
     for family, sockaddr in await _look_up(address):
         sockets.append(sock := _new_socket(family, address))
         if is_shared:
@@ -89,13 +90,13 @@ async def _bind(
 
 @asynccontextmanager
 async def reserved_address(address: Address) -> AsyncIterator[Address]:
-    """Hold `address` without listening, for processes of this user to listen on it together.
+    """Hold `address` without listening, so that processes of this user can listen on it together.
 
-    Within it they can, with `bind_shared` or `open_listeners(shared=True)`, and nobody else. Gives
-    the address with the port the kernel chose.
+    Until the context ends they can do so, with `bind_shared` or `open_listeners(shared=True)`, and
+    nobody else can. Yields the address with the port that the kernel chose.
 
     Raises:
-        AddressUnavailable: in use, not permitted, or not an address of this machine.
+        AddressUnavailable: it is in use, not permitted, or not an address of this machine.
     """
     async with _closed_on_error() as sockets:
         port = address.port
@@ -104,8 +105,9 @@ async def reserved_address(address: Address) -> AsyncIterator[Address]:
                 sockets.append(sock := _new_socket(family, address))
                 await sock.bind((sockaddr[0], port, *sockaddr[2:]))
                 port = sock.getsockname()[1]
-                # Only now, so that the bind fails where others share the port already; and what it
-                # needed to bind beside connections that linger would let others in.
+                # SO_REUSEPORT only now, so that the bind fails if others share the port already.
+                # SO_REUSEADDR was needed to bind while old connections linger; if it stayed, it
+                # would let others in.
                 sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEPORT, 1)
                 sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 0)
         yield Address(_host_of(address) or "", port)
@@ -116,12 +118,12 @@ async def reserved_address(address: Address) -> AsyncIterator[Address]:
 def _host_of(address: Address) -> str | None:
     if address.is_dual:
         return "::" if _is_known(socket.AF_INET6) else "0.0.0.0"  # noqa: S104
-    # With port 0 every family would get a port of its own, so only one family is opened.
+    # With port 0 each family would get another port, so only one family is opened.
     return "0.0.0.0" if address.port == 0 and not address.host else address.host or None  # noqa: S104
 
 
 async def _look_up(address: Address) -> list[tuple[int, tuple[Any, ...]]]:
-    """Family and socket address of each place that `address` names and this machine can have."""
+    """Return family and socket address of each result for `address` that this machine supports."""
     found = await trio.socket.getaddrinfo(
         _host_of(address),
         address.port,
@@ -137,7 +139,7 @@ async def _look_up(address: Address) -> list[tuple[int, tuple[Any, ...]]]:
 
 
 def _is_known(family: int) -> bool:
-    """Whether the kernel has this family: many a container is without IPv6."""
+    """Whether the kernel supports this family: many containers have no IPv6."""
     try:
         trio.socket.socket(family, trio.socket.SOCK_STREAM).close()
     except OSError as error:
@@ -149,7 +151,7 @@ def _new_socket(family: int, address: Address) -> trio.socket.SocketType:
     sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
     sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
     if family == trio.socket.AF_INET6:
-        # Whatever net.ipv6.bindv6only says. Without a host each family has a socket of its own.
+        # Do not depend on net.ipv6.bindv6only. Without a host each family has its own socket.
         is_v6_only = not address.is_dual
         sock.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, is_v6_only)
     return sock
@@ -157,7 +159,7 @@ def _new_socket(family: int, address: Address) -> trio.socket.SocketType:
 
 @asynccontextmanager
 async def _closed_on_error() -> AsyncIterator[list[trio.socket.SocketType]]:
-    """A list whose sockets are closed if the block does not end well."""
+    """Yield a list whose sockets are closed if the block raises."""
     sockets: list[trio.socket.SocketType] = []
     try:
         yield sockets
@@ -182,7 +184,7 @@ def _said_in_a_sentence(address: Address) -> Iterator[None]:
 
 
 def bound_address(bound: trio.SocketListener | trio.socket.SocketType) -> Address:
-    """The address that a listener, or its socket, really has, with the port the kernel chose."""
+    """Return the address of a listener or of its socket, with the port that the kernel chose."""
     sock = bound.socket if isinstance(bound, trio.SocketListener) else bound
     host, port = sock.getsockname()[:2]
     return Address(host, port)

@@ -1,4 +1,4 @@
-"""Where a NATS server is, and as whom to go there: `nats://user:password@host:4222`."""
+"""The URL of a NATS server, with credentials: `nats://user:password@host:4222`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 _PORT = 4222
 _PORT_MAX = 65535
-# RFC 3986, 3.2; nothing comes after the port.
+# RFC 3986, 3.2; nothing but a slash may follow the port.
 _URL = re.compile(
     r"(?:(?P<scheme>nats|tls)://)?(?:(?P<user>[^\s,/?#@:]*)(?::(?P<password>[^\s,/?#@]*))?@)?"
     r"(?:(?P<host>[^\s,/?#@:\[\]]+)|\[(?P<ipv6>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{1,5}))?/?"
@@ -18,15 +18,15 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 class NatsUrl(NamedTuple):
-    """A NATS server. As text it is `host:port`: whatever shows it shows no password.
+    """The URL of a NATS server. Its text is `host:port`, so that it never shows a password.
 
     Attributes:
-        host: a name or an address.
-        port: 4222 if nothing else was said.
-        is_tls: `tls://`: nothing is sent to it that is not encrypted.
-        user: decoded; without a password it is a token. None: there is none.
-        password: decoded.
-        certificate_name: what its certificate has to name, where that is not `host`.
+        host: name or address.
+        port: 4222 by default.
+        is_tls: whether the scheme is `tls`. Then nothing is sent unencrypted.
+        user: decoded user name, or a token if there is no password; None if there is neither.
+        password: decoded password.
+        certificate_name: name that the certificate has to carry, if that is not `host`.
     """
 
     host: str
@@ -38,10 +38,11 @@ class NatsUrl(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> NatsUrl:
-        """Read a URL; the scheme may be left out.
+        """Parse a URL. The scheme may be left out.
 
         Raises:
-            ValueError: says what is allowed, and nothing of `text`.
+            ValueError: `text` is not a URL. The message says what is allowed, and does not quote
+                `text`.
         """
         found = _URL.fullmatch(text)
         if found is None or not 0 < int(found["port"] or _PORT) <= _PORT_MAX:
@@ -61,10 +62,10 @@ class NatsUrl(NamedTuple):
         return f"<NATS at {self}>"
 
     def sibling(self, place: str, *, is_encrypted: bool) -> NatsUrl | None:
-        """The server at `place`, which one at this URL has announced; None if that is no place.
+        """Return the URL of the server at `place`, which the server at this URL has announced.
 
-        What holds for this one holds for it: credentials, and encryption. A name in a certificate
-        is one that the operator gave: an address that was announced is no such name.
+        It has the credentials and the encryption of this one. If `place` is an IP address, the
+        certificate has to carry the name that the operator gave. None if `place` is malformed.
         """
         try:
             there = NatsUrl.parse(place)
@@ -82,7 +83,7 @@ class NatsUrl(NamedTuple):
 
 
 def _decoded(text: str | None) -> str | None:
-    """Text of a URL without its %-escapes (RFC 3986, 2.1)."""
+    """Decode the %-escapes in a part of a URL (RFC 3986, 2.1)."""
     if text is None:
         return None
     try:

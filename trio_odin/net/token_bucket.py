@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class TokenBucket:
-    """Allows `burst` events at once and `per_second` in the long run. A rate of 0 is no limit."""
+    """Allows `burst` events at once and `per_second` in the long run. Rate 0 means no limit."""
 
     __slots__ = ("_burst", "_per_second", "_tokens", "_updated")
 
@@ -15,7 +15,7 @@ class TokenBucket:
         self._updated = now
 
     def take(self, now: float) -> bool:
-        """Whether an event at `now` (seconds, monotonic) is allowed; if so it is spent."""
+        """Whether an event at `now` (seconds, monotonic) is allowed. If so, its token is spent."""
         if not self._per_second:
             return True
         refill = (now - self._updated) * self._per_second

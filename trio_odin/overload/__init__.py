@@ -1,1 +1,1 @@
-"""How hard the server works, and what follows: who is let in, what is shed."""
+"""The load of the server, and what follows from it: admission and shedding."""

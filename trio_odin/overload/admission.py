@@ -1,4 +1,4 @@
-"""Whether a new connection may come in, decided before the upgrade."""
+"""Admission: whether a new connection is accepted, decided before the upgrade."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import attrs
 from trio_odin.ledger.reasons import Rejection
 from trio_odin.overload.load import Load
 
-# Once a cause has closed the door, it has to fall this far below its threshold before clients are
-# let in again, or to half of it where the threshold is that low.
+# Once a cause has closed admission, its value has to fall this far below the threshold before
+# admission opens again, or to half the threshold if the threshold is that low.
 _CPU_HYSTERESIS_PERCENT = 10.0
 _MEMORY_HYSTERESIS_PERCENT = 5.0
 
 
 def is_still_over(was_over: bool, value: float, threshold: float, hysteresis: float) -> bool:
-    """Whether `value` counts as over `threshold` (0: there is none), where it did or did not."""
+    """Whether `value` counts as over `threshold` (0: none), given whether it did before."""
     if not threshold:
         return False
     least = max(threshold - hysteresis, threshold / 2) if was_over else threshold
@@ -23,9 +23,10 @@ def is_still_over(was_over: bool, value: float, threshold: float, hysteresis: fl
 
 @attrs.define
 class Admission:
-    """The door. A limit or a threshold of 0 is none; each may be set anew at any time.
+    """Decides whether admission is open or closed.
 
-    `connections_elsewhere` are those that other workers hold: the limit is for all of them.
+    A limit or a threshold of 0 means none. Each may be changed at any time. `connections_elsewhere`
+    is the number of connections that other workers hold, as `max_connections` is for all workers.
     """
 
     max_connections: int = 0
@@ -38,7 +39,7 @@ class Admission:
     _over: set[Rejection] = attrs.field(factory=set, init=False)
 
     def observe(self, load: Load) -> None:
-        """Take in a sample; each cause closes the door, and opens it again, by itself."""
+        """Take in a sample. Each cause closes admission, and opens it again, independently."""
         cpu, memory, lag = (
             self.cpu_reject_percent,
             self.memory_reject_percent,
@@ -57,13 +58,15 @@ class Admission:
 
     @property
     def closed_by(self) -> list[Rejection]:
-        """The causes for which the last sample left the door closed."""
+        """The causes that keep admission closed after the last sample."""
         return [cause for cause in Rejection if cause in self._over]
 
     def rejection(self, connections: int, *, from_address: int = 0) -> Rejection | None:
-        """Why one more connection beside `connections` may not come in; None if it may.
+        """Return why one more connection is rejected; None if it is admitted.
 
-        `from_address` are those of them that are the same client's, by its address.
+        Args:
+            connections: number of connections of this process.
+            from_address: number of those that come from the address of the same client.
         """
         if self.is_draining:
             return Rejection.SHUTTING_DOWN

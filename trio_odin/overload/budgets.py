@@ -1,4 +1,4 @@
-"""How many bytes may wait in each place, of the memory that this server may use."""
+"""Budgets: how many bytes may wait in each place, as parts of the memory limit."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from trio_odin.overload.cgroup import memory_group
 from trio_odin.overload.meters import MemoryMeter
 from trio_odin.settings.settings import Settings
 
-# One part in so many, where no setting says another size.
+# The memory limit is divided by this, unless a setting has another size.
 _OUTBOXES_PART = 4
 _REPLAY_PART = 8
 _INBOUND_PART = 8
 
 
 def inbound_bytes(settings: Settings) -> int:
-    """Bytes that may wait between the bridge and the hub, of each worker."""
+    """Bytes that may wait in the inbound queue of each worker."""
     return _memory_bytes(settings) // _INBOUND_PART // settings.workers
 
 

@@ -1,4 +1,4 @@
-"""A limit for bytes that wait in one place."""
+"""A limit for the bytes that wait in one place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import attrs
 
 @attrs.define
 class ByteBudget:
-    """The bytes that wait in one place, such as all outboxes. `limit_bytes` 0 is no limit."""
+    """The bytes that wait in one place, such as all outboxes. A limit of 0 means no limit."""
 
     limit_bytes: int = 0
     used_bytes: int = 0

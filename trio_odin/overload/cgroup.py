@@ -1,9 +1,10 @@
 """The control group that this process runs in: what a container may use, and what it uses.
 
-A limit may be set on the group itself or on any group above it, and the lowest one counts; what
-counts against it is all that runs in the group which has it. Version 2 is one tree of folders,
-version 1 a tree for each controller; in a container the tree that can be seen often begins at its
-own group (cgroup_namespaces(7)), so a group's path is looked for below what is mounted.
+A limit may be set on the group itself or on any group above it, and the lowest one counts.
+Everything that runs in the group with that limit counts against it. Version 2 is one tree of
+folders, version 1 has a tree for each controller. In a container the visible tree often begins at
+the container's own group (cgroup_namespaces(7)), so the path of a group is looked up below the
+mount point.
 """
 
 from __future__ import annotations
@@ -17,23 +18,27 @@ import attrs
 
 _PROC = Path("/proc/self")
 _V2 = ""  # its line in /proc/self/cgroup names no controller
-# Version 1 says "no limit" with the largest multiple of a page below 2**63.
+# Version 1 writes "no limit" as the largest multiple of a page below 2**63.
 _NO_LIMIT_BYTES = 2**60
 
 
 @attrs.frozen
 class CpuGroup:
-    """The group whose quota of CPU counts for this process.
+    """The group whose CPU quota applies to this process.
 
     Attributes:
-        cores: the quota.
+        cores: quota, in cores.
     """
 
     cores: float
     _usage: Path
 
     def used_seconds(self) -> float:
-        """CPU used by all processes of the group; raises OSError where it cannot be read."""
+        """Return the CPU seconds that all processes of the group have used.
+
+        Raises:
+            OSError: they cannot be read.
+        """
         if self._usage.name == "cpu.stat":
             return _fields(self._usage)["usage_usec"] / 1e6
         return int(self._usage.read_text()) / 1e9
@@ -41,19 +46,22 @@ class CpuGroup:
 
 @attrs.frozen
 class MemoryGroup:
-    """The group whose limit of memory counts for this process.
+    """The group whose memory limit applies to this process.
 
     Attributes:
-        limit_bytes: what the kernel ends processes at.
+        limit_bytes: limit at which the kernel kills processes.
     """
 
     limit_bytes: int
     _usage: Path
 
     def used_bytes(self) -> int:
-        """Memory of all its processes, without files that nobody has read for a while.
+        """Return the memory of all processes of the group, without the inactive file cache.
 
-        Those the kernel drops before it ends anybody. Raises OSError where it cannot be read.
+        The kernel drops that cache before it kills a process.
+
+        Raises:
+            OSError: it cannot be read.
         """
         stat = _fields(self._usage.parent / "memory.stat")
         inactive = stat.get("total_inactive_file", stat.get("inactive_file", 0))
@@ -61,12 +69,12 @@ class MemoryGroup:
 
 
 def cpu_group(proc: Path = _PROC) -> CpuGroup | None:
-    """The group that limits the CPU of the process that `proc` is about; None where none does."""
+    """Return the group that limits the CPU of the process at `proc`; None if no group does."""
     return min(_cpu_groups(proc), key=lambda group: group.cores, default=None)
 
 
 def memory_group(proc: Path = _PROC) -> MemoryGroup | None:
-    """The same for its memory."""
+    """Return the group that limits its memory; None if no group does."""
     return min(_memory_groups(proc), key=lambda group: group.limit_bytes, default=None)
 
 
@@ -77,7 +85,7 @@ def _cpu_groups(proc: Path) -> Iterator[CpuGroup]:
             if quota != "max":
                 yield CpuGroup(int(quota) / int(period), folder / "cpu.stat")
     folders, accounts = _folders(proc, "cpu"), _folders(proc, "cpuacct")
-    if len(accounts) != len(folders):  # grouped in another way: count our own group at least
+    if len(accounts) != len(folders):  # grouped differently: count at least our own group
         accounts = accounts[:1] * len(folders)
     for folder, account in zip(folders, accounts, strict=False):
         with suppress(OSError, ValueError):
@@ -100,7 +108,7 @@ def _memory_groups(proc: Path) -> Iterator[MemoryGroup]:
 
 
 def _folders(proc: Path, controller: str) -> list[Path]:
-    """The folder of our group in the tree of `controller`, and those above it that can be seen."""
+    """Return our group's folder in the tree of `controller`, and the visible folders above it."""
     try:
         path = _path_of_group(proc, controller)
         root, top = _mount(proc, controller)
@@ -109,7 +117,7 @@ def _folders(proc: Path, controller: str) -> list[Path]:
     base = root.rstrip("/")
     inside = path.removeprefix(base) if f"{path}/".startswith(f"{base}/") else "/"
     own = top / inside.strip("/")
-    if ".." in own.parts or not own.is_dir():  # outside of what we see: the top is the nearest
+    if ".." in own.parts or not own.is_dir():  # outside the visible tree: the top is the nearest
         own = top
     return [own, *(folder for folder in own.parents if folder.is_relative_to(top))]
 
@@ -123,7 +131,7 @@ def _path_of_group(proc: Path, controller: str) -> str:
 
 
 def _mount(proc: Path, controller: str) -> tuple[str, Path]:
-    """Which group is at the top of the mounted tree, and where that is (proc_pid_mountinfo(5))."""
+    """Return the group at the top of the mounted tree, and its path (proc_pid_mountinfo(5))."""
     for line in (proc / "mountinfo").read_text().splitlines():
         place, _, kind = line.partition(" - ")
         file_system, _, options = kind.split(" ", 2)
@@ -143,6 +151,6 @@ def _unescaped(text: str) -> str:
 
 
 def _fields(path: Path) -> dict[str, int]:
-    """The lines of a file, each a name and a number."""
+    """Parse a file of which each line is a name and a number."""
     pairs = (line.split() for line in path.read_text().splitlines())
     return {name: int(number) for name, number in pairs}

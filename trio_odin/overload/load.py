@@ -1,4 +1,4 @@
-"""How hard the server works, in this process and in the others."""
+"""The load of the server, in this process and in the others."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import msgspec
 
 @attrs.frozen(kw_only=True)
 class Load:
-    """How hard the server works, over the last second.
+    """The load over the last second.
 
     Attributes:
-        cpu_percent: of what the whole server may use, all workers and what shares its group.
-        loop_busy_percent: CPU of this process, of one core: more than one its loop cannot use.
-        turnover_percent: the part of `loop_busy_percent` that clients take which come or go. It is
-            as much as the rest leaves to them, so it does not say that there is no more room.
+        cpu_percent: CPU of all workers and of whatever shares their control group, in percent of
+            what the whole server may use.
+        loop_busy_percent: CPU of this process, in percent of one core: its loop cannot use more
+            than one.
+        turnover_percent: the part of `loop_busy_percent` for clients that come or go. They take
+            what the rest leaves, so a high value does not mean that there is no room for more.
         turnover_of_limit_percent: the same part of `cpu_percent`.
-        memory_percent: of what the whole server may use.
-        lag_seconds: how late the scheduler was at worst.
+        memory_percent: memory, in percent of what the whole server may use.
+        lag_seconds: greatest lateness of the scheduler.
     """
 
     cpu_percent: float = 0.0
@@ -29,17 +31,17 @@ class Load:
 
     @property
     def serving_percent(self) -> float:
-        """CPU, of what the whole server may use, that serves the clients who are in."""
+        """CPU for clients that are connected, in percent of what the whole server may use."""
         return max(0.0, self.cpu_percent - self.turnover_of_limit_percent)
 
     @property
     def busiest_percent(self) -> float:
-        """The same, by whichever limit is nearer: the server's, or the core of this process."""
+        """The same, against the nearer limit: that of the server, or the core of this process."""
         return max(self.serving_percent, self.loop_busy_percent - self.turnover_percent)
 
 
 class OtherWorkers(msgspec.Struct, tag="Elsewhere", frozen=True):
-    """What the other processes of this server hold and use: limits are for all of them together."""
+    """What the other processes of this server hold and use. Limits are for all of them together."""
 
     connections: int
     cpu_cores: float = 0.0

@@ -1,7 +1,7 @@
-"""The guard: looks every second at how hard the server works, and decides nothing itself.
+"""The load monitor: samples the load every second. What follows from it is decided elsewhere.
 
 run
-├── sample     CPU, memory and lateness → the door (`Admission`) and the share to shed (`Pause`)
+├── sample     CPU, memory and lag → `Admission` (open or closed) and `LoadShedder` (share to shed)
 └── lag        how late the scheduler is
 """
 
@@ -25,20 +25,22 @@ from trio_odin.overload.turnover import THEN, TURNOVER
 from trio_odin.settings.settings import Settings
 
 _SAMPLE_SECONDS = 1.0
-_TASKS_EVERY = 10  # of these seconds
+_TASKS_EVERY = 10  # samples
 _LAG_SECONDS = 0.1
 
 _log = structlog.get_logger("guard")
 
 
 class LoadMonitor:
-    """Owns the state that load has: made before anybody is served, `run` as long as they are.
+    """Owns the state that depends on the load.
+
+    It is made before any client is served, and runs while they are served.
 
     Attributes:
-        admission: whether a new connection may come in.
-        pause: which publications are shed.
+        admission: decides whether a new connection is admitted.
+        shedder: decides which publications are shed.
         load: the last sample.
-        loop: where its time goes, counted while the guard runs.
+        loop: measures where the time of the loop goes, while `run` is running.
     """
 
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
@@ -58,7 +60,7 @@ class LoadMonitor:
         self._worst_lag_seconds = 0.0
 
     def reload(self, settings: Settings) -> None:
-        """Judge by the limits and thresholds of `settings` from now on."""
+        """Use the limits and thresholds of `settings` from now on."""
         self.admission.max_connections = settings.max_connections
         self.admission.cpu_reject_percent = settings.cpu_reject_percent
         self.admission.memory_reject_percent = settings.memory_reject_percent
@@ -84,7 +86,7 @@ class LoadMonitor:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._feel_lag, name="lag")
             for second in itertools.count():
-                if second % _TASKS_EVERY == 0:  # trio looks at every socket for it: 4 ms at 10,000
+                if second % _TASKS_EVERY == 0:  # trio visits every socket: 4 ms at 10,000
                     self._tasks = trio.lowlevel.current_statistics().tasks_living
                 await trio.sleep(_SAMPLE_SECONDS)
                 try:
@@ -109,7 +111,7 @@ class LoadMonitor:
         self._worst_lag_seconds = 0.0
 
     def _turnover_share(self) -> float:
-        """Of the time that the loop was busy since the last sample."""
+        """Return the share of turnover in the time that the loop was busy since the last sample."""
         now, idle = time.perf_counter(), self.loop.idle_seconds
         turnover = self.loop.seconds_in(TURNOVER)
         then, idle_then, turnover_then = self._loop_before
@@ -118,7 +120,7 @@ class LoadMonitor:
         return min(1.0, (turnover - turnover_then) / max(busy, 1e-9))
 
     def observe(self, load: Load) -> None:
-        """Act on a sample, and log what changes with it."""
+        """Act on a sample, and log what changes."""
         self.load = load
         closed_before, paused_before = self.admission.closed_by, self.shedder.percent
         self.admission.observe(load)
@@ -136,7 +138,7 @@ class LoadMonitor:
             )
 
     def stats(self) -> LoadStats:
-        """How hard the server works, and what follows."""
+        """Return the load, and what follows from it."""
         load, closed_by, now = self.load, self.admission.closed_by, trio.current_time()
         return LoadStats(
             cpu_percent=load.cpu_percent,
@@ -155,7 +157,7 @@ class LoadMonitor:
         )
 
     async def _feel_lag(self) -> None:
-        """Measure how late the scheduler runs what is due."""
+        """Measure how late the scheduler runs a task that is due."""
         due = trio.current_time()
         while True:
             due = max(due + _LAG_SECONDS, trio.current_time())

@@ -1,4 +1,4 @@
-"""Which publications are shed while the server has more work than it can do."""
+"""Load shedding: which publications are given up while the server has too much work."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ _ALL_PERCENT = 100
 
 @attrs.define
 class LoadShedder:
-    """A share of publications to shed, which grows and falls with the load. A threshold 0 is none.
+    """Sheds a share of the publications, which grows and falls with the load.
 
-    Each sample at or over the threshold of the CPU, the container's, adds 10 points, each one below
-    it (by more than the hysteresis) takes 10 off, so the share settles where the work that is left
-    can be done. Clients that come or go do not count: they take what is left. A busy loop alone
-    sheds nothing: it joins its writes. Over the threshold of the memory everything is shed: what
-    waits for a client is what fills it.
+    Each sample at or over the CPU threshold adds 10 points to the share. Each sample below it by
+    more than the hysteresis takes 10 off. So the share settles where the server can do the rest of
+    the work. The CPU is that of the server against its limit; turnover does not count, as it takes
+    what is left. A busy loop alone sheds nothing: it joins its writes.
+
+    Over the memory threshold everything is shed, because what waits for clients fills the memory.
+    A threshold of 0 means none.
     """
 
     cpu_pause_percent: float = 0.0
@@ -32,11 +34,11 @@ class LoadShedder:
 
     @property
     def percent(self) -> int:
-        """How many of a hundred publications are shed at present."""
+        """The percentage of publications that are shed now."""
         return _ALL_PERCENT if self._is_memory_over else self._cpu_share
 
     def observe(self, load: Load) -> None:
-        """Take in the sample of a second."""
+        """Take in the sample of one second."""
         if self.cpu_pause_percent and load.serving_percent >= self.cpu_pause_percent:
             self._cpu_share = min(self._cpu_share + _STEP_PERCENT, _ALL_PERCENT)
         elif not is_still_over(
@@ -51,7 +53,7 @@ class LoadShedder:
         )
 
     def sheds(self) -> bool:
-        """Whether the next publication is shed: evenly, of any ten as many as the share says."""
+        """Whether to shed the next publication. Shed ones are spread evenly over the others."""
         self._owed += self.percent
         if self._owed < _ALL_PERCENT:
             return False

@@ -1,4 +1,4 @@
-"""How much of its CPU, loop and memory a server uses: its container's, where that has a limit."""
+"""Meters for CPU, loop and memory, against the limits of the container if it has any."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from trio_odin.overload.process import machine_bytes, resident_bytes
 
 
 class CpuMeter:
-    """CPU between two readings, in percent of what the server may use.
+    """Measures CPU between two readings, in percent of what the server may use.
 
-    That is `limit_cores` if there are any, else the quota of `group`, else the cores that this
-    process may run on. Against a quota all counts that runs in the group; else this process, and
-    what is told of the server's other processes.
+    The limit is `limit_cores` if that is not 0, else the quota of `group`, but never more than the
+    cores that this process may run on. Against a quota, everything that runs in the group counts.
+    Otherwise this process counts, and what the server's other processes report.
 
     Attributes:
-        cores: what the server may use.
+        cores: number of cores that the server may use.
     """
 
     def __init__(self, limit_cores: float, group: CpuGroup | None) -> None:
@@ -35,7 +35,11 @@ class CpuMeter:
         self._of_group = self._group_seconds()
 
     def read(self, cores_elsewhere: float) -> tuple[float, float]:
-        """Since the last reading: percent of the limit, and this process' own of one core."""
+        """Return CPU since the last reading; `cores_elsewhere` is that of the other processes.
+
+        Returns:
+            Percent of the limit, and for this process alone percent of one core.
+        """
         wall, own, of_group = time.monotonic(), time.process_time(), self._group_seconds()
         seconds = max(wall - self._wall, 1e-9)
         own_cores = (own - self._own) / seconds
@@ -46,26 +50,26 @@ class CpuMeter:
         return cores / self.cores * 100, own_cores * 100
 
     def _group_seconds(self) -> float | None:
-        """None without a group, and should it become unreadable: then the process has to do."""
+        """None without a group, or if it cannot be read: then the processes are counted instead."""
         with suppress(OSError):
             return None if self._group is None else self._group.used_seconds()
         return None
 
 
 class LoopMeter(trio.abc.Instrument):
-    """Where the time of a loop goes. `trio.lowlevel.add_instrument` sets it to work.
+    """Measures where the time of a loop goes. `trio.lowlevel.add_instrument` starts it.
 
-    By the wall clock: time in which the loop would run, but the machine or the container's quota
-    does not let it, is not idle.
+    It goes by the wall clock: time in which the loop could run, but the machine or the container's
+    quota does not let it, is not idle time.
 
     Attributes:
-        idle_seconds: without anything to do, so far.
-        task_seconds: in the tasks of each name that is asked about.
-        last_turn_seconds: how long all tasks that were ready ran, between its last two waits.
+        idle_seconds: total time without anything to do.
+        task_seconds: total time in the tasks of each name that is asked about.
+        last_turn_seconds: time that all ready tasks took between the last two waits.
     """
 
     def __init__(self, names: Iterable[str], then: Mapping[str, str] | None = None) -> None:
-        """Ask about tasks of these names; `then`: what one is called after a step under a name."""
+        """Ask about tasks of these names; `then` maps names to those that follow after a step."""
         self._then = then or {}
         self.idle_seconds = self.last_turn_seconds = 0.0
         self.task_seconds = dict.fromkeys(names, 0.0)
@@ -78,7 +82,7 @@ class LoopMeter(trio.abc.Instrument):
         self.last_turn_seconds = max(0.0, self._since - self._turn_began)
 
     def after_io_wait(self, timeout: float) -> None:
-        """It has waited."""
+        """The loop has waited."""
         self._turn_began = time.perf_counter()
         self.idle_seconds += self._turn_began - self._since
 
@@ -87,26 +91,27 @@ class LoopMeter(trio.abc.Instrument):
         self._since = time.perf_counter()
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        """It has run, until it waits or ends."""
+        """A task has run, until it waits or ends."""
         name = task.name
         if name in self.task_seconds:
             self.task_seconds[name] += time.perf_counter() - self._since
             task.name = self._then.get(name, name)
 
     def turn_seconds(self) -> float:
-        """For how long the tasks of this turn have been running."""
+        """Return how long the tasks of this turn have been running."""
         return time.perf_counter() - self._turn_began
 
     def seconds_in(self, names: Iterable[str]) -> float:
-        """In the tasks of those names."""
+        """Return the total time in the tasks of those names."""
         return sum(self.task_seconds[name] for name in names)
 
 
 class MemoryMeter:
-    """Memory of the server against what it may use.
+    """Measures the memory of the server against what it may use.
 
     Attributes:
-        limit_bytes: as given if that is not 0, else that of `group`, else the machine's.
+        limit_bytes: given limit if that is not 0, else that of `group` if it is below the memory of
+            the machine, else the latter.
     """
 
     def __init__(self, limit_bytes: int, group: MemoryGroup | None) -> None:
@@ -116,12 +121,12 @@ class MemoryMeter:
         self.limit_bytes = self._group.limit_bytes if self._group else limit_bytes or machine
 
     def group_bytes(self) -> int:
-        """What the group holds; 0 if its limit is not the one that counts."""
+        """Return the memory of the group; 0 if its limit does not apply, or it cannot be read."""
         with suppress(OSError):
             return 0 if self._group is None else self._group.used_bytes()
         return 0
 
     def percent(self, bytes_elsewhere: int) -> float:
-        """How full it is; `bytes_elsewhere` are those of the server's other processes."""
+        """Return the percentage in use. `bytes_elsewhere` is what the other processes use."""
         used = self.group_bytes() or resident_bytes() + bytes_elsewhere
         return used / self.limit_bytes * 100

@@ -1,20 +1,20 @@
-"""When the next round of writes may begin, to be joined under load; and how many accepts."""
+"""Pacing: when the next round of writes may begin, and how many connections may be accepted."""
 
 from __future__ import annotations
 
 import math
 from typing import Final
 
-# A wait shorter than this joins nothing that matters and costs a turn of the scheduler.
+# A shorter wait joins too few writes to be worth a turn of the scheduler.
 _WAIT_MIN_SECONDS: Final = 0.001
 
 
 class Pace:
-    """Lets a round of writes rest half as long as it took, at most `max_rest_seconds`.
+    """Lets writes rest after a round, half as long as it took, at most `max_rest_seconds`.
 
-    While rounds are short against the time between publications, nothing ever waits. The more of
-    its time the hub spends writing, the longer is the rest, the more publications are there when it
-    ends, and the fewer writes carry them. Time enters as monotonic seconds.
+    While rounds are short compared with the time between publications, nothing waits. The more of
+    its time the hub spends on writing, the longer it rests, the more publications are there when
+    the rest ends, and the fewer writes carry them. Times are monotonic seconds.
     """
 
     _REST_SHARE: Final = 0.5
@@ -24,31 +24,30 @@ class Pace:
         self._rest_until = float("-inf")
 
     def delay(self, now: float) -> float:
-        """Seconds that a round should wait which could begin `now`; mostly 0."""
+        """Return the seconds to wait before a round that could begin `now`; mostly 0."""
         wait = min(self._rest_until - now, self._max_rest_seconds)
         return wait if wait >= _WAIT_MIN_SECONDS else 0.0
 
     def worked(self, started: float, ended: float) -> None:
-        """A round was at work from `started` to `ended`."""
+        """Record that a round lasted from `started` to `ended`."""
         rest = min((ended - started) * self._REST_SHARE, self._max_rest_seconds)
         self._rest_until = ended + rest
 
 
 class AcceptPace:
-    """How many connections may be accepted now: as many as the loop has time for.
+    """Decides how many connections may be accepted now: as many as the loop has time for.
 
-    A feedback on what the loop did, taken anew each tenth of a second:
+    It is a feedback control, computed every tenth of a second from what the loop did:
 
-        others = 1 - idle - accepting    what all the rest takes of the loop's time, smoothed
+        others = 1 - idle - accepting    what the rest takes of the loop's time, smoothed
         share  = 1 - RESERVE - others    what accepting may take of it, never less than FLOOR
         rate   = share / cost            from TRICKLE to `per_second`; the cost is measured too
 
-    So accepting is what fills the loop last and gives way first, and those who wait cost nothing.
-    At most a `SLICE` of this work is done at a time: everything else runs in between, later by that
-    at most. docs/decisions/0019-accepting.md has the reasons and figures.
+    So accepting gets the time that is left and is the first to give way. Connections that wait cost
+    nothing. At most a `SLICE` of this work is done at a time; everything else runs in between,
+    delayed by at most that. docs/decisions/0019-accepting.md has the reasons and figures.
 
-    Time enters as monotonic seconds. Without `observe`, `per_second` is all that counts (0: no
-    limit).
+    Times are monotonic seconds. Without `observe`, only `per_second` counts (0: no limit).
     """
 
     RESERVE: Final = 0.2
@@ -57,11 +56,11 @@ class AcceptPace:
     TRICKLE_PER_SECOND: Final = 50.0
     _WINDOW_SECONDS: Final = 0.1
     _SMOOTHING_SECONDS: Final = 0.3
-    # So many accepts move the estimate of their cost by two thirds; one moves it by a tenth.
+    # This many accepts move the estimate of their cost by two thirds; one moves it by a tenth.
     _SMOOTHING_ACCEPTS: Final = 50
     _WEIGHT_MIN: Final = 0.1
-    _COST_SECONDS: Final = 0.0005  # a guess, until the first were measured
-    _BURST_SECONDS: Final = 0.1  # what `per_second` allows in so long may come at once
+    _COST_SECONDS: Final = 0.0005  # a guess, until the first accepts are measured
+    _BURST_SECONDS: Final = 0.1  # what `per_second` allows in this time may come at once
     _UNLIMITED: Final = 1e9
 
     def __init__(self, per_second: float) -> None:
@@ -72,15 +71,15 @@ class AcceptPace:
         self._room = float("inf")
         self._updated = float("-inf")
         self._accepted = 0
-        self._observed: tuple[float, float, float] | None = None  # what, and when
+        self._observed: tuple[float, float, float] | None = None  # when, and what
 
     def set_limit(self, per_second: float) -> None:
-        """Accept at most `per_second` from now on, 0: as many as there is time for."""
+        """Accept at most `per_second` from now on; 0 means as many as there is time for."""
         self._rate = min(self._rate, per_second) if per_second else self._rate
         self._per_second = per_second
 
     def observe(self, now: float, idle_seconds: float, accepting_seconds: float) -> None:
-        """Take in how long the loop has had nothing to do so far, and has worked on accepting."""
+        """Take in the total time that the loop has been idle, and has spent on accepting."""
         if self._observed is None:
             self._observed = (now, idle_seconds, accepting_seconds)
             return
@@ -100,7 +99,7 @@ class AcceptPace:
     def _learn_cost(self, seconds: float) -> None:
         if not self._accepted:
             return
-        # A request may come long after its accept: then the work of one window is that of another.
+        # A request may come long after its accept, so its work may fall into a later window.
         cost = min(max(seconds / self._accepted, self._cost / 4), self._cost * 4)
         weight = max(1 - math.exp(-self._accepted / self._SMOOTHING_ACCEPTS), self._WEIGHT_MIN)
         self._cost += (cost - self._cost) * weight
@@ -111,21 +110,21 @@ class AcceptPace:
 
     @property
     def per_second(self) -> float:
-        """The rate at present."""
+        """The rate now."""
         return self._rate
 
     def room(self, now: float, most: int) -> int:
-        """How many may be accepted `now`, at most `most`."""
+        """Return how many connections may be accepted `now`, at most `most`."""
         burst = max(1.0, min(self.SLICE_SECONDS / self._cost, self._limit() * self._BURST_SECONDS))
         self._room = min(self._room + (now - self._updated) * self._rate, burst)
         self._updated = now
         return int(min(self._room, most))
 
     def accepted(self, count: int) -> None:
-        """So many were."""
+        """Record that `count` connections were accepted."""
         self._room -= count
         self._accepted += count
 
     def delay(self) -> float:
-        """How long to wait where there is no room: for one, or for a few at a high rate."""
+        """Return the seconds to wait for room: for one connection, or for a few at a high rate."""
         return max(1.0 / self._rate, self.SLICE_SECONDS / 2)

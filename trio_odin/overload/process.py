@@ -9,20 +9,20 @@ import resource
 import time
 from pathlib import Path
 
-# Files beside the connections: listeners, NATS, logs, requests to /metrics.
+# Files besides connections: listeners, NATS, logs, requests to /metrics.
 _FILES_BESIDE = 64
-# How much more than its equal share of the connections a worker may well get.
+# A worker may well get this many times its equal share of the connections.
 _UNEVENNESS = 1.2
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def cpu_seconds() -> float:
-    """CPU that this process has used, user and system."""
+    """Return the CPU seconds that this process has used, user and system."""
     return time.process_time()
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process; without /proc or a file to read it, the most it ever had."""
+    """Return the resident memory of this process, or its peak if /proc cannot be read."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
     except OSError:
@@ -30,14 +30,14 @@ def resident_bytes() -> int:
 
 
 def machine_bytes() -> int:
-    """Memory of the machine."""
+    """Return the memory of the machine."""
     return os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
 
 
 def open_files() -> int | None:
-    """How many files this process has open; None where /proc does not say, as in some sandboxes.
+    """Return how many files this process has open; None without /proc, as in some sandboxes.
 
-    Since Linux 6.2 that is the size of their folder; to list it takes 8 ms with 10,000 of them.
+    Since Linux 6.2 the size of their folder is that number; listing 10,000 files takes 8 ms.
     """
     folder = Path("/proc/self/fd")
     try:
@@ -47,32 +47,32 @@ def open_files() -> int | None:
 
 
 def files_needed(connections: int, workers: int) -> int:
-    """How many files one of `workers` processes needs, as the kernel spreads connections."""
+    """Return how many files one of `workers` processes needs, as the kernel spreads connections."""
     share = min(connections, connections / workers * _UNEVENNESS)
     return math.ceil(share) + _FILES_BESIDE
 
 
 def raise_file_limit() -> int:
-    """Raise the soft limit of open files to the hard one. Returns the limit now in force."""
+    """Raise the soft limit of open files to the hard one, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 
 
-# Young objects between two collections. Each is looked at once, in the collection after its birth;
-# of 50,000 that the caches have forgotten that takes over 100 ms, in one piece.
+# Young objects between two collections. Each object is visited once, in the first collection after
+# it was made. With 50,000 objects that the caches have forgotten, that takes over 100 ms at a time.
 _YOUNG_MAX = 5_000
-# A connection is some 200 objects. Far more than that is garbage in cycles, of whatever making.
+# A connection is about 200 objects. Far more than that is garbage in cycles, whatever made it.
 _OBJECTS_PER_CONNECTION_MAX = 1_000
 _OBJECTS_BESIDE_MAX = 1_000_000
 
 
 def settle_garbage_collector() -> None:
-    """Keep from the collector what has survived one collection, what start-up made first of all.
+    """Exempt from collection what start-up has made, and later what has survived one collection.
 
-    Connections and publications are in no cycle when they end and are freed by their reference
-    counts, so to walk them again and again is in vain: with CPython's defaults that was 40 % of a
+    Connections and publications are in no cycle when they end, and their reference counts free
+    them, so walking them again and again is wasted. With CPython's defaults that was 40 % of a
     storm of connects, and half of it still with higher thresholds (docs/decisions/0004-gc.md).
     """
     gc.collect()
@@ -88,9 +88,10 @@ def _freeze_survivors(phase: str, _: dict[str, int]) -> None:
 
 
 def collect_what_leaked(connections: int) -> None:
-    """Collect in full, which takes a second or two, if there is far more than connections explain.
+    """Collect in full if there are far more objects than the connections explain.
 
-    A safety net: cycles that a library leaves behind may not fill the memory over the months.
+    This takes a second or two. It is a safety net: cycles that a library leaves must not fill the
+    memory over months.
     """
     if gc.get_freeze_count() > _OBJECTS_BESIDE_MAX + _OBJECTS_PER_CONNECTION_MAX * connections:
         gc.unfreeze()

@@ -1,7 +1,7 @@
-"""Turnover: clients that come or go. The names of their tasks say so, and `LoopMeter` reads them.
+"""Turnover: clients that come or go. The names of their tasks mark it, and `LoopMeter` reads them.
 
-A server that is busy with those who come or go has time for more clients; one that is busy serving
-those who are in has not. So it matters which of the two takes the time.
+A server that is busy with clients that come or go has time for more clients. A server that is busy
+serving connected clients has not. So it matters which of the two takes the time.
 
     listener, coming → first command → served → going
 """
@@ -20,16 +20,16 @@ _SERVED: Final = "connection"
 
 ARRIVAL: Final = frozenset({LISTENER, COMING, _FIRST_COMMAND})
 TURNOVER: Final = ARRIVAL | {GOING}
-# What the task is called after a step in which it is called so.
+# The name that a task gets after a step under another name.
 THEN: Final = {_FIRST_COMMAND: _SERVED}
 
 
 def note_command() -> None:
-    """The client of this task has sent a command: with the first one it has arrived."""
+    """Note that the client of this task has sent a command. With the first one it has arrived."""
     task = trio.lowlevel.current_task()
     task.name = _FIRST_COMMAND if task.name == COMING else _SERVED
 
 
 def note_end() -> None:
-    """The client of this task goes."""
+    """Note that the client of this task is going."""
     trio.lowlevel.current_task().name = GOING

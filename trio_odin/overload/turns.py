@@ -1,7 +1,7 @@
-"""Clients' own doings give way to the events: only so much of them in one turn of the loop.
+"""Turns: work that clients cause gives way to events, by a limit for each turn of the loop.
 
 In each turn trio runs all tasks that are ready. When ten thousand clients send something at once,
-or are gone at once, a turn takes seconds, and an event takes several turns from NATS to a socket.
+or disconnect at once, a turn takes seconds, and an event takes several turns from NATS to a socket.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import trio
 from trio_odin.overload.meters import LoopMeter
 
 _SLICE_SECONDS = 0.005
-# Some 5 ms of them in a turn that has others waiting: a client that is gone costs 150 µs. In turns
-# that are longer there are more, or a loop full of fan-outs would read too few pongs in a second.
+# About 5 ms of work in a turn: a client that disconnects costs 150 µs. A longer turn admits more
+# tasks, or a loop full of fan-outs would read too few pongs in a second.
 _IN_A_TURN = 32
 _USUAL_TURN_SECONDS = 0.02
 
 
 class Turns:
-    """Who comes when a turn of the loop is over its time waits for a later one, in order.
+    """Lets tasks wait, in order, for a turn of the loop that has time.
 
     `run` has to be running in a task.
     """
@@ -26,10 +26,10 @@ class Turns:
     def __init__(self, loop: LoopMeter) -> None:
         self._loop = loop
         self._waiting = trio.lowlevel.ParkingLot()
-        self._sleeping = trio.lowlevel.ParkingLot()  # `run`, while nobody waits
+        self._sleeping = trio.lowlevel.ParkingLot()  # `run`, while no task waits
 
     def are_over(self) -> bool:
-        """Whether one that comes now should `wait`."""
+        """Whether a task that has work now should `wait`."""
         return bool(self._waiting) or self._loop.turn_seconds() > _SLICE_SECONDS
 
     async def wait(self) -> None:
@@ -38,7 +38,7 @@ class Turns:
         await self._waiting.park()
 
     async def run(self) -> None:
-        """Let in some of those who wait, in each turn."""
+        """Wake some of the waiting tasks in each turn."""
         while True:
             if not self._waiting:
                 await self._sleeping.park()

@@ -1,7 +1,7 @@
-"""That the loop turns: made sure of by a watchdog in the process, and told to systemd.
+"""The watchdog: ends the process if the loop hangs, and notifies systemd while the loop turns.
 
-A loop that hangs serves nobody, and says nothing. Docker restarts only what ends, so a process
-whose loop has stood still for too long ends itself; before it does, it writes where it hangs.
+A loop that hangs serves no client and reports nothing. Docker restarts only processes that end. So
+a process whose loop has stood still for too long ends itself, after it has written where it hangs.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ import structlog
 import trio
 
 _PROVE_SECONDS = 1.0
-# Within this time after it is due the watchdog has ended the process, if there is one.
+# The watchdog ends the process within this time after it is due, if it could be started.
 _EXIT_SECONDS = 5.0
 
-# Tells systemd a state such as "READY=1", if it was systemd that started us.
+# Notifies systemd of a state such as "READY=1", if systemd has started this process.
 Notify: TypeAlias = Callable[[str], None]
 
 _log = structlog.get_logger("watchdog")
 
 
 def systemd_notify(environment: Mapping[str, str]) -> Notify:
-    """How to tell systemd; does nothing without NOTIFY_SOCKET. Never waits, never raises.
+    """Return a function that notifies systemd; without NOTIFY_SOCKET it does nothing.
 
-    The protocol is that of sd_notify(3): a datagram for each.
+    It never waits and never raises. The protocol is that of sd_notify(3): one datagram per state.
 
-    Resource handling: has a socket for as long as it is referred to. Where clients have taken all
-    files none could be had, and systemd would end a server that lives.
+    Resource handling: the function holds a socket as long as it is referred to. Once clients have
+    taken all files it could not open one, and systemd would end a healthy server.
     """
     address = environment.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
@@ -43,7 +43,7 @@ def systemd_notify(environment: Mapping[str, str]) -> Notify:
     except OSError:
         return _tell_nobody
     sock.setblocking(False)
-    # A name that begins with a null byte is in no file system.
+    # A name that begins with a null byte is not in the file system.
     address = f"\0{address[1:]}" if address.startswith("@") else address
 
     def notify(state: str) -> None:
@@ -55,16 +55,16 @@ def systemd_notify(environment: Mapping[str, str]) -> Notify:
 
 
 def _tell_nobody(_: str) -> None:
-    """Stands where no systemd is."""
+    """Do nothing: there is no systemd to notify."""
 
 
 async def prove_life(hung_seconds: float, notify: Notify) -> None:
     """Prove each second that the loop turns, until cancelled.
 
-    After `hung_seconds` without it (0: never) the process writes the stacks of all its threads to
-    standard error and exits with 1, without any farewell: that is done by a thread which needs
-    neither the loop nor the interpreter's lock. A process that was stopped for so long ends as well
-    when it is let go on: its clients have gone elsewhere.
+    After `hung_seconds` without a proof (0: never) the process writes the stacks of all its threads
+    to standard error and exits with status 1, without closing its connections. A thread does this
+    that needs neither the loop nor the interpreter's lock. A process that was stopped for this long
+    also ends when it is continued: its clients have connected elsewhere by then.
     """
     proved_at = time.monotonic()
     try:
@@ -83,5 +83,5 @@ async def prove_life(hung_seconds: float, notify: Notify) -> None:
 def _arm(seconds: float) -> None:
     try:
         faulthandler.dump_traceback_later(seconds, exit=True)
-    except RuntimeError as error:  # no further thread is to be had
+    except RuntimeError as error:  # no further thread can be started
         _log.warning("watchdog.off", error=str(error))

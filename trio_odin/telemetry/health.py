@@ -1,6 +1,6 @@
 """`/health` and `/ready`: the exact shape that the load scripts and dashboards read.
 
-The sentences are for a person at night: what is wrong, since when, and what NATS says of it.
+The sentences are for a person on call: what is wrong, since when, and what NATS reports about it.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from trio_odin.ledger.snapshot import Snapshot
 _NEARLY_FULL_PERCENT = 90.0
 _ALL_PERCENT = 100
 _MEGABYTE = 1024 * 1024
-# A worker that has ended is back within a second, unless it ends again and again.
+# A worker that has ended is restarted within a second, unless it ends again and again.
 _WORKER_MISSING_SECONDS = 5.0
-# NATS is asked for a sign of life each second; within ten it should be found to be gone.
+# NATS is asked for a sign of life each second, so that its loss should be known within ten.
 _NATS_SILENT_SECONDS = 5.0
 _NATS_LOST_SECONDS = 10.0
 
 
 @attrs.frozen
 class HealthReport:
-    """The HTTP status and the content of the JSON."""
+    """The HTTP status and the JSON content of an answer."""
 
     status: int
     content: dict[str, Any]
 
 
 def health(snapshot: Snapshot, unix_time: float) -> HealthReport:
-    """Judge a snapshot: unhealthy (503) if it fails its job, degraded (200) if it may soon.
+    """Judge a snapshot: unhealthy (503) if the server fails its job, degraded (200) if it may soon.
 
-    `unix_time`, in seconds, is that of the snapshot.
+    `unix_time`, in seconds, is the time of the snapshot.
     """
     capacity = _percentage(snapshot.fan_out.connections, snapshot.limits.max_connections)
     memory = _percentage(snapshot.used_memory_bytes, snapshot.load.memory_limit_bytes)
@@ -90,7 +90,7 @@ def health(snapshot: Snapshot, unix_time: float) -> HealthReport:
                 "max_connections": snapshot.limits.max_connections,
                 "nats_rate": snapshot.limits.max_nats_rate,
                 "broadcast_rate": snapshot.limits.max_broadcast_rate,
-                "worker_pool_size": 0,  # there is none; the key is part of the shape
+                "worker_pool_size": 0,  # there is no pool; the key is part of the shape
                 "max_goroutines": snapshot.limits.max_tasks,
                 "cpu_threshold": snapshot.limits.cpu_reject_percent,
                 "memory_limit_mb": round(snapshot.load.memory_limit_bytes / _MEGABYTE, 2),
@@ -110,10 +110,10 @@ def health(snapshot: Snapshot, unix_time: float) -> HealthReport:
 def ready(snapshot: Snapshot) -> HealthReport:
     """Whether a load balancer should send clients here.
 
-    Not before NATS was reached once, so that a new node which cannot do its job gets no clients. A
-    later outage keeps it ready: it would hit every node alike, and a client that stays connected
-    here gets events again as soon as they flow. Not while every event is shed: that is this node's
-    own lack of CPU or memory.
+    It is not ready before it has reached NATS once, so a new node that cannot do its job gets no
+    clients. It stays ready in a later outage of NATS: that hits every node alike, and clients that
+    stay connected get events as soon as they flow again. It is not ready while every event is shed,
+    since only this node lacks CPU or memory.
     """
     reasons = []
     if snapshot.is_draining:
@@ -126,7 +126,7 @@ def ready(snapshot: Snapshot) -> HealthReport:
 
 
 def _nats_errors(snapshot: Snapshot, unix_time: float) -> Iterator[str]:
-    """Why no event can come; at most one sentence."""
+    """Yield why no event can come, in at most one sentence."""
     trouble = snapshot.nats.trouble
     since = _since(trouble.seconds if trouble else None, unix_time)
     age = snapshot.nats.age_seconds
@@ -192,7 +192,7 @@ def _load_warnings(snapshot: Snapshot, unix_time: float, memory: float) -> Itera
 
 
 def _since(seconds: float | None, unix_time: float) -> str:
-    """` since 2027-01-02T03:04:05Z`, for a state that has lasted so long; empty if unknown."""
+    """Return ` since 2027-01-02T03:04:05Z` for a state that began `seconds` ago, or nothing."""
     if seconds is None:
         return ""
     began = datetime.fromtimestamp(round(unix_time - seconds), UTC)
@@ -200,7 +200,7 @@ def _since(seconds: float | None, unix_time: float) -> str:
 
 
 def _with_trouble(sentence: str, snapshot: Snapshot) -> str:
-    """`sentence`, with what NATS says of it, if it said anything."""
+    """Return `sentence`, with what NATS reports about it, if it reports anything."""
     trouble = snapshot.nats.trouble
     return f"{sentence}: {trouble.sentence}" if trouble and trouble.sentence else sentence
 
@@ -219,5 +219,5 @@ def _workers_alive(snapshot: Snapshot, unix_time: float) -> str:
 
 
 def _percentage(part: float, whole: float) -> float:
-    """A JSON number with a fraction; without a limit nothing is ever full."""
+    """Return a percentage as a JSON number with a fraction; 0 if there is no limit."""
     return round(part / whole * 100, 2) if whole else 0.0

@@ -1,11 +1,11 @@
-"""Log lines on their way out: a bounded queue and a thread, so that no log ever stops the server.
+"""Log lines on their way out: a bounded queue and a thread, so that logs never stop the server.
 
     a task logs ► formatted there ► queue ► writer thread ► standard error
                                       │                        │
                                full: the new line       EPIPE, ENOSPC, closed:
                                  is dropped              the line is dropped
 
-A pipe that nobody reads blocks whoever writes to it. Here that is a thread which does nothing else.
+A pipe that nobody reads blocks its writer. Here that is a thread that does nothing else.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _CAPACITY = 10_000
 _FLUSH_SECONDS = 1.0
 
 Write = Callable[[bytes], int]
-"""Writes some of the bytes, waiting if it must, and says how many; what it raises is a failure."""
+"""Writes some of the bytes, waiting if it must, and returns how many; it raises on failure."""
 
 
 class LineHandler(logging.Handler):
-    """Formats records where they are logged, and has their lines written by a thread.
+    """Formats records where they are logged, and has a thread write their lines.
 
-    Error handling: nothing here raises. A line that finds `capacity` others waiting, or that the
-    file does not take, is dropped and counted. Once lines go out again, one says how many did not.
+    Error handling: nothing here raises. A line is dropped and counted if `capacity` others wait, or
+    if the file does not take it. Once lines go out again, one reports how many were dropped.
 
-    Resource handling: the thread starts with the first line, in a forked child too, and ends with
-    `close`. `logging` flushes and closes its handlers when a process exits, 1 s at most for each.
+    Resource handling: the thread starts with the first line, also in a forked child, and ends with
+    `close`. `logging` flushes and closes its handlers when a process exits; each takes at most 1 s.
     """
 
     def __init__(self, file: TextIO | None, *, capacity: int = _CAPACITY) -> None:
-        """Write to `file`; None, as of a process without standard error, drops everything."""
+        """Write to `file`. None, as in a process without standard error, drops everything."""
         super().__init__()
         self._write = _write_to(file)
         self._capacity = capacity
@@ -50,16 +50,16 @@ class LineHandler(logging.Handler):
 
     @property
     def dropped(self) -> int:
-        """Lines that were given up, of this process."""
+        """Number of lines that this process has dropped."""
         return self._lines.dropped
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Hand the line over. Does not wait."""
+        """Hand the line to the thread. Does not wait."""
         if self._process != os.getpid():  # a forked child has no thread, and perhaps a held lock
             self._lines = self._begin()
         try:
             line = self.format(record)
-        except Exception:  # noqa: BLE001 - a fault in a log line must not end what it is about
+        except Exception:  # noqa: BLE001 - an error in a log line must not end the code that logs
             self._lines.drop()
         else:
             self._lines.put(_encoded(line))
@@ -70,17 +70,17 @@ class LineHandler(logging.Handler):
         return _encoded(self.format(record))
 
     def flush(self) -> None:
-        """Wait until all lines are out, for 1 s at most."""
+        """Wait until all lines are written, at most 1 s."""
         self._lines.flush(_FLUSH_SECONDS)
 
     def close(self) -> None:
-        """Flush likewise, end the thread, and drop what comes later."""
+        """Flush, end the thread, and drop later lines. Waits at most 1 s."""
         self._lines.close(_FLUSH_SECONDS)
         super().close()
 
 
 class _Lines:
-    """The queue and the thread. A line stays in the queue until it is written, or has failed."""
+    """The queue and the thread. A line stays in the queue until it is written or has failed."""
 
     def __init__(self, write: Write, capacity: int, report: Callable[[int], bytes]) -> None:
         self.dropped = 0
@@ -156,7 +156,7 @@ class _Lines:
         return True
 
     def _tell_what_was_dropped(self) -> None:
-        """Once there is room, so that a queue that stays full is not told with every line."""
+        """Report dropped lines once there is room, so that a full queue gets no report per line."""
         with self._changed:
             count = self.dropped - self._reported
             has_room = len(self._waiting) <= self._capacity // 2
@@ -165,7 +165,7 @@ class _Lines:
 
 
 def lines_dropped() -> int:
-    """Log lines that this process has given up."""
+    """Return the number of log lines that this process has dropped."""
     handlers = logging.getLogger().handlers
     return sum(handler.dropped for handler in handlers if isinstance(handler, LineHandler))
 
@@ -175,21 +175,21 @@ def _encoded(line: str) -> bytes:
 
 
 def _write_to(file: TextIO | None) -> Write:
-    """Past the file's own buffer: its lock would be held by a blocked thread, also at the exit."""
+    """Bypass the buffer of the file: a blocked thread would hold its lock, even at the exit."""
     if file is None:
         return _nowhere
     try:
         file.fileno()
-    except (OSError, ValueError):  # in memory
+    except (OSError, ValueError):  # a file in memory
         return lambda data: file.write(data.decode()) and len(data)
     return lambda data: _write_some(file, data)
 
 
 def _write_some(file: TextIO, data: bytes) -> int:
-    number = file.fileno()  # each time: that of a closed file may belong to a client by now
+    number = file.fileno()  # asked each time: a client may have the number of a closed file
     try:
         return os.write(number, data)
-    except BlockingIOError:  # who shares the pipe may have made it non-blocking
+    except BlockingIOError:  # another process may have made the pipe non-blocking
         poll = select.poll()
         poll.register(number, select.POLLOUT)
         poll.poll()

@@ -1,4 +1,4 @@
-"""Log lines: JSON for machines, text for a terminal. One line an event, never one a message."""
+"""Log lines: JSON for machines, text for a terminal. One line per event, never one per message."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import structlog
 
 from trio_odin.telemetry.log_lines import LineHandler
 
-# Without the values of local variables: they may be secrets, and they are many.
+# Without the values of local variables: they may be secrets, and there are many.
 _TRACEBACKS = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 
 
 def configure_logs(
     level: str, style: str, *, worker: int | None = None, file: TextIO | None = None
 ) -> None:
-    """Set up structlog, and route what libraries log through `logging` the same way.
+    """Set up structlog, and give lines that libraries log through `logging` the same form.
 
     Args:
-        level: debug, info, warning or error.
-        style: json (a JSON object a line), text (key=value), pretty (aligned, coloured).
-        worker: a number that every line carries; None if this process is no worker.
-        file: where to; standard error by default, as standard output belongs to the programs.
+        level: lowest level that is logged: debug, info, warning or error.
+        style: form of a line: json (a JSON object), text (key=value) or pretty (aligned, coloured).
+        worker: number that every line carries; None if this process is not a worker.
+        file: destination; standard error by default, as standard output belongs to the programs.
 
     Logging never waits: a thread writes the lines, and those it cannot write are counted.
     """
@@ -64,16 +64,16 @@ def configure_logs(
             earlier.close()
     root.handlers = [handler]
     set_log_level(level)
-    # One line a frame would be one line a message.
+    # It logs a line per frame, which would be one per message.
     logging.getLogger("trio-websocket").setLevel(logging.WARNING)
-    # One line a setting, at each reload.
+    # It logs a line per setting at each reload.
     logging.getLogger("environ_config").setLevel(logging.WARNING)
-    # The bridge reports what nats-py meets; its own default handler would print tracebacks.
+    # The bridge reports the errors of nats-py, whose default handler would print tracebacks.
     logging.getLogger("nats").setLevel(logging.CRITICAL)
 
 
 def set_log_level(level: str) -> None:
-    """Log from now on what is of this level or above: debug, info, warning or error."""
+    """Log lines of this level or above from now on: debug, info, warning or error."""
     logging.getLogger().setLevel(level.upper())
 
 

@@ -1,7 +1,7 @@
 """`/metrics`: a snapshot in the Prometheus text format.
 
-One table says which series exist; docs/metrics.md is generated from it. Where the plan and the
-running dashboards have two names for one thing, the plan's is the series and the other its alias.
+One table lists the series; docs/metrics.md is generated from it. Where the plan and the running
+dashboards have two names for one thing, the plan's is the series and the other one is its alias.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _Value: TypeAlias = float | Mapping[Any, int]
 
 @attrs.frozen
 class Series:
-    """One series: how it is called, what it means, and where in a snapshot its value is.
+    """One series: its name, its meaning, and where its value is in a snapshot.
 
-    A labelled series gives a mapping from label value to number. `values` are the label values that
-    are always shown, so that a rate starts from 0 and not from nothing.
+    For a labelled series `value` returns a mapping from label value to number. `values` are the
+    label values that are always shown, so that a rate starts from 0 and not from nothing.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Series:
 
     @property
     def kind(self) -> str:
-        """Prometheus' type: by its naming rule a counter ends in `_total`."""
+        """The type in Prometheus, by whose naming rule a counter ends in `_total`."""
         return "counter" if self.name.endswith("_total") else "gauge"
 
 
@@ -62,7 +62,7 @@ def _labels(reasons: type[Enum]) -> Sequence[str]:
 
 
 def _label(reason: Any) -> str:
-    """An enum member as a label value: its `label` if it has one, else its value."""
+    """Return an enum member as a label value: its `label` if it has one, else its value."""
     if isinstance(reason, Enum):
         return str(getattr(reason, "label", reason.value))
     return str(reason)
@@ -359,7 +359,7 @@ SERIES = (
 )
 
 
-# Which series shows an outcome of the ledger.
+# The series that shows each outcome of the ledger.
 _OUTCOMES = {
     "fanned_out": "ws_publications_fanned_out_total",
     "unmatched": "ws_publications_unmatched_total",
@@ -375,7 +375,7 @@ _OUTCOMES = {
 
 
 def balances() -> dict[str, list[Series]]:
-    """The two balances of the ledger as series: a total, and the parts that add up to it."""
+    """Return the two balances of the ledger as series: each total with its parts."""
     ledger = Ledger()
     outcomes = {
         "ws_nats_messages_received_total": ledger.publications.outcomes(0),
@@ -415,7 +415,7 @@ _QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 
 def render(snapshot: Snapshot) -> bytes:
-    """The text for a scrape: a snapshot, and figures of the process or processes (`process_…`)."""
+    """Return the text for a scrape: a snapshot, and metrics of the processes (`process_…`)."""
     registry = CollectorRegistry()
     registry.register(_SnapshotCollector(snapshot))
     return generate_latest(registry)
@@ -451,7 +451,7 @@ class _SnapshotCollector(Collector):
 
 
 def _files() -> Iterator[Metric]:
-    # As prometheus_client's own collector has them, which lists all files at each scrape.
+    # As in prometheus_client's own collector, which would list all files at each scrape.
     if (files := open_files()) is not None:
         yield GaugeMetricFamily("process_open_fds", "Open files", value=files)
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -459,7 +459,7 @@ def _files() -> Iterator[Metric]:
 
 
 def _processes(snapshot: Snapshot) -> Iterator[Metric]:
-    """All processes of a server as one: a scrape reaches now this worker, now that one."""
+    """Yield all processes of a server as one, since each scrape may reach another worker."""
     yield CounterMetricFamily(
         "process_cpu_seconds_total", "CPU used by all processes", value=snapshot.process.cpu_seconds
     )
@@ -495,7 +495,7 @@ def _builds(snapshot: Snapshot) -> Metric:
 
 
 def _subscriptions(snapshot: Snapshot) -> Metric:
-    """A summary with quantiles: exact, and only sorted when someone scrapes."""
+    """Return a summary with exact quantiles, sorted only for a scrape."""
     counts = sorted(snapshot.fan_out.subscription_counts)
     metric = SummaryMetricFamily(
         SUBSCRIPTIONS_NAME, SUBSCRIPTIONS_HELP, count_value=len(counts), sum_value=sum(counts)

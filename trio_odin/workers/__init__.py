@@ -1,1 +1,1 @@
-"""A server of several processes: the supervisor, its worker slots, the link between them."""
+"""A server of several processes: the supervisor, its worker slots, and the links to the workers."""

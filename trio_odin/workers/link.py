@@ -1,17 +1,17 @@
-"""The link between a worker and its parent: a socket pair, one JSON object a line.
+"""The link between the supervisor and a worker: a socket pair, one JSON object a line.
 
-    parent ── Ask ──────► worker        "how are you?"
-    parent ◄── Figures ── worker        the answer; number 0 unasked: it has begun, has NATS, takes
-                                        clients, or has finished
-    parent ── Accept ───► worker        "take clients from these queues, and from no others"
-    parent ── Others ───► worker        what the other workers hold: before it takes clients, and
-                                        once all have answered
-    parent ◄── Question ─ worker        "somebody wants a page: how are all of us?"
-    parent ── Answer ───► worker
-    parent ── Reload ───► worker        "these are the settings now"
-    parent ── Relieve ──► worker        "your successor serves: leave the port to it, and drain"
+    supervisor ── Ask ──────────► worker    "how are you?"
+    supervisor ◄── StatsReport ── worker    the answer; or unasked, with number 0: the worker has
+                                            begun, has NATS, takes clients, or has finished
+    supervisor ── Accept ───────► worker    "take clients from these queues, and from no others"
+    supervisor ── OtherWorkers ─► worker    what the other workers hold: before it takes clients,
+                                            and once all have answered
+    supervisor ◄── Question ───── worker    "a client wants a page: how are all workers?"
+    supervisor ── Answer ───────► worker
+    supervisor ── Reload ───────► worker    "these are the settings now"
+    supervisor ── HandOver ─────► worker    "your successor serves: leave the port to it, and drain"
 
-The end of the stream is a message too: the other process is no more.
+The end of the stream is a message too: the other process has ended.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import trio
 from trio_odin.ledger.snapshot import Snapshot
 from trio_odin.overload.load import OtherWorkers
 
-# Full: the other side has not read for long; the message is dropped, and whoever waits for an
-# answer to it has a deadline.
+# If it is full, the other side has not read for long. The message is dropped; a task that waits for
+# an answer to it has a deadline.
 _OUTBOX_MESSAGES = 64
 _RECEIVE_BYTES = 64 * 1024
 
@@ -35,48 +35,48 @@ _log = structlog.get_logger("workers")
 
 
 class Ask(msgspec.Struct, tag=True, frozen=True):
-    """The parent wants the worker's figures."""
+    """The supervisor asks for the worker's stats."""
 
     number: int
 
 
 class Accept(msgspec.Struct, tag=True, frozen=True):
-    """The worker is to take clients from the queues of these numbers, and from no others."""
+    """The worker has to take clients from the queues of these numbers, and from no others."""
 
     queues: list[int]
 
 
 class StatsReport(msgspec.Struct, tag=True, frozen=True):
-    """The worker's own, in answer to the `Ask` of that number."""
+    """The worker's stats, in answer to the `Ask` of that number; 0 if unasked."""
 
     number: int
     snapshot: Snapshot
 
 
 class Question(msgspec.Struct, tag=True, frozen=True):
-    """The worker wants the figures of all workers together."""
+    """The worker asks for the stats of all workers together."""
 
     number: int
 
 
 class Answer(msgspec.Struct, tag=True, frozen=True):
-    """Those, in answer to the `Question` of that number."""
+    """The stats of all workers, in answer to the `Question` of that number."""
 
     number: int
     snapshot: Snapshot
 
 
 class Reload(msgspec.Struct, tag=True, frozen=True):
-    """The environment as it is now, of which the worker takes on what can change.
+    """The environment as it is now. The worker applies the settings that can change.
 
-    Values as bytes, as the system has them: they need not be UTF-8.
+    Values are bytes, as the system has them: they need not be UTF-8.
     """
 
     environment: dict[str, bytes]
 
 
 class HandOver(msgspec.Struct, tag=True, frozen=True):
-    """The worker is to take no new connection, and to leave in order."""
+    """The worker has to leave the port to its successor, and to drain."""
 
 
 FromParent: TypeAlias = Ask | Accept | OtherWorkers | Answer | Reload | HandOver
@@ -85,25 +85,25 @@ M = TypeVar("M")
 
 
 def _counter(kind: Any, content: Any) -> Any:
-    """Counters are all that msgspec does not know; their keys may be members of an enum."""
+    """Decode a `Counter`, the one type that msgspec lacks. Its keys may be members of an enum."""
     (key,) = get_args(kind)
     return Counter({msgspec.convert(name, key): number for name, number in content.items()})
 
 
 def parent_decoder() -> msgspec.json.Decoder[FromWorker]:
-    """Reads what a worker says."""
+    """Return a decoder of messages from a worker."""
     return msgspec.json.Decoder(StatsReport | Question, dec_hook=_counter)
 
 
 def worker_decoder() -> msgspec.json.Decoder[FromParent]:
-    """Reads what the parent says."""
+    """Return a decoder of messages from the supervisor."""
     return msgspec.json.Decoder(
         Ask | Accept | OtherWorkers | Answer | Reload | HandOver, dec_hook=_counter
     )
 
 
 class Link(Generic[M]):
-    """One end: `send` never waits, `receive` gives what came. `run_writer` has to be running.
+    """One end: `send` never waits, `receive` waits for a message. `run_writer` has to be running.
 
     Resource handling: owns `stream`; `run_writer` closes it when it ends, however it does.
     """
@@ -116,7 +116,7 @@ class Link(Generic[M]):
         self._is_written = trio.Event()
 
     def send(self, message: FromParent | FromWorker) -> bool:
-        """Send `message` soon. False if the other side does not read, or the link has ended."""
+        """Queue `message`. Returns False if the other side does not read, or the link has ended."""
         try:
             self._outbox_send.send_nowait(msgspec.json.encode(message) + b"\n")
         except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
@@ -124,27 +124,27 @@ class Link(Generic[M]):
         return True
 
     async def finish(self) -> None:
-        """Send nothing any more, and wait until all that was sent is out."""
+        """Send no more messages, and wait until all queued ones are written."""
         self._outbox_send.close()
         await self._is_written.wait()
 
     async def run_writer(self) -> None:
-        """Write what is sent, until `finish`, cancellation, or the end of the other side."""
+        """Write queued messages until `finish`, cancellation, or the end of the other side."""
         async with self._stream:
             try:
                 with self._outbox_receive:
                     async for line in self._outbox_receive:
                         await self._stream.send_all(line)
             except trio.BrokenResourceError:
-                pass  # `receive` tells it
+                pass  # `receive` reports it
             finally:
                 self._is_written.set()
 
     async def receive(self) -> M | None:
-        """The next message; None once there is none any more.
+        """Return the next message; None once the link has ended.
 
-        Error handling: a line that is no message, as from a worker of another version, is logged
-        and left out.
+        Error handling: a line that is not a message, for example from a worker of another version,
+        is logged and skipped.
         """
         while (line := await self._receive_line()) is not None:
             try:

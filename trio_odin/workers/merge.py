@@ -1,4 +1,4 @@
-"""Several workers as one server: their snapshots merged, and what those that ended leave behind."""
+"""Several workers as one server: merge their snapshots, and the counters of workers that ended."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from trio_odin.ledger.snapshot import Snapshot, Workers
 
 @attrs.frozen
 class Past:
-    """The counters of workers that have ended: they hold nothing any more, and count nothing."""
+    """The counters of workers that have ended. They hold nothing and count nothing any longer."""
 
     counters: Mapping[str, Any] = attrs.field(factory=lambda: {"ledger": Ledger()})
 
     @property
     def ledger(self) -> Ledger:
-        """Their books. The parent counts there, too."""
+        """Their ledger. The supervisor counts in it, too."""
         ledger: Ledger = self.counters["ledger"]
         return ledger
 
     def with_ended(self, last: Snapshot) -> Past:
-        """The past with one more worker in it, whose last known figures are `last`."""
+        """Return the past with one more worker, whose last known snapshot is `last`."""
         closed = counters_of(attrs.evolve(last, ledger=_closed_books(last)))
         ledger = total([self.ledger, closed["ledger"]])
         sums = {
@@ -36,7 +36,7 @@ class Past:
 
 
 def _closed_books(last: Snapshot) -> Ledger:
-    """Books in which nothing is open: what the worker held is booked as lost, so they balance."""
+    """Return the ledger with nothing open: what the worker held counts as lost, so it balances."""
     ledger = total([last.ledger])
     ledger.publications.shed[Shed.WORKER_LOST] += last.fan_out.inbound_waiting
     ledger.deliveries.dropped[Dropped.WORKER_LOST] += ledger.deliveries.queued
@@ -46,7 +46,7 @@ def _closed_books(last: Snapshot) -> Ledger:
 
 
 def merge(parts: Sequence[Snapshot], *, past: Past, workers: Workers) -> Snapshot:
-    """One server made of the workers `parts`, at least one, and the `past` of those before them."""
+    """Merge the workers `parts`, at least one, and the `past` of those before, into one server."""
     staying = [part for part in parts if not part.is_draining] or parts
     taking = [part for part in staying if part.is_open] or staying
     groups = {Among.EVERYBODY: parts, Among.STAYING: staying, Among.TAKING: taking}

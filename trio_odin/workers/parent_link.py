@@ -1,4 +1,4 @@
-"""The other workers, as one of them knows them: through the parent."""
+"""The parent link: through it a worker obeys its supervisor, and knows the other workers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from trio_odin.workers.link import (
     worker_decoder,
 )
 
-# The parent waits half as long for the other workers.
+# The supervisor waits half as long for the other workers.
 _ANSWER_SECONDS = 1.0
 _FAREWELL_SECONDS = 0.5
 
@@ -36,10 +36,10 @@ _log = structlog.get_logger("workers")
 
 
 class Governed(Protocol):
-    """The server of this process. None of this waits."""
+    """The server of this process, which the supervisor commands. None of this waits."""
 
     def snapshot(self) -> Snapshot:
-        """Its figures now."""
+        """Return its state now."""
         ...
 
     def accept_from(self, queues: Collection[int]) -> None:
@@ -49,25 +49,25 @@ class Governed(Protocol):
         """Take in what the other processes of the server hold and use."""
 
     def reload(self, read: ReadEnvironment) -> None:
-        """Take on the settings of another environment."""
+        """Apply the settings of another environment that can change."""
 
     def drain_alone(self) -> None:
-        """Leave in order, without a parent."""
+        """Drain, without a supervisor."""
 
     def hand_over(self) -> None:
-        """Leave the port to a successor, and leave in order."""
+        """Leave the port to a successor, and drain."""
 
 
 @attrs.define
 class _Wait:
-    """A page that waits for the figures of all."""
+    """A page that waits for the stats of all workers."""
 
     is_over: trio.Event = attrs.field(factory=trio.Event)
     snapshot: Snapshot | None = None
 
 
 class ParentLink:
-    """The end of the link to the parent. `file_number` is that of the socket."""
+    """The worker's end of the link to the supervisor. `file_number` is that of its socket."""
 
     def __init__(self, file_number: int) -> None:
         sock = socket.socket(fileno=file_number)
@@ -79,7 +79,7 @@ class ParentLink:
         self._is_leaving = False
 
     async def gather(self) -> Snapshot | None:
-        """The figures of all workers together; None if the parent does not answer in time."""
+        """Return the stats of all workers; None if the supervisor does not answer in time."""
         number, wait = next(self._numbers), _Wait()
         self._waits[number] = wait
         try:
@@ -93,7 +93,7 @@ class ParentLink:
         return wait.snapshot
 
     async def run(self, server: Governed) -> None:
-        """Tell the parent that `server` serves, answer and obey it; at its end, drain."""
+        """Report that `server` serves, then answer and obey the supervisor; if it ends, drain."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._link.run_writer)
             self._link.send(StatsReport(0, server.snapshot()))
@@ -129,11 +129,11 @@ class ParentLink:
             wait.is_over.set()
 
     def tell(self, snapshot: Snapshot) -> None:
-        """Tell the parent how this worker is now. Does not wait."""
+        """Report the stats of this worker to the supervisor. Does not wait."""
         self._link.send(StatsReport(0, snapshot))
 
     async def leave(self, last: Snapshot) -> None:
-        """Tell the parent the `last` figures: what was closed in order is not to count as lost."""
+        """Report the `last` stats, so that connections closed in order do not count as lost."""
         self._is_leaving = True
         self._link.send(StatsReport(0, last))
         with trio.move_on_after(_FAREWELL_SECONDS):

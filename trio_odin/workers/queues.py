@@ -1,6 +1,7 @@
-"""Which worker takes clients from which queue of the port.
+"""Which worker takes clients from which queue of the port. Pure.
 
-Each has one, and the kernel spreads new clients over them, also while no process is there. Pure.
+Each worker has its own queue. The kernel spreads new clients over the queues, even over one whose
+worker has no process at the moment.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ class Taker:
     """A worker that can take clients.
 
     Attributes:
-        number: of its own queue.
-        queues: those that it takes clients from now.
-        connections: how many it holds.
+        number: number of its own queue.
+        queues: queues that it takes clients from now.
+        connections: number of connections that it holds.
     """
 
     number: int
@@ -30,9 +31,10 @@ T = TypeVar("T", bound=Hashable)
 
 
 def share_out(numbers: Iterable[int], takers: dict[T, Taker]) -> dict[T, set[int]]:
-    """Give each taker its own queue, and each queue of a number without one to some taker.
+    """Give each taker its own queue, and each queue whose number has no taker to some taker.
 
-    That is the one that has it already, or has least. Without takers the queues have to wait.
+    That is the taker that has the queue already, else the one with the fewest queues, then the
+    fewest connections. Without takers the queues have to wait.
     """
     shares = {key: {taker.number} for key, taker in takers.items()}
     for number in numbers:

@@ -1,4 +1,4 @@
-"""The place of one worker: which process fills it, and what is known of that."""
+"""A worker slot: which process fills it, and what is known of that process."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from trio_odin.ledger.snapshot import Snapshot
 from trio_odin.workers.link import Accept, FromParent, FromWorker, Link
 
 FIRST_PAUSE_SECONDS: Final = 0.1
-# A worker that has been silent for this long is killed: its clients are better off elsewhere.
+# A worker that has been silent for this long is killed: its clients are better off with another.
 HUNG_SECONDS: Final = 30.0
 _LONGEST_PAUSE_SECONDS = 10.0
-# A worker that has lived this long was in order: if it ends, it is back at once.
+# A worker that has lived this long was healthy: if it ends, it is restarted at once.
 _PROVEN_SECONDS = 5.0
 # A worker without NATS takes no clients for this long, if no other one has NATS either.
 _NATS_SECONDS = 5.0
-# A worker that has clients without it goes on for this long if others have it.
+# A worker that has clients but no NATS goes on for this long, if other workers have NATS.
 _DEAF_SECONDS = 10.0
 
 
 class WorkerSlot:
-    """The place of one worker, which one process after the other fills.
+    """A slot that one worker process after another fills.
 
-    In a rolling restart there are two of one number for a while.
+    In a rolling restart there are two slots of one number for a while.
 
     Attributes:
-        number: from 1.
-        queues: what the process was told to take clients from.
-        process: the one that runs, if any.
-        link: to that process.
-        last: its last known figures; None until it serves.
-        has_served: whether any process ever did here.
-        restarts: how many processes came after the first one.
-        silent_since: since when no process answers here; None while one does.
-        missing_since: since when none takes clients and answers; None while one does.
-        is_leaving: set once no further process is to come.
+        number: number of the worker, from 1.
+        queues: queues that the process was told to take clients from.
+        process: process that runs, if any.
+        link: link to that process.
+        last: its last known snapshot; None until it serves.
+        has_served: whether any process has served in this slot.
+        restarts: number of processes after the first one.
+        silent_since: time since which no process answers; None while one does.
+        missing_since: time since which none takes clients and answers; None while one does.
+        is_leaving: set once no further process is to be started.
         gone: set once the last process has ended.
     """
 
@@ -60,55 +60,55 @@ class WorkerSlot:
 
     @property
     def connections(self) -> int:
-        """How many it held when it was asked last."""
+        """Number of connections that it held at its last report."""
         return 0 if self.last is None else self.last.fan_out.connections
 
     @property
     def has_nats(self) -> bool:
-        """Whether it reached NATS, and stays."""
+        """Whether it has reached NATS and is not to leave."""
         return self._knows(lambda last: last.nats.was_connected) and not self.is_leaving.is_set()
 
     @property
     def takes_clients(self) -> bool:
-        """Whether a process does that, and answers."""
+        """Whether its process takes clients, and answers."""
         return self.silent_since is None and self._knows(lambda last: last.is_open)
 
     @property
     def leaves(self) -> bool:
-        """Whether it is to leave, or does so by itself."""
+        """Whether it is to leave, or is draining by itself."""
         return self.is_leaving.is_set() or self._knows(lambda last: last.is_draining)
 
     def _knows(self, claim: Callable[[Snapshot], bool]) -> bool:
         return self.last is not None and claim(self.last)
 
     def begin(self, process: trio.Process, link: Link[FromWorker]) -> None:
-        """A process was started."""
+        """Record that a process was started."""
         self.process, self.link = process, link
         self.queues = set()
         self._began_at = trio.current_time()
 
     def leave(self) -> None:
-        """Have the process leave in order, and no other come."""
+        """Have the process drain, and start no other one."""
         self.is_leaving.set()
         if self.process is not None:
             self.process.terminate()
 
     def hangs(self) -> bool:
-        """Whether there is a process that has been silent for too long."""
+        """Whether its process has been silent for too long."""
         if self.process is None or self.silent_since is None:
             return False
         silent_since = max(self.silent_since, self._began_at)
         return trio.current_time() - silent_since >= HUNG_SECONDS
 
     def can_take_clients(self, *, has_another_nats: bool) -> bool:
-        """Whether it has NATS, or has waited for it long enough and no other one has it."""
+        """Whether it has NATS, or has waited long enough for it while no other worker has it."""
         if self.last is None or self.last.is_draining or self.silent_since is not None:
             return False
         has_waited = trio.current_time() - self._began_at >= _NATS_SECONDS
         return self.last.nats.was_connected or (has_waited and not has_another_nats)
 
     def is_deaf(self, *, has_another_nats: bool) -> bool:
-        """Whether it has had clients without NATS for too long; true once for each process."""
+        """Whether it has had clients but no NATS for too long; true once for each process."""
         is_in_order = self.is_leaving.is_set() or self._knows(lambda last: last.nats.was_connected)
         if is_in_order or not self.connections or not has_another_nats:
             self._deaf_since = None
@@ -126,11 +126,11 @@ class WorkerSlot:
             self.queues = queues
 
     def tell(self, message: FromParent) -> bool:
-        """Send it to the process that serves here, if there is one."""
+        """Send `message` to the process, if there is one that serves."""
         return self.link is not None and self.last is not None and self.link.send(message)
 
     def note(self, snapshot: Snapshot) -> None:
-        """It serves, and has told how it is."""
+        """Take in a report of the process: it serves."""
         self.last = snapshot
         self.has_served = True
         self.silent_since = None
@@ -140,13 +140,13 @@ class WorkerSlot:
             self.missing_since = trio.current_time()
 
     def note_silent(self) -> None:
-        """It serves no more, or does not answer."""
+        """Record that no process serves, or that it does not answer."""
         now = trio.current_time()
         self.silent_since = now if self.silent_since is None else self.silent_since
         self.missing_since = now if self.missing_since is None else self.missing_since
 
     def end(self) -> Snapshot | None:
-        """The process has ended. Returns its last known figures, if it ever served."""
+        """Record that the process has ended. Returns its last known snapshot, if it served."""
         self.note_silent()
         self._deaf_since = None
         last, self.last = self.last, None
@@ -154,7 +154,7 @@ class WorkerSlot:
         return last
 
     def next_pause_seconds(self, lived_seconds: float) -> float:
-        """How long to wait before the next process, after one that has lived so long."""
+        """Return the seconds to wait before the next process, after one that lived this long."""
         if lived_seconds >= _PROVEN_SECONDS or not self._pause_seconds:
             self._pause_seconds = FIRST_PAUSE_SECONDS
         else:

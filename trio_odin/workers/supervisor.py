@@ -1,19 +1,20 @@
-"""A server of several processes: a parent that starts, watches and asks N workers.
+"""The supervisor: starts, watches and polls the worker processes of one server.
 
     serve_with_workers()           cancel = cut the workers; drain() = have them leave in order
     ├── worker 1                   starts it, and starts it again when it has ended
-    │   ├── writer, reader         the link: figures, and questions for those of all workers
-    │   └── process                `trio-odin serve`, the whole nursery tree of tree.py in it
+    │   ├── writer, reader         the link: stats, and questions for those of all workers
+    │   └── process                `trio-odin serve`, with the whole nursery tree of server.py
     ├── worker …
-    ├── poll                       asks all of them every second, kills one that hangs
+    ├── poll                       asks all workers every second, kills one that hangs
     ├── rolling                    replaces one after the other
     └── drain
 
-The workers share one port (SO_REUSEPORT): each has a queue there, a socket that the parent has
-bound and never accepts from. A client never meets the parent, which can neither slow down a
-delivery nor lose one. Queues outlive the processes, all of which inherit all of them. The parent
-decides who takes clients from which: each process from its own once it has NATS, or after a while
-if no other one has it either; from one whose process is not there, another one.
+The workers share one port (SO_REUSEPORT). Each has its own queue there: a socket that the
+supervisor has bound and never accepts from. Clients never connect to the supervisor, so it can
+neither delay nor lose a delivery. Queues outlive the processes, and each process inherits all of
+them. The supervisor decides which worker takes clients from which queue. A worker takes them from
+its own once it has NATS, or after a while if no other worker has NATS either. If a worker has no
+process, another worker takes clients from its queue.
 """
 
 from __future__ import annotations
@@ -59,29 +60,29 @@ from trio_odin.workers.slot import FIRST_PAUSE_SECONDS, HUNG_SECONDS, WorkerSlot
 
 _POLL_SECONDS = 1.0
 _ASK_SECONDS = 0.5
-# Between the end of the link and that of the process, and between the two signals of a cut.
+# From the end of the link to that of the process, and between the two signals of a cut.
 _EXIT_SECONDS = 5.0
 _CUT_SECONDS = 1.0
-# How long a successor may take until it serves and has NATS, and how often that is looked at.
+# The time for a successor to serve and have NATS, and the time between two checks of that.
 _SUCCESSOR_SECONDS = 30.0
 _LOOK_SECONDS = 0.05
-# On top of what the workers allow themselves for a drain.
+# Added to the time that the workers have for a drain.
 _DRAIN_EXTRA_SECONDS = 10.0
-# What the command line exits with for a person's mistake: it would be the same the next time.
+# The command line's exit code for a mistake of the user: the next start would end the same way.
 _MISTAKE = 2
-# What no worker decides: only a new parent takes them on.
+# Settings of the supervisor, not of a worker: only a new supervisor applies them.
 _OF_THE_PARENT = {"WS_ADDR", "WS_ADMIN_ADDR", "WS_WORKERS"}
 
 _log = structlog.get_logger("workers")
 
 
 class WorkerUnfit(Exception):
-    """A worker cannot serve as it is configured; it has said why on standard error."""
+    """A worker cannot serve with its settings. It has written why to standard error."""
 
 
 @attrs.define
 class _Round:
-    """One question to all workers. `awaited` are those that have not answered yet."""
+    """One poll of all workers. `awaited` are those that have not answered yet."""
 
     number: int = 0
     awaited: set[WorkerSlot] = attrs.field(factory=set)
@@ -94,14 +95,12 @@ class _Round:
 
 
 class Supervisor:
-    """A running server of several processes, as whoever started it sees it.
-
-    Made by `serve_with_workers`.
+    """A running server of several processes. Made by `serve_with_workers`.
 
     Attributes:
-        address: what the workers share, with the port the kernel chose.
-        workers: their places, by number.
-        finished: set when all of them have ended for good.
+        address: address that the workers share, with the port that the kernel chose.
+        workers: worker slots; during a rolling restart two have one number.
+        finished: set when all workers have ended for good.
     """
 
     def __init__(
@@ -131,25 +130,25 @@ class Supervisor:
         self._one_round_at_a_time = trio.Lock()
 
     def drain(self) -> None:
-        """Ask all workers to leave in order; `serve_with_workers` returns when they have."""
+        """Ask all workers to drain; `serve_with_workers` returns when they have."""
         self._drain_asked.set()
 
     def roll(self) -> None:
-        """Ask for all workers to be replaced, one after the other, without a client refused."""
+        """Ask for all workers to be replaced, one after the other. No client is rejected for it."""
         if self._drain_asked.is_set() or self._rolling_asked.is_set():
             _log.warning("rolling.refused", reason="a rolling restart or a drain is under way")
         else:
             self._rolling_asked.set()
 
     def reload(self, read: ReadEnvironment) -> None:
-        """Hand new settings to all workers, also to those to come; if `read` fails, none.
+        """Send new settings to all workers, later ones included; if `read` fails, to none.
 
-        A worker to come takes on all of them, but for what is the parent's.
+        A worker that starts later applies all of them, except those of the supervisor.
         """
         try:
             environment = read()
             settings = read_settings(environment)
-            verifier_of(settings)  # with keys that are of no use no later worker could start
+            verifier_of(settings)  # with unusable keys no later worker could start
         except SettingError as error:
             self._past.ledger.traffic.reloads["failed"] += 1
             log_failed_reload(error)
@@ -164,7 +163,7 @@ class Supervisor:
         self._settings = settings
 
     def _of_worker(self, environment: Mapping[str, str]) -> dict[str, str]:
-        # The number of workers is that of the start.
+        # The number of workers stays that of the start.
         environment = {**environment, "WS_WORKERS": str(self._configured)}
         settings = read_settings(environment)
         return environment_of_worker(settings, environment, self.address, self._admin_address)
@@ -205,7 +204,7 @@ class Supervisor:
             self._rolling_asked = trio.Event()
 
     async def _replace(self, worker: WorkerSlot, processes: trio.Nursery) -> bool:
-        """Start a successor, and have `worker` leave once that serves. False if it does not."""
+        """Start a successor, and retire `worker` once that serves. False if it does not."""
         if self._drain_asked.is_set():
             return False
         successor = WorkerSlot(worker.number, has_served=worker.has_served)
@@ -223,7 +222,7 @@ class Supervisor:
         return True
 
     async def _comes_into_service(self, worker: WorkerSlot) -> bool:
-        """Wait until it serves and has NATS. False if it ends before, or does not get there."""
+        """Wait until `worker` serves and has NATS. False if it ends first or takes too long."""
         with trio.move_on_after(_SUCCESSOR_SECONDS):
             while not (worker.takes_clients and worker.has_nats):
                 if worker.restarts or self._drain_asked.is_set():
@@ -234,10 +233,10 @@ class Supervisor:
         return False
 
     async def _retire(self, worker: WorkerSlot) -> None:
-        """Have a worker leave the port to the other one of its number, and forget it then."""
+        """Have `worker` leave the port to the other one of its number, then forget it."""
         worker.is_leaving.set()
         self._share_out_queues()
-        self._tell_what_the_others_hold()  # its clients are about to come to them
+        self._tell_what_the_others_hold()  # its clients are about to reconnect to them
         if not worker.tell(HandOver()):
             worker.leave()
         with trio.move_on_after(self._settings.drain_seconds + _DRAIN_EXTRA_SECONDS) as deadline:
@@ -251,17 +250,17 @@ class Supervisor:
         _log.info("worker.retired", worker=worker.number)
 
     async def _keep_running(self, worker: WorkerSlot) -> None:
-        """Run one process after the other in this place, until it is to leave.
+        """Run one process after another in this slot, until it is to leave.
 
         Raises:
-            WorkerUnfit: none ever served, and the next one would not get any further.
+            WorkerUnfit: no process has served in it, and the next one would fail the same way.
         """
         while True:
             began_at = trio.current_time()
             exit_code = await self._run_once(worker)
             if worker.is_leaving.is_set():
                 break
-            # Later the others do serve: then it is waited for whoever mends this one.
+            # Once it has served, the others serve on: try until somebody corrects the mistake.
             if exit_code == _MISTAKE and not worker.has_served:
                 raise WorkerUnfit(f"worker {worker.number} cannot serve, for the reason above")
             pause = worker.next_pause_seconds(trio.current_time() - began_at)
@@ -273,7 +272,7 @@ class Supervisor:
         worker.gone.set()
 
     async def _pause(self, worker: WorkerSlot, seconds: float) -> None:
-        """Wait so long, until it is to leave, or a moment if no other one takes clients."""
+        """Wait `seconds`; a moment if no other worker takes clients, and less if it is to leave."""
         with trio.move_on_after(FIRST_PAUSE_SECONDS):
             await worker.is_leaving.wait()
         with trio.move_on_after(seconds - FIRST_PAUSE_SECONDS):
@@ -289,7 +288,7 @@ class Supervisor:
         return any(other.has_nats for other in self.workers if other is not worker)
 
     async def _run_once(self, worker: WorkerSlot) -> int | None:
-        """Run one process to its end. Returns its exit code, None if it could not be started."""
+        """Run one process to its end. Returns its exit code; None if it could not be started."""
         exit_code: int | None = None
         try:
             exit_code = await self._run_process(worker)
@@ -332,7 +331,7 @@ class Supervisor:
         as_worker = ["--as-worker", str(worker.number), str(far_file_number)]
         for number, file in inherited:
             as_worker += ["--socket", str(number), str(file)]
-        # In a session of its own: a Ctrl-C in the terminal is for us, we tell it when to leave.
+        # In its own session: Ctrl-C in the terminal is for the supervisor, which ends the workers.
         child = partial(
             trio.run_process,
             [sys.executable, "-m", "trio_odin", "serve", *as_worker],
@@ -350,7 +349,7 @@ class Supervisor:
     async def _converse(
         self, worker: WorkerSlot, link: Link[FromWorker], nursery: trio.Nursery
     ) -> None:
-        """Take in what the worker says until it closes the link, which the kernel does for it."""
+        """Handle the messages of the worker until the link ends, at the latest when it exits."""
         while (message := await link.receive()) is not None:
             match message:
                 case StatsReport():
@@ -379,15 +378,15 @@ class Supervisor:
             await trio.sleep(_POLL_SECONDS)
 
     def _share_out_queues(self) -> None:
-        """Have those take clients who can serve them, as far as there are any."""
-        # One that is silent takes clients again, from the same queues, when it wakes up.
+        """Assign the queues to the workers that can serve clients, if there are any."""
+        # A silent worker takes clients again, from the same queues, when it wakes up.
         answering = [worker for worker in self.workers if worker.silent_since is None]
         if not self._drain_asked.is_set():
             answering = [worker for worker in answering if not worker.is_leaving.is_set()]
         takers = {
             worker: Taker(worker.number, worker.queues, worker.connections)
             for worker in answering
-            # If all leave, those who are still there tell it to whoever comes.
+            # In a drain of all, those that are left reject new clients with the reason.
             if self._drain_asked.is_set()
             or worker.can_take_clients(has_another_nats=self._others_have_nats(worker))
         }
@@ -409,7 +408,7 @@ class Supervisor:
                 worker.process.kill()
 
     async def _ask_all_since(self, moment: float) -> None:
-        """Ask all workers how they are, unless they were asked since `moment`."""
+        """Poll all workers, unless they were polled since `moment`."""
         async with self._one_round_at_a_time:
             if self._asked_at < moment:
                 now = trio.current_time()
@@ -417,7 +416,7 @@ class Supervisor:
                 self._asked_at = now
 
     async def _ask_all(self) -> None:
-        """Wait for the answers of those that serve, but not for one that was silent before."""
+        """Poll the workers that serve. Do not wait for one that was silent before."""
         serving = [worker for worker in self.workers if worker.last is not None]
         awaited = {worker for worker in serving if worker.silent_since is None}
         self._round = _Round(self._round.number + 1, awaited)
@@ -437,18 +436,18 @@ class Supervisor:
             others = [other.last for other in rest if other.last is not None]
             worker.tell(
                 OtherWorkers(
-                    # Clients of one that leaves come back here: they are not to count twice.
+                    # Clients of a worker that leaves come to the others: do not count them twice.
                     connections=sum(other.connections for other in rest if not other.leaves),
                     cpu_cores=sum(other.load.loop_busy_percent for other in others) / 100,
                     turnover_cores=sum(other.load.turnover_percent for other in others) / 100,
-                    # This process is a part of the server too, and a small one.
+                    # The supervisor is a part of the server too, and a small one.
                     memory_bytes=sum(other.process.memory_bytes for other in others)
                     + resident_bytes(),
                 )
             )
 
     def snapshot(self) -> Snapshot | None:
-        """All workers as one server, as they were when asked last; None if there are none."""
+        """Return all workers as one server, as of the last poll; None if there are none."""
         parts = [worker.last for worker in self.workers if worker.last is not None]
         if not parts:
             return None
@@ -467,28 +466,28 @@ class Supervisor:
 
     def _figures(self) -> Workers:
         now = trio.current_time()
-        places = [
+        slots_by_number = [
             [worker for worker in self.workers if worker.number == number]
             for number in range(1, self._configured + 1)
         ]
         missing = [
-            now - max(worker.missing_since or now for worker in place)
-            for place in places
-            if all(worker.missing_since is not None for worker in place)
+            now - max(worker.missing_since or now for worker in slots)
+            for slots in slots_by_number
+            if all(worker.missing_since is not None for worker in slots)
         ]
         return Workers(
             configured=self._configured,
             alive=self._configured - len(missing),
             restarts=self._past_restarts + sum(worker.restarts for worker in self.workers),
-            connections=[sum(worker.connections for worker in place) for place in places],
+            connections=[sum(worker.connections for worker in slots) for slots in slots_by_number],
             missing_seconds=max(missing, default=0.0),
             rollings=self._rollings,
-            trouble=next(filter(None, (self._trouble(place) for place in places)), None),
+            trouble=next(filter(None, (self._trouble(slots) for slots in slots_by_number)), None),
         )
 
-    def _trouble(self, place: Sequence[WorkerSlot]) -> str | None:
-        """What keeps the workers of one number from taking clients, if that is NATS."""
-        lasts = [worker.last for worker in place if worker.last is not None]
+    def _trouble(self, slots: Sequence[WorkerSlot]) -> str | None:
+        """Return what keeps the slots of one number from taking clients, if that is NATS."""
+        lasts = [worker.last for worker in slots if worker.last is not None]
         if any(last.is_open for last in lasts):
             return None
         return next((last.nats.trouble.sentence for last in lasts if last.nats.trouble), None)
@@ -504,9 +503,10 @@ def environment_of_worker(
     address: Address,
     admin_address: Address | None,
 ) -> dict[str, str]:
-    """The same settings, but for the ports, and for a share of the bytes that may wait or be kept.
+    """Return the environment of a worker: as given, but for addresses and shares of bytes.
 
-    The other limits are for all workers, and each knows the rest.
+    The shares are of the bytes that may wait or be kept. The other limits are for all workers
+    together, and each worker knows what the others hold.
     """
     return {
         **environment,
@@ -543,14 +543,14 @@ async def serve_with_workers(
 ) -> None:
     """Serve with `settings.workers` processes until drained or cancelled.
 
-    Starts with a `Parent` once the port is theirs; `environment` is that from which `settings` were
-    read, and what the workers read theirs from.
+    Starts with a `Supervisor` once the port is reserved. `environment` is what `settings` were read
+    from, and what the workers read theirs from.
 
     Raises:
-        AddressUnavailable: they cannot listen where they should.
-        WorkerUnfit: one of them cannot serve as it is configured.
+        AddressUnavailable: the workers cannot listen at their address.
+        WorkerUnfit: a worker cannot serve with its settings.
 
-    Cancellation: the workers are told to stop at once, and killed if they have not in a second.
+    Cancellation: the workers are told to stop at once, and killed if they have not after a second.
     """
     async with AsyncExitStack() as stack:
         address = await stack.enter_async_context(reserved_address(settings.address))
@@ -562,15 +562,15 @@ async def serve_with_workers(
             queues[number] = await bind_shared(address)
             for sock in queues[number]:
                 stack.callback(sock.close)
-        parent = Supervisor(settings, environment, address, admin, queues)
+        supervisor = Supervisor(settings, environment, address, admin, queues)
         _log.info(
             "workers.starting",
             address=str(address),
             admin=None if admin is None else str(admin),
             workers=settings.workers,
         )
-        task_status.started(parent)
+        task_status.started(supervisor)
         try:
-            await parent._run()  # noqa: SLF001 - its one caller, on the same page
+            await supervisor._run()  # noqa: SLF001 - its one caller, on the same page
         finally:
-            parent.finished.set()
+            supervisor.finished.set()
