@@ -1,7 +1,7 @@
-"""Every setting of the server, from the environment: one attrs class is the whole list.
+"""Every setting of the server, read from the environment. One attrs class lists them all.
 
 A command-line flag is another spelling of a variable (`--addr` of `WS_ADDR`), so there is one way
-in and one kind of error. docs/configuration.md is generated from this class.
+to set a value and one kind of error. docs/configuration.md is generated from this class.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from trio_odin.net.nats_url import NatsUrl
 from trio_odin.settings import values
 from trio_odin.settings.assignments import parse_assignments
 
-# Variables that begin so are ours; an unknown one is probably a typing error.
+# Variables with these prefixes belong to this program; an unknown one is probably a typing error.
 _OWN_PREFIXES = ("WS_", "JS_")
-# How alike a name has to be to one of the others. Nothing but a typing error is like a long one.
+# How similar a name must be to one of the other variables. A name similar to a long one can only be
+# a typing error, so less similarity is enough there.
 _LIKENESS, _LIKENESS_OF_LONG, _LONG = 0.9, 0.7, 20
 _RELOAD_FILE = "WS_RELOAD_FILE"
 _NATS_URL, _NATS_URL_FILE = "NATS_URL", "NATS_URL_FILE"
 
 _MEBIBYTE, _TEBIBYTE, _PEBIBYTE = 2**20, 2**40, 2**50
 
-# In the metadata of a setting: whether it can change while the server runs, what it may be, and
-# how it may be shown.
+# Keys in the metadata of a setting: whether it can change while the server runs, which values are
+# allowed, and how to show one.
 _RELOADS, _ALLOWED, _SHOW = "reloads", "allowed", "show"
 
-# Known to the server this one replaces, without a meaning in this design.
+# Variables of the Go server that this program replaces. They have no meaning in this design.
 IGNORED = {
     "WS_WORKER_POOL_SIZE": "there is no worker pool, fan-out is one loop",
-    "JS_CONSUMER_NAME": "each process has an ordered consumer of its own, without a shared name",
+    "JS_CONSUMER_NAME": "each process has its own ordered consumer, without a shared name",
 }
 
 
-# What comes before a password in a URL without an @; a token comes after the scheme.
+# The part before a password in a URL without an @; a token follows the scheme.
 _WITHOUT_A_HOST = re.compile(r"^((?:\w+:)?//(?:[^:]*:)?|[^:]*:|).+", re.DOTALL)
 
 # An absolute path, or the name of a file. A key has neither form.
@@ -49,7 +50,7 @@ _PATH_LIKE = re.compile(r"|/[\w./+~-]*|[\w./~-]{0,40}\.[A-Za-z]{2,5}")
 
 
 class SettingError(Exception):
-    """A variable has a bad value. The message says which, what it is, and what is allowed."""
+    """A variable has a bad value. The message gives its name, the value, and what is allowed."""
 
 
 def _setting(
@@ -61,9 +62,15 @@ def _setting(
     reloads: bool = False,
     show: Callable[[str], str] = str,
 ) -> Any:
-    """A variable of the environment; `default` is text too, so that help and docs can show it.
+    """Declare a variable of the environment.
 
-    `reloads`: it can change while the server runs. `show`: its text without what is secret in it.
+    Args:
+        name: the variable.
+        default: its text if it is unset; text, so that help and docs can show it.
+        convert: makes a value of the text, or raises `Unacceptable`.
+        help: one sentence.
+        reloads: whether it can change while the server runs.
+        show: gives the text without its secret part.
     """
 
     def converter(text: str) -> Any:
@@ -81,15 +88,15 @@ def _setting(
 
 
 def _without_credentials(text: str) -> str:
-    """What may be shown of a value: nothing before the last @, where a URL has its password."""
+    """The value without what is before its last @, where a URL has its password."""
     return f"…@{text.rpartition('@')[2]}" if "@" in text else text
 
 
 def _urls_without_credentials(text: str) -> str:
-    """What may be shown of some URLs, allowed or not.
+    """The URLs without their secret parts, valid or not.
 
-    Without an @ what looks like a host may be a user, or a token, and what looks like a port a
-    password, so of such a URL that is not allowed only the scheme and the first word are shown.
+    Without an @, a part that looks like a host may be a user or a token, and a part that looks like
+    a port may be a password. So an invalid URL of that kind shows only its scheme and first word.
     """
     return ",".join(_shown_url(url.strip()) for url in text.split(","))
 
@@ -105,135 +112,135 @@ def _shown_url(url: str) -> str:
 
 
 def shown_path(text: str) -> str:
-    """A path as it may be shown. Somebody may have given what belongs into the file instead."""
+    """The path, or an ellipsis if it may be the secret that belongs into the file."""
     return text if _PATH_LIKE.fullmatch(text) else "…"
 
 
 @environ.config(prefix="", frozen=True)
 class Settings:
-    """How one server runs. Times are seconds, sizes are bytes, 0 in a limit means none."""
+    """How one server runs. Times are in seconds, sizes in bytes; a limit of 0 means no limit."""
 
     address: Address = _setting(
-        "WS_ADDR", ":3002", Address.parse, help="Address to listen on; [::] is both families."
+        "WS_ADDR", ":3002", Address.parse, help="Listen on this address; [::] means IPv4 and IPv6."
     )
     admin_address: Address | None = _setting(
         "WS_ADMIN_ADDR",
         "",
         values.optional_address,
-        help="Address of its own for /metrics, which WS_ADDR then has no more; empty: WS_ADDR.",
+        help="Serve /metrics on this address instead of WS_ADDR; empty: on WS_ADDR.",
     )
     reload_file: Path | None = _setting(
         "WS_RELOAD_FILE",
         "",
         values.path,
-        help="File of NAME=value lines that go before the environment; read again upon SIGHUP.",
+        help="File of NAME=value lines that override the environment; SIGHUP reads it again.",
         show=shown_path,
     )
     nats_urls: tuple[str, ...] = _setting(
         "NATS_URL",
         "nats://127.0.0.1:4222",
         values.nats_urls,
-        help="NATS server, or several with commas.",
+        help="URL of the NATS server, or several URLs separated by commas.",
         show=_urls_without_credentials,
     )
     nats_url_file: Path | None = _setting(
         "NATS_URL_FILE",
         "",
         values.path,
-        help="File that holds NATS_URL, such as a mounted secret; goes before NATS_URL.",
+        help="File that holds NATS_URL, such as a mounted secret; overrides NATS_URL.",
         show=shown_path,
     )
     nats_mode: str = _setting(
         "NATS_MODE",
         "auto",
         values.Choice(("auto", "jetstream", "core")),
-        help="JetStream ordered consumer, core subscription, or the best that is there.",
+        help="Use a JetStream ordered consumer, a core subscription, or the best available (auto).",
     )
     is_filtering: bool = _setting(
         "ENABLE_SUBSCRIPTION_FILTERING",
         "true",
         values.boolean,
-        help="false sends every event to every connection (the way back, should filtering fail).",
+        help="false sends every event to every connection, as a fallback if filtering fails.",
     )
 
     workers: int = _setting(
         "WS_WORKERS",
         "1",
         values.workers,
-        help="Processes that serve the port together, 1 to 64; auto: one for each core.",
+        help="Processes that share the port, 1 to 64; auto: one for each core.",
     )
     max_connections: int = _setting(
         "WS_MAX_CONNECTIONS",
         "10000",
         values.Whole(0, 10_000_000),
-        help="Connections at once; further ones get a 503.",
+        help="Connections open at once; further ones get a 503.",
         reloads=True,
     )
     cpu_limit_cores: float = _setting(
         "WS_CPU_LIMIT",
         "0",
         values.Number(4096, least=0.01),
-        help="Cores this server may use; 0: those of its container.",
+        help="Cores that this server may use; 0: the limit of its container.",
     )
     memory_limit_bytes: int = _setting(
         "WS_MEMORY_LIMIT",
         "0",
         values.Whole(0, _PEBIBYTE),
-        help="Bytes of memory this server may use; 0: its container's limit.",
+        help="Bytes of memory that this server may use; 0: the limit of its container.",
     )
     max_tasks: int = _setting(
         "WS_MAX_GOROUTINES",
         "0",
         values.Whole(0, 100_000_000),
-        help="Tasks (3 a connection) beyond which health degrades.",
+        help="Tasks (3 for each connection) at which /health becomes degraded.",
     )
     cpu_reject_percent: float = _setting(
         "WS_CPU_REJECT_THRESHOLD",
         "75",
         values.percent,
-        help="CPU, in percent of the limit or of a core, from which new connections get a 503.",
+        help="CPU percentage, of the limit or of a core, at which new connections get a 503.",
         reloads=True,
     )
     cpu_pause_percent: float = _setting(
         "WS_CPU_PAUSE_THRESHOLD",
         "80",
         values.percent,
-        help="CPU, in percent of the limit, from which a growing share of events is shed; 0: none.",
+        help="CPU percentage of the limit at which a growing share of events is shed; 0: never.",
         reloads=True,
     )
     memory_reject_percent: float = _setting(
         "WS_MEMORY_REJECT_THRESHOLD",
         "85",
         values.percent,
-        help="Memory, in percent of the limit, from which new connections get a 503; 0: none.",
+        help="Memory percentage of the limit at which new connections get a 503; 0: never.",
         reloads=True,
     )
     memory_pause_percent: float = _setting(
         "WS_MEMORY_PAUSE_THRESHOLD",
         "95",
         values.percent,
-        help="Memory, in percent of the limit, from which all events are shed; 0: none.",
+        help="Memory percentage of the limit at which all events are shed; 0: never.",
         reloads=True,
     )
     lag_reject_seconds: float = _setting(
         "WS_LAG_REJECT_MS",
         "1000",
         values.Number(3_600_000, unit=1000),
-        help="Lateness of the scheduler from which new connections get a 503; 0: none.",
+        help="Milliseconds of scheduler lag at which new connections get a 503; 0: never.",
         reloads=True,
     )
     accepts_per_second: float = _setting(
         "WS_ACCEPT_RATE",
         "2000",
         values.Number(1_000_000),
-        help="Connections a second that a process accepts at most; 0: as many as it has time for.",
+        help="Connections that a process accepts in a second; 0: as many as it can.",
         reloads=True,
     )
     max_pending_handshakes: int = _setting(
         "WS_MAX_HALF_OPEN",
         "1000",
         values.Whole(1, 1_000_000),
-        help="Connections to a process without a request; beyond that the oldest one is ended.",
+        help="Pending handshakes of a process; beyond this number the oldest one is closed.",
         reloads=True,
     )
     max_connections_per_address: int = _setting(
@@ -253,14 +260,14 @@ class Settings:
         "WS_ALLOWED_ORIGINS",
         "",
         values.origins,
-        help="Origins that browsers may come from, others get a 403; empty: all.",
+        help="Origins that browsers may connect from; others get a 403; empty: all.",
         reloads=True,
     )
     jwt_keys: Path | None = _setting(
         "WS_JWT_KEYS",
         "",
         values.path,
-        help="File with the keys that sign tokens: a JWK set, PEM, or a secret; empty: no tokens.",
+        help="File with the keys that verify tokens (JWK set, PEM or secret); empty: no tokens.",
         reloads=True,
         show=shown_path,
     )
@@ -268,35 +275,35 @@ class Settings:
         "WS_JWT_ALGORITHMS",
         "RS256,ES256",
         values.algorithms,
-        help="How tokens may be signed: HS256, RS256, ES256.",
+        help="Algorithms that may sign a token: HS256, RS256, ES256.",
         reloads=True,
     )
     jwt_issuer: str = _setting(
         "WS_JWT_ISSUER",
         "",
         values.printable,
-        help="Issuer that a token has to name; empty: any.",
+        help="Issuer that a token must name; empty: any.",
         reloads=True,
     )
     jwt_audience: str = _setting(
         "WS_JWT_AUDIENCE",
         "",
         values.printable,
-        help="Audience that a token has to name; empty: any.",
+        help="Audience that a token must name; empty: any.",
         reloads=True,
     )
     max_nats_rate: float = _setting(
         "WS_MAX_NATS_RATE",
         "0",
         values.Number(100_000_000),
-        help="Messages a second taken from NATS; more are shed.",
+        help="Messages accepted from NATS in a second; more are shed.",
         reloads=True,
     )
     max_broadcast_rate: float = _setting(
         "WS_MAX_BROADCAST_RATE",
         "0",
         values.Number(100_000_000),
-        help="Fan-outs a second; more are shed.",
+        help="Fan-outs in a second; more events are shed.",
         reloads=True,
     )
 
@@ -304,95 +311,96 @@ class Settings:
         "WS_WORKER_QUEUE_SIZE",
         "8192",
         values.Whole(1, 10_000_000),
-        help="Messages from NATS that may wait for their fan-out; more are shed.",
+        help="Messages that may wait in the inbound queue for their fan-out; more are shed.",
     )
     outbox_capacity: int = _setting(
         "WS_OUTBOX_CAPACITY",
         "512",
         values.Whole(1, 1_000_000),
-        help="Envelopes that may wait for one connection.",
+        help="Messages that may wait in the outbox of one connection.",
     )
     outbox_bytes: int = _setting(
         "WS_OUTBOX_BYTES",
         "1048576",
         values.Whole(1024, _TEBIBYTE),
-        help="Bytes that may wait for one connection.",
+        help="Bytes that may wait in the outbox of one connection.",
     )
     total_outbox_bytes: int = _setting(
         "WS_TOTAL_OUTBOX_BYTES",
         "0",
         values.Whole(0, _PEBIBYTE),
-        help="Bytes that may wait for all connections; 0: a quarter of the memory.",
+        help="Bytes that may wait in all outboxes together; 0: a quarter of the memory.",
     )
     slow_policy: str = _setting(
         "WS_SLOW_POLICY",
         "evict",
         values.Choice(("evict", "conflate", "drop")),
-        help="A client too slow is closed, gets the newest of each channel, or misses events.",
+        help="When an outbox is full: evict closes the client, conflate keeps the newest event "
+        "of each channel, drop drops events.",
     )
     max_flush_delay_seconds: float = _setting(
         "WS_MAX_FLUSH_DELAY_MS",
         "50",
         values.Number(60_000, unit=1000),
-        help="Under load, writes may wait this long to be joined with later ones; 0: not at all.",
+        help="Under load, a write may wait this long to be joined with later ones; 0: no wait.",
     )
     replay_capacity: int = _setting(
         "WS_REPLAY_CAPACITY",
         "100",
         values.Whole(0, 1_000_000),
-        help="Envelopes of a connection kept for replay.",
+        help="Messages kept in the replay buffer of one connection.",
     )
     total_replay_bytes: int = _setting(
         "WS_REPLAY_BYTES",
         "0",
         values.Whole(0, _PEBIBYTE),
-        help="Bytes of events kept for replay, of all connections; 0: an eighth of the memory.",
+        help="Bytes of events kept in all replay buffers together; 0: an eighth of the memory.",
     )
     resume_channel_events: int = _setting(
         "WS_RESUME_CHANNEL_EVENTS",
         "100",
         values.Whole(1, 1_000_000),
-        help="Events of one channel that a client which comes back may get.",
+        help="Events of one channel that a resuming client may get.",
         reloads=True,
     )
     resume_events: int = _setting(
         "WS_RESUME_EVENTS",
         "500",
         values.Whole(1, 1_000_000),
-        help="Events that it may get in all, besides the newest of each channel.",
+        help="Events that a resuming client may get in all, besides the newest of each channel.",
         reloads=True,
     )
     max_message_bytes: int = _setting(
         "WS_MAX_MESSAGE_BYTES",
         "16384",
         values.Whole(64, 64 * _MEBIBYTE),
-        help="Longest message a client may send.",
+        help="Longest message that a client may send, in bytes.",
     )
     max_fragments: int = _setting(
         "WS_MAX_FRAGMENTS",
         "64",
         values.Whole(1, 1_000_000),
-        help="Frames that one message may come in.",
+        help="Frames that one message of a client may consist of.",
     )
     max_channels: int = _setting(
         "WS_MAX_CHANNELS",
         "256",
         values.Whole(1, 1_000_000),
-        help="Channels one connection may subscribe to.",
+        help="Channels that one connection may subscribe to.",
         reloads=True,
     )
     command_burst: int = _setting(
         "WS_COMMAND_BURST",
         "100",
         values.Whole(1, 1_000_000),
-        help="Messages a client may send at once.",
+        help="Messages that a client may send in one burst.",
         reloads=True,
     )
     commands_per_second: float = _setting(
         "WS_COMMAND_RATE",
         "10",
         values.Number(1_000_000),
-        help="Messages a second a client may send in the long run.",
+        help="Messages a second that a client may send on average.",
         reloads=True,
     )
 
@@ -400,86 +408,86 @@ class Settings:
         "WS_MAX_HEAD_BYTES",
         "16384",
         values.Whole(1024, _MEBIBYTE),
-        help="Longest head of a request, cookies and token included; a longer one gets a 431.",
+        help="Longest request head in bytes, with cookies and token; a longer one gets a 431.",
         reloads=True,
     )
     max_headers: int = _setting(
         "WS_MAX_HEADERS",
         "64",
         values.Whole(8, 1000),
-        help="Header lines of a request; one with more gets a 431.",
+        help="Header lines that a request may have; one with more gets a 431.",
         reloads=True,
     )
     handshake_seconds: float = _setting(
         "WS_HANDSHAKE_TIMEOUT",
         "5s",
         values.Duration(),
-        help="From accept to the end of the handshake.",
+        help="Time from accept to the end of the handshake.",
     )
     write_deadline_seconds: float = _setting(
         "WS_WRITE_DEADLINE",
         "5s",
         values.Duration(),
-        help="A write without progress ends the connection.",
+        help="A connection whose write makes no progress for this long is closed.",
     )
     ping_interval_seconds: float = _setting(
-        "WS_PING_INTERVAL", "27s", values.Duration(), help="Time between pings to one connection."
+        "WS_PING_INTERVAL", "27s", values.Duration(), help="Time between pings on one connection."
     )
     keepalive_seconds: float = _setting(
         "WS_KEEPALIVE_TIMEOUT",
         "60s",
         values.Duration(),
-        help="Silence after which a connection is ended, at the next ping.",
+        help="A connection that is silent for this long is closed at the next ping.",
     )
     drain_seconds: float = _setting(
         "WS_DRAIN_SECONDS",
         "30s",
         values.Duration(),
-        help="At shutdown, time for all clients to leave.",
+        help="Time in which all clients leave at shutdown.",
     )
     watchdog_seconds: float = _setting(
         "WS_WATCHDOG_SECONDS",
         "30",
         values.Number(3600, least=1),
-        help="A process that has hung for so long ends, to be started again; 0: it hangs on.",
+        help="A process that hangs for this long exits, to be started again; 0: it does not exit.",
     )
 
     stream_name: str = _setting(
         "JS_STREAM_NAME",
         "ODIN_TOKENS",
         values.stream_name,
-        help="JetStream stream, made if there is none.",
+        help="Name of the JetStream stream; the server creates it if it does not exist.",
     )
     stream_max_age_seconds: float = _setting(
         "JS_STREAM_MAX_AGE",
         "30s",
         values.Duration("87600h", minimum="100ms"),
-        help="Age limit of a stream that is made.",
+        help="Age limit of a stream that the server creates.",
     )
     stream_max_messages: int = _setting(
         "JS_STREAM_MAX_MSGS",
         "100000",
         values.Whole(1, 10**12),
-        help="Message limit of a stream that is made.",
+        help="Message limit of a stream that the server creates.",
     )
     stream_max_bytes: int = _setting(
         "JS_STREAM_MAX_BYTES",
         "52428800",
-        # Less would hold none of many events, and then nothing ever comes.
+        # A smaller stream would be too small for many events, which then would never arrive.
         values.Whole(65_536, _PEBIBYTE),
-        help="Size limit of a stream that is made.",
+        help="Size limit of a stream that the server creates, in bytes.",
     )
     stream_storage: str = _setting(
         "JS_STREAM_STORAGE",
         "memory",
         values.Choice(("memory", "file")),
-        help="Where a stream that is made keeps its events.",
+        help="Where a stream that the server creates keeps its events.",
     )
     stream_replicas: int = _setting(
         "JS_STREAM_REPLICAS",
         "1",
         values.Whole(1, 5),
-        help="Servers of a cluster that keep a stream that is made.",
+        help="NATS servers of a cluster that store a stream that the server creates.",
     )
 
     summary_seconds: float = _setting(
@@ -489,23 +497,26 @@ class Settings:
         "LOG_LEVEL",
         "info",
         values.level,
-        help="Least level logged: debug, info, warning or error.",
+        help="Lowest level that is logged: debug, info, warning or error.",
         reloads=True,
     )
     revision: str = _setting(
         "TRIO_ODIN_REVISION",
         "",
         values.printable,
-        help="Revision of the code, for the log and ws_build_info; the image has it.",
+        help="Revision of the code, for the log and ws_build_info; the image sets it.",
     )
     log_format: str = _setting(
-        "LOG_FORMAT", "json", values.Choice(("json", "text", "pretty")), help="How log lines look."
+        "LOG_FORMAT",
+        "json",
+        values.Choice(("json", "text", "pretty")),
+        help="Format of the log lines.",
     )
 
 
 @attrs.frozen
 class Variable:
-    """One variable as the documentation shows it; `allowed` is empty where its help says it."""
+    """One variable as the docs show it; `allowed` is empty if the help text gives the values."""
 
     name: str
     default: str
@@ -515,7 +526,7 @@ class Variable:
 
 
 def variables() -> list[Variable]:
-    """All variables of `Settings`, in order."""
+    """Return all variables of `Settings`, in order."""
     return [
         Variable(
             name=entry.name,
@@ -529,7 +540,7 @@ def variables() -> list[Variable]:
 
 
 def _entries() -> list[tuple[Any, Any]]:
-    """Each field of `Settings`, and what the environment knows of it."""
+    """Each field of `Settings`, with its variable."""
     fields = attrs.fields(cast("Any", Settings))
     return [(field, field.metadata["environ_config"]) for field in fields]
 
@@ -545,7 +556,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 
 
 def effective(environment: Mapping[str, str]) -> dict[str, str]:
-    """The text of every variable in force, from `environment`, without what is secret in it."""
+    """Return the text of every variable in force, from `environment`, without secrets."""
     return {
         entry.name: field.metadata[_SHOW](_text_of(entry.name, environment) or entry.default)
         for field, entry in _entries()
@@ -553,7 +564,7 @@ def effective(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def differing(environment: Mapping[str, str]) -> dict[str, str]:
-    """Those of them that are not what they are by default.
+    """Return the `effective` variables whose values differ from the defaults.
 
     Raises:
         SettingError: a value is not allowed.
@@ -567,9 +578,9 @@ def _text_of(name: str, environment: Mapping[str, str]) -> str:
 
 
 def with_nats_url_file(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment, with the NATS_URL that is in the file that NATS_URL_FILE names.
+    """Return the environment with NATS_URL read from the file that NATS_URL_FILE names.
 
-    A password in a variable is in the output of `docker inspect`, and in each process' environment.
+    A password in a variable would show in `docker inspect` and in the environment of each process.
 
     Raises:
         SettingError: the file cannot be read.
@@ -588,10 +599,10 @@ def with_nats_url_file(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def with_reload_file(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment, with what the file that WS_RELOAD_FILE names says in place of it.
+    """Return the environment, overridden by the file that WS_RELOAD_FILE names.
 
     Raises:
-        SettingError: there is no such file, or something else is in it.
+        SettingError: the file cannot be read, or is not a list of NAME=value lines.
     """
     path = environment.get(_RELOAD_FILE, "").strip()
     if not path:
@@ -609,17 +620,17 @@ def with_reload_file(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def reloaded(running: Settings, wanted: Settings) -> Settings:
-    """The settings of a running server with those of `wanted` that can change while it runs."""
+    """Return `running` with those settings of `wanted` that can change while a server runs."""
     both = copy.copy(running)
     for field, _ in _entries():
         if field.metadata[_RELOADS]:
-            # Not attrs.evolve, which would convert again what was converted from text.
+            # Not attrs.evolve: it would convert the converted value again.
             object.__setattr__(both, field.name, getattr(wanted, field.name))
     return both
 
 
 def changes(before: Settings, after: Settings) -> list[str]:
-    """The names of the variables in which the two differ, in order."""
+    """Return the names of the variables in which the two differ, in order."""
     return [
         entry.name
         for field, entry in _entries()
@@ -628,14 +639,16 @@ def changes(before: Settings, after: Settings) -> list[str]:
 
 
 def warnings_about(settings: Settings, environment: Mapping[str, str]) -> Iterable[str]:
-    """A sentence for each variable that is ours but has no effect, or not the one it should.
+    """Yield a sentence for each variable that has no effect, or not the intended one.
 
-    `settings` are those in force, which flags may have changed.
+    Args:
+        settings: those in force; flags may have changed them.
+        environment: the variables that were given.
     """
     if settings.ping_interval_seconds >= settings.keepalive_seconds:
         yield (
             f"WS_PING_INTERVAL of {settings.ping_interval_seconds:g} s is not below "
-            f"WS_KEEPALIVE_TIMEOUT of {settings.keepalive_seconds:g} s: quiet clients are ended"
+            f"WS_KEEPALIVE_TIMEOUT of {settings.keepalive_seconds:g} s: quiet clients are closed"
         )
     known = {variable.name for variable in variables()}
     for name in sorted(environment):
@@ -646,10 +659,11 @@ def warnings_about(settings: Settings, environment: Mapping[str, str]) -> Iterab
 
 
 def _meant_by(name: str, known: Collection[str], environment: Mapping[str, str]) -> str | None:
-    """The variable of ours that was meant by an unknown `name`, if one was.
+    """Return the variable that an unknown `name` probably means; None if it means none.
 
-    One that begins like most of ours was. Any other may be of another program, so it has to be a
-    typing error away from one that is not set: letters swapped, a few too many or too few.
+    A name with one of our prefixes always means one. Any other name may belong to another program,
+    so it must be a typing error away from a variable that is not set: letters swapped, missing or
+    added.
     """
     if name.startswith(_OWN_PREFIXES):
         return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
