@@ -9,7 +9,7 @@ _QUOTES = ("'", '"')
 
 
 class BadLine(ValueError):
-    """A line is not an assignment. The message gives its number, not its text: that may be secret."""
+    """A line is not an assignment. The message has its number only: its text may be secret."""
 
 
 def parse_assignments(text: str) -> dict[str, str]:
