@@ -184,7 +184,7 @@ def raise_limit_of_files(settings: Settings, workers: int = 1) -> None:
         structlog.get_logger("cli").warning(
             "proc.missing",
             reason="/proc cannot be read: /metrics has no process_open_fds, the limits of a "
-            "container are unknown, and memory is the highest use so far",
+            "container are not detected, and memory is reported as its peak",
         )
 
 

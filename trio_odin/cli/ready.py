@@ -29,9 +29,7 @@ class _NotReady(Exception):
 
 
 @click.command("ready", short_help="Check whether a server accepts clients.")
-@click.option(
-    "--url", metavar="URL", help="Ask another page, such as http://127.0.0.1:3003/health"
-)
+@click.option("--url", metavar="URL", help="Ask another page, such as http://127.0.0.1:3003/health")
 def ready_command(url: str | None) -> None:
     """Check whether a server accepts clients: exit code 0 if it does, 1 if not.
 

@@ -1,1 +1,1 @@
-"""Every setting of the server: names, values, files, and reloads."""
+"""Every setting of the server: names, values, files, and what a reload takes on."""

@@ -9,14 +9,14 @@ _QUOTES = ("'", '"')
 
 
 class BadLine(ValueError):
-    """A line is not an assignment. The message has its number only: its text may be secret."""
+    """A line is no assignment. The message says which; not what is in it, which may be a secret."""
 
 
 def parse_assignments(text: str) -> dict[str, str]:
-    """Return the variables that `text` sets; of two lines for one name the second counts.
+    """The variables that `text` sets; of two lines for one name the second counts.
 
-    Empty lines and lines that begin with # or ; are ignored, as are white space around names and
-    values and a pair of equal quotes around a value. Nothing is substituted or escaped.
+    Empty lines are left out, and those that begin with # or ;. White space around names and values
+    does not count, nor do quotes of one kind around a value. Nothing is substituted or escaped.
 
     Raises:
         BadLine: a line is none of these.

@@ -1,4 +1,4 @@
-"""SIGHUP: read the settings again and change those that can change, all of them or none."""
+"""SIGHUP: the settings are read again, and those that can change do, all of them or none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import structlog
 from trio_odin.settings.settings import SettingError, Settings, changes, read_settings, reloaded
 
 Environment: TypeAlias = Mapping[str, str]
-# Raises SettingError.
+# Raises SettingError, as whoever reads settings does.
 ReadEnvironment: TypeAlias = Callable[[], Environment]
 Apply: TypeAlias = Callable[[Settings], None]
 
@@ -24,12 +24,11 @@ def reload_settings(
     """Read and check all settings, apply those that can change, and return what now holds.
 
     Args:
-        running: the settings in force; they stay in force if anything is wrong.
-        read: gives the current environment.
-        apply: called with the new settings, in order. The first may refuse them with a
-            `SettingError`, such as for a bad file of keys, as nothing has been applied by then.
-            The others may not.
-        results: counts the outcomes.
+        running: what holds until now, and goes on to hold if anything is wrong.
+        read: gives the environment as it is now.
+        apply: who has to know. The first may refuse with a `SettingError`, such as for a bad file
+            of keys; nobody has taken on anything by then. The others may not.
+        results: counts how it went.
     """
     try:
         wanted = read_settings(read())
@@ -46,12 +45,12 @@ def reload_settings(
 
 
 def log_failed_reload(error: SettingError) -> None:
-    """Log why a reload failed."""
+    """Say what is wrong."""
     _log.error("reload.failed", reason=str(error), kept="all settings are as they were")
 
 
 def log_reload(before: Settings, after: Settings, *, later: Sequence[str] = ()) -> None:
-    """Log what has changed, and what takes effect at the next start."""
+    """Say what has changed, and what will have to wait."""
     if later:
         _log.warning("reload.later", reason=f"takes effect at the next start: {', '.join(later)}")
     _log.info("reload.done", changed=changes(before, after))

@@ -1,7 +1,7 @@
-"""Every setting of the server, read from the environment. One attrs class lists them all.
+"""Every setting of the server, from the environment: one attrs class is the whole list.
 
 A command-line flag is another spelling of a variable (`--addr` of `WS_ADDR`), so there is one way
-to set a value and one kind of error. docs/configuration.md is generated from this class.
+in and one kind of error. docs/configuration.md is generated from this class.
 """
 
 from __future__ import annotations
@@ -21,28 +21,27 @@ from trio_odin.net.nats_url import NatsUrl
 from trio_odin.settings import values
 from trio_odin.settings.assignments import parse_assignments
 
-# Variables with these prefixes belong to this program; an unknown one is probably a typing error.
+# Variables that begin so are ours; an unknown one is probably a typing error.
 _OWN_PREFIXES = ("WS_", "JS_")
-# How similar a name must be to one of the other variables. A name similar to a long one can only be
-# a typing error, so less similarity is enough there.
+# How alike a name has to be to one of the others. Nothing but a typing error is like a long one.
 _LIKENESS, _LIKENESS_OF_LONG, _LONG = 0.9, 0.7, 20
 _RELOAD_FILE = "WS_RELOAD_FILE"
 _NATS_URL, _NATS_URL_FILE = "NATS_URL", "NATS_URL_FILE"
 
 _MEBIBYTE, _TEBIBYTE, _PEBIBYTE = 2**20, 2**40, 2**50
 
-# Keys in the metadata of a setting: whether it can change while the server runs, which values are
-# allowed, and how to show one.
+# In the metadata of a setting: whether it can change while the server runs, what it may be, and
+# how it may be shown.
 _RELOADS, _ALLOWED, _SHOW = "reloads", "allowed", "show"
 
-# Variables of the Go server that this program replaces. They have no meaning in this design.
+# Known to the server this one replaces, without a meaning in this design.
 IGNORED = {
     "WS_WORKER_POOL_SIZE": "there is no worker pool, fan-out is one loop",
-    "JS_CONSUMER_NAME": "each process has its own ordered consumer, without a shared name",
+    "JS_CONSUMER_NAME": "each process has an ordered consumer of its own, without a shared name",
 }
 
 
-# The part before a password in a URL without an @; a token follows the scheme.
+# What comes before a password in a URL without an @; a token comes after the scheme.
 _WITHOUT_A_HOST = re.compile(r"^((?:\w+:)?//(?:[^:]*:)?|[^:]*:|).+", re.DOTALL)
 
 # An absolute path, or the name of a file. A key has neither form.
@@ -50,7 +49,7 @@ _PATH_LIKE = re.compile(r"|/[\w./+~-]*|[\w./~-]{0,40}\.[A-Za-z]{2,5}")
 
 
 class SettingError(Exception):
-    """A variable has a bad value. The message gives its name, the value, and what is allowed."""
+    """A variable has a bad value. The message says which, what it is, and what is allowed."""
 
 
 def _setting(
@@ -62,15 +61,9 @@ def _setting(
     reloads: bool = False,
     show: Callable[[str], str] = str,
 ) -> Any:
-    """Declare a variable of the environment.
+    """A variable of the environment; `default` is text too, so that help and docs can show it.
 
-    Args:
-        name: the variable.
-        default: its text if it is unset; text, so that help and docs can show it.
-        convert: makes a value of the text, or raises `Unacceptable`.
-        help: one sentence.
-        reloads: whether it can change while the server runs.
-        show: gives the text without its secret part.
+    `reloads`: it can change while the server runs. `show`: its text without what is secret in it.
     """
 
     def converter(text: str) -> Any:
@@ -88,15 +81,15 @@ def _setting(
 
 
 def _without_credentials(text: str) -> str:
-    """The value without what is before its last @, where a URL has its password."""
+    """What may be shown of a value: nothing before the last @, where a URL has its password."""
     return f"…@{text.rpartition('@')[2]}" if "@" in text else text
 
 
 def _urls_without_credentials(text: str) -> str:
-    """The URLs without their secret parts, valid or not.
+    """What may be shown of some URLs, allowed or not.
 
-    Without an @, a part that looks like a host may be a user or a token, and a part that looks like
-    a port may be a password. So an invalid URL of that kind shows only its scheme and first word.
+    Without an @ what looks like a host may be a user, or a token, and what looks like a port a
+    password, so of such a URL that is not allowed only the scheme and the first word are shown.
     """
     return ",".join(_shown_url(url.strip()) for url in text.split(","))
 
@@ -112,13 +105,13 @@ def _shown_url(url: str) -> str:
 
 
 def shown_path(text: str) -> str:
-    """The path, or an ellipsis if it may be the secret that belongs into the file."""
+    """A path as it may be shown. Somebody may have given what belongs into the file instead."""
     return text if _PATH_LIKE.fullmatch(text) else "…"
 
 
 @environ.config(prefix="", frozen=True)
 class Settings:
-    """How one server runs. Times are in seconds, sizes in bytes; a limit of 0 means no limit."""
+    """How one server runs. Times are seconds, sizes are bytes, 0 in a limit means none."""
 
     address: Address = _setting(
         "WS_ADDR", ":3002", Address.parse, help="Listen on this address; [::] means IPv4 and IPv6."
@@ -473,7 +466,7 @@ class Settings:
     stream_max_bytes: int = _setting(
         "JS_STREAM_MAX_BYTES",
         "52428800",
-        # A smaller stream would be too small for many events, which then would never arrive.
+        # Less would hold none of many events, and then nothing ever comes.
         values.Whole(65_536, _PEBIBYTE),
         help="Size limit of a stream that the server creates, in bytes.",
     )
@@ -516,7 +509,7 @@ class Settings:
 
 @attrs.frozen
 class Variable:
-    """One variable as the docs show it; `allowed` is empty if the help text gives the values."""
+    """One variable as the documentation shows it; `allowed` is empty where its help says it."""
 
     name: str
     default: str
@@ -526,7 +519,7 @@ class Variable:
 
 
 def variables() -> list[Variable]:
-    """Return all variables of `Settings`, in order."""
+    """All variables of `Settings`, in order."""
     return [
         Variable(
             name=entry.name,
@@ -540,7 +533,7 @@ def variables() -> list[Variable]:
 
 
 def _entries() -> list[tuple[Any, Any]]:
-    """Each field of `Settings`, with its variable."""
+    """Each field of `Settings`, and what the environment knows of it."""
     fields = attrs.fields(cast("Any", Settings))
     return [(field, field.metadata["environ_config"]) for field in fields]
 
@@ -556,7 +549,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 
 
 def effective(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the text of every variable in force, from `environment`, without secrets."""
+    """The text of every variable in force, from `environment`, without what is secret in it."""
     return {
         entry.name: field.metadata[_SHOW](_text_of(entry.name, environment) or entry.default)
         for field, entry in _entries()
@@ -564,7 +557,7 @@ def effective(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def differing(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the `effective` variables whose values differ from the defaults.
+    """Those of them that are not what they are by default.
 
     Raises:
         SettingError: a value is not allowed.
@@ -578,9 +571,9 @@ def _text_of(name: str, environment: Mapping[str, str]) -> str:
 
 
 def with_nats_url_file(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment with NATS_URL read from the file that NATS_URL_FILE names.
+    """The environment, with the NATS_URL that is in the file that NATS_URL_FILE names.
 
-    A password in a variable would show in `docker inspect` and in the environment of each process.
+    A password in a variable is in the output of `docker inspect`, and in each process' environment.
 
     Raises:
         SettingError: the file cannot be read.
@@ -599,10 +592,10 @@ def with_nats_url_file(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def with_reload_file(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment, overridden by the file that WS_RELOAD_FILE names.
+    """The environment, with what the file that WS_RELOAD_FILE names says in place of it.
 
     Raises:
-        SettingError: the file cannot be read, or is not a list of NAME=value lines.
+        SettingError: there is no such file, or something else is in it.
     """
     path = environment.get(_RELOAD_FILE, "").strip()
     if not path:
@@ -620,17 +613,17 @@ def with_reload_file(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def reloaded(running: Settings, wanted: Settings) -> Settings:
-    """Return `running` with those settings of `wanted` that can change while a server runs."""
+    """The settings of a running server with those of `wanted` that can change while it runs."""
     both = copy.copy(running)
     for field, _ in _entries():
         if field.metadata[_RELOADS]:
-            # Not attrs.evolve: it would convert the converted value again.
+            # Not attrs.evolve, which would convert again what was converted from text.
             object.__setattr__(both, field.name, getattr(wanted, field.name))
     return both
 
 
 def changes(before: Settings, after: Settings) -> list[str]:
-    """Return the names of the variables in which the two differ, in order."""
+    """The names of the variables in which the two differ, in order."""
     return [
         entry.name
         for field, entry in _entries()
@@ -639,16 +632,14 @@ def changes(before: Settings, after: Settings) -> list[str]:
 
 
 def warnings_about(settings: Settings, environment: Mapping[str, str]) -> Iterable[str]:
-    """Yield a sentence for each variable that has no effect, or not the intended one.
+    """A sentence for each variable that is ours but has no effect, or not the one it should.
 
-    Args:
-        settings: those in force; flags may have changed them.
-        environment: the variables that were given.
+    `settings` are those in force, which flags may have changed.
     """
     if settings.ping_interval_seconds >= settings.keepalive_seconds:
         yield (
             f"WS_PING_INTERVAL of {settings.ping_interval_seconds:g} s is not below "
-            f"WS_KEEPALIVE_TIMEOUT of {settings.keepalive_seconds:g} s: quiet clients are closed"
+            f"WS_KEEPALIVE_TIMEOUT of {settings.keepalive_seconds:g} s: quiet clients are ended"
         )
     known = {variable.name for variable in variables()}
     for name in sorted(environment):
@@ -659,11 +650,10 @@ def warnings_about(settings: Settings, environment: Mapping[str, str]) -> Iterab
 
 
 def _meant_by(name: str, known: Collection[str], environment: Mapping[str, str]) -> str | None:
-    """Return the variable that an unknown `name` probably means; None if it means none.
+    """The variable of ours that was meant by an unknown `name`, if one was.
 
-    A name with one of our prefixes always means one. Any other name may belong to another program,
-    so it must be a typing error away from a variable that is not set: letters swapped, missing or
-    added.
+    One that begins like most of ours was. Any other may be of another program, so it has to be a
+    typing error away from one that is not set: letters swapped, a few too many or too few.
     """
     if name.startswith(_OWN_PREFIXES):
         return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]

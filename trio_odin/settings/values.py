@@ -1,4 +1,4 @@
-"""Convert the texts of settings to values; `Unacceptable` is raised for what is not allowed."""
+"""The texts of settings as values. Each function raises `Unacceptable` for what is not allowed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WORKERS_MAX = 64
 
 
 class Unacceptable(Exception):
-    """A converter rejects a text; the message says what is allowed."""
+    """A converter's no; the message says what is allowed."""
 
 
 @attrs.frozen
@@ -33,7 +33,7 @@ class Whole:
 
     @property
     def allowed(self) -> str:
-        """What is allowed, for error messages and for the documentation."""
+        """What is allowed, for a complaint and for the documentation."""
         return f"a whole number from {self.minimum:,} to {self.maximum:,}"
 
     def __call__(self, text: str) -> int:
@@ -46,10 +46,10 @@ class Whole:
 
 @attrs.frozen
 class Number:
-    """Converts to a number from `least` to `maximum`, or to 0, which mostly means no limit.
+    """Converts to a number up to `maximum`, with a fraction, or to 0, which mostly means no limit.
 
-    A number above 0 and below `least` is rejected as a typing error. The result is divided by
-    `unit`: 1000 converts milliseconds to seconds.
+    What is above 0 and below `least` is taken for a slip of the pen. The result is divided by
+    `unit`: 1000 for milliseconds that become seconds.
     """
 
     maximum: float
@@ -58,7 +58,7 @@ class Number:
 
     @property
     def allowed(self) -> str:
-        """What is allowed, for error messages and for the documentation."""
+        """What is allowed, for a complaint and for the documentation."""
         return f"0, or a number from {self.least:g} to {self.maximum:,.0f}"
 
     def __call__(self, text: str) -> float:
@@ -79,7 +79,7 @@ class Duration:
 
     @property
     def allowed(self) -> str:
-        """What is allowed, for error messages and for the documentation."""
+        """What is allowed, for a complaint and for the documentation."""
         return f"a duration from {self.minimum} to {self.maximum}, such as 30s or 1m30s"
 
     def __call__(self, text: str) -> float:
@@ -98,7 +98,7 @@ class Choice:
 
     @property
     def allowed(self) -> str:
-        """What is allowed, for error messages and for the documentation."""
+        """What is allowed, for a complaint and for the documentation."""
         return " or ".join([", ".join(self.words[:-1]), self.words[-1]])
 
     def __call__(self, text: str) -> str:
@@ -116,7 +116,7 @@ _SECONDS_PER_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def _seconds(text: str) -> float:
-    """Return the seconds of a duration; not a number if `text` is not a duration."""
+    """What a duration means; not a number if `text` is none."""
     if _NUMBER.fullmatch(text):
         text = f"{text}s"
     parts = _DURATION_PART.findall(text)
@@ -126,7 +126,7 @@ def _seconds(text: str) -> float:
 
 
 def workers(text: str) -> int:
-    """A number of processes; auto: one for each core that this process may use."""
+    """How many processes; auto: one for each core that we may use."""
     if text.strip().lower() == "auto":
         return min(len(os.sched_getaffinity(0)), _WORKERS_MAX)
     try:
@@ -136,7 +136,7 @@ def workers(text: str) -> int:
 
 
 def percent(text: str) -> float:
-    """A percentage from 0 to 100, with or without the percent sign."""
+    """A percentage from 0 to 100, with or without its sign."""
     try:
         return Number(100, least=0.0)(text.strip().removesuffix("%"))
     except Unacceptable:
@@ -144,7 +144,7 @@ def percent(text: str) -> float:
 
 
 def printable(text: str) -> str:
-    """A text without control characters and without bytes that are not UTF-8."""
+    """A text without control characters, and without bytes that are not UTF-8."""
     text = text.strip()
     if not text.isprintable():
         raise Unacceptable("a text of printable characters in UTF-8")
@@ -152,7 +152,7 @@ def printable(text: str) -> str:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Words separated by commas, in order."""
+    """What is separated by commas, in order."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
@@ -167,10 +167,10 @@ def networks(text: str) -> tuple[Network, ...]:
 
 
 def origins(text: str) -> tuple[str, ...]:
-    """Origins as clients send them (RFC 6454, 6.2); they are compared letter by letter.
+    """Origins as clients send them (RFC 6454, 6.2), which are compared letter by letter.
 
-    A page sends scheme and host in lower case, and the port if it is not the scheme's default. An
-    app or an extension sends whatever its web view chooses. Pages without an origin send `null`,
+    Those of pages: scheme and host in lower case, the port if it is not the scheme's own. Those of
+    apps and extensions: whatever their web view sends. `null` is what pages send that have none,
     such as files and sandboxed frames of any site.
     """
     origins = words(text)
@@ -196,7 +196,7 @@ _ALGORITHMS = ("HS256", "RS256", "ES256")
 
 
 def algorithms(text: str) -> tuple[str, ...]:
-    """Algorithms that may sign tokens, separated by commas."""
+    """How tokens may be signed, separated by commas."""
     names = words(text.upper())
     if not names or not set(names) <= set(_ALGORITHMS):
         raise Unacceptable(f"some of {', '.join(_ALGORITHMS)}, separated by commas")
@@ -208,18 +208,18 @@ _LEVEL = Choice(("debug", "info", "warning", "error"))
 
 
 def boolean(text: str) -> bool:
-    """A boolean in one of its usual spellings."""
+    """A claim, as people write it."""
     return _BOOLEAN(text) in {"true", "1", "yes"}
 
 
 def level(text: str) -> str:
-    """A log level; `warn` is the spelling of the Go server that this one replaces."""
+    """A level; `warn` is how the replaced server spelt it."""
     word = "warning" if text.strip().lower() == "warn" else text
     return _LEVEL(word)
 
 
 def stream_name(text: str) -> str:
-    """A name without characters special in subjects or paths (NATS ADR-6), up to NATS' limit."""
+    """NATS ADR-6: nothing that means something in a subject or a path; the server's own limit."""
     if not _STREAM_NAME.fullmatch(text) or not text.isprintable():
         raise Unacceptable("a name of at most 255 characters, without spaces, . * > / and \\")
     return text
@@ -227,8 +227,8 @@ def stream_name(text: str) -> str:
 
 _STREAM_NAME = re.compile(r"[^\s.*>/\\]{1,255}")
 
-# RFC 6454, 6.2, without user names, without paths, and without an explicit default port. The host
-# of another scheme is opaque, and may be absent (file://).
+# RFC 6454, 6.2, without user names, paths and the default port's being written out. The host of
+# another scheme is opaque, and may be absent (file://).
 _ORIGIN = re.compile(
     r"(?!https://.*:443$|http://.*:80$)https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?"
     r"|(?!(?:https?|wss?)://)[a-z][a-z0-9+.-]*://[A-Za-z0-9._-]*(:[0-9]{1,5})?"
@@ -237,7 +237,7 @@ _ORIGIN = re.compile(
 
 
 def nats_urls(text: str) -> tuple[str, ...]:
-    """URLs of NATS servers; the scheme may be left out, as the Go server allowed."""
+    """URLs as clients of the replaced server wrote them: the scheme may be left out."""
     urls = tuple(url.strip() for url in text.split(",") if url.strip())
     try:
         if not urls:
