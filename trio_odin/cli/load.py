@@ -173,7 +173,7 @@ def _expectations(function: Callable[..., None]) -> Callable[..., None]:
     "--rate",
     type=NumberRange(min=0, min_open=True),
     metavar="PER_SECOND",
-    help="Events a second that the publisher is asked for.",
+    help="Events a second to request from the publisher.",
 )
 @click.option(
     "--processes",
