@@ -40,7 +40,7 @@ runner (${machine_type[runner]}), or all, the default.
   --yes       do not ask before delete
 
 Environment:
-  PROJECT                  the Google Cloud project; required
+  PROJECT                  the Google Cloud project; required for every command but cost
   OPERATOR_CIDR            for create: the network that may reach Grafana and the publisher
   GRAFANA_ADMIN_PASSWORD   for deploy of backend; must not contain a '
   ALERT_WEBHOOK_URL        for deploy of backend: where alerts are sent
