@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# The plan's three machines on Google Cloud: made, filled, stopped, deleted. `instances.sh --help`.
+# Create, fill, stop and delete the plan's three machines on Google Cloud. See `instances.sh --help`.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 prices=$root/trio_odin/lab/model/prices.toml
 
-# Names, and the machine types of the plan. The folder below ops/isolated has the name of the key.
+# Names and machine types of the plan. Each key is also the name of a folder below ops/isolated.
 declare -A name=([ws]=odin-ws [backend]=odin-backend [runner]=odin-runner)
 declare -A machine_type=([ws]=e2-standard-2 [backend]=e2-small [runner]=e2-micro)
 # In this order: the others need the back-end's NATS.
 machines=(backend ws runner)
-# On each machine: release.sh.
+# The folder of the release on each machine, which release.sh keeps.
 current=/srv/odin/current
 
 : "${ZONE:=us-central1-a}" "${NETWORK:=odin}" "${SUBNET_RANGE:=10.10.0.0/24}"
@@ -26,28 +26,28 @@ Usage: PROJECT=… $0 [--dry-run] [--yes] COMMAND [MACHINE…]
 The plan's machines: ws (${machine_type[ws]}), backend (${machine_type[backend]}), \
 runner (${machine_type[runner]}), or all, the default.
 
-  create   network, firewall and machines, those that are not there yet
-  deploy   this commit onto them, and start the compose files of ops/isolated; settings that
-           were changed there stay. Without TRIO_ODIN_IMAGE the image is built on each machine,
-           which takes CPU from the server that runs there: set it for one that has users
-  stop     drain and stop them; what is left to pay is their disks
-  start    the way back from stop: them and what was deployed
-  delete   the machines, after a question; with all, network and firewall as well
-  ips      their addresses
-  cost     what they cost a month, by $(basename "$prices"); asks nobody
+  create   create the network, the firewall and the machines that do not exist yet
+  deploy   copy this commit to the machines and start the compose files of ops/isolated;
+           settings that were changed there stay. Without TRIO_ODIN_IMAGE the image is built on
+           each machine, which takes CPU from a running server: set it for one that has users
+  stop     drain and stop the machines; after that only their disks cost money
+  start    start stopped machines and what was deployed on them
+  delete   delete the machines, after a question; with all, also the network and the firewall
+  ips      print their addresses
+  cost     print their cost a month, from $(basename "$prices"); makes no request
 
-  --dry-run   print the commands that would be run, one a line, and run none
+  --dry-run   print the commands that would be run, one on each line, and run none
   --yes       do not ask before delete
 
 Environment:
-  PROJECT                  the Google Cloud project; nothing happens without it
-  OPERATOR_CIDR            for create: from where Grafana and the publisher may be reached
-  GRAFANA_ADMIN_PASSWORD   for deploy of backend; without a '
-  ALERT_WEBHOOK_URL        for deploy of backend: where alerts go
+  PROJECT                  the Google Cloud project; required for every command but cost
+  OPERATOR_CIDR            for create: the network that may reach Grafana and the publisher
+  GRAFANA_ADMIN_PASSWORD   for deploy of backend; must not contain a '
+  ALERT_WEBHOOK_URL        for deploy of backend: where alerts are sent
   ZONE, NETWORK            ${ZONE}, ${NETWORK}
   SUBNET_RANGE             ${SUBNET_RANGE}
-  SECRETS                  for deploy: folder of what NATS and its clients need to know each other,
-                           made if it is not there; ${SECRETS}
+  SECRETS                  for deploy: folder of passwords and certificates for NATS and its clients,
+                           created if it does not exist; ${SECRETS}
   TRIO_ODIN_IMAGE          for deploy: an image to pull instead of one built on the machine
 TEXT
 }
@@ -57,7 +57,7 @@ fail() {
   exit 2
 }
 
-# Run a command that changes something; with --dry-run only print it, ready to be pasted.
+# Run a command that changes something; with --dry-run only print it, quoted for a shell.
 change() {
   if [[ $dry_run ]]; then
     printf '%q ' "$@"
@@ -75,8 +75,8 @@ ask() {
   gcloud --project="$PROJECT" --quiet "$@"
 }
 
-# Whether something is there. A question that fails, as without a sign-in, is no answer: it ends
-# all. With --dry-run nothing is there, so everything is printed.
+# Whether something exists. If the query fails, for example without a sign-in, the script ends. With
+# --dry-run nothing exists, so everything is printed.
 is_there() { # NAME WHAT…
   [[ ! $dry_run ]] || return 1
   local found
@@ -84,7 +84,7 @@ is_there() { # NAME WHAT…
   [[ $found ]]
 }
 
-# The same before a delete, where it is worth a line.
+# The same before a delete; prints a line if there is nothing to delete.
 is_left() { # NAME WHAT…
   [[ $dry_run ]] || is_there "$@" || {
     echo "$1: not there"
@@ -102,12 +102,12 @@ address() { # MACHINE internal|external; nothing if there is none
   fi
 }
 
-# Through Google's proxy with its own sign-in: port 22 is open to nobody else.
+# Connect through Google's proxy, which has its own sign-in: port 22 is open only to it.
 on() { # MACHINE COMMAND
   g compute ssh "${name[$1]}" --zone="$ZONE" --tunnel-through-iap --command="$2"
 }
 
-# A machine that was just made or started does not let anybody in yet.
+# Wait until a machine that was just created or started accepts SSH.
 reach() { # MACHINE
   local left
   for ((left = 20; left; left--)); do
@@ -126,7 +126,7 @@ rule() { # NAME TARGET SOURCE PORTS
 
 create_network() {
   [[ ${OPERATOR_CIDR-} ]] || fail "create needs OPERATOR_CIDR, such as 203.0.113.7/32"
-  # Not the network `default`: its own rules let everybody in to port 22.
+  # Not the network `default`: its rules open port 22 to everybody.
   is_there "$NETWORK" compute networks ||
     g compute networks create "$NETWORK" --subnet-mode=custom
   is_there "$NETWORK" compute networks subnets --regions="${ZONE%-*}" ||
@@ -135,8 +135,8 @@ create_network() {
   local all=${name[ws]},${name[backend]},${name[runner]}
   rule ssh "$all" --source-ranges=35.235.240.0/20 tcp:22
   rule clients "${name[ws]}" --source-ranges=0.0.0.0/0 tcp:3004
-  # odin-proxy: HAProxy on a machine of its own, made by hand, asks /ready there. Its clients come
-  # in as all do.
+  # odin-proxy: HAProxy on a separate machine, created by hand, asks /ready there. Its clients connect
+  # like all others.
   rule metrics "${name[ws]}" --source-tags="${name[backend]},${name[runner]},odin-proxy" tcp:3005
   rule backend "${name[backend]}" --source-tags="${name[ws]}" tcp:4222,tcp:3100
   rule control "${name[backend]}" --source-tags="${name[runner]}" tcp:3003
@@ -164,7 +164,7 @@ create() {
   done
 }
 
-# What the compose file of a machine is told; see the .env.example beside it.
+# The variables for the compose file of a machine; see the .env.example beside it.
 environment_of() { # MACHINE IMAGE
   local other
   local -A at
@@ -177,7 +177,7 @@ environment_of() { # MACHINE IMAGE
   echo "BACKEND_INTERNAL_IP=${at[backend]}"
   echo "WS_INTERNAL_IP=${at[ws]}"
   if [[ $1 == backend ]]; then
-    # Compose replaces nothing within these quotes.
+    # Compose substitutes nothing within these quotes.
     echo "GRAFANA_ADMIN_PASSWORD='$GRAFANA_ADMIN_PASSWORD'"
     echo "ALERT_WEBHOOK_URL='$ALERT_WEBHOOK_URL'"
   fi
@@ -192,7 +192,7 @@ check_secrets() {
   done
 }
 
-# What ops/nats/secrets.sh has made for the containers of a machine; the authority's key stays here.
+# The files that ops/nats/secrets.sh created for a machine; the authority's key stays here.
 secrets_of() { # MACHINE
   local -A folders=([backend]='nats publisher' [ws]=ws)
   local -a chosen
@@ -202,15 +202,15 @@ secrets_of() { # MACHINE
 
 deploy() {
   [[ " $* " != *" backend "* ]] || check_secrets
-  # The same for all machines, so made once, here, and kept.
+  # All machines need the same secrets, so they are created once, here, and kept.
   [[ $dry_run ]] || "$root/ops/nats/secrets.sh" "$SECRETS"
   local revision machine image how=build folder
   local -a files
   revision=$(git -C "$root" rev-parse --short=12 HEAD)
   folder=$(mktemp -d)
-  # shellcheck disable=SC2064 # the folder of now
+  # shellcheck disable=SC2064 # expand the folder now
   trap "rm -rf '$folder'" EXIT
-  # The commit and nothing else that lies about here.
+  # The commit, without uncommitted files.
   git -C "$root" archive --output="$folder/trio-odin.tar" HEAD
   tar -xOf "$folder/trio-odin.tar" ops/cloud/release.sh >"$folder/release.sh"
   image=${TRIO_ODIN_IMAGE:-trio-odin:$revision}
@@ -231,8 +231,8 @@ deploy() {
 stop() {
   local machine file=$current/ops/isolated/ws/compose.yml
   for machine in "$@"; do
-    # Its drain takes longer than dockerd waits when the machine goes down. If that fails it stops
-    # all the same: it was asked for, and a machine that stays up costs money.
+    # The drain takes longer than dockerd waits at a shutdown. If it fails, stop the machine anyway:
+    # that was the command, and a running machine costs money.
     [[ $machine != ws ]] ||
       on ws "[ ! -e $file ] || sudo docker compose --file $file stop" ||
       echo "${name[ws]}: not drained" >&2
@@ -244,7 +244,7 @@ start() {
   local machine script=$current/ops/cloud/release.sh
   for machine in "$@"; do
     g compute instances start "${name[$machine]}" --zone="$ZONE"
-    # The runner has nothing that runs; ws has nothing that Docker starts by itself after a stop.
+    # The runner has no running service. On ws Docker starts nothing by itself after a stop.
     [[ $machine != runner ]] || continue
     reach "$machine"
     on "$machine" "[ ! -e $script ] || sudo bash $script start $machine"
@@ -287,7 +287,7 @@ ips() {
   done
 }
 
-# What `trio-odin plan` reckons with: the one place where prices are.
+# The prices that `trio-odin plan` uses; they are only in that file.
 monthly_usd() { # TYPE
   awk -v type="\"$1\"" '/^\[/ {is_it = 0} $1 == "name" {is_it = $3 == type}
     is_it && $1 == "monthly_usd" {print $3}' "$prices"

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# On a machine of instances.sh, as root, where everything is below /srv/odin:
-#   release.sh deploy MACHINE IMAGE REVISION build|pull   of the files that instances.sh has sent
-#   release.sh start MACHINE   what was deployed last
-#   release.sh back MACHINE    the release before; once more, and it is this one again
-# A release brings its files and its image. What was changed on the machine stays: the files below,
-# and each line of .env that instances.sh does not write.
+# Runs as root on a machine of instances.sh, where everything is below /srv/odin:
+#   release.sh deploy MACHINE IMAGE REVISION build|pull   deploy the files that instances.sh has sent
+#   release.sh start MACHINE   start what was deployed last
+#   release.sh back MACHINE    return to the previous release; a second time returns to this one
+# A release replaces its files and its image. Changes made on the machine stay: the settings files
+# below, and each line of .env that instances.sh does not write.
 set -euo pipefail
 export LC_ALL=C
 
-# Another one in the tests only.
+# Only tests set another folder.
 root=${ODIN_ROOT:-/srv/odin}
-# The same path, and the same folders, in each release: Compose makes a container anew when the path
-# of a mount has changed, and NATS, whose stream is in memory, would lose it.
+# Every release uses the same path and the same folders. Compose recreates a container when the path
+# of a mount changes, and NATS would then lose its stream, which is in memory.
 current=$root/current
 previous=$root/previous
-# The files that the containers have read: ops/ when they were started last.
+# The files that the containers have read: a copy of ops/ from their last start.
 in_use=$root/in-use
 settings=(ops/settings/ws.env ops/prometheus/targets/ws.yml)
 
@@ -28,15 +28,15 @@ compose() {
 }
 
 wait_for_docker() {
-  # A new machine is still installing it: startup.sh.
+  # On a new machine startup.sh may still be installing it.
   timeout 300 sh -c 'until docker info && docker compose version && docker buildx version
     do sleep 3; done' >/dev/null 2>&1 ||
     fail "no Docker in 5 minutes; see: journalctl -u google-startup-scripts"
 }
 
-# Only one that was brought to its end: a failed release is no way back, and one that is deployed
-# again is not its own.
-keep_as_previous() { # RELEASE, that comes now
+# Keep only a release that was completed: a failed one is not a way back, and a release that is
+# deployed again is not its own predecessor.
+keep_as_previous() { # the RELEASE that is deployed now
   if [[ -e $current/.release && $(<"$current/.release") != "$1" ]]; then
     rm -rf "$previous"
     cp -a "$current" "$previous"
@@ -44,8 +44,8 @@ keep_as_previous() { # RELEASE, that comes now
   rm -f "$current/.release"
 }
 
-# trio-odin.tar over what is there, folder by folder as they are: running containers have them
-# mounted. Removed is what the release before brought and this one does not; files of others stay.
+# Unpack trio-odin.tar over the existing folders, which running containers have mounted. Remove the
+# files of the previous release that this one does not have; other files stay.
 unpack() {
   local new=$root/files.new file
   local -a except=()
@@ -61,7 +61,7 @@ unpack() {
   tar -xf trio-odin.tar -C "$current" --skip-old-files "${settings[@]}"
 }
 
-# The lines of MACHINE.env, in place of those of the same names.
+# Replace the lines of .env by those of MACHINE.env with the same names.
 set_environment() {
   local env=$current/ops/isolated/$machine/.env new=$machine.env
   (
@@ -74,7 +74,7 @@ set_environment() {
   mv "$env.new" "$env"
 }
 
-# Into a folder that only root enters; the containers' users read the files in their mounts.
+# Only root can enter this folder; the containers' users read the files through their mounts.
 unpack_secrets() {
   [[ -e $machine.secrets.tar ]] || return 0
   install -d -m 0700 "$current/ops/secrets"
@@ -90,9 +90,9 @@ up() {
   compose up --detach --wait
 }
 
-# Compose sees a new image or a changed compose file, but not that a mounted file has changed.
+# Compose notices a new image or a changed compose file, but not a change in a mounted file.
 start() {
-  # A load is started by hand, or by `nox -s capacity`.
+  # The operator or `nox -s capacity` starts a load.
   [[ $machine != runner ]] || return 0
   local service services containers folder
   local -a changed=()
@@ -116,7 +116,7 @@ start() {
   remember_in_use
 }
 
-bring() { # RELEASE COMMAND…, that obtains the image
+bring() { # RELEASE COMMAND…; the command obtains the image
   local release=$1
   shift
   mkdir -p "$current"
@@ -134,7 +134,7 @@ build_image() { # IMAGE REVISION
 }
 
 deploy() { # IMAGE REVISION build|pull
-  # shellcheck disable=SC2064 # the machine of now; a password is in that file
+  # shellcheck disable=SC2064 # expand the machine now; that file has a password
   trap "rm -f trio-odin.tar '$machine.env' '$machine.secrets.tar' release.sh" EXIT
   wait_for_docker
   if [[ $3 == build ]]; then
@@ -148,7 +148,7 @@ back() {
   [[ -d $previous ]] || fail "there is no release before this one"
   local folder
   folder=$(mktemp -d)
-  # shellcheck disable=SC2064 # the folder of now
+  # shellcheck disable=SC2064 # expand the folder now
   trap "rm -rf '$folder'" EXIT
   cd "$folder"
   tar -cf trio-odin.tar -C "$previous" --files-from="$previous/.files"

@@ -1,9 +1,9 @@
--- The labels that depend on a line: from which service it is, and how grave. Both are bounded.
+-- The labels that depend on a line: its service and its level. Both have few values.
 
--- What compose gives the log option `labels: com.docker.compose.service`.
+-- The services; compose adds them through the log option `labels: com.docker.compose.service`.
 local SERVICES = { ws = true, ["ws-2"] = true, nats = true, publisher = true }
 
--- Levels of our JSON lines, and how nats-server writes them.
+-- Levels of our JSON lines, and those that nats-server writes.
 local LEVELS = { debug = "debug", info = "info", warning = "warning", error = "error", critical = "error" }
 local LEVELS_OF_NATS = {
   TRC = "debug", DBG = "debug", INF = "info", WRN = "warning", ERR = "error", FTL = "error",
@@ -20,7 +20,7 @@ function label(_, timestamp, record)
   local attributes = record["attrs"]
   local service = attributes and attributes["com.docker.compose.service"]
   if not SERVICES[service] then
-    return -1, timestamp, record -- another container's: not shipped
+    return -1, timestamp, record -- from another container: not shipped
   end
   local line = record["log"]:gsub("%s+$", "")
   return 2, timestamp, { log = line, service = service, level = level_of(line) }

@@ -1,4 +1,4 @@
-"""Capacity: what is left, what the servers use, and what the lab measured to compare with."""
+"""Capacity: the room left, the use of the servers, and the lab's figures for comparison."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ _GROWTH = "(deriv(ws_connections_current@[1h]) > 1 / 3600)"
 
 
 def capacity() -> Iterator[Section]:
-    """From what is left, to why, to what to compare it with."""
+    """From the room left, to its causes, to the lab's figures."""
     yield _room()
     yield _cpu()
     yield _memory()
     yield Section(
-        "To compare with",
+        "Comparison",
         [
             words_panel(
-                "What the lab measured",
-                "One server of one process with the plan's limits; docs/capacity.md has all of it.",
+                "Measured in the lab",
+                "One server of one process with the plan's limits; docs/capacity.md has the rest.",
                 _lab_table(),
                 width=24,
                 height=12,
@@ -67,35 +67,35 @@ def capacity() -> Iterator[Section]:
 
 def _room() -> Section:
     return Section(
-        "How far it is to the limit",
+        "Room up to the limit",
         [
             stat_panel(
-                "Users", "Connections now, of all chosen servers.", f"sum({CONNECTIONS})", line=True
+                "Users", "Connections now, to all chosen servers.", f"sum({CONNECTIONS})", line=True
             ),
             stat_panel(
                 "Room for",
                 runbook(
-                    "More users of the kind that is connected, until the first server is full by"
-                    " what is named to the right. Add a server before it is 0.",
+                    "More users like those connected, until the first server reaches the limit"
+                    " named to the right. Add a server before it is 0.",
                     "NearCapacity",
                 ),
                 f"sum({_LOWEST} - {CONNECTIONS})",
                 steps=[(RED, 0), (YELLOW, 500), (GREEN, 2000)],
-                empty="nobody is here",
+                empty="no users",
                 decimals=0,
             ),
             stat_panel(
-                "What ends first",
+                "First limit",
                 "setting: `WS_MAX_CONNECTIONS`. CPU, memory: the thresholds at which the server"
                 " refuses clients. latency: a fan-out p99 of"
                 f" {TARGET_P99_SECONDS:g} s.",
                 f"bottomk(1, sum by (bound) ({ALL_LIMITS}))",
                 name="{{bound}}",
-                empty="nobody is here",
+                empty="no users",
             ),
             stat_panel(
                 "Full in",
-                "If connections go on growing as in the last hour. The soonest server.",
+                "If connections keep growing as in the last hour; for the first server to be full.",
                 f"min(({_LOWEST} - {CONNECTIONS}) / {_GROWTH})",
                 "s",
                 steps=[(RED, 0), (YELLOW, 3600), (GREEN, 86_400)],
@@ -105,40 +105,40 @@ def _room() -> Section:
             stat_panel(
                 "CPU of a delivery",
                 f"The lab: {PEAK_DELIVERY_SECONDS * 1e6:.1f} µs with {PEAK.connected:,} users at"
-                f" {PEAK.rate:g} events a second. Well above at such a load: a slower machine, or"
-                " one that is shared. With few deliveries it says little.",
+                f" {PEAK.rate:g} events a second. If it is well above at such a load, the machine"
+                " is slower or shared. With few deliveries it means little.",
                 _DELIVERY,
                 "s",
                 steps=_times(PEAK_DELIVERY_SECONDS),
-                empty="nothing is sent",
+                empty="no deliveries",
             ),
             stat_panel(
                 "Memory of a connection",
-                f"The lab: {COSTS.connection_kib:.1f} KiB. With few users it says little. Above and"
-                " growing: outboxes are full, or a leak.",
+                f"The lab: {COSTS.connection_kib:.1f} KiB. With few users it means little. If it is"
+                " above and growing, outboxes are full, or memory leaks.",
                 _CONNECTION,
                 "bytes",
                 steps=_times(CONNECTION_BYTES),
-                empty="nobody is here",
+                empty="no users",
             ),
             bars(
-                "Users that fit, by what would end first",
+                "Users that fit, by limit",
                 "All chosen servers together, if each user gets as much as now. CPU:"
-                f" {CPU_REJECT:g} % of what the workers can use, in proportion to now, though among"
-                " ten times the users a delivery takes up to half as much again; memory"
-                f" {MEMORY_REJECT:g} % of the limit, at {COSTS.connection_kib:.1f} KiB a user;"
-                " latency in proportion too; both from 1,000 users on. Files: of one process only."
-                " `trio-odin plan` computes it for users of another kind.",
+                f" {CPU_REJECT:g} % of what the workers can use, in proportion to now, although"
+                " with ten times the users a delivery takes up to half as much again. Memory:"
+                f" {MEMORY_REJECT:g} % of the limit, at {COSTS.connection_kib:.1f} KiB a user."
+                " Latency: in proportion too. CPU and latency need 1,000 users. Files: of one"
+                " process only. `trio-odin plan` computes this for other kinds of users.",
                 f"sum by (bound) ({ALL_LIMITS})",
                 "{{bound}}",
                 width=12,
-                # What the lab held: beyond it all are enough, and none is sure.
+                # The lab's maximum: a value beyond it is enough, but not measured.
                 most=COSTS.max_connections or 0,
                 steps=[(RED, 0), (YELLOW, 1000), (GREEN, 5000)],
             ),
             graph(
-                "Users, and where they end",
-                "The forecast goes on as the last hour did, for one hour.",
+                "Users and their limit",
+                "The forecast continues the last hour for one more hour.",
                 [
                     Line(f"sum({CONNECTIONS})", "users"),
                     Line(
@@ -153,7 +153,7 @@ def _room() -> Section:
 
 
 def _times(figure: float) -> list[tuple[str, float]]:
-    """About as the lab had it; more; much more."""
+    """About the lab's figure; more; much more."""
     return [(GREEN, 0), (YELLOW, figure * 1.5), (RED, figure * 3)]
 
 
@@ -163,8 +163,8 @@ def _cpu() -> Section:
         [
             graph(
                 "Cores",
-                "What grows without more users or events is to be looked at: connects, or what else"
-                " the machine does.",
+                "If it grows without more users or events, look at connects and at other programs"
+                " on the machine.",
                 [
                     Line(f"sum({CPU})", "measured"),
                     Line("sum(clamp_max(ws_workers@, $cores))", "can be used", True),
@@ -172,13 +172,13 @@ def _cpu() -> Section:
             ),
             graph(
                 "CPU of a delivery",
-                "All CPU of the servers by all they deliver. In a storm of connects it is theirs.",
+                "All CPU of the servers for each delivery. A storm of connects raises it.",
                 [
                     Line(_DELIVERY, "measured"),
                     Line(f"vector({PEAK_DELIVERY_SECONDS:g})", "the lab at its peak", True),
                 ],
                 "s",
-                empty="nothing is sent",
+                empty="no deliveries",
             ),
             cpu_of_the_limit(),
         ],
@@ -192,8 +192,8 @@ def _memory() -> Section:
             graph(
                 "Memory",
                 runbook(
-                    "Resident, of all processes. Freed memory is kept for a while, so after a peak"
-                    " it stays where it was.",
+                    "Resident memory of all processes. A process keeps freed memory for a while, so"
+                    " it stays high after a peak.",
                     "HighMemoryUsage",
                 ),
                 [
@@ -204,17 +204,17 @@ def _memory() -> Section:
             ),
             graph(
                 "Memory of a connection",
-                "Without what a process needs for itself. With few connections it says little.",
+                "Without the base of each process. With few connections it means little.",
                 [
                     Line(_CONNECTION, "measured"),
                     Line(f"vector({CONNECTION_BYTES:.0f})", "the lab", True),
                 ],
                 "bytes",
-                empty="nobody is here",
+                empty="no users",
             ),
             graph(
-                "What waits in outboxes",
-                "Slow clients cost memory beside that of their connection.",
+                "Bytes waiting in outboxes",
+                "Slow clients take memory in addition to that of their connection.",
                 [
                     Line("sum(ws_outbox_bytes@)", "outboxes"),
                     Line("sum(ws_outbox_bytes_limit@)", "limit", True),

@@ -1,8 +1,8 @@
-"""Write the dashboards: `python ops/grafana/dashboards.py`. A test keeps the files current.
+"""Write the dashboards: `python ops/grafana/dashboards.py`. A test checks that they are current.
 
-They are made of queries in PromQL and LogQL, and of figures that the project has elsewhere: the
-defaults of the settings, the costs and results that the lab measured. So run this again when one of
-these changes. What it writes depends on nothing else.
+They consist of queries in PromQL and LogQL, and of figures from elsewhere in the project: the
+defaults of the settings, and the costs and results of the lab. Run this again when one of these
+changes. The output depends on nothing else.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _source(name: str, kind: str, uid: str) -> Variable:
 
 
 def _choice(name: str, label: str, query: str, source: Any) -> Variable:
-    """Values that a label has; all of them at first."""
+    """A choice of a label's values; all of them by default."""
     return (
         dashboard.QueryVariable(name)
         .label(label)
@@ -52,7 +52,7 @@ def _choice(name: str, label: str, query: str, source: Any) -> Variable:
         .sort(models.VariableSort.ALPHABETICAL_ASC)
         .multi(True)
         .include_all(True)
-        # Also what lacks the label, such as lines without a level.
+        # Also include series without the label, such as lines without a level.
         .all_value(".*")
         .current(_ALL)
     )
@@ -72,13 +72,13 @@ _OF_LINES = [
     _choice("level", "Level", 'label_values({job="odin"}, level)', LOKI),
     _text("search", "Search", ""),
 ]
-# The limit itself is not among the metrics.
+# There is no metric for the limit.
 _CORES = _text("cores", "Cores of a server", f"{MACHINE.cpu_limit:g}")
 
 
 @attrs.frozen
 class Page:
-    """A dashboard: its address is its `uid`, which never changes."""
+    """A dashboard. Its address is its `uid`, which never changes."""
 
     uid: str
     title: str
@@ -93,7 +93,7 @@ PAGES = {
     "overview": Page(
         "odin-overview",
         "trio-odin: overview",
-        "Is it well? Open this first.",
+        "The health of the servers. Open this page first.",
         overview,
         [_METRICS, _LOGS, _SERVERS],
         refresh="10s",
@@ -108,7 +108,7 @@ PAGES = {
     "capacity": Page(
         "odin-capacity",
         "trio-odin: capacity",
-        "What the servers use, what is left, and what the lab measured to compare with.",
+        "The use of the servers, the room left, and the lab's figures for comparison.",
         capacity,
         [_METRICS, _SERVERS, _CORES],
         since="now-6h",
@@ -116,7 +116,7 @@ PAGES = {
     "logs": Page(
         "odin-logs",
         "trio-odin: logs",
-        "What the servers, NATS and the publisher say.",
+        "The log lines of the servers, NATS and the publisher.",
         loglines,
         [_METRICS, _LOGS, *_OF_LINES],
         refresh="10s",
@@ -137,7 +137,7 @@ def _annotation(name: str, colour: str, query: str) -> models.AnnotationQuery:
 
 
 def _annotations(variables: list[Variable]) -> list[models.AnnotationQuery]:
-    """What happened, as lines across all panels. The logs have no servers to choose."""
+    """Events as lines across all panels. The page of logs has no choice of servers."""
     chosen = _SERVERS in variables
     of = "@" if chosen else '{job="ws"}'
     return [
@@ -152,7 +152,7 @@ def _annotations(variables: list[Variable]) -> list[models.AnnotationQuery]:
 
 
 def render(page: Page) -> str:
-    """The dashboard as Grafana reads it."""
+    """Return the dashboard as Grafana reads it."""
     links = (
         dashboard.DashboardLink("trio-odin")
         .type(models.DashboardLinkType.DASHBOARDS)
@@ -187,10 +187,10 @@ def render(page: Page) -> str:
 
 
 def main() -> None:
-    """Write all of them."""
+    """Write all dashboards."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "--to", type=Path, default=FOLDER, help="folder; default: where they belong"
+        "--to", type=Path, default=FOLDER, help="output folder (default: ops/grafana/dashboards)"
     )
     folder = parser.parse_args().to
     for name, page in PAGES.items():

@@ -15,7 +15,7 @@ from panels import GREEN, RED, YELLOW, Line, Section, graph, heat, runbook
 
 
 def fanout() -> Iterator[Section]:
-    """From what clients feel to what may be the cause of it."""
+    """From what clients notice to its possible causes."""
     yield _latency()
     yield _flow()
     yield _queues()
@@ -46,14 +46,14 @@ def _latency() -> Section:
         [
             heat(
                 "Fan-out",
-                "Events by how long their fan-out took: from arrival from NATS to the last write. A"
-                " second band further up are the events that most clients subscribe to.",
+                "Events by the duration of their fan-out, from arrival from NATS to the last write."
+                " A second band further up shows events with many subscribers.",
                 "sum by (le) (increase(ws_fan_out_seconds_bucket@[$__rate_interval]))",
             ),
             graph(
                 "Fan-out, quantiles",
-                "It grows with the clients an event goes to. If it grows without them, look at the"
-                " loop below, then at CPU.",
+                "It grows with the number of clients of an event. If it grows without more clients,"
+                " look at the loop below, then at CPU.",
                 _quantiles("ws_fan_out_seconds"),
                 "s",
                 steps=[(GREEN, 0), (RED, TARGET_P99_SECONDS)],
@@ -71,8 +71,8 @@ def _flow() -> Section:
             graph(
                 "Events from NATS a second",
                 runbook(
-                    "What became of them. `unmatched`: nobody was subscribed. `shed`: given up"
-                    " before the fan-out. Each worker takes every event and counts it.",
+                    "By outcome. `unmatched`: no client was subscribed. `shed`: dropped before the"
+                    " fan-out. Each worker receives and counts every event.",
                     "EventsShed",
                 ),
                 [
@@ -90,8 +90,8 @@ def _flow() -> Section:
             graph(
                 "Deliveries a second",
                 runbook(
-                    "What became of what was addressed to clients. `conflated`: gave way to a newer"
-                    " one. Where written is below addressed for long, outboxes fill.",
+                    "By outcome. `conflated`: replaced by a newer event. If written stays below"
+                    " addressed for long, outboxes fill up.",
                     "DeliveriesDropped",
                 ),
                 [
@@ -109,9 +109,8 @@ def _flow() -> Section:
                 stacked=True,
             ),
             graph(
-                "Clients an event goes to",
-                "On average, of the events that anybody wanted. The fan-out takes as long as this"
-                " is wide.",
+                "Clients of an event",
+                "Average over events with a subscriber. The duration of the fan-out grows with it.",
                 [
                     Line(
                         "sum(rate(ws_deliveries_matched_total@[$__rate_interval]))"
@@ -123,8 +122,8 @@ def _flow() -> Section:
             ),
             graph(
                 "CPU of a delivery",
-                "All CPU of the servers by their deliveries. Under load writes are joined, so that"
-                " one costs less; with few of them it is what the processes need anyway.",
+                "All CPU of the servers for each delivery. Under load writes are joined, so a"
+                " delivery costs less; with few deliveries this is the CPU of idle processes.",
                 [
                     Line(
                         "sum(rate(process_cpu_seconds_total@[$__rate_interval]))"
@@ -145,7 +144,7 @@ def _flow() -> Section:
             ),
             graph(
                 "Bytes of a delivery",
-                "With all that else goes to clients. A jump: somebody publishes larger events.",
+                "Includes all else sent to clients. A jump: somebody publishes larger events.",
                 [
                     Line(
                         "sum(rate(ws_bytes_sent_total@[$__rate_interval]))"
@@ -167,8 +166,8 @@ def _queues() -> Section:
             graph(
                 "Between NATS and the fan-out",
                 runbook(
-                    "Share of the feed, which is `WS_WORKER_QUEUE_SIZE` events long. Full: events"
-                    " are shed (`feed_full`), as the loop does not keep up.",
+                    "Fill of the inbound queue, which holds `WS_WORKER_QUEUE_SIZE` events. If it is"
+                    " full, events are shed (`feed_full`): the loop does not keep up.",
                     "EventsShed",
                 ),
                 [Line("ws_feed_waiting@ / ws_feed_capacity@", "{{instance}}")],
@@ -179,8 +178,8 @@ def _queues() -> Section:
             graph(
                 "In all outboxes",
                 runbook(
-                    "Share of `WS_TOTAL_OUTBOX_BYTES`. It fills while many clients read too slowly;"
-                    " full, the fullest of them go.",
+                    "Share of `WS_TOTAL_OUTBOX_BYTES` in use. It grows while many clients read too"
+                    " slowly. At 100 % clients with events waiting lose some.",
                     "OutboxNearLimit",
                 ),
                 [Line("ws_outbox_bytes@ / (ws_outbox_bytes_limit@ > 0)", "{{instance}}")],
@@ -189,8 +188,8 @@ def _queues() -> Section:
                 most=1,
             ),
             graph(
-                "Deliveries that wait",
-                "For their socket. A few are normal; many for long are slow clients.",
+                "Deliveries waiting",
+                "They wait for their socket. A few are normal; many for long mean slow clients.",
                 [Line("ws_deliveries_queued@", "{{instance}}")],
             ),
         ],
@@ -199,7 +198,7 @@ def _queues() -> Section:
 
 def _losses() -> Section:
     return Section(
-        "What did not arrive, and why",
+        "Events that did not arrive",
         [
             graph(
                 "Events shed a minute",
@@ -217,8 +216,8 @@ def _losses() -> Section:
                 "Gaps a minute",
                 runbook(
                     "Seconds in which events were lost before the fan-out, by reason. `window`:"
-                    " NATS was away for longer than the stream remembers. `stream`: it lost them."
-                    " `core`: there is no JetStream. `shed`: see the left.",
+                    " NATS was away for longer than the stream keeps events. `stream`: the stream"
+                    " lost them. `core`: there is no JetStream. `shed`: see the panel on the left.",
                     "EventsLost",
                 ),
                 [
@@ -229,7 +228,7 @@ def _losses() -> Section:
                     ),
                     Line(
                         "60 * sum(rate(ws_nats_reconnects_total@[$__rate_interval])) > 0",
-                        "NATS connected again",
+                        "reconnects to NATS",
                     ),
                 ],
                 bars=True,
@@ -239,7 +238,7 @@ def _losses() -> Section:
                 "Deliveries dropped a minute",
                 runbook(
                     "By reason. `outbox_full`, `outbox_bytes`: one client reads too slowly."
-                    " `total_outbox_bytes`: too many do. `closing`: it was leaving anyway."
+                    " `total_outbox_bytes`: too many do. `closing`: the client was leaving anyway."
                     " `worker_lost`: a process ended.",
                     "DeliveriesDropped",
                 ),
@@ -257,9 +256,9 @@ def _losses() -> Section:
             graph(
                 "Evicted a minute",
                 runbook(
-                    "Clients that the server closed for cause, by reason. `outbox_full`,"
-                    " `write_deadline`: too slow. `keepalive_timeout`: gone without a word."
-                    " `token_…`: no longer allowed. `internal_error`: see the log.",
+                    "Connections that the server closed, by reason. `outbox_full`,"
+                    " `write_deadline`: the client is too slow. `keepalive_timeout`: it is silent."
+                    " `token_…`: it is no longer authorized. `internal_error`: see the log.",
                     "SlowConsumers",
                 ),
                 [
@@ -274,25 +273,25 @@ def _losses() -> Section:
                 empty="none",
             ),
             graph(
-                "Had again, a second",
-                "Events that clients got later: missed ones after they had come back, and replays"
+                "Resumed and replayed a second",
+                "Events that clients got later: by resuming after a reconnect, or by a replay that"
                 " they asked for.",
                 [
                     Line(
                         "sum(rate(ws_resumed_messages_total@[$__rate_interval]))",
-                        "after coming back",
+                        "resumed",
                     ),
                     Line("sum(rate(ws_replayed_messages_total@[$__rate_interval]))", "replayed"),
                     Line(
                         "sum(rate(ws_nats_messages_repeated_total@[$__rate_interval]))",
-                        "NATS repeated (ignored)",
+                        "repeated by NATS (ignored)",
                     ),
                 ],
             ),
             graph(
-                "Since NATS spoke",
+                "Since NATS answered",
                 runbook(
-                    "It is asked each second. No line: it never did.",
+                    "The server asks NATS each second. No line: NATS has never answered.",
                     "NatsSilent",
                 ),
                 [
@@ -306,19 +305,19 @@ def _losses() -> Section:
 
 def _loop() -> Section:
     return Section(
-        "The loop: one process does all its work in one",
+        "The loop: each process has one, for all its work",
         [
             heat(
                 "Lateness",
-                "How late the scheduler runs what is due. What is late here is late for every"
-                " client of the process.",
+                "How late the scheduler runs due tasks. This delay affects every client of the"
+                " process.",
                 "sum by (le) (increase(ws_loop_lag_seconds_bucket@[$__rate_interval]))",
             ),
             graph(
                 "Lateness, quantiles and worst",
                 runbook(
-                    f"At {LAG_REJECT_SECONDS:g} s new clients are refused. Late without load:"
-                    " something else uses the machine.",
+                    f"At {LAG_REJECT_SECONDS:g} s new clients are refused. If it is late without"
+                    " load, something else uses the machine.",
                     "LoopLag",
                 ),
                 [
@@ -332,7 +331,7 @@ def _loop() -> Section:
             graph(
                 "Busy",
                 runbook(
-                    "CPU of the busiest process, of one core, which is all it can use. At 100 %"
+                    "CPU of the busiest process, relative to the one core that it can use. At 100 %"
                     " clients wait: add workers, or a server.",
                     "LoopBusy",
                 ),
@@ -343,14 +342,14 @@ def _loop() -> Section:
             ),
             graph(
                 "Shed for CPU or memory",
-                f"Share of the events, from {CPU_PAUSE:g} % CPU on.",
+                f"Share of the events that is shed, from {CPU_PAUSE:g} % CPU on.",
                 [Line("ws_paused_percent@", "{{instance}}")],
                 "percent",
                 most=100,
             ),
             graph(
                 "Tasks",
-                "Some for each connection. If they grow without connections, tasks leak.",
+                "Each connection has a few. If tasks grow but connections do not, tasks leak.",
                 [Line("ws_tasks@", "{{instance}}")],
             ),
         ],
@@ -359,11 +358,11 @@ def _loop() -> Section:
 
 def _clients() -> Section:
     return Section(
-        "What clients do",
+        "Clients",
         [
             graph(
                 "Commands a second",
-                "Many `subscribe` at a steady number of clients: they come back again and again.",
+                "Many `subscribe` with a steady number of clients: clients keep reconnecting.",
                 [
                     Line(
                         "sum by (command) (rate(ws_commands_total@[$__rate_interval]))",
@@ -373,8 +372,8 @@ def _clients() -> Section:
                 stacked=True,
             ),
             graph(
-                "Errors answered a minute",
-                "By code: a new version of a client that does it wrong. `RATE_LIMIT_EXCEEDED`: one"
+                "Error replies a minute",
+                "By code. Often a new client version with a bug. `RATE_LIMIT_EXCEEDED`: a client"
                 " that floods.",
                 [_by_reason("ws_error_replies_total", "code")],
                 stacked=True,
@@ -383,24 +382,24 @@ def _clients() -> Section:
             ),
             graph(
                 "Channels of a client",
-                "Of those that are subscribed to any. Deliveries are clients × channels ×"
-                " events a channel.",
+                "Of clients with a subscription. Deliveries are clients × channels × events a"
+                " channel.",
                 [
                     Line(
                         "max by (quantile) (ws_subscription_count_per_client@)",
                         "quantile {{quantile}}",
                     ),
-                    Line("max(ws_channels_current@)", "channels in all", dashed=True),
+                    Line("max(ws_channels_current@)", "channels in total", dashed=True),
                 ],
             ),
             graph(
-                "At the door",
-                "Sockets without a complete request, and pauses of accepting. Many for long: an"
-                " attack, or a proxy that opens connections in advance.",
+                "Accepting",
+                "Pending handshakes, and pauses in accepting. Many for long: an attack, or a proxy"
+                " that opens connections in advance.",
                 [
-                    Line("sum(ws_half_open_current@)", "half open"),
+                    Line("sum(ws_half_open_current@)", "pending handshakes"),
                     Line("sum(rate(ws_accepts_paced_total@[$__rate_interval]))", "pauses a second"),
-                    Line("max(ws_loop_turnover_percent@)", "% of a core for those who come or go"),
+                    Line("max(ws_loop_turnover_percent@)", "% of a core for connects and closes"),
                     Line(
                         "sum(rate(ws_accept_errors_total@[$__rate_interval]))",
                         "failed accepts a second",
@@ -409,13 +408,13 @@ def _clients() -> Section:
             ),
             graph(
                 "Connections by worker",
-                "The kernel spreads them, unevenly. One far below the others has just started.",
+                "The kernel spreads them unevenly. A worker far below the others has just started.",
                 [Line("ws_worker_connections@", "{{instance}}, worker {{worker}}")],
                 stacked=True,
             ),
             graph(
                 "Open files",
-                "Of one process, with its limit; with several workers there is no such figure.",
+                "Of one process, with its limit. There is no such figure with several workers.",
                 [
                     Line("process_open_fds@", "{{instance}}"),
                     Line("process_max_fds@", "limit of {{instance}}", dashed=True),

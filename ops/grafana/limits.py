@@ -1,9 +1,9 @@
-"""What the pages compare with: the project's own figures, and where a server would be full.
+"""The figures that the pages compare with, and the limits at which a server is full.
 
-All figures are read from the project: what the lab measured last, the defaults of the settings, the
-machine of the plan. Nothing is typed here; run dashboards.py when they change.
+All figures are read from the project: the lab's latest results, the defaults of the settings, the
+machine of the plan. None is written here; run dashboards.py when they change.
 
-A query is about each of the chosen servers with all its workers.
+Each query is for each of the chosen servers with all its workers.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ CONNECTIONS = "ws_connections_current@"
 DELIVERIES = "rate(ws_messages_sent_total@[$__rate_interval])"
 CPU = "rate(process_cpu_seconds_total@[$__rate_interval])"
 MEMORY = "process_resident_memory_bytes@"
-# With few users CPU and p99 are those of the machine, and say nothing about more of them.
+# With few users, CPU and p99 are those of the machine and predict nothing.
 _ENOUGH = f"({CONNECTIONS} > 1000)"
 
-# Users that one server can hold if each gets as much as now, by what would end first.
+# Users that one server can hold if each gets as much as now, by limit.
 LIMITS = {
     "setting": "ws_capacity_max_connections@ > 0",
     "CPU": f"{_ENOUGH} * {CPU_REJECT / 100:g} * clamp_max(ws_workers@, $cores) / ({CPU} > 0)",
@@ -66,7 +66,7 @@ LIMITS = {
         f"({MEMORY_REJECT / 100:g} * (ws_memory_limit_bytes@ > 0)"
         f" - {COSTS.base_mib * MIB:.0f} * ws_workers@) / {CONNECTION_BYTES:.0f}"
     ),
-    # With several workers there is no such series: each has a limit of its own.
+    # With several workers there is no such series: each worker has its own limit.
     "open files": f"process_max_fds@ - {files_needed(0, 1)}",
     "latency": (
         f"{_ENOUGH} * {TARGET_P99_SECONDS:g} / (histogram_quantile(0.99,"

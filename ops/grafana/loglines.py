@@ -1,4 +1,4 @@
-"""Logs: what the servers say, by the four labels that Loki has, and by fields of the lines."""
+"""Logs: the lines, by the four labels of Loki and by their fields."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ from panels import (
     stat_panel,
 )
 
-# Lines of nats-server are no JSON, and have no fields.
+# Lines of nats-server are not JSON, and have no fields.
 _FIELDS = '| json | __error__=""'
 _SERVER = '{job="odin", instance=~"$machine", service="ws"}'
-_CHOSEN = "In the time range, of the chosen machines and services."
+_CHOSEN = "In the time range, for the chosen machines and services."
 
 
 def loglines() -> Iterator[Section]:
-    """How much is said, about what, and the lines themselves."""
-    yield Section("How much", [*_numbers(), *_courses()])
+    """The number of lines, their events, and the lines themselves."""
+    yield Section("Numbers", [*_numbers(), *_courses()])
     yield Section(
         "Warnings and errors",
         [
             lines_panel(
                 "Warnings and errors",
-                runbook("Whatever level is chosen. Open a line for its fields.", "ErrorsLogged"),
+                runbook(
+                    "Regardless of the chosen level. Open a line for its fields.", "ErrorsLogged"
+                ),
                 '{job="odin", instance=~"$machine", service=~"$service",'
                 ' level=~"warning|error"} |~ "(?i)$search"',
                 height=9,
@@ -43,8 +45,8 @@ def loglines() -> Iterator[Section]:
         [
             lines_panel(
                 "All lines",
-                "Of the chosen machines, services and levels, with the text searched for above. New"
-                " ones come as the page is refreshed; for each at once: Explore, then Live.",
+                "Of the chosen machines, services and levels, with the search text above. New lines"
+                " appear at each refresh; to see each line immediately: Explore, then Live.",
                 '@ |~ "(?i)$search"',
                 height=14,
             )
@@ -59,19 +61,19 @@ def _numbers() -> Iterator[PanelBuilder]:
     for title, about, alert, lines in (
         (
             "Errors",
-            "Faults of the server, or what it cannot mend.",
+            "Bugs of the server, and faults that it cannot recover from.",
             "ErrorsLogged",
             _OF_SERVICES.replace("LEVELS", "error"),
         ),
         (
             "Warnings",
-            "What it mends by itself, but somebody should know.",
+            "Faults that the server recovers from, but somebody should know of.",
             "ErrorsLogged",
             _OF_SERVICES.replace("LEVELS", "warning"),
         ),
         (
             "NATS lost",
-            "Times that a server lost NATS or could not reach it (`nats.lost`, `nats.failed`).",
+            "Times a server lost NATS or could not reach it (`nats.lost`, `nats.failed`).",
             "NatsDisconnected",
             _of_events("nats.lost", "nats.failed"),
         ),
@@ -94,7 +96,7 @@ def _numbers() -> Iterator[PanelBuilder]:
 
 
 def _of_events(*events: str) -> str:
-    """Lines of the servers about these; the text is looked for first, as that is quick."""
+    """Lines of the servers about these events; the text filter comes first, as it is fast."""
     names = "|".join(events)
     return f'{_SERVER} |~ "{names}" {_FIELDS} | event=~"{names}" '
 
@@ -102,12 +104,12 @@ def _of_events(*events: str) -> str:
 def _courses() -> Iterator[PanelBuilder]:
     yield _bars(
         "Lines by level",
-        "A server says one line an event, never one a message: many lines are many events.",
+        "A server logs single events, never each message: many lines mean many events.",
         Line("sum by (level) (count_over_time(@ [$__auto]))", "{{level}}"),
     )
     yield _bars(
         "Lines by service",
-        "Of which one falls silent, look whether it runs, or whether its lines are shipped.",
+        "If a service falls silent, check that it runs, and that its lines are shipped.",
         Line(
             "sum by (instance, service) (count_over_time(@ [$__auto]))",
             "{{service}}, {{instance}}",
@@ -124,7 +126,7 @@ def _courses() -> Iterator[PanelBuilder]:
     yield _bars(
         "Evictions by reason",
         runbook(
-            "Connections closed for cause, one line each, 20 a second at most; the metrics on the"
+            "Connections closed by force, one line each, at most 20 a second; the metrics on the"
             " page Fan-out count all.",
             "SlowConsumers",
         ),
@@ -138,7 +140,7 @@ def _courses() -> Iterator[PanelBuilder]:
 
 
 def _bars(title: str, about: str, lines: Line, *, empty: str = "no lines") -> PanelBuilder:
-    """How many lines there were over time, of each kind on top of the others."""
+    """Lines over time, stacked by kind."""
     return graph(
         title, about, [lines], stacked=True, bars=True, width=12, empty=empty, of_logs=True
     )

@@ -1,4 +1,4 @@
-"""Is it well? The page to open first, at night too."""
+"""The overview: the page to open first."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ P99 = (
 
 
 def overview() -> Iterator[Section]:
-    """From what is wrong, to how much there is to do, to who suffered."""
+    """From faults, to load, to connections that were refused or closed."""
     yield Section(
-        "Is it well?",
+        "Health",
         [
             stat_panel(
                 "Servers",
@@ -59,7 +59,7 @@ def overview() -> Iterator[Section]:
             ),
             stat_panel(
                 "Alerts firing",
-                "Each of them is in the list below, with what to do about it.",
+                "The list below shows each one, with what to do about it.",
                 'count(ALERTS{alertstate="firing", alertname!="Watchdog"}) or vector(0)',
                 steps=_YES_OR_NO,
                 texts={"0": ("none", GREEN)},
@@ -67,7 +67,7 @@ def overview() -> Iterator[Section]:
             ),
             stat_panel(
                 "Errors in the logs",
-                runbook(f"{_OF_RANGE} The lines are on the page Logs.", "ErrorsLogged"),
+                runbook(f"{_OF_RANGE} The page Logs shows the lines.", "ErrorsLogged"),
                 count_of_lines('{job="odin", level="error"}'),
                 steps=[(GREEN, 0), (YELLOW, 1)],
                 texts={"0": ("none", GREEN)},
@@ -77,7 +77,7 @@ def overview() -> Iterator[Section]:
             stat_panel(
                 "Workers missing",
                 runbook(
-                    "Processes that should serve and do not. One that ended is back in a second.",
+                    "Processes that should serve but do not. One that ended returns in a second.",
                     "WorkerMissing",
                 ),
                 "sum(ws_workers@ - ws_workers_alive@)",
@@ -87,8 +87,8 @@ def overview() -> Iterator[Section]:
             ),
             stat_panel(
                 "Draining",
-                "Servers that send their clients away in order and stop. If nobody deploys, ask who"
-                " sent SIGTERM: the log says when (`drain.started`).",
+                "Servers that drain their clients and then stop. If nobody deploys, find out who"
+                " sent SIGTERM: the log shows when (`drain.started`).",
                 "sum(ws_draining@)",
                 steps=[(GREEN, 0), (YELLOW, 1)],
                 texts={"0": ("no", GREEN)},
@@ -97,8 +97,8 @@ def overview() -> Iterator[Section]:
             stat_panel(
                 "Unaccounted for",
                 runbook(
-                    "Events and deliveries that the books do not explain. Always 0; anything else"
-                    " is a fault of the server.",
+                    "Events and deliveries that the counters do not explain. Must always be 0; any"
+                    " other value is a bug in the server.",
                     "LedgerImbalance",
                 ),
                 "max(ws_ledger_imbalance@)",
@@ -108,7 +108,7 @@ def overview() -> Iterator[Section]:
             ),
             stat_panel(
                 "Since the last start",
-                runbook("Of the server that was started last.", "ServerRestarts"),
+                runbook("For the server that started last.", "ServerRestarts"),
                 "min(ws_uptime_seconds@)",
                 "s",
                 steps=[(YELLOW, 0), (GREEN, 600)],
@@ -117,7 +117,7 @@ def overview() -> Iterator[Section]:
             ),
             stat_panel(
                 "Connections",
-                "Clients connected now, to all chosen servers.",
+                "Clients that are connected now, to all chosen servers.",
                 "sum(ws_connections_current@)",
                 line=True,
             ),
@@ -142,7 +142,7 @@ def overview() -> Iterator[Section]:
             ),
             stat_panel(
                 "Fan-out p99",
-                "99 of 100 events have been handed to all their clients within this time. Above"
+                "99 of 100 events were handed to all their clients within this time. Above"
                 f" {TARGET_P99_SECONDS:g} s clients see old prices: see the page Fan-out.",
                 P99,
                 "s",
@@ -153,7 +153,7 @@ def overview() -> Iterator[Section]:
                 "Events a second",
                 runbook(
                     "From NATS, to the server that gets most. At 0 nobody publishes, or NATS does"
-                    " not hand it on.",
+                    " not deliver.",
                     "NoPublications",
                 ),
                 "max(rate(ws_nats_messages_received_total@[$__rate_interval])"
@@ -162,10 +162,10 @@ def overview() -> Iterator[Section]:
                 decimals=1,
             ),
             stat_panel(
-                "Since NATS spoke",
+                "Since NATS answered",
                 runbook(
-                    "NATS is asked each second. It is connected and silent: it hangs, or the"
-                    " network does.",
+                    "The server asks NATS each second. If it is connected but does not answer, NATS"
+                    " or the network hangs.",
                     "NatsSilent",
                 ),
                 "max(ws_nats_age_seconds@)",
@@ -177,13 +177,13 @@ def overview() -> Iterator[Section]:
             *_suffered(),
             alerts_panel(
                 "Alerts",
-                "Firing and pending. Open one for its description and its runbook.",
+                "Firing and pending alerts. Open one for its description and its runbook.",
                 width=8,
                 height=9,
             ),
             states(
-                "When it was not well",
-                "Red while so, on any of the chosen servers.",
+                "Times with faults",
+                "Red while the fault lasts, on any of the chosen servers.",
                 [
                     Line("max(1 - up@)", "does not answer"),
                     Line("max(1 - ws_nats_connected@)", "NATS is away"),
@@ -203,12 +203,12 @@ def overview() -> Iterator[Section]:
         ],
     )
     yield Section(
-        "How much there is to do",
+        "Load",
         [
             graph(
                 "Connections",
-                "By server, with the limit of each. A sudden fall: a restart, or the network before"
-                " it.",
+                "By server, with the limit of each. A sudden fall: a restart, or the network in"
+                " front of it.",
                 [
                     Line("ws_connections_current@", "{{instance}}"),
                     Line("ws_capacity_max_connections@ > 0", "limit of {{instance}}", dashed=True),
@@ -217,8 +217,7 @@ def overview() -> Iterator[Section]:
             ),
             graph(
                 "Deliveries a second",
-                "By server. With as many clients as before but fewer deliveries, look at NATS and"
-                " at the publisher.",
+                "By server. If deliveries fall but clients stay, check NATS and the publisher.",
                 [Line("rate(ws_messages_sent_total@[$__rate_interval])", "{{instance}}")],
                 stacked=True,
                 width=12,
@@ -237,7 +236,7 @@ def overview() -> Iterator[Section]:
             graph(
                 "Memory",
                 runbook(
-                    f"Of the limit. At {MEMORY_REJECT:g} % new clients are refused, at"
+                    f"Relative to the limit. At {MEMORY_REJECT:g} % new clients are refused, at"
                     f" {MEMORY_PAUSE:g} % all events are shed.",
                     "HighMemoryUsage",
                 ),
@@ -253,11 +252,11 @@ def overview() -> Iterator[Section]:
             ),
         ],
     )
-    yield Section("Who was refused, and who had to go", list(_comings_and_goings()))
+    yield Section("Connections that were refused or closed", list(_comings_and_goings()))
 
 
 def cpu_of_the_limit() -> PanelBuilder:
-    """For this page, and for that of the capacity."""
+    """CPU relative to the limit, for this page and the capacity page."""
     return graph(
         "CPU of the limit",
         runbook(
@@ -276,23 +275,23 @@ def cpu_of_the_limit() -> PanelBuilder:
 
 
 def _suffered() -> Iterator[PanelBuilder]:
-    """What clients noticed; whole numbers, as one lost event is one too many."""
+    """Effects on clients, in whole numbers: one lost event is one too many."""
     for title, about, alert, query in (
         (
             "Events lost",
-            "Before the fan-out, so that nobody got them; clients were told (`gap`).",
+            "Lost before the fan-out, so no client got them; clients were notified (`gap`).",
             "EventsLost",
             "ws_nats_messages_missed_total@",
         ),
         (
             "Deliveries dropped",
-            "Events that single clients did not get, as they read too slowly.",
+            "Events that single clients missed because they read too slowly.",
             "DeliveriesDropped",
             'ws_deliveries_dropped_total@{reason=~"outbox_full|outbox_bytes|total_outbox_bytes"}',
         ),
         (
             "Slow clients evicted",
-            "They read too slowly for too long, and come back. Many at once: the network.",
+            "Clients that read too slowly for too long. They reconnect. Many at once: the network.",
             "SlowConsumers",
             "ws_slow_clients_disconnected_total@",
         ),
@@ -304,13 +303,13 @@ def _suffered() -> Iterator[PanelBuilder]:
         ),
         (
             "Came back too late",
-            "Clients that came back and could not have all that they had missed.",
+            "Clients that resumed but could not get all that they had missed.",
             "EventsLost",
             "ws_resumes_incomplete_total@",
         ),
         (
             "Log lines lost",
-            "Nobody read them, so what the logs say has holes.",
+            "Lines that could not be written, so the logs have holes.",
             "LogLinesDropped",
             "ws_log_lines_dropped_total@",
         ),
@@ -339,13 +338,13 @@ def _comings_and_goings() -> Iterator[PanelBuilder]:
         ],
         stacked=True,
         bars=True,
-        empty="nobody was refused",
+        empty="none refused",
     )
     yield graph(
-        "Ended a minute",
+        "Closed a minute",
         runbook(
-            "By reason. `peer_closed`, `peer_gone`: they left. `outbox_full`, `write_deadline`:"
-            " they read too slowly. `keepalive_timeout`: they fell silent.",
+            "By reason. `peer_closed`, `peer_gone`: the client left. `outbox_full`,"
+            " `write_deadline`: it read too slowly. `keepalive_timeout`: it fell silent.",
             "SlowConsumers",
         ),
         [
@@ -356,13 +355,13 @@ def _comings_and_goings() -> Iterator[PanelBuilder]:
         ],
         stacked=True,
         bars=True,
-        empty="nobody left",
+        empty="none closed",
     )
     yield graph(
-        "Came and went a second",
-        "Connects and ends. Both high for long: clients that come back at once, again and again.",
+        "Opened and closed a second",
+        "Both high for long: clients that reconnect immediately, again and again.",
         [
-            Line("sum(rate(ws_connections_total@[$__rate_interval]))", "came"),
-            Line("sum(rate(ws_connections_closed_total@[$__rate_interval]))", "went"),
+            Line("sum(rate(ws_connections_total@[$__rate_interval]))", "opened"),
+            Line("sum(rate(ws_connections_closed_total@[$__rate_interval]))", "closed"),
         ],
     )

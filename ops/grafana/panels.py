@@ -1,7 +1,7 @@
-"""What the dashboards are made of: queries, panels of a few kinds, and their places on the page.
+"""The parts of the dashboards: queries, a few kinds of panels, and their places on the page.
 
-Each panel says in its description what it shows and what to do about it. In PromQL and LogQL `@`
-after a metric or before a pipe stands for the servers or lines that were chosen at the top.
+The description of each panel explains what it shows and what to do about it. In PromQL and LogQL,
+`@` after a metric or before a pipe stands for the servers or lines chosen at the top.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ANY = models.DataSourceRef(type_val="datasource", uid="grafana")
 SERVERS = 'job="ws", instance=~"$instance"'
 LINES = '{job="odin", instance=~"$machine", service=~"$service", level=~"$level"}'
 RUNBOOK = "docs/runbooks/alerts.md"
-"""As in the alerts' `runbook_url`; an address, if the docs are published somewhere."""
+"""As in the alerts' `runbook_url`; use an address if the docs are published."""
 
 GREEN, YELLOW, RED, BLUE, GREY = "green", "yellow", "red", "blue", "text"
 COLUMNS = 24
@@ -49,28 +49,28 @@ _NORMAL = 8
 
 
 def runbook(about: str, alert: str) -> str:
-    """A description that ends with where to read on."""
+    """Return a description that ends with the address of the runbook."""
     return f"{about}\n\nRunbook: {RUNBOOK}#{alert.lower()}"
 
 
 def promql(text: str) -> str:
-    """The query with the chosen servers in place of each `@`."""
+    """Return the query with the chosen servers in place of each `@`."""
     return text.replace("@{", f"{{{SERVERS}, ").replace("@", f"{{{SERVERS}}}")
 
 
 def logql(text: str) -> str:
-    """The query with the chosen lines in place of `@`."""
+    """Return the query with the chosen lines in place of `@`."""
     return text.replace("@", LINES)
 
 
 def count_of_lines(query: str) -> str:
-    """How many lines there were in the time range; 0 if none, which for Loki is nothing at all."""
+    """Return a query for the number of lines in the time range; 0 instead of Loki's no data."""
     return f"sum(count_over_time({query}[$__range])) or vector(0)"
 
 
 @attrs.frozen
 class Line:
-    """One query and the name of what it gives; `dashed` for a limit or a forecast."""
+    """One query and the name of its series; `dashed` for a limit or a forecast."""
 
     query: str
     name: str
@@ -92,9 +92,9 @@ def stat_panel(
     of_logs: bool = False,
     name: str = "",
 ) -> stat.Panel:
-    """One number, coloured by `steps`; `texts` says values in words.
+    """One number, coloured by `steps`; `texts` replaces values by words.
 
-    `line`: with its course. `name`: show the series' name, not its value.
+    `line`: also draw it over time. `name`: show the series' name instead of its value.
     """
     mode = kinds.BigValueTextMode.NAME if name else kinds.BigValueTextMode.VALUE
     panel = (
@@ -134,7 +134,7 @@ def graph(
     empty: str = "no data",
     of_logs: bool = False,
 ) -> timeseries.Panel:
-    """Courses over time. `steps` are drawn as lines, `least` and `most` bound the axis softly."""
+    """Figures over time. `steps` are drawn as lines; `least` and `most` bound the axis softly."""
     panel = (
         timeseries.Panel()
         .unit(unit)
@@ -175,7 +175,7 @@ def graph(
 
 
 def heat(title: str, about: str, query: str, *, width: int = 12) -> heatmap.Panel:
-    """How many fell into which bucket of a histogram of seconds, over time."""
+    """The buckets of a histogram of seconds, over time."""
     panel = (
         heatmap.Panel()
         .calculate(False)
@@ -187,7 +187,7 @@ def heat(title: str, about: str, query: str, *, width: int = 12) -> heatmap.Pane
             .exponent(0.5)
             .steps(64)
         )
-        # A bucket in which nothing fell is not drawn.
+        # Do not draw an empty bucket.
         .filter_values(heatmap.FilterValueRange().le(1e-9))
         .cell_gap(1)
         .show_legend()
@@ -199,7 +199,7 @@ def heat(title: str, about: str, query: str, *, width: int = 12) -> heatmap.Pane
 def states(
     title: str, about: str, lines: Iterable[Line], *, width: int, height: int, empty: str
 ) -> statetimeline.Panel:
-    """When what was the matter: 1 is, 0 is not."""
+    """Faults over time: 1 while one lasts, otherwise 0."""
     panel = (
         statetimeline.Panel()
         .no_value(empty)
@@ -220,7 +220,7 @@ def states(
 def bars(
     title: str, about: str, query: str, name: str, *, width: int, most: float, steps: Steps
 ) -> bargauge.Panel:
-    """Several numbers beside each other; a bar that is longer than `most` is cut."""
+    """Several numbers as bars; a bar longer than `most` is cut."""
     panel = (
         bargauge.Panel()
         .unit("short")
@@ -286,7 +286,7 @@ def alerts_panel(title: str, about: str, *, width: int, height: int) -> dashboar
 
 @attrs.frozen
 class Section:
-    """A heading, and panels that fill the rows below it from left to right."""
+    """A heading, with panels that fill the rows below it from left to right."""
 
     title: str
     panels: Sequence[PanelBuilder]
@@ -339,7 +339,7 @@ def _ref_id(number: int) -> str:
 
 
 class _Nameable(Protocol):
-    """What the library's builders of panels have in common."""
+    """The common methods of the library's panel builders."""
 
     def title(self, title: str, /) -> Self: ...
     def description(self, description: str, /) -> Self: ...
@@ -358,7 +358,7 @@ def _named(
 
 
 def _thresholds(steps: Steps) -> dashboard.ThresholdsConfig:
-    """Colours by value; what is below the first step has that step's colour."""
+    """Colours by value; a value below the first step has that step's colour."""
     first, *rest = steps or [(BLUE, 0)]
     return (
         dashboard.ThresholdsConfig()

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Restart the nodes behind HAProxy, one after the other, so that no client is refused.
 
-For each node: HAProxy sends nobody new to it; your command restarts it, upon which it sends its
-clients away by itself; when it says that it is ready it is taken in again; then the next one. While
-a node is away the others hold all clients: WS_MAX_CONNECTIONS has to leave room for them.
+For each node, HAProxy stops sending new clients to it. Your command restarts it; the node drains
+its clients by itself. Once /ready answers 200, the node gets clients again, and the next node
+follows. While a node is away the others hold all clients: WS_MAX_CONNECTIONS has to leave room.
 
     rolling.py --restart 'ssh {node} docker compose -f DIR/compose.yml up -d --force-recreate ws'
 
 However this ends, Ctrl-C included, HAProxy sends clients to the node again as soon as it is ready.
-Exit code 0: all were restarted. 1: stopped at a node, which is named. 2: it could not begin.
-130: interrupted.
+Exit code 0: all nodes were restarted. 1: stopped at a node, which the message names. 2: could not
+start. 130: interrupted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ IS_UP = {"1", "2"}  # srv_op_state: starting (slowstart), running
 
 
 class Stop(Exception):
-    """It goes no further. The message is for the operator."""
+    """The rolling restart cannot continue. The message is for the operator."""
 
 
 class Node(NamedTuple):
@@ -71,13 +71,13 @@ class Proxy:
         }
 
     def set_state(self, node: str, state: str) -> None:
-        """Take it out of rotation ("drain"), or back ("ready")."""
+        """Take a node out of rotation ("drain"), or put it back ("ready")."""
         answer = self._ask(f"set server {self._backend}/{node} state {state}").strip()
         if answer:
             raise Stop(f"{self.address}: {answer}")
 
     def _rows(self, command: str, separator: str | None) -> Iterator[dict[str, str]]:
-        """The answer as a table, whose head is the line with a number sign."""
+        """Yield the rows of the answer, a table whose header line begins with a number sign."""
         answer = self._ask(command)
         head: list[str] = []
         for line in filter(None, answer.splitlines()):
@@ -107,7 +107,7 @@ class Proxy:
 
 
 class Rolling:
-    """The whole of it."""
+    """A rolling restart."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._proxies = [Proxy(address, options.backend) for address in options.socket]
@@ -117,13 +117,13 @@ class Rolling:
         self._settle: float = options.settle
 
     def names(self, wanted: Sequence[str]) -> list[str]:
-        """The nodes to restart; all are to be up before anything is touched."""
+        """Return the nodes to restart, after checking that all nodes are up."""
         found = self._proxies[0].nodes()
         for name in wanted:
             if name not in found:
                 raise Stop(f"there is no node {name}; there are {', '.join(found)}")
         if len(found) < 2:
-            raise Stop("there is one node only: nobody would take its clients")
+            raise Stop("there is only one node: no other node would take its clients")
         self._require_up()
         return list(wanted) or list(found)
 
@@ -132,10 +132,10 @@ class Rolling:
             for name, node in proxy.nodes().items():
                 if not (node.is_up and node.is_in_rotation):
                     why = "is not ready" if node.is_in_rotation else "was taken out of rotation"
-                    raise Stop(f"{name} {why}, as {proxy.address} sees it: mend that first")
+                    raise Stop(f"{name} {why}, as {proxy.address} sees it: fix that first")
 
     def plan(self, names: Sequence[str]) -> None:
-        """Say what would be done."""
+        """Print what would be done."""
         for name in names:
             say(f"{name}: drain; {self._command(name)}; wait for /ready; back in rotation")
 
@@ -146,7 +146,7 @@ class Rolling:
         say(f"{name}: out of rotation, with {own:,} connections; {others:,} elsewhere")
         begun = time.monotonic()
         with self._out_of_rotation(name):
-            time.sleep(self._settle)  # requests under way still get their answer from it
+            time.sleep(self._settle)  # it still answers requests in progress
             self._run(self._command(name))
             say(f"{name}: restarted after {time.monotonic() - begun:.1f} s")
             self._wait(lambda: self._is_ready(name), "not ready")
@@ -155,7 +155,7 @@ class Rolling:
         say(f"{name}: ready after {time.monotonic() - begun:.1f} s; {others:,} elsewhere now")
 
     def pause(self) -> None:
-        """Let clients come back that take their time."""
+        """Give slow clients time to come back."""
         time.sleep(self._pause)
 
     @contextmanager
@@ -167,7 +167,7 @@ class Rolling:
                 proxy.set_state(name, "drain")
             yield
         finally:
-            # All of them, even if one does not answer, or somebody is impatient.
+            # On every proxy, even if one does not answer or another Ctrl-C arrives.
             with signals_ignored(), ExitStack() as afterwards:
                 for proxy in drained:
                     afterwards.callback(proxy.set_state, name, "ready")
@@ -190,7 +190,7 @@ class Rolling:
             raise Stop(f"the restart command cannot be run: {error}") from error
 
     def _is_ready(self, name: str) -> bool:
-        """Whether it says so now. HAProxy's own view can still be that of before the restart."""
+        """Whether the node itself answers 200. HAProxy may not have noticed the restart yet."""
         node = self._proxies[0].nodes()[name]
         connection = http.client.HTTPConnection(
             node.check_host, node.check_port, timeout=ANSWER_SECONDS
@@ -213,12 +213,12 @@ class Rolling:
             if time.monotonic() > ends_at:
                 raise Stop(
                     f"{trouble} {self._timeout:g} s after its restart: look at its log; "
-                    "the nodes behind it in the list were not touched"
+                    "the nodes after it in the list were not touched"
                 )
             time.sleep(LOOK_SECONDS)
 
     def _connections(self, name: str) -> tuple[int, int]:
-        """Of this node, and of all the others."""
+        """Return the connections of this node, and of all others."""
         own = others = 0
         for proxy in self._proxies:
             for other, node in proxy.nodes().items():
@@ -228,13 +228,13 @@ class Rolling:
 
 
 def say(text: str) -> None:
-    """A line of progress."""
+    """Print a line of progress."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 def options_from(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -243,38 +243,43 @@ def options_from(arguments: Sequence[str]) -> argparse.Namespace:
         "--restart",
         required=True,
         metavar="COMMAND",
-        help="restarts {node}, and ends when the old process has gone and the new one was started",
+        help="restarts {node}; must end after the old process has ended and the new one started",
     )
     add(
         "--socket",
         action="append",
         metavar="PATH|HOST:PORT",
-        help="HAProxy's admin socket; again for each further HAProxy (/run/haproxy/admin.sock)",
+        help="HAProxy's admin socket; repeat for each further HAProxy (/run/haproxy/admin.sock)",
     )
-    add("--backend", default="ws", help="the backend with the nodes (%(default)s)")
-    add("--node", action="append", default=[], help="only this one; again for others (all)")
+    add("--backend", default="ws", help="HAProxy's backend with the nodes (%(default)s)")
+    add(
+        "--node",
+        action="append",
+        default=[],
+        help="restart only this node; repeat for others (all)",
+    )
     add(
         "--timeout",
         type=float,
         default=180.0,
         metavar="SECONDS",
-        help="for a restart, and then for becoming ready (%(default)g)",
+        help="limit for a restart, and again until the node is ready (%(default)g)",
     )
     add(
         "--settle",
         type=float,
         default=1.0,
         metavar="SECONDS",
-        help="between drain and restart, for requests under way (%(default)g)",
+        help="time between drain and restart, for requests in progress (%(default)g)",
     )
     add(
         "--pause",
         type=float,
         default=10.0,
         metavar="SECONDS",
-        help="between two nodes (%(default)g)",
+        help="time between two nodes (%(default)g)",
     )
-    add("--dry-run", action="store_true", help="check, say what would be done, and do nothing")
+    add("--dry-run", action="store_true", help="check, print what would be done, and do nothing")
     options = parser.parse_args(arguments)
     options.socket = options.socket or ["/run/haproxy/admin.sock"]
     return options
@@ -290,7 +295,7 @@ def interrupt(*_: object) -> None:
 
 @contextmanager
 def signals_ignored() -> Iterator[None]:
-    """Not to be interrupted: what is within takes seconds at most."""
+    """Ignore signals to end: the body takes seconds at most."""
     before = [signal.signal(number, signal.SIG_IGN) for number in ENDINGS]
     try:
         yield
@@ -300,14 +305,14 @@ def signals_ignored() -> Iterator[None]:
 
 
 def complain(text: str) -> None:
-    """A last line, unless the terminal has gone."""
+    """Print a last line, unless the terminal has gone."""
     with suppress(OSError):
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
 
 def main() -> int:
-    """Do what the command line says; the exit code."""
+    """Do what the command line asks; return the exit code."""
     options = options_from(sys.argv[1:])
     for number in ENDINGS:
         signal.signal(number, interrupt)

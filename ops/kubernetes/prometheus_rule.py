@@ -2,7 +2,7 @@
 
     python ops/kubernetes/prometheus_rule.py > ops/kubernetes/monitoring/prometheusrule.yaml
 
-Other files than those of ops/prometheus/rules can be named. Needs pyyaml.
+Arguments name other files than those of ops/prometheus/rules. Needs pyyaml.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ RULES = Path(__file__).parents[1] / "prometheus" / "rules"
 
 
 def prometheus_rule(files: Iterable[Path]) -> dict[str, object]:
-    """One object with the groups of all files."""
+    """Return one object with the groups of all files."""
     groups = [group for file in files for group in yaml.safe_load(file.read_text())["groups"]]
     return {
         "apiVersion": "monitoring.coreos.com/v1",
@@ -25,7 +25,7 @@ def prometheus_rule(files: Iterable[Path]) -> dict[str, object]:
         "metadata": {
             "name": "ws",
             "namespace": "odin",
-            # As of the ServiceMonitor: by which a Prometheus chooses its rules.
+            # As in the ServiceMonitor: a Prometheus selects its rules by it.
             "labels": {"release": "kube-prometheus-stack"},
         },
         "spec": {"groups": groups},

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Makes what NATS and its clients need to know each other: passwords, a certificate, and an authority
-# of their own that signs it. Makes what is missing and keeps what is there; to renew the server's
-# certificate remove nats/cert.pem and run it again.
+# Creates what NATS and its clients need to authenticate each other: passwords, a certificate, and a
+# private authority that signs it. Creates only missing files; to renew the server's certificate,
+# remove nats/cert.pem and run this script again.
 #
-#   ops/nats/secrets.sh [FOLDER]     by default ops/secrets, which git ignores
+#   ops/nats/secrets.sh [FOLDER]     default: ops/secrets, which git ignores
 #
-#   ca.key                            stays here, on no machine
+#   ca.key                            stays here; do not copy it to a machine
 #   nats/{users.conf,cert.pem,key.pem}
 #   ws/{nats_url,ca.pem}              each of these folders is mounted into one container
 #   publisher/{nats_url,ca.pem}
 #
-# Only the folder itself is closed to others: the containers' users have to read the files, and a
-# mounted folder is not reached through the one above.
+# Only the folder itself is closed to other users. The containers' users have to read the files, and
+# they reach a mounted folder without passing the one above it.
 set -euo pipefail
 
 folder=${1:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/secrets}
 authority_days=3650
 server_days=825
-# What the clients call it: compose's name of the service.
+# The names that clients use: compose's name of the service.
 names=DNS:nats,DNS:localhost,IP:127.0.0.1
 
 type openssl >/dev/null || { echo "secrets.sh: openssl is not installed" >&2 && exit 2; }
@@ -31,7 +31,7 @@ new_key=(-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes)
 if [[ ! -e ca.key ]]; then
   openssl req -x509 "${new_key[@]}" -keyout ca.key -out ca.pem -days $authority_days -sha256 \
     -subj "/CN=odin NATS authority" -addext keyUsage=critical,keyCertSign,cRLSign 2>/dev/null
-  # Signed by another one, so no longer good.
+  # Another authority signed it, so it is no longer valid.
   rm -f nats/cert.pem
 fi
 
@@ -56,7 +56,7 @@ if [[ ! -e nats/users.conf ]]; then
   cat >nats/users.conf <<CONF
 authorization {
   users = [
-    # The server makes the stream, or adapts it, and reads it. It publishes no events.
+    # The server creates or adapts the stream, and reads it. It publishes no events.
     {
       user: ws
       password: "$ws_password"
@@ -68,7 +68,7 @@ authorization {
         subscribe: ["odin.token.>", "_INBOX.>"]
       }
     }
-    # The market publishes events and reads nothing but answers.
+    # The market publishes events, and reads only answers.
     {
       user: publisher
       password: "$publisher_password"

@@ -66,8 +66,8 @@ async def test_it_says_no_and_why_before(start_server: StartServer) -> None:
     # What the first attempt failed of is there once it has ended.
     said = f"trio-odin: http://{address}/ready: 503 "
     reasons = (
-        "NATS was not reached yet",
-        "NATS was not reached yet: 127.0.0.1:1: connection refused",
+        "NATS has not been reached yet",
+        "NATS has not been reached yet: 127.0.0.1:1: connection refused",
     )
     either = {f'{said}{{"ready":false,"reasons":["{reason}"]}}' for reason in reasons}
     assert either & set(result.output.splitlines()), result.output
@@ -98,7 +98,7 @@ async def test_it_asks_what_listens_at_the_any_address_of_ipv6(workers: str) -> 
 
 
 async def _is_not_ready_yet(variables: dict[str, str]) -> bool:
-    return "NATS was not reached yet" in (await check(**variables)).output
+    return "NATS has not been reached yet" in (await check(**variables)).output
 
 
 async def test_the_file_of_settings_goes_before_the_environment(

@@ -179,9 +179,9 @@ def test_a_healthy_server_word_for_word() -> None:
         (
             {"paused_percent": 100, "paused_seconds": 61.0},
             "unhealthy",
-            "All events are shed for want of CPU or memory since 2027-01-15T07:58:59Z",
+            "All events are shed for lack of CPU or memory since 2027-01-15T07:58:59Z",
         ),
-        ({"paused_percent": 100}, "unhealthy", "All events are shed for want of CPU or memory:"),
+        ({"paused_percent": 100}, "unhealthy", "All events are shed for lack of CPU or memory:"),
         (
             {"is_overloaded": True, "cpu_percent": 80.0, "refusing_seconds": 3.0},
             "degraded",
@@ -342,7 +342,7 @@ def test_the_share_that_is_shed_is_a_number_of_the_check_and_all_of_it_is_an_err
         (
             {"is_connected": False, "was_connected": False, "trouble": Trouble("no route", 1.0)},
             503,
-            ["NATS was not reached yet: no route"],
+            ["NATS has not been reached yet: no route"],
         ),
     ],
 )

@@ -1,7 +1,7 @@
-"""The command line: the only place with print, exit, the environment and trio.run.
+"""The command line: the only package that prints, exits, reads the environment and calls trio.run.
 
-A module for each command, which is imported when that command is called: `serve`, and so each
-worker of it, loads none of what the lab needs.
+Each command has a module, which is imported when the command is called. So `serve` and its
+workers do not load the dependencies of the lab.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import click
 
 from trio_odin import __version__
 
-# `NAME_command` is in the module of that name.
+# The module NAME defines `NAME_command`.
 _NAMES = (
     "bench",
     "lab",
@@ -29,7 +29,7 @@ _NAMES = (
 
 
 class _Commands(Mapping[str, click.Command]):
-    """The commands by their names, each imported when it is asked for."""
+    """The commands by name; each is imported on first use."""
 
     def __getitem__(self, name: str) -> click.Command:
         if name not in _NAMES:
@@ -51,7 +51,7 @@ class _Commands(Mapping[str, click.Command]):
 )
 @click.version_option(__version__, prog_name="trio-odin")
 def main() -> None:
-    """Token events from NATS, over WebSocket, to whom they concern.
+    """Serve token events from NATS to WebSocket clients that subscribed to them.
 
-    Start with `trio-odin up`: a NATS server, a publisher and the WebSocket server in one go.
+    Start with `trio-odin up`: it runs a NATS server, a publisher and the WebSocket server.
     """

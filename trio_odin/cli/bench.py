@@ -48,7 +48,7 @@ def _peers(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> lis
 
 
 def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path | None:
-    """Checked before the measurement, which takes a while."""
+    """Check the name before the measurement, which takes a while."""
     if text is None:
         return None
     path = Path(text)
@@ -65,7 +65,7 @@ def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path 
 @click.option(
     "--connections",
     type=click.IntRange(min=1, max=1_000_000),
-    help="How many.  [default: 10000, quick: 1000]",
+    help="Number of connections.  [default: 10000, quick: 1000]",
 )
 @click.option(
     "--subjects",
@@ -73,7 +73,7 @@ def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path 
     default="all",
     show_default=True,
     metavar="NAME,…",
-    help=f"Of {', '.join(subject.name for subject in SUBJECTS)}; odin-N has N workers.",
+    help=f"Servers: {', '.join(subject.name for subject in SUBJECTS)}; odin-N has N workers.",
 )
 @click.option(
     "--peer",
@@ -81,20 +81,20 @@ def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path 
     callback=_peers,
     multiple=True,
     metavar="NAME=URL[,DIALECT]",
-    help=f"Another server, ws://HOST:PORT/PATH; speaks {', '.join(DIALECTS)}.  [repeatable]",
+    help=f"Another server, ws://HOST:PORT/PATH; dialects: {', '.join(DIALECTS)}.  [repeatable]",
 )
 @click.option(
     "--nats",
     "nats_url",
     default="nats://127.0.0.1:4222",
     show_default=True,
-    help="Where every --peer takes its events from.",
+    help="NATS server from which every --peer takes its events.",
 )
 @click.option(
     "--hold",
     type=NumberRange(min=0.1),
     metavar="SECONDS",
-    help="Of the main workload.  [default: 30, quick: 2]",
+    help="Duration of the main workload.  [default: 30, quick: 2]",
 )
 @click.option(
     "--rate",
@@ -106,7 +106,7 @@ def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path 
 @click.option(
     "--only-hold",
     is_flag=True,
-    help="The main workload and nothing after it: for many connections.",
+    help="Run the main workload and nothing after it; for many connections.",
 )
 @click.option(
     "--runs",
@@ -114,18 +114,24 @@ def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path 
     type=click.IntRange(min=1, max=100),
     default=1,
     show_default=True,
-    help="How many times all of it; then also the medians, with lowest and highest.",
+    help="Repeat everything this many times, and add medians with the lowest and highest.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Which channels are sampled.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Selects the sample of channels."
+)
 @click.option(
     "--json",
     "json_file",
     type=click.File("wb", lazy=False),
     metavar="FILE",
-    help="Write the figures there too, a list of the runs.",
+    help="Also write the figures to this file, as a list of runs.",
 )
 @click.option(
-    "--plot", "plot_file", callback=_plot_file, metavar="FILE", help="SVG or PNG, of the first run."
+    "--plot",
+    "plot_file",
+    callback=_plot_file,
+    metavar="FILE",
+    help="SVG or PNG plot of the first run.",
 )
 def bench_command(
     subjects: list[str],
@@ -144,15 +150,15 @@ def bench_command(
 ) -> None:
     """Measure this server against others, on this machine.
 
-    Needs the extras `demo` and `lab`. Each server runs in processes of its own beside a
+    Needs the extras `demo` and `lab`. Each server runs in separate processes with a
     fresh nats-server, and is measured from outside: CPU of a delivery, memory of a connection,
-    latency from the moment planned for the publication, and whether all arrived. In turn: all
-    connect and subscribe, 200 at a time; nothing is published; 30 events a second to 24 of 200
-    channels each (W); the same while one client in a hundred never reads; the rate is doubled until
-    it is too much; and 12 events a second to 16 channels each. Each stage is a load like one of
-    `trio-odin load`, with connections of its own.
+    latency from the planned time of the publication, and whether all events arrived. The stages in
+    turn: all clients connect and subscribe, 200 at a time; nothing is published; 30 events a second
+    to 24 of 200 channels each (W); the same while one client in a hundred never reads; the rate
+    doubles until it is too high; and 12 events a second to 16 channels each. Each stage is a load
+    like that of `trio-odin load`, with new connections.
 
-    A --peer runs elsewhere, so its CPU and memory are not measured. It has to take its events from
+    A --peer runs elsewhere, so its CPU and memory are not measured. It must take its events from
     the NATS server of --nats, to which the bench publishes for it.
 
     \b
@@ -160,7 +166,7 @@ def bench_command(
       trio-odin bench --runs 5 --subjects odin,nats --json figures.json --plot figures.svg
       trio-odin bench --subjects odin-6 --connections 100000 --hold 60 --only-hold --rate 1
 
-    Exit code 0 means that trio-odin lost and doubled nothing, 1 that it did.
+    Exit code 0 means that trio-odin lost and duplicated no event, 1 that it did.
     """  # noqa: D301 - click needs the character, not the backslash
     require_extra("hdrh", "psutil", "websockets")
     plan = BenchPlan(
@@ -173,7 +179,7 @@ def bench_command(
     plan = attrs.evolve(
         plan, connections=connections or plan.connections, hold_seconds=hold or plan.hold_seconds
     )
-    # Into a file or a pipe the table goes in full width; a terminal has its own.
+    # A file or a pipe gets the table in full width; a terminal has its own width.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _TABLE_CHARS)
     runs: list[BenchReport] = []
     with telling(console) as tell:
@@ -213,7 +219,7 @@ def _subject(name: str) -> Subject:
 
 
 def _plot(report: BenchReport, path: Path) -> None:
-    from trio_odin.lab.bench.plot import plot  # noqa: PLC0415 - its library is of an extra
+    from trio_odin.lab.bench.plot import plot  # noqa: PLC0415 - its library comes with an extra
 
     try:
         plot(report, path)

@@ -1,4 +1,4 @@
-"""What the commands share: flags, settings, logs, a run under trio, a sentence and exit code 2."""
+"""Shared by the commands: flags, settings, logs, running under trio, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class NumberRange(click.FloatRange):
-    """A number from a range. Click alone takes `nan`, which is below and above nothing."""
+    """A number from a range. Click alone accepts `nan`, which no comparison rejects."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -67,7 +67,7 @@ class NumberRange(click.FloatRange):
 
 
 def flag(option: str, *, default: str | None = None) -> Callable[[_F], _F]:
-    """A flag that is another spelling of a variable, with the variable's own help and default."""
+    """Declare a flag that is another spelling of a variable, with its help and default."""
     variable = _FLAGS[option]
     known = {known.name: known for known in variables()}[variable]
     return click.option(
@@ -81,7 +81,7 @@ def flag(option: str, *, default: str | None = None) -> Callable[[_F], _F]:
 
 
 def settings_from(flags: dict[str, str | None]) -> Settings:
-    """The settings of the environment and the flags; ends the process if one is wrong."""
+    """Read the settings from the environment and the flags; exit if one is wrong."""
     settings, _ = settings_of(lambda: with_nats_url_file(environment_with(flags)))
     return settings
 
@@ -89,7 +89,7 @@ def settings_from(flags: dict[str, str | None]) -> Settings:
 def settings_of(
     read: Callable[[], Mapping[str, str]],
 ) -> tuple[Settings, Mapping[str, str]]:
-    """The settings of what `read` gives, and that; ends the process if one is wrong."""
+    """Return the settings in the environment that `read` gives, and that; exit if one is wrong."""
     try:
         environment = read()
         return read_settings(environment), environment
@@ -98,35 +98,37 @@ def settings_of(
 
 
 def environment_with(flags: Mapping[str, str | None]) -> dict[str, str]:
-    """The environment, with the flags that were given in it."""
+    """Return the environment, overridden by the flags that were given."""
     return os.environ | {name: text for name, text in flags.items() if text is not None}
 
 
 def with_reload_file_and(flags: Mapping[str, str | None]) -> dict[str, str]:
-    """The environment and the flags, with what the files that they name say before both.
+    """Return the environment and the flags, overridden by the files that they name.
 
     Raises:
-        SettingError: a file is not there, or not what it should be.
+        SettingError: a file is missing or invalid.
     """
     return with_nats_url_file(with_reload_file(environment_with(flags)))
 
 
 def _as_given(complaint: str) -> str:
-    """Name the flag that was used beside the variable that it stands for."""
+    """Add the flag to an error message about its variable, if the flag was used."""
     variable = complaint.partition("=")[0]
     flag = next((flag for flag, name in _FLAGS.items() if name == variable), None)
     return f"{flag}: {complaint}" if flag is not None and _is_given(flag) else complaint
 
 
 def _is_given(flag: str) -> bool:
-    """Whether the flag is among the arguments, and not only its variable in the environment."""
+    """Whether the flag itself was given, and not only its variable in the environment."""
     return any(argument.partition("=")[0] == flag for argument in sys.argv[1:])
 
 
 def start_logs(settings: Settings, environment: Mapping[str, str] | None = None) -> None:
-    """Log as the settings say from here on, first of all what is odd about them.
+    """Set up the log as the settings say, and first log warnings about the settings.
 
-    `environment` is that from which they were read, the process' own by default.
+    Args:
+        settings: the settings in force.
+        environment: the environment they were read from; default: that of the process.
     """
     configure_logs(settings.log_level, settings.log_format)
     environment = os.environ if environment is None else environment
@@ -140,7 +142,7 @@ def start_logs(settings: Settings, environment: Mapping[str, str] | None = None)
 
 
 def warned_about(read: Callable[[], Mapping[str, str]]) -> Mapping[str, str]:
-    """What `read` gives, once the log says what is odd about it.
+    """Return the environment that `read` gives, after logging warnings about it.
 
     Raises:
         SettingError: a setting is wrong.
@@ -157,7 +159,7 @@ def _warn(settings: Settings, environment: Mapping[str, str]) -> None:
 
 
 def check_memory_limit(settings: Settings, workers: int = 1) -> None:
-    """End this process if it and its workers may not even use what they take without a client."""
+    """Exit if the memory limit is below what the processes take without a client."""
     processes = workers + (workers > 1)
     taken = resident_bytes() * processes
     if 0 < settings.memory_limit_bytes < taken:
@@ -168,7 +170,7 @@ def check_memory_limit(settings: Settings, workers: int = 1) -> None:
 
 
 def raise_limit_of_files(settings: Settings, workers: int = 1) -> None:
-    """Raise the limit of this process, which those it starts inherit; warn if it is too low."""
+    """Raise the limit of open files, which child processes inherit; warn if it is too low."""
     files = raise_file_limit()
     needed = files_needed(settings.max_connections, workers)
     if needed > files:
@@ -181,20 +183,23 @@ def raise_limit_of_files(settings: Settings, workers: int = 1) -> None:
     if open_files() is None:
         structlog.get_logger("cli").warning(
             "proc.missing",
-            reason="/proc cannot be read: process_open_fds is left out of /metrics, a container's "
-            "limits are not seen, and memory is the most that it ever was",
+            reason="/proc cannot be read: /metrics has no process_open_fds, the limits of a "
+            "container are not detected, and memory is reported as its peak",
         )
 
 
 def run(function: Callable[[], Any], *mistakes: type[Exception]) -> Any:
-    """Run under trio; a person's mistake becomes a sentence and exit code 2.
+    """Run under trio; turn a mistake of the user into an error message and exit code 2.
 
-    A machine that gives no memory or no thread is a sentence too, and exit code 1: that may be
-    otherwise the next time.
+    A lack of memory or threads becomes an error message and exit code 1: the next attempt may
+    succeed.
 
     Args:
-        function: asynchronous; a Ctrl-C that it does not take itself ends it.
-        mistakes: whose text is that sentence, beside an address that is taken.
+        function: asynchronous; Ctrl-C ends it, unless it handles that itself.
+        mistakes: exceptions whose text is the message; an address in use is always one.
+
+    Returns:
+        What `function` returns, or "interrupted".
     """
     result = "interrupted"
     complaint = shortage = ""
@@ -203,7 +208,7 @@ def run(function: Callable[[], Any], *mistakes: type[Exception]) -> Any:
         with suppress(KeyboardInterrupt):
             result = trio.run(function, strict_exception_groups=True)
     except* expected as group:
-        complaint = str(first_error(group))  # an exit from in here would be one of a group
+        complaint = str(first_error(group))  # an exit here would become part of a group
     except* (MemoryError, RuntimeError) as group:
         shortage = _shortage(first_error(group))
         if not shortage:
@@ -216,7 +221,7 @@ def run(function: Callable[[], Any], *mistakes: type[Exception]) -> Any:
 
 
 def _shortage(error: BaseException) -> str:
-    """What the machine did not give, in a sentence; empty if `error` is about something else."""
+    """Return what the machine lacks, as a sentence; empty if `error` has another cause."""
     if isinstance(error, MemoryError):
         return "out of memory: raise the limit of the container, or of ulimit -v"
     if "start new thread" in str(error):
@@ -228,7 +233,7 @@ _PACKAGES = {"hdrh": "hdrhistogram"}
 
 
 def require_extra(*modules: str) -> None:
-    """End with exit code 2 if one of these is not installed; they come with the extra `lab`."""
+    """Exit with code 2 if a module is not installed; they come with the extra `lab`."""
     missing = [_PACKAGES.get(name, name) for name in modules if not _is_installed(name)]
     if missing:
         fail(f"not installed: {', '.join(missing)}; pip install '.[demo,lab]' (the extra lab)")
@@ -237,11 +242,11 @@ def require_extra(*modules: str) -> None:
 def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ValueError:  # it was made unavailable on purpose
+    except ValueError:  # the module was made unavailable on purpose
         return False
 
 
 def fail(sentence: str, exit_code: int = 2) -> NoReturn:
-    """End the process with `exit_code`, for a reason that a person can do something about."""
+    """Print an error that the user can act on, and exit."""
     click.echo(f"trio-odin: {sentence}", err=True)
     sys.exit(exit_code)

@@ -67,7 +67,7 @@ _prefix_option = click.option(
     callback=_prefix,
     default="odin",
     show_default=True,
-    help="Of namespaces and cgroups.",
+    help="Prefix of namespaces and cgroups.",
 )
 _STAGE_LINES = "\n".join(f"      {stage.number:>2}  {stage.title}" for stage in STAGES)
 
@@ -79,20 +79,20 @@ _STAGE_LINES = "\n".join(f"      {stage.number:>2}  {stage.title}" for stage in 
     default="all",
     show_default=True,
     metavar="N,…",
-    help="Which, such as 1,2 or 2-5,9.",
+    help="Stages to run, such as 1,2 or 2-5,9.",
 )
 @click.option(
     "--out",
     "folder",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="For the report.  [default: lab-DATE-TIME]",
+    help="Folder for the report.  [default: lab-DATE-TIME]",
 )
 @click.option(
     "--hold",
     type=NumberRange(min=_HOLD_MIN_SECONDS, max=86_400),
     metavar="SECONDS",
-    help="Of every stage.  [default: as the plan says, up to 30 minutes]",
+    help="Hold of every stage.  [default: that of the plan, up to 30 minutes]",
 )
 @click.option(
     "--idle",
@@ -100,13 +100,17 @@ _STAGE_LINES = "\n".join(f"      {stage.number:>2}  {stage.title}" for stage in 
     default=10.0,
     show_default=True,
     metavar="SECONDS",
-    help="Before each hold, without events.",
+    help="Time before each hold, without events.",
 )
-@click.option("--short", is_flag=True, help="Hold 2 minutes, the soak 10.")
+@click.option("--short", is_flag=True, help="Hold each stage for 2 minutes, the soak for 10.")
 @click.option(
-    "--no-isolation", is_flag=True, help="On loopback: needs no root, but all share one network."
+    "--no-isolation",
+    is_flag=True,
+    help="Run on loopback: needs no root, but all hosts share one network.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Which channels are sampled.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Selects the sample of channels."
+)
 @_prefix_option
 @click.pass_context
 def lab_command(
@@ -137,7 +141,7 @@ def lab_command(
         seed=seed,
         command=shlex.join(["trio-odin", *sys.argv[1:]]),
     )
-    # Words of other programs are no markup.
+    # Text of other programs is not markup.
     console = Console(highlight=False, markup=False, soft_wrap=True)
     told = _Screen(plan, console)
     with told:
@@ -158,11 +162,11 @@ def lab_command(
 # `\\b` keeps click from flowing the table.
 lab_command.help = f"""Prove the capacity: three isolated hosts, stages, a verdict, a report.
 
-The hosts are network namespaces of this machine: ws with the server, within the limits that its
-capacity plan wants (1.9 CPU, 7,168 MiB); backend with nats-server, publisher and, if it is
-installed, Prometheus; runner with the clients. Everything is torn down at the end, also after
-Ctrl-C; what a kill has left behind, `trio-odin lab down` removes. Nothing of this machine's own
-network is touched. Needs the extras `demo` and `lab`, and root and iproute2 or --no-isolation.
+The hosts are network namespaces of this machine: ws with the server, within the limits of its
+capacity plan (1.9 CPU, 7,168 MiB); backend with nats-server, publisher and, if it is installed,
+Prometheus; runner with the clients. The lab removes everything at the end, also after Ctrl-C;
+`trio-odin lab down` removes what a kill has left. It does not touch this machine's own network.
+Needs the extras `demo` and `lab`, and root and iproute2 or --no-isolation.
 
 \b
 {_STAGE_LINES}
@@ -180,7 +184,7 @@ Exit code 0 means that every stage passed, 1 that one did not.
 def down_command(context: click.Context) -> None:
     """Remove what a killed lab has left: its processes, namespaces and cgroups, nothing else.
 
-    Of another --prefix than odin: trio-odin lab --prefix NAME down.
+    For a --prefix other than odin: trio-odin lab --prefix NAME down.
     """
     prefix = context.parent.params["prefix"] if context.parent is not None else "odin"
     removed = run(partial(down, prefix), HostsUnavailable)
@@ -189,7 +193,7 @@ def down_command(context: click.Context) -> None:
 
 
 def _made(folder: Path) -> Path:
-    """The folder, ready to be written to, without an earlier run in it."""
+    """Create the folder, or remove an earlier run from it; return it."""
     try:
         for name in _OF_A_RUN:
             path = folder / name
@@ -201,7 +205,7 @@ def _made(folder: Path) -> Path:
 
 
 def _kept(result: LabResult, folder: Path) -> str:
-    """Write the report; returns why it could not be, or nothing."""
+    """Write the report; return the error if that fails, otherwise an empty text."""
     try:
         write_report(result, folder)
     except OSError as error:
@@ -210,7 +214,7 @@ def _kept(result: LabResult, folder: Path) -> str:
 
 
 class _Screen(Told):
-    """Shows where a lab is; the report is written after each stage, in case that it is the last."""
+    """Shows the progress of a lab; writes the report after each stage, as it may be the last."""
 
     def __init__(self, plan: LabPlan, console: Console) -> None:
         self._plan = plan
@@ -226,24 +230,24 @@ class _Screen(Told):
         self._status.stop()
 
     def stage_begins(self, stage: Stage, seconds_left: float) -> None:
-        """Say which, and how long all will take."""
+        """Show the stage, and the time left for all stages."""
         self._what = f"stage {stage.number}"
         left = _duration(seconds_left)
         self._console.print(f"{self._what}, {stage.title}; about {left} to go")
 
     def note(self, sentence: str) -> None:
-        """Say how the hosts are isolated, and how not."""
+        """Show how the hosts are isolated, and how they are not."""
         self._console.print(f"  {sentence}", style="dim")
 
     def line(self, text: str) -> None:
-        """Show where the load is."""
+        """Show the progress of the load."""
         if self._console.is_terminal:
             self._status.update(Text(f"{self._what} {text}"))
         else:
             click.echo(f"  {text}", err=True)
 
     def stage_ended(self, result: StageResult, so_far: LabResult) -> None:
-        """Say how it went, and keep the report."""
+        """Show the result, and write the report."""
         if complaint := _kept(so_far, self._plan.folder):
             self._console.print(complaint, style="red")
         style = "green" if result.passed else "red"

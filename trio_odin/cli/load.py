@@ -21,13 +21,13 @@ from trio_odin.lab.load.plan import LoadPlan, health_beside
 from trio_odin.lab.load.report import render
 from trio_odin.lab.load.runner import LoadAbandoned, run_load
 
-# The plan's capacity tests, and which stages of the lab they are.
+# The plan's capacity tests, and the stages of the lab that run them.
 _PLAN_STAGES = {"1k": 2, "5k": 3, "10k": 4}
 _INTERRUPTED = 130
 
 
 def _plan(context: click.Context, _: click.Parameter, name: str | None) -> None:
-    """Have a test of the plan in place of the defaults; what is given goes before it."""
+    """Replace the defaults by a test of the plan; options that are given override it."""
     if name is None:
         return
     stage = next(stage for stage in STAGES if stage.number == _PLAN_STAGES[name])
@@ -69,29 +69,39 @@ _expect_options: list[tuple[str, str, Callable[[float], Criterion], str]] = [
         "--expect-success",
         "SHARE",
         partial(at_least, "success"),
-        "share of connections subscribed, such as 1.0.",
+        "at least this share of connections is subscribed, such as 1.0.",
     ),
     (
         "--expect-cpu-below",
         "SHARE",
         partial(at_most, "cpu"),
-        "mean CPU of the server, of its limit.",
+        "the server's mean CPU is at most this share of its limit.",
     ),
-    ("--expect-memory-below", "MIB", partial(at_most, "memory"), "memory of the server."),
-    ("--expect-p99-below", "MS", partial(at_most, "p99"), "latency."),
-    ("--expect-rejected-below", "N", partial(at_most, "rejected"), "connections refused."),
+    (
+        "--expect-memory-below",
+        "MIB",
+        partial(at_most, "memory"),
+        "the server's memory is at most this.",
+    ),
+    ("--expect-p99-below", "MS", partial(at_most, "p99"), "the p99 latency is at most this."),
+    (
+        "--expect-rejected-below",
+        "N",
+        partial(at_most, "rejected"),
+        "at most this many connections are refused.",
+    ),
 ]
 
 
 def _expectations(function: Callable[..., None]) -> Callable[..., None]:
     for flag, metavar, _, text in reversed(_expect_options):
         function = click.option(
-            flag, type=NumberRange(min=0), metavar=metavar, help=f"Fail otherwise: {text}"
+            flag, type=NumberRange(min=0), metavar=metavar, help=f"Fail unless {text}"
         )(function)
     return function
 
 
-@click.command("load", short_help="Hold many connections and check all they get.")
+@click.command("load", short_help="Hold many connections and check all that they receive.")
 @click.argument("url", default="ws://127.0.0.1:3002/ws")
 @click.option(
     "--plan",
@@ -99,8 +109,8 @@ def _expectations(function: Callable[..., None]) -> Callable[..., None]:
     callback=_plan,
     is_eager=True,
     expose_value=False,
-    help="A capacity test of the plan: its connections, mix, tokens, rate, time and expectations "
-    "in place of the defaults here.",
+    help="Run a capacity test of the plan: its connections, mix, tokens, rate, time and "
+    "expectations replace the defaults here.",
 )
 @click.option("--connections", type=click.IntRange(min=1), default=1000, show_default=True)
 @click.option(
@@ -108,17 +118,17 @@ def _expectations(function: Callable[..., None]) -> Callable[..., None]:
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="How many of the tokens' trade channels each connection samples.",
+    help="Number of the tokens' trade channels that each connection samples.",
 )
 @click.option(
     "--mix",
     callback=_mix,
     metavar="home=0.8,token=0.2",
-    help="Instead: the share of users with the home page, who all hold the same 30 tokens, and of "
-    "those with one token.",
+    help="Instead: the share of users with the home page, which has the same 30 tokens for all, "
+    "and the share with one token.",
 )
 @click.option(
-    "--unfiltered", is_flag=True, help="Instead: subscribe to nothing, and expect everything."
+    "--unfiltered", is_flag=True, help="Instead: subscribe to nothing, and expect every event."
 )
 @tokens_option
 @click.option(
@@ -127,62 +137,66 @@ def _expectations(function: Callable[..., None]) -> Callable[..., None]:
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long to receive once all are subscribed.",
+    help="Time to receive events, once all are subscribed.",
 )
 @click.option(
     "--idle",
     type=NumberRange(min=0),
     default=0.0,
     metavar="SECONDS",
-    help="Before that, how long to measure what connections cost that receive nothing.",
+    help="Time before that to measure the cost of connections that receive nothing.",
 )
 @click.option(
     "--ramp",
     type=NumberRange(min=0),
     default=0.0,
     metavar="PER_SECOND",
-    help="Connects a second; 0, the default: as fast as it goes.",
+    help="Connects a second; 0, the default: as fast as possible.",
 )
-@click.option("--reconnect", is_flag=True, help="Connections that are lost or refused come back.")
+@click.option("--reconnect", is_flag=True, help="Reconnect after a connection is lost or refused.")
 @click.option(
     "--churn",
     type=NumberRange(min=0, max=1000),
     default=0.0,
     metavar="PER_SECOND",
-    help="Connections replaced in order, a second.",
+    help="Connections closed and replaced, a second.",
 )
-@click.option("--cut", is_flag=True, help="After the hold cut all at once, and have them back.")
+@click.option(
+    "--cut", is_flag=True, help="After the hold, cut all connections at once, and reconnect."
+)
 @click.option(
     "--publisher",
     metavar="URL",
-    help="Control of a `trio-odin publish --idle`: publishes during the hold only.",
+    help="Control a `trio-odin publish --idle`, so that it publishes during the hold only.",
 )
 @click.option(
     "--rate",
     type=NumberRange(min=0, min_open=True),
     metavar="PER_SECOND",
-    help="Events a second that the publisher is told.",
+    help="Events a second to request from the publisher.",
 )
 @click.option(
     "--processes",
     type=click.IntRange(min=1, max=64),
     default=1,
     show_default=True,
-    help="Of clients, at least; one for each 18,000 connections in any case.",
+    help="Client processes, at least; always one for each 18,000 connections.",
 )
 @click.option(
     "--health-url",
     metavar="URL",
-    help="The server's /health, with /metrics beside it.  [default: beside URL]",
+    help="The server's /health, with /metrics on the same address.  [default: that of URL]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Which channels are sampled.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Selects the sample of channels."
+)
 @_expectations
 @click.option(
     "--json",
     "json_file",
     type=click.File("wb", lazy=False),
     metavar="FILE",
-    help="Write the figures there too, with a sample of each second.",
+    help="Also write the figures to this file, with a sample of each second.",
 )
 def load_command(
     *,
@@ -206,14 +220,14 @@ def load_command(
     json_file: BinaryIO | None,
     **expected: float | None,
 ) -> None:
-    """Hold many connections to URL, check every event they get, and say what that cost.
+    """Hold many connections to URL, check every event they receive, and report the cost.
 
-    Needs the extra `lab`. The figures of the server come from /metrics beside /health. Somebody has
-    to publish: `trio-odin publish` or `up`, with the same --tokens.
+    Needs the extra `load`. The server's figures come from /metrics on the address of /health.
+    `trio-odin publish` or `up` has to publish events, with the same --tokens.
 
-    Exit code 0 means that every event came, once, in order, to whom it concerned, and that what
-    you --expect holds; 1 that it does not; 2 that it could not be started from here. Ctrl-C ends in
-    order, with the figures so far and exit code 130; a second one ends at once.
+    Exit code 0 means that every event reached its subscribers, once and in order, and that all that
+    you --expect holds; 1 that it does not; 2 that the load could not start from here. Ctrl-C closes
+    the connections, reports the figures so far, and exits with 130; a second one exits immediately.
 
     \b
       trio-odin load ws://127.0.0.1:3002/ws --tokens 10 --hold 10
@@ -222,8 +236,8 @@ def load_command(
           --hold 1800 --expect-success 1.0 --expect-cpu-below 0.3 --json load.json
       trio-odin load ws://10.0.0.2:3004/ws --plan 10k --publisher http://10.0.0.3:3003
 
-    Latency is counted from the time that the publisher had planned for an event, so nothing that is
-    late can hide; between machines it needs clocks that agree.
+    Latency counts from the time at which the publisher planned an event, so no lateness is hidden.
+    Between machines, their clocks must agree.
     """  # noqa: D301 - click needs the character, not the backslash
     require_extra("hdrh", "psutil")
     workload = Workload(
@@ -248,7 +262,7 @@ def load_command(
         processes=processes,
         health_url=health_url or health_beside(url),
     )
-    # Without markup: reasons to close are the server's own words.
+    # Without markup: the server chooses the text of close reasons.
     console = Console(highlight=False, markup=False, emoji=False)
     try:
         with telling(console) as tell:
@@ -257,7 +271,7 @@ def load_command(
     except LoadAbandoned as error:
         click.echo(f"trio-odin: {error}", err=True)
         sys.exit(_INTERRUPTED)
-    if result == "interrupted":  # before there was anything to tell
+    if result == "interrupted":  # before there was anything to report
         sys.exit(_INTERRUPTED)
     found = checks(result, [*INTEGRITY, *_criteria(expected)])
     render(result, found, console)
@@ -269,7 +283,7 @@ def load_command(
 
 
 def _criteria(expected: dict[str, float | None]) -> Iterator[Criterion]:
-    """Everybody is to be connected, unless something else was said."""
+    """Yield the criteria that were given; all connections must succeed by default."""
     bounds = {"expect_success": 1.0} | {k: v for k, v in expected.items() if v is not None}
     for flag, _, criterion, _ in _expect_options:
         bound = bounds.get(flag.removeprefix("--").replace("-", "_"))

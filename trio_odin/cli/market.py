@@ -1,4 +1,4 @@
-"""The options of the commands that publish a market, or listen to one."""
+"""Options shared by the commands that publish a market or listen to one."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ tokens_option = click.option(
     default="10",
     metavar="N|SYMBOL,…",
     show_default=True,
-    help="How many tokens, or which.",
+    help="Number of tokens, or their symbols.",
 )

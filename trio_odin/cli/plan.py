@@ -1,4 +1,4 @@
-"""`trio-odin plan`: how many machines a number of users needs, and what they cost."""
+"""`trio-odin plan`: the machines that a number of users needs, and their cost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MIB_MAX = 2**30
 
 
 def _home_share(_: click.Context, __: click.Parameter, text: str) -> float:
-    """0.8 and 80% are the same."""
+    """Read a share; 0.8 and 80% are the same."""
     try:
         share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
@@ -45,13 +45,15 @@ def _lab_result(_: click.Context, __: click.Parameter, path: Path | None) -> Lab
         raise click.BadParameter(f"{error}; allowed is a run of the capacity lab") from error
 
 
-@click.command("plan", short_help="Say how many machines so many users need, and the cost.")
+@click.command(
+    "plan", short_help="Compute the machines that a number of users needs, and the cost."
+)
 @click.option(
     "--users",
     type=click.IntRange(min=1, max=ENDLESS),
     default=10_000,
     show_default=True,
-    help="A connection each.",
+    help="Number of users, with one connection each.",
 )
 @click.option(
     "--home",
@@ -60,21 +62,21 @@ def _lab_result(_: click.Context, __: click.Parameter, path: Path | None) -> Lab
     default="0.8",
     metavar="SHARE",
     show_default=True,
-    help="The share of them with the home page open; the others hold one token each.",
+    help="Share of users with the home page open; the others hold one token each.",
 )
 @click.option(
     "--home-tokens",
     type=click.IntRange(min=1, max=_TOKENS_MAX),
     default=30,
     show_default=True,
-    help="Tokens on the home page.",
+    help="Number of tokens on the home page.",
 )
 @click.option(
     "--tokens",
     type=click.IntRange(min=1, max=_TOKENS_MAX),
     default=200,
     show_default=True,
-    help="Tokens in all.",
+    help="Number of tokens in total.",
 )
 @click.option(
     "--rate",
@@ -90,28 +92,28 @@ def _lab_result(_: click.Context, __: click.Parameter, path: Path | None) -> Lab
     default=200,
     metavar="BYTES",
     show_default=True,
-    help="Of an event; counts for the network and its cost only.",
+    help="Size of an event; affects only the network and its cost.",
 )
 @click.option(
     "--machine",
     default="e2-standard-2",
     metavar="NAME",
     show_default=True,
-    help=f"{', '.join(read_prices().machines)}; or your own as VCPUS,MIB,USD, such as 4,16384,120.",
+    help=f"{', '.join(read_prices().machines)}; or VCPUS,MIB,USD such as 4,16384,120.",
 )
 @click.option(
     "--workers",
     type=click.IntRange(min=1, max=64),
     default=1,
     show_default=True,
-    help="Processes on each machine: one uses one core at most.",
+    help="Processes on each machine; each uses one core at most.",
 )
 @click.option(
     "--spare",
     type=click.IntRange(min=0, max=100),
     default=1,
     show_default=True,
-    help="Machines beyond those that the users need, should one fail.",
+    help="Extra machines, in case one fails.",
 )
 @click.option(
     "--target-cpu",
@@ -119,12 +121,12 @@ def _lab_result(_: click.Context, __: click.Parameter, path: Path | None) -> Lab
     default=75.0,
     metavar="PERCENT",
     show_default=True,
-    help="How much of the usable cores may be used.",
+    help="How much of the usable cores to use at most.",
 )
 @click.option(
     "--costs",
     type=click.Choice(["plan", "measured"]),
-    help="Whose costs.  [default: what the lab measured last, if anything, beside the plan's]",
+    help="Which costs to use.  [default: the lab's latest, if any, beside the plan's]",
 )
 @click.option(
     "--fit",
@@ -132,14 +134,14 @@ def _lab_result(_: click.Context, __: click.Parameter, path: Path | None) -> Lab
     callback=_lab_result,
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Take the costs from this run of the lab instead: its folder, or its verdict.json.",
+    help="Take the costs from this run of the lab: its folder or its verdict.json.",
 )
 @click.option(
     "--json",
     "json_file",
     type=click.File("wb", lazy=False),
     metavar="FILE",
-    help="Write the figures there too.",
+    help="Also write the figures to this file.",
 )
 def plan_command(
     users: int,
@@ -156,12 +158,12 @@ def plan_command(
     lab_result: LabResult | None,
     json_file: BinaryIO | None,
 ) -> None:
-    """Say how many machines so many users need, and what these cost a month.
+    """Compute the machines that a number of users needs, and their cost a month.
 
     An event goes to all subscribers of its token, so deliveries a second are users × subscriptions
-    ÷ tokens × events a second. These times the cost of each is CPU, users times the cost of a
-    connection is memory; what ends first bounds a machine. The costs are those measured last,
-    beside those of the isolation plan.
+    ÷ tokens × events a second. CPU is deliveries times the cost of each; memory is users times the
+    cost of a connection. The resource that runs out first limits a machine. The costs are the
+    latest measured ones, beside those of the isolation plan.
 
     \b
       trio-odin plan --users 50000 --home 60% --rate 30 --workers 2
@@ -169,9 +171,9 @@ def plan_command(
       trio-odin plan --machine 4,16384,120 --workers 3 --users 40000
       trio-odin plan --fit docs/capacity
 
-    The last calibrates the costs with a run of the lab, and shows how well a fit to the small
-    stages predicts the large ones. Exit code 0 means that there is an answer, 1 that no number of
-    these machines is enough.
+    The last example calibrates the costs with a run of the lab, and shows how well a fit to the
+    small stages predicts the large ones. Exit code 0 means that there is an answer, 1 that no
+    number of these machines is enough.
     """  # noqa: D301 - click needs the character, not the backslash
     try:
         demand = Demand(
@@ -201,7 +203,7 @@ def plan_command(
 
 
 def _show(quote: Quote, json_file: BinaryIO | None) -> None:
-    # Into a file or a pipe the table goes in full width; a terminal has its own.
+    # A file or a pipe gets the table in full width; a terminal has its own width.
     render(quote, Console(highlight=False, width=None if sys.stdout.isatty() else _TABLE_CHARS))
     if json_file is not None:
         json_file.write(quote.as_json() + b"\n")
@@ -227,7 +229,7 @@ def _machine(prices: Prices, name: str) -> Instance:
 
 
 def _measured(choice: str | None, lab_result: LabResult | None) -> Costs | None:
-    """The measured costs that the options ask for; None if these are the plan's alone."""
+    """Return the measured costs that the options ask for; None for the plan's costs alone."""
     if lab_result is not None:
         if choice == "plan":
             raise click.UsageError("--costs plan: allowed with --fit is measured, or no --costs")

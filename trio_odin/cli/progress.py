@@ -1,4 +1,4 @@
-"""A line that tells where a long command is."""
+"""Progress of a long command, in one line."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _LINE_SECONDS = 5.0
 
 @contextmanager
 def telling(console: Console) -> Iterator[Callable[[str, str], None]]:
-    """Give what takes the name of what goes on, and a line about it.
+    """Yield a function that takes the name of the current step and a line about it.
 
-    A terminal shows the newest line. Where nobody looks, there is one on standard error when
-    something else begins, and then one every 5 s.
+    A terminal shows the newest line. Otherwise standard error gets a line when a step begins, and
+    then one every 5 s.
     """
     if console.is_terminal:
         with Status("starting", console=console) as status:

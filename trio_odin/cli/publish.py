@@ -15,7 +15,7 @@ from trio_odin.signals import end_signals
 
 
 @click.command("publish", short_help="Publish a simulated market to NATS.")
-@click.option("--addr", default=":3003", show_default=True, help="Address of the HTTP control.")
+@click.option("--addr", default=":3003", show_default=True, help="Address of the HTTP control API.")
 @flag("--nats")
 @rate_option
 @tokens_option
@@ -27,8 +27,8 @@ def publish_command(
 ) -> None:
     """Publish a simulated market to NATS, under HTTP control.
 
-    Events go to odin.token.SYMBOL.trade on an open-loop schedule: one that is late does not shift
-    the ones after it. POST /control starts, stops and configures, GET /stats and /health report:
+    Events go to odin.token.SYMBOL.trade on an open-loop schedule: a late event does not delay the
+    ones after it. POST /control starts, stops and configures; GET /stats and /health report:
 
     \b
       curl localhost:3003/control -d '{"action":"configure","messagesPerSecond":25}'

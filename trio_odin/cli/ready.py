@@ -1,6 +1,6 @@
 """`trio-odin ready`, which the health check of a container runs every few seconds.
 
-So it imports little: neither trio nor the other settings, and no HTTP client.
+It imports little for that reason: not trio, not the other settings, and no HTTP client.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ _STATUS = re.compile(rb"HTTP/1\.[01] (?P<status>\d{3})\b")
 
 
 class _NotReady(Exception):
-    """The text says why."""
+    """The server is not ready; the message says why."""
 
 
-@click.command("ready", short_help="Say whether a server takes clients.")
-@click.option("--url", metavar="URL", help="Another page to ask, like http://127.0.0.1:3003/health")
+@click.command("ready", short_help="Check whether a server accepts clients.")
+@click.option("--url", metavar="URL", help="Ask another page, such as http://127.0.0.1:3003/health")
 def ready_command(url: str | None) -> None:
-    """Say whether a server takes clients: exit code 0 if it does, 1 if not.
+    """Check whether a server accepts clients: exit code 0 if it does, 1 if not.
 
-    Asks /ready of the server that runs with this environment, at WS_ADMIN_ADDR or else WS_ADDR. A
-    page of any other program will do for --url, if it is 200 as long as all is well.
+    The command asks /ready of the server that runs with this environment, at WS_ADMIN_ADDR or else
+    WS_ADDR. --url may name a page of any other program that answers 200 while all is well.
     """
     try:
         url = url or _url_of(os.environ)
         _ask(url)
     except _NotReady as reason:
         click.echo(f"trio-odin: {url or 'not ready'}: {reason}", err=True)
-        sys.exit(1)  # 2, that of other mistakes, is reserved by Docker
+        sys.exit(1)  # 2, as for other mistakes, is reserved by Docker
     click.echo(f"{url}: ready")
 
 
 def _url_of(environment: Mapping[str, str]) -> str:
-    """The page of the server that has this environment.
+    """Return the URL of /ready of the server with this environment.
 
     Raises:
-        _NotReady: no server could run with it.
+        _NotReady: no server could run with this environment.
     """
     given = {**environment, **_reload_file(environment.get("WS_RELOAD_FILE", "").strip())}
     set_ = (given.get(name, "").strip() for name in ("WS_ADMIN_ADDR", "WS_ADDR"))
@@ -57,9 +57,10 @@ def _url_of(environment: Mapping[str, str]) -> str:
 
 
 def _reload_file(path: str) -> Mapping[str, str]:
-    """What goes before the environment.
+    """Return the variables that override the environment.
 
-    Nothing where it cannot be read: a server that runs has kept what it had, and says so itself.
+    They are empty if the file cannot be read: a running server has kept its settings, and logs the
+    error itself.
     """
     if not path:
         return {}
@@ -81,7 +82,7 @@ def _ask(url: str) -> None:
     """Ask for a page.
 
     Raises:
-        _NotReady: the answer is not a 200, or there is none in time.
+        _NotReady: the answer is not a 200, or does not come in time.
     """
     parts = _URL.fullmatch(url)
     if parts is None:
@@ -91,7 +92,7 @@ def _ask(url: str) -> None:
         answer = _get(address, parts["page"] or "/ready", time.monotonic() + _DEADLINE_SECONDS)
     except TimeoutError:
         raise _NotReady(f"no answer within {_DEADLINE_SECONDS:g} s") from None
-    except (OSError, UnicodeError) as error:  # the second one of a name that can be no host's
+    except (OSError, UnicodeError) as error:  # UnicodeError: the name cannot be that of a host
         raise _NotReady(str(error)) from None
     head, _, body = answer.partition(b"\r\n\r\n")
     status = _STATUS.match(head)
@@ -103,11 +104,11 @@ def _ask(url: str) -> None:
 
 
 def _get(address: Address, page: str, deadline: float) -> bytes:
-    """The whole answer to a request, which ends with the connection.
+    """Return the whole answer to a request; it ends with the connection.
 
     Raises:
-        OSError: there is no connection, or no more.
-        TimeoutError: the deadline came first.
+        OSError: the connection failed.
+        TimeoutError: the deadline passed.
     """
     peer = (address.host, address.port)
     with socket.create_connection(peer, timeout=_seconds_until(deadline)) as sock:

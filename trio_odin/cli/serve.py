@@ -1,4 +1,4 @@
-"""`trio-odin serve`, and what each of its workers is started as."""
+"""`trio-odin serve`, and the entry point of its workers."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ from trio_odin.telemetry.logs import configure_logs
 from trio_odin.workers.parent_link import ParentLink
 from trio_odin.workers.supervisor import Supervisor, WorkerUnfit, serve_with_workers
 
-# Started in a nursery, it gives back what can be drained.
+# Started in a nursery; reports the server, which can be drained.
 _Start: TypeAlias = Callable[..., Awaitable[None]]
-# Does with it what the signals say.
+# Carries out signals on that server.
 _Obey: TypeAlias = Callable[..., Awaitable[None]]
 # Proves that the loop turns.
 _Live: TypeAlias = Callable[[], Awaitable[None]]
@@ -58,23 +58,24 @@ _Live: TypeAlias = Callable[[], Awaitable[None]]
 @flag("--workers")
 @flag("--log-level")
 @flag("--log-format")
-@click.option("--as-worker", nargs=2, type=int, hidden=True)  # its number and its link's file
-# The sockets that it inherits: the number of their worker, and that of the file.
+# Its number, and the file number of its link.
+@click.option("--as-worker", nargs=2, type=int, hidden=True)
+# The sockets that it inherits: the number of their worker, and their file number.
 @click.option("--socket", "sockets", multiple=True, nargs=2, type=int, hidden=True)
 def serve_command(
     as_worker: tuple[int, int] | None, sockets: tuple[tuple[int, int], ...], **flags: str | None
 ) -> None:
     """Serve NATS token events to WebSocket clients.
 
-    Every setting is an environment variable; docs/configuration.md lists them all, and the flags
-    here are other spellings of the commonest. A file that WS_RELOAD_FILE names goes before both.
+    Every setting is an environment variable; docs/configuration.md lists them all. The flags here
+    are other spellings of the most common ones. The file that WS_RELOAD_FILE names overrides both.
 
-    SIGTERM or Ctrl-C drains: each client is told when to come back elsewhere, gets what waits for
-    it and a close frame; a second one stops at once. SIGHUP reads the file, and keys, again;
-    started from a terminal, it drains, as a terminal that is closed sends it. SIGUSR2 replaces the
-    workers one after the other, and refuses nobody; SIGUSR1 is ignored.
+    SIGTERM or Ctrl-C drains: the server tells each client when to come back, sends what waits for
+    it, and closes the connection. A second signal stops immediately. SIGHUP reads the file and the
+    keys again; started from a terminal, SIGHUP drains, because a terminal sends it when it closes.
+    SIGUSR2 replaces the workers one after the other and refuses no client. SIGUSR1 is ignored.
     """
-    faulthandler.enable()  # the stack is written also where the process is ended by a signal
+    faulthandler.enable()  # write the stack also if a signal ends the process
     if as_worker is not None:
         _serve_as_worker(settings_from(flags), *as_worker, sockets)
     else:
@@ -119,7 +120,7 @@ def _serve_as_worker(
     configure_logs(settings.log_level, settings.log_format, worker=number)
     settle_garbage_collector()
     start = partial(_work, settings, file_number, sockets)
-    # systemd hears of the parent.
+    # Only the parent reports to systemd.
     live: _Live = partial(prove_life, settings.watchdog_seconds, _to_nobody)
     run(
         partial(_until_ended, start, end_signals(), drain_on_signal, live, _to_nobody), SettingError
@@ -140,13 +141,13 @@ async def _work(
 
 
 def _to_nobody(_: str) -> None:
-    """Stands where systemd is told something."""
+    """Stand in for reports to systemd."""
 
 
 async def _until_ended(
     start: _Start, signals: Signals, obey: _Obey, live: _Live, notify: Notify
 ) -> None:
-    """Run what `start` starts until it has ended by itself, or in order after a signal."""
+    """Run what `start` starts until it ends, by itself or by a drain after a signal."""
     with signals as received:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(live, name="watchdog")

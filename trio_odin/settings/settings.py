@@ -114,126 +114,126 @@ class Settings:
     """How one server runs. Times are seconds, sizes are bytes, 0 in a limit means none."""
 
     address: Address = _setting(
-        "WS_ADDR", ":3002", Address.parse, help="Address to listen on; [::] is both families."
+        "WS_ADDR", ":3002", Address.parse, help="Listen on this address; [::] means IPv4 and IPv6."
     )
     admin_address: Address | None = _setting(
         "WS_ADMIN_ADDR",
         "",
         values.optional_address,
-        help="Address of its own for /metrics, which WS_ADDR then has no more; empty: WS_ADDR.",
+        help="Serve /metrics on this address instead of WS_ADDR; empty: on WS_ADDR.",
     )
     reload_file: Path | None = _setting(
         "WS_RELOAD_FILE",
         "",
         values.path,
-        help="File of NAME=value lines that go before the environment; read again upon SIGHUP.",
+        help="File of NAME=value lines that override the environment; SIGHUP reads it again.",
         show=shown_path,
     )
     nats_urls: tuple[str, ...] = _setting(
         "NATS_URL",
         "nats://127.0.0.1:4222",
         values.nats_urls,
-        help="NATS server, or several with commas.",
+        help="URL of the NATS server, or several URLs separated by commas.",
         show=_urls_without_credentials,
     )
     nats_url_file: Path | None = _setting(
         "NATS_URL_FILE",
         "",
         values.path,
-        help="File that holds NATS_URL, such as a mounted secret; goes before NATS_URL.",
+        help="File that holds NATS_URL, such as a mounted secret; overrides NATS_URL.",
         show=shown_path,
     )
     nats_mode: str = _setting(
         "NATS_MODE",
         "auto",
         values.Choice(("auto", "jetstream", "core")),
-        help="JetStream ordered consumer, core subscription, or the best that is there.",
+        help="Use a JetStream ordered consumer, a core subscription, or the best available (auto).",
     )
     is_filtering: bool = _setting(
         "ENABLE_SUBSCRIPTION_FILTERING",
         "true",
         values.boolean,
-        help="false sends every event to every connection (the way back, should filtering fail).",
+        help="false sends every event to every connection, as a fallback if filtering fails.",
     )
 
     workers: int = _setting(
         "WS_WORKERS",
         "1",
         values.workers,
-        help="Processes that serve the port together, 1 to 64; auto: one for each core.",
+        help="Processes that share the port, 1 to 64; auto: one for each core.",
     )
     max_connections: int = _setting(
         "WS_MAX_CONNECTIONS",
         "10000",
         values.Whole(0, 10_000_000),
-        help="Connections at once; further ones get a 503.",
+        help="Connections open at once; further ones get a 503.",
         reloads=True,
     )
     cpu_limit_cores: float = _setting(
         "WS_CPU_LIMIT",
         "0",
         values.Number(4096, least=0.01),
-        help="Cores this server may use; 0: those of its container.",
+        help="Cores that this server may use; 0: the limit of its container.",
     )
     memory_limit_bytes: int = _setting(
         "WS_MEMORY_LIMIT",
         "0",
         values.Whole(0, _PEBIBYTE),
-        help="Bytes of memory this server may use; 0: its container's limit.",
+        help="Bytes of memory that this server may use; 0: the limit of its container.",
     )
     max_tasks: int = _setting(
         "WS_MAX_GOROUTINES",
         "0",
         values.Whole(0, 100_000_000),
-        help="Tasks (3 a connection) beyond which health degrades.",
+        help="Tasks (3 for each connection) at which /health becomes degraded.",
     )
     cpu_reject_percent: float = _setting(
         "WS_CPU_REJECT_THRESHOLD",
         "75",
         values.percent,
-        help="CPU, in percent of the limit or of a core, from which new connections get a 503.",
+        help="CPU percentage, of the limit or of a core, at which new connections get a 503.",
         reloads=True,
     )
     cpu_pause_percent: float = _setting(
         "WS_CPU_PAUSE_THRESHOLD",
         "80",
         values.percent,
-        help="CPU, in percent of the limit, from which a growing share of events is shed; 0: none.",
+        help="CPU percentage of the limit at which a growing share of events is shed; 0: never.",
         reloads=True,
     )
     memory_reject_percent: float = _setting(
         "WS_MEMORY_REJECT_THRESHOLD",
         "85",
         values.percent,
-        help="Memory, in percent of the limit, from which new connections get a 503; 0: none.",
+        help="Memory percentage of the limit at which new connections get a 503; 0: never.",
         reloads=True,
     )
     memory_pause_percent: float = _setting(
         "WS_MEMORY_PAUSE_THRESHOLD",
         "95",
         values.percent,
-        help="Memory, in percent of the limit, from which all events are shed; 0: none.",
+        help="Memory percentage of the limit at which all events are shed; 0: never.",
         reloads=True,
     )
     lag_reject_seconds: float = _setting(
         "WS_LAG_REJECT_MS",
         "1000",
         values.Number(3_600_000, unit=1000),
-        help="Lateness of the scheduler from which new connections get a 503; 0: none.",
+        help="Milliseconds of scheduler lag at which new connections get a 503; 0: never.",
         reloads=True,
     )
     accepts_per_second: float = _setting(
         "WS_ACCEPT_RATE",
         "2000",
         values.Number(1_000_000),
-        help="Connections a second that a process accepts at most; 0: as many as it has time for.",
+        help="Connections that a process accepts in a second; 0: as many as it can.",
         reloads=True,
     )
     max_pending_handshakes: int = _setting(
         "WS_MAX_HALF_OPEN",
         "1000",
         values.Whole(1, 1_000_000),
-        help="Connections to a process without a request; beyond that the oldest one is ended.",
+        help="Pending handshakes of a process; beyond this number the oldest one is closed.",
         reloads=True,
     )
     max_connections_per_address: int = _setting(
@@ -253,14 +253,14 @@ class Settings:
         "WS_ALLOWED_ORIGINS",
         "",
         values.origins,
-        help="Origins that browsers may come from, others get a 403; empty: all.",
+        help="Origins that browsers may connect from; others get a 403; empty: all.",
         reloads=True,
     )
     jwt_keys: Path | None = _setting(
         "WS_JWT_KEYS",
         "",
         values.path,
-        help="File with the keys that sign tokens: a JWK set, PEM, or a secret; empty: no tokens.",
+        help="File with the keys that verify tokens (JWK set, PEM or secret); empty: no tokens.",
         reloads=True,
         show=shown_path,
     )
@@ -268,35 +268,35 @@ class Settings:
         "WS_JWT_ALGORITHMS",
         "RS256,ES256",
         values.algorithms,
-        help="How tokens may be signed: HS256, RS256, ES256.",
+        help="Algorithms that may sign a token: HS256, RS256, ES256.",
         reloads=True,
     )
     jwt_issuer: str = _setting(
         "WS_JWT_ISSUER",
         "",
         values.printable,
-        help="Issuer that a token has to name; empty: any.",
+        help="Issuer that a token must name; empty: any.",
         reloads=True,
     )
     jwt_audience: str = _setting(
         "WS_JWT_AUDIENCE",
         "",
         values.printable,
-        help="Audience that a token has to name; empty: any.",
+        help="Audience that a token must name; empty: any.",
         reloads=True,
     )
     max_nats_rate: float = _setting(
         "WS_MAX_NATS_RATE",
         "0",
         values.Number(100_000_000),
-        help="Messages a second taken from NATS; more are shed.",
+        help="Messages accepted from NATS in a second; more are shed.",
         reloads=True,
     )
     max_broadcast_rate: float = _setting(
         "WS_MAX_BROADCAST_RATE",
         "0",
         values.Number(100_000_000),
-        help="Fan-outs a second; more are shed.",
+        help="Fan-outs in a second; more events are shed.",
         reloads=True,
     )
 
@@ -304,95 +304,96 @@ class Settings:
         "WS_WORKER_QUEUE_SIZE",
         "8192",
         values.Whole(1, 10_000_000),
-        help="Messages from NATS that may wait for their fan-out; more are shed.",
+        help="Messages that may wait in the inbound queue for their fan-out; more are shed.",
     )
     outbox_capacity: int = _setting(
         "WS_OUTBOX_CAPACITY",
         "512",
         values.Whole(1, 1_000_000),
-        help="Envelopes that may wait for one connection.",
+        help="Messages that may wait in the outbox of one connection.",
     )
     outbox_bytes: int = _setting(
         "WS_OUTBOX_BYTES",
         "1048576",
         values.Whole(1024, _TEBIBYTE),
-        help="Bytes that may wait for one connection.",
+        help="Bytes that may wait in the outbox of one connection.",
     )
     total_outbox_bytes: int = _setting(
         "WS_TOTAL_OUTBOX_BYTES",
         "0",
         values.Whole(0, _PEBIBYTE),
-        help="Bytes that may wait for all connections; 0: a quarter of the memory.",
+        help="Bytes that may wait in all outboxes together; 0: a quarter of the memory.",
     )
     slow_policy: str = _setting(
         "WS_SLOW_POLICY",
         "evict",
         values.Choice(("evict", "conflate", "drop")),
-        help="A client too slow is closed, gets the newest of each channel, or misses events.",
+        help="When an outbox is full: evict closes the client, conflate keeps the newest event "
+        "of each channel, drop drops events.",
     )
     max_flush_delay_seconds: float = _setting(
         "WS_MAX_FLUSH_DELAY_MS",
         "50",
         values.Number(60_000, unit=1000),
-        help="Under load, writes may wait this long to be joined with later ones; 0: not at all.",
+        help="Under load, a write may wait this long to be joined with later ones; 0: no wait.",
     )
     replay_capacity: int = _setting(
         "WS_REPLAY_CAPACITY",
         "100",
         values.Whole(0, 1_000_000),
-        help="Envelopes of a connection kept for replay.",
+        help="Messages kept in the replay buffer of one connection.",
     )
     total_replay_bytes: int = _setting(
         "WS_REPLAY_BYTES",
         "0",
         values.Whole(0, _PEBIBYTE),
-        help="Bytes of events kept for replay, of all connections; 0: an eighth of the memory.",
+        help="Bytes of events kept in all replay buffers together; 0: an eighth of the memory.",
     )
     resume_channel_events: int = _setting(
         "WS_RESUME_CHANNEL_EVENTS",
         "100",
         values.Whole(1, 1_000_000),
-        help="Events of one channel that a client which comes back may get.",
+        help="Events of one channel that a resuming client may get.",
         reloads=True,
     )
     resume_events: int = _setting(
         "WS_RESUME_EVENTS",
         "500",
         values.Whole(1, 1_000_000),
-        help="Events that it may get in all, besides the newest of each channel.",
+        help="Events that a resuming client may get in all, besides the newest of each channel.",
         reloads=True,
     )
     max_message_bytes: int = _setting(
         "WS_MAX_MESSAGE_BYTES",
         "16384",
         values.Whole(64, 64 * _MEBIBYTE),
-        help="Longest message a client may send.",
+        help="Longest message that a client may send, in bytes.",
     )
     max_fragments: int = _setting(
         "WS_MAX_FRAGMENTS",
         "64",
         values.Whole(1, 1_000_000),
-        help="Frames that one message may come in.",
+        help="Frames that one message of a client may consist of.",
     )
     max_channels: int = _setting(
         "WS_MAX_CHANNELS",
         "256",
         values.Whole(1, 1_000_000),
-        help="Channels one connection may subscribe to.",
+        help="Channels that one connection may subscribe to.",
         reloads=True,
     )
     command_burst: int = _setting(
         "WS_COMMAND_BURST",
         "100",
         values.Whole(1, 1_000_000),
-        help="Messages a client may send at once.",
+        help="Messages that a client may send in one burst.",
         reloads=True,
     )
     commands_per_second: float = _setting(
         "WS_COMMAND_RATE",
         "10",
         values.Number(1_000_000),
-        help="Messages a second a client may send in the long run.",
+        help="Messages a second that a client may send on average.",
         reloads=True,
     )
 
@@ -400,86 +401,86 @@ class Settings:
         "WS_MAX_HEAD_BYTES",
         "16384",
         values.Whole(1024, _MEBIBYTE),
-        help="Longest head of a request, cookies and token included; a longer one gets a 431.",
+        help="Longest request head in bytes, with cookies and token; a longer one gets a 431.",
         reloads=True,
     )
     max_headers: int = _setting(
         "WS_MAX_HEADERS",
         "64",
         values.Whole(8, 1000),
-        help="Header lines of a request; one with more gets a 431.",
+        help="Header lines that a request may have; one with more gets a 431.",
         reloads=True,
     )
     handshake_seconds: float = _setting(
         "WS_HANDSHAKE_TIMEOUT",
         "5s",
         values.Duration(),
-        help="From accept to the end of the handshake.",
+        help="Time from accept to the end of the handshake.",
     )
     write_deadline_seconds: float = _setting(
         "WS_WRITE_DEADLINE",
         "5s",
         values.Duration(),
-        help="A write without progress ends the connection.",
+        help="A connection whose write makes no progress for this long is closed.",
     )
     ping_interval_seconds: float = _setting(
-        "WS_PING_INTERVAL", "27s", values.Duration(), help="Time between pings to one connection."
+        "WS_PING_INTERVAL", "27s", values.Duration(), help="Time between pings on one connection."
     )
     keepalive_seconds: float = _setting(
         "WS_KEEPALIVE_TIMEOUT",
         "60s",
         values.Duration(),
-        help="Silence after which a connection is ended, at the next ping.",
+        help="A connection that is silent for this long is closed at the next ping.",
     )
     drain_seconds: float = _setting(
         "WS_DRAIN_SECONDS",
         "30s",
         values.Duration(),
-        help="At shutdown, time for all clients to leave.",
+        help="Time in which all clients leave at shutdown.",
     )
     watchdog_seconds: float = _setting(
         "WS_WATCHDOG_SECONDS",
         "30",
         values.Number(3600, least=1),
-        help="A process that has hung for so long ends, to be started again; 0: it hangs on.",
+        help="A process that hangs for this long exits, to be started again; 0: it does not exit.",
     )
 
     stream_name: str = _setting(
         "JS_STREAM_NAME",
         "ODIN_TOKENS",
         values.stream_name,
-        help="JetStream stream, made if there is none.",
+        help="Name of the JetStream stream; the server creates it if it does not exist.",
     )
     stream_max_age_seconds: float = _setting(
         "JS_STREAM_MAX_AGE",
         "30s",
         values.Duration("87600h", minimum="100ms"),
-        help="Age limit of a stream that is made.",
+        help="Age limit of a stream that the server creates.",
     )
     stream_max_messages: int = _setting(
         "JS_STREAM_MAX_MSGS",
         "100000",
         values.Whole(1, 10**12),
-        help="Message limit of a stream that is made.",
+        help="Message limit of a stream that the server creates.",
     )
     stream_max_bytes: int = _setting(
         "JS_STREAM_MAX_BYTES",
         "52428800",
         # Less would hold none of many events, and then nothing ever comes.
         values.Whole(65_536, _PEBIBYTE),
-        help="Size limit of a stream that is made.",
+        help="Size limit of a stream that the server creates, in bytes.",
     )
     stream_storage: str = _setting(
         "JS_STREAM_STORAGE",
         "memory",
         values.Choice(("memory", "file")),
-        help="Where a stream that is made keeps its events.",
+        help="Where a stream that the server creates keeps its events.",
     )
     stream_replicas: int = _setting(
         "JS_STREAM_REPLICAS",
         "1",
         values.Whole(1, 5),
-        help="Servers of a cluster that keep a stream that is made.",
+        help="NATS servers of a cluster that store a stream that the server creates.",
     )
 
     summary_seconds: float = _setting(
@@ -489,17 +490,20 @@ class Settings:
         "LOG_LEVEL",
         "info",
         values.level,
-        help="Least level logged: debug, info, warning or error.",
+        help="Lowest level that is logged: debug, info, warning or error.",
         reloads=True,
     )
     revision: str = _setting(
         "TRIO_ODIN_REVISION",
         "",
         values.printable,
-        help="Revision of the code, for the log and ws_build_info; the image has it.",
+        help="Revision of the code, for the log and ws_build_info; the image sets it.",
     )
     log_format: str = _setting(
-        "LOG_FORMAT", "json", values.Choice(("json", "text", "pretty")), help="How log lines look."
+        "LOG_FORMAT",
+        "json",
+        values.Choice(("json", "text", "pretty")),
+        help="Format of the log lines.",
     )
 
 

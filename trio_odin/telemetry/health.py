@@ -119,7 +119,7 @@ def ready(snapshot: Snapshot) -> HealthReport:
     if snapshot.is_draining:
         reasons.append("shutting down")
     if not snapshot.nats.was_connected:
-        reasons.append(_with_trouble("NATS was not reached yet", snapshot))
+        reasons.append(_with_trouble("NATS has not been reached yet", snapshot))
     if snapshot.load.paused_percent >= _ALL_PERCENT:
         reasons.append("all events are shed")
     return HealthReport(503 if reasons else 200, {"ready": not reasons, "reasons": reasons})
@@ -147,7 +147,7 @@ def _errors(snapshot: Snapshot, unix_time: float) -> Iterator[str]:
         yield _workers_alive(snapshot, unix_time)
     if snapshot.load.paused_percent >= _ALL_PERCENT:
         since = _since(snapshot.load.paused_seconds, unix_time)
-        yield f"All events are shed for want of CPU or memory{since}: no client gets any"
+        yield f"All events are shed for lack of CPU or memory{since}: no client gets any"
 
 
 def _warnings(
