@@ -134,7 +134,7 @@ def start_logs(settings: Settings, environment: Mapping[str, str] | None = None)
     if "@" in environment.get("NATS_URL", "") and _is_given("--nats"):
         structlog.get_logger("cli").warning(
             "setting.exposed",
-            reason="--nats has a password in it, and every user of this machine can read it: "
+            reason="--nats contains a password, and every user of this machine can read it: "
             "use the variable NATS_URL",
         )
 
@@ -176,13 +176,13 @@ def raise_limit_of_files(settings: Settings, workers: int = 1) -> None:
             "files.limited",
             limit=files,
             needed=needed,
-            reason="the limit of open files is below WS_MAX_CONNECTIONS: raise nofile",
+            reason="the limit of open files is too low for WS_MAX_CONNECTIONS: raise nofile",
         )
     if open_files() is None:
         structlog.get_logger("cli").warning(
             "proc.missing",
-            reason="/proc cannot be read: process_open_fds is left out of /metrics, a container's "
-            "limits are not seen, and memory is the most that it ever was",
+            reason="/proc cannot be read: /metrics has no process_open_fds, the limits of a "
+            "container are not detected, and memory is reported as its peak",
         )
 
 
