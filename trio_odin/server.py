@@ -175,7 +175,7 @@ class Server:
 
     def roll(self) -> None:
         """Refuse a rolling restart: that takes several workers."""
-        _log.warning("rolling.refused", reason="a rolling restart takes WS_WORKERS of 2 or more")
+        _log.warning("rolling.refused", reason="a rolling restart needs WS_WORKERS of 2 or more")
 
     def learn(self, others: OtherWorkers) -> None:
         """Take in what the other processes of the server hold and use."""

@@ -78,10 +78,10 @@ def _numbers() -> Iterator[PanelBuilder]:
             _of_events("nats.lost", "nats.failed"),
         ),
         (
-            "Door closed",
-            "Times that a server began to refuse clients or to shed: `door.closed`, `pause.began`.",
+            "Admission closed",
+            "Times a server closed admission or shed events: `admission.closed`, `shedding.began`.",
             "ConnectionRejections",
-            _of_events("door.closed", "pause.began"),
+            _of_events("admission.closed", "shedding.began"),
         ),
     ):
         yield stat_panel(

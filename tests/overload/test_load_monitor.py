@@ -81,17 +81,17 @@ async def test_what_the_others_hold_and_use_counts_too() -> None:
     assert watching.shedder.percent == 10
 
 
-async def test_it_logs_when_the_door_and_the_pause_change_and_not_in_between() -> None:
+async def test_it_logs_when_admission_and_shedding_change_and_not_in_between() -> None:
     watching = guard()
     with structlog.testing.capture_logs() as logged:
         for percent in (10, 90, 95, 96, 10, 10, 10, 10):
             watching.observe(Load(cpu_percent=percent))
     events = [(line["event"], line.get("by"), line.get("percent")) for line in logged]
     assert events == [
-        ("door.closed", ["overloaded"], None),
-        ("pause.began", None, 10),
-        ("door.opened", [], None),
-        ("pause.ended", None, 0),
+        ("admission.closed", ["overloaded"], None),
+        ("shedding.began", None, 10),
+        ("admission.opened", [], None),
+        ("shedding.ended", None, 0),
     ]
     assert logged[0]["cpu_percent"] == 90.0
     for line in logged:

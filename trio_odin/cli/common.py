@@ -136,7 +136,7 @@ def start_logs(settings: Settings, environment: Mapping[str, str] | None = None)
     if "@" in environment.get("NATS_URL", "") and _is_given("--nats"):
         structlog.get_logger("cli").warning(
             "setting.exposed",
-            reason="--nats has a password in it, and every user of this machine can read it: "
+            reason="--nats contains a password, and every user of this machine can read it: "
             "use the variable NATS_URL",
         )
 
@@ -178,7 +178,7 @@ def raise_limit_of_files(settings: Settings, workers: int = 1) -> None:
             "files.limited",
             limit=files,
             needed=needed,
-            reason="the limit of open files is below WS_MAX_CONNECTIONS: raise nofile",
+            reason="the limit of open files is too low for WS_MAX_CONNECTIONS: raise nofile",
         )
     if open_files() is None:
         structlog.get_logger("cli").warning(

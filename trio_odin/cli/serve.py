@@ -156,4 +156,4 @@ async def _until_ended(
             stop = nursery.cancel_scope
             nursery.start_soon(partial(obey, received, serving, stop=stop))
             await serving.finished.wait()
-            stop.cancel(reason="what served has finished")
+            stop.cancel(reason="the server has finished")

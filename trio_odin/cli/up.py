@@ -47,7 +47,9 @@ def up_command(rate: float, tokens: list[str], duration: float, **flags: str | N
     start_logs(settings)
     raise_limit_of_files(settings)
     if settings.workers > 1:
-        structlog.get_logger("cli").warning("workers.ignored", reason="up serves in one process")
+        structlog.get_logger("cli").warning(
+            "workers.ignored", reason="trio-odin up serves in one process"
+        )
     plan = UpPlan(
         settings_for=lambda nats_url: settings_from(
             {**flags, "NATS_URL": nats_url, "NATS_URL_FILE": ""}

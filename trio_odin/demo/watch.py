@@ -103,7 +103,7 @@ async def _open(parts: SplitResult) -> AsyncIterator[WebSocketConnection]:
             yield websocket
             with trio.move_on_after(_CLOSE_SECONDS):
                 await websocket.aclose()
-            nursery.cancel_scope.cancel(reason="nobody reads any more")
+            nursery.cancel_scope.cancel(reason="watching has ended")
     finally:
         if stream is not None:
             await trio.aclose_forcefully(stream)

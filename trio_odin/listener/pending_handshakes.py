@@ -32,7 +32,7 @@ class PendingHandshakes:
             oldest = next(iter(self._scopes))
             del self._scopes[oldest]
             self._traffic.rejected["half_open"] += 1
-            oldest.cancel(reason="too many are half open")
+            oldest.cancel(reason="too many pending handshakes")
         with trio.move_on_after(seconds) as scope:
             self._scopes[scope] = None
             try:

@@ -28,7 +28,7 @@ _SAMPLE_SECONDS = 1.0
 _TASKS_EVERY = 10  # samples
 _LAG_SECONDS = 0.1
 
-_log = structlog.get_logger("guard")
+_log = structlog.get_logger("load_monitor")
 
 
 class LoadMonitor:
@@ -92,7 +92,7 @@ class LoadMonitor:
                 try:
                     self._sample()
                 except Exception:  # noqa: BLE001 - what cannot be measured must not end the server
-                    _log.exception("guard.failed")
+                    _log.exception("load_monitor.failed")
 
     def _sample(self) -> None:
         cpu_percent, loop_busy_percent = self._cpu.read(self._others.cpu_cores)
@@ -131,10 +131,12 @@ class LoadMonitor:
         self._paused_at = (self._paused_at or now) if paused else None
         if closed_by != closed_before:
             causes = [cause.label for cause in closed_by]
-            _log.warning("door.closed" if causes else "door.opened", by=causes, **_rounded(load))
+            _log.warning(
+                "admission.closed" if causes else "admission.opened", by=causes, **_rounded(load)
+            )
         if bool(paused) != bool(paused_before):
             _log.warning(
-                "pause.began" if paused else "pause.ended", percent=paused, **_rounded(load)
+                "shedding.began" if paused else "shedding.ended", percent=paused, **_rounded(load)
             )
 
     def stats(self) -> LoadStats:

@@ -46,7 +46,7 @@ def reload_settings(
 
 def log_failed_reload(error: SettingError) -> None:
     """Say what is wrong."""
-    _log.error("reload.failed", reason=str(error), kept="all settings are as they were")
+    _log.error("reload.failed", reason=str(error), kept="all settings are unchanged")
 
 
 def log_reload(before: Settings, after: Settings, *, later: Sequence[str] = ()) -> None:

@@ -36,8 +36,8 @@ _RELOADS, _ALLOWED, _SHOW = "reloads", "allowed", "show"
 
 # Known to the server this one replaces, without a meaning in this design.
 IGNORED = {
-    "WS_WORKER_POOL_SIZE": "there is no worker pool, fan-out is one loop",
-    "JS_CONSUMER_NAME": "each process has an ordered consumer of its own, without a shared name",
+    "WS_WORKER_POOL_SIZE": "there is no worker pool; one loop does the fan-out",
+    "JS_CONSUMER_NAME": "each process has its own ordered consumer, which has no shared name",
 }
 
 
@@ -639,7 +639,7 @@ def warnings_about(settings: Settings, environment: Mapping[str, str]) -> Iterab
     if settings.ping_interval_seconds >= settings.keepalive_seconds:
         yield (
             f"WS_PING_INTERVAL of {settings.ping_interval_seconds:g} s is not below "
-            f"WS_KEEPALIVE_TIMEOUT of {settings.keepalive_seconds:g} s: quiet clients are ended"
+            f"WS_KEEPALIVE_TIMEOUT of {settings.keepalive_seconds:g} s: quiet clients are closed"
         )
     known = {variable.name for variable in variables()}
     for name in sorted(environment):

@@ -92,7 +92,7 @@ SERIES = (
     ),
     Series(
         "ws_connections_closed_total",
-        "Connections that ended",
+        "Connections closed",
         lambda s: s.ledger.traffic.closed,
         label="reason",
         values=_labels(CloseReason),
@@ -107,55 +107,55 @@ SERIES = (
     ),
     Series(
         "ws_half_open_current",
-        "Sockets without a complete request now, or with a page under way",
+        "Sockets whose request is not complete yet, or whose page is being sent, now",
         lambda s: s.listener.pending_handshakes,
     ),
     Series("ws_accept_errors_total", "Failed accepts", lambda s: s.ledger.traffic.accept_errors),
     Series(
         "ws_accepts_paced_total",
-        "Pauses of accepting, as more came than there is time for, or than WS_ACCEPT_RATE allows",
+        "Pauses in accepting, because the loop had no time for more or WS_ACCEPT_RATE was reached",
         lambda s: s.ledger.traffic.accepts_paced,
     ),
     Series(
         "ws_capacity_max_connections",
-        "Limit of connections, 0: none",
+        "Limit of connections; 0 means no limit",
         lambda s: s.limits.max_connections,
     ),
     Series(
         "ws_channels_current",
-        "Channels with a subscriber; with several workers, those of the worker that has most",
+        "Channels that have a subscriber; with several workers, of the worker that has the most",
         lambda s: s.fan_out.channels,
     ),
     Series(
         "ws_messages_sent_total",
-        "Envelopes written to a socket, those sent again included",
+        "Messages written to sockets, replayed and resumed ones included",
         lambda s: s.ledger.deliveries.written,
     ),
     Series(
         "ws_deliveries_matched_total",
-        "Envelopes addressed to a connection, those sent again included",
+        "Messages addressed to connections, replayed and resumed ones included",
         lambda s: s.ledger.deliveries.matched,
     ),
     Series(
         "ws_deliveries_queued",
-        "Envelopes that wait for their socket now",
+        "Messages waiting for their socket now",
         lambda s: s.ledger.deliveries.queued,
     ),
     Series(
         "ws_deliveries_conflated_total",
-        "Envelopes that gave way to a newer one of their channel",
+        "Messages replaced by a newer one of their channel before they were written",
         lambda s: s.ledger.deliveries.conflated,
     ),
     Series(
         "ws_deliveries_dropped_total",
-        "Envelopes given up",
+        "Messages dropped before they were written",
         lambda s: s.ledger.deliveries.dropped,
         label="reason",
         values=_labels(Dropped),
     ),
     Series(
         "ws_ledger_imbalance",
-        "Publications and deliveries unaccounted for, always 0",
+        "Publications and deliveries that are unaccounted for; always 0",
         lambda s: s.imbalance,
     ),
     Series(
@@ -165,7 +165,7 @@ SERIES = (
     ),
     Series(
         "ws_binary_messages_ignored_total",
-        "Binary messages from clients, ignored",
+        "Binary messages from clients, which are ignored",
         lambda s: s.ledger.traffic.binary_ignored,
     ),
     Series(
@@ -177,30 +177,30 @@ SERIES = (
     ),
     Series(
         "ws_error_replies_total",
-        "Errors answered to clients",
+        "Error replies to clients",
         lambda s: s.ledger.traffic.errors,
         label="code",
         values=_labels(ErrorCode),
     ),
     Series(
         "ws_rate_limited_messages_total",
-        "Messages from clients over their rate",
+        "Messages from clients that exceeded their rate limit",
         lambda s: s.ledger.traffic.rate_limited,
     ),
     Series(
         "ws_replay_requests_total",
-        "Replays asked for",
+        "Replays requested",
         lambda s: s.ledger.traffic.commands["replay"],
     ),
-    Series("ws_replayed_messages_total", "Envelopes replayed", lambda s: s.ledger.traffic.replayed),
+    Series("ws_replayed_messages_total", "Messages replayed", lambda s: s.ledger.traffic.replayed),
     Series(
         "ws_resumed_messages_total",
-        "Envelopes that were missed, sent to clients that came back",
+        "Missed messages sent to clients that resumed",
         lambda s: s.ledger.traffic.resumed,
     ),
     Series(
         "ws_resumes_incomplete_total",
-        "Clients that came back too late for all they had missed",
+        "Resumes that could not send everything that was missed",
         lambda s: s.ledger.traffic.resumed_incompletely,
     ),
     Series("ws_bytes_sent_total", "Bytes to clients", lambda s: s.ledger.traffic.bytes_sent),
@@ -213,7 +213,7 @@ SERIES = (
     ),
     Series(
         "ws_nats_age_seconds",
-        "Time since anything came from NATS, which is asked each second; +Inf: nothing ever did",
+        "Time since NATS last sent anything (it is pinged every second); +Inf until it first does",
         lambda s: math.inf if s.nats.age_seconds is None else s.nats.age_seconds,
     ),
     Series(
@@ -225,22 +225,22 @@ SERIES = (
     ),
     Series(
         "ws_nats_messages_missed_total",
-        "Messages lost in those, as far as they can be counted; shed ones too",
+        "Messages lost in those gaps, as far as they can be counted; includes shed messages",
         lambda s: s.ledger.publications.missed,
     ),
     Series(
         "ws_nats_messages_received_total",
-        "Messages from NATS; each counts once in every worker",
+        "Messages received from NATS; every worker receives and counts each one",
         lambda s: s.ledger.publications.received,
     ),
     Series(
         "ws_nats_messages_repeated_total",
-        "Messages that NATS sent a second time, ignored",
+        "Messages that NATS sent a second time, which are ignored",
         lambda s: s.ledger.publications.repeated,
     ),
     Series(
         "ws_nats_messages_recalled_total",
-        "Messages from before the start, kept for clients that come back",
+        "Messages published before the start, fetched for clients that resume",
         lambda s: s.ledger.publications.backfilled,
     ),
     Series(
@@ -250,88 +250,98 @@ SERIES = (
     ),
     Series(
         "ws_nats_messages_shed_total",
-        "The same by reason",
+        "Messages from NATS shed before the fan-out, by reason",
         lambda s: s.ledger.publications.shed,
         label="reason",
         values=_labels(Shed),
     ),
     Series(
         "ws_nats_messages_invalid_total",
-        "Messages from NATS that are no event",
+        "Messages from NATS that are not valid events",
         lambda s: s.ledger.publications.invalid,
         label="reason",
         values=_labels(Invalid),
     ),
     Series(
         "ws_publications_fanned_out_total",
-        "Messages from NATS handed to at least one connection",
+        "Messages from NATS delivered to at least one connection",
         lambda s: s.ledger.publications.fanned_out,
     ),
     Series(
         "ws_publications_unmatched_total",
-        "Messages from NATS that nobody was subscribed to",
+        "Messages from NATS whose channel had no subscriber",
         lambda s: s.ledger.publications.unmatched,
     ),
     Series(
         "ws_feed_waiting",
-        "Messages between bridge and hub now",
+        "Messages in the inbound queue, between bridge and hub, now",
         lambda s: s.fan_out.inbound_waiting,
     ),
-    Series("ws_feed_capacity", "Limit of that", lambda s: s.fan_out.inbound_capacity),
+    Series("ws_feed_capacity", "Limit of ws_feed_waiting", lambda s: s.fan_out.inbound_capacity),
     Series(
         "ws_outbox_bytes",
-        "Bytes that wait for their socket now, in all outboxes",
+        "Bytes waiting for their socket now, in all outboxes",
         lambda s: s.fan_out.outbox_bytes,
     ),
-    Series("ws_outbox_bytes_limit", "Limit of that", lambda s: s.fan_out.outbox_bytes_limit),
+    Series(
+        "ws_outbox_bytes_limit", "Limit of ws_outbox_bytes", lambda s: s.fan_out.outbox_bytes_limit
+    ),
     Series(
         "ws_replay_bytes",
         "Bytes of events kept for replay now, shared by the connections that keep them",
         lambda s: s.fan_out.replay_bytes,
     ),
-    Series("ws_replay_bytes_limit", "Limit of that", lambda s: s.fan_out.replay_bytes_limit),
-    Series("ws_tasks", "Tasks of the process", lambda s: s.load.tasks),
+    Series(
+        "ws_replay_bytes_limit", "Limit of ws_replay_bytes", lambda s: s.fan_out.replay_bytes_limit
+    ),
+    Series("ws_tasks", "Trio tasks", lambda s: s.load.tasks),
     Series(
         "ws_cpu_usage_percent",
-        "CPU, in percent of the limit; with a quota all that runs under it counts",
+        "CPU used, in percent of the limit; with a quota, everything that runs under it counts",
         lambda s: s.load.cpu_percent,
     ),
     Series(
         "ws_loop_busy_percent",
-        "CPU of the process, in percent of one core; with several workers, of the busiest",
+        "CPU used by the process, in percent of one core; with several workers, by the busiest",
         lambda s: s.load.loop_busy_percent,
     ),
     Series(
         "ws_loop_turnover_percent",
-        "The part of ws_loop_busy_percent for clients that come or go: it closes no door",
+        "Part of ws_loop_busy_percent that serves clients that come or go; never closes admission",
         lambda s: s.load.turnover_percent,
     ),
     Series(
         "ws_loop_lag_max_seconds",
-        "How late the scheduler was at worst, over the last second",
+        "How late the scheduler was, at worst, in the last second",
         lambda s: s.load.lag_seconds,
     ),
     Series(
         "ws_paused_percent",
-        "Share of the messages from NATS that is shed for CPU or memory",
+        "Share of the messages from NATS that is shed because of CPU or memory",
         lambda s: s.load.paused_percent,
     ),
     Series(
         "ws_memory_usage_bytes",
-        "Memory: of the container, if its limit is the one that counts, else resident",
+        "Memory used: by the container if its limit applies, else resident",
         lambda s: s.used_memory_bytes,
         alias="ws_memory_bytes",
     ),
-    Series("ws_memory_limit_bytes", "Limit of that", lambda s: s.load.memory_limit_bytes),
-    Series("ws_draining", "1 while shutting down", lambda s: s.is_draining),
+    Series(
+        "ws_memory_limit_bytes",
+        "Limit of ws_memory_usage_bytes",
+        lambda s: s.load.memory_limit_bytes,
+    ),
+    Series("ws_draining", "1 while draining", lambda s: s.is_draining),
     Series(
         "ws_log_lines_dropped_total",
-        "Log lines given up, as nobody read them or they could not be written",
+        "Log lines dropped because nobody read them or they could not be written",
         lambda s: s.process.log_lines_dropped,
     ),
-    Series("ws_uptime_seconds", "Time since start", lambda s: s.uptime_seconds),
-    Series("ws_workers", "Processes that should serve", lambda s: s.workers.configured),
-    Series("ws_workers_alive", "Processes that serve and answer", lambda s: s.workers.alive),
+    Series("ws_uptime_seconds", "Time since the server started", lambda s: s.uptime_seconds),
+    Series("ws_workers", "Processes that should be serving", lambda s: s.workers.configured),
+    Series(
+        "ws_workers_alive", "Processes that are serving and responding", lambda s: s.workers.alive
+    ),
     Series(
         "ws_worker_connections",
         "Connections open now, by worker",
@@ -341,17 +351,17 @@ SERIES = (
     ),
     Series(
         "ws_worker_restarts_total",
-        "Workers started again after they had ended",
+        "Workers restarted after they ended",
         lambda s: s.workers.restarts,
     ),
     Series(
         "ws_worker_rollings_total",
-        "Workers replaced by a successor upon SIGUSR2",
+        "Workers replaced by a successor on SIGUSR2",
         lambda s: s.workers.rollings,
     ),
     Series(
         "ws_config_reloads_total",
-        "Settings read again upon SIGHUP; each worker counts",
+        "Reloads of the settings on SIGHUP; each worker counts its own",
         lambda s: s.ledger.traffic.reloads,
         label="result",
         values=["ok", "failed"],
@@ -397,20 +407,24 @@ class Histogram:
 HISTOGRAMS = (
     Histogram(
         "ws_fan_out_seconds",
-        "From a message's arrival from NATS to the last write of its fan-out",
+        "Time from the arrival of a message from NATS to the last write of its fan-out",
         lambda ledger: ledger.fan_out,
     ),
     Histogram(
-        "ws_loop_lag_seconds", "How late the scheduler runs what is due", lambda ledger: ledger.lag
+        "ws_loop_lag_seconds",
+        "How late the scheduler runs a task that is due",
+        lambda ledger: ledger.lag,
     ),
 )
 
 BUILD_NAME = "ws_build_info"
-BUILD_HELP = "1: the code that runs; more than one while a new version replaces another"
+BUILD_HELP = (
+    "Always 1; the labels name the running code. Several series while one version replaces another"
+)
 BUILD_LABELS = ("version", "python", "revision")
 
 SUBSCRIPTIONS_NAME = "ws_subscription_count_per_client"
-SUBSCRIPTIONS_HELP = "Subscriptions a client has, over the clients that have any"
+SUBSCRIPTIONS_HELP = "Subscriptions per client, over the clients that have any"
 _QUANTILES = (0.5, 0.9, 0.99, 1.0)
 
 

@@ -191,10 +191,10 @@ class Bridge:
             info = await jetstream.stream_info(before.stream)
             state = state_of(info)
             if before.is_lost_in(state):
-                raise nats.errors.Error(f"stream {before.stream} is another one now")
+                raise nats.errors.Error(f"stream {before.stream} was replaced by another one")
             if (why_not := why_unsuitable(info)) or not brings_ours(info):
                 raise nats.errors.Error(
-                    why_not or f"stream {before.stream} has {SUBJECT} no longer"
+                    why_not or f"stream {before.stream} no longer has {SUBJECT}"
                 )
             if state.last > before.offset and before.offset == stalled_at:
                 await self._look_for_stalled(link.client, before)
@@ -251,7 +251,7 @@ class Bridge:
                 raise Refused(f"{why_not}, and NATS_MODE is jetstream")
             if self._position.epoch:
                 # With core mode in between, the stream's events would come twice or not at all.
-                raise Refused(f"{why_not}, and it was consumed before")
+                raise Refused(f"{why_not}, but it was consumed before")
             _log.warning("nats.core_only", reason=why_not)
         gaps = [Gap(GapReason.CORE)] if self._nats_status.mode == "core" else []
         await self._tell_hub(None, *gaps)
@@ -263,7 +263,7 @@ class Bridge:
         """Consume the stream; returns why not, if there is no JetStream or no suitable stream."""
         client = link.client
         if not await has_jetstream(client, request_seconds=_REQUEST_SECONDS):
-            return "the server has no JetStream"
+            return "the NATS server has no JetStream"
         try:
             info = await ensure_stream(client, self._settings, may_make=self._may_make)
         except StreamUnsuitable as unsuitable:
@@ -287,7 +287,7 @@ class Bridge:
         name = self._position.stream
         state = state_of(await client.jetstream(timeout=_REQUEST_SECONDS).stream_info(name))
         if self._position.is_lost_in(state):
-            raise nats.errors.Error(f"stream {name} is another one now")
+            raise nats.errors.Error(f"stream {name} was replaced by another one")
 
     async def _step_over(self, client: TotalClient) -> None:
         """Skip the event that has ended one connection after the other."""

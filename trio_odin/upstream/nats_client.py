@@ -200,7 +200,7 @@ class TotalClient(Client):
         if initial_connection and self._is_encrypted_only:
             if not (info.get("tls_required") or info.get("tls_available")):
                 raise Unencrypted(
-                    "tls:// was asked for, and it offers no TLS: nothing was sent to it"
+                    "tls:// requires TLS, which it does not offer: nothing was sent to it"
                 )
             info["tls_required"] = True  # it takes both, and nats-py would choose plain text
         self._on_info(info)

@@ -87,7 +87,7 @@ async def ensure_stream(client: TotalClient, settings: Settings, *, may_make: bo
             "nats.stream_forgets",
             stream=info.config.name,
             retention=str(retention),
-            hint="with limits retention nothing is lost over a short disconnect",
+            hint="use limits retention: then a short disconnect loses no events",
         )
     return info
 
@@ -96,7 +96,7 @@ def why_unsuitable(info: StreamInfo) -> str | None:
     """Why the stream cannot be consumed, in a sentence; None if it can."""
     config = info.config
     if config.retention == RetentionPolicy.WORK_QUEUE:
-        return f"stream {config.name} is a work queue: an event of it is for one server"
+        return f"stream {config.name} is a work queue, which delivers an event to one server only"
     if config.sealed:
         return f"stream {config.name} is sealed: it takes no further events"
     transform = config.subject_transform
@@ -265,8 +265,8 @@ async def _find_or_make(
     info: StreamInfo = await jetstream.stream_info(other)
     if not brings_ours(info):
         raise StreamUnsuitable(
-            f"stream {other} has a part of {SUBJECT}; add the rest to it, or name it in "
-            f"JS_STREAM_NAME to have it added"
+            f"stream {other} covers only a part of {SUBJECT}: add the rest to it, or name it in "
+            f"JS_STREAM_NAME, so that the server adds it"
         )
     return info
 

@@ -136,7 +136,7 @@ class Supervisor:
     def roll(self) -> None:
         """Ask for all workers to be replaced, one after the other. No client is rejected for it."""
         if self._drain_asked.is_set() or self._rolling_asked.is_set():
-            _log.warning("rolling.refused", reason="a rolling restart or a drain is under way")
+            _log.warning("rolling.refused", reason="a rolling restart or a drain is in progress")
         else:
             self._rolling_asked.set()
 
@@ -214,7 +214,7 @@ class Supervisor:
         if self._drain_asked.is_set():
             return False
         if not serves:
-            _log.error("rolling.failed", worker=worker.number, kept="the one that serves")
+            _log.error("rolling.failed", worker=worker.number, kept="the worker that serves")
             await self._retire(successor)
             return False
         self._rollings += 1
