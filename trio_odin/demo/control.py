@@ -83,7 +83,7 @@ class _Refused(Exception):
 
 @attrs.define
 class Control:
-    """The publisher's orders, and its answers to requests. `run` is None while nothing is published."""
+    """The publisher's orders, and its answers to requests. `run` is None while it is idle."""
 
     rate: float
     tokens: tuple[str, ...]
