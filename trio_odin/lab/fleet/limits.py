@@ -1,4 +1,4 @@
-"""This machine's limits: open files and source ports."""
+"""The limits of this machine: open files and source ports."""
 
 from __future__ import annotations
 

@@ -64,6 +64,6 @@ class Workload:
         return random.Random(self.seed * _SEED_STEP + number)
 
     def _is_home(self, number: int) -> bool:
-        # Evenly mixed and exact: among the first n connections it is n times the share, rounded down.
+        # Evenly mixed and exact: among any first n connections n times the share, rounded down.
         share = self.home_share or 0.0
         return int((number + 1) * share + 1e-9) > int(number * share + 1e-9)
