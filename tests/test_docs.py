@@ -90,9 +90,7 @@ def test_generated_pages_are_current(page: str) -> None:
         ("reliability.json", "docs/reliability.md"),
     ],
 )
-def test_a_page_says_which_code_was_measured_and_whether_it_has_changed(
-    record: str, page: str
-) -> None:
+def test_a_page_names_the_measured_code_and_whether_it_changed(record: str, page: str) -> None:
     origin: Provenance = _generate().origins()[record]
     text = " ".join((ROOT / page).read_text().split())
     assert origin.short() in text, "run: python docs/generate.py"
@@ -100,7 +98,7 @@ def test_a_page_says_which_code_was_measured_and_whether_it_has_changed(
 
 
 @given(balanced())
-def test_the_balances_of_the_metrics_page_hold_whatever_was_counted(state: Snapshot) -> None:
+def test_the_balances_of_the_metrics_page_hold_for_any_counts(state: Snapshot) -> None:
     page = (ROOT / "docs" / "metrics.md").read_text()
     equations = re.findall(r"^    (ws_\w+)\n +=(.*?)(?:\n\n|\Z)", page, re.DOTALL | re.MULTILINE)
     assert len(equations) == 2
@@ -111,7 +109,7 @@ def test_the_balances_of_the_metrics_page_hold_whatever_was_counted(state: Snaps
         assert scraped[whole] == sum(scraped[name] for name in names)
 
 
-def test_the_report_of_the_lab_is_that_of_the_record_that_is_kept() -> None:
+def test_the_lab_report_is_that_of_the_committed_record() -> None:
     generate = _generate()
 
     def without_drawings(page: str) -> str:
@@ -136,7 +134,7 @@ def test_the_figures_in_the_readme_are_current() -> None:
     assert (ROOT / "README.md").read_text() == readme(), "run: python docs/generate.py"
 
 
-def test_the_costs_of_the_model_are_those_that_the_lab_measured(tmp_path: Path) -> None:
+def test_the_costs_of_the_model_are_those_of_the_lab(tmp_path: Path) -> None:
     generate = _generate()
     write_costs(tmp_path / "costs.toml", generate.costs())
     assert generate.COSTS.read_text() == (tmp_path / "costs.toml").read_text(), (
@@ -144,7 +142,7 @@ def test_the_costs_of_the_model_are_those_that_the_lab_measured(tmp_path: Path) 
     )
 
 
-def test_the_examples_of_the_protocol_page_are_what_happens() -> None:
+def test_the_examples_of_the_protocol_page_are_true() -> None:
     lines = _example_lines(ROOT / "docs" / "protocol.md")
     registry: Registry[str] = Registry()
     resume_buffer = ResumeBuffer(max_age_seconds=30.0)
@@ -242,7 +240,7 @@ def _pages() -> list[Path]:
 
 
 @pytest.mark.parametrize("page", _pages(), ids=lambda page: page.name)
-def test_every_link_inside_the_project_leads_somewhere(page: Path) -> None:
+def test_every_internal_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text()):
         assert (page.parent / target).exists(), target
 

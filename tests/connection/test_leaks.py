@@ -172,7 +172,7 @@ def kinds_alive() -> Counter[str]:
 
 
 @pytest.mark.parametrize("end", WAYS, ids=lambda end: end.__name__.strip("_"))
-async def test_nothing_stays_of_a_connection_however_it_ends(
+async def test_a_connection_leaves_nothing_behind_however_it_ends(
     end: Callable[[Peer], Awaitable[None]], nursery: trio.Nursery
 ) -> None:
     rig = Rig(nursery)
@@ -191,7 +191,7 @@ async def test_nothing_stays_of_a_connection_however_it_ends(
      UPGRADE.replace(b"13", b"12"), b"GET /ws HTTP/1.1\r\nHost: " + b"x" * 70_000],
     ids=["nothing", "half a head", "a page", "no HTTP", "another version", "too large"],
 )  # fmt: skip
-async def test_nothing_stays_of_a_request_that_is_not_let_in(
+async def test_a_refused_request_leaves_nothing_behind(
     request_bytes: bytes, nursery: trio.Nursery
 ) -> None:
     rig = Rig(nursery)

@@ -57,7 +57,7 @@ async def hostile_clients(server: Server, nats_url: str, command: str) -> list[S
 
 
 @pytest.mark.parametrize(("command", "end"), [(REPLAY, "replay_incomplete"), (RESUME, "resumed")])
-async def test_what_hostile_clients_ask_for_again_costs_the_others_nothing(
+async def test_hostile_replay_requests_cost_the_others_nothing(
     command: str, end: str, start_server: StartServer, nats_url: str
 ) -> None:
     server = await start_server(
@@ -90,7 +90,7 @@ async def test_what_hostile_clients_ask_for_again_costs_the_others_nothing(
     await wait_until(lambda: server.connections == 0)
 
 
-async def test_what_is_kept_for_clients_that_have_read_everything_is_bounded(
+async def test_the_buffers_for_clients_that_read_everything_are_bounded(
     start_server: StartServer, nats_url: str
 ) -> None:
     limit = 20 * PAYLOAD_BYTES

@@ -23,7 +23,7 @@ def test_most_settings_are_numbers() -> None:
 
 
 @pytest.mark.parametrize(("name", "text"), EXTREMES)
-async def test_a_server_serves_with_it(
+async def test_a_server_serves_with_extreme_values(
     name: str,
     text: str,
     start_server: StartServer,

@@ -29,7 +29,7 @@ CHANNELS = [
 ]
 
 
-async def test_a_hundred_clients_get_exactly_what_they_subscribed_to(
+async def test_a_hundred_clients_get_exactly_their_subscriptions(
     start_server: StartServer, nats_url: str
 ) -> None:
     """The plan's integration test."""
@@ -168,7 +168,7 @@ async def test_nothing_is_sent_before_the_handshake_is_complete(start_server: St
         (b"\x81\x81\x00\x00\x00\x00\xff", 1007),  # not UTF-8
     ],
 )
-async def test_frames_that_break_the_rules_are_told_which(
+async def test_frames_that_break_the_rules_are_closed_with_their_code(
     frame: bytes, code: int, start_server: StartServer
 ) -> None:
     server = await start_server()

@@ -54,7 +54,7 @@ async def knock(server: Server) -> InvalidStatus | None:
         return refused
 
 
-async def test_a_storm_is_refused_with_a_time_to_come_back_and_then_let_in(
+async def test_a_storm_is_refused_with_a_retry_time_and_then_let_in(
     start_server: StartServer,
 ) -> None:
     # So low that the storm of this very test is over it, and an idle server is not.
@@ -79,7 +79,7 @@ async def test_a_storm_is_refused_with_a_time_to_come_back_and_then_let_in(
     check_balance(server)
 
 
-async def test_a_pause_sheds_its_share_says_so_and_ends(
+async def test_overload_sheds_a_share_reports_it_and_ends(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     with running_nats(tmp_path) as nats:
@@ -117,7 +117,7 @@ async def test_a_pause_sheds_its_share_says_so_and_ends(
         check_balance(server)
 
 
-async def test_metrics_have_an_address_of_their_own(start_server: StartServer) -> None:
+async def test_metrics_can_have_their_own_address(start_server: StartServer) -> None:
     server = await start_server(WS_ADMIN_ADDR="127.0.0.1:0", WS_ACCEPT_RATE="0.001")
     (public,), (admin,) = server.addresses, server.admin_addresses
     assert public.port != admin.port
@@ -133,7 +133,7 @@ async def test_metrics_have_an_address_of_their_own(start_server: StartServer) -
             pass
 
 
-async def test_workers_share_the_admin_address_too(tmp_path: Path) -> None:
+async def test_workers_share_the_admin_address(tmp_path: Path) -> None:
     port, admin = free_port(), free_port()
     with running_nats(tmp_path) as nats:
         process = await start(

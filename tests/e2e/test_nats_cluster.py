@@ -59,7 +59,7 @@ async def test_a_cluster_replaces_a_leader_that_dies_hangs_or_steps_down(tmp_pat
         )
 
 
-async def test_a_node_in_lame_duck_mode_tells_its_clients_and_cuts_them(tmp_path: Path) -> None:
+async def test_a_node_in_lame_duck_mode_notifies_its_clients_and_cuts_them(tmp_path: Path) -> None:
     async with running_cluster(tmp_path, grace_seconds=0.2) as cluster:
         node = cluster.nodes[1]
         async with nats_client(node.url, name="listener", protocol=1) as client:

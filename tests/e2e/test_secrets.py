@@ -122,7 +122,7 @@ async def what_clients_are_told(port: int, good: str) -> list[str]:
     ],
     ids=["password", "token"],
 )
-async def test_no_secret_is_said_anywhere(
+async def test_no_secret_appears_in_any_output(
     login: list[str], wrong: str, workers: str, tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys"
@@ -178,7 +178,7 @@ def _unescaped(lines: str) -> str:
     )
 
 
-async def test_a_server_that_may_log_in_says_no_more(tmp_path: Path) -> None:
+async def test_a_server_with_valid_credentials_shows_no_secret(tmp_path: Path) -> None:
     nats = NatsServer(tmp_path, options=["--user", USER, "--pass", PASSWORD])
     port = free_port()
     nats.start()
@@ -222,7 +222,7 @@ async def test_a_server_that_may_log_in_says_no_more(tmp_path: Path) -> None:
     ids=lambda variables: next(iter(variables)),
 )
 @pytest.mark.parametrize("command", ["serve", "settings"])
-def test_a_complaint_at_the_start_has_no_secret_in_it(
+def test_a_complaint_at_the_start_contains_no_secret(
     command: str, variables: dict[str, str]
 ) -> None:
     done = run(command, **({"WS_ADDR": "127.0.0.1:0", "WS_JWT_ALGORITHMS": "HS256"} | variables))
@@ -244,7 +244,7 @@ def test_a_complaint_at_the_start_has_no_secret_in_it(
     ],
 )
 @pytest.mark.parametrize("algorithm", ["HS256", "RS256,ES256"])
-def test_a_file_of_keys_that_is_of_no_use_is_not_quoted(
+def test_a_useless_file_of_keys_is_not_quoted(
     content: bytes, algorithm: str, tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys"
@@ -255,7 +255,7 @@ def test_a_file_of_keys_that_is_of_no_use_is_not_quoted(
     assert leaks(done.stdout + done.stderr) == []
 
 
-async def test_a_password_among_the_arguments_is_warned_about() -> None:
+async def test_a_password_among_the_arguments_gets_a_warning() -> None:
     """Any user of the machine can read them: the variable is for that."""
     port = free_port()
     url = f"nats://{USER}:{PASSWORD}@127.0.0.1:1"

@@ -133,7 +133,7 @@ def check_the_end(server: Server) -> None:
     assert server.ledger.deliveries.queued == 0
 
 
-async def test_who_does_not_read_is_evicted_when_its_outbox_is_full(
+async def test_a_client_that_does_not_read_is_evicted_at_a_full_outbox(
     start_server: StartServer, nats_url: str
 ) -> None:
     server, slow = await start(start_server, nats_url, "evict", WS_OUTBOX_CAPACITY="8")
@@ -144,7 +144,7 @@ async def test_who_does_not_read_is_evicted_when_its_outbox_is_full(
         check_the_end(server)
 
 
-async def test_who_does_not_read_gets_the_newest_of_each_channel_when_it_does_again(
+async def test_conflation_keeps_the_newest_event_of_each_channel(
     start_server: StartServer, nats_url: str
 ) -> None:
     server, slow = await start(
@@ -174,7 +174,7 @@ async def test_who_does_not_read_gets_the_newest_of_each_channel_when_it_does_ag
         check_the_end(server)
 
 
-async def test_who_does_not_read_may_miss_events_and_stays(
+async def test_a_client_that_may_miss_events_stays_without_reading(
     start_server: StartServer, nats_url: str
 ) -> None:
     server, slow = await start(
@@ -204,7 +204,7 @@ async def test_a_write_past_its_deadline_evicts_under_every_policy(
         check_the_end(server)
 
 
-async def test_bytes_that_wait_for_all_are_bounded(
+async def test_the_waiting_bytes_of_all_clients_are_bounded(
     start_server: StartServer, nats_url: str
 ) -> None:
     limit = 20 * PAYLOAD_BYTES

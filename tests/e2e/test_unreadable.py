@@ -58,7 +58,7 @@ def nats_in_mode(mode: str, folder: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("mode", ["jetstream", "core"])
 @pytest.mark.parametrize("raw", UNREADABLE.values(), ids=UNREADABLE)
-async def test_a_message_that_cannot_be_understood_costs_itself_only(
+async def test_an_unreadable_message_costs_only_itself(
     start_server: StartServer, tmp_path: Path, mode: str, raw: bytes
 ) -> None:
     with nats_in_mode(mode, tmp_path) as url:
@@ -77,7 +77,7 @@ async def test_a_message_that_cannot_be_understood_costs_itself_only(
 
 @pytest.mark.parametrize("mode", ["jetstream", "core"])
 @pytest.mark.parametrize("raw", ODD_HEADERS.values(), ids=ODD_HEADERS)
-async def test_headers_that_cannot_be_understood_do_not_keep_an_event_back(
+async def test_unreadable_headers_do_not_hold_an_event_back(
     start_server: StartServer, tmp_path: Path, mode: str, raw: bytes
 ) -> None:
     with nats_in_mode(mode, tmp_path) as url:
@@ -92,7 +92,7 @@ async def test_headers_that_cannot_be_understood_do_not_keep_an_event_back(
 
 
 @pytest.mark.parametrize("raw", FORGED.values(), ids=FORGED)
-async def test_a_publisher_cannot_speak_for_the_consumer(
+async def test_a_publisher_cannot_forge_signals_to_the_consumer(
     start_server: StartServer, tmp_path: Path, raw: bytes
 ) -> None:
     with nats_in_mode("jetstream", tmp_path) as url:
@@ -107,7 +107,7 @@ async def test_a_publisher_cannot_speak_for_the_consumer(
         assert server.ledger.publications.invalid == {Invalid.PAYLOAD: 1}
 
 
-async def test_a_reply_subject_that_cannot_be_understood_changes_nothing(
+async def test_an_unreadable_reply_subject_changes_nothing(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     with nats_in_mode("core", tmp_path) as url:
@@ -121,7 +121,7 @@ async def test_a_reply_subject_that_cannot_be_understood_changes_nothing(
         assert server.snapshot().nats.reconnects == 0
 
 
-async def test_what_ends_two_connections_in_a_row_is_stepped_over_and_declared(
+async def test_a_message_that_ends_two_connections_is_skipped_and_declared(
     start_server: StartServer, tmp_path: Path, nursery: trio.Nursery
 ) -> None:
     """Whatever the cause: here the way to NATS spoils one line each time that it passes."""

@@ -177,7 +177,7 @@ async def check_limit(running: Running, *, free: int) -> None:
     assert (await running.metrics())["ws_connections_rejected_total"] == 6
 
 
-async def test_a_killed_worker_is_replaced_and_nobody_else_notices(tmp_path: Path) -> None:
+async def test_a_killed_worker_is_replaced_and_no_other_client_notices(tmp_path: Path) -> None:
     async with server(tmp_path, clients=ENOUGH) as running:
         await running.publish()
         for client in running.clients:
@@ -226,7 +226,7 @@ async def test_a_worker_that_leaves_in_order_loses_nothing(tmp_path: Path) -> No
         assert (await end(running))[0] == 0
 
 
-async def test_a_worker_that_hangs_does_not_keep_pages_from_being_answered(
+async def test_a_hung_worker_does_not_stop_the_pages(
     tmp_path: Path,
 ) -> None:
     async with server(tmp_path, clients=0) as running:
@@ -284,7 +284,7 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-async def test_while_workers_leave_whoever_comes_is_told_so_at_once(
+async def test_while_workers_leave_new_clients_are_answered_at_once(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     """One has a client that does not go; the other ends at once, and its queue is answered."""
@@ -322,7 +322,7 @@ async def test_a_second_signal_cuts_the_workers(tmp_path: Path) -> None:
         assert not any(is_running(worker) for worker in workers)
 
 
-async def test_a_taken_port_is_one_sentence_from_the_parent_alone(tmp_path: Path) -> None:
+async def test_a_taken_port_is_one_sentence_and_only_from_the_parent(tmp_path: Path) -> None:
     with running_nats(tmp_path) as someone:
         address = f"127.0.0.1:{someone.port}"
         result = await trio.to_thread.run_sync(run, "serve", "--workers", "2", "--addr", address)
@@ -337,7 +337,7 @@ ONE_CONSUMER = {
 }  # fmt: skip
 
 
-async def test_a_worker_that_nats_has_no_room_for_takes_no_clients(tmp_path: Path) -> None:
+async def test_a_worker_that_nats_has_no_room_for_accepts_no_clients(tmp_path: Path) -> None:
     async with server(tmp_path, clients=ENOUGH, stream=ONE_CONSUMER, alive=1) as running:
         await trio.sleep(6)  # longer than one waits if nobody has NATS
         assert sorted((await running.workers())["connections"]) == [0, ENOUGH]
@@ -353,7 +353,7 @@ async def test_a_worker_that_nats_has_no_room_for_takes_no_clients(tmp_path: Pat
         assert (await end(running))[0] == 0
 
 
-async def test_workers_without_nats_take_clients_after_a_while_and_say_that_they_are_not_ready(
+async def test_workers_without_nats_accept_clients_after_a_while(
     tmp_path: Path,
 ) -> None:
     port = free_port()
@@ -380,7 +380,7 @@ async def test_workers_without_nats_take_clients_after_a_while_and_say_that_they
         process.kill()
 
 
-async def test_while_the_parent_is_stopped_no_page_takes_one_worker_for_all(
+async def test_while_the_parent_is_stopped_no_page_shows_one_worker_as_all(
     tmp_path: Path,
 ) -> None:
     async with server(tmp_path, clients=ENOUGH) as running:

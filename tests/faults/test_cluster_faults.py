@@ -132,7 +132,7 @@ async def drill(folder: Path) -> AsyncIterator[Drill]:
         ("A node that is both is killed", "that leads and is connected to", True, True),
     ],
 )
-async def test_a_node_that_is_killed_costs_no_more_than_nats_takes(
+async def test_a_killed_node_costs_no_more_than_the_failover_of_nats(
     tmp_path: Path, record: Record, name: str, what: str, *, of_leader: bool, of_home: bool
 ) -> None:
     row = record(

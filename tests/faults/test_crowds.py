@@ -53,9 +53,7 @@ async def test_slow_handshakes_and_silent_sockets_end_at_the_deadline(
         assert timeouts == 500
 
 
-async def test_more_half_open_sockets_than_allowed_keep_nobody_out(
-    tmp_path: Path, record: Record
-) -> None:
+async def test_too_many_pending_handshakes_keep_nobody_out(tmp_path: Path, record: Record) -> None:
     row = record(
         "attack",
         "Half-open crowd",

@@ -46,7 +46,7 @@ async def _wiretap(port: int, heard: bytearray) -> None:
             heard += chunk
 
 
-async def test_no_name_of_a_channel_reaches_nats(tmp_path: Path, record: Record) -> None:
+async def test_no_channel_name_reaches_nats(tmp_path: Path, record: Record) -> None:
     row = record(
         "attack",
         "Names as subjects of NATS",
@@ -131,7 +131,7 @@ _JSON = {
 }
 
 
-async def test_json_made_to_hurt_gets_an_answer_and_the_connection_stays(
+async def test_hostile_json_gets_an_answer_and_the_connection_stays(
     tmp_path: Path, record: Record
 ) -> None:
     row = record(

@@ -59,7 +59,7 @@ _MALFORMED: dict[str, tuple[bytes, set[int]]] = {
 }
 
 
-async def test_every_malformed_frame_ends_its_connection_with_an_allowed_code(
+async def test_a_malformed_frame_ends_its_connection_with_an_allowed_code(
     tmp_path: Path, record: Record
 ) -> None:
     row = record(
@@ -80,7 +80,7 @@ async def test_every_malformed_frame_ends_its_connection_with_an_allowed_code(
         assert not wrong
 
 
-async def test_fragments_without_end_are_capped_in_number_and_size(
+async def test_endless_fragments_are_limited_in_number_and_size(
     tmp_path: Path, record: Record
 ) -> None:
     row = record(

@@ -74,9 +74,7 @@ async def test_a_dribbled_head_ends_at_its_limit_or_at_the_deadline(
         assert sent < 20
 
 
-async def test_what_is_no_clean_upgrade_gets_one_clean_answer(
-    tmp_path: Path, record: Record
-) -> None:
+async def test_a_bad_upgrade_gets_one_clean_answer(tmp_path: Path, record: Record) -> None:
     row = record(
         "attack",
         "Other protocols",
@@ -103,7 +101,7 @@ async def test_what_is_no_clean_upgrade_gets_one_clean_answer(
 
 
 @pytest.mark.faults
-async def test_compression_that_is_offered_is_not_taken(tmp_path: Path, record: Record) -> None:
+async def test_offered_compression_is_not_accepted(tmp_path: Path, record: Record) -> None:
     row = record(
         "attack",
         "permessage-deflate offered",

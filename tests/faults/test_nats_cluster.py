@@ -44,9 +44,7 @@ class _Reader:
                 self.offsets.append(message["offset"])
 
 
-async def test_the_node_in_use_is_killed_while_it_leads_the_stream(
-    tmp_path: Path, record: Record
-) -> None:
+async def test_the_leading_node_in_use_is_killed(tmp_path: Path, record: Record) -> None:
     row = record(
         "fault",
         "A node of a NATS cluster is killed",

@@ -65,7 +65,7 @@ async def test_clients_stay_over_a_restart_of_nats_and_miss_nothing(
 
 
 @pytest.mark.faults
-async def test_a_nats_that_hangs_is_noticed(tmp_path: Path, record: Record) -> None:
+async def test_a_hanging_nats_is_noticed(tmp_path: Path, record: Record) -> None:
     row = record(
         "fault",
         "NATS hangs",

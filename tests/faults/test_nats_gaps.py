@@ -73,7 +73,7 @@ async def _has_reconnected(it: Rig) -> bool:
     return (await it.server.metrics())["ws_nats_reconnects_total"] >= 1
 
 
-async def test_what_left_the_stream_meanwhile_is_declared_as_a_gap(
+async def test_events_that_left_the_stream_are_declared_as_a_gap(
     tmp_path: Path, record: Record
 ) -> None:
     row = record(
@@ -106,7 +106,7 @@ async def test_what_left_the_stream_meanwhile_is_declared_as_a_gap(
         row.notes.append(f"{gap['missed']} events were gone, and said to be")
 
 
-async def test_a_nats_without_a_stream_that_hangs_is_noticed_and_the_loss_declared(
+async def test_a_hanging_nats_without_a_stream_is_declared_as_a_loss(
     tmp_path: Path, record: Record
 ) -> None:
     row = record(

@@ -24,7 +24,7 @@ _MANY = 10_000
 _RAMP = 1500.0
 
 
-async def test_a_process_that_was_stopped_goes_on(tmp_path: Path, record: Record) -> None:
+async def test_a_stopped_process_continues(tmp_path: Path, record: Record) -> None:
     row = record(
         "fault",
         "Our process stops for 15 s",

@@ -14,7 +14,7 @@ from tests.oracle.world import KINDS
 pytestmark = pytest.mark.faults
 
 
-async def test_a_thousand_random_faults_lose_nothing_without_a_word(
+async def test_a_thousand_random_faults_lose_nothing_silently(
     tmp_path: Path, record: Record, request: pytest.FixtureRequest
 ) -> None:
     faults = request.config.getoption("--oracle-faults", default=None) or 1000

@@ -58,7 +58,7 @@ def _full_disk() -> Iterator[int]:
         ("The disk is full", "standard error is /dev/full", _full_disk),
     ],
 )
-async def test_a_log_that_cannot_be_written_stops_nobody(
+async def test_a_log_that_cannot_be_written_stops_no_client(
     tmp_path: Path,
     record: Record,
     name: str,
@@ -142,7 +142,7 @@ async def test_near_its_memory_limit_it_refuses_before_the_kernel_kills(
             assert it.server.footprint().mib < limit_mib
 
 
-async def test_with_next_to_no_memory_left_it_sheds_events_and_holds_its_clients(
+async def test_almost_out_of_memory_it_sheds_events_and_keeps_its_clients(
     tmp_path: Path, record: Record
 ) -> None:
     row = record(
@@ -174,7 +174,7 @@ async def _make_noise(it: Rig, scope: trio.CancelScope, per_second: int) -> None
                 await trio.sleep(0.02)
 
 
-async def test_an_overloaded_server_refuses_pauses_and_recovers(
+async def test_an_overloaded_server_refuses_sheds_and_recovers(
     tmp_path: Path, record: Record
 ) -> None:
     row = record(

@@ -41,7 +41,7 @@ async def _none_but_ours(it: Rig) -> bool:
         ("drop", "they miss events, counted"),
     ],
 )
-async def test_a_thousand_that_never_read_hurt_nobody(
+async def test_a_thousand_clients_that_never_read_hurt_no_other(
     tmp_path: Path, record: Record, policy: str, acts: str
 ) -> None:
     row = record(
@@ -78,7 +78,7 @@ async def _stall(it: Rig, policy: str) -> float:
     return seconds
 
 
-async def test_large_events_asked_for_again_by_many_who_do_not_read_cost_nobody_anything(
+async def test_large_replays_to_clients_that_do_not_read_hurt_no_other(
     tmp_path: Path, record: Record
 ) -> None:
     row = record(

@@ -45,20 +45,18 @@ def client(peer: str, forwarded_for: str = "") -> str:
         ("", "203.0.113.7", "None"),
     ],
 )
-def test_the_rightmost_address_that_is_no_trusted_proxy_counts(
+def test_the_rightmost_address_that_is_not_a_trusted_proxy_counts(
     peer: str, forwarded_for: str, expected: str
 ) -> None:
     assert client(peer, forwarded_for) == expected
 
 
-def test_without_trusted_proxies_nobodys_word_counts() -> None:
+def test_without_trusted_proxies_the_header_is_ignored() -> None:
     assert str(client_address("10.0.0.1", b"203.0.113.7", [])) == "10.0.0.1"
 
 
 @given(st.text("0123456789abcdef.:,[] %x-", max_size=80), st.ip_addresses(v=4))
-def test_nothing_that_a_client_writes_changes_whose_connection_it_is(
-    written: str, real: ipaddress.IPv4Address
-) -> None:
+def test_a_client_cannot_choose_its_own_address(written: str, real: ipaddress.IPv4Address) -> None:
     if any(real in network for network in PROXIES):
         return
     assert client(str(real), written) == str(real), "directly"

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.e2e
 _WORLDS = ["gentle-cluster", "single-memory", "cluster-r3-memory"]
 
 
-async def test_whatever_breaks_no_event_is_lost_without_a_word(
+async def test_no_event_is_lost_silently_whatever_breaks(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     faults = request.config.getoption("--oracle-faults", default=None) or 100

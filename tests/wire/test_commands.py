@@ -148,7 +148,7 @@ def test_a_message_cut_short_is_answered_or_ignored(text: str, data: st.DataObje
         "%d",
     ],
 )
-def test_huge_numbers_are_no_trouble_anywhere(form: str, number: int) -> None:
+def test_huge_numbers_do_no_harm_anywhere(form: str, number: int) -> None:
     check_any_answer(form.replace("%d", str(number)))
 
 
@@ -184,7 +184,7 @@ def test_nesting_of_any_depth_is_answered_or_ignored(form: str, kind: str) -> No
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_nesting_just_as_deep_as_the_decoder_goes_is_no_trouble(form: str, kind: str) -> None:
+def test_nesting_at_the_limit_of_the_decoder_does_no_harm(form: str, kind: str) -> None:
     # What one decoder still takes, the next one, called from a little deeper, may not.
     limit = sys.getrecursionlimit()
     for depth in range(max(limit - 120, 1), limit + 20):
@@ -220,7 +220,7 @@ def test_both_forms_of_a_request_for_channels_mean_the_same(
 
 
 @given(first=st.integers(-(2**63), 2**64), last=st.integers(-(2**63), 2**64), command_id=IDS)
-def test_a_replay_names_a_range_or_what_is_known_already(
+def test_a_replay_names_a_range_or_the_last_known_number(
     first: int, last: int, command_id: str | int | None
 ) -> None:
     bounded = {"type": "replay", "data": {"from": first, "to": last}}
@@ -265,7 +265,7 @@ def test_an_object_of_any_other_type_is_unknown(kind: str, extra: dict[str, Any]
         ('{"type":"heartbeat","type":"unsubscribe","channels":[]}', Unsubscribe([])),
     ],
 )
-def test_examples_of_commands(text: str, command: Command) -> None:
+def test_the_examples_of_commands_are_read(text: str, command: Command) -> None:
     assert parse_command(text) == command
 
 
@@ -279,7 +279,7 @@ def test_examples_of_commands(text: str, command: Command) -> None:
         '{"type":"\udc00"}', "[]", "null", '"subscribe"', "5", "true", " [{}] ",
     ],
 )  # fmt: skip
-def test_what_is_no_json_object_is_called_so(text: str) -> None:
+def test_a_message_that_is_not_a_json_object_is_reported_as_such(text: str) -> None:
     command = parse_command(text)
     assert isinstance(command, Malformed)
     assert command.code is ErrorCode.INVALID_JSON
@@ -314,9 +314,7 @@ def test_what_is_no_json_object_is_called_so(text: str) -> None:
         ('{"type":"replay","data":5}', "data"),
     ],
 )
-def test_json_of_no_known_form_is_called_so_and_the_message_points_at_the_place(
-    text: str, hint: str
-) -> None:
+def test_unknown_json_is_reported_with_the_place_of_the_fault(text: str, hint: str) -> None:
     command = parse_command(text)
     assert isinstance(command, Malformed)
     assert command.code is ErrorCode.INVALID_COMMAND
@@ -335,7 +333,7 @@ def test_json_of_no_known_form_is_called_so_and_the_message_points_at_the_place(
         ('{"id":7', None),
     ],
 )
-def test_a_malformed_command_is_answered_with_its_id_where_that_can_be_read(
+def test_a_malformed_command_is_answered_with_its_readable_id(
     text: str, command_id: str | int | None
 ) -> None:
     command = parse_command(text)
@@ -370,7 +368,9 @@ def test_a_misspelt_type_with_an_id_is_named_with_the_nearest_one(kind: str, nea
 
 @pytest.mark.parametrize("kind", ["ping", "", "auth", "x" * 5000, "\u0000\n", "é" * 64])
 @pytest.mark.parametrize("command_id", ["a", 0, ""])
-def test_any_other_type_with_an_id_is_told_what_there_is(kind: str, command_id: str | int) -> None:
+def test_any_other_type_with_an_id_is_answered_with_the_known_types(
+    kind: str, command_id: str | int
+) -> None:
     command = parse_command(json.dumps({"id": command_id, "type": kind}))
     assert isinstance(command, Malformed)
     assert (command.code, command.id) == (ErrorCode.INVALID_COMMAND, command_id)
@@ -382,7 +382,7 @@ def test_any_other_type_with_an_id_is_told_what_there_is(kind: str, command_id: 
 @pytest.mark.parametrize(
     "text", ['{"type":"pong"}', '{"type":"x","id":null}', '{"type":"x","id":1.5}']
 )
-def test_without_an_id_that_could_come_back_another_type_is_ignored(text: str) -> None:
+def test_without_a_usable_id_another_type_is_ignored(text: str) -> None:
     assert parse_command(text) == Unknown()
 
 
@@ -414,20 +414,18 @@ def test_without_an_id_that_could_come_back_another_type_is_ignored(text: str) -
         ),
     ],
 )
-def test_what_is_missing_or_misspelt_is_named_as_the_client_wrote_it(
-    text: str, message: str
-) -> None:
+def test_a_missing_or_misspelt_key_is_named_as_the_client_wrote_it(text: str, message: str) -> None:
     assert message_of(text) == message
 
 
 @pytest.mark.parametrize("number", ["1.0", "1e2", "true", "[]", "{}", "1.5"])
-def test_an_id_that_cannot_come_back_is_named(number: str) -> None:
+def test_an_id_that_cannot_be_returned_is_named(number: str) -> None:
     for text in ('{"type":"subscribe","channels":["A.b"],"id":%s}', '{"id":%s,"type":"replay"}'):
         assert message_of(text % number) == "`id` has to be a string or a whole number"
 
 
 @pytest.mark.parametrize("between", ["", " ", "\n", "\r\n\t"])
-def test_two_objects_in_a_message_are_called_so(between: str) -> None:
+def test_two_objects_in_a_message_are_reported(between: str) -> None:
     one = '{"type":"heartbeat","id":"é"}'
     assert message_of(one + between + one) == "More than one JSON object: send each by itself"
 
@@ -443,7 +441,7 @@ def test_two_objects_in_a_message_are_called_so(between: str) -> None:
         ('{"type":"heartbeat",}', "Not a JSON object: trailing comma in object"),
     ],
 )
-def test_what_is_wrong_with_the_json_is_said(text: str, message: str) -> None:
+def test_the_fault_in_the_json_is_reported(text: str, message: str) -> None:
     assert message_of(text).partition(" (byte")[0] == message
 
 
@@ -461,13 +459,13 @@ def test_what_is_wrong_with_the_json_is_said(text: str, message: str) -> None:
         ('{"id":7,"x":"' + "x" * 5000 + '"}', None),  # which would take its time
     ],
 )
-def test_the_id_of_a_command_is_read_where_that_is_cheap(
+def test_the_id_of_a_command_is_read_if_that_is_cheap(
     text: str, command_id: str | int | None
 ) -> None:
     assert id_in(text) == command_id
 
 
-def test_of_a_message_full_of_unknown_keys_a_few_are_compared(
+def test_only_a_few_of_many_unknown_keys_are_compared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compared: list[str] = []

@@ -54,7 +54,7 @@ async def test_events_are_published_on_schedule_until_it_is_stopped() -> None:
     assert publisher.is_ours
 
 
-async def test_a_publisher_that_is_late_publishes_all_that_was_due_and_then_ends() -> None:
+async def test_a_late_publisher_publishes_everything_due_and_then_ends() -> None:
     with trio.fail_after(20):
         publisher, due = await published(rate=200.0, seconds=0.3, pause=0.02)
     assert publisher.published == pytest.approx(due, abs=1)

@@ -69,7 +69,7 @@ def unmet(stage: StageResult) -> list[str]:
 
 
 @pytest.mark.e2e
-async def test_a_small_lab_on_loopback_checks_and_measures_what_it_says(tmp_path: Path) -> None:
+async def test_a_small_lab_on_loopback_checks_and_measures(tmp_path: Path) -> None:
     told = Kept()
     broken = attrs.evolve(SMALL, number=3, settings={"WS_MAX_CONNECTIONS": "many"})
     strict = attrs.evolve(SMALL, number=4, criteria=(at_most("memory", 1),))
@@ -146,7 +146,7 @@ def test_stages_1_and_2_pass_on_isolated_hosts_and_leave_nothing(tmp_path: Path)
 
 @pytest.mark.e2e
 @needs_root
-def test_an_interrupt_tears_everything_down_and_what_was_found_is_kept(tmp_path: Path) -> None:
+def test_an_interrupted_lab_is_torn_down_and_keeps_its_results(tmp_path: Path) -> None:
     with subprocess.Popen(
         [*LAB, *SHORT, "--hold", "60", "--out", str(tmp_path), "--prefix", PREFIX],
         stdout=subprocess.PIPE,
@@ -177,7 +177,7 @@ def test_an_interrupt_tears_everything_down_and_what_was_found_is_kept(tmp_path:
 
 
 @pytest.mark.e2e
-async def test_a_load_that_somebody_ends_early_is_no_pass(tmp_path: Path) -> None:
+async def test_a_load_that_is_ended_early_does_not_pass(tmp_path: Path) -> None:
     class EndsTheLoad(Kept):
         def line(self, text: str) -> None:
             super().line(text)
@@ -196,7 +196,7 @@ async def test_a_load_that_somebody_ends_early_is_no_pass(tmp_path: Path) -> Non
 
 @pytest.mark.e2e
 @needs_ip_if_root
-def test_what_a_killed_lab_on_loopback_leaves_is_removed_by_down(tmp_path: Path) -> None:
+def test_down_removes_the_leftovers_of_a_killed_lab_on_loopback(tmp_path: Path) -> None:
     prefix = ["--prefix", PREFIX]
     options = ["--no-isolation", "--stages", "2", "--hold", "60", "--out", str(tmp_path), *prefix]
     with subprocess.Popen(
@@ -227,7 +227,7 @@ def test_what_a_killed_lab_on_loopback_leaves_is_removed_by_down(tmp_path: Path)
         (["--prefix", "Odin-1", "--stages", "1"], "Odin-1"),
     ],
 )
-def test_bad_input_is_a_sentence_and_exit_code_2(
+def test_bad_input_gives_a_sentence_and_exit_code_2(
     options: list[str], sentence: str, tmp_path: Path
 ) -> None:
     command = [*LAB, "--out", str(tmp_path), *options]
@@ -238,7 +238,7 @@ def test_bad_input_is_a_sentence_and_exit_code_2(
 
 
 @needs_ip_if_root
-def test_an_earlier_run_in_the_folder_does_not_pass_for_this_one(tmp_path: Path) -> None:
+def test_an_earlier_run_in_the_folder_is_not_taken_for_this_one(tmp_path: Path) -> None:
     (tmp_path / "verdict.json").write_text("{}")
     (tmp_path / "logs").mkdir()
     (tmp_path / "mine.txt").write_text("kept")
@@ -250,7 +250,7 @@ def test_an_earlier_run_in_the_folder_does_not_pass_for_this_one(tmp_path: Path)
     assert {path.name for path in tmp_path.iterdir()} == {"logs", "mine.txt"}
 
 
-def test_down_takes_the_prefix_of_the_lab() -> None:
+def test_down_takes_the_prefix_of_a_lab() -> None:
     with lab_lock(PREFIX):
         done = subprocess.run(
             [*LAB, "--prefix", PREFIX, "down"],

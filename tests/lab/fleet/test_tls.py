@@ -67,7 +67,9 @@ def serve_tls(
     return serve
 
 
-def test_over_tls_it_is_as_without_it(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_makes_no_difference_to_the_figures(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     result: dict[str, Any] = {}
     # More than a record, and more than one read.
@@ -86,7 +88,7 @@ def test_over_tls_it_is_as_without_it(certificate: Path, monkeypatch: pytest.Mon
     assert f"Host: odin.test:{rig.fleet._plan.port}\r\n".encode() in result["request"]
 
 
-def test_a_certificate_of_nobody_we_know_is_a_failure(certificate: Path) -> None:
+def test_an_untrusted_certificate_is_a_failure(certificate: Path) -> None:
     with rig_of(is_tls=True) as rig:
         thread = Thread(target=serve_tls(rig, certificate, b"", {}))
         thread.start()
@@ -99,7 +101,7 @@ def test_a_certificate_of_nobody_we_know_is_a_failure(certificate: Path) -> None
         assert len(failure) <= 80
 
 
-def test_a_server_that_speaks_no_tls_is_a_failure() -> None:
+def test_a_server_without_tls_is_a_failure() -> None:
     with rig_of(is_tls=True) as rig:
         client, far = rig.client(step="connect")
         rig.fleet.advance(client.socket.fileno())
@@ -110,7 +112,7 @@ def test_a_server_that_speaks_no_tls_is_a_failure() -> None:
         assert rig.progress.pending == 0
 
 
-def test_a_reset_at_the_moment_when_tls_begins_is_a_failure() -> None:
+def test_a_reset_when_tls_begins_is_a_failure() -> None:
     """`wrap_socket` closes the socket then."""
 
     class Tls:

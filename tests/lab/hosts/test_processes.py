@@ -34,5 +34,5 @@ async def test_a_process_that_stops_is_not_killed() -> None:
     assert process.returncode == -15
 
 
-async def test_we_never_end_ourselves() -> None:
+async def test_the_own_process_is_never_ended() -> None:
     assert await end_processes(lambda pid: pid == os.getpid()) == 0
