@@ -235,13 +235,24 @@ def test_codes_say_whether_to_come_back_as_the_page_does() -> None:
             assert answer.startswith("no" if code >= 4500 else "yes"), code
 
 
+_LINK = re.compile(r"\]\(([^)#:]+)[^):]*\)")
+_VARIABLE = re.compile(r"`((?:WS|JS)_[A-Z_]+[A-Z])`")
+_METRIC = re.compile(r"`(ws_[a-z_]+)[`{]")
+_COMMAND = re.compile(r"trio-odin ([a-z]+)([^\n`]*)")
+
+
 def _pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
+@pytest.mark.parametrize("pattern", [_LINK, _VARIABLE, _METRIC, _COMMAND])
+def test_there_are_links_names_and_commands_to_check(pattern: re.Pattern[str]) -> None:
+    assert sum(len(pattern.findall(page.read_text())) for page in _pages()) > 20
+
+
 @pytest.mark.parametrize("page", _pages(), ids=lambda page: page.name)
 def test_every_internal_link_leads_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text()):
+    for target in _LINK.findall(page.read_text()):
         assert (page.parent / target).exists(), target
 
 
@@ -249,16 +260,16 @@ def test_every_internal_link_leads_somewhere(page: Path) -> None:
 def test_every_variable_and_metric_that_a_page_names_exists(page: Path) -> None:
     known = {v.name for v in variables()} | {"WS_WORKER_POOL_SIZE", "JS_CONSUMER_NAME"}
     text = page.read_text()
-    for name in re.findall(r"`((?:WS|JS)_[A-Z_]+[A-Z])`", text):
+    for name in _VARIABLE.findall(text):
         assert name in known
     series = {s.name for s in SERIES} | {s.alias for s in SERIES}
-    for name in re.findall(r"`(ws_[a-z_]+)[`{]", text):
+    for name in _METRIC.findall(text):
         assert name in series | {BUILD_NAME, SUBSCRIPTIONS_NAME} | {h.name for h in HISTOGRAMS}
 
 
 @pytest.mark.parametrize("page", _pages(), ids=lambda page: page.name)
 def test_every_command_that_a_page_shows_exists_with_its_options(page: Path) -> None:
-    for name, rest in re.findall(r"trio-odin ([a-z]+)([^\n`]*)", page.read_text()):
+    for name, rest in _COMMAND.findall(page.read_text()):
         if name not in main.commands:
             pytest.fail(f"trio-odin {name} does not exist")
         command: click.Command = main.commands[name]

@@ -73,7 +73,7 @@ async def test_a_closed_terminal_ends_it_like_other_signals() -> None:
 
 
 @pytest.mark.parametrize("is_ignored", [False, True])
-async def test_a_server_under_nohup_ignores_a_hangup(
+async def test_a_server_receives_its_signals_but_no_hangup_under_nohup(
     is_ignored: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = signal.getsignal(HUP)

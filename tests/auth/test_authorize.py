@@ -209,8 +209,10 @@ def run_python(program: str) -> str:
 
 def test_without_keys_the_library_is_not_loaded() -> None:
     assert run_python(
-        "import sys, trio_odin.auth.authorize as t; from trio_odin.settings.settings import read_settings;"
-        "t.Authorizer(read_settings({})); print('jwt' in sys.modules, 'cryptography' in sys.modules)"
+        "import sys, trio_odin.auth.authorize as t;"
+        "from trio_odin.settings.settings import read_settings;"
+        "t.Authorizer(read_settings({}));"
+        "print('jwt' in sys.modules, 'cryptography' in sys.modules)"
     ) == ("False False\n")
 
 

@@ -100,10 +100,11 @@ def test_every_series_exists_with_help_and_the_type_of_its_name() -> None:
             assert by_name[name].documentation == series.help
             assert re.fullmatch(r"ws_[a-z]+(_[a-z]+)*", name)
     names = [name for series in SERIES for name in (series.name, series.alias) if name]
+    assert names
     assert len(names) == len(set(names))
 
 
-def test_only_our_prefix_and_process_are_used() -> None:
+def test_only_the_prefixes_ws_and_process_are_used() -> None:
     assert {name.split("_")[0] for name in families(snapshot())} == {"ws", "process"}
 
 

@@ -262,9 +262,10 @@ def test_without_a_terminal_progress_goes_to_standard_error(
 
 def test_the_help_names_every_flag_and_shows_examples_as_typed() -> None:
     text = load("--help").stdout
-    for parameter in load_command.params:
-        if isinstance(parameter, click.Option):
-            assert parameter.opts[0] in text
+    options = [one for one in load_command.params if isinstance(one, click.Option)]
+    assert len(options) > 10
+    for option in options:
+        assert option.opts[0] in text
     lines = [line.rstrip() for line in text.splitlines()]
     first = "    trio-odin load ws://127.0.0.1:3002/ws --tokens 10 --hold 10"
     assert first in lines

@@ -90,11 +90,12 @@ def test_any_measurement_is_drawn_inside_the_panel(panel: Panel) -> None:
 def test_any_cost_against_any_size_is_drawn(scatter: Scatter) -> None:
     drawing = ET.fromstring(scatter_svg(scatter))
     assert titles(drawing).count("<hint>") == len(scatter.dots)
-    for group in drawing.iter("g"):
-        if group.findtext("title") == "<hint>":
-            (dot,) = group.iter("use")
-            assert 47 <= float(dot.get("x") or 0) <= 547
-            assert 23 <= float(dot.get("y") or 0) <= 261
+    groups = [group for group in drawing.iter("g") if group.findtext("title") == "<hint>"]
+    assert len(groups) == len(scatter.dots)
+    for group in groups:
+        (dot,) = group.iter("use")
+        assert 47 <= float(dot.get("x") or 0) <= 547
+        assert 23 <= float(dot.get("y") or 0) <= 261
 
 
 def line(*ys: float | None) -> Line:

@@ -135,6 +135,7 @@ def test_a_run_that_passed_is_shown_as_passed() -> None:
 
 def test_every_stage_check_and_sentence_is_on_the_page() -> None:
     text = page_of(RESULT).text
+    assert any(stage.checks for stage in RESULT.stages)
     for stage in RESULT.stages:
         for words in (stage.title, stage.plan, stage.note, stage.failure):
             assert " ".join(words.split()) in text
@@ -230,6 +231,7 @@ def test_thousands_of_reasons_do_not_make_thousands_of_lines() -> None:
 
 def test_predictions_stand_beside_the_measurement_with_their_error() -> None:
     text = page_of(RESULT).text
+    assert any(stage.predictions for stage in RESULT.stages)
     for stage in RESULT.stages:
         for told in stage.predictions:
             error = f"{told.error * 100:+.1f} %".replace("-", "\N{MINUS SIGN}")
