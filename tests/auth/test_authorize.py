@@ -47,7 +47,7 @@ def authorize(
     return authorizer.authorize(upgrade)
 
 
-# --- who may come in
+# --- admission
 
 
 def test_by_default_everyone_is_let_in_and_tokens_are_ignored() -> None:
@@ -172,7 +172,7 @@ async def test_pages_need_no_token(path: Path, nursery: trio.Nursery) -> None:
 
 
 async def connection_with(rig: Rig, grant: Grant | None) -> trio.abc.Stream:
-    """The client's end of a connection whose token was looked at already."""
+    """The client's end of a connection whose token was already checked."""
     client, server = trio.testing.memory_stream_pair()
     rig._nursery.start_soon(rig.listener._connect, server, _Admitted(b"101", None, grant, UNKNOWN))
     assert await client.receive_some() == b"101"
@@ -182,7 +182,7 @@ async def connection_with(rig: Rig, grant: Grant | None) -> trio.abc.Stream:
 async def test_a_connection_ends_with_its_token(
     path: Path, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """At most one turn of the wheel later; the others, without an end or a token, stay."""
+    """At most one turn of the wheel later; connections without an end or a token stay."""
     rig = Rig(nursery, WS_JWT_KEYS=str(path))
     good = authorize(rig.authorizer, OLD.token())
     assert isinstance(good, Grant)
@@ -197,7 +197,7 @@ async def test_a_connection_ends_with_its_token(
     assert rig.ledger.traffic.closed == {"token_expired": 1, "token_revoked": 1}
 
 
-# --- what is loaded, and what is logged
+# --- loading and logging
 
 
 def run_python(program: str) -> str:

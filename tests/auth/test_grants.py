@@ -65,7 +65,7 @@ def test_a_token_without_an_end_is_refused() -> None:
     assert "required field `exp`" in why_refused(b"{}")
 
 
-# --- who made it, and for whom
+# --- issuer and audience
 
 
 def test_the_issuer_must_be_the_expected_one() -> None:
@@ -176,7 +176,7 @@ def test_a_malformed_pattern_refuses_the_token(pattern: str) -> None:
     assert "channels" in why_refused({"channels": ["BTC.trade", pattern]})
 
 
-# --- whose it is, for the log
+# --- the subject, for the log
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ Write = Callable[[bytes], Path]
 
 
 def refusal_of(verifier: Verifier, token: str | bytes) -> str:
-    """Why it is refused; nothing of the token may be in the answer."""
+    """The reason of the refusal; the answer must not contain any part of the token."""
     content = token.encode() if isinstance(token, str) else token
     refusal = verifier.verify(content, time.time())
     assert isinstance(refusal, Refusal), refusal
@@ -115,7 +115,7 @@ def test_a_token_without_a_kid_tries_every_key_of_its_algorithm(tmp_path: Path) 
 
 @pytest.fixture
 def rsa_keys(file: Write) -> Verifier:
-    """Knows one RSA key, and allows everything."""
+    """A verifier that knows one RSA key and allows every algorithm."""
     return verifier(file(rsa_signer().pem()))
 
 
@@ -134,7 +134,7 @@ def test_an_unsigned_token_of_the_library_is_refused(rsa_keys: Verifier) -> None
 
 
 def public_forms(signer: Signer) -> list[bytes]:
-    """What an attacker may take for the secret: all of it is public."""
+    """Forms of the public key that an attacker may use as the secret."""
     key = signer.private.public_key()
     pem = signer.pem()
     return [

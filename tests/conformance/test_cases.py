@@ -1,4 +1,4 @@
-"""The cases that are quick; `nox -s conformance` runs them all."""
+"""The quick cases; `nox -s conformance` runs all of them."""
 
 from __future__ import annotations
 

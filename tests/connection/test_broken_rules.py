@@ -1,4 +1,4 @@
-"""Frames as RFC 6455 forbids them: each ends its connection, with the code for it and a label."""
+"""Frames that RFC 6455 forbids: each ends its connection, with its code and a label."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ BROKEN = {
         1007,
     ),
     "cut at the end of the last frame": (START + masked_frame(FIN, b"\xce"), 1007),
-    # Told at once, and not when the message is complete.
+    # Closed at once, not when the message is complete.
     "not UTF-8 in a frame that never ends": (head(TEXT, b"\x7e\xff\xff") + b"x\xff", 1007),
     "not UTF-8 in a message that never ends": (masked_frame(TEXT, b"\xff"), 1007),
     "too long": (masked_frame(FIN | TEXT, b"x" * 16385), 1009),
@@ -95,7 +95,7 @@ LABELS = {1002: "protocol_error", 1007: "protocol_error", 1009: "message_too_big
 
 
 async def open_socket(nursery: trio.Nursery, rig: Rig) -> trio.SocketStream:
-    """A client that has shaken hands, over a socket: what is lost by a reset is lost here too."""
+    """A client after its handshake, over a real socket, so that a reset loses bytes."""
     left, right = trio.socket.socketpair()
     nursery.start_soon(rig.listener.serve, trio.SocketStream(right))
     client = trio.SocketStream(left)
@@ -141,7 +141,7 @@ async def test_the_number_of_pieces_of_a_frame_makes_no_difference(
         stream = rig.open_stream()
         await stream.send_all(UPGRADE)
         await trio.testing.wait_all_tasks_blocked()
-        with suppress(trio.BrokenResourceError):  # told before the last piece
+        with suppress(trio.BrokenResourceError):  # closed before the last piece
             for start in range(0, len(frames), step):
                 await stream.send_all(frames[start : start + step])
                 await trio.testing.wait_all_tasks_blocked()

@@ -201,7 +201,7 @@ async def test_a_ping_during_a_drain_does_not_drop_queued_messages(
     rig = Rig(nursery)
     client = await rig.subscribe("BTC.trade")
     (connection,) = rig.hub.members
-    for _ in range(50):  # a stream in memory takes nothing directly: all of it waits
+    for _ in range(50):  # a stream in memory takes nothing directly: every envelope waits
         rig.publish("BTC.trade")
     connection.leave()
     await client._stream.send_all(PING_OF_A_CLIENT)
@@ -405,7 +405,7 @@ async def test_deferred_events_are_numbered_before_resumed_ones(
 async def test_a_client_that_does_not_read_has_one_answer_waiting(
     nursery: trio.Nursery,
 ) -> None:
-    """Answers are never refused, so there is one at a time, about as long as what it answers."""
+    """Answers are never refused, so only one waits, about as long as its command."""
     rig = Rig(nursery, WS_COMMAND_BURST="1000")
     stream = rig.open_stream()
     await stream.send_all(UPGRADE)

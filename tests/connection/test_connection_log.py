@@ -17,7 +17,7 @@ from trio_odin.ledger.reasons import CloseReason
 
 
 class Lines:
-    """A log that remembers."""
+    """A log that keeps its lines."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
@@ -79,7 +79,7 @@ async def test_the_log_explains_an_eviction(
         (CloseReason.KEEPALIVE_TIMEOUT, True),
         (CloseReason.INTERNAL_ERROR, True),
         (CloseReason.TOKEN_EXPIRED, True),
-        (CloseReason.PEER_GONE, False),  # it was not us
+        (CloseReason.PEER_GONE, False),  # the server did not close it
     ],
 )
 async def test_every_close_by_force_is_logged_once(

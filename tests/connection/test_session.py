@@ -35,7 +35,7 @@ UNIX_MS = 1759027038365
 
 @attrs.define
 class Model:
-    """What one client has to see, told without any code of ours."""
+    """The messages that one client must see, modelled without our code."""
 
     max_channels: int
     replay_capacity: int
@@ -43,7 +43,7 @@ class Model:
     published: list[bytes] = attrs.field(factory=list)  # frames; the first has seq 1
 
     def subscribe(self, asked: list[str]) -> tuple[list[str], list[str], list[str]]:
-        """What is allowed, what is no channel, what is too much."""
+        """The allowed channels, the malformed ones, and those over the limit."""
         allowed, bad, excess = [], [], []
         for channel in asked:
             if channel in BAD:
@@ -58,7 +58,7 @@ class Model:
         return allowed, bad, excess
 
     def replay(self, first: int, last: int) -> tuple[list[bytes], int]:
-        """The frames still kept, and how many of those asked for were ever given out."""
+        """The frames still kept, and how many of the requested numbers were ever used."""
         asked = [n for n in range(1, len(self.published) + 1) if first <= n <= last]
         oldest_kept = len(self.published) - self.replay_capacity + 1
         return [self.published[n - 1] for n in asked if n >= oldest_kept], len(asked)
@@ -72,7 +72,7 @@ WHO = st.integers(0, 2)
 
 
 class Conversations(RuleBasedStateMachine):
-    """Three clients share a registry; what each is told has to be what its model says."""
+    """Three clients share a registry; each must get the messages of its model."""
 
     registry: Registry[int]
     sessions: list[Session[int]]
@@ -139,7 +139,7 @@ class Conversations(RuleBasedStateMachine):
 
     @rule(channel=st.sampled_from(GOOD), data=st.integers(), offset=st.none() | st.integers(1, 99))
     def publish(self, channel: str, data: int, offset: int | None) -> None:
-        """As the hub does it."""
+        """Publish as the hub does."""
         self.time += 1
         payload = json.dumps({"price": data}).encode()
         publication = Publication(channel, payload, offset=offset, unix_ms=self.time)
@@ -219,7 +219,7 @@ TestConversations.settings = settings(max_examples=80, stateful_step_count=40)
 
 
 def _entered() -> ResumeBuffer:
-    """Of a server that has reached a stream, which is empty."""
+    """The resume buffer of a server that has reached an empty stream."""
     resume_buffer = ResumeBuffer(max_age_seconds=30.0)
     resume_buffer.note(Mark("e", 0))
     return resume_buffer
@@ -227,7 +227,7 @@ def _entered() -> ResumeBuffer:
 
 @attrs.define
 class Client:
-    """One session, and how a client talks with it."""
+    """One session, and a client's way to talk with it."""
 
     limits: SessionLimits = attrs.field(factory=SessionLimits)
     registry: Registry[str] = attrs.field(factory=Registry)
@@ -259,7 +259,7 @@ class Client:
         return self.say(json.dumps({"type": "subscribe", "channels": channels}))
 
     def publish(self, count: int) -> list[bytes]:
-        """Address `count` envelopes to the client; their frames."""
+        """Address `count` envelopes to the client; returns their frames."""
         frames = []
         for number in range(count):
             publication = Publication(
@@ -667,7 +667,7 @@ def test_one_client_does_not_use_up_the_rate_of_another(client: Client) -> None:
     assert outcome(other.say('{"type":"heartbeat"}')) == "pong"
 
 
-# --- the books
+# --- the counters
 
 
 def test_every_message_is_counted_by_its_command(client: Client) -> None:
@@ -688,7 +688,7 @@ def test_every_message_is_counted_by_its_command(client: Client) -> None:
 
 
 def happen(client: Client, *channels: str) -> None:
-    """Events that this client did not get, in the stream from offset 1 on."""
+    """Add events that this client did not get to the stream, from offset 1 on."""
     for offset, channel in enumerate(channels, start=1):
         payload = json.dumps(offset).encode()
         message = NatsMessage(f"odin.token.{channel}", payload, offset, 0.0)
@@ -842,7 +842,7 @@ def test_a_grant_of_every_channel_is_like_none(client: Client) -> None:
     assert ack["count"] == 2
 
 
-# --- what is known of NATS, for who asks
+# --- the NATS status in heartbeats
 
 
 @pytest.mark.parametrize(

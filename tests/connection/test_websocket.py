@@ -26,14 +26,14 @@ Taken = list[str | bytes]
 
 
 class Client:
-    """The other end: wsproto as a client whose handshake is done."""
+    """The other end: wsproto as a client after its handshake."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._protocol = Protocol(ConnectionType.CLIENT)
 
     async def send(self, *events: Event) -> None:
-        """All of `events` in one piece, so that one read of the server finds them."""
+        """Send all of `events` in one piece, so that one read of the server gets them."""
         await self._stream.send_all(b"".join(self._protocol.send(event) for event in events))
 
     async def receive(self, number: int = 1) -> list[Event]:
@@ -90,7 +90,7 @@ CLOSE = CloseConnection(code=1000, reason="bye")
 
 
 async def test_it_has_exactly_the_attributes_of_trio_websocket() -> None:
-    """Fails when trio-websocket has a new one: look at what it is for, and set it."""
+    """Fails when trio-websocket has a new attribute: find its purpose, and set it."""
     stream, _ = trio.testing.memory_stream_pair()
     theirs = WebSocketConnection(stream, wsproto.WSConnection(ConnectionType.SERVER))
     _, take = taking()

@@ -17,7 +17,7 @@ from trio_odin.demo.control import Control, Schedule
 def test_every_tick_comes_once_however_often_the_schedule_is_read(
     rate: float, pauses: list[float]
 ) -> None:
-    """Open loop: how late each look was changes nothing in the sum."""
+    """Open loop: the delay of each reading does not change the sum."""
     schedule = Schedule(rate=rate, start=100.0)
     now, taken = 100.0, 0
     for pause in pauses:

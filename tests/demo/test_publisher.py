@@ -21,7 +21,7 @@ from trio_odin.net.listening import Address
 
 @pytest.fixture
 async def publisher(monkeypatch: pytest.MonkeyPatch) -> Publisher:
-    """A publisher without sockets; what it publishes is counted and goes nowhere."""
+    """A publisher without sockets; its events are counted and go nowhere."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     settings = PublisherSettings(rate=10, tokens=("BTC", "ETH"))
     it = Publisher(settings, [listener])
@@ -151,7 +151,7 @@ async def test_a_late_event_carries_its_due_time(
 
     monkeypatch.setattr(trio_asyncio, "aio_as_trio", take)
     monkeypatch.setattr(it, "_link", Link())
-    # The time of day that goes with the trio clock, to the millisecond.
+    # The time of day at 0 of the trio clock, to the millisecond.
     midnight = 1_700_000_000.0 - trio.current_time()
     monkeypatch.setattr(time, "time", lambda: midnight + trio.current_time())
     nursery.start_soon(it.pump)
@@ -263,7 +263,7 @@ async def test_it_reconnects_after_a_restart_of_nats(nursery: trio.Nursery, tmp_
 async def test_it_survives_a_nats_that_hangs_under_load_and_is_killed(
     nursery: trio.Nursery, tmp_path: Path
 ) -> None:
-    """With data waiting for it, nats-py cannot close the connection and does not call back."""
+    """With queued data, nats-py cannot close the connection and does not call back."""
     with running_nats(tmp_path) as nats:
         settings = PublisherSettings(
             address=Address("127.0.0.1", 0), nats_urls=[nats.url], rate=20_000, seed=1

@@ -87,7 +87,7 @@ async def test_clients_stay_over_a_restart_of_nats_and_events_flow_again(
             assert (await get(server, "/health"))[0] == 503
             assert (await get(server, "/ready"))[0] == 200
             nats.start()
-            # Published into the new stream before the bridge is back: not to be lost.
+            # Published into the new stream before the bridge is back: it must not be lost.
             async with nats_client(nats.url) as publisher:
                 await wait_for_nats(server)
                 await publisher.publish("odin.token.BTC.trade", b'"after"')
@@ -100,7 +100,7 @@ async def test_clients_stay_over_a_restart_of_nats_and_events_flow_again(
 async def test_events_published_during_an_outage_come_once(
     start_server: StartServer, tmp_path: Path, nursery: trio.Nursery
 ) -> None:
-    """The stream survives, only our connection is cut: the position carries over."""
+    """The stream survives and only our connection is cut: the position carries over."""
     with running_nats(tmp_path) as nats:
         network = await start_network(nursery, nats.port)
         server = await start_server(NATS_URL=network.url)
@@ -293,7 +293,7 @@ async def test_more_than_the_allowed_rate_from_nats_is_shed_and_counted(
 async def test_old_events_of_a_stream_are_not_sent_as_new(
     start_server: StartServer, tmp_path: Path, nursery: trio.Nursery
 ) -> None:
-    """Not at start-up, nor after an early reconnect, nor when the consumer has gone."""
+    """Neither at start-up, nor after an early reconnect, nor when the consumer was deleted."""
     with running_nats(tmp_path) as nats:
         network = await start_network(nursery, nats.port)
         first = await start_server(NATS_URL=nats.url)
@@ -338,7 +338,7 @@ async def test_a_stream_with_a_part_of_the_subject_is_left_alone(
 async def test_after_jetstream_was_consumed_core_does_not_replace_it(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """It would have events twice when JetStream is back, and lose those in between."""
+    """Otherwise events would come twice when JetStream is back, and others would be lost."""
     with running_nats(tmp_path) as nats:
         server = await start_server(NATS_URL=nats.url)
         await wait_for_nats(server)
@@ -358,7 +358,7 @@ async def test_after_jetstream_was_consumed_core_does_not_replace_it(
 async def test_a_stream_made_anew_under_a_live_connection_is_noticed(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """nats-py would wait at the old place for ever, connected and silent."""
+    """nats-py would wait at the old place forever, connected and silent."""
     stream = {"name": "ODIN_TOKENS", "subjects": ["odin.token.>"], "storage": "memory"}
     with running_nats(tmp_path) as nats:
         server = await start_server(NATS_URL=nats.url)
@@ -389,7 +389,7 @@ async def test_a_client_of_a_stopped_server_resumes_at_another_one(
                 await publisher.publish("odin.token.BTC.trade", payload)
                 await publisher.publish("odin.token.ETH.trade", b'"of others"')
             await publisher.flush()
-            # It began after the events, and knows them from the stream.
+            # It started after the events, and has them from the stream.
             second = await start_server(NATS_URL=nats.url)
             await wait_until(lambda: second.ledger.publications.backfilled == 5)
             async with client_of(second) as client:
@@ -405,7 +405,7 @@ async def test_a_client_of_a_stopped_server_resumes_at_another_one(
     assert second.ledger.traffic.resumed == 2
 
 
-# --- NATS stops, hangs, or is somewhere else
+# --- NATS stops, hangs, or is elsewhere
 
 
 async def test_an_outage_is_noticed_in_2_s_and_a_recovery_in_1_s(
@@ -417,7 +417,7 @@ async def test_an_outage_is_noticed_in_2_s_and_a_recovery_in_1_s(
         async with client_of(server, "BTC.trade") as client:
             nats.signal(signal.SIGTERM)
             await wait_until(lambda: not server.snapshot().nats.is_connected, seconds=2)
-            await trio.sleep(1)  # by now it tries as seldom as it ever will
+            await trio.sleep(1)  # by now its attempts are as rare as they get
             nats.stop()
             nats.start()
             async with nats_client(nats.url) as publisher:
@@ -430,7 +430,7 @@ async def test_an_outage_is_noticed_in_2_s_and_a_recovery_in_1_s(
 async def test_of_several_servers_the_one_that_answers_is_used(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """Of the others one is down, and one takes connections and says nothing, as when it hangs."""
+    """One of the others is down, and one accepts connections and sends nothing, as if hung."""
     with running_nats(tmp_path) as nats, socket.create_server(("127.0.0.1", 0)) as hung:
         async with nats_client(nats.url):
             pass  # it is up
@@ -451,12 +451,12 @@ async def test_a_heartbeat_and_health_show_how_fresh_nats_is(
         server = await start_server(NATS_URL=nats.url)
         await wait_for_nats(server)
         async with client_of(server, "BTC.trade") as client:
-            await trio.sleep(1.5)  # a quiet market: nothing but signs of life
+            await trio.sleep(1.5)  # a quiet market: only signs of life
             await client.send(heartbeat)
             pong = await receive(client)
             assert (pong["nats"], pong["event_age_ms"]) == ("connected", None)
             assert pong["age_ms"] < 1300
-            nats.signal(signal.SIGSTOP)  # a broken pipe: not known yet, but already seen
+            nats.signal(signal.SIGSTOP)  # an outage: not noticed yet, but already visible
             await trio.sleep(2)
             await client.send(heartbeat)
             assert (await receive(client))["age_ms"] > 1900
@@ -472,7 +472,7 @@ async def test_a_heartbeat_and_health_show_how_fresh_nats_is(
 
 @asynccontextmanager
 async def listener_of(server: Server) -> AsyncIterator[tuple[ClientConnection, str]]:
-    """A client that has asked to be told of gaps, and the epoch it was told."""
+    """A client that has asked for notices of gaps, and the epoch that it got."""
     async with client_of(server) as client:
         command = {"type": "subscribe", "channels": ["BTC.trade"], "notices": True}
         await client.send(json.dumps(command))
@@ -576,7 +576,7 @@ async def test_in_core_mode_every_loss_of_the_connection_is_a_gap(
 async def test_events_published_before_nats_got_jetstream_are_a_gap(
     start_server: StartServer, tmp_path: Path, nursery: trio.Nursery
 ) -> None:
-    """It is older than what the server reads the stream for, and core NATS has not kept it."""
+    """It is older than the backfill of the stream, and core NATS has not kept it."""
     with running_nats(tmp_path, jetstream=False) as nats:
         network = await start_network(nursery, nats.port)
         server = await start_server(NATS_URL=network.url)

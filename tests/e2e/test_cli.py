@@ -186,7 +186,7 @@ async def start(*arguments: str, **variables: str) -> trio.Process:
 
 
 async def ended(process: trio.Process) -> tuple[int, str, str]:
-    """Wait for the end; the exit code and what was printed."""
+    """Wait for the end; returns the exit code and the output."""
     printed = {"out": b"", "err": b""}
 
     async def collect(name: str, stream: trio.abc.ReceiveStream) -> None:
@@ -203,7 +203,7 @@ async def ended(process: trio.Process) -> tuple[int, str, str]:
 
 
 async def ready(port: int) -> str:
-    """Wait until the server on `port` takes clients and has NATS; its WebSocket address."""
+    """Wait until the server on `port` accepts clients and has NATS; its WebSocket address."""
 
     def ask() -> int:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
@@ -286,7 +286,7 @@ def test_a_misspelt_variable_gets_a_warning_with_the_nearest_one() -> None:
     )
     assert process.stderr is not None
     with process, process.stderr:
-        lines = [process.stderr.readline() for _ in range(4)]  # up to that it serves
+        lines = [process.stderr.readline() for _ in range(4)]  # up to the line that it serves
         process.send_signal(signal.SIGTERM)
         process.stderr.read()
         assert process.wait(timeout=10) == 0
@@ -318,7 +318,7 @@ def test_the_settings_in_force_can_be_printed(tmp_path: Path) -> None:
 
 
 async def gets_a_pong(url: str) -> bool:
-    """False while the server has no file for one more client, and says so."""
+    """False while the server refuses one more client for lack of files."""
     try:
         async with connect(url) as client:
             await client.send('{"type":"heartbeat"}')
@@ -365,7 +365,7 @@ def test_a_flag_replaces_a_bad_variable() -> None:
 
 
 async def test_without_proc_the_figures_that_need_it_are_left_out() -> None:
-    """As in some sandboxes, and under hidepid: said once, and everything else is there."""
+    """As in some sandboxes, and under hidepid: logged once, and all other figures exist."""
     hide = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
     possible = await trio.run_process([*hide, "true"], check=False, capture_stderr=True)
     if possible.returncode:

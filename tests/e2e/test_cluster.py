@@ -1,4 +1,4 @@
-"""A cluster of NATS servers, of which one or the other goes away."""
+"""A cluster of NATS servers that loses one of them."""
 
 from __future__ import annotations
 

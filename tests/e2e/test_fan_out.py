@@ -53,7 +53,7 @@ async def test_a_hundred_clients_get_exactly_their_subscriptions(
             assert got == {(c, n): 1 for c in channels for n in range(published[c])}
             assert [e["seq"] for e in messages] == list(range(1, expected + 1))
             assert [e["offset"] for e in messages] == sorted(e["offset"] for e in messages)
-            # And nothing else comes: the next answer is the heartbeat's.
+            # Nothing else comes: the next answer is the heartbeat's.
             await client.send('{"type":"heartbeat"}')
             assert (await receive(client))["type"] == "pong"
 
@@ -150,7 +150,7 @@ async def test_nothing_is_sent_before_the_handshake_is_complete(start_server: St
     async with trio.open_nursery() as clients:
         for _ in range(100):
             clients.start_soon(connect_and_leave)
-            server.ledger.publications.received += 1  # as the bridge books it
+            server.ledger.publications.received += 1  # as the bridge counts it
             server._hub.publish(
                 NatsMessage("odin.token.BTC.trade", b"1", None, trio.current_time())
             )

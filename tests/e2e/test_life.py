@@ -1,4 +1,4 @@
-"""How a server leaves, changes and is replaced while clients are connected."""
+"""A server leaves, changes and is replaced while clients are connected."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ async def test_sigterm_under_load_closes_each_of_300_at_its_own_time(
 
 
 async def publish_until_cancelled(running: Running, scope: trio.CancelScope) -> None:
-    # nats-py runs in a loop of its own: cancelled between two events only.
+    # nats-py runs in its own loop: it is cancelled only between two events.
     async with nats_client(running.nats_url) as publisher:
         while not scope.cancel_called:
             await publisher.publish("odin.token.BTC.trade", b"1")
@@ -173,7 +173,7 @@ async def test_a_client_that_reads_nothing_does_not_delay_the_exit(tmp_path: Pat
 
 
 async def reloads(running: Running, **wanted: float) -> None:
-    """Send SIGHUP, and wait until that has had its result."""
+    """Send SIGHUP, and wait for its result."""
     running.process.send_signal(signal.SIGHUP)
     with trio.fail_after(10):
         while await counted(running) != wanted:
@@ -297,7 +297,7 @@ async def test_a_rolling_restart_refuses_nobody_and_loses_nothing(tmp_path: Path
 
 @attrs.define
 class Visitors:
-    """Clients that come and go, and what became of them."""
+    """Clients that come and go, and their outcomes."""
 
     visits: int = 0
     is_over: bool = False
@@ -305,7 +305,7 @@ class Visitors:
     not_ready: list[str] = attrs.Factory(list)
 
     async def visit(self, running: Running) -> None:
-        """Connect again and again; whether the server then closes it does not matter."""
+        """Connect again and again; a later close by the server does not matter."""
         while not self.is_over and self.visits < 5000:
             try:
                 with trio.fail_after(10):
@@ -319,7 +319,7 @@ class Visitors:
         while not self.is_over:
             for page in ("/ready", "/health"):
                 status, text = await running.page(page)
-                # A successor that has just begun to listen has no NATS yet, for a moment.
+                # A successor that has just begun to listen does not have NATS for a moment.
                 if status != 200 and "NATS is disconnected" not in text:
                     self.not_ready.append(text)
             await trio.sleep(0.02)
@@ -384,7 +384,7 @@ def serving(workers: Sequence[worker_slot.WorkerSlot]) -> bool:
     return all(worker.missing_since is None for worker in workers)
 
 
-# --- a process that hangs, and what tells systemd
+# --- a process that hangs, and the notices to systemd
 
 
 async def test_a_stalled_process_ends_so_that_it_is_started_again(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The server as a process whose log goes into a pipe that nobody reads."""
+"""The server as a process whose log goes into a pipe without a reader."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def check_that_it_serves_and_leaves(
 
 
 def waiting_in(pipe: int) -> int:
-    """How many bytes of a pipe nobody has read."""
+    """The number of unread bytes in a pipe."""
     return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 

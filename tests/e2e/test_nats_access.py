@@ -1,4 +1,4 @@
-"""The way into NATS: encryption, credentials, and what NATS does not allow."""
+"""Access to NATS: encryption, credentials, and missing rights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CANARY = "CANARY"
 def configured_nats(
     folder: Path, config: str, *, jetstream: bool = True, monitoring: int = 0
 ) -> Iterator[NatsServer]:
-    """nats-server with a configuration of its own."""
+    """nats-server with this configuration."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "nats.conf"
     file.write_text(config)
@@ -59,7 +59,7 @@ async def connections_of(nats: NatsServer) -> list[dict[str, Any]]:
 async def test_with_required_encryption_nothing_is_sent_in_clear(
     start_server: StartServer, nursery: trio.Nursery, capsys: pytest.CaptureFixture[str], mode: str
 ) -> None:
-    """A server that asks for no TLS, or somebody in between who says so for it."""
+    """A server that does not offer TLS, or an attacker in between who strips the offer."""
     received = bytearray()
     offers = 0
 
@@ -148,7 +148,7 @@ async def test_a_refused_password_is_in_no_log_line_and_on_no_page(
     assert CANARY not in capsys.readouterr().out
 
 
-# --- what NATS does not allow
+# --- missing rights
 
 
 def users(**permissions: Any) -> str:
@@ -163,7 +163,7 @@ ALLOWED = users(publish=">", subscribe=">")
 async def test_without_the_right_to_subscribe_it_reports_why(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """Core NATS would leave it deaf, and only a line of the protocol says so."""
+    """Core NATS would leave it without events, and only a line of the protocol reports it."""
     refused = users(publish=">", subscribe="something.else")
     with configured_nats(tmp_path, refused, jetstream=False) as nats:
         url = f"nats://odin:secret@127.0.0.1:{nats.port}"
@@ -171,7 +171,7 @@ async def test_without_the_right_to_subscribe_it_reports_why(
         await wait_until(lambda: 'Subscription to "odin.token.>"' in trouble_of(server))
         assert not server.snapshot().nats.was_connected
         nats.reconfigure(ALLOWED)
-        # NATS cuts whoever it meets while it takes on its new configuration.
+        # NATS cuts some connections while it reloads its configuration.
         await wait_until(lambda: server.snapshot().nats.is_connected and not trouble_of(server))
 
 
@@ -206,7 +206,7 @@ async def test_without_jetstream_rights_nats_own_sentence_is_reported(
 
 
 def needed_rights() -> list[str]:
-    """What docs/operating.md says that the server has to be allowed to publish."""
+    """The subjects that the server must be allowed to publish by docs/operating.md."""
     page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
     rights = re.findall(r"^\| `(\$JS[^`]*)` \|", page, re.MULTILINE)
     return [right.replace("STREAM_NAME", "ODIN_TOKENS") for right in rights]
@@ -264,7 +264,7 @@ async def test_a_missing_right_is_named(
 async def test_a_missing_right_to_answer_flow_control_is_reported(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """NATS waits for that answer after some hundred KiB, with heartbeats all the while."""
+    """NATS waits for that answer after some hundred KiB, and sends heartbeats meanwhile."""
     allowed = users(publish=["$JS.API.>", "odin.token.>"], subscribe=">")
     with configured_nats(tmp_path, allowed) as nats:
         server = await start_server(NATS_URL=f"nats://odin:secret@127.0.0.1:{nats.port}")

@@ -1,4 +1,4 @@
-"""The rig itself: a cluster of three nats-servers does what tests of faults expect of it."""
+"""The rig itself: a cluster of three nats-servers behaves as the fault tests expect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.waiting import until_answer
 
 pytestmark = pytest.mark.e2e
 
-# Mostly some seconds; much longer where others have the processors.
+# Usually some seconds; much longer on a busy machine.
 _ELECTION_SECONDS = 90.0
 _STREAM = {"name": "S", "subjects": ["s.>"], "num_replicas": 3, "storage": "memory"}
 

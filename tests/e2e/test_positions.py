@@ -1,6 +1,6 @@
-"""What a client may conclude, at the moments of a server's life at which it is easily misled.
+"""A client's conclusions at the moments when a server could easily mislead it.
 
-docs/decisions/0020-where-a-client-stands.md has the table that these go through.
+docs/decisions/0020-where-a-client-stands.md has the table of these tests.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Talk:
         return await self.ask(type="subscribe", channels=channels or ["BTC.trade"], **more)
 
     async def resume(self, after: int, **more: Any) -> list[dict[str, Any]]:
-        """What comes from the acknowledgement to the end of the resume."""
+        """The messages from the acknowledgement to the end of the resume."""
         messages = [await self.subscribe(after=after, **more)]
         while messages[-1]["type"] != "resumed":
             messages.append(await receive(self.client))
@@ -60,7 +60,7 @@ class Talk:
         return offset
 
     async def events(self, count: int) -> list[int]:
-        """The offsets of the next messages, which have to be events."""
+        """The offsets of the next messages, which must be events."""
         messages = [await receive(self.client) for _ in range(count)]
         return [message["offset"] for message in messages if message["type"] == "price:update"]
 
@@ -162,7 +162,7 @@ async def test_offset_and_epoch_change_together_when_a_stream_is_remade(
 async def test_the_gap_comes_before_the_first_event_of_another_stream(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """Also for a client that has only sent `after`."""
+    """This also holds for a client that has only sent `after`."""
     with running_nats(tmp_path) as nats:
         server = await start_server(NATS_URL=nats.url)
         await wait_for_nats(server)
@@ -199,7 +199,7 @@ async def test_a_cluster_stream_that_comes_back_empty_is_another_one(
             home.stop()
             home.start()
             await cluster.wait_ready()
-            # It grows past the old position before the server gets to look.
+            # It grows past the old position before the server looks at it.
             created = await cluster.request("$JS.API.STREAM.INFO.ODIN_TOKENS")
             assert created["created"] == made["created"], "or this shows nothing"
             await publish(home.url, 50)
@@ -300,7 +300,7 @@ async def test_an_event_has_one_time_from_every_server_and_in_every_resend(
 async def test_a_stream_remade_during_consumer_creation_is_noticed_at_once(
     start_server: StartServer, nats_url: str, nursery: trio.Nursery
 ) -> None:
-    """Between the question for the stream and the consumer: that is one of the new stream."""
+    """It happens between the request for the stream and the one for its consumer."""
     network = await start_network(nursery, int(nats_url.rsplit(":", 1)[1]))
     async with nats_client(nats_url) as operator:
         await operator.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", FILE_STREAM)
@@ -332,7 +332,7 @@ async def test_a_stream_remade_during_consumer_creation_is_noticed_at_once(
 async def test_events_dropped_before_the_backfill_make_a_resume_incomplete(
     start_server: StartServer, nats_url: str, nursery: trio.Nursery
 ) -> None:
-    """Between the question for the stream and the consumer: its past is not there any more."""
+    """It drops them between the request for the stream and the one for its consumer."""
     network = await start_network(nursery, int(nats_url.rsplit(":", 1)[1]))
     async with nats_client(nats_url) as operator:
         await operator.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", FILE_STREAM)

@@ -1,4 +1,4 @@
-"""`trio-odin ready`: what the health check of a container says, and what it costs."""
+"""`trio-odin ready`: the health check of a container, and its cost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NO_VARIABLES = {"WS_ADDR": None, "WS_ADMIN_ADDR": None, "WS_RELOAD_FILE": None}
 
 
 async def check(*arguments: str, **variables: str) -> Result:
-    """What the command says, run in a thread: the test's own loop serves meanwhile."""
+    """Run the command in a thread, as the test's own loop serves meanwhile."""
     invoke = partial(
         CliRunner().invoke, main, ["ready", *arguments], env={**NO_VARIABLES, **variables}
     )
@@ -41,7 +41,7 @@ async def check(*arguments: str, **variables: str) -> Result:
 async def answering(
     answer: Callable[[trio.SocketStream], Awaitable[None]],
 ) -> AsyncIterator[str]:
-    """The URL of a port that does something odd with whoever comes."""
+    """The URL of a port with an odd answer to every client."""
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, answer, [listener])
@@ -64,8 +64,8 @@ async def test_it_answers_no_with_a_reason_before_that(start_server: StartServer
     address = str(server.addresses[0])
     result = await check(WS_ADDR=address)
     assert result.exit_code == 1
-    # Lines of the server's log may be between: it has the same standard error in a test.
-    # What the first attempt failed of is there once it has ended.
+    # Lines of the server's log may come between: in a test it shares standard error.
+    # The reason of the first failure is known once that attempt has ended.
     said = f"trio-odin: http://{address}/ready: 503 "
     reasons = (
         "NATS was not reached yet",

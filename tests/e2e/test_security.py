@@ -1,4 +1,4 @@
-"""Who may come in and who may stay, over real sockets with a client that is not ours."""
+"""Admission and expiry, over real sockets with a client of another library."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def connecting(
 
 
 async def refused(server: Server, token: str | None = None, **options: Any) -> tuple[int, str, str]:
-    """Status, text and challenge of the refusal that has to come."""
+    """Status, text and challenge of the refusal, which must come."""
     with pytest.raises(InvalidStatus) as caught:
         async with connecting(server, token, **options):
             pass
@@ -208,7 +208,7 @@ async def test_a_connection_ends_when_its_token_has_expired(
     path: Path, start_server: StartServer
 ) -> None:
     server = await start_server(NATS_URL=NOWHERE, WS_JWT_KEYS=str(path), WS_PING_INTERVAL="500ms")
-    # What counts is exp and 5 s: this one has a second and a half left.
+    # A token ends 5 s after exp: this one has a second and a half left.
     async with (
         connecting(server, OLD.token(expires_in=-3.5)) as short,
         connecting(server, OLD.token()) as long,
@@ -228,7 +228,7 @@ async def test_after_a_key_rotation_only_clients_with_the_old_key_end(
         write_key_set(path)
         server.reload(lambda: variables)
         assert server.ledger.traffic.reloads == {"failed": 1}
-        await trio.sleep(0.4)  # two turns of the wheel: nobody has to go
+        await trio.sleep(0.4)  # two turns of the wheel: nobody is closed
         assert server.connections == 2
         write_key_set(path, NEW)
         server.reload(lambda: variables)

@@ -1,4 +1,4 @@
-"""The stream under the server: fed by others, changed, stalled, taken away."""
+"""The stream of the server: fed by others, changed, stalled, deleted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def trouble_of(server: Server) -> str:
 
 @asynccontextmanager
 async def operator(folder: Path) -> AsyncIterator[tuple[str, NatsClient]]:
-    """A nats-server, and somebody who may do anything there."""
+    """A nats-server, and a client with all rights there."""
     with running_nats(folder) as nats:
         async with nats_client(nats.url) as client:
             yield nats.url, client
@@ -62,7 +62,7 @@ async def config_of(client: NatsClient, name: str) -> dict[str, Any]:
 async def test_a_stream_fed_by_others_is_consumed_unchanged(
     start_server: StartServer, tmp_path: Path, feed: str
 ) -> None:
-    """Our subject in it too would have every event come twice."""
+    """With our subject in it, too, every event would come twice."""
     async with operator(tmp_path) as (url, client):
         await make(client, "EDGE", subjects=["odin.token.>"])
         await make(
@@ -96,7 +96,7 @@ async def test_a_stream_that_maps_other_subjects_to_ours_is_consumed(
         assert await config_of(client, OURS) == before
 
 
-# --- changed under us
+# --- changed at run time
 
 
 async def test_our_subject_removed_from_our_stream_is_put_back(
@@ -170,7 +170,7 @@ async def test_a_sealed_stream_is_reported_and_left_alone(
 async def test_a_consumer_that_delivers_nothing_is_abandoned(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """An operator pauses it, for instance: its heartbeats go on."""
+    """An operator pauses it, for instance: its heartbeats continue."""
     async with operator(tmp_path) as (url, client):
         server = await start_server(NATS_URL=url)
         await wait_for_nats(server)
@@ -207,7 +207,7 @@ async def test_a_deleted_message_is_not_waited_for(
         assert server.snapshot().nats.reconnects == 0
 
 
-# --- made, and gone
+# --- made and deleted
 
 
 async def test_storage_and_replicas_of_a_new_stream_are_settings(
@@ -252,7 +252,7 @@ async def test_a_deleted_foreign_stream_is_awaited_and_not_made_again(
 async def test_a_stream_made_by_an_earlier_version_counts_as_our_own(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """Those had no mark, and such a stream in memory is gone when NATS restarts."""
+    """Those had no mark, and such a stream in memory is lost when NATS restarts."""
     async with operator(tmp_path) as (url, client):
         seconds = 10**9
         limits = {"max_age": 30 * seconds, "max_msgs": 100_000, "max_bytes": 52_428_800}

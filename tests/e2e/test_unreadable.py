@@ -1,4 +1,4 @@
-"""What NATS hands on and cannot be understood: it costs itself, never the events after it."""
+"""Unreadable messages from NATS cost only themselves, never the events after them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UNREADABLE = {
     "a carriage return in the subject": b"PUB odin.token.B\rRO.trade 2\r\n{}\r\n",
     "a NUL in the subject": b"PUB odin.token.B\x00RO.trade 2\r\n{}\r\n",
 }
-# The event itself is as good as any: its headers are nobody's business here.
+# The event itself is valid; its headers do not matter.
 ODD_HEADERS = {
     "headers without an end": hpub(b"NATS/1.0"),
     "headers without a beginning": hpub(b"\r\n\r\n"),
@@ -40,7 +40,7 @@ ODD_HEADERS = {
     "an undecodable description": hpub(b"NATS/1.0 404 \xff\r\nA: b\r\n\r\n"),
     "an undecodable header": hpub(b"NATS/1.0\r\n\xff\xfe: \xfd\r\n\r\n"),
 }
-# Signs that only the server itself may give to a consumer, from a publisher.
+# Signals that only the server may send to a consumer, here from a publisher.
 FORGED = {
     "a heartbeat": hpub(b"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: x\r\n\r\n", b""),
     "a stalled consumer": hpub(
@@ -124,7 +124,7 @@ async def test_an_unreadable_reply_subject_changes_nothing(
 async def test_a_message_that_ends_two_connections_is_skipped_and_declared(
     start_server: StartServer, tmp_path: Path, nursery: trio.Nursery
 ) -> None:
-    """Whatever the cause: here the way to NATS spoils one line each time that it passes."""
+    """The cause does not matter: here the wire to NATS spoils one line each time it passes."""
     with running_nats(tmp_path) as nats:
         network = await start_network(nursery, nats.port)
         network.spoil = (b"MSG odin.token.EVIL.trade", b"MSX odin.token.EVIL.trade")

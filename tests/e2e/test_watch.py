@@ -1,4 +1,4 @@
-"""`trio-odin watch` against real sockets: it shows what comes, or says why nothing can."""
+"""`trio-odin watch` against real sockets: it shows messages, or the reason for none."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def complaint(url: str) -> str:
 async def answering(
     answer: Callable[[trio.SocketStream], Awaitable[None]],
 ) -> AsyncIterator[str]:
-    """Host and port of something that does as it likes with whoever comes."""
+    """Host and port of a listener with any behaviour."""
 
     async def serve(stream: trio.SocketStream) -> None:
         async with stream:
