@@ -1,4 +1,4 @@
-"""Prose that can rot is tested here."""
+"""Tests of prose that can become outdated."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_the_lab_report_is_that_of_the_committed_record() -> None:
     generate = _generate()
 
     def without_drawings(page: str) -> str:
-        # How a line is drawn is for each version of matplotlib to say.
+        # Each version of matplotlib draws a line in its own way.
         return re.sub(r"<svg.*?</svg>", "<svg>", page, flags=re.DOTALL)
 
     kept = generate.REPORT.read_text()

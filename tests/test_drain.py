@@ -15,7 +15,7 @@ from trio_odin.ledger.reasons import Dropped
 
 
 class Leaver:
-    """A client that reads on until it has been closed: when what came, by the clock."""
+    """A client that reads until it is closed, and records the times."""
 
     def __init__(self, client: WebSocketConnection) -> None:
         self.client = client
@@ -50,7 +50,7 @@ async def leavers(rig: Rig, nursery: trio.Nursery, count: int) -> list[Leaver]:
 
 
 async def drain(rig: Rig, rate: float, seconds: float = 30.0) -> float:
-    """Send everyone away; how long that took."""
+    """Send everyone away; returns the time it took."""
     began = trio.current_time()
     await send_away(rig.hub, rig.listener, reconnects_per_second=rate, drain_seconds=seconds)
     return trio.current_time() - began

@@ -29,7 +29,7 @@ def test_every_connection_has_a_slot_and_time_is_left_at_the_end(
     assert len(planned.slots) == connections
     assert all(before < after for before, after in pairwise(planned.slots))
     assert all(slot >= 0 for slot in planned.slots)
-    # Half of the time, or as much as it takes, is for what comes after.
+    # Half of the time, or as much as necessary, is for the rest of the drain.
     latest = max([0, *planned.slots])
     assert seconds - latest >= min(5, seconds * 0.3) + min(3, seconds * 0.2) - 1e-6
     assert latest < planned.cut_seconds < seconds
@@ -41,7 +41,7 @@ def test_no_second_has_more_slots_than_the_rate_if_time_permits(
 ) -> None:
     slots = plan(connections, rate, seconds, phase).slots
     window = min(seconds / 2, seconds - 8) if seconds > 16 else seconds / 2
-    allowed = ceil(max(rate, connections / window)) + 1  # 1: of the rounding of floats
+    allowed = ceil(max(rate, connections / window)) + 1  # 1 for the rounding of floats
     for number, slot in enumerate(slots):
         assert bisect_left(slots, slot + 1) - number <= allowed
 

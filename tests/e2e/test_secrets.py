@@ -256,7 +256,7 @@ def test_a_useless_file_of_keys_is_not_quoted(
 
 
 async def test_a_password_among_the_arguments_gets_a_warning() -> None:
-    """Any user of the machine can read them: the variable is for that."""
+    """Any user of the machine can read them; the variable is the safe place."""
     port = free_port()
     url = f"nats://{USER}:{PASSWORD}@127.0.0.1:1"
     server = await start("serve", "--addr", f"127.0.0.1:{port}", "--nats", url)

@@ -52,7 +52,7 @@ def test_watches_do_not_count_for_each_other() -> None:
 
 
 class Client:
-    """An outbox of a connection and its reader, without a socket: it takes when it is told to."""
+    """A connection's outbox and its reader, without a socket: it reads only on request."""
 
     def __init__(self, rules: OutboxRules, deliveries: Deliveries) -> None:
         self.capacity = rules.capacity
@@ -60,7 +60,7 @@ class Client:
         self.deliveries = deliveries
         self.outbox: deque[QueuedMessage] = deque()
         self.seq = 0
-        self.moved = 0  # envelopes put back, to see what taking out the superseded costs
+        self.moved = 0  # envelopes put back: the cost of removing superseded ones
         self.matched: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.received: list[tuple[int, str, int]] = []  # seq, channel, skipped
@@ -87,7 +87,7 @@ class Client:
         return None
 
     def read(self, most: int = 1) -> None:
-        """As the writer does: take some, write them, book them."""
+        """Take, write and count some envelopes, as the writer does."""
         batch: list[QueuedMessage] = []
         while self.outbox and len(batch) < most:
             message = self.outbox.popleft()
@@ -95,7 +95,7 @@ class Client:
                 batch.append(message)
         self.backlog.written(len(batch), sum(message.size for message in batch))
         for message in batch:
-            message.sent = 0  # what was out before is part of it
+            message.sent = 0  # its earlier part is written as well
             (content,) = objects_of([b"".join(message.pieces())])
             skipped = content.get("skipped", 0)
             self.received.append((content["seq"], content["channel"], skipped))
@@ -103,7 +103,7 @@ class Client:
             assert self.rule.lost(content) == lost, "a gap is explained when it is seen"
 
     def check_what_was_received(self) -> None:
-        """With nothing waiting: each event was received, skipped with a word, or dropped."""
+        """With an empty outbox: each event was received, reported as skipped, or dropped."""
         seqs = [seq for seq, _, _ in self.received]
         assert seqs == sorted(set(seqs))
         became = Counter(self.dropped)
@@ -325,7 +325,7 @@ def test_each_event_is_received_or_counted_as_skipped_or_dropped(
 
 
 class Outboxes(RuleBasedStateMachine):
-    """Two connections with one budget: the books balance, and the bytes are those that wait."""
+    """Two connections with one budget: the counters balance, and the bytes are those that wait."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from trio_odin.upstream.nats_message import NatsMessage
 
 @attrs.define(eq=False)
 class Recorder:
-    """An outlet that takes everything."""
+    """An outbound side that takes everything."""
 
     frames: list[bytes] = attrs.field(factory=list)
     deferred: list[bytes] = attrs.field(factory=list)
@@ -169,7 +169,7 @@ async def test_the_hub_ends_with_its_inbound_queue_and_loses_nothing(
 
 
 class QuietOwner:
-    """Nobody to tell."""
+    """An owner that ignores everything."""
 
     def evict(self, reason: CloseReason) -> None:
         pass
@@ -186,7 +186,7 @@ class StreamMember:
 async def test_a_consumer_that_never_reads_does_not_delay_the_others(
     settings: Settings, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    """On a clock that only moves when everyone waits: no delay means no time passes at all."""
+    """The clock moves only when every task waits: without a delay no time passes."""
     hub: Hub[StreamMember] = Hub(settings, Ledger())
     stuck_stream, _never_read = trio.testing.lockstep_stream_pair()
     good_stream, good_peer = trio.testing.memory_stream_pair()

@@ -1,4 +1,4 @@
-"""An event that cannot be published is named in the log, and a flood of them does not fill it."""
+"""The log names events that cannot be published, and a flood of them does not fill it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trio_odin.upstream.nats_message import NatsMessage
 
 
 class Lines:
-    """A log that remembers."""
+    """A log that keeps its lines."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
@@ -34,7 +34,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 class Reader:
-    """Takes whatever it gets."""
+    """A member that takes everything."""
 
     def deliver(self, *_: Any) -> int:
         return 1

@@ -29,7 +29,7 @@ from trio_odin.upstream.nats_message import NatsMessage
 
 @attrs.define(eq=False)
 class FakeListener:
-    """Takes what it is sent while it `is_reading`, and can be gone."""
+    """A client that takes messages while it `is_reading`, and that can be lost."""
 
     is_reading: bool = True
     is_gone: bool = False
@@ -56,7 +56,7 @@ class FakeListener:
 
 
 def objects_of_joined(chunks: list[bytes]) -> list[dict[str, Any]]:
-    """Each frame apart: they are short, so the second byte is the length, or two bytes behind."""
+    """Split short frames: the length is the second byte, or the two bytes after it."""
     frames, rest = [], b"".join(chunks)
     while rest:
         length = 2 + rest[1] if rest[1] < 126 else 4 + int.from_bytes(rest[2:4])
@@ -73,7 +73,7 @@ def _entered() -> ResumeBuffer:
 
 @attrs.define
 class Desk:
-    """The notices, with the books that they look at."""
+    """The notices, with the counters that they use."""
 
     counters: Publications = attrs.field(factory=Publications)
     registry: Registry[FakeListener] = attrs.field(factory=Registry)
@@ -270,7 +270,7 @@ async def test_a_listener_gets_a_notice_before_the_event_and_is_forgotten(
 async def test_a_listener_before_nats_is_notified_of_events_it_missed(
     channels: list[str],
 ) -> None:
-    """Also one without a channel: where nothing is filtered, it gets every event."""
+    """This includes a client without a channel: without filtering it gets every event."""
     hub = Hub[Any](read_settings({}), Ledger())
     listener: Any = FakeListener()
     hub.registry.tell_of_gaps(listener, True)
@@ -284,7 +284,7 @@ async def test_a_listener_before_nats_is_notified_of_events_it_missed(
 async def _notices_and_answer(
     client: WebSocketConnection, command: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """What comes up to the answer of a command."""
+    """The messages up to the answer to a command."""
     await client.send_message(json.dumps(command))
     messages = [json.loads(await client.get_message())]
     while messages[-1]["type"] == "gap":

@@ -29,7 +29,7 @@ from trio_odin.wire.frames import PING, close_frame, text_frame
 
 
 class OwnerOfOne:
-    """Remembers what its outlet told it; evicts as a connection does, by stopping the outlet."""
+    """Keeps the calls of its outbound side; evicts as a connection does, by stopping it."""
 
     def __init__(self) -> None:
         self.reasons: list[CloseReason] = []
@@ -46,7 +46,7 @@ class OwnerOfOne:
 
 
 class Rig:
-    """An outlet over `stream`, and its books."""
+    """An outbound side over `stream`, and its counters."""
 
     def __init__(
         self,
@@ -72,13 +72,13 @@ class Rig:
         self.owner.outbound = self.outbound
 
     def check_the_end(self) -> None:
-        """A connection that has ended owes nothing: no envelope, no byte."""
+        """Check that an ended connection owes nothing: no envelope, no byte."""
         self.outbound.stop()
         assert self.ledger.deliveries.queued == self.ledger.deliveries.imbalance() == 0
         assert self.budget.used_bytes == 0
 
     def offer(self, publication: Publication) -> bytes:
-        """Offer the next envelope and keep the books as the hub does. Returns its frame."""
+        """Offer the next envelope and count it as the hub does. Returns its frame."""
         sent = self.outbound.deliver(publication, {})
         frame = publication.frame(self.replay_buffer.seq)
         self.ledger.deliveries.matched += 1
@@ -88,7 +88,7 @@ class Rig:
         return frame
 
     def defer(self, publication: Publication) -> bytes:
-        """The same for a round that is joined: the hub flushes at its end."""
+        """The same in a joined round: the hub flushes at its end."""
         self.outbound.defer(publication)
         self.ledger.deliveries.matched += 1
         self.ledger.deliveries.queued += 1
@@ -146,7 +146,7 @@ async def test_bytes_that_the_socket_does_not_take_arrive_in_order_later(
         assert rig.ledger.deliveries.queued == 0
         assert rig.ledger.deliveries.written == 40
         assert rig.ledger.traffic.bytes_sent == len(expected)
-        # And the direct way is open again.
+        # Direct writes are possible again.
         frame = rig.offer(publication())
         assert rig.ledger.deliveries.written == 41
         assert await receive_exactly(theirs, len(frame)) == frame
@@ -235,7 +235,7 @@ async def test_a_reset_peer_is_noticed_by_the_fan_out_and_counted() -> None:
 
 
 async def test_a_stopped_outbound_no_longer_knows_its_file_number() -> None:
-    """The number may belong to another connection by now: its client must not get our bytes."""
+    """Another connection may have the number by now, and must not get these bytes."""
     ours, theirs = await socket_pair()
     rig = Rig(ours)
     await rig.outbound.aclose()
@@ -281,7 +281,7 @@ async def test_a_ping_is_skipped_while_something_waits() -> None:
 
 
 class StutteringWrite:
-    """Takes a random number of bytes each time, as a socket with little room does."""
+    """Writes a random number of bytes each time, as a socket with little room does."""
 
     def __init__(self, sink: bytearray, choose: random.Random) -> None:
         self._sink = sink
@@ -296,7 +296,7 @@ class StutteringWrite:
 
 
 class Always(random.Random):
-    """Chooses the same number of those that are offered."""
+    """Always chooses the same number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(0)
@@ -357,7 +357,7 @@ def test_no_frame_ever_interrupts_another(steps: list[str], seed: int, *, is_lef
                     reply = text_frame(b'{"reply":%d}' % number)
                     frames.append(reply)
                     nursery.start_soon(rig.outbound.send_all, reply)
-                    # A reply takes its place when its task first runs; keep the model's order.
+                    # A reply is queued when its task first runs; keep the model's order.
                     await trio.testing.wait_all_tasks_blocked()
                 elif step == "resend":
                     rig.outbound.flush()  # as the connection does before a command
@@ -389,7 +389,7 @@ def test_no_frame_ever_interrupts_another(steps: list[str], seed: int, *, is_lef
 
 
 def without_pings(wire: bytes, frames: list[bytes]) -> bytes:
-    """Take out each ping that stands between two of `frames`; nothing else may be there."""
+    """Remove each ping between two of `frames`; nothing else may be there."""
     rest, kept = wire, b""
     for frame in frames:
         while rest.startswith(PING):
@@ -441,7 +441,7 @@ async def test_a_joined_write_is_bounded() -> None:
 
 
 async def test_one_flush_counts_as_one_full_outbox() -> None:
-    """The writer had no turn in between: it is not three failures in a row."""
+    """The writer had no turn in between, so it is not three failures in a row."""
     ours, _theirs = trio.testing.lockstep_stream_pair()
     rig = Rig(ours, capacity=2)
     for number in range(1, 4):
@@ -476,7 +476,7 @@ async def test_envelopes_deferred_at_the_end_are_counted_as_dropped() -> None:
 
 
 def test_the_stutter_can_tear_a_frame() -> None:
-    """The property above is worth something only if frames do get torn."""
+    """The property above means something only if frames do get torn."""
     sink = bytearray()
     write: Callable[[int, bytes], int] = StutteringWrite(sink, random.Random(1))
     outcomes = set()
@@ -539,7 +539,7 @@ async def test_a_reply_that_waits_for_a_place_keeps_its_turn(
         rig.offer(publication(channel=channel))
     nursery.start_soon(rig.outbound.send_all, text_frame(b'{"type":"pong"}'))
     await trio.testing.wait_all_tasks_blocked()  # it waits: the outbox is full
-    rig.offer(publication(channel="C.c"))  # the one place that there might be is the reply's
+    rig.offer(publication(channel="C.c"))  # the only free place is the reply's
     assert rig.ledger.deliveries.dropped == {Dropped.OUTBOX_FULL: 1}
     rig.offer(publication(channel="B.b"))
     nursery.start_soon(rig.outbound.run_writer)
@@ -661,7 +661,7 @@ async def test_the_history_of_a_slow_client_is_recorded(
 
 
 def resend(rig: Rig, count: int, size: int = 20, channel: str = "BTC.trade") -> Resend:
-    """As a session makes one of a resume; its end says how many were sent."""
+    """A resend as a session makes it for a resume; its end has the number sent."""
     events = [publication(size, channel) for _ in range(count)]
 
     def finish(sent: int) -> list[bytes]:
@@ -742,7 +742,7 @@ async def test_an_answer_is_out_before_the_next_command_is_read(nursery: trio.Nu
 
 
 async def test_an_answer_has_its_place_in_a_full_outbox(nursery: trio.Nursery) -> None:
-    """Events that are published meanwhile come after it, so it cannot wait for a place."""
+    """Events published meanwhile come after it, so it cannot wait for a place."""
     ours, theirs = trio.testing.memory_stream_pair()
     rig = Rig(ours, policy=SlowPolicy.DROP, capacity=3)
     for _ in range(5):
@@ -874,7 +874,7 @@ def test_a_slow_client_can_tell_what_it_missed(
         nonlocal replies
         stream = GatedStream(sink)
         rig = Rig(stream, policy=policy, capacity=capacity, max_bytes=max_bytes)
-        rig.owner.outbound = None  # an eviction is noted, but what waits is to be seen
+        rig.owner.outbound = None  # an eviction is noted, but the queue stays visible
         rig.outbound._write_now = StutteringWrite(sink, choose)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rig.outbound.run_writer)
@@ -942,7 +942,7 @@ def check_what_was_received(
 
 
 class GatedStream(StutteringStream):
-    """The waiting side of a socket whose peer reads when it is told to."""
+    """The waiting side of a socket whose peer reads only on request."""
 
     def __init__(self, sink: bytearray) -> None:
         super().__init__(sink)
@@ -964,7 +964,7 @@ class GatedStream(StutteringStream):
 async def test_conflation_during_a_write_never_runs_out_of_places(
     seed: int, nursery: trio.Nursery
 ) -> None:
-    """With few places each envelope may be superseded between two steps of the writer."""
+    """With few places, each envelope may be superseded between two steps of the writer."""
     choose = random.Random(seed)
     sink = bytearray()
     rig = Rig(StutteringStream(sink), policy=SlowPolicy.CONFLATE, capacity=2)
@@ -983,9 +983,9 @@ async def test_conflation_during_a_write_never_runs_out_of_places(
 async def tcp_pair(
     *, send_bytes: int, receive_bytes: int
 ) -> tuple[trio.SocketStream, trio.SocketStream]:
-    """Ours and theirs, with buffers of twice this size, as the kernel has it.
+    """Both ends of a connection, with buffers of twice this size, as the kernel doubles it.
 
-    Segments are small ones as on the Internet: else the window opens in large steps.
+    Segments are small, as on the Internet; otherwise the window opens in large steps.
     """
     theirs = trio.socket.socket()
     with trio.socket.socket() as listener:
@@ -1000,7 +1000,7 @@ async def tcp_pair(
 
 
 async def test_a_slow_but_steady_reader_makes_progress(nursery: trio.Nursery) -> None:
-    """Before the kernel wants more of us, 170 KB have to be read, which takes longer."""
+    """Before the kernel takes more, 170 KB must be read, which takes longer."""
     ours, theirs = await tcp_pair(send_bytes=256 * 1024, receive_bytes=4096)
     async with ours, theirs:
         rig = Rig(ours, write_deadline=2)

@@ -50,7 +50,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 
 def message(seq: int, ts: int, payload: bytes, channel: str, offset: int | None) -> str:
-    """What the wire document says, letter for letter."""
+    """The message of the wire document, letter for letter."""
     end = "" if offset is None else f',"offset":{offset}'
     return (
         f'{{"seq":{seq},"ts":{ts},"type":"price:update","priority":1,'

@@ -16,7 +16,7 @@ REQUESTS = st.lists(CHANNELS, max_size=7)
 
 
 class RegistryAgainstPairs(RuleBasedStateMachine):
-    """The model is what the registry means: a set of pairs, in order of subscription."""
+    """The model is a set of pairs, in order of subscription."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ EVERYTHING = "went through everything"
 
 
 class Spied(dict[Any, Any]):
-    """A dict that writes down which keys were used."""
+    """A dict that records the used keys."""
 
     def __init__(self, content: dict[Any, Any], used: list[Any]) -> None:
         super().__init__(content)
@@ -177,7 +177,7 @@ class Spied(dict[Any, Any]):
 
 @pytest.fixture
 def crowded() -> tuple[Registry[str], list[Any], list[Any]]:
-    """Many subscribers of many channels; which channels and which subscribers are looked at."""
+    """Many subscribers of many channels; with lists of the channels and subscribers visited."""
     registry: Registry[str] = Registry()
     for number in range(200):
         registry.subscribe(f"other{number}", ["shared.trade", f"own{number}.trade"])

@@ -87,7 +87,7 @@ def test_a_kept_envelope_gets_its_first_number_again() -> None:
     assert [(o["seq"], o["data"]) for o in objects] == [(10, 10), (11, 11), (12, 12)]
 
 
-# --- what all histories hold together
+# --- the shared budget
 
 
 def large(number: int, size: int = 1000) -> Publication:

@@ -21,7 +21,7 @@ def message(offset: int | None, arrived_at: float = 0.0, payload: bytes = b"1") 
 
 
 def entered(reached: int = 0, backfill_end: int = 0, **options: float) -> ResumeBuffer:
-    """One that knows where it is."""
+    """A buffer that knows its position."""
     resume_buffer = ResumeBuffer(max_age_seconds=30.0, **options)  # type: ignore[arg-type]
     resume_buffer.note(Mark("e", reached, backfill_end))
     return resume_buffer
@@ -70,7 +70,7 @@ def test_missed_events_equal_a_model_or_are_reported_incomplete(
         assert set(got) < set(truth) or asked < len(events) - kept
     counts = Counter(events[offset - 1] for offset in got)
     assert all(count <= of_each for count in counts.values())
-    # The newest one of each channel comes in any case, also where others have taken all the room.
+    # The newest one of each channel always comes, even if others have taken all the room.
     assert len(got) < in_all + max(1, len(counts))
     for channel in wanted:
         theirs = [n for n in truth if events[n - 1] == channel and n > len(events) - kept]

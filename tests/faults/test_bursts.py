@@ -1,4 +1,4 @@
-"""Everybody comes at once: all are let in, and those who are there already do not notice."""
+"""Everybody comes at once: all are let in, and connected clients do not notice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Crowds that want no service: they cost a bounded number of files, and nobody else waits."""
+"""Hostile crowds cost a bounded number of files, and nobody else waits."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def test_too_many_pending_handshakes_keep_nobody_out(tmp_path: Path, recor
 
 
 async def _begin(attackers: Attackers, count: int) -> None:
-    """Begin requests, so that the kernel does not wait for their first byte to hand them over."""
+    """Begin requests, as the kernel hands a connection over only with its first byte."""
     for one in await attackers.many(count):
         await one.send(b"GET ")
 

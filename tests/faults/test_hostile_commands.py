@@ -1,4 +1,4 @@
-"""Names and JSON made to hurt: refused by rule, and nothing of it reaches NATS."""
+"""Hostile names and JSON are refused by rule, and no part of them reaches NATS."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _NAMES = [
 
 
 async def _wiretap(port: int, heard: bytearray) -> None:
-    """Listen to all that is published in NATS."""
+    """Listen to everything that is published in NATS."""
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(b'CONNECT {"verbose":false}\r\nSUB > 1\r\n')
         async for chunk in stream:
@@ -99,7 +99,7 @@ async def _has_only_ours(it: Rig) -> bool:
 
 
 async def _answers(one: Attacker) -> list[dict[str, Any]]:
-    """The answers to all that was said."""
+    """The answers to all commands."""
     await one.say('{"type":"heartbeat","id":"last"}')
     answers = []
     while (answer := json.loads(await one.reply())).get("id") != "last":

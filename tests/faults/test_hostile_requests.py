@@ -1,4 +1,4 @@
-"""What is wrong with a request is found out before it costs anything, and said in one answer."""
+"""A bad request is recognised before it costs anything, and gets one answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TIMES = 50
 
 
 async def _cost_of(attackers: Attackers, request: bytes, status: int) -> float:
-    """Send a request many times; milliseconds for each."""
+    """Send a request many times; returns milliseconds for each."""
     begun = time.monotonic()
     for _ in range(_TIMES):
         one = await attackers.tcp()

@@ -1,4 +1,4 @@
-"""Clients that do not read: the policy acts on them, and on nobody else."""
+"""The policy acts on clients that do not read, and on nobody else."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ async def test_a_thousand_clients_that_never_read_hurt_no_other(
     options: dict[str, Any] = {"WS_SLOW_POLICY": policy, "WS_OUTBOX_CAPACITY": "32"}
     async with rig(tmp_path, **options) as it:
         it.publisher.is_paused = False
-        await _stall(it, policy)  # what a thousand connections take is not given back
+        await _stall(it, policy)  # the memory of a thousand connections is not released
         async with it.watch(row):
             row.recovery_seconds = await _stall(it, policy)
 
 
 async def _stall(it: Rig, policy: str) -> float:
-    """Have a thousand clients that do not read; how long until the policy has acted."""
+    """Connect a thousand clients that do not read; returns the time until the policy acted."""
     it.publisher.payload_bytes = 2000
     stalled = fleet_plan(it.server.port, _STALLED, channels=_ALL_CHANNELS, is_reading=False)
     async with fleets([stalled]) as crowd:

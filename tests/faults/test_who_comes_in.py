@@ -1,4 +1,4 @@
-"""Whom the server lets in: by origin, and by address."""
+"""Admission by origin and by address."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One of two workers dies or hangs: the clients of the other one do not notice."""
+"""If one of two workers dies or hangs, the clients of the other do not notice."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def test_a_hung_worker_delays_no_client_of_another(tmp_path: Path, record:
         try:
             flowing = await it.cohort.wait_flowing(2)
             row.notes.append(f"next event of the other after {flowing * 1000:.0f} ms")
-            # Who asks may meet the one that hangs, and waits 5 s for nothing.
+            # A request may reach the hung worker, and then waits 5 s in vain.
             said = await soon(partial(_are_alive, it, 1, 0), 40)
             row.notes.append(f"said by /health after {said:.1f} s")
         finally:

@@ -1,4 +1,4 @@
-"""A little of the fuzzing; `nox -s fuzz` does as much as it is given time for."""
+"""A short fuzz run; `nox -s fuzz` runs for any given time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_known_attacks_are_handled(name: str, seed: bytes) -> None:
 
 
 def test_a_target_can_fail() -> None:
-    """Else nothing above says anything."""
+    """Otherwise the tests above mean nothing."""
     with pytest.raises(AssertionError, match="broken a rule"):
         TARGETS["commands"].__globals__["_events"](b"\x81\x81xxxxx")
 

@@ -1,4 +1,4 @@
-"""Which code a figure is of, and whether it is still that code."""
+"""The code of a figure, and whether it has changed since."""
 
 from __future__ import annotations
 

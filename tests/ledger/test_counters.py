@@ -38,7 +38,7 @@ def test_deliveries_balance_if_each_has_one_outcome(
 
 @pytest.mark.parametrize(
     "entry",
-    # What NATS repeats, or never sent, was not received, as far as the books go.
+    # Events that NATS repeated or never sent do not count as received.
     sorted({field.name for field in attrs.fields(Publications)} - {"repeated", "gaps", "missed"}),
 )
 def test_every_entry_of_the_publications_counts(entry: str) -> None:

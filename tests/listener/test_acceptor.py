@@ -1,4 +1,4 @@
-"""Accepting over real sockets of the loopback; that files run out is made up."""
+"""Accepting over real sockets of the loopback, with simulated lack of files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def greet(stream: trio.SocketStream) -> None:
 async def accepting(
     traffic: Traffic, *, per_second: float = 0.0, loop: LoopMeter | None = None
 ) -> AsyncIterator[Address]:
-    """Where everybody is greeted."""
+    """The address of a listener that greets everybody."""
     (listener,) = await open_listeners(Address("127.0.0.1", 0))
     async with listener, trio.open_nursery() as nursery:
         acceptor = Acceptor(traffic, per_second=per_second, loop=loop)
@@ -50,7 +50,7 @@ async def accepting(
 async def ask(address: Address, sent: bytes = b"?") -> bytes:
     stream = await trio.open_tcp_stream(address.host, address.port)
     async with stream:
-        await stream.send_all(sent)  # accepted is who has said something
+        await stream.send_all(sent)  # the kernel accepts only clients that have sent something
         with trio.fail_after(10):
             return await receive_all(stream)
 
@@ -81,7 +81,7 @@ async def test_above_the_rate_the_others_wait_and_nobody_is_refused() -> None:
 
 
 def queue_of_the_kernel(listener: trio.SocketListener) -> int:
-    """How many have connected and are not accepted yet: `tcpi_unacked` of a listening socket."""
+    """The number of connections not accepted yet: `tcpi_unacked` of a listening socket."""
     info = listener.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
     return int(struct.unpack_from("=I", info, 24)[0])
 
@@ -129,7 +129,7 @@ async def test_a_client_that_waits_at_the_end_is_closed_at_once() -> None:
 
 
 async def test_a_client_that_waits_when_accepting_ends_is_still_served() -> None:
-    """Their queue goes to another worker, or the port to a successor: nobody is reset for it."""
+    """Their queue goes to another worker, or the port to a successor: nobody is reset."""
     (listener,) = await open_listeners(Address("127.0.0.1", 0))
     answers: list[bytes] = []
 
@@ -189,7 +189,7 @@ def next_file() -> int:
 async def test_waiting_clients_leave_the_reserved_files_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """NATS has to come back, and pages have to be answered, while a crowd waits."""
+    """NATS must reconnect, and pages must be answered, while a crowd waits."""
     (listener,) = await open_listeners(Address("127.0.0.1", 0))
     async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
         await stack.enter_async_context(listener)
@@ -247,7 +247,7 @@ async def test_after_many_closed_sockets_the_next_client_is_not_delayed(
 
 
 class MadeUpLoop(LoopMeter):
-    """A loop that has had nothing to do for a share of the time, whatever this one does.
+    """A loop that reports a given idle share, whatever the real one does.
 
     A client takes a millisecond of it.
     """
@@ -283,7 +283,7 @@ async def test_a_busy_loop_accepts_few() -> None:
 
     async with accepting(traffic, loop=MadeUpLoop(0.0, traffic)) as address:
         await ask(address)
-        await trio.sleep(1)  # until it knows
+        await trio.sleep(1)  # until the pace has adapted
         await ask(address)
         with trio.move_on_after(2):
             async with trio.open_nursery() as nursery:
@@ -304,7 +304,7 @@ async def test_an_idle_loop_delays_nobody() -> None:
 
 
 class NoFiles:
-    """While set, accepting fails as if there were no file left, but in place of the spare one."""
+    """While `are_out`, accepting fails unless the spare file has been given up."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
         self.are_out = False

@@ -1,4 +1,4 @@
-"""What depends on the socket: its peer's address, and its file number."""
+"""Rules that depend on the socket: its peer's address, and its file number."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trio_odin.overload.load import Load
 def no_gaps() -> Iterator[int]:
     """The number of the next file: the one after it follows, and so on.
 
-    Tests before leave gaps among the open files, and what they dropped is closed at any time:
+    Earlier tests leave gaps among the open files, and files they dropped are closed at any time, so
     the numbers would jump.
     """
     gc.collect()
@@ -44,7 +44,7 @@ class Clients:
         self.streams: list[trio.SocketStream] = []
 
     async def ask(self, rig: Rig, request: bytes) -> int:
-        """The status that one more client gets."""
+        """Send a request as one more client; returns the status."""
         (waiting,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         async with waiting:
             client = await trio.open_tcp_stream(*waiting.socket.getsockname())

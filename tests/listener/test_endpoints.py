@@ -102,7 +102,7 @@ async def test_any_other_request_gets_its_status(
 
 
 async def test_figures_of_one_worker_are_not_shown_as_those_of_all() -> None:
-    """Counters would fall, and rise again: two restarts to Prometheus."""
+    """Counters would fall and rise again, which Prometheus takes for two restarts."""
 
     async def gather() -> Snapshot:
         return snapshot(workers=Workers(3, 1, 0, [7], is_whole=False))

@@ -15,7 +15,7 @@ UPGRADE = (
 
 
 async def answer_to(rig: Rig, request: bytes) -> bytes:
-    """What comes back for `request`, up to the end of the connection."""
+    """The answer to `request`, up to the end of the connection."""
     stream = rig.open_stream()
     await stream.send_all(request)
     await stream.send_stream.aclose()
@@ -134,7 +134,7 @@ async def test_above_the_cap_the_oldest_pending_handshake_is_closed(nursery: tri
             assert await receive_all(ended) == b""
     assert rig.listener.stats().pending_handshakes == 3
     assert rig.ledger.traffic.rejected == {"half_open": 2}
-    # Those who are left finish as if nothing had been.
+    # The others finish normally.
     for stream in streams[2:]:
         await stream.send_all(UPGRADE.split(b"Host: ")[1] + b"\r\n")
         assert status_of(bytes(await stream.receive_some())) == 101

@@ -1,4 +1,4 @@
-"""Requests that are too much, too odd or too slow: a clean answer, soon, and counted."""
+"""Requests that are too long, malformed or too slow get a clean answer soon, and count."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ async def test_a_good_request_for_a_page_is_not_counted(nursery: trio.Nursery) -
 
 
 def seconds_for(work: Callable[[], object]) -> float:
-    """Of the processor: what else the machine does is not counted."""
+    """Processor time of `work`, without the other load of the machine."""
 
     def once() -> float:
         started = time.thread_time()
@@ -223,7 +223,7 @@ def test_the_time_to_read_a_head_is_linear_in_its_length(
 
 
 class Dribble:
-    """A stream that gives a byte at a time, for ever."""
+    """A stream that gives a byte at a time, forever."""
 
     def __init__(self) -> None:
         self.receives = 0

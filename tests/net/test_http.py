@@ -14,7 +14,7 @@ async def echo(request: Request) -> Response:
 
 
 async def answer_to(nursery: trio.Nursery, *pieces: bytes, received: bytes = b"") -> bytes:
-    """Send a request in pieces and return all that comes back."""
+    """Send a request in pieces and return the whole answer."""
     client, server = trio.testing.memory_stream_pair()
 
     async def serve() -> None:

@@ -34,7 +34,7 @@ async def test_a_reserved_port_is_shared_by_processes_that_ask_for_it() -> None:
 
 
 def inherit(sockets: list[trio.socket.SocketType]) -> list[trio.SocketListener]:
-    """What a process does that has inherited `sockets`."""
+    """Listen as a process that has inherited `sockets`."""
     return [listen_on(sock) for sock in inherited_sockets([os.dup(s.fileno()) for s in sockets])]
 
 
@@ -115,7 +115,7 @@ async def test_a_port_can_be_reserved_again_beside_connections_that_linger() -> 
         (listener,) = await open_listeners(address, shared=True)
         client = await trio.open_tcp_stream(address.host, address.port)
         accepted = await listener.accept()
-        await accepted.aclose()  # who closes first keeps the port in TIME_WAIT
+        await accepted.aclose()  # the end that closes first keeps the port in TIME_WAIT
         await client.aclose()
         await listener.aclose()
     async with reserved_address(address):
@@ -136,7 +136,7 @@ async def test_every_interface_is_both_families_on_one_port() -> None:
 
 
 async def families_that_reach(address: Address) -> set[str]:
-    """Those of the loopback addresses over which a client comes to one who listens there."""
+    """The families of loopback addresses that reach a listener at `address`."""
     reached = set()
     listeners = await open_listeners(address)
     port = bound_address(listeners[0]).port

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from trio_odin.net.token_bucket import TokenBucket
 
-# Quarters of a second and whole rates: everything stays exact in binary, so no test needs a margin.
+# Quarters of a second and whole rates are exact in binary, so no test needs a margin.
 WAITS = st.lists(st.sampled_from([0.0] * 4 + [0.25, 0.5, 1.0, 3.0, 60.0]), max_size=60)
 BURSTS = st.integers(1, 6)
 RATES = st.integers(1, 5)

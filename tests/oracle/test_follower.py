@@ -10,7 +10,7 @@ from tests.oracle.follower import Follower, Message, Position
 
 
 class Conversation:
-    """A follower, and a server that says what the test wants."""
+    """A follower, and a server with the test's messages."""
 
     def __init__(self, position: Position | None = None) -> None:
         self.it = Follower({"A.b"}, position)

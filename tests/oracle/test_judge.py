@@ -1,4 +1,4 @@
-"""The judge finds what it is there for: made-up lives of a client, each with one thing wrong."""
+"""The judge finds violations: made-up lives of a client, each with one fault."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _truth() -> Truth:
 
 
 class Life:
-    """Writes a journal. Each entry is 1 ms after the one before, unless it says when."""
+    """Writes a journal. Each entry is 1 ms after the previous one, unless it has a time."""
 
     def __init__(self) -> None:
         self.journal: list[Entry] = []
@@ -106,7 +106,7 @@ class Life:
         return judge("it", self.journal, _truth())
 
     def findings(self) -> list[str]:
-        """Kinds of what was found, but for what never came: most lives here end early."""
+        """The kinds of findings without missing events, as most lives here end early."""
         found = [finding.kind for finding in self.verdict().findings]
         return [kind for kind in found if kind != "never came"]
 

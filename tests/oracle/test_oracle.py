@@ -1,4 +1,4 @@
-"""Random faults in real worlds: no loss without a word, nothing twice."""
+"""Random faults in real worlds: no silent loss, no repeat."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ async def test_no_event_is_lost_silently_whatever_breaks(
 ) -> None:
     faults = request.config.getoption("--oracle-faults", default=None) or 100
     seed = request.config.getoption("--oracle-seed", default=None)
-    # The same ones each time: another seed is another test, see `python -m tests.oracle`.
+    # The same faults each time; another seed is another test, see `python -m tests.oracle`.
     seed = 1 if seed is None else seed
     check(await run_worlds(_WORLDS, faults=faults, seed=seed, folder=tmp_path, pace=0.7))

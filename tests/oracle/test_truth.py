@@ -1,4 +1,4 @@
-"""What the stream held, of what was seen."""
+"""The content of the stream, from observations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tests.oracle.truth import START, Evidence, Place, Sent, Truth
 
 
 def evidence(*seen: tuple[int, int, int]) -> Evidence:
-    """Events of one channel, seen as (number, offset, stored_ms); sent at the same time."""
+    """Observed events of one channel, (number, offset, stored_ms), sent at the same time."""
     content = Evidence()
     for number, offset, ms in seen:
         content.sent[number] = Sent("A.b", "{}", ms)

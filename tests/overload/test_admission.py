@@ -11,7 +11,7 @@ from trio_odin.ledger.reasons import Rejection
 from trio_odin.overload.admission import Admission
 from trio_odin.overload.load import Load
 
-# Each cause with its threshold, what it judges, and a value far over and far below.
+# Each cause with its threshold, its input, and a value far above and far below.
 CAUSES: list[tuple[Rejection, str, float, str]] = [
     (Rejection.OVERLOADED, "cpu_reject_percent", 75.0, "cpu_percent"),
     (Rejection.OVERLOADED, "cpu_reject_percent", 75.0, "loop_busy_percent"),

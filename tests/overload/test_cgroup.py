@@ -1,4 +1,4 @@
-"""The two versions of cgroups, as folders that look like what the kernel shows."""
+"""The two versions of cgroups, as folders that imitate the kernel's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NO_LIMIT = str(2**63 - 4096)
 
 @attrs.frozen
 class Machine:
-    """A made-up /proc/self and what is mounted."""
+    """A made-up /proc/self and its mounts."""
 
     root: Path
 
@@ -24,7 +24,7 @@ class Machine:
         return self.root / "proc"
 
     def process(self, *groups: str) -> None:
-        """In which groups it is: lines of /proc/self/cgroup."""
+        """Set its groups: lines of /proc/self/cgroup."""
         self.proc.mkdir(exist_ok=True)
         (self.proc / "cgroup").write_text("".join(f"{line}\n" for line in groups))
         (self.proc / "mountinfo").write_text("22 27 0:21 / /proc rw - proc proc rw\n")
@@ -65,7 +65,7 @@ def v2_group(folder: Path, *, cores: str = "max 100000", memory: object = "max")
 
 
 def v1_group(folder: Path, *, quota: int = -1, memory: object = NO_LIMIT) -> Path:
-    """All controllers in one folder, as where one mount has them."""
+    """All controllers in one folder, as on systems with one mount."""
     return put(
         folder,
         cpu__cfs_quota_us=quota,

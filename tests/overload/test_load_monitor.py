@@ -24,7 +24,7 @@ def guard(ledger: Ledger | None = None, **variables: str) -> LoadMonitor:
 async def test_the_first_sample_comes_after_one_second(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    # A made-up clock passes in no time, so all of the CPU falls into it.
+    # A mock clock passes at once, so all of the CPU falls into it.
     watching = guard(WS_CPU_REJECT_THRESHOLD="100", WS_MEMORY_LIMIT="1")
     nursery.start_soon(watching.run)
     await trio.sleep(0.99)
@@ -42,7 +42,7 @@ async def test_the_worst_lateness_of_a_second_is_in_its_sample_only(
     watching = guard(ledger, WS_CPU_REJECT_THRESHOLD="0", WS_LAG_REJECT_MS="250")
     nursery.start_soon(watching.run)
     await trio.sleep(0.55)
-    autojump_clock.jump(0.4)  # nothing runs for so long
+    autojump_clock.jump(0.4)  # nothing runs in that time
     await trio.sleep(0.2)
     assert watching.load.lag_seconds == pytest.approx(0.35)
     assert watching.admission.closed_by == [Rejection.LAG]
@@ -121,7 +121,7 @@ async def test_it_knows_since_when_admission_is_closed_and_events_are_shed(
 async def test_arriving_clients_here_or_elsewhere_are_counted_separately() -> None:
     watching = guard(WS_CPU_LIMIT="2", WS_CPU_REJECT_THRESHOLD="75", WS_CPU_PAUSE_THRESHOLD="80")
     watching.learn(OtherWorkers(connections=0, cpu_cores=1.9, turnover_cores=1.5))
-    await trio.sleep(0.5)  # in which this process has next to nothing to do
+    await trio.sleep(0.5)  # this process is almost idle meanwhile
     watching._sample()
     assert watching.load.cpu_percent >= 95
     assert watching.load.turnover_of_limit_percent >= 75

@@ -15,7 +15,7 @@ CORES = len(os.sched_getaffinity(0))
 
 
 class Clocks:
-    """Time, this process' CPU and its group's, in the hands of the test."""
+    """Time, CPU of this process and of its group, set by the test."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.wall, self.own = 100.0, 5.0

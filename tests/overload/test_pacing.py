@@ -177,20 +177,20 @@ class Loop:
         self.cost, self.every, self.work, self.more = cost, every, work, more
         self.now = self.idle = self.accepting = 0.0
         self.accepted = 0
-        self.lates: list[float] = []  # of each round, when it began
+        self.lates: list[float] = []  # the delay of each round
         self._next_round = self._may_accept = 0.0
         self._handshakes = 0
         self._later = 0.0
 
     def run(self, seconds: float) -> float:
-        """Run for so long; how many clients a second were accepted."""
+        """Run for `seconds`; returns the clients accepted a second."""
         end, accepted_before = self.now + seconds, self.accepted
         while self.now < end:
             self._turn()
         return (self.accepted - accepted_before) / seconds
 
     def _turn(self) -> None:
-        """What is ready runs once; with nothing ready the loop waits."""
+        """Run every ready task once; without one the loop waits."""
         began = self.now
         self.accepting += self._handshakes * self.cost
         self.now += self._handshakes * self.cost + self._later
@@ -199,7 +199,7 @@ class Loop:
         if began >= self._next_round:
             self.lates.append(self.now - self._next_round)
             self.now += self.work
-            # A round that cannot keep up joins what has come meanwhile.
+            # A late round includes the work that has come meanwhile.
             self._next_round = max(self._next_round + self.every, began)
         if began >= self._may_accept:
             self.pace.observe(self.now, self.idle, self.accepting)
@@ -215,7 +215,7 @@ class Loop:
 
 
 COSTS = st.floats(0.0001, 0.002)
-SIMULATED = settings(max_examples=40)  # each is some seconds of a loop
+SIMULATED = settings(max_examples=40)  # each simulates some seconds of a loop
 
 
 @given(COSTS, st.floats(0, 0.8), st.floats(0.005, 0.1), st.floats(0, 0.3))
@@ -229,7 +229,7 @@ def test_accepting_takes_the_free_time_except_for_the_reserve(
     fair = (1 - AcceptPace.RESERVE - load) / (cost * (1 + more_share))
     least = max(AcceptPace.FLOOR / cost, AcceptPace.TRICKLE_PER_SECOND)
     assert per_second <= max(fair, least) * 1.15 + 2
-    # A round that is longer than a slice leaves it fewer turns than it could fill.
+    # A round longer than a slice leaves it fewer turns than it could fill.
     is_often_asked = load * every <= AcceptPace.SLICE_SECONDS
     assert per_second >= (fair if is_often_asked else fair / 2) * 0.85 - 2
 
@@ -240,7 +240,7 @@ def test_no_other_task_is_late_by_more_than_two_slices(
     cost: float, load: float, every: float
 ) -> None:
     loop = Loop(cost=cost, every=every, work=load * every)
-    loop.run(2)  # until it knows what all this takes
+    loop.run(2)  # until it has learned the costs
     loop.lates.clear()
     loop.run(4)
     assert loop.lates
@@ -282,7 +282,7 @@ def test_time_that_the_machine_gives_to_others_is_not_counted() -> None:
         accepting += 0.03
         pace.accepted(60)
         pace.observe(now, idle, accepting)
-    # Idle 0.2 and accepting 0.3: half of the time is the others'.
+    # Idle 0.2 and accepting 0.3: other programs have half of the time.
     share = 1 - AcceptPace.RESERVE - 0.5
     assert pace.per_second == pytest.approx(share / 0.0005, rel=0.05)
 

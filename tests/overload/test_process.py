@@ -37,7 +37,7 @@ def test_the_cpu_of_this_process_only_grows() -> None:
 
 
 class Node:
-    """Something that can be in a cycle, and be seen to be gone."""
+    """An object that can be in a cycle, and whose end can be observed."""
 
     def __init__(self) -> None:
         self.itself = self
@@ -45,11 +45,11 @@ class Node:
 
 @pytest.fixture
 def settled() -> Iterator[None]:
-    """A settled collector; afterwards it is as it was before."""
+    """A settled collector; afterwards it is restored."""
     thresholds, callbacks = gc.get_threshold(), list(gc.callbacks)
     is_enabled = gc.isenabled()
     process.settle_garbage_collector()
-    gc.disable()  # it collects when the test says so
+    gc.disable()  # it collects only when the test calls it
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from trio_odin.overload.turns import Turns
 
 
 class Turn(LoopMeter):
-    """A turn whose length is the test's choice."""
+    """A turn whose length the test sets."""
 
     def __init__(self) -> None:
         super().__init__(())

@@ -42,7 +42,7 @@ def test_a_systemd_that_does_not_read_blocks_nothing(tmp_path: Path) -> None:
 
 
 def test_systemd_is_notified_even_if_files_have_run_out(tmp_path: Path) -> None:
-    """It would end a server that has more clients than files."""
+    """Otherwise it would end a server that has more clients than files."""
     path = str(tmp_path / "notify")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
@@ -67,7 +67,7 @@ async def test_a_running_loop_reports_it_each_second(
 
 
 def run(body: str) -> subprocess.CompletedProcess[str]:
-    """Run a loop of its own with a watchdog of 3 s."""
+    """Run another loop with a watchdog of 3 s."""
     program = f"""
     import ctypes, time, trio
     from trio_odin.overload.watchdog import prove_life

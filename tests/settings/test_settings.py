@@ -39,14 +39,14 @@ COMPATIBLE = [
 
 
 class Examples(NamedTuple):
-    """What a variable may be, what comes of it, and what it may not be."""
+    """Good values of a variable with their results, and bad values."""
 
     allowed: str
     good: dict[str, Any]
     bad: list[str]
 
 
-# What no number is, whatever the setting: of these, nothing may be taken for one.
+# Texts that are not a number in any setting.
 NO_NUMBERS = [
     "-1", "-0", "-0.0", "+1", "1_000", "1,000", "1 2", "1e400", "1e99", "nan", "-nan", "inf",
     "-inf", "Infinity", "0x10", "0b1", "١٢", "\uff11\uff12", "²", "½", "∞", "1e", "e5", ".", "1.",
@@ -287,7 +287,7 @@ def test_the_complaint_names_the_variable_its_value_and_the_rule(
     with pytest.raises(SettingError) as caught:
         read_settings({name: text})
     shown = repr(text)
-    if name == "NATS_URL":  # what is wrong in it may be a password: see "secrets"
+    if name == "NATS_URL":  # a bad part may be a password: see "secrets"
         shown = str(caught.value).removeprefix("NATS_URL=").partition(": allowed")[0]
     assert str(caught.value).startswith(f"{name}={shown}: allowed is {allowed}")
     assert str(caught.value).isprintable(), "one line, whatever was in it"
@@ -529,7 +529,7 @@ def test_any_unknown_name_has_a_nearest_one(name: str) -> None:
         assert warning.rpartition(" ")[2] in FIELDS
 
 
-# Of shells, of containers, of Kubernetes for a service `nats`, and of other programs' settings.
+# Variables of shells, of containers, of Kubernetes for a service `nats`, of other programs.
 OTHERS = [
     "PATH", "HOME", "HOSTNAME", "LANG", "SHLVL", "NATS_URI", "XWS_ADDR", "ws_addr", "NATS_USER",
     "NATS_PORT", "NATS_SERVICE_HOST", "NATS_SERVICE_PORT", "NATS_PORT_4222_TCP", "NATS_CONTEXT",
@@ -554,7 +554,7 @@ def test_warnings_come_in_order_of_name() -> None:
     assert names == ["JS_CONSUMER_NAME", "WS_A", "WS_B"]
 
 
-# --- what may be shown
+# --- shown values
 
 
 def test_all_settings_in_force_are_shown_as_text() -> None:
@@ -688,7 +688,7 @@ def test_an_unreadable_file_of_the_url_gives_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SettingError, match="it is not text"):
         with_nats_url_file({"NATS_URL_FILE": str(tmp_path / "image")})
-    # What somebody wrote into the wrong variable is not shown.
+    # A value in the wrong variable is not shown.
     with pytest.raises(SettingError) as raised:
         with_nats_url_file({"NATS_URL_FILE": "tls://ws:secret@nats:4222"})
     assert "secret" not in str(raised.value)

@@ -24,7 +24,7 @@ def health(one: Snapshot) -> HealthReport:
     return health_at(one, NOW)
 
 
-# wire_compatibility.md, `/health`: what each number has to be in the text of the JSON.
+# wire_compatibility.md, `/health`: the form of each number in the text of the JSON.
 SHAPE = {
     "status": str,
     "healthy": bool,
@@ -318,7 +318,7 @@ def test_an_overload_is_shown_once_with_its_consequence() -> None:
 
 
 def test_the_shed_share_is_in_the_check_and_a_full_share_is_an_error() -> None:
-    """At 100 % nobody gets anything, whatever else is in order."""
+    """At 100 % nobody gets anything, even if everything else is in order."""
     for percent, status in ((0, 200), (10, 200), (90, 200), (100, 503)):
         report = health(snapshot(paused_percent=percent))
         assert report.status == status

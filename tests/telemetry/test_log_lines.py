@@ -1,4 +1,4 @@
-"""The way of a log line out of the process, with pipes that are not read."""
+"""The way of a log line out of the process, into pipes without a reader."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def read_lines(read_end: int, number: int) -> list[str]:
-    """So many lines; a byte more may be left for nobody."""
+    """Read `number` lines; bytes after them may be lost."""
     data = b""
     while data.count(b"\n") < number:
         data += os.read(read_end, 1000)

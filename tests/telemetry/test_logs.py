@@ -24,7 +24,7 @@ def _as_it_was() -> Iterator[None]:
 
 
 def lines_of(style: str, level: str = "info") -> list[str]:
-    """What is written of a few events, ours and a library's."""
+    """The lines of a few events, ours and a library's."""
     file = io.StringIO()
     configure_logs(level, style, file=file)
     log = structlog.get_logger("test")

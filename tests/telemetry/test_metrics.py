@@ -45,7 +45,7 @@ DASHBOARD = {
     "ws_nats_messages_dropped_total": "counter",
     "ws_capacity_max_connections": "gauge",
 }
-# The label of each labelled series, and the values that are there from the start.
+# The label of each labelled series, and the values that exist from the start.
 LABELS = {
     "ws_connections_rejected_total": ("reason", {one.label for one in Rejection}),
     "ws_connections_closed_total": ("reason", {one.label for one in CloseReason}),
@@ -64,7 +64,7 @@ LABELS = {
 
 
 def families(state: Snapshot) -> dict[str, Metric]:
-    """What Prometheus makes of the text, by the name of the first sample's series."""
+    """The text as Prometheus parses it, by the name of the first sample's series."""
     text = render(state).decode()
     parsed = list(text_string_to_metric_families(text))
     by_name = {

@@ -1,4 +1,4 @@
-"""The feed between bridge and hub: its limit of bytes, and what is told of what found no room."""
+"""The queue between bridge and hub: its limit of bytes, and the reports of dropped events."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_events_dropped_by_a_new_stream_are_counted_too() -> None:
 
 @given(st.data(), st.booleans())
 def test_every_offset_is_either_taken_or_in_a_gap(data: st.DataObject, away: bool) -> None:
-    """Through any mixture of losses on the way, drops and reconnects."""
+    """This holds for any mixture of losses on the way, drops and reconnects."""
     position = at(0)
     accounted: list[int] = []
     last = 0
@@ -183,7 +183,7 @@ def at_its_message(offset: int, stored: int) -> StreamPosition:
 
 
 def test_an_emptied_stream_is_recognised_by_the_time_of_a_message() -> None:
-    """In a cluster a stream in memory comes back with the date of its creation."""
+    """In a cluster, a stream in memory comes back with its date of creation."""
     position = at_its_message(10, stored=77)
     emptied = StreamState("S", "e", 1, 60, True, witness=99)
     assert position.is_lost_in(emptied)

@@ -32,7 +32,7 @@ def in_asyncio(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def fake_nats(*sent: bytes, hangs_up: bool = False) -> tuple[asyncio.Server, str]:
-    """A server that, to whoever subscribes, sends these chunks, and goes on answering pings.
+    """A server that sends these chunks to a subscriber and continues to answer pings.
 
     If it `hangs_up`, it closes the connection instead.
     """
@@ -60,7 +60,7 @@ async def fake_nats(*sent: bytes, hangs_up: bool = False) -> tuple[asyncio.Serve
 
 
 async def received(count: int, *sent: bytes) -> list[Msg]:
-    """What a listener gets; the connection outlives it."""
+    """The messages that a listener gets; the connection survives them."""
     messages: list[Msg] = []
     enough = asyncio.Event()
 
@@ -83,7 +83,7 @@ async def lost_by(
     take: Callable[[Msg], Awaitable[None]] | None = None,
     is_the_last: bool = False,
 ) -> Exception:
-    """Why the connection is lost."""
+    """The error with which the connection ends."""
 
     async def ignore(_: Msg) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Which server is connected to, and what is learnt from it."""
+"""The choice of a server, and the facts learned from it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def in_asyncio(work: Coroutine[Any, Any, T]) -> T:
 
 
 class FakeNats:
-    """A server that says what it is told to say. `connects` are the CONNECT lines it got."""
+    """A server with given answers. `connects` are the CONNECT lines it received."""
 
     def __init__(
         self,

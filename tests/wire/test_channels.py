@@ -87,8 +87,8 @@ def test_the_subjects_of_the_wire_document_are_parsed(subject: str, channel: str
     assert channel_of_subject(subject) == channel
 
 
-# A small world in which covering can be decided by looking at everything. `z` is a part, and four
-# parts are a length, that no pattern names, so what holds here holds for longer subjects as well.
+# A small world in which covering can be decided by enumeration. No pattern names the part `z` or a
+# length of four parts, so results here hold for longer subjects as well.
 def _patterns() -> list[str]:
     middles = [
         middle
@@ -104,7 +104,7 @@ SUBJECTS = [
 
 
 def _matches(pattern: str) -> frozenset[str]:
-    """The subjects that match, by NATS' rules put into a regular expression."""
+    """The subjects that match, by NATS' rules as a regular expression."""
     expression = (
         re.escape(pattern).replace(r"\*", r"[^.]+").replace(re.escape(">"), r"[^.]+(\.[^.]+)*")
     )

@@ -34,7 +34,7 @@ HUGE = [2**63, 2**64, -(2**63) - 1, 10**400, -(10**4000)]
 
 
 def receive(text: str) -> list[dict[str, Any]]:
-    """What a new session answers; every frame has to be one JSON object."""
+    """The answers of a new session; every frame must be one JSON object."""
     session = Session(
         "me",
         Registry(),
@@ -49,7 +49,7 @@ def receive(text: str) -> list[dict[str, Any]]:
 
 
 def check_any_answer(text: str) -> None:
-    """Nothing raises; the parts and the whole agree; a client can read the answers."""
+    """Check that nothing raises, parts and whole agree, and a client can read the answers."""
     command = parse_command(text)
     replies = receive(text)
     assert all(reply["type"] for reply in replies)
@@ -105,7 +105,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 
 @st.composite
 def objects(draw: st.DrawFn) -> str:
-    """An object close to a command: known keys, some twice, with anything behind them."""
+    """An object close to a command: known keys, some twice, with any values."""
     pairs = draw(st.lists(st.tuples(st.sampled_from(KEYS), VALUES), max_size=5))
     if draw(st.booleans()):
         pairs.insert(draw(st.integers(0, len(pairs))), ("type", draw(st.sampled_from(KINDS))))
@@ -185,7 +185,7 @@ def test_nesting_of_any_depth_is_answered_or_ignored(form: str, kind: str) -> No
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_nesting_at_the_limit_of_the_decoder_does_no_harm(form: str, kind: str) -> None:
-    # What one decoder still takes, the next one, called from a little deeper, may not.
+    # The next decoder, called from a slightly deeper frame, may fail where this one works.
     limit = sys.getrecursionlimit()
     for depth in range(max(limit - 120, 1), limit + 20):
         text = nested(form, kind, depth)
@@ -193,11 +193,11 @@ def test_nesting_at_the_limit_of_the_decoder_does_no_harm(form: str, kind: str) 
         receive(text)
 
 
-# --- what a command means
+# --- the meaning of commands
 
 CHANNELS = st.lists(st.text(), max_size=4)
 IDS = st.none() | st.text() | st.integers(-(2**63), 2**64 - 1)
-# Keys that mean nothing to us: the existing clients send some.
+# Unknown keys: existing clients send some.
 EXTRA = st.dictionaries(st.text(min_size=6, max_size=7).filter(lambda k: k not in KEYS), VALUES)
 
 
@@ -242,7 +242,7 @@ def test_an_object_of_any_other_type_is_unknown(kind: str, extra: dict[str, Any]
         json.loads(text)
         json.dumps(json.loads(text), ensure_ascii=False).encode()
     except ValueError:
-        return  # no JSON after all: NaN, half a surrogate pair, more digits than Python reads
+        return  # not JSON after all: NaN, half a surrogate pair, more digits than Python reads
     assert parse_command(text) == Unknown()
 
 
@@ -341,7 +341,7 @@ def test_a_malformed_command_is_answered_with_its_readable_id(
     assert command.id == command_id
 
 
-# --- errors that name what is wrong
+# --- errors that name the fault
 
 
 def message_of(text: str) -> str:
@@ -456,7 +456,7 @@ def test_the_fault_in_the_json_is_reported(text: str, message: str) -> None:
         ("\ud800", None),
         ('{"id":7,"x":' + "[" * 5000 + "]" * 5000 + "}", None),
         ('{"id":7,"x":"' + "x" * 3000 + '"}', 7),
-        ('{"id":7,"x":"' + "x" * 5000 + '"}', None),  # which would take its time
+        ('{"id":7,"x":"' + "x" * 5000 + '"}', None),  # this would take too long
     ],
 )
 def test_the_id_of_a_command_is_read_if_that_is_cheap(

@@ -78,15 +78,15 @@ def test_the_example_of_the_rfc_gets_the_answer_of_the_rfc() -> None:
         head(*GOOD, start=b"GET /ws?token=a/b?c HTTP/1.1"),
         head(*GOOD, start=b"GET /ws? HTTP/1.1"),
         without(b"Upgrade", b"uPgRaDe: WebSocket"),
-        # RFC 9110, 7.8: a list, of which the server takes what it likes.
+        # RFC 9110, 7.8: a list, from which the server chooses.
         without(b"Upgrade", b"Upgrade: websocket, h2c"),
         without(b"Upgrade", b"Upgrade: h2c ,\tWebSocket"),
         without(b"Upgrade", b"Upgrade: h2c", b"Upgrade: websocket"),
-        # RFC 9112, 3.2.2: what a client sends to a proxy, and a server has to take.
+        # RFC 9112, 3.2.2: the form for a proxy, which a server must accept.
         head(*GOOD, start=b"GET http://localhost:3002/ws HTTP/1.1"),
         head(*GOOD, start=b"GET HTTP://LOCALHOST:3002/ws?a=b HTTP/1.1"),
         head(*GOOD, start=b"GET wss://localhost:3002/ws HTTP/1.1"),
-        # RFC 9112, 6.3: no body, and so said.
+        # RFC 9112, 6.3: an explicitly empty body.
         head(*GOOD, b"Content-Length: 0"),
         without(b"Connection", b"Connection: keep-alive, Upgrade"),
         without(b"Connection", b"Connection: uPGRADE ,\tkeep-alive"),
@@ -104,7 +104,7 @@ def test_http_may_write_a_good_request_in_many_ways(request_head: bytes) -> None
 
 @pytest.mark.parametrize("offered", [b"trio-odin", b"a, trio-odin", b"bearer.a.b.c,trio-odin"])
 def test_the_subprotocol_is_selected_if_it_is_offered(offered: bytes) -> None:
-    """RFC 6455, 4.2.2: one that the client offered, and never one that is a secret."""
+    """RFC 6455, 4.2.2: one that the client offered, and never a secret."""
     response = answer(head(*GOOD, b"Sec-WebSocket-Protocol: " + offered))
     assert isinstance(response, bytes)
     assert response.lower().count(b"sec-websocket-protocol") == 1
@@ -261,7 +261,7 @@ def test_a_malformed_line_is_refused_wherever_it_is(line: bytes) -> None:
 
 @pytest.mark.parametrize("line", [b"X: \xff", "Cookie: name=Jürgen".encode()])
 def test_a_value_may_contain_bytes_that_are_not_ascii(line: bytes) -> None:
-    """RFC 9110, 5.5: a cookie that some other page has set must not keep a browser out."""
+    """RFC 9110, 5.5: a cookie that another page has set must not keep a browser out."""
     answered = answer(head(*GOOD, line))
     assert isinstance(answered, bytes)
 
@@ -276,7 +276,7 @@ def test_a_value_may_contain_bytes_that_are_not_ascii(line: bytes) -> None:
     ],
 )
 def test_no_malformed_head_keeps_the_matcher_busy(lines: bytes) -> None:
-    """In a process of its own: one that backtracks holds the interpreter for minutes."""
+    """In its own process, as backtracking holds the interpreter for minutes."""
     program = (
         "import sys; from trio_odin.wire.handshake import parse;"
         "print(parse(sys.stdin.buffer.read()).status)"
@@ -333,7 +333,7 @@ BLANKS = st.text(" \t", max_size=3).map(str.encode)
 
 @st.composite
 def good_requests(draw: st.DrawFn) -> bytes:
-    """Requests that RFC 6455 allows, with headers in between that mean nothing to it."""
+    """Requests that RFC 6455 allows, with unrelated headers in between."""
     key = b64encode(draw(st.binary(min_size=16, max_size=16)))
     connection = draw(st.sampled_from([b"Upgrade", b"keep-alive, Upgrade", b"upgrade,close"]))
     headers = [

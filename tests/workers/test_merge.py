@@ -20,7 +20,7 @@ def merged(*parts: Snapshot, past: Past | None = None) -> Snapshot:
 
 
 def counts(ledger: Ledger) -> dict[str, float]:
-    """Every counter of the books that Prometheus sees, by its name and label."""
+    """Every counter that Prometheus sees, by its name and label."""
     found: dict[str, float] = {}
     for book in (ledger.publications, ledger.deliveries, ledger.traffic):
         for name, entry in attrs.asdict(book, recurse=False).items():

@@ -27,7 +27,7 @@ from trio_odin.workers.parent_link import ParentLink
 
 
 class Supervisor:
-    """The other end of a worker's link, in the hands of the test, and the worker's server."""
+    """The other end of a worker's link, driven by the test, and the worker's server."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         near, far = socket.socketpair()
@@ -41,7 +41,7 @@ class Supervisor:
         nursery.start_soon(self.link.run_writer)
         nursery.start_soon(self.parent_link.run, self)
 
-    # As the server of the worker:
+    # The part of the worker's server:
 
     def snapshot(self) -> Snapshot:
         return snapshot(connections=3)

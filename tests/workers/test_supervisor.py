@@ -134,7 +134,7 @@ async def test_each_worker_learns_the_load_of_the_others() -> None:
 
 
 async def test_clients_of_a_leaving_worker_are_not_counted_elsewhere() -> None:
-    """They come back to the others, who would refuse them for a limit that is not reached."""
+    """They reconnect to the others, which would refuse them although the limit is not reached."""
     parent = Supervisor(read_settings({"WS_WORKERS": "2"}), {}, Address("", 1), None)
     told: dict[int, OtherWorkers] = {}
     for worker in parent.workers:
@@ -156,7 +156,7 @@ async def test_clients_of_a_worker_that_leaves_by_itself_are_not_counted() -> No
 async def test_a_new_worker_knows_the_others_load_before_it_serves(
     nursery: trio.Nursery,
 ) -> None:
-    """Until then the limits would be those of one that is alone."""
+    """Until then its limits would be those of a single worker."""
     parent, (new, other), (told, _) = parent_of(2)
     other.note(changed(TAKING, connections=100))
     says = iter([StatsReport(0, WITH_NATS), None])
@@ -182,11 +182,11 @@ async def test_keys_that_no_worker_could_load_are_refused_by_the_parent(
     assert parent._past.ledger.traffic.reloads == {"failed": 1}
 
 
-# --- who takes part in the port
+# --- sharing the port
 
 
 class Told:
-    """A process as its parent knows it: what it was told, and whether it was ended."""
+    """A process from its parent's view: the messages sent to it, and whether it was ended."""
 
     def __init__(self, worker: WorkerSlot) -> None:
         self.messages: list[object] = []
@@ -249,7 +249,7 @@ async def test_the_queue_of_an_ended_or_silent_worker_goes_to_another() -> None:
     parent._share_out_queues()
     assert told_other.messages[3:] == [Accept([1, 2])]
     other.end()
-    parent._share_out_queues()  # nobody is there: they wait
+    parent._share_out_queues()  # without a worker they wait
     told_one = Told(one)
     one.note(WITH_NATS)
     parent._share_out_queues()
@@ -349,7 +349,7 @@ async def test_a_worker_is_not_ended_without_clients_or_in_a_later_outage(
 async def test_a_worker_that_hands_over_slowly_is_not_ended_for_nats(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """A drain may take longer than that; a signal now, and one later, would cut its clients."""
+    """A drain may take longer than that; two signals would cut its clients."""
     parent, (leaving, _), (told, _) = parent_of(2)
     for worker in parent.workers:
         worker.note(changed(TAKING, connections=3))

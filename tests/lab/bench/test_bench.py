@@ -23,7 +23,7 @@ SMALL = ["--quick", "--connections", "50", "--hold", "1", "--only-hold"]
 def test_a_small_bench_receives_every_event_and_reports_the_cost(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     subjects = ["--subjects", "odin,odin-2,nats,floor"]
-    # At less, the quickest use less CPU than the 10 ms that the kernel counts in.
+    # At a lower rate, the fastest use less CPU than the 10 ms in which the kernel counts.
     command = [*BENCH, *SMALL, *subjects, "--rate", "200", "--runs", "2", "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -120,7 +120,7 @@ def test_the_table_is_printed_with_the_failures_below_it() -> None:
     assert text.rstrip().endswith("broken: broken did not start: no such file")
 
 
-# --- what a load found
+# --- results of a load
 
 
 def test_a_stage_has_the_figures_of_its_load() -> None:

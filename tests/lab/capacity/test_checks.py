@@ -49,7 +49,7 @@ async def found_at(
     seed: int = 0,
     step_seconds: float = 3 * STEP_SECONDS,
 ) -> dict[Check, Check]:
-    """By default so patient that a busy machine is no fault of the server."""
+    """Check the server at `url`, with a patience that allows for a busy machine."""
     found: dict[Check, Check] = {}
     with trio.fail_after(90):
         await check_wire(url, publish, found, seed=seed, step_seconds=step_seconds)
@@ -175,12 +175,12 @@ async def test_the_checks_have_a_deadline_together(monkeypatch: pytest.MonkeyPat
     await listener.aclose()
 
 
-# ---- Each check against a server that deserves it
+# ---- each check against a server with that fault
 
 
 @pytest.fixture
 def small_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fifth of it finds the same, sooner."""
+    """A fifth of the crowd finds the same faults, sooner."""
     monkeypatch.setattr(program, "_CROWD", 20)
 
 
@@ -346,7 +346,7 @@ async def test_a_lost_nats_gives_a_sentence(nursery: trio.Nursery) -> None:
     nursery.cancel_scope.cancel(reason="checked")
 
 
-# ---- What a server would be hard to make wrong enough for
+# ---- faults that a server can hardly be made to have
 
 
 def envelope(name: str, seq: int) -> Message:

@@ -1,4 +1,4 @@
-"""The lab with real programs: small on loopback, stages 1 and 2 as they are on isolated hosts."""
+"""The lab with real programs: small on loopback, stages 1 and 2 in full on isolated hosts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trio_odin.lab.provenance import changed_settings
 from trio_odin.lab.report.folder import read_verdict
 from trio_odin.lab.verdict import LabResult, StageResult
 
-# Of this run only: neither a real lab nor another run of the tests is in the way.
+# Unique to this run: neither a real lab nor another test run interferes.
 PREFIX = f"odinl{os.getpid()}"
 LAB = [sys.executable, "-m", "trio_odin", "lab"]
 SHORT = ["--stages", "1,2", "--idle", "1"]
@@ -43,7 +43,7 @@ needs_root = pytest.mark.skipif(
 
 
 class Kept(Told):
-    """Keeps what is told."""
+    """A listener that keeps everything."""
 
     def __init__(self) -> None:
         self.begun: list[tuple[int, float]] = []
@@ -92,7 +92,7 @@ async def test_a_small_lab_on_loopback_checks_and_measures(tmp_path: Path) -> No
     assert (good.wanted_seconds, good.is_shortened, good.settings) == (3.0, False, {})
 
     assert not failed.passed
-    assert "WS_MAX_CONNECTIONS" in failed.failure  # and the next one ran all the same
+    assert "WS_MAX_CONNECTIONS" in failed.failure  # and the next stage ran all the same
     assert failed.load is None
     assert failed.settings == {"WS_MAX_CONNECTIONS": "many"}
 
@@ -128,7 +128,7 @@ def links() -> str:
 def test_stages_1_and_2_pass_on_isolated_hosts_and_leave_nothing(tmp_path: Path) -> None:
     before = links()
     options = ["--stages", "1,2", "--hold", "5", "--out", str(tmp_path), "--prefix", PREFIX]
-    # It has to pass by its latency too, whatever other tests do beside it.
+    # Its latency must pass too, whatever other tests run at the same time.
     command = ["nice", "--adjustment=-15", *LAB, *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -162,7 +162,7 @@ def test_an_interrupted_lab_is_torn_down_and_keeps_its_results(tmp_path: Path) -
         assert len(children) >= 5  # nats-server, publisher, server, load, its fleet
         lab.send_signal(signal.SIGINT)
         time.sleep(0.5)
-        lab.send_signal(signal.SIGINT)  # who is impatient must not break the tearing down
+        lab.send_signal(signal.SIGINT)  # a second signal must not break the teardown
         output, errors = lab.communicate(timeout=60)
     assert lab.returncode == 130, output + errors
     assert "Traceback" not in output + errors
@@ -243,7 +243,7 @@ def test_an_earlier_run_in_the_folder_is_not_taken_for_this_one(tmp_path: Path) 
     (tmp_path / "logs").mkdir()
     (tmp_path / "mine.txt").write_text("kept")
     command = [*LAB, "--out", str(tmp_path), "--stages", "1", "--prefix", PREFIX]
-    with lab_lock(PREFIX):  # so it ends before its first stage
+    with lab_lock(PREFIX):  # so the lab ends before its first stage
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2
     assert f"another lab with the prefix {PREFIX} is running" in done.stderr

@@ -69,7 +69,7 @@ def test_no_stage_but_the_unfiltered_one_may_lose_anything(
 
 
 def empty(stage: Stage, **changes: Any) -> list[str]:
-    """What a stage complains about of a load in which nothing happened but `changes`."""
+    """The unmet criteria of a stage for an empty load with `changes`."""
     load = attrs.evolve(load_result(connections=stage.connections), **changes)
     return [check.what for check in checks(load, stage.criteria) if not check.is_met]
 

@@ -24,7 +24,7 @@ def unit_of(seq: int, number: int, channel: str = BTC, *, due_ms: int = 0) -> by
 
 
 def market_unit(seq: int, number: int, channel: str, *, has_offset: bool, due_ms: int = 0) -> bytes:
-    """An envelope around an event of the market, of which `number` is the offset, or a price."""
+    """An envelope around an event of the market; `number` is its offset, or a price."""
     named = b',"channel":"%b"' % channel.encode() if channel else b""
     offset = b',"offset":%d' % number if has_offset else b""
     data = b'{"price":%d,"timestamp":%d}' % (number, due_ms) if due_ms else b"[%d]" % number
@@ -45,14 +45,14 @@ def books() -> Books:
 
 
 def figures(books: Books) -> dict[str, Any]:
-    """What was collected; of the deliveries the times by number and channel."""
+    """The collected figures, with the times of deliveries by number and channel."""
     collected = attrs.asdict(books.collect(), recurse=False)
     collected["deliveries"] = {(e.number, e.channel): e.times for e in collected["deliveries"]}
     return collected
 
 
 def of_numbers(books: Books) -> dict[str, Any]:
-    """The same with the number alone, and without the latencies."""
+    """The same by number only, and without the latencies."""
     found = figures(books)
     del found["buckets"]
     found["deliveries"] = {number: times for (number, _), times in found["deliveries"].items()}
@@ -75,7 +75,7 @@ def take(books: Books, subscriber: Subscriber, *units: bytes) -> None:
         assert books.take(subscriber, unit, 0)
 
 
-# --- sentence by sentence
+# --- rule by rule
 
 
 def test_events_in_order_are_received_and_nothing_else(books: Books) -> None:
@@ -181,7 +181,7 @@ def test_the_bytes_after_the_number_are_known_the_second_time(books: Books) -> N
 
 
 def test_the_bytes_of_an_event_may_differ_between_its_subscribers() -> None:
-    """As they do on older servers, whose stamp is that of each connection."""
+    """On older servers they do, as their time stamp is made per connection."""
     books = books_of("market")
     for seq in (1, 2, 3):
         unit = market_unit(seq, 7, BTC, has_offset=True)
@@ -215,7 +215,7 @@ def test_a_message_that_is_not_an_event_changes_nothing(kind: str, unit: bytes) 
 
 @attrs.frozen
 class Step:
-    """One subscriber receives one envelope; `is_collected` tells what happens behind it."""
+    """One subscriber receives one envelope; `is_collected`: a collect follows."""
 
     subscriber: int
     seq: int
@@ -239,11 +239,11 @@ STEPS = st.lists(
     ),
     max_size=30,
 )
-SUBSCRIPTIONS = [{BTC}, {BTC, ETH}, {BTC, ETH, SOL}]  # the last one does not count
+SUBSCRIPTIONS = [{BTC}, {BTC, ETH}, {BTC, ETH, SOL}]  # the last one is not counted
 
 
 class Model:
-    """The same books, kept without a thought for what they cost."""
+    """A simple model of the same counters, at any cost."""
 
     def __init__(self) -> None:
         self.seqs = [0, 0, 0]

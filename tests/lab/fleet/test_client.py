@@ -90,7 +90,7 @@ NUMBERED = st.lists(st.integers(1, 9), max_size=6)
 def test_nats_messages_are_whole_however_frames_and_reads_cut_them(
     numbers: list[int], frame_cuts: list[int], read_cuts: list[int]
 ) -> None:
-    """nats-server fills its frames as it likes."""
+    """nats-server fills its frames arbitrarily."""
     payloads = [payload_of(Event(number, 1000, BTC), 70) for number in numbers]
     lines = b"".join(
         b"MSG odin.token.%b %b %d\r\n%b\r\n" % (BTC.encode(), BTC.encode(), len(p), p)

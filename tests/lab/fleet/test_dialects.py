@@ -25,7 +25,7 @@ from trio_odin.wire.handshake import Upgrade, is_websocket_request, parse
 
 
 def as_server(frames: bytes) -> list[WsprotoEvent]:
-    """What a server makes of the frames of a client."""
+    """The frames of a client, as a server reads them."""
     connection = Connection(ConnectionType.SERVER)
     connection.receive_data(frames)
     return list(connection.events())
@@ -166,7 +166,7 @@ UNITS = nats_messages() | st.sampled_from(
 
 
 def units_of(dialect: Dialect, pieces: list[bytes]) -> tuple[list[bytes], bytes]:
-    """The units of a stream that comes in pieces, and what is left over."""
+    """The units of a stream that comes in pieces, and the rest."""
     units: list[bytes] = []
     rest = b""
     for piece in pieces:

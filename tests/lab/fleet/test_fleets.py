@@ -1,4 +1,4 @@
-"""Fleets as processes, seen from whoever runs a load."""
+"""Fleets as processes, seen from the load."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ PLAN = FleetPlan(host="127.0.0.1", port=1, connections=3, workload=WORKLOAD, rec
 
 
 def two_plans(**changes: Any) -> list[FleetPlan]:
-    """Three connections and two."""
+    """Plans for three connections and for two."""
     plan = attrs.evolve(PLAN, **changes)
     return [plan, attrs.evolve(plan, first=3, connections=2)]
 
 
 def processes_of_fleets() -> list[psutil.Process]:
-    """Those that this process has started and not yet ended."""
+    """The running fleet processes of this process."""
     found = []
     for process in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):

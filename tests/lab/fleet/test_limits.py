@@ -22,7 +22,7 @@ RAISE_IT = "raise the hard limit (ulimit -Hn 401) or ask for at most 336 connect
 
 
 def outcome_with_files(soft: int, hard: int, connections: int) -> str:
-    """What `require_files` does in a process with these limits: the new soft one, or a sentence."""
+    """The outcome of `require_files` with these limits: the new soft limit, or a sentence."""
     code = f"""
 import resource
 from trio_odin.lab.fleet.limits import LoadImpossible, require_files
@@ -40,7 +40,7 @@ except LoadImpossible as error:
 @pytest.mark.parametrize(
     ("connections", "outcome"),
     [
-        (100, "200"),  # as it was
+        (100, "200"),  # unchanged
         (136, "200"),
         (137, "400"),
         (336, "400"),

@@ -1,4 +1,4 @@
-"""What becomes of the connections of a fleet: a ramp, the loss, the cut, churn, the end."""
+"""The lives of a fleet's connections: ramp, loss, cut, churn, end."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_connection_without_reconnects_stays_away(rig: Rig) -> None:
 
 
 def waits_of(rig: Rig, client: _Client, count: int, wait_seconds: float = 0.0) -> list[float]:
-    """How long it would wait before each of its next tries."""
+    """The waits before each of its next attempts."""
     waits = []
     for _ in range(count):
         now = time.monotonic()
@@ -134,7 +134,7 @@ def test_a_subscription_resets_the_wait() -> None:
         (client,) = rig.fleet._clients.values()
         assert client.attempts == 0
         assert rig.summary().failures == {"Connection reset by peer": 2}
-        assert rig.summary().lost == 0  # it never was there
+        assert rig.summary().lost == 0  # it was never subscribed
         far.close()
 
 
@@ -168,7 +168,7 @@ def test_a_cut_resets_all_connections_and_all_return() -> None:
         summary = rig.summary()
         assert (summary.lost, summary.back, sum(summary.back_buckets.values())) == (4, 4, 4)
         assert 0 < summary.first_lost <= summary.last_back
-        assert rig.collect().disconnects == {}  # nothing that the server did
+        assert rig.collect().disconnects == {}  # the server ended none
         assert rig.summary().connected == 4
 
 
@@ -179,7 +179,7 @@ def test_churn_ends_and_replaces_the_last_connections() -> None:
     with rig_of(connections=3, in_flight=1, churners=2, churn_per_second=1000.0) as rig:
         rig.fleet.obey("connect")
         stays, *churned = (rig.subscribe() for _ in range(3))
-        assert rig.summary().subscribers == {BTC: 1, ETH: 1}  # of those that count
+        assert rig.summary().subscribers == {BTC: 1, ETH: 1}  # only counted ones
         rig.fleet.obey("churn")
         rig.until(lambda: rig.fleet._churn_done >= 2)
         rig.fleet._churn_from = None  # enough
@@ -211,7 +211,7 @@ def test_churn_rotates_its_connections_at_the_planned_rate() -> None:
             rig.fleet._churn(seconds)
             leaving.append(sum(client.is_leaving for client in rig.fleet._churners))
         assert leaving == [0, 0, 1, 1, 2, 2]
-        # Each has left once: in order, and without a word.
+        # Each has left once: one in order, one without a close.
         assert (len(sent_by(fars[0], 1)), fars[1].recv(100)) == (1, b"")
 
 
@@ -230,7 +230,7 @@ def test_churn_ends_connections_in_every_possible_way() -> None:
 
 
 def all_of(far: socket.socket) -> tuple[bytes, str]:
-    """What comes, and how it ends; nothing for a while is an end, too."""
+    """The received bytes, and the kind of end; silence for a while is an end, too."""
     received = b""
     far.settimeout(0.2)
     try:

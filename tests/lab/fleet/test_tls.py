@@ -42,7 +42,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def serve_tls(
     rig: Rig, certificate: Path, behind: bytes, result: dict[str, Any]
 ) -> Callable[[], None]:
-    """Serve one connection over TLS in a thread: upgrade, then `behind` at the acknowledgement."""
+    """Serve a TLS connection in a thread: upgrade, then `behind` with the acknowledgement."""
 
     def serve() -> None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -113,7 +113,7 @@ def test_a_server_without_tls_is_a_failure() -> None:
 
 
 def test_a_reset_when_tls_begins_is_a_failure() -> None:
-    """`wrap_socket` closes the socket then."""
+    """In this case `wrap_socket` closes the socket."""
 
     class Tls:
         def wrap_socket(self, plain: socket.socket, **_: object) -> socket.socket:

@@ -31,7 +31,7 @@ GROUP = f"trio-odin-{NAME}"
 
 @pytest.fixture
 def remove_like_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cgroup's folder can be removed with its files in it; one of a test's cannot."""
+    """Remove folders with their files, as the kernel does with a cgroup's folder."""
 
     def is_removed(folder: Path) -> bool:
         shutil.rmtree(folder, ignore_errors=True)
@@ -49,7 +49,7 @@ def v2_root(tmp_path: Path, remove_like_the_kernel: None) -> Path:
 
 @pytest.fixture
 def v1_root(tmp_path: Path, remove_like_the_kernel: None) -> Path:
-    """As most systems mount it: cpu and cpuacct share a tree and are links to it."""
+    """A v1 root as most systems mount it: cpu and cpuacct are links to one shared tree."""
     for tree in ("cpu,cpuacct", "memory"):
         (tmp_path / tree).mkdir()
         (tmp_path / tree / "cgroup.procs").write_text("")

@@ -52,13 +52,13 @@ async def test_users_other_than_root_have_a_temporary_lock_file(
 async def test_processes_of_a_loopback_lab_end_with_it() -> None:
     async with loopback_hosts(PREFIX) as hosts:
         sleeper = await trio.lowlevel.open_process(hosts.backend.command(["sleep", "60"]))
-        while not _is_sleeping(sleeper.pid):  # before that it has no mark yet
+        while not _is_sleeping(sleeper.pid):  # until then it has no mark
             await trio.sleep(0.01)
     assert await sleeper.wait() == -signal.SIGTERM
 
 
 def _is_sleeping(pid: int) -> bool:
-    """It is `sleep` by now, no longer what starts it."""
+    """Whether it is already `sleep`, and no longer its launcher."""
     return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep")
 
 

@@ -65,10 +65,10 @@ async def test_on_other_systems_the_error_has_a_remedy(monkeypatch: pytest.Monke
 
 
 async def _machine() -> list[str]:
-    """This machine's own network, as its tools show it."""
+    """The network of this machine, as its tools show it."""
     shown = []
     for line in ("ip -o link", "ip -o addr", "ip route show table all", "nft list ruleset"):
-        # What is left of a lease is not ours either, and runs.
+        # The rest of a lease's time runs and is unrelated, too.
         words = (await run(line.split())).output.split()
         shown.append(" ".join(word for word in words if not word.endswith("sec")))
     return [*shown, await trio.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()]
@@ -205,7 +205,7 @@ trio.run(lab, sys.argv[1])
 
 @asynccontextmanager
 async def _lab_process() -> AsyncIterator[subprocess.Popen[bytes]]:
-    """A lab in a process of its own, with a server that is not told when it dies."""
+    """A lab in its own process, with a server that outlives it."""
     with start([sys.executable, "-c", _LAB, PREFIX]) as process:
         try:
             await first_line(process)

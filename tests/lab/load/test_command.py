@@ -27,7 +27,7 @@ from trio_odin.lab.load.runner import LoadAbandoned
 
 
 class Carried:
-    """In place of `run_load`: what it was to carry out, and what came of it."""
+    """Replaces `run_load`: records the plan, and returns a given outcome."""
 
     def __init__(self) -> None:
         self.plan: LoadPlan
@@ -316,7 +316,7 @@ def test_without_a_server_there_is_a_sentence_and_exit_code_2() -> None:
 
 @contextmanager
 def loading(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """The command as a user has it, and gone at the end of the block."""
+    """The command as a user runs it; it ends with the block."""
     with subprocess.Popen(
         [*COMMAND, "load", *arguments],
         stdout=subprocess.PIPE,

@@ -7,7 +7,7 @@ SUBSCRIBERS = {"BTC.trade": 3, "ETH.trade": 2}
 
 
 def events_of(*entries: tuple[str, int, int, int]) -> Events:
-    """Of channel, number, due time and how often it was delivered."""
+    """Events from channel, number, due time and number of deliveries."""
     events = Events()
     events.take(Deliveries(number, due, channel, times) for channel, number, due, times in entries)
     return events

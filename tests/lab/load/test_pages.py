@@ -49,7 +49,7 @@ def test_malformed_metrics_are_empty_and_break_nothing(text: str) -> None:
 
 
 class StandIn:
-    """A server that answers every request with these pieces, and pauses after each of them."""
+    """A server that answers every request with these pieces, with a pause after each one."""
 
     def __init__(self, *pieces: bytes, pause: float = 0.0) -> None:
         self.asked = b""
@@ -132,7 +132,7 @@ async def test_a_malformed_address_has_no_page(url: str) -> None:
 @pytest.mark.parametrize(
     "pieces",
     [
-        [b" "],  # connected, and no answer
+        [b" "],  # connected, but without an answer
         [response(b"half of it")[:-3]],
         [response(b"half of it", "503 Service Unavailable")[:-3]],
         [bytes((byte,)) for byte in response(b"x" * 100)],  # each read is in time

@@ -20,7 +20,7 @@ from trio_odin.net.listening import Address
 
 @pytest.fixture
 async def publisher(nursery: trio.Nursery) -> Publisher:
-    """The real one, though without NATS: what it is told, it counts as errors."""
+    """A real publisher without NATS: it counts its events as errors."""
     settings = PublisherSettings(
         address=Address("127.0.0.1", 0),
         nats_urls=["nats://127.0.0.1:9"],
@@ -103,14 +103,14 @@ async def test_a_silent_publisher_gives_a_sentence_with_the_address(
 ) -> None:
     monkeypatch.setattr(pages, "_PAGE_SECONDS", 0.2)
     listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
-    async with listener:  # connects succeed, and nobody answers
+    async with listener:  # connects succeed, but nobody answers
         url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
         control = PublisherControl(load_plan(publisher_url=url))
         for command in (control.prepare, control.start):
             with pytest.raises(LoadImpossible, match=f"^the publisher at {url} does not answer$"):
                 await command()
         with trio.fail_after(2):
-            await control.stop()  # it may have been started all the same
+            await control.stop()  # it may have been started nevertheless
         assert control.published is None
 
 

@@ -39,7 +39,7 @@ def plan_on(rig: Rig, url: str | None = None, **changes: Any) -> LoadPlan:
 
 
 def plan_alone(url: str, **changes: Any) -> LoadPlan:
-    """Without pages and publisher."""
+    """A plan without pages and publisher."""
     given: dict[str, Any] = {"url": url, "health_url": None, "hold_seconds": 0.3}
     return load_plan(**given | changes)
 
@@ -66,7 +66,7 @@ def only(group: BaseException) -> BaseException:
 
 
 class InPhase:
-    """Progress that does something when a phase has had its second sample."""
+    """Progress that acts on the second sample of a phase."""
 
     def __init__(self, phase: str, act: Callable[[], object]) -> None:
         self._phase = phase
@@ -79,7 +79,7 @@ class InPhase:
             self._act()
 
 
-# --- servers that do something wrong
+# --- faulty servers
 
 
 async def test_a_server_that_skips_a_number_fails() -> None:
@@ -110,7 +110,7 @@ async def test_unseen_events_are_those_that_the_publisher_counted() -> None:
     with stand_in([1, 2]) as url:
         async with fake(answers) as publisher:
             result = await carried_out(plan_alone(url, publisher_url=publisher))
-    # Two events of each of the channels that somebody got first.
+    # Two events of each channel that a client received first.
     assert result.published == 7
     seen = 2 * len({names[0] for names in result.workload.of(0, 10)})
     assert result.unseen == 7 - seen
@@ -238,7 +238,7 @@ async def test_a_full_server_does_not_prevent_the_hold(
     assert result.delivered == result.expected > 0
 
 
-# --- a load that does not come to its end
+# --- a load that ends early
 
 
 def interrupt() -> None:

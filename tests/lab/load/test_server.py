@@ -45,7 +45,7 @@ def test_the_figures_are_the_differences_between_the_pages() -> None:
         connect_us=2000.0,
         idle_cores=0.05,
         cores=0.5,
-        percent=20.0,  # the page before the hold tells of the time before it
+        percent=20.0,  # the page before the hold describes the time before it
         percent_max=30,
         delivery_us=25.0,
         delivery_user_us=5.0,

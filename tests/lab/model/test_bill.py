@@ -1,4 +1,4 @@
-"""What a demand costs with all that belongs to it."""
+"""The whole bill of a demand."""
 
 from __future__ import annotations
 

@@ -95,13 +95,13 @@ def memory(found: list[Prediction]) -> Prediction:
 
 
 def noise(seed: int) -> Distortion:
-    """What measuring does: a few percent, CPU in ticks of 10 ms, and caches that fill up."""
+    """The noise of a measurement: a few percent, CPU in ticks of 10 ms, and full caches."""
     chance = random.Random(seed)
 
     def distort(number: int, name: str, value: float) -> float:
         connections = {shape[0]: shape[1] for shape in SHAPES}[number]
         if name == "cores":
-            # Saturates instead of growing for ever, and at 30 events a second some join.
+            # It saturates instead of growing forever, and at 30 events a second some join.
             rate = {shape[0]: shape[2] for shape in SHAPES}[number]
             each = 7.0 + 6.5 * connections / (connections + 2000) - 0.5 * (rate > 20)
             value = 0.004 + connections * 2e-6 + rate * (60e-6 + connections * 0.121 * each / 1e6)
@@ -136,11 +136,11 @@ def tripled(number: int, names: set[str]) -> Distortion:
 
 
 def test_cpu_is_predicted_from_fewer_events_only() -> None:
-    """Stage 6 has more to do than 7, so what it found must not show there, nor in itself."""
+    """Stage 6 has more work than 7, so its figures must influence neither 7 nor itself."""
     found = predictions(lab_of(stages_of(TRUTH, distort=tripled(6, {"idle", "cores"}))))
     assert cpu(found[6]).error == pytest.approx(-2 / 3, abs=1e-3)
     assert cpu(found[7]).error == pytest.approx(0, abs=1e-3)
-    # Stage 4 is stage 5 for a shorter time: as much to do, so it says nothing about it.
+    # Stage 4 is a shorter stage 5 with as much work, so it predicts nothing about it.
     as_it_is, odd = (
         predictions(lab_of(stages_of(TRUTH, distort=tripled(number, {"idle", "cores"}))))
         for number in (0, 4)
@@ -214,7 +214,7 @@ def test_the_events_taken_from_nats_count_as_the_rate() -> None:
         if stage.load is not None
     ]
     assert_alike(fit(stages), truth)
-    # How many events there would be was not known before.
+    # The number of events was not known in advance.
     found = predictions(lab_of(stages))
     assert [[one.what for one in told] for told in found.values()] == [["memory"]] * 4
 

@@ -120,7 +120,7 @@ def test_a_shared_core_counts_with_its_sustained_share() -> None:
     assert forecast(Demand(), OURS, machines["e2-medium"]).usable_cores == 0.95
 
 
-# --- what is ours
+# --- our additions
 
 
 def test_a_worker_uses_one_core_and_the_plans_process_all_cores() -> None:
@@ -147,7 +147,7 @@ def test_a_delivery_costs_more_with_each_doubling_above_1000() -> None:
 
 
 def test_the_fullest_worker_has_a_fifth_more_than_its_share() -> None:
-    """Of files and of CPU alike."""
+    """This holds for files and for CPU."""
     wide = attrs.evolve(MACHINE, vcpus=8)
     one, four = (forecast(Demand(), OURS, wide, workers=workers) for workers in (1, 4))
     alone = OURS.base_cores + 12 * 40e-6
@@ -197,7 +197,7 @@ def test_an_event_costs_less_at_a_higher_rate() -> None:
     costs = attrs.evolve(OURS, publication_us=1266.0, joined_rate=297.0)
     each = [round(costs.event_us(rate)) for rate in (300, 1000, 3000)]
     assert each == [630, 290, 114]
-    # Nobody knows whether it gets cheaper still.
+    # It is unknown whether the cost falls further.
     assert costs.event_us(9000) == costs.event_us(3000)
     assert costs.cores(0, 9000, 0) > 2 * costs.cores(0, 3000, 0)
     assert attrs.evolve(costs, joined_rate=None).event_us(3000) == 1266
@@ -206,13 +206,13 @@ def test_an_event_costs_less_at_a_higher_rate() -> None:
 def test_the_bytes_include_the_envelope_tls_and_headers() -> None:
     demand = Demand()
     each = demand.bytes_per_second / demand.writes_per_second
-    # Of TCP and IP 52, of a record of TLS 22.
+    # TCP and IP take 52 bytes, a TLS record 22.
     assert 200 + 52 + 22 + 80 < each < 200 + 52 + 22 + 140
     large = Demand(payload_bytes=10_000)
     # Eight segments of 1,448 bytes.
     assert large.bytes_per_second / large.writes_per_second - each == pytest.approx(9800 + 7 * 52)
     assert demand.bytes_per_month == pytest.approx(demand.bytes_per_second * 2.628e6)
-    # A record has at most 16,384 bytes, so this takes two.
+    # A record has at most 16,384 bytes, so this payload takes two.
     larger = Demand(payload_bytes=20_000)
     more = larger.bytes_per_second / larger.writes_per_second - each
     assert (round(more) - 19_800 - 22) % 52 == 0

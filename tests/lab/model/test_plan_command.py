@@ -209,7 +209,7 @@ def test_a_verdict_without_channels_has_too_few_stages(tmp_path: Path) -> None:
     assert "of this run none will do" in words(refused)
 
 
-# --- what has to be said, and what not
+# --- remarks on the answer
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def a_check(*, is_met: bool = True, is_known: bool = True) -> Check:
     [
         ([10, 10, 10, 10, 10, 10], "1.00 times", True),
         ([10, 20, 30, 40, 50, 60, 70, 80, 90], "4.00 times", False),
-        ([10, 900, 10, 10, 10, 10, 900, 10, 10], "1.00 times", True),  # a second is no backlog
+        ([10, 900, 10, 10, 10, 10, 900, 10, 10], "1.00 times", True),  # one second is not a backlog
         ([10, None, 12, None, 5, 5, None, 22, None, 20], "1.91 times", True),
         ([900, 20, 20], "0.02 times", True),
     ],

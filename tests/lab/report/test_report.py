@@ -31,7 +31,7 @@ FOLDER_BYTES_MOST = 600_000
 
 
 class Page(HTMLParser):
-    """The text of a page, its tags and their attributes; tags have to be nested."""
+    """The text of a page, its tags and their attributes; tags must be nested."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Page(HTMLParser):
 
 @cache
 def whole() -> str:
-    """The page of all ten stages, which takes seconds to draw."""
+    """The page of all ten stages; drawing it takes seconds."""
     return report_html(RESULT)
 
 
@@ -77,14 +77,14 @@ def page_of(result: LabResult) -> Page:
 
 
 def with_stage(**changes: Any) -> LabResult:
-    """The run with nothing but its fifth stage, changed."""
+    """The run with only its fifth stage, changed."""
     stage = RESULT.stage(5)
     assert stage is not None
     return attrs.evolve(RESULT, stages=[attrs.evolve(stage, **changes)])
 
 
 def _with_one_series() -> LabResult:
-    """All stages, but only the fifth has something to draw."""
+    """All stages, but only the fifth has a series."""
     plain = without_series(RESULT)
     stages = zip(RESULT.stages, plain.stages, strict=True)
     return attrs.evolve(plain, stages=[a if a.number == 5 else b for a, b in stages])
@@ -194,7 +194,7 @@ def test_a_host_has_the_phases_of_its_load() -> None:
 
 
 def test_every_table_can_be_scrolled() -> None:
-    """All but those of two narrow columns, whose words wrap."""
+    """Except tables of two narrow columns, whose words wrap."""
     source = whole()
     wide = re.findall(r'(<div class="[^"]*scroll">)?\s*<table[^>]*>\s*<thead>', source)
     assert len(wide) > len(RESULT.stages)
@@ -298,7 +298,7 @@ def test_the_lines_of_a_long_stage_have_few_points() -> None:
     assert len(source) < PAGE_BYTES_MOST
 
 
-# ---- what may be missing
+# ---- missing parts
 
 
 def test_a_run_without_stages_is_not_a_pass() -> None:
