@@ -116,7 +116,7 @@ async def test_our_subject_removed_from_our_stream_is_put_back(
             assert (await receive(subscriber))["data"] == 1
 
 
-async def test_our_subject_removed_from_a_foreign_stream_is_awaited(
+async def test_a_foreign_stream_without_our_subject_is_reported_and_awaited(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     async with operator(tmp_path) as (url, client):

@@ -173,7 +173,7 @@ async def test_any_other_address_is_of_one_family() -> None:
 
 
 @needs_ipv6
-async def test_an_address_of_both_families_works_with_one_of_them() -> None:
+async def test_an_address_of_both_families_is_taken_if_one_of_them_is() -> None:
     (listener,) = await open_listeners(Address("0.0.0.0", 0))
     async with listener:
         await check_taken(Address("::", bound_address(listener).port))

@@ -95,7 +95,7 @@ def test_without_a_timestamp_the_sending_time_is_the_due_time() -> None:
         assert event.due_ns == 5_000_000_000
 
 
-def test_without_an_offset_the_payload_identifies_an_event() -> None:
+def test_without_an_offset_events_have_an_identity_but_no_order() -> None:
     one, same, other = (market_event(envelope(d, offset=None)) for d in (b"[1]", b"[1]", b"[2]"))
     assert one is not None
     assert other is not None

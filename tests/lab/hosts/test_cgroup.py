@@ -105,7 +105,7 @@ async def test_swap_is_limited_with_the_memory_if_the_kernel_counts_it(v2_root: 
     assert swap.read_text() == "0"
 
 
-async def test_leftovers_of_a_killed_lab_are_not_counted(v2_root: Path) -> None:
+async def test_a_cgroup_left_by_a_killed_lab_is_made_anew(v2_root: Path) -> None:
     (v2_root / GROUP).mkdir()
     (v2_root / GROUP / "cpu.stat").write_text("of another time")
     async with server_limits(NAME, cpu_cores=1, memory_mib=64, root=v2_root):

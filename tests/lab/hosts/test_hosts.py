@@ -38,7 +38,7 @@ async def test_on_loopback_all_hosts_are_this_machine_and_it_is_reported() -> No
     assert leftovers() == []
 
 
-async def test_users_other_than_root_have_a_temporary_lock_file(
+async def test_without_write_permission_the_lock_is_a_temporary_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(lock, "_LOCK_FOLDER", Path("/nowhere"))

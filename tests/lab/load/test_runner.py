@@ -225,7 +225,7 @@ async def test_a_server_stopped_in_the_hold_is_shown_with_its_reason(rig: Rig) -
     assert result.server.held_mib is None
 
 
-async def test_a_full_server_does_not_prevent_the_hold(
+async def test_a_full_server_does_not_stop_a_load_that_reconnects(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "_STALLED_SECONDS", 0.4)

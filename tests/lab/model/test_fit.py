@@ -201,7 +201,7 @@ def test_a_used_server_does_not_hide_the_base() -> None:
     assert fit(used).base_mib == pytest.approx(46)
 
 
-def test_the_events_taken_from_nats_count_as_the_rate() -> None:
+def test_events_taken_from_nats_count_as_the_rate_if_it_is_unknown() -> None:
     truth = attrs.evolve(TRUTH, delivery_us=30.0, doubling_us=0.0)
     stages = [
         with_load(

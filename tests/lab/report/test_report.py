@@ -364,7 +364,7 @@ def test_limits_in_another_form_are_shown_but_not_drawn(limit: str) -> None:
 
 
 @pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])
-def test_without_the_extra_the_measurements_are_written(
+def test_without_the_extra_there_is_a_sentence_and_the_measurements(
     missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
