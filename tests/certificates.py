@@ -1,4 +1,4 @@
-"""Certificates for a test: an authority of its own, and a server's signed by it."""
+"""Certificates for a test: an authority, and a server certificate signed by it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Certificates:
 
 
 def make_certificates(folder: Path, *names: str) -> Certificates:
-    """A certificate for `names`, which may be addresses; it is valid for a day."""
+    """Make a certificate for `names`, which may be addresses; it is valid for a day."""
     folder.mkdir(parents=True, exist_ok=True)
     files = Certificates(folder / "ca.pem", folder / "certificate.pem", folder / "key.pem")
     authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))

@@ -11,10 +11,10 @@ import trio
 from trio_odin.demo.nats_server import run_nats_server
 from trio_odin.settings.settings import Settings, read_settings
 
-# In the background of a script Ctrl-C is ignored, and so it would be in all that is started here.
+# A script's background job ignores Ctrl-C, and so would every process started here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long an example takes says more about what else the machine does.
+# The duration of an example depends mostly on the other load of the machine.
 hypothesis.settings.register_profile(
     "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
@@ -23,7 +23,7 @@ hypothesis.settings.load_profile("patient")
 
 @pytest.fixture
 async def nats_url(nursery: trio.Nursery) -> str:
-    """The URL of a real nats-server with JetStream, gone after the test."""
+    """The URL of a real nats-server with JetStream, which ends after the test."""
     url: str = (await nursery.start(run_nats_server)).url
     return url
 

@@ -1,4 +1,4 @@
-"""docs/logs.md as it is written: its tables of events, its queries."""
+"""The content of docs/logs.md: its tables of events, its queries."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def of_server() -> Rows:
 
 
 def of_publisher() -> Rows:
-    """Those of the publisher."""
+    """The events of the publisher."""
     return _table("## Events of the publisher", "## The way to Loki")
 
 
 def unknown_in(query: str) -> set[str]:
-    """What a query in LogQL asks for and no line has: labels, levels, fields, events."""
+    """The labels, levels, fields and events in a LogQL query that no line has."""
     events = of_server() | of_publisher()
     fields = OF_EVERY_LINE | LABELS | {"__error__"}
     fields |= {field for _, fields in events.values() for field in fields}
@@ -37,7 +37,7 @@ def unknown_in(query: str) -> set[str]:
     behind = re.sub(r"\{[^{}]*\}", "", query)
     named = set(re.findall(r"\| *(\w+) *[!=~><]|unwrap (\w+)|by \(([^)]*)\)", behind))
     names = {name for found in named for text in found for name in re.findall(r"\w+", text)}
-    # Of `json event="event"` it is the field.
+    # In `json event="event"` it is the field.
     patterns = set(re.findall(r'event=~?"([^"]*)"', behind)) - {"event"}
     return (
         ({name for name, _ in asked} - LABELS)
@@ -48,13 +48,13 @@ def unknown_in(query: str) -> set[str]:
 
 
 def fields_of(event: str) -> set[str]:
-    """The fields of a line of the server, beside those that every line has."""
+    """The fields of a server's line, in addition to those of every line."""
     _, fields = of_server()[event]
     return fields
 
 
 def queries() -> list[str]:
-    """In LogQL."""
+    """The LogQL queries of the page."""
     return re.findall(r"^```logql\n(.+)\n```$", _PAGE, re.MULTILINE)
 
 

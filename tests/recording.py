@@ -1,4 +1,4 @@
-"""Rows that tests write of what they saw, into a JSON file which pages of docs/ are made of."""
+"""Rows of test observations in a JSON file, the data of pages in docs/."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trio_odin.lab.provenance import Provenance, provenance
 
 
 class Recorded(Protocol):
-    """What becomes of a row: None if it could not be run here; why it failed, or was not run."""
+    """The result of a row: None if it could not be run here; notes give the reason."""
 
     passed: bool | None
     notes: list[str]
@@ -36,7 +36,7 @@ class Records(Generic[R]):
         parser.addoption(self._option, metavar="FILE", type=Path, help="write what was seen")
 
     def begin(self, request: pytest.FixtureRequest, row: R) -> R:
-        """A row of this test, which fails with it."""
+        """Begin a row of this test, which fails with it."""
         if self._began is None and self._file(request.config) is not None:
             self._began = provenance()
         for stash in (request.node.stash, request.config.stash):
@@ -46,11 +46,11 @@ class Records(Generic[R]):
     def follow(
         self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
     ) -> None:
-        """Take over what became of a test into its rows."""
+        """Take the outcome of a test over into its rows."""
         for row in item.stash.get(self._rows, []):
             if report.when == "call":
                 row.passed = None if report.skipped else report.passed
-            elif report.failed:  # something of it could not be ended
+            elif report.failed:  # its teardown failed
                 row.passed = False
             if not report.passed and call.excinfo is not None:
                 row.notes.append(_reason(call.excinfo.value))
@@ -58,7 +58,7 @@ class Records(Generic[R]):
     def write(
         self, session: pytest.Session, report: Callable[[Path, Provenance, list[R]], object]
     ) -> None:
-        """Write what `report` makes of the file's name, the provenance and the rows, if wanted."""
+        """Write the `report` of the file's name, the provenance and the rows, if requested."""
         path = self._file(session.config)
         if path is None:
             return
@@ -72,7 +72,7 @@ class Records(Generic[R]):
 
 
 def _reason(error: BaseException) -> str:
-    """The first of what went wrong, in one line."""
+    """The first error, in one line."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     text = " ".join(str(error).split()) or type(error).__name__

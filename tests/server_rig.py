@@ -1,4 +1,4 @@
-"""A server without sockets and without NATS: everything but the edges of the nursery tree."""
+"""A server without sockets and without NATS: all of the nursery tree but its edges."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Rig:
 
     async def connect(self) -> WebSocketConnection:
         stream = self.open_stream()
-        # Annotated for sockets only, but any trio stream will do.
+        # Annotated for sockets only, but any trio stream works.
         return await wrap_client_stream(self._nursery, cast("Any", stream), "localhost", "/ws")
 
     async def subscribe(self, *channels: str) -> WebSocketConnection:

@@ -1,4 +1,4 @@
-"""Those who sign tokens, for tests: keys of each kind, made once, and the files they come in."""
+"""Signers of tokens for tests: keys of each kind, made once, and their files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECRET = b"0123456789abcdef0123456789abcdef"
 
 @attrs.frozen
 class Signer:
-    """One key: signs tokens, and says what a server has to know of it."""
+    """One key: signs tokens, and gives the server's part of it."""
 
     algorithm: str
     private: Any
@@ -31,7 +31,7 @@ class Signer:
     def token(
         self, *, header: dict[str, Any] | None = None, expires_in: float = 60, **claims: Any
     ) -> str:
-        """Signed, and good for a minute; a claim that is None is left out."""
+        """Make a signed token, valid for a minute; a claim that is None is left out."""
         given = {"exp": time.time() + expires_in, **claims}
         names = {} if self.kid is None else {"kid": self.kid}
         return jwt.encode(
@@ -66,7 +66,7 @@ class Signer:
         return key | ({} if self.kid is None else {"kid": self.kid}) | more
 
     def with_secret(self, header: dict[str, Any], claims: dict[str, Any], secret: bytes) -> str:
-        """A token by hand: HMAC with any `secret`, whatever the header says."""
+        """Make a token by hand: HMAC with any `secret`, whatever the header has."""
         signed = ".".join(base64url(json.dumps(part).encode()) for part in (header, claims))
         signature = hmac.new(secret, signed.encode(), hashlib.sha256).digest()
         return f"{signed}.{base64url(signature)}"

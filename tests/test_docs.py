@@ -1,4 +1,4 @@
-"""Prose that can rot is tested here."""
+"""Tests of prose that can become outdated."""
 
 from __future__ import annotations
 
@@ -90,9 +90,7 @@ def test_generated_pages_are_current(page: str) -> None:
         ("reliability.json", "docs/reliability.md"),
     ],
 )
-def test_a_page_says_which_code_was_measured_and_whether_it_has_changed(
-    record: str, page: str
-) -> None:
+def test_a_page_names_the_measured_code_and_whether_it_changed(record: str, page: str) -> None:
     origin: Provenance = _generate().origins()[record]
     text = " ".join((ROOT / page).read_text().split())
     assert origin.short() in text, "run: python docs/generate.py"
@@ -100,7 +98,7 @@ def test_a_page_says_which_code_was_measured_and_whether_it_has_changed(
 
 
 @given(balanced())
-def test_the_balances_of_the_metrics_page_hold_whatever_was_counted(state: Snapshot) -> None:
+def test_the_balances_of_the_metrics_page_hold_for_any_counts(state: Snapshot) -> None:
     page = (ROOT / "docs" / "metrics.md").read_text()
     equations = re.findall(r"^    (ws_\w+)\n +=(.*?)(?:\n\n|\Z)", page, re.DOTALL | re.MULTILINE)
     assert len(equations) == 2
@@ -111,11 +109,11 @@ def test_the_balances_of_the_metrics_page_hold_whatever_was_counted(state: Snaps
         assert scraped[whole] == sum(scraped[name] for name in names)
 
 
-def test_the_report_of_the_lab_is_that_of_the_record_that_is_kept() -> None:
+def test_the_lab_report_is_that_of_the_committed_record() -> None:
     generate = _generate()
 
     def without_drawings(page: str) -> str:
-        # How a line is drawn is for each version of matplotlib to say.
+        # Each version of matplotlib draws a line in its own way.
         return re.sub(r"<svg.*?</svg>", "<svg>", page, flags=re.DOTALL)
 
     kept = generate.REPORT.read_text()
@@ -136,7 +134,7 @@ def test_the_figures_in_the_readme_are_current() -> None:
     assert (ROOT / "README.md").read_text() == readme(), "run: python docs/generate.py"
 
 
-def test_the_costs_of_the_model_are_those_that_the_lab_measured(tmp_path: Path) -> None:
+def test_the_costs_of_the_model_are_those_of_the_lab(tmp_path: Path) -> None:
     generate = _generate()
     write_costs(tmp_path / "costs.toml", generate.costs())
     assert generate.COSTS.read_text() == (tmp_path / "costs.toml").read_text(), (
@@ -144,7 +142,7 @@ def test_the_costs_of_the_model_are_those_that_the_lab_measured(tmp_path: Path) 
     )
 
 
-def test_the_examples_of_the_protocol_page_are_what_happens() -> None:
+def test_the_examples_of_the_protocol_page_are_true() -> None:
     lines = _example_lines(ROOT / "docs" / "protocol.md")
     registry: Registry[str] = Registry()
     resume_buffer = ResumeBuffer(max_age_seconds=30.0)
@@ -237,13 +235,24 @@ def test_codes_say_whether_to_come_back_as_the_page_does() -> None:
             assert answer.startswith("no" if code >= 4500 else "yes"), code
 
 
+_LINK = re.compile(r"\]\(([^)#:]+)[^):]*\)")
+_VARIABLE = re.compile(r"`((?:WS|JS)_[A-Z_]+[A-Z])`")
+_METRIC = re.compile(r"`(ws_[a-z_]+)[`{]")
+_COMMAND = re.compile(r"trio-odin ([a-z]+)([^\n`]*)")
+
+
 def _pages() -> list[Path]:
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
+@pytest.mark.parametrize("pattern", [_LINK, _VARIABLE, _METRIC, _COMMAND])
+def test_there_are_links_names_and_commands_to_check(pattern: re.Pattern[str]) -> None:
+    assert sum(len(pattern.findall(page.read_text())) for page in _pages()) > 20
+
+
 @pytest.mark.parametrize("page", _pages(), ids=lambda page: page.name)
-def test_every_link_inside_the_project_leads_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text()):
+def test_every_internal_link_leads_somewhere(page: Path) -> None:
+    for target in _LINK.findall(page.read_text()):
         assert (page.parent / target).exists(), target
 
 
@@ -251,16 +260,16 @@ def test_every_link_inside_the_project_leads_somewhere(page: Path) -> None:
 def test_every_variable_and_metric_that_a_page_names_exists(page: Path) -> None:
     known = {v.name for v in variables()} | {"WS_WORKER_POOL_SIZE", "JS_CONSUMER_NAME"}
     text = page.read_text()
-    for name in re.findall(r"`((?:WS|JS)_[A-Z_]+[A-Z])`", text):
+    for name in _VARIABLE.findall(text):
         assert name in known
     series = {s.name for s in SERIES} | {s.alias for s in SERIES}
-    for name in re.findall(r"`(ws_[a-z_]+)[`{]", text):
+    for name in _METRIC.findall(text):
         assert name in series | {BUILD_NAME, SUBSCRIPTIONS_NAME} | {h.name for h in HISTOGRAMS}
 
 
 @pytest.mark.parametrize("page", _pages(), ids=lambda page: page.name)
 def test_every_command_that_a_page_shows_exists_with_its_options(page: Path) -> None:
-    for name, rest in re.findall(r"trio-odin ([a-z]+)([^\n`]*)", page.read_text()):
+    for name, rest in _COMMAND.findall(page.read_text()):
         if name not in main.commands:
             pytest.fail(f"trio-odin {name} does not exist")
         command: click.Command = main.commands[name]

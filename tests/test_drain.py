@@ -15,7 +15,7 @@ from trio_odin.ledger.reasons import Dropped
 
 
 class Leaver:
-    """A client that reads on until it has been closed: when what came, by the clock."""
+    """A client that reads until it is closed, and records the times."""
 
     def __init__(self, client: WebSocketConnection) -> None:
         self.client = client
@@ -50,13 +50,13 @@ async def leavers(rig: Rig, nursery: trio.Nursery, count: int) -> list[Leaver]:
 
 
 async def drain(rig: Rig, rate: float, seconds: float = 30.0) -> float:
-    """Send everyone away; how long that took."""
+    """Send everyone away; returns the time it took."""
     began = trio.current_time()
     await send_away(rig.hub, rig.listener, reconnects_per_second=rate, drain_seconds=seconds)
     return trio.current_time() - began
 
 
-async def test_each_is_told_its_own_moment_at_once_and_closed_with_1001_then(
+async def test_each_client_gets_its_own_time_and_a_1001_then(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     rig = Rig(nursery)
@@ -75,7 +75,7 @@ async def test_each_is_told_its_own_moment_at_once_and_closed_with_1001_then(
     assert rig.ledger.traffic.closed == {"draining": 20}
 
 
-async def test_events_go_on_until_each_clients_own_close_and_nothing_is_unaccounted_for(
+async def test_events_continue_until_the_close_of_each_client_and_balance(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     rig = Rig(nursery)
@@ -100,7 +100,7 @@ async def test_events_go_on_until_each_clients_own_close_and_nothing_is_unaccoun
     rig.check_balance()
 
 
-async def test_who_leaves_by_itself_is_waited_for_no_more(
+async def test_a_client_that_leaves_by_itself_is_not_waited_for(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     rig = Rig(nursery)
@@ -116,14 +116,14 @@ async def test_who_leaves_by_itself_is_waited_for_no_more(
     assert rig.ledger.traffic.closed == {"peer_closed": 5}
 
 
-async def test_nobody_connected_is_a_drain_that_takes_no_time(
+async def test_a_drain_without_clients_takes_no_time(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     assert await drain(Rig(nursery), rate=1) == 0
 
 
 @pytest.mark.parametrize("seconds", [30.0, 2.0])
-async def test_who_never_reads_is_cut_in_time_and_its_events_are_booked(
+async def test_a_client_that_never_reads_is_cut_in_time(
     seconds: float, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     rig = Rig(nursery, WS_WRITE_DEADLINE="60s")
@@ -142,7 +142,7 @@ async def test_who_never_reads_is_cut_in_time_and_its_events_are_booked(
     rig.check_balance()
 
 
-async def test_a_client_so_slow_that_its_outbox_is_full_is_closed_at_its_slot(
+async def test_a_client_with_a_full_outbox_is_closed_at_its_slot(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     rig = Rig(nursery, WS_OUTBOX_CAPACITY="2", WS_WRITE_DEADLINE="60s")

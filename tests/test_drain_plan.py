@@ -22,50 +22,50 @@ def plan(connections: int, rate: float, seconds: float, phase: float = 0.0) -> D
 
 
 @given(COUNTS, RATES, SECONDS, PHASES)
-def test_every_connection_has_a_slot_in_order_and_time_enough_behind_the_last(
+def test_every_connection_has_a_slot_and_time_is_left_at_the_end(
     connections: int, rate: float, seconds: float, phase: float
 ) -> None:
     planned = plan(connections, rate, seconds, phase)
     assert len(planned.slots) == connections
     assert all(before < after for before, after in pairwise(planned.slots))
     assert all(slot >= 0 for slot in planned.slots)
-    # Half of the time, or as much as it takes, is for what comes after.
+    # Half of the time, or as much as necessary, is for the rest of the drain.
     latest = max([0, *planned.slots])
     assert seconds - latest >= min(5, seconds * 0.3) + min(3, seconds * 0.2) - 1e-6
     assert latest < planned.cut_seconds < seconds
 
 
 @given(COUNTS, RATES, SECONDS, PHASES)
-def test_no_second_sees_more_come_back_than_the_rate_unless_the_time_is_too_short(
+def test_no_second_has_more_slots_than_the_rate_if_time_permits(
     connections: int, rate: float, seconds: float, phase: float
 ) -> None:
     slots = plan(connections, rate, seconds, phase).slots
     window = min(seconds / 2, seconds - 8) if seconds > 16 else seconds / 2
-    allowed = ceil(max(rate, connections / window)) + 1  # 1: of the rounding of floats
+    allowed = ceil(max(rate, connections / window)) + 1  # 1 for the rounding of floats
     for number, slot in enumerate(slots):
         assert bisect_left(slots, slot + 1) - number <= allowed
 
 
 @given(COUNTS, SECONDS)
-def test_the_rate_is_kept_where_the_time_is_enough(connections: int, seconds: float) -> None:
+def test_the_rate_is_kept_if_the_time_is_enough(connections: int, seconds: float) -> None:
     slots = plan(connections, 2000, seconds).slots
     if connections / 2000 <= seconds / 2:
         assert slots == pytest.approx([number / 2000 for number in range(connections)])
 
 
-def test_one_client_is_not_made_to_wait_and_ten_thousand_wait_five_seconds() -> None:
+def test_one_client_does_not_wait_and_ten_thousand_wait_five_seconds() -> None:
     assert plan(1, RECONNECTS_PER_SECOND, 30, phase=0.999).slots[0] < 0.001
     assert plan(50, RECONNECTS_PER_SECOND, 30).slots[-1] < 0.03
     assert plan(10_000, RECONNECTS_PER_SECOND, 30).slots[-1] == pytest.approx(5, abs=0.001)
 
 
-def test_more_than_there_is_time_for_go_faster() -> None:
+def test_too_many_clients_for_the_time_go_faster() -> None:
     planned = plan(1000, 10, 30)
     assert planned.slots[-1] == pytest.approx(22, abs=0.1)
     assert planned.cut_seconds == 27
 
 
-def test_nobody_is_a_plan_too() -> None:
+def test_a_plan_without_clients_is_empty() -> None:
     assert plan(0, 2000, 30).slots == []
 
 

@@ -9,7 +9,7 @@ from trio_odin.server import Server, serve
 from trio_odin.settings.settings import read_settings
 
 
-async def test_one_that_leaves_to_a_successor_answers_all_whom_it_has_accepted(
+async def test_a_server_that_hands_over_answers_all_accepted_clients(
     nursery: trio.Nursery,
 ) -> None:
     variables = {"WS_ADDR": "127.0.0.1:0", "NATS_URL": "nats://127.0.0.1:1", "WS_ACCEPT_RATE": "20"}

@@ -47,7 +47,7 @@ async def coming(numbers: Iterable[int]) -> AsyncIterator[int]:
         ([TERM, HUP, ROLL], ["STOPPING=1", "drain", "reload {'A': '1'}", "roll"], False),
     ],
 )
-async def test_each_signal_has_its_meaning_and_only_a_second_end_stops(
+async def test_each_signal_has_its_meaning_and_a_second_one_stops(
     numbers: list[int], heard: list[str], is_stopped: bool
 ) -> None:
     server, stop = Server(), trio.CancelScope()
@@ -58,7 +58,7 @@ async def test_each_signal_has_its_meaning_and_only_a_second_end_stops(
     assert stop.cancel_called == is_stopped
 
 
-async def test_where_a_terminal_was_closed_it_ends_like_the_others() -> None:
+async def test_a_closed_terminal_ends_it_like_other_signals() -> None:
     server, stop = Server(), trio.CancelScope()
     await obey_signals(
         coming([HUP, HUP]),
@@ -90,7 +90,7 @@ async def test_a_server_receives_its_signals_but_no_hangup_under_nohup(
         signal.signal(HUP, before)
 
 
-def test_a_worker_leaves_changes_to_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_leaves_reloads_to_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     set_to: dict[int, object] = {}
     monkeypatch.setattr(signal, "signal", lambda n, what: set_to.update({n: what}))
     leave_changes_to_parent()

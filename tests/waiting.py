@@ -1,4 +1,4 @@
-"""Wait for what has to come about, with a deadline, and with words for when it does not."""
+"""Waits for a condition with a deadline, and with a message for a failure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOOK_SECONDS = 0.05
 
 
 def until(condition: Callable[[], T], *, what: str, seconds: float = _SECONDS) -> T:
-    """Wait until `condition` gives something true, which is returned. For tests without trio."""
+    """Wait until `condition` returns a true value; returns it. For tests without trio."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, _too_late(what, seconds)
@@ -37,7 +37,7 @@ async def wait_until(
 async def until_answer(
     ask: Callable[[], Awaitable[T]], *, what: str, seconds: float = _SECONDS
 ) -> T:
-    """The same where it has to be awaited."""
+    """The same for a condition that must be awaited."""
     with trio.move_on_after(seconds):
         while not (found := await ask()):
             await trio.sleep(_LOOK_SECONDS)

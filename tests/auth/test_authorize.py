@@ -47,16 +47,16 @@ def authorize(
     return authorizer.authorize(upgrade)
 
 
-# --- who may come in
+# --- admission
 
 
-def test_by_default_everyone_may_come_in_and_a_token_means_nothing() -> None:
+def test_by_default_everyone_is_let_in_and_tokens_are_ignored() -> None:
     authorizer = Authorizer(read_settings({}))
     for token in (None, "x", OLD.token()):
         assert authorize(authorizer, token, origin="null") is None
 
 
-def test_who_asks_needs_both_an_origin_and_a_token(path: Path) -> None:
+def test_with_both_configured_an_origin_and_a_token_are_required(path: Path) -> None:
     authorizer = Authorizer(
         read_settings({"WS_JWT_KEYS": str(path), "WS_ALLOWED_ORIGINS": "https://a.example"})
     )
@@ -73,7 +73,7 @@ def test_who_asks_needs_both_an_origin_and_a_token(path: Path) -> None:
         assert refusal.label == label
 
 
-def test_where_everyone_gets_everything_a_token_for_some_channels_is_refused(path: Path) -> None:
+def test_without_filtering_a_token_for_some_channels_is_refused(path: Path) -> None:
     settings = {"WS_JWT_KEYS": str(path), "ENABLE_SUBSCRIPTION_FILTERING": "false"}
     authorizer = Authorizer(read_settings(settings))
     for channels in (None, [">"], ["*.*"]):
@@ -89,7 +89,7 @@ def test_where_everyone_gets_everything_a_token_for_some_channels_is_refused(pat
 
 
 @pytest.mark.parametrize("content", ["", "{", "-----BEGIN PUBLIC KEY-----"])
-def test_a_bad_file_at_the_start_is_a_sentence_with_its_name(content: str, path: Path) -> None:
+def test_a_bad_file_at_the_start_gives_a_sentence_with_its_name(content: str, path: Path) -> None:
     path.write_text(content)
     with pytest.raises(SettingError, match=f"^WS_JWT_KEYS='{path}': "):
         Authorizer(read_settings({"WS_JWT_KEYS": str(path)}))
@@ -118,7 +118,7 @@ def test_a_reload_of_a_bad_file_changes_nothing(path: Path) -> None:
     assert isinstance(authorize(authorizer, OLD.token(), "http://b"), Refusal)
 
 
-def test_there_is_an_objection_once_a_token_has_expired_or_its_key_is_gone(path: Path) -> None:
+def test_an_expired_token_or_a_removed_key_ends_the_grant(path: Path) -> None:
     authorizer = Authorizer(read_settings({"WS_JWT_KEYS": str(path)}))
     grant = authorize(authorizer, OLD.token())
     assert isinstance(grant, Grant)
@@ -138,7 +138,7 @@ def test_there_is_an_objection_once_a_token_has_expired_or_its_key_is_gone(path:
 # --- in a server
 
 
-async def test_a_refusal_is_counted_and_says_why(path: Path, nursery: trio.Nursery) -> None:
+async def test_a_refusal_is_counted_with_its_reason(path: Path, nursery: trio.Nursery) -> None:
     rig = Rig(nursery, WS_JWT_KEYS=str(path), WS_ALLOWED_ORIGINS="http://a")
     answer = await answer_to(rig, request(OLD.token(), "http://b"))
     assert status_of(answer) == 403
@@ -154,7 +154,7 @@ async def test_a_refusal_is_counted_and_says_why(path: Path, nursery: trio.Nurse
     assert status_of(await answer_to(rig, request(OLD.token(), "http://a"))) == 101
 
 
-async def test_no_signature_is_checked_for_who_cannot_come_in_anyway(
+async def test_a_request_refused_anyway_costs_no_signature_check(
     path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig = Rig(nursery, WS_JWT_KEYS=str(path), WS_ALLOWED_ORIGINS="http://a")
@@ -172,7 +172,7 @@ async def test_pages_need_no_token(path: Path, nursery: trio.Nursery) -> None:
 
 
 async def connection_with(rig: Rig, grant: Grant | None) -> trio.abc.Stream:
-    """The client's end of a connection whose token was looked at already."""
+    """The client's end of a connection whose token was already checked."""
     client, server = trio.testing.memory_stream_pair()
     rig._nursery.start_soon(rig.listener._connect, server, _Admitted(b"101", None, grant, UNKNOWN))
     assert await client.receive_some() == b"101"
@@ -182,7 +182,7 @@ async def connection_with(rig: Rig, grant: Grant | None) -> trio.abc.Stream:
 async def test_a_connection_ends_with_its_token(
     path: Path, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """At most one turn of the wheel later; the others, without an end or a token, stay."""
+    """At most one turn of the wheel later; connections without an end or a token stay."""
     rig = Rig(nursery, WS_JWT_KEYS=str(path))
     good = authorize(rig.authorizer, OLD.token())
     assert isinstance(good, Grant)
@@ -197,7 +197,7 @@ async def test_a_connection_ends_with_its_token(
     assert rig.ledger.traffic.closed == {"token_expired": 1, "token_revoked": 1}
 
 
-# --- what is loaded, and what is logged
+# --- loading and logging
 
 
 def run_python(program: str) -> str:
@@ -209,13 +209,15 @@ def run_python(program: str) -> str:
 
 def test_without_keys_the_library_is_not_loaded() -> None:
     assert run_python(
-        "import sys, trio_odin.auth.authorize as t; from trio_odin.settings.settings import read_settings;"
-        "t.Authorizer(read_settings({})); print('jwt' in sys.modules, 'cryptography' in sys.modules)"
+        "import sys, trio_odin.auth.authorize as t;"
+        "from trio_odin.settings.settings import read_settings;"
+        "t.Authorizer(read_settings({}));"
+        "print('jwt' in sys.modules, 'cryptography' in sys.modules)"
     ) == ("False False\n")
 
 
 @pytest.mark.parametrize("missing", ["jwt", "cryptography"])
-def test_without_the_extra_it_is_said_what_to_install(missing: str, path: Path) -> None:
+def test_without_the_extra_the_error_says_how_to_install_it(missing: str, path: Path) -> None:
     program = f"""
 import sys
 sys.modules[{missing!r}] = None
@@ -248,7 +250,7 @@ def log_of() -> Iterator[Callable[[str], io.StringIO]]:
 
 
 @pytest.mark.parametrize("style", ["json", "text", "pretty"])
-async def test_no_line_of_the_log_has_a_token_or_a_key(
+async def test_no_line_of_the_log_contains_a_token_or_a_key(
     style: str,
     tmp_path: Path,
     nursery: trio.Nursery,

@@ -35,7 +35,7 @@ def request(*lines: bytes, query: bytes = b"") -> Upgrade:
 
 
 @pytest.mark.parametrize("origin", sorted(ALLOWED))
-def test_an_allowed_origin_may_come_in(origin: bytes) -> None:
+def test_an_allowed_origin_is_let_in(origin: bytes) -> None:
     assert origin_refusal(request(b"Origin: " + origin), ALLOWED) is None
 
 
@@ -74,17 +74,17 @@ def test_an_origin_is_refused_unless_it_is_exactly_an_allowed_one(origin: bytes)
     assert refusal == Refusal(403, "Origin not allowed", label="origin")
 
 
-def test_two_origins_are_none_that_is_allowed() -> None:
+def test_two_origins_are_not_an_allowed_one() -> None:
     upgrade = request(b"Origin: https://example.com", b"Origin: https://example.com")
     assert origin_refusal(upgrade, ALLOWED) is not None
 
 
-def test_who_is_no_browser_sends_no_origin_and_may_come_in() -> None:
+def test_a_client_without_an_origin_is_let_in() -> None:
     assert origin_refusal(request(), ALLOWED) is None
 
 
 @pytest.mark.parametrize("origin", [b"null", b"https://evil-example.com", b"anything"])
-def test_without_a_list_every_origin_may_come_in(origin: bytes) -> None:
+def test_without_a_list_every_origin_is_let_in(origin: bytes) -> None:
     assert origin_refusal(request(b"Origin: " + origin), frozenset()) is None
 
 
@@ -127,7 +127,7 @@ def test_a_token_is_found_at_each_of_its_places(upgrade: Upgrade) -> None:
     ],
     ids=str,
 )
-def test_a_token_anywhere_else_is_none(upgrade: Upgrade) -> None:
+def test_a_token_in_another_place_is_ignored(upgrade: Upgrade) -> None:
     refusal = token_in(upgrade)
     assert refusal == Refusal(
         401, "A token is needed", (("WWW-Authenticate", "Bearer"),), "unauthorized"
@@ -160,14 +160,14 @@ def test_more_than_one_token_is_a_bad_request(upgrade: Upgrade) -> None:
     assert refusal.text == "The request needs one token, at one place"
 
 
-def test_a_token_as_subprotocol_needs_one_beside_it_that_can_be_selected() -> None:
+def test_a_token_as_subprotocol_needs_a_selectable_one_beside_it() -> None:
     refusal = token_in(request(b"Sec-WebSocket-Protocol: bearer." + TOKEN))
     assert isinstance(refusal, Refusal)
     assert refusal.status == 400
     assert "subprotocol trio-odin" in refusal.text
 
 
-def test_a_token_has_a_greatest_length() -> None:
+def test_a_token_has_a_maximum_length() -> None:
     longest = b"x" * TOKEN_MAX_BYTES
     assert token_in(request(b"Authorization: Bearer " + longest)) == longest
     refusal = token_in(request(b"Authorization: Bearer x" + longest))
@@ -181,7 +181,7 @@ def test_a_token_has_a_greatest_length() -> None:
     st.lists(st.sampled_from([b"trio-odin", b" ", b",", b"bearer.", b"\xff"])),
     st.lists(st.sampled_from([b"access_token", b"=", b"&", b"%ff", b"%", b"%F0%9F", b"+"])),
 )
-def test_whatever_is_sent_is_a_token_or_a_refusal(
+def test_any_input_gives_a_token_or_a_refusal(
     authorization: list[bytes], protocols: list[bytes], query: list[bytes]
 ) -> None:
     upgrade = request(

@@ -44,7 +44,7 @@ def why_refused(claims: bytes | dict[str, Any], **expected: Any) -> str:
 # --- the time of a token
 
 
-def test_a_token_ends_at_exp_and_a_little_later() -> None:
+def test_a_token_ends_a_little_after_exp() -> None:
     grant = granted({"exp": NOW + 10})
     assert grant == Grant(NOW + 10, "k", None)
     assert not grant.has_expired(NOW + 10 + LEEWAY_SECONDS - 0.1)
@@ -56,7 +56,7 @@ def test_an_expired_token_is_refused(exp: float) -> None:
     assert why_refused({"exp": exp}) == "The token has expired"
 
 
-def test_a_token_may_say_from_when_it_is_good() -> None:
+def test_a_token_can_have_a_start_time() -> None:
     granted({"nbf": NOW + LEEWAY_SECONDS})
     assert why_refused({"nbf": NOW + LEEWAY_SECONDS + 1}) == "The token is not valid yet"
 
@@ -65,10 +65,10 @@ def test_a_token_without_an_end_is_refused() -> None:
     assert "required field `exp`" in why_refused(b"{}")
 
 
-# --- who made it, and for whom
+# --- issuer and audience
 
 
-def test_the_issuer_has_to_be_the_expected_one() -> None:
+def test_the_issuer_must_be_the_expected_one() -> None:
     granted({"iss": "me"}, issuer="me")
     granted({"iss": "me"})
     others: list[dict[str, Any]] = [{"iss": "me2"}, {"iss": "Me"}, {"iss": ""}, {}]
@@ -76,7 +76,7 @@ def test_the_issuer_has_to_be_the_expected_one() -> None:
         assert why_refused(claims, issuer="me") == "The token is of another issuer"
 
 
-def test_the_audience_has_to_be_there_alone_or_among_others() -> None:
+def test_the_audience_must_be_there_alone_or_among_others() -> None:
     granted({"aud": "odin"}, audience="odin")
     granted({"aud": ["a", "odin"]}, audience="odin")
     granted({"aud": "any"})
@@ -130,7 +130,7 @@ PATTERNS = st.just(">") | st.builds(
 
 
 @given(st.lists(PATTERNS, max_size=5), CHANNELS)
-def test_a_channel_is_allowed_exactly_if_one_of_the_patterns_covers_it(
+def test_a_channel_is_allowed_exactly_if_a_pattern_covers_it(
     patterns: list[str], channel: str
 ) -> None:
     expected = any(covers(pattern, channel) for pattern in patterns)
@@ -141,12 +141,12 @@ def test_without_the_claim_every_channel_is_allowed() -> None:
     assert granted({}).allows("BTC.trade")
 
 
-def test_no_pattern_is_no_channel() -> None:
+def test_an_empty_list_of_patterns_allows_no_channel() -> None:
     assert not granted({"channels": []}).allows("BTC.trade")
 
 
 @pytest.mark.parametrize("patterns", [[">"], ["*.*"], ["*.>"], ["BTC.trade", ">"]])
-def test_a_pattern_for_all_is_no_restriction(patterns: list[str]) -> None:
+def test_a_pattern_for_all_restricts_nothing(patterns: list[str]) -> None:
     assert granted({"channels": patterns}).patterns is None
 
 
@@ -172,11 +172,11 @@ def test_a_pattern_for_all_is_no_restriction(patterns: list[str]) -> None:
         "É.trade",
     ],
 )
-def test_what_is_no_pattern_is_refused_with_the_token(pattern: str) -> None:
+def test_a_malformed_pattern_refuses_the_token(pattern: str) -> None:
     assert "channels" in why_refused({"channels": ["BTC.trade", pattern]})
 
 
-# --- whose it is, for the log
+# --- the subject, for the log
 
 
 @pytest.mark.parametrize(
@@ -192,11 +192,11 @@ def test_what_is_no_pattern_is_refused_with_the_token(pattern: str) -> None:
         ({"a": [1]}, ""),
     ],
 )
-def test_the_subject_is_what_a_log_may_show_and_keeps_nobody_out(sub: Any, shown: str) -> None:
+def test_the_subject_is_for_the_log_and_refuses_nobody(sub: Any, shown: str) -> None:
     assert granted({"sub": sub}).subject == shown
 
 
-def test_a_subject_that_no_number_can_hold_keeps_nobody_out() -> None:
+def test_a_subject_beyond_any_number_refuses_nobody() -> None:
     assert granted({}).subject == ""
     grant = read(b'{"exp":%d,"sub":1e999}' % (NOW + 60))
     assert isinstance(grant, Grant)
@@ -204,7 +204,7 @@ def test_a_subject_that_no_number_can_hold_keeps_nobody_out() -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=300))
-def test_whatever_a_subject_is_it_is_one_short_printable_line(sub: str) -> None:
+def test_any_subject_becomes_one_short_printable_line(sub: str) -> None:
     shown = granted({"sub": sub}).subject
     assert shown.isprintable()
     assert len(shown) <= 10 * 120

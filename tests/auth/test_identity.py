@@ -22,6 +22,6 @@ def test_a_user_agent_is_short_and_harmless(header: bytes, shown: str) -> None:
 
 
 @given(st.binary(max_size=300))
-def test_whatever_it_is_it_is_printable(header: bytes) -> None:
+def test_any_user_agent_becomes_printable(header: bytes) -> None:
     assert user_agent(header).isprintable()
     assert len(user_agent(header)) <= 4 * 120

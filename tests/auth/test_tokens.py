@@ -52,7 +52,7 @@ Write = Callable[[bytes], Path]
 
 
 def refusal_of(verifier: Verifier, token: str | bytes) -> str:
-    """Why it is refused; nothing of the token may be in the answer."""
+    """The reason of the refusal; the answer must not contain any part of the token."""
     content = token.encode() if isinstance(token, str) else token
     refusal = verifier.verify(content, time.time())
     assert isinstance(refusal, Refusal), refusal
@@ -76,14 +76,14 @@ OTHER_ALGORITHM = "The token is not signed with an algorithm that is allowed"
 
 
 @pytest.mark.parametrize("signer", [rsa_signer("a"), ec_signer("a"), secret_signer("a")])
-def test_a_token_is_good_by_its_key_in_a_set(signer: Signer, tmp_path: Path) -> None:
+def test_a_token_is_verified_by_its_key_in_a_set(signer: Signer, tmp_path: Path) -> None:
     grant = granted(
         verifier(write_key_set(tmp_path / "keys", signer)), signer.token(channels=["BTC.*"])
     )
     assert grant.patterns == frozenset({"BTC.*"})
 
 
-def test_a_token_is_good_by_any_of_several_pem_keys(file: Write) -> None:
+def test_a_token_is_verified_by_any_of_several_pem_keys(file: Write) -> None:
     keys = verifier(file(rsa_signer().pem() + b"a comment\n" + ec_signer().pem()))
     named = Signer("ES256", ec_signer().private, "named")
     first, second = (granted(keys, signer.token()) for signer in (rsa_signer(), named))
@@ -92,18 +92,18 @@ def test_a_token_is_good_by_any_of_several_pem_keys(file: Write) -> None:
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
-def test_a_file_that_is_neither_is_the_secret_without_its_line_end(end: bytes, file: Write) -> None:
+def test_any_other_file_is_the_secret_without_its_line_end(end: bytes, file: Write) -> None:
     granted(verifier(file(SECRET + end)), secret_signer().token())
 
 
-def test_the_key_of_a_grant_is_what_it_is_and_not_how_it_is_called(tmp_path: Path) -> None:
+def test_a_grant_knows_its_key_by_content_and_not_by_name(tmp_path: Path) -> None:
     one, other = rsa_signer("a"), Signer("RS256", rsa_signer("b").private, "a")
     before = verifier(write_key_set(tmp_path / "before", one))
     after = verifier(write_key_set(tmp_path / "after", other))
     assert before.keys.isdisjoint(after.keys)
 
 
-def test_a_token_without_a_kid_is_tried_with_every_key_of_its_algorithm(tmp_path: Path) -> None:
+def test_a_token_without_a_kid_tries_every_key_of_its_algorithm(tmp_path: Path) -> None:
     signers = [rsa_signer("a"), rsa_signer("b"), ec_signer("c")]
     keys = verifier(write_key_set(tmp_path / "keys", *signers))
     for signer in signers:
@@ -115,7 +115,7 @@ def test_a_token_without_a_kid_is_tried_with_every_key_of_its_algorithm(tmp_path
 
 @pytest.fixture
 def rsa_keys(file: Write) -> Verifier:
-    """Knows one RSA key, and allows everything."""
+    """A verifier that knows one RSA key and allows every algorithm."""
     return verifier(file(rsa_signer().pem()))
 
 
@@ -129,12 +129,12 @@ def test_a_token_without_a_signature_is_refused(algorithm: str, rsa_keys: Verifi
     assert refusal_of(rsa_keys, f"{header}.{claims}.") == OTHER_ALGORITHM
 
 
-def test_the_token_of_the_library_without_a_signature_is_refused(rsa_keys: Verifier) -> None:
+def test_an_unsigned_token_of_the_library_is_refused(rsa_keys: Verifier) -> None:
     assert refusal_of(rsa_keys, jwt.encode(CLAIMS, "", "none")) == OTHER_ALGORITHM
 
 
 def public_forms(signer: Signer) -> list[bytes]:
-    """What an attacker may take for the secret: all of it is public."""
+    """Forms of the public key that an attacker may use as the secret."""
     key = signer.private.public_key()
     pem = signer.pem()
     return [
@@ -149,7 +149,7 @@ def public_forms(signer: Signer) -> list[bytes]:
 
 @pytest.mark.parametrize("signer", [rsa_signer(), ec_signer()])
 @pytest.mark.parametrize("number", range(6))
-def test_a_public_key_is_never_taken_for_a_secret(
+def test_a_public_key_is_never_used_as_a_secret(
     signer: Signer, number: int, tmp_path: Path
 ) -> None:
     forged = signer.with_secret(
@@ -168,7 +168,7 @@ def test_a_public_key_does_not_verify_with_the_algorithm_of_another(tmp_path: Pa
 
 
 @pytest.mark.parametrize("algorithm", ["RS384", "RS512", "PS256"])
-def test_an_algorithm_that_is_not_allowed_is_refused_with_the_right_key(
+def test_a_forbidden_algorithm_is_refused_even_with_the_right_key(
     algorithm: str, rsa_keys: Verifier
 ) -> None:
     token = jwt.encode(CLAIMS, rsa_signer().private, algorithm)
@@ -188,12 +188,12 @@ def test_another_key_is_refused(rsa_keys: Verifier) -> None:
 
 
 @pytest.mark.parametrize("kid", ["b", "", "../../dev/null", "a' OR 1=1", "A"])
-def test_an_unknown_kid_is_refused_with_the_right_key(kid: str, tmp_path: Path) -> None:
+def test_an_unknown_kid_is_refused_even_with_the_right_key(kid: str, tmp_path: Path) -> None:
     keys = verifier(write_key_set(tmp_path / "keys", rsa_signer("a")))
     assert refusal_of(keys, rsa_signer("a").token(header={"kid": kid})) == UNKNOWN_KEY
 
 
-def test_a_key_that_a_token_brings_itself_is_not_looked_at(rsa_keys: Verifier) -> None:
+def test_a_key_inside_a_token_is_ignored(rsa_keys: Verifier) -> None:
     mine = rsa_signer("mine")
     header = {"jwk": mine.jwk(), "jku": "http://127.0.0.1:1/", "x5u": "http://127.0.0.1:1/"}
     assert refusal_of(rsa_keys, mine.token(header=header)) == UNKNOWN_KEY
@@ -227,7 +227,9 @@ def test_a_signature_that_is_cut_or_empty_is_refused(signer: Signer, tmp_path: P
         ({"aud": None}, "The token is for another audience"),
     ],
 )
-def test_a_good_signature_is_not_enough(claims: dict[str, Any], text: str, file: Write) -> None:
+def test_a_good_signature_alone_is_not_enough(
+    claims: dict[str, Any], text: str, file: Write
+) -> None:
     keys = verifier(file(rsa_signer().pem()), issuer="us", audience="odin")
     granted(keys, rsa_signer().token(iss="us", aud=["odin", "more"]))
     assert refusal_of(keys, rsa_signer().token(**{"iss": "us", "aud": "odin"} | claims)) == text
@@ -262,7 +264,7 @@ _PIECES = st.sampled_from([*_GOOD.split(b"."), b".", b"", b"\0", b"\xff", b"e30"
 
 
 @given(st.binary(max_size=80) | st.lists(_PIECES, max_size=7).map(b"".join))
-def test_any_bytes_that_are_no_token_are_refused(token: bytes) -> None:
+def test_random_bytes_are_refused(token: bytes) -> None:
     keys = _hypothesis_verifier()
     if token != _GOOD:
         assert refusal_of(keys, token)
@@ -300,7 +302,7 @@ def complaint_about(path: Path, algorithms: Sequence[str] = ALL) -> str:
     return str(caught.value)
 
 
-def test_a_set_may_have_keys_that_are_not_ours(tmp_path: Path) -> None:
+def test_a_set_may_contain_foreign_keys(tmp_path: Path) -> None:
     others = [
         rsa_signer("b").jwk(use="enc"),
         rsa_signer("c").jwk(alg="RS512"),
@@ -320,7 +322,7 @@ def test_a_set_may_have_keys_that_are_not_ours(tmp_path: Path) -> None:
     )
 
 
-def test_a_set_of_pem_keys_may_have_others_too(file: Write) -> None:
+def test_a_set_of_pem_keys_may_contain_foreign_keys(file: Write) -> None:
     other = ed25519.Ed25519PrivateKey.generate().public_key()
     pem = other.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     assert len(verifier(file(pem + rsa_signer().pem())).keys) == 1
@@ -374,7 +376,7 @@ WEAK_RSA = Signer("RS256", rsa.generate_private_key(public_exponent=65537, key_s
         (b"x" * 65537, "it has more than 65536 bytes"),
     ],
 )
-def test_a_file_that_is_no_use_is_a_sentence(content: bytes, complaint: str, file: Write) -> None:
+def test_a_useless_file_gives_a_sentence(content: bytes, complaint: str, file: Write) -> None:
     assert complaint_about(file(content)) == complaint
 
 
@@ -386,12 +388,12 @@ def test_a_private_key_in_a_set_is_refused(signer: Signer, file: Write) -> None:
     assert complaint_about(file(content)) == "key 1 is a private key: give the public one"
 
 
-def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+def test_an_unreadable_file_gives_a_sentence(tmp_path: Path) -> None:
     assert complaint_about(tmp_path / "none") == "No such file or directory"
     assert complaint_about(tmp_path) == "Is a directory"
 
 
-def test_keys_of_other_kinds_are_no_keys(file: Write) -> None:
+def test_keys_of_other_kinds_are_ignored(file: Write) -> None:
     for key in (
         dsa.generate_private_key(key_size=1024).public_key(),
         ec.generate_private_key(ec.SECP384R1()).public_key(),

@@ -1,7 +1,7 @@
 """Run all cases: `python -m tests.conformance [--keep] [PATTERN …]`, or `nox -s conformance`.
 
-Fails if one of them is neither good nor accepted for a reason. `--keep` writes the figures from
-which docs/conformance.md is made.
+Fails if one of them is neither good nor accepted for a reason. `--keep` writes the figures of
+docs/conformance.md.
 """
 
 from __future__ import annotations

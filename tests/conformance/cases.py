@@ -1,4 +1,4 @@
-"""Autobahn's cases, driven by kosoku, and what became of them."""
+"""Autobahn's cases, driven by kosoku, and their outcomes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SECTIONS = {
     "12": "compression of messages",
     "13": "compression with every parameter",
 }
-# Whatever is neither of these needs a reason.
+# Any other verdict needs a reason.
 GOOD = {"OK", "NON-STRICT", "INFORMATIONAL"}
 _NO_COMPRESSION = (
     "No extension is negotiated: what is sent to ten thousand clients would be compressed ten "
@@ -38,7 +38,7 @@ REASONS = {"12": _NO_COMPRESSION, "13": _NO_COMPRESSION}
 
 @attrs.frozen
 class Outcome:
-    """Of one case: the worse of the verdicts on its messages and on its close."""
+    """The outcome of a case: the worse of the verdicts on its messages and on its close."""
 
     case: str
     verdict: str
@@ -50,7 +50,7 @@ class Outcome:
 
     @property
     def is_accepted(self) -> bool:
-        """Good, or not implemented for a reason that is written down."""
+        """Whether it is good, or not implemented for a documented reason."""
         is_missing = self.verdict == "UNIMPLEMENTED" and self.section in REASONS
         return self.verdict in GOOD or is_missing
 
@@ -68,7 +68,7 @@ class Section:
 
 @attrs.frozen
 class Report:
-    """What docs/conformance.json keeps of a run of all cases."""
+    """The record of a run of all cases in docs/conformance.json."""
 
     provenance: Provenance
     tool: str

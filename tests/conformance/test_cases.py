@@ -1,4 +1,4 @@
-"""The cases that are quick; `nox -s conformance` runs them all."""
+"""The quick cases; `nox -s conformance` runs all of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def test_the_frame_layer_conforms(
     assert server.ledger.traffic.closed["internal_error"] == 0
 
 
-def test_only_a_case_with_a_reason_may_be_unimplemented_and_none_may_fail() -> None:
+def test_a_case_may_be_unimplemented_with_a_reason_and_none_may_fail() -> None:
     verdicts = {
         ("1.1.1", "OK"): True,
         ("6.4.1", "NON-STRICT"): True,
@@ -45,7 +45,7 @@ def test_only_a_case_with_a_reason_may_be_unimplemented_and_none_may_fail() -> N
         assert Outcome(case, verdict, "").is_accepted is is_accepted
 
 
-def test_the_table_counts_and_says_why() -> None:
+def test_the_table_has_counts_and_reasons() -> None:
     outcomes = [
         Outcome("1.1.1", "OK", "fine"),
         Outcome("1.1.2", "NON-STRICT", "late"),

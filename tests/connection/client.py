@@ -1,4 +1,4 @@
-"""What a client sees: frames through wsproto's own parser, which knows nothing of our code."""
+"""A client's view: frames through wsproto's parser, which is independent of our code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trio_odin.fanout.answers import Answer
 
 
 def frames_of(data: bytes) -> list[Frame]:
-    """The frames in `data`, none of it left over. Raises wsproto's ParseFailed."""
+    """The frames in `data`, with no bytes left over. Raises wsproto's ParseFailed."""
     protocol = FrameProtocol(client=True, extensions=[])
     protocol.receive_bytes(data)
     frames = list(protocol.received_frames())
@@ -26,7 +26,7 @@ def frames_of(data: bytes) -> list[Frame]:
 
 
 def as_sent(answers: Iterable[Answer], *, most: int = sys.maxsize) -> list[bytes]:
-    """The frames of what a session answers, over a socket that takes `most` resent events."""
+    """The frames of a session's answers, over a socket that takes `most` resent events."""
     frames: list[bytes] = []
     for answer in answers:
         if isinstance(answer, bytes):
@@ -39,14 +39,14 @@ def as_sent(answers: Iterable[Answer], *, most: int = sys.maxsize) -> list[bytes
 
 
 class LossRule:
-    """How the protocol's page tells a client to know what was dropped, not only skipped."""
+    """The rule of the protocol page by which a client tells dropped events from skipped ones."""
 
     def __init__(self) -> None:
         self._received = 0
         self._skipped = 0
 
     def lost(self, event: dict[str, Any]) -> int:
-        """How many were dropped before `event`, which is the next one that is no replay."""
+        """How many events were dropped before `event`, the next one that is not replayed."""
         self._received += 1
         self._skipped = event.get("skipped_total", self._skipped)
         lost: int = event["seq"] - self._received - self._skipped
@@ -54,7 +54,7 @@ class LossRule:
 
 
 def texts_of(frames: Iterable[bytes]) -> list[str]:
-    """The text messages; each has to be exactly one unfragmented frame."""
+    """The text messages; each must be exactly one unfragmented frame."""
     texts = []
     for data in frames:
         (frame,) = frames_of(data)
@@ -67,7 +67,7 @@ def texts_of(frames: Iterable[bytes]) -> list[str]:
 
 
 def objects_of(frames: Iterable[bytes]) -> list[dict[str, Any]]:
-    """The messages, each of which has to be a JSON object as RFC 8259 has it."""
+    """The messages; each must be a JSON object by RFC 8259."""
     objects = [json.loads(text, parse_constant=_no_constant) for text in texts_of(frames)]
     assert all(isinstance(content, dict) for content in objects)
     return objects

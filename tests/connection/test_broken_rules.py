@@ -1,4 +1,4 @@
-"""Frames as RFC 6455 forbids them: each ends its connection, with the code for it and a label."""
+"""Frames that RFC 6455 forbids: each ends its connection, with its code and a label."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ BROKEN = {
         1007,
     ),
     "cut at the end of the last frame": (START + masked_frame(FIN, b"\xce"), 1007),
-    # Told at once, and not when the message is complete.
+    # Closed at once, not when the message is complete.
     "not UTF-8 in a frame that never ends": (head(TEXT, b"\x7e\xff\xff") + b"x\xff", 1007),
     "not UTF-8 in a message that never ends": (masked_frame(TEXT, b"\xff"), 1007),
     "too long": (masked_frame(FIN | TEXT, b"x" * 16385), 1009),
@@ -95,7 +95,7 @@ LABELS = {1002: "protocol_error", 1007: "protocol_error", 1009: "message_too_big
 
 
 async def open_socket(nursery: trio.Nursery, rig: Rig) -> trio.SocketStream:
-    """A client that has shaken hands, over a socket: what is lost by a reset is lost here too."""
+    """A client after its handshake, over a real socket, so that a reset loses bytes."""
     left, right = trio.socket.socketpair()
     nursery.start_soon(rig.listener.serve, trio.SocketStream(right))
     client = trio.SocketStream(left)
@@ -131,7 +131,7 @@ async def test_a_broken_rule_ends_the_connection_with_its_code(
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7])
-async def test_it_makes_no_difference_in_how_many_pieces_the_frames_come(
+async def test_the_number_of_pieces_of_a_frame_makes_no_difference(
     step: int, nursery: trio.Nursery
 ) -> None:
     for name, (frames, code) in BROKEN.items():
@@ -141,7 +141,7 @@ async def test_it_makes_no_difference_in_how_many_pieces_the_frames_come(
         stream = rig.open_stream()
         await stream.send_all(UPGRADE)
         await trio.testing.wait_all_tasks_blocked()
-        with suppress(trio.BrokenResourceError):  # told before the last piece
+        with suppress(trio.BrokenResourceError):  # closed before the last piece
             for start in range(0, len(frames), step):
                 await stream.send_all(frames[start : start + step])
                 await trio.testing.wait_all_tasks_blocked()
@@ -153,7 +153,9 @@ async def test_it_makes_no_difference_in_how_many_pieces_the_frames_come(
         assert rig.ledger.traffic.closed == {label: 1}, name
 
 
-async def test_who_is_still_sending_sees_the_code_and_not_a_reset(nursery: trio.Nursery) -> None:
+async def test_a_client_that_still_sends_sees_the_code_and_not_a_reset(
+    nursery: trio.Nursery,
+) -> None:
     rig = Rig(nursery)
     async with await open_socket(nursery, rig) as client, trio.open_nursery() as both:
         both.start_soon(client.send_all, b"\xff" * 300_000)
@@ -164,7 +166,7 @@ async def test_who_is_still_sending_sees_the_code_and_not_a_reset(nursery: trio.
     assert close.code == 1002
 
 
-async def test_who_never_stops_sending_is_cut_off(nursery: trio.Nursery) -> None:
+async def test_a_client_that_never_stops_sending_is_cut_off(nursery: trio.Nursery) -> None:
     rig = Rig(nursery)
     async with await open_socket(nursery, rig) as client:
         with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
@@ -173,7 +175,7 @@ async def test_who_never_stops_sending_is_cut_off(nursery: trio.Nursery) -> None
     assert rig.ledger.traffic.closed == {"protocol_error": 1}
 
 
-async def test_a_flood_of_pings_is_answered_within_the_rate_of_messages_and_counted(
+async def test_a_flood_of_pings_is_answered_within_the_message_rate(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     rig = Rig(nursery, WS_COMMAND_BURST="3", WS_COMMAND_RATE="1")
@@ -189,7 +191,7 @@ async def test_a_flood_of_pings_is_answered_within_the_rate_of_messages_and_coun
     assert rig.ledger.traffic.closed == {}
 
 
-async def test_a_flood_of_pongs_costs_nothing_and_is_no_message(nursery: trio.Nursery) -> None:
+async def test_a_flood_of_pongs_costs_nothing_and_is_not_a_message(nursery: trio.Nursery) -> None:
     rig = Rig(nursery, WS_COMMAND_BURST="1", WS_COMMAND_RATE="1")
     async with await open_socket(nursery, rig) as client:
         await client.send_all(masked_frame(FIN | PONG, b"") * 500)

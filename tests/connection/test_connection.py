@@ -79,7 +79,7 @@ async def test_a_message_over_the_limit_closes_with_1009(nursery: trio.Nursery) 
     assert rig.ledger.traffic.closed == {"message_too_big": 1}
 
 
-async def test_eviction_cancels_the_connection_and_tells_the_peer_if_it_can(
+async def test_eviction_cancels_the_connection_with_its_first_reason(
     nursery: trio.Nursery,
 ) -> None:
     rig = Rig(nursery)
@@ -113,7 +113,7 @@ async def test_a_client_that_never_reads_is_evicted_and_the_others_are_not(
     await bad._stream.aclose()
 
 
-async def test_a_fault_of_ours_ends_one_connection_only(
+async def test_a_fault_of_the_server_ends_one_connection_only(
     nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig = Rig(nursery)
@@ -147,7 +147,7 @@ async def test_leaving_empties_the_outbox_then_closes_with_1001(nursery: trio.Nu
     rig.check_balance()
 
 
-async def test_who_completes_its_handshake_during_a_drain_is_sent_away(
+async def test_a_handshake_completed_during_a_drain_is_sent_away(
     nursery: trio.Nursery,
 ) -> None:
     rig = Rig(nursery)
@@ -157,7 +157,7 @@ async def test_who_completes_its_handshake_during_a_drain_is_sent_away(
     await rig.listener.wait_empty()
 
 
-async def test_leaving_does_not_wait_for_a_peer_that_never_reads_nor_answers(
+async def test_leaving_does_not_wait_for_a_peer_that_never_reads(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     rig = Rig(nursery, WS_DRAIN_SECONDS="2s")
@@ -172,7 +172,7 @@ async def test_leaving_does_not_wait_for_a_peer_that_never_reads_nor_answers(
     rig.check_balance()
 
 
-async def test_a_client_silent_for_the_deadline_is_gone_after_one_more_ping_interval(
+async def test_a_silent_client_ends_one_ping_interval_after_the_deadline(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     rig = Rig(nursery)
@@ -195,13 +195,13 @@ async def test_a_client_silent_for_the_deadline_is_gone_after_one_more_ping_inte
 PING_OF_A_CLIENT = b"\x89\x80\x00\x00\x00\x00"
 
 
-async def test_a_ping_during_a_drain_costs_nobody_what_waits_for_it(
+async def test_a_ping_during_a_drain_does_not_drop_queued_messages(
     nursery: trio.Nursery,
 ) -> None:
     rig = Rig(nursery)
     client = await rig.subscribe("BTC.trade")
     (connection,) = rig.hub.members
-    for _ in range(50):  # a stream in memory takes nothing directly: all of it waits
+    for _ in range(50):  # a stream in memory takes nothing directly: every envelope waits
         rig.publish("BTC.trade")
     connection.leave()
     await client._stream.send_all(PING_OF_A_CLIENT)
@@ -214,7 +214,7 @@ async def test_a_ping_during_a_drain_costs_nobody_what_waits_for_it(
     rig.check_balance()
 
 
-async def test_a_ping_behind_a_message_that_is_too_big_is_no_fault_of_ours(
+async def test_a_ping_after_an_oversized_message_is_not_a_server_fault(
     nursery: trio.Nursery,
 ) -> None:
     rig = Rig(nursery, WS_MAX_MESSAGE_BYTES="100")
@@ -226,7 +226,7 @@ async def test_a_ping_behind_a_message_that_is_too_big_is_no_fault_of_ours(
     assert rig.ledger.traffic.closed == {"message_too_big": 1}
 
 
-async def test_pongs_are_signs_of_life_and_nothing_else_is_lost_between_them(
+async def test_pongs_are_signs_of_life_and_messages_between_them_arrive(
     nursery: trio.Nursery,
 ) -> None:
     left, right = trio.socket.socketpair()
@@ -264,7 +264,7 @@ async def test_empty_fragments_are_not_collected(nursery: trio.Nursery) -> None:
     assert len(connection._websocket._message_parts) == 0
 
 
-async def test_who_does_not_answer_a_close_for_a_big_message_is_gone_after_three_seconds(
+async def test_a_close_unanswered_after_a_big_message_ends_in_three_seconds(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     left, right = trio.socket.socketpair()
@@ -281,7 +281,7 @@ async def test_who_does_not_answer_a_close_for_a_big_message_is_gone_after_three
     assert rig.ledger.traffic.closed == {"message_too_big": 1}
 
 
-async def test_a_connection_that_fails_is_freed_without_the_garbage_collector(
+async def test_a_failed_connection_is_freed_without_the_garbage_collector(
     nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -365,7 +365,7 @@ async def test_a_drain_does_not_wait_for_one_that_is_closing(
     rig.check_balance()
 
 
-async def test_a_drain_waits_three_seconds_for_the_answer_to_its_close_frame(
+async def test_a_drain_waits_three_seconds_for_the_close_answer(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     rig = Rig(nursery)
@@ -380,7 +380,7 @@ async def test_a_drain_waits_three_seconds_for_the_answer_to_its_close_frame(
     assert rig.ledger.traffic.closed == {"draining": 1}
 
 
-async def test_what_a_round_has_deferred_is_numbered_before_what_is_resumed(
+async def test_deferred_events_are_numbered_before_resumed_ones(
     nursery: trio.Nursery,
 ) -> None:
     rig = Rig(nursery)
@@ -402,10 +402,10 @@ async def test_what_a_round_has_deferred_is_numbered_before_what_is_resumed(
     rig.check_balance()
 
 
-async def test_who_does_not_read_has_the_answer_to_one_command_waiting(
+async def test_a_client_that_does_not_read_has_one_answer_waiting(
     nursery: trio.Nursery,
 ) -> None:
-    """Answers are never refused, so there is one at a time, about as long as what it answers."""
+    """Answers are never refused, so only one waits, about as long as its command."""
     rig = Rig(nursery, WS_COMMAND_BURST="1000")
     stream = rig.open_stream()
     await stream.send_all(UPGRADE)

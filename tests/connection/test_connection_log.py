@@ -17,7 +17,7 @@ from trio_odin.ledger.reasons import CloseReason
 
 
 class Lines:
-    """A log that remembers."""
+    """A log that keeps its lines."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
@@ -79,7 +79,7 @@ async def test_the_log_explains_an_eviction(
         (CloseReason.KEEPALIVE_TIMEOUT, True),
         (CloseReason.INTERNAL_ERROR, True),
         (CloseReason.TOKEN_EXPIRED, True),
-        (CloseReason.PEER_GONE, False),  # it was not us
+        (CloseReason.PEER_GONE, False),  # the server did not close it
     ],
 )
 async def test_every_close_by_force_is_logged_once(
@@ -94,7 +94,7 @@ async def test_every_close_by_force_is_logged_once(
     assert [line["reason"] for line in log] == [reason.label] * is_logged
 
 
-async def test_a_flood_of_evictions_is_some_lines_and_a_number(
+async def test_a_flood_of_evictions_becomes_some_lines_and_a_number(
     nursery: trio.Nursery, log: list[dict[str, Any]], mock_clock: trio.testing.MockClock
 ) -> None:
     rig = Rig(nursery)
@@ -154,7 +154,7 @@ def request(*headers: str, query: str = "") -> bytes:
     return UPGRADE[:-2].replace(b"/ws", b"/ws" + query.encode()) + lines + b"\r\n"
 
 
-async def test_each_that_comes_and_goes_is_a_line_at_debug(
+async def test_each_connection_that_comes_and_goes_is_a_line_at_debug(
     nursery: trio.Nursery, log: list[dict[str, Any]], debug: None
 ) -> None:
     rig = Rig(nursery, WS_TRUSTED_PROXIES="127.0.0.1/32")
@@ -183,7 +183,7 @@ async def test_each_that_comes_and_goes_is_a_line_at_debug(
     assert closed == {"event": "connection.closed", "reason": "peer_gone"} | who | counts
 
 
-async def test_who_comes_and_goes_is_not_told_at_info_but_who_lost_something_is(
+async def test_at_info_only_connections_that_lost_events_are_logged(
     nursery: trio.Nursery, log: list[dict[str, Any]]
 ) -> None:
     with info():
@@ -213,7 +213,7 @@ async def test_who_comes_and_goes_is_not_told_at_info_but_who_lost_something_is(
     assert line["dropped"] == 7, "the writer had one, and two waited"
 
 
-async def test_what_a_connection_has_lost_is_counted_over_all_of_its_time(
+async def test_the_losses_of_a_connection_are_counted_over_its_lifetime(
     nursery: trio.Nursery, log: list[dict[str, Any]]
 ) -> None:
     with info():
@@ -234,7 +234,7 @@ async def test_what_a_connection_has_lost_is_counted_over_all_of_its_time(
     assert line["conflated"] == deliveries.conflated == 2
 
 
-async def test_who_was_evicted_is_not_told_of_twice_at_info(
+async def test_an_eviction_is_not_logged_twice_at_info(
     nursery: trio.Nursery, log: list[dict[str, Any]]
 ) -> None:
     with info():

@@ -46,7 +46,7 @@ async def test_every_connection_is_pinged_once_an_interval(
     assert {round(b - a, 6) for a, b in pairwise(times)} == {27}
 
 
-async def test_an_interval_of_a_day_costs_no_more_memory_than_one_of_minutes(
+async def test_an_interval_of_a_day_costs_no_more_memory_than_minutes(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     tracemalloc.start()
@@ -109,7 +109,7 @@ async def test_any_sign_of_life_counts(
     assert alive.reason is None
 
 
-async def test_who_has_left_is_not_pinged(
+async def test_a_closed_connection_is_not_pinged(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     wheel: PingWheel[FakeConnection] = PingWheel(interval_seconds=2, deadline_seconds=60)
@@ -121,7 +121,7 @@ async def test_who_has_left_is_not_pinged(
     assert gone.outbound.pinged_at == []
 
 
-async def test_who_may_not_stay_is_ended_at_its_next_ping_and_gets_none(
+async def test_an_expired_connection_ends_at_its_next_ping_without_one(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     objections: dict[FakeConnection, CloseReason] = {}

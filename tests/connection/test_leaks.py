@@ -1,4 +1,4 @@
-"""However a connection ends, nothing of it stays: the collector passes over what was frozen."""
+"""A connection leaves nothing behind: the collector does not visit frozen objects."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Peer:
         await self.stream.send_all(data)
 
     async def read_to_the_end(self) -> None:
-        """The close frame of the server is answered, as a browser does."""
+        """Read to the end; the server's close frame is answered, as by a browser."""
         with suppress(trio.BrokenResourceError):
             while data := await self.stream.receive_some():
                 if data[:1] == b"\x88":
@@ -155,7 +155,7 @@ async def _connect_and_end(
 
 @asynccontextmanager
 async def nothing_stays() -> AsyncIterator[None]:
-    """Not one object for each of `COUNT` repetitions, without the garbage collector."""
+    """Check that `COUNT` repetitions leave no object each, without the garbage collector."""
     gc.collect()
     gc.disable()
     try:
@@ -172,11 +172,11 @@ def kinds_alive() -> Counter[str]:
 
 
 @pytest.mark.parametrize("end", WAYS, ids=lambda end: end.__name__.strip("_"))
-async def test_nothing_stays_of_a_connection_however_it_ends(
+async def test_a_connection_leaves_nothing_behind_however_it_ends(
     end: Callable[[Peer], Awaitable[None]], nursery: trio.Nursery
 ) -> None:
     rig = Rig(nursery)
-    for _ in range(3):  # what is made once
+    for _ in range(3):  # objects that are made once
         await _connect_and_end(rig, nursery, end)
     async with nothing_stays():
         for _ in range(COUNT):
@@ -191,7 +191,7 @@ async def test_nothing_stays_of_a_connection_however_it_ends(
      UPGRADE.replace(b"13", b"12"), b"GET /ws HTTP/1.1\r\nHost: " + b"x" * 70_000],
     ids=["nothing", "half a head", "a page", "no HTTP", "another version", "too large"],
 )  # fmt: skip
-async def test_nothing_stays_of_a_request_that_is_not_let_in(
+async def test_a_refused_request_leaves_nothing_behind(
     request_bytes: bytes, nursery: trio.Nursery
 ) -> None:
     rig = Rig(nursery)

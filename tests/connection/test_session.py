@@ -35,7 +35,7 @@ UNIX_MS = 1759027038365
 
 @attrs.define
 class Model:
-    """What one client has to see, told without any code of ours."""
+    """The messages that one client must see, modelled without our code."""
 
     max_channels: int
     replay_capacity: int
@@ -43,7 +43,7 @@ class Model:
     published: list[bytes] = attrs.field(factory=list)  # frames; the first has seq 1
 
     def subscribe(self, asked: list[str]) -> tuple[list[str], list[str], list[str]]:
-        """What is allowed, what is no channel, what is too much."""
+        """The allowed channels, the malformed ones, and those over the limit."""
         allowed, bad, excess = [], [], []
         for channel in asked:
             if channel in BAD:
@@ -58,7 +58,7 @@ class Model:
         return allowed, bad, excess
 
     def replay(self, first: int, last: int) -> tuple[list[bytes], int]:
-        """The frames still kept, and how many of those asked for were ever given out."""
+        """The frames still kept, and how many of the requested numbers were ever used."""
         asked = [n for n in range(1, len(self.published) + 1) if first <= n <= last]
         oldest_kept = len(self.published) - self.replay_capacity + 1
         return [self.published[n - 1] for n in asked if n >= oldest_kept], len(asked)
@@ -72,7 +72,7 @@ WHO = st.integers(0, 2)
 
 
 class Conversations(RuleBasedStateMachine):
-    """Three clients share a registry; what each is told has to be what its model says."""
+    """Three clients share a registry; each must get the messages of its model."""
 
     registry: Registry[int]
     sessions: list[Session[int]]
@@ -139,7 +139,7 @@ class Conversations(RuleBasedStateMachine):
 
     @rule(channel=st.sampled_from(GOOD), data=st.integers(), offset=st.none() | st.integers(1, 99))
     def publish(self, channel: str, data: int, offset: int | None) -> None:
-        """As the hub does it."""
+        """Publish as the hub does."""
         self.time += 1
         payload = json.dumps({"price": data}).encode()
         publication = Publication(channel, payload, offset=offset, unix_ms=self.time)
@@ -219,7 +219,7 @@ TestConversations.settings = settings(max_examples=80, stateful_step_count=40)
 
 
 def _entered() -> ResumeBuffer:
-    """Of a server that has reached a stream, which is empty."""
+    """The resume buffer of a server that has reached an empty stream."""
     resume_buffer = ResumeBuffer(max_age_seconds=30.0)
     resume_buffer.note(Mark("e", 0))
     return resume_buffer
@@ -227,7 +227,7 @@ def _entered() -> ResumeBuffer:
 
 @attrs.define
 class Client:
-    """One session, and how a client talks with it."""
+    """One session, and a client's way to talk with it."""
 
     limits: SessionLimits = attrs.field(factory=SessionLimits)
     registry: Registry[str] = attrs.field(factory=Registry)
@@ -259,7 +259,7 @@ class Client:
         return self.say(json.dumps({"type": "subscribe", "channels": channels}))
 
     def publish(self, count: int) -> list[bytes]:
-        """Address `count` envelopes to the client; their frames."""
+        """Address `count` envelopes to the client; returns their frames."""
         frames = []
         for number in range(count):
             publication = Publication(
@@ -302,7 +302,7 @@ def test_both_forms_of_unsubscribe_are_acked_as_asked(client: Client, text: str)
     assert list(client.registry.channels("me")) == ["ETH.trade"]
 
 
-def test_the_count_is_that_of_the_whole_set(client: Client) -> None:
+def test_the_count_covers_the_whole_set(client: Client) -> None:
     counts = [client.subscribe(*channels)[0]["count"] for channels in (GOOD[:2], GOOD[1:3], [])]
     assert counts == [2, 3, 3]
 
@@ -341,7 +341,7 @@ def test_an_unknown_type_is_counted_and_not_answered(client: Client, kind: str) 
 
 
 @pytest.mark.parametrize("kind", ["ping", "SUBSCRIBE", ""])
-def test_an_unknown_type_with_an_id_has_an_error_for_an_answer(client: Client, kind: str) -> None:
+def test_an_unknown_type_with_an_id_is_answered_with_an_error(client: Client, kind: str) -> None:
     (error,) = client.say(json.dumps({"type": kind, "id": 1, "channels": ["BTC.trade"]}))
     assert error.pop("message").startswith(f"Unknown type {kind!r}: ")
     assert error == {"type": "error", "code": "INVALID_COMMAND", "id": 1}
@@ -371,7 +371,7 @@ def test_a_replay_takes_no_number(client: Client) -> None:
     assert objects_of([frame])[0]["seq"] == 4
 
 
-def test_the_last_100_envelopes_are_kept_and_a_shorter_replay_says_so(client: Client) -> None:
+def test_a_replay_beyond_the_last_100_envelopes_reports_its_limit(client: Client) -> None:
     client.publish(250)
     *messages, incomplete = client.say('{"type":"replay","data":{"from":101,"to":160}}')
     assert [message["seq"] for message in messages] == list(range(151, 161))
@@ -383,7 +383,7 @@ def test_the_last_100_envelopes_are_kept_and_a_shorter_replay_says_so(client: Cl
     }
 
 
-def test_the_total_does_not_count_numbers_that_were_never_given_out(client: Client) -> None:
+def test_the_total_leaves_out_numbers_that_were_never_used(client: Client) -> None:
     client.publish(120)
     replies = client.say('{"type":"replay","data":{"from":-5,"to":1000000000000}}')
     assert (replies[-1]["sent"], replies[-1]["total"]) == (100, 120)
@@ -391,7 +391,7 @@ def test_the_total_does_not_count_numbers_that_were_never_given_out(client: Clie
 
 
 @pytest.mark.parametrize("most", [0, 3])
-def test_a_replay_of_which_not_all_may_wait_says_how_many_came(client: Client, most: int) -> None:
+def test_a_cut_replay_reports_how_many_came(client: Client, most: int) -> None:
     frames = client.publish(5)
     got = client.frames('{"type":"replay","data":{"since":0},"id":1}', most=most)
     assert got[:-1] == frames[:most]
@@ -407,7 +407,7 @@ def test_a_replay_of_everything_kept_is_complete(client: Client) -> None:
     assert [reply["seq"] for reply in replies] == list(range(1, 101))
 
 
-def test_without_a_history_a_replay_says_that_nothing_was_sent() -> None:
+def test_without_a_history_a_replay_reports_that_nothing_was_sent() -> None:
     client = Client(SessionLimits(replay_capacity=0))
     client.publish(3)
     (incomplete,) = client.say('{"type":"replay","data":{"since":1}}')
@@ -430,7 +430,7 @@ def test_without_a_history_a_replay_says_that_nothing_was_sent() -> None:
     ],
     ids=json.dumps,
 )
-def test_an_id_comes_back_as_it_was(content: dict[str, Any], command_id: str | int) -> None:
+def test_an_id_comes_back_unchanged(content: dict[str, Any], command_id: str | int) -> None:
     client = Client(SessionLimits(replay_capacity=1))
     client.publish(3)
     replies = client.say(json.dumps(content | {"id": command_id}))
@@ -441,14 +441,14 @@ def test_an_id_comes_back_as_it_was(content: dict[str, Any], command_id: str | i
         assert type(answer["id"]) is type(command_id)
 
 
-def test_envelopes_that_are_sent_again_have_no_id(client: Client) -> None:
+def test_resent_envelopes_have_no_id(client: Client) -> None:
     client.publish(2)
     replies = client.say('{"type":"replay","data":{"since":0},"id":7}')
     assert len(replies) == 2
     assert not any("id" in reply for reply in replies)
 
 
-def test_without_an_id_there_is_none_in_the_answer(client: Client) -> None:
+def test_without_an_id_the_answer_has_none(client: Client) -> None:
     replies = client.subscribe("BTC.trade", "bad") + client.say("x")
     replies += client.say('{"type":"heartbeat","id":null}')
     assert len(replies) == 4
@@ -535,7 +535,7 @@ def test_if_all_channels_are_bad_there_is_no_ack(client: Client) -> None:
     assert client.registry.subscription_counts() == []
 
 
-def test_an_error_does_not_repeat_all_the_nonsense_it_is_about(client: Client) -> None:
+def test_an_error_does_not_repeat_all_of_a_bad_command(client: Client) -> None:
     (error,) = client.subscribe(*["\0" * 5000] * 3, *(f"bad{number}" for number in range(1000)))
     assert len(error["message"]) < 4000
     assert "and 995 more" in error["message"]
@@ -557,7 +557,7 @@ def test_channels_over_the_limit_are_named_and_the_others_subscribed() -> None:
     assert error["message"] == "Not subscribed to 'D.x', 'E.x': at most 3 channels a connection"
 
 
-def test_a_full_set_takes_what_it_has_already() -> None:
+def test_a_full_set_accepts_channels_it_already_has() -> None:
     client = limited(2)
     client.subscribe("A.x", "B.x")
     (ack,) = client.subscribe("B.x", "A.x", "B.x")
@@ -667,10 +667,10 @@ def test_one_client_does_not_use_up_the_rate_of_another(client: Client) -> None:
     assert outcome(other.say('{"type":"heartbeat"}')) == "pong"
 
 
-# --- the books
+# --- the counters
 
 
-def test_every_message_is_counted_by_the_command_it_was(client: Client) -> None:
+def test_every_message_is_counted_by_its_command(client: Client) -> None:
     for text in (
         '{"type":"subscribe","channels":[]}',
         '{"type":"unsubscribe","channels":[]}',
@@ -688,7 +688,7 @@ def test_every_message_is_counted_by_the_command_it_was(client: Client) -> None:
 
 
 def happen(client: Client, *channels: str) -> None:
-    """Events that this client did not get, in the stream from offset 1 on."""
+    """Add events that this client did not get to the stream, from offset 1 on."""
     for offset, channel in enumerate(channels, start=1):
         payload = json.dumps(offset).encode()
         message = NatsMessage(f"odin.token.{channel}", payload, offset, 0.0)
@@ -704,7 +704,7 @@ def leave(client: Client) -> None:
     client.registry.remove("me")
 
 
-def test_who_comes_back_gets_what_was_missed_behind_the_ack_and_numbered_on() -> None:
+def test_missed_events_follow_the_ack_and_are_numbered_on() -> None:
     client = Client()
     happen(client, "BTC.trade", "ETH.trade", "BTC.trade", "SOL.trade")
     client.publish(2)
@@ -723,7 +723,7 @@ def test_who_comes_back_gets_what_was_missed_behind_the_ack_and_numbered_on() ->
 
 
 @pytest.mark.parametrize("most", [0, 2])
-def test_what_of_a_resume_may_not_wait_takes_no_number(most: int) -> None:
+def test_resumed_events_that_cannot_wait_take_no_number(most: int) -> None:
     client = Client()
     happen(client, *["BTC.trade"] * 4)
     command = '{"type":"subscribe","channels":["BTC.trade"],"after":0}'
@@ -739,7 +739,7 @@ def test_what_of_a_resume_may_not_wait_takes_no_number(most: int) -> None:
     assert len(client.say('{"type":"replay","data":{"since":0}}')) == most + 1
 
 
-def test_a_channel_that_is_held_already_is_not_resumed() -> None:
+def test_a_channel_that_is_already_subscribed_is_not_resumed() -> None:
     client = Client()
     client.subscribe("BTC.trade")
     happen(client, "BTC.trade", "ETH.trade")
@@ -747,7 +747,7 @@ def test_a_channel_that_is_held_already_is_not_resumed() -> None:
     assert only["channel"] == "ETH.trade"
 
 
-def test_more_than_is_allowed_of_a_channel_is_cut_to_the_newest_and_said() -> None:
+def test_an_oversized_resume_is_cut_to_the_newest_and_reported() -> None:
     client = Client(SessionLimits(resume_channel_events=2))
     happen(client, *["BTC.trade"] * 5)
     _, *missed, incomplete, end = come_back(client, 1, "BTC.trade")
@@ -758,7 +758,7 @@ def test_more_than_is_allowed_of_a_channel_is_cut_to_the_newest_and_said() -> No
     assert client.traffic.resumed_incompletely == 1
 
 
-def test_a_chatty_channel_does_not_displace_the_only_change_of_a_quiet_one() -> None:
+def test_a_chatty_channel_does_not_displace_a_quiet_one() -> None:
     client = Client(SessionLimits(resume_events=3))
     happen(client, "ETH.trade", *["BTC.trade"] * 9)
     _, *missed, incomplete, _ = come_back(client, 0, "BTC.trade", "ETH.trade")
@@ -769,7 +769,7 @@ def test_a_chatty_channel_does_not_displace_the_only_change_of_a_quiet_one() -> 
     assert incomplete["type"] == "resume_incomplete"
 
 
-def test_who_comes_back_before_all_from_before_the_start_is_there_is_told() -> None:
+def test_a_resume_before_the_backfill_is_complete_reports_it() -> None:
     client = Client()
     client.resume_buffer.note(Mark("e", 0, backfill_end=3))
     happen(client, "BTC.trade", "BTC.trade")
@@ -781,7 +781,7 @@ def test_who_comes_back_before_all_from_before_the_start_is_there_is_told() -> N
     assert [one["type"] for one in come_back(client, 2, "BTC.trade")][1:] == ["resumed"]
 
 
-def test_who_comes_back_before_there_is_a_position_is_told_with_the_id() -> None:
+def test_a_resume_before_a_position_is_answered_with_the_id() -> None:
     client = Client(resume_buffer=ResumeBuffer(max_age_seconds=30.0))
     ack, incomplete, end = come_back(client, 10, "BTC.trade", id="x")
     assert ack["epoch"] is None
@@ -790,7 +790,7 @@ def test_who_comes_back_before_there_is_a_position_is_told_with_the_id() -> None
     assert ack["id"] == incomplete["id"] == end["id"] == "x"
 
 
-def test_a_server_that_is_behind_sends_nothing_again() -> None:
+def test_a_server_that_lags_sends_nothing_again() -> None:
     client = Client()
     happen(client, "BTC.trade")
     _, end = come_back(client, 3, "BTC.trade", epoch="e")
@@ -808,7 +808,7 @@ def test_without_the_epoch_an_offset_ahead_may_be_of_an_older_stream() -> None:
     assert list(client.registry.subscribers_from("BTC.trade", 2)) == ["me"]
 
 
-def test_who_sends_an_offset_is_told_of_gaps_unless_it_says_no() -> None:
+def test_a_client_that_sends_an_offset_gets_notices_unless_it_declines() -> None:
     client = Client()
     come_back(client, 0, "BTC.trade")
     assert list(client.registry.audience) == ["me"]
@@ -819,7 +819,7 @@ def test_who_sends_an_offset_is_told_of_gaps_unless_it_says_no() -> None:
 # --- grants
 
 
-def test_of_the_channels_asked_for_those_are_subscribed_that_the_token_allows() -> None:
+def test_only_the_channels_that_the_token_allows_are_subscribed() -> None:
     client = Client(SessionLimits(max_channels=2))
     client.session.grant = Grant(0.0, "k", frozenset({"BTC.*", "*.social"}))
     replies = client.subscribe("BTC.trade", "ETH.trade", "bad", "ETH.social", "SOL.trade", "BTC.x")
@@ -842,7 +842,7 @@ def test_a_grant_of_every_channel_is_like_none(client: Client) -> None:
     assert ack["count"] == 2
 
 
-# --- what is known of NATS, for who asks
+# --- the NATS status in heartbeats
 
 
 @pytest.mark.parametrize(
@@ -857,7 +857,7 @@ def test_a_grant_of_every_channel_is_like_none(client: Client) -> None:
         '{"type":"heartbeat","data":{"nats":false},"nats":true}',
     ],
 )
-def test_a_heartbeat_that_does_not_ask_is_answered_as_ever(client: Client, text: str) -> None:
+def test_a_plain_heartbeat_is_answered_as_before(client: Client, text: str) -> None:
     client.nats_status.heard(1.0)
     frames = client.frames(text)
     assert texts_of(frames) == [f'{{"type":"pong","ts":{UNIX_MS}}}']
@@ -870,9 +870,7 @@ def test_a_heartbeat_that_does_not_ask_is_answered_as_ever(client: Client, text:
         '{"type":"heartbeat","nats":true,"id":4}',
     ],
 )
-def test_a_heartbeat_that_asks_tells_a_quiet_market_from_a_broken_pipe(
-    client: Client, text: str
-) -> None:
+def test_a_heartbeat_can_tell_a_quiet_market_from_a_lost_nats(client: Client, text: str) -> None:
     asked = {"type": "pong", "ts": UNIX_MS, "id": 4}
     never = {"nats": "disconnected", "age_ms": None, "event_age_ms": None, "offset": 0}
     assert client.say(text) == [asked | never]
@@ -917,9 +915,7 @@ def test_an_age_is_a_whole_number_of_milliseconds(
         '{"type":"subscribe","data":{"channels":["BTC.trade"],"notices":true}}',
     ],
 )
-def test_who_asks_for_notices_is_in_the_audience_and_learns_the_epoch(
-    client: Client, text: str
-) -> None:
+def test_a_client_that_asks_for_notices_gets_them_and_the_epoch(client: Client, text: str) -> None:
     ack = {"type": "subscription_ack", "subscribed": ["BTC.trade"], "count": 1}
     assert client.say(text) == [ack | {"epoch": "e", "offset": 0}]
     assert list(client.registry.audience) == ["me"]
@@ -930,7 +926,7 @@ def test_who_asks_for_notices_is_in_the_audience_and_learns_the_epoch(
     assert client.registry.audience == {"me": owed}, "asking again takes nothing back"
 
 
-def test_who_did_not_ask_for_notices_is_left_alone_and_they_can_be_ended(client: Client) -> None:
+def test_notices_are_opt_in_and_can_be_ended(client: Client) -> None:
     (ack,) = client.subscribe("BTC.trade")
     assert "epoch" not in ack
     client.say('{"type":"subscribe","channels":[],"notices":true}')
@@ -941,14 +937,14 @@ def test_who_did_not_ask_for_notices_is_left_alone_and_they_can_be_ended(client:
     assert not client.registry.audience
 
 
-def test_notices_that_are_no_claim_are_an_error(client: Client) -> None:
+def test_a_notices_field_that_is_not_boolean_is_an_error(client: Client) -> None:
     (error,) = client.say('{"type":"subscribe","channels":["BTC.trade"],"notices":"yes"}')
     assert error["code"] == "INVALID_COMMAND"
     assert not client.registry.audience
     assert not client.registry.channels("me")
 
 
-def test_an_offset_of_another_epoch_brings_nothing_and_is_said() -> None:
+def test_an_offset_of_another_epoch_brings_nothing_and_reports_it() -> None:
     client = Client()
     happen(client, "BTC.trade", "BTC.trade")
     ack, incomplete, end = come_back(client, 1, "BTC.trade", epoch="then")
@@ -958,7 +954,7 @@ def test_an_offset_of_another_epoch_brings_nothing_and_is_said() -> None:
     assert missed["offset"] == 2
 
 
-def test_where_everything_comes_to_everyone_nothing_is_resumed_and_it_is_said() -> None:
+def test_without_filtering_nothing_is_resumed_and_that_is_reported() -> None:
     client = Client(SessionLimits(can_resume=False))
     happen(client, "BTC.trade", "BTC.trade")
     _, incomplete, end = come_back(client, 1, "BTC.trade")

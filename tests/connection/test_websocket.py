@@ -26,14 +26,14 @@ Taken = list[str | bytes]
 
 
 class Client:
-    """The other end: wsproto as a client whose handshake is done."""
+    """The other end: wsproto as a client after its handshake."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._protocol = Protocol(ConnectionType.CLIENT)
 
     async def send(self, *events: Event) -> None:
-        """All of `events` in one piece, so that one read of the server finds them."""
+        """Send all of `events` in one piece, so that one read of the server gets them."""
         await self._stream.send_all(b"".join(self._protocol.send(event) for event in events))
 
     async def receive(self, number: int = 1) -> list[Event]:
@@ -89,8 +89,8 @@ def taking() -> tuple[Taken, Callable[[str | bytes], Awaitable[None]]]:
 CLOSE = CloseConnection(code=1000, reason="bye")
 
 
-async def test_it_has_exactly_the_attributes_that_trio_websocket_gives_a_connection() -> None:
-    """Fails when trio-websocket has a new one: look at what it is for, and set it."""
+async def test_it_has_exactly_the_attributes_of_trio_websocket() -> None:
+    """Fails when trio-websocket has a new attribute: find its purpose, and set it."""
     stream, _ = trio.testing.memory_stream_pair()
     theirs = WebSocketConnection(stream, wsproto.WSConnection(ConnectionType.SERVER))
     _, take = taking()
@@ -139,7 +139,7 @@ async def test_messages_are_handed_over_in_order_and_fragmented_ones_whole(
     assert taken == ["first", "a message in parts", b"\0\xff", "", "last"]
 
 
-async def test_while_a_message_is_taken_nothing_more_is_read(nursery: trio.Nursery) -> None:
+async def test_nothing_is_read_while_a_message_is_handled(nursery: trio.Nursery) -> None:
     taken: Taken = []
     may_go_on = trio.Event()
     reads = 0
@@ -169,7 +169,7 @@ async def test_while_a_message_is_taken_nothing_more_is_read(nursery: trio.Nurse
 
 
 @pytest.mark.parametrize("fault", [KeyError("x"), ValueError("x"), trio.TooSlowError("x")])
-async def test_a_fault_in_taking_a_message_comes_out(fault: Exception) -> None:
+async def test_a_fault_in_handling_a_message_is_raised(fault: Exception) -> None:
     async def take(_: str | bytes) -> None:
         raise fault
 
@@ -191,7 +191,7 @@ async def test_a_ping_gets_its_pong(nursery: trio.Nursery) -> None:
     assert taken == []
 
 
-async def test_a_pong_that_nobody_asked_for_is_nothing(nursery: trio.Nursery) -> None:
+async def test_an_unsolicited_pong_is_ignored(nursery: trio.Nursery) -> None:
     taken, take = taking()
     server, client = pair(take)
     nursery.start_soon(server.read)
@@ -200,7 +200,7 @@ async def test_a_pong_that_nobody_asked_for_is_nothing(nursery: trio.Nursery) ->
     assert taken == ["and on"]
 
 
-async def test_a_message_that_is_too_big_is_told_so_and_not_taken(nursery: trio.Nursery) -> None:
+async def test_an_oversized_message_is_closed_and_not_taken(nursery: trio.Nursery) -> None:
     taken, take = taking()
     server, client = pair(take, max_message_bytes=3)
     nursery.start_soon(server.read)
@@ -216,7 +216,7 @@ async def test_a_message_that_is_too_big_is_told_so_and_not_taken(nursery: trio.
     assert server.closed.code == 1009
 
 
-async def test_the_limit_of_a_message_is_of_bytes_also_where_a_character_has_four(
+async def test_the_message_limit_is_in_bytes_and_not_characters(
     nursery: trio.Nursery,
 ) -> None:
     taken, take = taking()
@@ -230,7 +230,7 @@ async def test_the_limit_of_a_message_is_of_bytes_also_where_a_character_has_fou
 
 
 @pytest.mark.parametrize("part", ["x", ""])
-async def test_a_message_in_too_many_fragments_is_told_so_and_not_taken(
+async def test_a_message_in_too_many_fragments_is_closed_and_not_taken(
     part: str, nursery: trio.Nursery
 ) -> None:
     taken, take = taking()
@@ -248,7 +248,7 @@ async def test_a_message_in_too_many_fragments_is_told_so_and_not_taken(
     await client.send(close.response())
 
 
-async def test_a_message_in_any_pieces_is_one_and_the_pieces_of_a_frame_are_no_fragments(
+async def test_the_pieces_of_a_frame_do_not_count_as_fragments(
     nursery: trio.Nursery,
 ) -> None:
     taken, take = taking()
@@ -266,7 +266,7 @@ async def test_a_message_in_any_pieces_is_one_and_the_pieces_of_a_frame_are_no_f
     await far.aclose()
 
 
-async def test_what_comes_with_the_frame_that_is_too_much_does_not_count(
+async def test_bytes_after_the_violating_frame_are_ignored(
     nursery: trio.Nursery,
 ) -> None:
     taken, take = taking()
@@ -279,7 +279,7 @@ async def test_what_comes_with_the_frame_that_is_too_much_does_not_count(
 
 
 @pytest.mark.parametrize("code", [1000, 1002, 1007, 1009])
-async def test_a_peer_that_closes_with_a_code_of_ours_is_not_refused(code: int) -> None:
+async def test_a_peer_may_close_with_a_private_code(code: int) -> None:
     _, take = taking()
     server, client = pair(take)
     await client.send(CloseConnection(code=code))
@@ -290,7 +290,7 @@ async def test_a_peer_that_closes_with_a_code_of_ours_is_not_refused(code: int) 
     assert server.refused_with is None
 
 
-async def test_a_ping_that_may_not_be_answered_is_not(nursery: trio.Nursery) -> None:
+async def test_a_ping_over_the_rate_is_not_answered(nursery: trio.Nursery) -> None:
     _, take = taking()
     allowed = iter([True, False, True])
     server, client = pair(take, may_answer_ping=lambda: next(allowed))
@@ -299,7 +299,7 @@ async def test_a_ping_that_may_not_be_answered_is_not(nursery: trio.Nursery) -> 
     assert await client.receive(3) == [Pong(b"1"), Pong(b"3"), CLOSE]
 
 
-async def test_a_peer_that_is_just_gone_ends_the_reading_with_1006() -> None:
+async def test_a_peer_that_vanishes_ends_the_reading_with_1006() -> None:
     near, far = trio.testing.memory_stream_pair()
     _, take = taking()
     server = websocket(near, take)
@@ -310,7 +310,7 @@ async def test_a_peer_that_is_just_gone_ends_the_reading_with_1006() -> None:
     assert server.closed.code == 1006
 
 
-async def test_we_begin_to_close_once_and_the_answer_of_the_peer_completes_it() -> None:
+async def test_the_server_closes_once_and_the_answer_completes_it() -> None:
     near, far = trio.testing.memory_stream_pair()
     _, take = taking()
     server = websocket(near, take)
@@ -329,7 +329,7 @@ async def test_we_begin_to_close_once_and_the_answer_of_the_peer_completes_it() 
     assert server.closed.code == 1001
 
 
-async def test_after_the_peer_has_closed_there_is_no_frame_to_begin_with() -> None:
+async def test_after_a_close_by_the_peer_the_server_sends_no_close() -> None:
     _, take = taking()
     server, client = pair(take)
     await client.send(CLOSE)

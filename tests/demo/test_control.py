@@ -14,10 +14,10 @@ from trio_odin.demo.control import Control, Schedule
     rate=st.floats(0.1, 10_000),
     pauses=st.lists(st.floats(0, 5), max_size=50),
 )
-def test_every_tick_comes_once_whenever_the_schedule_is_looked_at(
+def test_every_tick_comes_once_however_often_the_schedule_is_read(
     rate: float, pauses: list[float]
 ) -> None:
-    """Open loop: how late each look was changes nothing in the sum."""
+    """Open loop: the delay of each reading does not change the sum."""
     schedule = Schedule(rate=rate, start=100.0)
     now, taken = 100.0, 0
     for pause in pauses:
@@ -52,7 +52,7 @@ def send(to: Control, **command: Any) -> dict[str, Any]:
     return to.command(json.dumps(command).encode(), now=100, unix_ms=5)
 
 
-def test_start_takes_its_options_and_begins_new_numbers() -> None:
+def test_start_takes_its_options_and_resets_the_statistics() -> None:
     it = control()
     it.stats.errors = 9
     answer = send(
@@ -116,7 +116,7 @@ def test_configure_changes_a_run_in_progress_and_leaves_the_rest() -> None:
         b'{"action":"\xff"}',
     ],
 )
-def test_anything_wrong_is_an_answer_that_says_why_and_changes_nothing(body: bytes) -> None:
+def test_a_bad_command_is_answered_with_the_reason_and_has_no_effect(body: bytes) -> None:
     it = control()
     before = it.report()
     answer = it.command(body, now=100, unix_ms=5)

@@ -42,7 +42,7 @@ def test_prices_stay_positive_and_rounded(seed: int, steps: int) -> None:
         assert trade["priceChange24h"] == round(trade["priceChange24h"], 2)
 
 
-def test_tokens_walk_on_their_own_and_the_same_way_for_the_same_seed() -> None:
+def test_tokens_walk_independently_and_repeat_for_the_same_seed() -> None:
     first, second = Market(seed=7), Market(seed=7)
     tokens = ["BTC", "ETH", "BTC", "BTC", "ETH"]
     assert [first.trade(t, 0) for t in tokens] == [second.trade(t, 0) for t in tokens]
@@ -64,6 +64,6 @@ def test_tokens_are_given_as_a_number_or_by_name() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "10001", ",", "B C", "B.C", "BTC,>", "٣"])
-def test_other_tokens_are_refused_with_what_is_allowed(text: str) -> None:
+def test_other_tokens_are_refused_with_the_rule(text: str) -> None:
     with pytest.raises(ValueError, match="a number from 1 to 10000, or symbols"):
         parse_tokens(text)

@@ -21,7 +21,7 @@ from trio_odin.net.listening import Address
 
 @pytest.fixture
 async def publisher(monkeypatch: pytest.MonkeyPatch) -> Publisher:
-    """A publisher without sockets; what it publishes is counted and goes nowhere."""
+    """A publisher without sockets; its events are counted and go nowhere."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     settings = PublisherSettings(rate=10, tokens=("BTC", "ETH"))
     it = Publisher(settings, [listener])
@@ -35,7 +35,7 @@ async def publisher(monkeypatch: pytest.MonkeyPatch) -> Publisher:
     return it
 
 
-async def test_a_publisher_that_was_held_up_catches_up_and_keeps_its_schedule(
+async def test_a_delayed_publisher_catches_up_and_keeps_its_schedule(
     publisher: Publisher, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     nursery.start_soon(publisher.pump)
@@ -65,7 +65,7 @@ async def test_a_run_with_a_duration_ends_by_itself(
     assert publisher.control.stats.published == pytest.approx(20, abs=3)
 
 
-async def test_after_a_long_sleep_of_the_machine_only_the_last_seconds_are_made_up_for(
+async def test_after_a_long_sleep_only_the_last_seconds_are_made_up(
     publisher: Publisher, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     nursery.start_soon(publisher.pump)
@@ -89,7 +89,7 @@ async def test_without_nats_ticks_are_errors_and_are_not_sent_later(
 
 
 @pytest.mark.parametrize("taken", [1, 0])
-async def test_an_event_on_its_way_to_nats_is_no_error_until_it_fails(
+async def test_an_event_in_flight_is_an_error_only_if_it_fails(
     taken: int,
     autojump_clock: trio.testing.MockClock,
     nursery: trio.Nursery,
@@ -129,7 +129,7 @@ async def test_an_event_on_its_way_to_nats_is_no_error_until_it_fails(
     assert it.control.stats.errors == 2 - taken
 
 
-async def test_an_event_that_is_late_says_when_it_was_due(
+async def test_a_late_event_carries_its_due_time(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -151,7 +151,7 @@ async def test_an_event_that_is_late_says_when_it_was_due(
 
     monkeypatch.setattr(trio_asyncio, "aio_as_trio", take)
     monkeypatch.setattr(it, "_link", Link())
-    # The time of day that goes with the trio clock, to the millisecond.
+    # The time of day at 0 of the trio clock, to the millisecond.
     midnight = 1_700_000_000.0 - trio.current_time()
     monkeypatch.setattr(time, "time", lambda: midnight + trio.current_time())
     nursery.start_soon(it.pump)
@@ -239,7 +239,7 @@ async def _counts_errors(publisher: Publisher, *, more_than: int) -> None:
 
 
 @pytest.mark.e2e
-async def test_it_finds_nats_again_after_a_restart(nursery: trio.Nursery, tmp_path: Path) -> None:
+async def test_it_reconnects_after_a_restart_of_nats(nursery: trio.Nursery, tmp_path: Path) -> None:
     nats = NatsServer(tmp_path)
     settings = PublisherSettings(
         address=Address("127.0.0.1", 0), nats_urls=[nats.url], rate=100, seed=1
@@ -260,10 +260,10 @@ async def test_it_finds_nats_again_after_a_restart(nursery: trio.Nursery, tmp_pa
 
 @pytest.mark.e2e
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # nats-py's task
-async def test_it_survives_a_nats_server_that_hangs_under_load_and_is_killed(
+async def test_it_survives_a_nats_that_hangs_under_load_and_is_killed(
     nursery: trio.Nursery, tmp_path: Path
 ) -> None:
-    """With data waiting for it, nats-py cannot close the connection and does not call back."""
+    """With queued data, nats-py cannot close the connection and does not call back."""
     with running_nats(tmp_path) as nats:
         settings = PublisherSettings(
             address=Address("127.0.0.1", 0), nats_urls=[nats.url], rate=20_000, seed=1

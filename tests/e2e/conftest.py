@@ -1,4 +1,4 @@
-"""The server as in production, in the test's own trio loop, and clients that are not ours."""
+"""The server as in production, in the test's own trio loop, and clients of other libraries."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _WITHOUT_GUARD = {
 
 @pytest.fixture
 async def start_server(nursery: trio.Nursery) -> AsyncIterator[StartServer]:
-    """Start a server with some variables set, by default whatever its load.
+    """Start a server with some variables set, by default without load limits.
 
-    At the end its books are checked, and it is cut.
+    At the end its counters are checked, and it is cut.
     """
     servers = []
 
@@ -71,7 +71,7 @@ async def receive(client: ClientConnection) -> dict[str, Any]:
 
 @attrs.frozen
 class Ending:
-    """How a server ended a connection: the close code and text, None if it came without a word.
+    """How a server ended a connection: the close code and text, None without a close frame.
 
     `reconnect_in_ms` are the notices before it, `events` the other messages.
     """
@@ -100,7 +100,7 @@ async def ending_of(client: ClientConnection) -> Ending:
 
 
 def check_balance(server: Server) -> None:
-    """Nothing may be unaccounted for, ever."""
+    """Check that every event is accounted for."""
     snapshot = server.snapshot()
     assert snapshot.ledger.deliveries.imbalance() == 0
     assert snapshot.fan_out.connections or snapshot.fan_out.outbox_bytes == 0

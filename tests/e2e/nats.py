@@ -1,4 +1,4 @@
-"""A nats-server that a test can stop and start again, and a publisher that is not nats-py."""
+"""A nats-server that a test can stop and restart, and a publisher without nats-py."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from trio_odin.demo.nats_server import find_nats_server
 
 
 def free_port() -> int:
-    """A port that is free, and none of those that the kernel gives away: it stays free for a while.
+    """A free port that the kernel does not give away, so that it stays free for a while.
 
-    By chance, as other tests look for theirs at the same time.
+    It is chosen at random, as other tests look for ports at the same time.
     """
     while True:
         port = secrets.choice(_ports())
@@ -32,7 +32,7 @@ def free_port() -> int:
 
 @functools.cache
 def _ports() -> range:
-    """Below those of the kernel, or above, if a machine is set to give away nearly all."""
+    """The ports below the kernel's range, or above, if that range is nearly everything."""
     first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     below, above = range(min(10_000, first // 2), first), range(last + 1, 65_536)
     return max(below, above, key=len)
@@ -40,14 +40,14 @@ def _ports() -> range:
 
 @attrs.define
 class NatsServer:
-    """nats-server on a port of its own, which stays the same over restarts. Trio is not needed."""
+    """nats-server on a port that stays the same over restarts. It works without trio."""
 
     folder: Path
     jetstream: bool = True
     port: int = attrs.field(factory=free_port)
     monitoring: int = 0  # the port of its pages; none if 0
-    options: Sequence[str] = ()  # further ones of nats-server
-    is_busy: bool = False  # for whoever breaks it: something is under way
+    options: Sequence[str] = ()  # further options of nats-server
+    is_busy: bool = False  # a fault is in progress
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -68,7 +68,7 @@ class NatsServer:
 
     @property
     def is_running(self) -> bool:
-        """Whether the process is there, if only stopped."""
+        """Whether the process exists, even if it is stopped."""
         return self._process is not None and self._process.poll() is None
 
     def signal(self, number: signal.Signals) -> None:
@@ -76,12 +76,12 @@ class NatsServer:
         self._process.send_signal(number)
 
     def reconfigure(self, config: str) -> None:
-        """Write the configuration anew that `options` name, and have it read."""
+        """Replace the configuration file in `options`, and reload it."""
         Path(self.options[-1]).write_text(config)
         self.signal(signal.SIGHUP)
 
     def enter_lame_duck_mode(self) -> None:
-        """Have it tell its clients to leave and take no new ones, as before maintenance."""
+        """Make it send its clients away and accept no new ones, as before maintenance."""
         assert self._process is not None
         subprocess.run([find_nats_server(), "--signal", f"ldm={self._process.pid}"], check=True)
 
@@ -89,7 +89,7 @@ class NatsServer:
         self.end(signal.SIGKILL)
 
     def end(self, number: int) -> None:
-        """Signal it and wait until it has gone."""
+        """Signal it and wait until it has ended."""
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
             self._process.send_signal(number)
@@ -125,7 +125,7 @@ class NatsClient:
         await self._stream.send_all(data)
 
     async def flush(self) -> None:
-        """Wait until the server has taken all that was published."""
+        """Wait until the server has taken everything that was published."""
         await self._stream.send_all(b"PING\r\n")
         await self._receive_until(b"PONG\r\n")
 
@@ -144,7 +144,7 @@ class NatsClient:
         return answer
 
     async def receive_line(self, start: bytes) -> bytes:
-        """Wait for a line that begins so."""
+        """Wait for a line that begins with `start`."""
         while not (line := await self._receive_until(b"\r\n")).startswith(start):
             pass
         return line
@@ -166,7 +166,7 @@ class NatsClient:
 
 @asynccontextmanager
 async def nats_client(url: str, **login: object) -> AsyncIterator[NatsClient]:
-    """A connection to the server at `url`, waiting for it to come up; `login` goes into CONNECT."""
+    """Connect to the server at `url`, once it is up; `login` goes into CONNECT."""
     host, port = url.removeprefix("nats://").split(":")
     with trio.fail_after(10):
         while True:
@@ -184,10 +184,10 @@ async def nats_client(url: str, **login: object) -> AsyncIterator[NatsClient]:
 
 
 class Network:
-    """A wire to a local port that can be cut. While it `is_down` there is no new one.
+    """A wire to a local port that can be cut. While it `is_down` it accepts no connection.
 
-    Bytes from the port that are `spoil[0]`, if they come in one piece, arrive as `spoil[1]`. What a
-    client sends is passed on after `before` was awaited with it.
+    Bytes `spoil[0]` from the port, if they come in one piece, arrive as `spoil[1]`. The bytes of a
+    client are passed on after `before` was awaited with them.
     """
 
     def __init__(self, nursery: trio.Nursery, listener: trio.SocketListener, port: int) -> None:
@@ -202,7 +202,7 @@ class Network:
         self._held_until = float("-inf")
 
     def hold(self, seconds: float) -> None:
-        """Pass on nothing that comes from the port for a while, and all of it then."""
+        """Hold back the bytes from the port for a while, then pass them on."""
         self._held_until = trio.current_time() + seconds
 
     def cut(self) -> None:
@@ -220,7 +220,7 @@ class Network:
             if self.is_down:
                 raise ConnectionRefusedError
             far = await trio.open_tcp_stream("127.0.0.1", self._port)
-        except OSError:  # nobody there yet
+        except OSError:  # nobody listens yet
             await near.aclose()
             return
         async with near, far:

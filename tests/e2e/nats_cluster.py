@@ -1,4 +1,4 @@
-"""Three real nats-servers that form a JetStream cluster, each of which a test can break.
+"""A JetStream cluster of three real nats-servers, each of which a test can break.
 
 A node is a `NatsServer`: `stop()` kills it, `start()` brings it back on the same port and store,
 `signal(SIGSTOP)` hangs it, `enter_lame_duck_mode()` announces its end to its clients.
@@ -23,8 +23,8 @@ _ANSWER_SECONDS = 1.0
 _LOOK_SECONDS = 0.05
 _SYSTEM = {"user": "system", "pass": "system"}
 
-# The system account has a user, for what only it may ask; all others need none. The duration is the
-# shortest that NATS takes; a node in lame duck mode begins to cut clients after the grace period.
+# The system account has a user for its own requests; all others need none. The duration is the
+# shortest that NATS accepts; a node in lame duck mode begins to cut clients after the grace period.
 _CONFIG = """
 server_name: {name}
 listen: "127.0.0.1:{port}"
@@ -45,7 +45,7 @@ class NatsCluster:
 
     @property
     def url(self) -> str:
-        """All three, as for `NATS_URL`."""
+        """The URLs of all three, as for `NATS_URL`."""
         return ",".join(node.url for node in self.nodes)
 
     @property
@@ -57,7 +57,7 @@ class NatsCluster:
             node.start()
 
     def stop(self) -> None:
-        """Kill all that run."""
+        """Kill all running nodes."""
         for node in self.nodes:
             node.stop()
 
@@ -78,9 +78,9 @@ class NatsCluster:
     async def request(
         self, subject: str, content: object = None, *, seconds: float = _READY_SECONDS
     ) -> dict[str, Any]:
-        """Ask the JetStream API by one running node after the other, until there is an answer.
+        """Ask the JetStream API through one running node after the other, until there is an answer.
 
-        So what is asked may be done twice, if an answer is lost.
+        So a request may be carried out twice, if an answer is lost.
 
         Raises:
             trio.TooSlowError: nobody has answered within `seconds`.
@@ -94,7 +94,7 @@ class NatsCluster:
                 await trio.sleep(_LOOK_SECONDS)
 
     async def meta_leader(self) -> NatsServer:
-        """The node that leads JetStream: it makes and places streams."""
+        """The node that leads JetStream, which makes and places streams."""
         with trio.fail_after(_READY_SECONDS):
             while True:
                 for node in self.running:
@@ -103,7 +103,7 @@ class NatsCluster:
                 await trio.sleep(_LOOK_SECONDS)
 
     async def stream_leader(self, stream: str) -> NatsServer:
-        """The node that takes the stream's messages; waits for an election under way."""
+        """The node that takes the stream's messages; waits for the end of an election."""
         with trio.fail_after(_READY_SECONDS):
             while True:
                 info = await self.request(f"$JS.API.STREAM.INFO.{stream}")
@@ -112,11 +112,11 @@ class NatsCluster:
                 await trio.sleep(_LOOK_SECONDS)
 
     async def step_down(self, stream: str) -> None:
-        """Have the stream's leader give up its place; of a stream with one replica it stays."""
+        """Make the stream's leader step down; with one replica it stays."""
         await self.request(f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}")
 
     async def step_down_meta(self) -> None:
-        """Have the node that leads JetStream give up its place."""
+        """Make the leader of JetStream step down."""
         leader = await self.meta_leader()
         async with nats_client(leader.url, **_SYSTEM) as client:
             answer = await client.request("$JS.API.META.LEADER.STEPDOWN", None)
@@ -151,7 +151,7 @@ class NatsCluster:
         return meta
 
     async def _ask(self, node: NatsServer, subject: str, content: object) -> dict[str, Any] | None:
-        """An answer by way of `node`; None if it went away."""
+        """The answer of `node`; None if it is lost."""
         try:
             async with nats_client(node.url) as client:
                 return await client.request(subject, content)
@@ -191,7 +191,7 @@ def cluster_in(folder: Path, *, grace_seconds: float = 1.0) -> NatsCluster:
 async def running_cluster(
     folder: Path, *, grace_seconds: float = 1.0
 ) -> AsyncIterator[NatsCluster]:
-    """A cluster that is ready; all of it is gone after the block."""
+    """A cluster that is ready; it ends with the block."""
     cluster = cluster_in(folder, grace_seconds=grace_seconds)
     cluster.start()
     try:

@@ -1,4 +1,4 @@
-"""Clients that ask for much again and do not read it, beside one that has asked for nothing."""
+"""Clients that request large replays and do not read, beside one without a request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REPLAY = '{"type":"replay","data":{"since":0}}'
 
 
 async def publish_large(server: Server, nats_url: str) -> None:
-    """No faster than who is subscribed can read."""
+    """Publish at the pace of the subscribed clients."""
     counters = server.ledger
     async with nats_client(nats_url) as nats:
         for number in range(1, KEPT + 1):
@@ -45,7 +45,7 @@ async def read_all(client: SlowClient) -> None:
 
 
 async def hostile_clients(server: Server, nats_url: str, command: str) -> list[SlowClient]:
-    """They can have a hundred large events with `command`, which they have not sent yet."""
+    """Clients that could get a hundred large events with `command`, which is not sent yet."""
     clients = [await connected_client(server) for _ in range(HOSTILE)]
     async with trio.open_nursery() as nursery:
         if command == REPLAY:
@@ -57,7 +57,7 @@ async def hostile_clients(server: Server, nats_url: str, command: str) -> list[S
 
 
 @pytest.mark.parametrize(("command", "end"), [(REPLAY, "replay_incomplete"), (RESUME, "resumed")])
-async def test_what_hostile_clients_ask_for_again_costs_the_others_nothing(
+async def test_hostile_replay_requests_cost_the_others_nothing(
     command: str, end: str, start_server: StartServer, nats_url: str
 ) -> None:
     server = await start_server(
@@ -90,7 +90,7 @@ async def test_what_hostile_clients_ask_for_again_costs_the_others_nothing(
     await wait_until(lambda: server.connections == 0)
 
 
-async def test_what_is_kept_for_clients_that_have_read_everything_is_bounded(
+async def test_the_buffers_for_clients_that_read_everything_are_bounded(
     start_server: StartServer, nats_url: str
 ) -> None:
     limit = 20 * PAYLOAD_BYTES

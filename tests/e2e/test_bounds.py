@@ -1,4 +1,4 @@
-"""Every value that a setting may have is one that a server can live with."""
+"""A server works with every allowed value of a setting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trio_odin.settings.settings import variables
 
 pytestmark = pytest.mark.e2e
 
-# A test of the documentation has each of these with its least and its greatest value.
+# The examples of each contain its least and its greatest value, by a test of the settings.
 NUMERIC = [variable.name for variable in variables() if any(map(str.isdigit, variable.allowed))]
 EXTREMES = [(name, text) for name in NUMERIC for text in EXAMPLES[name].good]
 
@@ -23,14 +23,14 @@ def test_most_settings_are_numbers() -> None:
 
 
 @pytest.mark.parametrize(("name", "text"), EXTREMES)
-async def test_a_server_serves_with_it(
+async def test_a_server_serves_with_extreme_values(
     name: str,
     text: str,
     start_server: StartServer,
     nats_url: str,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    # With NATS, as without it a subscription waits for it, for seconds.
+    # With NATS, as without it a subscription waits for seconds.
     server = await start_server(**{"NATS_URL": nats_url, name: text})
     try:
         with trio.fail_after(30):

@@ -41,7 +41,7 @@ async def get(server: Server, path: str) -> tuple[int, dict[str, Any]]:
     return await trio.to_thread.run_sync(request)
 
 
-async def test_it_starts_without_nats_says_so_and_recovers(
+async def test_it_starts_without_nats_reports_it_and_recovers(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     nats = NatsServer(tmp_path)
@@ -87,7 +87,7 @@ async def test_clients_stay_over_a_restart_of_nats_and_events_flow_again(
             assert (await get(server, "/health"))[0] == 503
             assert (await get(server, "/ready"))[0] == 200
             nats.start()
-            # Published into the new stream before the bridge is back: not to be lost.
+            # Published into the new stream before the bridge is back: it must not be lost.
             async with nats_client(nats.url) as publisher:
                 await wait_for_nats(server)
                 await publisher.publish("odin.token.BTC.trade", b'"after"')
@@ -97,10 +97,10 @@ async def test_clients_stay_over_a_restart_of_nats_and_events_flow_again(
         check_balance(server)
 
 
-async def test_what_was_published_while_the_connection_was_lost_comes_once(
+async def test_events_published_during_an_outage_come_once(
     start_server: StartServer, tmp_path: Path, nursery: trio.Nursery
 ) -> None:
-    """The stream survives, only our connection is cut: the position carries over."""
+    """The stream survives and only our connection is cut: the position carries over."""
     with running_nats(tmp_path) as nats:
         network = await start_network(nursery, nats.port)
         server = await start_server(NATS_URL=network.url)
@@ -118,7 +118,7 @@ async def test_what_was_published_while_the_connection_was_lost_comes_once(
         check_balance(server)
 
 
-async def test_a_stream_deleted_under_us_is_made_again(
+async def test_a_stream_deleted_at_run_time_is_made_again(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     with running_nats(tmp_path) as nats:
@@ -134,7 +134,7 @@ async def test_a_stream_deleted_under_us_is_made_again(
             assert (await receive(client))["data"] == 2
 
 
-async def test_a_gap_is_told_though_the_connection_on_which_it_was_found_is_lost_at_once(
+async def test_a_gap_is_reported_even_if_its_connection_is_lost_at_once(
     start_server: StartServer,
     tmp_path: Path,
     nursery: trio.Nursery,
@@ -186,7 +186,7 @@ async def test_without_jetstream_it_subscribes_to_core_nats(
             assert "offset" not in message
 
 
-async def test_jetstream_alone_does_not_settle_for_core(
+async def test_in_jetstream_mode_it_does_not_fall_back_to_core(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     with running_nats(tmp_path, jetstream=False) as nats:
@@ -196,7 +196,9 @@ async def test_jetstream_alone_does_not_settle_for_core(
         assert not server.snapshot().nats.was_connected
 
 
-async def test_core_leaves_jetstream_alone(start_server: StartServer, tmp_path: Path) -> None:
+async def test_in_core_mode_it_does_not_use_jetstream(
+    start_server: StartServer, tmp_path: Path
+) -> None:
     with running_nats(tmp_path) as nats:
         server = await start_server(NATS_URL=nats.url, NATS_MODE="core")
         await wait_for_nats(server)
@@ -212,7 +214,7 @@ async def stream_config(url: str, name: str) -> dict[str, Any]:
     return config
 
 
-async def test_the_stream_is_made_with_the_limits_that_were_set(
+async def test_the_stream_is_made_with_the_configured_limits(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     with running_nats(tmp_path) as nats:
@@ -230,7 +232,7 @@ async def test_the_stream_is_made_with_the_limits_that_were_set(
     assert (config["max_age"], config["max_msgs"], config["max_bytes"]) == (7e9, 77, 777777)
 
 
-async def test_a_stream_that_exists_keeps_its_settings_and_gains_our_subject(
+async def test_an_existing_stream_keeps_its_settings_and_gains_the_subject(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     made = {
@@ -257,7 +259,7 @@ async def test_a_stream_that_exists_keeps_its_settings_and_gains_our_subject(
             assert (await receive(subscriber))["data"] == 1
 
 
-async def test_a_stream_of_another_name_that_has_our_subject_is_used(
+async def test_a_stream_of_another_name_with_the_subject_is_used(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     with running_nats(tmp_path) as nats:
@@ -288,10 +290,10 @@ async def test_more_than_the_allowed_rate_from_nats_is_shed_and_counted(
     check_balance(server)
 
 
-async def test_the_past_of_a_stream_is_not_news(
+async def test_old_events_of_a_stream_are_not_sent_as_new(
     start_server: StartServer, tmp_path: Path, nursery: trio.Nursery
 ) -> None:
-    """Not at start-up, nor after an early reconnect, nor when the consumer has gone."""
+    """Neither at start-up, nor after an early reconnect, nor when the consumer was deleted."""
     with running_nats(tmp_path) as nats:
         network = await start_network(nursery, nats.port)
         first = await start_server(NATS_URL=nats.url)
@@ -316,7 +318,7 @@ async def test_the_past_of_a_stream_is_not_news(
         check_balance(server)
 
 
-async def test_a_stream_with_a_part_of_our_subject_is_left_alone(
+async def test_a_stream_with_a_part_of_the_subject_is_left_alone(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     theirs = {"name": "THEIRS", "subjects": ["odin.token.BTC.trade"], "retention": "workqueue"}
@@ -333,10 +335,10 @@ async def test_a_stream_with_a_part_of_our_subject_is_left_alone(
             assert (await receive(subscriber))["data"] == 1
 
 
-async def test_once_jetstream_was_consumed_core_is_no_substitute(
+async def test_after_jetstream_was_consumed_core_does_not_replace_it(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """It would have events twice when JetStream is back, and lose those in between."""
+    """Otherwise events would come twice when JetStream is back, and others would be lost."""
     with running_nats(tmp_path) as nats:
         server = await start_server(NATS_URL=nats.url)
         await wait_for_nats(server)
@@ -353,10 +355,10 @@ async def test_once_jetstream_was_consumed_core_is_no_substitute(
         assert server.snapshot().nats.mode == "jetstream"
 
 
-async def test_a_stream_made_anew_under_a_live_connection_is_found_out(
+async def test_a_stream_made_anew_under_a_live_connection_is_noticed(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """nats-py would wait at the old place for ever, connected and silent."""
+    """nats-py would wait at the old place forever, connected and silent."""
     stream = {"name": "ODIN_TOKENS", "subjects": ["odin.token.>"], "storage": "memory"}
     with running_nats(tmp_path) as nats:
         server = await start_server(NATS_URL=nats.url)
@@ -373,7 +375,7 @@ async def test_a_stream_made_anew_under_a_live_connection_is_found_out(
         check_balance(server)
 
 
-async def test_a_client_of_a_server_that_has_gone_gets_what_it_missed_from_the_next_one(
+async def test_a_client_of_a_stopped_server_resumes_at_another_one(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     with running_nats(tmp_path) as nats:
@@ -387,7 +389,7 @@ async def test_a_client_of_a_server_that_has_gone_gets_what_it_missed_from_the_n
                 await publisher.publish("odin.token.BTC.trade", payload)
                 await publisher.publish("odin.token.ETH.trade", b'"of others"')
             await publisher.flush()
-            # It began after the events, and knows them from the stream.
+            # It started after the events, and has them from the stream.
             second = await start_server(NATS_URL=nats.url)
             await wait_until(lambda: second.ledger.publications.backfilled == 5)
             async with client_of(second) as client:
@@ -403,10 +405,10 @@ async def test_a_client_of_a_server_that_has_gone_gets_what_it_missed_from_the_n
     assert second.ledger.traffic.resumed == 2
 
 
-# --- NATS stops, hangs, or is somewhere else
+# --- NATS stops, hangs, or is elsewhere
 
 
-async def test_a_stop_is_seen_within_2_s_and_events_flow_1_s_after_nats_is_back(
+async def test_an_outage_is_noticed_in_2_s_and_a_recovery_in_1_s(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     with running_nats(tmp_path) as nats:
@@ -415,7 +417,7 @@ async def test_a_stop_is_seen_within_2_s_and_events_flow_1_s_after_nats_is_back(
         async with client_of(server, "BTC.trade") as client:
             nats.signal(signal.SIGTERM)
             await wait_until(lambda: not server.snapshot().nats.is_connected, seconds=2)
-            await trio.sleep(1)  # by now it tries as seldom as it ever will
+            await trio.sleep(1)  # by now its attempts are as rare as they get
             nats.stop()
             nats.start()
             async with nats_client(nats.url) as publisher:
@@ -428,7 +430,7 @@ async def test_a_stop_is_seen_within_2_s_and_events_flow_1_s_after_nats_is_back(
 async def test_of_several_servers_the_one_that_answers_is_used(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """Of the others one is down, and one takes connections and says nothing, as when it hangs."""
+    """One of the others is down, and one accepts connections and sends nothing, as if hung."""
     with running_nats(tmp_path) as nats, socket.create_server(("127.0.0.1", 0)) as hung:
         async with nats_client(nats.url):
             pass  # it is up
@@ -441,7 +443,7 @@ async def test_of_several_servers_the_one_that_answers_is_used(
             assert (await receive(client))["data"] == 1
 
 
-async def test_a_heartbeat_and_health_say_how_fresh_nats_is(
+async def test_a_heartbeat_and_health_show_how_fresh_nats_is(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     heartbeat = '{"type":"heartbeat","data":{"nats":true}}'
@@ -449,12 +451,12 @@ async def test_a_heartbeat_and_health_say_how_fresh_nats_is(
         server = await start_server(NATS_URL=nats.url)
         await wait_for_nats(server)
         async with client_of(server, "BTC.trade") as client:
-            await trio.sleep(1.5)  # a quiet market: nothing but signs of life
+            await trio.sleep(1.5)  # a quiet market: only signs of life
             await client.send(heartbeat)
             pong = await receive(client)
             assert (pong["nats"], pong["event_age_ms"]) == ("connected", None)
             assert pong["age_ms"] < 1300
-            nats.signal(signal.SIGSTOP)  # a broken pipe: not known yet, but already seen
+            nats.signal(signal.SIGSTOP)  # an outage: not noticed yet, but already visible
             await trio.sleep(2)
             await client.send(heartbeat)
             assert (await receive(client))["age_ms"] > 1900
@@ -470,7 +472,7 @@ async def test_a_heartbeat_and_health_say_how_fresh_nats_is(
 
 @asynccontextmanager
 async def listener_of(server: Server) -> AsyncIterator[tuple[ClientConnection, str]]:
-    """A client that has asked to be told of gaps, and the epoch it was told."""
+    """A client that has asked for notices of gaps, and the epoch that it got."""
     async with client_of(server) as client:
         command = {"type": "subscribe", "channels": ["BTC.trade"], "notices": True}
         await client.send(json.dumps(command))
@@ -485,7 +487,7 @@ async def receive_gap(client: ClientConnection) -> dict[str, Any]:
     return message
 
 
-async def test_what_the_stream_has_dropped_meanwhile_is_a_gap_of_so_many_messages(
+async def test_events_dropped_by_the_stream_are_a_gap_with_their_count(
     start_server: StartServer, tmp_path: Path, nursery: trio.Nursery
 ) -> None:
     with running_nats(tmp_path) as nats:
@@ -513,7 +515,7 @@ async def test_what_the_stream_has_dropped_meanwhile_is_a_gap_of_so_many_message
         check_balance(server)
 
 
-async def test_messages_of_others_in_the_stream_are_no_gap_but_hide_how_large_one_is(
+async def test_foreign_messages_in_the_stream_hide_the_size_of_a_gap(
     start_server: StartServer, tmp_path: Path, nursery: trio.Nursery
 ) -> None:
     shared = {"name": "ODIN_TOKENS", "subjects": ["odin.>"], "max_msgs": 20}
@@ -571,10 +573,10 @@ async def test_in_core_mode_every_loss_of_the_connection_is_a_gap(
             assert (gap["reason"], gap["missed"], gap["epoch"]) == ("core", None, None)
 
 
-async def test_what_was_published_until_nats_got_jetstream_is_a_gap(
+async def test_events_published_before_nats_got_jetstream_are_a_gap(
     start_server: StartServer, tmp_path: Path, nursery: trio.Nursery
 ) -> None:
-    """It is older than what the server reads the stream for, and core NATS has not kept it."""
+    """It is older than the backfill of the stream, and core NATS has not kept it."""
     with running_nats(tmp_path, jetstream=False) as nats:
         network = await start_network(nursery, nats.port)
         server = await start_server(NATS_URL=network.url)
@@ -600,7 +602,9 @@ async def test_what_was_published_until_nats_got_jetstream_is_a_gap(
             assert (await receive(client))["offset"] == 4
 
 
-async def test_what_the_server_sheds_is_a_gap_too(start_server: StartServer, nats_url: str) -> None:
+async def test_events_shed_by_the_server_are_a_gap(
+    start_server: StartServer, nats_url: str
+) -> None:
     server = await start_server(NATS_URL=nats_url, WS_MAX_NATS_RATE="5")
     await wait_for_nats(server)
     async with listener_of(server) as (client, _), nats_client(nats_url) as publisher:

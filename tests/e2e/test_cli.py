@@ -60,7 +60,9 @@ def test_up_runs_and_ends_by_itself_with_everything_started() -> None:
 
 
 @pytest.mark.parametrize("command", [["up"], ["serve"], ["publish"]])
-def test_a_taken_port_is_one_sentence_and_exit_code_2(command: list[str], tmp_path: Path) -> None:
+def test_a_taken_port_gives_one_sentence_and_exit_code_2(
+    command: list[str], tmp_path: Path
+) -> None:
     with running_nats(tmp_path) as someone:
         address = f"127.0.0.1:{someone.port}"
         ended = run(*command, "--addr", address)
@@ -97,7 +99,7 @@ def test_a_taken_port_is_one_sentence_and_exit_code_2(command: list[str], tmp_pa
         (["watch", "BTC.trade", "--url", "http://x"], {}, "http://x"),
     ],
 )
-def test_bad_input_is_a_sentence_with_the_value_and_exit_code_2(
+def test_bad_input_gives_a_sentence_with_the_value_and_exit_code_2(
     arguments: list[str], variables: dict[str, str], sentence: str
 ) -> None:
     ended = run(*arguments, **variables)
@@ -127,7 +129,7 @@ def test_no_number_of_any_command_may_be_nan() -> None:
         (RuntimeError("can't start new thread"), "trio-odin: no further thread: "),
     ],
 )
-def test_what_the_machine_does_not_give_is_a_sentence_and_exit_code_1(
+def test_a_lack_of_the_machine_gives_a_sentence_and_exit_code_1(
     error: Exception, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def serve() -> None:
@@ -141,7 +143,7 @@ def test_what_the_machine_does_not_give_is_a_sentence_and_exit_code_1(
     assert capsys.readouterr().err.startswith(sentence)
 
 
-def test_a_fault_of_ours_is_not_hidden() -> None:
+def test_a_fault_of_the_program_is_not_hidden() -> None:
     async def serve() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.sleep_forever)
@@ -151,7 +153,7 @@ def test_a_fault_of_ours_is_not_hidden() -> None:
         run_under_trio(serve)
 
 
-def test_help_teaches() -> None:
+def test_help_shows_examples() -> None:
     assert "trio-odin up" in run("--help").stdout
     for command in main.commands:
         shown = run(command, "--help")
@@ -165,7 +167,7 @@ def test_a_misspelt_command_gets_the_nearest_one() -> None:
     assert "Did you mean 'serve'?" in ended.stderr
 
 
-def test_what_serves_loads_nothing_of_the_lab() -> None:
+def test_the_server_commands_load_no_part_of_the_lab() -> None:
     program = (
         "import sys; from trio_odin.cli import main; main.commands['serve'];"
         "print(*(name for name in sys.modules if name.startswith('trio_odin.lab')))"
@@ -184,7 +186,7 @@ async def start(*arguments: str, **variables: str) -> trio.Process:
 
 
 async def ended(process: trio.Process) -> tuple[int, str, str]:
-    """Wait for the end; the exit code and what was printed."""
+    """Wait for the end; returns the exit code and the output."""
     printed = {"out": b"", "err": b""}
 
     async def collect(name: str, stream: trio.abc.ReceiveStream) -> None:
@@ -201,7 +203,7 @@ async def ended(process: trio.Process) -> tuple[int, str, str]:
 
 
 async def ready(port: int) -> str:
-    """Wait until the server on `port` takes clients and has NATS; its WebSocket address."""
+    """Wait until the server on `port` accepts clients and has NATS; its WebSocket address."""
 
     def ask() -> int:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
@@ -259,7 +261,7 @@ async def test_up_leaves_nothing_behind_after_ctrl_c() -> None:
     await wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
 
 
-async def test_watch_prints_what_comes_until_the_server_leaves() -> None:
+async def test_watch_prints_messages_until_the_server_leaves() -> None:
     port = free_port()
     up = await start("up", "--addr", f"127.0.0.1:{port}", "--duration", "4", "--rate", "50")
     url = await ready(port)
@@ -284,7 +286,7 @@ def test_a_misspelt_variable_gets_a_warning_with_the_nearest_one() -> None:
     )
     assert process.stderr is not None
     with process, process.stderr:
-        lines = [process.stderr.readline() for _ in range(4)]  # up to that it serves
+        lines = [process.stderr.readline() for _ in range(4)]  # up to the line that it serves
         process.send_signal(signal.SIGTERM)
         process.stderr.read()
         assert process.wait(timeout=10) == 0
@@ -316,7 +318,7 @@ def test_the_settings_in_force_can_be_printed(tmp_path: Path) -> None:
 
 
 async def gets_a_pong(url: str) -> bool:
-    """False while the server has no file for one more client, and says so."""
+    """False while the server refuses one more client for lack of files."""
     try:
         async with connect(url) as client:
             await client.send('{"type":"heartbeat"}')
@@ -327,7 +329,7 @@ async def gets_a_pong(url: str) -> bool:
         return False
 
 
-async def test_running_out_of_files_ends_nothing_and_is_no_flood_in_the_log(
+async def test_running_out_of_files_is_survived_without_a_flood_of_logs(
     tmp_path: Path,
 ) -> None:
     port = free_port()
@@ -363,7 +365,7 @@ def test_a_flag_replaces_a_bad_variable() -> None:
 
 
 async def test_without_proc_the_figures_that_need_it_are_left_out() -> None:
-    """As in some sandboxes, and under hidepid: said once, and everything else is there."""
+    """As in some sandboxes, and under hidepid: logged once, and all other figures exist."""
     hide = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"]
     possible = await trio.run_process([*hide, "true"], check=False, capture_stderr=True)
     if possible.returncode:

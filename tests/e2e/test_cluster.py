@@ -1,4 +1,4 @@
-"""A cluster of NATS servers, of which one or the other goes away."""
+"""A cluster of NATS servers that loses one of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def is_at_another(cluster: NatsCluster) -> bool:
     return cluster.nodes[0] not in await cluster.nodes_with("trio-odin")
 
 
-async def test_a_server_that_was_announced_takes_the_place_of_the_one_configured(
+async def test_an_announced_server_takes_the_place_of_the_configured_one(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     async with running_cluster(tmp_path) as cluster:

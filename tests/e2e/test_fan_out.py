@@ -29,7 +29,7 @@ CHANNELS = [
 ]
 
 
-async def test_a_hundred_clients_get_exactly_what_they_subscribed_to(
+async def test_a_hundred_clients_get_exactly_their_subscriptions(
     start_server: StartServer, nats_url: str
 ) -> None:
     """The plan's integration test."""
@@ -53,7 +53,7 @@ async def test_a_hundred_clients_get_exactly_what_they_subscribed_to(
             assert got == {(c, n): 1 for c in channels for n in range(published[c])}
             assert [e["seq"] for e in messages] == list(range(1, expected + 1))
             assert [e["offset"] for e in messages] == sorted(e["offset"] for e in messages)
-            # And nothing else comes: the next answer is the heartbeat's.
+            # Nothing else comes: the next answer is the heartbeat's.
             await client.send('{"type":"heartbeat"}')
             assert (await receive(client))["type"] == "pong"
 
@@ -150,7 +150,7 @@ async def test_nothing_is_sent_before_the_handshake_is_complete(start_server: St
     async with trio.open_nursery() as clients:
         for _ in range(100):
             clients.start_soon(connect_and_leave)
-            server.ledger.publications.received += 1  # as the bridge books it
+            server.ledger.publications.received += 1  # as the bridge counts it
             server._hub.publish(
                 NatsMessage("odin.token.BTC.trade", b"1", None, trio.current_time())
             )
@@ -168,7 +168,7 @@ async def test_nothing_is_sent_before_the_handshake_is_complete(start_server: St
         (b"\x81\x81\x00\x00\x00\x00\xff", 1007),  # not UTF-8
     ],
 )
-async def test_frames_that_break_the_rules_are_told_which(
+async def test_frames_that_break_the_rules_are_closed_with_their_code(
     frame: bytes, code: int, start_server: StartServer
 ) -> None:
     server = await start_server()

@@ -1,4 +1,4 @@
-"""The door, the pause and the admin address of a whole server."""
+"""Admission, shedding and the admin address of a whole server."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def page(address: Address | str, path: str) -> tuple[int, str]:
 
 
 async def knock(server: Server) -> InvalidStatus | None:
-    """Why a client is refused; None if it is let in."""
+    """The refusal of a client; None if it is let in."""
     try:
         async with connect(url_of(server)):
             return None
@@ -54,10 +54,10 @@ async def knock(server: Server) -> InvalidStatus | None:
         return refused
 
 
-async def test_a_storm_is_refused_with_a_time_to_come_back_and_then_let_in(
+async def test_a_storm_is_refused_with_a_retry_time_and_then_let_in(
     start_server: StartServer,
 ) -> None:
-    # So low that the storm of this very test is over it, and an idle server is not.
+    # So low that the storm of this test exceeds it, and an idle server does not.
     server = await start_server(WS_CPU_REJECT_THRESHOLD="10")
     async with AsyncExitStack() as stack:
         early = await stack.enter_async_context(client_of(server))
@@ -72,14 +72,14 @@ async def test_a_storm_is_refused_with_a_time_to_come_back_and_then_let_in(
         assert rejected["overloaded"] == 1
         with trio.fail_after(30):
             while await knock(server) is not None:
-                await trio.sleep(1.0)  # what the answer asks for
+                await trio.sleep(1.0)  # as the answer asks
         assert set(rejected) == {"overloaded"}
         await early.send('{"type":"heartbeat"}')
         assert (await receive(early))["type"] == "pong", "those who are in notice nothing"
     check_balance(server)
 
 
-async def test_a_pause_sheds_its_share_says_so_and_ends(
+async def test_overload_sheds_a_share_reports_it_and_ends(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     with running_nats(tmp_path) as nats:
@@ -87,11 +87,11 @@ async def test_a_pause_sheds_its_share_says_so_and_ends(
         await wait_for_nats(server)
         guard = server._load_monitor
         async with client_of(server, "BTC.trade") as client, nats_client(nats.url) as publisher:
-            # Of four seconds at once, so that no sample of the guard's own comes in between.
+            # Four seconds at once, so that no regular sample comes in between.
             for _ in range(4):
                 guard.observe(Load(cpu_percent=100.0))
             assert server.snapshot().load.paused_percent == 40
-            guard.shedder.cpu_pause_percent = 1e-9  # an idle process is below none
+            guard.shedder.cpu_pause_percent = 1e-9  # an idle process exceeds it
             for number in range(10):
                 await publisher.publish("odin.token.BTC.trade", b"%d" % number)
             await publisher.flush()
@@ -117,7 +117,7 @@ async def test_a_pause_sheds_its_share_says_so_and_ends(
         check_balance(server)
 
 
-async def test_metrics_have_an_address_of_their_own(start_server: StartServer) -> None:
+async def test_metrics_can_have_their_own_address(start_server: StartServer) -> None:
     server = await start_server(WS_ADMIN_ADDR="127.0.0.1:0", WS_ACCEPT_RATE="0.001")
     (public,), (admin,) = server.addresses, server.admin_addresses
     assert public.port != admin.port
@@ -133,7 +133,7 @@ async def test_metrics_have_an_address_of_their_own(start_server: StartServer) -
             pass
 
 
-async def test_workers_share_the_admin_address_too(tmp_path: Path) -> None:
+async def test_workers_share_the_admin_address(tmp_path: Path) -> None:
     port, admin = free_port(), free_port()
     with running_nats(tmp_path) as nats:
         process = await start(

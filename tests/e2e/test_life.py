@@ -1,4 +1,4 @@
-"""How a server leaves, changes and is replaced while clients are connected."""
+"""A server leaves, changes and is replaced while clients are connected."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Leavers:
         self.closed_at[number] = trio.current_time()
 
 
-async def test_sigterm_under_load_sends_each_of_300_away_at_its_own_moment(
+async def test_sigterm_under_load_closes_each_of_300_at_its_own_time(
     tmp_path: Path,
 ) -> None:
     async with (
@@ -133,7 +133,7 @@ async def test_sigterm_under_load_sends_each_of_300_away_at_its_own_moment(
 
 
 async def publish_until_cancelled(running: Running, scope: trio.CancelScope) -> None:
-    # nats-py runs in a loop of its own: cancelled between two events only.
+    # nats-py runs in its own loop: it is cancelled only between two events.
     async with nats_client(running.nats_url) as publisher:
         while not scope.cancel_called:
             await publisher.publish("odin.token.BTC.trade", b"1")
@@ -152,7 +152,7 @@ async def check_that_nobody_is_let_in(running: Running) -> None:
     assert body.startswith(b"Server is shutting down")
 
 
-async def test_a_client_that_reads_nothing_does_not_hold_the_exit_up(tmp_path: Path) -> None:
+async def test_a_client_that_reads_nothing_does_not_delay_the_exit(tmp_path: Path) -> None:
     async with server(tmp_path, WS_DRAIN_SECONDS="2", WS_WRITE_DEADLINE="60s") as running:
         stream = await trio.open_tcp_stream("127.0.0.1", running.port)
         async with stream:
@@ -173,7 +173,7 @@ async def test_a_client_that_reads_nothing_does_not_hold_the_exit_up(tmp_path: P
 
 
 async def reloads(running: Running, **wanted: float) -> None:
-    """Send SIGHUP, and wait until that has had its result."""
+    """Send SIGHUP, and wait for its result."""
     running.process.send_signal(signal.SIGHUP)
     with trio.fail_after(10):
         while await counted(running) != wanted:
@@ -188,7 +188,7 @@ async def counted(running: Running) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-async def test_sighup_reads_the_file_again_and_a_bad_one_keeps_what_was(
+async def test_sighup_reloads_the_file_and_a_bad_file_changes_nothing(
     count: int, tmp_path: Path
 ) -> None:
     file = tmp_path / "settings"
@@ -221,7 +221,7 @@ async def limit(running: Running) -> float:
     return (await running.metrics())["ws_capacity_max_connections"]
 
 
-async def test_a_worker_that_is_started_again_has_the_settings_of_the_last_good_file(
+async def test_a_restarted_worker_has_the_settings_of_the_last_good_file(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "settings"
@@ -297,7 +297,7 @@ async def test_a_rolling_restart_refuses_nobody_and_loses_nothing(tmp_path: Path
 
 @attrs.define
 class Visitors:
-    """Clients that come and go, and what became of them."""
+    """Clients that come and go, and their outcomes."""
 
     visits: int = 0
     is_over: bool = False
@@ -305,7 +305,7 @@ class Visitors:
     not_ready: list[str] = attrs.Factory(list)
 
     async def visit(self, running: Running) -> None:
-        """Connect again and again; whether the server then closes it does not matter."""
+        """Connect again and again; a later close by the server does not matter."""
         while not self.is_over and self.visits < 5000:
             try:
                 with trio.fail_after(10):
@@ -319,7 +319,7 @@ class Visitors:
         while not self.is_over:
             for page in ("/ready", "/health"):
                 status, text = await running.page(page)
-                # A successor that has just begun to listen has no NATS yet, for a moment.
+                # A successor that has just begun to listen does not have NATS for a moment.
                 if status != 200 and "NATS is disconnected" not in text:
                     self.not_ready.append(text)
             await trio.sleep(0.02)
@@ -331,7 +331,7 @@ async def wait_for_rollings(running: Running, count: int) -> None:
             await trio.sleep(0.05)
 
 
-async def test_a_successor_that_cannot_serve_leaves_the_one_that_does(tmp_path: Path) -> None:
+async def test_a_successor_that_cannot_serve_leaves_the_old_server_running(tmp_path: Path) -> None:
     file = tmp_path / "settings"
     file.write_text("")
     async with server(tmp_path, "--workers", "2", WS_RELOAD_FILE=str(file)) as running:
@@ -358,7 +358,7 @@ async def test_a_successor_that_cannot_serve_leaves_the_one_that_does(tmp_path: 
 # --- a worker that hangs
 
 
-async def test_a_worker_that_is_silent_for_too_long_is_killed_and_started_again(
+async def test_a_worker_that_is_silent_too_long_is_killed_and_replaced(
     nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert worker_slot.HUNG_SECONDS == 30
@@ -384,10 +384,10 @@ def serving(workers: Sequence[worker_slot.WorkerSlot]) -> bool:
     return all(worker.missing_since is None for worker in workers)
 
 
-# --- a process that hangs, and what tells systemd
+# --- a process that hangs, and the notices to systemd
 
 
-async def test_a_process_that_has_stood_still_ends_to_be_started_again(tmp_path: Path) -> None:
+async def test_a_stalled_process_ends_so_that_it_is_started_again(tmp_path: Path) -> None:
     async with server(tmp_path, WS_WATCHDOG_SECONDS="5") as running:
         assert (await running.page("/ready"))[0] == 200
         running.process.send_signal(signal.SIGSTOP)
@@ -399,7 +399,7 @@ async def test_a_process_that_has_stood_still_ends_to_be_started_again(tmp_path:
         assert "trio/_core/_run.py" in log, "where it stood"
 
 
-async def test_without_the_watchdog_it_goes_on(tmp_path: Path) -> None:
+async def test_without_the_watchdog_a_stalled_process_continues(tmp_path: Path) -> None:
     async with server(tmp_path, WS_WATCHDOG_SECONDS="0") as running:
         running.process.send_signal(signal.SIGSTOP)
         await trio.sleep(3)
@@ -409,7 +409,7 @@ async def test_without_the_watchdog_it_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_systemd_is_told_that_it_serves_that_it_lives_and_that_it_leaves(
+async def test_systemd_is_notified_of_serving_of_life_and_of_leaving(
     tmp_path: Path, workers: str
 ) -> None:
     path = str(tmp_path / "notify")

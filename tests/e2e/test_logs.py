@@ -1,4 +1,4 @@
-"""The server as a process whose log goes into a pipe that nobody reads."""
+"""The server as a process whose log goes into a pipe without a reader."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ async def check_that_it_serves_and_leaves(
 
 
 def waiting_in(pipe: int) -> int:
-    """How many bytes of a pipe nobody has read."""
+    """The number of unread bytes in a pipe."""
     return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
-async def test_a_server_whose_log_nobody_reads_serves_on_and_leaves_in_order(
+async def test_a_server_whose_log_is_not_read_serves_and_leaves_in_order(
     tmp_path: Path,
 ) -> None:
     read_end, write_end = os.pipe()
@@ -99,7 +99,7 @@ async def test_a_server_whose_log_nobody_reads_serves_on_and_leaves_in_order(
     assert len(held) > 60_000, "it was not full"
 
 
-async def test_a_server_whose_logs_reader_is_gone_counts_the_lines_and_serves_on(
+async def test_a_server_whose_log_reader_is_gone_counts_lines_and_serves(
     tmp_path: Path,
 ) -> None:
     read_end, write_end = os.pipe()

@@ -1,4 +1,4 @@
-"""The way into NATS: encryption, credentials, and what NATS does not allow."""
+"""Access to NATS: encryption, credentials, and missing rights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CANARY = "CANARY"
 def configured_nats(
     folder: Path, config: str, *, jetstream: bool = True, monitoring: int = 0
 ) -> Iterator[NatsServer]:
-    """nats-server with a configuration of its own."""
+    """nats-server with this configuration."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "nats.conf"
     file.write_text(config)
@@ -56,10 +56,10 @@ async def connections_of(nats: NatsServer) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("mode", ["jetstream", "core", "auto"])
-async def test_what_was_to_be_encrypted_is_not_sent_in_clear(
+async def test_with_required_encryption_nothing_is_sent_in_clear(
     start_server: StartServer, nursery: trio.Nursery, capsys: pytest.CaptureFixture[str], mode: str
 ) -> None:
-    """A server that asks for no TLS, or somebody in between who says so for it."""
+    """A server that does not offer TLS, or an attacker in between who strips the offer."""
     received = bytearray()
     offers = 0
 
@@ -82,7 +82,7 @@ async def test_what_was_to_be_encrypted_is_not_sent_in_clear(
 
 
 @pytest.mark.parametrize("both", [False, True])
-async def test_a_tls_url_is_encrypted_also_where_the_server_takes_both(
+async def test_a_tls_url_is_encrypted_even_if_the_server_accepts_both(
     start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, both: bool
 ) -> None:
     files = make_certificates(tmp_path / "tls", "localhost")
@@ -97,7 +97,7 @@ async def test_a_tls_url_is_encrypted_also_where_the_server_takes_both(
         assert connection["tls_version"]
 
 
-async def test_a_certificate_of_another_is_said_to_be_one(
+async def test_a_foreign_certificate_is_named_as_the_reason(
     start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = make_certificates(tmp_path / "tls", "elsewhere.example")
@@ -133,7 +133,7 @@ async def test_a_user_without_a_password_is_a_token(
         await wait_for_nats(server)
 
 
-async def test_a_password_that_nats_refuses_is_in_no_line_and_on_no_page(
+async def test_a_refused_password_is_in_no_log_line_and_on_no_page(
     start_server: StartServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with configured_nats(tmp_path, "authorization { user: odin, password: other }") as nats:
@@ -148,7 +148,7 @@ async def test_a_password_that_nats_refuses_is_in_no_line_and_on_no_page(
     assert CANARY not in capsys.readouterr().out
 
 
-# --- what NATS does not allow
+# --- missing rights
 
 
 def users(**permissions: Any) -> str:
@@ -160,10 +160,10 @@ def users(**permissions: Any) -> str:
 ALLOWED = users(publish=">", subscribe=">")
 
 
-async def test_without_the_right_to_subscribe_it_is_not_connected_and_says_why(
+async def test_without_the_right_to_subscribe_it_reports_why(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """Core NATS would leave it deaf, and only a line of the protocol says so."""
+    """Core NATS would leave it without events, and only a line of the protocol reports it."""
     refused = users(publish=">", subscribe="something.else")
     with configured_nats(tmp_path, refused, jetstream=False) as nats:
         url = f"nats://odin:secret@127.0.0.1:{nats.port}"
@@ -171,12 +171,12 @@ async def test_without_the_right_to_subscribe_it_is_not_connected_and_says_why(
         await wait_until(lambda: 'Subscription to "odin.token.>"' in trouble_of(server))
         assert not server.snapshot().nats.was_connected
         nats.reconfigure(ALLOWED)
-        # NATS cuts whoever it meets while it takes on its new configuration.
+        # NATS cuts some connections while it reloads its configuration.
         await wait_until(lambda: server.snapshot().nats.is_connected and not trouble_of(server))
 
 
 @pytest.mark.parametrize("mode", ["core", "jetstream"])
-async def test_a_right_to_subscribe_that_is_withdrawn_is_noticed_and_so_is_its_return(
+async def test_a_withdrawn_right_to_subscribe_and_its_return_are_noticed(
     start_server: StartServer, tmp_path: Path, mode: str
 ) -> None:
     with configured_nats(tmp_path, ALLOWED) as nats:
@@ -196,7 +196,7 @@ async def test_a_right_to_subscribe_that_is_withdrawn_is_noticed_and_so_is_its_r
             assert (await receive(client))["data"] == 1
 
 
-async def test_without_the_right_to_ask_jetstream_its_own_sentence_is_given(
+async def test_without_jetstream_rights_nats_own_sentence_is_reported(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     with configured_nats(tmp_path, users(publish={"deny": "$JS.API.>"})) as nats:
@@ -206,13 +206,13 @@ async def test_without_the_right_to_ask_jetstream_its_own_sentence_is_given(
 
 
 def needed_rights() -> list[str]:
-    """What docs/operating.md says that the server has to be allowed to publish."""
+    """The subjects that the server must be allowed to publish by docs/operating.md."""
     page = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
     rights = re.findall(r"^\| `(\$JS[^`]*)` \|", page, re.MULTILINE)
     return [right.replace("STREAM_NAME", "ODIN_TOKENS") for right in rights]
 
 
-async def test_the_rights_of_the_page_are_enough_for_a_stream_that_is_there(
+async def test_the_documented_rights_are_enough_for_an_existing_stream(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     rights = needed_rights()
@@ -246,7 +246,7 @@ async def test_the_rights_of_the_page_are_enough_for_a_stream_that_is_there(
 @pytest.mark.parametrize(
     "missing", ["STREAM.MSG.GET", "CONSUMER.CREATE", "STREAM.INFO", "API.INFO"]
 )
-async def test_a_right_that_is_missing_is_named(
+async def test_a_missing_right_is_named(
     start_server: StartServer, tmp_path: Path, missing: str
 ) -> None:
     rights = [right for right in needed_rights() if missing not in right]
@@ -261,10 +261,10 @@ async def test_a_right_that_is_missing_is_named(
         assert not server.snapshot().nats.was_connected
 
 
-async def test_without_the_right_to_answer_flow_control_it_is_not_silent(
+async def test_a_missing_right_to_answer_flow_control_is_reported(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """NATS waits for that answer after some hundred KiB, with heartbeats all the while."""
+    """NATS waits for that answer after some hundred KiB, and sends heartbeats meanwhile."""
     allowed = users(publish=["$JS.API.>", "odin.token.>"], subscribe=">")
     with configured_nats(tmp_path, allowed) as nats:
         server = await start_server(NATS_URL=f"nats://odin:secret@127.0.0.1:{nats.port}")
@@ -282,7 +282,7 @@ async def test_without_the_right_to_answer_flow_control_it_is_not_silent(
                 pass
 
 
-async def test_what_is_refused_is_tried_less_and_less_often(
+async def test_refused_attempts_are_repeated_less_and_less_often(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     with configured_nats(tmp_path, "max_subscriptions: 1", monitoring=free_port()) as nats:
@@ -293,7 +293,7 @@ async def test_what_is_refused_is_tried_less_and_less_often(
         assert 0 < page["total_connections"] < 10
 
 
-async def test_a_stream_that_cannot_be_made_is_not_said_to_be(
+async def test_a_stream_that_cannot_be_made_is_not_reported_as_made(
     start_server: StartServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     limits = f'jetstream {{ max_memory_store: 1MB, store_dir: "{tmp_path}" }}'
@@ -303,7 +303,7 @@ async def test_a_stream_that_cannot_be_made_is_not_said_to_be(
         assert "nats.stream_made" not in capsys.readouterr().out
 
 
-async def test_a_host_that_is_not_found_reads_unlike_one_that_refuses(
+async def test_an_unknown_host_is_reported_unlike_one_that_refuses(
     start_server: StartServer,
 ) -> None:
     lost = await start_server(NATS_URL="nats://nowhere.invalid")

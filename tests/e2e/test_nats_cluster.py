@@ -1,4 +1,4 @@
-"""The rig itself: a cluster of three nats-servers does what tests of faults expect of it."""
+"""The rig itself: a cluster of three nats-servers behaves as the fault tests expect."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.waiting import until_answer
 
 pytestmark = pytest.mark.e2e
 
-# Mostly some seconds; much longer where others have the processors.
+# Usually some seconds; much longer on a busy machine.
 _ELECTION_SECONDS = 90.0
 _STREAM = {"name": "S", "subjects": ["s.>"], "num_replicas": 3, "storage": "memory"}
 
@@ -59,7 +59,7 @@ async def test_a_cluster_replaces_a_leader_that_dies_hangs_or_steps_down(tmp_pat
         )
 
 
-async def test_a_node_in_lame_duck_mode_tells_its_clients_and_cuts_them(tmp_path: Path) -> None:
+async def test_a_node_in_lame_duck_mode_notifies_its_clients_and_cuts_them(tmp_path: Path) -> None:
     async with running_cluster(tmp_path, grace_seconds=0.2) as cluster:
         node = cluster.nodes[1]
         async with nats_client(node.url, name="listener", protocol=1) as client:

@@ -1,6 +1,6 @@
-"""What a client may conclude, at the moments of a server's life at which it is easily misled.
+"""A client's conclusions at the moments when a server could easily mislead it.
 
-docs/decisions/0020-where-a-client-stands.md has the table that these go through.
+docs/decisions/0020-where-a-client-stands.md has the table of these tests.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Talk:
         return await self.ask(type="subscribe", channels=channels or ["BTC.trade"], **more)
 
     async def resume(self, after: int, **more: Any) -> list[dict[str, Any]]:
-        """What comes from the acknowledgement to the end of the resume."""
+        """The messages from the acknowledgement to the end of the resume."""
         messages = [await self.subscribe(after=after, **more)]
         while messages[-1]["type"] != "resumed":
             messages.append(await receive(self.client))
@@ -60,7 +60,7 @@ class Talk:
         return offset
 
     async def events(self, count: int) -> list[int]:
-        """The offsets of the next messages, which have to be events."""
+        """The offsets of the next messages, which must be events."""
         messages = [await receive(self.client) for _ in range(count)]
         return [message["offset"] for message in messages if message["type"] == "price:update"]
 
@@ -71,7 +71,7 @@ async def talk_to(server: Server) -> AsyncIterator[Talk]:
         yield Talk(client)
 
 
-async def test_a_resume_right_after_a_restart_waits_until_the_stream_was_read(
+async def test_a_resume_right_after_a_restart_waits_for_the_backfill(
     start_server: StartServer, nats_url: str
 ) -> None:
     """Clients are back within a tenth of a second, long before NATS is reached."""
@@ -90,7 +90,7 @@ async def test_a_resume_right_after_a_restart_waits_until_the_stream_was_read(
     assert end == {"type": "resumed", "sent": 60, "offset": 120}
 
 
-async def test_a_server_without_nats_answers_after_a_while_and_claims_nothing(
+async def test_a_server_without_nats_answers_after_a_while_without_claims(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     nats = NatsServer(tmp_path)
@@ -104,7 +104,7 @@ async def test_a_server_without_nats_answers_after_a_while_and_claims_nothing(
         assert await talk.position() is None
 
 
-async def test_what_came_before_nats_was_reached_is_declared_before_the_first_event(
+async def test_a_loss_before_nats_was_reached_is_declared_first(
     start_server: StartServer, tmp_path: Path, nursery: trio.Nursery
 ) -> None:
     with running_nats(tmp_path) as nats:
@@ -127,7 +127,7 @@ async def test_what_came_before_nats_was_reached_is_declared_before_the_first_ev
             assert await talk.events(2) == [51, 52]
 
 
-async def test_offset_and_epoch_change_together_when_the_stream_is_made_anew(
+async def test_offset_and_epoch_change_together_when_a_stream_is_remade(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     with running_nats(tmp_path) as nats:
@@ -162,7 +162,7 @@ async def test_offset_and_epoch_change_together_when_the_stream_is_made_anew(
 async def test_the_gap_comes_before_the_first_event_of_another_stream(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """Also for a client that has only sent `after`."""
+    """This also holds for a client that has only sent `after`."""
     with running_nats(tmp_path) as nats:
         server = await start_server(NATS_URL=nats.url)
         await wait_for_nats(server)
@@ -180,7 +180,7 @@ async def test_the_gap_comes_before_the_first_event_of_another_stream(
             assert await talk.events(10) == list(range(1, 11))
 
 
-async def test_a_stream_of_a_cluster_that_comes_back_empty_is_another_one(
+async def test_a_cluster_stream_that_comes_back_empty_is_another_one(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     """With one replica in memory it is emptied, and keeps the date of its creation."""
@@ -199,7 +199,7 @@ async def test_a_stream_of_a_cluster_that_comes_back_empty_is_another_one(
             home.stop()
             home.start()
             await cluster.wait_ready()
-            # It grows past the old position before the server gets to look.
+            # It grows past the old position before the server looks at it.
             created = await cluster.request("$JS.API.STREAM.INFO.ODIN_TOKENS")
             assert created["created"] == made["created"], "or this shows nothing"
             await publish(home.url, 50)
@@ -216,7 +216,7 @@ async def test_a_stream_of_a_cluster_that_comes_back_empty_is_another_one(
             assert (await talk.subscribe(notices=True))["epoch"] == gap["epoch"]
 
 
-async def test_an_end_that_is_quiet_for_longer_than_the_window_is_complete(
+async def test_a_resume_at_the_end_of_an_expired_stream_is_complete(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     with running_nats(tmp_path) as nats:
@@ -238,7 +238,7 @@ async def test_an_end_that_is_quiet_for_longer_than_the_window_is_complete(
             assert (await talk.resume(5))[1:] == [{"type": "resumed", "sent": 0, "offset": 5}]
 
 
-async def test_the_end_of_the_past_may_be_a_message_of_others(
+async def test_the_backfill_may_end_with_a_foreign_message(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     shared = {"name": "ODIN_TOKENS", "subjects": ["odin.>"]}
@@ -254,7 +254,7 @@ async def test_the_end_of_the_past_may_be_a_message_of_others(
             assert (event["offset"], end["offset"]) == (1, 2)
 
 
-async def test_who_was_further_on_another_server_gets_nothing_again(
+async def test_a_client_that_is_ahead_of_a_server_gets_nothing_again(
     start_server: StartServer, tmp_path: Path, nursery: trio.Nursery
 ) -> None:
     with running_nats(tmp_path) as nats:
@@ -281,7 +281,7 @@ async def test_who_was_further_on_another_server_gets_nothing_again(
             assert await talk.events(3) == [21, 22, 23]
 
 
-async def test_an_event_has_one_time_however_often_and_by_whom_it_is_sent(
+async def test_an_event_has_one_time_from_every_server_and_in_every_resend(
     start_server: StartServer, nats_url: str
 ) -> None:
     first = await start_server(NATS_URL=nats_url)
@@ -297,10 +297,10 @@ async def test_an_event_has_one_time_however_often_and_by_whom_it_is_sent(
             assert event["ts"] == live
 
 
-async def test_a_stream_made_anew_while_its_consumer_is_made_is_noticed_at_once(
+async def test_a_stream_remade_during_consumer_creation_is_noticed_at_once(
     start_server: StartServer, nats_url: str, nursery: trio.Nursery
 ) -> None:
-    """Between the question for the stream and the consumer: that is one of the new stream."""
+    """It happens between the request for the stream and the one for its consumer."""
     network = await start_network(nursery, int(nats_url.rsplit(":", 1)[1]))
     async with nats_client(nats_url) as operator:
         await operator.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", FILE_STREAM)
@@ -329,10 +329,10 @@ async def test_a_stream_made_anew_while_its_consumer_is_made_is_noticed_at_once(
             assert await talk.events(5) == [1, 2, 3, 4, 5]
 
 
-async def test_what_the_stream_dropped_before_it_was_read_makes_a_resume_incomplete(
+async def test_events_dropped_before_the_backfill_make_a_resume_incomplete(
     start_server: StartServer, nats_url: str, nursery: trio.Nursery
 ) -> None:
-    """Between the question for the stream and the consumer: its past is not there any more."""
+    """It drops them between the request for the stream and the one for its consumer."""
     network = await start_network(nursery, int(nats_url.rsplit(":", 1)[1]))
     async with nats_client(nats_url) as operator:
         await operator.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", FILE_STREAM)

@@ -1,4 +1,4 @@
-"""`trio-odin ready`: what the health check of a container says, and what it costs."""
+"""`trio-odin ready`: the health check of a container, and its cost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NO_VARIABLES = {"WS_ADDR": None, "WS_ADMIN_ADDR": None, "WS_RELOAD_FILE": None}
 
 
 async def check(*arguments: str, **variables: str) -> Result:
-    """What the command says, run in a thread: the test's own loop serves meanwhile."""
+    """Run the command in a thread, as the test's own loop serves meanwhile."""
     invoke = partial(
         CliRunner().invoke, main, ["ready", *arguments], env={**NO_VARIABLES, **variables}
     )
@@ -41,7 +41,7 @@ async def check(*arguments: str, **variables: str) -> Result:
 async def answering(
     answer: Callable[[trio.SocketStream], Awaitable[None]],
 ) -> AsyncIterator[str]:
-    """The URL of a port that does something odd with whoever comes."""
+    """The URL of a port with an odd answer to every client."""
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, answer, [listener])
@@ -49,7 +49,9 @@ async def answering(
         nursery.cancel_scope.cancel()
 
 
-async def test_it_says_yes_when_nats_was_reached(start_server: StartServer, nats_url: str) -> None:
+async def test_it_answers_yes_once_nats_was_reached(
+    start_server: StartServer, nats_url: str
+) -> None:
     server = await start_server(NATS_URL=nats_url)
     await wait_for_nats(server)
     address = str(server.addresses[0])
@@ -57,13 +59,13 @@ async def test_it_says_yes_when_nats_was_reached(start_server: StartServer, nats
     assert (result.exit_code, result.stdout) == (0, f"http://{address}/ready: ready\n")
 
 
-async def test_it_says_no_and_why_before(start_server: StartServer) -> None:
+async def test_it_answers_no_with_a_reason_before_that(start_server: StartServer) -> None:
     server = await start_server(NATS_URL=NOWHERE)
     address = str(server.addresses[0])
     result = await check(WS_ADDR=address)
     assert result.exit_code == 1
-    # Lines of the server's log may be between: it has the same standard error in a test.
-    # What the first attempt failed of is there once it has ended.
+    # Lines of the server's log may come between: in a test it shares standard error.
+    # The reason of the first failure is known once that attempt has ended.
     said = f"trio-odin: http://{address}/ready: 503 "
     reasons = (
         "NATS has not been reached yet",
@@ -73,7 +75,7 @@ async def test_it_says_no_and_why_before(start_server: StartServer) -> None:
     assert either & set(result.output.splitlines()), result.output
 
 
-async def test_it_asks_at_the_address_for_metrics_if_there_is_one(
+async def test_it_asks_at_the_metrics_address_if_there_is_one(
     start_server: StartServer,
 ) -> None:
     server = await start_server(NATS_URL=NOWHERE, WS_ADMIN_ADDR="127.0.0.1:0")
@@ -83,7 +85,7 @@ async def test_it_asks_at_the_address_for_metrics_if_there_is_one(
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_it_asks_what_listens_at_the_any_address_of_ipv6(workers: str) -> None:
+async def test_it_asks_a_server_that_listens_at_the_any_address_of_ipv6(workers: str) -> None:
     port, admin_port = free_port(), free_port()
     addresses = {"WS_ADDR": f"[::]:{port}", "WS_ADMIN_ADDR": f"[::]:{admin_port}"}
     server = await start("serve", NATS_URL=NOWHERE, WS_WORKERS=workers, **addresses)
@@ -112,7 +114,7 @@ async def test_the_file_of_settings_goes_before_the_environment(
 
 
 @pytest.mark.parametrize("content", [None, "what is this"])
-async def test_a_bad_reload_file_is_not_its_business(
+async def test_a_bad_reload_file_does_not_matter(
     start_server: StartServer, tmp_path: Path, content: str | None
 ) -> None:
     server = await start_server(NATS_URL=NOWHERE)
@@ -123,7 +125,7 @@ async def test_a_bad_reload_file_is_not_its_business(
     assert f"http://{server.addresses[0]}/ready: 503" in result.output
 
 
-async def test_it_asks_a_publisher_too(nursery: trio.Nursery) -> None:
+async def test_it_also_asks_a_publisher(nursery: trio.Nursery) -> None:
     plan = PublisherSettings(address=Address("127.0.0.1", 0), nats_urls=[NOWHERE])
     publisher = await nursery.start(publish, plan)
     result = await check("--url", f"http://{publisher.address}/health")
@@ -140,7 +142,7 @@ async def test_it_asks_a_publisher_too(nursery: trio.Nursery) -> None:
         (["--url", "http://a..b:80"], {}, "allowed is an address like"),
     ],
 )
-async def test_what_cannot_be_asked_is_a_sentence_and_exit_code_1(
+async def test_an_impossible_address_gives_a_sentence_and_exit_code_1(
     arguments: list[str], variables: dict[str, str], sentence: str
 ) -> None:
     result = await check(*arguments, **variables)
@@ -148,7 +150,7 @@ async def test_what_cannot_be_asked_is_a_sentence_and_exit_code_1(
     assert sentence in result.output
 
 
-async def test_nobody_there_is_a_no() -> None:
+async def test_without_a_listener_the_answer_is_no() -> None:
     result = await check(WS_ADDR=f"127.0.0.1:{free_port()}")
     assert result.exit_code == 1
     assert "refused" in result.output
@@ -176,7 +178,7 @@ async def test_an_answer_that_does_not_end_in_time_is_a_no(
     assert "no answer within 0.3 s" in result.output
 
 
-async def test_what_speaks_no_http_is_a_no() -> None:
+async def test_an_answer_that_is_not_http_is_a_no() -> None:
     async def answer(stream: trio.SocketStream) -> None:
         await stream.receive_some()
         await stream.send_all(b"+OK 200\r\n\r\n")
@@ -187,12 +189,12 @@ async def test_what_speaks_no_http_is_a_no() -> None:
     assert "does not speak HTTP" in result.output
 
 
-def test_without_any_setting_it_asks_where_a_server_listens_by_itself() -> None:
+def test_without_settings_it_asks_at_the_default_address() -> None:
     listens_at = read_settings({}).address
     assert module._url_of({"WS_ADDR": " "}) == f"http://{listens_at.connectable}/ready"
 
 
-def test_it_loads_nothing_that_takes_long() -> None:
+def test_it_loads_nothing_slow() -> None:
     script = "import sys, trio_odin.cli.ready; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-I", "-c", f"import sys; sys.path[:0] = {sys.path!r}; {script}"],

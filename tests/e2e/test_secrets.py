@@ -1,8 +1,8 @@
-"""Secrets are in no place where somebody may look who is not to know them.
+"""Secrets appear in no place that other people may read.
 
-Each secret has a word in it that nothing else has. Real processes are driven through all that they
-say something about, and then the words are looked for in everything they said: logs, pages,
-answers, close reasons, and what every user of the machine can read of a process.
+Each secret contains a unique word. Real processes are driven through everything that they report,
+and all output is searched for these words: logs, pages, answers, close reasons, and the parts of a
+process that every user of the machine can read.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def leaks(said: str, *more: str) -> list[str]:
 
 
 async def answer_of(port: int, request: str) -> str:
-    """All that comes back for a request on one connection."""
+    """The whole answer to a request on one connection."""
     answer = b""
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(request.encode())
@@ -67,14 +67,14 @@ async def page_of_an_outage(port: int) -> str:
 
 
 def visible(pid: int) -> str:
-    """What any user can read of a process and of its threads: its title, and their names."""
+    """The parts of a process and its threads that any user can read: its title, their names."""
     process = Path(f"/proc/{pid}")
     names = [(one / "comm").read_text() for one in (process / "task").iterdir()]
     return "\n".join([(process / "cmdline").read_text().replace("\0", " "), *names])
 
 
 async def refused(url: str, **options: object) -> str:
-    """The whole refusal that a client gets, with its headers."""
+    """The whole refusal of a client, with its headers."""
     with pytest.raises(InvalidStatus) as caught:
         async with connect(url, **options):  # type: ignore[arg-type]
             pass
@@ -83,7 +83,7 @@ async def refused(url: str, **options: object) -> str:
 
 
 async def what_clients_are_told(port: int, good: str) -> list[str]:
-    """Good and bad tokens at all three places, odd requests with one, and an end by the server."""
+    """Answers to good and bad tokens in all three places, to odd requests, and a close."""
     url = f"ws://127.0.0.1:{port}/ws"
     bearer = {"Authorization": f"Bearer {TOKEN}"}
     said = [
@@ -106,7 +106,7 @@ async def what_clients_are_told(port: int, good: str) -> list[str]:
         await client.send(json.dumps({"type": TOKEN, "token": TOKEN}))
         await client.send('{"type":"subscribe","channels":["BTC.trade"]}')
         said.append(json.dumps(await receive(client)))
-        await client.send("x" * 20_000)  # ended for it, with a line in the log
+        await client.send("x" * 20_000)  # this ends the connection, with a line in the log
         with pytest.raises(ConnectionClosed) as closed:
             await receive(client)
         said.append(str(closed.value))
@@ -122,7 +122,7 @@ async def what_clients_are_told(port: int, good: str) -> list[str]:
     ],
     ids=["password", "token"],
 )
-async def test_no_secret_is_said_anywhere(
+async def test_no_secret_appears_in_any_output(
     login: list[str], wrong: str, workers: str, tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys"
@@ -178,7 +178,7 @@ def _unescaped(lines: str) -> str:
     )
 
 
-async def test_a_server_that_may_log_in_says_no_more(tmp_path: Path) -> None:
+async def test_a_server_with_valid_credentials_shows_no_secret(tmp_path: Path) -> None:
     nats = NatsServer(tmp_path, options=["--user", USER, "--pass", PASSWORD])
     port = free_port()
     nats.start()
@@ -222,7 +222,7 @@ async def test_a_server_that_may_log_in_says_no_more(tmp_path: Path) -> None:
     ids=lambda variables: next(iter(variables)),
 )
 @pytest.mark.parametrize("command", ["serve", "settings"])
-def test_a_complaint_at_the_start_has_no_secret_in_it(
+def test_a_complaint_at_the_start_contains_no_secret(
     command: str, variables: dict[str, str]
 ) -> None:
     done = run(command, **({"WS_ADDR": "127.0.0.1:0", "WS_JWT_ALGORITHMS": "HS256"} | variables))
@@ -244,7 +244,7 @@ def test_a_complaint_at_the_start_has_no_secret_in_it(
     ],
 )
 @pytest.mark.parametrize("algorithm", ["HS256", "RS256,ES256"])
-def test_a_file_of_keys_that_is_of_no_use_is_not_quoted(
+def test_a_useless_file_of_keys_is_not_quoted(
     content: bytes, algorithm: str, tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys"
@@ -255,8 +255,8 @@ def test_a_file_of_keys_that_is_of_no_use_is_not_quoted(
     assert leaks(done.stdout + done.stderr) == []
 
 
-async def test_a_password_among_the_arguments_is_warned_about() -> None:
-    """Any user of the machine can read them: the variable is for that."""
+async def test_a_password_among_the_arguments_gets_a_warning() -> None:
+    """Any user of the machine can read them; the variable is the safe place."""
     port = free_port()
     url = f"nats://{USER}:{PASSWORD}@127.0.0.1:1"
     server = await start("serve", "--addr", f"127.0.0.1:{port}", "--nats", url)

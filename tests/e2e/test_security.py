@@ -1,4 +1,4 @@
-"""Who may come in and who may stay, over real sockets with a client that is not ours."""
+"""Admission and expiry, over real sockets with a client of another library."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def connecting(
 
 
 async def refused(server: Server, token: str | None = None, **options: Any) -> tuple[int, str, str]:
-    """Status, text and challenge of the refusal that has to come."""
+    """Status, text and challenge of the refusal, which must come."""
     with pytest.raises(InvalidStatus) as caught:
         async with connecting(server, token, **options):
             pass
@@ -60,7 +60,7 @@ async def subscribe(client: ClientConnection, *channels: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("origin", ["https://example.com", "http://localhost:3000", None])
-async def test_pages_of_allowed_origins_and_programs_come_in(
+async def test_pages_of_allowed_origins_and_programs_are_let_in(
     origin: str | None, start_server: StartServer
 ) -> None:
     server = await start_server(
@@ -93,7 +93,7 @@ async def test_pages_of_other_origins_get_a_403(start_server: StartServer) -> No
 
 
 @pytest.mark.parametrize("place", ["header", "subprotocol", "query"])
-async def test_a_token_may_come_at_three_places(
+async def test_a_token_may_come_in_three_places(
     place: str, path: Path, start_server: StartServer
 ) -> None:
     server = await start_server(NATS_URL=NOWHERE, WS_JWT_KEYS=str(path))
@@ -115,7 +115,7 @@ async def test_a_token_may_come_at_three_places(
         assert "'ETH.trade'" in error["message"]
 
 
-async def test_the_subprotocol_is_selected_where_no_token_is_needed(
+async def test_the_subprotocol_is_selected_if_no_token_is_required(
     start_server: StartServer,
 ) -> None:
     server = await start_server(NATS_URL=NOWHERE)
@@ -184,7 +184,7 @@ async def test_each_attack_on_a_token_gets_a_401(path: Path, start_server: Start
         assert server.connections == 1
 
 
-async def test_a_token_at_two_places_gets_a_400(path: Path, start_server: StartServer) -> None:
+async def test_a_token_in_two_places_gets_a_400(path: Path, start_server: StartServer) -> None:
     server = await start_server(NATS_URL=NOWHERE, WS_JWT_KEYS=str(path))
     token = OLD.token()
     protocols = [Subprotocol("trio-odin"), Subprotocol(f"bearer.{token}")]
@@ -208,7 +208,7 @@ async def test_a_connection_ends_when_its_token_has_expired(
     path: Path, start_server: StartServer
 ) -> None:
     server = await start_server(NATS_URL=NOWHERE, WS_JWT_KEYS=str(path), WS_PING_INTERVAL="500ms")
-    # What counts is exp and 5 s: this one has a second and a half left.
+    # A token ends 5 s after exp: this one has a second and a half left.
     async with (
         connecting(server, OLD.token(expires_in=-3.5)) as short,
         connecting(server, OLD.token()) as long,
@@ -219,7 +219,7 @@ async def test_a_connection_ends_when_its_token_has_expired(
     assert server.ledger.traffic.closed["token_expired"] == 1
 
 
-async def test_keys_are_rotated_without_losing_those_with_the_new_one(
+async def test_after_a_key_rotation_only_clients_with_the_old_key_end(
     path: Path, start_server: StartServer
 ) -> None:
     variables = {"NATS_URL": NOWHERE, "WS_JWT_KEYS": str(path), "WS_PING_INTERVAL": "200ms"}
@@ -228,7 +228,7 @@ async def test_keys_are_rotated_without_losing_those_with_the_new_one(
         write_key_set(path)
         server.reload(lambda: variables)
         assert server.ledger.traffic.reloads == {"failed": 1}
-        await trio.sleep(0.4)  # two turns of the wheel: nobody has to go
+        await trio.sleep(0.4)  # two turns of the wheel: nobody is closed
         assert server.connections == 2
         write_key_set(path, NEW)
         server.reload(lambda: variables)
@@ -244,7 +244,7 @@ async def test_keys_are_rotated_without_losing_those_with_the_new_one(
 
 
 @pytest.mark.parametrize("command", [["serve"], ["serve", "--workers", "2"], ["up"]])
-def test_a_bad_file_of_keys_is_a_sentence_and_exit_code_2(
+def test_a_bad_file_of_keys_gives_a_sentence_and_exit_code_2(
     command: list[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "keys"

@@ -35,7 +35,7 @@ BUFFER_BYTES = 4096
 
 
 class SlowClient:
-    """Reads when it is told to."""
+    """A client that reads only on request."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
@@ -43,7 +43,7 @@ class SlowClient:
         self._text = ""
 
     async def messages(self) -> list[dict[str, Any]]:
-        """What one read brings; raises EndOfChannel at the end of the connection."""
+        """The messages of one read; raises EndOfChannel at the end of the connection."""
         data = await self.stream.receive_some()
         self._wire.receive_data(data or None)
         messages = []
@@ -61,7 +61,7 @@ class SlowClient:
         await self.stream.send_all(masked_frame(0x81, command.encode()))
 
     async def until(self, kind: str, seconds: float = 20) -> list[dict[str, Any]]:
-        """Read up to a message of this type; returns it and what came before."""
+        """Read up to a message of this type; returns it and the messages before it."""
         messages: list[dict[str, Any]] = []
         with trio.fail_after(seconds):
             while not (messages and messages[-1]["type"] == kind):
@@ -81,12 +81,12 @@ class SlowClient:
 
 
 def make_buffers_small(server: Server) -> None:
-    """Those of the server, for who connects from now on."""
+    """Make the server's buffers small for later connections."""
     server._queues[0][0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
 
 
 async def connected_client(server: Server, *, receive_bytes: int = 0) -> SlowClient:
-    """One without a subscription; its buffer is of the kernel's choice if that is 0."""
+    """A client without a subscription; with 0 the kernel chooses its buffer."""
     ours = trio.socket.socket()
     if receive_bytes:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
@@ -100,7 +100,7 @@ async def connected_client(server: Server, *, receive_bytes: int = 0) -> SlowCli
 
 
 async def slow_client(server: Server) -> SlowClient:
-    """Subscribed to all channels, between buffers as small as they get."""
+    """A client subscribed to all channels, with the smallest buffers."""
     make_buffers_small(server)
     client = await connected_client(server, receive_bytes=BUFFER_BYTES)
     subscribe = json.dumps({"type": "subscribe", "channels": CHANNELS})
@@ -109,7 +109,7 @@ async def slow_client(server: Server) -> SlowClient:
 
 
 async def publish_to_one_who_reads(server: Server, nats_url: str) -> None:
-    """Publish to all channels in turn; a client beside the slow one gets every event."""
+    """Publish to all channels in turn; a fast client gets every event."""
     async with client_of(server, *CHANNELS) as good, nats_client(nats_url) as nats:
         for number in range(EVENTS):
             payload = b'{"n":%d,"x":"%b"}' % (number, b"x" * PAYLOAD_BYTES)
@@ -133,7 +133,7 @@ def check_the_end(server: Server) -> None:
     assert server.ledger.deliveries.queued == 0
 
 
-async def test_who_does_not_read_is_evicted_when_its_outbox_is_full(
+async def test_a_client_that_does_not_read_is_evicted_at_a_full_outbox(
     start_server: StartServer, nats_url: str
 ) -> None:
     server, slow = await start(start_server, nats_url, "evict", WS_OUTBOX_CAPACITY="8")
@@ -144,7 +144,7 @@ async def test_who_does_not_read_is_evicted_when_its_outbox_is_full(
         check_the_end(server)
 
 
-async def test_who_does_not_read_gets_the_newest_of_each_channel_when_it_does_again(
+async def test_conflation_keeps_the_newest_event_of_each_channel(
     start_server: StartServer, nats_url: str
 ) -> None:
     server, slow = await start(
@@ -154,7 +154,7 @@ async def test_who_does_not_read_gets_the_newest_of_each_channel_when_it_does_ag
         await publish_to_one_who_reads(server, nats_url)
         assert 4 < server.ledger.deliveries.queued < 40
         messages = await slow.until_reply('{"type":"heartbeat"}')
-        # What was in flight, then the newest ones: the last event of each channel is there.
+        # First the events in flight, then the newest ones: the last event of each channel came.
         assert [e["data"]["n"] for e in messages[-4:]] == list(range(EVENTS - 4, EVENTS))
         came: Counter[str] = Counter()
         for message in messages:
@@ -164,7 +164,7 @@ async def test_who_does_not_read_gets_the_newest_of_each_channel_when_it_does_ag
         assert skipped == server.ledger.deliveries.conflated == EVENTS - len(messages) > 100
         rule = LossRule()
         assert {rule.lost(message) for message in messages} == {0}, "no gap is a loss"
-        # What was skipped can be had: it is kept for replay, as it was.
+        # The skipped events are kept for replay, unchanged.
         missed = min(set(range(EVENTS - 50, EVENTS + 1)) - {e["seq"] for e in messages})
         replay = f'{{"type":"replay","data":{{"from":{missed},"to":{missed}}}}}'
         await slow.stream.send_all(masked_frame(0x81, replay.encode()))
@@ -174,7 +174,7 @@ async def test_who_does_not_read_gets_the_newest_of_each_channel_when_it_does_ag
         check_the_end(server)
 
 
-async def test_who_does_not_read_may_miss_events_and_stays(
+async def test_a_client_that_may_miss_events_stays_without_reading(
     start_server: StartServer, nats_url: str
 ) -> None:
     server, slow = await start(
@@ -204,7 +204,7 @@ async def test_a_write_past_its_deadline_evicts_under_every_policy(
         check_the_end(server)
 
 
-async def test_bytes_that_wait_for_all_are_bounded(
+async def test_the_waiting_bytes_of_all_clients_are_bounded(
     start_server: StartServer, nats_url: str
 ) -> None:
     limit = 20 * PAYLOAD_BYTES

@@ -1,4 +1,4 @@
-"""The stream under the server: fed by others, changed, stalled, taken away."""
+"""The stream of the server: fed by others, changed, stalled, deleted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def trouble_of(server: Server) -> str:
 
 @asynccontextmanager
 async def operator(folder: Path) -> AsyncIterator[tuple[str, NatsClient]]:
-    """A nats-server, and somebody who may do anything there."""
+    """A nats-server, and a client with all rights there."""
     with running_nats(folder) as nats:
         async with nats_client(nats.url) as client:
             yield nats.url, client
@@ -59,10 +59,10 @@ async def config_of(client: NatsClient, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("feed", ["sources", "mirror"])
-async def test_a_stream_that_others_feed_is_consumed_as_it_is(
+async def test_a_stream_fed_by_others_is_consumed_unchanged(
     start_server: StartServer, tmp_path: Path, feed: str
 ) -> None:
-    """Our subject in it too would have every event come twice."""
+    """With our subject in it, too, every event would come twice."""
     async with operator(tmp_path) as (url, client):
         await make(client, "EDGE", subjects=["odin.token.>"])
         await make(
@@ -81,7 +81,7 @@ async def test_a_stream_that_others_feed_is_consumed_as_it_is(
         check_balance(server)
 
 
-async def test_a_stream_that_stores_other_subjects_as_ours_is_consumed_as_it_is(
+async def test_a_stream_that_maps_other_subjects_to_ours_is_consumed(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     async with operator(tmp_path) as (url, client):
@@ -96,10 +96,10 @@ async def test_a_stream_that_stores_other_subjects_as_ours_is_consumed_as_it_is(
         assert await config_of(client, OURS) == before
 
 
-# --- changed under us
+# --- changed at run time
 
 
-async def test_our_subject_taken_out_of_our_stream_is_put_back(
+async def test_our_subject_removed_from_our_stream_is_put_back(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     async with operator(tmp_path) as (url, client):
@@ -116,7 +116,7 @@ async def test_our_subject_taken_out_of_our_stream_is_put_back(
             assert (await receive(subscriber))["data"] == 1
 
 
-async def test_our_subject_taken_out_of_a_stream_of_others_is_said_and_waited_for(
+async def test_a_foreign_stream_without_our_subject_is_reported_and_awaited(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     async with operator(tmp_path) as (url, client):
@@ -133,7 +133,7 @@ async def test_our_subject_taken_out_of_a_stream_of_others_is_said_and_waited_fo
         await wait_for_nats(server)
 
 
-async def test_a_stream_that_stores_our_events_elsewhere_is_not_consumed_and_said_to_be(
+async def test_a_stream_that_stores_our_events_elsewhere_is_reported(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     transform = {"src": "odin.token.>", "dest": "elsewhere.>"}
@@ -150,7 +150,7 @@ async def test_a_stream_that_stores_our_events_elsewhere_is_not_consumed_and_sai
         await wait_until(lambda: "under other subjects" in trouble_of(server))
 
 
-async def test_a_stream_that_is_sealed_is_said_to_be_and_left(
+async def test_a_sealed_stream_is_reported_and_left_alone(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     async with operator(tmp_path) as (url, client):
@@ -167,10 +167,10 @@ async def test_a_stream_that_is_sealed_is_said_to_be_and_left(
 # --- it delivers nothing
 
 
-async def test_a_consumer_that_delivers_nothing_is_given_up(
+async def test_a_consumer_that_delivers_nothing_is_abandoned(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """An operator pauses it, for instance: its heartbeats go on."""
+    """An operator pauses it, for instance: its heartbeats continue."""
     async with operator(tmp_path) as (url, client):
         server = await start_server(NATS_URL=url)
         await wait_for_nats(server)
@@ -186,7 +186,7 @@ async def test_a_consumer_that_delivers_nothing_is_given_up(
         check_balance(server)
 
 
-async def test_a_message_that_was_deleted_is_not_waited_for(
+async def test_a_deleted_message_is_not_waited_for(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     """The stream still counts it as its last one."""
@@ -207,10 +207,10 @@ async def test_a_message_that_was_deleted_is_not_waited_for(
         assert server.snapshot().nats.reconnects == 0
 
 
-# --- made, and gone
+# --- made and deleted
 
 
-async def test_storage_and_replicas_of_a_stream_that_is_made_are_settings(
+async def test_storage_and_replicas_of_a_new_stream_are_settings(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     async with operator(tmp_path) as (url, client):
@@ -221,7 +221,7 @@ async def test_storage_and_replicas_of_a_stream_that_is_made_are_settings(
         assert config["metadata"]["trio_odin_made"] == "yes"
 
 
-async def test_more_replicas_than_there_are_servers_are_refused_in_nats_words(
+async def test_more_replicas_than_servers_are_refused_in_nats_own_words(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     async with operator(tmp_path) as (url, _):
@@ -230,7 +230,7 @@ async def test_more_replicas_than_there_are_servers_are_refused_in_nats_words(
         assert not server.snapshot().nats.was_connected
 
 
-async def test_a_stream_of_others_that_is_deleted_is_not_made_again_but_waited_for(
+async def test_a_deleted_foreign_stream_is_awaited_and_not_made_again(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     async with operator(tmp_path) as (url, client):
@@ -249,10 +249,10 @@ async def test_a_stream_of_others_that_is_deleted_is_not_made_again_but_waited_f
         check_balance(server)
 
 
-async def test_a_stream_made_by_an_earlier_version_counts_as_made_here(
+async def test_a_stream_made_by_an_earlier_version_counts_as_our_own(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """Those had no mark, and such a stream in memory is gone when NATS restarts."""
+    """Those had no mark, and such a stream in memory is lost when NATS restarts."""
     async with operator(tmp_path) as (url, client):
         seconds = 10**9
         limits = {"max_age": 30 * seconds, "max_msgs": 100_000, "max_bytes": 52_428_800}

@@ -1,4 +1,4 @@
-"""What NATS hands on and cannot be understood: it costs itself, never the events after it."""
+"""Unreadable messages from NATS cost only themselves, never the events after them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UNREADABLE = {
     "a carriage return in the subject": b"PUB odin.token.B\rRO.trade 2\r\n{}\r\n",
     "a NUL in the subject": b"PUB odin.token.B\x00RO.trade 2\r\n{}\r\n",
 }
-# The event itself is as good as any: its headers are nobody's business here.
+# The event itself is valid; its headers do not matter.
 ODD_HEADERS = {
     "headers without an end": hpub(b"NATS/1.0"),
     "headers without a beginning": hpub(b"\r\n\r\n"),
@@ -40,7 +40,7 @@ ODD_HEADERS = {
     "an undecodable description": hpub(b"NATS/1.0 404 \xff\r\nA: b\r\n\r\n"),
     "an undecodable header": hpub(b"NATS/1.0\r\n\xff\xfe: \xfd\r\n\r\n"),
 }
-# Signs that only the server itself may give to a consumer, from a publisher.
+# Signals that only the server may send to a consumer, here from a publisher.
 FORGED = {
     "a heartbeat": hpub(b"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Consumer: x\r\n\r\n", b""),
     "a stalled consumer": hpub(
@@ -58,7 +58,7 @@ def nats_in_mode(mode: str, folder: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("mode", ["jetstream", "core"])
 @pytest.mark.parametrize("raw", UNREADABLE.values(), ids=UNREADABLE)
-async def test_a_message_that_cannot_be_understood_costs_itself_only(
+async def test_an_unreadable_message_costs_only_itself(
     start_server: StartServer, tmp_path: Path, mode: str, raw: bytes
 ) -> None:
     with nats_in_mode(mode, tmp_path) as url:
@@ -77,7 +77,7 @@ async def test_a_message_that_cannot_be_understood_costs_itself_only(
 
 @pytest.mark.parametrize("mode", ["jetstream", "core"])
 @pytest.mark.parametrize("raw", ODD_HEADERS.values(), ids=ODD_HEADERS)
-async def test_headers_that_cannot_be_understood_do_not_keep_an_event_back(
+async def test_unreadable_headers_do_not_hold_an_event_back(
     start_server: StartServer, tmp_path: Path, mode: str, raw: bytes
 ) -> None:
     with nats_in_mode(mode, tmp_path) as url:
@@ -92,7 +92,7 @@ async def test_headers_that_cannot_be_understood_do_not_keep_an_event_back(
 
 
 @pytest.mark.parametrize("raw", FORGED.values(), ids=FORGED)
-async def test_a_publisher_cannot_speak_for_the_consumer(
+async def test_a_publisher_cannot_forge_signals_to_the_consumer(
     start_server: StartServer, tmp_path: Path, raw: bytes
 ) -> None:
     with nats_in_mode("jetstream", tmp_path) as url:
@@ -107,7 +107,7 @@ async def test_a_publisher_cannot_speak_for_the_consumer(
         assert server.ledger.publications.invalid == {Invalid.PAYLOAD: 1}
 
 
-async def test_a_reply_subject_that_cannot_be_understood_changes_nothing(
+async def test_an_unreadable_reply_subject_changes_nothing(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     with nats_in_mode("core", tmp_path) as url:
@@ -121,10 +121,10 @@ async def test_a_reply_subject_that_cannot_be_understood_changes_nothing(
         assert server.snapshot().nats.reconnects == 0
 
 
-async def test_what_ends_two_connections_in_a_row_is_stepped_over_and_declared(
+async def test_a_message_that_ends_two_connections_is_skipped_and_declared(
     start_server: StartServer, tmp_path: Path, nursery: trio.Nursery
 ) -> None:
-    """Whatever the cause: here the way to NATS spoils one line each time that it passes."""
+    """The cause does not matter: here the wire to NATS spoils one line each time it passes."""
     with running_nats(tmp_path) as nats:
         network = await start_network(nursery, nats.port)
         network.spoil = (b"MSG odin.token.EVIL.trade", b"MSX odin.token.EVIL.trade")

@@ -1,4 +1,4 @@
-"""`trio-odin watch` against real sockets: it shows what comes, or says why nothing can."""
+"""`trio-odin watch` against real sockets: it shows messages, or the reason for none."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def complaint(url: str) -> str:
 async def answering(
     answer: Callable[[trio.SocketStream], Awaitable[None]],
 ) -> AsyncIterator[str]:
-    """Host and port of something that does as it likes with whoever comes."""
+    """Host and port of a listener with any behaviour."""
 
     async def serve(stream: trio.SocketStream) -> None:
         async with stream:
@@ -58,7 +58,7 @@ async def answering(
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
-async def test_it_shows_what_comes(host: str, start_server: StartServer) -> None:
+async def test_it_shows_the_messages(host: str, start_server: StartServer) -> None:
     if host == "[::1]" and not socket.has_dualstack_ipv6():
         pytest.skip("no IPv6 here")
     server = await start_server(NATS_URL=NOWHERE, WS_ADDR=f"{host}:0")
@@ -66,13 +66,13 @@ async def test_it_shows_what_comes(host: str, start_server: StartServer) -> None
     assert line == '{"type":"subscription_ack","subscribed":["BTC.trade"],"count":1}'
 
 
-async def test_tls_at_a_plain_port_is_called_so(start_server: StartServer) -> None:
+async def test_tls_at_a_plain_port_is_named_as_the_reason(start_server: StartServer) -> None:
     server = await start_server(NATS_URL=NOWHERE)
     said = await complaint(f"wss://{server.addresses[0]}/ws")
     assert said.startswith(f"cannot connect to wss://{server.addresses[0]}/ws: it does not speak")
 
 
-async def test_a_certificate_that_is_not_trusted_is_called_so(certificate: Path) -> None:  # noqa: F811
+async def test_an_untrusted_certificate_is_named_as_the_reason(certificate: Path) -> None:  # noqa: F811
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
 
@@ -105,7 +105,7 @@ async def _say_nothing(_: trio.SocketStream) -> None:
 
 @pytest.mark.parametrize("scheme", ["ws", "wss"])
 @pytest.mark.parametrize("answer", [_leave, _talk_nonsense, _reset, _say_nothing])
-async def test_there_is_always_a_reason(
+async def test_there_is_always_a_reason_for_a_failure(
     answer: Callable[[trio.SocketStream], Awaitable[None]],
     scheme: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -118,7 +118,7 @@ async def test_there_is_always_a_reason(
     assert len(reason) > 10, said
 
 
-async def test_nobody_there_is_a_reason() -> None:
+async def test_an_unused_port_gives_a_reason() -> None:
     assert "refused" in await complaint("ws://127.0.0.1:1/ws")
     assert "refused" in await complaint("wss://127.0.0.1:1/ws")
 

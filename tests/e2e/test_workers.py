@@ -1,4 +1,4 @@
-"""A server of several processes: one port, one set of figures, and nobody falls with another."""
+"""A server of several processes: one port, one set of figures, separate failures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from trio_odin.lab.load.pages import parse_metrics
 
 pytestmark = pytest.mark.e2e
 
-# By chance all of so many connections land at one of two workers once in 2**31 runs.
+# By chance all of these connections go to one of two workers once in 2**31 runs.
 ENOUGH = 32
 
 
@@ -41,7 +41,7 @@ class Running:
     clients: list[ClientConnection] = attrs.Factory(list)
 
     async def page(self, path: str) -> tuple[int, str]:
-        """A page over a connection of its own, so of any one worker."""
+        """A page over its own connection, so from any one worker."""
 
         def ask() -> tuple[int, str]:
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
@@ -56,7 +56,7 @@ class Running:
             while True:
                 try:
                     return await trio.to_thread.run_sync(ask)
-                except ConnectionError:  # in the queue of a worker that is being killed
+                except ConnectionError:  # it was in the queue of a killed worker
                     await trio.sleep(0.01)
 
     async def metrics(self) -> dict[str, float]:
@@ -89,7 +89,7 @@ async def server(
 ) -> AsyncIterator[Running]:
     """Two workers, NATS, and `clients` subscribed to BTC.trade; killed at the end of the test.
 
-    `stream` is made beforehand; `alive` are waited for.
+    `stream` is made first; it waits for `alive` workers.
     """
     port = free_port()
     async with AsyncExitStack() as stack:
@@ -115,7 +115,7 @@ async def server(
 
 
 async def end(running: Running) -> tuple[int, str]:
-    """Stop the server in order; its exit code and its log."""
+    """Stop the server in order; returns its exit code and its log."""
     running.process.send_signal(signal.SIGTERM)
     code, _, logged = await ended(running.process)
     return code, logged
@@ -162,14 +162,14 @@ async def test_any_worker_answers_for_all(tmp_path: Path) -> None:
 
 
 async def check_limit(running: Running, *, free: int) -> None:
-    """The limit is one for all workers, so it does not matter which of them a client meets."""
+    """There is one limit for all workers, so it does not matter which one a client meets."""
     url = f"ws://127.0.0.1:{running.port}/ws"
     async with AsyncExitStack() as stack:
         for _ in range(free):
             await stack.enter_async_context(connect(url))
         while (await running.metrics())["ws_connections_current"] < 10 + free:
             await trio.sleep(0.02)
-        # With a page the parent asks all and tells what the others hold; the next one comes after.
+        # For a page the parent asks all workers and distributes their figures before the next page.
         await running.page("/health")
         for _ in range(6):
             with pytest.raises(InvalidStatus, match="503"):
@@ -177,7 +177,7 @@ async def check_limit(running: Running, *, free: int) -> None:
     assert (await running.metrics())["ws_connections_rejected_total"] == 6
 
 
-async def test_a_killed_worker_is_replaced_and_nobody_else_notices(tmp_path: Path) -> None:
+async def test_a_killed_worker_is_replaced_and_no_other_client_notices(tmp_path: Path) -> None:
     async with server(tmp_path, clients=ENOUGH) as running:
         await running.publish()
         for client in running.clients:
@@ -205,7 +205,7 @@ async def test_a_killed_worker_is_replaced_and_nobody_else_notices(tmp_path: Pat
 
 
 async def outcome(client: ClientConnection) -> object:
-    """What the next event says, None if the connection was lost."""
+    """The data of the next event, None if the connection was lost."""
     try:
         return (await receive(client))["data"]
     except ConnectionClosed:
@@ -226,7 +226,7 @@ async def test_a_worker_that_leaves_in_order_loses_nothing(tmp_path: Path) -> No
         assert (await end(running))[0] == 0
 
 
-async def test_a_worker_that_hangs_does_not_keep_pages_from_being_answered(
+async def test_a_hung_worker_does_not_stop_the_pages(
     tmp_path: Path,
 ) -> None:
     async with server(tmp_path, clients=0) as running:
@@ -239,13 +239,13 @@ async def test_a_worker_that_hangs_does_not_keep_pages_from_being_answered(
                     nursery.start_soon(ask_who_is_alive, running, alive)
         finally:
             os.kill(hung, signal.SIGCONT)
-        assert alive - {None} == {1}  # whoever asks the hung one itself waits in vain
+        assert alive - {None} == {1}  # a request to the hung one itself gets no answer
         await running.wait_for_workers(alive=2, restarts=0)
         assert (await end(running))[0] == 0
 
 
 async def ask_who_is_alive(running: Running, answers: set[int | None]) -> None:
-    """Ask how many workers are alive; None if the one that was asked does not answer."""
+    """Ask how many workers are alive; None if the asked one does not answer."""
 
     def ask() -> int | None:
         connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=0.9)
@@ -284,10 +284,10 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-async def test_while_workers_leave_whoever_comes_is_told_so_at_once(
+async def test_while_workers_leave_new_clients_are_answered_at_once(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    """One has a client that does not go; the other ends at once, and its queue is answered."""
+    """One has a client that stays; the other ends at once, and its queue is answered."""
     async with server(tmp_path, clients=1, WS_DRAIN_SECONDS="5s") as running:
         with trio.socket.socket() as stays:
             await stays.connect(("127.0.0.1", running.port))
@@ -322,7 +322,7 @@ async def test_a_second_signal_cuts_the_workers(tmp_path: Path) -> None:
         assert not any(is_running(worker) for worker in workers)
 
 
-async def test_a_taken_port_is_one_sentence_from_the_parent_alone(tmp_path: Path) -> None:
+async def test_a_taken_port_is_one_sentence_and_only_from_the_parent(tmp_path: Path) -> None:
     with running_nats(tmp_path) as someone:
         address = f"127.0.0.1:{someone.port}"
         result = await trio.to_thread.run_sync(run, "serve", "--workers", "2", "--addr", address)
@@ -337,7 +337,7 @@ ONE_CONSUMER = {
 }  # fmt: skip
 
 
-async def test_a_worker_that_nats_has_no_room_for_takes_no_clients(tmp_path: Path) -> None:
+async def test_a_worker_that_nats_has_no_room_for_accepts_no_clients(tmp_path: Path) -> None:
     async with server(tmp_path, clients=ENOUGH, stream=ONE_CONSUMER, alive=1) as running:
         await trio.sleep(6)  # longer than one waits if nobody has NATS
         assert sorted((await running.workers())["connections"]) == [0, ENOUGH]
@@ -353,7 +353,7 @@ async def test_a_worker_that_nats_has_no_room_for_takes_no_clients(tmp_path: Pat
         assert (await end(running))[0] == 0
 
 
-async def test_workers_without_nats_take_clients_after_a_while_and_say_that_they_are_not_ready(
+async def test_workers_without_nats_accept_clients_after_a_while(
     tmp_path: Path,
 ) -> None:
     port = free_port()
@@ -380,7 +380,7 @@ async def test_workers_without_nats_take_clients_after_a_while_and_say_that_they
         process.kill()
 
 
-async def test_while_the_parent_is_stopped_no_page_takes_one_worker_for_all(
+async def test_while_the_parent_is_stopped_no_page_shows_one_worker_as_all(
     tmp_path: Path,
 ) -> None:
     async with server(tmp_path, clients=ENOUGH) as running:

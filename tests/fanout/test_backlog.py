@@ -22,7 +22,7 @@ from trio_odin.ledger.reasons import Dropped
 from trio_odin.overload.byte_budget import ByteBudget
 
 
-def test_the_third_full_outbox_in_a_row_is_one_too_many() -> None:
+def test_the_third_full_outbox_in_a_row_evicts() -> None:
     watch = SlowConsumerWatch()
     assert [watch.outbox_full() for _ in range(4)] == [False, False, True, True]
     assert FULL_OUTBOXES_IN_A_ROW == 3
@@ -52,7 +52,7 @@ def test_watches_do_not_count_for_each_other() -> None:
 
 
 class Client:
-    """An outbox of a connection and its reader, without a socket: it takes when it is told to."""
+    """A connection's outbox and its reader, without a socket: it reads only on request."""
 
     def __init__(self, rules: OutboxRules, deliveries: Deliveries) -> None:
         self.capacity = rules.capacity
@@ -60,7 +60,7 @@ class Client:
         self.deliveries = deliveries
         self.outbox: deque[QueuedMessage] = deque()
         self.seq = 0
-        self.moved = 0  # envelopes put back, to see what taking out the superseded costs
+        self.moved = 0  # envelopes put back: the cost of removing superseded ones
         self.matched: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
         self.received: list[tuple[int, str, int]] = []  # seq, channel, skipped
@@ -87,7 +87,7 @@ class Client:
         return None
 
     def read(self, most: int = 1) -> None:
-        """As the writer does: take some, write them, book them."""
+        """Take, write and count some envelopes, as the writer does."""
         batch: list[QueuedMessage] = []
         while self.outbox and len(batch) < most:
             message = self.outbox.popleft()
@@ -95,7 +95,7 @@ class Client:
                 batch.append(message)
         self.backlog.written(len(batch), sum(message.size for message in batch))
         for message in batch:
-            message.sent = 0  # what was out before is part of it
+            message.sent = 0  # its earlier part is written as well
             (content,) = objects_of([b"".join(message.pieces())])
             skipped = content.get("skipped", 0)
             self.received.append((content["seq"], content["channel"], skipped))
@@ -103,7 +103,7 @@ class Client:
             assert self.rule.lost(content) == lost, "a gap is explained when it is seen"
 
     def check_what_was_received(self) -> None:
-        """With nothing waiting: each event was received, skipped with a word, or dropped."""
+        """With an empty outbox: each event was received, reported as skipped, or dropped."""
         seqs = [seq for seq, _, _ in self.received]
         assert seqs == sorted(set(seqs))
         became = Counter(self.dropped)
@@ -128,7 +128,7 @@ def seqs_waiting(client: Client) -> list[int]:
 
 
 @pytest.mark.parametrize("policy", ["evict", "drop"])
-def test_without_conflation_the_newest_is_dropped_when_the_outbox_is_full(policy: str) -> None:
+def test_without_conflation_a_full_outbox_drops_the_newest(policy: str) -> None:
     slow = client(policy)
     assert [slow.offer() for _ in range(6)] == [None] * 4 + [Dropped.OUTBOX_FULL] * 2
     assert seqs_waiting(slow) == [1, 2, 3, 4]
@@ -145,7 +145,7 @@ def test_conflation_keeps_the_newest_envelope_of_each_channel() -> None:
     assert (slow.deliveries.conflated, slow.deliveries.queued) == (4, 0)
 
 
-def test_an_event_behind_a_gap_says_how_many_were_skipped_on_all_channels() -> None:
+def test_an_event_after_a_gap_has_the_number_of_skipped_events() -> None:
     slow = client("conflate")
     for channel in ("A.a", "B.b", "A.a", "C.c", "A.a", "B.b", "A.a", "C.c", "D.d"):
         assert slow.offer(channel) is None
@@ -170,7 +170,7 @@ def test_conflation_begins_before_the_outbox_is_full() -> None:
     assert slow.received == [(3, "BTC.trade", 2)]
 
 
-def test_an_envelope_that_is_half_out_is_finished_and_stands_for_itself() -> None:
+def test_a_half_written_envelope_is_finished_and_not_conflated() -> None:
     slow = client("conflate")
     slow.offer(sent=10)
     slow.offer()
@@ -179,7 +179,7 @@ def test_an_envelope_that_is_half_out_is_finished_and_stands_for_itself() -> Non
     assert slow.received == [(1, "BTC.trade", 0), (3, "BTC.trade", 1)]
 
 
-def test_what_the_writer_has_taken_gives_way_to_nothing() -> None:
+def test_an_envelope_taken_by_the_writer_is_never_superseded() -> None:
     slow = client("conflate")
     slow.offer()
     taken = slow.outbox.popleft()
@@ -189,7 +189,7 @@ def test_what_the_writer_has_taken_gives_way_to_nothing() -> None:
     assert seqs_waiting(slow) == [2]
 
 
-def test_more_channels_than_places_are_a_full_outbox() -> None:
+def test_more_channels_than_places_fill_the_outbox() -> None:
     slow = client("conflate", capacity=4)
     for channel in ("A.a", "B.b", "C.c", "D.d"):
         assert slow.offer(channel) is None
@@ -198,7 +198,7 @@ def test_more_channels_than_places_are_a_full_outbox() -> None:
     assert seqs_waiting(slow) == [2, 3, 4, 5 + 1]
 
 
-def test_what_was_superseded_and_passed_over_makes_no_room_later() -> None:
+def test_superseded_and_skipped_events_make_no_room_later() -> None:
     slow = client("conflate", capacity=2)
     slow.offer("A.a")
     slow.offer("A.a")
@@ -208,7 +208,9 @@ def test_what_was_superseded_and_passed_over_makes_no_room_later() -> None:
 
 
 @pytest.mark.parametrize(("policy", "is_evicted"), [("evict", 1), ("conflate", 1), ("drop", 0)])
-def test_only_who_may_miss_events_is_never_too_slow(policy: str, *, is_evicted: bool) -> None:
+def test_only_clients_that_may_miss_events_are_never_too_slow(
+    policy: str, *, is_evicted: bool
+) -> None:
     backlog = client(policy).backlog
     verdicts = [backlog.is_too_slow(had_room=False) for _ in range(3)]
     assert verdicts == [False, False, is_evicted]
@@ -224,7 +226,7 @@ def test_bytes_over_the_limit_of_a_connection_are_refused() -> None:
     assert slow.offer() is None
 
 
-def test_an_envelope_over_the_limit_still_goes_out_if_nothing_else_waits() -> None:
+def test_an_envelope_over_the_limit_goes_out_if_nothing_else_waits() -> None:
     slow = client("conflate", max_bytes=50, total=50)
     assert slow.offer(size=1000) is None
     assert slow.offer("ETH.trade") is Dropped.OUTBOX_BYTES
@@ -234,7 +236,7 @@ def test_an_envelope_over_the_limit_still_goes_out_if_nothing_else_waits() -> No
     assert slow.backlog.bytes == 0
 
 
-def test_the_limit_of_all_outboxes_is_named_only_if_it_is_the_only_reason() -> None:
+def test_the_shared_limit_is_named_only_if_it_is_the_sole_reason() -> None:
     size = publication().frame_bytes(1)
     rules = OutboxRules(capacity=3, max_bytes=3 * size, budget=ByteBudget(4 * size))
     one, other = Client(rules, Deliveries()), Client(rules, Deliveries())
@@ -255,7 +257,7 @@ def test_a_reply_is_never_refused_but_takes_its_share_of_the_bytes() -> None:
     assert slow.offer() is None
 
 
-def test_one_that_takes_the_place_of_another_and_is_no_larger_is_never_too_much() -> None:
+def test_a_replacement_that_is_not_larger_is_never_too_much() -> None:
     slow = client("conflate", max_bytes=1000)
     slow.offer(size=100)
     slow.backlog.reply_waits(5000)
@@ -263,7 +265,7 @@ def test_one_that_takes_the_place_of_another_and_is_no_larger_is_never_too_much(
     assert slow.offer(size=50) is None
 
 
-def test_what_is_abandoned_while_it_is_written_is_dropped_once() -> None:
+def test_an_envelope_abandoned_during_its_write_is_dropped_once() -> None:
     slow = client("evict")
     slow.offer()
     slow.backlog.abandon()
@@ -273,7 +275,7 @@ def test_what_is_abandoned_while_it_is_written_is_dropped_once() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 100, 440, 505, 511, 512, 600])
-def test_taking_out_what_was_superseded_is_cheap_for_each_envelope(channels: int) -> None:
+def test_removing_superseded_envelopes_is_cheap_for_each_envelope(channels: int) -> None:
     slow = client("conflate", capacity=512)
     for number in range(20_000):
         slow.offer(f"A{number % channels}.a")
@@ -300,7 +302,7 @@ def test_the_length_of_a_frame_is_known_before_it_is_made(
     ),
 )
 @settings(max_examples=300)
-def test_each_event_was_received_or_counted_as_skipped_or_dropped(
+def test_each_event_is_received_or_counted_as_skipped_or_dropped(
     policy: str,
     capacity: int,
     max_bytes: int,
@@ -323,7 +325,7 @@ def test_each_event_was_received_or_counted_as_skipped_or_dropped(
 
 
 class Outboxes(RuleBasedStateMachine):
-    """Two connections with one budget: the books balance, and the bytes are those that wait."""
+    """Two connections with one budget: the counters balance, and the bytes are those that wait."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -10,14 +10,14 @@ from trio_odin.ledger.reasons import Dropped
 from trio_odin.wire.commands import Command
 
 
-def test_events_are_told_with_their_time_since_the_connection_was_opened() -> None:
+def test_events_have_their_time_since_the_connection_was_opened() -> None:
     flight = FlightRecorder(100.0)
     flight.add(FlightEvent.SUBSCRIBE, 100.0)
     flight.add(FlightEvent.CONFLATED, 101.25, 7)
     assert flight.lines() == ["0.000s subscribe", "1.250s conflated x7"]
 
 
-def test_what_takes_turns_is_two_lines_however_often() -> None:
+def test_alternating_events_become_two_lines() -> None:
     flight = FlightRecorder(0.0)
     for number in range(1000):
         flight.add(FlightEvent.PING, number)
@@ -26,7 +26,7 @@ def test_what_takes_turns_is_two_lines_however_often() -> None:
     assert flight.lines() == ["999.500s pong x1000", "1000.000s ping x1001"]
 
 
-def test_a_mark_of_depth_is_the_highest_one_that_was_reached() -> None:
+def test_a_depth_mark_is_the_highest_depth_reached() -> None:
     flight = FlightRecorder(0.0)
     for depth in (16, 32, 64, 16):
         flight.add(FlightEvent.DEPTH, 1.0, depth)
@@ -61,6 +61,6 @@ def test_the_oldest_events_are_forgotten_first() -> None:
     assert lines[-1] == "299.000s outbox emptied"
 
 
-def test_every_command_and_every_refusal_has_an_event() -> None:
+def test_every_command_and_every_error_has_an_event() -> None:
     assert set(COMMANDS) == {*get_args(Command), None}
     assert set(Dropped) - set(REFUSALS) == {Dropped.CLOSING, Dropped.WORKER_LOST}

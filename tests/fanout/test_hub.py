@@ -20,7 +20,7 @@ from trio_odin.upstream.nats_message import NatsMessage
 
 @attrs.define(eq=False)
 class Recorder:
-    """An outlet that takes everything."""
+    """An outbound side that takes everything."""
 
     frames: list[bytes] = attrs.field(factory=list)
     deferred: list[bytes] = attrs.field(factory=list)
@@ -108,7 +108,7 @@ async def test_connections_at_the_same_seq_share_the_bytes(hub: Hub[FakeMember])
     assert first.outbound.frames[0] is second.outbound.frames[0]
 
 
-async def test_what_is_no_event_is_counted_by_reason(hub: Hub[FakeMember]) -> None:
+async def test_an_invalid_event_is_counted_by_reason(hub: Hub[FakeMember]) -> None:
     member = FakeMember()
     hub.join(member)
     hub.registry.subscribe(member.outbound, ["BTC.trade"])
@@ -120,7 +120,7 @@ async def test_what_is_no_event_is_counted_by_reason(hub: Hub[FakeMember]) -> No
     assert len(member.outbound.frames) == 1
 
 
-async def test_a_rate_of_fan_outs_can_be_set(mock_clock: trio.testing.MockClock) -> None:
+async def test_the_rate_of_fan_outs_can_be_set(mock_clock: trio.testing.MockClock) -> None:
     hub: Hub[FakeMember] = Hub(read_settings({"WS_MAX_BROADCAST_RATE": "10"}), Ledger())
     member = FakeMember()
     hub.join(member)
@@ -143,7 +143,7 @@ async def test_a_fan_out_is_one_step_for_the_scheduler(hub: Hub[FakeMember]) -> 
     assert all(member.outbound.frames for member in members)
 
 
-async def test_who_leaves_has_no_subscription_left(hub: Hub[FakeMember]) -> None:
+async def test_a_connection_that_leaves_has_no_subscription_left(hub: Hub[FakeMember]) -> None:
     member = FakeMember()
     hub.join(member)
     hub.registry.subscribe(member.outbound, ["BTC.trade"])
@@ -153,7 +153,7 @@ async def test_who_leaves_has_no_subscription_left(hub: Hub[FakeMember]) -> None
     assert hub.ledger.traffic.closed == {"peer_gone": 1}
 
 
-async def test_the_hub_ends_when_the_feed_does_and_loses_nothing_in_it(
+async def test_the_hub_ends_with_its_inbound_queue_and_loses_nothing(
     hub: Hub[FakeMember],
 ) -> None:
     inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage](10)
@@ -169,7 +169,7 @@ async def test_the_hub_ends_when_the_feed_does_and_loses_nothing_in_it(
 
 
 class QuietOwner:
-    """Nobody to tell."""
+    """An owner that ignores everything."""
 
     def evict(self, reason: CloseReason) -> None:
         pass
@@ -186,7 +186,7 @@ class StreamMember:
 async def test_a_consumer_that_never_reads_does_not_delay_the_others(
     settings: Settings, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    """On a clock that only moves when everyone waits: no delay means no time passes at all."""
+    """The clock moves only when every task waits: without a delay no time passes."""
     hub: Hub[StreamMember] = Hub(settings, Ledger())
     stuck_stream, _never_read = trio.testing.lockstep_stream_pair()
     good_stream, good_peer = trio.testing.memory_stream_pair()
@@ -242,7 +242,7 @@ async def test_large_frames_are_not_kept_for_every_seq(
     assert peak < 20 * len(payload)
 
 
-async def test_messages_that_wait_in_the_feed_are_written_to_each_in_one_go(
+async def test_messages_waiting_in_the_inbound_queue_are_written_in_one_go(
     hub: Hub[FakeMember],
 ) -> None:
     inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage](10)

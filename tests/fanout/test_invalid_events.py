@@ -1,4 +1,4 @@
-"""An event that cannot be published is named in the log, and a flood of them does not fill it."""
+"""The log names events that cannot be published, and a flood of them does not fill it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trio_odin.upstream.nats_message import NatsMessage
 
 
 class Lines:
-    """A log that remembers."""
+    """A log that keeps its lines."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
@@ -34,7 +34,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 class Reader:
-    """Takes whatever it gets."""
+    """A member that takes everything."""
 
     def deliver(self, *_: Any) -> int:
         return 1
@@ -65,7 +65,7 @@ def publish(hub: Hub[Connection], subject: str, payload: bytes = b"{}", offset: 
         (b'{"name":"\xff"}', "can't decode byte 0xff"),
     ],
 )
-async def test_a_payload_is_named_by_subject_and_offset_with_what_is_wrong(
+async def test_a_bad_payload_is_logged_with_subject_offset_and_reason(
     hub: Hub[Connection], log: list[dict[str, Any]], payload: bytes, error: str
 ) -> None:
     publish(hub, "odin.token.BTC.trade", payload, offset=77)
@@ -80,7 +80,7 @@ async def test_a_payload_is_named_by_subject_and_offset_with_what_is_wrong(
     }
 
 
-async def test_a_subject_says_what_is_allowed(
+async def test_a_bad_subject_is_logged_with_the_rule(
     hub: Hub[Connection], log: list[dict[str, Any]]
 ) -> None:
     publish(hub, "odin.token.BTC/USD.trade")
@@ -90,7 +90,7 @@ async def test_a_subject_says_what_is_allowed(
     assert "each part of letters, digits, _ and -" in line["error"]
 
 
-async def test_a_hostile_subject_is_cut_and_cannot_write_to_a_terminal(
+async def test_a_hostile_subject_is_cut_and_made_printable(
     hub: Hub[Connection], log: list[dict[str, Any]]
 ) -> None:
     publish(hub, "odin.token.\x1b[2J\u202e\udcdc\n" + 100_000 * "x")
@@ -100,7 +100,7 @@ async def test_a_hostile_subject_is_cut_and_cannot_write_to_a_terminal(
     assert line["subject"].isprintable()
 
 
-async def test_a_flood_is_a_line_in_ten_seconds_for_each_reason(
+async def test_a_flood_is_one_line_in_ten_seconds_for_each_reason(
     hub: Hub[Connection], log: list[dict[str, Any]], mock_clock: trio.testing.MockClock
 ) -> None:
     for _ in range(1000):

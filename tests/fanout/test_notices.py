@@ -29,7 +29,7 @@ from trio_odin.upstream.nats_message import NatsMessage
 
 @attrs.define(eq=False)
 class FakeListener:
-    """Takes what it is sent while it `is_reading`, and can be gone."""
+    """A client that takes messages while it `is_reading`, and that can be lost."""
 
     is_reading: bool = True
     is_gone: bool = False
@@ -56,7 +56,7 @@ class FakeListener:
 
 
 def objects_of_joined(chunks: list[bytes]) -> list[dict[str, Any]]:
-    """Each frame apart: they are short, so the second byte is the length, or two bytes behind."""
+    """Split short frames: the length is the second byte, or the two bytes after it."""
     frames, rest = [], b"".join(chunks)
     while rest:
         length = 2 + rest[1] if rest[1] < 126 else 4 + int.from_bytes(rest[2:4])
@@ -73,7 +73,7 @@ def _entered() -> ResumeBuffer:
 
 @attrs.define
 class Desk:
-    """The notices, with the books that they look at."""
+    """The notices, with the counters that they use."""
 
     counters: Publications = attrs.field(factory=Publications)
     registry: Registry[FakeListener] = attrs.field(factory=Registry)
@@ -106,7 +106,7 @@ def desk() -> Desk:
     return Desk()
 
 
-async def test_who_asked_is_told_within_a_second_and_once(
+async def test_a_subscribed_client_is_notified_once_within_a_second(
     desk: Desk, autojump_clock: trio.testing.MockClock
 ) -> None:
     listener = desk.listener()
@@ -120,7 +120,7 @@ async def test_who_asked_is_told_within_a_second_and_once(
         assert listener.told() == []
 
 
-async def test_who_did_not_ask_or_has_left_is_not_told(
+async def test_clients_that_did_not_ask_or_have_left_are_not_notified(
     desk: Desk, autojump_clock: trio.testing.MockClock
 ) -> None:
     subscribed, left, changed = FakeListener(), desk.listener(), desk.listener()
@@ -134,7 +134,7 @@ async def test_who_did_not_ask_or_has_left_is_not_told(
     assert desk.registry.audience == {}
 
 
-async def test_what_is_lost_in_a_second_is_summed_up(
+async def test_the_losses_of_a_second_are_summed_up(
     desk: Desk, autojump_clock: trio.testing.MockClock
 ) -> None:
     listener = desk.listener()
@@ -150,7 +150,7 @@ async def test_what_is_lost_in_a_second_is_summed_up(
         assert listener.told() == []
 
 
-async def test_a_socket_that_takes_nothing_is_told_later_in_one(
+async def test_a_blocked_socket_gets_one_notice_later(
     desk: Desk, autojump_clock: trio.testing.MockClock
 ) -> None:
     slow, quick = desk.listener(is_reading=False), desk.listener()
@@ -168,7 +168,7 @@ async def test_a_socket_that_takes_nothing_is_told_later_in_one(
         assert slow.told() == []
 
 
-async def test_a_notice_without_room_comes_before_the_next_event_for_which_there_is() -> None:
+async def test_a_notice_without_room_comes_before_the_next_event_sent() -> None:
     hub = Hub[Any](read_settings({}), Ledger())
     hub.note(Mark("e", 2))
     slow: Any = FakeListener(is_reading=False)
@@ -184,7 +184,7 @@ async def test_a_notice_without_room_comes_before_the_next_event_for_which_there
     assert events == [b"event", b"event"]
 
 
-async def test_a_notice_that_one_is_owed_does_not_put_off_the_next_one_of_others(
+async def test_a_pending_notice_does_not_delay_those_of_others(
     desk: Desk, autojump_clock: trio.testing.MockClock
 ) -> None:
     quick, slow = desk.listener(), desk.listener(is_reading=False)
@@ -200,7 +200,7 @@ async def test_a_notice_that_one_is_owed_does_not_put_off_the_next_one_of_others
         assert [(gap["from"], gap["to"]) for gap in slow.told()] == [(3, 9)]
 
 
-async def test_one_that_is_gone_does_not_keep_the_others_from_being_told(
+async def test_a_lost_client_does_not_keep_the_others_from_their_notice(
     desk: Desk, autojump_clock: trio.testing.MockClock
 ) -> None:
     desk.listener(is_gone=True)
@@ -211,7 +211,7 @@ async def test_one_that_is_gone_does_not_keep_the_others_from_being_told(
         assert [gap["reason"] for gap in listener.told()] == ["stream"]
 
 
-async def test_the_books_have_a_gap_for_each_reason_and_second(
+async def test_gaps_are_counted_by_reason_once_a_second(
     desk: Desk, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with desk.running():
@@ -224,7 +224,7 @@ async def test_the_books_have_a_gap_for_each_reason_and_second(
     assert (desk.counters.gaps, desk.counters.missed) == (reasons, 4 + 5)
 
 
-async def test_the_log_says_a_gap_at_once_and_sums_up_those_that_follow(
+async def test_the_log_reports_a_gap_at_once_and_sums_up_later_ones(
     desk: Desk, autojump_clock: trio.testing.MockClock
 ) -> None:
     with structlog.testing.capture_logs() as lines:
@@ -242,7 +242,7 @@ async def test_the_log_says_a_gap_at_once_and_sums_up_those_that_follow(
     assert lines[0].keys() - {"event", "log_level"} == fields_of("nats.gap")
 
 
-async def test_a_connection_asks_is_told_before_the_next_event_and_is_forgotten_when_it_ends(
+async def test_a_listener_gets_a_notice_before_the_event_and_is_forgotten(
     nursery: trio.Nursery,
 ) -> None:
     rig = Rig(nursery)
@@ -267,10 +267,10 @@ async def test_a_connection_asks_is_told_before_the_next_event_and_is_forgotten_
 
 
 @pytest.mark.parametrize("channels", [["BTC.trade"], []])
-async def test_who_asked_before_nats_was_reached_is_told_of_what_it_missed_till_then(
+async def test_a_listener_before_nats_is_notified_of_events_it_missed(
     channels: list[str],
 ) -> None:
-    """Also one without a channel: where nothing is filtered, it gets every event."""
+    """This includes a client without a channel: without filtering it gets every event."""
     hub = Hub[Any](read_settings({}), Ledger())
     listener: Any = FakeListener()
     hub.registry.tell_of_gaps(listener, True)
@@ -284,7 +284,7 @@ async def test_who_asked_before_nats_was_reached_is_told_of_what_it_missed_till_
 async def _notices_and_answer(
     client: WebSocketConnection, command: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """What comes up to the answer of a command."""
+    """The messages up to the answer to a command."""
     await client.send_message(json.dumps(command))
     messages = [json.loads(await client.get_message())]
     while messages[-1]["type"] == "gap":
@@ -301,7 +301,7 @@ async def _notices_and_answer(
     ],
 )
 @pytest.mark.parametrize("gap", [Gap(GapReason.WINDOW, 4, 3, 6), Gap(GapReason.STREAM)])
-async def test_no_position_is_stated_past_a_loss_that_was_not_told(
+async def test_no_position_is_stated_past_an_unreported_loss(
     nursery: trio.Nursery, command: dict[str, Any], gap: Gap
 ) -> None:
     rig = Rig(nursery)
@@ -316,7 +316,7 @@ async def test_no_position_is_stated_past_a_loss_that_was_not_told(
     assert answer["type"] in {"pong", "subscription_ack"}
 
 
-async def test_clients_that_ask_together_while_a_notice_is_due_are_all_answered(
+async def test_clients_that_ask_while_a_notice_is_due_are_all_answered(
     desk: Desk, autojump_clock: trio.testing.MockClock
 ) -> None:
     listeners = [desk.listener() for _ in range(1001)]
@@ -330,7 +330,7 @@ async def test_clients_that_ask_together_while_a_notice_is_due_are_all_answered(
         await desk.notices.tell_due()
 
 
-async def test_who_leaves_while_it_tells_the_others_tells_them_all(desk: Desk) -> None:
+async def test_a_cancelled_notification_still_reaches_all_listeners(desk: Desk) -> None:
     listeners = [desk.listener() for _ in range(1001)]
     desk.notices.declare(Gap(GapReason.WINDOW, 1, 7, 7))
     async with trio.open_nursery() as nursery:
@@ -353,7 +353,7 @@ async def test_a_notice_without_room_comes_before_the_next_position(nursery: tri
     assert rig.hub.registry.audience[connection.outbound] == {}
 
 
-async def test_a_telling_under_way_names_the_epoch_that_it_began_in(nursery: trio.Nursery) -> None:
+async def test_a_notice_names_the_epoch_in_which_it_began(nursery: trio.Nursery) -> None:
     hub: Hub[Any] = Hub(read_settings({}), Ledger())
     hub.note(Mark("before", 7))
     listeners = [FakeListener() for _ in range(600)]

@@ -29,7 +29,7 @@ from trio_odin.wire.frames import PING, close_frame, text_frame
 
 
 class OwnerOfOne:
-    """Remembers what its outlet told it; evicts as a connection does, by stopping the outlet."""
+    """Keeps the calls of its outbound side; evicts as a connection does, by stopping it."""
 
     def __init__(self) -> None:
         self.reasons: list[CloseReason] = []
@@ -46,7 +46,7 @@ class OwnerOfOne:
 
 
 class Rig:
-    """An outlet over `stream`, and its books."""
+    """An outbound side over `stream`, and its counters."""
 
     def __init__(
         self,
@@ -72,13 +72,13 @@ class Rig:
         self.owner.outbound = self.outbound
 
     def check_the_end(self) -> None:
-        """A connection that has ended owes nothing: no envelope, no byte."""
+        """Check that an ended connection owes nothing: no envelope, no byte."""
         self.outbound.stop()
         assert self.ledger.deliveries.queued == self.ledger.deliveries.imbalance() == 0
         assert self.budget.used_bytes == 0
 
     def offer(self, publication: Publication) -> bytes:
-        """Offer the next envelope and keep the books as the hub does. Returns its frame."""
+        """Offer the next envelope and count it as the hub does. Returns its frame."""
         sent = self.outbound.deliver(publication, {})
         frame = publication.frame(self.replay_buffer.seq)
         self.ledger.deliveries.matched += 1
@@ -88,7 +88,7 @@ class Rig:
         return frame
 
     def defer(self, publication: Publication) -> bytes:
-        """The same for a round that is joined: the hub flushes at its end."""
+        """The same in a joined round: the hub flushes at its end."""
         self.outbound.defer(publication)
         self.ledger.deliveries.matched += 1
         self.ledger.deliveries.queued += 1
@@ -123,7 +123,7 @@ async def test_an_envelope_goes_out_at_once_without_the_writer() -> None:
         assert rig.ledger.deliveries.written == 1
 
 
-async def test_offering_is_not_a_checkpoint() -> None:
+async def test_an_offer_is_not_a_checkpoint() -> None:
     ours, theirs = await socket_pair()
     async with ours, theirs:
         rig = Rig(ours, capacity=1)
@@ -132,7 +132,7 @@ async def test_offering_is_not_a_checkpoint() -> None:
                 rig.offer(publication(200_000))
 
 
-async def test_what_the_socket_does_not_take_waits_and_arrives_in_order(
+async def test_bytes_that_the_socket_does_not_take_arrive_in_order_later(
     nursery: trio.Nursery,
 ) -> None:
     ours, theirs = await socket_pair()
@@ -146,13 +146,13 @@ async def test_what_the_socket_does_not_take_waits_and_arrives_in_order(
         assert rig.ledger.deliveries.queued == 0
         assert rig.ledger.deliveries.written == 40
         assert rig.ledger.traffic.bytes_sent == len(expected)
-        # And the direct way is open again.
+        # Direct writes are possible again.
         frame = rig.offer(publication())
         assert rig.ledger.deliveries.written == 41
         assert await receive_exactly(theirs, len(frame)) == frame
 
 
-async def test_a_reply_waits_for_its_turn_behind_queued_envelopes(nursery: trio.Nursery) -> None:
+async def test_a_reply_waits_for_its_turn_after_queued_envelopes(nursery: trio.Nursery) -> None:
     ours, theirs = await socket_pair()
     async with ours, theirs:
         rig = Rig(ours)
@@ -176,7 +176,7 @@ async def test_three_full_outboxes_in_a_row_evict() -> None:
     rig.check_the_end()
 
 
-async def test_an_envelope_that_fits_between_makes_the_count_start_anew(
+async def test_an_envelope_that_fits_in_between_restarts_the_count(
     nursery: trio.Nursery,
 ) -> None:
     ours, theirs = trio.testing.lockstep_stream_pair()
@@ -234,8 +234,8 @@ async def test_a_reset_peer_is_noticed_by_the_fan_out_and_counted() -> None:
     await ours.aclose()
 
 
-async def test_a_stopped_outlet_knows_no_file_number_any_more() -> None:
-    """The number may belong to another connection by now: its client must not get our bytes."""
+async def test_a_stopped_outbound_no_longer_knows_its_file_number() -> None:
+    """Another connection may have the number by now, and must not get these bytes."""
     ours, theirs = await socket_pair()
     rig = Rig(ours)
     await rig.outbound.aclose()
@@ -281,7 +281,7 @@ async def test_a_ping_is_skipped_while_something_waits() -> None:
 
 
 class StutteringWrite:
-    """Takes a random number of bytes each time, as a socket with little room does."""
+    """Writes a random number of bytes each time, as a socket with little room does."""
 
     def __init__(self, sink: bytearray, choose: random.Random) -> None:
         self._sink = sink
@@ -296,7 +296,7 @@ class StutteringWrite:
 
 
 class Always(random.Random):
-    """Chooses the same number of those that are offered."""
+    """Always chooses the same number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(0)
@@ -336,9 +336,7 @@ class StutteringStream(trio.abc.Stream):
     is_left=st.booleans(),
 )
 @settings(max_examples=200)
-def test_no_frame_ever_lands_in_another_whatever_the_socket_takes(
-    steps: list[str], seed: int, *, is_left: bool
-) -> None:
+def test_no_frame_ever_interrupts_another(steps: list[str], seed: int, *, is_left: bool) -> None:
     sink = bytearray()
     frames: list[bytes] = []
 
@@ -359,7 +357,7 @@ def test_no_frame_ever_lands_in_another_whatever_the_socket_takes(
                     reply = text_frame(b'{"reply":%d}' % number)
                     frames.append(reply)
                     nursery.start_soon(rig.outbound.send_all, reply)
-                    # A reply takes its place when its task first runs; keep the model's order.
+                    # A reply is queued when its task first runs; keep the model's order.
                     await trio.testing.wait_all_tasks_blocked()
                 elif step == "resend":
                     rig.outbound.flush()  # as the connection does before a command
@@ -391,7 +389,7 @@ def test_no_frame_ever_lands_in_another_whatever_the_socket_takes(
 
 
 def without_pings(wire: bytes, frames: list[bytes]) -> bytes:
-    """Take out each ping that stands between two of `frames`; nothing else may be there."""
+    """Remove each ping between two of `frames`; nothing else may be there."""
     rest, kept = wire, b""
     for frame in frames:
         while rest.startswith(PING):
@@ -403,7 +401,7 @@ def without_pings(wire: bytes, frames: list[bytes]) -> bytes:
     return kept + rest
 
 
-async def test_what_was_deferred_goes_out_in_one_write() -> None:
+async def test_deferred_envelopes_go_out_in_one_write() -> None:
     ours, theirs = await socket_pair()
     async with ours, theirs:
         rig = Rig(ours)
@@ -423,7 +421,7 @@ async def test_what_was_deferred_goes_out_in_one_write() -> None:
         assert await receive_exactly(theirs, len(writes[0])) == writes[0]
 
 
-async def test_a_joined_write_has_a_bound_of_its_own() -> None:
+async def test_a_joined_write_is_bounded() -> None:
     """Sixty-four events of a megabyte each must not be put together in memory."""
     ours, theirs = await socket_pair()
     async with ours, theirs:
@@ -443,7 +441,7 @@ async def test_a_joined_write_has_a_bound_of_its_own() -> None:
 
 
 async def test_one_flush_counts_as_one_full_outbox() -> None:
-    """The writer had no turn in between: it is not three failures in a row."""
+    """The writer had no turn in between, so it is not three failures in a row."""
     ours, _theirs = trio.testing.lockstep_stream_pair()
     rig = Rig(ours, capacity=2)
     for number in range(1, 4):
@@ -466,7 +464,7 @@ async def test_deferred_envelopes_are_bounded() -> None:
         assert rig.ledger.deliveries.written > 200 - 64
 
 
-async def test_what_is_deferred_when_the_connection_ends_is_booked_as_dropped() -> None:
+async def test_envelopes_deferred_at_the_end_are_counted_as_dropped() -> None:
     ours, theirs = await socket_pair()
     async with ours, theirs:
         rig = Rig(ours)
@@ -478,7 +476,7 @@ async def test_what_is_deferred_when_the_connection_ends_is_booked_as_dropped() 
 
 
 def test_the_stutter_can_tear_a_frame() -> None:
-    """The property above is worth something only if frames do get torn."""
+    """The property above means something only if frames do get torn."""
     sink = bytearray()
     write: Callable[[int, bytes], int] = StutteringWrite(sink, random.Random(1))
     outcomes = set()
@@ -507,7 +505,7 @@ async def test_a_full_outbox_keeps_the_newest_of_each_channel(nursery: trio.Nurs
     rig.check_the_end()
 
 
-async def test_a_client_with_more_channels_than_places_is_evicted_under_conflation() -> None:
+async def test_more_channels_than_places_evict_under_conflation() -> None:
     ours, _theirs = trio.testing.lockstep_stream_pair()
     rig = Rig(ours, policy=SlowPolicy.CONFLATE, capacity=4)
     for number in range(7):
@@ -516,7 +514,7 @@ async def test_a_client_with_more_channels_than_places_is_evicted_under_conflati
     rig.check_the_end()
 
 
-async def test_who_may_miss_events_is_not_evicted_and_sees_a_gap(nursery: trio.Nursery) -> None:
+async def test_a_client_that_may_miss_events_sees_a_gap_and_stays(nursery: trio.Nursery) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     rig = Rig(ours, policy=SlowPolicy.DROP, capacity=4)
     for _ in range(100):
@@ -532,7 +530,7 @@ async def test_who_may_miss_events_is_not_evicted_and_sees_a_gap(nursery: trio.N
     rig.check_the_end()
 
 
-async def test_a_reply_that_waits_for_a_place_keeps_its_turn_when_others_give_way(
+async def test_a_reply_that_waits_for_a_place_keeps_its_turn(
     nursery: trio.Nursery,
 ) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
@@ -541,7 +539,7 @@ async def test_a_reply_that_waits_for_a_place_keeps_its_turn_when_others_give_wa
         rig.offer(publication(channel=channel))
     nursery.start_soon(rig.outbound.send_all, text_frame(b'{"type":"pong"}'))
     await trio.testing.wait_all_tasks_blocked()  # it waits: the outbox is full
-    rig.offer(publication(channel="C.c"))  # the one place that there might be is the reply's
+    rig.offer(publication(channel="C.c"))  # the only free place is the reply's
     assert rig.ledger.deliveries.dropped == {Dropped.OUTBOX_FULL: 1}
     rig.offer(publication(channel="B.b"))
     nursery.start_soon(rig.outbound.run_writer)
@@ -551,7 +549,7 @@ async def test_a_reply_that_waits_for_a_place_keeps_its_turn_when_others_give_wa
     rig.check_the_end()
 
 
-async def test_an_envelope_on_its_way_to_the_writer_gives_way_to_nothing(
+async def test_an_envelope_handed_to_the_writer_is_never_superseded(
     nursery: trio.Nursery,
 ) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
@@ -567,7 +565,7 @@ async def test_an_envelope_on_its_way_to_the_writer_gives_way_to_nothing(
     rig.check_the_end()
 
 
-async def test_a_reply_that_is_cancelled_while_it_waits_is_sent_and_gives_its_bytes_back(
+async def test_a_reply_cancelled_while_it_waits_is_sent_and_frees_its_bytes(
     nursery: trio.Nursery,
 ) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
@@ -584,7 +582,7 @@ async def test_a_reply_that_is_cancelled_while_it_waits_is_sent_and_gives_its_by
     rig.check_the_end()
 
 
-async def test_bytes_that_wait_are_bounded_for_one_and_for_all() -> None:
+async def test_waiting_bytes_are_bounded_per_connection_and_in_all() -> None:
     size = len(publication().frame(1))
     ours, _theirs = trio.testing.memory_stream_pair()
     rig = Rig(ours, max_bytes=2 * size)
@@ -604,7 +602,7 @@ async def test_bytes_that_wait_are_bounded_for_one_and_for_all() -> None:
 @pytest.mark.parametrize(
     "limit", [{"capacity": 8}, {"max_bytes": 1000}, {"total_bytes": 1000}], ids=str
 )
-async def test_notices_wait_under_the_limits_of_events_and_a_close_frame_has_its_place(
+async def test_notices_obey_the_event_limits_and_a_close_frame_has_a_place(
     limit: dict[str, Any],
 ) -> None:
     ours, _theirs = trio.testing.memory_stream_pair()
@@ -629,7 +627,7 @@ async def test_an_envelope_over_the_limit_of_bytes_is_delivered(nursery: trio.Nu
         assert rig.budget.used_bytes == rig.ledger.deliveries.dropped.total() == 0
 
 
-async def test_what_happened_to_a_slow_client_is_on_record(
+async def test_the_history_of_a_slow_client_is_recorded(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     ours, theirs = trio.testing.lockstep_stream_pair()
@@ -663,7 +661,7 @@ async def test_what_happened_to_a_slow_client_is_on_record(
 
 
 def resend(rig: Rig, count: int, size: int = 20, channel: str = "BTC.trade") -> Resend:
-    """As a session makes one of a resume; its end says how many were sent."""
+    """A resend as a session makes it for a resume; its end has the number sent."""
     events = [publication(size, channel) for _ in range(count)]
 
     def finish(sent: int) -> list[bytes]:
@@ -677,7 +675,7 @@ def resend(rig: Rig, count: int, size: int = 20, channel: str = "BTC.trade") -> 
 ACK = text_frame(b'{"type":"subscription_ack"}')
 
 
-async def test_resent_events_go_out_at_once_between_the_ack_and_their_end() -> None:
+async def test_resent_events_go_out_between_the_ack_and_their_end() -> None:
     ours, theirs = await socket_pair()
     async with ours, theirs:
         rig = Rig(ours)
@@ -698,7 +696,7 @@ async def test_resent_events_go_out_at_once_between_the_ack_and_their_end() -> N
 @pytest.mark.parametrize(
     "limit", [{"capacity": 8}, {"max_bytes": 250_000}, {"total_bytes": 250_000}], ids=str
 )
-async def test_resent_events_wait_under_the_limits_of_all_events(
+async def test_resent_events_obey_the_limits_of_all_events(
     policy: SlowPolicy, limit: dict[str, Any], nursery: trio.Nursery
 ) -> None:
     ours, theirs = await socket_pair()
@@ -744,7 +742,7 @@ async def test_an_answer_is_out_before_the_next_command_is_read(nursery: trio.Nu
 
 
 async def test_an_answer_has_its_place_in_a_full_outbox(nursery: trio.Nursery) -> None:
-    """Events that are published meanwhile come after it, so it cannot wait for a place."""
+    """Events published meanwhile come after it, so it cannot wait for a place."""
     ours, theirs = trio.testing.memory_stream_pair()
     rig = Rig(ours, policy=SlowPolicy.DROP, capacity=3)
     for _ in range(5):
@@ -760,7 +758,7 @@ async def test_an_answer_has_its_place_in_a_full_outbox(nursery: trio.Nursery) -
     rig.check_the_end()
 
 
-async def test_a_resent_event_gives_way_to_nothing_and_nothing_to_it(
+async def test_a_resent_event_is_neither_superseded_nor_supersedes(
     nursery: trio.Nursery,
 ) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
@@ -777,7 +775,7 @@ async def test_a_resent_event_gives_way_to_nothing_and_nothing_to_it(
     rig.check_the_end()
 
 
-async def test_replayed_events_do_not_count_in_what_was_skipped(nursery: trio.Nursery) -> None:
+async def test_replayed_events_do_not_count_as_skipped(nursery: trio.Nursery) -> None:
     ours, theirs = trio.testing.memory_stream_pair()
     rig = Rig(ours, policy=SlowPolicy.CONFLATE)
     for channel in ("A.a", "A.a", "B.b", "B.b", "B.b"):
@@ -803,7 +801,7 @@ async def test_replayed_events_do_not_count_in_what_was_skipped(nursery: trio.Nu
     rig.check_the_end()
 
 
-async def test_a_replayed_event_that_goes_out_in_two_parts_does_not_count_either(
+async def test_a_replayed_event_in_two_writes_does_not_count_as_skipped(
     nursery: trio.Nursery,
 ) -> None:
     sink = bytearray()
@@ -825,7 +823,7 @@ async def test_a_replayed_event_that_goes_out_in_two_parts_does_not_count_either
     rig.check_the_end()
 
 
-async def test_a_connection_that_ends_within_an_answer_owes_nothing(nursery: trio.Nursery) -> None:
+async def test_a_connection_that_ends_during_an_answer_owes_nothing(nursery: trio.Nursery) -> None:
     ours, theirs = await socket_pair()
     rig = Rig(ours)
     await theirs.aclose()
@@ -857,7 +855,7 @@ def envelopes_of(wire: bytes) -> list[dict[str, Any]]:
     capacity=st.integers(4, 12),
 )
 @settings(max_examples=200)
-def test_what_a_slow_client_gets_tells_it_what_it_missed(
+def test_a_slow_client_can_tell_what_it_missed(
     policy: SlowPolicy, steps: list[str], seed: int, max_bytes: int, capacity: int
 ) -> None:
     sink = bytearray()
@@ -876,7 +874,7 @@ def test_what_a_slow_client_gets_tells_it_what_it_missed(
         nonlocal replies
         stream = GatedStream(sink)
         rig = Rig(stream, policy=policy, capacity=capacity, max_bytes=max_bytes)
-        rig.owner.outbound = None  # an eviction is noted, but what waits is to be seen
+        rig.owner.outbound = None  # an eviction is noted, but the queue stays visible
         rig.outbound._write_now = StutteringWrite(sink, choose)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rig.outbound.run_writer)
@@ -944,7 +942,7 @@ def check_what_was_received(
 
 
 class GatedStream(StutteringStream):
-    """The waiting side of a socket whose peer reads when it is told to."""
+    """The waiting side of a socket whose peer reads only on request."""
 
     def __init__(self, sink: bytearray) -> None:
         super().__init__(sink)
@@ -963,10 +961,10 @@ class GatedStream(StutteringStream):
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_conflating_while_the_writer_takes_what_waits_never_runs_out_of_places(
+async def test_conflation_during_a_write_never_runs_out_of_places(
     seed: int, nursery: trio.Nursery
 ) -> None:
-    """With few places each envelope may be superseded between two steps of the writer."""
+    """With few places, each envelope may be superseded between two steps of the writer."""
     choose = random.Random(seed)
     sink = bytearray()
     rig = Rig(StutteringStream(sink), policy=SlowPolicy.CONFLATE, capacity=2)
@@ -985,9 +983,9 @@ async def test_conflating_while_the_writer_takes_what_waits_never_runs_out_of_pl
 async def tcp_pair(
     *, send_bytes: int, receive_bytes: int
 ) -> tuple[trio.SocketStream, trio.SocketStream]:
-    """Ours and theirs, with buffers of twice this size, as the kernel has it.
+    """Both ends of a connection, with buffers of twice this size, as the kernel doubles it.
 
-    Segments are small ones as on the Internet: else the window opens in large steps.
+    Segments are small, as on the Internet; otherwise the window opens in large steps.
     """
     theirs = trio.socket.socket()
     with trio.socket.socket() as listener:
@@ -1001,8 +999,8 @@ async def tcp_pair(
     return trio.SocketStream(ours), trio.SocketStream(theirs)
 
 
-async def test_who_reads_slowly_but_all_the_time_makes_progress(nursery: trio.Nursery) -> None:
-    """Before the kernel wants more of us, 170 KB have to be read, which takes longer."""
+async def test_a_slow_but_steady_reader_makes_progress(nursery: trio.Nursery) -> None:
+    """Before the kernel takes more, 170 KB must be read, which takes longer."""
     ours, theirs = await tcp_pair(send_bytes=256 * 1024, receive_bytes=4096)
     async with ours, theirs:
         rig = Rig(ours, write_deadline=2)
@@ -1019,7 +1017,7 @@ async def test_who_reads_slowly_but_all_the_time_makes_progress(nursery: trio.Nu
         nursery.cancel_scope.cancel(reason="the test is over")
 
 
-async def test_who_does_not_read_at_all_makes_none() -> None:
+async def test_a_client_that_does_not_read_makes_no_progress() -> None:
     ours, theirs = await tcp_pair(send_bytes=256 * 1024, receive_bytes=4096)
     async with ours, theirs:
         rig = Rig(ours, write_deadline=0.2)
@@ -1031,7 +1029,7 @@ async def test_who_does_not_read_at_all_makes_none() -> None:
         rig.check_the_end()
 
 
-async def test_a_large_event_is_not_copied_for_each_who_waits_for_it(
+async def test_a_large_event_is_not_copied_for_each_waiting_client(
     nursery: trio.Nursery,
 ) -> None:
     rigs, readers = [], []

@@ -50,7 +50,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 
 def message(seq: int, ts: int, payload: bytes, channel: str, offset: int | None) -> str:
-    """What the wire document says, letter for letter."""
+    """The message of the wire document, letter for letter."""
     end = "" if offset is None else f',"offset":{offset}'
     return (
         f'{{"seq":{seq},"ts":{ts},"type":"price:update","priority":1,'
@@ -64,7 +64,7 @@ def message(seq: int, ts: int, payload: bytes, channel: str, offset: int | None)
     ts=st.integers(0, 2**53),
     offset=st.none() | st.integers(0, 2**64 - 1),
 )
-def test_an_envelope_holds_the_payload_byte_for_byte_between_keys_in_order(
+def test_an_envelope_contains_the_payload_byte_for_byte(
     payload: bytes, seq: int, ts: int, offset: int | None
 ) -> None:
     publication = Publication("BTC.trade", payload, offset=offset, unix_ms=ts)
@@ -94,7 +94,7 @@ def test_one_more_digit_makes_a_frame_one_byte_longer(power: int) -> None:
     assert len(texts_of([after])[0]) == len(texts_of([before])[0]) + 1
 
 
-def test_publications_of_many_lengths_do_not_get_each_others_heads() -> None:
+def test_publications_of_many_lengths_have_their_own_heads() -> None:
     # More lengths than the cache of heads holds, and each a second time.
     for size in [*range(5000), *range(0, 5000, 7)]:
         frame = Publication("A.b", b'"%b"' % (b"x" * size), offset=None, unix_ms=1).frame(1)
@@ -139,7 +139,7 @@ def test_a_channel_cannot_break_out_of_its_string(channel: str) -> None:
         pytest.param(b'{"a":' * 100_000 + b"1" + b"}" * 100_000, id="deep objects"),
     ],
 )  # fmt: skip
-def test_a_payload_that_no_client_could_read_is_invalid(payload: bytes) -> None:
+def test_a_payload_that_no_client_can_read_is_invalid(payload: bytes) -> None:
     with pytest.raises(InvalidPayload):
         Publication("A.b", payload, offset=None, unix_ms=1)
 
@@ -191,7 +191,7 @@ def test_unusual_json_is_passed_on_untouched(payload: bytes) -> None:
     assert texts_of([frame]) == [message(1, 1, payload, "A.b", None)]
 
 
-def test_nesting_is_refused_or_passed_on_but_never_a_fault() -> None:
+def test_nesting_is_refused_or_passed_on_but_never_fails() -> None:
     for depth in [*range(900, 1100), 5000, 20_000]:
         payload = b"[" * depth + b"]" * depth
         try:

@@ -16,7 +16,7 @@ REQUESTS = st.lists(CHANNELS, max_size=7)
 
 
 class RegistryAgainstPairs(RuleBasedStateMachine):
-    """The model is what the registry means: a set of pairs, in order of subscription."""
+    """The model is a set of pairs, in order of subscription."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,14 +69,14 @@ TestRegistryAgainstPairs = RegistryAgainstPairs.TestCase
 TestRegistryAgainstPairs.settings = settings(max_examples=100, stateful_step_count=30)
 
 
-def test_a_channel_asked_for_twice_counts_once() -> None:
+def test_a_channel_requested_twice_counts_once() -> None:
     registry: Registry[str] = Registry()
     assert registry.subscribe("me", ["A.trade", "A.trade", "B.trade"]) == 2
     assert registry.unsubscribe("me", ["A.trade", "A.trade"]) == 1
     assert list(registry.channels("me")) == ["B.trade"]
 
 
-def test_unsubscribing_what_is_not_there_changes_nothing() -> None:
+def test_unsubscribing_an_unknown_channel_changes_nothing() -> None:
     registry: Registry[str] = Registry()
     registry.subscribe("other", ["A.trade"])
     assert registry.unsubscribe("me", ["A.trade"]) == 0
@@ -85,14 +85,14 @@ def test_unsubscribing_what_is_not_there_changes_nothing() -> None:
     assert registry.channel_count() == 1
 
 
-def test_a_stranger_is_removed_without_complaint() -> None:
+def test_an_unknown_subscriber_is_removed_without_an_error() -> None:
     registry: Registry[str] = Registry()
     registry.remove("nobody")
     assert registry.channel_count() == 0
     assert registry.subscription_counts() == []
 
 
-def test_a_request_for_nothing_leaves_no_trace() -> None:
+def test_an_empty_request_leaves_no_trace() -> None:
     registry: Registry[str] = Registry()
     assert registry.subscribe("me", []) == 0
     assert registry.unsubscribe("me", []) == 0
@@ -106,7 +106,7 @@ def test_subscribing_again_keeps_the_place_in_the_order() -> None:
     assert list(registry.subscribers("A.trade")) == ["first", "second"]
 
 
-def test_a_view_shows_what_happens_after_it_was_taken() -> None:
+def test_a_view_shows_later_changes() -> None:
     registry: Registry[str] = Registry()
     registry.subscribe("first", ["A.trade"])
     subscribers, channels = registry.subscribers("A.trade"), registry.channels("first")
@@ -120,7 +120,7 @@ EVERYTHING = "went through everything"
 
 
 class Spied(dict[Any, Any]):
-    """A dict that writes down which keys were used."""
+    """A dict that records the used keys."""
 
     def __init__(self, content: dict[Any, Any], used: list[Any]) -> None:
         super().__init__(content)
@@ -177,7 +177,7 @@ class Spied(dict[Any, Any]):
 
 @pytest.fixture
 def crowded() -> tuple[Registry[str], list[Any], list[Any]]:
-    """Many subscribers of many channels; which channels and which subscribers are looked at."""
+    """Many subscribers of many channels; with lists of the channels and subscribers visited."""
     registry: Registry[str] = Registry()
     for number in range(200):
         registry.subscribe(f"other{number}", ["shared.trade", f"own{number}.trade"])
@@ -192,7 +192,7 @@ def crowded() -> tuple[Registry[str], list[Any], list[Any]]:
     return registry, channels_used, subscribers_used
 
 
-def test_a_departure_touches_only_the_channels_of_who_departs(
+def test_a_departure_touches_only_its_own_channels(
     crowded: tuple[Registry[str], list[Any], list[Any]],
 ) -> None:
     registry, channels_used, subscribers_used = crowded
@@ -215,7 +215,7 @@ def test_a_request_touches_only_the_channels_it_names(
     assert len(channels_used) + len(subscribers_used) < 20
 
 
-def test_who_wants_to_be_told_of_gaps_stays_until_it_is_removed() -> None:
+def test_a_listener_to_gaps_stays_until_it_is_removed() -> None:
     registry: Registry[str] = Registry()
     registry.tell_of_gaps("a", True)
     registry.tell_of_gaps("b", True)

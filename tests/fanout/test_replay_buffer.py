@@ -30,7 +30,7 @@ def filled(capacity: int, appended: int) -> tuple[ReplayBuffer, list[Publication
     first=st.integers(-20, 20) | st.integers(),
     last=st.integers(-20, 20) | st.integers(),
 )
-def test_a_range_gives_what_a_list_of_everything_would_less_what_is_too_old(
+def test_a_range_equals_that_of_a_complete_list_without_old_entries(
     capacity: int, appended: int, first: int, last: int
 ) -> None:
     replay_buffer, everything = filled(capacity, appended)
@@ -51,7 +51,7 @@ def test_numbers_count_up_from_1_without_a_gap(capacity: int, appended: int) -> 
     assert replay_buffer.seq == appended
 
 
-def test_its_bytes_are_kept_not_a_copy() -> None:
+def test_the_bytes_are_kept_without_a_copy() -> None:
     one = Publication("BTC.trade", b'"%b"' % (b"x" * 1_000_000), offset=None, unix_ms=1)
     tracemalloc.start()
     try:
@@ -75,19 +75,19 @@ def test_no_more_than_the_capacity_is_kept() -> None:
 
 
 @pytest.mark.parametrize(("first", "last"), [(5, 4), (0, 0), (11, 99), (-5, -1), (2**80, 2**90)])
-def test_a_range_with_nothing_in_it_asks_for_nothing(first: int, last: int) -> None:
+def test_an_empty_range_asks_for_nothing(first: int, last: int) -> None:
     replay_buffer, _ = filled(10, 10)
     assert replay_buffer.between(first, last) == ([], 0)
 
 
-def test_a_kept_envelope_has_its_first_number_again() -> None:
+def test_a_kept_envelope_gets_its_first_number_again() -> None:
     replay_buffer, _ = filled(3, 12)
     kept, _ = replay_buffer.between(1, 99)
     objects = objects_of(one.frame(seq) for seq, one in kept)
     assert [(o["seq"], o["data"]) for o in objects] == [(10, 10), (11, 11), (12, 12)]
 
 
-# --- what all histories hold together
+# --- the shared budget
 
 
 def large(number: int, size: int = 1000) -> Publication:
@@ -104,7 +104,7 @@ def kept_in(replay_buffer: ReplayBuffer) -> list[int]:
     return [seq for seq, _ in replay_buffer.between(1, replay_buffer.seq).kept]
 
 
-def test_beyond_the_limit_the_oldest_are_let_go_of_wherever_they_are_kept() -> None:
+def test_above_the_limit_the_oldest_are_released_everywhere() -> None:
     publications = [large(number) for number in range(5)]
     budget, histories = ReplayBudget(), [ReplayBuffer(10), ReplayBuffer(10)]
     for publication in publications[:3]:
@@ -121,7 +121,7 @@ def test_beyond_the_limit_the_oldest_are_let_go_of_wherever_they_are_kept() -> N
     assert objects_of([frame])[0]["data"]["n"] == 0, "who is to get it gets it all the same"
 
 
-def test_what_nobody_keeps_any_longer_makes_room() -> None:
+def test_an_envelope_that_nobody_keeps_makes_room() -> None:
     budget, replay_buffer, quiet = ReplayBudget(10_000), ReplayBuffer(2), ReplayBuffer(2)
     for number in range(100):
         publication = large(number)
@@ -137,7 +137,7 @@ def test_what_nobody_keeps_any_longer_makes_room() -> None:
     assert budget.used_bytes == 0
 
 
-def test_one_that_is_added_again_counts_once() -> None:
+def test_an_envelope_added_again_counts_once() -> None:
     budget, publication = ReplayBudget(10_000), large(1)
     budget.add(publication.kept)
     used = budget.used_bytes
@@ -145,7 +145,7 @@ def test_one_that_is_added_again_counts_once() -> None:
     assert budget.used_bytes == used > 1000
 
 
-def test_one_above_the_limit_is_not_kept_and_costs_the_others_their_place() -> None:
+def test_an_envelope_above_the_limit_is_not_kept_and_clears_others() -> None:
     budget, replay_buffer = ReplayBudget(5000), ReplayBuffer(10)
     for publication in (large(1), large(2, 10_000), large(3)):
         budget.add(publication.kept)
@@ -158,7 +158,7 @@ def test_one_above_the_limit_is_not_kept_and_costs_the_others_their_place() -> N
     st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 2), st.booleans()), max_size=40),
     st.integers(0, 12_000),
 )
-def test_the_newest_are_kept_and_counted_whatever_comes_and_goes(
+def test_the_newest_are_kept_and_counted_in_any_sequence(
     steps: list[tuple[int, int, bool]], limit: int
 ) -> None:
     budget, without_limit = ReplayBudget(limit), ReplayBudget(10**9)

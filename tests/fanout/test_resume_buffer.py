@@ -21,7 +21,7 @@ def message(offset: int | None, arrived_at: float = 0.0, payload: bytes = b"1") 
 
 
 def entered(reached: int = 0, backfill_end: int = 0, **options: float) -> ResumeBuffer:
-    """One that knows where it is."""
+    """A buffer that knows its position."""
     resume_buffer = ResumeBuffer(max_age_seconds=30.0, **options)  # type: ignore[arg-type]
     resume_buffer.note(Mark("e", reached, backfill_end))
     return resume_buffer
@@ -54,7 +54,7 @@ def offsets_of(publications: list[Publication]) -> list[int]:
     in_all=st.integers(1, 10),
 )
 @example(kept=1, events=[], asked=0, wanted={"BTC.trade"}, of_each=1, in_all=1)
-def test_what_was_missed_is_what_a_list_of_everything_says_or_it_is_said_to_be_incomplete(
+def test_missed_events_equal_a_model_or_are_reported_incomplete(
     kept: int, events: list[str], asked: int, wanted: set[str], of_each: int, in_all: int
 ) -> None:
     resume_buffer = entered(capacity=kept)
@@ -70,7 +70,7 @@ def test_what_was_missed_is_what_a_list_of_everything_says_or_it_is_said_to_be_i
         assert set(got) < set(truth) or asked < len(events) - kept
     counts = Counter(events[offset - 1] for offset in got)
     assert all(count <= of_each for count in counts.values())
-    # The newest one of each channel comes in any case, also where others have taken all the room.
+    # The newest one of each channel always comes, even if others have taken all the room.
     assert len(got) < in_all + max(1, len(counts))
     for channel in wanted:
         theirs = [n for n in truth if events[n - 1] == channel and n > len(events) - kept]
@@ -87,7 +87,7 @@ def test_the_originals_come_again_byte_for_byte() -> None:
     assert after(resume_buffer, 4).publications == [publication]
 
 
-def test_an_event_that_nobody_wanted_when_it_came_is_made_once() -> None:
+def test_an_event_without_subscribers_is_framed_once_when_resumed() -> None:
     resume_buffer = filled(range(1, 3))
     first, again = after(resume_buffer, 1), after(resume_buffer, 1)
     assert first.publications[0] is again.publications[0]
@@ -95,7 +95,7 @@ def test_an_event_that_nobody_wanted_when_it_came_is_made_once() -> None:
     assert (content["seq"], content["ts"], content["data"]) == (9, 7, 2)
 
 
-def test_a_gap_forgets_what_was_before_it() -> None:
+def test_a_gap_forgets_the_events_before_it() -> None:
     resume_buffer = filled(range(1, 5))
     resume_buffer.note(Mark("e", 6, 0, (Gap(GapReason.WINDOW, 2, 5, 6),)))
     assert resume_buffer.position == 6
@@ -105,7 +105,7 @@ def test_a_gap_forgets_what_was_before_it() -> None:
     assert after(resume_buffer, 6).is_complete
 
 
-def test_over_what_is_lost_of_the_past_nothing_is_complete_and_all_is_kept() -> None:
+def test_a_loss_in_the_backfill_is_incomplete_but_forgets_nothing() -> None:
     resume_buffer = entered(0, backfill_end=9, capacity=6)
     for offset in (1, 2, 3):
         resume_buffer.add(message(offset), "BTC.trade")
@@ -122,7 +122,7 @@ def test_over_what_is_lost_of_the_past_nothing_is_complete_and_all_is_kept() -> 
     assert after(resume_buffer, 6).is_complete
 
 
-def test_what_is_too_old_is_forgotten_when_the_next_one_comes() -> None:
+def test_an_expired_event_is_forgotten_when_the_next_one_comes() -> None:
     resume_buffer = entered()
     for offset, arrived_at in [(1, 0.0), (2, 10.0), (3, 35.0)]:
         resume_buffer.add(message(offset, arrived_at), "BTC.trade")
@@ -131,7 +131,7 @@ def test_what_is_too_old_is_forgotten_when_the_next_one_comes() -> None:
     assert not after(resume_buffer, 0).is_complete
 
 
-def test_where_nothing_is_known_nothing_is_complete() -> None:
+def test_without_knowledge_nothing_is_complete() -> None:
     resume_buffer = ResumeBuffer(max_age_seconds=30.0)
     assert resume_buffer.position is None
     assert not after(resume_buffer, 0).is_complete
@@ -153,7 +153,7 @@ def test_an_empty_stream_is_complete_from_its_end_on() -> None:
     assert not after(resume_buffer, 4).is_complete
 
 
-def test_until_the_past_is_read_the_position_is_its_end_and_nothing_is_complete() -> None:
+def test_during_the_backfill_its_end_is_stated_and_nothing_complete() -> None:
     resume_buffer = entered(6, backfill_end=9)
     for offset in (7, 8):
         resume_buffer.add(message(offset), "BTC.trade")
@@ -165,7 +165,7 @@ def test_until_the_past_is_read_the_position_is_its_end_and_nothing_is_complete(
     assert after(resume_buffer, 7).is_complete
 
 
-def test_the_end_of_the_past_need_not_be_an_event_of_ours() -> None:
+def test_the_backfill_may_end_with_a_message_of_others() -> None:
     resume_buffer = entered(6, backfill_end=9)
     resume_buffer.add(message(7), "BTC.trade")
     resume_buffer.note(Mark("e", 9, 9))
@@ -190,7 +190,7 @@ def test_nothing_is_kept_without_an_offset() -> None:
     assert after(resume_buffer, 0) == Missed([], is_complete=False)
 
 
-def test_what_belongs_to_no_channel_or_is_no_json_counts_as_seen_and_is_left_out() -> None:
+def test_invalid_events_count_as_seen_and_are_left_out() -> None:
     resume_buffer = filled(range(1, 2))
     resume_buffer.add(message(2), None)
     resume_buffer.add(message(3, payload=b"{"), "BTC.trade")
@@ -200,14 +200,14 @@ def test_what_belongs_to_no_channel_or_is_no_json_counts_as_seen_and_is_left_out
     assert missed.is_complete
 
 
-def test_messages_of_others_between_ours_are_no_hole() -> None:
+def test_foreign_messages_between_events_are_not_a_hole() -> None:
     resume_buffer = filled(range(1, 4))
     resume_buffer.add(message(9, payload=b"9"), "BTC.trade")
     assert offsets_of(after(resume_buffer, 2).publications) == [3, 9]
     assert after(resume_buffer, 2).is_complete
 
 
-def test_what_is_kept_is_bounded_in_bytes_too() -> None:
+def test_the_buffer_is_bounded_in_bytes() -> None:
     resume_buffer = entered(max_bytes=250)
     for offset in range(1, 8):
         resume_buffer.add(message(offset, payload=b"1" * 100), "BTC.trade")

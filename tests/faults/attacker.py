@@ -1,4 +1,4 @@
-"""Hostile clients: bytes of one's choice over sockets of one's choice."""
+"""Hostile clients: any bytes over any kind of socket."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of no time
 
 
 class Attacker:
-    """One socket to the server. What it reads it keeps."""
+    """One socket to the server. It keeps the bytes it reads."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
         self.received = b""
 
     async def send(self, data: bytes) -> bool:
-        """Send, if the server still takes it."""
+        """Send; returns whether the server still takes it."""
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await self.stream.send_all(data)
             return True
         return False
 
     async def read_more(self) -> bool:
-        """Read once; False at the end of the stream, however it came."""
+        """Read once; False at the end of the stream, of any kind."""
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             chunk = await self.stream.receive_some()
             self.received += chunk
@@ -51,7 +51,7 @@ class Attacker:
         return self.received
 
     async def end_of_stream(self, seconds: float) -> bool:
-        """Read for so long; whether the stream has ended by then."""
+        """Read for `seconds`; returns whether the stream has ended."""
         with trio.move_on_after(seconds):
             while await self.read_more():
                 pass
@@ -67,7 +67,7 @@ class Attacker:
         return int(head.split(b" ")[1]) if head.startswith(b"HTTP/1.1 ") else 0
 
     async def upgrade(self, *headers: str, path: str = "/ws") -> int:
-        """Ask for a WebSocket; the status."""
+        """Ask for a WebSocket; returns the status."""
         request = upgrade_request("127.0.0.1", path)[:-2]
         await self.send(request + "".join(f"{line}\r\n" for line in headers).encode() + b"\r\n")
         status = await self.status()
@@ -75,7 +75,7 @@ class Attacker:
         return status
 
     def frames(self) -> Iterable[tuple[int, bytes]]:
-        """The whole frames that were read; the rest is kept."""
+        """The complete frames that were read; the rest is kept."""
         while len(self.received) >= 2:
             length, start = self.received[1], 2
             if length >= 126:
@@ -91,7 +91,7 @@ class Attacker:
         await self.send(masked_frame(TEXT, text.encode()))
 
     async def reply(self, seconds: float = 5) -> bytes:
-        """The next text that comes."""
+        """The next text message."""
         with trio.fail_after(seconds):
             while True:
                 for head, payload in self.frames():
@@ -120,10 +120,10 @@ class Attacker:
 
 
 def drop_everything(sock: trio.socket.SocketType) -> None:
-    """Have the kernel drop all that comes for a socket: no ACK, no FIN, no RST goes back.
+    """Make the kernel drop everything that arrives for a socket: no ACK, FIN or RST goes back.
 
-    As with a pulled cable the far end hears nothing. It is a classic BPF program of one
-    instruction, which takes neither root nor a network namespace.
+    As with a pulled cable, the far end gets no answer. It is a classic BPF program of one
+    instruction, which needs neither root nor a network namespace.
     """
     program = ctypes.create_string_buffer(_BPF_RET_NOTHING)
     fprog = struct.pack("HL", 1, ctypes.addressof(program))
@@ -131,14 +131,14 @@ def drop_everything(sock: trio.socket.SocketType) -> None:
 
 
 class Attackers:
-    """Makes hostile sockets to one port, and closes those that are left."""
+    """Opens hostile sockets to one port, and closes the remaining ones."""
 
     def __init__(self, port: int) -> None:
         self.all: list[Attacker] = []
         self._port = port
 
     async def tcp(self, *, source: str = "127.0.0.1", receive_bytes: int = 0) -> Attacker:
-        """A TCP connection; `receive_bytes` is its buffer, the kernel's choice if 0."""
+        """A TCP connection; `receive_bytes` is its buffer, 0 leaves it to the kernel."""
         sock = trio.socket.socket()
         one = Attacker(trio.SocketStream(sock))
         self.all.append(one)
@@ -151,7 +151,7 @@ class Attackers:
         return one
 
     async def websocket(self, *headers: str, source: str = "127.0.0.1") -> Attacker:
-        """One that was let in."""
+        """A WebSocket that was let in."""
         one = await self.tcp(source=source)
         status = await one.upgrade(*headers)
         assert status == 101, status
@@ -160,7 +160,7 @@ class Attackers:
     async def many(
         self, count: int, *, is_upgraded: bool = False, receive_bytes: int = 0
     ) -> list[Attacker]:
-        """So many of them, one after the other."""
+        """Open `count` of them, one after the other."""
         if is_upgraded:
             return [await self.websocket() for _ in range(count)]
         return [await self.tcp(receive_bytes=receive_bytes) for _ in range(count)]
@@ -173,7 +173,7 @@ class Attackers:
 
 
 def raw_frame(head: int, payload: bytes = b"", *, length: bytes | None = None) -> bytes:
-    """A masked frame with a length field of one's choice, its first byte with the mask bit."""
+    """A masked frame with any length field, whose first byte has the mask bit."""
     if length is None:
         return masked_frame(head, payload)
     return bytes((head,)) + bytes((0x80 | length[0],)) + length[1:] + b"\0\0\0\0" + payload

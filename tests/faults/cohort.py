@@ -1,4 +1,4 @@
-"""The well-behaved clients beside an attack: who they are, and what reached them."""
+"""The well-behaved clients during an attack, and the events that reached them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _QUIET_LOOKS = 15
 def fleet_plan(
     port: int, connections: int, *, channels: int = _CHANNELS_EACH, **changes: Any
 ) -> FleetPlan:
-    """Clients in a process of their own, each with so many of the ten channels."""
+    """Clients in their own process, each with `channels` of the ten channels."""
     workload = Workload(channels=CHANNELS, channels_per_connection=channels)
     plan = FleetPlan(host="127.0.0.1", port=port, connections=connections, workload=workload)
     return attrs.evolve(plan, **changes)
@@ -36,10 +36,10 @@ class Cohort:
     """Subscribed clients, and the sum of what they received.
 
     Attributes:
-        size: how many.
+        size: number of clients.
         deliveries: of each event, by its number.
         repeated, foreign, gaps: as in the fleet's `Received`.
-        disconnects: how connections ended that should not have, by code and reason.
+        disconnects: unexpected ends of connections, by code and reason.
     """
 
     crowd: Fleets
@@ -53,7 +53,7 @@ class Cohort:
     _subscribers: dict[str, int] = attrs.field(factory=dict)
 
     async def connect(self) -> None:
-        """Connect all; to be called before anything is published."""
+        """Connect all clients; call it before anything is published."""
         connected = await self.crowd.connect()
         assert not connected.rejections, connected.rejections
         assert not connected.failures, connected.failures
@@ -61,7 +61,7 @@ class Cohort:
         self._subscribers = connected.subscribers
 
     async def look(self) -> float:
-        """Take in what came since the last look; the 99th percentile of its latency in ms."""
+        """Collect the events since the last call; returns the 99th percentile of latency in ms."""
         collected = await self.crowd.collect()
         received = collected.received
         for entry in received.deliveries:
@@ -80,16 +80,16 @@ class Cohort:
         )
 
     def missing(self, number: int) -> int:
-        """How many who want an event do not have it yet, as of the last look."""
+        """The number of subscribers that do not have an event yet, as of the last `look`."""
         wanted = self._subscribers.get(self.publisher.taken[number].channel, 0)
         return wanted - self.deliveries[number]
 
     def missed_by_all(self) -> int:
-        """Events that NATS has taken and that nobody received."""
+        """The number of events that NATS has taken and nobody received."""
         return sum(1 for number in self.publisher.taken if not self.deliveries[number])
 
     async def wait_arrival(self) -> None:
-        """Wait until all has come, or nothing more does; the publisher has to be paused."""
+        """Wait until all events have come, or no more come; the publisher must be paused."""
         last, quiet = -1, 0
         with trio.move_on_after(_ARRIVAL_SECONDS):
             while last < self._expected() and quiet < _QUIET_LOOKS:
@@ -103,7 +103,7 @@ class Cohort:
         return sum(self._subscribers.get(event.channel, 0) for event in events)
 
     async def wait_flowing(self, seconds: float) -> float:
-        """Wait for the next event; how long that took."""
+        """Wait for the next event; returns the time it took."""
         begun = trio.current_time()
         before = (await self.crowd.progress()).received
         with trio.fail_after(seconds):
@@ -114,7 +114,7 @@ class Cohort:
 
 @asynccontextmanager
 async def cohort_of(plan: FleetPlan, publisher: Publisher) -> AsyncIterator[Cohort]:
-    """A cohort that is connected, and gone after the block."""
+    """A connected cohort, which ends with the block."""
     async with fleets([plan]) as crowd:
         cohort = Cohort(crowd, publisher)
         await cohort.connect()

@@ -1,4 +1,4 @@
-"""`--record FILE` writes a row for each attack and fault: docs/reliability.md is made of them."""
+"""`--record FILE` writes a row for each attack and fault, the data of docs/reliability.md."""
 
 from __future__ import annotations
 

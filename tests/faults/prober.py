@@ -1,4 +1,4 @@
-"""Clients that come one after the other, each for a handshake: what became of them."""
+"""Clients that come one after the other, each for a handshake, and their outcomes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _REQUEST = upgrade_request("127.0.0.1", "/ws")
 
 
 class Prober:
-    """Comes `per_second`, whatever became of the one before.
+    """Connects `per_second`, whatever the outcome of the previous one.
 
     Attributes:
         outcomes: how often each came: a status, `refused`, `reset` or `late`.
-        slowest_seconds: from the connect to the answer, of those that got one.
+        slowest_seconds: from the connect to the answer, of those with an answer.
     """
 
     def __init__(self, port: int, per_second: float) -> None:
@@ -28,7 +28,7 @@ class Prober:
         self._per_second = per_second
 
     async def run(self, seconds: float) -> None:
-        """Come for so long, and wait for the last one."""
+        """Connect for `seconds`, and wait for the last one."""
         async with trio.open_nursery() as nursery:
             begun = trio.current_time()
             for number in range(int(seconds * self._per_second)):

@@ -1,4 +1,4 @@
-"""A publisher whose events carry a running number, and which knows those that NATS has taken."""
+"""A publisher of numbered events that records which of them NATS has taken."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Publisher:
 
     Attributes:
         taken: the events that the stream has acknowledged, by number.
-        is_paused: nothing is published while it is.
-        payload_bytes: of the events from now on.
+        is_paused: nothing is published while it is true.
+        payload_bytes: of later events.
         unknown: events published that were not acknowledged, as when NATS is killed.
     """
 
     def __init__(
         self, port: int, rate: float, *, first: int = 1, others: Sequence[int] = ()
     ) -> None:
-        """Publish to `port`, and to the `others` one after the other where a node has gone."""
+        """Publish to `port`, and to each of the `others` in turn if a node is lost."""
         self.taken: dict[int, Event] = {}
         self.is_paused = True
         self.payload_bytes = 200
@@ -43,7 +43,7 @@ class Publisher:
 
     @property
     def number(self) -> int:
-        """That of the event published last."""
+        """The number of the last published event."""
         return self._number
 
     @property

@@ -1,4 +1,4 @@
-"""NATS, a server, a publisher and a cohort, as processes; and the verdict on how they fared."""
+"""NATS, a server, a publisher and a cohort as processes, and the verdict on them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.faults.server import Footprint, ServerProcess, serving
 from trio_odin.lab.reliability import Row
 
 _BEFORE_SECONDS = 1.0
-_DURING_SECONDS = 1.0  # at least, or there is no latency to compare
+_DURING_SECONDS = 1.0  # at least, so that there is a latency to compare
 _SETTLE_SECONDS = 15.0
-# Bounds of what is timing or an allocator's: far above what is seen, far below what would hurt.
+# Bounds for timing and the allocator: far above the usual figures, far below harmful ones.
 _P99_MAX_MS = 2000.0
 _GROWTH_MAX_MIB = 20.0
 _FILES_MORE_MAX = 3
@@ -28,7 +28,7 @@ _FILES_MORE_MAX = 3
 
 @attrs.define
 class Rig:
-    """Everything that runs in a test."""
+    """All running parts of a test."""
 
     nats: NatsServer
     server: ServerProcess
@@ -46,10 +46,10 @@ class Rig:
         growth_max_mib: float = _GROWTH_MAX_MIB,
         may_shed: bool = False,
     ) -> AsyncIterator[None]:
-        """The attack is the block; at its end the cohort must not have noticed it.
+        """Run an attack in the block; at its end the cohort must not have noticed it.
 
         Args:
-            row: is filled in.
+            row: the row to fill in.
             p99_max_ms: bound for the latency meanwhile.
             growth_max_mib: bound for the memory afterwards.
             may_shed: whole events may be missing, if the server has counted them as shed.
@@ -82,7 +82,7 @@ class Rig:
         return await self.cohort.look(), self.server.footprint()
 
     async def _tell_all_the_same(self, row: Row) -> None:
-        """Where it does not hold, how the cohort fared is worth knowing as well."""
+        """After a failure, add the figures of the cohort to the row."""
         self.attackers.leave()
         with trio.move_on_after(_SETTLE_SECONDS):
             await self.pause()
@@ -90,26 +90,26 @@ class Rig:
             self.fill(row)
 
     async def pause(self) -> None:
-        """Publish no more, and wait until all has arrived."""
+        """Stop publishing, and wait until all events have arrived."""
         self.publisher.is_paused = True
         await self.cohort.wait_arrival()
 
     def fill(self, row: Row) -> None:
-        """What the cohort's books say."""
+        """Fill in the figures of the cohort."""
         row.held = self.cohort.size - self.cohort.disconnects.total()
         row.lost = self.cohort.lost()
         row.repeated = self.cohort.repeated
         row.foreign = self.cohort.foreign
 
     def check_books(self, row: Row, *, lost: int = 0) -> None:
-        """All have stayed, and have everything once."""
+        """Check that all clients stayed, and got everything once."""
         assert (row.held, row.lost, row.repeated, row.foreign) == (row.clients, lost, 0, 0), (
             f"{row.held} held, {row.lost} lost, {row.repeated} repeated, "
             f"{row.foreign} foreign, {dict(self.cohort.disconnects)}"
         )
 
     async def _explain_loss(self, row: Row) -> None:
-        """What is lost are whole events, and the server says that it has shed them."""
+        """Check that only whole events are lost, and that the server has counted them as shed."""
         shed = await self.server.metric("ws_nats_messages_shed_total", 'reason="paused"')
         missed = self.cohort.missed_by_all()
         row.notes.append(f"{shed:,.0f} events shed and counted, {missed} of them the clients'")
@@ -117,11 +117,11 @@ class Rig:
         assert not self.cohort.gaps, "an envelope is missing without being counted"
 
     async def check_balance(self) -> None:
-        """Nothing may be unaccounted for, ever."""
+        """Check that every event is accounted for."""
         assert (await self.server.metrics())["ws_ledger_imbalance"] == 0
 
     async def check_footprint(self, row: Row, before: Footprint, growth_max_mib: float) -> None:
-        """Files are as few as before, within some seconds, and memory has not grown much."""
+        """Check that files return to their number within seconds, and memory has not grown much."""
         with trio.move_on_after(_SETTLE_SECONDS):
             while self.server.footprint().files > before.files + _FILES_MORE_MAX:
                 await trio.sleep(0.1)
@@ -144,16 +144,16 @@ async def rig(
     through: Callable[[trio.Nursery, int], Awaitable[str]] | None = None,
     **options: Any,
 ) -> AsyncIterator[Rig]:
-    """Start all of it; it is gone after the block, whatever happened.
+    """Start all parts; they end with the block, whatever happens.
 
     Args:
         folder: for the store of NATS and the log.
-        clients: of the cohort.
+        clients: number of clients in the cohort.
         rate: events a second.
-        stream: settings of a stream that is made beforehand.
+        stream: settings of a stream to make first.
         fleet: changes to the plan of the cohort.
         monitoring: a port for the pages of NATS; none if 0.
-        through: leads the server to NATS by another way; gives the URL.
+        through: makes another way from the server to NATS; returns the URL.
         options: for the server, variables in upper case.
     """
     with running_nats(folder / "nats", monitoring=monitoring) as nats:
@@ -177,7 +177,7 @@ async def rig(
 
 
 async def soon(condition: Callable[[], Awaitable[bool]], seconds: float) -> float:
-    """Wait until `condition`; how long that took."""
+    """Wait until `condition`; returns the time it took."""
     begun = trio.current_time()
     with trio.fail_after(seconds):
         while not await condition():

@@ -1,4 +1,4 @@
-"""`trio-odin serve` as a process of its own, seen from outside: its pages, its log, its /proc."""
+"""`trio-odin serve` as a process, seen from outside: its pages, its log, its /proc."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _READY_SECONDS = 30.0
 
 @attrs.frozen
 class Footprint:
-    """What the processes of a server hold."""
+    """The resources that the processes of a server hold."""
 
     mib: float
     files: int
@@ -32,7 +32,7 @@ class Footprint:
 
 @attrs.define
 class ServerProcess:
-    """A running server. `log` has its standard error, where that is not led elsewhere."""
+    """A running server. `log` has its standard error, unless it goes elsewhere."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -81,21 +81,21 @@ class ServerProcess:
         self.process.send_signal(number)
 
     async def ended(self, seconds: float) -> int:
-        """Wait for the end; the exit code."""
+        """Wait for the end; returns the exit code."""
         with trio.fail_after(seconds):
             while self.process.poll() is None:
                 await trio.sleep(0.02)
         return int(self.process.returncode)
 
     async def wait_ready(self) -> None:
-        """Wait until it takes clients."""
+        """Wait until it accepts clients."""
         with trio.fail_after(_READY_SECONDS):
             while await self.status("/ready") != 200:
                 assert self.process.poll() is None, self.log_lines()[-3:]
                 await trio.sleep(0.02)
 
     def kill(self) -> None:
-        """End it with all its workers, stopped ones too."""
+        """Kill it with all its workers, even stopped ones."""
         pids = self.pids() if self.process.poll() is None else []
         self.process.kill()
         for pid in pids[1:]:
@@ -105,12 +105,12 @@ class ServerProcess:
 
 
 def footprint_of(pid: int) -> Footprint:
-    """What any one process holds."""
+    """The resources that one process holds."""
     return Footprint(_mib_of(pid), _files_of(pid))
 
 
 def _children_of(pid: int) -> set[int]:
-    # Of all its threads: trio starts processes from one of its own.
+    # Of all its threads: trio starts processes from its own thread.
     threads = Path(f"/proc/{pid}/task").glob("*/children")
     return {int(child) for thread in threads for child in thread.read_text().split()}
 
@@ -137,8 +137,8 @@ def start(
 ) -> ServerProcess:
     """Start a server; it is not ready yet.
 
-    `stderr` leads its log elsewhere; `port` is that of one which ran before; where there is no
-    program in `cwd`, PYTHONPATH says which one it is.
+    `stderr` redirects its log; `port` is that of an earlier server; if `cwd` does not contain the
+    program, PYTHONPATH leads to it.
     """
     port, log = port or free_port(), folder / "server.log"
     command = [sys.executable, "-m", "trio_odin", "serve", "--addr", f"127.0.0.1:{port}"]
@@ -159,7 +159,7 @@ def start(
 
 @asynccontextmanager
 async def serving(folder: Path, nats_url: str, **options: Any) -> AsyncIterator[ServerProcess]:
-    """A server that is ready, and gone after the block, whatever happened to it."""
+    """A server that is ready; it ends with the block, whatever happens to it."""
     server = start(folder, nats_url, **options)
     try:
         await server.wait_ready()

@@ -1,4 +1,4 @@
-"""Everybody comes at once: all are let in, and those who are there already do not notice."""
+"""Everybody comes at once: all are let in, and connected clients do not notice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LEAVING_P99_MAX_MS = 1000
 
 
 @pytest.mark.parametrize("held", [100, 5000])
-async def test_ten_thousand_at_once_are_all_let_in_twice(
+async def test_ten_thousand_clients_at_once_are_all_let_in_twice(
     tmp_path: Path, record: Record, held: int
 ) -> None:
     row = record(
@@ -79,7 +79,7 @@ async def _only_the_cohort(it: Rig) -> bool:
     return (await it.server.metrics())["ws_connections_current"] == it.cohort.size
 
 
-async def test_ten_thousand_that_are_gone_at_once_hold_up_nobody(
+async def test_ten_thousand_clients_that_vanish_delay_nobody(
     tmp_path: Path, record: Record
 ) -> None:
     row = record(

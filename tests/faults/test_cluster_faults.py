@@ -1,6 +1,6 @@
-"""A cluster of three NATS servers loses one of them: our clients wait about as long as it does.
+"""A cluster of three NATS servers loses one: our clients wait about as long as the cluster.
 
-The server knows the address of one node; the others it has to learn from NATS.
+The server knows the address of one node and must learn the others from NATS.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ _CONSUMER = {
 _RATE = 100.0
 _CLIENTS = 100
 _RECOVERY_SECONDS = 60.0
-# What the clients may take longer than NATS: a share of its time, as both wait for the same
-# elections, and a connection.
+# The clients may take longer than NATS by a factor, as both wait for the same elections, and by
+# the time of a connection.
 _SHARE, _MORE_SECONDS = 1.5, 1.0
 # In lame duck mode, from the notice to the first connection that is cut.
 _GRACE_SECONDS = 10.0
@@ -57,7 +57,7 @@ _GRACE_SECONDS = 10.0
 
 @attrs.define
 class Drill:
-    """Everything that runs. `home` is the node to which the server is connected at first."""
+    """All running parts. `home` is the node to which the server is connected at first."""
 
     cluster: NatsCluster
     home: NatsServer
@@ -67,7 +67,7 @@ class Drill:
         return await self.cluster.stream_leader(_STREAM)
 
     async def lead_by(self, node: NatsServer, *, is_leader: bool) -> NatsServer:
-        """Have the stream led by this node, or by another one; the leader."""
+        """Make this node, or another one, the leader of the stream; returns the leader."""
         while ((leader := await self.leader()) is node) is not is_leader:
             await self.cluster.step_down(_STREAM)
             await trio.sleep(0.2)
@@ -75,9 +75,9 @@ class Drill:
         return leader
 
     async def recovery(self, row: Row, do: Callable[[], Awaitable[object]]) -> None:
-        """Do it, and compare how long NATS serves nobody and how long our clients have nothing.
+        """Do it, and compare how long NATS and our clients are without service.
 
-        Both times end with the first event that was published afterwards and taken. A consumer can
+        Both times end with the first later event that was published and taken. A consumer can
         take longer than a publisher: it is made by the leader of JetStream, which may have died.
         """
         it, last = self.it, self.it.publisher.number
@@ -132,7 +132,7 @@ async def drill(folder: Path) -> AsyncIterator[Drill]:
         ("A node that is both is killed", "that leads and is connected to", True, True),
     ],
 )
-async def test_a_node_that_is_killed_costs_no_more_than_nats_takes(
+async def test_a_killed_node_costs_no_more_than_the_failover_of_nats(
     tmp_path: Path, record: Record, name: str, what: str, *, of_leader: bool, of_home: bool
 ) -> None:
     row = record(

@@ -1,4 +1,4 @@
-"""Crowds that want no service: they cost a bounded number of files, and nobody else waits."""
+"""Hostile crowds cost a bounded number of files, and nobody else waits."""
 
 from __future__ import annotations
 
@@ -53,9 +53,7 @@ async def test_slow_handshakes_and_silent_sockets_end_at_the_deadline(
         assert timeouts == 500
 
 
-async def test_more_half_open_sockets_than_allowed_keep_nobody_out(
-    tmp_path: Path, record: Record
-) -> None:
+async def test_too_many_pending_handshakes_keep_nobody_out(tmp_path: Path, record: Record) -> None:
     row = record(
         "attack",
         "Half-open crowd",
@@ -79,7 +77,7 @@ async def test_more_half_open_sockets_than_allowed_keep_nobody_out(
 
 
 async def _begin(attackers: Attackers, count: int) -> None:
-    """Begin requests, so that the kernel does not wait for their first byte to hand them over."""
+    """Begin requests, as the kernel hands a connection over only with its first byte."""
     for one in await attackers.many(count):
         await one.send(b"GET ")
 

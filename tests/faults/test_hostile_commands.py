@@ -1,4 +1,4 @@
-"""Names and JSON made to hurt: refused by rule, and nothing of it reaches NATS."""
+"""Hostile names and JSON are refused by rule, and no part of them reaches NATS."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ _NAMES = [
 
 
 async def _wiretap(port: int, heard: bytearray) -> None:
-    """Listen to all that is published in NATS."""
+    """Listen to everything that is published in NATS."""
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(b'CONNECT {"verbose":false}\r\nSUB > 1\r\n')
         async for chunk in stream:
             heard += chunk
 
 
-async def test_no_name_of_a_channel_reaches_nats(tmp_path: Path, record: Record) -> None:
+async def test_no_channel_name_reaches_nats(tmp_path: Path, record: Record) -> None:
     row = record(
         "attack",
         "Names as subjects of NATS",
@@ -99,7 +99,7 @@ async def _has_only_ours(it: Rig) -> bool:
 
 
 async def _answers(one: Attacker) -> list[dict[str, Any]]:
-    """The answers to all that was said."""
+    """The answers to all commands."""
     await one.say('{"type":"heartbeat","id":"last"}')
     answers = []
     while (answer := json.loads(await one.reply())).get("id") != "last":
@@ -131,7 +131,7 @@ _JSON = {
 }
 
 
-async def test_json_made_to_hurt_gets_an_answer_and_the_connection_stays(
+async def test_hostile_json_gets_an_answer_and_the_connection_stays(
     tmp_path: Path, record: Record
 ) -> None:
     row = record(

@@ -1,4 +1,4 @@
-"""Frames that break RFC 6455 end their own connection, with the code that says why."""
+"""Frames that break RFC 6455 end only their own connection, with the proper code."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _START = TEXT & ~FIN  # of a message in several frames
 
 
 def _endless(length: bytes) -> bytes:
-    """A frame of a length that nobody can wait for, and its first 20 KB."""
+    """A frame of enormous length, and its first 20 KB."""
     return raw_frame(TEXT, b"x" * 20_000, length=b"\x7f" + length)
 
 
-# What breaks the rules, and the codes that RFC 6455, 7.4.1, has for it.
+# Violations of the rules, and their codes in RFC 6455, 7.4.1.
 _MALFORMED: dict[str, tuple[bytes, set[int]]] = {
     "2^63-1 bytes": (_endless(b"\x7f" + b"\xff" * 7), {1009}),
     "more than 2^63 bytes": (_endless(b"\xff" * 8), {1002, 1009}),
@@ -59,7 +59,7 @@ _MALFORMED: dict[str, tuple[bytes, set[int]]] = {
 }
 
 
-async def test_every_malformed_frame_ends_its_connection_with_an_allowed_code(
+async def test_a_malformed_frame_ends_its_connection_with_an_allowed_code(
     tmp_path: Path, record: Record
 ) -> None:
     row = record(
@@ -80,7 +80,7 @@ async def test_every_malformed_frame_ends_its_connection_with_an_allowed_code(
         assert not wrong
 
 
-async def test_fragments_without_end_are_capped_in_number_and_size(
+async def test_endless_fragments_are_limited_in_number_and_size(
     tmp_path: Path, record: Record
 ) -> None:
     row = record(

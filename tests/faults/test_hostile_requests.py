@@ -1,4 +1,4 @@
-"""What is wrong with a request is found out before it costs anything, and said in one answer."""
+"""A bad request is recognised before it costs anything, and gets one answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TIMES = 50
 
 
 async def _cost_of(attackers: Attackers, request: bytes, status: int) -> float:
-    """Send a request many times; milliseconds for each."""
+    """Send a request many times; returns milliseconds for each."""
     begun = time.monotonic()
     for _ in range(_TIMES):
         one = await attackers.tcp()
@@ -74,9 +74,7 @@ async def test_a_dribbled_head_ends_at_its_limit_or_at_the_deadline(
         assert sent < 20
 
 
-async def test_what_is_no_clean_upgrade_gets_one_clean_answer(
-    tmp_path: Path, record: Record
-) -> None:
+async def test_a_bad_upgrade_gets_one_clean_answer(tmp_path: Path, record: Record) -> None:
     row = record(
         "attack",
         "Other protocols",
@@ -103,7 +101,7 @@ async def test_what_is_no_clean_upgrade_gets_one_clean_answer(
 
 
 @pytest.mark.faults
-async def test_compression_that_is_offered_is_not_taken(tmp_path: Path, record: Record) -> None:
+async def test_offered_compression_is_not_accepted(tmp_path: Path, record: Record) -> None:
     row = record(
         "attack",
         "permessage-deflate offered",

@@ -27,7 +27,7 @@ _STREAM = {
 
 
 class _Reader:
-    """A client of all channels, which notes what it gets."""
+    """A client of all channels, which records its events."""
 
     def __init__(self, one: Attacker) -> None:
         self.offsets: list[int] = []
@@ -44,9 +44,7 @@ class _Reader:
                 self.offsets.append(message["offset"])
 
 
-async def test_the_node_in_use_is_killed_while_it_leads_the_stream(
-    tmp_path: Path, record: Record
-) -> None:
+async def test_the_leading_node_in_use_is_killed(tmp_path: Path, record: Record) -> None:
     row = record(
         "fault",
         "A node of a NATS cluster is killed",
@@ -81,7 +79,7 @@ async def _kill_and_measure(tmp_path: Path, row: Row, attackers: list[Attackers]
 
             leader.stop()
             begun = trio.current_time()
-            await trio.sleep(0.5)  # what was under way has come
+            await trio.sleep(0.5)  # events on their way have come
             taken, seen = len(publisher.taken), len(reader.offsets)
             await wait_until(lambda: len(publisher.taken) > taken, what="a publisher is served")
             published_seconds = trio.current_time() - begun

@@ -1,4 +1,4 @@
-"""NATS goes away, hangs, comes back: the clients stay, and get every event once."""
+"""NATS stops, hangs and comes back: the clients stay, and get every event once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def _is_shown(it: Rig, is_connected: bool) -> bool:
 
 @asynccontextmanager
 async def _noticed(it: Rig, notes: list[str], within: float) -> AsyncIterator[None]:
-    """The block takes NATS away; the server says so soon."""
+    """Take NATS away in the block; the server must report it soon."""
     begun = trio.current_time()
     yield
     await soon(partial(_is_shown, it, False), within + 1)
@@ -65,7 +65,7 @@ async def test_clients_stay_over_a_restart_of_nats_and_miss_nothing(
 
 
 @pytest.mark.faults
-async def test_a_nats_that_hangs_is_noticed(tmp_path: Path, record: Record) -> None:
+async def test_a_hanging_nats_is_noticed(tmp_path: Path, record: Record) -> None:
     row = record(
         "fault",
         "NATS hangs",

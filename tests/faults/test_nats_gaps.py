@@ -1,4 +1,4 @@
-"""What is lost before it reaches the server is declared: to who asks, in the log, in a metric."""
+"""Events lost before the server are declared: to listeners, in the log, in a metric."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WINDOW = 20
 
 
 async def _curious(it: Rig) -> Attacker:
-    """A client that asks to be told of gaps, and of one channel."""
+    """A client that asks for notices of gaps, and for one channel."""
     one = await it.attackers.websocket()
     await one.say('{"type":"subscribe","channels":["T0.trade"],"notices":true}')
     assert json.loads(await one.reply())["type"] == "subscription_ack"
@@ -33,7 +33,7 @@ async def _curious(it: Rig) -> Attacker:
 
 
 async def _gap(one: Attacker, seconds: float) -> dict[str, Any]:
-    """The next gap that a client is told of."""
+    """The next notice of a gap that a client gets."""
     with trio.fail_after(seconds):
         while True:
             content: dict[str, Any] = json.loads(await one.reply(seconds))
@@ -50,7 +50,7 @@ async def _begin(it: Rig, row: Row) -> Attacker:
 
 
 async def _end(it: Rig, row: Row) -> None:
-    """Nobody has gone, nothing came twice, and the books balance."""
+    """Check that nobody has left, nothing came twice, and the counters balance."""
     await it.pause()
     await it.cohort.look()
     it.fill(row)
@@ -73,7 +73,7 @@ async def _has_reconnected(it: Rig) -> bool:
     return (await it.server.metrics())["ws_nats_reconnects_total"] >= 1
 
 
-async def test_what_left_the_stream_meanwhile_is_declared_as_a_gap(
+async def test_events_that_left_the_stream_are_declared_as_a_gap(
     tmp_path: Path, record: Record
 ) -> None:
     row = record(
@@ -106,7 +106,7 @@ async def test_what_left_the_stream_meanwhile_is_declared_as_a_gap(
         row.notes.append(f"{gap['missed']} events were gone, and said to be")
 
 
-async def test_a_nats_without_a_stream_that_hangs_is_noticed_and_the_loss_declared(
+async def test_a_hanging_nats_without_a_stream_is_declared_as_a_loss(
     tmp_path: Path, record: Record
 ) -> None:
     row = record(

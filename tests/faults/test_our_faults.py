@@ -1,4 +1,4 @@
-"""Our own process is stopped, told to leave, or has all its clients come at once."""
+"""The server is stopped, asked to leave, or gets all its clients back at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MANY = 10_000
 _RAMP = 1500.0
 
 
-async def test_a_process_that_was_stopped_goes_on(tmp_path: Path, record: Record) -> None:
+async def test_a_stopped_process_continues(tmp_path: Path, record: Record) -> None:
     row = record(
         "fault",
         "Our process stops for 15 s",
@@ -44,7 +44,7 @@ async def _is_healthy(it: Rig) -> bool:
 
 
 async def _follow(one: Attacker, ends: list[tuple[bool, int]]) -> None:
-    """Note whether a connection was told of the drain, and how it was closed."""
+    """Record whether a connection got a notice of the drain, and how it was closed."""
     await one.say('{"type":"heartbeat"}')
     was_told, code = False, 1006
     while True:
@@ -94,7 +94,7 @@ async def _is_leaving(it: Rig) -> bool:
 
 
 async def _watch_the_books(it: Rig, balances: list[bool]) -> None:
-    """Ask whether they balance, until there is nobody to ask."""
+    """Ask whether the counters balance, until the server has ended."""
     while it.server.process.poll() is None:
         status, page = await it.server.page("/metrics")
         if status == 200:
@@ -134,7 +134,7 @@ async def test_ten_thousand_come_back_at_once(tmp_path: Path, record: Record) ->
         )
         async with fleets([plan]) as crowd:
             await crowd.connect()
-            # What 9,500 connections take is theirs; it is not given back at once.
+            # The memory of 9,500 connections is legitimate and is not released at once.
             async with it.watch(row, growth_max_mib=100, may_shed=True):
                 await crowd.begin("cut")
                 with trio.fail_after(60):

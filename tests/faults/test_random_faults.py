@@ -14,7 +14,7 @@ from tests.oracle.world import KINDS
 pytestmark = pytest.mark.faults
 
 
-async def test_a_thousand_random_faults_lose_nothing_without_a_word(
+async def test_a_thousand_random_faults_lose_nothing_silently(
     tmp_path: Path, record: Record, request: pytest.FixtureRequest
 ) -> None:
     faults = request.config.getoption("--oracle-faults", default=None) or 1000
@@ -30,7 +30,7 @@ async def test_a_thousand_random_faults_lose_nothing_without_a_word(
     outcomes = await run_worlds(list(KINDS), faults=faults, seed=seed, folder=tmp_path)
     kinds: Counter[str] = sum((outcome.faults for outcome in outcomes), Counter())
     verdicts = [outcome.verdict for outcome in outcomes]
-    # Connections are cut here: all clients come back in the end, or events would be missing.
+    # Connections are cut here; all clients come back, or events would be missing.
     row.clients = row.held = sum(outcome.clients for outcome in outcomes)
     row.lost = sum(verdict.count("silent loss", "never came") for verdict in verdicts)
     row.repeated = sum(verdict.count("repeat") for verdict in verdicts)

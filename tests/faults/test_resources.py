@@ -1,4 +1,4 @@
-"""The log cannot be written, or memory or CPU run out: serving goes on, refusals are polite."""
+"""The log cannot be written, or memory or CPU run out: it serves on and refuses politely."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trio_odin.lab.fleet.fleets import fleets
 
 pytestmark = pytest.mark.faults
 
-# The log's own queue, which may wait for a reader, holds 10,000 lines.
+# The queue of the log, which may wait for a reader, holds 10,000 lines.
 _CHATTY: dict[str, Any] = {"METRICS_INTERVAL": "0.01ms"}
 
 
@@ -58,7 +58,7 @@ def _full_disk() -> Iterator[int]:
         ("The disk is full", "standard error is /dev/full", _full_disk),
     ],
 )
-async def test_a_log_that_cannot_be_written_stops_nobody(
+async def test_a_log_that_cannot_be_written_stops_no_client(
     tmp_path: Path,
     record: Record,
     name: str,
@@ -82,7 +82,7 @@ async def _drops_lines(it: Rig) -> bool:
 
 
 async def _refusal(attackers: Attackers) -> bytes:
-    """The head of the answer to one more client; nothing if it was let in."""
+    """The head of the answer to one more client; empty if it was let in."""
     one = await attackers.tcp()
     await one.send(_REQUEST)
     return b"" if await one.status() == 101 else one.received
@@ -103,7 +103,7 @@ async def _admits(attackers: Attackers) -> bool:
 
 
 async def _resident_mib(folder: Path) -> float:
-    """What a server with a cohort of this size holds."""
+    """The memory of a server with a cohort of this size."""
     async with rig(folder) as it:
         return it.server.footprint().mib
 
@@ -142,7 +142,7 @@ async def test_near_its_memory_limit_it_refuses_before_the_kernel_kills(
             assert it.server.footprint().mib < limit_mib
 
 
-async def test_with_next_to_no_memory_left_it_sheds_events_and_holds_its_clients(
+async def test_almost_out_of_memory_it_sheds_events_and_keeps_its_clients(
     tmp_path: Path, record: Record
 ) -> None:
     row = record(
@@ -165,7 +165,7 @@ async def test_with_next_to_no_memory_left_it_sheds_events_and_holds_its_clients
 
 
 async def _make_noise(it: Rig, scope: trio.CancelScope, per_second: int) -> None:
-    """Keep the server busy with events that nobody wants."""
+    """Keep the server busy with events without subscribers."""
     async with nats_client(it.nats.url) as client:
         with scope:
             while True:
@@ -174,7 +174,7 @@ async def _make_noise(it: Rig, scope: trio.CancelScope, per_second: int) -> None
                 await trio.sleep(0.02)
 
 
-async def test_an_overloaded_server_refuses_pauses_and_recovers(
+async def test_an_overloaded_server_refuses_sheds_and_recovers(
     tmp_path: Path, record: Record
 ) -> None:
     row = record(

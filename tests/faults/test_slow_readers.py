@@ -1,4 +1,4 @@
-"""Clients that do not read: the policy acts on them, and on nobody else."""
+"""The policy acts on clients that do not read, and on nobody else."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def _none_but_ours(it: Rig) -> bool:
         ("drop", "they miss events, counted"),
     ],
 )
-async def test_a_thousand_that_never_read_hurt_nobody(
+async def test_a_thousand_clients_that_never_read_hurt_no_other(
     tmp_path: Path, record: Record, policy: str, acts: str
 ) -> None:
     row = record(
@@ -54,13 +54,13 @@ async def test_a_thousand_that_never_read_hurt_nobody(
     options: dict[str, Any] = {"WS_SLOW_POLICY": policy, "WS_OUTBOX_CAPACITY": "32"}
     async with rig(tmp_path, **options) as it:
         it.publisher.is_paused = False
-        await _stall(it, policy)  # what a thousand connections take is not given back
+        await _stall(it, policy)  # the memory of a thousand connections is not released
         async with it.watch(row):
             row.recovery_seconds = await _stall(it, policy)
 
 
 async def _stall(it: Rig, policy: str) -> float:
-    """Have a thousand clients that do not read; how long until the policy has acted."""
+    """Connect a thousand clients that do not read; returns the time until the policy acted."""
     it.publisher.payload_bytes = 2000
     stalled = fleet_plan(it.server.port, _STALLED, channels=_ALL_CHANNELS, is_reading=False)
     async with fleets([stalled]) as crowd:
@@ -78,7 +78,7 @@ async def _stall(it: Rig, policy: str) -> float:
     return seconds
 
 
-async def test_large_events_asked_for_again_by_many_who_do_not_read_cost_nobody_anything(
+async def test_large_replays_to_clients_that_do_not_read_hurt_no_other(
     tmp_path: Path, record: Record
 ) -> None:
     row = record(

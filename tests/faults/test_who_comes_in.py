@@ -1,4 +1,4 @@
-"""Whom the server lets in: by origin, and by address."""
+"""Admission by origin and by address."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FOREIGN = [
 ]
 
 
-async def test_foreign_origins_stay_outside(tmp_path: Path, record: Record) -> None:
+async def test_foreign_origins_are_refused(tmp_path: Path, record: Record) -> None:
     row = record(
         "attack",
         "Foreign Origin",

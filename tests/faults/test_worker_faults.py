@@ -1,4 +1,4 @@
-"""One of two workers dies or hangs: the clients of the other one do not notice."""
+"""If one of two workers dies or hangs, the clients of the other do not notice."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ async def _are_alive(it: Rig, alive: int, restarts: int) -> bool:
     return bool(workers.get("alive") == alive and workers.get("restarts") == restarts)
 
 
-async def test_a_killed_worker_takes_only_its_own_clients_along(
-    tmp_path: Path, record: Record
-) -> None:
+async def test_a_killed_worker_ends_only_its_own_clients(tmp_path: Path, record: Record) -> None:
     row = record(
         "fault",
         "A worker is killed",
@@ -65,7 +63,7 @@ async def _all_are_back(it: Rig) -> bool:
     return (await it.cohort.crowd.progress()).connections == it.cohort.size
 
 
-async def test_a_worker_that_hangs_holds_up_nobody_else(tmp_path: Path, record: Record) -> None:
+async def test_a_hung_worker_delays_no_client_of_another(tmp_path: Path, record: Record) -> None:
     row = record(
         "fault",
         "A worker hangs",
@@ -78,7 +76,7 @@ async def test_a_worker_that_hangs_holds_up_nobody_else(tmp_path: Path, record: 
         try:
             flowing = await it.cohort.wait_flowing(2)
             row.notes.append(f"next event of the other after {flowing * 1000:.0f} ms")
-            # Who asks may meet the one that hangs, and waits 5 s for nothing.
+            # A request may reach the hung worker, and then waits 5 s in vain.
             said = await soon(partial(_are_alive, it, 1, 0), 40)
             row.notes.append(f"said by /health after {said:.1f} s")
         finally:
@@ -86,9 +84,7 @@ async def test_a_worker_that_hangs_holds_up_nobody_else(tmp_path: Path, record: 
         row.recovery_seconds = await soon(partial(_are_alive, it, 2, 0), 20)
 
 
-async def test_workers_killed_one_after_the_other_refuse_nobody(
-    tmp_path: Path, record: Record
-) -> None:
+async def test_workers_killed_in_turn_refuse_no_client(tmp_path: Path, record: Record) -> None:
     row = record(
         "fault",
         "Workers are killed at random",
@@ -119,7 +115,7 @@ async def test_workers_killed_one_after_the_other_refuse_nobody(
         assert prober.slowest_seconds < 10
 
 
-async def test_while_no_worker_serves_clients_wait_and_not_for_long(
+async def test_without_a_serving_worker_clients_wait_only_shortly(
     tmp_path: Path, record: Record
 ) -> None:
     row = record(

@@ -2,7 +2,7 @@
 
 The time is shared by the targets, and by two engines: hypothesis, which knows the grammar of each,
 and atheris, which follows the branches of the code. Where atheris is not installed, hypothesis has
-it all. What fails is printed as the bytes that do it.
+it all. A failing input is printed as bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _EXAMPLES_A_ROUND = 300
 
 
 def by_hypothesis(name: str, seconds: float) -> int:
-    """Rounds of examples, each from another seed, until the time is over. Returns how many."""
+    """Run rounds of examples, each with another seed, until the time is over; their number."""
     due = time.monotonic() + seconds
     rounds = 0
     while time.monotonic() < due:
@@ -46,7 +46,7 @@ def by_hypothesis(name: str, seconds: float) -> int:
 
 
 def by_atheris(name: str, seconds: float) -> bool:
-    """In a process of its own, as atheris ends the one that it runs in. Whether nothing failed."""
+    """Run in another process, as atheris ends its own. Returns whether nothing failed."""
     with tempfile.TemporaryDirectory() as folder:
         for number, data in enumerate(SEEDS[name]):
             (Path(folder) / str(number)).write_bytes(data)

@@ -1,6 +1,6 @@
 """One target under atheris: `python -m tests.fuzz.by_atheris TARGET [CORPUS] [LIBFUZZER OPTION …]`.
 
-Not imported by tests: importing the code through atheris is what makes its branches seen.
+Tests do not import it: the code must be imported through atheris, which then sees its branches.
 """
 
 from __future__ import annotations

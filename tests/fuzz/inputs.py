@@ -1,4 +1,4 @@
-"""Inputs for the targets: bytes with the grammar of each, and mistakes in it."""
+"""Inputs for the targets: bytes in the grammar of each, with mistakes."""
 
 from __future__ import annotations
 

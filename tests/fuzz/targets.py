@@ -1,7 +1,7 @@
-"""What is fuzzed: each target takes any bytes and raises if the server did what it must not.
+"""The fuzz targets: each takes any bytes and raises if the server misbehaves.
 
-No exception of ours gets out, what is kept is bounded, what is sent is made of valid frames, and a
-connection ends with a code that is meant for the peer.
+No exception escapes, memory is bounded, the output consists of valid frames, and a connection ends
+with a code that is meant for the peer.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _MESSAGE_BYTES = 512
 _FRAGMENTS = 8
 _LONGEST_HEAD_BYTES = 14
 _CODES = {1002, 1007, 1009}
-# An echo of the channel names that it complains about, each cut.
+# A reply repeats the bad channel names, each one cut.
 _REPLY_BYTES = 16 * 1024
 _HEAD = b"GET /ws HTTP/1.1\r\n"
 
 
 def commands(data: bytes) -> None:
-    """Texts, a line each, as one client's messages."""
+    """Feed lines of text as one client's messages."""
     registry: Registry[str] = Registry()
     limits = SessionLimits(max_channels=8, commands_per_second=0)
     resume_buffer = ResumeBuffer(max_age_seconds=30)
@@ -70,7 +70,7 @@ def commands(data: bytes) -> None:
 
 
 def head(data: bytes) -> None:
-    """Lines behind a request for a WebSocket."""
+    """Feed lines after a request for a WebSocket."""
     for request in (data, _HEAD + data, _HEAD + data + b"\r\n\r\n"):
         if not handshake.is_websocket_request(request) or not request.endswith(b"\r\n\r\n"):
             continue
@@ -92,7 +92,7 @@ def _check_upgrade(answer: Upgrade) -> None:
 
 
 def frames(data: bytes) -> None:
-    """What comes over a connection whose handshake is done, in pieces; another parser agrees."""
+    """Feed bytes in pieces after a handshake; another parser must agree."""
     pieces = _pieces(data)
     trio.run(_read_frames, pieces)
 
@@ -137,21 +137,21 @@ async def _read_frames(pieces: list[bytes]) -> None:
 
 
 def _compare(data: bytes, taken: list[str | bytes], *, is_broken: bool) -> None:
-    """`websockets` has to find the same messages, and no rule broken that we find kept.
+    """`websockets` must find the same messages, and no violation that we do not find.
 
-    Not where a text is no UTF-8 or a limit is passed: that is none of its parser's business. Nor is
-    a length in more bytes than it needs.
+    This leaves out invalid UTF-8, exceeded limits, and lengths in more bytes than necessary, which
+    its parser does not check.
     """
     ours = [message.encode() if isinstance(message, str) else message for message in taken]
     theirs, _ = _parsed_by_websockets(data)
     assert ours == (theirs[: len(ours)] if is_broken else theirs)
-    # wsproto judges a head that is complete, `websockets` each byte of it.
+    # wsproto judges a complete head, `websockets` each byte of it.
     _, error = _parsed_by_websockets(data[: 1 - _LONGEST_HEAD_BYTES])
     assert is_broken or error is None, error
 
 
 def _parsed_by_websockets(data: bytes) -> tuple[list[bytes], ProtocolError | None]:
-    """The messages, and the rule that was broken behind them."""
+    """The messages, and the violation after them."""
     protocol = Protocol(SERVER, state=State.OPEN, max_size=None)
     protocol.receive_data(data)
     protocol.receive_eof()
@@ -172,7 +172,7 @@ def _parsed_by_websockets(data: bytes) -> tuple[list[bytes], ProtocolError | Non
 
 
 def whole(data: bytes) -> None:
-    """What comes over a fresh socket: any bytes, and any bytes behind a good request."""
+    """Feed a fresh socket: any bytes, and any bytes after a good request."""
     for start in ([], [UPGRADE]):
         trio.run(_serve, [*start, *_pieces(data)], bool(start))
 
@@ -210,14 +210,14 @@ async def _serve(pieces: list[bytes], is_websocket: bool) -> None:
 
 
 def _pieces(data: bytes) -> list[bytes]:
-    """The first byte says how long the pieces of the rest are."""
+    """Split the data into pieces whose length is in the first byte."""
     size = data[0] + 1 if data else 1
     rest = data[1:]
     return [rest[start : start + size] for start in range(0, len(rest), size)]
 
 
 def _events(sent: bytes) -> list[Event]:
-    """Fails if the server has sent what is no frame."""
+    """Parse the events; fails if the server has sent something other than frames."""
     client = Connection(ConnectionType.CLIENT)
     client.receive_data(sent)
     events = list(client.events())

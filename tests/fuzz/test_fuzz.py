@@ -1,4 +1,4 @@
-"""A little of the fuzzing; `nox -s fuzz` does as much as it is given time for."""
+"""A short fuzz run; `nox -s fuzz` runs for any given time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXAMPLES = {"commands": 60, "head": 60, "frames": 60, "whole": 30}
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_any_input_is_dealt_with(name: str) -> None:
+def test_any_input_is_handled(name: str) -> None:
     @settings(max_examples=EXAMPLES[name], deadline=None, suppress_health_check=list(HealthCheck))
     @given(INPUTS[name])
     def check(data: bytes) -> None:
@@ -23,12 +23,12 @@ def test_any_input_is_dealt_with(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "seed"), [(n, s) for n, seeds in SEEDS.items() for s in seeds])
-def test_known_attacks_are_dealt_with(name: str, seed: bytes) -> None:
+def test_known_attacks_are_handled(name: str, seed: bytes) -> None:
     TARGETS[name](seed)
 
 
 def test_a_target_can_fail() -> None:
-    """Else nothing above says anything."""
+    """Otherwise the tests above mean nothing."""
     with pytest.raises(AssertionError, match="broken a rule"):
         TARGETS["commands"].__globals__["_events"](b"\x81\x81xxxxx")
 

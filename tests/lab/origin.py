@@ -1,4 +1,4 @@
-"""Where made-up measurements come from."""
+"""The provenance of made-up measurements."""
 
 from __future__ import annotations
 

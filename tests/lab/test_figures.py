@@ -21,11 +21,11 @@ from trio_odin.lab.figures import count, deviation, duration, figure, share
         (math.inf, "", "–"),
     ],
 )
-def test_a_figure_has_three_digits_that_count(value: float | None, unit: str, text: str) -> None:
+def test_a_figure_has_three_significant_digits(value: float | None, unit: str, text: str) -> None:
     assert figure(value, unit) == text
 
 
-def test_a_count_has_its_thousands_apart() -> None:
+def test_a_count_has_grouped_thousands() -> None:
     assert (count(18000), count(0), count(None)) == ("18,000", "0", "–")
 
 
@@ -40,7 +40,7 @@ def test_a_count_has_its_thousands_apart() -> None:
         (None, "–"),
     ],
 )
-def test_only_all_of_it_is_a_hundred_percent(value: float | None, text: str) -> None:
+def test_only_a_complete_share_is_a_hundred_percent(value: float | None, text: str) -> None:
     assert share(value) == text
 
 
@@ -62,5 +62,5 @@ def test_a_deviation_has_a_sign() -> None:
         (3840, "1 h 4 min"),
     ],
 )
-def test_a_duration_is_told_as_people_do(seconds: float, text: str) -> None:
+def test_a_duration_is_shown_in_familiar_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text

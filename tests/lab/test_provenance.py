@@ -1,4 +1,4 @@
-"""Which code a figure is of, and whether it is still that code."""
+"""The code of a figure, and whether it has changed since."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def package(tmp_path: Path) -> Path:
 
 
 @needs_git
-def test_a_checkout_has_a_revision_and_says_what_is_not_committed(package: Path) -> None:
+def test_a_checkout_has_a_revision_and_reports_uncommitted_changes(package: Path) -> None:
     git(package, "add", ".")
     git(package, "commit", "--quiet", "--message", "one")
     assert revision_of(package) == (git(package, "rev-parse", "HEAD"), False)
@@ -52,7 +52,7 @@ def test_a_checkout_has_a_revision_and_says_what_is_not_committed(package: Path)
 
 
 @needs_git
-def test_in_the_checkout_of_another_project_there_is_no_revision(package: Path) -> None:
+def test_inside_another_projects_checkout_there_is_no_revision(package: Path) -> None:
     (package.parent / "other.py").write_text("")
     git(package.parent, "add", "other.py")
     git(package.parent, "commit", "--quiet", "--message", "other")
@@ -68,7 +68,7 @@ def test_without_a_checkout_there_is_no_revision(
     assert revision_of(Path(__file__).parent) == (UNKNOWN, False)
 
 
-def test_the_digest_is_of_the_server_and_not_of_what_measures_it(package: Path) -> None:
+def test_the_digest_covers_the_server_and_not_the_lab(package: Path) -> None:
     before = server_code(package)
     (package / "lab" / "one.py").write_text("ONE = 2\n")
     (package / "__init__.py").write_text('__version__ = "2"\n')
@@ -84,7 +84,7 @@ def test_only_settings_that_differ_from_their_defaults_are_kept() -> None:
     assert changed_settings(environment) == {"WS_MAX_CONNECTIONS": "123"}
 
 
-def test_a_measurement_of_today_is_of_the_code_of_today() -> None:
+def test_a_measurement_of_the_current_code_is_not_outdated() -> None:
     found = provenance({"WS_MAX_CONNECTIONS": "0"})
     assert (found.version, found.code) == (__version__, server_code())
     assert found.load_average is not None
@@ -130,7 +130,5 @@ OLD = attrs.evolve(
         ),
     ],
 )
-def test_a_page_says_whether_the_server_is_still_what_was_measured(
-    origin: Provenance, sentences: str
-) -> None:
+def test_a_page_reports_whether_the_server_has_changed(origin: Provenance, sentences: str) -> None:
     assert origin.sentences() == sentences

@@ -20,7 +20,7 @@ def counters(kinds: type[Invalid | Shed | Dropped]) -> st.SearchStrategy[Counter
 
 
 @given(AMOUNTS, AMOUNTS, AMOUNTS, counters(Invalid), counters(Shed))
-def test_publications_balance_if_each_became_something(
+def test_publications_balance_if_each_has_one_outcome(
     waiting: int, fanned_out: int, unmatched: int, invalid: Counter[Invalid], shed: Counter[Shed]
 ) -> None:
     received = waiting + fanned_out + unmatched + sum(invalid.values()) + sum(shed.values())
@@ -29,7 +29,7 @@ def test_publications_balance_if_each_became_something(
 
 
 @given(AMOUNTS, AMOUNTS, AMOUNTS, counters(Dropped))
-def test_deliveries_balance_if_each_became_something(
+def test_deliveries_balance_if_each_has_one_outcome(
     written: int, queued: int, conflated: int, dropped: Counter[Dropped]
 ) -> None:
     matched = written + queued + conflated + sum(dropped.values())
@@ -38,10 +38,10 @@ def test_deliveries_balance_if_each_became_something(
 
 @pytest.mark.parametrize(
     "entry",
-    # What NATS repeats, or never sent, was not received, as far as the books go.
+    # Events that NATS repeated or never sent do not count as received.
     sorted({field.name for field in attrs.fields(Publications)} - {"repeated", "gaps", "missed"}),
 )
-def test_every_entry_of_the_publications_weighs_in(entry: str) -> None:
+def test_every_entry_of_the_publications_counts(entry: str) -> None:
     counters = Publications()
     if entry == "received":
         counters.received = 1
@@ -59,7 +59,7 @@ def test_every_entry_of_the_publications_weighs_in(entry: str) -> None:
 
 
 @pytest.mark.parametrize("entry", [field.name for field in attrs.fields(Deliveries)])
-def test_every_entry_of_the_deliveries_weighs_in(entry: str) -> None:
+def test_every_entry_of_the_deliveries_counts(entry: str) -> None:
     counters = Deliveries()
     if entry == "dropped":
         counters.dropped[Dropped.CLOSING] += 1
@@ -68,7 +68,7 @@ def test_every_entry_of_the_deliveries_weighs_in(entry: str) -> None:
     assert counters.imbalance() == (1 if entry == "matched" else -1)
 
 
-def test_two_servers_keep_books_of_their_own() -> None:
+def test_two_servers_have_separate_counters() -> None:
     first, second = Ledger(), Ledger()
     first.publications.invalid[Invalid.SUBJECT] += 1
     first.publications.shed[Shed.NATS_RATE] += 1
@@ -90,7 +90,7 @@ DURATIONS = st.builds(
 
 
 @given(st.lists(st.tuples(DURATIONS, DURATIONS), max_size=4))
-def test_histograms_add_up_bucket_by_bucket_and_leave_the_parts_alone(
+def test_histograms_add_up_by_bucket_and_leave_the_parts_unchanged(
     parts: list[tuple[Durations, Durations]],
 ) -> None:
     ledgers = [Ledger(fan_out=fan_out, lag=lag) for fan_out, lag in parts]
@@ -107,11 +107,11 @@ def test_histograms_add_up_bucket_by_bucket_and_leave_the_parts_alone(
     assert ledgers == before
 
 
-def test_the_sum_of_no_books_is_empty_books() -> None:
+def test_the_sum_of_no_counters_is_zero() -> None:
     assert total([]) == Ledger()
 
 
-def test_counters_and_labels_add_up_and_leave_the_parts_alone() -> None:
+def test_counters_and_labels_add_up_and_leave_the_parts_unchanged() -> None:
     one, two = Ledger(), Ledger()
     one.traffic.accepted, two.traffic.accepted = 2, 3
     one.traffic.closed["peer_gone"] += 1

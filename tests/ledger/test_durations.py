@@ -18,7 +18,7 @@ def of(*seconds: float) -> Durations:
     return durations
 
 
-def test_the_bounds_go_up() -> None:
+def test_the_bounds_are_ascending() -> None:
     assert all(low < high for low, high in pairwise(Durations.BOUNDS))
 
 
@@ -28,11 +28,11 @@ def test_a_bound_belongs_to_the_bucket_below_it(place: int, bound: float) -> Non
     assert [number for number, count in enumerate(counts) if count] == [place, place + 1]
 
 
-def test_what_is_longer_than_every_bound_has_a_place() -> None:
+def test_a_duration_above_every_bound_is_counted() -> None:
     assert of(Durations.BOUNDS[-1] + 1, 1e9).counts == [0] * len(Durations.BOUNDS) + [2]
 
 
-def test_no_time_at_all_is_the_shortest() -> None:
+def test_a_duration_of_zero_is_in_the_first_bucket() -> None:
     assert of(0.0).counts[0] == 1
 
 
@@ -49,7 +49,7 @@ def test_two_histograms_count_on_their_own() -> None:
 
 
 @given(st.lists(SECONDS, max_size=50))
-def test_cumulative_counts_are_what_a_look_at_every_duration_gives(seconds: list[float]) -> None:
+def test_cumulative_counts_equal_those_of_a_plain_loop(seconds: list[float]) -> None:
     found = [count for _, count in of(*seconds).cumulative()]
     assert found == [
         sum(one <= bound for one in seconds) for bound in (*Durations.BOUNDS, float("inf"))
@@ -59,5 +59,5 @@ def test_cumulative_counts_are_what_a_look_at_every_duration_gives(seconds: list
 
 
 @given(st.lists(SECONDS, max_size=50))
-def test_the_total_is_that_of_all_durations(seconds: list[float]) -> None:
+def test_the_total_is_the_sum_of_all_durations(seconds: list[float]) -> None:
     assert of(*seconds).total_seconds == pytest.approx(sum(seconds))

@@ -1,4 +1,4 @@
-"""Accepting over real sockets of the loopback; that files run out is made up."""
+"""Accepting over real sockets of the loopback, with simulated lack of files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def greet(stream: trio.SocketStream) -> None:
 async def accepting(
     traffic: Traffic, *, per_second: float = 0.0, loop: LoopMeter | None = None
 ) -> AsyncIterator[Address]:
-    """Where everybody is greeted."""
+    """The address of a listener that greets everybody."""
     (listener,) = await open_listeners(Address("127.0.0.1", 0))
     async with listener, trio.open_nursery() as nursery:
         acceptor = Acceptor(traffic, per_second=per_second, loop=loop)
@@ -50,19 +50,19 @@ async def accepting(
 async def ask(address: Address, sent: bytes = b"?") -> bytes:
     stream = await trio.open_tcp_stream(address.host, address.port)
     async with stream:
-        await stream.send_all(sent)  # accepted is who has said something
+        await stream.send_all(sent)  # the kernel accepts only clients that have sent something
         with trio.fail_after(10):
             return await receive_all(stream)
 
 
-async def test_all_are_accepted_and_none_is_paced_below_the_rate() -> None:
+async def test_below_the_rate_all_are_accepted_without_a_wait() -> None:
     traffic = Traffic()
     async with accepting(traffic, per_second=2000) as address:
         assert [await ask(address) for _ in range(10)] == [b"hello"] * 10
     assert traffic == Traffic()
 
 
-async def test_beyond_the_rate_the_others_wait_and_nobody_is_refused() -> None:
+async def test_above_the_rate_the_others_wait_and_nobody_is_refused() -> None:
     traffic = Traffic()
     answers: list[bytes] = []
 
@@ -81,12 +81,12 @@ async def test_beyond_the_rate_the_others_wait_and_nobody_is_refused() -> None:
 
 
 def queue_of_the_kernel(listener: trio.SocketListener) -> int:
-    """How many have connected and are not accepted yet: `tcpi_unacked` of a listening socket."""
+    """The number of connections not accepted yet: `tcpi_unacked` of a listening socket."""
     info = listener.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
     return int(struct.unpack_from("=I", info, 24)[0])
 
 
-async def test_who_waits_does_not_fill_the_queue_of_the_kernel() -> None:
+async def test_clients_that_wait_do_not_fill_the_queue_of_the_kernel() -> None:
     (listener,) = await open_listeners(Address("127.0.0.1", 0))
     served: list[trio.SocketStream] = []
 
@@ -110,7 +110,7 @@ async def test_who_waits_does_not_fill_the_queue_of_the_kernel() -> None:
     assert len(clients) == 600
 
 
-async def test_who_still_waits_at_the_end_is_not_kept_waiting() -> None:
+async def test_a_client_that_waits_at_the_end_is_closed_at_once() -> None:
     (listener,) = await open_listeners(Address("127.0.0.1", 0))
     async with listener:
         address = bound_address(listener)
@@ -128,8 +128,8 @@ async def test_who_still_waits_at_the_end_is_not_kept_waiting() -> None:
                     assert await client.receive_some() == b""
 
 
-async def test_who_waits_when_accepting_ends_is_served_all_the_same() -> None:
-    """Their queue goes to another worker, or the port to a successor: nobody is reset for it."""
+async def test_a_client_that_waits_when_accepting_ends_is_still_served() -> None:
+    """Their queue goes to another worker, or the port to a successor: nobody is reset."""
     (listener,) = await open_listeners(Address("127.0.0.1", 0))
     answers: list[bytes] = []
 
@@ -156,7 +156,9 @@ async def test_who_waits_when_accepting_ends_is_served_all_the_same() -> None:
     assert answers == [b"hello"] * 50
 
 
-async def test_two_ports_have_one_limit_of_those_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_two_ports_share_one_limit_of_waiting_clients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(acceptor_module, "_WAITING_MAX", 20)
     listeners = [(await open_listeners(Address("127.0.0.1", 0)))[0] for _ in range(2)]
     async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
@@ -184,8 +186,10 @@ def next_file() -> int:
         return sock.fileno()
 
 
-async def test_who_waits_leaves_the_files_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NATS has to come back, and pages have to be answered, while a crowd waits."""
+async def test_waiting_clients_leave_the_reserved_files_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """NATS must reconnect, and pages must be answered, while a crowd waits."""
     (listener,) = await open_listeners(Address("127.0.0.1", 0))
     async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
         await stack.enter_async_context(listener)
@@ -224,7 +228,7 @@ async def test_a_port_can_be_taken_over_while_files_have_run_out(
         assert await ask(address) == b"hello"
 
 
-async def test_behind_many_who_are_gone_the_next_one_is_not_kept_waiting(
+async def test_after_many_closed_sockets_the_next_client_is_not_delayed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     traffic = Traffic()
@@ -243,7 +247,7 @@ async def test_behind_many_who_are_gone_the_next_one_is_not_kept_waiting(
 
 
 class MadeUpLoop(LoopMeter):
-    """A loop that has had nothing to do for a share of the time, whatever this one does.
+    """A loop that reports a given idle share, whatever the real one does.
 
     A client takes a millisecond of it.
     """
@@ -266,7 +270,7 @@ class MadeUpLoop(LoopMeter):
         return self._traffic.messages_received * 0.001
 
 
-async def test_a_loop_that_is_full_lets_in_few() -> None:
+async def test_a_busy_loop_accepts_few() -> None:
     traffic = Traffic()
     answered = 0
 
@@ -279,7 +283,7 @@ async def test_a_loop_that_is_full_lets_in_few() -> None:
 
     async with accepting(traffic, loop=MadeUpLoop(0.0, traffic)) as address:
         await ask(address)
-        await trio.sleep(1)  # until it knows
+        await trio.sleep(1)  # until the pace has adapted
         await ask(address)
         with trio.move_on_after(2):
             async with trio.open_nursery() as nursery:
@@ -290,7 +294,7 @@ async def test_a_loop_that_is_full_lets_in_few() -> None:
     assert traffic.accepts_paced
 
 
-async def test_a_loop_that_rests_keeps_nobody_waiting() -> None:
+async def test_an_idle_loop_delays_nobody() -> None:
     traffic = Traffic()
     async with accepting(traffic, loop=MadeUpLoop(1.0, traffic)) as address:
         for _ in range(2):
@@ -300,7 +304,7 @@ async def test_a_loop_that_rests_keeps_nobody_waiting() -> None:
 
 
 class NoFiles:
-    """While set, accepting fails as if there were no file left, but in place of the spare one."""
+    """While `are_out`, accepting fails unless the spare file has been given up."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
         self.are_out = False
@@ -328,7 +332,7 @@ class NoFiles:
         monkeypatch.setattr(socket.socket, "accept", accept_if_possible)
 
 
-async def test_who_comes_when_files_have_run_out_is_told_so(
+async def test_a_client_that_comes_without_free_files_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     no_files = NoFiles(monkeypatch, errno.EMFILE)
@@ -367,7 +371,7 @@ async def test_other_errors_are_waited_out(monkeypatch: pytest.MonkeyPatch) -> N
     assert traffic.rejected == {}
 
 
-async def test_a_fault_in_one_page_of_the_admin_port_is_logged_and_the_next_one_is_served() -> None:
+async def test_a_fault_in_an_admin_page_is_logged_and_the_next_is_served() -> None:
     async def fail(_: object) -> object:
         raise ZeroDivisionError
 

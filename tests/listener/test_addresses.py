@@ -1,4 +1,4 @@
-"""What depends on the socket: its peer's address, and its file number."""
+"""Rules that depend on the socket: its peer's address, and its file number."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trio_odin.overload.load import Load
 def no_gaps() -> Iterator[int]:
     """The number of the next file: the one after it follows, and so on.
 
-    Tests before leave gaps among the open files, and what they dropped is closed at any time:
+    Earlier tests leave gaps among the open files, and files they dropped are closed at any time, so
     the numbers would jump.
     """
     gc.collect()
@@ -44,7 +44,7 @@ class Clients:
         self.streams: list[trio.SocketStream] = []
 
     async def ask(self, rig: Rig, request: bytes) -> int:
-        """The status that one more client gets."""
+        """Send a request as one more client; returns the status."""
         (waiting,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         async with waiting:
             client = await trio.open_tcp_stream(*waiting.socket.getsockname())
@@ -68,7 +68,7 @@ async def clients(nursery: trio.Nursery) -> AsyncIterator[Clients]:
         await stream.aclose()
 
 
-async def test_one_address_has_so_many_connections_and_may_come_back(
+async def test_an_address_has_a_limit_of_connections_and_may_return(
     nursery: trio.Nursery, clients: Clients
 ) -> None:
     rig = Rig(nursery, WS_MAX_CONNECTIONS_PER_IP="2")
@@ -89,7 +89,7 @@ async def test_one_address_has_so_many_connections_and_may_come_back(
     assert not rig.listener._from_address, "who has gone is not kept in mind"
 
 
-async def test_behind_a_trusted_proxy_each_client_has_its_own_count(
+async def test_with_a_trusted_proxy_each_client_has_its_own_count(
     nursery: trio.Nursery, clients: Clients
 ) -> None:
     rig = Rig(nursery, WS_MAX_CONNECTIONS_PER_IP="1", WS_TRUSTED_PROXIES="127.0.0.0/8")
@@ -108,7 +108,7 @@ async def test_behind_a_trusted_proxy_each_client_has_its_own_count(
     assert await clients.connect(rig, *two_lines) == 429, "repeated headers are one list"
 
 
-async def test_a_429_says_when_to_come_back(nursery: trio.Nursery, clients: Clients) -> None:
+async def test_a_429_has_a_time_to_come_back(nursery: trio.Nursery, clients: Clients) -> None:
     rig = Rig(nursery, WS_MAX_CONNECTIONS_PER_IP="1")
     answer = refusal(Rejection.PER_ADDRESS)
     assert (answer.status, list(answer.headers)) == (429, [("Retry-After", "5")])
@@ -116,15 +116,13 @@ async def test_a_429_says_when_to_come_back(nursery: trio.Nursery, clients: Clie
     assert await clients.connect(rig) == 503, "whatever the address"
 
 
-async def test_nobody_is_counted_while_there_is_no_limit(
-    nursery: trio.Nursery, clients: Clients
-) -> None:
+async def test_nothing_is_counted_without_a_limit(nursery: trio.Nursery, clients: Clients) -> None:
     rig = Rig(nursery)
     assert await clients.connect(rig) == 101
     assert not rig.listener._from_address
 
 
-async def test_the_last_files_are_kept_from_websockets_and_not_from_pages(
+async def test_the_last_files_are_reserved_for_pages(
     nursery: trio.Nursery, clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with no_gaps() as next_file:
@@ -138,7 +136,7 @@ async def test_the_last_files_are_kept_from_websockets_and_not_from_pages(
     assert await clients.ask(rig, b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n") == 200
 
 
-async def test_who_says_nothing_has_at_most_half_of_the_last_files(
+async def test_silent_sockets_get_at_most_half_of_the_last_files(
     nursery: trio.Nursery, clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "files_for_clients", lambda: 0)
@@ -176,7 +174,7 @@ async def test_a_server_knows_that_its_files_are_used_up(
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(64, 8), (128, 16), (1024, 16), (200_000, 16)])
-def test_of_a_low_limit_an_eighth_is_kept_and_of_a_high_one_sixteen(
+def test_an_eighth_of_a_low_limit_is_reserved_and_sixteen_at_most(
     limit: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))

@@ -19,7 +19,7 @@ def pages() -> Pages:
     return Pages(gather)
 
 
-async def test_the_front_page_says_what_this_is_and_how_to_connect(pages: Pages) -> None:
+async def test_the_front_page_explains_how_to_connect(pages: Pages) -> None:
     page = await pages.respond(Request("GET", "/"))
     text = page.body.decode()
     assert page.status == 200
@@ -35,7 +35,7 @@ async def test_health_and_readiness_are_json(pages: Pages) -> None:
         assert key in json.loads(page.body)
 
 
-async def test_metrics_are_for_prometheus(pages: Pages) -> None:
+async def test_metrics_have_the_format_of_prometheus(pages: Pages) -> None:
     page = await pages.respond(Request("GET", "/metrics"))
     assert page.content_type.startswith("text/plain; version=0.0.4")
     names = {family.name for family in text_string_to_metric_families(page.body.decode())}
@@ -46,7 +46,7 @@ async def gathered() -> Snapshot:
     return snapshot()
 
 
-async def test_with_an_address_of_their_own_metrics_are_not_found_by_the_public() -> None:
+async def test_with_an_admin_address_metrics_are_not_public() -> None:
     pages = Pages(gathered, has_metrics=False)
     assert (await pages.respond(Request("GET", "/metrics"))).status == 404
     assert b"/metrics" not in (await pages.respond(Request("GET", "/"))).body
@@ -74,9 +74,7 @@ async def test_the_admin_address_has_three_pages_and_nothing_else(
 
 
 @pytest.mark.parametrize("path", ["/", "*", "/health", "/ready", "/metrics", "/ws"])
-async def test_options_says_what_may_be_asked_and_that_any_page_may_ask(
-    path: str, pages: Pages
-) -> None:
+async def test_options_lists_the_methods_and_allows_any_origin(path: str, pages: Pages) -> None:
     answer = await pages.respond(Request("OPTIONS", path))
     assert answer.status == 204
     assert answer.body == b""
@@ -97,14 +95,14 @@ async def test_options_says_what_may_be_asked_and_that_any_page_may_ask(
         ("HEAD", "/ready", 200),
     ],
 )
-async def test_anything_else_gets_its_status(
+async def test_any_other_request_gets_its_status(
     method: str, path: str, status: int, pages: Pages
 ) -> None:
     assert (await pages.respond(Request(method, path))).status == status
 
 
 async def test_figures_of_one_worker_are_not_shown_as_those_of_all() -> None:
-    """Counters would fall, and rise again: two restarts to Prometheus."""
+    """Counters would fall and rise again, which Prometheus takes for two restarts."""
 
     async def gather() -> Snapshot:
         return snapshot(workers=Workers(3, 1, 0, [7], is_whole=False))

@@ -15,7 +15,7 @@ UPGRADE = (
 
 
 async def answer_to(rig: Rig, request: bytes) -> bytes:
-    """What comes back for `request`, up to the end of the connection."""
+    """The answer to `request`, up to the end of the connection."""
     stream = rig.open_stream()
     await stream.send_all(request)
     await stream.send_stream.aclose()
@@ -34,7 +34,7 @@ async def test_plain_http_is_answered_as_http(nursery: trio.Nursery) -> None:
     assert b"Access-Control-Allow-Origin: *\r\n" in answer
 
 
-async def test_a_head_has_no_body(nursery: trio.Nursery) -> None:
+async def test_a_head_request_gets_no_body(nursery: trio.Nursery) -> None:
     answer = await answer_to(Rig(nursery), b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n")
     assert answer.endswith(b"\r\n\r\n")
 
@@ -60,7 +60,7 @@ async def test_a_head_has_no_body(nursery: trio.Nursery) -> None:
         (UPGRADE.replace(b"Connection: Upgrade\r\n", b"") + b"\r\n", 400),
     ],
 )
-async def test_what_is_malformed_gets_a_clean_status(
+async def test_a_malformed_request_gets_a_clean_status(
     request_bytes: bytes, status: int, nursery: trio.Nursery
 ) -> None:
     rig = Rig(nursery)
@@ -101,7 +101,7 @@ async def test_the_limit_of_connections_is_kept_before_the_upgrade(nursery: trio
     assert len(rig.hub.members) == 2
 
 
-async def test_an_overloaded_and_a_leaving_server_say_so(nursery: trio.Nursery) -> None:
+async def test_overload_and_draining_are_refused_with_their_reason(nursery: trio.Nursery) -> None:
     rig = Rig(nursery)
     rig.admission.observe(Load(cpu_percent=99))
     assert (await answer_to(rig, UPGRADE + b"\r\n")).endswith(b"Server overloaded\n")
@@ -110,7 +110,7 @@ async def test_an_overloaded_and_a_leaving_server_say_so(nursery: trio.Nursery) 
     assert rig.ledger.traffic.rejected == {"overloaded": 1, "shutting_down": 1}
 
 
-async def test_who_does_not_finish_its_request_is_timed_out(
+async def test_an_unfinished_request_is_timed_out(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     rig = Rig(nursery)
@@ -122,7 +122,7 @@ async def test_who_does_not_finish_its_request_is_timed_out(
     assert rig.ledger.traffic.rejected == {"timeout": 1}
 
 
-async def test_beyond_the_cap_the_oldest_half_open_one_is_ended(nursery: trio.Nursery) -> None:
+async def test_above_the_cap_the_oldest_pending_handshake_is_closed(nursery: trio.Nursery) -> None:
     rig = Rig(nursery, WS_MAX_HALF_OPEN="3")
     streams = []
     for _ in range(5):
@@ -134,14 +134,14 @@ async def test_beyond_the_cap_the_oldest_half_open_one_is_ended(nursery: trio.Nu
             assert await receive_all(ended) == b""
     assert rig.listener.stats().pending_handshakes == 3
     assert rig.ledger.traffic.rejected == {"half_open": 2}
-    # Those who are left finish as if nothing had been.
+    # The others finish normally.
     for stream in streams[2:]:
         await stream.send_all(UPGRADE.split(b"Host: ")[1] + b"\r\n")
         assert status_of(bytes(await stream.receive_some())) == 101
     assert rig.listener.stats().pending_handshakes == 0
 
 
-async def test_a_slowloris_locks_nobody_out(nursery: trio.Nursery) -> None:
+async def test_a_slowloris_keeps_nobody_out(nursery: trio.Nursery) -> None:
     rig = Rig(nursery, WS_MAX_HALF_OPEN="10")
     attackers = []
     for _ in range(50):
@@ -154,7 +154,7 @@ async def test_a_slowloris_locks_nobody_out(nursery: trio.Nursery) -> None:
     assert rig.listener.admitted == 1
 
 
-async def test_a_body_that_is_dribbled_is_half_open_too(nursery: trio.Nursery) -> None:
+async def test_a_body_that_comes_slowly_counts_as_pending(nursery: trio.Nursery) -> None:
     rig = Rig(nursery, WS_MAX_HALF_OPEN="1")
     streams = []
     for _ in range(2):
@@ -169,13 +169,13 @@ async def test_a_body_that_is_dribbled_is_half_open_too(nursery: trio.Nursery) -
     assert status_of(await receive_all(second)) == 200
 
 
-async def test_a_peer_that_connects_and_leaves_is_nothing(nursery: trio.Nursery) -> None:
+async def test_a_peer_that_connects_and_leaves_is_harmless(nursery: trio.Nursery) -> None:
     rig = Rig(nursery)
     assert await answer_to(rig, b"") == b""
     assert rig.ledger == Ledger()
 
 
-async def test_a_page_that_is_ended_for_the_sake_of_others_is_no_fault(
+async def test_a_page_closed_in_favour_of_others_is_not_a_fault(
     nursery: trio.Nursery, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rig = Rig(nursery, WS_MAX_HALF_OPEN="1")

@@ -1,4 +1,4 @@
-"""Requests that are too much, too odd or too slow: a clean answer, soon, and counted."""
+"""Requests that are too long, malformed or too slow get a clean answer soon, and count."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("request_bytes", "status"), REFUSED.values(), ids=REFUSED)
-async def test_it_is_answered_and_counted_once(
+async def test_a_request_is_answered_and_counted_once(
     request_bytes: bytes, status: int, nursery: trio.Nursery
 ) -> None:
     rig = Rig(nursery)
@@ -104,7 +104,9 @@ async def test_it_is_answered_and_counted_once(
         (b"GET /ws", b"GET ws://A/ws?x=1"),
     ],
 )
-async def test_what_http_allows_is_let_in(here: bytes, there: bytes, nursery: trio.Nursery) -> None:
+async def test_a_request_that_http_allows_is_accepted(
+    here: bytes, there: bytes, nursery: trio.Nursery
+) -> None:
     assert here in UPGRADE
     answer = await answer_to(nursery, Rig(nursery), UPGRADE.replace(here, there))
     assert answer.startswith(b"HTTP/1.1 101 ")
@@ -121,9 +123,7 @@ async def test_what_http_allows_is_let_in(here: bytes, there: bytes, nursery: tr
         b"Content-Length: 0",
     ],
 )
-async def test_what_is_offered_beside_is_not_negotiated(
-    extra: bytes, nursery: trio.Nursery
-) -> None:
+async def test_an_offered_extension_is_not_negotiated(extra: bytes, nursery: trio.Nursery) -> None:
     rig = Rig(nursery)
     answer = (await answer_to(nursery, rig, HEADERS + extra + b"\r\n\r\n")).lower()
     assert answer.startswith(b"http/1.1 101 ")
@@ -131,7 +131,7 @@ async def test_what_is_offered_beside_is_not_negotiated(
     assert b"sec-websocket-protocol" not in answer
 
 
-async def test_a_head_that_is_dribbled_is_refused_once_it_is_too_long(
+async def test_a_slow_head_is_refused_once_it_is_too_long(
     nursery: trio.Nursery,
 ) -> None:
     rig = Rig(nursery)
@@ -146,7 +146,7 @@ async def test_a_head_that_is_dribbled_is_refused_once_it_is_too_long(
     assert rig.ledger.traffic.rejected == {"bad_request": 1}
 
 
-async def test_how_long_a_head_may_be_is_a_setting_and_can_change(nursery: trio.Nursery) -> None:
+async def test_the_maximum_length_of_a_head_is_a_reloadable_setting(nursery: trio.Nursery) -> None:
     """A token of 4,096 bytes and a cookie of 4,096 are a head of more than 8 KiB."""
     long = HEADERS + b"Authorization: Bearer " + b"x" * 4096 + b"\r\nCookie: " + b"y" * 4096
     many = HEADERS + b"\r\n".join(b"X-%d: y" % n for n in range(59))  # 64 in all
@@ -162,7 +162,7 @@ async def test_how_long_a_head_may_be_is_a_setting_and_can_change(nursery: trio.
         assert b"8192" in answer
 
 
-async def test_who_still_sends_its_head_gets_the_refusal_and_not_a_reset(
+async def test_a_client_that_still_sends_its_head_gets_the_refusal(
     nursery: trio.Nursery,
 ) -> None:
     rig = Rig(nursery)
@@ -173,7 +173,7 @@ async def test_who_still_sends_its_head_gets_the_refusal_and_not_a_reset(
     assert answer.startswith(b"HTTP/1.1 431 ")
 
 
-async def test_a_request_for_a_page_that_is_good_is_not_counted(nursery: trio.Nursery) -> None:
+async def test_a_good_request_for_a_page_is_not_counted(nursery: trio.Nursery) -> None:
     rig = Rig(nursery)
     rig.listener._respond = Pages(never).respond  # type: ignore[arg-type]
     for target, status in ((b"/", 200), (b"/nothing", 404)):
@@ -183,7 +183,7 @@ async def test_a_request_for_a_page_that_is_good_is_not_counted(nursery: trio.Nu
 
 
 def seconds_for(work: Callable[[], object]) -> float:
-    """Of the processor: what else the machine does is not counted."""
+    """Processor time of `work`, without the other load of the machine."""
 
     def once() -> float:
         started = time.thread_time()
@@ -210,7 +210,7 @@ SPACES = b"Sec-WebSocket-Protocol:%b\r\n"
         lambda n: b"".join(b"X-%d:\r\n" % m for m in range(n // 8)),
     ],
 )
-def test_the_time_to_read_a_head_grows_with_its_length_and_no_faster(
+def test_the_time_to_read_a_head_is_linear_in_its_length(
     grown: Callable[[int], bytes],
 ) -> None:
     def read(head: bytes) -> None:
@@ -223,7 +223,7 @@ def test_the_time_to_read_a_head_grows_with_its_length_and_no_faster(
 
 
 class Dribble:
-    """A stream that gives a byte at a time, for ever."""
+    """A stream that gives a byte at a time, forever."""
 
     def __init__(self) -> None:
         self.receives = 0
@@ -239,6 +239,6 @@ async def test_a_head_is_received_up_to_its_limit_and_no_further() -> None:
     assert len(head) == dribble.receives == HEAD_MAX_BYTES + 1
 
 
-def test_a_head_of_the_greatest_length_is_read() -> None:
+def test_a_head_of_the_maximum_length_is_read() -> None:
     head = HEADERS + SPACES % (b" " * (HEAD_MAX_BYTES - len(HEADERS) - 30)) + b"\r\n"
     assert isinstance(handshake.parse(head), Upgrade)

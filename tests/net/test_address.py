@@ -14,7 +14,7 @@ HOSTS = (
 
 
 @given(host=HOSTS, port=st.integers(0, 65535))
-def test_what_an_address_prints_is_what_it_was_read_from(host: str, port: int) -> None:
+def test_a_printed_address_reads_back_as_the_same(host: str, port: int) -> None:
     address = Address(host, port)
     assert Address.parse(str(address)) == address
 
@@ -30,7 +30,7 @@ def test_what_an_address_prints_is_what_it_was_read_from(host: str, port: int) -
         ("0.0.0.0:65535", "0.0.0.0", 65535),
     ],
 )
-def test_addresses_as_people_write_them(text: str, host: str, port: int) -> None:
+def test_the_usual_forms_of_an_address_are_read(text: str, host: str, port: int) -> None:
     assert Address.parse(text) == Address(host, port)
 
 
@@ -42,13 +42,13 @@ def test_addresses_as_people_write_them(text: str, host: str, port: int) -> None
         pytest.param(":" + "9" * 5000, id="a port of 5000 digits"),
     ],
 )  # fmt: skip
-def test_the_complaint_about_a_bad_address_says_what_is_allowed(text: str) -> None:
+def test_the_complaint_about_a_bad_address_names_the_allowed_forms(text: str) -> None:
     with pytest.raises(ValueError, match=r"^an address like "):
         Address.parse(text)
 
 
 @given(st.text() | st.text(st.sampled_from("[]:.0123a "), max_size=10))
-def test_any_text_is_an_address_or_a_complaint_that_helps(text: str) -> None:
+def test_any_text_is_an_address_or_gets_a_helpful_complaint(text: str) -> None:
     try:
         address = Address.parse(text)
     except ValueError as error:

@@ -14,7 +14,7 @@ async def echo(request: Request) -> Response:
 
 
 async def answer_to(nursery: trio.Nursery, *pieces: bytes, received: bytes = b"") -> bytes:
-    """Send a request in pieces and return all that comes back."""
+    """Send a request in pieces and return the whole answer."""
     client, server = trio.testing.memory_stream_pair()
 
     async def serve() -> None:
@@ -43,7 +43,7 @@ async def test_a_body_may_come_in_any_pieces(nursery: trio.Nursery) -> None:
         assert b"\r\nConnection: close\r\n" in answer
 
 
-async def test_what_was_received_before_counts(nursery: trio.Nursery) -> None:
+async def test_bytes_received_earlier_count(nursery: trio.Nursery) -> None:
     answer = await answer_to(nursery, b"lo", received=POST + b"hel")
     assert answer.endswith(b'["POST","/a b","hello"]')
 
@@ -59,7 +59,7 @@ async def test_what_was_received_before_counts(nursery: trio.Nursery) -> None:
         (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
     ],
 )
-async def test_what_is_wrong_with_a_request_becomes_a_status(
+async def test_a_bad_request_becomes_a_status(
     request_bytes: bytes, status: int, nursery: trio.Nursery
 ) -> None:
     answer = await answer_to(nursery, request_bytes)
@@ -77,7 +77,7 @@ async def test_what_is_wrong_with_a_request_becomes_a_status(
         (b'{"type":"subscribe"}\n', b"Not HTTP"),
     ],
 )
-async def test_another_protocol_is_told_so_at_once(
+async def test_another_protocol_is_refused_at_once(
     received: bytes, sentence: bytes, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     client, server = trio.testing.memory_stream_pair()
@@ -95,7 +95,7 @@ async def test_another_protocol_is_told_so_at_once(
     assert trio.current_time() == started
 
 
-async def test_a_fault_of_ours_is_a_500_and_is_not_hidden() -> None:
+async def test_a_fault_of_the_server_is_a_500_and_is_not_hidden() -> None:
     async def fail(_: Request) -> Response:
         raise ZeroDivisionError("which is nobody's business")
 
@@ -136,11 +136,11 @@ async def test_a_request_that_does_not_end_is_timed_out(
     assert answer.startswith(b"HTTP/1.1 408 ")
 
 
-async def test_a_peer_that_leaves_is_no_error(nursery: trio.Nursery) -> None:
+async def test_a_peer_that_leaves_is_not_an_error(nursery: trio.Nursery) -> None:
     assert await answer_to(nursery) == b""
 
 
-async def test_a_peer_that_reads_nothing_does_not_keep_us(
+async def test_a_peer_that_reads_nothing_does_not_block_the_server(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     client, server = trio.testing.lockstep_stream_pair()

@@ -23,7 +23,7 @@ from trio_odin.net.listening import (
 ANY_PORT = Address("127.0.0.1", 0)
 
 
-async def test_a_reserved_port_is_shared_by_those_who_say_so() -> None:
+async def test_a_reserved_port_is_shared_by_processes_that_ask_for_it() -> None:
     async with reserved_address(ANY_PORT) as address:
         (first,) = await open_listeners(address, shared=True)
         (second,) = await open_listeners(address, shared=True)
@@ -34,11 +34,11 @@ async def test_a_reserved_port_is_shared_by_those_who_say_so() -> None:
 
 
 def inherit(sockets: list[trio.socket.SocketType]) -> list[trio.SocketListener]:
-    """What a process does that has inherited `sockets`."""
+    """Listen as a process that has inherited `sockets`."""
     return [listen_on(sock) for sock in inherited_sockets([os.dup(s.fileno()) for s in sockets])]
 
 
-async def test_a_bound_socket_takes_connections_once_a_process_that_inherited_it_listens() -> None:
+async def test_an_inherited_socket_accepts_connections_once_it_listens() -> None:
     async with reserved_address(ANY_PORT) as address:
         sockets = await bind_shared(address)
         with pytest.raises(OSError, match="all attempts to connect"):
@@ -50,7 +50,7 @@ async def test_a_bound_socket_takes_connections_once_a_process_that_inherited_it
         sockets[0].close()
 
 
-async def test_what_waits_to_be_accepted_is_there_for_a_successor() -> None:
+async def test_connections_waiting_to_be_accepted_reach_a_successor() -> None:
     async with reserved_address(ANY_PORT) as address:
         sockets = await bind_shared(address)
         (first,) = inherit(sockets)
@@ -64,7 +64,7 @@ async def test_what_waits_to_be_accepted_is_there_for_a_successor() -> None:
                     assert await accepted.receive_some() == b"early"
 
 
-async def test_a_queue_outlives_the_process_that_has_listened() -> None:
+async def test_a_queue_outlives_the_process_that_listened() -> None:
     async with reserved_address(ANY_PORT) as address:
         sockets = await bind_shared(address)
         (first,) = inherit(sockets)
@@ -87,9 +87,7 @@ async def check_taken(address: Address) -> None:
             pass
 
 
-async def test_a_reserved_port_is_nobody_elses_while_nobody_listens_and_while_somebody_does() -> (
-    None
-):
+async def test_a_reserved_port_is_never_free_for_others() -> None:
     async with reserved_address(ANY_PORT) as address:
         await check_taken(address)
         (listener,) = await open_listeners(address, shared=True)
@@ -97,14 +95,14 @@ async def test_a_reserved_port_is_nobody_elses_while_nobody_listens_and_while_so
             await check_taken(address)
 
 
-async def test_a_port_that_somebody_listens_on_cannot_be_reserved() -> None:
+async def test_a_port_in_use_cannot_be_reserved() -> None:
     (listener,) = await open_listeners(ANY_PORT)
     async with listener:
         taken = bound_address(listener)
         await check_taken(taken)
 
 
-async def test_a_reserved_port_takes_no_connection_by_itself_and_is_free_afterwards() -> None:
+async def test_a_reservation_accepts_no_connection_and_can_be_released() -> None:
     async with reserved_address(ANY_PORT) as address:
         with pytest.raises(OSError, match="all attempts to connect"):
             await trio.open_tcp_stream(address.host, address.port)
@@ -117,7 +115,7 @@ async def test_a_port_can_be_reserved_again_beside_connections_that_linger() -> 
         (listener,) = await open_listeners(address, shared=True)
         client = await trio.open_tcp_stream(address.host, address.port)
         accepted = await listener.accept()
-        await accepted.aclose()  # who closes first keeps the port in TIME_WAIT
+        await accepted.aclose()  # the end that closes first keeps the port in TIME_WAIT
         await client.aclose()
         await listener.aclose()
     async with reserved_address(address):
@@ -138,7 +136,7 @@ async def test_every_interface_is_both_families_on_one_port() -> None:
 
 
 async def families_that_reach(address: Address) -> set[str]:
-    """Those of the loopback addresses over which a client comes to one who listens there."""
+    """The families of loopback addresses that reach a listener at `address`."""
     reached = set()
     listeners = await open_listeners(address)
     port = bound_address(listeners[0]).port
@@ -175,13 +173,13 @@ async def test_any_other_address_is_of_one_family() -> None:
 
 
 @needs_ipv6
-async def test_an_address_of_both_families_is_taken_if_it_is_in_one() -> None:
+async def test_an_address_of_both_families_is_taken_if_one_of_them_is() -> None:
     (listener,) = await open_listeners(Address("0.0.0.0", 0))
     async with listener:
         await check_taken(Address("::", bound_address(listener).port))
 
 
-async def test_on_a_machine_without_ipv6_the_any_address_of_ipv6_is_that_of_ipv4(
+async def test_without_ipv6_the_any_address_of_ipv6_is_that_of_ipv4(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_is_known", lambda family: family != socket.AF_INET6)
@@ -191,6 +189,6 @@ async def test_on_a_machine_without_ipv6_the_any_address_of_ipv6_is_that_of_ipv4
 
 
 @pytest.mark.parametrize("shared", [False, True])
-async def test_an_address_of_another_machine_is_a_sentence(shared: bool) -> None:
+async def test_an_address_of_another_machine_gives_a_sentence(shared: bool) -> None:
     with pytest.raises(AddressUnavailable, match="not an address of this machine"):
         await open_listeners(Address("192.0.2.1", 0), shared=shared)

@@ -40,14 +40,14 @@ def test_a_user_without_a_password_is_a_token(token: str) -> None:
     assert (url.user, url.password, url.port) == (token, None, 1)
 
 
-def test_what_has_no_meaning_in_a_url_stays_as_it_is() -> None:
+def test_characters_without_a_meaning_in_a_url_stay_unchanged() -> None:
     url = NatsUrl.parse("nats://a+b:c!d$e&f;g=h+i@host")
     assert (url.user, url.password) == ("a+b", "c!d$e&f;g=h+i")
     assert NatsUrl.parse("nats://user:a:b@host").password == "a:b"
 
 
 @pytest.mark.parametrize("password", ["50%", "%4", "%zz", "%ff"])
-def test_an_escape_that_is_none_is_refused_with_what_to_write(password: str) -> None:
+def test_a_malformed_escape_is_refused_with_the_right_form(password: str) -> None:
     with pytest.raises(ValueError, match="%40 for @") as caught:
         NatsUrl.parse(f"nats://user:CANARY{password}@host")
     assert "CANARY" not in str(caught.value)
@@ -58,7 +58,7 @@ def test_an_escape_that_is_none_is_refused_with_what_to_write(password: str) -> 
     ["", "nats://", "nats://:1", "ws://a", "a b", "a:99999", "a:x", "nats://a/path", "nats://a?x=1",
      "nats://u:CANARY", "u:CANARY@", "nats://u:CAN/ARY@a", "nats://[::1", "::1"],
 )  # fmt: skip
-def test_what_is_no_url_is_refused_without_being_shown(text: str) -> None:
+def test_a_malformed_url_is_refused_without_being_shown(text: str) -> None:
     with pytest.raises(ValueError, match="nats://host:port") as caught:
         NatsUrl.parse(text)
     assert "CANARY" not in str(caught.value)
@@ -70,7 +70,7 @@ def test_no_form_of_text_shows_a_password(user: str, password: str) -> None:
     assert {str(url), f"{url}", repr([url])} == {"host:4222", "[<NATS at host:4222>]"}
 
 
-def test_a_sibling_is_gone_to_as_the_one_that_announced_it() -> None:
+def test_an_announced_server_gets_the_same_credentials() -> None:
     url = NatsUrl.parse("tls://user:secret@nats.example:4222")
     by_name = url.sibling("b.example:4333", is_encrypted=True)
     assert by_name == NatsUrl("b.example", 4333, True, "user", "secret")
@@ -80,7 +80,7 @@ def test_a_sibling_is_gone_to_as_the_one_that_announced_it() -> None:
     assert again == NatsUrl("fd00::3", 4222, True, "user", "secret", "nats.example")
 
 
-def test_a_sibling_of_an_encrypted_connection_is_encrypted_too() -> None:
+def test_a_server_announced_over_encryption_is_encrypted_too() -> None:
     url = NatsUrl.parse("nats://a")
     for is_encrypted in (True, False):
         sibling = url.sibling("b:1", is_encrypted=is_encrypted)
@@ -91,5 +91,5 @@ def test_a_sibling_of_an_encrypted_connection_is_encrypted_too() -> None:
 @pytest.mark.parametrize(
     "place", ["", "nats://b:1", "x@b:1", "@b:1", "b:99999", "b 1", "a/b", "[b"]
 )
-def test_a_place_that_is_none_is_passed_over(place: str) -> None:
+def test_a_malformed_announcement_is_ignored(place: str) -> None:
     assert NatsUrl.parse("a").sibling(place, is_encrypted=False) is None

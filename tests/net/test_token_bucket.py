@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from trio_odin.net.token_bucket import TokenBucket
 
-# Quarters of a second and whole rates: everything stays exact in binary, so no test needs a margin.
+# Quarters of a second and whole rates are exact in binary, so no test needs a margin.
 WAITS = st.lists(st.sampled_from([0.0] * 4 + [0.25, 0.5, 1.0, 3.0, 60.0]), max_size=60)
 BURSTS = st.integers(1, 6)
 RATES = st.integers(1, 5)
 
 
 @given(burst=BURSTS, rate=RATES, waits=WAITS, start=st.sampled_from([0.0, 1000.25]))
-def test_no_stretch_of_time_has_more_events_than_burst_and_rate_allow(
+def test_no_interval_has_more_events_than_burst_and_rate_allow(
     burst: int, rate: int, waits: list[float], start: float
 ) -> None:
     bucket = TokenBucket(burst=burst, per_second=rate, now=start)
@@ -43,7 +43,7 @@ def test_an_event_is_refused_only_when_the_bucket_is_empty(
     rate=st.floats(0.001, 1e6),
     waits=st.lists(st.floats(0, 1e4), max_size=60),
 )
-def test_the_limit_holds_for_any_rate_but_for_rounding(
+def test_the_limit_holds_for_any_rate_up_to_rounding(
     burst: float, rate: float, waits: list[float]
 ) -> None:
     bucket = TokenBucket(burst=burst, per_second=rate, now=0.0)

@@ -1,18 +1,18 @@
-"""Random faults, clients written from docs/protocol.md alone, and a judge who knows the truth.
+"""Random faults, clients written from docs/protocol.md alone, and a judge with the truth.
 
-    faults.py     what can break, drawn from a seed
+    faults.py     the possible faults, drawn from a seed
         │
-    world.py      NATS, two servers, and what runs around them; each part can be broken
+    world.py      NATS, two servers, and their surroundings; each part can be broken
         │
         ├── publisher.py    numbered events, and which of them NATS acknowledged
-        ├── recorder.py     reads the stream by itself all along
+        ├── recorder.py     reads the stream independently
         └── client.py       a socket that can be cut at any byte …
-              └── follower.py    … and what its owner may conclude, by the three rules of the page
+              └── follower.py    … and its owner's conclusions, by the three rules of the page
 
-    truth.py      what the stream held, of all that anybody saw: lives and places
-    judge.py      holds what each client concluded against it
-    run.py        several worlds at once, and the sum of them
+    truth.py      the content of the stream, from all observations: lives and places
+    judge.py      compares each client's conclusions with it
+    run.py        several worlds at once, and their sum
 
-A run ends with a verdict: how many events were delivered, how many were declared missing, and what
-the page does not allow: losses that nothing declares, repeats, and the like.
+A run ends with a verdict: the number of events delivered, the number declared missing, and the
+violations of the page: losses without a declaration, repeats, and the like.
 """

@@ -1,4 +1,4 @@
-"""`python -m tests.oracle --faults 1000 --seed 1`: random faults, and no loss without a word."""
+"""`python -m tests.oracle --faults 1000 --seed 1`: random faults without a silent loss."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _INTERRUPTED = 130  # the exit code of shells
 
 def main() -> int:
     options = _options()
-    # In the background of a script Ctrl-C is ignored, and so it would be in all that is started.
+    # A script's background job ignores Ctrl-C, and so would every process started here.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     print(f"seed {options.seed}, {options.faults} faults in {', '.join(options.worlds)}")
     say = print if options.verbose else _Progress(options.faults)
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def line_of(outcome: Outcome) -> str:
-    """What became of a world, in a line."""
+    """The outcome of a world, in a line."""
     verdict = outcome.verdict
     return (
         f"{outcome.kind}: {outcome.faults.total()} faults in {outcome.seconds:.0f} s, "
@@ -69,7 +69,7 @@ def line_of(outcome: Outcome) -> str:
 
 
 class _Progress:
-    """Says how far it is now and then."""
+    """Reports the progress every now and then."""
 
     def __init__(self, faults: int) -> None:
         self._faults = faults

@@ -1,4 +1,4 @@
-"""A client's socket, which can be cut at any byte, stall, or be left half open.
+"""A client's socket that can be cut at any byte, stall, or be left half open.
 
 The frames are those of the `websockets` library, without its I/O.
 """
@@ -28,7 +28,7 @@ _PIECE = 65_536
 
 
 class Broken(Exception):
-    """The connection has ended; the message says how."""
+    """The connection has ended; the message has the reason."""
 
 
 class Link:
@@ -42,7 +42,7 @@ class Link:
         self._texts: list[str] = []
 
     async def receive(self) -> list[str]:
-        """The texts of the next bytes, maybe none."""
+        """The text messages in the next bytes, perhaps none."""
         data = await self._stream.receive_some(min(_PIECE, self.budget or _PIECE))
         if self.budget is not None:
             self.budget -= len(data)
@@ -80,7 +80,7 @@ class Link:
             await self._stream.send_all(data[: round(len(data) * cut_at)])
 
     async def flush(self) -> None:
-        """Send what the protocol owes, such as pongs."""
+        """Send the pending protocol frames, such as pongs."""
         async with self._turn:
             with suppress(trio.BrokenResourceError):
                 for data in self._protocol.data_to_send():
@@ -88,14 +88,14 @@ class Link:
                         await self._stream.send_all(data)
 
     async def close(self) -> None:
-        """Say goodbye, and do not wait for the answer."""
+        """Send a close frame, and do not wait for the answer."""
         if not self.ended:
             self._protocol.send_close(1000)
         await self.flush()
         await trio.aclose_forcefully(self._stream)
 
     def reset(self) -> None:
-        """Close it by a RST, whatever waits; nothing if it is closed."""
+        """Close it by a RST, with bytes still waiting; nothing if it is already closed."""
         if self._stream.socket.fileno() == -1:
             return
         linger = struct.pack("ii", 1, 0)
@@ -107,7 +107,7 @@ async def connect(port: int) -> Link:
     """Open a WebSocket to a local port.
 
     Raises:
-        Broken: there is none, or it does not let us in.
+        Broken: the server cannot be reached, or refuses.
     """
     with trio.move_on_after(_CONNECT_SECONDS):
         try:
@@ -129,7 +129,7 @@ async def _upgraded(stream: trio.SocketStream, port: int) -> Link:
     try:
         await link.flush()
         while True:
-            # By the byte: events must not get in among what is read here.
+            # Byte by byte: this must not read any event.
             data = await stream.receive_some(1)
             if not data:
                 raise Broken("closed before the upgrade")
@@ -144,11 +144,11 @@ async def _upgraded(stream: trio.SocketStream, port: int) -> Link:
 
 
 class Client:
-    """Follows its channels for ever, over all that happens to its connections.
+    """Follows its channels forever, whatever happens to its connections.
 
     Attributes:
-        follower: what it knows.
-        refusals: how often it was not let in.
+        follower: its knowledge.
+        refusals: number of refused connections.
     """
 
     def __init__(self, name: str, follower: Follower, rng: random.Random, spare: list[str]) -> None:
@@ -156,7 +156,7 @@ class Client:
         self.follower = follower
         self.refusals = 0
         self._rng = rng
-        self._spare = spare  # channels that it may add
+        self._spare = spare  # further channels that it may add
         self._link: Link | None = None
         self._server = 0
         self._scope = trio.CancelScope()
@@ -166,7 +166,7 @@ class Client:
         self._is_changing = True
 
     def cut_after(self, count: int) -> None:
-        """Reset the connection once so many more bytes have been read."""
+        """Reset the connection after `count` more bytes have been read."""
         if self._link is not None:
             self._link.budget = count
 
@@ -179,7 +179,7 @@ class Client:
         self._stalled_until = trio.current_time() + seconds
 
     def abandon(self) -> None:
-        """Go elsewhere, and leave the connection half open: neither read nor closed."""
+        """Connect elsewhere, and leave the connection half open: neither read nor closed."""
         if self._link is not None:
             self._parked.append(self._link)
             self._link = None
@@ -196,13 +196,13 @@ class Client:
         self._scope.cancel()
 
     def settle(self) -> None:
-        """Keep the channels as they are from now on, and end what was left half open."""
+        """Keep the channels from now on, and close the half-open connection."""
         self._is_changing = False
         while self._parked:
             self._parked.pop().reset()
 
     async def run(self, ports: Sequence[int]) -> None:
-        """Come back again and again, until cancelled."""
+        """Reconnect again and again, until cancelled."""
         try:
             while True:
                 port = ports[self._server % len(ports)]
@@ -223,11 +223,11 @@ class Client:
                 self._link.reset()
 
     async def _live(self, link: Link) -> str:
-        """Talk until the connection has ended; how it did."""
+        """Talk until the connection has ended; returns the reason."""
         why = "left"
         self._cut_at = 1.0
         try:
-            # A command before all others.
+            # The first command.
             command = self.follower.open()
             await link.send(command)
             with trio.CancelScope() as self._scope:
@@ -260,7 +260,7 @@ class Client:
                 raise Broken("cut")
 
     async def _chat(self, link: Link) -> None:
-        """Ask for the position now and then, and change the channels."""
+        """Ask for the position from time to time, and change the channels."""
         while True:
             await trio.sleep(self._rng.uniform(0.2, 1.0))
             if self.follower.is_waiting:

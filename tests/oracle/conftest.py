@@ -1,4 +1,4 @@
-"""`--oracle-faults` and `--oracle-seed`: how many random faults, and which."""
+"""`--oracle-faults` and `--oracle-seed`: the number of random faults, and their seed."""
 
 from __future__ import annotations
 

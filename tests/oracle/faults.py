@@ -1,4 +1,4 @@
-"""What can break, drawn from a seed. Each fault heals by itself after a while, if it has to."""
+"""The faults, drawn from a seed. A fault that has to heal does so after a while."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ import trio
 from tests.e2e.nats import NatsServer
 from tests.oracle.world import KEPT_SECONDS, STREAM, Odin, World
 
-# Of the servers that come back; the others may break again while they start.
+# The share of restarted servers left alone; the others may break again while they start.
 _LEFT_ALONE = 0.85
 
-# Does it, and says what was done; empty if it could not be.
+# Injects the fault and describes it; empty if that was impossible.
 Do: TypeAlias = Callable[[World, random.Random], Awaitable[str]]
 
 
 @attrs.frozen
 class Fault:
-    """One kind of fault: how often among all. `is_gentle`: no event has to be lost by it."""
+    """One kind of fault, with its weight. `is_gentle`: no event needs to be lost by it."""
 
     name: str
     weight: float
@@ -36,7 +36,7 @@ class Fault:
 
 
 def draw(world: World, rng: random.Random) -> Fault:
-    """One of those that this world has."""
+    """Draw one of the faults that this world can have."""
     kind = world.kind
     faults = [
         fault
@@ -102,7 +102,7 @@ def _later(
     heal: Callable[[], object],
     wait_healed: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint,
 ) -> None:
-    """Heal the target after a while; until then nothing else is done to it."""
+    """Heal the target after a while; until then it gets no other fault."""
 
     async def wait() -> None:
         await trio.sleep(seconds)
@@ -117,7 +117,7 @@ def _later(
 
 
 def _whole(world: World, server: Odin, rng: random.Random) -> Callable[[], Awaitable[object]]:
-    """What to wait for before more is done to a server; sometimes nothing, while it starts."""
+    """The condition before another fault of a server; sometimes none, while it starts."""
     is_left_alone = rng.random() < _LEFT_ALONE or world.is_careful
     return server.wait_up if is_left_alone else trio.lowlevel.checkpoint
 
@@ -161,7 +161,7 @@ async def _stop_server(world: World, rng: random.Random) -> str:
 
 
 async def _hold_back(world: World, rng: random.Random) -> str:
-    """A server that gets late what others have: clients come to it that were further on."""
+    """Delay the events to one server, so that clients with a later position come to it."""
     server, seconds = rng.choice(world.servers), rng.uniform(0.5, 2.0)
     if server.network is None:
         return ""
@@ -193,7 +193,7 @@ def _signal(pids: list[int], number: signal.Signals) -> None:
 async def _kill_node(world: World, rng: random.Random) -> str:
     node, seconds = rng.choice(world.nodes), rng.choice([0.0, rng.uniform(0, 2)])
     number = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
-    # Two of three at once are no cluster; that is a fault of its own.
+    # Without two of three nodes there is no cluster; that is another fault.
     if any(other.is_busy for other in world.nodes) or not await world.can_spare(node):
         return ""
     await trio.to_thread.run_sync(node.end, number)
@@ -255,7 +255,7 @@ async def _lame_duck(world: World, rng: random.Random) -> str:
 
 
 async def _start_without_nats(world: World, rng: random.Random) -> str:
-    """A server that starts before NATS, with clients at its door."""
+    """Start a server before NATS, with clients that already connect."""
     server, seconds = rng.choice(world.servers), rng.uniform(0.5, 6.5)
     if server.is_busy or any(node.is_busy for node in world.nodes) or not world.is_remembered:
         return ""

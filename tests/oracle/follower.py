@@ -1,7 +1,7 @@
-"""What the owner of a connection may conclude: the three rules of docs/protocol.md, and a journal.
+"""A client's conclusions by the three rules of docs/protocol.md, and a journal.
 
-Written from that page alone. Knows nothing of sockets: it makes commands, and is given the texts
-that come.
+It is written from that page alone and does not use sockets: it makes commands, and takes the
+received texts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Position:
 
 @attrs.define
 class _Command:
-    """One that is not answered yet."""
+    """A command that is not answered yet."""
 
     channels: frozenset[str]
     is_resume: bool = False
@@ -45,12 +45,12 @@ class Follower:
     """A client over all its connections.
 
     Attributes:
-        channels: those it wants, and says it wants when it comes back.
+        channels: its channels, which it requests when it reconnects.
         position: as the page defines it; None before the first one is known.
         journal: for the judge.
-        numbers: the events that came.
-        errors: answers that there should not have been.
-        heard: when each epoch was named for the first time.
+        numbers: numbers of the received events.
+        errors: unexpected answers.
+        heard: the time when each epoch was named first.
     """
 
     channels: set[str]
@@ -62,10 +62,10 @@ class Follower:
     _epoch: str | None = None  # that of this connection
     _largest: int | None = None  # of the offsets that count, within it
     _resume: _Command | None = None
-    # Up to where events may come again, by epoch: what came in a resume that broke off is behind
+    # The offset up to which events may come again, by epoch: events of a broken resume are after
     # the position.
     _again_to: dict[str, int] = attrs.field(factory=dict)
-    # The last offset of each channel, in each epoch; and epochs that were left for an older one.
+    # The last offset of each channel in each epoch; and the epochs left for an older one.
     _last: dict[tuple[str, str], int] = attrs.field(factory=dict)
     _was_left: set[str] = attrs.field(factory=set)
     _commands: dict[int, _Command] = attrs.field(factory=dict)
@@ -81,7 +81,7 @@ class Follower:
         return bool(self._commands) or self.is_resuming
 
     def events(self) -> Iterator[judge.Event]:
-        """All that came."""
+        """All received events."""
         return (entry for entry in self.journal if isinstance(entry, judge.Event))
 
     def open(self) -> Message:
@@ -102,7 +102,7 @@ class Follower:
         return self._subscribe(channels, is_resume=position is not None)
 
     def add(self, channels: Iterable[str], *, is_resume: bool) -> Message:
-        """Subscribe to further ones, from now on or from the position on."""
+        """Subscribe to further channels, from now on or from the position on."""
         added = frozenset(channels)
         self.channels |= added
         if is_resume and self.position is not None:
@@ -117,7 +117,7 @@ class Follower:
         return self._subscribe(added, is_resume=is_resume and self.position is not None)
 
     def drop(self, channels: Iterable[str]) -> Message:
-        """Give channels up."""
+        """Unsubscribe from channels."""
         dropped = frozenset(channels)
         self.channels -= dropped
         self.journal.append(judge.Left(at_ms=now_ms(), channels=dropped, is_acknowledged=False))
@@ -128,11 +128,11 @@ class Follower:
         }
 
     def ask(self) -> Message:
-        """A heartbeat that asks for the position."""
+        """Make a heartbeat that asks for the position."""
         return {"type": "heartbeat", "data": {"nats": True}}
 
     def broke(self, why: str) -> None:
-        """The connection has ended, or is given up."""
+        """Note that the connection has ended, or is abandoned."""
         if self.is_resuming and self._epoch is not None:
             came_to = max(self._largest or 0, self._again_to.get(self._epoch, 0))
             self._again_to[self._epoch] = came_to
@@ -141,7 +141,7 @@ class Follower:
         self.journal.append(judge.Broke(at_ms=now_ms(), why=why))
 
     def receive(self, text: str) -> None:
-        """Take in one message."""
+        """Take one message."""
         message: Message = json.loads(text)
         match message["type"]:
             case "price:update":
@@ -245,7 +245,7 @@ class Follower:
             self._count(last or 0 if message["reason"] in {"start", "core"} else 0)
 
     def _take_position(self, offset: int | None) -> None:
-        """One that the server states. None is no position: the third rule."""
+        """Take a position that the server states. None is not a position: the third rule."""
         if offset is None or self._epoch is None:
             return
         if not self.is_resuming:

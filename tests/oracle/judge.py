@@ -1,9 +1,9 @@
-"""Holds what one client concluded against the truth: what is missing without a word?
+"""Compares one client's conclusions with the truth, and finds silent losses.
 
-A client's journal is a list of the entries below, in the order of its own life. For each channel
-the judge keeps the place up to which everything is settled: delivered, declared missing, or not
-owed. An event or a stated position behind it settles what is in between, if nothing of it is
-missing, or if what is missing is declared, by the rules of docs/protocol.md. All else is a finding.
+A client's journal is a list of the entries below, in the client's order. For each channel the
+judge keeps the place up to which everything is settled: delivered, declared missing, or not owed.
+A later event or stated position settles the events in between, if none is missing, or if the
+missing ones are declared, by the rules of docs/protocol.md. Everything else is a finding.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from tests.oracle.truth import START, Place, Truth
 
 # "Losses that follow a notice within a second are summed up, and the next notice tells of them".
 _SUMMED_UP_MS = 1000.0
-# How late this process may be to see what came in time.
+# The delay of this process in reading messages that came in time.
 _LATE_MS = 1500.0
 
-# What a resume may bring, and how old it may be, with a good margin.
+# The size of a resume, and its greatest age, with a good margin.
 _OF_EACH_MAX, _IN_ALL_MAX = 100, 500
 _KEPT_MS = 15_000.0
 
@@ -29,14 +29,14 @@ Channels: TypeAlias = frozenset[str]
 
 @attrs.frozen(kw_only=True)
 class Entry:
-    """Something in a client's life, at a time in Unix milliseconds."""
+    """An entry of a client's journal, at a time in Unix milliseconds."""
 
     at_ms: float
 
 
 @attrs.frozen(kw_only=True)
 class Opened(Entry):
-    """A connection that has subscribed: with a position, from where it is owed its channels."""
+    """A connection has subscribed; with a position, it is owed its channels from there on."""
 
     channels: Channels
     epoch: str | None = None
@@ -45,7 +45,7 @@ class Opened(Entry):
 
 @attrs.frozen(kw_only=True)
 class Resuming(Entry):
-    """Further channels are asked for from the position on."""
+    """Further channels are requested from the position on."""
 
     channels: Channels
     epoch: str
@@ -56,7 +56,7 @@ class Resuming(Entry):
 class Began(Entry):
     """Channels are acknowledged, and owed from the client's position on; None: from now on.
 
-    `is_behind`: the server has stated a lower position, and may send what is between as well.
+    `is_behind`: the server has stated a lower position, and may send the events in between, too.
     """
 
     channels: Channels
@@ -67,7 +67,7 @@ class Began(Entry):
 
 @attrs.frozen(kw_only=True)
 class Left(Entry):
-    """Channels were given up: with the command, and again when that is acknowledged."""
+    """Channels were dropped: once with the command, and again with its acknowledgement."""
 
     channels: Channels
     is_acknowledged: bool
@@ -89,7 +89,7 @@ class Event(Entry):
 
 @attrs.frozen(kw_only=True)
 class Stated(Entry):
-    """A position: what the channels had up to there has been sent."""
+    """A position: all events of the channels up to there have been sent."""
 
     epoch: str
     offset: int
@@ -102,7 +102,7 @@ class Incomplete(Entry):
 
 @attrs.frozen(kw_only=True)
 class Resumed(Entry):
-    """A resume has ended, at a position, if the server knows one."""
+    """A resume has ended, at a position if the server knows one."""
 
     epoch: str | None
     offset: int | None
@@ -120,14 +120,14 @@ class Gap(Entry):
 
 @attrs.frozen(kw_only=True)
 class Broke(Entry):
-    """The connection has ended, somehow."""
+    """The connection has ended, in any way."""
 
     why: str = ""
 
 
 @attrs.frozen(kw_only=True)
 class Finding:
-    """What the page does not allow."""
+    """A violation of the page."""
 
     kind: str
     client: str
@@ -137,9 +137,9 @@ class Finding:
 
 @attrs.define
 class Verdict:
-    """The sum over clients. `declared` events are missing, as some notice says.
+    """The sum over clients. `declared` events are missing with a notice.
 
-    `needless`: resumes that were incomplete, though the server has to keep what was missed.
+    `needless`: resumes that were incomplete, although the server must keep the missed events.
     """
 
     delivered: int = 0
@@ -156,13 +156,13 @@ class Verdict:
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
     def count(self, *kinds: str) -> int:
-        """How many findings are of these kinds."""
+        """The number of findings of these kinds."""
         return sum(1 for one in self.findings if one.kind in kinds)
 
 
 @attrs.frozen
 class _Cover:
-    """A declaration: what lies behind `after`, up to `to`, may be missing."""
+    """A declaration: events after `after`, up to `to`, may be missing."""
 
     after: Place
     to: Place
@@ -175,7 +175,7 @@ class _Cover:
 
 @attrs.define
 class _Resume:
-    """One under way: its channels, and what was found missing until it says how it has ended."""
+    """A running resume: its channels, and the missing events until its end is known."""
 
     channels: Channels
     after: Place
@@ -183,7 +183,7 @@ class _Resume:
 
 
 def judge(client: str, journal: Sequence[Entry], truth: Truth) -> Verdict:
-    """Go through the whole life of a client."""
+    """Judge the whole journal of a client."""
     case = _Case(client, truth)
     for entry in journal:
         case.take(entry)
@@ -198,27 +198,27 @@ class _Case:
         self._truth = truth
         self._settled: dict[str, Place] = {}
         self._leaving: set[str] = set()
-        # Acknowledged without a position: from the client's one on, if it resumes.
+        # Channels acknowledged without a position: owed from the client's one on, if it resumes.
         self._vague: set[str] = set()
-        # What a server that was behind may still send, though it is settled: up to there.
+        # The places up to which a server that lagged may still send settled events.
         self._early: dict[str, Place] = {}
-        # Which life an epoch stands for, where it can stand for two; see `_place`.
+        # The life of an epoch that can stand for two; see `_place`.
         self._life_in: dict[str, int] = {}
         self._delivered: set[int] = set()
-        # What came on this connection, and the life of it, by epoch.
+        # The events received on this connection, and their life by epoch.
         self._came: set[int] = set()
         self._came_of: dict[str | None, int] = {}
         self._covers: list[_Cover] = []
         self._seq = 0
         self._resume: _Resume | None = None
-        # Missing from a resume that has not said yet whether it is complete.
+        # Missing events of a resume that may still be declared incomplete.
         self._unresumed: dict[Place, str] = {}
-        # Missing within a second after a notice: the next one may tell of them.
+        # Events missing within a second after a notice: the next one may declare them.
         self._untold: dict[Place, tuple[str, float]] = {}
         self._notice_ms = float("-inf")
-        # How far this connection had come, now and when the last notice came.
+        # The progress of this connection, now and at the last notice.
         self._reached = self._noticed = START
-        # A declaration without numbers reaches up to what comes next.
+        # A declaration without numbers extends to the next event or position.
         self._is_open = False
         self._handlers: dict[type[Entry], Callable[[Any], None]] = {
             Opened: self._open,
@@ -238,7 +238,7 @@ class _Case:
         self._handlers[type(entry)](entry)
 
     def close(self, at_ms: float) -> None:
-        """All is over: what is owed and has not come by now never will."""
+        """End the journal: owed events that have not come by now are missing."""
         for channel, settled in self._settled.items():
             for place in self._truth.behind(channel, settled):
                 if self._is_missing(channel, place):
@@ -316,7 +316,7 @@ class _Case:
                 self._find("foreign", event.at_ms, f"{event.channel} is not subscribed to")
             return
         place = self._truth.places.get(event.number)
-        if place is None:  # nothing can be said of where it belongs
+        if place is None:  # its place is unknown
             return
         if place.life > self._came_of.setdefault(event.epoch, place.life):
             text = f"{event.channel}: {self._name(place)}, under the epoch of another one"
@@ -335,7 +335,7 @@ class _Case:
         self._settle([event.channel], place, event.at_ms)
 
     def _check(self, event: Event) -> None:
-        """All that is in an event is as it was published and stored."""
+        """Check that the event is as it was published and stored."""
         if event.seq != self._seq + 1:
             text = f"{event.seq} after {self._seq}"
             self._find("seq hole", event.at_ms, text)
@@ -355,7 +355,7 @@ class _Case:
             self._find("wrong ts", event.at_ms, text)
 
     def _reach(self, place: Place) -> None:
-        """A declaration without numbers ends here, if there is one."""
+        """End an open declaration without numbers here."""
         if self._is_open:
             self._is_open = False
             self._declare(_Cover(START, place))
@@ -365,7 +365,7 @@ class _Case:
         self._settle(self._settled, place, at_ms)
 
     def _settle(self, channels: Iterable[str], to: Place, at_ms: float) -> None:
-        """Whatever of these channels is up to there has come, or is missing."""
+        """Settle these channels up to `to`: each event has come, or is missing."""
         self._reached = max(self._reached, to)
         for channel in channels:
             settled = self._settled[channel]
@@ -375,7 +375,7 @@ class _Case:
             self._settled[channel] = max(settled, to)
 
     def _is_missing(self, channel: str, place: Place) -> bool:
-        """Whether it has neither come nor is declared; one that is declared is counted."""
+        """Whether the event neither came nor is declared; a declared one is counted."""
         if self._truth.number_at(place) in self._delivered:
             return False
         if any(cover.covers(channel, place) for cover in self._covers):
@@ -410,7 +410,7 @@ class _Case:
             if place is not None and self._is_kept(resume, place, entry.at_ms):
                 self.verdict.needless += 1
             to = place or self._truth.place_at(entry.at_ms)
-            # "Load the state anew": that has all there was.
+            # "Load the state anew": the state includes everything before.
             lives = self._truth.lives_of(entry.epoch) if entry.epoch else []
             latest = Place(max(to.life, *lives), to.offset) if lives else to
             self._declare(_Cover(START, latest, resume.channels))
@@ -422,7 +422,7 @@ class _Case:
             self._state(place, entry.at_ms)
 
     def _is_kept(self, resume: _Resume, to: Place, at_ms: float) -> bool:
-        """Whether a server that has reached NATS has all that was missed, and may send it."""
+        """Whether a server that has reached NATS has all missed events, and may send them."""
         truth = self._truth
         missed = [truth.between(channel, resume.after, to) for channel in resume.channels]
         return (
@@ -438,10 +438,10 @@ class _Case:
             self._came_of.clear()
         life = None if gap.epoch is None else self._truth.life_of(gap.epoch, gap.at_ms)
         if gap.reason == "stream":
-            # All that was before the new stream. Where nobody saw an event of that: until now.
+            # Everything before the new stream; if nobody saw an event of that, until now.
             now = self._truth.place_at(gap.at_ms)
             self._declare(_Cover(START, now if life is None else Place(life, 0)))
-            # It may be one that the client knows from a server that saw it earlier.
+            # The client may know the stream from a server that saw it earlier.
             self._early |= {
                 channel: place for channel, place in self._settled.items() if place.life == life
             }
@@ -449,7 +449,7 @@ class _Case:
             if gap.first == 1:
                 self._life_in.pop(gap.epoch, None)
             to = self._place(gap.epoch, gap.last, gap.at_ms)
-            # A stream may have been emptied beyond recognition: then these offsets are of both.
+            # A stream may have been emptied unnoticed: then these offsets belong to both lives.
             for life in {to.life, *self._truth.lives_of(gap.epoch)}:
                 after = Place(life, gap.first - 1) if gap.first is not None else START
                 self._declare(_Cover(after, Place(life, gap.last)))
@@ -472,7 +472,7 @@ class _Case:
         self._end_of_patience(float("inf"))
 
     def _end_of_patience(self, now_ms: float) -> None:
-        """The second within which a notice could have told of a loss is over."""
+        """The second in which a notice could have declared a loss is over."""
         for place, (channel, at_ms) in list(self._untold.items()):
             if now_ms - at_ms > _SUMMED_UP_MS + _LATE_MS:
                 del self._untold[place]
@@ -484,10 +484,10 @@ class _Case:
         return self._place(entry.epoch, entry.offset, entry.at_ms)
 
     def _place(self, epoch: str, offset: int, at_ms: float) -> Place:
-        """The place that a server means by an offset.
+        """The place of an offset that a server states.
 
-        A stream that was emptied beyond recognition keeps its epoch. Then the server means the life
-        that it knew, until it says that all may be missing from the first offset on.
+        A stream that was emptied unnoticed keeps its epoch. Then the server means the life that it
+        knew, until it declares that all may be missing from the first offset on.
         """
         if len(self._truth.lives_of(epoch)) > 1 and epoch in self._life_in:
             return Place(self._life_in[epoch], offset)

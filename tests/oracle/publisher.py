@@ -1,4 +1,4 @@
-"""Numbered events, published through every outage, and which of them NATS has acknowledged."""
+"""Publishes numbered events through every outage, and records the acknowledged ones."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _ACK = re.compile(rb"MSG acks\.(\d+) 1 (?:\d+ )?\d+\r\n(\{.*?\})\r\n")
 _CONNECT = b'CONNECT {"verbose":false,"protocol":1}\r\nSUB acks.* 1\r\n'
 _AGAIN_SECONDS = 0.05
 _SILENCE_SECONDS = 1.5
-_ACKNOWLEDGED = 0.6  # so many want an acknowledgement, the others are plain messages
+_ACKNOWLEDGED = 0.6  # share of events with an acknowledgement, the others are plain messages
 
 
 class Publisher:
     """Publishes at a rate until cancelled; while there is no NATS, events are left out.
 
-    Some channels are chatty, others quiet: each has a third of the events of the one before it,
+    Some channels are chatty, others quiet: each has a third of the previous one's events,
     down to one in a few seconds.
     """
 
@@ -46,7 +46,7 @@ class Publisher:
         self._turn = trio.StrictFIFOLock()
 
     async def run(self) -> None:
-        """Publish, by one node after the other if one has gone."""
+        """Publish, through one node after the other if one is lost."""
         while True:
             with suppress(OSError, trio.TooSlowError):
                 with trio.fail_after(1):
@@ -60,7 +60,7 @@ class Publisher:
     async def publish_one(self, channel: str) -> int | None:
         """Publish an event now and wait for its acknowledgement; its number, None if none came.
 
-        For the end of a run: on a connection of its own.
+        It is for the end of a run and uses its own connection.
         """
         with suppress(OSError, trio.BrokenResourceError), trio.move_on_after(1):
             async with await trio.open_tcp_stream("127.0.0.1", self._next_port()) as stream:
@@ -105,7 +105,7 @@ class Publisher:
             await stream.send_all(line.encode())
 
     async def _listen(self, stream: trio.SocketStream, scope: trio.CancelScope) -> None:
-        """Take acknowledgements; end the connection when nothing comes from it any more."""
+        """Take acknowledgements; end the connection when it falls silent."""
         buffer = b""
         while True:
             chunk = b""

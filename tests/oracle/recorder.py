@@ -1,7 +1,7 @@
-"""Reads the stream by itself all along, so that what it held is known when it is gone.
+"""Reads the stream continuously, so that its content is known after its deletion.
 
-By direct gets, which any node that has the stream answers: a consumer could not be made while the
-cluster has no leader, when the stream takes events all the same.
+It uses direct gets, which any node with the stream answers: a consumer cannot be made while the
+cluster has no leader, when the stream may still take events.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Recorder:
         self._subject = f"$JS.API.DIRECT.GET.{stream}"
         self._next_port = next_port
         self._inboxes = itertools.count(1)
-        # The oldest message when the stream was last read: another one there is another stream.
+        # The oldest message at the last reading; if it differs, the stream is another one.
         self._first = (0, "")
 
     async def run(self) -> None:
-        """Poll, by one node after the other if one does not answer."""
+        """Poll, through one node after the other if one does not answer."""
         while True:
             with suppress(OSError, trio.TooSlowError, trio.BrokenResourceError, _Ended):
                 with trio.fail_after(1):
@@ -56,7 +56,7 @@ class Recorder:
             await trio.sleep(_POLL_SECONDS)
 
     async def _poll(self, stream: trio.SocketStream) -> None:
-        """Read what is new; all of it, if the oldest message is not one that follows."""
+        """Read the new messages; all of them, if the oldest one shows another stream."""
         first = await self._get(stream, {"seq": 1, "batch": 1})
         if not first:
             return
@@ -81,7 +81,7 @@ class Recorder:
     async def _get(
         self, stream: trio.SocketStream, request: dict[str, int]
     ) -> list[tuple[int, str, bytes]]:
-        """The messages that a direct get gives: offset, time and content."""
+        """The messages of a direct get: offset, time and content."""
         inbox = f"got.{next(self._inboxes)}"
         payload = json.dumps(request).encode()
         head = f"PUB {self._subject} {inbox} {len(payload)}\r\n".encode()
@@ -113,4 +113,4 @@ class Recorder:
 
 
 class _Ended(Exception):
-    """This connection gives nothing any more."""
+    """This connection gives no more messages."""

@@ -1,4 +1,4 @@
-"""Several worlds at once, a number of faults in each, and the verdict on all of them."""
+"""Runs several worlds at once, with a number of faults in each, and the verdict on all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.oracle.world import KINDS, Kind, World, running_world
 _SETTLE_SECONDS = 45.0
 _ASK_AGAIN_SECONDS = 10.0
 _LOOK_SECONDS = 0.05
-# Worlds at once. More would mostly wait for each other, on a small machine.
+# Concurrent worlds. On a small machine more of them would mostly wait for each other.
 _TOGETHER = 4
 
 Say = Callable[[str], None]
@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 
 @attrs.define
 class Outcome:
-    """What became of one world."""
+    """The outcome of one world."""
 
     kind: str
     seed: str
@@ -44,22 +44,22 @@ class Outcome:
 
     @property
     def share(self) -> float:
-        """Of the events that were owed, those that were delivered."""
+        """The share of the owed events that were delivered."""
         owed = self.verdict.delivered + self.verdict.declared
         return self.verdict.delivered / owed if owed else 1.0
 
 
-# A server that declared everything lost would be right, too. Where no fault destroys anything, so
-# much has to be delivered; where streams are destroyed, it depends on what is drawn.
+# A server that declared everything lost would be correct, too. If no fault destroys anything, this
+# share must be delivered; if streams are destroyed, it depends on the drawn faults.
 _SHARE_MIN = 0.8
-# Of 50 to 200 events/s that are published, so many a second have to reach the stream.
+# Of the 50 to 200 published events/s, this number a second must reach the stream.
 _RATE_MIN = 5
-# Of the events, those of which nothing is known.
+# The greatest share of events with an unknown fate.
 _UNDECIDED_MAX = 0.25
 
 
 def check(outcomes: list[Outcome]) -> None:
-    """Fail if there is anything that the page does not allow."""
+    """Fail on any violation of the page."""
     for outcome in outcomes:
         verdict = outcome.verdict
         shown = [f"{one.client} {one.kind}: {one.detail}" for one in verdict.findings[:10]]
@@ -86,15 +86,15 @@ async def run_worlds(
     pace: float = 1.0,
     say: Say = lambda _: None,
 ) -> list[Outcome]:
-    """Run a world of each kind, a few at once, with as many faults in sum.
+    """Run a world of each kind, a few at once, with `faults` in all.
 
     Args:
         kinds: names of `KINDS`.
         faults: in all worlds together.
-        seed: of all that is drawn.
-        folder: for logs and stores; by default one that is gone afterwards.
+        seed: of everything random.
+        folder: for logs and stores; by default a temporary one.
         pace: factor for the pauses between faults.
-        say: is told what is done.
+        say: receives lines about the progress.
     """
     outcomes: list[Outcome] = []
     limit = trio.CapacityLimiter(_TOGETHER)
@@ -167,9 +167,9 @@ async def _break(
 
 
 async def _settle(world: World) -> list[Finding]:
-    """Publish a last event of each channel, and wait until all who want it have it.
+    """Publish a last event of each channel, and wait until all its subscribers have it.
 
-    Who has not come so far in all that time is a finding: nothing may be owed to it.
+    A client that does not get so far in that time is a finding: nothing may be owed to it.
     """
     last: dict[str, int | None] = {}
     for client in world.clients:
@@ -187,7 +187,7 @@ async def _settle(world: World) -> list[Finding]:
                     for channel in client.follower.channels
                 ):
                     await trio.sleep(_LOOK_SECONDS)
-                await trio.sleep(1)  # what should not come
+                await trio.sleep(1)  # time for events that should not come
                 break
     if not waiting.cancelled_caught:
         return []
@@ -202,7 +202,7 @@ async def _settle(world: World) -> list[Finding]:
 
 
 def _write_down(folder: Path, world: World, history: list[str], verdict: Verdict) -> None:
-    """What one looks at who has to find out what a finding means."""
+    """Write the files that help to explain a finding."""
     for client in world.clients:
         lines = [f"{entry}\n" for entry in client.follower.journal]
         (folder / f"{client.name}.journal").write_text("".join(lines))
@@ -213,7 +213,7 @@ def _write_down(folder: Path, world: World, history: list[str], verdict: Verdict
 
 
 def _verdict_on(world: World) -> tuple[Truth, Verdict]:
-    """Judge each client; what any of them received was in the stream, too."""
+    """Judge each client; events that any of them received were in the stream, too."""
     evidence = world.evidence
     for client in world.clients:
         for epoch, heard_ms in client.follower.heard.items():
@@ -230,7 +230,7 @@ def _verdict_on(world: World) -> tuple[Truth, Verdict]:
             Finding(kind="error", client=client.name, at_ms=0, detail=text)
             for text in client.follower.errors
         ]
-    if world.kind.nodes == 1:  # there are not two of it
+    if world.kind.nodes == 1:  # a single node has only one stream
         verdict.findings += [
             Finding(kind="disputed", client="", at_ms=times[0], detail=f"#{number}")
             for number, times in evidence.disputed.items()

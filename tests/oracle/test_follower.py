@@ -10,7 +10,7 @@ from tests.oracle.follower import Follower, Message, Position
 
 
 class Conversation:
-    """A follower, and a server that says what the test wants."""
+    """A follower, and a server with the test's messages."""
 
     def __init__(self, position: Position | None = None) -> None:
         self.it = Follower({"A.b"}, position)
@@ -49,7 +49,7 @@ class Conversation:
         return None if position is None else (position.epoch, position.offset)
 
 
-def test_the_position_is_the_largest_offset_of_all_that_states_one() -> None:
+def test_the_position_is_the_largest_stated_offset() -> None:
     talk = Conversation().open()
     assert "after" not in talk.command
     assert talk.ack(epoch="x", offset=3).position == ("x", 3)
@@ -59,7 +59,7 @@ def test_the_position_is_the_largest_offset_of_all_that_states_one() -> None:
     assert talk.it.journal[-1].__class__ is judge.Event
 
 
-def test_none_is_no_position() -> None:
+def test_a_missing_offset_is_not_a_position() -> None:
     talk = Conversation().open().ack(epoch=None, offset=None)
     assert talk.says("pong", nats="disconnected", offset=None).position is None
     assert talk.gap("start", "x", to=4).position == ("x", 4)
@@ -72,14 +72,14 @@ def test_a_client_resumes_from_its_position() -> None:
     assert (talk.command["after"], talk.command["epoch"]) == (7, "x")
 
 
-def test_the_position_stays_while_a_resume_is_under_way() -> None:
+def test_the_position_stays_during_a_resume() -> None:
     talk = Conversation(Position("x", 7)).open()
     talk.ack(epoch="x").event(8).says("pong", nats="connected", offset=9)
     assert talk.position == ("x", 7)
     assert talk.says("resumed", sent=1, offset=8).position == ("x", 9)
 
 
-def test_what_came_in_a_resume_that_broke_off_is_ignored_when_it_comes_again() -> None:
+def test_events_of_a_broken_resume_are_ignored_when_they_come_again() -> None:
     talk = Conversation(Position("x", 7)).open().ack(epoch="x").event(8).event(9)
     talk.broken().open()
     assert talk.command["after"] == 7
@@ -89,20 +89,20 @@ def test_what_came_in_a_resume_that_broke_off_is_ignored_when_it_comes_again() -
     assert talk.it.numbers == {8, 9, 10, 11}
 
 
-def test_what_came_beside_a_resume_that_broke_off_may_come_again_after_the_next_one() -> None:
+def test_live_events_during_a_broken_resume_may_come_again() -> None:
     talk = Conversation(Position("x", 7)).open().ack(epoch="x").event(8).broken().open()
     talk.ack(epoch="x").says("resumed", sent=0, offset=7).event(8).event(9).event(9)
     ignored = [event.offset for event in talk.it.events() if event.is_ignored]
     assert ignored == [8], "9 is a repeat that nothing explains"
 
 
-def test_an_event_of_another_epoch_is_not_taken_for_one_that_came() -> None:
+def test_an_event_of_another_epoch_is_not_a_repeat() -> None:
     talk = Conversation(Position("x", 7)).open().ack(epoch="x").event(8)
     talk.broken().open().ack(epoch="y").event(2).event(3)
     assert not any(event.is_ignored for event in talk.it.events())
 
 
-def test_a_server_behind_by_a_whole_stream_brings_nothing_twice() -> None:
+def test_a_server_that_lags_by_a_stream_brings_nothing_twice() -> None:
     talk = Conversation(Position("y", 0)).open().ack(epoch="y").says("resumed", sent=0, offset=0)
     talk.event(1).event(2).broken().open().ack(epoch="x").event(9)
     talk.says("resume_incomplete").says("resumed", sent=1, offset=9).gap("stream", "y")
@@ -126,6 +126,6 @@ def test_a_gap_of_the_same_epoch_leaves_the_position() -> None:
     assert talk.position == ("x", 3)
 
 
-def test_an_answer_that_is_none_of_these_is_kept_as_an_error() -> None:
+def test_an_unexpected_answer_is_kept_as_an_error() -> None:
     talk = Conversation().open().says("error", code="INVALID_COMMAND", message="no")
     assert "INVALID_COMMAND" in talk.it.errors[0]

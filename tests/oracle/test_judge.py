@@ -1,4 +1,4 @@
-"""The judge finds what it is there for: made-up lives of a client, each with one thing wrong."""
+"""The judge finds violations: made-up lives of a client, each with one fault."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _truth() -> Truth:
 
 
 class Life:
-    """Writes a journal. Each entry is 1 ms after the one before, unless it says when."""
+    """Writes a journal. Each entry is 1 ms after the previous one, unless it has a time."""
 
     def __init__(self) -> None:
         self.journal: list[Entry] = []
@@ -106,7 +106,7 @@ class Life:
         return judge("it", self.journal, _truth())
 
     def findings(self) -> list[str]:
-        """Kinds of what was found, but for what never came: most lives here end early."""
+        """The kinds of findings without missing events, as most lives here end early."""
         found = [finding.kind for finding in self.verdict().findings]
         return [kind for kind in found if kind != "never came"]
 
@@ -115,27 +115,27 @@ _ONE = range(1, _PER_LIFE + 1)
 _TWO = range(_PER_LIFE + 1, 2 * _PER_LIFE + 1)
 
 
-def test_all_events_once_are_fine() -> None:
+def test_all_events_once_are_correct() -> None:
     life = Life().fresh().got(*_ONE).stated(10).gap("stream", None, None, "two").got(*_TWO)
     verdict = life.verdict()
     assert verdict.findings == []
     assert (verdict.delivered, verdict.declared) == (20, 0)
 
 
-def test_what_was_before_the_acknowledgement_is_not_owed() -> None:
+def test_events_before_the_acknowledgement_are_not_owed() -> None:
     assert Life().fresh(offset=3).got(4, 5, 6).findings() == []
 
 
-def test_an_event_left_out_is_a_silent_loss() -> None:
+def test_a_missing_event_is_a_silent_loss() -> None:
     assert Life().fresh().got(1, 2, 5).findings() == ["silent loss"]
 
 
-def test_a_position_past_an_event_that_has_not_come_is_a_silent_loss() -> None:
+def test_a_position_past_a_missing_event_is_a_silent_loss() -> None:
     assert Life().fresh().got(1, 2).stated(3).findings() == ["silent loss"]
     assert Life().fresh().got(1, 2).stated(2).findings() == []
 
 
-def test_what_has_not_come_at_the_end_is_found() -> None:
+def test_events_that_are_missing_at_the_end_are_found() -> None:
     verdict = Life().fresh().got(*_ONE).gap("stream", None, None, "two").got(*_TWO[:-1]).verdict()
     assert [(one.kind, one.detail) for one in verdict.findings] == [
         ("never came", "B.b: #20 at 10 of life 1")
@@ -155,7 +155,7 @@ def test_an_event_after_a_later_one_of_its_channel_is_found() -> None:
     ("first", "last", "expected"),
     [(3, 3, []), (1, 3, []), (2, 2, ["silent loss"]), (4, 9, ["silent loss"]), (None, 3, [])],
 )
-def test_a_gap_declares_what_is_in_it(first: int | None, last: int, expected: list[str]) -> None:
+def test_a_gap_declares_the_events_in_it(first: int | None, last: int, expected: list[str]) -> None:
     life = Life().fresh().got(1, 2).gap("window", first, last).wait(5000).got(5)
     assert life.findings() == expected
     assert expected or life.verdict().declared == 1
@@ -176,7 +176,7 @@ def _truth_of_two_lives_in_an_epoch() -> Truth:
     return Truth(evidence)
 
 
-def test_a_gap_of_an_epoch_declares_its_numbers_in_each_life_that_the_epoch_had() -> None:
+def test_a_gap_declares_its_numbers_in_each_life_of_its_epoch() -> None:
     life = Life()
     life.now_ms = 15
     life.fresh().got(1, channel=A, stored_ms=10)
@@ -196,38 +196,38 @@ def test_a_stream_that_was_emptied_unnoticed_is_a_silent_loss() -> None:
     assert kinds == ["unannounced", *["silent loss"] * 3]
 
 
-def test_a_gap_without_numbers_declares_what_is_before_the_next_event() -> None:
+def test_a_gap_without_numbers_declares_up_to_the_next_event() -> None:
     life = Life().fresh().got(1).gap("shed", None, None).got(6)
     assert life.findings() == []
     assert life.verdict().declared == 4
     assert life.wait(5000).got(9).findings() == ["silent loss"]
 
 
-def test_a_gap_without_numbers_declares_what_is_before_the_next_position() -> None:
+def test_a_gap_without_numbers_declares_up_to_the_next_position() -> None:
     life = Life().fresh().got(1).gap("shed", None, None).stated(4)
     assert life.findings() == []
     assert life.wait(5000).got(7, 8).findings() == ["silent loss"] * 2
 
 
-def test_a_loss_within_a_second_after_a_notice_may_be_told_by_the_next_one() -> None:
+def test_a_loss_in_the_second_after_a_notice_may_come_in_the_next() -> None:
     told = Life().fresh().gap("window", 1, 1).got(2, 5)
     assert told.wait(900).gap("window", 3, 3).findings() == []
     not_told = Life().fresh().gap("window", 1, 1).got(2, 5)
     assert not_told.wait(900).gap("window", 4, 4).wait(5000).stated(5).findings() == ["silent loss"]
 
 
-def test_a_loss_of_the_last_second_may_stay_untold_when_the_connection_breaks() -> None:
+def test_a_loss_of_the_last_second_may_stay_undeclared_at_a_break() -> None:
     life = Life().fresh().gap("window", 1, 1).got(2, 5)
     assert life.wait(500).broke().open("one", 5).resumed(5).findings() == []
     late = Life().fresh().gap("window", 1, 1).got(2, 5)
     assert late.wait(5000).broke().findings() == ["silent loss"]
 
 
-def test_a_connection_without_a_notice_has_no_such_second() -> None:
+def test_without_a_notice_there_is_no_such_second() -> None:
     assert Life().fresh().got(1, 2, 5).broke().findings() == ["silent loss"]
 
 
-def test_the_gap_of_a_new_stream_declares_all_of_the_old_one_and_nothing_of_the_new_one() -> None:
+def test_the_gap_of_a_new_stream_declares_only_the_old_stream() -> None:
     life = Life().fresh().got(1).gap("stream", None, None, "two").wait(5000).got(11, 12)
     assert life.findings() == []
     assert life.verdict().declared == 9
@@ -238,7 +238,7 @@ def test_events_of_a_new_stream_without_its_gap_are_a_silent_loss() -> None:
     assert Life().fresh().got(*_ONE[:8], 11).findings() == ["silent loss"]
 
 
-def test_a_gap_start_declares_what_is_up_to_its_end() -> None:
+def test_a_gap_start_declares_up_to_its_end() -> None:
     life = Life().open()
     life.now_ms = 350  # the events up to 3 are in the stream
     life.add(Began, channels=_ALL, epoch=None, offset=None)
@@ -255,7 +255,7 @@ def test_a_start_without_its_gap_is_a_silent_loss() -> None:
     assert life.got(9, 10).findings() == ["silent loss"] * 5
 
 
-def test_a_channel_acknowledged_without_a_position_is_owed_from_where_it_is_resumed() -> None:
+def test_a_channel_without_a_position_is_owed_from_its_resume_on() -> None:
     life = Life().add(Opened, channels=frozenset({A}), epoch="one", offset=2)
     life.add(Incomplete).resumed(None, None)
     life.now_ms = 950
@@ -264,14 +264,14 @@ def test_a_channel_acknowledged_without_a_position_is_owed_from_where_it_is_resu
     assert life.findings() == []
 
 
-def test_a_server_that_is_behind_may_send_what_is_up_to_the_position() -> None:
+def test_a_server_that_lags_may_send_up_to_the_position() -> None:
     life = Life().add(Opened, channels=frozenset({A}), epoch="one", offset=6).resumed(6)
     life.add(Began, channels=frozenset({B}), epoch="one", offset=6, is_behind=True)
     assert life.got(4, 8).findings() == []
     assert life.broke().open("one", 8).got(6).findings() == ["reorder"]
 
 
-def test_a_server_that_is_behind_by_a_stream_sends_it_from_its_beginning() -> None:
+def test_a_server_that_lags_by_a_stream_sends_it_from_its_start() -> None:
     life = Life().add(Opened, channels=_ALL, epoch="one", offset=6).add(Incomplete)
     life.resumed(4, "two").got(15).broke().open("two", 5).add(Incomplete).resumed(8, "one")
     life.gap("stream", None, None, "two").got(11, 12, 13, 14).got(15, is_ignored=True).got(16, 17)
@@ -279,13 +279,13 @@ def test_a_server_that_is_behind_by_a_stream_sends_it_from_its_beginning() -> No
     assert life.got(13).findings() == ["repeat"]
 
 
-def test_an_event_that_comes_again_on_one_connection_is_a_repeat_also_if_it_is_ignored() -> None:
+def test_an_event_twice_on_a_connection_is_a_repeat_even_if_ignored() -> None:
     life = Life().fresh().got(1, 2).broke().open("one", 0).got(1, 2, is_ignored=True)
     assert life.findings() == []
     assert life.got(2, is_ignored=True).findings() == ["repeat"]
 
 
-def test_events_of_another_stream_need_a_word_before_them() -> None:
+def test_events_of_a_new_stream_need_a_declaration_before_them() -> None:
     life = Life().fresh().got(*_ONE).got(11, 12, epoch="one")
     assert life.findings() == ["unannounced"]
     life = Life().fresh().got(*_ONE).gap("window", 1, 2).got(13, 14, epoch="one")
@@ -295,7 +295,7 @@ def test_events_of_another_stream_need_a_word_before_them() -> None:
 
 
 @pytest.mark.parametrize(("offset", "needless"), [(6, 1), (None, 0)])
-def test_an_incomplete_resume_of_little_that_is_not_long_ago_is_needless(
+def test_an_incomplete_resume_of_a_short_absence_is_needless(
     offset: int | None, needless: int
 ) -> None:
     life = Life().fresh().got(1, 2).broke()
@@ -313,7 +313,7 @@ def test_a_complete_resume_has_all_events() -> None:
     assert life.got(5).resumed(5).findings() == ["silent loss"] * 2, "3, and 4 by the position"
 
 
-def test_an_incomplete_resume_declares_what_is_up_to_its_position() -> None:
+def test_an_incomplete_resume_declares_up_to_its_position() -> None:
     life = Life().fresh().got(1, 2).broke().open("one", 2)
     life.got(5).add(Incomplete).resumed(6)
     assert life.findings() == []
@@ -321,32 +321,32 @@ def test_an_incomplete_resume_declares_what_is_up_to_its_position() -> None:
     assert life.got(9).findings() == ["silent loss"], "7, and it is over"
 
 
-def test_what_is_said_of_a_resume_that_broke_off_does_not_count() -> None:
+def test_a_declaration_in_a_broken_resume_does_not_count() -> None:
     life = Life().fresh().got(1, 2).broke().open("one", 2)
     life.got(5).add(Incomplete).broke().open("one", 2)
     assert life.got(6).resumed(6).findings() == ["silent loss"] * 2
 
 
-def test_the_events_of_a_resume_that_broke_off_are_not_owed_again() -> None:
+def test_the_events_of_a_broken_resume_are_not_owed_again() -> None:
     life = Life().fresh().got(1, 2).broke().open("one", 2).got(3, 4).broke().open("one", 2)
     life.got(3, 4, is_ignored=True).got(5, 6).resumed(6)
     assert life.findings() == []
     assert life.verdict().ignored == 2
 
 
-def test_an_event_that_was_ignored_and_never_taken_is_a_silent_loss() -> None:
+def test_an_event_that_was_ignored_but_never_taken_is_a_silent_loss() -> None:
     life = Life().fresh().got(1, 2).broke().open("one", 2).got(5).broke().open("one", 2)
     assert life.got(3, is_ignored=True).got(4).resumed(5).findings() == ["silent loss"]
 
 
-def test_a_resume_into_another_epoch_declares_what_is_between() -> None:
+def test_a_resume_into_another_epoch_declares_everything_between() -> None:
     life = Life().fresh().got(1, 2).broke().open("one", 2)
     life.got(15).add(Incomplete).resumed(5, "two")
     assert life.findings() == []
     assert life.verdict().declared == 12
 
 
-def test_a_resume_without_a_position_declares_what_is_before_the_next_event() -> None:
+def test_a_resume_without_a_position_declares_up_to_the_next_event() -> None:
     life = Life().fresh().got(1, 2).broke().open("one", 2)
     life.now_ms = 350
     life.add(Incomplete).resumed(None, None)
@@ -355,14 +355,14 @@ def test_a_resume_without_a_position_declares_what_is_before_the_next_event() ->
     assert life.got(13).findings() == ["silent loss"], "11: what is behind it is owed"
 
 
-def test_a_further_channel_that_is_resumed_defers_nothing_of_the_others() -> None:
+def test_resuming_another_channel_defers_nothing_of_the_others() -> None:
     life = Life().add(Opened, channels=frozenset({A}))
     life.add(Began, channels=frozenset({A}), epoch="one", offset=0).got(1, 3)
     life.add(Resuming, channels=frozenset({B}), epoch="one", offset=3).got(4, 7)
     assert life.findings() == ["silent loss"]
 
 
-def test_a_channel_given_up_is_not_owed_and_must_not_come() -> None:
+def test_a_dropped_channel_is_not_owed_and_must_not_come() -> None:
     life = Life().fresh().got(1, 2).left(B, is_acknowledged=False).got(3, 4, 5)
     assert life.findings() == [], "4 was on its way"
     life.left(B, is_acknowledged=True).got(7).stated(10)
@@ -381,5 +381,7 @@ def test_a_channel_given_up_is_not_owed_and_must_not_come() -> None:
         ({"seq": 2}, "seq hole"),
     ],
 )
-def test_an_event_is_as_it_was_published_and_stored(changes: dict[str, Any], kind: str) -> None:
+def test_an_event_must_be_as_it_was_published_and_stored(
+    changes: dict[str, Any], kind: str
+) -> None:
     assert kind in Life().fresh().got(1, 2).got(3, **changes).findings()

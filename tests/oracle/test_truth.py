@@ -1,4 +1,4 @@
-"""What the stream held, of what was seen."""
+"""The content of the stream, from observations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tests.oracle.truth import START, Evidence, Place, Sent, Truth
 
 
 def evidence(*seen: tuple[int, int, int]) -> Evidence:
-    """Events of one channel, seen as (number, offset, stored_ms); sent at the same time."""
+    """Observed events of one channel, (number, offset, stored_ms), sent at the same time."""
     content = Evidence()
     for number, offset, ms in seen:
         content.sent[number] = Sent("A.b", "{}", ms)
@@ -14,7 +14,7 @@ def evidence(*seen: tuple[int, int, int]) -> Evidence:
     return content
 
 
-def test_another_life_begins_where_offsets_fall() -> None:
+def test_another_life_begins_where_offsets_decrease() -> None:
     truth = Truth(evidence((1, 1, 10), (2, 2, 20), (3, 1, 30), (4, 3, 40)))
     assert truth.lives == 2
     assert truth.places[2] == Place(0, 2)
@@ -23,13 +23,13 @@ def test_another_life_begins_where_offsets_fall() -> None:
     assert truth.behind("A.b", START)[-1] == Place(1, 3)
 
 
-def test_an_event_that_nats_held_back_makes_no_other_life() -> None:
+def test_an_event_held_back_by_nats_makes_no_other_life() -> None:
     truth = Truth(evidence((1, 1, 10), (2, 4, 40), (3, 2, 20), (4, 3, 30)))
     assert truth.lives == 1
     assert truth.places[2] == Place(0, 4)
 
 
-def test_what_is_stored_while_events_are_at_two_places_is_left_out() -> None:
+def test_events_stored_while_two_places_exist_are_left_out() -> None:
     content = evidence((1, 8, 1000), (2, 9, 2500), (3, 1, 3000), (4, 2, 3900), (5, 13, 5000))
     content.saw(3, 10, 3001)
     truth = Truth(content)
@@ -37,7 +37,7 @@ def test_what_is_stored_while_events_are_at_two_places_is_left_out() -> None:
     assert truth.places == {1: Place(0, 8), 5: Place(0, 13)}, "there was no other life"
 
 
-def test_what_only_its_publisher_knows_of_is_put_into_its_life() -> None:
+def test_an_event_known_only_to_its_publisher_is_placed_in_its_life() -> None:
     content = evidence((1, 1, 10), (2, 2, 20), (3, 2, 5000), (9, 5, 5200))
     acknowledged = (
         (4, 3, 30, 35),
@@ -56,7 +56,7 @@ def test_what_only_its_publisher_knows_of_is_put_into_its_life() -> None:
     assert truth.undecided == [5, 6], "long after the first one; its place is taken"
 
 
-def test_an_epoch_is_the_life_whose_events_came_under_it() -> None:
+def test_an_epoch_is_the_life_of_the_events_received_under_it() -> None:
     content = evidence((1, 1, 10), (2, 1, 20), (3, 1, 30))
     content.epochs.update({"a": {1}, "b": {2, 3}})
     content.heard["new"] = 22
@@ -70,7 +70,7 @@ def test_an_epoch_is_the_life_whose_events_came_under_it() -> None:
     assert Truth(content).locate("new", 0, 35) == Place(0, 0), "the one that has no name"
 
 
-def test_a_time_has_the_last_event_before_it() -> None:
+def test_a_time_maps_to_the_last_event_before_it() -> None:
     truth = Truth(evidence((1, 1, 10), (2, 2, 20)))
     assert truth.place_at(5) == START
     assert truth.place_at(15) == Place(0, 1)

@@ -1,8 +1,8 @@
-"""What the stream held: each event's place, as seen by anyone who saw it.
+"""The content of the stream: each event's place, from all observations.
 
-The stream lives several lives: it is deleted, or comes back empty, and its offsets begin again. A
-life is not taken from what NATS or the server call it, but from the events: in the order of the
-times at which NATS stored them, offsets grow within a life, and fall only where another one begins.
+The stream has several lives: it is deleted, or comes back empty, and its offsets start again. A
+life is recognised by the events, not by a name from NATS or the server: in the order of the times
+at which NATS stored them, offsets grow within a life, and decrease only where another one begins.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import attrs
 
 @attrs.frozen(order=True)
 class Place:
-    """A point in all that was ever stored: up to `offset`, of one life of the stream."""
+    """A point in the stored events of all time: up to `offset` in one life of the stream."""
 
     life: int
     offset: int
 
 
 START = Place(-1, 0)
-# So long before and after an event that was seen at two places others may have been, too.
+# The time around an event with two places in which other events may have two places, too.
 _SPLIT_MS = 1000
-# So long before the first event that was seen of a life, or after the last, there may be others.
+# The time around the observed events of a life in which there may be others.
 _NEAR_MS = 500
 
 
 @attrs.frozen
 class Sent:
-    """What was published, and when: Unix milliseconds."""
+    """A published event with its time in Unix milliseconds."""
 
     channel: str
     payload: str
@@ -39,15 +39,15 @@ class Sent:
 
 @attrs.define
 class Evidence:
-    """What was seen, to be asked for the truth when all is over.
+    """All observations, from which the truth is derived at the end.
 
     Attributes:
         sent: every event that was published, by its number.
         stored: offset of an event in the stream, and the time there in whole milliseconds.
-        disputed: the times of events that were seen at several places.
+        disputed: the times of events that were observed at several places.
         acknowledged: offset and Unix milliseconds of the acknowledgement.
-        epochs: which events were received under which epoch.
-        heard: when an epoch was named for the first time, in Unix milliseconds.
+        epochs: the events received under each epoch.
+        heard: the time when an epoch was named first, in Unix milliseconds.
     """
 
     sent: dict[int, Sent] = attrs.field(factory=dict)
@@ -58,7 +58,7 @@ class Evidence:
     heard: dict[str, float] = attrs.field(factory=dict)
 
     def saw(self, number: int, offset: int, stored_ms: int) -> None:
-        """An event was in the stream. The first one to say so is believed."""
+        """Record that an event was in the stream. The first observation counts."""
         first_offset, first_ms = self.stored.setdefault(number, (offset, stored_ms))
         if first_offset != offset:
             self.disputed[number] = [first_ms, stored_ms]
@@ -69,12 +69,12 @@ class Truth:
 
     Attributes:
         places: by the event's number.
-        stored_ms: when NATS stored it, where somebody saw that.
-        sent: what was published.
-        starts: when each life had its first event, in Unix milliseconds.
-        undecided: events of which it is not known in which life they were. So are those of a time
-            at which two nodes of NATS took the stream for theirs, as when a node comes back that
-            had a stream which was made anew meanwhile: then an event is at two places.
+        stored_ms: the time when NATS stored it, if that was observed.
+        sent: the published events.
+        starts: the time of each life's first event, in Unix milliseconds.
+        undecided: events whose life is unknown. They include those of a time at which two nodes of
+            NATS both owned the stream, for instance when a node returns whose stream was made anew
+            meanwhile: then an event has two places.
     """
 
     def __init__(self, evidence: Evidence) -> None:
@@ -98,14 +98,14 @@ class Truth:
 
     @property
     def lives(self) -> int:
-        """How many lives of the stream had events."""
+        """The number of lives of the stream with events."""
         return len(self.starts)
 
     def number_at(self, place: Place) -> int:
         return self._numbers[place]
 
     def between(self, channel: str, after: Place, to: Place) -> list[Place]:
-        """The events of a channel behind `after`, up to `to`."""
+        """The events of a channel after `after`, up to `to`."""
         places = self._channels.get(channel, [])
         return places[bisect_right(places, after) : bisect_right(places, to)]
 
@@ -114,17 +114,17 @@ class Truth:
         return places[bisect_right(places, after) :]
 
     def lives_of(self, epoch: str) -> list[int]:
-        """The lives whose events somebody received under this epoch: one, if all is well."""
+        """The lives whose events were received under this epoch: one, if all is well."""
         return sorted(self._lives.get(epoch, ()))
 
     def life_of(self, epoch: str, at_ms: float) -> int | None:
-        """The life that an epoch stood for at a time; None if nobody received an event of it."""
+        """The life of an epoch at a time; None if nobody received an event of it."""
         lives = self.lives_of(epoch)
         begun = [life for life in lives if self.starts[life] <= at_ms]
         return max(begun) if begun else min(lives, default=None)
 
     def locate(self, epoch: str, offset: int, at_ms: float) -> Place:
-        """The place that an offset of an epoch stands for, said at a time."""
+        """The place of an offset of an epoch, stated at a time."""
         life = self.life_of(epoch, at_ms)
         if life is None:  # the one that it was named in first, or one before that nobody else names
             heard_ms = min(at_ms, self._heard.get(epoch, at_ms))
@@ -139,11 +139,11 @@ class Truth:
         return self._times[index - 1][1] if index else START
 
     def was_after(self, place: Place, at_ms: float) -> bool:
-        """Whether all that is behind a place was stored after a time."""
+        """Whether all events after a place were stored after a time."""
         return self.place_at(at_ms) <= place
 
     def _take_sightings(self, evidence: Evidence) -> None:
-        """Number the lives by the order of what was seen."""
+        """Number the lives in the order of the observations."""
         seen = [(ms, offset, number) for number, (offset, ms) in evidence.stored.items()]
         disputed = sorted(ms for times in evidence.disputed.values() for ms in times)
         last = None
@@ -159,10 +159,10 @@ class Truth:
             self.stored_ms[number] = ms
 
     def _take_acknowledged(self, evidence: Evidence) -> None:
-        """Add what only its publisher knows of, as when NATS was killed right afterwards.
+        """Add events known only to their publisher, as when NATS was killed right afterwards.
 
-        It fits into a life if its neighbours there were stored before and after it, not long ago:
-        there are lives of which nobody saw anything.
+        An event fits into a life if its neighbours there were stored shortly before and after it;
+        there are lives without any observation.
         """
         taken = set(self.places.values())
         seen: dict[int, list[tuple[int, int]]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""One world: NATS, two servers, a publisher, a recorder and clients, each of them breakable."""
+"""One world: NATS, two servers, a publisher, a recorder and clients, each breakable."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.oracle.truth import Evidence
 STREAM = "ODIN_TOKENS"
 CHANNELS = [f"C{number}.trade" for number in range(20)]
 _WINDOW_SECONDS = 30
-# So long a server keeps events for who comes back; in a gentle world, as long as the stream does.
+# The time for which a server keeps events to resume; in a gentle world that of the stream.
 KEPT_SECONDS = 4
 _ANSWER_SECONDS = 1.5
 _GONE_SECONDS = 15.0
@@ -35,7 +35,7 @@ _KEEP_SECONDS = 0.3
 _NOT_FOUND = 10059  # NATS has no such stream
 # A server looks at the stream every two seconds.
 _NOTICED_SECONDS = 5.0
-# The load of this machine is no fault of the server.
+# The load of this machine is not a fault of the server.
 _ENVIRONMENT: dict[str, Any] = {
     "WS_CPU_REJECT_THRESHOLD": "0",
     "WS_CPU_PAUSE_THRESHOLD": "0",
@@ -48,13 +48,13 @@ _ENVIRONMENT: dict[str, Any] = {
 
 @attrs.frozen
 class Kind:
-    """What NATS is in a world: how many nodes, and where the stream is kept."""
+    """The NATS of a world: the number of nodes, and the storage of the stream."""
 
     name: str
     nodes: int
     storage: str
     replicas: int
-    is_gentle: bool = False  # nothing is done to it by which events must be lost
+    is_gentle: bool = False  # it gets no fault that must lose events
 
     @property
     def is_kept(self) -> bool:
@@ -80,7 +80,7 @@ KINDS = {
 class Odin:
     """A server on a port that stays the same over restarts.
 
-    `network`: between it and NATS, where that is one node; the nodes of a cluster name each other.
+    `network`: between it and a single NATS node; the nodes of a cluster announce each other.
     """
 
     folder: Path
@@ -90,7 +90,7 @@ class Odin:
     port: int = attrs.field(factory=free_port)
     process: ServerProcess | None = None
     network: Network | None = None
-    # Something is done to it that takes its time.
+    # A fault or its healing is in progress.
     is_busy: bool = False
 
     def start(self) -> None:
@@ -109,13 +109,13 @@ class Odin:
             self.process = None
 
     async def wait_up(self) -> None:
-        """Wait until it has NATS; not for ever, as either may be killed meanwhile."""
+        """Wait until it has NATS; with a deadline, as either may be killed meanwhile."""
         with trio.move_on_after(_UP_SECONDS):
             while not await self.is_connected():
                 await trio.sleep(0.1)
 
     async def is_connected(self) -> bool:
-        """Whether it says that it has NATS."""
+        """Whether it reports that it has NATS."""
         health: dict[str, Any] = {}
         if self.process is not None:
             with trio.move_on_after(_ANSWER_SECONDS):
@@ -123,7 +123,7 @@ class Odin:
         return bool(health.get("checks", {}).get("nats", {}).get("status") == "connected")
 
     async def leave(self) -> None:
-        """SIGTERM, and wait for the end."""
+        """Send SIGTERM, and wait for the end."""
         process, self.process = self.process, None
         if process is None:
             return
@@ -139,17 +139,17 @@ class World:
     """A running world.
 
     Attributes:
-        kind, rate: what it is, and events a second.
-        is_as_wanted: the stream is kept where it should be, as far as was seen.
-        is_remaking: it was deleted by a fault, which makes it anew.
-        evidence: what was published and seen.
+        kind, rate: the kind of world, and events a second.
+        is_as_wanted: the stream has the right storage, as far as is known.
+        is_remaking: a fault has deleted the stream and makes it anew.
+        evidence: the published events and the observations.
         nodes: of NATS.
-        nursery: for what heals by itself after a while.
+        nursery: for the tasks that heal faults.
     """
 
     def __init__(self, kind: Kind, folder: Path, rng: random.Random, nursery: trio.Nursery) -> None:
         self.kind = kind
-        # A resume brings 100 events of a channel: of the chattiest one, in 4 s at 80 events/s.
+        # A resume brings 100 events of a channel: those of the chattiest one in 4 s at 80 events/s.
         self.rate = rng.uniform(50, 80 if kind.is_gentle else 200)
         self.evidence = Evidence()
         self.nursery = nursery
@@ -178,7 +178,7 @@ class World:
         return [server.port for server in self.servers]
 
     def next_port(self) -> int:
-        """A node of NATS, one after the other of those that run."""
+        """The port of a running NATS node, each in turn."""
         running = [node for node in self.nodes if node.is_running] or self.nodes
         return running[next(self._turn) % len(running)].port
 
@@ -194,7 +194,7 @@ class World:
         return None
 
     async def make_stream(self) -> bool:
-        """Make the stream, unless it is there."""
+        """Make the stream, unless it exists."""
         config = {
             "name": STREAM,
             "subjects": ["odin.token.>"],
@@ -206,7 +206,7 @@ class World:
         answer = await self.ask(f"$JS.API.STREAM.CREATE.{STREAM}", config)
         if answer is None or "error" not in answer:
             return answer is not None
-        # A server may have been faster, and have made it in memory, without replicas.
+        # A server may have made it first, in memory and without replicas.
         found = await self.ask(f"$JS.API.STREAM.INFO.{STREAM}")
         if found is None or "config" not in found:
             return False
@@ -222,20 +222,20 @@ class World:
         return answer is not None and "error" not in answer
 
     async def last_offset(self) -> int | None:
-        """The stream's last offset; None if that is not known."""
+        """The stream's last offset; None if it is not known."""
         answer = await self.ask(f"$JS.API.STREAM.INFO.{STREAM}")
         state = (answer or {}).get("state")
         return None if state is None else int(state["last_seq"])
 
     async def keep_stream(self) -> None:
-        """Make the stream as it should be, whenever it is not, or is gone: as an operator would."""
+        """Make or correct the stream whenever necessary, as an operator would."""
         while True:
             await trio.sleep(_KEEP_SECONDS)
             found = await self.ask(f"$JS.API.STREAM.INFO.{STREAM}") or {}
             is_gone = found.get("error", {}).get("err_code") == _NOT_FOUND
             if config := found.get("config"):
                 self.is_as_wanted = self._is_as_wanted(config)
-            # A server may have made it: then the recorder cannot read it yet.
+            # If a server has made it, the recorder cannot read it yet.
             is_read = config is None or bool(config.get("allow_direct"))
             if not self.is_remaking and (is_gone or not self.is_as_wanted or not is_read):
                 await self.make_stream()
@@ -246,7 +246,7 @@ class World:
 
     @property
     def is_remembered(self) -> bool:
-        """Whether NATS itself tells one life of the stream from another.
+        """Whether NATS itself distinguishes one life of the stream from another.
 
         A stream in the memory of a cluster comes back empty under the date at which it was made.
         Only a server that knew it before can see that. So servers and nodes end by turns there: a
@@ -256,8 +256,8 @@ class World:
 
     @property
     def is_careful(self) -> bool:
-        """Whether servers and nodes end by turns. In a gentle world they do, too: a server that
-        starts has to reach NATS in time, or declares a loss.
+        """Whether servers and nodes end in turn. In a gentle world they do, too: a server that
+        starts must reach NATS in time, or it declares a loss.
         """
         return self.kind.is_gentle or not self.is_remembered
 
@@ -272,7 +272,7 @@ class World:
         )
 
     async def _is_known(self) -> bool:
-        """Whether the stream is so old that each server has noticed it."""
+        """Whether the stream is old enough for each server to have noticed it."""
         found = await self.ask(f"$JS.API.STREAM.INFO.{STREAM}") or {}
         if "created" not in found:
             return False
@@ -286,7 +286,7 @@ class World:
         return names
 
     async def heal(self) -> None:
-        """Wait until all that was broken is back, and is whole."""
+        """Wait until everything broken is back and complete."""
         while self.healing:
             await trio.sleep(0.05)
         for node in self.nodes:
@@ -302,7 +302,7 @@ class World:
             await trio.sleep(0.2)
 
     def end(self) -> None:
-        """Kill all of it."""
+        """Kill every process."""
         for server in self.servers:
             server.kill()
         for node in self.nodes:
@@ -318,7 +318,7 @@ def _client(name: str, rng: random.Random) -> Client:
 
 @asynccontextmanager
 async def running_world(kind: Kind, folder: Path, rng: random.Random) -> AsyncIterator[World]:
-    """Start all of it; it is gone after the block, whatever happened."""
+    """Start all parts; they end with the block, whatever happens."""
     async with trio.open_nursery() as nursery:
         world = World(kind, folder, rng, nursery)
         try:

@@ -11,7 +11,7 @@ from trio_odin.ledger.reasons import Rejection
 from trio_odin.overload.admission import Admission
 from trio_odin.overload.load import Load
 
-# Each cause with its threshold, what it judges, and a value far over and far below.
+# Each cause with its threshold, its input, and a value far above and far below.
 CAUSES: list[tuple[Rejection, str, float, str]] = [
     (Rejection.OVERLOADED, "cpu_reject_percent", 75.0, "cpu_percent"),
     (Rejection.OVERLOADED, "cpu_reject_percent", 75.0, "loop_busy_percent"),
@@ -41,7 +41,7 @@ def test_connections_of_other_workers_take_room_too() -> None:
     assert limited.rejection(4) is None
 
 
-def test_a_limit_of_0_is_none() -> None:
+def test_a_limit_of_0_means_no_limit() -> None:
     unlimited = door()
     unlimited.observe(Load(cpu_percent=5e3, loop_busy_percent=5e3, memory_percent=5e3,
                            lag_seconds=5e3))  # fmt: skip
@@ -55,7 +55,7 @@ def test_every_client_is_let_in_before_the_first_sample() -> None:
 
 
 @pytest.mark.parametrize(("cause", "limit", "threshold", "figure"), CAUSES)
-def test_the_threshold_itself_closes_the_door(
+def test_a_value_equal_to_the_threshold_closes_admission(
     cause: Rejection, limit: str, threshold: float, figure: str
 ) -> None:
     limited = door(**{limit: threshold})
@@ -67,7 +67,7 @@ def test_the_threshold_itself_closes_the_door(
 
 
 @pytest.mark.parametrize(("cause", "limit", "threshold", "figure"), CAUSES)
-def test_a_threshold_that_is_taken_away_opens_the_door(
+def test_a_removed_threshold_opens_admission(
     cause: Rejection, limit: str, threshold: float, figure: str
 ) -> None:
     limited = door(**{limit: threshold})
@@ -78,7 +78,7 @@ def test_a_threshold_that_is_taken_away_opens_the_door(
     assert limited.rejection(0) is None
 
 
-def test_a_server_that_leaves_says_so_first_then_capacity_then_overload_then_the_address() -> None:
+def test_the_first_reason_is_draining_then_capacity_then_overload() -> None:
     limited = door(max_connections=1, cpu_reject_percent=75, is_draining=True, max_per_address=3)
     limited.observe(cpu(100.0))
     assert limited.rejection(1, from_address=3) is Rejection.SHUTTING_DOWN
@@ -90,7 +90,7 @@ def test_a_server_that_leaves_says_so_first_then_capacity_then_overload_then_the
     assert limited.rejection(0, from_address=2) is None
 
 
-def test_once_overloaded_the_cpu_has_to_fall_well_below_the_threshold() -> None:
+def test_after_an_overload_the_cpu_must_fall_well_below_the_threshold() -> None:
     limited = door(cpu_reject_percent=75)
     states = []
     for percent in (60, 76, 74, 65, 64.9, 74, 75):
@@ -99,7 +99,7 @@ def test_once_overloaded_the_cpu_has_to_fall_well_below_the_threshold() -> None:
     assert states == [False, True, True, True, False, False, True]
 
 
-def test_memory_and_lateness_have_a_margin_of_their_own() -> None:
+def test_memory_and_lateness_have_their_own_margin() -> None:
     limited = door(memory_reject_percent=85, lag_reject_seconds=1.0)
     closed = []
     for memory, lag in ((85, 1.0), (80, 0.5), (79.9, 0.5), (84.9, 0.49), (0, 0.99)):
@@ -109,7 +109,7 @@ def test_memory_and_lateness_have_a_margin_of_their_own() -> None:
 
 
 @given(threshold=st.floats(20, 100), samples=st.lists(st.floats(0, 200), max_size=30))
-def test_between_the_two_marks_the_door_stays_as_it_was(
+def test_between_the_two_marks_admission_stays_as_it_was(
     threshold: float, samples: list[float]
 ) -> None:
     limited = door(cpu_reject_percent=threshold)
@@ -139,7 +139,7 @@ FIGURES = st.floats(0, 200)
         max_size=20,
     )
 )
-def test_each_cause_closes_and_opens_as_if_it_were_alone(samples: list[Load]) -> None:
+def test_each_cause_closes_and_opens_admission_independently(samples: list[Load]) -> None:
     limits = {limit: threshold for _, limit, threshold, _ in CAUSES}
     together = door(**limits)
     alone = {limit: door(**{limit: threshold}) for limit, threshold in limits.items()}
@@ -171,7 +171,7 @@ def test_an_idle_cpu_ends_every_overload(threshold: float) -> None:
     assert limited.closed_by == []
 
 
-def test_the_texts_of_the_wire_document() -> None:
+def test_the_texts_are_those_of_the_wire_document() -> None:
     assert {reason.label: (reason.status, reason.text) for reason in Rejection} == {
         "overloaded": (503, "Server overloaded"),
         "memory": (503, "Server overloaded"),
@@ -184,11 +184,11 @@ def test_the_texts_of_the_wire_document() -> None:
     assert all(reason.retry_after_seconds >= 1 for reason in Rejection)
 
 
-def test_a_sample_is_idle_unless_it_says_otherwise() -> None:
+def test_a_sample_is_idle_by_default() -> None:
     assert set(attrs.asdict(Load()).values()) == {0.0}
 
 
-def test_clients_that_come_or_go_do_not_close_the_door() -> None:
+def test_arriving_and_leaving_clients_do_not_close_admission() -> None:
     limited = door(cpu_reject_percent=75)
     limited.observe(Load(loop_busy_percent=99, turnover_percent=60))
     assert limited.rejection(0) is None
@@ -196,7 +196,7 @@ def test_clients_that_come_or_go_do_not_close_the_door() -> None:
     assert limited.rejection(0) is None
 
 
-def test_what_serves_those_who_are_in_closes_it_whoever_comes_or_goes() -> None:
+def test_the_cost_of_connected_clients_closes_admission() -> None:
     limited = door(cpu_reject_percent=75)
     limited.observe(Load(loop_busy_percent=99, turnover_percent=20))
     assert limited.rejection(0) is Rejection.OVERLOADED

@@ -1,4 +1,4 @@
-"""The two versions of cgroups, as folders that look like what the kernel shows."""
+"""The two versions of cgroups, as folders that imitate the kernel's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NO_LIMIT = str(2**63 - 4096)
 
 @attrs.frozen
 class Machine:
-    """A made-up /proc/self and what is mounted."""
+    """A made-up /proc/self and its mounts."""
 
     root: Path
 
@@ -24,7 +24,7 @@ class Machine:
         return self.root / "proc"
 
     def process(self, *groups: str) -> None:
-        """In which groups it is: lines of /proc/self/cgroup."""
+        """Set its groups: lines of /proc/self/cgroup."""
         self.proc.mkdir(exist_ok=True)
         (self.proc / "cgroup").write_text("".join(f"{line}\n" for line in groups))
         (self.proc / "mountinfo").write_text("22 27 0:21 / /proc rw - proc proc rw\n")
@@ -65,7 +65,7 @@ def v2_group(folder: Path, *, cores: str = "max 100000", memory: object = "max")
 
 
 def v1_group(folder: Path, *, quota: int = -1, memory: object = NO_LIMIT) -> Path:
-    """All controllers in one folder, as where one mount has them."""
+    """All controllers in one folder, as on systems with one mount."""
     return put(
         folder,
         cpu__cfs_quota_us=quota,
@@ -133,9 +133,7 @@ def test_a_group_that_cannot_be_seen_is_taken_for_the_top(machine: Machine, path
 
 
 @pytest.mark.parametrize("outer_is_lower", [True, False])
-def test_the_lowest_limit_on_the_way_up_counts_with_what_runs_under_it(
-    machine: Machine, outer_is_lower: bool
-) -> None:
+def test_the_lowest_limit_on_the_way_up_counts(machine: Machine, outer_is_lower: bool) -> None:
     machine.process("0::/slice/service")
     top = machine.mount("fs", "cgroup2")
     low, high = top / "slice", top / "slice/service"
@@ -164,7 +162,7 @@ def test_a_system_without_cgroups_has_no_group(tmp_path: Path, machine: Machine)
     assert cpu_group(machine.proc) is None, "nothing is mounted"
 
 
-def test_what_cannot_be_read_is_left_out(machine: Machine) -> None:
+def test_unreadable_files_are_left_out(machine: Machine) -> None:
     top = machine.mount("fs", "cgroup2")
     put(top, cpu__max="nonsense", memory__max="much")
     assert cpu_group(machine.proc) is None
@@ -179,7 +177,7 @@ def test_more_inactive_files_than_memory_is_nothing_used(machine: Machine) -> No
     assert group.used_bytes() == 0
 
 
-def test_the_groups_of_this_very_process_can_be_read_if_it_has_any() -> None:
+def test_the_groups_of_the_current_process_are_read_if_it_has_any() -> None:
     cpu, memory = cpu_group(), memory_group()
     assert cpu is None or (cpu.cores > 0 and cpu.used_seconds() > 0)
     assert memory is None or 0 < memory.used_bytes() <= memory.limit_bytes

@@ -24,7 +24,7 @@ def guard(ledger: Ledger | None = None, **variables: str) -> LoadMonitor:
 async def test_the_first_sample_comes_after_one_second(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    # A made-up clock passes in no time, so all of the CPU falls into it.
+    # A mock clock passes at once, so all of the CPU falls into it.
     watching = guard(WS_CPU_REJECT_THRESHOLD="100", WS_MEMORY_LIMIT="1")
     nursery.start_soon(watching.run)
     await trio.sleep(0.99)
@@ -35,14 +35,14 @@ async def test_the_first_sample_comes_after_one_second(
     assert watching.stats().tasks > 0
 
 
-async def test_the_worst_lateness_of_a_second_is_in_its_sample_and_no_other(
+async def test_the_worst_lateness_of_a_second_is_in_its_sample_only(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     ledger = Ledger()
     watching = guard(ledger, WS_CPU_REJECT_THRESHOLD="0", WS_LAG_REJECT_MS="250")
     nursery.start_soon(watching.run)
     await trio.sleep(0.55)
-    autojump_clock.jump(0.4)  # nothing runs for so long
+    autojump_clock.jump(0.4)  # nothing runs in that time
     await trio.sleep(0.2)
     assert watching.load.lag_seconds == pytest.approx(0.35)
     assert watching.admission.closed_by == [Rejection.LAG]
@@ -52,7 +52,7 @@ async def test_the_worst_lateness_of_a_second_is_in_its_sample_and_no_other(
     assert ledger.lag.total_seconds == pytest.approx(0.35)
 
 
-def test_the_settings_are_those_that_count() -> None:
+def test_the_current_settings_are_used() -> None:
     watching = guard(
         WS_MAX_CONNECTIONS="7",
         WS_CPU_REJECT_THRESHOLD="11",
@@ -69,7 +69,7 @@ def test_the_settings_are_those_that_count() -> None:
     assert (shedder.cpu_pause_percent, shedder.memory_pause_percent) == (15, 16)
 
 
-async def test_what_the_others_hold_and_use_counts_too() -> None:
+async def test_the_connections_and_cpu_of_other_workers_count() -> None:
     watching = guard(WS_MAX_CONNECTIONS="10", WS_CPU_LIMIT="2", WS_MEMORY_LIMIT=str(2**40))
     watching.learn(OtherWorkers(connections=9, cpu_cores=1.6, memory_bytes=2**39))
     assert watching.admission.rejection(0) is None
@@ -81,7 +81,7 @@ async def test_what_the_others_hold_and_use_counts_too() -> None:
     assert watching.shedder.percent == 10
 
 
-async def test_it_logs_when_admission_and_shedding_change_and_not_in_between() -> None:
+async def test_it_logs_only_changes_of_admission_and_shedding() -> None:
     watching = guard()
     with structlog.testing.capture_logs() as logged:
         for percent in (10, 90, 95, 96, 10, 10, 10, 10):
@@ -103,7 +103,7 @@ def since(watching: LoadMonitor) -> tuple[float | None, float | None]:
     return stats.refusing_seconds, stats.paused_seconds
 
 
-async def test_it_knows_since_when_the_door_is_closed_and_events_are_shed(
+async def test_it_knows_since_when_admission_is_closed_and_events_are_shed(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     watching = guard()
@@ -118,12 +118,10 @@ async def test_it_knows_since_when_the_door_is_closed_and_events_are_shed(
     assert since(watching) == (None, None)
 
 
-async def test_clients_that_come_or_go_here_and_elsewhere_are_told_from_those_that_are_served() -> (
-    None
-):
+async def test_arriving_clients_here_or_elsewhere_are_counted_separately() -> None:
     watching = guard(WS_CPU_LIMIT="2", WS_CPU_REJECT_THRESHOLD="75", WS_CPU_PAUSE_THRESHOLD="80")
     watching.learn(OtherWorkers(connections=0, cpu_cores=1.9, turnover_cores=1.5))
-    await trio.sleep(0.5)  # in which this process has next to nothing to do
+    await trio.sleep(0.5)  # this process is almost idle meanwhile
     watching._sample()
     assert watching.load.cpu_percent >= 95
     assert watching.load.turnover_of_limit_percent >= 75
@@ -131,7 +129,7 @@ async def test_clients_that_come_or_go_here_and_elsewhere_are_told_from_those_th
     assert watching.shedder.percent == 0
 
 
-async def test_the_time_of_clients_that_come_is_a_part_of_what_the_loop_is_busy(
+async def test_the_time_for_arriving_clients_is_part_of_the_busy_time(
     nursery: trio.Nursery,
 ) -> None:
     watching = guard(WS_MEMORY_LIMIT=str(2**40))

@@ -23,7 +23,7 @@ def test_the_share_grows_and_falls_by_ten_points_a_second() -> None:
     assert shares == [0, 10, 20, 30, 30, 30, 20, 10, 0, 0]
 
 
-def test_more_than_everything_is_never_shed() -> None:
+def test_more_than_all_events_is_never_shed() -> None:
     shedder = LoadShedder(cpu_pause_percent=80)
     for _ in range(30):
         shedder.observe(Load(cpu_percent=100))
@@ -35,7 +35,7 @@ def test_more_than_everything_is_never_shed() -> None:
     assert not any(shedder.sheds() for _ in range(50))
 
 
-def test_from_the_threshold_of_the_memory_all_is_shed_at_once() -> None:
+def test_above_the_memory_threshold_everything_is_shed_at_once() -> None:
     shedder = LoadShedder(cpu_pause_percent=80, memory_pause_percent=95)
     shares = []
     for memory in (94.9, 95, 90, 89.9, 94.9):
@@ -44,7 +44,7 @@ def test_from_the_threshold_of_the_memory_all_is_shed_at_once() -> None:
     assert shares == [0, 100, 100, 0, 0]
 
 
-def test_thresholds_of_0_are_none() -> None:
+def test_thresholds_of_0_are_off() -> None:
     shedder = LoadShedder()
     for _ in range(5):
         shedder.observe(Load(cpu_percent=1e6, memory_percent=1e6))
@@ -52,7 +52,7 @@ def test_thresholds_of_0_are_none() -> None:
     assert not shedder.sheds()
 
 
-def test_a_threshold_that_is_taken_away_ends_the_pause_step_by_step() -> None:
+def test_a_removed_threshold_ends_the_shedding_step_by_step() -> None:
     shedder = LoadShedder(cpu_pause_percent=80)
     for _ in range(3):
         shedder.observe(cpu(100))
@@ -65,7 +65,7 @@ def test_a_threshold_that_is_taken_away_ends_the_pause_step_by_step() -> None:
 
 
 @pytest.mark.parametrize("steps", range(11))
-def test_of_any_ten_as_many_are_shed_as_the_share_says(steps: int) -> None:
+def test_of_ten_events_the_exact_share_is_shed(steps: int) -> None:
     shedder = LoadShedder(cpu_pause_percent=80)
     for _ in range(steps):
         shedder.observe(cpu(100))
@@ -84,7 +84,7 @@ def test_three_of_ten_are_spread_evenly() -> None:
 
 
 @given(st.lists(st.one_of(st.floats(0, 120), st.none()), max_size=200))
-def test_over_any_course_what_is_shed_is_the_sum_of_the_shares(course: list[float | None]) -> None:
+def test_the_number_shed_is_the_sum_of_the_shares(course: list[float | None]) -> None:
     """A number is a second with such a CPU, None is a publication."""
     shedder = LoadShedder(cpu_pause_percent=80)
     due, shed = 0, 0
@@ -104,7 +104,7 @@ def test_a_busy_loop_alone_sheds_nothing() -> None:
     assert shedder.percent == 0
 
 
-def test_clients_that_come_or_go_have_nothing_shed() -> None:
+def test_arriving_and_leaving_clients_cause_no_shedding() -> None:
     shedder = LoadShedder(cpu_pause_percent=80)
     shedder.observe(Load(cpu_percent=99, turnover_of_limit_percent=60))
     assert shedder.percent == 0

@@ -15,7 +15,7 @@ CORES = len(os.sched_getaffinity(0))
 
 
 class Clocks:
-    """Time, this process' CPU and its group's, in the hands of the test."""
+    """Time, CPU of this process and of its group, set by the test."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self.wall, self.own = 100.0, 5.0
@@ -53,7 +53,7 @@ def test_without_a_limit_it_counts_against_the_cores_it_may_use(clocks: Clocks) 
     assert meter.read(0.0) == pytest.approx((50.0 / CORES, 50.0))
 
 
-def test_with_a_quota_all_that_runs_under_it_counts_once(clocks: Clocks) -> None:
+def test_with_a_quota_everything_under_it_counts_once(clocks: Clocks) -> None:
     meter = CpuMeter(0.0, CpuGroup(0.5, clocks.usage))
     clocks.pass_second(own=0.1, group=0.4)
     assert meter.read(0.3) == pytest.approx((80.0, 10.0))
@@ -61,19 +61,19 @@ def test_with_a_quota_all_that_runs_under_it_counts_once(clocks: Clocks) -> None
     assert meter.read(0.3) == pytest.approx((100.0, 20.0))
 
 
-def test_a_limit_that_is_given_goes_before_the_quota(clocks: Clocks) -> None:
+def test_a_configured_limit_takes_precedence_over_the_quota(clocks: Clocks) -> None:
     meter = CpuMeter(2.0, CpuGroup(0.5, clocks.usage))
     clocks.pass_second(own=0.5, group=100.0)
     assert meter.read(0.0) == pytest.approx((25.0, 50.0))
 
 
-def test_a_quota_above_the_cores_is_that_of_the_cores(clocks: Clocks) -> None:
+def test_a_quota_above_the_cores_means_all_cores(clocks: Clocks) -> None:
     meter = CpuMeter(0.0, CpuGroup(1000.0, clocks.usage))
     clocks.pass_second(own=0.0, group=CORES / 2)
     assert meter.read(0.0)[0] == pytest.approx(50.0)
 
 
-def test_a_group_that_becomes_unreadable_leaves_the_process(clocks: Clocks) -> None:
+def test_with_an_unreadable_group_the_process_counts(clocks: Clocks) -> None:
     meter = CpuMeter(0.0, CpuGroup(0.5, clocks.usage))
     clocks.pass_second(own=0.25)
     clocks.usage.unlink()
@@ -90,13 +90,13 @@ def memory_of(folder: Path, *, limit: int, used: int) -> MemoryGroup:
     return MemoryGroup(limit, folder / "memory.current")
 
 
-def test_memory_is_the_groups_where_it_has_the_limit(tmp_path: Path) -> None:
+def test_with_a_limited_group_memory_is_that_of_the_group(tmp_path: Path) -> None:
     meter = MemoryMeter(0, memory_of(tmp_path, limit=1000, used=600))
     assert (meter.limit_bytes, meter.group_bytes()) == (1000, 500)
     assert meter.percent(10**9) == pytest.approx(50.0), "what is elsewhere is in it"
 
 
-def test_memory_is_the_processes_against_a_limit_that_is_given(tmp_path: Path) -> None:
+def test_with_a_configured_limit_memory_is_that_of_the_processes(tmp_path: Path) -> None:
     limit = resident_bytes() * 4
     meter = MemoryMeter(limit, memory_of(tmp_path, limit=1000, used=600))
     assert (meter.limit_bytes, meter.group_bytes()) == (limit, 0)
@@ -104,14 +104,16 @@ def test_memory_is_the_processes_against_a_limit_that_is_given(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("of_group", [None, 2**59])
-def test_without_a_limit_it_is_the_machines(tmp_path: Path, of_group: int | None) -> None:
+def test_without_a_limit_memory_is_that_of_the_machine(
+    tmp_path: Path, of_group: int | None
+) -> None:
     group = memory_of(tmp_path, limit=of_group, used=600) if of_group else None
     meter = MemoryMeter(0, group)
     assert (meter.limit_bytes, meter.group_bytes()) == (machine_bytes(), 0)
     assert 0 < meter.percent(0) < 100
 
 
-def test_memory_of_a_group_that_becomes_unreadable_is_the_processes(tmp_path: Path) -> None:
+def test_with_an_unreadable_group_memory_is_that_of_the_processes(tmp_path: Path) -> None:
     limit = resident_bytes() * 2
     meter = MemoryMeter(0, memory_of(tmp_path, limit=limit, used=600))
     (tmp_path / "memory.stat").unlink()
@@ -119,7 +121,7 @@ def test_memory_of_a_group_that_becomes_unreadable_is_the_processes(tmp_path: Pa
     assert meter.percent(0) == pytest.approx(50.0, abs=5)
 
 
-async def test_a_loop_is_idle_while_all_its_tasks_wait_and_busy_in_those_that_run() -> None:
+async def test_a_loop_is_idle_while_its_tasks_wait_and_busy_while_they_run() -> None:
     meter = LoopMeter({"worked", "rested"})
     began = time.perf_counter()
     trio.lowlevel.add_instrument(meter)
@@ -144,7 +146,7 @@ async def work(seconds: float) -> None:
         pass
 
 
-async def test_a_turn_lasts_from_the_wait_of_the_loop_to_the_next_one() -> None:
+async def test_a_turn_lasts_from_one_wait_of_the_loop_to_the_next() -> None:
     meter = LoopMeter(())
     assert meter.turn_seconds() < 0, "none has begun"
     trio.lowlevel.add_instrument(meter)

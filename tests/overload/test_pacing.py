@@ -19,13 +19,13 @@ def test_before_the_first_round_nothing_waits() -> None:
     ("asked_at", "wait"),
     [(10.04, 0.02), (10.05, 0.01), (10.0585, 0.0015), (10.0595, 0), (10.06, 0), (11, 0)],
 )
-def test_after_a_round_there_is_a_rest_of_half_of_it(asked_at: float, wait: float) -> None:
+def test_after_a_round_there_is_a_rest_of_half_its_length(asked_at: float, wait: float) -> None:
     pace = Pace(0.1)
     pace.worked(10.0, 10.04)
     assert pace.delay(asked_at) == pytest.approx(wait)
 
 
-def test_a_long_round_earns_no_more_than_the_longest_rest() -> None:
+def test_a_long_round_gets_at_most_the_longest_rest() -> None:
     pace = Pace(0.1)
     pace.worked(10.0, 15.0)
     assert pace.delay(15.0) == pytest.approx(0.1)
@@ -40,7 +40,7 @@ def test_only_the_last_round_counts() -> None:
     assert pace.delay(10.21) == pytest.approx(0.005)
 
 
-def test_a_clock_that_stands_still_is_not_waited_for_longer_than_the_longest_rest() -> None:
+def test_a_stopped_clock_is_waited_for_up_to_the_longest_rest() -> None:
     pace = Pace(0.1)
     pace.worked(10.0, 15.0)
     assert pace.delay(10.0) == pytest.approx(0.1)
@@ -118,7 +118,7 @@ def test_a_slice_may_come_at_once_and_the_rest_waits_its_turn() -> None:
     assert pace.room(5.0 + pace.delay() * 1.001, 64) == 5
 
 
-def test_of_a_low_rate_a_tenth_of_a_second_may_come_at_once() -> None:
+def test_a_tenth_of_a_second_of_a_low_rate_may_come_at_once() -> None:
     assert AcceptPace(50).room(1.0, 64) == 5
     assert AcceptPace(3).room(1.0, 64) == 1
 
@@ -136,7 +136,7 @@ def test_after_the_delay_there_is_room_for_one(per_second: float, accepted: int)
     st.integers(1, 5000),
     st.lists(st.tuples(st.floats(0, 0.3), st.integers(0, 64)), min_size=1, max_size=60),
 )
-def test_no_stretch_of_time_has_more_accepts_than_the_rate_and_one_burst(
+def test_no_interval_has_more_accepts_than_the_rate_and_one_burst(
     per_second: int, turns: list[tuple[float, int]]
 ) -> None:
     pace = AcceptPace(per_second)
@@ -149,7 +149,7 @@ def test_no_stretch_of_time_has_more_accepts_than_the_rate_and_one_burst(
         assert total <= max(1.0, min(20, per_second * 0.1)) + per_second * now + 1e-6
 
 
-def test_a_new_limit_holds_at_once_and_none_is_what_the_loop_has_time_for() -> None:
+def test_a_new_accept_rate_holds_at_once_and_0_leaves_it_to_the_loop() -> None:
     pace = AcceptPace(2000)
     pace.set_limit(100)
     assert pace.room(1.0, 64) == 10
@@ -177,20 +177,20 @@ class Loop:
         self.cost, self.every, self.work, self.more = cost, every, work, more
         self.now = self.idle = self.accepting = 0.0
         self.accepted = 0
-        self.lates: list[float] = []  # of each round, when it began
+        self.lates: list[float] = []  # the delay of each round
         self._next_round = self._may_accept = 0.0
         self._handshakes = 0
         self._later = 0.0
 
     def run(self, seconds: float) -> float:
-        """Run for so long; how many clients a second were accepted."""
+        """Run for `seconds`; returns the clients accepted a second."""
         end, accepted_before = self.now + seconds, self.accepted
         while self.now < end:
             self._turn()
         return (self.accepted - accepted_before) / seconds
 
     def _turn(self) -> None:
-        """What is ready runs once; with nothing ready the loop waits."""
+        """Run every ready task once; without one the loop waits."""
         began = self.now
         self.accepting += self._handshakes * self.cost
         self.now += self._handshakes * self.cost + self._later
@@ -199,7 +199,7 @@ class Loop:
         if began >= self._next_round:
             self.lates.append(self.now - self._next_round)
             self.now += self.work
-            # A round that cannot keep up joins what has come meanwhile.
+            # A late round includes the work that has come meanwhile.
             self._next_round = max(self._next_round + self.every, began)
         if began >= self._may_accept:
             self.pace.observe(self.now, self.idle, self.accepting)
@@ -215,12 +215,12 @@ class Loop:
 
 
 COSTS = st.floats(0.0001, 0.002)
-SIMULATED = settings(max_examples=40)  # each is some seconds of a loop
+SIMULATED = settings(max_examples=40)  # each simulates some seconds of a loop
 
 
 @given(COSTS, st.floats(0, 0.8), st.floats(0.005, 0.1), st.floats(0, 0.3))
 @SIMULATED
-def test_accepting_takes_what_the_rest_leaves_but_for_the_reserve(
+def test_accepting_takes_the_free_time_except_for_the_reserve(
     cost: float, load: float, every: float, more_share: float
 ) -> None:
     loop = Loop(cost=cost, every=every, work=load * every, more=more_share * cost)
@@ -229,18 +229,18 @@ def test_accepting_takes_what_the_rest_leaves_but_for_the_reserve(
     fair = (1 - AcceptPace.RESERVE - load) / (cost * (1 + more_share))
     least = max(AcceptPace.FLOOR / cost, AcceptPace.TRICKLE_PER_SECOND)
     assert per_second <= max(fair, least) * 1.15 + 2
-    # A round that is longer than a slice leaves it fewer turns than it could fill.
+    # A round longer than a slice leaves it fewer turns than it could fill.
     is_often_asked = load * every <= AcceptPace.SLICE_SECONDS
     assert per_second >= (fair if is_often_asked else fair / 2) * 0.85 - 2
 
 
 @given(COSTS, st.floats(0, 0.8), st.floats(0.005, 0.1))
 @SIMULATED
-def test_nothing_else_is_late_by_more_than_two_slices(
+def test_no_other_task_is_late_by_more_than_two_slices(
     cost: float, load: float, every: float
 ) -> None:
     loop = Loop(cost=cost, every=every, work=load * every)
-    loop.run(2)  # until it knows what all this takes
+    loop.run(2)  # until it has learned the costs
     loop.lates.clear()
     loop.run(4)
     assert loop.lates
@@ -249,7 +249,7 @@ def test_nothing_else_is_late_by_more_than_two_slices(
 
 @given(COSTS, st.floats(0.9, 3.0))
 @SIMULATED
-def test_a_loop_that_is_full_still_lets_some_in(cost: float, load: float) -> None:
+def test_a_busy_loop_still_accepts_some_clients(cost: float, load: float) -> None:
     loop = Loop(cost=cost, every=0.02, work=load * 0.02)
     loop.run(3)
     per_second = loop.run(10)
@@ -259,7 +259,7 @@ def test_a_loop_that_is_full_still_lets_some_in(cost: float, load: float) -> Non
 
 @given(COSTS)
 @SIMULATED
-def test_it_gives_way_when_other_work_comes_and_takes_its_place_again(cost: float) -> None:
+def test_accepting_gives_way_to_other_work_and_returns(cost: float) -> None:
     loop = Loop(cost=cost)
     alone = loop.run(3)
     loop.work = 0.6 * loop.every
@@ -272,7 +272,7 @@ def test_it_gives_way_when_other_work_comes_and_takes_its_place_again(cost: floa
     assert loop.run(3) == pytest.approx(alone, rel=0.2)
 
 
-def test_time_that_the_machine_gives_to_others_is_not_ours() -> None:
+def test_time_that_the_machine_gives_to_others_is_not_counted() -> None:
     """A container of half a core: of each tenth of a second the loop stands still for half."""
     pace = AcceptPace(0)
     now = idle = accepting = 0.0
@@ -282,12 +282,12 @@ def test_time_that_the_machine_gives_to_others_is_not_ours() -> None:
         accepting += 0.03
         pace.accepted(60)
         pace.observe(now, idle, accepting)
-    # Idle 0.2 and accepting 0.3: half of the time is the others'.
+    # Idle 0.2 and accepting 0.3: other programs have half of the time.
     share = 1 - AcceptPace.RESERVE - 0.5
     assert pace.per_second == pytest.approx(share / 0.0005, rel=0.05)
 
 
-def test_a_single_slow_one_does_not_change_the_estimate() -> None:
+def test_a_single_slow_client_does_not_change_the_estimate() -> None:
     pace = AcceptPace(0)
     pace.observe(0.0, 0.0, 0.0)
     for number in range(1, 30):

@@ -37,7 +37,7 @@ def test_the_cpu_of_this_process_only_grows() -> None:
 
 
 class Node:
-    """Something that can be in a cycle, and be seen to be gone."""
+    """An object that can be in a cycle, and whose end can be observed."""
 
     def __init__(self) -> None:
         self.itself = self
@@ -45,11 +45,11 @@ class Node:
 
 @pytest.fixture
 def settled() -> Iterator[None]:
-    """A settled collector; afterwards it is as it was before."""
+    """A settled collector; afterwards it is restored."""
     thresholds, callbacks = gc.get_threshold(), list(gc.callbacks)
     is_enabled = gc.isenabled()
     process.settle_garbage_collector()
-    gc.disable()  # it collects when the test says so
+    gc.disable()  # it collects only when the test calls it
     try:
         yield
     finally:
@@ -62,7 +62,7 @@ def settled() -> Iterator[None]:
 
 @pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize("generation", [0, 1, 2])
-def test_what_survives_a_collection_is_not_looked_at_again(generation: int) -> None:
+def test_objects_that_survive_a_collection_are_not_traversed_again(generation: int) -> None:
     survivors: list[list[int]] = [[] for _ in range(1000)]
     before = gc.get_freeze_count()
     gc.collect(generation)
@@ -79,7 +79,7 @@ def test_a_young_cycle_is_freed_by_the_first_collection() -> None:
 
 
 @pytest.mark.usefixtures("settled")
-def test_to_settle_twice_is_to_settle_once() -> None:
+def test_settling_twice_equals_settling_once() -> None:
     callbacks = list(gc.callbacks)
     process.settle_garbage_collector()
     assert gc.callbacks == callbacks
@@ -93,7 +93,7 @@ def frozen_cycle() -> weakref.ref[Node]:
 
 
 @pytest.mark.usefixtures("settled")
-def test_far_more_than_the_connections_explain_is_collected_in_full(
+def test_an_unexplained_number_of_objects_is_collected_in_full(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(process, "_OBJECTS_PER_CONNECTION_MAX", 10)
@@ -107,7 +107,7 @@ def test_far_more_than_the_connections_explain_is_collected_in_full(
 
 
 @pytest.mark.usefixtures("settled")
-def test_what_the_connections_explain_is_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_explained_by_connections_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_OBJECTS_PER_CONNECTION_MAX", 1_000_000)
     monkeypatch.setattr(process, "_OBJECTS_BESIDE_MAX", gc.get_freeze_count() // 2)
     leaked = frozen_cycle()
@@ -128,7 +128,7 @@ def test_a_small_server_never_collects_in_full(monkeypatch: pytest.MonkeyPatch) 
     assert leaked() is not None
 
 
-def test_memory_is_known_even_where_no_file_can_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_known_even_if_no_file_can_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     now = process.resident_bytes()
 
     def read_text(_: Path) -> str:

@@ -10,7 +10,7 @@ from trio_odin.overload.turns import Turns
 
 
 class Turn(LoopMeter):
-    """A turn whose length is the test's choice."""
+    """A turn whose length the test sets."""
 
     def __init__(self) -> None:
         super().__init__(())
@@ -20,11 +20,11 @@ class Turn(LoopMeter):
         return self.seconds
 
 
-async def test_in_a_turn_that_has_time_nobody_waits() -> None:
+async def test_nobody_waits_in_a_turn_that_has_time() -> None:
     assert not Turns(Turn()).are_over()
 
 
-async def test_those_who_come_late_in_a_turn_come_in_later_ones_in_order(
+async def test_clients_that_are_late_in_a_turn_get_later_turns_in_order(
     nursery: trio.Nursery,
 ) -> None:
     turn = Turn()
@@ -56,7 +56,7 @@ async def test_those_who_come_late_in_a_turn_come_in_later_ones_in_order(
     assert not turns.are_over()
 
 
-async def test_in_long_turns_more_of_them_come(nursery: trio.Nursery) -> None:
+async def test_longer_turns_serve_more_clients(nursery: trio.Nursery) -> None:
     turn = Turn()
     turn.last_turn_seconds = 0.2
     turns = Turns(turn)
@@ -77,7 +77,9 @@ async def test_in_long_turns_more_of_them_come(nursery: trio.Nursery) -> None:
     assert 320 <= came <= 640
 
 
-async def test_one_that_waits_can_be_cancelled_and_the_others_come(nursery: trio.Nursery) -> None:
+async def test_one_waiting_client_can_be_cancelled_without_the_others(
+    nursery: trio.Nursery,
+) -> None:
     turns = Turns(Turn())
     nursery.start_soon(turns.run)
     with trio.move_on_after(0) as scope:

@@ -15,7 +15,7 @@ from trio_odin.overload.watchdog import prove_life, systemd_notify
 
 
 @pytest.mark.parametrize("is_abstract", [False, True])
-def test_systemd_is_told_by_a_datagram(tmp_path: Path, is_abstract: bool) -> None:
+def test_systemd_is_notified_by_a_datagram(tmp_path: Path, is_abstract: bool) -> None:
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(f"\0{path}" if is_abstract else path)
@@ -27,12 +27,12 @@ def test_systemd_is_told_by_a_datagram(tmp_path: Path, is_abstract: bool) -> Non
 
 
 @pytest.mark.parametrize("address", ["", "/nowhere/notify", "vsock:2:3", "@gone"])
-def test_where_systemd_is_not_nothing_happens(address: str) -> None:
+def test_without_systemd_nothing_happens(address: str) -> None:
     systemd_notify({"NOTIFY_SOCKET": address})("READY=1")
     systemd_notify({})("READY=1")
 
 
-def test_a_systemd_that_does_not_read_holds_up_nothing(tmp_path: Path) -> None:
+def test_a_systemd_that_does_not_read_blocks_nothing(tmp_path: Path) -> None:
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(path)
@@ -41,8 +41,8 @@ def test_a_systemd_that_does_not_read_holds_up_nothing(tmp_path: Path) -> None:
             notify("WATCHDOG=1")
 
 
-def test_systemd_is_told_also_where_files_have_run_out(tmp_path: Path) -> None:
-    """It would end a server that has more clients than files."""
+def test_systemd_is_notified_even_if_files_have_run_out(tmp_path: Path) -> None:
+    """Otherwise it would end a server that has more clients than files."""
     path = str(tmp_path / "notify")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
@@ -57,7 +57,7 @@ def test_systemd_is_told_also_where_files_have_run_out(tmp_path: Path) -> None:
         assert systemd.recv(100) == b"WATCHDOG=1"
 
 
-async def test_a_loop_that_turns_says_so_each_second(
+async def test_a_running_loop_reports_it_each_second(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     said: list[str] = []
@@ -67,7 +67,7 @@ async def test_a_loop_that_turns_says_so_each_second(
 
 
 def run(body: str) -> subprocess.CompletedProcess[str]:
-    """Run a loop of its own with a watchdog of 3 s."""
+    """Run another loop with a watchdog of 3 s."""
     program = f"""
     import ctypes, time, trio
     from trio_odin.overload.watchdog import prove_life
@@ -101,12 +101,12 @@ def run(body: str) -> subprocess.CompletedProcess[str]:
     ["time.sleep(60)", "ctypes.PyDLL(None).sleep(60)"],
     ids=["in Python", "with the interpreter's lock held"],
 )
-def test_a_loop_that_hangs_ends_its_process_and_says_where(hang: str) -> None:
+def test_a_hung_loop_ends_its_process_and_shows_the_place(hang: str) -> None:
     ended = run(hang)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "in hang_here" in ended.stderr
 
 
-def test_a_loop_that_turns_lives_and_so_does_one_without_a_watchdog_any_more() -> None:
+def test_a_running_loop_survives_and_so_does_a_stopped_watchdog() -> None:
     ended = run("pass")
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "lived\n", "")

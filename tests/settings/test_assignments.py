@@ -29,7 +29,7 @@ def test_a_line_is_a_name_and_a_value(line: str, value: str) -> None:
     assert parse_assignments(line) == {"A": value}
 
 
-def test_empty_lines_and_comments_are_left_out_and_the_last_of_two_counts() -> None:
+def test_empty_lines_and_comments_are_ignored_and_the_last_wins() -> None:
     text = "# first\n\n; second\n  # third\nA=1\nB=2\n \t\nA=3\n"
     assert parse_assignments(text) == {"A": "3", "B": "2"}
 
@@ -37,7 +37,7 @@ def test_empty_lines_and_comments_are_left_out_and_the_last_of_two_counts() -> N
 @pytest.mark.parametrize(
     "line", ["A", "=1", "1A=1", "A B=1", "export A=1", "A-B=1", "A=\x00", "A=a\tb", "é=1", "A=\x1b"]
 )
-def test_another_line_is_a_complaint_with_its_number_and_not_its_content(line: str) -> None:
+def test_a_malformed_line_is_reported_by_number_without_its_content(line: str) -> None:
     with pytest.raises(BadLine) as caught:
         parse_assignments(f"# one\nGOOD=1\n{line}\n")
     assert str(caught.value) == "line 3 is not NAME=value"
@@ -58,6 +58,6 @@ def test_any_text_is_assignments_or_a_complaint(text: str) -> None:
         st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"])),
     )
 )
-def test_what_is_written_in_quotes_is_read_as_it_was(variables: dict[str, str]) -> None:
+def test_a_quoted_value_is_read_unchanged(variables: dict[str, str]) -> None:
     text = "\n".join(f'{name}="{value}"' for name, value in variables.items())
     assert parse_assignments(text) == variables

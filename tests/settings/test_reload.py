@@ -29,7 +29,7 @@ def refuse(_: Settings) -> None:
     raise SettingError("WS_JWT_KEYS='/keys': allowed is …")
 
 
-def test_what_can_change_does_and_the_log_names_it() -> None:
+def test_reloadable_settings_change_and_the_log_names_them() -> None:
     running, results = read_settings({}), Counter[str]()
     taken: list[Settings] = []
     wanted = {"WS_MAX_CONNECTIONS": "5", "WS_OUTBOX_CAPACITY": "9", "JS_STREAM_NAME": "OTHER"}
@@ -43,7 +43,7 @@ def test_what_can_change_does_and_the_log_names_it() -> None:
     assert results == {"ok": 1}
 
 
-def test_a_reload_without_a_change_is_handed_on_too_as_files_of_keys_may_have_changed() -> None:
+def test_a_reload_without_a_change_still_reloads_key_files() -> None:
     taken: list[Settings] = []
     running = read_settings({})
     after = reload_settings(running, dict, apply=[taken.append], results=Counter())
@@ -58,7 +58,7 @@ def test_a_reload_without_a_change_is_handed_on_too_as_files_of_keys_may_have_ch
         (lambda: {"WS_OUTBOX_CAPACITY": "x"}, "WS_OUTBOX_CAPACITY='x': allowed is a whole number"),
     ],
 )
-def test_what_cannot_be_read_changes_nothing_and_is_said(read: object, sentence: str) -> None:
+def test_an_unreadable_file_changes_nothing_and_is_logged(read: object, sentence: str) -> None:
     running, results = read_settings({}), Counter[str]()
     taken: list[Settings] = []
     with capture_logs() as lines:
@@ -71,7 +71,7 @@ def test_what_cannot_be_read_changes_nothing_and_is_said(read: object, sentence:
     assert results == {"failed": 1}
 
 
-def test_who_refuses_is_asked_before_anybody_takes_on_anything() -> None:
+def test_a_refusal_comes_before_any_part_is_changed() -> None:
     running, results = read_settings({}), Counter[str]()
     taken: list[Settings] = []
     with capture_logs() as lines:
@@ -87,7 +87,7 @@ def test_who_refuses_is_asked_before_anybody_takes_on_anything() -> None:
     assert results == {"failed": 1}
 
 
-async def test_a_running_server_takes_on_limits_and_keeps_them_when_the_next_file_is_bad(
+async def test_a_running_server_keeps_its_limits_if_the_next_file_is_bad(
     nursery: trio.Nursery,
 ) -> None:
     settings = read_settings({"WS_ADDR": "127.0.0.1:0", "NATS_URL": "nats://127.0.0.1:1"})
@@ -112,7 +112,7 @@ async def test_a_running_server_takes_on_limits_and_keeps_them_when_the_next_fil
     assert snapshot.ledger.traffic.reloads == {"ok": 1, "failed": 2}
 
 
-async def test_new_rates_hold_from_the_next_event_on(nursery: trio.Nursery) -> None:
+async def test_new_rates_apply_from_the_next_event_on(nursery: trio.Nursery) -> None:
     rig = Rig(nursery)
     await rig.subscribe("BTC.trade")
     rig.hub.reload(read_settings({"WS_MAX_BROADCAST_RATE": "0.001"}))
@@ -126,7 +126,7 @@ async def test_new_rates_hold_from_the_next_event_on(nursery: trio.Nursery) -> N
     rig.check_balance()
 
 
-async def test_new_limits_are_for_new_sessions(nursery: trio.Nursery) -> None:
+async def test_new_limits_apply_to_new_sessions(nursery: trio.Nursery) -> None:
     rig = Rig(nursery)
     await rig.subscribe("BTC.trade")
     rig.listener.reload(read_settings({"WS_MAX_CHANNELS": "2"}))

@@ -39,14 +39,14 @@ COMPATIBLE = [
 
 
 class Examples(NamedTuple):
-    """What a variable may be, what comes of it, and what it may not be."""
+    """Good values of a variable with their results, and bad values."""
 
     allowed: str
     good: dict[str, Any]
     bad: list[str]
 
 
-# What no number is, whatever the setting: of these, nothing may be taken for one.
+# Texts that are not a number in any setting.
 NO_NUMBERS = [
     "-1", "-0", "-0.0", "+1", "1_000", "1,000", "1 2", "1e400", "1e99", "nan", "-nan", "inf",
     "-inf", "Infinity", "0x10", "0b1", "١٢", "\uff11\uff12", "²", "½", "∞", "1e", "e5", ".", "1.",
@@ -274,20 +274,20 @@ def by_name(settings: Settings) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("name", "text", "value"), GOOD)
-def test_a_good_value_is_taken_and_nothing_else_changes(name: str, text: str, value: Any) -> None:
+def test_a_good_value_is_used_and_nothing_else_changes(name: str, text: str, value: Any) -> None:
     taken = by_name(read_settings(WIDE | {name: text}))
     assert taken == by_name(read_settings(WIDE)) | {name: value}
     assert type(taken[name]) is type(value)
 
 
 @pytest.mark.parametrize(("name", "text", "allowed"), BAD)
-def test_the_complaint_about_a_bad_value_names_variable_value_and_what_is_allowed(
+def test_the_complaint_names_the_variable_its_value_and_the_rule(
     name: str, text: str, allowed: str
 ) -> None:
     with pytest.raises(SettingError) as caught:
         read_settings({name: text})
     shown = repr(text)
-    if name == "NATS_URL":  # what is wrong in it may be a password: see "secrets"
+    if name == "NATS_URL":  # a bad part may be a password: see "secrets"
         shown = str(caught.value).removeprefix("NATS_URL=").partition(": allowed")[0]
     assert str(caught.value).startswith(f"{name}={shown}: allowed is {allowed}")
     assert str(caught.value).isprintable(), "one line, whatever was in it"
@@ -303,7 +303,7 @@ def test_an_empty_variable_counts_as_unset(name: str, text: str) -> None:
     name=st.sampled_from(sorted(EXAMPLES)),
     text=st.text() | st.text(st.sampled_from("0123456789.-+e_%smh:/@,[]")),
 )
-def test_any_text_is_a_value_or_a_complaint_that_begins_with_the_name(name: str, text: str) -> None:
+def test_any_text_is_a_value_or_a_complaint_with_the_name(name: str, text: str) -> None:
     try:
         read_settings(WIDE | {name: text})
     except SettingError as error:
@@ -331,12 +331,12 @@ def test_the_defaults_are_those_of_the_wire_document() -> None:
 
 
 @pytest.mark.parametrize("variable", variables(), ids=lambda variable: variable.name)
-def test_a_default_written_out_means_the_same_as_none(variable: Variable) -> None:
+def test_a_default_written_out_equals_an_unset_variable(variable: Variable) -> None:
     assert read_settings({variable.name: variable.default}) == read_settings({})
     assert variable.help.endswith(".")
 
 
-def test_the_plans_environment_is_understood() -> None:
+def test_the_environment_of_the_plan_is_accepted() -> None:
     environment = {
         "WS_CPU_LIMIT": "1.9",
         "WS_MEMORY_LIMIT": "7516192768",
@@ -358,7 +358,7 @@ def test_the_plans_environment_is_understood() -> None:
     assert warning.startswith("WS_WORKER_POOL_SIZE has no effect: ")
 
 
-def test_as_many_workers_as_cores_this_process_may_use() -> None:
+def test_workers_auto_means_the_number_of_usable_cores() -> None:
     cores = len(os.sched_getaffinity(0))
     assert read_settings({"WS_WORKERS": "auto"}).workers == min(cores, 64)
     assert read_settings({"WS_WORKERS": " Auto"}).workers == min(cores, 64)
@@ -381,7 +381,7 @@ def test_settings_cannot_be_changed() -> None:
         {"WS_KEEPALIVE_TIMEOUT": "15s", "WS_PING_INTERVAL": ""},
     ],
 )
-def test_pings_that_come_too_late_for_quiet_clients_are_warned_about(
+def test_pings_that_are_too_late_for_quiet_clients_get_a_warning(
     environment: dict[str, str],
 ) -> None:
     (warning,) = warnings_about(read_settings(environment), environment)
@@ -390,14 +390,14 @@ def test_pings_that_come_too_late_for_quiet_clients_are_warned_about(
     assert f"WS_KEEPALIVE_TIMEOUT of {settings.keepalive_seconds:g} s" in warning
 
 
-def test_a_silence_longer_than_the_time_between_pings_is_nothing_to_warn_about() -> None:
+def test_a_keepalive_longer_than_the_ping_interval_gets_no_warning() -> None:
     assert list(warnings_about(read_settings({"WS_PING_INTERVAL": "59s"}), {})) == []
 
 
 # --- a file of settings, and those that change while the server runs
 
 
-def test_a_file_goes_before_the_environment(tmp_path: Path) -> None:
+def test_a_file_takes_precedence_over_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "settings"
     file.write_text("\ufeff# limits\nWS_MAX_CHANNELS='7'\nWS_OUTBOX_CAPACITY=\n", "utf-8")
     environment = {
@@ -410,7 +410,7 @@ def test_a_file_goes_before_the_environment(tmp_path: Path) -> None:
     assert settings.replay_capacity == 5
 
 
-def test_what_was_given_instead_of_a_reload_file_is_not_shown() -> None:
+def test_the_value_of_a_wrong_reload_file_is_not_shown() -> None:
     given = {"WS_RELOAD_FILE": "NATS_URL=nats://odin:CANARY@nats:4222"}
     with pytest.raises(SettingError, match="WS_RELOAD_FILE") as caught:
         with_reload_file(given)
@@ -419,7 +419,7 @@ def test_what_was_given_instead_of_a_reload_file_is_not_shown() -> None:
 
 
 @pytest.mark.parametrize("environment", [{}, {"WS_RELOAD_FILE": " "}])
-def test_without_a_file_the_environment_is_all(environment: dict[str, str]) -> None:
+def test_without_a_file_the_environment_alone_counts(environment: dict[str, str]) -> None:
     assert with_reload_file({"WS_ADDR": ":1", **environment}) == {"WS_ADDR": ":1", **environment}
 
 
@@ -432,7 +432,7 @@ def test_without_a_file_the_environment_is_all(environment: dict[str, str]) -> N
         (b"WS_RELOAD_FILE=/other", "WS_RELOAD_FILE cannot be set by the file that it names"),
     ],
 )
-def test_a_bad_file_is_a_sentence_that_does_not_show_what_is_in_it(
+def test_a_bad_file_gives_a_sentence_without_its_content(
     content: bytes | None, complaint: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "settings"
@@ -445,9 +445,7 @@ def test_a_bad_file_is_a_sentence_that_does_not_show_what_is_in_it(
 
 
 @pytest.mark.parametrize(("name", "text", "value"), GOOD)
-def test_a_reload_takes_on_what_can_change_and_nothing_else(
-    name: str, text: str, value: Any
-) -> None:
+def test_a_reload_changes_only_reloadable_settings(name: str, text: str, value: Any) -> None:
     running, wanted = read_settings(WIDE), read_settings(WIDE | {name: text})
     after = reloaded(running, wanted)
     (variable,) = (variable for variable in variables() if variable.name == name)
@@ -457,7 +455,7 @@ def test_a_reload_takes_on_what_can_change_and_nothing_else(
     assert changes(running, wanted) == ([name] if wanted != running else [])
 
 
-def test_limits_origins_and_keys_can_change() -> None:
+def test_limits_origins_and_keys_are_reloadable() -> None:
     names = {variable.name for variable in variables() if variable.reloads}
     assert {
         "WS_MAX_CONNECTIONS", "WS_MAX_CONNECTIONS_PER_IP", "WS_CPU_REJECT_THRESHOLD",
@@ -474,7 +472,7 @@ def test_limits_origins_and_keys_can_change() -> None:
 
 
 @pytest.mark.parametrize("name", COMPATIBLE)
-def test_every_name_in_use_has_an_effect_or_a_reason_why_not(name: str) -> None:
+def test_every_documented_name_has_an_effect_or_a_reason(name: str) -> None:
     assert (name in FIELDS) != (name in IGNORED)
     text = next(iter(EXAMPLES[name].good)) if name in EXAMPLES else "1"
     warnings = list(warnings_about(read_settings({}), {name: text}))
@@ -492,9 +490,7 @@ def test_every_name_in_use_has_an_effect_or_a_reason_why_not(name: str) -> None:
         ("WS_CPU_REJECT", "WS_CPU_REJECT_THRESHOLD"),
     ],
 )
-def test_an_unknown_name_of_ours_is_told_with_the_nearest_known_one(
-    name: str, nearest: str
-) -> None:
+def test_an_unknown_name_gets_a_warning_with_the_nearest_known_one(name: str, nearest: str) -> None:
     (warning,) = warnings_about(read_settings({}), {name: "x"})
     assert warning == f"{name} is unknown and has no effect; the nearest known one is {nearest}"
 
@@ -519,9 +515,7 @@ def test_an_unknown_name_of_ours_is_told_with_the_nearest_known_one(
         ("METRICS_INTERVAL_MS", "METRICS_INTERVAL"),
     ],
 )
-def test_a_misspelt_name_without_a_prefix_of_ours_is_told_with_the_one_it_is_like(
-    name: str, nearest: str
-) -> None:
+def test_a_misspelt_name_without_a_prefix_gets_a_suggestion(name: str, nearest: str) -> None:
     (warning,) = warnings_about(read_settings({}), {name: "x", "PATH": "/bin"})
     assert warning == f"{name} is unknown and has no effect; the nearest known one is {nearest}"
     given = {name: "x", nearest: next(iter(EXAMPLES[nearest].good))}
@@ -529,13 +523,13 @@ def test_a_misspelt_name_without_a_prefix_of_ours_is_told_with_the_one_it_is_lik
 
 
 @given(st.text().map("WS_{}".format))
-def test_any_unknown_name_of_ours_has_some_nearest_one(name: str) -> None:
+def test_any_unknown_name_has_a_nearest_one(name: str) -> None:
     if name not in FIELDS and name not in IGNORED:
         (warning,) = warnings_about(read_settings({}), {name: "x"})
         assert warning.rpartition(" ")[2] in FIELDS
 
 
-# Of shells, of containers, of Kubernetes for a service `nats`, and of other programs' settings.
+# Variables of shells, of containers, of Kubernetes for a service `nats`, of other programs.
 OTHERS = [
     "PATH", "HOME", "HOSTNAME", "LANG", "SHLVL", "NATS_URI", "XWS_ADDR", "ws_addr", "NATS_USER",
     "NATS_PORT", "NATS_SERVICE_HOST", "NATS_SERVICE_PORT", "NATS_PORT_4222_TCP", "NATS_CONTEXT",
@@ -546,7 +540,7 @@ OTHERS = [
 ]  # fmt: skip
 
 
-def test_names_of_other_programs_are_left_alone() -> None:
+def test_names_of_other_programs_are_ignored() -> None:
     environment = dict.fromkeys(set(OTHERS).difference(FIELDS), "x")
     assert list(warnings_about(read_settings(environment), environment)) == []
     assert read_settings(environment) == read_settings({})
@@ -560,15 +554,15 @@ def test_warnings_come_in_order_of_name() -> None:
     assert names == ["JS_CONSUMER_NAME", "WS_A", "WS_B"]
 
 
-# --- what may be shown
+# --- shown values
 
 
-def test_the_settings_in_force_are_all_of_them_as_text() -> None:
+def test_all_settings_in_force_are_shown_as_text() -> None:
     shown = effective({"WS_ADDR": " :1 ", "WS_WORKERS": "", "HOME": "/root"})
     assert shown == {v.name: v.default for v in variables()} | {"WS_ADDR": ":1"}
 
 
-def test_those_that_differ_are_those_whose_value_does() -> None:
+def test_the_changed_settings_are_those_with_another_value() -> None:
     given = {
         "WS_ADDR": " :3002", "WS_PING_INTERVAL": "27.0", "WS_KEEPALIVE_TIMEOUT": "2m",
         "ENABLE_SUBSCRIPTION_FILTERING": "YES", "WS_MAX_CHANNELS": "256", "HOME": "/",
@@ -629,7 +623,7 @@ def test_nothing_secret_is_shown(name: str, text: str, shown: str) -> None:
         "nats://bob:x%@SECRET@a",
     ],
 )
-def test_the_complaint_about_a_bad_nats_url_does_not_show_its_credentials(url: str) -> None:
+def test_the_complaint_about_a_nats_url_hides_its_credentials(url: str) -> None:
     with pytest.raises(SettingError) as caught:
         read_settings({"NATS_URL": url})
     assert "SECRET" not in str(caught.value)
@@ -640,7 +634,7 @@ def test_the_complaint_about_a_bad_nats_url_does_not_show_its_credentials(url: s
 @pytest.mark.parametrize(
     "url", ["bob:{}", "nats://bob:{}", "a,bob:{}", "bob:{},a", "tls://a,nats://bob:{}"]
 )
-def test_a_password_of_digits_is_not_taken_for_a_port_and_shown(url: str) -> None:
+def test_a_password_of_digits_is_not_shown_as_a_port(url: str) -> None:
     secret = "7391846205"
     with pytest.raises(SettingError) as caught:
         read_settings({"NATS_URL": url.format(secret)})
@@ -658,7 +652,7 @@ def test_a_password_of_digits_is_not_taken_for_a_port_and_shown(url: str) -> Non
         max_size=3,
     )
 )
-def test_no_complaint_shows_what_may_be_a_password(urls: list[tuple[str, str, str]]) -> None:
+def test_no_complaint_shows_a_possible_password(urls: list[tuple[str, str, str]]) -> None:
     text = ",".join(f"{scheme}{user}:SECRET{rest}" for scheme, user, rest in urls)
     with suppress(SettingError):
         read_settings({"NATS_URL": text})
@@ -668,18 +662,18 @@ def test_no_complaint_shows_what_may_be_a_password(urls: list[tuple[str, str, st
     assert "SECRET" not in str(caught.value)
 
 
-def test_the_complaint_still_shows_the_host_that_is_wrong() -> None:
+def test_the_complaint_still_shows_the_wrong_host() -> None:
     with pytest.raises(SettingError, match=r"host:4222/path"):
         read_settings({"NATS_URL": "nats://user:secret@host:4222/path"})
 
 
-def test_a_url_whose_host_was_forgotten_does_not_show_its_password() -> None:
+def test_a_url_without_a_host_does_not_show_its_password() -> None:
     with pytest.raises(SettingError) as caught:
         read_settings({"NATS_URL": "nats://bob:s3cret"})
     assert "s3cret" not in str(caught.value)
 
 
-def test_the_url_of_nats_can_be_in_a_file_as_secrets_are(tmp_path: Path) -> None:
+def test_the_nats_url_can_come_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "nats_url"
     file.write_text("tls://ws:secret@nats:4222\n")
     environment = {"NATS_URL": "nats://elsewhere:4222", "NATS_URL_FILE": str(file)}
@@ -688,13 +682,13 @@ def test_the_url_of_nats_can_be_in_a_file_as_secrets_are(tmp_path: Path) -> None
     assert with_nats_url_file({"NATS_URL_FILE": " "}) == {"NATS_URL_FILE": " "}
 
 
-def test_a_file_of_the_url_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+def test_an_unreadable_file_of_the_url_gives_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"NATS_URL_FILE=.*No such file or directory"):
         with_nats_url_file({"NATS_URL_FILE": str(tmp_path / "nowhere")})
     (tmp_path / "image").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SettingError, match="it is not text"):
         with_nats_url_file({"NATS_URL_FILE": str(tmp_path / "image")})
-    # What somebody wrote into the wrong variable is not shown.
+    # A value in the wrong variable is not shown.
     with pytest.raises(SettingError) as raised:
         with_nats_url_file({"NATS_URL_FILE": "tls://ws:secret@nats:4222"})
     assert "secret" not in str(raised.value)

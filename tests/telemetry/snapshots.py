@@ -1,4 +1,4 @@
-"""A server at one moment, as a test wants it."""
+"""Snapshots of a server for tests."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ IDLE = Snapshot(
 
 
 def snapshot(**changes: Any) -> Snapshot:
-    """A healthy, idle server with limits, but for `changes`."""
-    # The ledger of one test is not that of another.
+    """A healthy, idle server with limits, except for `changes`."""
+    # Each test has its own ledger.
     return changed(IDLE, **{"ledger": Ledger(), **changes})
 
 
 def changed(state: Snapshot, **changes: Any) -> Snapshot:
-    """`state`, but for `changes`: fields of it, or of that of its parts which has such a field."""
+    """`state` with `changes`: fields of it, or of the part that has such a field."""
     for name, value in changes.items():
         if hasattr(state, name):
             state = attrs.evolve(state, **{name: value})
@@ -112,7 +112,7 @@ def counters(keys: st.SearchStrategy[Any]) -> st.SearchStrategy[Counter[Any]]:
 
 @st.composite
 def balanced(draw: st.DrawFn) -> Snapshot:
-    """A worker in which nothing is unaccounted for."""
+    """A worker whose events are all accounted for."""
     way_in = Publications(
         fanned_out=draw(AMOUNTS),
         unmatched=draw(AMOUNTS),

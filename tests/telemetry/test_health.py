@@ -24,7 +24,7 @@ def health(one: Snapshot) -> HealthReport:
     return health_at(one, NOW)
 
 
-# wire_compatibility.md, `/health`: what each number has to be in the text of the JSON.
+# wire_compatibility.md, `/health`: the form of each number in the text of the JSON.
 SHAPE = {
     "status": str,
     "healthy": bool,
@@ -93,7 +93,7 @@ PERCENTAGES = st.floats(0, 10_000)
     is_draining=st.booleans(),
     is_overloaded=st.booleans(),
 )
-def test_the_shape_and_the_kinds_of_numbers_are_always_the_same(**changes: Any) -> None:
+def test_the_shape_and_the_types_of_numbers_never_change(**changes: Any) -> None:
     content = json.loads(as_sent(health(snapshot(**changes))))
     assert shape_of(content) == SHAPE
     assert list(content) == list(SHAPE)
@@ -101,7 +101,7 @@ def test_the_shape_and_the_kinds_of_numbers_are_always_the_same(**changes: Any) 
     assert all(isinstance(line, str) for line in content["errors"] + content["warnings"])
 
 
-def test_at_zero_percentages_have_a_fraction_and_counts_have_none() -> None:
+def test_at_zero_percentages_have_a_fraction_and_counts_do_not() -> None:
     text = as_sent(health(snapshot(max_connections=0, memory_limit_bytes=0)))
     assert re.findall(r'"percentage":([^,}]+)', text) == ["0.0"] * 4
     assert '"capacity":{"current":0,"max":0,' in text
@@ -279,9 +279,7 @@ def test_each_condition_has_its_status_its_code_and_a_sentence(
         ({"paused_percent": 100}, set()),
     ],
 )
-def test_each_check_is_about_its_own_condition(
-    changes: dict[str, Any], unhealthy: set[str]
-) -> None:
+def test_each_check_covers_its_own_condition(changes: dict[str, Any], unhealthy: set[str]) -> None:
     checks = health(snapshot(**changes)).content["checks"]
     assert {name for name, check in checks.items() if not check.get("healthy", True)} == unhealthy
 
@@ -292,7 +290,7 @@ def test_a_lost_nats_is_disconnected() -> None:
     assert (check["status"], check["healthy"]) == ("disconnected", False)
 
 
-def test_what_nats_says_is_a_field_of_its_check_with_its_time() -> None:
+def test_the_sentence_of_nats_is_in_its_check_with_its_time() -> None:
     trouble = "nats: 'Authorization Violation'"
     check = health(snapshot(is_connected=False, trouble=Trouble(trouble, 1.2345))).content[
         "checks"
@@ -300,7 +298,7 @@ def test_what_nats_says_is_a_field_of_its_check_with_its_time() -> None:
     assert (check["trouble"], check["since_ms"]) == (trouble, 1234)
 
 
-def test_the_age_of_what_never_came_is_null() -> None:
+def test_the_age_of_an_event_that_never_came_is_null() -> None:
     assert health(snapshot(age_seconds=None)).content["checks"]["nats"]["age_ms"] is None
 
 
@@ -309,18 +307,18 @@ def test_gaps_of_all_reasons_are_counted() -> None:
     assert health(snapshot(ledger=counters)).content["checks"]["nats"]["gaps"] == 3
 
 
-def test_both_errors_are_told() -> None:
+def test_both_errors_are_shown() -> None:
     content = health(snapshot(is_connected=False, is_draining=True)).content
     assert len(content["errors"]) == 2
 
 
-def test_an_overload_is_told_once_and_says_what_follows() -> None:
+def test_an_overload_is_shown_once_with_its_consequence() -> None:
     content = health(snapshot(is_overloaded=True, cpu_percent=91.26)).content
     assert content["warnings"] == ["CPU at 91.3 %: new connections are refused"]
 
 
-def test_the_share_that_is_shed_is_a_number_of_the_check_and_all_of_it_is_an_error() -> None:
-    """At 100 % nobody gets anything, whatever else is in order."""
+def test_the_shed_share_is_in_the_check_and_a_full_share_is_an_error() -> None:
+    """At 100 % nobody gets anything, even if everything else is in order."""
     for percent, status in ((0, 200), (10, 200), (90, 200), (100, 503)):
         report = health(snapshot(paused_percent=percent))
         assert report.status == status
@@ -346,7 +344,7 @@ def test_the_share_that_is_shed_is_a_number_of_the_check_and_all_of_it_is_an_err
         ),
     ],
 )
-def test_clients_are_sent_here_once_nats_was_reached_and_until_it_leaves(
+def test_it_is_ready_once_nats_was_reached_and_until_it_leaves(
     changes: dict[str, Any], status: int, reasons: list[str]
 ) -> None:
     report = ready(snapshot(**changes))

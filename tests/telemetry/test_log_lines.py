@@ -1,4 +1,4 @@
-"""The way of a log line out of the process, with pipes that are not read."""
+"""The way of a log line out of the process, into pipes without a reader."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def read_lines(read_end: int, number: int) -> list[str]:
-    """So many lines; a byte more may be left for nobody."""
+    """Read `number` lines; bytes after them may be lost."""
     data = b""
     while data.count(b"\n") < number:
         data += os.read(read_end, 1000)
@@ -58,7 +58,7 @@ def test_lines_are_written_in_order() -> None:
     assert handler.dropped == 0
 
 
-def test_whoever_logs_into_a_pipe_that_nobody_reads_goes_on_and_the_newest_are_dropped(
+def test_a_pipe_that_is_not_read_blocks_nobody_and_drops_lines(
     pipe: tuple[int, io.TextIOWrapper],
 ) -> None:
     read_end, file = pipe
@@ -77,7 +77,7 @@ def test_whoever_logs_into_a_pipe_that_nobody_reads_goes_on_and_the_newest_are_d
     assert read_lines(read_end, 1) == ["and on"]
 
 
-def test_while_the_queue_stays_full_the_drops_are_counted_and_not_told_line_by_line(
+def test_drops_of_a_full_queue_are_counted_and_reported_once(
     pipe: tuple[int, io.TextIOWrapper],
 ) -> None:
     read_end, file = pipe
@@ -106,7 +106,7 @@ def test_a_pipe_without_a_reader_drops_and_raises_nothing(
     assert handler.dropped == 2
 
 
-def test_a_full_disk_drops_and_what_comes_after_it_begins_on_a_line_of_its_own() -> None:
+def test_after_a_full_disk_the_next_line_begins_on_its_own() -> None:
     written = bytearray()
     room = 15
 
@@ -132,7 +132,7 @@ def test_a_full_disk_drops_and_what_comes_after_it_begins_on_a_line_of_its_own()
     assert handler.dropped == 2
 
 
-def test_a_closed_file_and_none_at_all_drop() -> None:
+def test_a_closed_or_missing_file_drops_lines() -> None:
     file = io.StringIO()
     handlers = [LineHandler(file), LineHandler(None)]
     file.close()
@@ -149,7 +149,7 @@ def test_a_line_that_cannot_be_formatted_is_dropped() -> None:
     assert handler.dropped == 1
 
 
-def test_a_pipe_that_someone_made_non_blocking_is_waited_for(
+def test_a_non_blocking_pipe_is_waited_for(
     pipe: tuple[int, io.TextIOWrapper],
 ) -> None:
     read_end, file = pipe
@@ -163,7 +163,7 @@ def test_a_pipe_that_someone_made_non_blocking_is_waited_for(
     assert (len(data), handler.dropped) == (20_000, 0)
 
 
-def test_closing_does_not_wait_long_for_a_pipe_that_nobody_reads(
+def test_closing_does_not_wait_long_for_a_pipe_that_is_not_read(
     pipe: tuple[int, io.TextIOWrapper],
 ) -> None:
     _, file = pipe
@@ -201,7 +201,7 @@ os.waitpid(child, 0)
 """
 
 
-def test_a_forked_child_logs_as_well_and_nothing_is_lost_at_a_normal_end() -> None:
+def test_a_forked_child_logs_and_a_normal_end_loses_nothing() -> None:
     done = subprocess.run(
         [sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=20, check=True
     )
@@ -211,7 +211,7 @@ def test_a_forked_child_logs_as_well_and_nothing_is_lost_at_a_normal_end() -> No
     assert events == ['"in the child"', '"in the parent"', "before"]
 
 
-def test_what_was_dropped_is_counted_over_all_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drops_are_counted_over_all_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
     handlers = [LineHandler(None), LineHandler(None), logging.NullHandler()]
     monkeypatch.setattr(logging.getLogger(), "handlers", handlers)
     for handler in handlers:

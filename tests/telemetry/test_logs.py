@@ -24,7 +24,7 @@ def _as_it_was() -> Iterator[None]:
 
 
 def lines_of(style: str, level: str = "info") -> list[str]:
-    """What is written of a few events, ours and a library's."""
+    """The lines of a few events, ours and a library's."""
     file = io.StringIO()
     configure_logs(level, style, file=file)
     log = structlog.get_logger("test")
@@ -54,7 +54,7 @@ def test_json_is_one_object_a_line_with_level_event_and_time() -> None:
     assert objects[2]["exception"][0]["exc_value"] == "a bug"
 
 
-def test_every_line_of_a_worker_carries_its_number_a_librarys_too() -> None:
+def test_every_line_of_a_worker_even_a_librarys_has_its_number() -> None:
     file = io.StringIO()
     configure_logs("info", "json", worker=3, file=file)
     structlog.get_logger("test").info("server.listening")
@@ -62,7 +62,7 @@ def test_every_line_of_a_worker_carries_its_number_a_librarys_too() -> None:
     assert [json.loads(line)["worker"] for line in written(file)] == [3, 3]
 
 
-def test_the_level_can_change_for_loggers_that_were_used_before() -> None:
+def test_the_level_can_change_for_existing_loggers() -> None:
     file = io.StringIO()
     configure_logs("info", "json", file=file)
     log = structlog.get_logger("test")
@@ -87,13 +87,13 @@ def test_pretty_is_for_people() -> None:
     assert "ValueError" in shown
 
 
-def test_the_level_is_kept_and_libraries_that_chatter_are_not_heard() -> None:
+def test_the_level_is_respected_and_chatty_libraries_are_muted() -> None:
     assert any("too.fine" in line for line in lines_of("json", "debug"))
     assert not any("server.listening" in line for line in lines_of("json", "error"))
     assert not logging.getLogger("trio-websocket").isEnabledFor(logging.DEBUG)
 
 
-def test_no_logger_of_ours_is_one_of_those_that_are_muted() -> None:
+def test_none_of_our_loggers_is_muted() -> None:
     sources = Path(trio_odin.__file__).parent.rglob("*.py")
     names = {name for s in sources for name in re.findall(r'get_logger\("(\w+)"\)', s.read_text())}
     configure_logs("info", "json", file=io.StringIO())

@@ -45,7 +45,7 @@ DASHBOARD = {
     "ws_nats_messages_dropped_total": "counter",
     "ws_capacity_max_connections": "gauge",
 }
-# The label of each labelled series, and the values that are there from the start.
+# The label of each labelled series, and the values that exist from the start.
 LABELS = {
     "ws_connections_rejected_total": ("reason", {one.label for one in Rejection}),
     "ws_connections_closed_total": ("reason", {one.label for one in CloseReason}),
@@ -64,7 +64,7 @@ LABELS = {
 
 
 def families(state: Snapshot) -> dict[str, Metric]:
-    """What Prometheus makes of the text, by the name of the first sample's series."""
+    """The text as Prometheus parses it, by the name of the first sample's series."""
     text = render(state).decode()
     parsed = list(text_string_to_metric_families(text))
     by_name = {
@@ -86,13 +86,13 @@ def value(state: Snapshot, name: str, **labels: str) -> float:
 
 
 @pytest.mark.parametrize(("name", "kind"), [*PLAN.items(), *DASHBOARD.items()])
-def test_every_name_that_dashboards_know_is_there_with_its_type(name: str, kind: str) -> None:
+def test_every_dashboard_metric_exists_with_its_type(name: str, kind: str) -> None:
     family = families(snapshot())[name]
     assert family.type == kind
     assert family.samples
 
 
-def test_every_series_is_there_has_help_and_the_type_its_name_promises() -> None:
+def test_every_series_exists_with_help_and_the_type_of_its_name() -> None:
     by_name = families(snapshot())
     for series in SERIES:
         for name in filter(None, (series.name, series.alias)):
@@ -100,10 +100,11 @@ def test_every_series_is_there_has_help_and_the_type_its_name_promises() -> None
             assert by_name[name].documentation == series.help
             assert re.fullmatch(r"ws_[a-z]+(_[a-z]+)*", name)
     names = [name for series in SERIES for name in (series.name, series.alias) if name]
+    assert names
     assert len(names) == len(set(names))
 
 
-def test_only_our_prefix_and_that_of_the_process_are_used() -> None:
+def test_only_the_prefixes_ws_and_process_are_used() -> None:
     assert {name.split("_")[0] for name in families(snapshot())} == {"ws", "process"}
 
 
@@ -269,16 +270,16 @@ def test_the_figures_above_are_those_of_every_series() -> None:
 @pytest.mark.parametrize(
     ("name", "field"), [("ws_nats_connected", "is_connected"), ("ws_draining", "is_draining")]
 )
-def test_a_claim_is_1_or_0(name: str, field: str) -> None:
+def test_a_boolean_is_1_or_0(name: str, field: str) -> None:
     assert value(snapshot(**{field: True}), name) == 1
     assert value(snapshot(**{field: False}), name) == 0
 
 
-def test_the_age_of_what_never_came_is_beyond_every_threshold() -> None:
+def test_the_age_of_an_event_that_never_came_exceeds_all_thresholds() -> None:
     assert value(snapshot(age_seconds=None), "ws_nats_age_seconds") == math.inf
 
 
-def test_an_alias_is_the_same_figure() -> None:
+def test_an_alias_has_the_same_figure() -> None:
     by_name = families(BUSY)
     pairs = [(series.name, series.alias) for series in SERIES if series.alias]
     assert len(pairs) >= 2
@@ -319,7 +320,7 @@ def test_counting_does_not_show_a_label_twice(kind: type[Enum]) -> None:
     assert [sample.value for sample in by_name[name].samples] == [1] * len(kind)
 
 
-def test_reading_the_metrics_does_not_change_the_books() -> None:
+def test_reading_the_metrics_changes_no_counter() -> None:
     ledger = Ledger()
     families(snapshot(ledger=ledger))
     assert ledger == Ledger()
@@ -336,7 +337,7 @@ def test_imbalances_do_not_cancel_each_other_out() -> None:
     assert imbalance(ledger=lost, inbound_waiting=3) == 2
 
 
-def test_each_scrape_is_of_its_own_snapshot() -> None:
+def test_each_scrape_has_its_own_snapshot() -> None:
     for connections in (1, 2):
         page = render(snapshot(connections=connections))
         assert f"\nws_connections_current {connections}.0\n".encode() in page
@@ -345,7 +346,7 @@ def test_each_scrape_is_of_its_own_snapshot() -> None:
 # --- workers
 
 
-def test_a_server_without_workers_is_one_worker_and_shows_its_own_process() -> None:
+def test_a_server_without_workers_is_shown_as_one_worker() -> None:
     state = snapshot(workers=Workers.alone(7))
     assert value(state, "ws_workers") == value(state, "ws_workers_alive") == 1
     assert value(state, "ws_worker_connections", worker="1") == 7
@@ -353,7 +354,7 @@ def test_a_server_without_workers_is_one_worker_and_shows_its_own_process() -> N
     assert "process_open_fds" in families(state)
 
 
-def test_several_workers_are_shown_one_by_one_and_their_processes_as_one() -> None:
+def test_workers_are_shown_singly_and_their_processes_as_one() -> None:
     workers = Workers(configured=3, alive=2, restarts=5, connections=[4, 0, 6])
     state = snapshot(workers=workers, cpu_seconds=12.5, memory_bytes=1000)
     held = families(state)["ws_worker_connections"].samples
@@ -440,7 +441,7 @@ def test_a_histogram_has_its_buckets_its_count_and_its_sum() -> None:
         }
 
 
-def test_what_code_runs_is_a_series_that_is_always_1() -> None:
+def test_the_running_version_is_a_series_that_is_always_1() -> None:
     old, new = Build("0.1.0", "3.11.7", "abc"), Build("0.2.0", "3.12.1", "")
     text = render(snapshot(builds=[old, new])).decode()
     lines = [line for line in text.splitlines() if line.startswith("ws_build_info{")]

@@ -1,4 +1,4 @@
-"""The feed between bridge and hub: its limit of bytes, and what is told of what found no room."""
+"""The queue between bridge and hub: its limit of bytes, and the reports of dropped events."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def message(offset: int) -> NatsMessage:
     return NatsMessage("odin.token.BTC.trade", b"1" * 600, offset, trio.current_time())
 
 
-async def test_events_wait_within_a_limit_of_bytes_and_what_finds_no_room_is_a_gap() -> None:
+async def test_waiting_events_are_limited_in_bytes_and_a_drop_is_a_gap() -> None:
     settings, ledger = read_settings({}), Ledger()
     inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage | Mark](100)
     budget = ByteBudget(limit_bytes=1500)
@@ -39,14 +39,14 @@ async def test_events_wait_within_a_limit_of_bytes_and_what_finds_no_room_is_a_g
     assert [getattr(one, "offset", one) for one in waiting] == [2, Mark(None, 4, 0, lost), 5]
 
 
-async def test_the_feeds_of_all_workers_have_an_eighth_of_the_memory_together() -> None:
+async def test_the_inbound_queues_of_all_workers_share_an_eighth_of_memory() -> None:
     for workers in ("1", "4"):
         settings = read_settings({"WS_MEMORY_LIMIT": "3200000", "WS_WORKERS": workers})
         hub: Hub[object] = Hub(settings, Ledger())  # type: ignore[type-var]
         assert hub.inbound_budget.limit_bytes == 400_000 // int(workers)
 
 
-async def test_the_hub_gives_back_what_it_has_taken() -> None:
+async def test_the_hub_gives_back_the_bytes_that_it_has_taken() -> None:
     hub: Hub[object] = Hub(read_settings({}), Ledger())  # type: ignore[type-var]
     assert hub.inbound_budget.limit_bytes > 1024 * 1024
     inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage | Mark](100)

@@ -22,49 +22,49 @@ def at(offset: int, *, is_ours: bool = True) -> StreamPosition:
     return position
 
 
-def test_at_start_up_the_past_of_the_stream_is_no_gap() -> None:
+def test_at_start_up_old_events_are_not_a_gap() -> None:
     position = StreamPosition()
     assert position.enter(state(501, 900)) == []
     assert (position.offset, position.stream, position.epoch) == (900, "S", "e")
 
 
-def test_what_the_window_still_has_is_no_gap() -> None:
+def test_events_still_in_the_window_are_not_a_gap() -> None:
     position = at(10)
     assert position.enter(state(11, 20)) == []
     assert position.offset == 10
 
 
-def test_what_the_window_has_dropped_is_a_gap_with_its_exact_count() -> None:
+def test_events_dropped_by_the_window_are_a_gap_with_their_count() -> None:
     position = at(10)
     assert position.enter(state(14, 20)) == [Gap(WINDOW, 3, 11, 13)]
     assert position.offset == 13
     assert position.move(14) is None, "it is declared once"
 
 
-def test_a_window_that_has_run_empty_is_a_gap_before_anything_comes() -> None:
+def test_a_window_that_has_run_empty_is_a_gap_before_any_event() -> None:
     assert at(10).enter(state(21, 20)) == [Gap(WINDOW, 10, 11, 20)]
 
 
-def test_numbers_that_may_be_others_are_a_gap_of_unknown_size() -> None:
+def test_numbers_that_may_be_foreign_are_a_gap_of_unknown_size() -> None:
     position = at(10, is_ours=False)
     assert position.enter(state(14, 20, is_ours=False)) == [Gap(WINDOW, None, 11, 13)]
     assert position.move(18) is None, "a jump alone proves nothing"
 
 
-def test_a_jump_in_a_stream_of_ours_is_a_gap() -> None:
+def test_a_jump_in_our_own_stream_is_a_gap() -> None:
     position = at(10)
     assert position.move(11) is None
     assert position.move(15) == Gap(WINDOW, 3, 12, 14)
     assert position.move(16) is None
 
 
-def test_a_stream_made_anew_is_a_gap_and_is_read_from_its_beginning() -> None:
+def test_a_stream_made_anew_is_a_gap_and_is_read_from_its_start() -> None:
     position = at(10)
     assert position.enter(state(1, 99, epoch="f")) == [Gap(STREAM)]
     assert (position.offset, position.epoch) == (0, "f")
 
 
-def test_a_stream_that_is_shorter_than_it_was_is_another_one() -> None:
+def test_a_stream_that_became_shorter_is_another_one() -> None:
     position = at(10)
     assert position.is_lost_in(state(0, 9))
     assert not position.is_lost_in(state(0, 10))
@@ -72,13 +72,13 @@ def test_a_stream_that_is_shorter_than_it_was_is_another_one() -> None:
     assert position.offset == 0
 
 
-def test_what_the_new_stream_has_dropped_already_is_counted_too() -> None:
+def test_events_dropped_by_a_new_stream_are_counted_too() -> None:
     assert at(10).enter(state(5, 99, epoch="f")) == [Gap(STREAM), Gap(WINDOW, 4, 1, 4)]
 
 
 @given(st.data(), st.booleans())
-def test_every_offset_is_taken_or_in_a_gap_and_never_both(data: st.DataObject, away: bool) -> None:
-    """Through any mixture of losses on the way, drops and reconnects."""
+def test_every_offset_is_either_taken_or_in_a_gap(data: st.DataObject, away: bool) -> None:
+    """This holds for any mixture of losses on the way, drops and reconnects."""
     position = at(0)
     accounted: list[int] = []
     last = 0
@@ -112,7 +112,7 @@ gaps = st.builds(Gap, st.sampled_from(GapReason), counts, counts, counts)
 
 
 @given(st.lists(gaps, max_size=20), st.integers(0, 20))
-def test_gaps_are_summed_up_by_reason_whenever_that_is_done(several: list[Gap], cut: int) -> None:
+def test_gaps_are_summed_up_by_reason_in_any_order(several: list[Gap], cut: int) -> None:
     sums = joined({}, several)
     assert joined(joined({}, several[:cut]), several[cut:]) == sums
     assert set(sums) == {gap.reason for gap in several}
@@ -122,12 +122,12 @@ def test_gaps_are_summed_up_by_reason_whenever_that_is_done(several: list[Gap], 
         assert one.missed == (sum(known) if len(known) == len(numbers) else None)
 
 
-def test_a_sum_reaches_from_the_first_to_the_last() -> None:
+def test_a_sum_of_gaps_spans_from_the_first_to_the_last() -> None:
     several = [Gap(WINDOW, 2, 5, 6), Gap(CORE), Gap(WINDOW, 1, 9, 9)]
     assert joined({}, several) == {WINDOW: Gap(WINDOW, 3, 5, 9), CORE: Gap(CORE)}
 
 
-def test_numbers_of_the_stream_before_are_not_summed_up_with_those_of_the_new_one() -> None:
+def test_gaps_of_two_streams_are_not_summed_up() -> None:
     """A notice names one epoch, and a sum from 1000 to 3 covers nothing."""
     before = joined({}, [Gap(SHED, 2, 999, 1000), Gap(WINDOW, 1, 7, 7)])
     sums = joined(before, [Gap(STREAM), Gap(SHED, 2, 2, 3), Gap(SHED, 1, 9, 9)])
@@ -135,13 +135,13 @@ def test_numbers_of_the_stream_before_are_not_summed_up_with_those_of_the_new_on
     assert next(iter(sums)) is STREAM, "it says where the position starts anew"
 
 
-def test_summing_up_leaves_what_was_there_alone() -> None:
+def test_summing_up_leaves_the_parts_unchanged() -> None:
     one = {WINDOW: Gap(WINDOW, 2, 5, 6)}
     joined(one, [Gap(WINDOW, 1, 9, 9)])
     assert one == {WINDOW: Gap(WINDOW, 2, 5, 6)}
 
 
-def test_at_start_up_as_much_as_is_to_be_recalled_is_taken_and_is_the_past() -> None:
+def test_at_start_up_the_configured_backfill_is_read() -> None:
     position = StreamPosition(backfill=3)
     assert position.enter(state(1, 10)) == []
     taken = []
@@ -151,7 +151,7 @@ def test_at_start_up_as_much_as_is_to_be_recalled_is_taken_and_is_the_past() -> 
     assert taken == [True, True, True, False]
 
 
-def test_no_more_is_recalled_than_the_stream_has() -> None:
+def test_the_backfill_is_at_most_the_whole_stream() -> None:
     position = StreamPosition(backfill=100)
     position.enter(state(9, 10))
     assert position.offset == 8
@@ -160,14 +160,14 @@ def test_no_more_is_recalled_than_the_stream_has() -> None:
     assert position.offset == 0
 
 
-def test_what_is_lost_of_the_past_is_no_gap_and_of_the_news_is_one() -> None:
+def test_a_loss_in_the_backfill_is_not_a_gap_but_a_later_one_is() -> None:
     position = StreamPosition(backfill=5)
     position.enter(state(1, 10))
     assert position.move(8) is None
     assert position.move(13) == Gap(WINDOW, 2, 11, 12)
 
 
-def test_all_of_a_stream_made_anew_is_news() -> None:
+def test_all_events_of_a_stream_made_anew_are_new() -> None:
     position = StreamPosition(backfill=5)
     position.enter(state(1, 10))
     assert position.enter(state(1, 4, epoch="other")) == [Gap(STREAM)]
@@ -182,8 +182,8 @@ def at_its_message(offset: int, stored: int) -> StreamPosition:
     return position
 
 
-def test_a_stream_that_was_emptied_and_has_grown_past_is_known_by_the_time_of_a_message() -> None:
-    """In a cluster a stream in memory comes back with the date of its creation."""
+def test_an_emptied_stream_is_recognised_by_the_time_of_a_message() -> None:
+    """In a cluster, a stream in memory comes back with its date of creation."""
     position = at_its_message(10, stored=77)
     emptied = StreamState("S", "e", 1, 60, True, witness=99)
     assert position.is_lost_in(emptied)
@@ -193,9 +193,7 @@ def test_a_stream_that_was_emptied_and_has_grown_past_is_known_by_the_time_of_a_
     assert (position.offset, position.epoch, position.witness) == (0, "e-1", None)
 
 
-def test_a_stream_that_may_have_been_emptied_beyond_recognition_is_a_gap_from_its_beginning() -> (
-    None
-):
+def test_a_stream_possibly_emptied_unnoticed_is_a_gap_from_its_start() -> None:
     for may_be_emptied, gap in (
         (False, Gap(WINDOW, 4, 51, 54)),
         (True, Gap(WINDOW, None, 1, 54)),
@@ -208,7 +206,7 @@ def test_a_stream_that_may_have_been_emptied_beyond_recognition_is_a_gap_from_it
         assert position.offset == 54
 
 
-def test_the_end_of_the_past_may_be_somebody_elses_message() -> None:
+def test_the_backfill_may_end_with_a_foreign_message() -> None:
     position = StreamPosition(backfill=5)
     position.enter(state(1, 10, is_ours=False))
     position.move(7)
@@ -218,7 +216,7 @@ def test_the_end_of_the_past_may_be_somebody_elses_message() -> None:
     assert not position.is_backfill
 
 
-def test_what_the_window_drops_of_the_past_while_away_is_no_gap() -> None:
+def test_backfill_that_the_window_drops_meanwhile_is_not_a_gap() -> None:
     position = StreamPosition(backfill=5)
     position.enter(state(1, 10))
     position.move(6)
@@ -229,7 +227,7 @@ def test_what_the_window_drops_of_the_past_while_away_is_no_gap() -> None:
 
 
 @pytest.mark.parametrize("is_ours", [True, False])
-def test_what_is_lost_of_the_past_breaks_what_can_be_resumed(is_ours: bool) -> None:
+def test_a_loss_in_the_backfill_makes_resumes_incomplete(is_ours: bool) -> None:
     position = StreamPosition(backfill=5)
     position.enter(state(1, 10, is_ours=is_ours))
     position.move(6)
@@ -244,7 +242,7 @@ def test_what_is_lost_of_the_past_breaks_what_can_be_resumed(is_ours: bool) -> N
 
 
 @pytest.mark.parametrize("is_ours", [True, False])
-def test_an_end_of_the_past_that_does_not_come_breaks_what_can_be_resumed(is_ours: bool) -> None:
+def test_a_missing_end_of_the_backfill_makes_resumes_incomplete(is_ours: bool) -> None:
     position = StreamPosition(backfill=5)
     position.enter(state(1, 10, is_ours=is_ours))
     position.move(6)
@@ -255,7 +253,7 @@ def test_an_end_of_the_past_that_does_not_come_breaks_what_can_be_resumed(is_our
     assert not position.is_broken
 
 
-def test_a_loss_is_told_at_once_and_those_of_the_next_second_are_summed_up() -> None:
+def test_a_loss_is_reported_at_once_and_those_after_it_are_summed_up() -> None:
     losses = Losses()
     assert not losses.are_due(5.0)
     losses.declare([Gap(WINDOW, 1, 3, 3)])
@@ -270,7 +268,7 @@ def test_a_loss_is_told_at_once_and_those_of_the_next_second_are_summed_up() -> 
 
 
 @pytest.mark.parametrize("reason", [GapReason.START, STREAM, CORE])
-def test_what_changes_the_meaning_of_offsets_is_never_put_off(reason: GapReason) -> None:
+def test_a_change_of_the_epoch_is_never_delayed(reason: GapReason) -> None:
     losses = Losses()
     losses.declare([Gap(WINDOW, 1, 3, 3)])
     losses.take(5.0)

@@ -11,14 +11,14 @@ LONG = "$JS.ACK.hub.ACCOUNT.ODIN_TOKENS.cons.1.27.13.1759027038365000001.4.x7Yz"
 
 
 @pytest.mark.parametrize("reply", [SHORT, LONG, LONG.rpartition(".")[0], f"{LONG}.more"])
-def test_both_forms_of_a_reply_subject_say_where_a_message_is(reply: str) -> None:
+def test_both_forms_of_a_reply_subject_have_the_position(reply: str) -> None:
     assert metadata_of(reply) == MessageMetadata(27, 13, unix_ns=1759027038365000001, pending=4)
 
 
 @pytest.mark.parametrize(
     "reply", ["", "_INBOX.x", SHORT.replace("27", "x"), SHORT.replace("27", "²"), SHORT + ".1"]
 )
-def test_any_other_subject_is_no_place(reply: str) -> None:
+def test_any_other_subject_has_no_position(reply: str) -> None:
     assert metadata_of(reply) is None
 
 

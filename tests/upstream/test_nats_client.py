@@ -32,7 +32,7 @@ def in_asyncio(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def fake_nats(*sent: bytes, hangs_up: bool = False) -> tuple[asyncio.Server, str]:
-    """A server that, to whoever subscribes, sends these chunks, and goes on answering pings.
+    """A server that sends these chunks to a subscriber and continues to answer pings.
 
     If it `hangs_up`, it closes the connection instead.
     """
@@ -60,7 +60,7 @@ async def fake_nats(*sent: bytes, hangs_up: bool = False) -> tuple[asyncio.Serve
 
 
 async def received(count: int, *sent: bytes) -> list[Msg]:
-    """What a listener gets; the connection outlives it."""
+    """The messages that a listener gets; the connection survives them."""
     messages: list[Msg] = []
     enough = asyncio.Event()
 
@@ -83,7 +83,7 @@ async def lost_by(
     take: Callable[[Msg], Awaitable[None]] | None = None,
     is_the_last: bool = False,
 ) -> Exception:
-    """Why the connection is lost."""
+    """The error with which the connection ends."""
 
     async def ignore(_: Msg) -> None:
         pass
@@ -118,7 +118,7 @@ SUBJECTS = ["a.b", "a.\\xdc\x0bx", "a.c", "_INBOX.x", "a.d"]
 
 
 @given(cuts=st.lists(st.integers(0, len(LINES)), max_size=8))
-def test_messages_are_the_same_however_the_bytes_are_cut(cuts: list[int]) -> None:
+def test_messages_do_not_depend_on_how_the_bytes_are_cut(cuts: list[int]) -> None:
     ends = [*sorted(cuts), len(LINES)]
     chunks = [LINES[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
     messages = in_asyncio(received(len(SUBJECTS), *chunks))
@@ -127,14 +127,14 @@ def test_messages_are_the_same_however_the_bytes_are_cut(cuts: list[int]) -> Non
     assert messages[1].reply == "reply\x0c\\xff"
 
 
-def test_headers_are_read_only_of_what_is_sent_to_an_inbox() -> None:
+def test_headers_are_read_only_in_messages_to_an_inbox() -> None:
     *_, event, control, _ = in_asyncio(received(len(SUBJECTS), LINES))
     assert event.headers is None
     assert control.headers == {"Status": "100", "Description": "Idle", "A": "b"}
 
 
 @pytest.mark.parametrize("header", [b"N", b"NATS/1.0", b"NATS/1.0 \xff\xff\xff", b"\xff" * 40])
-def test_headers_that_are_none_are_none(header: bytes) -> None:
+def test_malformed_headers_are_empty(header: bytes) -> None:
     line = b"HMSG _INBOX.x 1 %d %d\r\n%b\r\n" % (len(header), len(header), header)
     (message,) = in_asyncio(received(1, line))
     assert not message.headers
@@ -158,13 +158,13 @@ def test_headers_that_are_none_are_none(header: bytes) -> None:
         b"MSG a 1 \xd9\xa1\r\n",
     ],
 )
-def test_a_line_that_means_nothing_ends_the_connection_and_is_shown(line: bytes) -> None:
+def test_a_meaningless_line_ends_the_connection_and_is_shown(line: bytes) -> None:
     error = in_asyncio(lost_by(line))
     assert isinstance(error, Unreadable)
     assert line.decode().partition("\r")[0] in str(error)
 
 
-def test_a_line_without_an_end_is_not_gathered_for_ever() -> None:
+def test_a_line_without_an_end_is_not_collected_forever() -> None:
     error = in_asyncio(lost_by(*[b"x" * 65_536] * 20))
     assert isinstance(error, Unreadable)
     assert len(str(error)) < 200
@@ -179,15 +179,13 @@ def test_a_line_without_an_end_is_not_gathered_for_ever() -> None:
         (b"-ERR\r\n", ""),
     ],
 )
-def test_what_nats_objects_to_ends_the_connection_in_its_own_words(
-    line: bytes, sentence: str
-) -> None:
+def test_an_error_of_nats_ends_the_connection_in_its_own_words(line: bytes, sentence: str) -> None:
     error = in_asyncio(lost_by(line))
     assert isinstance(error, nats.errors.Error)
     assert str(error) == sentence
 
 
-def test_what_a_listener_raises_ends_the_connection_with_its_cause() -> None:
+def test_an_exception_of_a_listener_ends_the_connection() -> None:
     async def stumble(_: Msg) -> None:
         raise KeyError("ours")
 
@@ -213,7 +211,7 @@ def test_an_end_of_the_connection_is_noticed_at_once() -> None:
     assert isinstance(in_asyncio(until_lost()), nats.errors.UnexpectedEOF)
 
 
-def test_a_pong_after_its_deadline_does_no_harm() -> None:
+def test_a_late_pong_does_no_harm() -> None:
     async def ping_twice() -> bool:
         late = asyncio.Event()
 
@@ -249,7 +247,7 @@ PIECES = st.sampled_from(
 
 
 @given(st.lists(PIECES | st.binary(max_size=8), max_size=30))
-def test_whatever_comes_ends_the_connection_only_in_ways_that_were_thought_of(
+def test_any_bytes_end_the_connection_only_in_expected_ways(
     pieces: list[bytes],
 ) -> None:
     error = in_asyncio(lost_by(b"".join(pieces), is_the_last=True))
@@ -257,7 +255,7 @@ def test_whatever_comes_ends_the_connection_only_in_ways_that_were_thought_of(
     assert error.__cause__ is None, "a fault of ours"
 
 
-def test_what_is_overridden_is_still_there_in_nats_py() -> None:
+def test_the_overridden_methods_still_exist_in_nats_py() -> None:
     ours = {name for name in vars(TotalClient) if not name.startswith("__")}
     new = {"says_it_has_jetstream", "listen", "_parse", "_take"}
     assert ours - new
@@ -270,7 +268,7 @@ def test_what_is_overridden_is_still_there_in_nats_py() -> None:
 
 
 @pytest.mark.parametrize("lost", [0, 3])
-def test_a_request_that_is_lost_is_asked_again(lost: int) -> None:
+def test_a_lost_request_is_repeated(lost: int) -> None:
     async def ask() -> bytes:
         asked = 0
 

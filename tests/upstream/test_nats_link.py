@@ -1,4 +1,4 @@
-"""Which server is connected to, and what is learnt from it."""
+"""The choice of a server, and the facts learned from it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def in_asyncio(work: Coroutine[Any, Any, T]) -> T:
 
 
 class FakeNats:
-    """A server that says what it is told to say. `connects` are the CONNECT lines it got."""
+    """A server with given answers. `connects` are the CONNECT lines it received."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ def metadata_of(fake: FakeNats) -> str:
     return fake.url.removeprefix("nats://")
 
 
-def test_a_server_that_hangs_or_is_down_keeps_nobody_from_the_next() -> None:
+def test_a_hanging_or_stopped_server_does_not_block_the_next() -> None:
     async def connect() -> None:
         dumb, good = FakeNats(is_dumb=True), FakeNats()
         async with serving(dumb, good):
@@ -110,7 +110,7 @@ def test_a_server_that_hangs_or_is_down_keeps_nobody_from_the_next() -> None:
     in_asyncio(connect())
 
 
-def test_of_two_that_answer_at_once_one_is_taken_and_none_stays_open() -> None:
+def test_of_two_that_answer_at_once_one_is_used_and_one_is_closed() -> None:
     async def connect() -> None:
         slow, late = FakeNats(delay_seconds=0.7), FakeNats(delay_seconds=0.2)
         async with serving(slow, late):  # until both are closed again
@@ -121,7 +121,7 @@ def test_of_two_that_answer_at_once_one_is_taken_and_none_stays_open() -> None:
     in_asyncio(connect())
 
 
-def test_the_reason_is_given_for_each_server() -> None:
+def test_a_reason_is_given_for_each_server() -> None:
     async def connect() -> None:
         no = FakeNats(answer=b"-ERR 'Authorization Violation'\r\n")
         async with serving(no):
@@ -135,7 +135,7 @@ def test_the_reason_is_given_for_each_server() -> None:
     in_asyncio(connect())
 
 
-def test_what_does_not_speak_nats_is_no_server() -> None:
+def test_a_server_that_does_not_speak_nats_is_rejected() -> None:
     async def connect() -> None:
         other = FakeNats(answer=b"220 mail.example\r\n")
         async with serving(other):
@@ -146,7 +146,7 @@ def test_what_does_not_speak_nats_is_no_server() -> None:
     in_asyncio(connect())
 
 
-def test_servers_that_were_announced_are_tried_with_the_same_credentials() -> None:
+def test_announced_servers_are_tried_with_the_same_credentials() -> None:
     async def connect() -> None:
         second = FakeNats()
         first = FakeNats()
@@ -186,7 +186,7 @@ def test_a_server_in_lame_duck_mode_is_left_if_there_is_another(others: list[str
     assert in_asyncio(connect()) is (not others)
 
 
-def test_pauses_grow_to_half_a_second_and_to_five_where_nats_says_no() -> None:
+def test_pauses_grow_to_half_a_second_or_to_five_after_a_refusal() -> None:
     async def fail(outage: Outage) -> list[float]:
         pauses = []
         for _ in range(12):
@@ -210,7 +210,7 @@ def test_pauses_grow_to_half_a_second_and_to_five_where_nats_says_no() -> None:
     assert 2.5 <= refused[-1] <= max(refused) <= 5
 
 
-def test_pauses_begin_anew_after_a_connection_that_was_of_use(
+def test_pauses_restart_after_a_useful_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def live(outage: Outage, *, lost_by: Exception | None = None) -> float:

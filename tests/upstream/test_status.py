@@ -7,14 +7,14 @@ from trio_odin.ledger.snapshot import Trouble
 from trio_odin.upstream.status import NatsStatus
 
 
-def test_what_never_came_has_no_age() -> None:
+def test_an_event_that_never_came_has_no_age() -> None:
     nats_status = NatsStatus()
     assert nats_status.age_seconds(5.0) is None
     assert nats_status.event_age_seconds(5.0) is None
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 100)), min_size=1))
-def test_the_age_is_that_of_the_last_sign_of_life_and_an_event_is_one(
+def test_the_age_is_that_of_the_last_sign_of_life(
     steps: list[tuple[bool, int]],
 ) -> None:
     nats_status, now, event_at = NatsStatus(), 0, None
@@ -29,7 +29,7 @@ def test_the_age_is_that_of_the_last_sign_of_life_and_an_event_is_one(
     assert nats_status.event_age_seconds(now) == (None if event_at is None else now - event_at)
 
 
-def test_the_first_of_several_troubles_sets_the_time_and_the_last_one_the_sentence() -> None:
+def test_the_first_problem_sets_the_time_and_the_last_the_sentence() -> None:
     nats_status = NatsStatus()
     assert nats_status.stats(1.0).trouble is None
     nats_status.fail("connection refused", 2.0)

@@ -29,12 +29,12 @@ def keeps_the_rule(name: str) -> bool:
 
 
 @given(st.builds("{}.{}".format, PARTS, PARTS))
-def test_two_parts_of_letters_digits_underscore_and_minus_are_a_channel(name: str) -> None:
+def test_two_parts_of_letters_digits_underscore_minus_are_a_channel(name: str) -> None:
     assert is_channel(name)
 
 
 @given(NEARLY_CHANNELS | st.text())
-def test_a_channel_is_what_keeps_the_rule_and_nothing_else(name: str) -> None:
+def test_a_channel_is_exactly_a_name_that_keeps_the_rule(name: str) -> None:
     assert is_channel(name) == keeps_the_rule(name)
 
 
@@ -47,7 +47,7 @@ def test_a_channel_is_what_keeps_the_rule_and_nothing_else(name: str) -> None:
         "BTC.tr\N{ARABIC-INDIC DIGIT THREE}", "BTC.\ud800",
     ],
 )  # fmt: skip
-def test_a_name_that_breaks_the_rule_is_no_channel(name: str) -> None:
+def test_a_name_that_breaks_the_rule_is_not_a_channel(name: str) -> None:
     assert not is_channel(name)
 
 
@@ -57,7 +57,7 @@ def test_a_channel_has_at_most_64_characters() -> None:
     assert not is_channel("A" * 32 + "." + "b" * 32)
 
 
-def test_the_rule_in_words_says_the_limit_and_the_characters() -> None:
+def test_the_rule_in_words_has_the_limit_and_the_characters() -> None:
     assert "SYMBOL.event_type" in CHANNEL_RULE
     assert "64" in CHANNEL_RULE
     assert "letters, digits, _ and -" in CHANNEL_RULE
@@ -83,12 +83,12 @@ def test_the_channel_is_the_third_and_fourth_part_of_the_subject(parts: list[str
         ("odin.token." + "A" * 60 + ".trade", None),
     ],
 )
-def test_subjects_of_the_wire_document(subject: str, channel: str | None) -> None:
+def test_the_subjects_of_the_wire_document_are_parsed(subject: str, channel: str | None) -> None:
     assert channel_of_subject(subject) == channel
 
 
-# A small world in which covering can be decided by looking at everything. `z` is a part, and four
-# parts are a length, that no pattern names, so what holds here holds for longer subjects as well.
+# A small world in which covering can be decided by enumeration. No pattern names the part `z` or a
+# length of four parts, so results here hold for longer subjects as well.
 def _patterns() -> list[str]:
     middles = [
         middle
@@ -104,14 +104,14 @@ SUBJECTS = [
 
 
 def _matches(pattern: str) -> frozenset[str]:
-    """The subjects that match, by NATS' rules put into a regular expression."""
+    """The subjects that match, by NATS' rules as a regular expression."""
     expression = (
         re.escape(pattern).replace(r"\*", r"[^.]+").replace(re.escape(">"), r"[^.]+(\.[^.]+)*")
     )
     return frozenset(subject for subject in SUBJECTS if re.fullmatch(expression, subject))
 
 
-def test_a_pattern_covers_another_exactly_if_it_matches_every_subject_the_other_does() -> None:
+def test_a_pattern_covers_another_exactly_if_it_matches_all_of_it() -> None:
     matches = {pattern: _matches(pattern) for pattern in _patterns()}
     assert len(matches[">"]) == len(SUBJECTS)
     for wide, narrow in itertools.product(matches, matches):
@@ -138,5 +138,5 @@ def test_a_pattern_covers_a_plain_subject_exactly_if_it_matches_it() -> None:
         ("Odin.>", "odin.token.>", False),
     ],
 )
-def test_examples_of_covering(pattern: str, subject: str, *, answer: bool) -> None:
+def test_the_examples_of_covering_hold(pattern: str, subject: str, *, answer: bool) -> None:
     assert covers(pattern, subject) is answer

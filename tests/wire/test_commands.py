@@ -34,7 +34,7 @@ HUGE = [2**63, 2**64, -(2**63) - 1, 10**400, -(10**4000)]
 
 
 def receive(text: str) -> list[dict[str, Any]]:
-    """What a new session answers; every frame has to be one JSON object."""
+    """The answers of a new session; every frame must be one JSON object."""
     session = Session(
         "me",
         Registry(),
@@ -49,7 +49,7 @@ def receive(text: str) -> list[dict[str, Any]]:
 
 
 def check_any_answer(text: str) -> None:
-    """Nothing raises; the parts and the whole agree; a client can read the answers."""
+    """Check that nothing raises, parts and whole agree, and a client can read the answers."""
     command = parse_command(text)
     replies = receive(text)
     assert all(reply["type"] for reply in replies)
@@ -105,7 +105,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 
 @st.composite
 def objects(draw: st.DrawFn) -> str:
-    """An object close to a command: known keys, some twice, with anything behind them."""
+    """An object close to a command: known keys, some twice, with any values."""
     pairs = draw(st.lists(st.tuples(st.sampled_from(KEYS), VALUES), max_size=5))
     if draw(st.booleans()):
         pairs.insert(draw(st.integers(0, len(pairs))), ("type", draw(st.sampled_from(KINDS))))
@@ -148,7 +148,7 @@ def test_a_message_cut_short_is_answered_or_ignored(text: str, data: st.DataObje
         "%d",
     ],
 )
-def test_huge_numbers_are_no_trouble_anywhere(form: str, number: int) -> None:
+def test_huge_numbers_do_no_harm_anywhere(form: str, number: int) -> None:
     check_any_answer(form.replace("%d", str(number)))
 
 
@@ -184,8 +184,8 @@ def test_nesting_of_any_depth_is_answered_or_ignored(form: str, kind: str) -> No
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_nesting_just_as_deep_as_the_decoder_goes_is_no_trouble(form: str, kind: str) -> None:
-    # What one decoder still takes, the next one, called from a little deeper, may not.
+def test_nesting_at_the_limit_of_the_decoder_does_no_harm(form: str, kind: str) -> None:
+    # The next decoder, called from a slightly deeper frame, may fail where this one works.
     limit = sys.getrecursionlimit()
     for depth in range(max(limit - 120, 1), limit + 20):
         text = nested(form, kind, depth)
@@ -193,11 +193,11 @@ def test_nesting_just_as_deep_as_the_decoder_goes_is_no_trouble(form: str, kind:
         receive(text)
 
 
-# --- what a command means
+# --- the meaning of commands
 
 CHANNELS = st.lists(st.text(), max_size=4)
 IDS = st.none() | st.text() | st.integers(-(2**63), 2**64 - 1)
-# Keys that mean nothing to us: the existing clients send some.
+# Unknown keys: existing clients send some.
 EXTRA = st.dictionaries(st.text(min_size=6, max_size=7).filter(lambda k: k not in KEYS), VALUES)
 
 
@@ -220,7 +220,7 @@ def test_both_forms_of_a_request_for_channels_mean_the_same(
 
 
 @given(first=st.integers(-(2**63), 2**64), last=st.integers(-(2**63), 2**64), command_id=IDS)
-def test_a_replay_names_a_range_or_what_is_known_already(
+def test_a_replay_names_a_range_or_the_last_known_number(
     first: int, last: int, command_id: str | int | None
 ) -> None:
     bounded = {"type": "replay", "data": {"from": first, "to": last}}
@@ -242,7 +242,7 @@ def test_an_object_of_any_other_type_is_unknown(kind: str, extra: dict[str, Any]
         json.loads(text)
         json.dumps(json.loads(text), ensure_ascii=False).encode()
     except ValueError:
-        return  # no JSON after all: NaN, half a surrogate pair, more digits than Python reads
+        return  # not JSON after all: NaN, half a surrogate pair, more digits than Python reads
     assert parse_command(text) == Unknown()
 
 
@@ -265,7 +265,7 @@ def test_an_object_of_any_other_type_is_unknown(kind: str, extra: dict[str, Any]
         ('{"type":"heartbeat","type":"unsubscribe","channels":[]}', Unsubscribe([])),
     ],
 )
-def test_examples_of_commands(text: str, command: Command) -> None:
+def test_the_examples_of_commands_are_read(text: str, command: Command) -> None:
     assert parse_command(text) == command
 
 
@@ -279,7 +279,7 @@ def test_examples_of_commands(text: str, command: Command) -> None:
         '{"type":"\udc00"}', "[]", "null", '"subscribe"', "5", "true", " [{}] ",
     ],
 )  # fmt: skip
-def test_what_is_no_json_object_is_called_so(text: str) -> None:
+def test_a_message_that_is_not_a_json_object_is_reported_as_such(text: str) -> None:
     command = parse_command(text)
     assert isinstance(command, Malformed)
     assert command.code is ErrorCode.INVALID_JSON
@@ -314,9 +314,7 @@ def test_what_is_no_json_object_is_called_so(text: str) -> None:
         ('{"type":"replay","data":5}', "data"),
     ],
 )
-def test_json_of_no_known_form_is_called_so_and_the_message_points_at_the_place(
-    text: str, hint: str
-) -> None:
+def test_unknown_json_is_reported_with_the_place_of_the_fault(text: str, hint: str) -> None:
     command = parse_command(text)
     assert isinstance(command, Malformed)
     assert command.code is ErrorCode.INVALID_COMMAND
@@ -335,7 +333,7 @@ def test_json_of_no_known_form_is_called_so_and_the_message_points_at_the_place(
         ('{"id":7', None),
     ],
 )
-def test_a_malformed_command_is_answered_with_its_id_where_that_can_be_read(
+def test_a_malformed_command_is_answered_with_its_readable_id(
     text: str, command_id: str | int | None
 ) -> None:
     command = parse_command(text)
@@ -343,7 +341,7 @@ def test_a_malformed_command_is_answered_with_its_id_where_that_can_be_read(
     assert command.id == command_id
 
 
-# --- errors that name what is wrong
+# --- errors that name the fault
 
 
 def message_of(text: str) -> str:
@@ -370,7 +368,9 @@ def test_a_misspelt_type_with_an_id_is_named_with_the_nearest_one(kind: str, nea
 
 @pytest.mark.parametrize("kind", ["ping", "", "auth", "x" * 5000, "\u0000\n", "é" * 64])
 @pytest.mark.parametrize("command_id", ["a", 0, ""])
-def test_any_other_type_with_an_id_is_told_what_there_is(kind: str, command_id: str | int) -> None:
+def test_any_other_type_with_an_id_is_answered_with_the_known_types(
+    kind: str, command_id: str | int
+) -> None:
     command = parse_command(json.dumps({"id": command_id, "type": kind}))
     assert isinstance(command, Malformed)
     assert (command.code, command.id) == (ErrorCode.INVALID_COMMAND, command_id)
@@ -382,7 +382,7 @@ def test_any_other_type_with_an_id_is_told_what_there_is(kind: str, command_id: 
 @pytest.mark.parametrize(
     "text", ['{"type":"pong"}', '{"type":"x","id":null}', '{"type":"x","id":1.5}']
 )
-def test_without_an_id_that_could_come_back_another_type_is_ignored(text: str) -> None:
+def test_without_a_usable_id_another_type_is_ignored(text: str) -> None:
     assert parse_command(text) == Unknown()
 
 
@@ -414,20 +414,18 @@ def test_without_an_id_that_could_come_back_another_type_is_ignored(text: str) -
         ),
     ],
 )
-def test_what_is_missing_or_misspelt_is_named_as_the_client_wrote_it(
-    text: str, message: str
-) -> None:
+def test_a_missing_or_misspelt_key_is_named_as_the_client_wrote_it(text: str, message: str) -> None:
     assert message_of(text) == message
 
 
 @pytest.mark.parametrize("number", ["1.0", "1e2", "true", "[]", "{}", "1.5"])
-def test_an_id_that_cannot_come_back_is_named(number: str) -> None:
+def test_an_id_that_cannot_be_returned_is_named(number: str) -> None:
     for text in ('{"type":"subscribe","channels":["A.b"],"id":%s}', '{"id":%s,"type":"replay"}'):
         assert message_of(text % number) == "`id` has to be a string or a whole number"
 
 
 @pytest.mark.parametrize("between", ["", " ", "\n", "\r\n\t"])
-def test_two_objects_in_a_message_are_called_so(between: str) -> None:
+def test_two_objects_in_a_message_are_reported(between: str) -> None:
     one = '{"type":"heartbeat","id":"é"}'
     assert message_of(one + between + one) == "More than one JSON object: send each by itself"
 
@@ -443,7 +441,7 @@ def test_two_objects_in_a_message_are_called_so(between: str) -> None:
         ('{"type":"heartbeat",}', "Not a JSON object: trailing comma in object"),
     ],
 )
-def test_what_is_wrong_with_the_json_is_said(text: str, message: str) -> None:
+def test_the_fault_in_the_json_is_reported(text: str, message: str) -> None:
     assert message_of(text).partition(" (byte")[0] == message
 
 
@@ -458,16 +456,16 @@ def test_what_is_wrong_with_the_json_is_said(text: str, message: str) -> None:
         ("\ud800", None),
         ('{"id":7,"x":' + "[" * 5000 + "]" * 5000 + "}", None),
         ('{"id":7,"x":"' + "x" * 3000 + '"}', 7),
-        ('{"id":7,"x":"' + "x" * 5000 + '"}', None),  # which would take its time
+        ('{"id":7,"x":"' + "x" * 5000 + '"}', None),  # this would take too long
     ],
 )
-def test_the_id_of_a_command_is_read_where_that_is_cheap(
+def test_the_id_of_a_command_is_read_if_that_is_cheap(
     text: str, command_id: str | int | None
 ) -> None:
     assert id_in(text) == command_id
 
 
-def test_of_a_message_full_of_unknown_keys_a_few_are_compared(
+def test_only_a_few_of_many_unknown_keys_are_compared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compared: list[str] = []

@@ -36,12 +36,12 @@ def test_a_text_of_any_length_arrives_whole(size: int) -> None:
 
 
 @given(st.text())
-def test_any_text_arrives_as_it_was(text: str) -> None:
+def test_any_text_arrives_unchanged(text: str) -> None:
     assert texts_of([text_frame(text.encode())]) == [text]
 
 
 @given(st.lists(st.text(max_size=200), max_size=5))
-def test_frames_one_behind_the_other_stay_apart(texts: list[str]) -> None:
+def test_consecutive_frames_stay_separate(texts: list[str]) -> None:
     joined = b"".join(text_frame(text.encode()) for text in texts)
     assert [frame.payload for frame in frames_of(joined)] == texts
 
@@ -61,7 +61,7 @@ def test_the_head_has_the_shortest_form_of_the_length(length: int, head: bytes) 
 
 
 @given(st.integers(0, 2**63 - 1))
-def test_no_length_is_announced_in_more_bytes_than_it_needs(length: int) -> None:
+def test_no_length_takes_more_bytes_than_necessary(length: int) -> None:
     head = frame_head(Opcode.TEXT, length)
     assert len(head) == (2 if length < 126 else 4 if length < 2**16 else 10)
     assert head[0] == 0x81
@@ -70,9 +70,7 @@ def test_no_length_is_announced_in_more_bytes_than_it_needs(length: int) -> None
 
 
 @given(code=CODES, reason=st.text() | st.text(min_size=100, max_size=200))
-def test_a_close_frame_fits_into_a_control_frame_and_keeps_whole_characters(
-    code: int, reason: str
-) -> None:
+def test_a_close_frame_fits_and_keeps_whole_characters(code: int, reason: str) -> None:
     data = close_frame(code, reason)
     assert len(data) <= 2 + 125
     (frame,) = frames_of(data)
@@ -93,7 +91,7 @@ def test_no_code_makes_a_close_frame_too_long(code: int, reason: str) -> None:
 
 
 @pytest.mark.parametrize("reason", [r for r in CloseReason if r.code is not None])
-def test_every_close_reason_of_ours_reaches_the_client_uncut(reason: CloseReason) -> None:
+def test_every_close_reason_reaches_the_client_uncut(reason: CloseReason) -> None:
     (frame,) = frames_of(close_frame(reason.code or 0, reason.text))
     assert frame.payload == (reason.code, reason.text)
 
@@ -115,9 +113,7 @@ CLIENT_FRAMES = st.lists(
 
 
 @given(CLIENT_FRAMES, st.lists(st.integers(0, 200_000), max_size=6))
-def test_between_two_frames_nothing_is_missing_and_only_there(
-    frames: list[bytes], cuts: list[int]
-) -> None:
+def test_a_boundary_is_found_only_between_two_frames(frames: list[bytes], cuts: list[int]) -> None:
     stream = b"".join(frames)
     ends = {0, *accumulate(map(len, frames))}
     places = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
@@ -130,7 +126,7 @@ def test_between_two_frames_nothing_is_missing_and_only_there(
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
-def test_a_head_that_is_cut_in_two_is_not_guessed(cut: int) -> None:
+def test_a_head_cut_in_two_is_not_guessed(cut: int) -> None:
     frame = masked_frame(0x81, b"x" * 300)
     missing = missing_after(frame[:cut], 0)
     assert missing == -1

@@ -78,15 +78,15 @@ def test_the_example_of_the_rfc_gets_the_answer_of_the_rfc() -> None:
         head(*GOOD, start=b"GET /ws?token=a/b?c HTTP/1.1"),
         head(*GOOD, start=b"GET /ws? HTTP/1.1"),
         without(b"Upgrade", b"uPgRaDe: WebSocket"),
-        # RFC 9110, 7.8: a list, of which the server takes what it likes.
+        # RFC 9110, 7.8: a list, from which the server chooses.
         without(b"Upgrade", b"Upgrade: websocket, h2c"),
         without(b"Upgrade", b"Upgrade: h2c ,\tWebSocket"),
         without(b"Upgrade", b"Upgrade: h2c", b"Upgrade: websocket"),
-        # RFC 9112, 3.2.2: what a client sends to a proxy, and a server has to take.
+        # RFC 9112, 3.2.2: the form for a proxy, which a server must accept.
         head(*GOOD, start=b"GET http://localhost:3002/ws HTTP/1.1"),
         head(*GOOD, start=b"GET HTTP://LOCALHOST:3002/ws?a=b HTTP/1.1"),
         head(*GOOD, start=b"GET wss://localhost:3002/ws HTTP/1.1"),
-        # RFC 9112, 6.3: no body, and so said.
+        # RFC 9112, 6.3: an explicitly empty body.
         head(*GOOD, b"Content-Length: 0"),
         without(b"Connection", b"Connection: keep-alive, Upgrade"),
         without(b"Connection", b"Connection: uPGRADE ,\tkeep-alive"),
@@ -103,8 +103,8 @@ def test_http_may_write_a_good_request_in_many_ways(request_head: bytes) -> None
 
 
 @pytest.mark.parametrize("offered", [b"trio-odin", b"a, trio-odin", b"bearer.a.b.c,trio-odin"])
-def test_our_subprotocol_is_selected_where_it_is_offered(offered: bytes) -> None:
-    """RFC 6455, 4.2.2: one that the client offered, and never one that is a secret."""
+def test_the_subprotocol_is_selected_if_it_is_offered(offered: bytes) -> None:
+    """RFC 6455, 4.2.2: one that the client offered, and never a secret."""
     response = answer(head(*GOOD, b"Sec-WebSocket-Protocol: " + offered))
     assert isinstance(response, bytes)
     assert response.lower().count(b"sec-websocket-protocol") == 1
@@ -137,7 +137,7 @@ def test_our_subprotocol_is_selected_where_it_is_offered(offered: bytes) -> None
         b"",
     ],
 )
-def test_what_does_not_ask_for_a_websocket_is_told_apart(request_head: bytes) -> None:
+def test_a_request_that_is_not_an_upgrade_is_recognised(request_head: bytes) -> None:
     assert not is_websocket_request(request_head)
 
 
@@ -155,7 +155,7 @@ def test_what_does_not_ask_for_a_websocket_is_told_apart(request_head: bytes) ->
         without(b"Host", b"Host:", b"Host:"),
     ],
 )
-def test_one_host_is_needed_that_can_be_one(request_head: bytes) -> None:
+def test_exactly_one_valid_host_is_required(request_head: bytes) -> None:
     refusal = refusal_of(request_head)
     assert refusal == Refusal(400, "The request needs one Host header with a host")
 
@@ -187,7 +187,7 @@ def test_a_body_is_refused_however_it_is_announced(lines: tuple[bytes, ...]) -> 
 
 
 @pytest.mark.parametrize("target", [b"http://other/ws", b"http://localhost/ws", b"ws://a:3002/ws"])
-def test_a_target_that_names_another_host_than_the_host_header_is_refused(target: bytes) -> None:
+def test_a_target_of_another_host_than_the_host_header_is_refused(target: bytes) -> None:
     refusal = refusal_of(head(*GOOD, start=b"GET " + target + b" HTTP/1.1"))
     assert refusal == Refusal(400, "The target of the request names another host than Host")
 
@@ -196,7 +196,7 @@ def test_a_target_that_names_another_host_than_the_host_header_is_refused(target
     "instead",
     [(), (b"Connection: close",), (b"Connection: Upgrade2",), (b"Connection: Up grade",)],
 )
-def test_the_connection_must_say_that_it_is_upgraded(instead: tuple[bytes, ...]) -> None:
+def test_the_connection_header_must_name_the_upgrade(instead: tuple[bytes, ...]) -> None:
     refusal = refusal_of(without(b"Connection", *instead))
     assert refusal == Refusal(400, "The request needs the header Connection: Upgrade")
 
@@ -230,7 +230,7 @@ def test_a_key_is_16_bytes_in_base64(instead: tuple[bytes, ...]) -> None:
         (b"Sec-WebSocket-Version:",),
     ],
 )
-def test_another_version_is_told_the_right_one(instead: tuple[bytes, ...]) -> None:
+def test_another_version_is_answered_with_the_right_one(instead: tuple[bytes, ...]) -> None:
     refusal = refusal_of(without(b"Sec-WebSocket-Version", *instead))
     assert refusal.status == 426
     assert dict(refusal.headers) == {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
@@ -260,8 +260,8 @@ def test_a_malformed_line_is_refused_wherever_it_is(line: bytes) -> None:
 
 
 @pytest.mark.parametrize("line", [b"X: \xff", "Cookie: name=Jürgen".encode()])
-def test_a_value_may_have_bytes_that_are_not_ascii(line: bytes) -> None:
-    """RFC 9110, 5.5: a cookie that some other page has set must not keep a browser out."""
+def test_a_value_may_contain_bytes_that_are_not_ascii(line: bytes) -> None:
+    """RFC 9110, 5.5: a cookie that another page has set must not keep a browser out."""
     answered = answer(head(*GOOD, line))
     assert isinstance(answered, bytes)
 
@@ -276,7 +276,7 @@ def test_a_value_may_have_bytes_that_are_not_ascii(line: bytes) -> None:
     ],
 )
 def test_no_malformed_head_keeps_the_matcher_busy(lines: bytes) -> None:
-    """In a process of its own: one that backtracks holds the interpreter for minutes."""
+    """In its own process, as backtracking holds the interpreter for minutes."""
     program = (
         "import sys; from trio_odin.wire.handshake import parse;"
         "print(parse(sys.stdin.buffer.read()).status)"
@@ -317,7 +317,7 @@ def test_any_head_that_asks_for_a_websocket_is_answered_or_refused(
 
 
 @given(st.binary(max_size=100) | ANYTHING)
-def test_any_bytes_can_be_asked_about(request_head: bytes) -> None:
+def test_any_bytes_can_be_classified(request_head: bytes) -> None:
     if is_websocket_request(request_head):
         assert isinstance(answer(request_head), bytes | Refusal)
     else:
@@ -333,7 +333,7 @@ BLANKS = st.text(" \t", max_size=3).map(str.encode)
 
 @st.composite
 def good_requests(draw: st.DrawFn) -> bytes:
-    """Requests that RFC 6455 allows, with headers in between that mean nothing to it."""
+    """Requests that RFC 6455 allows, with unrelated headers in between."""
     key = b64encode(draw(st.binary(min_size=16, max_size=16)))
     connection = draw(st.sampled_from([b"Upgrade", b"keep-alive, Upgrade", b"upgrade,close"]))
     headers = [
@@ -381,7 +381,7 @@ def test_wsproto_accepts_a_good_request_with_the_same_words(request_head: bytes)
         ("http://localhost:3002/ws?a=http://b/c?d", b"a=http://b/c?d"),
     ],
 )
-def test_the_query_comes_as_it_was_sent(target: str, query: bytes) -> None:
+def test_the_query_is_passed_on_unchanged(target: str, query: bytes) -> None:
     request = head(*GOOD).replace(b"GET /ws ", f"GET {target} ".encode())
     parsed = parse(request)
     assert isinstance(parsed, Upgrade)

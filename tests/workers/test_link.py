@@ -77,7 +77,7 @@ async def test_messages_come_in_order_and_then_the_end(nursery: trio.Nursery) ->
 
 
 @pytest.mark.parametrize("line", [b"{", b"", b"{}", b'{"type":"Newer"}', b"\xff", b"[1]"])
-async def test_a_line_that_is_no_message_is_left_out(line: bytes) -> None:
+async def test_a_line_that_is_not_a_message_is_left_out(line: bytes) -> None:
     parent, _, stream = ends()
     await stream.send_all(line + b"\n" + msgspec.json.encode(Question(5)) + b"\n" + b"half a li")
     await stream.send_eof()
@@ -85,7 +85,7 @@ async def test_a_line_that_is_no_message_is_left_out(line: bytes) -> None:
     assert await parent.receive() is None
 
 
-async def test_a_side_that_does_not_read_is_told_nothing_more_and_nobody_waits() -> None:
+async def test_a_side_that_does_not_read_gets_no_more_and_blocks_nobody() -> None:
     parent, _, _ = ends()
     taken = 0
     while parent.send(Ask(1)):

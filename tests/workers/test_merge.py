@@ -20,7 +20,7 @@ def merged(*parts: Snapshot, past: Past | None = None) -> Snapshot:
 
 
 def counts(ledger: Ledger) -> dict[str, float]:
-    """Every counter of the books that Prometheus sees, by its name and label."""
+    """Every counter that Prometheus sees, by its name and label."""
     found: dict[str, float] = {}
     for book in (ledger.publications, ledger.deliveries, ledger.traffic):
         for name, entry in attrs.asdict(book, recurse=False).items():
@@ -43,7 +43,7 @@ def imbalance(state: Snapshot) -> int:
 
 
 @given(balanced())
-def test_a_merge_of_one_is_that_one(one: Snapshot) -> None:
+def test_a_merge_of_one_is_unchanged(one: Snapshot) -> None:
     assert merge([one], past=Past(), workers=one.workers) == one
 
 
@@ -63,9 +63,7 @@ def test_counters_add_up_and_nothing_is_unaccounted_for(parts: list[Snapshot]) -
 
 
 @given(balanced(), balanced())
-def test_no_counter_goes_down_when_a_worker_ends_and_the_books_still_balance(
-    stays: Snapshot, ends: Snapshot
-) -> None:
+def test_no_counter_decreases_when_a_worker_ends(stays: Snapshot, ends: Snapshot) -> None:
     before = merged(stays, ends)
     after = merged(stays, past=Past().with_ended(ends))
     was, now = counts(before.ledger), counts(after.ledger)
@@ -79,7 +77,7 @@ def test_no_counter_goes_down_when_a_worker_ends_and_the_books_still_balance(
     assert imbalance(after) == 0
 
 
-def test_what_a_worker_held_when_it_ended_is_booked_as_lost() -> None:
+def test_queued_events_of_an_ended_worker_are_counted_as_lost() -> None:
     counters = Ledger(
         Publications(received=10, fanned_out=7),
         Deliveries(matched=9, written=5, queued=4),
@@ -139,7 +137,7 @@ def test_figures_of_two_workers_in_numbers() -> None:
     assert whole.workers is WORKERS
 
 
-def test_a_claim_about_the_server_is_what_a_client_may_count_on() -> None:
+def test_a_merged_boolean_is_true_only_if_clients_can_rely_on_it() -> None:
     good = snapshot()
     bad = snapshot(
         is_connected=False, was_connected=False, is_overloaded=True,
@@ -156,7 +154,7 @@ def test_a_claim_about_the_server_is_what_a_client_may_count_on() -> None:
     assert not worst.nats.was_connected
 
 
-def test_a_worker_that_leaves_to_a_successor_counts_but_claims_nothing() -> None:
+def test_a_worker_that_hands_over_counts_but_has_no_status() -> None:
     leaving = snapshot(is_draining=True, is_connected=False, connections=4)
     serving = snapshot(connections=3)
     whole = merged(leaving, serving)
@@ -169,7 +167,7 @@ def test_a_worker_that_leaves_to_a_successor_counts_but_claims_nothing() -> None
     assert (all_leave.is_draining, all_leave.nats.is_connected) == (True, False)
 
 
-def test_a_worker_that_takes_no_clients_yet_says_nothing_of_nats_to_them() -> None:
+def test_a_worker_that_is_not_open_yet_has_no_say_about_nats() -> None:
     waiting = snapshot(
         is_open=False,
         is_connected=False,
@@ -186,13 +184,13 @@ def test_a_worker_that_takes_no_clients_yet_says_nothing_of_nats_to_them() -> No
     assert nobody.nats.trouble == Trouble("maximum consumers limit reached", 9.0)
 
 
-def test_what_came_from_nats_is_as_old_as_with_the_worst_worker() -> None:
+def test_the_age_of_nats_is_that_of_the_worst_worker() -> None:
     ages = [snapshot(age_seconds=age) for age in (1.0, 3.0, 2.0)]
     assert merged(*ages).nats.age_seconds == 3.0
     assert merged(*ages, snapshot(age_seconds=None)).nats.age_seconds is None
 
 
-def test_the_trouble_with_nats_is_that_of_the_worker_that_has_had_it_longest() -> None:
+def test_the_nats_problem_is_that_of_the_longest_affected_worker() -> None:
     well = snapshot()
     new = snapshot(is_connected=False, trouble=Trouble("refused", 0.5))
     old = snapshot(is_connected=False, trouble=Trouble("no right", 60.0))
@@ -203,7 +201,7 @@ def test_the_trouble_with_nats_is_that_of_the_worker_that_has_had_it_longest() -
     assert merged(new, leaving).nats.trouble == Trouble("refused", 0.5)
 
 
-def test_a_state_of_one_is_as_old_as_the_oldest_and_one_of_all_as_the_newest() -> None:
+def test_a_state_of_any_has_the_oldest_time_and_one_of_all_the_newest() -> None:
     in_it = [
         snapshot(
             is_draining=True,
@@ -231,7 +229,7 @@ def test_a_state_of_one_is_as_old_as_the_oldest_and_one_of_all_as_the_newest() -
     assert not whole.listener.is_out_of_files
 
 
-def test_while_a_new_version_replaces_another_both_are_shown() -> None:
+def test_during_a_rolling_restart_both_versions_are_shown() -> None:
     old, new = Build("0.1.0", "3.11.7", "a"), Build("0.2.0", "3.12.1", "")
     parts = [snapshot(builds=[build]) for build in (new, old, new)]
     assert merged(*parts).process.builds == [old, new]

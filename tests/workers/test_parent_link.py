@@ -27,7 +27,7 @@ from trio_odin.workers.parent_link import ParentLink
 
 
 class Supervisor:
-    """The other end of a worker's link, in the hands of the test, and the worker's server."""
+    """The other end of a worker's link, driven by the test, and the worker's server."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         near, far = socket.socketpair()
@@ -41,7 +41,7 @@ class Supervisor:
         nursery.start_soon(self.link.run_writer)
         nursery.start_soon(self.parent_link.run, self)
 
-    # As the server of the worker:
+    # The part of the worker's server:
 
     def snapshot(self) -> Snapshot:
         return snapshot(connections=3)
@@ -74,7 +74,7 @@ async def parent(nursery: trio.Nursery) -> Supervisor:
     return parent
 
 
-async def test_a_worker_answers_and_learns_what_the_others_hold(parent: Supervisor) -> None:
+async def test_a_worker_answers_and_learns_the_figures_of_the_others(parent: Supervisor) -> None:
     others = OtherWorkers(42, cpu_cores=0.75, memory_bytes=2**33)
     parent.link.send(others)
     parent.link.send(Ask(7))
@@ -82,7 +82,7 @@ async def test_a_worker_answers_and_learns_what_the_others_hold(parent: Supervis
     assert parent.learnt == [others]
 
 
-async def test_a_worker_takes_clients_when_it_is_told_and_tells_unasked_how_it_is(
+async def test_a_worker_serves_on_command_and_reports_its_state_unasked(
     parent: Supervisor,
 ) -> None:
     parent.parent_link.tell(snapshot(connections=9))
@@ -94,7 +94,7 @@ async def test_a_worker_takes_clients_when_it_is_told_and_tells_unasked_how_it_i
     assert list(parent.queues) == [1, 3]
 
 
-async def test_a_worker_takes_on_settings_of_any_bytes_and_is_relieved(parent: Supervisor) -> None:
+async def test_a_worker_takes_settings_of_any_bytes_and_hands_over(parent: Supervisor) -> None:
     parent.link.send(Reload({"WS_JWT_KEYS": b"/keys/\xff", "LOG_LEVEL": b"debug"}))
     parent.link.send(HandOver())
     parent.link.send(Ask(1))
@@ -131,7 +131,7 @@ async def test_without_an_answer_in_time_there_is_none(
     assert trio.current_time() - began == pytest.approx(1.0)
 
 
-async def test_a_worker_whose_parent_is_gone_leaves(parent: Supervisor) -> None:
+async def test_a_worker_whose_parent_has_ended_leaves(parent: Supervisor) -> None:
     await parent.stream.aclose()
     with trio.fail_after(2):
         while not parent.is_draining:
@@ -139,7 +139,9 @@ async def test_a_worker_whose_parent_is_gone_leaves(parent: Supervisor) -> None:
         assert await parent.parent_link.gather() is None
 
 
-async def test_the_last_word_is_what_was_left_and_not_a_loss(parent: Supervisor) -> None:
+async def test_the_last_report_has_the_remaining_figures_and_is_not_a_loss(
+    parent: Supervisor,
+) -> None:
     await parent.parent_link.leave(snapshot(connections=0))
     assert await parent.heard() == StatsReport(0, snapshot(connections=0))
     assert await parent.heard() is None

@@ -23,13 +23,13 @@ from trio_odin.workers.supervisor import (
 )
 
 
-async def test_a_worker_that_ends_again_and_again_comes_back_later_and_later() -> None:
+async def test_a_worker_that_ends_repeatedly_is_restarted_later_and_later() -> None:
     worker = WorkerSlot(1)
     pauses = [worker.next_pause_seconds(1.0) for _ in range(9)]
     assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
 
 
-async def test_a_worker_that_was_in_order_for_long_comes_back_at_once() -> None:
+async def test_a_worker_that_ran_well_for_long_is_restarted_at_once() -> None:
     worker = WorkerSlot(1)
     for _ in range(5):
         worker.next_pause_seconds(1.0)
@@ -49,7 +49,7 @@ async def test_a_worker_is_missing_until_it_serves_and_while_it_is_silent() -> N
     assert worker.connections == 4, "what it held when it was asked last"
 
 
-async def test_a_worker_that_has_ended_holds_nothing_and_leaves_its_figures() -> None:
+async def test_an_ended_worker_holds_nothing_and_leaves_its_figures() -> None:
     worker = WorkerSlot(1)
     assert worker.end() is None
     worker.note(snapshot(connections=4))
@@ -58,7 +58,7 @@ async def test_a_worker_that_has_ended_holds_nothing_and_leaves_its_figures() ->
     assert worker.missing_since is not None
 
 
-async def test_a_worker_that_cannot_be_configured_ends_the_whole(
+async def test_a_worker_that_cannot_be_configured_ends_the_server(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     settings = read_settings({"WS_WORKERS": "2", "WS_ADDR": "127.0.0.1:0"})
@@ -93,7 +93,7 @@ async def test_workers_that_cannot_start_are_tried_again_until_the_drain(
         ({"WS_TOTAL_OUTBOX_BYTES": "2", "WS_REPLAY_BYTES": "2"}, (1, 1)),
     ],
 )
-def test_the_bytes_that_may_wait_or_be_kept_are_those_of_all_workers_together(
+def test_the_byte_limits_are_shared_by_all_workers(
     given: dict[str, str], share: tuple[int, int]
 ) -> None:
     environment = {"WS_WORKERS": "4", **given}
@@ -104,7 +104,7 @@ def test_the_bytes_that_may_wait_or_be_kept_are_those_of_all_workers_together(
 
 
 @pytest.mark.parametrize(("admin", "given_admin"), [(None, ""), (Address("", 5001), ":5001")])
-def test_a_worker_gets_the_settings_with_the_real_ports_and_the_whole_of_the_limits(
+def test_a_worker_gets_the_real_ports_and_the_total_limits(
     admin: Address | None, given_admin: str
 ) -> None:
     environment = {"WS_WORKERS": "4", "WS_ADDR": ":0", "WS_CPU_LIMIT": "3", "NATS_URL": "n"}
@@ -116,7 +116,7 @@ def test_a_worker_gets_the_settings_with_the_real_ports_and_the_whole_of_the_lim
     assert (settings.cpu_limit_cores, settings.workers) == (3, 4)
 
 
-async def test_each_worker_is_told_what_the_others_use() -> None:
+async def test_each_worker_learns_the_load_of_the_others() -> None:
     parent = Supervisor(read_settings({"WS_WORKERS": "3"}), {}, Address("", 1), None)
     told: dict[int, object] = {}
     for worker, busy in zip(parent.workers, (90.0, 30.0, None), strict=True):
@@ -133,8 +133,8 @@ async def test_each_worker_is_told_what_the_others_use() -> None:
     assert 2**40 < first.memory_bytes < 2**40 + 2**32, "one worker, and the parent"
 
 
-async def test_clients_of_a_worker_that_leaves_are_not_counted_elsewhere() -> None:
-    """They come back to the others, who would refuse them for a limit that is not reached."""
+async def test_clients_of_a_leaving_worker_are_not_counted_elsewhere() -> None:
+    """They reconnect to the others, which would refuse them although the limit is not reached."""
     parent = Supervisor(read_settings({"WS_WORKERS": "2"}), {}, Address("", 1), None)
     told: dict[int, OtherWorkers] = {}
     for worker in parent.workers:
@@ -145,7 +145,7 @@ async def test_clients_of_a_worker_that_leaves_are_not_counted_elsewhere() -> No
     assert {number: elsewhere.connections for number, elsewhere in told.items()} == {1: 200, 2: 0}
 
 
-async def test_nor_are_those_of_one_that_leaves_by_itself() -> None:
+async def test_clients_of_a_worker_that_leaves_by_itself_are_not_counted() -> None:
     parent, (leaving, other), (_, told) = parent_of(2)
     leaving.note(snapshot(connections=100, is_draining=True))
     other.note(TAKING)
@@ -153,10 +153,10 @@ async def test_nor_are_those_of_one_that_leaves_by_itself() -> None:
     assert [m.connections for m in told.messages if isinstance(m, OtherWorkers)] == [0]
 
 
-async def test_a_new_worker_knows_what_the_others_hold_before_it_takes_clients(
+async def test_a_new_worker_knows_the_others_load_before_it_serves(
     nursery: trio.Nursery,
 ) -> None:
-    """Until then the limits would be those of one that is alone."""
+    """Until then its limits would be those of a single worker."""
     parent, (new, other), (told, _) = parent_of(2)
     other.note(changed(TAKING, connections=100))
     says = iter([StatsReport(0, WITH_NATS), None])
@@ -171,7 +171,7 @@ async def test_a_new_worker_knows_what_the_others_hold_before_it_takes_clients(
     assert (others.connections, accept) == (100, Accept([1]))
 
 
-async def test_keys_that_no_worker_could_start_with_are_refused_by_the_parent(
+async def test_keys_that_no_worker_could_load_are_refused_by_the_parent(
     tmp_path: Path,
 ) -> None:
     environment = {"WS_WORKERS": "2"}
@@ -182,11 +182,11 @@ async def test_keys_that_no_worker_could_start_with_are_refused_by_the_parent(
     assert parent._past.ledger.traffic.reloads == {"failed": 1}
 
 
-# --- who takes part in the port
+# --- sharing the port
 
 
 class Told:
-    """A process as its parent knows it: what it was told, and whether it was ended."""
+    """A process from its parent's view: the messages sent to it, and whether it was ended."""
 
     def __init__(self, worker: WorkerSlot) -> None:
         self.messages: list[object] = []
@@ -216,7 +216,7 @@ def parent_of(count: int) -> tuple[Supervisor, list[WorkerSlot], list[Told]]:
     return parent, parent.workers, [Told(worker) for worker in parent.workers]
 
 
-async def test_a_worker_takes_clients_once_it_has_nats() -> None:
+async def test_a_worker_serves_once_it_has_nats() -> None:
     parent, (worker,), (told,) = parent_of(1)
     parent._share_out_queues()
     worker.note(WITHOUT_NATS)
@@ -233,7 +233,7 @@ async def test_a_worker_takes_clients_once_it_has_nats() -> None:
     assert not worker.takes_clients
 
 
-async def test_the_queue_of_a_worker_that_has_ended_or_is_silent_goes_to_another_one() -> None:
+async def test_the_queue_of_an_ended_or_silent_worker_goes_to_another() -> None:
     parent, (one, other), (told_one, told_other) = parent_of(2)
     for worker in parent.workers:
         worker.note(TAKING)
@@ -249,14 +249,14 @@ async def test_the_queue_of_a_worker_that_has_ended_or_is_silent_goes_to_another
     parent._share_out_queues()
     assert told_other.messages[3:] == [Accept([1, 2])]
     other.end()
-    parent._share_out_queues()  # nobody is there: they wait
+    parent._share_out_queues()  # without a worker they wait
     told_one = Told(one)
     one.note(WITH_NATS)
     parent._share_out_queues()
     assert told_one.messages == [Accept([1, 2])]
 
 
-async def test_one_that_leaves_by_itself_takes_no_clients_any_more() -> None:
+async def test_a_worker_that_leaves_by_itself_accepts_no_more_clients() -> None:
     parent, (one, other), (told_one, told_other) = parent_of(2)
     for worker in parent.workers:
         worker.note(TAKING)
@@ -268,7 +268,7 @@ async def test_one_that_leaves_by_itself_takes_no_clients_any_more() -> None:
     assert other.takes_clients
 
 
-async def test_while_all_leave_the_last_ones_answer_whoever_comes() -> None:
+async def test_while_all_leave_the_last_ones_answer_new_clients() -> None:
     parent, (one, other), (told_one, told_other) = parent_of(2)
     for worker in parent.workers:
         worker.note(TAKING)
@@ -285,7 +285,7 @@ async def test_while_all_leave_the_last_ones_answer_whoever_comes() -> None:
     assert other.takes_clients
 
 
-async def test_without_nats_it_does_only_if_no_other_has_it_and_after_a_while(
+async def test_a_worker_without_nats_serves_after_a_while_if_all_lack_it(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     parent, (one, other), (told_one, told_other) = parent_of(2)
@@ -304,7 +304,7 @@ async def test_without_nats_it_does_only_if_no_other_has_it_and_after_a_while(
     assert told_other.messages[1:] == [Accept([1, 2])]
 
 
-async def test_one_that_waits_for_nats_is_missing_but_does_not_hang(
+async def test_a_worker_that_waits_for_nats_is_missing_but_not_hung(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     worker = WorkerSlot(1)
@@ -319,7 +319,7 @@ async def test_one_that_waits_for_nats_is_missing_but_does_not_hang(
     assert worker.hangs()
 
 
-async def test_one_that_has_clients_without_nats_is_ended_once_when_others_have_it(
+async def test_a_serving_worker_without_nats_is_ended_once_others_have_it(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     parent, (deaf, other), (told, _) = parent_of(2)
@@ -333,7 +333,7 @@ async def test_one_that_has_clients_without_nats_is_ended_once_when_others_have_
         other.note(TAKING)
 
 
-async def test_one_without_clients_or_in_a_later_outage_is_not_ended(
+async def test_a_worker_is_not_ended_without_clients_or_in_a_later_outage(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     parent, (empty, lost, well), (told_empty, told_lost, _) = parent_of(3)
@@ -346,10 +346,10 @@ async def test_one_without_clients_or_in_a_later_outage_is_not_ended(
     assert (told_empty.times_ended, told_lost.times_ended) == (0, 0)
 
 
-async def test_one_that_leaves_to_a_successor_for_long_is_not_taken_for_one_without_nats(
+async def test_a_worker_that_hands_over_slowly_is_not_ended_for_nats(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """A drain may take longer than that; a signal now, and one later, would cut its clients."""
+    """A drain may take longer than that; two signals would cut its clients."""
     parent, (leaving, _), (told, _) = parent_of(2)
     for worker in parent.workers:
         worker.note(changed(TAKING, connections=3))
@@ -360,7 +360,7 @@ async def test_one_that_leaves_to_a_successor_for_long_is_not_taken_for_one_with
     assert told.times_ended == 0
 
 
-async def test_one_that_cannot_be_told_to_leave_to_a_successor_is_told_by_a_signal(
+async def test_a_worker_that_cannot_be_asked_to_hand_over_gets_a_signal(
     nursery: trio.Nursery,
 ) -> None:
     parent, (worker, _), (told, _) = parent_of(2)
@@ -371,7 +371,7 @@ async def test_one_that_cannot_be_told_to_leave_to_a_successor_is_told_by_a_sign
     assert told.times_ended == 1
 
 
-async def test_the_trouble_of_a_worker_that_takes_no_clients_is_in_the_figures() -> None:
+async def test_the_problem_of_a_worker_that_is_not_open_is_in_the_figures() -> None:
     parent = Supervisor(read_settings({"WS_WORKERS": "2"}), {}, Address("", 1), None)
     waiting, other = parent.workers
     for worker in parent.workers:

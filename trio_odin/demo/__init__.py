@@ -1,1 +1,1 @@
-"""To try it: a market, a publisher, nats-server, a client that watches."""
+"""A demonstration: a market, a publisher, nats-server, and a client that watches."""

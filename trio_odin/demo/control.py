@@ -15,7 +15,7 @@ _CONNECTIONS_MAX = 1_000_000
 
 
 class Schedule:
-    """Ticks at `start + n / rate`, n from 1 on; one that is late does not shift the rest."""
+    """Ticks at `start + n / rate`, n from 1 on; a late tick does not shift the others."""
 
     def __init__(self, *, rate: float, start: float) -> None:
         self._rate = rate
@@ -32,7 +32,7 @@ class Schedule:
         return self._start + (tick + 1) / self._rate
 
     def take_due(self, now: float) -> int:
-        """How many ticks have come due since the last call; they are taken with this."""
+        """Take the ticks that have come due since the last call; returns how many."""
         before = self._taken
         self._taken = max(before, math.floor((now - self._start) * self._rate))
         while self.next_at <= now:  # the division above may have been rounded down
@@ -42,14 +42,14 @@ class Schedule:
 
 @attrs.define
 class Stats:
-    """S of the control answers. Times are Unix milliseconds."""
+    """Statistics in the answers of the control. Times are Unix milliseconds."""
 
     published: int = 0
     started_at: int = 0
     errors: int = 0
 
     def as_json(self) -> dict[str, int]:
-        """With the keys of the wire."""
+        """The statistics with the keys of the wire."""
         return {
             "messagesPublished": self.published,
             "startTime": self.started_at,
@@ -83,7 +83,7 @@ class _Refused(Exception):
 
 @attrs.define
 class Control:
-    """What the publisher is to do, and the answers to who asks. `run` None: nothing at present."""
+    """The publisher's orders, and its answers to requests. `run` is None while it is idle."""
 
     rate: float
     tokens: tuple[str, ...]
@@ -92,7 +92,7 @@ class Control:
     run: Run | None = None
 
     def command(self, body: bytes, *, now: float, unix_ms: int) -> dict[str, Any]:
-        """Carry out a POST to /control; anything wrong with it is an answer, not an error."""
+        """Carry out a POST to /control; a bad command gets an answer and raises nothing."""
         try:
             action = msgspec.json.decode(body, type=_Action).action
             options = msgspec.json.decode(body, type=_Options)
@@ -122,14 +122,14 @@ class Control:
 
     @property
     def active_tokens(self) -> list[str]:
-        """The tokens being published; none while nothing is."""
+        """The tokens being published; empty while nothing is published."""
         return list(self.run.tokens) if self.run else []
 
     def start(self, options: _Options | None = None, *, now: float, unix_ms: int) -> None:
-        """Begin a run, with new numbers in `stats`.
+        """Begin a run and start `stats` anew.
 
         Args:
-            options: what to change first, and for how long to run.
+            options: changes to make first, and the duration of the run.
             now: monotonic seconds.
             unix_ms: the time of day.
         """
@@ -147,7 +147,7 @@ class Control:
         self.run = None
 
     def _configure(self, options: _Options) -> None:
-        """Take over what is given; a run in progress goes on with it."""
+        """Take over the given options; a run in progress continues with them."""
         rate = self.rate if options.messagesPerSecond is None else options.messagesPerSecond
         if not 0 < rate <= RATE_MAX:
             raise _Refused(f"messagesPerSecond={rate:g}: allowed is above 0, up to {RATE_MAX:g}")

@@ -1,4 +1,4 @@
-"""A simulated market: which tokens there are, and a random walk of each one's price."""
+"""A simulated market: its tokens, and a random walk of each token's price."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def are_symbols(tokens: Sequence[str]) -> bool:
 
 
 def parse_tokens(text: str) -> list[str]:
-    """Read `25` (how many) or `BTC,ETH` (which).
+    """Read a number of tokens, `25`, or their names, `BTC,ETH`.
 
     Raises:
         ValueError: says what is allowed.
@@ -72,7 +72,7 @@ class _Trade(msgspec.Struct):
 
 
 class Market:
-    """Prices that walk at random, each token on its own; the same seed walks the same way."""
+    """Prices that walk at random, each token independently; the same seed gives the same walk."""
 
     def __init__(self, seed: int | None = None) -> None:
         self._random = random.Random(seed)

@@ -23,10 +23,10 @@ class BrokerUnavailable(Exception):
 
 
 def find_nats_server() -> Path:
-    """The nats-server program: the one in the wheel beside this Python, else one on PATH.
+    """Find the nats-server program: the one in the wheel beside this Python, else one on PATH.
 
     Raises:
-        BrokerUnavailable: there is none.
+        BrokerUnavailable: there is no such program.
     """
     beside = Path(sysconfig.get_path("scripts")) / "nats-server"
     if beside.exists():
@@ -41,7 +41,7 @@ def find_nats_server() -> Path:
 
 @attrs.frozen
 class NatsServer:
-    """A running nats-server. `websocket_url` is that of its own WebSocket listener."""
+    """A running nats-server. `websocket_url` is the URL of its own WebSocket listener."""
 
     url: str
     websocket_url: str
@@ -56,16 +56,16 @@ async def run_nats_server(
 ) -> None:
     """Run nats-server with JetStream on free ports, its store in a temporary folder.
 
-    Starts as soon as it takes connections. Runs until cancelled; then the child is told to stop,
-    killed if it does not, and the store removed.
+    Starts as soon as it accepts connections. Runs until cancelled; then the child is asked to
+    stop, killed if it does not, and its store is removed.
 
     Args:
         host: the address it listens on.
-        within: makes the words that run its words where it is to run; here, if nothing is said.
-        task_status: is told the running server.
+        within: wraps its command so that it runs in another place; by default it runs here.
+        task_status: receives the running server.
 
     Raises:
-        BrokerUnavailable: it is missing, did not start, or ended by itself.
+        BrokerUnavailable: the program is missing, did not start, or ended by itself.
     """
     program = find_nats_server()
     with tempfile.TemporaryDirectory(prefix="trio-odin-nats-") as folder:
@@ -76,7 +76,7 @@ async def run_nats_server(
             *("--config", str(_write_config(Path(folder), host))),
         ]
         async with trio.open_nursery() as nursery:
-            # In a session of its own: a Ctrl-C in the terminal is for us, we tell it when to stop.
+            # In its own session: a Ctrl-C in the terminal reaches us only, and we stop the child.
             child = partial(
                 trio.run_process,
                 within(command),
@@ -92,14 +92,14 @@ async def run_nats_server(
 
 
 def _write_config(folder: Path, host: str) -> Path:
-    """What nats-server takes by a file only."""
+    """Write the settings that nats-server takes only from a file."""
     config = folder / "nats.conf"
     config.write_text(f'websocket {{ host: "{host}", port: -1, no_tls: true }}\n')
     return config
 
 
 async def _wait_until_ready(folder: trio.Path, process: trio.Process) -> NatsServer:
-    """Wait for the file in which nats-server says which ports it has."""
+    """Wait for the file in which nats-server writes its ports."""
     with trio.move_on_after(_START_SECONDS):
         while process.returncode is None:
             for ports_file in await folder.glob("*.ports"):

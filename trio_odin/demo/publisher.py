@@ -4,7 +4,7 @@
     ├── http            /control /stats /health
     └── run             one NATS connection after another, each with
         ├── link        an asyncio loop and nats-py
-        └── pump        one open-loop run after another; it goes on while there is no link
+        └── pump        one open-loop run after another; it continues while there is no link
 
 Between the schedule and NATS there is no queue: a tick that finds no connection is an error in the
 statistics, not a message that comes late.
@@ -31,9 +31,9 @@ from trio_odin.net.http import Request, Response, serve_request
 from trio_odin.net.listening import Address, bound_address, open_listeners
 from trio_odin.upstream.nats_link import NatsLink, Outage
 
-# A pause this long lets a configure take effect soon, however low the rate.
+# No pause is longer, so `configure` takes effect soon, however low the rate.
 _LOOK_SECONDS = 0.2
-# A tick later than this, after the machine slept for instance, is an error and not published.
+# A tick later than this (after the machine slept, for instance) is an error and not published.
 _LATE_MAX_SECONDS = 5.0
 _BATCH_MAX = 1000
 _PUBLISH_SECONDS = 2.0
@@ -54,11 +54,11 @@ class PublisherSettings:
 
 
 class Publisher:
-    """A running publisher, as whoever started it sees it. Made by `publish`.
+    """A running publisher. Made by `publish`.
 
     Attributes:
         address: where the control listens.
-        control: what it is to do, and its statistics.
+        control: its orders and its statistics.
     """
 
     def __init__(self, settings: PublisherSettings, listeners: list[trio.SocketListener]) -> None:
@@ -77,18 +77,18 @@ class Publisher:
 
     @property
     def is_connected(self) -> bool:
-        """Whether NATS takes messages now."""
+        """Whether NATS accepts messages now."""
         return self._link is not None and self._link.is_up
 
     async def serve(self, stream: trio.SocketStream) -> None:
-        """Serve one control connection; a fault in it does not end the publishing."""
+        """Serve one control connection; a fault in it does not stop the publishing."""
         try:
             await serve_request(stream, self.respond)
         except Exception:  # noqa: BLE001 - as said
             _log.exception("control.failed")
 
     async def respond(self, request: Request) -> Response:
-        """Answer one HTTP request; always 200, as the existing scripts expect."""
+        """Answer one HTTP request, always with 200, as the existing scripts expect."""
         match request.method, request.path:
             case "POST", "/control":
                 answer = self.control.command(
@@ -115,10 +115,10 @@ class Publisher:
         }
 
     async def run(self) -> None:
-        """Hold a NATS connection, make another one whenever it is lost, and publish all the while.
+        """Hold a NATS connection, replace it whenever it is lost, and publish meanwhile.
 
-        Each connection has an asyncio loop of its own. trio-asyncio's loop can break when a socket
-        is reset under it; then the connection is lost with it, and no more.
+        Each connection has its own asyncio loop. trio-asyncio's loop can break when its socket is
+        reset; then only that connection is lost.
         """
         while True:
             try:
@@ -150,7 +150,7 @@ class Publisher:
             _log.warning("nats.lost")
 
     def autostart(self) -> None:
-        """Begin the first run, if the settings want one; called when NATS is there."""
+        """Begin the first run, if the settings ask for one; called when NATS is connected."""
         if self._is_to_start:
             self._is_to_start = False
             if self.control.run is None:
@@ -158,10 +158,10 @@ class Publisher:
                 self._changed.set()
 
     async def pump(self) -> None:
-        """Publish what is due, on the schedule of whatever run the control has, until cancelled.
+        """Publish the due ticks of the control's current run, until cancelled.
 
-        Cancellation: what was due and is not known to be sent counts as an error; another pump goes
-        on where this one was.
+        Cancellation: due ticks that are not known to be sent count as errors; another pump
+        continues at this place.
         """
         while True:
             run = self.control.run
@@ -175,7 +175,7 @@ class Publisher:
         await self._changed.wait()
 
     async def _step(self, run: Run) -> None:
-        """Publish what is due of `run`, and wait for what is due next."""
+        """Publish the due ticks of `run`, and wait for the next one."""
         if run is not self._run:
             _log.info("run.started", rate=run.rate, tokens=len(run.tokens))
             self._run = run
@@ -199,12 +199,12 @@ class Publisher:
             await self._publish(run, ticks[start : start + _BATCH_MAX])
 
     async def _publish(self, run: Run, ticks: Sequence[int]) -> None:
-        """Publish some ticks; each token has its turn."""
-        stats, sent = self.control.stats, 0  # a new run has statistics of its own
+        """Publish some ticks, each token in its turn."""
+        stats, sent = self.control.stats, 0  # a new run has its own statistics
         try:
             if self._link is not None and self._link.is_up:
                 batch = self._batch(run, ticks)
-                # One crossing into asyncio for all that is due, as a crossing costs 0.1 ms.
+                # One crossing into asyncio for all due ticks, as a crossing costs 0.1 ms.
                 sent = await trio_asyncio.aio_as_trio(partial(_publish_batch, self._link, batch))()
         finally:
             stats.published += sent
@@ -216,14 +216,14 @@ class Publisher:
         clocks_apart = time.time() - trio.current_time()
         for tick in ticks:
             token = run.tokens[tick % len(run.tokens)]
-            # When it was due, not when it is sent: who measures latency by it sees our lateness.
+            # The due time, not the time of sending: a latency measured by it includes our lateness.
             unix_ms = round((clocks_apart + self._schedule.due_at(tick)) * 1000)
             batch.append((f"odin.token.{token}.trade", self._market.trade(token, unix_ms)))
         return batch
 
 
 async def _publish_batch(link: NatsLink, batch: Sequence[tuple[str, bytes]]) -> int:
-    """Under asyncio: publish; returns how many nats-py took within the deadline."""
+    """Under asyncio: publish; returns how many messages nats-py took within the deadline."""
     sent = 0
     try:
         async with asyncio.timeout(_PUBLISH_SECONDS):
@@ -252,10 +252,10 @@ async def publish(
 ) -> None:
     """Publish until cancelled. Starts with a `Publisher` as soon as its control listens.
 
-    NATS need not be there: publishing begins when it is, and ticks without it count as errors.
+    NATS may be absent: publishing begins when NATS is there, and ticks without it count as errors.
 
     Raises:
-        AddressUnavailable: the control cannot listen where it should.
+        AddressUnavailable: the control cannot listen at its address.
     """
     listeners = await open_listeners(settings.address)
     publisher = Publisher(settings, listeners)

@@ -1,4 +1,4 @@
-"""Publishing to NATS from trio, for as long as one connection lasts."""
+"""Publishing to NATS from trio, while one connection lasts."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Publish: TypeAlias = Callable[[str, bytes], Awaitable[None]]
 
 @asynccontextmanager
 async def publishing(url: str, *, name: str) -> AsyncIterator[Publish]:
-    """Connect to the NATS server at `url` as `name`, and give what publishes through nats-py.
+    """Connect to the NATS server at `url` as `name`, and yield a function that publishes.
 
     Raises:
-        OSError, nats.errors.Error: there is no connection. What is given raises them, too.
+        OSError, nats.errors.Error: there is no connection. The function raises them, too.
     """
 
     async def on_error(_: NatsLink, __: Exception) -> None:
-        pass  # a publish that fails because of it raises
+        pass  # a publish that fails because of this error raises it
 
     async with (
         trio_asyncio.open_loop(),

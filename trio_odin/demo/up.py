@@ -1,12 +1,12 @@
-"""`trio-odin up`: everything in one nursery tree, for a first look and for development.
+"""`trio-odin up`: all parts in one nursery tree, for a first try and for development.
 
     up()
-    └── nats-server          a real one, a child process with a store of its own
+    └── nats-server          a real one, a child process with its own store
         └── publisher        an open-loop market
             └── server       as in production
                 └── screen   where to connect, and live counts
 
-Each level is left before the one that it needs, so a Ctrl-C ends all in order.
+Each level ends before the level that it needs, so a Ctrl-C ends everything in order.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TOKENS_SHOWN = 5
 
 @attrs.frozen
 class UpPlan:
-    """What to start. `settings_for` gives the server's settings once the URL of NATS is known."""
+    """The parts to start. `settings_for` makes the server's settings from the URL of NATS."""
 
     settings_for: Callable[[str], Settings]
     rate: float
@@ -45,11 +45,11 @@ class UpPlan:
 
 
 async def up(plan: UpPlan, console: Console) -> None:
-    """Run all of it until a signal, the end of `plan.duration_seconds`, or cancellation.
+    """Run everything until a signal, the end of `plan.duration_seconds`, or cancellation.
 
     Raises:
         AddressUnavailable: the server's address is taken.
-        BrokerUnavailable: there is no nats-server, or it ended.
+        BrokerUnavailable: nats-server is missing, or ended.
     """
     with end_signals() as signals:
         await _start_levels(plan, signals, console)
@@ -131,7 +131,7 @@ def _counts(server: Server) -> str:
 
 
 async def _show_live(server: Server, console: Console) -> None:
-    """A small table that changes in place."""
+    """Show a small table that is updated in place."""
     rates = _Rates()
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
@@ -140,14 +140,14 @@ async def _show_live(server: Server, console: Console) -> None:
 
 
 async def _show_lines(server: Server, console: Console) -> None:
-    """A line now and then, where the output is not a terminal."""
+    """Print a line every few seconds, where the output is not a terminal."""
     while True:
         await trio.sleep(_LINE_EVERY_SECONDS)
         console.print(f"{server.connections} connected, {_counts(server)}")
 
 
 class _Rates:
-    """Messages and deliveries per second since the last look."""
+    """Messages and deliveries per second since the last reading."""
 
     def __init__(self) -> None:
         self._at = trio.current_time()

@@ -1,4 +1,4 @@
-"""`trio-odin watch`: a client for a person's eyes. Subscribes, and shows what comes."""
+"""`trio-odin watch`: a client for people. It subscribes and shows the messages it receives."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FAILURES = (
     ConnectionClosed,
     HandshakeError,  # a rejection is one
     OSError,
-    UnicodeError,  # of a name that can be no host's
+    UnicodeError,  # of a name that cannot be a host's
     h11.ProtocolError,
     trio.BrokenResourceError,
     trio.TooSlowError,
@@ -43,12 +43,14 @@ class WatchError(Exception):
 
 
 async def watch(url: str, channels: Sequence[str], show: Callable[[str], bool]) -> str:
-    """Subscribe to `channels` at `url` and `show` each message as it came, the answer first.
+    """Subscribe to `channels` at `url` and `show` each message unchanged, the reply first.
 
-    Returns why it ended: the server closed in order (1000, 1001), or `show` returned False.
+    Returns the reason for the end: the server closed in order (1000, 1001), or `show` returned
+    False.
 
     Raises:
-        WatchError: a name is no channel, no connection, refused, or closed for cause.
+        WatchError: a name is not a channel; or the server was not reached, refused the
+            connection, or closed it with another code.
 
     Cancellation cuts the connection.
     """
@@ -71,7 +73,7 @@ async def watch(url: str, channels: Sequence[str], show: Callable[[str], bool]) 
 
 
 def _parts(url: str) -> SplitResult:
-    """Raises WatchError for what is no URL of a WebSocket."""
+    """Split a WebSocket URL; raises WatchError for anything else."""
     try:
         parts = urlsplit(url)
         if parts.scheme not in _PORTS or not parts.hostname or parts.port == 0:
@@ -82,7 +84,7 @@ def _parts(url: str) -> SplitResult:
 
 
 def _shown(url: str) -> str:
-    """The URL without what may be secret: a token in its query, a password before its host."""
+    """The URL without the parts that may be secret: a token in its query, a password."""
     scheme, separator, rest = url.partition("?")[0].rpartition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
@@ -148,7 +150,7 @@ def _closed(url: str, closed: ConnectionClosed) -> str:
 
 
 def _reason(failure: BaseException) -> str:
-    """Why there is no connection: what is nearest to the network and has something to say."""
+    """Why there is no connection: the error nearest to the network that has a message."""
     if isinstance(failure, trio.TooSlowError):
         return f"no answer within {_CONNECT_SECONDS:g} s"
     if isinstance(failure, h11.ProtocolError):

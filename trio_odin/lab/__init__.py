@@ -1,4 +1,4 @@
-"""An outside client that measures the server.
+"""Clients that measure the server from outside.
 
-Architecture invariant: nothing in here imports trio_odin.server, so it cannot cheat.
+Architecture invariant: nothing here imports trio_odin.server, so the lab cannot cheat.
 """

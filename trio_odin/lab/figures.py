@@ -1,10 +1,10 @@
-"""Numbers as people read them: three digits that count, thousands apart, the unit behind."""
+"""Numbers for people: three significant digits, grouped thousands, then the unit."""
 
 from __future__ import annotations
 
 import math
 
-# What a table says where there is no figure.
+# The cell of a table without a figure.
 NOTHING = "–"
 _DIGITS = 3
 _MINUTE = 60
@@ -17,7 +17,7 @@ def count(value: float | None) -> str:
 
 
 def figure(value: float | None, unit: str = "") -> str:
-    """A measured one: "0.352 cores", "12.3 ms", "1,234 MiB"."""
+    """A measured figure: "0.352 cores", "12.3 ms", "1,234 MiB"."""
     if value is None or not math.isfinite(value):
         return NOTHING
     before_the_point = math.floor(math.log10(abs(value))) + 1 if value else _DIGITS
@@ -26,7 +26,7 @@ def figure(value: float | None, unit: str = "") -> str:
 
 
 def share(value: float | None) -> str:
-    """A part of a whole, rounded down: "100 %" is all of it, one in 10,000 missing is "99.99 %"."""
+    """A share, rounded down: "100 %" means all; with one of 10,000 missing it is "99.99 %"."""
     if value is None or not math.isfinite(value):
         return NOTHING
     hundredths = math.floor(round(value * 10_000, 6))
@@ -41,7 +41,7 @@ def deviation(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time to wait: "5.3 s", "2 min 5 s", "1 h 4 min"."""
+    """A length of time: "5.3 s", "2 min 5 s", "1 h 4 min"."""
     if round(seconds, 1) < _MINUTE:
         return f"{seconds:.1f}".removesuffix(".0") + " s"
     whole = round(seconds)

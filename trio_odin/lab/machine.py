@@ -1,4 +1,4 @@
-"""What machine a measurement was made on; a figure without it means little."""
+"""The machine of a measurement, without which a figure means little."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import attrs
 
 @attrs.frozen
 class Machine:
-    """The parts that explain a figure. `is_python_optimised`: built with PGO."""
+    """The parts of a machine that explain a figure. `is_python_optimised`: built with PGO."""
 
     cpu: str
     cores: int
@@ -22,7 +22,7 @@ class Machine:
     is_python_optimised: bool
 
     def sentence(self) -> str:
-        """All of it in a line, without a full stop."""
+        """The machine in one line, without a full stop."""
         build = "with" if self.is_python_optimised else "without"
         return (
             f"{self.cpu}, {self.cores} cores, {self.memory_gib} GiB, {self.kernel}, "
@@ -31,7 +31,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Describe the machine that this runs on."""
+    """Describe this machine."""
     return Machine(
         cpu=_cpu_model(),
         cores=len(os.sched_getaffinity(0)),
@@ -44,7 +44,7 @@ def this_machine() -> Machine:
 
 
 def busy_core_seconds() -> float:
-    """CPU that the whole machine has used since its start, whoever used it."""
+    """CPU that all programs of the machine have used since its start."""
     # proc_stat(5): user nice system idle iowait irq softirq steal …
     ticks = _proc_stat_cpu()[:8]
     busy = sum(ticks) - sum(ticks[3:5])

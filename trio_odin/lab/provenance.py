@@ -1,9 +1,9 @@
-"""Where a measurement comes from; a figure without it means little.
+"""The origin of a measurement, without which a figure means little.
 
 Each record that the pages in docs/ are generated from carries one `Provenance`: the revision, the
-machine, what ran beside, and the settings. The revision is for people. Whether the server has
-changed since is decided by a digest of its source, so a page can say it by itself, in any clone or
-archive, and changes only once: with the first change of the server after the measurement.
+machine, its other load, and the settings. The revision is for people. A digest of the server's
+source decides whether the server has changed since, so a page can tell in any clone or archive,
+and changes only once: with the first change of the server after the measurement.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNKNOWN = "unknown"
 """The revision outside a git checkout, and whatever else was not recorded."""
 
 _PACKAGE = Path(trio_odin.__file__).parent
-# Clients, commands and the version: they can change without a change of the server.
+# Clients, commands and the version can change without a change of the server.
 _NOT_SERVER = ("lab", "cli", "__init__.py", "__main__.py", "up.py")
 _DIGITS = 12
 _GIT_SECONDS = 10.0
@@ -38,15 +38,15 @@ class Provenance:
     """The code, the moment, the machine and the settings of a measurement.
 
     Args:
-        date: of its start, in UTC, to the second.
+        date: of the start, in UTC, to the second.
         version: of the package.
         revision: the git commit, in full; "unknown" outside a checkout.
-        is_dirty: the package differed from the revision, or had files that are not in it.
+        is_dirty: the package differed from the revision, or had additional files.
         code: digest of the server's source; "unknown" if it was not recorded.
-        machine: it ran on.
+        machine: the machine of the measurement.
         load_average: of the minute before the start; None if it was not recorded.
-        settings: of the server, those that differ from their defaults; None if they were not
-            recorded, or differ from part to part of the measurement.
+        settings: settings of the server that differ from their defaults; None if they were not
+            recorded, or differ between parts of the measurement.
     """
 
     date: str
@@ -69,11 +69,11 @@ class Provenance:
         return self.code not in (UNKNOWN, server_code())
 
     def sentences(self) -> str:
-        """All of it for people, in Markdown."""
+        """The provenance for people, in Markdown."""
         return " ".join([self.short(), self._with(), f"Machine: {self.machine.sentence()}."])
 
     def short(self) -> str:
-        """The code and the day alone."""
+        """Only the code and the day."""
         revision = "at an unknown revision"
         if self.revision != UNKNOWN:
             revision = f"at revision `{self.revision[:_DIGITS]}`"
@@ -99,7 +99,7 @@ class Provenance:
 
 
 class _Record(msgspec.Struct):
-    """What all records have in common."""
+    """The common part of all records."""
 
     provenance: Provenance
 
@@ -118,7 +118,7 @@ def provenance(environment: Mapping[str, str] | None = None) -> Provenance:
     """Describe a measurement that starts now. Runs `git` where there is one.
 
     Args:
-        environment: the server's settings, as variables; None if they differ from part to part.
+        environment: the server's settings, as variables; None if they differ between parts.
 
     Raises:
         SettingError: a value in `environment` is not allowed.
@@ -159,8 +159,8 @@ def server_code(package: Path = _PACKAGE) -> str:
 def revision_of(folder: Path) -> tuple[str, bool]:
     """The commit of the checkout that `folder` is a part of, and whether `folder` differs from it.
 
-    "unknown" if there is no git, or nothing in `folder` is under its control: an installed package
-    may lie in the checkout of another project.
+    "unknown" without git, or if git tracks nothing in `folder`: an installed package may lie in the
+    checkout of another project.
     """
     tracked = _git(folder, "ls-files", "--", ".")
     revision = _git(folder, "rev-parse", "HEAD")
@@ -170,14 +170,14 @@ def revision_of(folder: Path) -> tuple[str, bool]:
 
 
 def server_commits_since(revision: str, folder: Path = _PACKAGE) -> int | None:
-    """How many commits since `revision` change the server; None if it is not in the history."""
+    """The number of commits since `revision` that change the server; None if it is not known."""
     excluded = (f":(exclude){name}" for name in _NOT_SERVER)
     count = _git(folder, "rev-list", "--count", f"{revision}..HEAD", "--", ".", *excluded)
     return int(count) if count else None
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """What git prints; nothing if it fails."""
+    """The output of git; empty if it fails."""
     program = shutil.which("git")
     if program is None:
         return ""

@@ -1,4 +1,4 @@
-"""What the rehearsals of migrations and rollbacks found: the data behind docs/runbooks."""
+"""The results of rehearsed migrations and rollbacks: the data for docs/runbooks."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from trio_odin.lab.provenance import Provenance
 
 @attrs.define(kw_only=True)
 class Rehearsal:
-    """One procedure of a runbook, done with real processes and users that keep books.
+    """One procedure of a runbook, done with real processes and users that count events.
 
     Args:
         runbook: "migration" or "rollback".
         name: of the procedure.
-        what_was_done: in a sentence.
+        what_was_done: the procedure in a sentence.
         users: connected when it began.
-        seconds: from the first command until all was as it should be.
-        sent_away: how often a connection ended; each came back.
+        seconds: from the first command until everything was in order.
+        sent_away: number of ended connections; each came back.
         refused: answers to the upgrade other than 101, connects without an answer, and connections
             that ended before their first subscription was acknowledged.
         away_p50_ms, away_max_ms: from the end of a connection to the next subscription. The users
             over two nodes are of several processes: the worst of their medians.
-        missed: events that came meanwhile, of users that do not resume.
-        lost: events that are missing without that excuse; of users that resume, all missing ones.
-            None: nobody counted them.
+        missed: events during the absence of users that do not resume.
+        lost: other missing events; for users that resume, all missing events. None: not counted.
         repeated: events that came twice.
-        notes: figures worth knowing; at the end why it failed.
+        notes: further figures; at the end the reason of a failure.
         passed: None if it could not be run here.
     """
 
@@ -48,7 +47,7 @@ class Rehearsal:
 
 @attrs.frozen(kw_only=True)
 class RehearsalReport:
-    """A run of them. `versions` are those of the programs, by name."""
+    """A run of the rehearsals. `versions` are those of the programs, by name."""
 
     provenance: Provenance
     command: str

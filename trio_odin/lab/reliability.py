@@ -1,4 +1,4 @@
-"""What the fault suite found: the data behind docs/reliability.md."""
+"""The results of the fault suite: the data for docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trio_odin.lab.provenance import Provenance
 
 
 class RowKind(Enum):
-    """Hostile input, or something that breaks."""
+    """The kind of a row: hostile input, or a fault."""
 
     ATTACK = "attack"
     FAULT = "fault"
@@ -18,20 +18,20 @@ class RowKind(Enum):
 
 @attrs.define(kw_only=True)
 class Row:
-    """One attack or fault, what must hold, and what was seen.
+    """One attack or fault, the requirement, and the observation.
 
     Args:
-        kind: what it is.
-        name: of it.
-        what_was_done: in a sentence.
-        must_hold: in a sentence.
+        kind: attack or fault.
+        name: its name.
+        what_was_done: the attack or fault in a sentence.
+        must_hold: the requirement in a sentence.
         held: well-behaved clients that kept their connection, of `clients`.
-        clients: well-behaved clients beside it.
-        lost: events that were published and did not reach one of them.
+        clients: well-behaved clients at the same time.
+        lost: published events that did not reach one of them.
         repeated: events that came again.
         foreign: events of a channel that the client did not subscribe to.
-        recovery_seconds: until all was as before; None where nothing had to recover.
-        notes: figures worth knowing; at the end why it does not hold.
+        recovery_seconds: time until the recovery; None where nothing had to recover.
+        notes: further figures; at the end the reason of a failure.
         passed: None if it could not be run here.
     """
 
@@ -51,7 +51,7 @@ class Row:
 
 @attrs.frozen(kw_only=True)
 class FaultReport:
-    """A run of the suite. `versions` are those of the packages, by name."""
+    """A run of the fault suite. `versions` are those of the packages, by name."""
 
     provenance: Provenance
     command: str

@@ -1,4 +1,4 @@
-"""What a lab found, as data: `verdict.json` is a `LabResult`."""
+"""The result of a lab, as data: `verdict.json` is a `LabResult`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trio_odin.lab.provenance import Provenance
 
 @attrs.frozen(kw_only=True)
 class Prediction:
-    """What the model, fitted on smaller stages only, says beside what was measured."""
+    """A prediction of the model, fitted only to smaller stages, and the measured figure."""
 
     what: str  # "CPU" or "memory"
     unit: str  # "cores" or "MiB"
@@ -23,13 +23,13 @@ class Prediction:
 
     @property
     def error(self) -> float:
-        """Relative to what was measured; above 0: predicted too much."""
+        """The relative error; above 0: the prediction is too high."""
         return self.predicted / self.measured - 1
 
 
 @attrs.frozen(kw_only=True)
 class HostSample:
-    """A second of the server's cgroup: what its host pays, the kernel's part included."""
+    """A second of the server's cgroup: the cost to its host, the kernel's part included."""
 
     at: float  # seconds since the first connect, as in the samples of the load
     cores: float
@@ -38,15 +38,15 @@ class HostSample:
 
 @attrs.frozen(kw_only=True)
 class StageResult:
-    """What one stage found.
+    """The result of one stage.
 
     Args:
         title: one line for people.
-        plan: what the plan expects, in its own figures; "" beyond the plan.
-        wanted_seconds: how long the plan wants it held; 0 where there is nothing to hold.
-        settings: of the server, those that are not the lab's.
-        failure: why there is no load result, a sentence; "" if there is one or none is due.
-        note: what a reader has to know, such as that a failing check is what the stage shows.
+        plan: the plan's expectation, in its own figures; "" beyond the plan.
+        wanted_seconds: the plan's length of the hold; 0 where there is nothing to hold.
+        settings: settings of the server that differ from the lab's.
+        failure: a sentence why there is no load result; "" if there is one or none is due.
+        note: an explanation for readers, for instance that the stage is meant to fail a check.
     """
 
     number: int
@@ -69,22 +69,22 @@ class StageResult:
 
     @property
     def is_shortened(self) -> bool:
-        """Whether it was held for less than the plan wants."""
+        """Whether the hold was shorter than the plan's."""
         return self.load is not None and round(self.load.hold_seconds) < self.wanted_seconds
 
 
 @attrs.frozen(kw_only=True)
 class LabResult:
-    """All of it.
+    """The result of a whole lab.
 
     Args:
-        provenance: its settings are the server's where a stage does not say otherwise.
-        isolation: how the hosts were separated, a sentence for each part.
+        provenance: its settings are the server's unless a stage has others.
+        isolation: a sentence for each part of the hosts' isolation.
         limits: of the server's machine, such as {"CPU": "1.9 cores", "memory": "7,168 MiB"}.
-        components: what ran where, with its version: {"backend": ["nats-server 2.15.1", …]}.
-        settings: the server's environment, as it was set where a stage does not say otherwise.
-        command: what repeats this run.
-        not_run: numbers of the stages that were left out, or not come to.
+        components: programs by host, with versions: {"backend": ["nats-server 2.15.1", …]}.
+        settings: the server's environment, unless a stage has another one.
+        command: the command that repeats this run.
+        not_run: numbers of the stages that were left out or not reached.
     """
 
     provenance: Provenance
@@ -100,7 +100,7 @@ class LabResult:
 
     @property
     def passed(self) -> bool:
-        """Whether every stage that was to run ran and passed, and there was one."""
+        """Whether there was a stage, and every planned stage ran and passed."""
         all_passed = all(stage.passed for stage in self.stages)
         return bool(self.stages) and not self.interrupted and all_passed
 
@@ -109,5 +109,5 @@ class LabResult:
         return next((stage for stage in self.stages if stage.number == number), None)
 
     def as_json(self) -> bytes:
-        """Indented, with the names of the attributes."""
+        """Indented JSON with the names of the attributes."""
         return msgspec.json.format(msgspec.json.encode(self), indent=1)

@@ -1,4 +1,4 @@
-"""What a bench might have found."""
+"""Possible results of a bench."""
 
 from __future__ import annotations
 

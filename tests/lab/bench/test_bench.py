@@ -20,10 +20,10 @@ BENCH = [sys.executable, "-m", "trio_odin", "bench"]
 SMALL = ["--quick", "--connections", "50", "--hold", "1", "--only-hold"]
 
 
-def test_a_small_bench_receives_what_was_published_and_says_what_it_cost(tmp_path: Path) -> None:
+def test_a_small_bench_receives_every_event_and_reports_the_cost(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     subjects = ["--subjects", "odin,odin-2,nats,floor"]
-    # At less, the quickest use less CPU than the 10 ms that the kernel counts in.
+    # At a lower rate, the fastest use less CPU than the 10 ms in which the kernel counts.
     command = [*BENCH, *SMALL, *subjects, "--rate", "200", "--runs", "2", "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -47,7 +47,7 @@ def test_a_small_bench_receives_what_was_published_and_says_what_it_cost(tmp_pat
     assert sum(first["subjects"][1]["connections_by_worker"]) == 50
 
 
-async def test_a_peer_that_is_not_there_is_a_sentence(nats_url: str) -> None:
+async def test_a_missing_peer_gives_a_sentence(nats_url: str) -> None:
     peer = ["--peer", "far=ws://127.0.0.1:1/ws", "--nats", nats_url]
     command = [*BENCH, *SMALL, "--subjects", "floor", *peer]
     with trio.fail_after(60):
@@ -61,7 +61,7 @@ async def test_a_peer_that_is_not_there_is_a_sentence(nats_url: str) -> None:
     assert b"Traceback" not in done.stderr
 
 
-def test_an_interrupt_ends_every_process_and_shows_what_was_measured() -> None:
+def test_an_interrupt_ends_every_process_and_shows_the_results() -> None:
     command = [*BENCH, "--quick", "--connections", "50", "--hold", "60", "--subjects", "odin"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -91,7 +91,7 @@ def test_an_interrupt_ends_every_process_and_shows_what_was_measured() -> None:
         (["--connections", "0"], "0 is not in the range"),
     ],
 )
-def test_bad_input_is_a_sentence_and_exit_code_2(options: list[str], sentence: str) -> None:
+def test_bad_input_gives_a_sentence_and_exit_code_2(options: list[str], sentence: str) -> None:
     done = subprocess.run(
         [*BENCH, *options], capture_output=True, text=True, timeout=20, check=False
     )

@@ -45,7 +45,7 @@ async def start_peer(name: str, nats_url: str, nursery: trio.Nursery) -> tuple[t
 
 
 @pytest.mark.parametrize("name", ["websockets_broadcast", "trio_websocket_plain", "send_floor"])
-async def test_each_client_of_a_peer_gets_its_own_channel_and_the_end_is_in_order(
+async def test_clients_of_a_peer_get_their_channel_and_it_ends_in_order(
     name: str, nats_url: str, nursery: trio.Nursery
 ) -> None:
     process, url = await start_peer(name, nats_url, nursery)

@@ -31,7 +31,7 @@ PARTIAL = [
 
 
 @pytest.mark.parametrize("subjects", [WHOLE, PARTIAL, WHOLE + PARTIAL, []])
-def test_an_svg_names_every_subject_and_unit_and_is_the_same_each_time(
+def test_an_svg_names_every_target_and_unit_and_is_reproducible(
     subjects: list[SubjectReport], tmp_path: Path
 ) -> None:
     for name in ("one.svg", "two.svg"):

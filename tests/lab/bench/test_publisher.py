@@ -1,4 +1,4 @@
-"""The publisher of a stage, by the clock of trio and that of the machine."""
+"""The publisher of a stage, on trio's clock and on the machine's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trio_odin.lab.fleet.events import Event
 
 
 class Publishing:
-    """What was published, each event after a pause."""
+    """The published events, each after a pause."""
 
     def __init__(self, pause: float = 0.0) -> None:
         self.events: list[Event] = []
@@ -26,12 +26,12 @@ class Publishing:
 
 
 async def published(rate: float, seconds: float, pause: float = 0.0) -> tuple[_Publisher, int]:
-    """A publisher that was stopped after so long, and the number of the events it should have."""
+    """A publisher stopped after `seconds`, and the number of events it should have published."""
     publishing = Publishing(pause)
     numbers = itertools.count(5)
     async with trio.open_nursery() as nursery:
         publisher = _Publisher(load_plan(rate=rate), publishing, numbers, nursery)
-        await publisher.stop()  # not started yet: as it is where nobody could connect
+        await publisher.stop()  # not started yet, as when nobody could connect
         publisher = _Publisher(load_plan(rate=rate), publishing, numbers, nursery)
         await publisher.start()
         await trio.sleep(seconds)
@@ -54,7 +54,7 @@ async def test_events_are_published_on_schedule_until_it_is_stopped() -> None:
     assert publisher.is_ours
 
 
-async def test_a_publisher_that_is_late_publishes_all_that_was_due_and_then_ends() -> None:
+async def test_a_late_publisher_publishes_everything_due_and_then_ends() -> None:
     with trio.fail_after(20):
         publisher, due = await published(rate=200.0, seconds=0.3, pause=0.02)
     assert publisher.published == pytest.approx(due, abs=1)

@@ -58,7 +58,7 @@ def section(report: BenchReport, start: str) -> dict[str, list[str]]:
     return found
 
 
-def test_every_row_has_a_cell_for_each_subject() -> None:
+def test_every_row_has_a_cell_for_each_target() -> None:
     for subjects in ([], [OURS], [OURS, FLOOR, NATS, ELSEWHERE, FAILED]):
         table = list(rows(report_of(*subjects)))
         assert len(table) > 20
@@ -90,7 +90,7 @@ def test_the_figures_of_a_stage_and_its_ratios_are_shown() -> None:
     }
 
 
-def test_the_most_a_subject_delivered_is_that_of_its_best_stage() -> None:
+def test_the_peak_of_a_target_is_that_of_its_best_stage() -> None:
     assert section(report_of(OURS), "most deliveries a second") == {
         "most deliveries a second": ["150,000"],
         "of a full core": ["166,667"],
@@ -99,7 +99,7 @@ def test_the_most_a_subject_delivered_is_that_of_its_best_stage() -> None:
     }
 
 
-def test_what_is_missing_is_a_dash() -> None:
+def test_a_missing_figure_is_a_dash() -> None:
     assert {cell for _, cells in rows(report_of(FAILED)) for cell in cells} == {DASH}
     table = dict(rows(report_of(OURS, ELSEWHERE)))
     for label in ("  CPU each", "W: CPU a delivery", "  of a full core"):
@@ -120,10 +120,10 @@ def test_the_table_is_printed_with_the_failures_below_it() -> None:
     assert text.rstrip().endswith("broken: broken did not start: no such file")
 
 
-# --- what a load found
+# --- results of a load
 
 
-def test_a_stage_is_what_its_load_found() -> None:
+def test_a_stage_has_the_figures_of_its_load() -> None:
     load = load_result(
         rate=30.0,
         arrival_seconds=4.0,
@@ -148,14 +148,14 @@ def test_a_stage_is_what_its_load_found() -> None:
     assert (stage.others_cores, stage.published_late_ms) == (0, 7)
 
 
-def test_a_load_on_a_server_elsewhere_leaves_its_cost_unknown() -> None:
+def test_a_load_on_a_remote_server_leaves_its_cost_unknown() -> None:
     load = load_result(server=ServerFigures(), latency=None, received_per_second=0.0)
     stage = Stage.of("W", load, 0.0)
     assert (stage.cpu_us, stage.cores, stage.others_cores) == (None, None, None)
     assert (stage.p99_ms, stage.client_us) == (0, 0)
 
 
-def test_the_first_load_tells_of_the_connections_and_their_memory() -> None:
+def test_the_first_load_has_the_figures_of_connections_and_memory() -> None:
     load = load_result(
         connected=90,
         connect_seconds=1.5,
@@ -184,7 +184,7 @@ def test_the_first_load_tells_of_the_connections_and_their_memory() -> None:
 
 
 @pytest.mark.parametrize("amiss", ["lost", "repeated", "foreign", "gaps"])
-def test_a_stage_with_anything_amiss_is_not_complete(amiss: str) -> None:
+def test_a_stage_with_a_problem_is_not_complete(amiss: str) -> None:
     assert W.is_complete
     changes: dict[str, Any] = {amiss: 1}
     assert not attrs.evolve(W, **changes).is_complete
@@ -203,7 +203,7 @@ def test_a_stage_with_anything_amiss_is_not_complete(amiss: str) -> None:
         ({"storm": attrs.evolve(STORM, connected=9_999)}, False),
     ],
 )
-def test_a_bench_is_perfect_if_ours_connected_all_and_lost_nothing_below_the_ramp(
+def test_a_bench_is_perfect_if_ours_lost_nothing_below_the_ramp(
     changes: dict[str, Any], is_perfect: bool
 ) -> None:
     assert report_of(attrs.evolve(OURS, **changes), FLOOR, FAILED).is_perfect is is_perfect
@@ -237,7 +237,7 @@ def test_several_runs_are_a_median_with_the_lowest_and_the_highest() -> None:
     assert summary([report_of(FAILED)], FAILED.name) == ("–", "–", "–", "–")
 
 
-def test_what_ran_beside_is_said_if_it_was_recorded() -> None:
+def test_the_other_load_of_the_machine_is_shown_if_it_was_recorded() -> None:
     quiet, busy = (attrs.evolve(OURS, stages=[attrs.evolve(W, others_cores=n)]) for n in (0.1, 1.5))
     assert beside([report_of(quiet), report_of(busy)]) == (
         "The load average was 0.25 before the first run; other programs used 0.10 to 1.50 of the 2 "

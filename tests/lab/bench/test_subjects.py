@@ -16,7 +16,7 @@ from trio_odin.lab.fleet.dialects import DIALECTS
         ("far=ws://a:1/x,", "odin", "ws://a:1/x"),
     ],
 )
-def test_a_peer_has_a_name_an_address_and_perhaps_a_dialect(
+def test_a_peer_has_a_name_an_address_and_an_optional_dialect(
     text: str, dialect: str, url: str
 ) -> None:
     assert parse_peer(text) == Subject(name="far", title="far", dialect=dialect, url=url)
@@ -41,19 +41,19 @@ def test_a_peer_has_a_name_an_address_and_perhaps_a_dialect(
         "far=ws://a:1/ws?x=1",
     ],
 )
-def test_what_is_no_peer_is_told_what_is(text: str) -> None:
+def test_a_malformed_peer_is_refused_with_the_allowed_form(text: str) -> None:
     with pytest.raises(ValueError, match=r"^allowed is NAME=ws://HOST:PORT/PATH") as caught:
         parse_peer(text)
     assert str(caught.value).endswith(", perhaps with ,DIALECT behind it")
 
 
 @pytest.mark.parametrize("name", ["odin", "odin-go", "nats", "floor"])
-def test_a_peer_may_not_be_called_as_a_subject_of_the_bench(name: str) -> None:
+def test_a_peer_may_not_have_the_name_of_a_target(name: str) -> None:
     with pytest.raises(ValueError, match="is the name of a subject of the bench"):
         parse_peer(f"{name}=ws://a:1/ws")
 
 
-def test_an_unknown_dialect_is_told_the_known_ones() -> None:
+def test_an_unknown_dialect_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="dialect") as caught:
         parse_peer("far=ws://a:1/ws,klingon")
     assert str(caught.value) == (
@@ -61,12 +61,12 @@ def test_an_unknown_dialect_is_told_the_known_ones() -> None:
     )
 
 
-def test_the_subjects_have_names_of_their_own_and_speak_known_dialects() -> None:
+def test_targets_have_unique_names_and_known_dialects() -> None:
     names = [subject.name for subject in SUBJECTS]
     assert len(names) == len(set(names))
     assert {subject.dialect for subject in SUBJECTS} <= DIALECTS.keys()
 
 
-def test_ours_is_called_by_its_workers() -> None:
+def test_our_target_is_named_by_its_workers() -> None:
     assert (ours(1).name, ours(1).title) == ("odin", "trio-odin, 1 worker")
     assert (ours(4).name, ours(4).title, ours(4).workers) == ("odin-4", "trio-odin, 4 workers", 4)

@@ -49,7 +49,7 @@ async def found_at(
     seed: int = 0,
     step_seconds: float = 3 * STEP_SECONDS,
 ) -> dict[Check, Check]:
-    """By default so patient that a busy machine is no fault of the server."""
+    """Check the server at `url`, with a patience that allows for a busy machine."""
     found: dict[Check, Check] = {}
     with trio.fail_after(90):
         await check_wire(url, publish, found, seed=seed, step_seconds=step_seconds)
@@ -78,7 +78,7 @@ async def test_the_real_server_meets_all_checks_while_others_publish(
     nursery.cancel_scope.cancel(reason="checked")
 
 
-async def test_without_jetstream_they_are_met_too(
+async def test_without_jetstream_the_server_meets_all_checks_too(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     with running_nats(tmp_path, jetstream=False) as nats:
@@ -87,7 +87,7 @@ async def test_without_jetstream_they_are_met_too(
         assert unmet(await run_checks(url_of(server), nats.url, seed=2)) == set()
 
 
-async def test_without_filtering_what_is_foreign_is_found(
+async def test_without_filtering_the_foreign_events_are_found(
     start_server: StartServer, nats_url: str
 ) -> None:
     server = await start_server(NATS_URL=nats_url, ENABLE_SUBSCRIPTION_FILTERING="false")
@@ -100,7 +100,7 @@ async def test_without_filtering_what_is_foreign_is_found(
     assert measured[program.CROWD.what].startswith("0 of 100; client 0: 0 lost, ")
 
 
-async def test_without_nats_what_needs_no_event_is_found_all_the_same(
+async def test_without_nats_the_checks_without_events_still_run(
     start_server: StartServer,
 ) -> None:
     nats_url = f"nats://someone:secret@127.0.0.1:{free_port()}"
@@ -122,7 +122,7 @@ def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_without_a_server_every_check_is_a_sentence_and_the_exit_code_is_1(tmp_path: Path) -> None:
+def test_without_a_server_every_check_fails_with_a_sentence(tmp_path: Path) -> None:
     with running_nats(tmp_path) as nats:
         ended = run_program(f"ws://127.0.0.1:{free_port()}/ws", nats.url)
     assert (ended.returncode, ended.stderr) == (1, "")
@@ -133,7 +133,7 @@ def test_without_a_server_every_check_is_a_sentence_and_the_exit_code_is_1(tmp_p
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/", "ws://", "nonsense", "ws://127.0.0.1:x/"])
-def test_a_url_that_is_none_is_a_sentence(url: str) -> None:
+def test_a_malformed_url_gives_a_sentence(url: str) -> None:
     ended = run_program(url, "nats://127.0.0.1:1")
     assert (ended.returncode, ended.stderr) == (1, "")
     assert not any(check["is_met"] for check in json.loads(ended.stdout))
@@ -153,7 +153,7 @@ async def test_the_program_prints_json_and_exits_with_0_if_all_are_met(
     assert all(check.is_met for check in found)
 
 
-async def test_a_server_that_says_nothing_is_a_sentence(nursery: trio.Nursery) -> None:
+async def test_a_silent_server_gives_a_sentence(nursery: trio.Nursery) -> None:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}/ws"
 
@@ -165,7 +165,7 @@ async def test_a_server_that_says_nothing_is_a_sentence(nursery: trio.Nursery) -
     await listener.aclose()
 
 
-async def test_all_of_it_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_checks_have_a_deadline_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(program, "DEADLINE_SECONDS", 0.5)
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}/ws"
@@ -175,12 +175,12 @@ async def test_all_of_it_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None
     await listener.aclose()
 
 
-# ---- Each check against a server that deserves it
+# ---- each check against a server with that fault
 
 
 @pytest.fixture
 def small_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fifth of it finds the same, sooner."""
+    """A fifth of the crowd finds the same faults, sooner."""
     monkeypatch.setattr(program, "_CROWD", 20)
 
 
@@ -279,7 +279,7 @@ EVENT = "price:update"
         (FakeServer(changed("pong", ts=None)), {program.HEARTBEAT}),
     ],
 )
-async def test_a_fault_is_found_by_the_checks_that_are_about_it(
+async def test_a_fault_is_found_by_the_checks_for_it(
     server: FakeServer, questions: set[Check], nursery: trio.Nursery
 ) -> None:
     found = await found_at(await server.start(nursery), server.publish)
@@ -311,7 +311,7 @@ async def test_a_fault_is_found_by_the_checks_that_are_about_it(
         (FakeServer(lost("pong")), {program.HEARTBEAT, program.REPLAY}),
     ],
 )
-async def test_what_does_not_come_is_found_by_the_checks_that_wait_for_it(
+async def test_a_missing_event_is_found_by_the_checks_that_wait_for_it(
     server: FakeServer, questions: set[Check], nursery: trio.Nursery
 ) -> None:
     found = await found_at(await server.start(nursery), server.publish, step_seconds=2)
@@ -319,7 +319,7 @@ async def test_what_does_not_come_is_found_by_the_checks_that_wait_for_it(
     nursery.cancel_scope.cancel(reason="checked")
 
 
-async def test_a_connection_that_ends_is_a_sentence(nursery: trio.Nursery) -> None:
+async def test_a_connection_that_ends_gives_a_sentence(nursery: trio.Nursery) -> None:
     server = FakeServer()
     url = await server.start(nursery)
 
@@ -334,7 +334,7 @@ async def test_a_connection_that_ends_is_a_sentence(nursery: trio.Nursery) -> No
     nursery.cancel_scope.cancel(reason="checked")
 
 
-async def test_nats_that_goes_away_is_a_sentence(nursery: trio.Nursery) -> None:
+async def test_a_lost_nats_gives_a_sentence(nursery: trio.Nursery) -> None:
     server = FakeServer()
 
     async def fail(_: str, __: bytes) -> None:
@@ -346,7 +346,7 @@ async def test_nats_that_goes_away_is_a_sentence(nursery: trio.Nursery) -> None:
     nursery.cancel_scope.cancel(reason="checked")
 
 
-# ---- What a server would be hard to make wrong enough for
+# ---- faults that a server can hardly be made to have
 
 
 def envelope(name: str, seq: int) -> Message:
@@ -363,19 +363,19 @@ def envelope(name: str, seq: int) -> Message:
         ("", "3 lost"),
     ],
 )
-def test_a_client_of_the_crowd_gets_its_own_in_order(names: str, why: str) -> None:
+def test_a_client_of_the_crowd_gets_its_own_events_in_order(names: str, why: str) -> None:
     check_own([envelope(name, seq) for seq, name in enumerate("abc", 1)], [*"abc"])
     with pytest.raises(Unmet, match=why):
         check_own([envelope(name, seq) for seq, name in enumerate(names, 1)], [*"abc"])
 
 
-def test_a_crowd_whose_numbers_have_a_gap_has_lost_something() -> None:
+def test_a_gap_in_the_numbers_of_a_crowd_is_a_loss() -> None:
     with pytest.raises(Unmet, match="seq 1, 3"):
         check_own([envelope("a", 1), envelope("b", 3)], [*"ab"])
 
 
 @pytest.mark.parametrize("text", [b'{"seq":1}', "", "{", "[]", "1", '"seq"', "[" * 100_000])
-def test_what_is_no_json_object_in_a_text_frame_counts_as_a_malformed_envelope(
+def test_a_frame_that_is_not_a_json_object_is_a_malformed_envelope(
     text: str | bytes,
 ) -> None:
     (message,) = envelopes_of([read_message(text)])

@@ -1,4 +1,4 @@
-"""The lab with real programs: small on loopback, stages 1 and 2 as they are on isolated hosts."""
+"""The lab with real programs: small on loopback, stages 1 and 2 in full on isolated hosts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trio_odin.lab.provenance import changed_settings
 from trio_odin.lab.report.folder import read_verdict
 from trio_odin.lab.verdict import LabResult, StageResult
 
-# Of this run only: neither a real lab nor another run of the tests is in the way.
+# Unique to this run: neither a real lab nor another test run interferes.
 PREFIX = f"odinl{os.getpid()}"
 LAB = [sys.executable, "-m", "trio_odin", "lab"]
 SHORT = ["--stages", "1,2", "--idle", "1"]
@@ -43,7 +43,7 @@ needs_root = pytest.mark.skipif(
 
 
 class Kept(Told):
-    """Keeps what is told."""
+    """A listener that keeps everything."""
 
     def __init__(self) -> None:
         self.begun: list[tuple[int, float]] = []
@@ -69,7 +69,7 @@ def unmet(stage: StageResult) -> list[str]:
 
 
 @pytest.mark.e2e
-async def test_a_small_lab_on_loopback_checks_and_measures_what_it_says(tmp_path: Path) -> None:
+async def test_a_small_lab_on_loopback_checks_and_measures(tmp_path: Path) -> None:
     told = Kept()
     broken = attrs.evolve(SMALL, number=3, settings={"WS_MAX_CONNECTIONS": "many"})
     strict = attrs.evolve(SMALL, number=4, criteria=(at_most("memory", 1),))
@@ -92,7 +92,7 @@ async def test_a_small_lab_on_loopback_checks_and_measures_what_it_says(tmp_path
     assert (good.wanted_seconds, good.is_shortened, good.settings) == (3.0, False, {})
 
     assert not failed.passed
-    assert "WS_MAX_CONNECTIONS" in failed.failure  # and the next one ran all the same
+    assert "WS_MAX_CONNECTIONS" in failed.failure  # and the next stage ran all the same
     assert failed.load is None
     assert failed.settings == {"WS_MAX_CONNECTIONS": "many"}
 
@@ -128,7 +128,7 @@ def links() -> str:
 def test_stages_1_and_2_pass_on_isolated_hosts_and_leave_nothing(tmp_path: Path) -> None:
     before = links()
     options = ["--stages", "1,2", "--hold", "5", "--out", str(tmp_path), "--prefix", PREFIX]
-    # It has to pass by its latency too, whatever other tests do beside it.
+    # Its latency must pass too, whatever other tests run at the same time.
     command = ["nice", "--adjustment=-15", *LAB, *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -146,7 +146,7 @@ def test_stages_1_and_2_pass_on_isolated_hosts_and_leave_nothing(tmp_path: Path)
 
 @pytest.mark.e2e
 @needs_root
-def test_an_interrupt_tears_everything_down_and_what_was_found_is_kept(tmp_path: Path) -> None:
+def test_an_interrupted_lab_is_torn_down_and_keeps_its_results(tmp_path: Path) -> None:
     with subprocess.Popen(
         [*LAB, *SHORT, "--hold", "60", "--out", str(tmp_path), "--prefix", PREFIX],
         stdout=subprocess.PIPE,
@@ -162,7 +162,7 @@ def test_an_interrupt_tears_everything_down_and_what_was_found_is_kept(tmp_path:
         assert len(children) >= 5  # nats-server, publisher, server, load, its fleet
         lab.send_signal(signal.SIGINT)
         time.sleep(0.5)
-        lab.send_signal(signal.SIGINT)  # who is impatient must not break the tearing down
+        lab.send_signal(signal.SIGINT)  # a second signal must not break the teardown
         output, errors = lab.communicate(timeout=60)
     assert lab.returncode == 130, output + errors
     assert "Traceback" not in output + errors
@@ -177,7 +177,7 @@ def test_an_interrupt_tears_everything_down_and_what_was_found_is_kept(tmp_path:
 
 
 @pytest.mark.e2e
-async def test_a_load_that_somebody_ends_early_is_no_pass(tmp_path: Path) -> None:
+async def test_a_load_that_is_ended_early_does_not_pass(tmp_path: Path) -> None:
     class EndsTheLoad(Kept):
         def line(self, text: str) -> None:
             super().line(text)
@@ -196,7 +196,7 @@ async def test_a_load_that_somebody_ends_early_is_no_pass(tmp_path: Path) -> Non
 
 @pytest.mark.e2e
 @needs_ip_if_root
-def test_what_a_killed_lab_on_loopback_leaves_is_removed_by_down(tmp_path: Path) -> None:
+def test_down_removes_the_leftovers_of_a_killed_lab_on_loopback(tmp_path: Path) -> None:
     prefix = ["--prefix", PREFIX]
     options = ["--no-isolation", "--stages", "2", "--hold", "60", "--out", str(tmp_path), *prefix]
     with subprocess.Popen(
@@ -227,7 +227,7 @@ def test_what_a_killed_lab_on_loopback_leaves_is_removed_by_down(tmp_path: Path)
         (["--prefix", "Odin-1", "--stages", "1"], "Odin-1"),
     ],
 )
-def test_bad_input_is_a_sentence_and_exit_code_2(
+def test_bad_input_gives_a_sentence_and_exit_code_2(
     options: list[str], sentence: str, tmp_path: Path
 ) -> None:
     command = [*LAB, "--out", str(tmp_path), *options]
@@ -238,19 +238,19 @@ def test_bad_input_is_a_sentence_and_exit_code_2(
 
 
 @needs_ip_if_root
-def test_an_earlier_run_in_the_folder_does_not_pass_for_this_one(tmp_path: Path) -> None:
+def test_an_earlier_run_in_the_folder_is_not_taken_for_this_one(tmp_path: Path) -> None:
     (tmp_path / "verdict.json").write_text("{}")
     (tmp_path / "logs").mkdir()
     (tmp_path / "mine.txt").write_text("kept")
     command = [*LAB, "--out", str(tmp_path), "--stages", "1", "--prefix", PREFIX]
-    with lab_lock(PREFIX):  # so it ends before its first stage
+    with lab_lock(PREFIX):  # so the lab ends before its first stage
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2
     assert f"another lab with the prefix {PREFIX} is running" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"logs", "mine.txt"}
 
 
-def test_down_takes_the_prefix_of_the_lab() -> None:
+def test_down_takes_the_prefix_of_a_lab() -> None:
     with lab_lock(PREFIX):
         done = subprocess.run(
             [*LAB, "--prefix", PREFIX, "down"],

@@ -52,14 +52,14 @@ def test_the_plan_holds_its_fifth_test_for_half_an_hour() -> None:
 
 
 @pytest.mark.parametrize("stage", LOADED, ids=lambda stage: str(stage.number))
-def test_every_criterion_asks_for_a_figure_that_there_is(stage: Stage) -> None:
+def test_every_criterion_uses_a_known_figure(stage: Stage) -> None:
     assert stage.criteria
     assert {criterion.figure for criterion in stage.criteria} <= set(FIGURES)
     assert {criterion.source for criterion in stage.criteria} <= {"plan", "ours"}
 
 
 @pytest.mark.parametrize("stage", LOADED, ids=lambda stage: str(stage.number))
-def test_nothing_may_be_lost_in_any_stage_but_the_one_that_shows_what_is_wrong(
+def test_no_stage_but_the_unfiltered_one_may_lose_anything(
     stage: Stage,
 ) -> None:
     asked = {criterion.figure for criterion in stage.criteria}
@@ -69,7 +69,7 @@ def test_nothing_may_be_lost_in_any_stage_but_the_one_that_shows_what_is_wrong(
 
 
 def empty(stage: Stage, **changes: Any) -> list[str]:
-    """What a stage complains about of a load in which nothing happened but `changes`."""
+    """The unmet criteria of a stage for an empty load with `changes`."""
     load = attrs.evolve(load_result(connections=stage.connections), **changes)
     return [check.what for check in checks(load, stage.criteria) if not check.is_met]
 
@@ -80,7 +80,7 @@ def test_a_stage_does_not_pass_with_hardly_any_events(stage: Stage) -> None:
     assert "events published, of those planned" in empty(stage, **few)
 
 
-def test_a_soak_in_which_hardly_anybody_was_replaced_or_is_there_at_its_end_does_not_pass() -> None:
+def test_a_soak_with_too_little_churn_or_too_few_at_the_end_fails() -> None:
     soak = stage_of(10)
     held = Sample(at=1.0, phase="hold", connections=4_000, received_per_second=1.0)
     churn = {"churn_per_second": 20.0, "hold_seconds": 3_600.0, "churned": 1}
@@ -92,7 +92,7 @@ def test_a_soak_in_which_hardly_anybody_was_replaced_or_is_there_at_its_end_does
     } <= set(complaints)
 
 
-def test_the_host_is_held_to_the_plans_bounds_as_well() -> None:
+def test_the_host_must_meet_the_plans_bounds_too() -> None:
     load = load_result(
         series=[
             Sample(at=at, phase=phase, connections=1, received_per_second=1.0)
@@ -111,7 +111,7 @@ def test_the_host_is_held_to_the_plans_bounds_as_well() -> None:
 
 
 @by_number
-def test_the_server_takes_the_settings_of_every_stage(stage: Stage) -> None:
+def test_the_server_accepts_the_settings_of_every_stage(stage: Stage) -> None:
     known = {variable.name for variable in variables()}
     settings = server_settings(stage)
     assert set(settings) - known <= {"WS_WORKER_POOL_SIZE"}

@@ -1,4 +1,4 @@
-"""A server of the `websockets` library that speaks our wire, or is made to speak it wrongly."""
+"""A server of the `websockets` library that speaks our wire protocol, correctly or not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNIX_MS = 1759027038365
 
 @attrs.define(eq=False)
 class Peer:
-    """What the server knows of one client."""
+    """The server's state of one client."""
 
     connection: ServerConnection
     channels: set[str] = attrs.field(factory=set)
@@ -37,15 +37,15 @@ def unspoilt(message: Message) -> Message | None:
 
 @attrs.define
 class FakeServer:
-    """Right in everything but for its arguments.
+    """A server that is correct except for the faults in its arguments.
 
     Args:
-        spoil: what becomes of each message on its way out; None: it is lost.
+        spoil: changes each message on its way out; None: it is lost.
         wants: whether a client gets the events of a channel.
         forgets: whether an unsubscribe has an effect.
         on_bad_command: called with the client of a bad command.
-        spoil_replay: what becomes of the envelopes of a replay.
-        peers: the clients at present.
+        spoil_replay: changes the envelopes of a replay.
+        peers: the current clients.
     """
 
     spoil: Callable[[Message], Message | None] = unspoilt
@@ -56,14 +56,14 @@ class FakeServer:
     peers: list[Peer] = attrs.field(factory=list)
 
     async def start(self, nursery: trio.Nursery) -> str:
-        """Listen until the nursery is cancelled; the address."""
+        """Listen until the nursery is cancelled; returns the address."""
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         start = partial(serve, self._handle, listeners=listeners, close_timeout=0.1)
         nursery.start_soon(start)
         return f"ws://127.0.0.1:{listeners[0].socket.getsockname()[1]}/ws"
 
     async def publish(self, subject: str, payload: bytes) -> None:
-        """In place of NATS."""
+        """Publish directly, in place of NATS."""
         channel = subject.removeprefix("odin.token.")
         for peer in [peer for peer in self.peers if self.wants(peer, channel)]:
             envelope = {

@@ -1,4 +1,4 @@
-"""A fleet in the process of its test, a turn at a time, and the far ends of its sockets."""
+"""A fleet in the test's process, one turn at a time, and the far ends of its sockets."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ UPGRADED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n"
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 SOON = 0.001
 
-# Each example has sockets and a buffer to make.
+# Each example makes sockets and a buffer.
 few_examples = settings(max_examples=40)
 
 CUTS = st.lists(st.integers(0, 10**6), max_size=8)
@@ -92,7 +92,7 @@ class Rig:
     # ---- connections that the fleet makes
 
     def turn(self) -> None:
-        """Once round the loop."""
+        """Run the loop once."""
         for fd, _ in self.fleet._epoll.poll(0):
             self.fleet.advance(fd)
         self.fleet.tick(time.monotonic())
@@ -106,7 +106,7 @@ class Rig:
             time.sleep(0.0002)
 
     def accept(self) -> socket.socket:
-        """The far end of the next connection of the fleet, once it has asked for the upgrade."""
+        """The far end of the fleet's next connection, after its upgrade request."""
         accepted: list[socket.socket] = []
 
         def is_accepted() -> bool:
@@ -201,7 +201,7 @@ def envelope(seq: int, number: int, channel: str = BTC, size: int = 60) -> bytes
 
 
 def figures(rig: Rig) -> dict[str, Any]:
-    """What was collected, but for what depends on the clock."""
+    """The collected figures, without those that depend on the clock."""
     collected = attrs.asdict(rig.collect(), recurse=False)
     books = attrs.asdict(collected.pop("received"), recurse=False)
     deliveries: Counter[int] = Counter()
@@ -232,7 +232,7 @@ def expected(**changes: Any) -> dict[str, Any]:
 
 
 def sent_by(far: socket.socket, number: int) -> list[WsprotoEvent]:
-    """The next frames that the fleet has sent, as a server reads them."""
+    """The next frames from the fleet, as a server reads them."""
     server = Connection(ConnectionType.SERVER)
     events: list[WsprotoEvent] = []
     while len(events) < number:
@@ -244,6 +244,6 @@ def sent_by(far: socket.socket, number: int) -> list[WsprotoEvent]:
 
 
 def split(stream: bytes, cuts: list[int]) -> list[bytes]:
-    """`stream` in pieces, none of them empty."""
+    """Split `stream` into non-empty pieces."""
     places = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
     return [stream[a:b] for a, b in pairwise(places)]

@@ -24,7 +24,7 @@ def unit_of(seq: int, number: int, channel: str = BTC, *, due_ms: int = 0) -> by
 
 
 def market_unit(seq: int, number: int, channel: str, *, has_offset: bool, due_ms: int = 0) -> bytes:
-    """An envelope around an event of the market, of which `number` is the offset, or a price."""
+    """An envelope around an event of the market; `number` is its offset, or a price."""
     named = b',"channel":"%b"' % channel.encode() if channel else b""
     offset = b',"offset":%d' % number if has_offset else b""
     data = b'{"price":%d,"timestamp":%d}' % (number, due_ms) if due_ms else b"[%d]" % number
@@ -45,14 +45,14 @@ def books() -> Books:
 
 
 def figures(books: Books) -> dict[str, Any]:
-    """What was collected; of the deliveries the times by number and channel."""
+    """The collected figures, with the times of deliveries by number and channel."""
     collected = attrs.asdict(books.collect(), recurse=False)
     collected["deliveries"] = {(e.number, e.channel): e.times for e in collected["deliveries"]}
     return collected
 
 
 def of_numbers(books: Books) -> dict[str, Any]:
-    """The same with the number alone, and without the latencies."""
+    """The same by number only, and without the latencies."""
     found = figures(books)
     del found["buckets"]
     found["deliveries"] = {number: times for (number, _), times in found["deliveries"].items()}
@@ -75,37 +75,37 @@ def take(books: Books, subscriber: Subscriber, *units: bytes) -> None:
         assert books.take(subscriber, unit, 0)
 
 
-# --- sentence by sentence
+# --- rule by rule
 
 
-def test_what_is_in_order_is_received_and_nothing_else(books: Books) -> None:
+def test_events_in_order_are_received_and_nothing_else(books: Books) -> None:
     take(books, Subscriber([BTC, ETH]), *(unit_of(n, n, (BTC, ETH)[n % 2]) for n in (1, 2, 3)))
     assert of_numbers(books) == expected(received=3, deliveries={1: 1, 2: 1, 3: 1})
 
 
-def test_a_jump_of_the_number_is_a_gap_as_long_as_the_jump(books: Books) -> None:
+def test_a_jump_of_the_number_is_a_gap_of_that_length(books: Books) -> None:
     take(books, Subscriber([BTC]), unit_of(2, 1), unit_of(3, 2), unit_of(7, 3))
     assert of_numbers(books)["gaps"] == 1 + 3
 
 
-def test_what_has_no_number_has_no_gaps(books: Books) -> None:
+def test_events_without_numbers_have_no_gaps(books: Books) -> None:
     take(books, Subscriber([BTC]), unit_of(0, 5), unit_of(0, 9))
     assert of_numbers(books) == expected(received=2, deliveries={5: 1, 9: 1})
 
 
-def test_a_number_that_comes_again_or_late_is_repeated(books: Books) -> None:
+def test_a_repeated_or_late_number_is_counted_as_repeated(books: Books) -> None:
     take(books, Subscriber([BTC]), unit_of(3, 1), unit_of(3, 2), unit_of(2, 3), unit_of(4, 4))
     assert of_numbers(books) == expected(
         received=4, gaps=2, repeated=2, deliveries={1: 1, 2: 0, 3: 0, 4: 1}
     )
 
 
-def test_an_event_that_comes_again_or_late_is_repeated(books: Books) -> None:
+def test_a_repeated_or_late_event_is_counted_as_repeated(books: Books) -> None:
     take(books, Subscriber([BTC]), *(unit_of(s, n) for s, n in ((1, 4), (2, 4), (3, 3), (4, 5))))
     assert of_numbers(books) == expected(received=4, repeated=2, deliveries={3: 0, 4: 1, 5: 1})
 
 
-def test_an_event_of_a_channel_that_was_not_subscribed_to_is_foreign(books: Books) -> None:
+def test_an_event_of_an_unsubscribed_channel_is_foreign(books: Books) -> None:
     take(books, Subscriber([BTC]), unit_of(1, 1, BTC), unit_of(2, 2, SOL), unit_of(3, 3, ETH))
     assert of_numbers(books) == expected(received=3, foreign=2, deliveries={1: 1, 2: 0, 3: 0})
 
@@ -118,14 +118,14 @@ def test_an_event_of_a_server_that_names_no_channel_is_not_foreign() -> None:
     assert sum(found["buckets"].values()) == 1
 
 
-def test_each_connection_has_its_own_order_and_all_count_for_an_event(books: Books) -> None:
+def test_each_connection_has_its_own_order_and_counts_for_an_event(books: Books) -> None:
     one, two = Subscriber([BTC]), Subscriber([BTC])
     take(books, one, unit_of(1, 1), unit_of(2, 2))
     take(books, two, unit_of(1, 1), unit_of(3, 2))
     assert of_numbers(books) == expected(received=4, gaps=1, deliveries={1: 2, 2: 2})
 
 
-def test_a_subscriber_that_does_not_count_is_in_everything_but_the_deliveries(books: Books) -> None:
+def test_an_uncounted_subscriber_is_in_all_figures_but_deliveries(books: Books) -> None:
     subscriber = Subscriber([BTC])
     subscriber.is_counted = False
     take(books, subscriber, unit_of(1, 1), unit_of(4, 2), unit_of(4, 2), unit_of(5, 3, SOL))
@@ -135,7 +135,7 @@ def test_a_subscriber_that_does_not_count_is_in_everything_but_the_deliveries(bo
     assert set(found["deliveries"].values()) == {0}
 
 
-def test_the_figures_start_anew_after_they_were_collected_but_not_the_order(books: Books) -> None:
+def test_a_collect_restarts_the_figures_but_not_the_order(books: Books) -> None:
     subscriber = Subscriber([BTC])
     take(books, subscriber, unit_of(1, 1), unit_of(3, 2))
     figures(books)
@@ -145,19 +145,19 @@ def test_the_figures_start_anew_after_they_were_collected_but_not_the_order(book
     assert books.total == 4
 
 
-def test_an_event_is_told_from_another_of_the_same_number_by_its_channel(books: Books) -> None:
+def test_events_of_the_same_number_are_distinguished_by_channel(books: Books) -> None:
     one, two = Subscriber([BTC]), Subscriber([ETH])
     take(books, one, unit_of(1, 1, BTC))
     take(books, two, unit_of(1, 1, ETH))
     assert figures(books)["deliveries"] == {(1, BTC): 1, (1, ETH): 1}
 
 
-def test_a_delivery_says_when_its_event_was_due(books: Books) -> None:
+def test_a_delivery_has_the_due_time_of_its_event(books: Books) -> None:
     take(books, Subscriber([BTC]), unit_of(1, 5, due_ms=3))
     assert books.collect().deliveries == [Deliveries(5, 3 * NS_PER_MS, BTC, 1)]
 
 
-def test_a_latency_is_counted_from_the_moment_that_was_planned(books: Books) -> None:
+def test_a_latency_is_counted_from_the_planned_moment(books: Books) -> None:
     subscriber = Subscriber([BTC])
     for number, late_ns in enumerate((0, 100_000, 99_999, 50_000_000), start=1):
         unit = unit_of(number, number, due_ms=1)
@@ -165,12 +165,12 @@ def test_a_latency_is_counted_from_the_moment_that_was_planned(books: Books) -> 
     assert books.collect().buckets == {0: 2, 1: 1, 500: 1}
 
 
-def test_a_clock_that_was_set_back_makes_nothing_faster_than_at_once(books: Books) -> None:
+def test_a_clock_set_back_makes_no_latency_negative(books: Books) -> None:
     books.take(Subscriber([BTC]), unit_of(1, 1, due_ms=60_000), 0)
     assert books.collect().buckets == {0: 1}
 
 
-def test_the_same_bytes_behind_the_number_are_known_from_the_second_time_on(books: Books) -> None:
+def test_the_bytes_after_the_number_are_known_the_second_time(books: Books) -> None:
     one, two = Subscriber([BTC]), Subscriber([BTC])
     assert not books.take_known(one, unit_of(1, 1), 0)
     assert books.total == 0
@@ -181,7 +181,7 @@ def test_the_same_bytes_behind_the_number_are_known_from_the_second_time_on(book
 
 
 def test_the_bytes_of_an_event_may_differ_between_its_subscribers() -> None:
-    """As they do on older servers, whose stamp is that of each connection."""
+    """On older servers they do, as their time stamp is made per connection."""
     books = books_of("market")
     for seq in (1, 2, 3):
         unit = market_unit(seq, 7, BTC, has_offset=True)
@@ -190,7 +190,7 @@ def test_the_bytes_of_an_event_may_differ_between_its_subscribers() -> None:
     assert of_numbers(books) == expected(received=3, gaps=0 + 1 + 2, deliveries={7: 3})
 
 
-def test_what_is_forgotten_is_read_again_and_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forgotten_bytes_are_decoded_again_and_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(books_module, "_KNOWN_MAX", 2)
     books = books_of()
     for subscriber in (Subscriber([BTC]), Subscriber([BTC])):
@@ -202,7 +202,7 @@ def test_what_is_forgotten_is_read_again_and_counted_on(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     "unit", [b"", b"{", b'{"type":"pong"}', b'{"seq":x}', b'{"seq":1}', b'{"seq":2,"no":"event"}']
 )
-def test_what_is_no_event_leaves_the_books_as_they_were(kind: str, unit: bytes) -> None:
+def test_a_message_that_is_not_an_event_changes_nothing(kind: str, unit: bytes) -> None:
     books, subscriber = books_of(kind), Subscriber([BTC])
     assert not books.take_known(subscriber, unit, 0)
     assert not books.take(subscriber, unit, 0)
@@ -215,7 +215,7 @@ def test_what_is_no_event_leaves_the_books_as_they_were(kind: str, unit: bytes) 
 
 @attrs.frozen
 class Step:
-    """One subscriber receives one envelope; `is_collected` tells what happens behind it."""
+    """One subscriber receives one envelope; `is_collected`: a collect follows."""
 
     subscriber: int
     seq: int
@@ -239,11 +239,11 @@ STEPS = st.lists(
     ),
     max_size=30,
 )
-SUBSCRIPTIONS = [{BTC}, {BTC, ETH}, {BTC, ETH, SOL}]  # the last one does not count
+SUBSCRIPTIONS = [{BTC}, {BTC, ETH}, {BTC, ETH, SOL}]  # the last one is not counted
 
 
 class Model:
-    """The same books, kept without a thought for what they cost."""
+    """A simple model of the same counters, at any cost."""
 
     def __init__(self) -> None:
         self.seqs = [0, 0, 0]
@@ -291,7 +291,7 @@ def figures_like_the_model(books: Books) -> tuple[object, ...]:
 
 @settings(max_examples=200)
 @given(STEPS, st.sampled_from(["bench", "market"]))
-def test_the_books_agree_with_a_plain_model_whatever_comes(steps: list[Step], kind: str) -> None:
+def test_the_figures_agree_with_a_plain_model_for_any_input(steps: list[Step], kind: str) -> None:
     books, model = books_of(kind), Model()
     subscribers = [Subscriber(channels) for channels in SUBSCRIPTIONS]
     subscribers[2].is_counted = False

@@ -39,7 +39,7 @@ from trio_odin.wire.frames import PING, close_frame, text_frame
 
 
 @pytest.mark.parametrize("size", [60, 125, 126, 300, 65_535, 65_536, 100_000])
-def test_frames_of_any_length_are_taken_apart(size: int, rig: Rig) -> None:
+def test_frames_of_any_length_are_split(size: int, rig: Rig) -> None:
     client, _ = rig.client()
     rig.take(client, envelope(1, 1, size=size) + envelope(2, 2, size=size))
     assert figures(rig) == expected(received=2, deliveries={1: 1, 2: 1})
@@ -59,7 +59,7 @@ ENVELOPES = st.lists(
 
 @few_examples
 @given(ENVELOPES, CUTS)
-def test_wherever_a_stream_is_cut_the_figures_are_the_same(
+def test_the_figures_do_not_depend_on_how_a_stream_is_cut(
     envelopes: list[bytes], cuts: list[int]
 ) -> None:
     with rig_of() as rig, rig_of() as uncut:
@@ -87,10 +87,10 @@ NUMBERED = st.lists(st.integers(1, 9), max_size=6)
 
 @few_examples
 @given(NUMBERED, CUTS, CUTS)
-def test_messages_of_nats_are_whole_however_frames_and_reads_cut_them(
+def test_nats_messages_are_whole_however_frames_and_reads_cut_them(
     numbers: list[int], frame_cuts: list[int], read_cuts: list[int]
 ) -> None:
-    """nats-server fills its frames as it likes."""
+    """nats-server fills its frames arbitrarily."""
     payloads = [payload_of(Event(number, 1000, BTC), 70) for number in numbers]
     lines = b"".join(
         b"MSG odin.token.%b %b %d\r\n%b\r\n" % (BTC.encode(), BTC.encode(), len(p), p)
@@ -125,7 +125,7 @@ def test_several_frames_in_one_read_are_one_read(rig: Rig) -> None:
 # --- how connections end
 
 
-def test_a_connection_that_the_server_ends_without_a_word_is_a_disconnect_1006(rig: Rig) -> None:
+def test_a_connection_that_ends_without_a_close_is_a_1006(rig: Rig) -> None:
     client, far = rig.client()
     fd = client.socket.fileno()
     far.close()
@@ -156,7 +156,7 @@ def test_a_disconnect_is_counted_by_its_code_and_text(frame: bytes, reason: str,
     assert figures(rig)["disconnects"] == {}
 
 
-def test_a_server_with_a_new_reason_each_time_does_not_fill_the_report(rig: Rig) -> None:
+def test_new_reasons_each_time_do_not_fill_the_report(rig: Rig) -> None:
     for number in range(50):
         client, far = rig.client()
         far.sendall(close_frame(4000, f"you are number {number}"))
@@ -197,7 +197,7 @@ def test_a_ping_of_the_dialect_gets_the_pong_of_the_dialect(
         assert answer.data == pong
 
 
-def test_error_replies_and_what_cannot_be_read_are_counted(rig: Rig) -> None:
+def test_error_replies_and_unreadable_frames_are_counted(rig: Rig) -> None:
     client, far = rig.client()
     frames = [ERROR, b"hello", b"{", b'{"seq":x}', b'{"seq":1,"ts":"?"}', b'{"type":"pong","ts":1}']
     rig.read(client, far, ERROR, *(text_frame(frame) for frame in frames[1:]))
@@ -208,7 +208,7 @@ def test_error_replies_and_what_cannot_be_read_are_counted(rig: Rig) -> None:
 # --- the way to a subscription
 
 
-def test_the_acknowledgement_completes_a_connect_and_events_may_follow_at_once(rig: Rig) -> None:
+def test_events_may_follow_directly_after_the_acknowledgement(rig: Rig) -> None:
     client, far = rig.client(step="subscribe")
     rig.read(client, far, ACK + envelope(1, 1))
     assert client.step is None
@@ -221,7 +221,7 @@ def test_the_acknowledgement_completes_a_connect_and_events_may_follow_at_once(r
 
 @few_examples
 @given(CUTS)
-def test_the_answer_to_the_upgrade_may_come_in_pieces_and_with_frames_behind_it(
+def test_the_upgrade_answer_may_come_in_pieces_with_frames_after_it(
     cuts: list[int],
 ) -> None:
     with rig_of() as rig:
@@ -244,7 +244,7 @@ def test_the_answer_to_the_upgrade_may_come_in_pieces_and_with_frames_behind_it(
         ('{"type":"error","code":"INVALID_COMMAND"}', "the subscription was refused"),
     ],
 )  # fmt: skip
-def test_a_subscription_to_less_than_was_asked_for_is_a_failure(
+def test_a_subscription_to_too_few_channels_is_a_failure(
     answer: str, failure: str, rig: Rig
 ) -> None:
     client, far = rig.client(step="subscribe")
@@ -299,14 +299,14 @@ def test_a_refused_port_is_a_failure_for_each_connection() -> None:
         assert rig.summary().failures == {"Connection refused": 3}
 
 
-def test_an_address_that_nothing_leads_to_is_a_failure_at_once() -> None:
+def test_an_unreachable_address_is_a_failure_at_once() -> None:
     with rig_of(source="192.0.2.1") as rig:
         rig.fleet.obey("connect")
         rig.until(lambda: not rig.progress.pending)
         assert rig.summary().failures == {"Cannot assign requested address": 1}
 
 
-def test_a_server_that_says_nothing_is_given_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_server_is_given_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "_LATE_LOOK_SECONDS", 0.0)
     monkeypatch.setattr(client_module, "_CONNECT_SECONDS", 0.05)
     rig.fleet.obey("connect")
@@ -315,7 +315,7 @@ def test_a_server_that_says_nothing_is_given_up(rig: Rig, monkeypatch: pytest.Mo
     assert rig.summary().failures == {"not subscribed within 0 s": 1}
 
 
-def test_connects_that_nobody_took_in_time_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connects_not_accepted_in_time_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "_STORM_SECONDS", 0.0)
     with rig_of(connections=5, in_flight=2) as rig:
         rig.fleet.obey("connect")
@@ -324,7 +324,7 @@ def test_connects_that_nobody_took_in_time_are_given_up(monkeypatch: pytest.Monk
         assert rig.progress.pending == 2
 
 
-def test_without_a_filter_nobody_subscribes_and_everything_is_for_everybody() -> None:
+def test_without_a_filter_everybody_gets_everything() -> None:
     workload = Workload(channels=[BTC, ETH, SOL], is_filtered=False)
     with rig_of(workload=workload) as rig:
         client, far = rig.client(BTC, ETH, SOL, step="upgrade")

@@ -25,7 +25,7 @@ from trio_odin.wire.handshake import Upgrade, is_websocket_request, parse
 
 
 def as_server(frames: bytes) -> list[WsprotoEvent]:
-    """What a server makes of the frames of a client."""
+    """The frames of a client, as a server reads them."""
     connection = Connection(ConnectionType.SERVER)
     connection.receive_data(frames)
     return list(connection.events())
@@ -41,11 +41,11 @@ def message_in(frame: bytes) -> str | bytes:
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535])
-def test_a_server_understands_a_frame_of_any_size(size: int) -> None:
+def test_a_server_accepts_a_frame_of_any_size(size: int) -> None:
     assert message_in(masked_frame(0x82, b"x" * size)) == b"x" * size
 
 
-def test_a_server_understands_the_upgrade_request() -> None:
+def test_a_server_accepts_the_upgrade_request() -> None:
     request = upgrade_request("127.0.0.1:3002", "/ws")
     assert is_websocket_request(request)
     parsed = parse(request)
@@ -75,7 +75,7 @@ def test_no_dialect_takes_an_event_for_an_acknowledgement_or_a_ping(name: str) -
 # --- trio_odin's
 
 
-def test_odin_subscribes_with_one_command_and_knows_the_reply() -> None:
+def test_odin_subscribes_with_one_command_and_reads_the_reply() -> None:
     message = message_in(Odin().greeting(["BTC.trade", "ETH.social"]))
     assert json.loads(message) == {"type": "subscribe", "channels": ["BTC.trade", "ETH.social"]}
     reply = b'{"type":"subscription_ack","subscribed":["BTC.trade","ETH.social"],"count":2}'
@@ -98,7 +98,7 @@ def test_odin_subscribes_with_one_command_and_knows_the_reply() -> None:
         (b"", None),
     ],
 )
-def test_odin_says_to_how_many_channels_one_is_subscribed(reply: bytes, count: int | None) -> None:
+def test_an_odin_reply_has_the_number_of_channels(reply: bytes, count: int | None) -> None:
     assert Odin().subscribed(reply, 2) == count
 
 
@@ -114,19 +114,19 @@ def test_odin_says_to_how_many_channels_one_is_subscribed(reply: bytes, count: i
         (b"", False),
     ],
 )
-def test_odin_names_the_type_of_a_reply_and_an_envelope_is_none(
+def test_an_odin_reply_names_its_type_and_is_not_an_envelope(
     message: bytes, is_known: bool
 ) -> None:
     assert Odin().is_known(message) is is_known
 
 
-def test_an_error_of_odin_is_one() -> None:
+def test_an_odin_error_is_recognised() -> None:
     assert Odin().is_error(b'{"type":"error","code":"INVALID_CHANNEL","message":"x"}')
     assert not Odin().is_error(b'{"type":"subscription_ack","subscribed":["error"],"count":1}')
 
 
 @given(st.integers(1, 10**12), st.binary())
-def test_what_is_behind_the_number_is_the_same_for_all_subscribers(seq: int, rest: bytes) -> None:
+def test_the_bytes_after_the_number_are_the_same_for_all_subscribers(seq: int, rest: bytes) -> None:
     assert Odin().seq_and_rest(b'{"seq":%d,' % seq + rest) == (seq, b"," + rest)
 
 
@@ -166,7 +166,7 @@ UNITS = nats_messages() | st.sampled_from(
 
 
 def units_of(dialect: Dialect, pieces: list[bytes]) -> tuple[list[bytes], bytes]:
-    """The units of a stream that comes in pieces, and what is left over."""
+    """The units of a stream that comes in pieces, and the rest."""
     units: list[bytes] = []
     rest = b""
     for piece in pieces:
@@ -183,14 +183,12 @@ def test_nats_units_are_the_same_wherever_the_stream_is_cut(
 
 
 @given(st.lists(UNITS, max_size=3), UNITS, st.integers(1, 10_000))
-def test_half_a_nats_unit_waits_for_its_other_half(
-    units: list[bytes], last: bytes, kept: int
-) -> None:
+def test_half_a_nats_unit_waits_for_the_rest(units: list[bytes], last: bytes, kept: int) -> None:
     half = last[: kept % len(last)]
     assert Nats().units(b"".join(units) + half) == (units, half)
 
 
-def test_nats_subscribes_line_by_line_and_asks_for_a_sign_that_it_is_done() -> None:
+def test_nats_subscribes_line_by_line_and_ends_with_a_ping() -> None:
     message = message_in(Nats().greeting(["BTC.trade", "ETH.social"]))
     assert isinstance(message, bytes)
     connect, *lines = message.split(b"\r\n")
@@ -207,7 +205,7 @@ def test_nats_subscribes_line_by_line_and_asks_for_a_sign_that_it_is_done() -> N
     assert Nats().subscribed(b'INFO {"pong":1}\r\n', 2) is None
 
 
-def test_nats_says_what_it_refuses_and_everything_it_says_is_a_line() -> None:
+def test_nats_errors_are_recognised_and_every_message_is_a_line() -> None:
     refusal = b"-ERR 'Authorization Violation'\r\n"
     assert Nats().is_error(refusal)
     assert not Nats().is_error(b"+OK\r\n")
@@ -215,7 +213,7 @@ def test_nats_says_what_it_refuses_and_everything_it_says_is_a_line() -> None:
     assert not Nats().is_known(b"HTTP")
 
 
-def test_nats_is_answered_its_ping_and_has_no_numbers() -> None:
+def test_a_nats_ping_is_answered_and_there_are_no_numbers() -> None:
     pong = Nats().answer(b"PING\r\n")
     assert pong is not None
     assert message_in(pong) == b"PONG\r\n"
@@ -226,7 +224,7 @@ def test_nats_is_answered_its_ping_and_has_no_numbers() -> None:
 # --- that of Centrifugo
 
 
-def test_centrifugo_is_greeted_with_a_line_each_and_the_last_one_has_number_2() -> None:
+def test_centrifugo_gets_a_line_per_command_and_the_last_id_counts() -> None:
     message = message_in(Centrifugo().greeting(["A.trade", "B.trade", "C.trade"]))
     commands = [json.loads(line) for line in str(message).split("\n")]
     assert commands[0] == {"id": 1, "connect": {}}
@@ -248,9 +246,7 @@ def test_centrifugo_is_greeted_with_a_line_each_and_the_last_one_has_number_2() 
         (b'{"id":2,"error":{"code":103,"message":"permission denied"}}', None),
     ],
 )
-def test_centrifugo_has_acknowledged_when_the_last_subscribe_is_answered(
-    reply: bytes, count: int | None
-) -> None:
+def test_centrifugo_has_acknowledged_after_the_last_reply(reply: bytes, count: int | None) -> None:
     assert Centrifugo().subscribed(reply, 4) == count
 
 
@@ -262,7 +258,7 @@ def test_centrifugo_answers_with_errors_and_a_line_may_be_empty() -> None:
     assert not Centrifugo().is_known(b"hello")
 
 
-def test_an_empty_object_is_centrifugos_ping_and_pong() -> None:
+def test_an_empty_object_is_the_ping_and_pong_of_centrifugo() -> None:
     for ping in (b"{}", b"{}\n"):
         pong = Centrifugo().answer(ping)
         assert pong is not None
@@ -270,7 +266,7 @@ def test_an_empty_object_is_centrifugos_ping_and_pong() -> None:
     assert Centrifugo().answer(b'{"push":{}}') is None
 
 
-def test_a_frame_of_centrifugo_holds_replies_a_line_each_without_numbers() -> None:
+def test_a_centrifugo_frame_has_one_reply_a_line_without_numbers() -> None:
     frame = b'{"id":1,"connect":{}}\n{"id":2,"subscribe":{}}'
     assert Centrifugo().units(frame) == (
         [b'{"id":1,"connect":{}}', b'{"id":2,"subscribe":{}}'],

@@ -29,7 +29,7 @@ JSON = st.recursive(
 
 
 @given(EVENTS, st.integers(0, 500), AROUND, AROUND)
-def test_a_payload_says_which_event_it_is_whatever_is_around_it(
+def test_a_payload_identifies_its_event_among_any_other_bytes(
     event: Event, size: int, before: bytes, behind: bytes
 ) -> None:
     payload = payload_of(event, size)
@@ -53,11 +53,11 @@ def test_a_payload_is_never_cut_short() -> None:
 @pytest.mark.parametrize(
     "unit", [b"", b"{}", b"PING\r\n", b'{"n":1,"t":2}', b'"n":x,"t":2,"c":"C"']
 )
-def test_in_anything_else_there_is_no_event_of_the_bench(unit: bytes) -> None:
+def test_other_bytes_contain_no_event_of_the_bench(unit: bytes) -> None:
     assert bench_event(unit) is None
 
 
-def test_a_channel_that_is_no_utf_8_is_still_one() -> None:
+def test_a_channel_that_is_not_utf_8_is_accepted() -> None:
     event = bench_event(b'"n":1,"t":2,"c":"\xff"')
     assert event == Event(1, 2, "\N{REPLACEMENT CHARACTER}")
 
@@ -71,17 +71,17 @@ def envelope(data: bytes, *, offset: int | None = 7, channel: str = "BTC.trade")
     return frame[frame.index(b'{"seq":') :]
 
 
-def test_an_envelope_with_an_offset_is_ordered_by_it_and_due_at_its_timestamp() -> None:
+def test_an_offset_orders_events_and_the_timestamp_is_the_due_time() -> None:
     event = Event(7, 1_234_500_000, "BTC.trade", is_ordered=True)
     assert market_event(envelope(b'{"timestamp":1234.5,"price":1}')) == event
 
 
-def test_what_is_behind_the_number_is_the_same_event() -> None:
+def test_an_event_is_the_same_with_or_without_its_number() -> None:
     whole = envelope(b'{"timestamp":1234}')
     assert market_event(Odin().seq_and_rest(whole)[1]) == market_event(whole)
 
 
-def test_without_a_timestamp_an_event_is_due_when_the_server_sent_it() -> None:
+def test_without_a_timestamp_the_sending_time_is_the_due_time() -> None:
     for data in (
         b'{"price":1}',
         b"[1]",
@@ -95,7 +95,7 @@ def test_without_a_timestamp_an_event_is_due_when_the_server_sent_it() -> None:
         assert event.due_ns == 5_000_000_000
 
 
-def test_without_an_offset_the_payload_tells_events_apart_but_not_their_order() -> None:
+def test_without_an_offset_events_have_an_identity_but_no_order() -> None:
     one, same, other = (market_event(envelope(d, offset=None)) for d in (b"[1]", b"[1]", b"[2]"))
     assert one is not None
     assert other is not None
@@ -104,7 +104,7 @@ def test_without_an_offset_the_payload_tells_events_apart_but_not_their_order() 
     assert not one.is_ordered
 
 
-def test_every_process_gives_an_event_without_an_offset_the_same_number() -> None:
+def test_every_process_gives_an_event_the_same_number() -> None:
     """An event that reached two fleets is one event."""
     code = "import sys; from trio_odin.lab.fleet.events import market_event as event_in\n"
     code += "print(event_in(sys.argv[1].encode()).number)"
@@ -135,12 +135,12 @@ def test_an_older_server_names_no_channel() -> None:
     [b"", b"{", b'{"type":"pong","ts":1}', b'{"seq":x}', b'{"seq":1,"no":"envelope"}', b"\xff",
      b",", b'{"seq":1,"ts":"late","data":{}}', b'{"seq":1,"ts":1,"data":{},"offset":"x"}'],
 )  # fmt: skip
-def test_what_is_no_envelope_has_no_event(unit: bytes) -> None:
+def test_other_text_contains_no_event(unit: bytes) -> None:
     assert market_event(unit) is None
 
 
 @given(JSON, st.none() | st.integers(1, 2**63))
-def test_whatever_is_published_is_an_event(content: object, offset: int | None) -> None:
+def test_any_published_payload_is_an_event(content: object, offset: int | None) -> None:
     data = msgspec.json.encode(content)
     event = market_event(envelope(data, offset=offset))
     assert event is not None
@@ -148,7 +148,7 @@ def test_whatever_is_published_is_an_event(content: object, offset: int | None) 
 
 
 @given(st.binary(max_size=60), st.sampled_from([b"", b'{"seq":', b',"ts":1,"data":']))
-def test_no_bytes_are_too_much_for_any_kind(unit: bytes, before: bytes) -> None:
+def test_no_bytes_break_any_kind(unit: bytes, before: bytes) -> None:
     for kind in KINDS.values():
         kind.event_in(before + unit)
 

@@ -1,4 +1,4 @@
-"""Fleets as processes, seen from whoever runs a load."""
+"""Fleets as processes, seen from the load."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ PLAN = FleetPlan(host="127.0.0.1", port=1, connections=3, workload=WORKLOAD, rec
 
 
 def two_plans(**changes: Any) -> list[FleetPlan]:
-    """Three connections and two."""
+    """Plans for three connections and for two."""
     plan = attrs.evolve(PLAN, **changes)
     return [plan, attrs.evolve(plan, first=3, connections=2)]
 
 
 def processes_of_fleets() -> list[psutil.Process]:
-    """Those that this process has started and not yet ended."""
+    """The running fleet processes of this process."""
     found = []
     for process in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
@@ -48,7 +48,7 @@ async def test_failures_of_all_processes_are_summed() -> None:
         assert (await crowd.summary()).first_lost == 0.0
 
 
-async def test_a_fleet_that_dies_is_a_sentence() -> None:
+async def test_a_fleet_that_dies_gives_a_sentence() -> None:
     async with fleets(two_plans()) as crowd:
         await crowd.progress()
         os.kill(processes_of_fleets()[1].pid, signal.SIGKILL)
@@ -57,7 +57,7 @@ async def test_a_fleet_that_dies_is_a_sentence() -> None:
     assert processes_of_fleets() == []
 
 
-async def test_a_fleet_that_does_not_answer_is_a_sentence_and_is_killed(
+async def test_a_fleet_that_does_not_answer_is_killed_with_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(fleets_module, "_ANSWER_SECONDS", 0.5)
@@ -69,7 +69,7 @@ async def test_a_fleet_that_does_not_answer_is_a_sentence_and_is_killed(
     assert processes_of_fleets() == []
 
 
-async def test_a_plan_for_more_sockets_than_a_process_may_have_is_a_sentence() -> None:
+async def test_a_plan_for_too_many_sockets_gives_a_sentence() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
         pytest.skip("a process may have any number of files here")

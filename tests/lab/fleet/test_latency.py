@@ -24,7 +24,7 @@ def brute_force(values: list[float], fraction: float) -> float:
 
 
 @given(TENTHS, FRACTIONS)
-def test_a_percentile_is_the_smallest_latency_that_enough_do_not_exceed(
+def test_a_percentile_is_the_smallest_sufficient_latency(
     tenths: list[int], fraction: float
 ) -> None:
     expected = brute_force([t / 10 for t in tenths], fraction)
@@ -38,7 +38,7 @@ def test_percentiles_of_a_hundred_values(fraction: float, ms: float) -> None:
     assert percentile_ms({10 * n: 1 for n in range(100, 0, -1)}, fraction) == ms
 
 
-def test_a_percentile_weighs_the_buckets_and_of_nothing_it_is_0() -> None:
+def test_a_percentile_weighs_the_buckets_and_is_0_without_any() -> None:
     assert percentile_ms({5: 99, 2000: 1}, 0.99) == 0.5
     assert percentile_ms({5: 98, 2000: 2}, 0.99) == 200.0
     assert percentile_ms({}, 0.5) == 0.0
@@ -64,13 +64,13 @@ def test_a_duration_beyond_an_hour_counts_as_an_hour() -> None:
     assert found.max_ms == pytest.approx(3_600_000, rel=0.001)
 
 
-def test_of_nothing_there_are_no_durations() -> None:
+def test_empty_buckets_have_no_durations() -> None:
     assert durations({}) is None
 
 
 @few_examples
 @given(LONG_TENTHS)
-def test_the_histogram_can_be_read_by_others(tenths: list[int]) -> None:
+def test_the_histogram_is_readable_by_other_tools(tenths: list[int]) -> None:
     found = durations(Counter(tenths))
     assert found is not None
     histogram = HdrHistogram.decode(found.hdr.encode())
@@ -82,7 +82,7 @@ def test_the_histogram_can_be_read_by_others(tenths: list[int]) -> None:
 
 @few_examples
 @given(LONG_TENTHS, LONG_TENTHS)
-def test_histograms_of_two_runs_add_up_to_that_of_both(one: list[int], two: list[int]) -> None:
+def test_the_histograms_of_two_runs_add_up(one: list[int], two: list[int]) -> None:
     parts = [durations(Counter(part)) for part in (one, two)]
     both = durations(Counter(one) + Counter(two))
     assert both is not None

@@ -22,7 +22,7 @@ RAISE_IT = "raise the hard limit (ulimit -Hn 401) or ask for at most 336 connect
 
 
 def outcome_with_files(soft: int, hard: int, connections: int) -> str:
-    """What `require_files` does in a process with these limits: the new soft one, or a sentence."""
+    """The outcome of `require_files` with these limits: the new soft limit, or a sentence."""
     code = f"""
 import resource
 from trio_odin.lab.fleet.limits import LoadImpossible, require_files
@@ -40,7 +40,7 @@ except LoadImpossible as error:
 @pytest.mark.parametrize(
     ("connections", "outcome"),
     [
-        (100, "200"),  # as it was
+        (100, "200"),  # unchanged
         (136, "200"),
         (137, "400"),
         (336, "400"),
@@ -59,7 +59,7 @@ def test_no_limit_on_files_is_enough_for_everybody(monkeypatch: pytest.MonkeyPat
     require_files(10**9)
 
 
-def test_connections_to_one_address_need_a_source_port_each(
+def test_each_connection_to_an_address_needs_a_source_port(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "range").write_text("32768\t60999\n")
@@ -70,7 +70,7 @@ def test_connections_to_one_address_need_a_source_port_each(
 
 
 @pytest.mark.parametrize("content", [None, "", "some words"])
-def test_a_machine_that_does_not_tell_its_ports_is_not_asked_twice(
+def test_an_unknown_range_of_ports_is_not_checked(
     content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if content is not None:
@@ -115,7 +115,7 @@ def addresses(*texts: str, family: int = socket.AF_INET) -> list[SimpleNamespace
         (addresses("10.9.0.2", "10.9.0.3"), [""]),
     ],
 )
-def test_elsewhere_they_are_those_of_the_interface_that_leads_there(
+def test_elsewhere_the_addresses_of_the_outgoing_interface_are_used(
     interface: list[SimpleNamespace], sources: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket, "socket", Probe)
@@ -124,7 +124,7 @@ def test_elsewhere_they_are_those_of_the_interface_that_leads_there(
     assert sources_towards("192.0.2.1", socket.AF_INET, 3) == sources
 
 
-def test_where_no_route_leads_the_kernel_has_to_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_route_the_kernel_reports_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class Unreachable(Probe):
         def connect(self, address: object) -> None:
             raise OSError("Network is unreachable")

@@ -1,4 +1,4 @@
-"""What becomes of the connections of a fleet: a ramp, the loss, the cut, churn, the end."""
+"""The lives of a fleet's connections: ramp, loss, cut, churn, end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from trio_odin.wire.frames import close_frame
 # --- all of them
 
 
-def test_no_more_connects_are_under_way_than_the_plan_says() -> None:
+def test_concurrent_connects_are_limited_by_the_plan() -> None:
     with rig_of(connections=5, in_flight=2) as rig:
         rig.fleet.obey("connect")
         far, _ = rig.accept(), rig.accept()
@@ -44,7 +44,7 @@ def test_nothing_is_begun_before_the_command(rig: Rig) -> None:
     assert rig.progress == Progress(connections=0, pending=0, received=0)
 
 
-def test_a_ramp_begins_so_many_connects_a_second() -> None:
+def test_a_ramp_begins_the_planned_connects_a_second() -> None:
     with rig_of(connections=20, ramp_per_second=10.0) as rig:
         rig.fleet.obey("connect")
         started = rig.fleet._started
@@ -55,7 +55,7 @@ def test_a_ramp_begins_so_many_connects_a_second() -> None:
         assert begun == [1, 1, 2, 11, 11, 20]
 
 
-def test_a_connection_that_does_not_read_is_subscribed_all_the_same() -> None:
+def test_a_connection_that_does_not_read_is_still_subscribed() -> None:
     with rig_of(is_reading=False) as rig:
         rig.fleet.obey("connect")
         far = rig.subscribe()
@@ -77,7 +77,7 @@ def test_it_connects_from_the_address_of_the_plan() -> None:
 # --- coming back
 
 
-def test_a_lost_connection_comes_back_and_its_numbers_start_anew_but_not_its_events() -> None:
+def test_a_lost_connection_returns_with_new_numbers_in_the_old_order() -> None:
     with rig_of(reconnect_seconds=SOON) as rig:
         rig.fleet.obey("connect")
         far = rig.subscribe()
@@ -97,7 +97,7 @@ def test_a_lost_connection_comes_back_and_its_numbers_start_anew_but_not_its_eve
         assert 0 < summary.first_lost <= summary.last_back <= time.monotonic()
 
 
-def test_a_connection_that_is_not_to_come_back_stays_away(rig: Rig) -> None:
+def test_a_connection_without_reconnects_stays_away(rig: Rig) -> None:
     rig.fleet.obey("connect")
     rig.subscribe().close()
     rig.until(lambda: not rig.connections)
@@ -106,7 +106,7 @@ def test_a_connection_that_is_not_to_come_back_stays_away(rig: Rig) -> None:
 
 
 def waits_of(rig: Rig, client: _Client, count: int, wait_seconds: float = 0.0) -> list[float]:
-    """How long it would wait before each of its next tries."""
+    """The waits before each of its next attempts."""
     waits = []
     for _ in range(count):
         now = time.monotonic()
@@ -115,7 +115,7 @@ def waits_of(rig: Rig, client: _Client, count: int, wait_seconds: float = 0.0) -
     return waits
 
 
-def test_each_try_may_wait_twice_as_long_as_the_last_at_random_up_to_a_limit() -> None:
+def test_the_wait_before_an_attempt_doubles_at_random_up_to_a_limit() -> None:
     with rig_of(reconnect_seconds=2.0) as rig:
         by_try = list(zip(*(waits_of(rig, _Client([BTC]), 8) for _ in range(300)), strict=True))
     for number, waits in enumerate(by_try):
@@ -125,7 +125,7 @@ def test_each_try_may_wait_twice_as_long_as_the_last_at_random_up_to_a_limit() -
         assert most * 0.35 < sum(waits) / len(waits) < most * 0.65
 
 
-def test_a_subscription_makes_an_end_of_the_longer_waits() -> None:
+def test_a_subscription_resets_the_wait() -> None:
     with rig_of(reconnect_seconds=SOON) as rig:
         rig.fleet.obey("connect")
         reset(rig.accept())
@@ -134,7 +134,7 @@ def test_a_subscription_makes_an_end_of_the_longer_waits() -> None:
         (client,) = rig.fleet._clients.values()
         assert client.attempts == 0
         assert rig.summary().failures == {"Connection reset by peer": 2}
-        assert rig.summary().lost == 0  # it never was there
+        assert rig.summary().lost == 0  # it was never subscribed
         far.close()
 
 
@@ -156,7 +156,7 @@ def test_a_rejected_connection_waits_as_long_as_the_server_asks(
         assert rig.progress.pending == 1
 
 
-def test_a_cut_resets_all_and_all_come_back() -> None:
+def test_a_cut_resets_all_connections_and_all_return() -> None:
     with rig_of(connections=4, reconnect_seconds=SOON) as rig:
         rig.fleet.obey("connect")
         cut = [rig.subscribe() for _ in range(4)]
@@ -168,18 +168,18 @@ def test_a_cut_resets_all_and_all_come_back() -> None:
         summary = rig.summary()
         assert (summary.lost, summary.back, sum(summary.back_buckets.values())) == (4, 4, 4)
         assert 0 < summary.first_lost <= summary.last_back
-        assert rig.collect().disconnects == {}  # nothing that the server did
+        assert rig.collect().disconnects == {}  # the server ended none
         assert rig.summary().connected == 4
 
 
 # --- churn
 
 
-def test_churn_ends_the_last_connections_and_makes_them_anew() -> None:
+def test_churn_ends_and_replaces_the_last_connections() -> None:
     with rig_of(connections=3, in_flight=1, churners=2, churn_per_second=1000.0) as rig:
         rig.fleet.obey("connect")
         stays, *churned = (rig.subscribe() for _ in range(3))
-        assert rig.summary().subscribers == {BTC: 1, ETH: 1}  # of those that count
+        assert rig.summary().subscribers == {BTC: 1, ETH: 1}  # only counted ones
         rig.fleet.obey("churn")
         rig.until(lambda: rig.fleet._churn_done >= 2)
         rig.fleet._churn_from = None  # enough
@@ -202,7 +202,7 @@ def test_churn_ends_the_last_connections_and_makes_them_anew() -> None:
         assert (rig.summary().lost, rig.summary().connected) == (0, 3)
 
 
-def test_churn_goes_round_its_connections_at_the_rate_of_the_plan() -> None:
+def test_churn_rotates_its_connections_at_the_planned_rate() -> None:
     with rig_of(connections=2, churners=2, churn_per_second=10.0) as rig:
         rig.fleet.obey("connect")
         fars = [rig.subscribe(), rig.subscribe()]
@@ -211,11 +211,11 @@ def test_churn_goes_round_its_connections_at_the_rate_of_the_plan() -> None:
             rig.fleet._churn(seconds)
             leaving.append(sum(client.is_leaving for client in rig.fleet._churners))
         assert leaving == [0, 0, 1, 1, 2, 2]
-        # Each has left once: in order, and without a word.
+        # Each has left once: one in order, one without a close.
         assert (len(sent_by(fars[0], 1)), fars[1].recv(100)) == (1, b"")
 
 
-def test_churn_ends_connections_in_every_way_there_is() -> None:
+def test_churn_ends_connections_in_every_possible_way() -> None:
     with rig_of(connections=6, churners=5, churn_per_second=1000.0) as rig:
         rig.fleet.obey("connect")
         fars = [rig.subscribe() for _ in range(6)][1:]
@@ -230,7 +230,7 @@ def test_churn_ends_connections_in_every_way_there_is() -> None:
 
 
 def all_of(far: socket.socket) -> tuple[bytes, str]:
-    """What comes, and how it ends; nothing for a while is an end, too."""
+    """The received bytes, and the kind of end; silence for a while is an end, too."""
     received = b""
     far.settimeout(0.2)
     try:
@@ -246,7 +246,7 @@ def all_of(far: socket.socket) -> tuple[bytes, str]:
 # --- the end
 
 
-def test_a_close_is_in_order_and_nothing_comes_back() -> None:
+def test_a_close_is_in_order_and_nothing_reconnects() -> None:
     with rig_of(connections=3, in_flight=1, reconnect_seconds=SOON) as rig:
         rig.fleet.obey("connect")
         answers, says_nothing = rig.subscribe(), rig.subscribe()
@@ -272,14 +272,14 @@ def test_a_close_is_in_order_and_nothing_comes_back() -> None:
         assert (rig.summary().lost, rig.collect().disconnects) == (0, {})
 
 
-def test_those_that_do_not_read_are_closed_without_an_answer() -> None:
+def test_clients_that_do_not_read_are_closed_without_an_answer() -> None:
     with rig_of(is_reading=False) as rig:
         rig.fleet.obey("connect")
         rig.subscribe()
         assert rig.obey("close", Progress).connections == 0
 
 
-def test_those_that_received_nothing_on_this_connection_are_silent_also_after_the_close() -> None:
+def test_a_connection_without_events_stays_silent_after_the_close() -> None:
     with rig_of(connections=2, reconnect_seconds=SOON) as rig:
         rig.fleet.obey("connect")
         one, two = rig.subscribe(), rig.subscribe()

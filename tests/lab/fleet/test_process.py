@@ -60,7 +60,7 @@ async def until_connected(crowd: Fleets, connections: int) -> None:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("kind", ["bench", "market"])
-async def test_two_fleets_together_count_exactly_what_a_real_server_delivers(
+async def test_two_fleets_count_exactly_the_deliveries_of_a_real_server(
     kind: str, start_server: StartServer, nats_url: str
 ) -> None:
     server = await start_server(NATS_URL=nats_url)
@@ -126,7 +126,7 @@ async def test_two_fleets_together_count_exactly_what_a_real_server_delivers(
 
 
 @pytest.mark.e2e
-async def test_a_server_that_takes_only_a_part_of_the_channels_is_a_failure(
+async def test_a_server_that_confirms_too_few_channels_is_a_failure(
     start_server: StartServer,
 ) -> None:
     server = await start_server()

@@ -42,7 +42,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def serve_tls(
     rig: Rig, certificate: Path, behind: bytes, result: dict[str, Any]
 ) -> Callable[[], None]:
-    """Serve one connection over TLS in a thread: upgrade, then `behind` at the acknowledgement."""
+    """Serve a TLS connection in a thread: upgrade, then `behind` with the acknowledgement."""
 
     def serve() -> None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -67,7 +67,9 @@ def serve_tls(
     return serve
 
 
-def test_over_tls_it_is_as_without_it(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_makes_no_difference_to_the_figures(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     result: dict[str, Any] = {}
     # More than a record, and more than one read.
@@ -86,7 +88,7 @@ def test_over_tls_it_is_as_without_it(certificate: Path, monkeypatch: pytest.Mon
     assert f"Host: odin.test:{rig.fleet._plan.port}\r\n".encode() in result["request"]
 
 
-def test_a_certificate_of_nobody_we_know_is_a_failure(certificate: Path) -> None:
+def test_an_untrusted_certificate_is_a_failure(certificate: Path) -> None:
     with rig_of(is_tls=True) as rig:
         thread = Thread(target=serve_tls(rig, certificate, b"", {}))
         thread.start()
@@ -99,7 +101,7 @@ def test_a_certificate_of_nobody_we_know_is_a_failure(certificate: Path) -> None
         assert len(failure) <= 80
 
 
-def test_a_server_that_speaks_no_tls_is_a_failure() -> None:
+def test_a_server_without_tls_is_a_failure() -> None:
     with rig_of(is_tls=True) as rig:
         client, far = rig.client(step="connect")
         rig.fleet.advance(client.socket.fileno())
@@ -110,8 +112,8 @@ def test_a_server_that_speaks_no_tls_is_a_failure() -> None:
         assert rig.progress.pending == 0
 
 
-def test_a_reset_at_the_moment_when_tls_begins_is_a_failure() -> None:
-    """`wrap_socket` closes the socket then."""
+def test_a_reset_when_tls_begins_is_a_failure() -> None:
+    """In this case `wrap_socket` closes the socket."""
 
     class Tls:
         def wrap_socket(self, plain: socket.socket, **_: object) -> socket.socket:

@@ -28,16 +28,14 @@ def workloads(draw: st.DrawFn) -> Workload:
 
 
 @given(st.integers(0, 1000), st.integers(0, 300))
-def test_of_any_first_users_exactly_the_share_has_the_home_page_open(
-    thousandths: int, count: int
-) -> None:
+def test_any_first_users_have_the_exact_share_of_home_pages(thousandths: int, count: int) -> None:
     workload = attrs.evolve(PEOPLE, home_share=thousandths / 1000)
     home = workload.home_channels
     found = sum(channels == home for channels in workload.of(0, count))
     assert found == int(Fraction(thousandths, 1000) * count)
 
 
-def test_of_a_million_users_the_share_is_still_exact() -> None:
+def test_the_share_of_a_million_users_is_exact() -> None:
     million = 1_000_000
     for share in (Fraction(29, 100), Fraction(1, 3), Fraction(9, 10)):
         workload = attrs.evolve(PEOPLE, home_share=float(share))
@@ -45,7 +43,7 @@ def test_of_a_million_users_the_share_is_still_exact() -> None:
         assert sum(at_home) == int(share * million) - int(share * (million - 1000))
 
 
-def test_whoever_is_not_at_home_watches_a_single_token() -> None:
+def test_users_without_the_home_page_watch_a_single_token() -> None:
     others = [channels for channels in PEOPLE.of(0, 500) if channels != PEOPLE.home_channels]
     assert {len(channels) for channels in others} == {1}
     assert len({channels[0] for channels in others}) > 100
@@ -78,7 +76,7 @@ def test_another_seed_gives_other_channels(workload: Workload) -> None:
 
 
 @given(workloads(), st.lists(st.integers(0, 20), max_size=5))
-def test_slices_of_several_fleets_are_the_whole(workload: Workload, shares: list[int]) -> None:
+def test_the_slices_of_several_fleets_make_the_whole(workload: Workload, shares: list[int]) -> None:
     slices: list[list[str]] = []
     for number, share in enumerate(shares):
         slices += workload.of(sum(shares[:number]), share)

@@ -13,7 +13,7 @@ import trio
 from trio_odin.lab.hosts.hosts import Host
 from trio_odin.lab.hosts.run import Finished, run
 
-# Of this run only: neither a real lab nor another run of the tests is in the way.
+# Unique to this run: neither a real lab nor another test run interferes.
 PREFIX = f"odint{os.getpid()}"
 
 _CAPABILITIES = 1 << 12 | 1 << 21  # CAP_NET_ADMIN and CAP_SYS_ADMIN
@@ -31,7 +31,7 @@ def _missing() -> str:
 
 
 needs_namespaces = pytest.mark.skipif(bool(_missing()), reason=_missing())
-# Who is not root can have no namespaces, so none are looked for.
+# Only root can make namespaces, so other users look for none.
 needs_ip_if_root = pytest.mark.skipif(
     os.geteuid() == 0 and shutil.which("ip") is None, reason="not installed: ip"
 )
@@ -51,12 +51,12 @@ print(connection.recv(5).decode(), *connection.getsockname())
 
 
 def start(command: list[str]) -> subprocess.Popen[bytes]:
-    """A process that no nursery knows, so that somebody else has to end it."""
+    """Start a process outside of any nursery, which somebody else must end."""
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
 async def first_line(process: subprocess.Popen[bytes]) -> None:
-    """Wait until it says something: then it is where it was to be started."""
+    """Wait for its first output: then it runs in its place."""
     assert process.stdout is not None
     read = partial(trio.to_thread.run_sync, process.stdout.readline, abandon_on_cancel=True)
     with trio.fail_after(10):
@@ -74,7 +74,7 @@ def python(script: str, *arguments: str) -> list[str]:
 
 
 async def serve_hello(host: Host, nursery: trio.Nursery) -> trio.Process:
-    """Says hello on port 7777 of a host; gone with the nursery."""
+    """Answer hello on port 7777 of a host; ends with the nursery."""
     command = host.command(python(_SERVER))
     server = partial(trio.run_process, command, stdout=subprocess.PIPE, check=False)
     process: trio.Process = await nursery.start(server)
@@ -85,12 +85,12 @@ async def serve_hello(host: Host, nursery: trio.Nursery) -> trio.Process:
 
 
 async def hear_hello(host: Host, address: str, *, seconds: float = 5) -> Finished:
-    """Code 0 and "hello ADDRESS PORT" if the host at `address` was reached."""
+    """Connect to `address`; code 0 and "hello ADDRESS PORT" if it was reached."""
     return await run(host.command(python(_CLIENT, address, str(seconds))))
 
 
 def leftovers(prefix: str = PREFIX) -> list[str]:
-    """All that a lab of that prefix could leave behind."""
+    """Everything that a lab of that prefix could leave behind."""
     places = [
         *Path("/run/netns").glob(f"{prefix}-*"),
         *Path("/sys/fs/cgroup").glob(f"trio-odin-{prefix}-*"),

@@ -31,7 +31,7 @@ GROUP = f"trio-odin-{NAME}"
 
 @pytest.fixture
 def remove_like_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cgroup's folder can be removed with its files in it; one of a test's cannot."""
+    """Remove folders with their files, as the kernel does with a cgroup's folder."""
 
     def is_removed(folder: Path) -> bool:
         shutil.rmtree(folder, ignore_errors=True)
@@ -49,7 +49,7 @@ def v2_root(tmp_path: Path, remove_like_the_kernel: None) -> Path:
 
 @pytest.fixture
 def v1_root(tmp_path: Path, remove_like_the_kernel: None) -> Path:
-    """As most systems mount it: cpu and cpuacct share a tree and are links to it."""
+    """A v1 root as most systems mount it: cpu and cpuacct are links to one shared tree."""
     for tree in ("cpu,cpuacct", "memory"):
         (tmp_path / tree).mkdir()
         (tmp_path / tree / "cgroup.procs").write_text("")
@@ -96,7 +96,7 @@ async def test_v1_limits_are_written_and_usage_is_read(v1_root: Path) -> None:
     assert not memory.exists()
 
 
-async def test_swap_is_not_memory_where_the_kernel_can_say_so(v2_root: Path) -> None:
+async def test_swap_is_limited_with_the_memory_if_the_kernel_counts_it(v2_root: Path) -> None:
     swap = v2_root / GROUP / "memory.swap.max"
     cgroup = controllers.create_cgroup(GROUP, 1, 64, v2_root)
     assert not swap.exists()
@@ -105,14 +105,14 @@ async def test_swap_is_not_memory_where_the_kernel_can_say_so(v2_root: Path) -> 
     assert swap.read_text() == "0"
 
 
-async def test_what_a_killed_lab_left_is_not_counted_on(v2_root: Path) -> None:
+async def test_a_cgroup_left_by_a_killed_lab_is_made_anew(v2_root: Path) -> None:
     (v2_root / GROUP).mkdir()
     (v2_root / GROUP / "cpu.stat").write_text("of another time")
     async with server_limits(NAME, cpu_cores=1, memory_mib=64, root=v2_root):
         assert not (v2_root / GROUP / "cpu.stat").exists()
 
 
-async def test_without_cgroups_the_cpus_are_pinned_and_it_is_said(tmp_path: Path) -> None:
+async def test_without_cgroups_the_cpus_are_pinned_and_it_is_reported(tmp_path: Path) -> None:
     async with server_limits(NAME, cpu_cores=0.9, memory_mib=64, root=tmp_path) as limits:
         first = min(os.sched_getaffinity(0))
         assert limits.description["CPU"] == f"pinned to CPU {first}"
@@ -125,7 +125,7 @@ async def test_without_cgroups_the_cpus_are_pinned_and_it_is_said(tmp_path: Path
         assert (await run(limits.command(python(show)))).output == f"[{first}]\n"
 
 
-async def test_a_tree_that_takes_no_process_is_not_used(v2_root: Path) -> None:
+async def test_a_tree_that_accepts_no_process_is_not_used(v2_root: Path) -> None:
     blocked = v2_root / GROUP / "cgroup.procs"
 
     real = controllers._write_limits
@@ -142,14 +142,14 @@ async def test_a_tree_that_takes_no_process_is_not_used(v2_root: Path) -> None:
     assert not (v2_root / GROUP).exists()
 
 
-async def test_a_machine_smaller_than_the_limits_is_said(tmp_path: Path) -> None:
+async def test_a_machine_smaller_than_the_limits_is_reported(tmp_path: Path) -> None:
     wanted = {"cpu_cores": 4096.0, "memory_mib": 2**40}
     async with server_limits(NAME, root=tmp_path, **wanted) as limits:  # type: ignore[arg-type]
         assert any(s.startswith("CPU: 4096 cores are more than") for s in limits.sentences)
         assert any(s.startswith("memory: ") for s in limits.sentences)
 
 
-async def test_open_files_are_as_many_as_allowed_and_fewer_are_said(tmp_path: Path) -> None:
+async def test_a_lower_limit_of_open_files_is_reported(tmp_path: Path) -> None:
     async def files(wanted: int) -> Limits:
         arguments = {"cpu_cores": 1.0, "memory_mib": 64, "open_files": wanted, "root": tmp_path}
         async with server_limits(NAME, **arguments) as limits:  # type: ignore[arg-type]
@@ -162,7 +162,7 @@ async def test_open_files_are_as_many_as_allowed_and_fewer_are_said(tmp_path: Pa
     assert f"open files: {many.open_files:,} per process" in many.sentences[-1]
 
 
-async def test_a_program_that_is_not_there_is_said(tmp_path: Path) -> None:
+async def test_a_missing_program_is_reported(tmp_path: Path) -> None:
     async with server_limits(NAME, cpu_cores=1, memory_mib=64, root=tmp_path) as limits:
         done = await run(limits.command(["no-such-program"]))
     assert done.code == 1
@@ -196,7 +196,7 @@ while time.monotonic() < end: pass
 
 
 @needs_namespaces
-async def test_the_kernel_holds_the_processes_to_their_cpu() -> None:
+async def test_the_kernel_limits_the_cpu_of_the_processes() -> None:
     async with server_limits(NAME, cpu_cores=0.2, memory_mib=256) as limits:
         if limits.cgroup is None:
             pytest.skip(limits.sentences[0])
@@ -212,7 +212,7 @@ async def test_the_kernel_holds_the_processes_to_their_cpu() -> None:
 
 
 @needs_namespaces
-async def test_the_kernel_holds_the_processes_to_their_memory() -> None:
+async def test_the_kernel_limits_the_memory_of_the_processes() -> None:
     async with server_limits(NAME, cpu_cores=1, memory_mib=64) as limits:
         if limits.cgroup is None:
             pytest.skip(limits.sentences[0])
@@ -221,7 +221,7 @@ async def test_the_kernel_holds_the_processes_to_their_memory() -> None:
 
 
 @needs_namespaces
-async def test_processes_left_in_the_cgroup_are_ended_and_it_is_removed() -> None:
+async def test_processes_in_the_cgroup_are_ended_and_it_is_removed() -> None:
     with start(["sleep", "60"]) as outside:
         async with server_limits(NAME, cpu_cores=1, memory_mib=64) as limits:
             if limits.cgroup is None:
@@ -237,14 +237,14 @@ async def test_processes_left_in_the_cgroup_are_ended_and_it_is_removed() -> Non
 
 
 @needs_namespaces
-async def test_down_removes_a_cgroup_on_its_own() -> None:
+async def test_down_removes_a_lone_cgroup() -> None:
     cgroup = controllers.create_cgroup(GROUP, 1, 64, controllers.CGROUP_ROOT)
     removed = await down(PREFIX)
     assert removed == [f"removed the cgroup {folder}" for folder in cgroup.distinct_folders()]
     assert leftovers() == []
 
 
-def test_the_launcher_needs_nothing_of_this_package(tmp_path: Path) -> None:
+def test_the_launcher_needs_nothing_from_this_package(tmp_path: Path) -> None:
     limits = Limits(description={}, sentences=[], open_files=64)
     command = limits.command([sys.executable, "-I", "-S", "-c", "print('there')"])
     done = subprocess.run(command, cwd=tmp_path, env={}, capture_output=True, check=True)

@@ -29,7 +29,7 @@ def test_a_host_in_a_namespace_runs_programs_through_nsenter() -> None:
     assert command == ["env", "TRIO_ODIN_LAB=odin", *enter, "cat", "a file"]
 
 
-async def test_on_loopback_all_hosts_are_this_machine_and_it_is_said() -> None:
+async def test_on_loopback_all_hosts_are_this_machine_and_it_is_reported() -> None:
     async with loopback_hosts(PREFIX) as hosts:
         for host in (hosts.ws, hosts.backend, hosts.runner):
             assert host.address == "127.0.0.1"
@@ -38,7 +38,7 @@ async def test_on_loopback_all_hosts_are_this_machine_and_it_is_said() -> None:
     assert leftovers() == []
 
 
-async def test_who_may_not_write_the_lock_has_one_among_the_temporary_files(
+async def test_without_write_permission_the_lock_is_a_temporary_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(lock, "_LOCK_FOLDER", Path("/nowhere"))
@@ -49,21 +49,21 @@ async def test_who_may_not_write_the_lock_has_one_among_the_temporary_files(
             await loopback_hosts(PREFIX).__aenter__()
 
 
-async def test_what_a_lab_on_loopback_leaves_running_is_ended_with_it() -> None:
+async def test_processes_of_a_loopback_lab_end_with_it() -> None:
     async with loopback_hosts(PREFIX) as hosts:
         sleeper = await trio.lowlevel.open_process(hosts.backend.command(["sleep", "60"]))
-        while not _is_sleeping(sleeper.pid):  # before that it has no mark yet
+        while not _is_sleeping(sleeper.pid):  # until then it has no mark
             await trio.sleep(0.01)
     assert await sleeper.wait() == -signal.SIGTERM
 
 
 def _is_sleeping(pid: int) -> bool:
-    """It is `sleep` by now, no longer what starts it."""
+    """Whether it is already `sleep`, and no longer its launcher."""
     return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep")
 
 
 @needs_ip_if_root
-async def test_down_ends_what_a_killed_lab_on_loopback_left_and_nothing_else() -> None:
+async def test_down_ends_only_processes_of_the_killed_loopback_lab() -> None:
     host, other = Host("ws", "127.0.0.1", prefix=PREFIX), Host("ws", "127.0.0.1", prefix="odinx")
     ours = await trio.lowlevel.open_process(host.command(["sleep", "60"]))
     theirs = await trio.lowlevel.open_process(other.command(["sleep", "60"]))
@@ -79,7 +79,7 @@ async def test_down_ends_what_a_killed_lab_on_loopback_left_and_nothing_else() -
         await theirs.wait()
 
 
-async def test_a_lab_says_that_another_one_is_running() -> None:
+async def test_a_lab_reports_that_another_one_is_running() -> None:
     async with loopback_hosts(PREFIX), loopback_hosts(f"{PREFIX}x") as second:
         sentence, _, others = second.isolation[-1].partition(": ")
         assert sentence == "other labs are running on this machine"
@@ -116,7 +116,7 @@ def test_a_lock_whose_holder_was_killed_is_free(lock_folder: Path) -> None:
         pass
 
 
-def test_a_lock_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_cannot_be_written_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "_LOCK_FOLDER", Path("/nowhere"))
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     with pytest.raises(HostsUnavailable, match=r"the lab's lock cannot be written: .*No such file"):
@@ -124,17 +124,17 @@ def test_a_lock_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch) 
 
 
 @given(st.from_regex(r"[a-z][a-z0-9]{0,15}", fullmatch=True))
-def test_a_prefix_is_letters_and_digits(text: str) -> None:
+def test_a_prefix_has_only_letters_and_digits(text: str) -> None:
     check_prefix(text)
 
 
 @pytest.mark.parametrize("text", ["", "odin-ws", "1odin", "Odin", "../odin", "o" * 17, "odin\n"])
-def test_no_prefix_can_be_taken_for_a_part_of_another_ones_names(text: str) -> None:
+def test_no_prefix_can_be_a_part_of_another_prefixs_names(text: str) -> None:
     with pytest.raises(ValueError, match="is no prefix: it takes up to 16 small letters"):
         check_prefix(text)
 
 
-async def test_how_a_program_ended_is_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_outcome_of_a_program_is_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
     said = await run(["sh", "-c", "echo words; echo why >&2; exit 3"])
     assert (said.code, said.output, said.complaint) == (3, "words\n", "why")
     assert not said.is_fine

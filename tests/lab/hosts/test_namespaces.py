@@ -42,7 +42,7 @@ def test_every_link_is_made_inside_the_namespaces() -> None:
     }
 
 
-async def test_without_root_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_root_the_error_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(HostsUnavailable, match="need root: sudo, or --no-isolation runs the same"):
         await isolated_hosts(PREFIX).__aenter__()
@@ -58,17 +58,17 @@ async def test_a_missing_tool_is_named_with_its_package(
         await down(PREFIX)
 
 
-async def test_elsewhere_than_on_linux_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_on_other_systems_the_error_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(HostsUnavailable, match="need Linux: --no-isolation"):
         await down(PREFIX)
 
 
 async def _machine() -> list[str]:
-    """This machine's own network, as its tools show it."""
+    """The network of this machine, as its tools show it."""
     shown = []
     for line in ("ip -o link", "ip -o addr", "ip route show table all", "nft list ruleset"):
-        # What is left of a lease is not ours either, and runs.
+        # The rest of a lease's time runs and is unrelated, too.
         words = (await run(line.split())).output.split()
         shown.append(" ".join(word for word in words if not word.endswith("sec")))
     return [*shown, await trio.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()]
@@ -104,7 +104,7 @@ async def test_the_hosts_talk_to_each_other_and_the_machine_does_not_change(
 
 
 @needs_namespaces
-async def test_the_runner_may_use_nearly_all_source_ports() -> None:
+async def test_the_runner_can_use_nearly_all_source_ports() -> None:
     show = ["cat", "/proc/sys/net/ipv4/ip_local_port_range"]
     async with isolated_hosts(PREFIX) as hosts:
         assert (await run(hosts.runner.command(show))).output.split() == ["1024", "65535"]
@@ -129,7 +129,7 @@ async def test_a_cancellation_at_any_time_leaves_nothing(seconds: float) -> None
 
 
 @needs_namespaces
-async def test_processes_left_in_a_namespace_are_ended_and_no_others() -> None:
+async def test_only_processes_left_in_a_namespace_are_ended() -> None:
     with start(["sleep", "60"]) as outside:
         async with isolated_hosts(PREFIX) as hosts:
             inside = start(hosts.ws.command(["sh", "-c", "echo there; exec sleep 60"]))
@@ -140,7 +140,7 @@ async def test_processes_left_in_a_namespace_are_ended_and_no_others() -> None:
 
 
 @needs_namespaces
-async def test_a_running_lab_is_neither_doubled_nor_taken_down() -> None:
+async def test_a_running_lab_is_neither_started_twice_nor_taken_down() -> None:
     async with isolated_hosts(PREFIX) as hosts:
         for again in (isolated_hosts(PREFIX).__aenter__, lambda: down(PREFIX)):
             with pytest.raises(HostsUnavailable, match=r"another lab .* is running"):
@@ -149,7 +149,7 @@ async def test_a_running_lab_is_neither_doubled_nor_taken_down() -> None:
 
 
 @needs_namespaces
-async def test_a_name_of_ours_that_is_the_machines_own_namespace_ends_nobody(
+async def test_a_name_of_the_machines_own_namespace_ends_no_process(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / f"{PREFIX}-ws").symlink_to("/proc/self/ns/net")
@@ -160,7 +160,7 @@ async def test_a_name_of_ours_that_is_the_machines_own_namespace_ends_nobody(
 
 
 @needs_namespaces
-async def test_what_the_kernel_refuses_is_quoted_and_undone(
+async def test_a_refusal_of_the_kernel_is_quoted_and_undone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     good = namespaces._building(PREFIX)
@@ -172,7 +172,7 @@ async def test_what_the_kernel_refuses_is_quoted_and_undone(
 
 
 @needs_namespaces
-async def test_a_namespace_that_cannot_be_removed_is_named_and_the_others_are_gone() -> None:
+async def test_a_namespace_that_cannot_be_removed_is_named() -> None:
     async def refuse_one(argv: Sequence[str]) -> Finished:
         if argv[-2:] == ["del", f"{PREFIX}-ws"]:
             return Finished(1, complaint="busy")
@@ -205,7 +205,7 @@ trio.run(lab, sys.argv[1])
 
 @asynccontextmanager
 async def _lab_process() -> AsyncIterator[subprocess.Popen[bytes]]:
-    """A lab in a process of its own, with a server that is not told when it dies."""
+    """A lab in its own process, with a server that outlives it."""
     with start([sys.executable, "-c", _LAB, PREFIX]) as process:
         try:
             await first_line(process)
@@ -215,7 +215,7 @@ async def _lab_process() -> AsyncIterator[subprocess.Popen[bytes]]:
 
 
 @needs_namespaces
-async def test_after_a_kill_down_removes_what_is_left_and_is_done_then() -> None:
+async def test_after_a_kill_down_removes_the_leftovers_once() -> None:
     async with _lab_process() as lab:
         lab.kill()
         await trio.to_thread.run_sync(lab.wait)
@@ -233,7 +233,7 @@ async def test_after_a_kill_down_removes_what_is_left_and_is_done_then() -> None
 
 
 @needs_namespaces
-async def test_a_second_ctrl_c_does_not_stop_the_tearing_down() -> None:
+async def test_a_second_ctrl_c_does_not_stop_the_teardown() -> None:
     async with _lab_process() as lab:
         lab.send_signal(signal.SIGINT)
         for _ in range(3):

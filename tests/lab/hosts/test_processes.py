@@ -23,7 +23,7 @@ async def test_a_process_that_does_not_stop_is_killed() -> None:
             ended = await end_processes(lambda pid: pid == process.pid, grace_seconds=0.1)
 
         assert ended == 1
-        # Dead and not yet waited for: a zombie is nobody to end.
+        # Dead but not yet waited for: a zombie does not need to be ended.
         assert members(lambda pid: pid == process.pid) == set()
     assert process.returncode == -9
 
@@ -34,5 +34,5 @@ async def test_a_process_that_stops_is_not_killed() -> None:
     assert process.returncode == -15
 
 
-async def test_we_never_end_ourselves() -> None:
+async def test_the_own_process_is_never_ended() -> None:
     assert await end_processes(lambda pid: pid == os.getpid()) == 0

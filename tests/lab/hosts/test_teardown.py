@@ -9,7 +9,9 @@ from trio_odin.lab.hosts.hosts import HostsUnavailable
 from trio_odin.lab.hosts.teardown import to_the_end
 
 
-async def test_a_cancellation_waits_for_the_end(autojump_clock: trio.abc.Clock) -> None:
+async def test_a_cancellation_waits_for_the_end_of_the_teardown(
+    autojump_clock: trio.abc.Clock,
+) -> None:
     is_done = False
 
     async def work() -> None:
@@ -24,13 +26,13 @@ async def test_a_cancellation_waits_for_the_end(autojump_clock: trio.abc.Clock) 
     assert scope.cancelled_caught
 
 
-async def test_what_takes_too_long_is_cancelled(autojump_clock: trio.abc.Clock) -> None:
+async def test_work_that_takes_too_long_is_cancelled(autojump_clock: trio.abc.Clock) -> None:
     with trio.move_on_after(1), pytest.raises(HostsUnavailable, match="not done within"):
         await to_the_end(trio.sleep_forever, seconds=5)
     assert trio.current_time() == pytest.approx(5)
 
 
-async def test_a_failure_comes_without_a_group_around_it() -> None:
+async def test_a_failure_is_raised_without_a_group() -> None:
     async def work() -> None:
         raise LookupError("of the work")
 
@@ -38,7 +40,7 @@ async def test_a_failure_comes_without_a_group_around_it() -> None:
         await to_the_end(work, seconds=5)
 
 
-def test_any_number_of_ctrl_c_waits_for_the_end_and_then_counts() -> None:
+def test_any_number_of_ctrl_c_takes_effect_after_the_teardown() -> None:
     steps: list[int] = []
 
     async def work() -> None:

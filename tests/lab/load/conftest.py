@@ -10,7 +10,7 @@ from trio_odin.lab.load import runner
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Samples come more often than each second, and less is waited for."""
+    """Samples come more often, and waits are shorter."""
     monkeypatch.setattr(runner, "_TICK_SECONDS", 0.1)
     monkeypatch.setattr(runner, "_SHORT_TICK_SECONDS", 0.05)
     monkeypatch.setattr(runner, "_SETTLE_SECONDS", 0.1)
@@ -19,6 +19,6 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="package")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """The same one for all; no load may leave anything behind in it."""
+    """One rig for all tests; no load may leave anything behind in it."""
     with rigged(tmp_path_factory.mktemp("nats")) as it:
         yield it

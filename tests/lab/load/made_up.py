@@ -1,4 +1,4 @@
-"""Results and plans that nobody measured."""
+"""Made-up results and plans."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load_plan(**changes: Any) -> LoadPlan:
 
 
 def load_result(**changes: Any) -> LoadResult:
-    """A load without any breach; everything that can be known is known."""
+    """A load without any breach, with all figures known."""
     given: dict[str, Any] = {
         "url": "ws://127.0.0.1:3002/ws",
         "workload": WORKLOAD,

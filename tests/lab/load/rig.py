@@ -1,4 +1,4 @@
-"""A server and a publisher as a user has them, and servers that do something wrong."""
+"""A server and a publisher as a user runs them, and faulty servers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.e2e.nats import free_port, running_nats
 from trio_odin.fanout.publication import Publication
 
 COMMAND = [sys.executable, "-m", "trio_odin"]
-# However busy this machine is, nobody is refused for it.
+# Nobody is refused because this machine is busy.
 _UNLIMITED = {
     "WS_CPU_LIMIT": "64",
     "WS_CPU_REJECT_THRESHOLD": "0",
@@ -33,7 +33,7 @@ _UNLIMITED = {
 
 @attrs.frozen
 class Service:
-    """A process of ours with HTTP pages."""
+    """A process of trio-odin with HTTP pages."""
 
     port: int
     process: subprocess.Popen[bytes]
@@ -61,7 +61,7 @@ class Service:
 
 @contextmanager
 def started(*arguments: str, page: str, words: str = "", **variables: str) -> Iterator[Service]:
-    """Run a command of ours on a free port until the block ends; `page` says when it is ready."""
+    """Run a command on a free port until the block ends; `page` shows when it is ready."""
     port = free_port()
     with subprocess.Popen(
         [*COMMAND, *arguments, "--addr", f"127.0.0.1:{port}"],
@@ -90,14 +90,14 @@ def _wait_until_ready(service: Service, page: str, words: str) -> None:
 
 @contextmanager
 def serving(nats_url: str, **variables: str) -> Iterator[Service]:
-    """A server that has NATS."""
+    """A server that is connected to NATS."""
     with started("serve", "--nats", nats_url, page="/ready", **variables) as service:
         yield service
 
 
 @attrs.frozen
 class Rig:
-    """A server, a publisher that waits to be told, and the NATS between them."""
+    """A server, an idle publisher, and the NATS between them."""
 
     nats_url: str
     server: Service
@@ -127,7 +127,7 @@ def envelope(seq: int, channel: str, offset: int | None) -> str:
 def stand_in(numbers: Sequence[int] = (), *, floods: bool = False) -> Iterator[str]:
     """A server of the `websockets` library that sends envelopes with just these numbers.
 
-    With `floods` it goes on until the connection is closed.
+    With `floods` it continues until the connection is closed.
     """
     is_over = Event()
 

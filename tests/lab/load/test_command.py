@@ -27,7 +27,7 @@ from trio_odin.lab.load.runner import LoadAbandoned
 
 
 class Carried:
-    """In place of `run_load`: what it was to carry out, and what came of it."""
+    """Replaces `run_load`: records the plan, and returns a given outcome."""
 
     def __init__(self) -> None:
         self.plan: LoadPlan
@@ -74,7 +74,7 @@ def test_the_flags_become_a_plan(carried: Carried) -> None:
     assert plan.workload.is_filtered
 
 
-def test_a_test_of_the_plan_sets_what_is_not_given(carried: Carried) -> None:
+def test_a_test_of_the_plan_sets_the_flags_that_are_not_given(carried: Carried) -> None:
     ended = load("--plan", "5k", "--hold", "7", "--publisher", "http://x:3003")
     assert ended.exit_code == 0, ended.output
     plan = carried.plan
@@ -140,7 +140,7 @@ def test_unfiltered_subscribes_to_nothing(carried: Carried) -> None:
         *("home=2,token=-1", "home=nan,token=0.2", "home=inf,token=-inf", "home==0.8,token=0.2"),
     ],
 )
-def test_a_mix_that_is_none_is_a_sentence_with_what_is_allowed(text: str) -> None:
+def test_a_malformed_mix_is_refused_with_the_allowed_form(text: str) -> None:
     ended = load("--mix", text)
     assert ended.exit_code == 2
     said = " ".join(ended.stderr.split())
@@ -160,7 +160,7 @@ def test_a_mix_that_is_none_is_a_sentence_with_what_is_allowed(text: str) -> Non
         ),
     ],
 )
-def test_a_plan_that_cannot_be_carried_out_is_a_sentence_and_exit_code_2(
+def test_an_impossible_plan_gives_a_sentence_and_exit_code_2(
     arguments: list[str], sentence: str, carried: Carried
 ) -> None:
     ended = load(*arguments)
@@ -213,9 +213,7 @@ def test_each_expectation_changes_the_exit_code(
 
 
 @pytest.mark.parametrize("flag", ["--expect-cpu-below", "--expect-memory-below"])
-def test_what_was_expected_of_a_figure_that_is_unknown_does_not_hold(
-    flag: str, carried: Carried
-) -> None:
+def test_an_expectation_of_an_unknown_figure_does_not_hold(flag: str, carried: Carried) -> None:
     carried.outcome = load_result(server=ServerFigures())
     ended = load(flag, "1000")
     assert ended.exit_code == 1
@@ -223,7 +221,7 @@ def test_what_was_expected_of_a_figure_that_is_unknown_does_not_hold(
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_the_json_can_be_read_as_the_result_it_is(
+def test_the_json_can_be_read_back_as_a_result(
     interrupted: bool, carried: Carried, tmp_path: Path
 ) -> None:
     carried.outcome = load_result(interrupted=interrupted)
@@ -233,22 +231,20 @@ def test_the_json_can_be_read_as_the_result_it_is(
     assert file.read_bytes().endswith(b"}\n")
 
 
-def test_a_file_that_cannot_be_written_is_seen_before_the_load(
-    carried: Carried, tmp_path: Path
-) -> None:
+def test_an_unwritable_file_is_noticed_before_the_load(carried: Carried, tmp_path: Path) -> None:
     ended = load("--json", str(tmp_path / "missing" / "load.json"))
     assert ended.exit_code == 2
     assert not hasattr(carried, "plan")
 
 
-def test_the_servers_own_words_are_no_markup(carried: Carried) -> None:
+def test_text_of_the_server_is_not_markup(carried: Carried) -> None:
     carried.outcome = load_result(disconnects={"4000 [/foo] [red]:bomb:": 1})
     ended = load()
     assert ended.exit_code == 1, ended.exception
     assert "4000 [/foo] [red]:bomb:" in " ".join(ended.stdout.split())
 
 
-def test_where_nobody_looks_progress_is_a_line_now_and_then_on_standard_error(
+def test_without_a_terminal_progress_goes_to_standard_error(
     carried: Carried,
 ) -> None:
     carried.progress = [
@@ -264,11 +260,12 @@ def test_where_nobody_looks_progress_is_a_line_now_and_then_on_standard_error(
     assert "connecting:" not in ended.stdout
 
 
-def test_the_help_names_every_flag_and_shows_the_examples_as_they_are_typed() -> None:
+def test_the_help_names_every_flag_and_shows_examples_as_typed() -> None:
     text = load("--help").stdout
-    for parameter in load_command.params:
-        if isinstance(parameter, click.Option):
-            assert parameter.opts[0] in text
+    options = [one for one in load_command.params if isinstance(one, click.Option)]
+    assert len(options) > 10
+    for option in options:
+        assert option.opts[0] in text
     lines = [line.rstrip() for line in text.splitlines()]
     first = "    trio-odin load ws://127.0.0.1:3002/ws --tokens 10 --hold 10"
     assert first in lines
@@ -278,7 +275,7 @@ def test_the_help_names_every_flag_and_shows_the_examples_as_they_are_typed() ->
     assert "\\b" not in text
 
 
-def test_the_example_of_the_help_is_a_command_that_can_be_given(carried: Carried) -> None:
+def test_the_example_of_the_help_is_a_valid_command(carried: Carried) -> None:
     _, _, behind = load("--help").stdout.partition("--hold 10\n")
     typed = behind.partition("\n\n")[0].replace("\\\n", "").split()
     assert typed[:2] == ["trio-odin", "load"]
@@ -293,7 +290,7 @@ def test_the_example_of_the_help_is_a_command_that_can_be_given(carried: Carried
 
 @pytest.mark.e2e
 @pytest.mark.usefixtures("hasty")
-def test_a_server_with_a_breach_is_exit_code_1_and_the_figures_say_which(tmp_path: Path) -> None:
+def test_a_breach_gives_exit_code_1_and_the_figures_name_it(tmp_path: Path) -> None:
     file = tmp_path / "load.json"
     with stand_in([1, 2, 4]) as url:
         ended = load(url, "--connections", "5", "--hold", "0.3", "--json", str(file))
@@ -305,7 +302,7 @@ def test_a_server_with_a_breach_is_exit_code_1_and_the_figures_say_which(tmp_pat
 
 @pytest.mark.e2e
 @pytest.mark.usefixtures("hasty")
-def test_where_nobody_listens_there_is_a_sentence_and_exit_code_2() -> None:
+def test_without_a_server_there_is_a_sentence_and_exit_code_2() -> None:
     url = f"ws://127.0.0.1:{free_port()}/ws"
     ended = load(url, "--connections", "5")
     assert (ended.exit_code, ended.stdout) == (2, "")
@@ -319,7 +316,7 @@ def test_where_nobody_listens_there_is_a_sentence_and_exit_code_2() -> None:
 
 @contextmanager
 def loading(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """The command as a user has it, and gone at the end of the block."""
+    """The command as a user runs it; it ends with the block."""
     with subprocess.Popen(
         [*COMMAND, "load", *arguments],
         stdout=subprocess.PIPE,
@@ -341,9 +338,7 @@ def wait_for(process: subprocess.Popen[str], phase: str) -> None:
 
 
 @pytest.mark.e2e
-def test_a_process_that_is_interrupted_writes_its_figures_and_exits_with_130(
-    rig: Rig, tmp_path: Path
-) -> None:
+def test_an_interrupted_process_writes_figures_and_exits_with_130(rig: Rig, tmp_path: Path) -> None:
     file = tmp_path / "load.json"
     with loading(
         *(rig.server.websocket_url, "--connections", "20", "--tokens", "3", "--hold", "60"),
@@ -368,7 +363,7 @@ def test_a_process_that_is_interrupted_writes_its_figures_and_exits_with_130(
 
 
 @pytest.mark.e2e
-def test_a_process_that_is_interrupted_twice_ends_at_once_with_a_sentence(rig: Rig) -> None:
+def test_a_process_interrupted_twice_ends_at_once_with_a_sentence(rig: Rig) -> None:
     with loading(
         *(rig.server.websocket_url, "--connections", "20", "--tokens", "3", "--hold", "60"),
         *("--publisher", rig.publisher.url),
@@ -387,7 +382,7 @@ def test_a_process_that_is_interrupted_twice_ends_at_once_with_a_sentence(rig: R
 
 
 @pytest.mark.parametrize("arguments", [["load", "ws://127.0.0.1:9/ws"], ["bench", "--quick"]])
-def test_without_the_extra_the_command_says_so_before_it_begins(arguments: list[str]) -> None:
+def test_without_the_extra_the_command_reports_it_before_it_begins(arguments: list[str]) -> None:
     program = (
         "import sys; sys.modules['hdrh'] = sys.modules['hdrh.histogram'] = None; "
         f"from trio_odin.cli import main; main({arguments})"

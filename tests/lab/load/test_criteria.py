@@ -64,7 +64,7 @@ FOUND = [
 
 
 @pytest.mark.parametrize(("name", "changes", "value", "shown"), FOUND)
-def test_a_figure_is_what_the_result_says(
+def test_a_figure_comes_from_the_result(
     name: str, changes: dict[str, Any], value: float, shown: str
 ) -> None:
     figure = FIGURES[name]
@@ -74,7 +74,7 @@ def test_a_figure_is_what_the_result_says(
     assert figure.show(measured) == shown
 
 
-def test_no_figure_is_left_out_here() -> None:
+def test_every_figure_is_tested_here() -> None:
     assert [name for name, *_ in FOUND] == list(FIGURES)
 
 
@@ -106,7 +106,7 @@ def test_an_unknown_figure_is_not_met_unless_it_is_excused(
     assert Criterion(name, 0, is_excused=True).check(result).is_met
 
 
-def test_without_publications_there_is_nothing_to_divide_by() -> None:
+def test_without_publications_there_is_no_division() -> None:
     result = load_result(publications=0, delivered=0)
     assert FIGURES["per_event"].of(result) == 0
 
@@ -120,7 +120,7 @@ def test_a_bound_itself_is_still_met(lost: int, *, below: bool, above: bool) -> 
     assert at_least("lost", 5).check(result).is_met is above
 
 
-def test_a_check_says_what_was_wanted_what_was_measured_and_by_whom() -> None:
+def test_a_check_has_the_bound_the_measured_figure_and_the_source() -> None:
     check = at_least("success", 1.0, "plan").check(load_result(connected=99))
     assert (check.what, check.wanted, check.measured, check.source) == (
         "connected and subscribed",
@@ -169,11 +169,11 @@ def test_a_load_without_any_breach_holds_all_of_integrity() -> None:
         {"server": ServerFigures(imbalance=1.0)},
     ],
 )
-def test_each_breach_by_itself_is_caught_by_one_criterion_of_integrity(
+def test_each_breach_is_caught_by_one_criterion_of_integrity(
     breach: dict[str, Any],
 ) -> None:
     assert met(**breach).count(False) == 1
 
 
-def test_integrity_excuses_a_server_and_a_publisher_that_do_not_tell() -> None:
+def test_integrity_excuses_servers_and_publishers_without_figures() -> None:
     assert all(met(unseen=None, published=None, server=ServerFigures()))

@@ -43,13 +43,13 @@ def test_a_metric_has_a_value_for_each_of_its_labels() -> None:
 
 
 @given(st.text())
-def test_what_is_no_page_of_metrics_has_none_and_breaks_nothing(text: str) -> None:
+def test_malformed_metrics_are_empty_and_break_nothing(text: str) -> None:
     found = parse_metrics(text)
     assert all(labelled(text, name) is not None for name in found)
 
 
 class StandIn:
-    """A server that answers every request with these pieces, and pauses after each of them."""
+    """A server that answers every request with these pieces, with a pause after each one."""
 
     def __init__(self, *pieces: bytes, pause: float = 0.0) -> None:
         self.asked = b""
@@ -97,7 +97,7 @@ async def test_a_page_is_its_status_and_its_body() -> None:
     assert it.asked.startswith(b"GET /page HTTP/1.1\r\n")
 
 
-async def test_a_page_with_an_error_status_is_a_page_all_the_same() -> None:
+async def test_a_page_with_an_error_status_is_still_a_page() -> None:
     async with answering(response(b"{}", "503 Service Unavailable")) as it:
         assert await get(it.url) == Page(503, b"{}")
         assert await get_object(it.url) == {}
@@ -119,26 +119,26 @@ async def test_a_refused_connection_is_no_page() -> None:
 @pytest.mark.parametrize(
     "nonsense", [b"", b"what?\r\n\r\n", response(b"half of it")[:-3], b"HTTP/1.1 many"]
 )
-async def test_what_is_no_whole_answer_is_no_page(nonsense: bytes) -> None:
+async def test_an_incomplete_answer_is_not_a_page(nonsense: bytes) -> None:
     async with answering(nonsense) as it:
         assert await get(it.url) is None
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:port/", "http://a b/"])
-async def test_an_address_that_is_none_has_no_page(url: str) -> None:
+async def test_a_malformed_address_has_no_page(url: str) -> None:
     assert await get(url) is None
 
 
 @pytest.mark.parametrize(
     "pieces",
     [
-        [b" "],  # connected, and no answer
+        [b" "],  # connected, but without an answer
         [response(b"half of it")[:-3]],
         [response(b"half of it", "503 Service Unavailable")[:-3]],
         [bytes((byte,)) for byte in response(b"x" * 100)],  # each read is in time
     ],
 )
-async def test_a_server_that_hangs_is_no_page_within_the_deadline(
+async def test_a_server_that_hangs_gives_no_page_by_the_deadline(
     pieces: list[bytes], soon: float
 ) -> None:
     async with answering(*pieces, pause=0.1 if len(pieces) > 1 else 60) as it:
@@ -147,14 +147,14 @@ async def test_a_server_that_hangs_is_no_page_within_the_deadline(
             assert await post(it.url, {}) is None
 
 
-async def test_who_no_longer_wants_a_page_does_not_wait_for_it() -> None:
+async def test_a_cancelled_fetch_does_not_wait_for_its_page() -> None:
     async with answering(b" ", pause=60) as it:
         with trio.fail_after(2), trio.move_on_after(0.1) as impatient:
             await get(it.url)
         assert impatient.cancelled_caught
 
 
-async def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     async with answering(response(b"direct")) as it:
@@ -171,7 +171,7 @@ async def test_a_command_is_an_object_that_an_object_answers() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"null", b"7", b"\xff\xfe{"])
-async def test_what_is_no_object_is_no_answer(body: bytes) -> None:
+async def test_an_answer_that_is_not_an_object_is_none(body: bytes) -> None:
     async with answering(response(body)) as it:
         assert await post(it.url, {}) is None
         assert await get_object(it.url) is None

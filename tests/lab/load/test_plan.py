@@ -64,7 +64,7 @@ from trio_odin.lab.load.result import Progress, Sample
         ),
     ],
 )
-def test_a_plan_that_no_machine_can_carry_out_is_a_sentence_with_the_value_and_what_is_allowed(
+def test_an_impossible_plan_is_refused_with_the_allowed_values(
     changes: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(LoadImpossible, match=f"^{sentence}"):
@@ -82,7 +82,7 @@ def test_a_plan_that_no_machine_can_carry_out_is_a_sentence_with_the_value_and_w
         {"churn_per_second": 1.0, "connections": 2},
     ],
 )
-def test_a_plan_that_can_be_carried_out_is_not_refused(changes: dict[str, Any]) -> None:
+def test_a_possible_plan_is_not_refused(changes: dict[str, Any]) -> None:
     load_plan(**changes).check()
 
 
@@ -99,7 +99,7 @@ def test_a_plan_that_can_be_carried_out_is_not_refused(changes: dict[str, Any]) 
         publisher_url=st.none() | st.text(max_size=10).map("http://".__add__),
     )
 )
-def test_whatever_a_plan_says_it_is_carried_out_or_refused_with_a_sentence(plan: LoadPlan) -> None:
+def test_any_plan_is_carried_out_or_refused_with_a_sentence(plan: LoadPlan) -> None:
     with suppress(LoadImpossible):
         plan.check()
         assert plan.connections >= 1
@@ -116,7 +116,7 @@ def test_whatever_a_plan_says_it_is_carried_out_or_refused_with_a_sentence(plan:
         ("ws://[::1]:3002/ws", "http://[::1]:3002/health", "http://[::1]:3002/metrics"),
     ],
 )
-def test_the_pages_are_looked_for_beside_the_websocket(url: str, health: str, metrics: str) -> None:
+def test_the_pages_are_expected_beside_the_websocket(url: str, health: str, metrics: str) -> None:
     assert health_beside(url) == health
     assert load_plan(url=url).metrics_url == metrics
 
@@ -131,25 +131,23 @@ def test_the_pages_are_looked_for_beside_the_websocket(url: str, health: str, me
         ("http://x/health?full=a/b", "http://x/metrics"),
     ],
 )
-def test_metrics_are_beside_health_wherever_that_is(
-    health: str | None, metrics: str | None
-) -> None:
+def test_metrics_are_expected_beside_health(health: str | None, metrics: str | None) -> None:
     assert load_plan(health_url=health).metrics_url == metrics
 
 
-def test_a_fifth_of_the_connections_is_replaced_but_one_at_least() -> None:
+def test_a_fifth_of_the_connections_but_at_least_one_is_replaced() -> None:
     assert load_plan(connections=1000).churners == 0
     assert load_plan(connections=1000, churn_per_second=3.0).churners == 200
     assert load_plan(connections=2, churn_per_second=3.0).churners == 1
 
 
-def test_connections_come_back_where_they_are_cut_or_are_to_reconnect() -> None:
+def test_connections_return_after_a_cut_or_if_they_reconnect() -> None:
     assert load_plan().reconnect_seconds == 0
     assert load_plan(is_cut=True).reconnect_seconds == 1
     assert load_plan(reconnects=True).reconnect_seconds == 1
 
 
-def test_a_line_of_progress_tells_what_is_known() -> None:
+def test_a_line_of_progress_has_the_known_figures() -> None:
     sample = Sample(
         at=10.0,
         phase="hold",
@@ -163,6 +161,6 @@ def test_a_line_of_progress_tells_what_is_known() -> None:
     )
 
 
-def test_a_line_of_progress_leaves_out_what_is_unknown() -> None:
+def test_a_line_of_progress_leaves_out_unknown_figures() -> None:
     sample = Sample(at=0.0, phase="connecting", connections=0, received_per_second=0.0)
     assert Progress(sample, 10).line() == "connecting: 0 of 10"

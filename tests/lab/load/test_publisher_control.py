@@ -20,7 +20,7 @@ from trio_odin.net.listening import Address
 
 @pytest.fixture
 async def publisher(nursery: trio.Nursery) -> Publisher:
-    """The real one, though without NATS: what it is told, it counts as errors."""
+    """A real publisher without NATS: it counts its events as errors."""
     settings = PublisherSettings(
         address=Address("127.0.0.1", 0),
         nats_urls=["nats://127.0.0.1:9"],
@@ -35,7 +35,7 @@ def control_of(publisher: Publisher, **changes: Any) -> PublisherControl:
     return PublisherControl(load_plan(publisher_url=f"http://{publisher.address}/", **changes))
 
 
-async def test_it_publishes_the_tokens_of_the_plan_at_its_rate_from_start_to_stop(
+async def test_it_publishes_the_planned_tokens_at_the_planned_rate(
     publisher: Publisher, nursery: trio.Nursery
 ) -> None:
     control = control_of(publisher, rate=50.0)
@@ -51,7 +51,9 @@ async def test_it_publishes_the_tokens_of_the_plan_at_its_rate_from_start_to_sto
     nursery.cancel_scope.cancel(reason="the test is over")
 
 
-async def test_without_a_rate_it_keeps_its_own(publisher: Publisher, nursery: trio.Nursery) -> None:
+async def test_without_a_rate_the_publisher_keeps_its_own(
+    publisher: Publisher, nursery: trio.Nursery
+) -> None:
     control = control_of(publisher)
     await control.start()
     assert publisher.control.rate == 5
@@ -59,7 +61,7 @@ async def test_without_a_rate_it_keeps_its_own(publisher: Publisher, nursery: tr
     nursery.cancel_scope.cancel(reason="the test is over")
 
 
-async def test_what_was_published_before_is_stopped_and_does_not_count(
+async def test_an_earlier_publication_is_stopped_and_does_not_count(
     publisher: Publisher, nursery: trio.Nursery
 ) -> None:
     publisher.control.start(now=trio.current_time(), unix_ms=0)
@@ -73,7 +75,7 @@ async def test_what_was_published_before_is_stopped_and_does_not_count(
     nursery.cancel_scope.cancel(reason="the test is over")
 
 
-async def test_what_was_not_started_is_not_stopped(
+async def test_a_publisher_that_was_not_started_is_not_stopped(
     publisher: Publisher, nursery: trio.Nursery
 ) -> None:
     publisher.control.start(now=trio.current_time(), unix_ms=0)
@@ -84,7 +86,7 @@ async def test_what_was_not_started_is_not_stopped(
     nursery.cancel_scope.cancel(reason="the test is over")
 
 
-async def test_a_refusal_is_a_sentence_with_the_publishers_own_words(
+async def test_a_refusal_is_a_sentence_with_the_reason_of_the_publisher(
     publisher: Publisher, nursery: trio.Nursery
 ) -> None:
     control = control_of(publisher, rate=10.0**9)
@@ -96,21 +98,23 @@ async def test_a_refusal_is_a_sentence_with_the_publishers_own_words(
     nursery.cancel_scope.cancel(reason="the test is over")
 
 
-async def test_silence_is_a_sentence_with_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_publisher_gives_a_sentence_with_the_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(pages, "_PAGE_SECONDS", 0.2)
     listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
-    async with listener:  # connects succeed, and nobody answers
+    async with listener:  # connects succeed, but nobody answers
         url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
         control = PublisherControl(load_plan(publisher_url=url))
         for command in (control.prepare, control.start):
             with pytest.raises(LoadImpossible, match=f"^the publisher at {url} does not answer$"):
                 await command()
         with trio.fail_after(2):
-            await control.stop()  # it may have been started all the same
+            await control.stop()  # it may have been started nevertheless
         assert control.published is None
 
 
-async def test_without_a_publisher_there_is_nobody_to_tell() -> None:
+async def test_without_a_publisher_nothing_is_sent() -> None:
     control = PublisherControl(load_plan())
     assert not control.is_ours
     await control.prepare()
@@ -119,9 +123,7 @@ async def test_without_a_publisher_there_is_nobody_to_tell() -> None:
     assert control.published is None
 
 
-async def test_a_stop_that_was_cancelled_is_made_up_for(
-    publisher: Publisher, nursery: trio.Nursery
-) -> None:
+async def test_a_cancelled_stop_is_made_up_for(publisher: Publisher, nursery: trio.Nursery) -> None:
     control = control_of(publisher)
     await control.start()
     with trio.CancelScope() as scope:

@@ -39,7 +39,7 @@ def plan_on(rig: Rig, url: str | None = None, **changes: Any) -> LoadPlan:
 
 
 def plan_alone(url: str, **changes: Any) -> LoadPlan:
-    """Without pages and publisher."""
+    """A plan without pages and publisher."""
     given: dict[str, Any] = {"url": url, "health_url": None, "hold_seconds": 0.3}
     return load_plan(**given | changes)
 
@@ -66,7 +66,7 @@ def only(group: BaseException) -> BaseException:
 
 
 class InPhase:
-    """Progress that does something when a phase has had its second sample."""
+    """Progress that acts on the second sample of a phase."""
 
     def __init__(self, phase: str, act: Callable[[], object]) -> None:
         self._phase = phase
@@ -79,24 +79,24 @@ class InPhase:
             self._act()
 
 
-# --- servers that do something wrong
+# --- faulty servers
 
 
-async def test_a_server_that_skips_a_number_has_not_passed() -> None:
+async def test_a_server_that_skips_a_number_fails() -> None:
     with stand_in([1, 2, 4]) as url:
         result = await carried_out(plan_alone(url))
     assert (result.connected, result.received, result.gaps) == (10, 30, 10)
     assert "missing numbers of seq" in not_met(result)
 
 
-async def test_a_server_that_repeats_a_number_has_not_passed() -> None:
+async def test_a_server_that_repeats_a_number_fails() -> None:
     with stand_in([1, 2, 2]) as url:
         result = await carried_out(plan_alone(url))
     assert (result.received, result.repeated, result.gaps) == (30, 10, 0)
     assert "envelopes repeated or late" in not_met(result)
 
 
-async def test_a_server_that_sends_nothing_leaves_all_silent_and_has_not_passed() -> None:
+async def test_a_server_that_sends_nothing_fails_with_all_silent() -> None:
     with stand_in() as url:
         result = await carried_out(plan_alone(url, health_url=f"http://127.0.0.1:{free_port()}/h"))
     assert (result.connected, result.silent, result.closed_cleanly) == (10, 10, 10)
@@ -105,18 +105,18 @@ async def test_a_server_that_sends_nothing_leaves_all_silent_and_has_not_passed(
     assert not_met(result) == ["events received by anybody"]
 
 
-async def test_events_that_reach_nobody_are_those_that_the_publisher_counted() -> None:
+async def test_unseen_events_are_those_that_the_publisher_counted() -> None:
     answers = {"/control": {"success": True}, "/stats": {"stats": {"messagesPublished": 7}}}
     with stand_in([1, 2]) as url:
         async with fake(answers) as publisher:
             result = await carried_out(plan_alone(url, publisher_url=publisher))
-    # Two events of each of the channels that somebody got first.
+    # Two events of each channel that a client received first.
     assert result.published == 7
     seen = 2 * len({names[0] for names in result.workload.of(0, 10)})
     assert result.unseen == 7 - seen
 
 
-async def test_a_server_that_never_stops_sending_is_left_after_a_while(
+async def test_a_server_that_never_stops_sending_is_abandoned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(runner, "_ARRIVAL_SECONDS", 0.6)
@@ -128,7 +128,7 @@ async def test_a_server_that_never_stops_sending_is_left_after_a_while(
     assert phases(result) == ["connecting", "hold", "closing"]
 
 
-async def test_where_nobody_listens_a_load_that_reconnects_gives_up_too(
+async def test_without_a_server_a_load_that_reconnects_gives_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(runner, "_STALLED_SECONDS", 0.5)
@@ -138,7 +138,7 @@ async def test_where_nobody_listens_a_load_that_reconnects_gives_up_too(
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "a..b", "x" * 70])
-async def test_a_host_that_has_no_address_makes_the_load_impossible(host: str) -> None:
+async def test_a_host_without_an_address_makes_the_load_impossible(host: str) -> None:
     with pytest.raises(LoadImpossible, match=f"'ws://{host}/ws': '{host}' cannot be resolved"):
         await carried_out(plan_alone(f"ws://{host}/ws"))
 
@@ -146,7 +146,7 @@ async def test_a_host_that_has_no_address_makes_the_load_impossible(host: str) -
 # --- the real server
 
 
-async def test_a_load_on_the_real_server_is_complete_and_knows_what_it_cost(rig: Rig) -> None:
+async def test_a_load_on_the_real_server_is_complete_and_has_its_cost(rig: Rig) -> None:
     seen: list[Progress] = []
     plan = plan_on(rig, connections=200, idle_seconds=0.2, hold_seconds=1.6, processes=2)
     result = await carried_out(plan, seen.append)
@@ -171,13 +171,13 @@ async def test_a_load_on_the_real_server_is_complete_and_knows_what_it_cost(rig:
     assert not rig.publisher.is_publishing()
 
 
-async def test_a_hold_shorter_than_its_margins_is_tested_all_the_same(rig: Rig) -> None:
+async def test_a_hold_shorter_than_its_margins_is_still_tested(rig: Rig) -> None:
     result = await carried_out(plan_on(rig, hold_seconds=0.4))
     assert not_met(result) == []
     assert result.publications > 0
 
 
-async def test_after_a_cut_all_come_back_and_get_everything_again(rig: Rig) -> None:
+async def test_after_a_cut_all_return_and_get_everything_again(rig: Rig) -> None:
     result = await carried_out(plan_on(rig, is_cut=True))
     assert result.reconnects is not None
     assert (result.reconnects.lost, result.reconnects.back) == (40, 40)
@@ -188,7 +188,7 @@ async def test_after_a_cut_all_come_back_and_get_everything_again(rig: Rig) -> N
     assert result.closed_cleanly == 40
 
 
-async def test_connections_that_are_replaced_cost_the_others_nothing(rig: Rig) -> None:
+async def test_replaced_connections_cost_the_others_nothing(rig: Rig) -> None:
     result = await carried_out(
         plan_on(rig, churn_per_second=20.0, reconnects=True, hold_seconds=1.0)
     )
@@ -206,7 +206,7 @@ async def test_an_unfiltered_server_sends_every_event_to_everybody(rig: Rig) -> 
     assert result.delivered == result.publications * 40 > 0
 
 
-async def test_connections_that_are_refused_are_counted_by_their_status(rig: Rig) -> None:
+async def test_refused_connections_are_counted_by_their_status(rig: Rig) -> None:
     with serving(rig.nats_url, WS_MAX_CONNECTIONS="10") as server:
         result = await carried_out(plan_on(rig, server.websocket_url, connections=25))
     assert result.rejections == {"503 Service Unavailable": 15}
@@ -215,7 +215,7 @@ async def test_connections_that_are_refused_are_counted_by_their_status(rig: Rig
     assert result.delivered == result.expected > 0
 
 
-async def test_a_server_that_is_stopped_in_the_hold_is_seen_by_its_reason(rig: Rig) -> None:
+async def test_a_server_stopped_in_the_hold_is_shown_with_its_reason(rig: Rig) -> None:
     with serving(rig.nats_url) as server:
         stop = InPhase("hold", server.process.terminate)
         result = await carried_out(plan_on(rig, server.websocket_url), stop)
@@ -225,7 +225,7 @@ async def test_a_server_that_is_stopped_in_the_hold_is_seen_by_its_reason(rig: R
     assert result.server.held_mib is None
 
 
-async def test_a_full_server_does_not_keep_a_load_that_reconnects_from_its_hold(
+async def test_a_full_server_does_not_stop_a_load_that_reconnects(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "_STALLED_SECONDS", 0.4)
@@ -238,14 +238,14 @@ async def test_a_full_server_does_not_keep_a_load_that_reconnects_from_its_hold(
     assert result.delivered == result.expected > 0
 
 
-# --- a load that does not come to its end
+# --- a load that ends early
 
 
 def interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-async def test_a_load_that_is_interrupted_before_all_are_connected_has_figures_too(
+async def test_a_load_interrupted_during_the_connects_has_figures(
     rig: Rig,
 ) -> None:
     plan = plan_on(rig, ramp_per_second=10.0, connections=1000)

@@ -45,7 +45,7 @@ def test_the_figures_are_the_differences_between_the_pages() -> None:
         connect_us=2000.0,
         idle_cores=0.05,
         cores=0.5,
-        percent=20.0,  # the page before the hold tells of the time before it
+        percent=20.0,  # the page before the hold describes the time before it
         percent_max=30,
         delivery_us=25.0,
         delivery_user_us=5.0,
@@ -60,12 +60,12 @@ def test_the_figures_are_the_differences_between_the_pages() -> None:
     )
 
 
-def test_deliveries_that_the_server_does_not_count_are_those_that_came() -> None:
+def test_uncounted_deliveries_are_taken_from_the_clients() -> None:
     uncounted = attrs.evolve(MOMENTS, hold=[page(20, cpu=4.0), page(30, cpu=9.0)])
     assert server_figures(uncounted, connected=1, received=1000).delivery_us == 5000
 
 
-def test_without_connections_and_deliveries_there_is_no_cost_of_one() -> None:
+def test_without_connections_and_deliveries_there_is_no_unit_cost() -> None:
     idle = attrs.evolve(MOMENTS, hold=[page(20), page(30)])
     found = server_figures(idle, connected=0, received=0)
     assert (found.connect_us, found.connection_kib, found.delivery_us) == (None, None, None)
@@ -79,7 +79,7 @@ def test_without_any_page_everything_is_unknown() -> None:
 
 
 @pytest.mark.parametrize("name", ["before", "connected", "idle_from", "idle_until", "end"])
-def test_a_page_that_is_missing_makes_unknown_what_depends_on_it_and_no_more(name: str) -> None:
+def test_a_missing_page_makes_only_its_own_figures_unknown(name: str) -> None:
     whole = attrs.asdict(server_figures(MOMENTS, connected=1000, received=1))
     changes: dict[str, Any] = {name: Statement(1.0, {})}
     without = attrs.evolve(MOMENTS, **changes)
@@ -99,7 +99,7 @@ def test_a_page_that_is_missing_makes_unknown_what_depends_on_it_and_no_more(nam
 
 
 @pytest.mark.parametrize(("missing", "percents"), [(0, 20.0), (1, 30.0), (2, 10.0)])
-def test_a_page_of_the_hold_that_is_missing_is_left_out(missing: int, percents: float) -> None:
+def test_a_missing_page_of_the_hold_is_left_out(missing: int, percents: float) -> None:
     hold = [
         Statement(one.at, {}) if number == missing else one
         for number, one in zip(count(), MOMENTS.hold, strict=False)
@@ -110,10 +110,10 @@ def test_a_page_of_the_hold_that_is_missing_is_left_out(missing: int, percents: 
     assert (found.held_mib is None) == (missing == 2)
 
 
-def test_two_pages_of_the_same_moment_tell_nothing_of_time() -> None:
+def test_two_pages_of_the_same_moment_give_no_rates() -> None:
     assert page(5, cpu=2).cores_since(page(5, cpu=1)) is None
 
 
-async def test_where_there_is_no_page_to_ask_for_there_are_no_figures() -> None:
+async def test_without_a_page_address_there_are_no_figures() -> None:
     found = await Server(None, None).statement()
     assert (found.figures, found.mib, found.percent) == ({}, None, None)

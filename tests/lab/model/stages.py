@@ -1,4 +1,4 @@
-"""Stages of a lab as it would find them at known costs."""
+"""Stages of a lab with the figures of known costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a demand costs with all that belongs to it."""
+"""The whole bill of a demand."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def items(users: int, **options: int) -> dict[str, Item]:
     return {item.what: item for item in found}
 
 
-def test_the_versions_of_the_plan_cost_what_the_plan_says() -> None:
+def test_the_versions_of_the_plan_cost_the_plans_figures() -> None:
     first, second = PLAN_SETUPS
     assert [setup_usd(setup, TARIFF.machines) for setup in PLAN_SETUPS] == [60, 96]
     assert (production_usd(first, TARIFF.machines), first.production_count) == (240, 10)
@@ -55,15 +55,13 @@ def test_each_part_of_the_traffic_has_the_price_of_its_tier(tib: float, usd: flo
 
 
 @given(st.floats(0, 1e6), st.floats(0, 1e6))
-def test_more_traffic_costs_more_and_never_more_than_at_the_first_price(
-    gib: float, more: float
-) -> None:
+def test_more_traffic_costs_more_but_at_most_the_first_price(gib: float, more: float) -> None:
     few, many = (egress_usd(size, TARIFF.egress) for size in (gib, gib + more))
     assert few <= many <= (gib + more) * 0.12 + 1e-6
     assert egress_usd(gib, [EgressTier(usd_per_gib=0.5)]) == gib * 0.5
 
 
-def test_one_machine_can_fail_and_a_balancer_is_before_them() -> None:
+def test_one_machine_can_fail_and_there_is_a_balancer() -> None:
     found = items(10_000)
     assert (found["server"].count, found["server to spare"].count) == (1, 1)
     gib = found["traffic to the users"].count
@@ -80,7 +78,7 @@ def test_a_single_machine_needs_no_balancer() -> None:
     assert items(30_000, spare=0)["load balancer"].count == 1
 
 
-def test_what_is_not_possible_has_no_bill() -> None:
+def test_an_impossible_demand_has_no_bill() -> None:
     found = attrs.evolve(forecast_of(1), instances=None)
     with pytest.raises(ValueError, match="no number of e2-standard-2 is enough"):
         bill(Demand(), found, MACHINE, TARIFF)

@@ -33,12 +33,12 @@ def assert_alike(found: Costs, truth: Costs) -> None:
 
 
 @given(some_costs)
-def test_a_fit_finds_the_costs_that_made_the_stages(truth: Costs) -> None:
+def test_a_fit_recovers_the_costs_behind_the_stages(truth: Costs) -> None:
     assert_alike(fit(stages_of(truth)), truth)
 
 
 @given(some_costs, st.sampled_from([100.0, 200.0, 300.0, 900.0]), st.just(0.0) | st.floats(20, 200))
-def test_stages_of_events_alone_tell_what_an_event_costs_at_each_rate(
+def test_stages_of_events_alone_give_the_cost_of_an_event_by_rate(
     truth: Costs, joined_rate: float, joined_us: float
 ) -> None:
     truth = attrs.evolve(truth, joined_rate=joined_rate, joined_us=joined_us)
@@ -49,7 +49,7 @@ def test_stages_of_events_alone_tell_what_an_event_costs_at_each_rate(
 
 
 @pytest.mark.parametrize("each_us", [(630, 290, 113), (267, 137, 93)])
-def test_the_prices_of_an_event_that_were_measured_are_found_again(
+def test_the_measured_costs_of_an_event_are_recovered(
     each_us: tuple[float, float, float],
 ) -> None:
     """At 300, 1,000 and 3,000 a second without a subscriber, on two days."""
@@ -66,7 +66,7 @@ def test_the_prices_of_an_event_that_were_measured_are_found_again(
         assert found.cores(0, rate, 0) == pytest.approx(seen[number], rel=0.15)
 
 
-def test_the_memory_of_one_connection_and_many_events_is_not_that_of_connections() -> None:
+def test_a_stage_of_one_connection_says_nothing_about_memory() -> None:
     """The last 30 s of the stream are kept, whoever is connected."""
 
     def distort(number: int, name: str, value: float) -> float:
@@ -76,7 +76,7 @@ def test_the_memory_of_one_connection_and_many_events_is_not_that_of_connections
 
 
 @given(some_costs)
-def test_what_follows_the_model_is_predicted_exactly(truth: Costs) -> None:
+def test_data_of_the_model_is_predicted_exactly(truth: Costs) -> None:
     found = predictions(lab_of(stages_of(truth)))
     assert set(found) == {4, 5, 6, 7}
     for number in found:
@@ -95,13 +95,13 @@ def memory(found: list[Prediction]) -> Prediction:
 
 
 def noise(seed: int) -> Distortion:
-    """What measuring does: a few percent, CPU in ticks of 10 ms, and caches that fill up."""
+    """The noise of a measurement: a few percent, CPU in ticks of 10 ms, and full caches."""
     chance = random.Random(seed)
 
     def distort(number: int, name: str, value: float) -> float:
         connections = {shape[0]: shape[1] for shape in SHAPES}[number]
         if name == "cores":
-            # Saturates instead of growing for ever, and at 30 events a second some join.
+            # It saturates instead of growing forever, and at 30 events a second some join.
             rate = {shape[0]: shape[2] for shape in SHAPES}[number]
             each = 7.0 + 6.5 * connections / (connections + 2000) - 0.5 * (rate > 20)
             value = 0.004 + connections * 2e-6 + rate * (60e-6 + connections * 0.121 * each / 1e6)
@@ -136,11 +136,11 @@ def tripled(number: int, names: set[str]) -> Distortion:
 
 
 def test_cpu_is_predicted_from_fewer_events_only() -> None:
-    """Stage 6 has more to do than 7, so what it found must not show there, nor in itself."""
+    """Stage 6 has more work than 7, so its figures must influence neither 7 nor itself."""
     found = predictions(lab_of(stages_of(TRUTH, distort=tripled(6, {"idle", "cores"}))))
     assert cpu(found[6]).error == pytest.approx(-2 / 3, abs=1e-3)
     assert cpu(found[7]).error == pytest.approx(0, abs=1e-3)
-    # Stage 4 is stage 5 for a shorter time: as much to do, so it says nothing about it.
+    # Stage 4 is a shorter stage 5 with as much work, so it predicts nothing about it.
     as_it_is, odd = (
         predictions(lab_of(stages_of(TRUTH, distort=tripled(number, {"idle", "cores"}))))
         for number in (0, 4)
@@ -156,7 +156,7 @@ def test_memory_is_predicted_from_fewer_connections_only() -> None:
         assert memory(found[6]).error == pytest.approx(0, abs=1e-3)
 
 
-def test_the_source_says_which_stages() -> None:
+def test_the_source_names_the_stages() -> None:
     found = fit(stages_of(TRUTH))
     assert (found.source, found.date) == ("lab, stages 2, 3, 4, 5, 6, 7", "2026-11-30")
     assert fit(stages_of(TRUTH), source="mine").source == "mine"
@@ -193,7 +193,7 @@ def test_stages_without_plain_figures_do_not_count() -> None:
     assert set(predictions(lab_of(stages))) == {4}
 
 
-def test_a_server_that_was_used_before_does_not_hide_its_base() -> None:
+def test_a_used_server_does_not_hide_the_base() -> None:
     used = stages_of(TRUTH)
     load = used[-1].load
     assert load is not None
@@ -201,7 +201,7 @@ def test_a_server_that_was_used_before_does_not_hide_its_base() -> None:
     assert fit(used).base_mib == pytest.approx(46)
 
 
-def test_what_the_server_took_from_nats_counts_as_the_rate() -> None:
+def test_events_taken_from_nats_count_as_the_rate_if_it_is_unknown() -> None:
     truth = attrs.evolve(TRUTH, delivery_us=30.0, doubling_us=0.0)
     stages = [
         with_load(
@@ -214,7 +214,7 @@ def test_what_the_server_took_from_nats_counts_as_the_rate() -> None:
         if stage.load is not None
     ]
     assert_alike(fit(stages), truth)
-    # How many events there would be was not known before.
+    # The number of events was not known in advance.
     found = predictions(lab_of(stages))
     assert [[one.what for one in told] for told in found.values()] == [["memory"]] * 4
 
@@ -232,7 +232,7 @@ def test_without_idle_figures_the_hold_alone_is_fitted() -> None:
     )
 
 
-def test_the_costs_say_how_far_was_measured() -> None:
+def test_the_costs_have_the_range_of_the_measurement() -> None:
     found = fit(stages_of(TRUTH))
     assert (found.max_rate, found.max_connections) == (30.0, 18_000)
     assert found.max_deliveries == pytest.approx(30 * 10_000 * 0.121, rel=1e-3)
@@ -241,7 +241,7 @@ def test_the_costs_say_how_far_was_measured() -> None:
 @pytest.mark.parametrize(
     ("name", "value"), [("cores", -0.1), ("held_mib", -1.0), ("connect_us", 1e300)]
 )
-def test_a_figure_that_nobody_can_have_measured_is_refused(name: str, value: float) -> None:
+def test_an_impossible_figure_is_refused(name: str, value: float) -> None:
     stages = stages_of(TRUTH)
     server = stages[2].load.server if stages[2].load else None
     assert server is not None
@@ -265,7 +265,7 @@ def test_too_few_stages_are_refused_with_a_sentence(count: int) -> None:
         fit(stages_of(TRUTH, SHAPES[:count]))
 
 
-def test_the_delivery_grows_as_the_stages_say() -> None:
+def test_the_cost_of_a_delivery_grows_as_in_the_stages() -> None:
     """8 µs among 1,000 connections and 12 among 10,000, as measured, and nothing else."""
     truth = Costs(delivery_us=8.0, doubling_us=4 / doublings(10_000), connection_kib=20.0)
     found = fit(stages_of(truth))

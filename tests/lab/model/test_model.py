@@ -56,7 +56,7 @@ some_workers = st.integers(1, 4)
     ("home_share", "subscribers", "writes", "cores", "percent"),
     [(0.5, 775, 9300, 0.34, 17.8), (0.8, 1210, 14_520, 0.53, 27.9)],
 )
-def test_the_scenarios_of_the_plan_come_out(
+def test_the_scenarios_of_the_plan_are_reproduced(
     home_share: float, subscribers: float, writes: float, cores: float, percent: float
 ) -> None:
     demand = Demand(home_share=home_share)
@@ -69,7 +69,7 @@ def test_the_scenarios_of_the_plan_come_out(
     assert found.cpu_percent == pytest.approx(percent, abs=0.1)
 
 
-def test_the_plans_memory_bounds_it_at_10240_connections() -> None:
+def test_memory_bounds_the_plan_at_10240_connections() -> None:
     found = forecast(Demand(), PLAN_COSTS, MACHINE)
     assert (found.max_connections, found.bound_by) == (10_240, "memory")
     assert found.memory_mib == pytest.approx(7000)
@@ -98,7 +98,7 @@ def test_the_plans_0_4_mib_a_connection_makes_17500() -> None:
     assert forecast(Demand(), costs, MACHINE).max_by_memory == 17_920
 
 
-def test_the_prices_are_the_plans() -> None:
+def test_the_prices_are_those_of_the_plan() -> None:
     prices = read_prices()
     assert {name: machine.monthly_usd for name, machine in prices.machines.items()} == {
         "e2-micro": 6,
@@ -109,7 +109,7 @@ def test_the_prices_are_the_plans() -> None:
     assert (prices.date, prices.currency) == ("2025-10-11", "USD")
 
 
-def test_a_shared_core_counts_with_what_it_has_for_long() -> None:
+def test_a_shared_core_counts_with_its_sustained_share() -> None:
     machines = read_prices().machines
     assert {name: (machine.vcpus, machine.burst_vcpus) for name, machine in machines.items()} == {
         "e2-micro": (0.25, 2),
@@ -120,34 +120,34 @@ def test_a_shared_core_counts_with_what_it_has_for_long() -> None:
     assert forecast(Demand(), OURS, machines["e2-medium"]).usable_cores == 0.95
 
 
-# --- what is ours
+# --- our additions
 
 
-def test_a_worker_uses_one_core_and_the_plans_process_all() -> None:
+def test_a_worker_uses_one_core_and_the_plans_process_all_cores() -> None:
     assert forecast(Demand(), OURS, MACHINE).usable_cores == 1
     assert forecast(Demand(), OURS, MACHINE, workers=2).usable_cores == 1.9
     assert forecast(Demand(), OURS, MACHINE, workers=8).usable_cores == 1.9
     assert forecast(Demand(), PLAN_COSTS, MACHINE).usable_cores == 1.9
 
 
-def test_each_worker_takes_each_event_and_has_a_base_of_its_own() -> None:
+def test_each_worker_takes_each_event_and_has_its_own_base() -> None:
     one, two = (forecast(Demand(), OURS, MACHINE, workers=workers) for workers in (1, 2))
     assert two.cores - one.cores == pytest.approx(0.005 + 12 * 40e-6)
     assert two.memory_mib - one.memory_mib == pytest.approx(46)
 
 
-def test_memory_is_that_of_the_process_and_of_its_connections() -> None:
+def test_memory_is_the_sum_of_the_process_and_its_connections() -> None:
     found = forecast(Demand(), OURS, MACHINE)
     assert found.memory_mib == pytest.approx(46 + 10_000 * 19.5 / 1024)
 
 
-def test_a_delivery_costs_more_with_each_doubling_above_1000_connections() -> None:
+def test_a_delivery_costs_more_with_each_doubling_above_1000() -> None:
     assert [doublings(n) for n in (1, 1000, 2000, 8000)] == [0, 0, 1, 3]
     assert OURS.delivery_us_among(8000) == pytest.approx(8 + 3 * 1.2)
 
 
 def test_the_fullest_worker_has_a_fifth_more_than_its_share() -> None:
-    """Of files and of CPU alike."""
+    """This holds for files and for CPU."""
     wide = attrs.evolve(MACHINE, vcpus=8)
     one, four = (forecast(Demand(), OURS, wide, workers=workers) for workers in (1, 4))
     alone = OURS.base_cores + 12 * 40e-6
@@ -157,7 +157,7 @@ def test_the_fullest_worker_has_a_fifth_more_than_its_share() -> None:
     assert full.max_by_cpu == pytest.approx(10_000, abs=1)
 
 
-def test_workers_beyond_the_cores_only_cost() -> None:
+def test_workers_beyond_the_cores_only_add_cost() -> None:
     two, eight = (forecast(Demand(), OURS, MACHINE, workers=workers) for workers in (2, 8))
     assert eight.memory_mib - two.memory_mib == pytest.approx(6 * 46)
     assert eight.cores > two.cores
@@ -173,7 +173,7 @@ def test_the_network_bounds_large_events() -> None:
     assert forecast(large, OURS, unknown).max_by_network == ENDLESS
 
 
-def test_each_bound_binds_where_it_is_the_lowest() -> None:
+def test_each_bound_binds_if_it_is_the_lowest() -> None:
     quiet = Demand(rate=0.1)
     assert forecast(Demand(), OURS, MACHINE).bound_by == "CPU"
     patient = forecast(quiet, attrs.evolve(OURS, connection_kib=30.0), MACHINE, workers=2)
@@ -183,36 +183,36 @@ def test_each_bound_binds_where_it_is_the_lowest() -> None:
     assert (found.bound_by, found.max_connections) == ("open files", 960)
 
 
-def test_what_costs_no_memory_is_not_bound_by_it() -> None:
+def test_memory_does_not_bind_connections_without_memory() -> None:
     costs = attrs.evolve(OURS, connection_kib=0)
     assert forecast(Demand(), costs, MACHINE).max_by_memory == ENDLESS
 
 
-def test_too_many_events_are_too_many_for_any_number_of_instances() -> None:
+def test_no_number_of_instances_is_enough_for_too_many_events() -> None:
     found = forecast(Demand(rate=90_000), OURS, MACHINE)
     assert (found.max_connections, found.instances, found.monthly_usd) == (0, None, None)
 
 
-def test_an_event_costs_less_the_more_of_them_come_together() -> None:
+def test_an_event_costs_less_at_a_higher_rate() -> None:
     costs = attrs.evolve(OURS, publication_us=1266.0, joined_rate=297.0)
     each = [round(costs.event_us(rate)) for rate in (300, 1000, 3000)]
     assert each == [630, 290, 114]
-    # Nobody knows whether it gets cheaper still.
+    # It is unknown whether the cost falls further.
     assert costs.event_us(9000) == costs.event_us(3000)
     assert costs.cores(0, 9000, 0) > 2 * costs.cores(0, 3000, 0)
     assert attrs.evolve(costs, joined_rate=None).event_us(3000) == 1266
 
 
-def test_the_bytes_are_those_of_an_envelope_in_tls_and_its_headers() -> None:
+def test_the_bytes_include_the_envelope_tls_and_headers() -> None:
     demand = Demand()
     each = demand.bytes_per_second / demand.writes_per_second
-    # Of TCP and IP 52, of a record of TLS 22.
+    # TCP and IP take 52 bytes, a TLS record 22.
     assert 200 + 52 + 22 + 80 < each < 200 + 52 + 22 + 140
     large = Demand(payload_bytes=10_000)
     # Eight segments of 1,448 bytes.
     assert large.bytes_per_second / large.writes_per_second - each == pytest.approx(9800 + 7 * 52)
     assert demand.bytes_per_month == pytest.approx(demand.bytes_per_second * 2.628e6)
-    # A record has at most 16,384 bytes, so this takes two.
+    # A record has at most 16,384 bytes, so this payload takes two.
     larger = Demand(payload_bytes=20_000)
     more = larger.bytes_per_second / larger.writes_per_second - each
     assert (round(more) - 19_800 - 22) % 52 == 0
@@ -224,7 +224,7 @@ def test_a_home_page_of_more_tokens_than_there_are_is_refused() -> None:
 
 
 @given(some_demands, any_costs, some_machines, some_workers, st.integers(0, 300_000))
-def test_more_users_never_need_less(
+def test_more_users_never_need_fewer_instances(
     demand: Demand, costs: Costs, machine: Instance, workers: int, more: int
 ) -> None:
     few = forecast(demand, costs, machine, workers=workers)
@@ -241,7 +241,7 @@ def test_more_users_never_need_less(
 
 
 @given(some_demands, any_costs, some_machines, some_workers)
-def test_one_connection_more_than_the_most_breaks_what_binds(
+def test_one_connection_above_the_maximum_breaks_the_bound(
     demand: Demand, costs: Costs, machine: Instance, workers: int
 ) -> None:
     most = forecast(demand, costs, machine, workers=workers).max_connections
@@ -255,7 +255,7 @@ def test_one_connection_more_than_the_most_breaks_what_binds(
 
 
 @given(some_demands, any_costs, some_machines, some_workers)
-def test_the_instances_are_enough_and_none_is_too_many(
+def test_the_number_of_instances_is_exact(
     demand: Demand, costs: Costs, machine: Instance, workers: int
 ) -> None:
     found = forecast(demand, costs, machine, workers=workers)
@@ -278,10 +278,10 @@ def test_costs_come_back_from_their_file(tmp_path: Any) -> None:
     assert read_costs(path) == attrs.evolve(costs, connect_us=None, delivery_us=12.35)
 
 
-def test_without_a_file_nothing_was_measured(tmp_path: Any) -> None:
+def test_without_a_file_there_are_no_measured_costs(tmp_path: Any) -> None:
     assert read_costs(tmp_path / "costs.toml") is None
 
 
-def test_the_costs_that_come_with_the_project_say_where_they_come_from() -> None:
+def test_the_costs_that_come_with_the_project_have_a_source() -> None:
     costs = read_costs()
     assert costs is None or (costs.source and len(costs.date) == 10)

@@ -19,7 +19,7 @@ def plan(*arguments: str) -> Result:
     return CliRunner().invoke(plan_command, arguments)
 
 
-def test_a_machine_of_ones_own_is_bounded_and_paid_like_the_others() -> None:
+def test_a_custom_machine_is_bounded_and_paid_like_the_others() -> None:
     own, known = plan("--machine", "2,8192,60"), plan("--machine", "e2-standard-2")
     assert own.exit_code == known.exit_code == 0
     assert "1 × 2 vCPU, 8,192 MiB, $60 a month" in words(own)
@@ -45,7 +45,7 @@ def test_many_events_for_one_user_are_possible() -> None:
     assert "1 user at 700 events a second needs 1 × e2-standard-2" in words(result)
 
 
-def test_the_plans_answer_is_the_plans() -> None:
+def test_the_answer_by_the_plan_is_the_plans() -> None:
     result = plan("--costs", "plan")
     assert result.exit_code == 0, result.output
     for figure in ("1,210 subscribers a token", "14,520 writes a second", "10,240", "27.9 %"):
@@ -56,7 +56,7 @@ def test_the_plans_answer_is_the_plans() -> None:
     assert "measured" not in result.output
 
 
-def test_the_bill_has_what_else_has_to_be_bought(tmp_path: Path) -> None:
+def test_the_bill_has_everything_else_to_buy(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
     result = plan("--costs", "plan", "--json", str(path))
     for line in ("server to spare", "load balancer", "back-end", "test runner", "traffic to the"):
@@ -92,7 +92,7 @@ def test_measured_costs_stand_beside_the_plans(monkeypatch: pytest.MonkeyPatch) 
     assert "By the plan's costs: 1 × e2-standard-2" in words(result)
 
 
-def test_without_a_measurement_the_plans_costs_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_measurement_the_plans_costs_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_module, "read_costs", lambda: None)
     assert plan().output == plan("--costs", "plan").output
     result = plan("--costs", "measured")
@@ -138,7 +138,7 @@ def test_the_figures_go_into_a_file(verdict: Path, tmp_path: Path) -> None:
     assert set(figures["predictions"]) == {"4", "5", "6", "7"}
 
 
-def test_that_no_number_is_enough_is_said_with_exit_code_1() -> None:
+def test_an_impossible_demand_is_reported_with_exit_code_1() -> None:
     result = plan("--rate", "100000", "--machine", "e2-micro", "--home", "1", "--tokens", "30")
     assert result.exit_code == 1
     assert "No number of e2-micro is enough for 10,000 users" in words(result)
@@ -166,16 +166,14 @@ def test_that_no_number_is_enough_is_said_with_exit_code_1() -> None:
         (["--users", "1000000000"], "1000000000 is not in the range"),
     ],
 )
-def test_what_is_not_allowed_is_refused_with_a_sentence(
-    arguments: list[str], complaint: str
-) -> None:
+def test_bad_input_is_refused_with_a_sentence(arguments: list[str], complaint: str) -> None:
     result = plan(*arguments)
     assert result.exit_code == 2
     assert complaint in words(result)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"[]", b'{"date":"2026"}', b"\xff\xfe"])
-def test_a_file_that_is_no_verdict_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_verdict_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(content)
     result = plan("--fit", str(path))
@@ -211,7 +209,7 @@ def test_a_verdict_without_channels_has_too_few_stages(tmp_path: Path) -> None:
     assert "of this run none will do" in words(refused)
 
 
-# --- what has to be said, and what not
+# --- remarks on the answer
 
 
 @pytest.fixture
@@ -244,7 +242,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--rate 20000", "the events alone take more than"),
     ],
 )
-def test_what_has_to_be_known_is_said(arguments: str, told: str) -> None:
+def test_the_limits_of_the_answer_are_reported(arguments: str, told: str) -> None:
     assert told in words(plan(*arguments.split()))
 
 
@@ -259,7 +257,7 @@ def test_what_has_to_be_known_is_said(arguments: str, told: str) -> None:
         ("", "2026-11-23, 2026-11-23"),
     ],
 )
-def test_what_is_of_no_account_is_not_said(arguments: str, untold: str) -> None:
+def test_limits_that_do_not_apply_are_not_reported(arguments: str, untold: str) -> None:
     assert untold not in words(plan(*arguments.split()))
 
 

@@ -1,4 +1,4 @@
-"""A run that never was, with all ten stages: what a lab on a good day, and a bad one, may find."""
+"""A made-up run with all ten stages, good and bad ones."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _durations(p50: float, rng: random.Random) -> Durations:
 
 @attrs.frozen(kw_only=True)
 class Scene:
-    """What a stage is made up from."""
+    """The parameters of a made-up stage."""
 
     number: int
     title: str
@@ -59,7 +59,7 @@ class Scene:
 
     @property
     def deliveries(self) -> float:
-        """A second; on average 15.5 of 200 channels each, or all."""
+        """Deliveries a second; on average 15.5 of 200 channels each, or all."""
         share = 15.5 / 200 if self.is_filtered else 1.0
         return self.rate * self.connections * self.success * share
 
@@ -113,7 +113,7 @@ def _sample(scene: Scene, phase: str, at: float, connections: int, rng: random.R
 
 
 def _host(series: list[Sample], rng: random.Random) -> list[HostSample]:
-    """Half a second beside the load's samples, with the kernel's part on top."""
+    """Samples half a second apart from the load's, with the kernel's part added."""
     return [
         HostSample(
             at=round(sample.at + 0.5, 3),
@@ -251,7 +251,7 @@ def _stage(scene: Scene, rng: random.Random) -> StageResult:
 
 
 def commands_stage() -> StageResult:
-    """The first: commands and answers only."""
+    """The first stage: commands and answers only."""
     return StageResult(
         number=1,
         title="Subscribe, unsubscribe, and only what was subscribed",
@@ -308,7 +308,7 @@ SCENES = [
 
 
 def made_up(seed: int = 1) -> LabResult:
-    """All ten: the eighth is not passed, the last did not come to a result."""
+    """All ten stages: the eighth failed, the last has no result."""
     rng = random.Random(seed)
     stages = [commands_stage(), *(_stage(scene, rng) for scene in SCENES)]
     stages[-1] = attrs.evolve(

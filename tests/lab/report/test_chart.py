@@ -72,7 +72,7 @@ def titles(drawing: ET.Element) -> list[str]:
 
 @given(panels)
 @settings(max_examples=25, deadline=None)
-def test_whatever_was_measured_is_drawn_inside_the_panel(panel: Panel) -> None:
+def test_any_measurement_is_drawn_inside_the_panel(panel: Panel) -> None:
     drawing = ET.fromstring(panel_svg(panel))
     assert drawing.get("aria-label") == f"{panel.title}, µs, over time"
     known = [line for line in panel.lines if line.known]
@@ -90,11 +90,12 @@ def test_whatever_was_measured_is_drawn_inside_the_panel(panel: Panel) -> None:
 def test_any_cost_against_any_size_is_drawn(scatter: Scatter) -> None:
     drawing = ET.fromstring(scatter_svg(scatter))
     assert titles(drawing).count("<hint>") == len(scatter.dots)
-    for group in drawing.iter("g"):
-        if group.findtext("title") == "<hint>":
-            (dot,) = group.iter("use")
-            assert 47 <= float(dot.get("x") or 0) <= 547
-            assert 23 <= float(dot.get("y") or 0) <= 261
+    groups = [group for group in drawing.iter("g") if group.findtext("title") == "<hint>"]
+    assert len(groups) == len(scatter.dots)
+    for group in groups:
+        (dot,) = group.iter("use")
+        assert 47 <= float(dot.get("x") or 0) <= 547
+        assert 23 <= float(dot.get("y") or 0) <= 261
 
 
 def line(*ys: float | None) -> Line:
@@ -106,7 +107,7 @@ def path_of(panel: Panel) -> str:
     return str(path)
 
 
-def test_what_was_not_measured_is_a_gap_in_the_line() -> None:
+def test_a_missing_figure_is_a_gap_in_the_line() -> None:
     path = path_of(Panel(title="", unit="", lines=[line(1, 1, None, 1, 1)]))
     assert path.count("M") == 2
 
@@ -116,14 +117,14 @@ def test_a_lone_point_is_drawn() -> None:
     assert drawing.count("<use ") == 1
 
 
-def test_what_has_no_place_on_a_logarithmic_axis_is_drawn_at_its_edge() -> None:
+def test_a_value_below_a_logarithmic_axis_is_drawn_at_its_edge() -> None:
     panel = Panel(title="", unit="ms", lines=[line(0.0, 5e-324, 20.0)], is_log=True)
     places = path_of(panel).replace("M", "").split()
     assert [float(y) for y in places[1::2]] == pytest.approx([120, 120, 28.8], abs=0.2)
     assert "line: lowest 0, mean 6.67, highest 20.0 ms" in panel_svg(panel)
 
 
-def test_an_hour_has_few_points_and_a_spike_of_one_second_is_as_high_as_it_was() -> None:
+def test_an_hour_has_few_points_and_keeps_the_height_of_a_spike() -> None:
     ys = [10.0 + second % 2 for second in range(3600)]
     ys[1234] = 90.0
     places = path_of(Panel(title="", unit="", lines=[line(*ys)])).replace("M", "").split()
@@ -163,7 +164,7 @@ def test_levels_far_above_share_a_line() -> None:
         (1800, ["0", "10", "20", "30 min"]),
     ],
 )
-def test_time_is_told_in_seconds_or_minutes(last: int, labels: list[str]) -> None:
+def test_time_is_shown_in_seconds_or_minutes(last: int, labels: list[str]) -> None:
     points = [(0.0, 1.0), (float(last), 1.0)]
     drawing = panel_svg(Panel(title="", unit="", lines=[Line(name="", points=points)]))
     assert re.findall(r'<text style="text-anchor: middle"[^>]*>([^<]+)<', drawing) == labels

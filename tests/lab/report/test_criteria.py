@@ -37,7 +37,7 @@ def a_check(*, is_met: bool = True, is_known: bool = True) -> Check:
     [
         ([10, 10, 10, 10, 10, 10], "1.00 times", True),
         ([10, 20, 30, 40, 50, 60, 70, 80, 90], "4.00 times", False),
-        ([10, 900, 10, 10, 10, 10, 900, 10, 10], "1.00 times", True),  # a second is no backlog
+        ([10, 900, 10, 10, 10, 10, 900, 10, 10], "1.00 times", True),  # one second is not a backlog
         ([10, None, 12, None, 5, 5, None, 22, None, 20], "1.91 times", True),
         ([900, 20, 20], "0.02 times", True),
     ],
@@ -52,7 +52,7 @@ def test_a_latency_that_grows_is_drift(
 @pytest.mark.parametrize(
     "p99", [[], [10, 10], [10, 10, 10, 10, None, None], [None, None, 10, 10, 10, 10]]
 )
-def test_a_drift_that_cannot_be_told_is_not_met(p99: list[float | None]) -> None:
+def test_an_unknown_drift_is_not_met(p99: list[float | None]) -> None:
     found = at_most("drift", 3.0).check(load_with(p99))
     assert (found.measured, found.is_met, found.is_known) == ("unknown", False, False)
 
@@ -63,7 +63,7 @@ def test_growth_is_over_the_second_half() -> None:
     assert found.measured == "+1.00 %"
 
 
-def test_what_is_excused_is_met_but_not_known() -> None:
+def test_an_excused_criterion_is_met_but_not_known() -> None:
     load = attrs.evolve(load_with([]), unseen=None)
     excused, strict = checks(load, [Criterion("unseen", 0, is_excused=True), at_most("unseen", 0)])
     assert (excused.is_met, excused.is_known) == (True, False)
@@ -71,7 +71,7 @@ def test_what_is_excused_is_met_but_not_known() -> None:
     assert tally([excused, strict]) == "0 of 1, 1 not known"
 
 
-def test_what_is_not_known_is_not_counted() -> None:
+def test_an_unknown_criterion_is_not_counted() -> None:
     found = [a_check(), a_check(is_known=False), a_check(is_met=False)]
     assert tally(found) == "1 of 2, 1 not known"
     assert tally(found[::2], "checks") == "1 of 2 checks"
@@ -84,7 +84,7 @@ def test_what_is_not_known_is_not_counted() -> None:
 
 
 @pytest.mark.parametrize(("number", "bound"), [(5, 0.40), (6, 0.80), (7, 0.70)])
-def test_the_servers_cpu_is_bounded_below_what_a_process_can_use(number: int, bound: float) -> None:
+def test_the_servers_cpu_is_bounded_below_that_of_a_process(number: int, bound: float) -> None:
     ours = [c for c in stage_of(number).criteria if c.source == "ours"]
     assert at_most("cores", bound) in ours
     assert "cpu" not in {criterion.figure for criterion in ours}

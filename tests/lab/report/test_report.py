@@ -31,7 +31,7 @@ FOLDER_BYTES_MOST = 600_000
 
 
 class Page(HTMLParser):
-    """The text of a page, its tags and their attributes; tags have to be nested."""
+    """The text of a page, its tags and their attributes; tags must be nested."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Page(HTMLParser):
 
 @cache
 def whole() -> str:
-    """The page of all ten stages, which takes seconds to draw."""
+    """The page of all ten stages; drawing it takes seconds."""
     return report_html(RESULT)
 
 
@@ -77,14 +77,14 @@ def page_of(result: LabResult) -> Page:
 
 
 def with_stage(**changes: Any) -> LabResult:
-    """The run with nothing but its fifth stage, changed."""
+    """The run with only its fifth stage, changed."""
     stage = RESULT.stage(5)
     assert stage is not None
     return attrs.evolve(RESULT, stages=[attrs.evolve(stage, **changes)])
 
 
 def _with_one_series() -> LabResult:
-    """All stages, but only the fifth has something to draw."""
+    """All stages, but only the fifth has a series."""
     plain = without_series(RESULT)
     stages = zip(RESULT.stages, plain.stages, strict=True)
     return attrs.evolve(plain, stages=[a if a.number == 5 else b for a, b in stages])
@@ -116,7 +116,7 @@ def test_the_page_needs_nothing_but_itself() -> None:
     assert not re.search(r"https?://|@import|url\(|@font-face", source)
 
 
-def test_the_verdict_is_on_top_with_what_did_not_pass() -> None:
+def test_the_verdict_is_on_top_with_the_failed_criteria() -> None:
     top = page_of(RESULT).text[:800]
     assert "✗ Not passed 8 of 10 stages passed" in top
     assert "stage 8, 5,000 connections without filtering" in top
@@ -125,7 +125,7 @@ def test_the_verdict_is_on_top_with_what_did_not_pass() -> None:
         assert words in top
 
 
-def test_a_run_that_passed_says_so() -> None:
+def test_a_run_that_passed_is_shown_as_passed() -> None:
     plain = without_series(RESULT)
     result = attrs.evolve(plain, stages=[s for s in plain.stages if s.passed])
     page = page_of(result).text
@@ -135,6 +135,7 @@ def test_a_run_that_passed_says_so() -> None:
 
 def test_every_stage_check_and_sentence_is_on_the_page() -> None:
     text = page_of(RESULT).text
+    assert any(stage.checks for stage in RESULT.stages)
     for stage in RESULT.stages:
         for words in (stage.title, stage.plan, stage.note, stage.failure):
             assert " ".join(words.split()) in text
@@ -154,11 +155,11 @@ def test_every_stage_check_and_sentence_is_on_the_page() -> None:
         assert ", ".join(parts) in text
 
 
-def test_what_is_not_known_does_not_count_as_met() -> None:
+def test_an_unknown_criterion_does_not_count_as_met() -> None:
     assert "3 of 3 1 not known ✓ passed" in page_of(with_stage()).text
 
 
-def test_a_shortened_hold_and_a_stage_that_is_left_out_are_told_on_top() -> None:
+def test_a_short_hold_and_a_skipped_stage_are_named_on_top() -> None:
     result = attrs.evolve(with_stage(), not_run=[1, 2])
     text = page_of(result).text
     assert "1 of 1 stages passed" in text[:300]
@@ -166,7 +167,7 @@ def test_a_shortened_hold_and_a_stage_that_is_left_out_are_told_on_top() -> None
     assert "12 messages/s 2 min of 30 min 100 %" in text
 
 
-def test_a_hold_in_full_is_told_by_its_time_alone() -> None:
+def test_a_hold_in_full_shows_only_its_time() -> None:
     load = attrs.evolve(load_of(5), hold_seconds=1799.98)
     page = page_of(attrs.evolve(with_stage(load=load), not_run=[10]))
     assert "Not run: stage 10." in page.text[:500]
@@ -174,7 +175,7 @@ def test_a_hold_in_full_is_told_by_its_time_alone() -> None:
     assert "shortened" not in page.text
 
 
-def test_settings_of_a_stage_stand_in_its_part() -> None:
+def test_the_settings_of_a_stage_are_in_its_section() -> None:
     told = "Other settings here: ENABLE_SUBSCRIPTION_FILTERING=false"
     assert page_of(RESULT).text.count("Other settings here") == 1
     assert told in page_of(RESULT).text
@@ -193,7 +194,7 @@ def test_a_host_has_the_phases_of_its_load() -> None:
 
 
 def test_every_table_can_be_scrolled() -> None:
-    """All but those of two narrow columns, whose words wrap."""
+    """Except tables of two narrow columns, whose words wrap."""
     source = whole()
     wide = re.findall(r'(<div class="[^"]*scroll">)?\s*<table[^>]*>\s*<thead>', source)
     assert len(wide) > len(RESULT.stages)
@@ -214,13 +215,13 @@ def test_the_figures_of_a_load_are_on_the_page() -> None:
         assert words in text
 
 
-def test_what_went_wrong_is_told_by_reason_the_most_frequent_first() -> None:
+def test_problems_are_shown_by_reason_the_most_frequent_first() -> None:
     text = page_of(RESULT).text
     told = "refused HTTP 503 2,375 ended early 4100 too slow 41 ended early 1006 7 failed no ack"
     assert told in text
 
 
-def test_thousands_of_reasons_do_not_make_a_page_of_thousands_of_lines() -> None:
+def test_thousands_of_reasons_do_not_make_thousands_of_lines() -> None:
     load = attrs.evolve(load_of(5), failures={f"reason {n}": 5000 - n for n in range(5000)})
     text = page_of(with_stage(load=load)).text
     assert "reason 19 " in text
@@ -230,6 +231,7 @@ def test_thousands_of_reasons_do_not_make_a_page_of_thousands_of_lines() -> None
 
 def test_predictions_stand_beside_the_measurement_with_their_error() -> None:
     text = page_of(RESULT).text
+    assert any(stage.predictions for stage in RESULT.stages)
     for stage in RESULT.stages:
         for told in stage.predictions:
             error = f"{told.error * 100:+.1f} %".replace("-", "\N{MINUS SIGN}")
@@ -296,17 +298,17 @@ def test_the_lines_of_a_long_stage_have_few_points() -> None:
     assert len(source) < PAGE_BYTES_MOST
 
 
-# ---- what may be missing
+# ---- missing parts
 
 
-def test_no_stage_is_not_a_pass() -> None:
+def test_a_run_without_stages_is_not_a_pass() -> None:
     result = attrs.evolve(RESULT, stages=[], limits={}, settings={}, isolation=[])
     assert not result.passed
     text = page_of(result).text
     assert "✗ Not passed No stage was run" in text
 
 
-def test_an_interrupted_run_says_so_and_shows_what_there_is() -> None:
+def test_an_interrupted_run_is_marked_and_shows_its_results() -> None:
     load = attrs.evolve(load_of(5), interrupted=True, latency=None, series=load_of(5).series[:9])
     stages = [commands_stage(), *with_stage(load=load).stages]
     text = page_of(attrs.evolve(RESULT, stages=stages, interrupted=True)).text
@@ -324,7 +326,7 @@ def test_short_and_empty_series_are_drawn(count: int) -> None:
     assert page.attributes.count(("svg", "class", "panel")) == (8 if count else 0)
 
 
-def test_figures_that_are_unknown_are_dashes() -> None:
+def test_unknown_figures_are_dashes() -> None:
     load = attrs.evolve(
         load_of(5),
         rate=None,
@@ -346,7 +348,7 @@ def test_figures_that_are_unknown_are_dashes() -> None:
     assert text.count("nothing to measure") == 2
 
 
-def test_a_load_that_asked_for_nothing_and_a_measurement_of_nothing_have_no_ratio() -> None:
+def test_an_empty_load_and_a_zero_measurement_have_no_ratio() -> None:
     stage = RESULT.stage(5)
     assert stage is not None
     nothing = [attrs.evolve(p, measured=0.0) for p in stage.predictions]
@@ -355,14 +357,14 @@ def test_a_load_that_asked_for_nothing_and_a_measurement_of_nothing_have_no_rati
 
 
 @pytest.mark.parametrize("limit", ["", "all of it", "1.9", "lots of cores"])
-def test_limits_in_other_words_are_told_but_not_drawn(limit: str) -> None:
+def test_limits_in_another_form_are_shown_but_not_drawn(limit: str) -> None:
     source = report_html(attrs.evolve(with_stage(), limits={"CPU": limit}))
     assert "stroke: var(--limit)" not in source
     assert limit in html.unescape(source)
 
 
 @pytest.mark.parametrize("missing", ["jinja2", "matplotlib"])
-def test_without_what_draws_the_page_there_is_a_sentence_and_what_was_measured(
+def test_without_the_extra_there_is_a_sentence_and_the_measurements(
     missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
@@ -382,7 +384,7 @@ def test_a_run_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert (folder / "report.html").read_text(encoding="utf-8") == report_html(SMALL)
 
 
-def test_the_verdict_is_in_the_verdict(tmp_path: Path) -> None:
+def test_the_verdict_file_has_the_verdicts(tmp_path: Path) -> None:
     write_report(SMALL, tmp_path)
     verdict = msgspec.json.decode((tmp_path / "verdict.json").read_bytes())
     assert next(iter(verdict)) == "passed"
@@ -390,7 +392,7 @@ def test_the_verdict_is_in_the_verdict(tmp_path: Path) -> None:
     assert [stage["passed"] for stage in verdict["stages"]] == [s.passed for s in SMALL.stages]
 
 
-def test_the_series_are_complete_with_a_line_for_each_second(tmp_path: Path) -> None:
+def test_the_series_have_a_row_for_each_second(tmp_path: Path) -> None:
     write_series(RESULT, tmp_path / "series")
     for scene in SCENES:
         series = load_of(scene.number).series
@@ -403,7 +405,7 @@ def test_the_series_are_complete_with_a_line_for_each_second(tmp_path: Path) -> 
     assert not (tmp_path / "series" / "stage-01.csv").exists()
 
 
-def test_samples_are_rounded_to_what_they_tell(tmp_path: Path) -> None:
+def test_samples_are_rounded_to_useful_digits(tmp_path: Path) -> None:
     sample = attrs.evolve(load_of(5).series[30], server_cores=1 / 3, p50_ms=None, server_mib=0.0)
     write_report(with_stage(load=attrs.evolve(load_of(5), series=[sample])), tmp_path)
     stage = read_verdict(tmp_path).stages[0]
@@ -435,7 +437,7 @@ def test_a_verdict_alone_is_read_without_series(tmp_path: Path) -> None:
     assert read_verdict(alone) == without_series(SMALL)
 
 
-def test_a_verdict_of_before_these_fields_is_read(tmp_path: Path) -> None:
+def test_a_verdict_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     write_report(SMALL, tmp_path)
     verdict = msgspec.json.decode((tmp_path / "verdict.json").read_bytes())
     del verdict["not_run"]
@@ -452,14 +454,14 @@ def test_a_verdict_of_before_these_fields_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"{}", b"[1]", b"\xff\xfe", b'{"date": 1}', b'{"date": "\xff"}']
 )
-def test_a_bad_verdict_is_told_in_a_sentence(content: bytes, tmp_path: Path) -> None:
+def test_a_bad_verdict_gives_a_sentence(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "verdict.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"verdict\.json is no verdict of the lab: "):
         read_verdict(path)
 
 
-def test_a_missing_verdict_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_a_missing_verdict_gives_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"verdict\.json cannot be read: No such file"):
         read_verdict(tmp_path)
 
@@ -467,7 +469,7 @@ def test_a_missing_verdict_is_told_in_a_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", ["at\n1\n", "at,phase\nsoon,hold\n", "\x00", 'at,phase\n"1', "at,phase\n1,2,3\n"]
 )
-def test_a_bad_series_is_told_in_a_sentence(content: str, tmp_path: Path) -> None:
+def test_a_bad_series_gives_a_sentence(content: str, tmp_path: Path) -> None:
     write_report(SMALL, tmp_path)
     (tmp_path / "series" / "stage-05.csv").write_text(content)
     with pytest.raises(ValueError, match=r"stage-05\.csv is no series of the lab: "):

@@ -1,1 +1,1 @@
-"""Measuring trio-odin, and other servers that do the same."""
+"""A benchmark of trio-odin and of other servers that do the same work."""

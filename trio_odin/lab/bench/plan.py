@@ -1,4 +1,4 @@
-"""What a bench does, as data."""
+"""The plan of a bench, as data."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from trio_odin.lab.fleet.workload import Workload
 
 @attrs.frozen(kw_only=True)
 class BenchPlan:
-    """What is done to each subject, in this order; a stage of 0 seconds is left out.
+    """The stages of each benchmark target, in this order; a stage of 0 seconds is left out.
 
     Args:
-        connections: that connect and subscribe as fast as they can (the storm).
-        idle_seconds: nothing is published, but keepalive is at work.
+        connections: number of clients that connect and subscribe as fast as they can (the storm).
+        idle_seconds: time in which nothing is published, but keepalive works.
         rate: publications a second of workload W, for `hold_seconds`.
-        stalled_share: so many connections more that never read, while W goes on.
-        ramp_seconds: a step of the ramp, on which the rate is doubled until p99 passes
-            `ramp_p99_ms` or the cores are full.
-        peers_nats_url: where the events for subjects that run elsewhere are published.
-        plan_rate, plan_channels: the other workload, that of the plan's second phase.
+        stalled_share: share of additional connections that never read, during another W.
+        ramp_seconds: length of a step of the ramp; each step doubles the rate, until p99
+            exceeds `ramp_p99_ms` or the cores are full.
+        peers_nats_url: the NATS server for the events of targets that run elsewhere.
+        plan_rate, plan_channels: the second workload, that of the plan's second phase.
     """
 
     subjects: Sequence[Subject]
@@ -53,11 +53,11 @@ class BenchPlan:
         )
 
     def only_hold(self) -> BenchPlan:
-        """The same without what comes after workload W."""
+        """The same without the stages after workload W."""
         return attrs.evolve(self, stalled_seconds=0.0, ramp_seconds=0.0, plan_seconds=0.0)
 
     def quick(self) -> BenchPlan:
-        """The same in about a minute."""
+        """The same, but it takes about a minute."""
         return attrs.evolve(
             self,
             connections=1_000,

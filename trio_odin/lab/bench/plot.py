@@ -1,4 +1,4 @@
-"""Draw what a bench found: three bar panels and a line for each subject, in one figure."""
+"""Draws the results of a bench in one figure: three bar panels, and a line per target."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _SHORT_TITLES = {
     "websockets": "websockets",
     "trio-websocket": "trio-websocket",
 }
-# Okabe and Ito's colours, which people with any colour vision tell apart; the floor is no rival
-# but a yardstick, so it is grey.
+# Okabe and Ito's colours, which people with any colour vision can distinguish. The floor is a
+# yardstick, not a rival, so it is grey.
 _FLOOR_COLOUR = "#777777"
 _COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7")
 _MARKERS = "osD^vPX*"
-# The keys are strings for some versions of matplotlib, literals for others.
+# Some versions of matplotlib type the keys as strings, others as literals.
 _RC: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -43,27 +43,27 @@ _RC: dict[Any, Any] = {
     "axes.axisbelow": True,
     "grid.color": "#dddddd",
     "legend.frameon": False,
-    # A title with a dollar sign is no formula.
+    # A title with a dollar sign is not a formula.
     "text.parse_math": False,
-    # Text stays text: it can be searched, and read aloud.
+    # Text stays text, so that it can be searched and read aloud.
     "svg.fonttype": "none",
-    # The ids are random without it, and each drawing would be a change for git.
+    # Without it the ids are random, and git would see a change in each drawing.
     "svg.hashsalt": "trio-odin",
 }
 
 
 def plot(report: BenchReport, path: Path) -> None:
-    """Draw `report` into `path`, an SVG or a PNG by its suffix; the same report, the same bytes.
+    """Draw `report` into `path`, as SVG or PNG by its suffix. The same report gives the same bytes.
 
     Raises:
-        ValueError: another suffix.
+        ValueError: the suffix is another one.
     """
     if path.suffix not in SUFFIXES:
         raise ValueError(
             f"a plot is written to a file that ends with .svg or .png, not to {path.name!r}"
         )
     with mpl.rc_context():
-        # Not what somebody's matplotlibrc says.
+        # Ignore the user's matplotlibrc.
         mpl.rcdefaults()
         mpl.rcParams.update(_RC)
         bars_inches = _FRAME_INCHES + _BAR_INCHES * max(1, len(report.subjects))
@@ -76,18 +76,18 @@ def plot(report: BenchReport, path: Path) -> None:
 
 
 def short_title(subject: SubjectReport) -> str:
-    """What the plot calls a subject: a title that fits beside a bar."""
+    """A short title of a target, which fits beside a bar."""
     title = _SHORT_TITLES.get(subject.name, subject.title)
     return title if len(title) <= _TITLE_MAX else title[: _TITLE_MAX - 1] + "…"
 
 
 def _colour(number: int, subject: SubjectReport) -> str:
-    """That of a subject in every panel."""
+    """The colour of a target in every panel."""
     return _FLOOR_COLOUR if subject.name == "floor" else _COLOURS[number % len(_COLOURS)]
 
 
 def _draw_bars(panels: Sequence[Axes], report: BenchReport) -> None:
-    """Three panels, of which the first has the titles."""
+    """Draw three panels; the first one has the titles."""
     cpu, memory, storm = panels
     stages = [subject.stage("W") for subject in report.subjects]
     totals = [None if stage is None else stage.cpu_us for stage in stages]
@@ -105,7 +105,7 @@ def _draw_bars(panels: Sequence[Axes], report: BenchReport) -> None:
 
     storms = [subject.storm for subject in report.subjects]
     seconds = [None if one is None else one.seconds for one in storms]
-    # Quick, but not with all of them: that is to be seen.
+    # It was fast, but without some connections: the remark shows it.
     remarks = [
         f" ({one.connected:,} only)" if one and one.connected < report.connections else ""
         for one in storms
@@ -122,7 +122,7 @@ def _bars(
     unit: str,
     remarks: Sequence[str] = (),
 ) -> None:
-    """A bar for each subject, with its figure at its end; a dash where there is none."""
+    """Draw a bar for each target, with its figure at the end; a dash where there is no figure."""
     colours = [_colour(number, subject) for number, subject in enumerate(report.subjects)]
     bars = axes.barh(range(len(lengths)), [x or 0.0 for x in lengths], 0.62, color=colours)
     behind = remarks or [""] * len(lengths)
@@ -131,7 +131,7 @@ def _bars(
         for length, remark in zip(lengths, behind, strict=True)
     ]
     axes.bar_label(bars, labels, padding=4)
-    # Room for them.
+    # Room for the labels.
     axes.margins(x=0.08 + 0.06 * max(map(len, labels), default=0))
     axes.set_ylim(len(lengths) - 0.4, -0.6)
     axes.set_yticks([])
@@ -144,11 +144,11 @@ def _bars(
 
 
 def _draw_latency(figure: Figure, axes: Axes, subjects: Sequence[SubjectReport]) -> None:
-    """A line per subject, in the order of the steps: one that is past its peak turns back."""
+    """Draw a line per target in the order of the steps; past its peak a line turns back."""
     axes.set_xscale("log")
     axes.set_yscale("log")
     for number, subject in enumerate(subjects):
-        # Those that delivered nothing have no place on a logarithmic scale.
+        # Steps without deliveries have no place on a logarithmic scale.
         steps = [step for step in subject.steps if step.received and step.p99_ms > 0]
         if steps:
             axes.plot(

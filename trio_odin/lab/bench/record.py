@@ -1,4 +1,4 @@
-"""What a bench found, as it is kept: how each subject took the connections, and its stages."""
+"""The record of a bench: for each target the storm of connections, and its stages."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ KIB = 1024
 
 @attrs.frozen(kw_only=True)
 class Storm:
-    """All connect as fast as the server lets them, 200 at a time.
+    """All clients connect as fast as the server permits, 200 at a time.
 
-    Connect, handshake, subscribe and acknowledgement. Times of one are from its own connect.
+    The time of a client begins at its own connect; handshake, subscribe and acknowledgement are
+    in it.
     """
 
     connected: int
@@ -35,16 +36,16 @@ class Stage:
 
     Args:
         rate: publications a second.
-        expected, received: deliveries; `lost` and `repeated` tell the difference apart.
-        gaps: missing numbers of `seq`, where there is one.
-        user_us, system_us: CPU of the subject per delivery; None if it runs elsewhere.
-        cores: CPU of the subject by time.
-        p50_ms, p99_ms, p999_ms: from the moment that was planned for the publication.
-        frames_per_read: above 1 where the server joins frames.
+        expected, received: deliveries; `lost` and `repeated` explain the difference.
+        gaps: missing numbers of `seq`, where there is a `seq`.
+        user_us, system_us: CPU of the target per delivery; None if it runs elsewhere.
+        cores: CPU of the target by time.
+        p50_ms, p99_ms, p999_ms: latency from the planned moment of the publication.
+        frames_per_read: frames in one read; above 1 where the server joins frames.
         client_us: CPU of the clients per delivery.
-        client_cores: CPU of the clients by time; `busiest_client_cores` of the busiest process.
-        others_cores: CPU of the machine by time that neither the bench nor what it started used.
-        published_late_ms: how late the latest publication was, which is in the latencies.
+        client_cores: CPU of the clients by time; `busiest_client_cores`: of the busiest process.
+        others_cores: CPU of the machine by time that was used by other programs.
+        published_late_ms: greatest delay of a publication; the latencies include it.
     """
 
     name: str
@@ -72,7 +73,7 @@ class Stage:
 
     @classmethod
     def of(cls, name: str, load: LoadResult, published_late_ms: float) -> Stage:
-        """What a load found in its hold."""
+        """Make a stage from the figures of a load's hold."""
         server, latency = load.server, load.latency
         user_us, cpu_us = server.delivery_user_us, server.delivery_us
         return cls(
@@ -114,21 +115,21 @@ class Stage:
 
     @property
     def per_core(self) -> float | None:
-        """Deliveries a second that a full core would make at this price."""
+        """Deliveries a second that a full core would make at this cost."""
         return 1e6 / self.cpu_us if self.cpu_us else None
 
     @property
     def is_complete(self) -> bool:
-        """Whether every delivery was made, once."""
+        """Whether every delivery was made exactly once."""
         return not (self.lost or self.repeated or self.foreign or self.gaps)
 
 
 @attrs.frozen(kw_only=True)
 class SubjectReport:
-    """What was found of one subject; `failure` says why the rest is missing.
+    """The findings about one target; `failure` is the reason why the rest is missing.
 
-    `rss_base_bytes` is before the storm, `kib_connected` and `kib_loaded` are per connection after
-    it and after workload W. `connections_by_worker` shows the spread.
+    `rss_base_bytes` is measured before the storm; `kib_connected` and `kib_loaded` are per
+    connection, after the storm and after workload W. `connections_by_worker` shows the spread.
     """
 
     name: str
@@ -144,7 +145,7 @@ class SubjectReport:
     failure: str | None = None
 
     def with_connections(self, load: LoadResult, spread: Sequence[int]) -> SubjectReport:
-        """With what the first load found of connections and memory."""
+        """The same with the first load's figures of connections and memory."""
         server, times = load.server, load.connect_ms
         base, connected = server.base_mib, server.connected_mib
         return attrs.evolve(
@@ -167,12 +168,12 @@ class SubjectReport:
         )
 
     def stage(self, name: str) -> Stage | None:
-        """The stage of that name, the last one if there are several."""
+        """The stage of that name; the last one if there are several."""
         return next((stage for stage in reversed(self.stages) if stage.name == name), None)
 
     @property
     def peak(self) -> Stage | None:
-        """The step of the ramp that delivered most a second, of those that lost nothing."""
+        """The fastest step of the ramp of those that lost nothing."""
         ramp = [stage for stage in self.stages if stage.name == "ramp" and stage.is_complete]
         return max(ramp, key=lambda stage: stage.per_second, default=None)
 
@@ -184,7 +185,7 @@ class SubjectReport:
 
 @attrs.frozen(kw_only=True)
 class BenchReport:
-    """One run. `versions` are those of what was compared, and of what it is made of."""
+    """One run. `versions` are those of the compared servers and of their parts."""
 
     provenance: Provenance
     connections: int
@@ -199,9 +200,9 @@ class BenchReport:
 
     @property
     def is_perfect(self) -> bool:
-        """Whether trio-odin connected everybody, and lost and doubled nothing below the ramp.
+        """Whether trio-odin connected everybody, and lost and repeated nothing below the ramp.
 
-        Others are not held to it: that they lose is a figure of theirs.
+        This does not apply to the others: a loss is one of their figures.
         """
         ours = [subject for subject in self.subjects if subject.is_ours]
         return all(
@@ -219,7 +220,7 @@ class BenchReport:
 
 
 def why_not(load: LoadResult) -> dict[str, int]:
-    """How many connections did not come about, by reason."""
+    """The number of failed connections, by reason."""
     return load.rejections | load.failures
 
 

@@ -1,4 +1,4 @@
-"""What a bench found, for people."""
+"""The results of a bench, for people."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _CLIENT_FULL_CORES = 0.9
 
 
 def rows(report: BenchReport) -> Iterator[tuple[str, list[str]]]:
-    """The table: a label, and a cell for each subject."""
+    """The rows of the table: a label, and a cell for each target."""
     for label, cell in _rows(report):
         yield label, [cell(subject) or NOTHING for subject in report.subjects]
 
 
-# Of a subject; none where there is no figure.
+# The cell of a target; None where there is no figure.
 _Cell = Callable[[SubjectReport], str | None]
 
 
@@ -89,11 +89,10 @@ SUMMARY_HEAD = ("CPU a delivery", "memory a connection", "p99", "at most, a full
 
 
 def summary(runs: Sequence[BenchReport], name: str) -> tuple[str, ...]:
-    """Of one subject: the figures of `SUMMARY_HEAD`, each the median of all runs.
+    """The figures of `SUMMARY_HEAD` for one target, each the median of all runs.
 
-    With several runs the lowest and the highest stand behind it, in parentheses: on a machine that
-    others use too a single figure, of latency above all, says little. A run in which the subject
-    failed is left out.
+    With several runs the lowest and the highest follow in parentheses: on a shared machine a
+    single figure, of latency above all, says little. Runs in which the target failed are left out.
     """
     subjects = [one for run in runs for one in run.subjects if one.name == name]
     w = [stage for one in subjects if (stage := one.stage("W")) is not None]
@@ -115,7 +114,7 @@ def _spread(values: Sequence[float | None], form: str, unit: str) -> str:
 
 
 def beside(runs: Sequence[BenchReport]) -> str:
-    """What else the machine did, as a sentence; nothing if no run has recorded it."""
+    """A sentence about the machine's other work; empty if no run has recorded it."""
     loads = [run.provenance.load_average for run in runs]
     others = [
         stage.others_cores
@@ -133,7 +132,7 @@ def beside(runs: Sequence[BenchReport]) -> str:
 
 
 def render(report: BenchReport, console: Console) -> None:
-    """Print the table and what is amiss."""
+    """Print the table and the problems."""
     table = Table(title=f"{report.connections:,} connections, {report.rate:g} events a second")
     table.add_column("", no_wrap=True)
     for subject in report.subjects:
@@ -147,7 +146,7 @@ def render(report: BenchReport, console: Console) -> None:
 
 
 def render_summary(runs: Sequence[BenchReport], console: Console) -> None:
-    """Print the medians of several runs with their spread, and what ran beside."""
+    """Print the medians of several runs with their spread, and the machine's other work."""
     table = Table(title=f"Median (lowest–highest) of {len(runs)} runs")
     for column in ("", *SUMMARY_HEAD):
         table.add_column(column, justify="right" if column else "left")
@@ -158,7 +157,7 @@ def render_summary(runs: Sequence[BenchReport], console: Console) -> None:
 
 
 def amiss(subject: SubjectReport) -> Iterator[str]:
-    """What went wrong, a sentence each."""
+    """The problems, a sentence each."""
     if subject.failure:
         yield subject.failure
     if subject.storm is not None:

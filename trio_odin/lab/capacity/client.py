@@ -1,6 +1,6 @@
-"""A client of the `websockets` library: it says something, and receives until there is an answer.
+"""A client of the `websockets` library: it sends a command, and receives until the answer.
 
-Nothing that comes from the server is taken for granted: it is the one that is judged.
+It takes nothing from the server for granted, as the server is what it checks.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _UNREADABLE = "unreadable"
 
 
 class Unmet(Exception):
-    """Something is not as it should be; the message says what was found instead."""
+    """An expectation is not met; the message says what was found instead."""
 
 
 def expect(is_met: bool, found: str) -> None:
-    """Assert, also under `python -O`."""
+    """Assert, even under `python -O`."""
     if not is_met:
         raise Unmet(found)
 
 
 def read_message(text: str | bytes) -> Message:
-    """One message of the server; one that says so if it is no JSON object in a text frame."""
+    """Decode one message; a frame that is not a JSON object in text becomes a message about it."""
     if isinstance(text, str):
         try:
             return msgspec.json.decode(text, type=Message)
@@ -43,14 +43,14 @@ def read_message(text: str | bytes) -> Message:
 
 
 def event_name(message: Message) -> str | None:
-    """The name of the event in `message`; None if it is no envelope, or of somebody else."""
+    """The name of the event in `message`; None if it is not an envelope, or a foreign one."""
     data = message.get("data")
     name = data.get("event") if isinstance(data, dict) else None
     return name if isinstance(name, str) else None
 
 
 def envelopes_of(messages: Sequence[Message]) -> list[Message]:
-    """What is meant to be an envelope, well-formed or not: answers have neither of these keys."""
+    """The envelopes, well-formed or not; answers have neither of these keys."""
     return [m for m in messages if "seq" in m or "data" in m or _UNREADABLE in m]
 
 
@@ -75,12 +75,12 @@ class Client:
         return self.received[-1]
 
     async def tell(self, kind: str, *channels: str) -> Message:
-        """Subscribe or unsubscribe; the acknowledgement."""
+        """Subscribe or unsubscribe; returns the acknowledgement."""
         command = msgspec.json.encode({"type": kind, "channels": channels}).decode()
         return await self.ask(command, kind.replace("scribe", "scription_ack"))
 
     async def events_until(self, name: str) -> list[str | None]:
-        """Receive until the event `name` is there; the names of all that came since the last."""
+        """Receive until the event `name`; returns the names of all events since the last call."""
         begin = len(self.received)
         await self._until(lambda message: event_name(message) == name, f"event {name}")
         return [event_name(message) for message in envelopes_of(self.received[begin:])]
@@ -109,7 +109,7 @@ async def open_client(url: str, step_seconds: float) -> AsyncIterator[Client]:
 
     Args:
         url: such as ws://10.0.0.1:3002/ws.
-        step_seconds: how long connecting may take, and later each answer.
+        step_seconds: deadline of the connect, and later of each answer.
 
     Raises:
         Unmet: there is no connection.

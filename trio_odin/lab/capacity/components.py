@@ -1,4 +1,4 @@
-"""What a lab consists of, with versions: a figure without them means little."""
+"""The programs of a lab with their versions, without which a figure means little."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trio_odin.lab.machine import this_machine
 
 
 def components(*, has_prometheus: bool) -> dict[str, list[str]]:
-    """What runs on which host, with its version."""
+    """The programs on each host, with their versions."""
     python = this_machine().python
     ours = f"trio-odin {__version__}"
     on_backend = [_version_of(str(find_nats_server())), f"{ours} publish"]
@@ -26,7 +26,7 @@ def components(*, has_prometheus: bool) -> dict[str, list[str]]:
 
 
 def _version_of(program: str) -> str:
-    """The first line that it says of itself."""
+    """The first line of its output for `--version`."""
     done = subprocess.run([program, "--version"], capture_output=True, timeout=10, check=False)  # noqa: S603
     said = (done.stdout or done.stderr).decode(errors="replace").splitlines()
     return said[0].partition(" (")[0].replace(": v", " ") if said else program

@@ -1,4 +1,4 @@
-"""The server's host from outside: its cgroup, sampled each second, and the plan's bounds."""
+"""The server's host, seen from outside: its cgroup each second, and the plan's bounds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def watch_host(limits: Limits, samples: list[HostSample]) -> None:
 
 
 def host_checks(stage: Stage, host: Sequence[HostSample], load: LoadResult) -> Iterator[Check]:
-    """The plan's bounds of CPU and memory against the cgroup, which the server has no say in."""
+    """Check the plan's bounds of CPU and memory by the cgroup, not by the server's own report."""
     ends = [sample.at for sample in load.series if sample.phase == "hold"]
     cores = [s.cores for s in host if ends and ends[0] <= s.at <= ends[-1]]
     bounds = {c.figure: c.bound for c in stage.criteria if c.source == "plan"}

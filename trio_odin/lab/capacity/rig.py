@@ -1,4 +1,4 @@
-"""The programs of a lab, each on its host, each with its output in a file of the run's folder."""
+"""The programs of a lab, each on its host, with its output in a file of the run's folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LOOK_SECONDS = 0.05
 _ASK_SECONDS = 15.0
 _LISTENING = re.compile(rb'"addresses": \["([^"]+)"')
 _PROGRAM = (sys.executable, "-m", "trio_odin")
-# Fixed where the hosts are ours alone; on loopback whatever is free.
+# Fixed on isolated hosts; on loopback any free port.
 _SERVER_PORT, _PUBLISHER_PORT, _PROMETHEUS_PORT = 3004, 3003, 9090
 
 
@@ -36,12 +36,12 @@ _SETTINGS = {variable.name for variable in variables()}
 
 
 class ProgramFailed(Exception):
-    """A program of the lab did not start, ended, or said something else than expected."""
+    """A program of the lab did not start, ended, or gave an unexpected answer."""
 
 
 @attrs.frozen
 class Running:
-    """A program. `address` is where it said that it listens."""
+    """A running program. `address` is the one that it announced."""
 
     process: trio.Process
     log: Path
@@ -50,14 +50,14 @@ class Running:
 
 @attrs.frozen
 class Rig:
-    """Where everything runs, and where its output goes."""
+    """The hosts of the programs, and the folder for their output."""
 
     hosts: Hosts
     folder: Path
 
     @property
     def is_isolated(self) -> bool:
-        """The hosts have ports of their own."""
+        """Whether the hosts have their own ports."""
         return self.hosts.ws.address != self.hosts.backend.address
 
     def log(self, name: str) -> Path:
@@ -65,12 +65,12 @@ class Rig:
         return self.folder / "logs" / f"{name}.log"
 
     def port(self, wanted: int) -> int:
-        """The port that is meant, or any."""
+        """The wanted port on isolated hosts, any free one otherwise."""
         return wanted if self.is_isolated else 0
 
     @asynccontextmanager
     async def publisher(self, nats_url: str) -> AsyncIterator[Running]:
-        """The publisher on the back-end host, idle until it is told."""
+        """The publisher on the back-end host, idle until it is started."""
         host = self.hosts.backend
         addr = f"{host.address}:{self.port(_PUBLISHER_PORT)}"
         argv = [*_PROGRAM, "publish", "--idle", "--addr", addr, "--nats", nats_url]
@@ -116,7 +116,7 @@ class Rig:
                 shutil.rmtree(folder, ignore_errors=True)
 
     async def _wait_for(self, url: str) -> None:
-        """Ask until there is an answer.
+        """Fetch `url` until there is an answer.
 
         Raises:
             ProgramFailed: there is none within 20 s.
@@ -130,7 +130,7 @@ class Rig:
         raise ProgramFailed(f"{url} does not answer")
 
     async def ask(self, url: str) -> bytes:
-        """Get a page from the back-end host.
+        """Fetch a page from the back-end host.
 
         Raises:
             ProgramFailed: there is no answer.
@@ -159,11 +159,11 @@ class Rig:
     async def _running(
         self, name: str, argv: Sequence[str], settings: Mapping[str, str]
     ) -> AsyncIterator[Running]:
-        """A program that is told to stop at the end of the block, and killed if it does not."""
+        """A program that is asked to stop at the end of the block, and killed if it does not."""
         log = self.log(name)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
-            # In a session of its own: a Ctrl-C in the terminal is for us, we tell it when to stop.
+            # In its own session: a Ctrl-C in the terminal reaches us only, and we stop it.
             process = await trio.lowlevel.open_process(
                 list(argv),
                 stdin=subprocess.DEVNULL,
@@ -184,7 +184,7 @@ def server_settings(stage: Stage) -> dict[str, str]:
 
 
 def _environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """Ours without settings of whoever runs the lab: they are not to change what is measured."""
+    """Our environment without the user's settings, which must not change what is measured."""
     ours = {name: text for name, text in os.environ.items() if not _is_setting(name)}
     return {**ours, **settings}
 
@@ -194,7 +194,7 @@ def _is_setting(name: str) -> bool:
 
 
 async def stop(process: trio.Process) -> int | None:
-    """Have a program end in order, within 45 s, or kill it; its exit code, None if killed."""
+    """End a program in order within 45 s, or kill it; returns its exit code, None if killed."""
     with trio.CancelScope(shield=True):
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
@@ -206,7 +206,7 @@ async def stop(process: trio.Process) -> int | None:
 
 
 async def _announced(name: str, running: Running) -> str:
-    """Where it listens, once it has said so in its log."""
+    """Its address, once it is in its log."""
     with trio.move_on_after(_START_SECONDS):
         while running.process.returncode is None:
             if found := _LISTENING.search(running.log.read_bytes()):
@@ -216,7 +216,7 @@ async def _announced(name: str, running: Running) -> str:
 
 
 def last_words(log: Path) -> str:
-    """The end of what a program said."""
+    """The end of a program's output."""
     return log.read_bytes()[-400:].decode(errors="replace").strip() or "it said nothing"
 
 
@@ -250,7 +250,7 @@ class Prometheus:
     address: str
 
     async def most_connections(self, seconds: float) -> float | None:
-        """The most connections that it saw in the last seconds, None if it saw nothing.
+        """The most connections that it scraped in the last `seconds`; None without a scrape.
 
         Raises:
             ProgramFailed: it does not answer.

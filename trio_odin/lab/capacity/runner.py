@@ -1,6 +1,6 @@
-"""A lab from its first namespace to its last page.
+"""Runs a lab, from its first namespace to its last page.
 
-run_lab()               SIGINT, SIGTERM, SIGHUP: cancelled, and torn down
+run_lab()               SIGINT, SIGTERM, SIGHUP: cancel and tear down
 ├── hosts            ws, backend, runner: namespaces, or loopback
 ├── backend          nats-server with JetStream, the publisher, Prometheus
 └── for each stage
@@ -60,23 +60,23 @@ from trio_odin.wire.errors import first_error
 _OVERHEAD_SECONDS = 15.0
 _LOAD_SPARE_SECONDS = 600.0
 _CHECKS_SECONDS = 90.0
-_PROCESSES_FROM = 50_000.0  # deliveries a second, from which one process of clients is too few
+_PROCESSES_FROM = 50_000.0  # deliveries a second above which one process of clients is not enough
 
 
 @attrs.frozen(kw_only=True)
 class LabPlan:
-    """What a lab is to do.
+    """The plan of a lab.
 
     Args:
-        stages: in this order.
-        folder: for everything it finds; is there.
-        hold_seconds: of every stage; None: each stage's own, or its short one.
-        is_short: the short one.
-        idle_seconds: between the connects and the hold, in which nothing is published.
-        is_isolated: namespaces; False: loopback.
-        prefix: of the namespaces and cgroups.
+        stages: the stages, in this order.
+        folder: an existing folder for all results.
+        hold_seconds: hold of every stage; None: each stage's own, or its short one.
+        is_short: take the short hold of each stage.
+        idle_seconds: time without events between the connects and the hold.
+        is_isolated: in namespaces; False: on loopback.
+        prefix: of the names of namespaces and cgroups.
         seed: of subscriptions and checks.
-        command: how the user called it, for the report.
+        command: the user's command line, for the report.
     """
 
     stages: Sequence[Stage]
@@ -90,41 +90,41 @@ class LabPlan:
     command: str = ""
 
     def hold_of(self, stage: Stage) -> float:
-        """How long a stage receives."""
+        """The length of a stage's hold."""
         if self.hold_seconds is not None:
             return self.hold_seconds
         return stage.short_seconds if self.is_short else stage.hold_seconds
 
     def seconds_of(self, stage: Stage) -> float:
-        """How long a stage takes, about."""
+        """The approximate length of a stage."""
         held = self.idle_seconds + self.hold_of(stage) if stage.connections else 0.0
         return _OVERHEAD_SECONDS + held
 
 
 class Told:
-    """What a lab tells while it runs. The one that it is given does nothing."""
+    """The listener to a lab while it runs. This one does nothing."""
 
     def stage_begins(self, stage: Stage, seconds_left: float) -> None:
-        """A stage begins; all that is left takes about so long."""
+        """A stage begins; `seconds_left` is about the time for it and all later stages."""
 
     def note(self, sentence: str) -> None:
-        """How the hosts are isolated, and what of it could not be done."""
+        """A sentence about the isolation of the hosts, and about the parts that failed."""
 
     def line(self, text: str) -> None:
-        """Where it is."""
+        """A line about the progress."""
 
     def stage_ended(self, result: StageResult, so_far: LabResult) -> None:
-        """A stage has ended; `so_far` may be kept in case that nothing comes after it."""
+        """A stage has ended; `so_far` may be kept in case the lab does not get any further."""
 
 
 async def run_lab(plan: LabPlan, told: Told) -> LabResult | None:
     """Run all stages, one after the other, and tear down what was built.
 
-    What goes wrong in a stage is in its result; the next one runs all the same. SIGINT, SIGTERM
-    and SIGHUP end the lab: then None is returned, and what was found so far went to `told`.
+    A problem in a stage is in its result; the next one runs all the same. SIGINT, SIGTERM and
+    SIGHUP end the lab: it then returns None, and `told` has received the results so far.
 
     Raises:
-        HostsUnavailable: the hosts cannot be built, or not be torn down; says what would do.
+        HostsUnavailable: the hosts cannot be built or torn down; the message gives a remedy.
         BrokerUnavailable: there is no nats-server.
 
     Cancellation: everything is torn down.
@@ -139,19 +139,19 @@ async def run_lab(plan: LabPlan, told: Told) -> LabResult | None:
 
 
 def _end_signals() -> list[signal.Signals]:
-    """Those that end a lab; a hang-up does not if it was started to survive one."""
+    """The signals that end a lab; SIGHUP is not among them under nohup."""
     ends = [signal.SIGINT, signal.SIGTERM]
     survives = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return ends if survives else [*ends, signal.SIGHUP]
 
 
 async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    async for _ in signals:  # a second one changes nothing: tearing down is on its way
+    async for _ in signals:  # a second one changes nothing: the teardown has begun
         scope.cancel(reason="signal")
 
 
 async def _run(plan: LabPlan, told: Told) -> LabResult:
-    # Before anything of the lab is a load on the machine.
+    # Before any part of the lab is a load on the machine.
     began = await trio.to_thread.run_sync(provenance, SERVER_SETTINGS)
     async with AsyncExitStack() as stack:
         make_hosts = isolated_hosts if plan.is_isolated else loopback_hosts
@@ -174,7 +174,7 @@ async def _nats_server(hosts: Hosts) -> AsyncIterator[NatsServer]:
 
 @attrs.frozen
 class _Backend:
-    """What runs on the back-end host."""
+    """The programs on the back-end host."""
 
     nats: NatsServer
     publisher: Running
@@ -205,7 +205,7 @@ class _Lab:
         self._started = time.monotonic()
 
     async def run(self) -> None:
-        """All stages."""
+        """Run all stages."""
         plan = self._plan
         for place, stage in enumerate(plan.stages):
             left = sum(plan.seconds_of(later) for later in plan.stages[place:])
@@ -215,7 +215,7 @@ class _Lab:
             self._told.stage_ended(result, self.result(is_whole=False))
 
     def result(self, *, is_whole: bool = True) -> LabResult:
-        """What was found so far."""
+        """The results so far."""
         found_numbers = {stage.number for stage in self._stages}
         found = LabResult(
             provenance=self._began,
@@ -255,10 +255,10 @@ class _Lab:
         return attrs.evolve(result, seconds=time.monotonic() - started)
 
     async def _run_stage(self, stage: Stage, result: StageResult) -> StageResult:
-        """One stage with a server of its own.
+        """Run one stage with its own server.
 
         Raises:
-            ProgramFailed: one of its programs did not do what it should.
+            ProgramFailed: one of its programs failed.
         """
         async with server_limits(
             f"{self._plan.prefix}-ws",
@@ -288,7 +288,7 @@ class _Lab:
         self._note(limits.sentences)
 
     def _note(self, sentences: Iterable[str]) -> None:
-        """Tell each for the terminal once, and keep it for the report."""
+        """Show each sentence once in the terminal, and keep it for the report."""
         for sentence in sentences:
             if sentence not in self._notes:
                 self._notes.append(sentence)
@@ -312,9 +312,9 @@ class _Lab:
     async def _on_runner(
         self, argv: Sequence[str], log: Path, seconds: float, line: Callable[[str], None]
     ) -> bytes:
-        """Run a program on the runner's host; what it wrote to standard output.
+        """Run a program on the runner's host; returns its standard output.
 
-        All it says goes to `log`, and its standard error line by line to `line`.
+        Its output goes to `log`, and its standard error line by line to `line`.
 
         Raises:
             ProgramFailed: it takes longer than `seconds`.
@@ -362,7 +362,7 @@ class _Lab:
         if self._backend.prometheus is not None:
             seconds = time.time() - started_unix
             found.append(await _scraped(self._backend.prometheus, seconds, stage))
-        # The load's own clock begins with its first connect.
+        # The load's clock starts at its first connect.
         apart = started_unix - dt.datetime.fromisoformat(load.date).timestamp()
         host = [attrs.evolve(s, at=round(s.at + apart, 2)) for s in host if s.at + apart >= 0]
         found += host_checks(stage, host, load)
@@ -392,7 +392,7 @@ class _Lab:
         return load
 
     def _load_arguments(self, stage: Stage, server: Running, hold: float) -> list[str]:
-        """What a user would type on a host of his own."""
+        """The arguments that a user would type on another host."""
         subscriptions = ["--mix", f"home={HOME_SHARE:g},token={1 - HOME_SHARE:.3g}"]
         deliveries = stage.connections * stage.rate * (0.2 if stage.is_filtered else 1.0)
         arguments = [
@@ -414,7 +414,7 @@ class _Lab:
 
 
 async def _lines(process: trio.Process) -> AsyncIterator[str]:
-    """Standard error, line by line."""
+    """Read standard error line by line."""
     rest = b""
     if process.stderr is not None:
         async for chunk in process.stderr:
@@ -426,7 +426,7 @@ async def _lines(process: trio.Process) -> AsyncIterator[str]:
 
 
 async def _scraped(prometheus: Prometheus, seconds: float, stage: Stage) -> Check:
-    """Whether Prometheus has seen the stage as the clients have."""
+    """Check that Prometheus saw the same stage as the clients."""
     try:
         most = await prometheus.most_connections(seconds)
         measured = "nothing" if most is None else f"{most:,.0f}"

@@ -1,9 +1,9 @@
-"""The stages of the lab and what each must hold: one table, to be found and changed.
+"""The stages of the lab and their criteria, in one table.
 
 Stages 1 to 6 are the six tests of the plan, with its figures; the others go beyond it. A criterion
-of source "plan" has the plan's own bound, one of source "ours" is what we hold ourselves to. Every
-load must hold `INTEGRITY` as well: nothing lost, repeated, late, foreign or unaccounted for. The
-plan's bounds of CPU and memory are held against the server's own word and against its cgroup.
+of source "plan" has the plan's own bound, one of source "ours" has a bound that we set. Every load
+must hold `INTEGRITY` as well: nothing lost, repeated, late, foreign or unaccounted for. The plan's
+bounds of CPU and memory are checked against the server's own report and against its cgroup.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ class Stage:
     """One stage.
 
     Args:
-        number: as the plan numbers its tests.
+        number: the plan's number of the test.
         title: one line.
-        plan: what the plan expects, in its words and figures; "" beyond the plan.
-        connections: 0: no load, but the checks of `checks.py`.
+        plan: the plan's expectation, in its words and figures; "" beyond the plan.
+        connections: number of clients; 0: no load, but the checks of `checks.py`.
         rate: events a second.
-        hold_seconds: as long as the plan wants it; `short_seconds` where less has to do.
+        hold_seconds: the plan's length of the hold; `short_seconds` in a short run.
         is_filtered: subscription filtering is on.
         is_cut: all connections are cut after the hold, and come back.
         churn_per_second: connections replaced during the hold.
-        settings: beside `SERVER_SETTINGS`.
-        criteria: what it must hold.
-        note: what a reader of its figures has to know.
+        settings: of the server, in addition to `SERVER_SETTINGS`.
+        criteria: those that the stage must hold.
+        note: an explanation for readers of its figures.
     """
 
     number: int
@@ -75,9 +75,9 @@ class Stage:
 
 
 _EVERYBODY = (at_least("success", 1.0, "plan"), at_most("rejected", 0, "plan"))
-# A queue that does not empty grows without end; a machine that is shared breathes.
+# A queue that does not empty grows without end; on a shared machine the latency varies.
 _STEADY = at_most("drift", 3.0)
-# Server and publisher are ours and have to tell; as many events came, and all stayed.
+# Our server and publisher must report their figures; all events came, and all clients stayed.
 _WHOLE = (
     at_least("pace", 0.95),
     at_least("held", 1.0),
@@ -244,7 +244,7 @@ STAGES = (
         criteria=(
             *_EVERYBODY,
             at_least("churned", 0.95),
-            attrs.evolve(at_most("growth", 1.0), is_excused=True),  # too short a hold has none
+            attrs.evolve(at_most("growth", 1.0), is_excused=True),  # unknown in a short hold
             at_most("memory", 250),
             at_most("p99", 500),
             _STEADY,

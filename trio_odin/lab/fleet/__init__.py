@@ -1,1 +1,1 @@
-"""Many WebSocket clients, in processes of their own: the far end of every measurement."""
+"""Many WebSocket clients in their own processes: the far end of every measurement."""

@@ -1,9 +1,9 @@
-"""What the subscribers of a fleet received: numbering, foreign channels, deliveries, latency. Pure.
+"""Checks and counts the events that a fleet received: numbers, channels, latency. Pure.
 
-Theory of operation. A publication's envelopes differ between subscribers in nothing but `seq`,
-which is the first key. So a frame costs one slice for `seq` and one look-up of the bytes behind it:
-the first frame with those bytes is decoded in full, all others are known to say the same, because
-they are equal to it. A server that makes those bytes per connection is read as truly, only slower.
+Theory of operation. A publication's envelopes differ between subscribers only in `seq`, which is
+the first key. So a frame costs one slice for `seq` and one look-up of the bytes after it: the first
+frame with those bytes is decoded in full, and all others have the same content, because they are
+equal to it. A server that makes those bytes per connection is read as correctly, only slower.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trio_odin.lab.fleet.dialects import Dialect
 from trio_odin.lab.fleet.events import Kind
 from trio_odin.lab.fleet.latency import NS_PER_BUCKET
 
-# Bounds the memory for the bytes behind `seq`; forgotten ones are decoded again.
+# Bounds the memory for the bytes after `seq`; forgotten ones are decoded again.
 _KNOWN_MAX = 16_384
 
 
@@ -28,7 +28,7 @@ def _each_once(channels: Iterable[str]) -> frozenset[str]:
 
 @attrs.define(eq=False)
 class Subscriber:
-    """What one connection has received so far, and what it subscribed to."""
+    """The subscription of one connection, and how far it has received."""
 
     channels: frozenset[str] = attrs.field(converter=_each_once)
     is_counted: bool = True
@@ -38,7 +38,7 @@ class Subscriber:
 
 @attrs.define(eq=False)
 class _Event:
-    """An event that somebody has received. `order` is 0 where numbers tell nothing of it."""
+    """An event that a subscriber has received. `order` is 0 where numbers do not show the order."""
 
     number: int
     due_ns: int
@@ -48,7 +48,7 @@ class _Event:
 
 
 class Deliveries(NamedTuple):
-    """How often an event was received by subscribers that count."""
+    """The number of times that counted subscribers received an event."""
 
     number: int
     due_ns: int
@@ -58,17 +58,17 @@ class Deliveries(NamedTuple):
 
 @attrs.frozen(kw_only=True)
 class Received:
-    """What was received since the last time.
+    """The events received since the last collect.
 
     Args:
-        received: events.
-        deliveries: of each event, to subscribers that count.
-        buckets: latencies from the moment of the plan, in tenths of a millisecond, with counts.
-        gaps: envelopes that a jump of `seq` says are missing.
+        received: number of events.
+        deliveries: of each event, to counted subscribers.
+        buckets: latencies from the planned moment, in tenths of a millisecond, with counts.
+        gaps: missing envelopes, by the jumps of `seq`.
         repeated: events that came twice, or after a later one, on the same connection; they and
-            foreign ones are in nothing else but `received`.
-        foreign: events of a channel that the connection did not subscribe to. One that does not
-            name its channel is not held to be.
+            the foreign ones are otherwise counted only in `received`.
+        foreign: events of a channel that the connection did not subscribe to. An event that does
+            not name its channel is not counted as foreign.
     """
 
     received: int = 0
@@ -80,7 +80,7 @@ class Received:
 
 
 class Books:
-    """Enters every frame of every subscriber of a fleet."""
+    """Records every frame of every subscriber of a fleet."""
 
     def __init__(self, dialect: Dialect, kind: Kind) -> None:
         self.total = 0
@@ -97,7 +97,7 @@ class Books:
         self._known.clear()
 
     def take_known(self, subscriber: Subscriber, payload: bytes, now_ns: int) -> bool:
-        """Enter `payload` if the bytes that its subscribers share were seen before."""
+        """Record `payload` if the bytes that its subscribers share were seen before."""
         seq, shared = self._seq_and_rest(payload)
         event = self._known.get(shared)
         if event is None:
@@ -106,12 +106,12 @@ class Books:
         return True
 
     def take(self, subscriber: Subscriber, unit: bytes, now_ns: int) -> bool:
-        """Enter one whole message; False if it carries no event.
+        """Record one whole message; returns False if it carries no event.
 
         Args:
-            subscriber: of the connection it came on; is moved forward.
+            subscriber: that of the message's connection; it is updated.
             unit: the message.
-            now_ns: when it was received, by the clock of the kind of event.
+            now_ns: time of receipt, by the clock of the kind of event.
         """
         seq, shared = self._seq_and_rest(unit)
         event = self._known.get(shared) or self._learn(shared)
@@ -150,7 +150,7 @@ class Books:
             return
         if subscriber.is_counted:
             event.deliveries += 1
-        # A clock that was set back makes nothing faster than light.
+        # A clock that was set back must not make a latency negative.
         self._buckets[max(0, now_ns - event.due_ns) // NS_PER_BUCKET] += 1
 
     def _is_next(self, subscriber: Subscriber, seq: int) -> bool:
@@ -162,7 +162,7 @@ class Books:
         return True
 
     def collect(self) -> Received:
-        """What was received since the last time; the order of each subscriber is kept."""
+        """Return the events since the last call, and keep the order of each subscriber."""
         received = Received(
             received=self._received,
             deliveries=[

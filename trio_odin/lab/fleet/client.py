@@ -1,20 +1,21 @@
 """A fleet of WebSocket clients in one process: `python -m trio_odin.lab.fleet.client PLAN`.
 
-It is to cost less than what it measures, at 10,000 connections and many frames a read, so it is one
-loop over epoll, and `Books` looks at each frame once.
+It must cost less than the server it measures, at 10,000 connections and many frames a read, so it
+is one loop over epoll, and `Books` reads each frame once.
 
-It looks every millisecond instead of waiting in epoll: a server on the same machine would pay for
-waking it up, with each write into a socket, which no server does for clients far away.
+It polls every millisecond instead of waiting in epoll: a server on the same machine would pay for
+waking it with each write into a socket, which a server with distant clients does not.
 
-It obeys lines on standard input and answers each at once with a line of JSON on standard output:
+It carries out commands from standard input, a line each, and answers each at once with a line of
+JSON on standard output:
 
-    connect    begin to connect and subscribe everybody: `Progress`
+    connect    begin to connect and subscribe all clients: `Progress`
     progress   `Progress`
-    collect    what happened since the last collect: `Collected`
-    cut        cut all connections at once, without a word; they come back as the plan says
-    churn      begin to end connections, in every way there is, and make them anew, as the plan says
-    close      close all in order, and stop coming back
-    summary    what became of the connections so far: `Summary`
+    collect    the events since the last collect: `Collected`
+    cut        cut all connections at once, without a close; they come back as planned
+    churn      begin to end connections, in every possible way, and replace them as planned
+    close      close all in order, and stop reconnecting
+    summary    the connections' history so far: `Summary`
     quit       end (as does the end of the input)
 """
 
@@ -52,13 +53,13 @@ _TEXT, _RESERVED = 0x81, 0x83
 _LENGTH_16_BITS, _LENGTH_64_BITS = 126, 127
 _LOOK_SECONDS = 0.001
 _LATE_LOOK_SECONDS = 0.25
-# Some milliseconds: a client asks for the upgrade as soon as it is connected.
+# They take some milliseconds: a client asks for the upgrade as soon as it is connected.
 _BEGUN_AT_A_TIME = 100
 _CONNECT_SECONDS = 30.0
 _STORM_SECONDS = 300.0
 _RETRY_MAX_SECONDS = 30.0
 _REASON_CHARACTERS = 80
-_REASONS_MAX = 20  # a server that makes up a new one each time is not to fill the report
+_REASONS_MAX = 20  # a server with a new reason each time must not fill the report
 _NORMAL_CLOSURE = (1000).to_bytes(2, "big")
 _NO_CLOSE_FRAME = "1006"
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of no time
@@ -66,14 +67,14 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of no time
 
 @attrs.define(eq=False)
 class _Client(Subscriber):
-    """One connection, and the next one in its place.
+    """One connection, and those that replace it.
 
     Attributes:
-        socket: since `begin`.
-        step: what comes next, None: events.
-        rest: the beginning of a frame; `partial` is that of a message of the dialect.
-        refusal: why there will be no events.
-        old_order: what an earlier connection had reached.
+        socket: set by `begin`.
+        step: the next step, None: receive events.
+        rest: the beginning of a frame; `partial`: the beginning of a message of the dialect.
+        refusal: the reason why there will be no events.
+        old_order: the order that an earlier connection had reached.
     """
 
     socket: _Socket = attrs.field(init=False)
@@ -91,11 +92,11 @@ class _Client(Subscriber):
 
     @property
     def is_silent(self) -> bool:
-        """Whether nothing came on this connection since it was subscribed."""
+        """Whether this connection received nothing since its subscription."""
         return self.step is None and not self.seq and self.order == self.old_order
 
     def begin(self, connection: _Socket) -> None:
-        """A new connection: its numbers start anew, events do not."""
+        """Begin a new connection: its numbers start anew, the order of events does not."""
         self.socket = connection
         self.step = "connect"
         self.started = time.monotonic()
@@ -116,12 +117,12 @@ class Fleet:
         self._books = Books(self._dialect, self._kind)
         self._epoll = select.epoll()
         self._tls = ssl.create_default_context() if plan.is_tls else None
-        self._clients: dict[int, _Client] = {}  # that have a socket, by its number
+        self._clients: dict[int, _Client] = {}  # those with a socket, by its number
         self._buffer = memoryview(bytearray(_READ_BYTES))
         self._random = random.Random(plan.workload.seed + plan.first)
         self._samples = plan.workload.of(plan.first, plan.connections)
 
-        self._begun = plan.connections  # of the first connects, none before the command
+        self._begun = plan.connections  # first connects begun; all until the command
         self._returning: list[tuple[float, int, _Client]] = []  # a heap by time
         self._in_flight = 0
         self._subscribed = 0
@@ -131,7 +132,7 @@ class Fleet:
         self._churners: list[_Client] = []
         self._churn_from: float | None = None
         self._churn_done = 0
-        # A server that is left in order alone can leak with every other end.
+        # A server tested only with orderly closes may leak with every other end.
         self._ways_to_leave = (
             self._leave_in_order,
             self._leave_without_a_word,
@@ -150,7 +151,7 @@ class Fleet:
     # ---- commands
 
     def run(self) -> None:
-        """Obey until the input ends."""
+        """Carry out commands until the input ends."""
         self._epoll.register(sys.stdin.fileno(), select.EPOLLIN)
         while True:
             time.sleep(_LOOK_SECONDS)
@@ -203,10 +204,10 @@ class Fleet:
     def _count_silent(self) -> int:
         return sum(1 for client in self._clients.values() if client.is_silent)
 
-    # ---- what is due
+    # ---- due work
 
     def tick(self, now: float) -> None:
-        """Begin the connects and the churn that are due, and give up those that take too long."""
+        """Begin the connects and the churn that are due, and give up overdue connects."""
         if self._is_closing:
             return
         room = min(self._plan.in_flight - self._in_flight, _BEGUN_AT_A_TIME)
@@ -222,7 +223,7 @@ class Fleet:
             self._churn(now - self._churn_from)
 
     def _allowed(self, now: float) -> int:
-        """How many of the first connects may have been begun by now."""
+        """The number of first connects that may have begun by now."""
         ramp = self._plan.ramp_per_second
         if not ramp:
             return self._plan.connections
@@ -310,9 +311,9 @@ class Fleet:
         self._epoll.register(connection.fileno(), select.EPOLLOUT)
 
     def advance(self, fd: int) -> None:
-        """Do what can be done next with a socket that is ready."""
+        """Do the next step of a socket that is ready."""
         client = self._clients.get(fd)
-        if client is None:  # another one's end took it along in this round
+        if client is None:  # it was removed in this round, with another one's end
             return
         if client.step is None:
             self._readable(fd, client)
@@ -339,7 +340,7 @@ class Fleet:
                 server_hostname=self._plan.name or self._plan.host,
                 do_handshake_on_connect=False,
             )
-        except OSError as error:  # it was reset just now, and has closed its socket
+        except OSError as error:  # it was just reset, and its socket is closed
             self._abandon(fd, client, os.strerror(error.errno or 0))
             return
         client.step = "tls"
@@ -446,7 +447,7 @@ class Fleet:
         self._retry(client, 0.0)
 
     def _retry(self, client: _Client, wait_seconds: float) -> None:
-        """Have it try again later, if the plan says so."""
+        """Schedule another attempt, if the plan asks for it."""
         if not self._plan.reconnect_seconds or self._is_closing:
             return
         most = min(_RETRY_MAX_SECONDS, self._plan.reconnect_seconds * 2**client.attempts)
@@ -462,7 +463,7 @@ class Fleet:
     # ---- the end of a connection
 
     def _drop(self, fd: int, client: _Client) -> None:
-        """Close the socket, whatever comes next."""
+        """Close the socket."""
         with suppress(OSError):  # TLS may have closed it already
             self._epoll.unregister(fd)
         del self._clients[fd]
@@ -470,7 +471,7 @@ class Fleet:
         client.step = "connect"
 
     def _ended(self, fd: int, client: _Client) -> None:
-        """A subscribed connection has ended."""
+        """Handle the end of a subscribed connection."""
         self._drop(fd, client)
         self._subscribed -= 1
         if client.is_leaving:
@@ -532,20 +533,20 @@ class Fleet:
             self._ended(fd, client)
 
     def _send(self, client: _Client, data: bytes) -> None:
-        # Small, and seldom: a socket that has no room for it, or is gone, is seen when it is read.
+        # Small and rare; a full or closed socket is noticed when it is read.
         with suppress(OSError):
             client.socket.send(data)
 
     def _read(self, client: _Client) -> bytes:
-        # Into memory that is there: recv() would map and unmap as much as it might need.
+        # Into existing memory: recv() would map and unmap the largest size each time.
         data = bytes(self._buffer[: client.socket.recv_into(self._buffer)])
         if self._tls is not None and isinstance(client.socket, ssl.SSLSocket):
-            while client.socket.pending():  # epoll knows nothing of what TLS has taken already
+            while client.socket.pending():  # epoll does not know what TLS has already taken
                 data += client.socket.recv(_READ_BYTES)
         return data
 
     def _take(self, fd: int, client: _Client, data: bytes) -> None:
-        """Split into frames (RFC 6455, 5.2; a server does not mask), and take each."""
+        """Split `data` into frames (RFC 6455, 5.2; a server does not mask), and take each."""
         now_ns = self._kind.now_ns()
         if client.rest:
             data = client.rest + data
@@ -590,7 +591,7 @@ class Fleet:
                 self._other(fd, client, unit)
 
     def _other(self, fd: int, client: _Client, unit: bytes) -> None:
-        """A message that is no event."""
+        """Handle a message that is not an event."""
         asked = len(client.channels)
         if (
             client.step == "subscribe"
@@ -610,7 +611,7 @@ class Fleet:
             self._since.unreadable += 1
 
     def _refused(self, client: _Client, why: str) -> None:
-        """Give it up, when all that was read with this is taken."""
+        """Give the connection up, after everything that was read with this message."""
         client.step = "refused"
         client.refusal = why
 
@@ -621,7 +622,7 @@ def _tell(answer: object) -> None:
 
 
 def main() -> None:
-    """Read the plan from the one argument, and obey."""
+    """Read the plan from the argument, and carry out commands."""
     plan = msgspec.json.decode(sys.argv[1], type=FleetPlan)
     try:
         require_files(plan.connections)

@@ -1,4 +1,4 @@
-"""How a client of a fleet speaks to each kind of server. Pure: bytes in, bytes out."""
+"""The protocols in which a fleet speaks to servers. Pure: bytes in, bytes out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NO_MASK: Final = b"\0\0\0\0"  # a mask of zeros leaves the payload as it is
 
 
 def masked_frame(head: int, payload: bytes) -> bytes:
-    """A frame of a client (RFC 6455, 5.2), of less than 64 KiB."""
+    """Make a client's frame (RFC 6455, 5.2), of less than 64 KiB."""
     if len(payload) <= _LENGTH_7_BITS_MAX:
         return bytes((head, 0x80 | len(payload))) + _NO_MASK + payload
     return bytes((head, 0x80 | 126)) + len(payload).to_bytes(2, "big") + _NO_MASK + payload
@@ -38,7 +38,7 @@ class _Message(msgspec.Struct):
 
 
 class _Acknowledgement(msgspec.Struct):
-    """Without `count` the channels themselves tell."""
+    """An acknowledgement. Without `count`, the channels themselves give it."""
 
     type: Literal["subscription_ack"]
     subscribed: list[str] = []  # msgspec copies it for every instance
@@ -50,42 +50,42 @@ _read_acknowledgement = msgspec.json.Decoder(_Acknowledgement).decode
 
 
 class Dialect:
-    """What is particular to one kind of server; here, where nothing is."""
+    """The particulars of one kind of server; this base has none."""
 
     def greeting(self, channels: Sequence[str]) -> bytes:
         """The frames that subscribe to `channels`."""
         raise NotImplementedError
 
     def subscribed(self, payload: bytes, asked: int) -> int | None:
-        """To how many of `asked` channels `payload` says that we are; None: it says nothing of it.
+        """The number of `asked` channels that `payload` confirms; None: it confirms nothing.
 
-        A part of them is the last word: no more will follow.
+        A smaller number is final: no further confirmation follows.
         """
         raise NotImplementedError
 
     def is_error(self, payload: bytes) -> bool:
-        """Whether `payload` says that something was refused."""
+        """Whether `payload` reports that something was refused."""
         raise NotImplementedError
 
     def is_known(self, payload: bytes) -> bool:
-        """Whether `payload` is any message at all."""
+        """Whether `payload` is a message of a known form."""
         raise NotImplementedError
 
     def seq_and_rest(self, payload: bytes) -> tuple[int, bytes]:
-        """The number of an envelope per connection, 0 if it has none, and the bytes all share."""
+        """An envelope's number on its connection, or 0, and the bytes that all subscribers get."""
         return 0, payload
 
     def answer(self, payload: bytes) -> bytes | None:
-        """The frame that the server expects upon a payload, if that is a ping of its own."""
+        """The frame that answers `payload`, if that is the dialect's own ping."""
         return None
 
     def units(self, buffered: bytes) -> tuple[list[bytes], bytes]:
-        """The whole messages in what a stream of frames carries, and the rest."""
+        """The whole messages in the bytes that frames carried, and the rest."""
         return [buffered], b""
 
 
 class Odin(Dialect):
-    """trio_odin's wire (docs/protocol.md), and that of the bench's own peers: no `seq`."""
+    """trio_odin's wire (docs/protocol.md), and that of the bench's peers, without `seq`."""
 
     _SEQ: Final = b'{"seq":'
 
@@ -95,7 +95,7 @@ class Odin(Dialect):
         return masked_frame(_TEXT, json.dumps(command, separators=(",", ":")).encode())
 
     def subscribed(self, payload: bytes, asked: int) -> int | None:
-        """The reply to it has the count."""
+        """The reply to the command has the count."""
         try:
             reply = _read_acknowledgement(payload)
         except msgspec.DecodeError:
@@ -107,7 +107,7 @@ class Odin(Dialect):
         return b'"type":"error"' in payload
 
     def is_known(self, payload: bytes) -> bool:
-        """A JSON object that names its type, and is no envelope that could not be read."""
+        """A JSON object that names its type, but not an unreadable envelope."""
         if payload.startswith(self._SEQ):
             return False
         try:
@@ -133,14 +133,14 @@ class Nats(Dialect):
     _MSG = re.compile(rb"MSG \S+ \S+ (?:\S+ )?(\d+)\r\n")
 
     def greeting(self, channels: Sequence[str]) -> bytes:
-        """CONNECT, the SUBs, and a PING whose PONG shows that they were carried out."""
+        """CONNECT, the SUBs, and a PING; its PONG shows that they were carried out."""
         lines = ['CONNECT {"verbose":false,"pedantic":false,"lang":"bench","version":"1"}']
         lines += [f"SUB odin.token.{channel} {channel}" for channel in channels]
         lines += ["PING", ""]
         return masked_frame(_BINARY, "\r\n".join(lines).encode())
 
     def subscribed(self, payload: bytes, asked: int) -> int | None:
-        """The PONG comes when all was carried out."""
+        """The PONG comes after all commands."""
         return asked if payload.startswith(b"PONG") else None
 
     def is_error(self, payload: bytes) -> bool:
@@ -152,11 +152,11 @@ class Nats(Dialect):
         return payload.endswith(b"\r\n")
 
     def answer(self, payload: bytes) -> bytes | None:
-        """PING wants PONG."""
+        """A PING is answered with PONG."""
         return masked_frame(_BINARY, b"PONG\r\n") if payload.startswith(b"PING\r\n") else None
 
     def units(self, buffered: bytes) -> tuple[list[bytes], bytes]:
-        """Protocol lines, each MSG with its payload: frames know nothing of them."""
+        """Protocol lines, each MSG with its payload; they do not follow the frames."""
         units = []
         start = 0
         while (end := self._end_of_unit(buffered, start)) is not None:
@@ -177,7 +177,7 @@ class Centrifugo(Dialect):
     """Centrifugo's JSON protocol over its bidirectional WebSocket, a line each."""
 
     def greeting(self, channels: Sequence[str]) -> bytes:
-        """Connect is command 1, then one subscribe each; the last id is that of all."""
+        """Connect is command 1, then one subscribe for each channel; the last id stands for all."""
         commands = [{"id": 1, "connect": {}}]
         commands += [
             {"id": 2 if channel == channels[-1] else 3, "subscribe": {"channel": channel}}
@@ -187,7 +187,7 @@ class Centrifugo(Dialect):
         return masked_frame(_TEXT, text.encode())
 
     def subscribed(self, payload: bytes, asked: int) -> int | None:
-        """The reply to the last subscribe; an error of another one has come before."""
+        """The reply to the last subscribe; errors of the others came before it."""
         return asked if b'"id":2,' in payload and b'"error"' not in payload else None
 
     def is_error(self, payload: bytes) -> bool:

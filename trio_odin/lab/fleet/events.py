@@ -1,12 +1,12 @@
-"""The events that a load follows, and what tells them apart. Pure: bytes in, events out.
+"""The events that a load follows, and their identity. Pure: bytes in, events out.
 
-There are two kinds. The bench publishes its own, whose payload says all there is to know about it:
+There are two kinds. The bench publishes its own, with all the facts in the payload:
 
     {"n":17,"t":81234567890123,"c":"BTC.trade","pad":"…"}
 
 `n` counts the publications of a run, `t` is the monotonic nanosecond at which it was meant to be
-published, `c` its channel. Everybody else's come in trio_odin's envelope (docs/protocol.md), with
-the time at which it was meant to be published in the payload's `timestamp`, if there is one.
+published, `c` its channel. All others come in trio_odin's envelope (docs/protocol.md); the
+payload's `timestamp`, if there is one, is the time at which it was meant to be published.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _DIGEST_BYTES: Final = 6
 
 
 class Event(NamedTuple):
-    """What is known of a publication.
+    """The facts about a publication.
 
     Args:
-        number: tells it from others of its channel.
-        due_ns: when it was to be published, by the clock of its kind.
-        channel: where.
+        number: its identity among the events of its channel.
+        due_ns: planned time of publishing, by the clock of its kind.
+        channel: its channel.
         is_ordered: numbers rise with the order of publishing.
     """
 
@@ -49,7 +49,7 @@ def payload_of(event: Event, size_bytes: int) -> bytes:
 
 
 def bench_event(unit: bytes) -> Event | None:
-    """The bench's event that `unit`, any bytes around a payload, carries."""
+    """The bench's event in `unit`, any bytes around a payload."""
     found = _MARKS.search(unit)
     return found and Event(int(found[1]), int(found[2]), found[3].decode(errors="replace"))
 
@@ -72,21 +72,21 @@ _read_payload = msgspec.json.Decoder(_Payload).decode
 
 
 def market_event(unit: bytes) -> Event | None:
-    """The event in an envelope, or in one whose `seq` was cut off its front."""
+    """The event in an envelope, or in one whose `seq` was cut off."""
     try:
         envelope = _read_envelope(b'{"seq":0' + unit if unit.startswith(b",") else unit)
     except msgspec.DecodeError:
         return None
     due_ms = _due_ms(envelope.data) or envelope.ts
-    # Without a stream there is no offset: then the payload says which publication it is. Not the
-    # stamp, which differs between servers.
+    # Without a stream there is no offset; then the payload identifies the publication. The stamp
+    # does not, as it differs between servers.
     has_offset = envelope.offset is not None
     number = envelope.offset if has_offset else _digest(envelope.data)
     return Event(number or 0, int(due_ms * _NS_PER_MS), envelope.channel, has_offset)
 
 
 def _digest(data: msgspec.Raw) -> int:
-    # Not hash(): that is another one in each process, and an event reaches several fleets.
+    # Not hash(): it differs between processes, and an event reaches several fleets.
     return int.from_bytes(blake2b(data, digest_size=_DIGEST_BYTES).digest(), "big")
 
 
@@ -100,7 +100,7 @@ def _due_ms(data: msgspec.Raw) -> float | None:
 
 @attrs.frozen
 class Kind:
-    """How to find an event in bytes, and the clock that its `due_ns` is by."""
+    """How to find an event in bytes, and the clock of its `due_ns`."""
 
     event_in: Callable[[bytes], Event | None]
     now_ns: Callable[[], int]

@@ -1,4 +1,4 @@
-"""Fleets as processes, seen from whoever runs a load: start, connect, collect, end."""
+"""Runs fleets as processes: start, connect, collect, end."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class _Fleet:
         """Give a command and wait for its answer.
 
         Raises:
-            LoadImpossible: the fleet says so, has ended, or does not answer.
+            LoadImpossible: the fleet reports it, has ended, or does not answer.
 
-        Cancellation: waits for the answer, which is not to be taken for that to the next command.
+        Cancellation: waits for the answer, which must not be taken for that of the next command.
         """
         with trio.move_on_after(_ANSWER_SECONDS, shield=True):
-            with suppress(trio.BrokenResourceError):  # then its last line says why
+            with suppress(trio.BrokenResourceError):  # then its last line gives the reason
                 await self._input.send_all(command.encode() + b"\n")
             line = await self._line()
             with suppress(msgspec.ValidationError):
@@ -68,7 +68,7 @@ class _Fleet:
         return line
 
     async def end(self) -> None:
-        """Tell it to quit; kill it if it does not."""
+        """Ask it to quit; kill it if it does not."""
         await self._input.aclose()
         with trio.move_on_after(_END_SECONDS):
             await self._process.wait()
@@ -89,10 +89,10 @@ class Fleets:
         self.busiest_cpu_seconds = 0.0
 
     async def _ask(self, command: str, answer: type[T]) -> list[T]:
-        """What each of them answers.
+        """Ask all of them; returns each one's answer.
 
         Raises:
-            LoadImpossible: one of them says so, has ended, or does not answer.
+            LoadImpossible: one of them reports it, has ended, or does not answer.
         """
         answers: list[T] = []
         failures: list[LoadImpossible] = []
@@ -111,15 +111,15 @@ class Fleets:
         return answers
 
     async def begin(self, command: str) -> Progress:
-        """Give a command that goes on after its answer: "connect", "cut", "churn", "close"."""
+        """Give a command that continues after its answer: "connect", "cut", "churn", "close"."""
         return merged(await self._ask(command, Progress))
 
     async def progress(self) -> Progress:
-        """Where they are."""
+        """Their progress."""
         return await self.begin("progress")
 
     async def connect(self) -> Summary:
-        """Connect and subscribe everybody, and wait until that is over."""
+        """Connect and subscribe all clients, and wait until that is done."""
         at = await self.begin("connect")
         while at.pending:
             await trio.sleep(_LOOK_SECONDS)
@@ -127,19 +127,19 @@ class Fleets:
         return await self.summary()
 
     async def collect(self) -> Collected:
-        """What happened since the last time. An event has an entry for each fleet it reached."""
+        """The events since the last collect. An event has an entry for each fleet it reached."""
         parts = await self._ask("collect", Collected)
         self.busiest_cpu_seconds = max(part.cpu_seconds for part in parts)
         return merged(parts)
 
     async def summary(self) -> Summary:
-        """What became of the connections so far."""
+        """The connections' history so far."""
         return merged(await self._ask("summary", Summary))
 
 
 @asynccontextmanager
 async def fleets(plans: Sequence[FleetPlan]) -> AsyncIterator[Fleets]:
-    """Fleets of clients, a process each, that end with the block."""
+    """Start fleets of clients, a process each, that end with the block."""
     members: list[_Fleet] = []
     try:
         for plan in plans:

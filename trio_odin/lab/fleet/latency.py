@@ -1,4 +1,4 @@
-"""Percentiles of durations. Fleets count in buckets, as that is cheap; then HdrHistogram."""
+"""Percentiles of durations. Fleets count in cheap buckets, which become an HdrHistogram."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _DIGITS: Final = 3
 class Durations:
     """Percentiles of some durations in milliseconds.
 
-    `hdr` is the whole histogram, in microseconds: HdrHistogram V2, compressed, in base64, as the
-    tools of hdrhistogram.org read it.
+    `hdr` is the whole histogram, in microseconds: HdrHistogram V2, compressed, in base64, for the
+    tools of hdrhistogram.org.
     """
 
     count: int
@@ -34,7 +34,7 @@ class Durations:
 
 
 def durations(buckets: Mapping[int, int]) -> Durations | None:
-    """The percentiles of what was counted in buckets, None if there is nothing."""
+    """The percentiles of durations counted in buckets; None if the buckets are empty."""
     from hdrh.histogram import HdrHistogram  # noqa: PLC0415 - of an extra
 
     if not buckets:
@@ -58,9 +58,9 @@ def durations(buckets: Mapping[int, int]) -> Durations | None:
 
 
 def percentile_ms(buckets: Mapping[int, int], fraction: float) -> float:
-    """The smallest latency in ms that at least `fraction` of all do not exceed; 0 if there is none.
+    """The smallest latency in ms that at least `fraction` of all do not exceed; 0 without any.
 
-    For a glance each second, where a histogram would be made for one figure.
+    It serves the line of each second, where a histogram would be made for a single figure.
     """
     rank = fraction * sum(buckets.values())
     seen = 0

@@ -1,4 +1,4 @@
-"""What this machine allows: open files and source ports."""
+"""The limits of this machine: open files and source ports."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _SPARE_FILES = 64
 
 
 class LoadImpossible(Exception):
-    """The load cannot be started from here. The message is one sentence that says what would do."""
+    """The load cannot be started from here. The message is one sentence with a remedy."""
 
 
 def require_files(connections: int) -> None:
-    """Make sure that so many sockets can be open at once; raises the soft limit to the hard one.
+    """Ensure that so many sockets can be open; raises the soft limit to the hard one.
 
     Raises:
         LoadImpossible: the hard limit on open files is too low.
@@ -36,14 +36,14 @@ _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def require_ports(connections: int) -> None:
-    """Make sure that so many connections to one address have source ports.
+    """Ensure that there are source ports for so many connections to one address.
 
     Raises:
-        LoadImpossible: they have not.
+        LoadImpossible: there are too few.
     """
     try:
         first, last = map(int, _PORT_RANGE.read_text().split())
-    except (OSError, ValueError):  # not Linux: then the kernel has to say it
+    except (OSError, ValueError):  # not Linux: the kernel will report it
         return
     ports = last - first + 1
     if connections > ports:
@@ -58,10 +58,10 @@ FLEET_MAX = 18_000
 
 
 def sources_towards(host: str, family: int, count: int) -> list[str]:
-    """Addresses to connect from, each with source ports of its own.
+    """Addresses to connect from, each with its own source ports.
 
-    On loopback any of 127.0.0.0/8 will do, so there are `count`; elsewhere those of the interface
-    that leads to `host`, if it has several. A single empty one means: whatever the kernel takes.
+    On loopback there are `count` addresses, all in 127.0.0.0/8; elsewhere those of the interface
+    that leads to `host`, if it has several. A single empty one leaves the choice to the kernel.
     """
     if host.startswith("127."):
         return [f"127.0.0.{1 + number}" for number in range(min(count, 250))]

@@ -1,7 +1,7 @@
-"""What a fleet is to do, and what it answers: the data between the processes of a load.
+"""A fleet's plan and its answers: the data between the processes of a load.
 
-The answers of several fleets become one by `merged`: each field is the sum, unless it says what
-else it is.
+`merged` makes one answer of those of several fleets: each field is the sum, unless it declares
+another rule.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from trio_odin.lab.fleet.workload import Workload
 
 @attrs.frozen(kw_only=True)
 class FleetPlan:
-    """What a fleet is to do.
+    """A fleet's plan.
 
     Args:
-        host, port, family: of the server, an address as numbers.
+        host, port, family: numeric address of the server.
         name: of the server, for the Host header and TLS; the host if empty.
         is_tls: speak TLS.
-        source: the address to connect from, each has source ports of its own; empty: any.
+        source: the address to connect from, with its own source ports; empty: any.
         path: of the WebSocket.
         dialect: a key of `DIALECTS`.
         kind: of the events, a key of `KINDS`.
-        workload: what each connection subscribes to.
+        workload: subscriptions of each connection.
         first: the number of this fleet's first connection in the workload.
-        connections: how many.
-        in_flight: how many connects may be under way at a time.
-        ramp_per_second: how many connects are begun a second; 0: as fast as it goes.
-        is_reading: False: after the subscription nothing is read any more, with small buffers.
-        reconnect_seconds: a connection that was lost, or not made, is made anew after a random
-            share of so long, doubled with each failure; 0: never.
-        churn_per_second: so many connections are closed in order and made anew, a second.
-        churners: so many of the connections, the last ones, take part in that. What reaches them is
-            checked by `seq`, but not counted in `deliveries`.
+        connections: number of connections.
+        in_flight: greatest number of concurrent connects.
+        ramp_per_second: connects begun a second; 0: as fast as possible.
+        is_reading: False: it reads nothing after the subscription, and has small buffers.
+        reconnect_seconds: upper bound of the random wait before a connection that was lost or
+            failed is replaced, doubled with each failure; 0: never.
+        churn_per_second: connections closed and replaced a second.
+        churners: number of connections, the last ones, that are replaced. Their events are checked
+            by `seq`, but not counted in `deliveries`.
     """
 
     host: str
@@ -63,7 +63,7 @@ class FleetPlan:
 
 
 def shares(connections: int, count: int) -> Iterator[tuple[int, int]]:
-    """Of each of `count` fleets the number of its first connection, and how many it has."""
+    """For each of `count` fleets the number of its first connection, and its connections."""
     first = 0
     for number in range(count):
         share = connections // count + (number < connections % count)
@@ -75,7 +75,7 @@ _T = TypeVar("_T")
 
 
 def merged(parts: Sequence[_T]) -> _T:
-    """What several fleets answered as if they were one, or one of them at several times."""
+    """Merge the answers of several fleets, or those of one fleet at several times."""
     columns: dict[str, Any] = {}
     fields: tuple[attrs.Attribute[Any], ...] = attrs.fields(type(parts[0]))  # type: ignore[arg-type]
     for field in fields:
@@ -104,11 +104,11 @@ def _first(moments: Sequence[float]) -> float:
 
 @attrs.frozen(kw_only=True)
 class Progress:
-    """Where a fleet is.
+    """The progress of a fleet.
 
     Args:
         connections: subscribed now.
-        pending: still to be connected, as far as the plan goes.
+        pending: connections still to be made by the plan.
         received: events so far.
     """
 
@@ -119,17 +119,17 @@ class Progress:
 
 @attrs.define(kw_only=True)
 class Collected:
-    """What happened since the last time.
+    """The events and ends since the last collect.
 
     Args:
         received: events.
         connections: subscribed now.
         pending: still to be connected.
-        reads: from sockets; fewer than events where the server joins.
+        reads: reads from sockets; fewer than events where the server joins frames.
         disconnects: connections that the server ended, by code and reason.
-        churned: connections that were closed and made anew on purpose.
-        error_replies: what the server refused.
-        unreadable: frames that are no message of a known form.
+        churned: connections that were closed and replaced on purpose.
+        error_replies: errors that the server sent.
+        unreadable: frames that are not a message of a known form.
         cpu_seconds: of this process.
     """
 
@@ -146,19 +146,19 @@ class Collected:
 
 @attrs.define(kw_only=True)
 class Summary:
-    """What became of the connections so far.
+    """The connections' history so far.
 
     Args:
         connected: connections that were subscribed at least once.
-        seconds: from the first connect to the last first acknowledgement.
+        seconds: from the first connect to the last connection's first acknowledgement.
         rejections: by HTTP status.
         failures: everything else, by reason.
         connect_buckets: times from a connection's `connect` to its acknowledgement, in tenths of a
             millisecond, with counts.
-        subscribers: of each channel, connections that count.
+        subscribers: counted connections of each channel.
         silent: subscribed connections that received nothing.
         closed_cleanly: connections that answered our close frame.
-        lost: connections that were lost and are to come back; `back` of them did.
+        lost: connections that were lost and will come back; `back` of them did.
         first_lost, last_back: monotonic seconds of this machine, 0 if there were none.
         back_buckets: times from a connection's loss to its acknowledged subscription.
     """

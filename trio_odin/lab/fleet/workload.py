@@ -1,4 +1,4 @@
-"""Who subscribes to what: a workload as data. Pure; the same seed gives the same subscriptions."""
+"""The subscriptions of a load, as data. Pure; the same seed gives the same subscriptions."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _SEED_STEP = 1_000_003
 
 @attrs.frozen(kw_only=True)
 class Workload:
-    """What the connections of a load subscribe to.
+    """The subscriptions of a load's connections.
 
     Args:
-        channels: every channel there is, one for each token.
-        channels_per_connection: how many each connection samples; counts where `home_share` is
-            None.
+        channels: all channels, one for each token.
+        channels_per_connection: number of channels that each connection samples, if `home_share`
+            is None.
         home_share: the share of the users that have the home page open. All of them hold the same
             `home_tokens` channels, each of the others holds one, at random.
         seed: of the samples.
-        is_filtered: False: nobody subscribes, and everybody is to get everything.
+        is_filtered: False: nobody subscribes, and everybody should receive everything.
     """
 
     channels: Sequence[str]
@@ -34,7 +34,7 @@ class Workload:
 
     @property
     def home_channels(self) -> list[str]:
-        """Those of the home page, spread over all, as a publisher goes through them in turn."""
+        """The channels of the home page, spread over all, as a publisher takes them in turn."""
         count = min(self.home_tokens, len(self.channels))
         return [self.channels[n * len(self.channels) // count] for n in range(count)]
 
@@ -48,7 +48,7 @@ class Workload:
         return self.home_share * len(self.home_channels) + (1 - self.home_share)
 
     def of(self, first: int, count: int) -> Iterator[list[str]]:
-        """The channels of the connections `first`, `first` + 1, …, whoever else makes others."""
+        """The channels of the connections `first`, `first` + 1, …, whatever other fleets make."""
         home = self.home_channels
         for number in range(first, first + count):
             if not self.is_filtered:
@@ -64,6 +64,6 @@ class Workload:
         return random.Random(self.seed * _SEED_STEP + number)
 
     def _is_home(self, number: int) -> bool:
-        # Evenly mixed, and exact: of any first n connections, n times the share, rounded down.
+        # Evenly mixed and exact: among any first n connections n times the share, rounded down.
         share = self.home_share or 0.0
         return int((number + 1) * share + 1e-9) > int(number * share + 1e-9)

@@ -1,4 +1,4 @@
-"""The server's machine: a cgroup with so much CPU and memory, or pinned CPUs where that fails."""
+"""The server's machine: a cgroup that limits CPU and memory, or pinned CPUs where that fails."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _NAME = re.compile(r"[a-z][a-z0-9]*-[a-z0-9]+")
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """The machine that the server is given.
+    """The limits of the server's machine.
 
     Args:
         description: for a report: {"CPU": "1.9 cores (cgroup v2)", "memory": …, "open files": …}.
-        sentences: what is not as it was asked for; empty if all is.
-        open_files: per process, as many as are allowed of those asked for.
-        cgroup: None: it could not be made, and the CPUs are pinned.
-        cpus: to which its processes are pinned; empty: to none, the cgroup limits them.
+        sentences: differences from the request; empty if there are none.
+        open_files: per process: the requested number, or as many as are allowed.
+        cgroup: None if it could not be made, and the CPUs are pinned.
+        cpus: CPUs to which its processes are pinned; empty: the cgroup limits them.
     """
 
     description: Mapping[str, str]
@@ -54,9 +54,10 @@ class Limits:
     cpus: list[int] = attrs.field(factory=list)
 
     def command(self, argv: Sequence[str]) -> list[str]:
-        """The words that run `argv` within the limits; it keeps the process id it is started with.
+        """The command line that runs `argv` within the limits, under the same process id.
 
-        What it starts inherits them. If it cannot be put there it does not start: exit code 1.
+        Child processes inherit the limits. If the limits cannot be set, the program does not start:
+        exit code 1.
         """
         folders = [] if self.cgroup is None else self.cgroup.distinct_folders()
         limits = {
@@ -64,11 +65,11 @@ class Limits:
             "open_files": self.open_files,
             "cpus": self.cpus,
         }
-        # -I -S: it needs no packages, and starts sooner if it does not look for them.
+        # -I -S: it needs no packages, and starts faster without a search for them.
         return [sys.executable, "-I", "-S", enter.__file__, json.dumps(limits), *argv]
 
     def usage(self) -> Usage | None:
-        """What the server and what it started have used so far; None: there is no cgroup.
+        """The use of the server and its child processes so far; None without a cgroup.
 
         Raises:
             OSError: the block that made the limits has been left.
@@ -94,20 +95,21 @@ async def server_limits(
 ) -> AsyncIterator[Limits]:
     """A cgroup with these limits, or pinned CPUs where cgroups cannot be written.
 
-    However the block is left, processes that still are in it are ended (SIGTERM, then SIGKILL) and
-    it is removed, within 20 seconds. In a v2 tree the controllers cpu and memory stay enabled.
+    However the block ends, processes that are still in the cgroup are ended (SIGTERM, then
+    SIGKILL) and it is removed, within 20 seconds. In a v2 tree the controllers cpu and memory stay
+    enabled.
 
     Args:
         name: PREFIX-WHAT such as "odin-ws": `down(PREFIX)` finds it.
         cpu_cores: CPU seconds per second; pinning takes the next whole number of CPUs.
-        memory_mib: beyond it the kernel ends a process of the group.
-        open_files: per process; if so many are not allowed, as many as are.
-        root: where cgroups are mounted.
+        memory_mib: above it the kernel ends a process of the group.
+        open_files: per process; if that is not allowed, as many as are.
+        root: the folder where cgroups are mounted.
 
     Raises:
         HostsUnavailable: there are processes in a cgroup of that name, no program can be started
             within any limits, or the cgroup could not be removed.
-        ValueError: it cannot be a name.
+        ValueError: `name` is not allowed.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name of a cgroup of ours: it takes PREFIX-WHAT")
@@ -118,14 +120,15 @@ async def server_limits(
             "or `trio-odin lab down` removes them"
         )
     try:
-        await remove_folders(group_folders(group, root))  # a killed lab's: counters start at zero
+        # A killed lab may have left one; the counters must start at zero.
+        await remove_folders(group_folders(group, root))
         yield await _limits(group, _Wish(cpu_cores, memory_mib, open_files), root)
     finally:
         await to_the_end(partial(_tear_down, group, root), _TEARDOWN_SECONDS)
 
 
 async def _limits(group: str, wish: _Wish, root: Path) -> Limits:
-    """The limits, tried out once; where a cgroup fails pinning has to do."""
+    """Make the limits and try them once; pin the CPUs if a cgroup fails."""
     try:
         return await _tried(_grouped(group, wish, root))
     except NoCgroup as reason:
@@ -137,7 +140,7 @@ async def _limits(group: str, wish: _Wish, root: Path) -> Limits:
 
 
 async def _tried(limits: Limits) -> Limits:
-    """Start a program within the limits, and learn how many files it may open."""
+    """Start a program within the limits, and read how many files it may open."""
     done = await run(limits.command(["sh", "-c", "ulimit -n"]))
     if not done.is_fine:
         raise NoCgroup(done.complaint)

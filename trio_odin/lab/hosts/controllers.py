@@ -1,7 +1,7 @@
-"""cgroups as the kernel shows them: files and folders, of version 2 or 1.
+"""cgroups as files and folders of the kernel, version 2 or 1.
 
 Version 2 is one tree with a folder for each group; version 1 has a tree for each controller, and a
-group is a folder in each of them. Both are found where the system mounts them, /sys/fs/cgroup.
+group is a folder in each of them. Both are under the system's mount point, /sys/fs/cgroup.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ MEBIBYTE = 2**20
 
 
 class NoCgroup(Exception):
-    """Why there can be no cgroup; the reason completes "cgroups cannot be used: …"."""
+    """There can be no cgroup; the message completes "cgroups cannot be used: …"."""
 
 
 @attrs.frozen
 class Usage:
-    """What the processes of a cgroup have used.
+    """The resources that the processes of a cgroup have used.
 
     Args:
-        cpu_seconds: since it was made, the kernel's part included.
+        cpu_seconds: since the cgroup was made, the kernel's part included.
         memory_bytes: now, the kernel's part (sockets) and cached files included.
-        throttled_seconds: for which it had work and no CPU left; None: the kernel does not say.
+        throttled_seconds: time with work but no CPU left; None if the kernel does not count it.
     """
 
     cpu_seconds: float
@@ -47,7 +47,7 @@ class Usage:
 
 @attrs.frozen
 class Cgroup:
-    """A group: where each controller has its folder; with v2 that is one folder for all."""
+    """A group: the folder of each controller; with v2 one folder for all."""
 
     version: int
     folders: Mapping[str, Path]
@@ -57,7 +57,7 @@ class Cgroup:
         return sorted(set(self.folders.values()))
 
     def usage(self) -> Usage:
-        """Read the kernel's counters; raises OSError when the group is gone."""
+        """Read the kernel's counters; raises OSError if the group does not exist."""
         stat = dict(line.split() for line in self._text("cpu", "cpu.stat").splitlines())
         if self.version == 2:
             return Usage(
@@ -83,7 +83,7 @@ def create_cgroup(folder: str, cpu_cores: float, memory_mib: int, root: Path) ->
     """Make the group and set its limits.
 
     Raises:
-        NoCgroup: why it cannot be done; a part of it may have been.
+        NoCgroup: it cannot be done; a part of it may have been done.
     """
     try:
         version, trees = _trees(root)
@@ -99,12 +99,12 @@ def create_cgroup(folder: str, cpu_cores: float, memory_mib: int, root: Path) ->
 
 
 def _trees(root: Path) -> tuple[int, dict[str, Path]]:
-    """Which version has the controllers here, and the top of the tree of each."""
+    """The version that has the controllers here, and the top of each one's tree."""
     with suppress(OSError):
         if set(_V2_CONTROLLERS) <= set((root / "cgroup.controllers").read_text().split()):
             return 2, dict.fromkeys(_V2_CONTROLLERS, root)
     if all((root / name / "cgroup.procs").exists() for name in _V1_CONTROLLERS):
-        # Where two share a tree one is a link to the other; the group is one folder then.
+        # If two controllers share a tree, one is a link to the other; the group is one folder then.
         return 1, {name: (root / name).resolve() for name in _V1_CONTROLLERS}
     raise NoCgroup(f"{root} has no controllers for CPU and memory")
 
@@ -128,15 +128,15 @@ def _write_limits(cgroup: Cgroup, cpu_cores: float, memory_mib: int) -> None:
         (cpu_folder / "cpu.cfs_quota_us").write_text(str(quota))
         (memory_folder / "memory.limit_in_bytes").write_text(memory)
         without_swap = memory_folder / "memory.memsw.limit_in_bytes", memory
-    # A server that swaps where its machine would have ended it measures something else. Not every
-    # kernel counts swap.
+    # A server that swaps, where its machine would have killed it, measures something else. Not
+    # every kernel counts swap.
     path, value = without_swap
     if path.exists():
         path.write_text(value)
 
 
 async def remove_cgroups(prefix: str, *, root: Path = CGROUP_ROOT) -> list[str]:
-    """End the processes in cgroups of that prefix, remove these; returns a sentence for each thing.
+    """End the processes in cgroups of that prefix and remove these; returns a sentence for each.
 
     Raises:
         HostsUnavailable: one could not be removed.
@@ -150,16 +150,16 @@ async def remove_cgroups(prefix: str, *, root: Path = CGROUP_ROOT) -> list[str]:
 
 
 def group_folders(pattern: str, root: Path) -> list[Path]:
-    """The folders of groups with such a name at the top of a v2 tree or of our v1 trees, each once.
+    """The folders of groups that match `pattern`, at the top of a v2 tree or of our v1 trees.
 
-    Not below: a service of the system may have a name like ours.
+    Each is listed once. Lower folders are not searched: a system service may have a similar name.
     """
     tops = (root, *(root / name for name in _V1_CONTROLLERS))
     return sorted({folder.resolve() for top in tops for folder in top.glob(pattern)})
 
 
 async def remove_folders(folders: list[Path]) -> None:
-    """Remove empty groups; that takes a moment after the last process in them has ended.
+    """Remove empty groups; that is possible a moment after their last process has ended.
 
     Raises:
         HostsUnavailable: one is still there after 5 seconds.
@@ -174,19 +174,19 @@ async def remove_folders(folders: list[Path]) -> None:
 
 
 def _is_removed(folder: Path) -> bool:
-    """Remove it if it can be; the files in it are the kernel's and go with it."""
+    """Remove a folder if possible; its files belong to the kernel and vanish with it."""
     with suppress(OSError):
         folder.rmdir()
     return not folder.exists()
 
 
 def is_inside(groups: set[str]) -> Belongs:
-    """Whether a process is in a group of one of these names, at the top of its tree."""
+    """A test whether a process is in a group of one of these names, at the top of its tree."""
     return partial(_is_in, groups)
 
 
 def _is_in(groups: set[str], pid: int) -> bool:
-    """Ask the kernel, not the group's list of ids: an id may have gone to another since."""
+    """Ask the kernel, not the group's list of ids: an id may belong to another process by now."""
     try:
         lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
     except OSError:

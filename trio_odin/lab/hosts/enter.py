@@ -1,7 +1,7 @@
-"""Becomes another program within given limits; `Limits.command` runs this file as a script.
+"""Sets limits and becomes another program; `Limits.command` runs this file as a script.
 
-It imports nothing of this project and little else: it runs before every server, also where the
-server's environment has no path to this package. A shell could do it, but for the CPUs.
+It imports nothing from this project and little else: it runs before every server, even if the
+server's environment has no path to this package. A shell could do everything but pin the CPUs.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pathlib import Path
 
 
 def enter(cgroups: list[str], open_files: int, cpus: list[int]) -> None:
-    """Put this process within the limits; whatever it becomes or starts inherits them.
+    """Put this process within the limits; its next program and its children inherit them.
 
     Args:
         cgroups: folders of cgroups to join.
-        open_files: how many it may have, or if that is not allowed, as many as are.
-        cpus: the only ones to run on; empty: all.
+        open_files: limit of open files; if it is not allowed, as many as are.
+        cpus: the CPUs to run on; empty: all.
 
     Raises:
-        OSError: a cgroup or a CPU is not there to be had.
+        OSError: a cgroup or a CPU is not available.
     """
     for folder in cgroups:
         (Path(folder) / "cgroup.procs").write_text(str(os.getpid()))
@@ -35,12 +35,12 @@ def _allow_open_files(wanted: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
-    except (OSError, ValueError):  # ValueError: not allowed to raise the hard limit
+    except (OSError, ValueError):  # ValueError: the hard limit cannot be raised
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def main(arguments: list[str]) -> None:
-    """Take the limits, as JSON, and then the program's words; does not return."""
+    """Take the limits as JSON, then the program's command line; does not return."""
     limits, *program = arguments
     try:
         enter(**json.loads(limits))

@@ -1,4 +1,4 @@
-"""What a lab runs on: three hosts, whether they are namespaces or all this machine's loopback."""
+"""The three hosts of a lab, either namespaces or this machine's loopback."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LINK = "eth0"  # a namespace's only interface beside its loopback
 
 
 class HostsUnavailable(Exception):
-    """The hosts cannot be made, or not be cleaned up; the message is a sentence with a way out."""
+    """The hosts cannot be made or cleaned up; the message is a sentence with a remedy."""
 
 
 @attrs.frozen
@@ -25,7 +25,7 @@ class Host:
         name: one of `HOST_NAMES`.
         address: IPv4, as text.
         namespace: the file of its network namespace; None: it is this machine.
-        prefix: of the lab; what runs here is marked with it.
+        prefix: of the lab; its processes are marked with it.
     """
 
     name: str
@@ -34,9 +34,9 @@ class Host:
     prefix: str = "odin"
 
     def command(self, argv: Sequence[str]) -> list[str]:
-        """The words that run `argv` on this host; it keeps the process id it is started with.
+        """The command line that runs `argv` on this host, under the same process id.
 
-        Not by `ip netns exec`: that mounts another /sys, and the cgroups are gone.
+        It does not use `ip netns exec`, which mounts another /sys without the cgroups.
         """
         enter = [] if self.namespace is None else ["nsenter", f"--net={self.namespace}"]
         return marked(self.prefix, [*enter, *argv])
@@ -44,7 +44,7 @@ class Host:
 
 @attrs.frozen(kw_only=True)
 class Hosts:
-    """All three. `isolation` says in sentences, for a report, how each part is separated."""
+    """All three hosts. `isolation` describes the separation in sentences for a report."""
 
     ws: Host
     backend: Host

@@ -1,4 +1,4 @@
-"""One lab of a prefix at a time, and a sure sign whether one is running: an flock."""
+"""One lab of a prefix at a time, and a reliable sign that a lab is running: an flock."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PREFIX = re.compile(r"[a-z][a-z0-9]{0,15}")
 
 
 def check_prefix(prefix: str) -> None:
-    """Make sure that names made of `prefix` cannot be those of another prefix.
+    """Ensure that names made of `prefix` cannot belong to another prefix.
 
     Raises:
         ValueError: says what is allowed.
@@ -29,20 +29,20 @@ def check_prefix(prefix: str) -> None:
 
 
 def lock_path(prefix: str) -> Path:
-    """The file that a running lab of that prefix holds locked; who is not root has one apart."""
+    """The file that a running lab of that prefix locks; users other than root have another one."""
     folder = _LOCK_FOLDER if os.access(_LOCK_FOLDER, os.W_OK) else Path(tempfile.gettempdir())
     return folder / f"trio-odin-lab-{prefix}.lock"
 
 
 def other_labs(prefix: str) -> list[str]:
-    """The prefixes of other labs that are running now."""
+    """The prefixes of the other labs that are running."""
     mine = lock_path(prefix)
     locks = [path for path in mine.parent.glob("trio-odin-lab-*.lock") if path != mine]
     return sorted(path.stem.removeprefix("trio-odin-lab-") for path in locks if _is_locked(path))
 
 
 def sharing(prefix: str) -> list[str]:
-    """A sentence for the report if others are measuring on this machine at the same time."""
+    """A sentence for the report if other labs run on this machine at the same time."""
     others = other_labs(prefix)
     return [f"other labs are running on this machine: {', '.join(others)}"] if others else []
 
@@ -53,20 +53,20 @@ def _is_locked(path: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # it has just gone, or is somebody else's
+    except OSError:  # it has just vanished, or belongs to another user
         return False
     return False
 
 
 @contextmanager
 def lab_lock(prefix: str) -> Iterator[None]:
-    """Hold the lock of that prefix; the kernel lets go of it when this process dies, however.
+    """Hold the lock of that prefix; the kernel releases it however this process dies.
 
-    The processes it starts do not inherit it: those that survive a killed lab are leftovers.
+    Child processes do not inherit it: those that survive a killed lab are leftovers.
 
     Raises:
-        HostsUnavailable: another lab holds it, or there is no place for it.
-        ValueError: it cannot be a prefix.
+        HostsUnavailable: another lab holds it, or the file cannot be made.
+        ValueError: `prefix` is not allowed.
     """
     check_prefix(prefix)
     path = lock_path(prefix)
@@ -74,13 +74,13 @@ def lab_lock(prefix: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # First the name, then the lock: who waits for the file it opened finds another in place.
+        # Remove the name before the lock: a waiting lab then sees that its file was replaced.
         path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
 def _locked(path: Path, prefix: str) -> int:
-    """A descriptor of the file that is at `path`, locked."""
+    """Open and lock the file at `path`; returns its descriptor."""
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -95,7 +95,7 @@ def _locked(path: Path, prefix: str) -> int:
             ) from refusal
         if _is_at(path, descriptor):
             return descriptor
-        os.close(descriptor)  # its holder has just removed it: what we have locked has no name
+        os.close(descriptor)  # its holder has just removed it: the locked file has no name
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

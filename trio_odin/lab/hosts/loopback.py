@@ -21,10 +21,10 @@ _ISOLATION = [
 
 @asynccontextmanager
 async def loopback_hosts(prefix: str = "odin") -> AsyncIterator[Hosts]:
-    """Three hosts that are this machine; needs no rights.
+    """Three hosts that are this machine; needs no privileges.
 
-    However the block is left, what still runs of this lab is ended. What a killed lab leaves is for
-    `down`.
+    However the block ends, processes of this lab that still run are ended. `down` removes the
+    leftovers of a killed lab.
 
     Raises:
         HostsUnavailable: another lab of that prefix is running.

@@ -1,7 +1,7 @@
 """Three hosts as network namespaces, on a bridge in a fourth.
 
-Every link is made inside the namespaces, none is moved into them: the machine's own network does
-not change, not even for a moment.
+Every link is made inside the namespaces and none is moved into them, so the machine's own network
+never changes, not even for a moment.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _PACKAGES = {"ip": "iproute2", "nsenter": "util-linux"}
 
 @asynccontextmanager
 async def isolated_hosts(prefix: str = "odin") -> AsyncIterator[Hosts]:
-    """Three hosts, 10.77.0.11 to 13, each in a network namespace of its own.
+    """Three hosts, 10.77.0.11 to 13, each in its own network namespace.
 
-    However the block is left, also by an error or a cancellation, the processes that still are in
-    the namespaces are ended (SIGTERM, then SIGKILL) and the namespaces removed, within 30 seconds.
-    What a killed lab leaves is for `down`.
+    However the block ends, even by an error or a cancellation, processes that are still in the
+    namespaces are ended (SIGTERM, then SIGKILL) and the namespaces are removed, within 30 seconds.
+    `down` removes the leftovers of a killed lab.
 
     Raises:
         HostsUnavailable: not Linux, not root, a tool is missing, the kernel refuses, another lab
-            is running, one has left something behind, or something could not be removed.
-        ValueError: it cannot be a prefix.
+            is running or has left something, or something could not be removed.
+        ValueError: `prefix` is not allowed.
     """
     _require_means()
     with lab_lock(prefix):
@@ -58,16 +58,16 @@ async def isolated_hosts(prefix: str = "odin") -> AsyncIterator[Hosts]:
 
 
 async def down(prefix: str = "odin", *, cgroup_root: Path = CGROUP_ROOT) -> list[str]:
-    """Remove what a killed lab of that prefix has left: processes, namespaces, cgroups.
+    """Remove the leftovers of a killed lab of that prefix: processes, namespaces, cgroups.
 
-    Returns a sentence for each thing that was removed; nothing left is an empty list. Cancellation
-    leaves the rest for the next time.
+    Returns a sentence for each removed thing, so the list may be empty. Cancellation leaves the
+    rest for the next call.
 
-    Who is not root has left processes only, and only his own are ended.
+    A user other than root can leave only processes, and only the user's own ones are ended.
 
     Raises:
-        HostsUnavailable: a lab is running, or the means are missing, or it could not be removed.
-        ValueError: it cannot be a prefix.
+        HostsUnavailable: a lab is running, a tool is missing, or something could not be removed.
+        ValueError: `prefix` is not allowed.
     """
     removed = []
     with lab_lock(prefix):
@@ -94,7 +94,7 @@ def _require_means() -> None:
 
 
 def _names(prefix: str) -> list[str]:
-    """All namespaces of a lab; only these are ever removed."""
+    """The names of all namespaces of a lab; no others are ever removed."""
     return [f"{prefix}-{name}" for name in (*HOST_NAMES, "switch")]
 
 
@@ -117,7 +117,7 @@ def _hosts(prefix: str, notes: list[str]) -> Hosts:
 
 
 async def _build(prefix: str) -> list[str]:
-    """Make them; returns sentences about what had to be left as it was."""
+    """Make the namespaces; returns a sentence about each thing that could not be changed."""
     for command in _building(prefix):
         done = await run(command)
         if not done.is_fine:
@@ -143,7 +143,7 @@ def _building(prefix: str) -> list[list[str]]:
 
 
 async def _widen_source_ports(prefix: str) -> list[str]:
-    """Give the runner, which opens all the connections, every port that may be one's own."""
+    """Let the runner, which opens all the connections, use every possible source port."""
     first, last = _SOURCE_PORTS
     write = f"echo {first} {last} > /proc/sys/net/ipv4/ip_local_port_range"
     runner = _hosts(prefix, []).runner
@@ -154,7 +154,7 @@ async def _widen_source_ports(prefix: str) -> list[str]:
 
 
 async def _remove_namespaces(prefix: str) -> list[str]:
-    """End the processes in the namespaces and remove them; returns what was removed."""
+    """End the processes in the namespaces and remove them; returns a sentence for each."""
     removed: list[str] = []
     refusals: list[str] = []
     left = _existing(prefix)
@@ -164,7 +164,7 @@ async def _remove_namespaces(prefix: str) -> list[str]:
         done = await run(["ip", "netns", "del", name])
         if done.is_fine:
             removed.append(f"removed the network namespace {name}")
-        else:  # the others can go nevertheless
+        else:  # the others can be removed nevertheless
             refusals.append(f"the network namespace {name} cannot be removed: {done.complaint}")
     if refusals:
         raise HostsUnavailable("; ".join(refusals))
@@ -172,10 +172,10 @@ async def _remove_namespaces(prefix: str) -> list[str]:
 
 
 def _inside(names: list[str]) -> Belongs:
-    """Whether a process is in one of these namespaces.
+    """A test whether a process is in one of these namespaces.
 
-    A name of ours that leads to this machine's own namespace counts for none: by it everything
-    that runs here would be ours.
+    A name that leads to this machine's own namespace does not count: by it every process of the
+    machine would belong to the lab.
     """
     own = {_identity(Path("/proc") / who / "ns/net") for who in ("self", "1")}
     ours = {_identity(_FOLDER / name) for name in names} - own - {None}
@@ -187,7 +187,7 @@ def _is_in(namespaces: set[tuple[int, int] | None], pid: int) -> bool:
 
 
 def _identity(namespace: Path) -> tuple[int, int] | None:
-    """What tells one namespace from another; None: there is none (any more)."""
+    """The identity of a namespace; None if there is none at that path."""
     try:
         found = namespace.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""Ending processes that are surely ours: found by where they are, told by id, one at a time."""
+"""Ends processes of a lab: finds them by their place, and signals them one by one by id."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Belongs = Callable[[int], bool]
 
 
 def marked(prefix: str, argv: Sequence[str]) -> list[str]:
-    """The words that run `argv` so that it, and what it starts, can be known as a lab's."""
+    """The command line that runs `argv` and marks it and its children as a lab's."""
     return ["env", f"{_MARK}={prefix}", *argv]
 
 
 def is_marked(prefix: str) -> Belongs:
-    """Whether a process was started by a lab of that prefix, as far as we may look."""
+    """A test whether a lab of that prefix started a process, where we may read its environment."""
     return partial(_has_mark, f"{_MARK}={prefix}".encode())
 
 
@@ -38,16 +38,16 @@ def _has_mark(mark: bytes, pid: int) -> bool:
 
 
 def members(belongs: Belongs) -> set[int]:
-    """The ids of the live processes for which `belongs` is true; never our own."""
+    """The ids of the live processes for which `belongs` is true, without our own."""
     ids = {int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()}
     return {pid for pid in ids - {os.getpid()} if belongs(pid) and not _is_zombie(pid)}
 
 
 async def end_processes(belongs: Belongs, *, grace_seconds: float = 3.0) -> int:
-    """Tell the processes for which `belongs` is true to stop, then kill those that do not.
+    """Ask the processes for which `belongs` is true to stop, then kill the remaining ones.
 
-    Processes that turn up meanwhile are included. Returns how many there were, when they are gone
-    or, whatever they do, after grace_seconds + 3 seconds.
+    Processes that appear meanwhile are included. Returns their number when they have ended, or at
+    the latest after grace_seconds + 3 seconds.
     """
     found: set[int] = set()
     for number, seconds in ((signal.SIGTERM, grace_seconds), (signal.SIGKILL, _KILL_SECONDS)):
@@ -61,14 +61,14 @@ async def _signal_until_gone(belongs: Belongs, number: signal.Signals, found: se
     told: set[int] = set()
     while here := members(belongs):
         found |= here
-        for pid in here - told:  # once: many take a second SIGTERM for "now, at any price"
+        for pid in here - told:  # once: for many programs a second SIGTERM means "at once"
             _signal(pid, belongs, number)
         told |= here
         await trio.sleep(_POLL_SECONDS)
 
 
 def _signal(pid: int, belongs: Belongs, number: signal.Signals) -> None:
-    """Signal it if it still is what it was: the id may have gone to another process meanwhile."""
+    """Signal a process if it still belongs: another process may have its id by now."""
     with suppress(OSError):
         descriptor = os.pidfd_open(pid)
         try:
@@ -79,7 +79,7 @@ def _signal(pid: int, belongs: Belongs, number: signal.Signals) -> None:
 
 
 def _is_zombie(pid: int) -> bool:
-    """Whether it has ended and only waits to be asked for its exit code."""
+    """Whether it has ended and waits only for its exit code to be read."""
     try:
         _, _, after_name = (_PROC / str(pid) / "stat").read_text().rpartition(")")
     except OSError:

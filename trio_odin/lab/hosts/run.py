@@ -1,4 +1,4 @@
-"""Short programs of the system (ip, nsenter), each with a deadline; how they ended is a value."""
+"""Runs short system programs (ip, nsenter) with a deadline; their outcome is a value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NOT_FOUND = 127
 
 @attrs.frozen
 class Finished:
-    """How a program ended. `complaint` says why: the first line of its standard error."""
+    """The outcome of a program. `complaint` is the first line of its standard error."""
 
     code: int
     output: str = ""
@@ -22,15 +22,15 @@ class Finished:
 
     @property
     def is_fine(self) -> bool:
-        """Whether it did what it was told."""
+        """Whether it succeeded."""
         return self.code == 0
 
 
 async def run(argv: Sequence[str]) -> Finished:
-    """Run a program to its end, for 10 seconds at most.
+    """Run a program to its end, for at most 10 seconds.
 
-    It has a session of its own: a Ctrl-C in the terminal is for us, and must not end an `ip` in the
-    middle of tearing down. A program that is missing or too slow is a `Finished` as well.
+    It has its own session: a Ctrl-C in the terminal reaches us only, and must not end an `ip`
+    during the teardown. A program that is missing or too slow also gives a `Finished`.
     Cancelling ends the program.
     """
     with trio.move_on_after(_DEADLINE_SECONDS):

@@ -1,4 +1,4 @@
-"""Tearing down to the end: whatever cancels us meanwhile, and however often Ctrl-C is pressed."""
+"""Completes a teardown despite cancellation and any number of Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from trio_odin.lab.hosts.hosts import HostsUnavailable
 
 @trio.lowlevel.enable_ki_protection
 async def to_the_end(work: Callable[[], Awaitable[object]], seconds: float) -> None:
-    """Run `work` for `seconds` at most; a cancellation or a Ctrl-C takes effect when it is done.
+    """Run `work` for at most `seconds`; a cancellation or a Ctrl-C takes effect after it.
 
-    trio raises KeyboardInterrupt in the main task, also behind a shield. So the work has a task of
-    its own, and the main task, if that is where we are, waits for it.
+    trio raises KeyboardInterrupt in the main task, even inside a shield. So the work has its own
+    task, and the main task, if it is the caller, waits for it.
 
     Raises:
-        HostsUnavailable: it was not done in time; it has been cancelled.
+        HostsUnavailable: the work was not done in time and was cancelled.
     """
     failures: list[Exception] = []
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_shielded, work, seconds, failures)
     except BaseExceptionGroup as interrupt:
-        # The task raises nothing: what is in the group is what was raised in us, alone.
+        # The task raises nothing, so the group contains only the exception raised here.
         raise interrupt.exceptions[0] from None
     if failures:
         raise failures[0]
 
 
-# On its own: a task does not inherit it.
+# Explicitly, as a task does not inherit the protection.
 @trio.lowlevel.enable_ki_protection
 async def _shielded(
     work: Callable[[], Awaitable[object]], seconds: float, failures: list[Exception]

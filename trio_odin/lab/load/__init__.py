@@ -3,8 +3,8 @@
     LoadPlan ──► run_load ──► LoadResult ──► criteria ──► checks
                     │ a sample a second
                     ├── fleets      the clients
-                    ├── /metrics    what the server says of itself
-                    └── publisher   started and stopped, if it is ours to tell
+                    ├── /metrics    the server's own figures
+                    └── publisher   started and stopped, if the plan names it
 
 Architecture invariant: no server code is imported here, so a load cannot cheat.
 """

@@ -1,4 +1,4 @@
-"""The processes of clients that a load takes."""
+"""The client processes of a load."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _IN_FLIGHT = 200
 
 
 async def fleet_plans(plan: LoadPlan) -> list[FleetPlan]:
-    """A plan for each process of clients.
+    """A plan for each client process.
 
     Raises:
-        LoadImpossible: there are not ports enough, or the server has no address.
+        LoadImpossible: there are too few ports, or the server has no address.
     """
     parts = urlsplit(plan.url)
     is_tls = parts.scheme == "wss"

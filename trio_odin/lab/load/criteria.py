@@ -1,4 +1,4 @@
-"""What a load must hold to have passed. Pure."""
+"""The criteria that a load must meet to pass. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from trio_odin.lab.load.result import LoadResult
 
 @attrs.frozen(kw_only=True)
 class Check:
-    """One criterion and what was measured.
+    """One criterion and the measured figure.
 
     Args:
-        is_met: also where nothing could be measured and that is excused.
-        is_known: it could be measured.
-        source: whose it is, "plan" or "ours".
+        is_met: the criterion is met, or the figure is unknown and that is excused.
+        is_known: the figure could be measured.
+        source: origin of the criterion, "plan" or "ours".
     """
 
     what: str
@@ -29,7 +29,7 @@ class Check:
 
 
 def tally(checks: Sequence[Check], noun: str = "") -> str:
-    """How many were met; what is excused counts for nothing: "16 of 16 criteria, 1 not known"."""
+    """How many were met, without the excused ones: "16 of 16 criteria, 1 not known"."""
     excused = sum(check.is_met and not check.is_known for check in checks)
     met = sum(check.is_met for check in checks) - excused
     told = f"{met} of {len(checks) - excused} {noun}".rstrip()
@@ -38,7 +38,7 @@ def tally(checks: Sequence[Check], noun: str = "") -> str:
 
 @attrs.frozen
 class Figure:
-    """A figure that can be asked for. `show` writes it for people."""
+    """A figure that a criterion can bound. `show` writes it for people."""
 
     title: str
     of: Callable[[LoadResult], float | None]
@@ -71,9 +71,9 @@ def _hundredth(percent: float | None) -> float | None:
 
 
 def _growth(result: LoadResult) -> float | None:
-    """Percent over the second half of the hold, from its first to its last fifth, by their means.
+    """Growth in percent over the second half of the hold, from its first to its last fifth.
 
-    The first half does not count: buffers fill that are to be full.
+    The figures are means. The first half does not count, as buffers fill up in it by design.
     """
     held = [s.server_mib for s in result.series if s.phase == "hold" and s.server_mib is not None]
     tenth = len(held) // 10
@@ -85,9 +85,9 @@ def _growth(result: LoadResult) -> float | None:
 
 
 def _drift(result: LoadResult) -> float | None:
-    """The p99 latency of the hold's last third by that of its first, each the median of seconds.
+    """The p99 latency of the hold's last third divided by that of its first third.
 
-    A queue that grows without end shows here, however small it is as yet.
+    Each is the median of its seconds. It shows a queue that grows without end, however small it is.
     """
     held = [s.p99_ms for s in result.series if s.phase == "hold"]
     third = len(held) // 3
@@ -96,13 +96,13 @@ def _drift(result: LoadResult) -> float | None:
 
 
 def _held(result: LoadResult) -> float | None:
-    """The share of the connections that were there in the last second with events."""
+    """The share of the connections that were present in the last second with events."""
     held = [s.connections for s in result.series if s.phase in {"hold", "after"}]
     return held[-1] / result.connections if held else None
 
 
 def _pace(result: LoadResult) -> float | None:
-    """A publisher that is too slow makes every load a light one."""
+    """Published events by planned events: a publisher that is too slow makes every load light."""
     planned = (result.rate or 0.0) * result.hold_seconds
     return result.published / planned if result.published is not None and planned else None
 
@@ -157,8 +157,8 @@ class Criterion:
     Args:
         figure: a key of `FIGURES`.
         bound: in the figure's unit.
-        is_least: it is a lower bound, not an upper one.
-        is_excused: met where the figure is unknown, as of a server that does not tell.
+        is_least: a lower bound, not an upper one.
+        is_excused: met if the figure is unknown, as of a server that does not report it.
         source: "plan" or "ours".
     """
 
@@ -169,7 +169,7 @@ class Criterion:
     source: str = "ours"
 
     def check(self, result: LoadResult) -> Check:
-        """Compare it with what was measured."""
+        """Compare the bound with the measured figure."""
         figure = FIGURES[self.figure]
         value = figure.of(result)
         relation = "at least" if self.is_least else "at most"
@@ -211,5 +211,5 @@ INTEGRITY = (
 
 
 def checks(result: LoadResult, criteria: Iterable[Criterion]) -> list[Check]:
-    """Compare all of them."""
+    """Check all criteria."""
     return [criterion.check(result) for criterion in criteria]

@@ -1,4 +1,4 @@
-"""The events of a load: how often each was delivered, and whether that is all there is. Pure."""
+"""The events of a load: the number of deliveries of each, and their completeness. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trio_odin.lab.fleet.books import Deliveries
 
 
 class Completeness(NamedTuple):
-    """Of some events: what was due to the subscribers that count, and what came of it."""
+    """The deliveries of some events to counted subscribers: those due, and those that came."""
 
     publications: int
     expected: int
@@ -19,7 +19,7 @@ class Completeness(NamedTuple):
 
 
 class Events:
-    """The events that somebody received, by channel and number."""
+    """The events that a subscriber received, by channel and number."""
 
     def __init__(self) -> None:
         self._times: Counter[tuple[str, int]] = Counter()
@@ -30,11 +30,11 @@ class Events:
 
     @property
     def channels(self) -> set[str]:
-        """Those on which something came."""
+        """The channels with a received event."""
         return {channel for channel, _ in self._due_ns}
 
     def take(self, deliveries: Iterable[Deliveries]) -> None:
-        """Count what a fleet received."""
+        """Count the deliveries to a fleet."""
         for entry in deliveries:
             key = (entry.channel, entry.number)
             self._times[key] += entry.times
@@ -46,12 +46,12 @@ class Events:
         windows: Sequence[tuple[int, int]],
         published: Collection[tuple[str, int]] | None,
     ) -> Completeness:
-        """Whether everything came.
+        """Compare the deliveries that came with those that were due.
 
         Args:
-            subscribers: how many of each channel count.
-            windows: of due times, between which each event should have reached all of them.
-            published: the events that should, where they are known, in place of the windows.
+            subscribers: counted subscribers of each channel.
+            windows: ranges of due times whose events should have reached all subscribers.
+            published: the events that should have, if known, in place of the windows.
         """
         if published is None:
             due = self._due_ns.items()

@@ -1,4 +1,4 @@
-"""The HTTP pages of the server and of the publisher, asked for from outside."""
+"""The HTTP pages of the server and of the publisher, fetched from outside."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ import trio
 
 _PAGE_SECONDS = 5.0
 _PAGE_MAX_BYTES = 4 * 1024 * 1024
-# Like the clients, without the proxies of the environment.
+# Without the proxies of the environment, as the clients.
 _open = build_opener(ProxyHandler({})).open
 _SAMPLE_LINE = re.compile(r"([a-zA-Z_:][\w:]*)(\{.*\})?[ \t]+(\S+)")
 
 
 @attrs.frozen
 class Page:
-    """An answer, whatever its status."""
+    """An HTTP answer of any status."""
 
     status: int
     body: bytes
 
 
 async def get(url: str) -> Page | None:
-    """Ask for a page; None if there is no whole answer within 5 s.
+    """Fetch a page; None if there is no complete answer within 5 s.
 
-    Cancellation: returns at once; a thread that is still waiting is left to its own deadline.
+    Cancellation: returns at once; a thread that still waits ends at its own deadline.
     """
     return await _answer(Request(url))  # noqa: S310 - checked by LoadPlan
 
 
 async def post(url: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Send a JSON object; the JSON object that answers, None if there is none within 5 s."""
+    """Send a JSON object; returns the JSON object of the answer, None without one within 5 s."""
     request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310
     return _object(await _answer(request))
 
 
 async def get_object(url: str) -> dict[str, Any] | None:
-    """Ask for a page that is a JSON object."""
+    """Fetch a page that is a JSON object."""
     return _object(await get(url))
 
 
@@ -58,7 +58,7 @@ def _object(page: Page | None) -> dict[str, Any] | None:
 
 
 async def _answer(request: Request) -> Page | None:
-    # The thread's own deadline is for each read; this one is for a server that trickles, too.
+    # The thread's deadline is for each read; this one also covers a server that trickles.
     with trio.move_on_after(_PAGE_SECONDS):
         return await trio.to_thread.run_sync(partial(_ask, request), abandon_on_cancel=True)
     return None
@@ -68,7 +68,7 @@ def _ask(request: Request) -> Page | None:
     with suppress(OSError, HTTPException, ValueError):
         try:
             answer: addinfourl = _open(request, timeout=_PAGE_SECONDS)
-        except HTTPError as error:  # an answer all the same, such as a 503 of /health
+        except HTTPError as error:  # also an answer, for instance a 503 of /health
             answer = error
         with answer:
             body = answer.read(_PAGE_MAX_BYTES)
@@ -86,7 +86,7 @@ def parse_metrics(text: str) -> dict[str, float]:
 
 
 def labelled(text: str, name: str) -> dict[str, float]:
-    """The values of one metric of Prometheus' text format by their labels, as they are written."""
+    """The values of one metric of Prometheus' text format, by their labels as written."""
     return {labels: value for of, labels, value in _samples(text) if of == name and labels}
 
 

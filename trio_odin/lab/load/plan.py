@@ -1,4 +1,4 @@
-"""What a load is to do."""
+"""The plan of a load."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ CHURNING_SHARE = 0.2
 
 @attrs.frozen(kw_only=True)
 class LoadPlan:
-    """What to do, in this order; what takes 0 seconds is left out.
+    """The phases of a load, in this order; a phase of 0 seconds is left out.
 
     Args:
         url: of the server, ws:// or wss://.
-        connections: how many, 1 or more.
-        workload: what each of them subscribes to.
-        ramp_per_second: connects a second; 0 goes as fast as it can, 200 handshakes at a time.
-        idle_seconds: then nothing is published, and the server's cost of that is measured.
-        hold_seconds: then events are received, and checked.
-        is_cut: then all are cut at once, come back, and events go on for `after_seconds`.
-        reconnects: connections that are lost come back, each within a second at random.
-        churn_per_second: so many connections are replaced in order while events are received; a
+        connections: number of connections, 1 or more.
+        workload: subscriptions of each connection.
+        ramp_per_second: connects a second; 0: as fast as possible, 200 handshakes at a time.
+        idle_seconds: time without events, in which the server's idle cost is measured.
+        hold_seconds: time in which events are received and checked.
+        is_cut: after the hold all connections are cut at once and come back, and events continue
+            for `after_seconds`.
+        reconnects: lost connections come back, each after a random part of a second.
+        churn_per_second: connections replaced in order each second while events are received; a
             fifth of all take part.
-        rate: events a second that the publisher is told.
-        publisher_url: of its control; None: somebody else sees to it.
-        processes: of clients, at least.
-        dialect: that the server speaks, a key of `DIALECTS`.
+        rate: events a second requested from the publisher.
+        publisher_url: of its control; None: somebody else controls the publisher.
+        processes: least number of client processes.
+        dialect: protocol of the server, a key of `DIALECTS`.
         kind: of the events, a key of `KINDS`.
-        is_sampled: a sample is taken each second; False: while nothing or events are published
-            there is one at the end only, as a sample disturbs who publishes from this process.
+        is_sampled: take a sample each second. False: one sample at the end of the idle time and of
+            the hold, as sampling disturbs a publisher in this process.
         health_url: the server's /health, with /metrics beside it; None: its figures stay unknown.
     """
 
@@ -64,7 +65,7 @@ class LoadPlan:
 
     @property
     def metrics_url(self) -> str | None:
-        """Beside /health."""
+        """The URL of /metrics, beside /health."""
         if self.health_url is None:
             return None
         parts = urlsplit(self.health_url)
@@ -73,19 +74,19 @@ class LoadPlan:
 
     @property
     def churners(self) -> int:
-        """How many connections are replaced now and then."""
+        """The number of connections that take part in the churn."""
         return max(1, int(self.connections * CHURNING_SHARE)) if self.churn_per_second else 0
 
     @property
     def reconnect_seconds(self) -> float:
-        """For the fleets."""
+        """The longest wait before a reconnect, for the fleets."""
         return RECONNECT_SECONDS if self.reconnects or self.is_cut else 0.0
 
     def check(self) -> None:
-        """Refuse a plan that cannot be carried out by any machine.
+        """Refuse a plan that no machine can carry out.
 
         Raises:
-            LoadImpossible: says which number or name is wrong, and what is allowed.
+            LoadImpossible: the message names the wrong value and says what is allowed.
         """
         for sentence in (*self._wrong_names(), *self._wrong_numbers()):
             raise LoadImpossible(sentence)
@@ -135,12 +136,12 @@ def is_address(url: str, schemes: Set[str]) -> bool:
     try:
         parts = urlsplit(url)
         return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # no such port, or brackets around what is no IPv6 address
+    except ValueError:  # an impossible port, or brackets around something other than IPv6
         return False
 
 
 def health_beside(url: str) -> str:
-    """The health page of the server of a WebSocket; whether `url` is one, `LoadPlan` checks."""
+    """The health page of a WebSocket's server; `LoadPlan` checks whether `url` is a WebSocket."""
     scheme, _, rest = url.partition("://")
     host = re.split("[/?#]", rest, maxsplit=1)[0]
     return f"{'https' if scheme == 'wss' else 'http'}://{host}/health"

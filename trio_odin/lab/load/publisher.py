@@ -1,4 +1,4 @@
-"""The publisher, told from outside when to publish, as anybody could: POST /control, GET /stats."""
+"""Controls the publisher from outside, as anybody could: POST /control, GET /stats."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _STOP_SECONDS = 10.0
 
 
 class PublisherControl:
-    """Starts and stops the publisher of a plan; does nothing where there is none.
+    """Starts and stops the publisher of a plan; does nothing if the plan has none.
 
     Attributes:
-        published: events by its own count, once it was stopped.
-        events: which these were, by channel and number; None: it does not say.
+        published: the publisher's own count of events, once it has been stopped.
+        events: these events by channel and number; None if it does not list them.
     """
 
     events: Collection[tuple[str, int]] | None = None
@@ -34,11 +34,11 @@ class PublisherControl:
 
     @property
     def is_ours(self) -> bool:
-        """Whether there is one to tell."""
+        """Whether there is a publisher to control."""
         return bool(self._url)
 
     async def prepare(self) -> None:
-        """Have it publish nothing.
+        """Stop the publisher before the load.
 
         Raises:
             LoadImpossible: it does not answer.
@@ -47,10 +47,10 @@ class PublisherControl:
             await self._command("stop")
 
     async def start(self) -> None:
-        """Have it publish.
+        """Start the publisher.
 
         Raises:
-            LoadImpossible: it does not, and says why.
+            LoadImpossible: it refuses; the message gives its reason.
         """
         if self._url:
             self._is_running = True
@@ -60,7 +60,7 @@ class PublisherControl:
             await self._command("start", **options)
 
     async def stop(self) -> None:
-        """Stop it if it was started, and note how much it has published. Returns within 10 s.
+        """Stop the publisher if it was started, and note its count of events. Returns within 10 s.
 
         Cancellation: it may still be publishing; the next call stops it.
         """

@@ -1,4 +1,4 @@
-"""What a load found, for people."""
+"""The result of a load, for people."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNKNOWN = "unknown"
 
 
 def render(result: LoadResult, checks: Sequence[Check], console: Console) -> None:
-    """Print the figures, and then the criteria that were not met."""
+    """Print the figures, then the criteria that were not met."""
     table = Table(title=f"load on {result.url}", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
@@ -33,7 +33,7 @@ def render(result: LoadResult, checks: Sequence[Check], console: Console) -> Non
 
 
 def advice(result: LoadResult) -> Iterator[str]:
-    """What the user may want to change, for the next time to tell more."""
+    """Changes to the command that would give more figures next time."""
     if not result.received:
         yield (
             "no event came: somebody has to publish on these channels, such as `trio-odin publish` "
@@ -47,7 +47,7 @@ def advice(result: LoadResult) -> Iterator[str]:
 
 
 def verdict(result: LoadResult, checks: Sequence[Check]) -> str:
-    """One line."""
+    """One line with the verdict."""
     if result.interrupted:
         return "interrupted: these are the figures so far"
     passed = all(check.is_met for check in checks)
@@ -55,7 +55,7 @@ def verdict(result: LoadResult, checks: Sequence[Check]) -> str:
 
 
 def rows(result: LoadResult) -> Iterator[tuple[str, str]]:
-    """The figures, a name and a value each."""
+    """The figures, each a name and a value."""
     yield from _connection_rows(result)
     yield from _delivery_rows(result)
     yield from _server_rows(result)

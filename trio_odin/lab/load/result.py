@@ -1,4 +1,4 @@
-"""What a load found, as data. Units are in the names; a server's figure that is unknown is None."""
+"""The result of a load, as data. Units are in the names; an unknown figure is None."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Sample:
         connections: subscribed connections, as the clients count them.
         received_per_second: envelopes.
         p50_ms, p99_ms, max_ms: latency; None if nothing was received.
-        server_cores: CPU of the server since the sample before, by time.
-        server_percent: the same as the server itself says, of its own limit.
+        server_cores: CPU of the server since the previous sample, by time.
+        server_percent: the same by the server's own report, in percent of its limit.
         server_mib: resident memory of the server.
         client_cores: CPU of all clients.
     """
@@ -41,12 +41,12 @@ class Sample:
 
 @attrs.frozen
 class Progress:
-    """A glance at a running load.
+    """The progress of a running load.
 
     Args:
         sample: the newest.
-        wanted: how many connections are asked for.
-        seconds_left: of this phase, None where nobody can know.
+        wanted: number of planned connections.
+        seconds_left: of this phase; None if unknown.
     """
 
     sample: Sample
@@ -54,7 +54,7 @@ class Progress:
     seconds_left: float | None = None
 
     def line(self) -> str:
-        """One line for people; it fits a terminal of 80 columns."""
+        """One line for people, at most 80 columns."""
         now = self.sample
         parts = [f"{now.phase}: {now.connections:,} of {self.wanted:,}"]
         if now.received_per_second:
@@ -70,23 +70,23 @@ class Progress:
 
 @attrs.frozen(kw_only=True)
 class ServerFigures:
-    """What the server's own pages said, or its processes.
+    """Figures from the server's own pages, or from its processes.
 
     Args:
         connect_us: CPU of one connect and subscription.
-        idle_cores: CPU while nothing was published but all were connected.
+        idle_cores: CPU while all were connected and nothing was published.
         cores: CPU during the hold, by time.
-        percent: mean of what it says itself during the hold, in percent of its limit.
-        percent_max: the highest of these.
-        delivery_us: CPU of the hold by its deliveries; `delivery_user_us` is the part that was not
-            the kernel's, where the processes themselves were looked at.
-        others_cores: CPU of the machine in the hold that neither the load nor the server used,
-            where they share it.
+        percent: mean of the server's own report during the hold, in percent of its limit.
+        percent_max: the highest of these reports.
+        delivery_us: CPU of the hold by its deliveries; `delivery_user_us` is the part outside the
+            kernel, known only if the processes themselves were observed.
+        others_cores: CPU of the machine in the hold that neither the load nor the server used, if
+            they share a machine.
         base_mib, connected_mib, held_mib: resident memory before the connects, after the
             subscriptions, and at the end of the hold.
-        connection_kib: what a connection added to it, at the end of the hold.
-        rejected: connections it refused during the load.
-        imbalance: publications and deliveries that its ledger does not account for.
+        connection_kib: memory that a connection added, at the end of the hold.
+        rejected: connections that the server refused during the load.
+        imbalance: publications and deliveries that its counters do not account for.
         received_from_nats: messages during the hold.
     """
 
@@ -109,13 +109,13 @@ class ServerFigures:
 
 @attrs.frozen(kw_only=True)
 class Reconnects:
-    """How connections came back.
+    """The return of lost connections.
 
     Args:
-        lost: connections that were cut, by us on purpose or by the server.
-        back: of these, those that were connected and subscribed again.
+        lost: connections that were cut by the load or by the server.
+        back: number of these that were connected and subscribed again.
         seconds: from the first loss to the last return.
-        ms: from a connection's own loss to its own acknowledged subscription.
+        ms: from the loss of a connection to its acknowledged subscription.
     """
 
     lost: int
@@ -126,45 +126,46 @@ class Reconnects:
 
 @attrs.frozen(kw_only=True)
 class LoadResult:
-    """What a load found.
+    """The result of a load.
 
     Args:
         url: of the server.
         date: of the first connect, ISO 8601 with milliseconds.
-        connections: how many were asked for.
-        rate: events a second that the publisher was told, None if it was not ours to tell.
-        hold_seconds: how long the hold really was.
-        arrival_seconds: from its start until the last event had come.
+        connections: number of planned connections.
+        rate: events a second requested from the publisher, None if the load did not control it.
+        hold_seconds: actual length of the hold.
+        arrival_seconds: from the start of the hold until the last event had come.
         interrupted: the user ended it early.
         connected: connections whose handshake succeeded and whose subscription to all their
             channels was acknowledged.
-        rejections: how many were refused before the upgrade, by HTTP status ("503").
-        failures: how many did not come about otherwise, by reason.
-        connect_seconds: until the last of them was subscribed.
-        connect_ms: of one, from its connect to its acknowledgement.
+        rejections: connections refused before the upgrade, by HTTP status ("503").
+        failures: connections that failed in another way, by reason.
+        connect_seconds: time until the last of them was subscribed.
+        connect_ms: time of a connection from its connect to its acknowledgement.
         disconnects: connections that ended before the load closed them, by code and reason
             ("1001 server is draining"); 1006 is an end without a close frame.
         closed_cleanly: connections that answered our close.
-        churned: connections that were closed and replaced on purpose, of `churn_per_second`.
-        received: envelopes in all.
+        churned: connections that were closed and replaced on purpose, by `churn_per_second`.
+        received: all received envelopes.
         silent: connections that received nothing.
-        quiet_channels: channels with a subscriber of which nothing came, of `channels`.
-        gaps: numbers that are missing from the connections' `seq`.
-        repeated: envelopes that came again, or behind a later one.
+        quiet_channels: channels of `channels` with a subscriber, but without a received event.
+        gaps: numbers missing from the connections' `seq`.
+        repeated: envelopes that came again, or after a later one.
         foreign: envelopes of a channel that the connection did not subscribe to.
-        unreadable: frames that are no message of a known form.
+        unreadable: frames that are not a message of a known form.
         error_replies: errors that the server sent.
-        frames_per_read: events by reads from sockets in the hold; above 1 where the server joins.
-        publications: events within the window of the hold that somebody received; all of the hold
-            where the publisher says which there were.
+        frames_per_read: events by reads from sockets in the hold; above 1 if the server joins
+            frames.
+        publications: received events within the window of the hold; all events of the hold if the
+            publisher lists them.
         published: events during the hold by the publisher's own count, if it was asked.
-        unseen: of these, events of channels with a subscriber that reached nobody.
+        unseen: number of these, on channels with a subscriber, that reached nobody.
         expected, delivered, lost: deliveries of the publications to the connections that are not
             replaced on purpose.
-        latency: from the moment for which the publisher planned an event to its receipt, so
-            nothing that is late can hide (no coordinated omission). What came after the end of
-            the hold is in it, unless all were cut then.
-        health: of the server before the first connect and before the last close, in its own word.
+        latency: from the planned moment of an event to its receipt, so lateness cannot hide (no
+            coordinated omission). Events after the end of the hold are included, unless all
+            connections were cut then.
+        health: the server's own report before the first connect and before the last close.
         client_cores, busiest_client_cores: CPU of all clients, and of the busiest process.
     """
 
@@ -213,9 +214,9 @@ class LoadResult:
 
     @property
     def success(self) -> float:
-        """The share of the connections that came about."""
+        """The share of the connections that succeeded."""
         return self.connected / self.connections
 
     def as_json(self) -> bytes:
-        """Indented, with the names of the attributes."""
+        """Indented JSON with the names of the attributes."""
         return msgspec.json.format(msgspec.json.encode(self), indent=1)

@@ -1,8 +1,8 @@
-"""A load from its first connect to its last close.
+"""Runs a load, from its first connect to its last close.
 
 run_load()
 ├── fleets        the clients, a process for each 18,000 or more of them
-├── signals       the first SIGINT or SIGTERM ends the load in order, the second one at once
+├── signals       the first SIGINT or SIGTERM ends the load in order, the second at once
 └── (this task)   connecting → idle → hold → reconnecting → closing, a sample each second
 """
 
@@ -33,33 +33,35 @@ from trio_odin.lab.machine import this_machine
 _TICK_SECONDS = 1.0
 _SHORT_TICK_SECONDS = 0.25
 _SETTLE_SECONDS = 1.0
-# Longer than any pause before another attempt to connect: nobody more will come.
+# Longer than any pause before another attempt to connect: no further client will come.
 _STALLED_SECONDS = 60.0
 _RETURN_SECONDS = 120.0
 _CLOSE_SECONDS = 15.0
 _ARRIVAL_SECONDS = 15.0
 _QUIET_SECONDS = 2.0
-# An event near an end of the hold may have come before all were there, or still be on its way.
+# An event near the start of the hold may have come before some clients, one near the end may
+# still be on its way.
 _MARGIN_NS = 1_000_000_000
 _MARGIN_SHARE = 4
 
 
 class LoadAbandoned(Exception):
-    """Somebody wanted the load to end at once. The message is one sentence."""
+    """The user ended the load at once. The message is one sentence."""
 
 
 class NobodyConnected(LoadImpossible):
-    """There was not a single connection. The message says why."""
+    """There was not a single connection. The message gives the reason."""
 
 
 async def run_load(plan: LoadPlan, progress: Callable[[Progress], None]) -> LoadResult:
-    """Carry out `plan`. Belongs into the main thread, which is where signals come.
+    """Carry out `plan`. Call it in the main thread, which receives the signals.
 
     The first SIGINT or SIGTERM ends it in order: the publisher is stopped, connections are closed,
-    and the result says that it was interrupted. The second one ends it at once.
+    and the result is marked as interrupted. The second one ends it at once.
 
     Raises:
-        LoadImpossible: it cannot be started from here; says what would do. Also in a group.
+        LoadImpossible: it cannot be started from here; the message gives a remedy. Also in a
+            group.
         LoadAbandoned: it was interrupted twice.
 
     Cancellation: as that of `Load.run`.
@@ -95,10 +97,10 @@ async def loading(
     server: Server,
     publisher: PublisherControl,
 ) -> AsyncIterator[Load]:
-    """A load that can be run once, with its processes of clients, which end with the block.
+    """A load that can be run once, with its client processes, which end with the block.
 
     Raises:
-        LoadImpossible: it cannot be started from here; says what would do.
+        LoadImpossible: it cannot be started from here; the message gives a remedy.
     """
     plan.check()
     async with fleets(await fleet_plans(plan)) as crowd:
@@ -106,14 +108,14 @@ async def loading(
 
 
 class _Interrupted(Exception):
-    """Comes out of a pause: the phases are to end."""
+    """Raised in a pause: the phases must end."""
 
 
 class Load:
     """One run. Everything that waits has a deadline.
 
-    A fleet that was asked has to be heard, or its next answer would be taken for another one's. So
-    neither an interruption nor a deadline cuts a question short: they end pauses.
+    Each answer of a fleet must be read, or it would be taken for the answer to the next question.
+    So neither an interruption nor a deadline cuts a question short: they end pauses.
     """
 
     def __init__(
@@ -132,7 +134,7 @@ class Load:
         self._interrupted = trio.Event()
         self._was_cut_short = False
         self._subscribers: dict[str, int] = {}
-        # What all seconds add up to, and those of the hold, but for events and latencies.
+        # The sums over all seconds, and over those of the hold, without events and latencies.
         self._total, self._held = Collected(), Collected()
         self._latencies: Counter[int] = Counter()
         self._events = Events()
@@ -146,18 +148,18 @@ class Load:
         self._ends_at: float | None = None
 
     def interrupt(self) -> None:
-        """End it in order, with the figures so far."""
+        """End the load in order, with the figures so far."""
         self._interrupted.set()
 
     async def run(self) -> LoadResult:
-        """All phases. Whatever happens, nothing is published any more afterwards.
+        """Run all phases. Nothing is published afterwards, whatever happens.
 
         Raises:
-            NobodyConnected: says why.
-            LoadImpossible: the publisher, or a process of clients, does not do what it should.
+            NobodyConnected: there was no connection; the message gives the reason.
+            LoadImpossible: the publisher or a client process fails.
 
         Cancellation: the publisher is stopped, which may take 10 s, and connections are not closed
-        in order. So it is with every exception.
+        in order. The same applies to every exception.
         """
         self._health = [await self._server.health()]
         self._pages.before = await self._ask()
@@ -191,7 +193,7 @@ class Load:
         patience = _STALLED_SECONDS + (1 / ramp if ramp else 0.0)
         at = await self._crowd.begin("connect")
         least, fell_at = at.pending, time.monotonic()
-        pause = _SHORT_TICK_SECONDS  # a few connections are there at once
+        pause = _SHORT_TICK_SECONDS  # a few connections are made at once
         while at.pending and time.monotonic() - fell_at < patience:
             await self._tick("connecting", seconds=pause)
             pause = _TICK_SECONDS
@@ -205,7 +207,7 @@ class Load:
                 f"nobody could connect to {self._plan.url}: "
                 f"{_listed(connects.rejections | connects.failures)}"
             )
-        await self._tick("connecting", seconds=_SETTLE_SECONDS)  # the server has to tidy up
+        await self._tick("connecting", seconds=_SETTLE_SECONDS)  # time for the server to clean up
         self._pages.connected = self._pages.end
 
     async def _idle(self) -> None:
@@ -223,7 +225,7 @@ class Load:
         await self._window("hold", self._plan.hold_seconds)
 
     async def _window(self, phase: str, seconds: float) -> None:
-        """Receive; the events of this time have to be complete."""
+        """Receive events for `seconds`; the events of this time must be complete."""
         first = time.time_ns()
         try:
             await self._phase(phase, seconds)
@@ -243,9 +245,9 @@ class Load:
         await self._window("after", self._plan.after_seconds)
 
     async def _arrivals(self) -> None:
-        """Wait for what is still on its way: until all has come, or nothing more comes.
+        """Wait for events on their way, until all have come or no more come.
 
-        Where somebody else publishes there is always more: then for a moment only.
+        If somebody else publishes, there are always more: then it waits only for a moment.
         """
         if not self._windows:
             return
@@ -262,7 +264,7 @@ class Load:
         await self._look("closing")
 
     def _has_all(self, received: int) -> bool:
-        """Whether as much has come as is due, where that is known."""
+        """Whether all due events have come, as far as that is known."""
         events = self._publisher.events
         return events is not None and received >= sum(
             self._subscribers.get(channel, 0) for channel, _ in events
@@ -287,7 +289,7 @@ class Load:
             while (left := ends_at - time.monotonic()) > 0:
                 await self._tick(phase, seconds=min(pause, left))
         except _Interrupted:
-            await self._look(phase)  # for this belongs to it still
+            await self._look(phase)  # it still belongs to this phase
             raise
         finally:
             self._ends_at = None
@@ -295,10 +297,10 @@ class Load:
     # ---- samples
 
     async def _tick(self, phase: str, *, seconds: float | None = None) -> None:
-        """Wait and take a sample.
+        """Wait, then take a sample.
 
         Raises:
-            _Interrupted: the user wants it to end, at once if that was so before.
+            _Interrupted: the user ended the load; at once, if that was already so.
         """
         with trio.move_on_after(_TICK_SECONDS if seconds is None else seconds):
             await self._interrupted.wait()
@@ -384,14 +386,14 @@ class Load:
         )
 
     def _unseen(self) -> int | None:
-        """Events that somebody had subscribed to and nobody received, None if nobody can tell."""
+        """Events with a subscriber that reached nobody; None if unknown."""
         published = self._publisher.published
-        # While all are cut, events reach nobody, and that is as it has to be.
+        # While all are cut, events rightly reach nobody.
         if published is None or self._plan.is_cut:
             return None
         unwanted: float | None = 0.0
         if not all(self._subscribers.get(name) for name in self._plan.workload.channels):
-            # Of channels without a subscriber; only the server knows how many these were.
+            # Events of channels without a subscriber; only the server counts them.
             unwanted = self._pages.end.since(self._pages.published_from, UNMATCHED)
         return None if unwanted is None else max(0, published - int(unwanted) - len(self._events))
 

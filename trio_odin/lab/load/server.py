@@ -1,4 +1,4 @@
-"""What a server says of itself on its /metrics, sample by sample, and what that means."""
+"""A server's own figures on its /metrics, sample by sample, and their meaning."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trio_odin.lab.load.result import ServerFigures
 _MIB = 1024 * 1024
 CPU = "process_cpu_seconds_total"
 RSS = "process_resident_memory_bytes"
-# What no page says, and whoever started the server can find out.
+# Not on any page, but known to the program that started the server.
 USER_CPU = "user"
 OTHERS_CPU = "others"
 _PERCENT = "ws_cpu_usage_percent"
@@ -26,7 +26,7 @@ _FROM_NATS = "ws_nats_messages_received_total"
 
 @attrs.frozen
 class Statement:
-    """What is known at one moment; no figures where there was no page. `at`: monotonic seconds."""
+    """The figures at one moment; empty if there was no page. `at`: monotonic seconds."""
 
     at: float
     figures: Mapping[str, float]
@@ -39,11 +39,11 @@ class Statement:
 
     @property
     def percent(self) -> float | None:
-        """CPU as the server has it, in percent of its limit."""
+        """CPU by the server's own report, in percent of its limit."""
         return self.figures.get(_PERCENT)
 
     def since(self, earlier: Statement, name: str) -> float | None:
-        """How much the metric has grown, None if one of the two pages did not have it."""
+        """The growth of the metric; None if one of the two pages does not have it."""
         if name in self.figures and name in earlier.figures:
             return self.figures[name] - earlier.figures[name]
         return None
@@ -62,12 +62,12 @@ class Server:
         self._metrics_url = metrics_url
 
     async def health(self) -> str:
-        """What it says of itself: "healthy", "degraded", "unhealthy", or "unknown"."""
+        """The health that it reports: "healthy", "degraded", "unhealthy", or "unknown"."""
         found = None if self._health_url is None else await get_object(self._health_url)
         return str((found or {}).get("status", "unknown"))
 
     async def statement(self) -> Statement:
-        """Its figures now."""
+        """Its current figures."""
         page = None if self._metrics_url is None else await get(self._metrics_url)
         has_figures = page is not None and page.status == 200
         text = page.body.decode(errors="replace") if page is not None and has_figures else ""
@@ -79,12 +79,12 @@ _NOTHING = Statement(0.0, {})
 
 @attrs.define(kw_only=True)
 class Moments:
-    """What was known at the turning points of a load.
+    """The figures at the turning points of a load.
 
     Args:
         before: before the first connect.
-        connected: when the connects were over.
-        idle_from, idle_until: the ends of the time in which nothing was published.
+        connected: after the connects.
+        idle_from, idle_until: start and end of the time in which nothing was published.
         published_from: before the first event.
         hold: all of the hold, its ends included.
         end: the newest.
@@ -100,17 +100,17 @@ class Moments:
 
     @property
     def hold_seconds(self) -> float:
-        """How long the hold was; 0 if there was none."""
+        """The length of the hold; 0 if there was none."""
         return self.hold[-1].at - self.hold[0].at if self.hold else 0.0
 
 
 def server_figures(moments: Moments, connected: int, received: int) -> ServerFigures:
-    """What the pages say.
+    """Compute the figures of the server from its pages.
 
     Args:
         moments: the pages.
-        connected: connections that came about.
-        received: envelopes of the hold, should the server not count them.
+        connected: connections that succeeded.
+        received: envelopes of the hold, used if the server does not count them.
     """
     before, hold = moments.before, moments.hold or [_NOTHING]
     first, last = hold[0], hold[-1]

@@ -1,1 +1,1 @@
-"""What a demand costs: CPU, memory, machines and money, from measured costs. Pure arithmetic."""
+"""The cost of a demand: CPU, memory, machines and money, from measured costs. Pure arithmetic."""

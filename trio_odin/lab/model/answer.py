@@ -1,4 +1,4 @@
-"""What `trio-odin plan` found, for people: tables, and sentences to take along."""
+"""The answer of `trio-odin plan` for people: tables and sentences."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from trio_odin.lab.model.model import (
 )
 from trio_odin.lab.verdict import Prediction
 
-# The CPU of an event was measured with one payload, and holds for others of about that size.
+# The CPU of an event was measured with one payload, and applies to payloads of similar size.
 _PAYLOAD_FACTOR = 2
-# From here on nobody wants to know the fraction of a count.
+# Above it a count is shown without a fraction.
 _WHOLE = 100
 _Figure: TypeAlias = float | None
 _Row: TypeAlias = tuple[str, str, str, str]
 
 
 def render(quote: Quote, console: Console) -> None:
-    """Print the tables, and the sentences to take along."""
+    """Print the tables and the sentences."""
     console.print(demand_sentence(quote.demand))
     console.print(_table(quote))
     if quote.bill:
@@ -44,7 +44,7 @@ def render(quote: Quote, console: Console) -> None:
 
 
 def demand_sentence(demand: Demand) -> str:
-    """What is asked of the server, whatever it costs."""
+    """The demand on the server, in a sentence."""
     return (
         f"{_count(demand.users, 'user')}, {demand.home_share * 100:g} % on the home page with "
         f"{demand.home_tokens:,} of {_count(demand.tokens, 'token')}, the others with one each; "
@@ -57,7 +57,7 @@ def demand_sentence(demand: Demand) -> str:
 
 
 def sentences(quote: Quote) -> Iterator[str]:
-    """The answer in words, and what has to be known to use it."""
+    """The answer in words, with its limits."""
     yield _need(quote)
     if quote.is_possible:
         yield _limits(quote)
@@ -130,7 +130,7 @@ def _too_many_workers(quote: Quote) -> str:
 
 
 def _beyond(quote: Quote) -> Iterator[str]:
-    """What of the demand and the answer nobody has measured."""
+    """The parts of the demand and of the answer that were not measured."""
     costs, found = quote.answer.costs, quote.answer.forecast
     figures = [
         (max(found.connections, found.max_connections), costs.max_connections, "connection", ""),
@@ -172,13 +172,13 @@ def _left_out(quote: Quote) -> str:
 
 
 def _count(number: float, noun: str) -> str:
-    """1 user, 2 users, 1,000 users; a share of a thing counts as more than one."""
+    """1 user, 2 users, 1,000 users; a fraction takes the plural."""
     text = f"{number:,.0f}" if number >= _WHOLE else f"{number:,.3g}"
     return f"{text} {noun}" if text == "1" else f"{text} {noun}s"
 
 
 def _origin(costs: Costs) -> str:
-    """Where costs come from, and of when, if that does not say it."""
+    """The source of the costs, with the date if the source does not have it."""
     return costs.source if costs.date in costs.source else f"{costs.source}, {costs.date}"
 
 
@@ -196,9 +196,9 @@ def _table(quote: Quote) -> Table:
 
 
 def rows(quote: Quote) -> Iterator[_Row]:
-    """The table: a label, the plan's figure, the measured one, and their ratio."""
+    """The rows of the table: a label, the plan's figure, the measured one, and their ratio."""
     plan, measured = quote.plan, quote.measured
-    # What each of the machines does is compared only if either way it has as many connections.
+    # A machine's figures are compared only if both columns have the same number of connections.
     is_alike = measured is None or measured.forecast.connections == plan.forecast.connections
 
     def row(
@@ -213,7 +213,7 @@ def rows(quote: Quote) -> Iterator[_Row]:
         ratio = f"× {right / left:.3g}" if has_ratio and left and right is not None else ""
         return label, _cell(left, form), _cell(right, form), ratio
 
-    # A cost of 0 is one that nobody asked for, or that was too small to be found.
+    # A cost of 0 was not asked for, or was too small to be found.
     yield row("CPU of a delivery, up to 1,000", lambda c: c.costs.delivery_us or None, "{:.1f} µs")
     yield row("  each doubling of these adds", lambda c: c.costs.doubling_us or None, "{:.1f} µs")
     rate = quote.demand.rate
@@ -252,7 +252,7 @@ def _cell(value: _Figure, form: str) -> str:
 
 
 def _bill_table(quote: Quote) -> Table:
-    """What to buy; the runner is there for tests, so it need not run all month."""
+    """The table of the bill; the runner is for tests, so it need not run all month."""
     table = Table(title="A month, with all that belongs to it", title_justify="left")
     for head in ("", "how many", "of what", "USD"):
         table.add_column(head, justify="left" if head in ("", "of what") else "right")
@@ -264,7 +264,7 @@ def _bill_table(quote: Quote) -> Table:
 
 
 def _setups_table(quote: Quote) -> Table:
-    """The plan's two versions beside each other; the server's machines alone in production."""
+    """The plan's two versions side by side; in production the server's machines alone."""
     table = Table(title="The plan's versions, USD a month", title_justify="left")
     table.add_column("", no_wrap=True)
     for one in quote.setups:

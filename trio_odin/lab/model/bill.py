@@ -1,8 +1,8 @@
-"""What one has to buy: the servers, and all that belongs to them. Pure.
+"""The bill: the servers and everything else that must be bought. Pure.
 
-The plan counts the machines of the server and nothing else. What can be bought has a machine to
-spare, so that any one can fail or be replaced; where there are several, a load balancer in front;
-the back-end with NATS and all that watches; the test runner; and the traffic to the users.
+The plan counts the machines of the server and nothing else. The bill adds a spare machine, so that
+any one can fail or be replaced; a load balancer, if there are several machines; the back-end with
+NATS and the monitoring; the test runner; and the traffic to the users.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _GIB_OF_A_TIB = 1024
 
 @attrs.frozen(kw_only=True)
 class EgressTier:
-    """Traffic of a month to the internet, up to so much, at one price."""
+    """One price for the month's traffic to the internet, up to a limit."""
 
     usd_per_gib: float
     up_to_tib: float = math.inf
@@ -28,7 +28,7 @@ class EgressTier:
 
 @attrs.frozen(kw_only=True)
 class Balancer:
-    """A load balancer: by the month, and by what its servers send through it."""
+    """A load balancer: its price a month, and by the traffic that its servers send through it."""
 
     monthly_usd: float
     usd_per_gib: float
@@ -36,7 +36,7 @@ class Balancer:
 
 @attrs.frozen(kw_only=True)
 class Item:
-    """A line of the bill: how many of what, and what all of them cost a month."""
+    """A line of the bill: a thing, its number, and the monthly cost of all."""
 
     what: str
     count: float
@@ -46,12 +46,12 @@ class Item:
 
 @attrs.frozen(kw_only=True)
 class Setup:
-    """One version of the plan's test environment, and what the plan says of production with it.
+    """One version of the plan's test environment, and the plan's figure for production with it.
 
     Args:
         machines: the server's first, then back-end and runner.
-        production_count: of the server's machine, for the plan's 20,000 users.
-        note: what the plan says beside that figure.
+        production_count: number of the server's machines, for the plan's 20,000 users.
+        note: the plan's remark on that figure.
     """
 
     name: str
@@ -80,11 +80,11 @@ _BACKEND, _RUNNER = PLAN_SETUPS[-1].machines[1:]
 
 @attrs.frozen(kw_only=True)
 class Tariff:
-    """Everything that is not the server's machine.
+    """The prices of everything but the server's machine.
 
     Args:
-        machines: kinds of them, by name.
-        egress: the tiers, the last of which has no end.
+        machines: kinds of machines, by name.
+        egress: the tiers; the last one has no limit.
     """
 
     machines: dict[str, Instance]
@@ -95,14 +95,14 @@ class Tariff:
 def bill(
     demand: Demand, found: Forecast, instance: Instance, tariff: Tariff, *, spare: int = 1
 ) -> list[Item]:
-    """All items for a demand that `found` says is possible.
+    """All items for a demand that is possible by `found`.
 
     Args:
         demand: of all users.
-        found: for it, on `instance`.
+        found: the forecast for it, on `instance`.
         instance: the server's machine.
-        tariff: what else costs what.
-        spare: machines beyond those that the users need.
+        tariff: prices of everything else.
+        spare: machines in addition to those that the users need.
 
     Raises:
         ValueError: no number of machines is enough.
@@ -136,7 +136,7 @@ def _machines(what: str, instance: Instance, count: int) -> Item:
 
 
 def egress_usd(gib: float, tiers: Sequence[EgressTier]) -> float:
-    """What so much traffic of one month costs: each part of it at the price of its tier."""
+    """The cost of one month's traffic: each part at the price of its tier."""
     total = below = 0.0
     for tier in tiers:
         until = min(gib, tier.up_to_tib * _GIB_OF_A_TIB)
@@ -146,10 +146,10 @@ def egress_usd(gib: float, tiers: Sequence[EgressTier]) -> float:
 
 
 def setup_usd(setup: Setup, machines: dict[str, Instance]) -> float:
-    """What a version of the plan's test environment costs a month."""
+    """The monthly cost of a version of the plan's test environment."""
     return sum(machines[name].monthly_usd for name in setup.machines)
 
 
 def production_usd(setup: Setup, machines: dict[str, Instance]) -> float:
-    """What the plan says that 20,000 users cost a month with it: the server's machines alone."""
+    """The plan's monthly cost of 20,000 users with this version: the server's machines alone."""
     return setup.production_count * machines[setup.machines[0]].monthly_usd

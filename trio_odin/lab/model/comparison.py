@@ -1,4 +1,4 @@
-"""What a demand comes to by the plan's costs and by measured ones, side by side."""
+"""The forecasts of a demand by the plan's costs and by measured ones, side by side."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from trio_odin.lab.verdict import Prediction
 
 @attrs.frozen(kw_only=True)
 class Column:
-    """One set of costs, and what it makes of the demand."""
+    """One set of costs, and the forecast by it."""
 
     costs: Costs
     forecast: Forecast
@@ -42,10 +42,10 @@ class SetupCosts:
     Args:
         setup: which.
         testing_usd: its test environment.
-        production_usd: 20,000 users, as the plan says.
-        count: of its server's machine that the answer's costs make of the demand; None: no number
+        production_usd: the plan's figure for 20,000 users.
+        count: number of its server's machines for the demand by the answer's costs; None: no number
             is enough.
-        usd: what these cost.
+        usd: the cost of these.
     """
 
     setup: Setup
@@ -57,16 +57,15 @@ class SetupCosts:
 
 @attrs.frozen(kw_only=True)
 class Quote:
-    """All that `trio-odin plan` finds.
+    """The whole answer of `trio-odin plan`.
 
     Args:
-        prices: where the prices come from, and of when.
-        bill: what one has to buy, by the answer; empty if no number of instances is enough.
+        prices: source and date of the prices.
+        bill: the things to buy, by the answer; empty if no number of instances is enough.
         setups: V1 and V2 of the plan.
         plan: by the plan's costs.
-        measured: by measured costs; None if only the plan's were asked for, or nothing was
-            measured.
-        predictions: of the stages of the lab that the costs were fitted to, by number.
+        measured: by measured costs; None if only the plan's were requested, or there are none.
+        predictions: those of the lab's stages to which the costs were fitted, by number.
     """
 
     demand: Demand
@@ -82,12 +81,12 @@ class Quote:
 
     @property
     def answer(self) -> Column:
-        """The column that counts: what was measured, if there is any."""
+        """The decisive column: the measured one, if there is one."""
         return self.measured or self.plan
 
     @property
     def monthly_usd(self) -> float:
-        """All of the bill."""
+        """The sum of the bill."""
         return sum(item.monthly_usd for item in self.bill)
 
     @property
@@ -96,7 +95,7 @@ class Quote:
         return self.answer.forecast.instances is not None
 
     def as_json(self) -> bytes:
-        """Indented, with the names of the attributes."""
+        """Indented JSON with the names of the attributes."""
         return msgspec.json.format(msgspec.json.encode(self), indent=1)
 
 

@@ -1,20 +1,20 @@
-"""The costs of the parts from what a lab measured: least squares, nothing below 0. Pure.
+"""Fits the costs of the parts to a lab's figures: least squares, nothing below 0. Pure.
 
-CPU. Each stage gives two equations, one while nothing is published and one of the hold:
+CPU. Each stage gives two equations, one for the idle time and one for the hold:
 
     idle = base + connections × k
     hold = base + connections × k + publications × (q + p / (1 + rate / j))
                 + deliveries × (d + doublings × g)
 
-`j` is no factor, so a few of its values are tried and the best is taken. Only stages with far more
-events than the plan's 30 a second can tell `j` and `q`. The lab has some of one connection for that
-alone; they say nothing about the memory of connections.
+`j` is not a factor, so a few values are tried and the best one is taken. Only stages with far more
+events than the plan's 30 a second determine `j` and `q`. The lab has some stages with one
+connection for that purpose; they say nothing about the memory of connections.
 
-Memory. The lowest base, as a server that has served before keeps some of it, and for each stage:
+Memory. The base is the lowest one, as a used server keeps some memory. For each stage:
 
     held = base + connections × c
 
-What counts are relative errors, so 1,000 connections have as much to say as 10,000.
+Errors are relative, so 1,000 connections have as much weight as 10,000.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from trio_odin.lab.load.result import LoadResult
 from trio_odin.lab.model.model import JOINED_MAX_RATE, KIB, Costs, doublings
 from trio_odin.lab.verdict import LabResult, Prediction, StageResult
 
-# Readings are no finer: CPU comes in ticks of 10 ms, over windows of some seconds. Without it a
-# reading of 3 ticks would weigh as much as one of 3,000.
+# The resolution of readings: CPU comes in ticks of 10 ms, over windows of some seconds. Without it
+# a reading of 3 ticks would weigh as much as one of 3,000.
 _CORES_GRAIN = 0.005
 _MIB_GRAIN = 1.0
-# A stage with fewer connections is about events.
+# A stage with fewer connections measures events.
 _CROWD = 100
-# Where no stage has so many events a second, `q` is 0, and `j` the first of these.
+# If no stage has so many events a second, `q` is 0, and `j` is the first of these.
 _JOINED_FROM_RATE = 100.0
 _JOINED_RATES = (300.0, 50.0, 75.0, 100.0, 150.0, 200.0, 400.0, 600.0, 900.0, 1400.0, 2000.0)
-# More than any figure of a lab; less than what arithmetic cannot hold.
+# More than any figure of a lab, and small enough for the arithmetic.
 _FIGURE_MAX = 1e12
 _SERVER_FIGURES_WITH_A_SIGN = frozenset({"imbalance"})
 
@@ -48,22 +48,22 @@ class TooLittle(ValueError):
 
 
 class BadFigure(ValueError):
-    """A figure that no lab can have measured; the message says which."""
+    """A figure that no lab can have measured; the message names it."""
 
 
-# The factors of the unknowns, and what was measured.
+# The factors of the unknowns, and the measured figure.
 _Row: TypeAlias = tuple[Sequence[float], float]
 
 
 def fit(stages: Iterable[StageResult], *, source: str = "") -> Costs:
-    """The costs with which the model comes closest to these stages.
+    """Find the costs with which the model is closest to these stages.
 
-    `connect_us` is that of the most connections. Only plain stages count: with all figures, with
-    filtering, everybody connected from begin to end, and nothing lost.
+    `connect_us` is that of the stage with the most connections. Only plain stages count: with all
+    figures, with filtering, everybody connected from start to end, and nothing lost.
 
     Args:
         stages: of one lab, or of several on the same machine.
-        source: by default it names the stages.
+        source: description of the source; by default it names the stages.
 
     Raises:
         TooLittle: the stages have no two different numbers of connections.
@@ -101,11 +101,11 @@ def fit(stages: Iterable[StageResult], *, source: str = "") -> Costs:
 
 
 def predictions(result: LabResult) -> dict[int, list[Prediction]]:
-    """For each stage what the smaller ones before it say about it, beside what was measured.
+    """Predict each stage from the smaller ones before it; each comes with the measured figure.
 
-    Smaller: for CPU fewer connections × rate, for memory fewer connections. The prediction knows of
-    the stage what it asks for, its connections, subscriptions and rate, and nothing that it
-    measured. What has too few smaller stages is left out.
+    Smaller means fewer connections × rate for CPU, and fewer connections for memory. A prediction
+    uses the plan of the stage, its connections, subscriptions and rate, and none of its
+    measurements. Figures with too few smaller stages are left out.
 
     Raises:
         BadFigure: one is below 0, or beyond all measure.
@@ -136,7 +136,7 @@ def _predictions_of(load: LoadResult, before: Sequence[StageResult]) -> Iterator
 
 
 def _asked_events(load: LoadResult) -> float:
-    """Connections × rate; NaN, which is smaller than nothing, where the rate was not told."""
+    """Connections × rate; NaN, which is smaller than nothing, if the rate is unknown."""
     return math.nan if load.rate is None else load.connections * load.rate
 
 
@@ -150,9 +150,9 @@ def _fit_where(
 
 
 def _is_usable(stage: StageResult) -> bool:
-    """Whether it was a plain hold with events whose CPU and memory are known, and above 0.
+    """Whether it was a plain hold with events, with known CPU and memory above 0.
 
-    Without filtering writes are joined, and a delivery has another price.
+    Without filtering, writes are joined and a delivery has another cost.
 
     Raises:
         BadFigure: one is below 0, or beyond all measure.
@@ -177,7 +177,7 @@ def _is_usable(stage: StageResult) -> bool:
 
 
 def _check_figures(number: int, load: LoadResult) -> None:
-    """Refuse what would make any fit of it nonsense."""
+    """Refuse figures that would make any fit meaningless."""
     own = ("connections", "connected", "rate", "hold_seconds", "received_per_second")
     figures: dict[str, float | None] = {name: getattr(load, name) for name in own}
     figures |= {"publications": load.publications, "home_share": load.workload.home_share}
@@ -204,18 +204,18 @@ def _numbers(stages: Iterable[StageResult]) -> str:
 
 
 def _rate(load: LoadResult) -> float:
-    """Events a second: what the publisher was told, or what came."""
+    """Events a second: the rate requested from the publisher, or the received one."""
     return load.publications / load.hold_seconds if load.rate is None else load.rate
 
 
 def _taken_per_second(load: LoadResult) -> float:
-    """Events a second that the server took, wanted by anybody or not."""
+    """Events a second that the server took, with or without subscribers."""
     taken = load.server.received_from_nats
     return _rate(load) if taken is None else taken / load.hold_seconds
 
 
 def _fit_cpu(loads: Sequence[LoadResult]) -> tuple[float, list[float]]:
-    """The rate at which events are joined, and the unknowns at that rate."""
+    """Find the rate at which events are joined, and the unknowns at that rate."""
     are_many = max(map(_taken_per_second, loads)) >= _JOINED_FROM_RATE
     rates = _JOINED_RATES if are_many else _JOINED_RATES[:1]
     found = {
@@ -249,9 +249,9 @@ def _memory_rows(loads: Sequence[LoadResult]) -> Iterator[_Row]:
 
 
 def _least_squares(rows: Iterable[_Row], *, grain: float) -> tuple[list[float], float]:
-    """The unknowns, none below 0, with the least squares of errors, and the sum of those.
+    """Find the unknowns, none below 0, with the least squares of errors, and the sum of these.
 
-    Errors are relative to what was measured, and to no less than the `grain`.
+    Errors are relative to the measured figure, or to `grain` if that is larger.
     """
     import numpy as np  # noqa: PLC0415 - of an extra
     from scipy.optimize import nnls  # noqa: PLC0415
@@ -260,7 +260,8 @@ def _least_squares(rows: Iterable[_Row], *, grain: float) -> tuple[list[float], 
     target = np.array(measured, dtype=float)
     weights = 1 / (target + grain)
     columns = np.array(factors, dtype=float) * weights[:, np.newaxis]
-    # An unknown is some connections' or one's: without this, one of them would be below rounding.
+    # The unknowns differ in size by the number of connections; without scaling, the smallest would
+    # be lost in rounding.
     sizes = np.linalg.norm(columns, axis=0)
     sizes[sizes == 0] = 1
     unknowns, residual = nnls(columns / sizes, target * weights)

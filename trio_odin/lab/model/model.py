@@ -1,19 +1,19 @@
-"""What a workload costs: from the costs of the parts to CPU, memory, instances and money. Pure.
+"""The cost of a workload: from the costs of the parts to CPU, memory, instances, money. Pure.
 
-    Demand × Costs  ──►  cores, MiB           of so many connections in one place
-    … on an Instance ──►  the most it can hold ──►  how many of them, and what they cost
+    Demand × Costs  ──►  cores, MiB           of a number of connections in one place
+    … on an Instance ──►  the most it can hold ──►  number of instances, and their cost
 
-Units: MiB, and KiB as its 1024th. The plan says MB for both its 7,168 and its 0.7 a connection, so
-its 10,240 connections are the same in either; here its 0.7 is 716.8 KiB.
+Units: MiB, and KiB as its 1024th. The plan uses MB for both its 7,168 and its 0.7 a connection, so
+its 10,240 connections are the same in either unit; here its 0.7 is 716.8 KiB.
 
-Events that come together share a wake-up of the process, so taking one costs the less the more of
-them there are: without a subscriber 630 µs at 300 a second, 290 at 1,000 and 113 at 3,000 on one
-day, 267, 137 and 93 on another. Both are `joined_us + publication_us / (1 + rate / joined_rate)`.
+Events that come together share a wake-up of the process, so an event costs less at higher rates:
+without a subscriber 630 µs at 300 a second, 290 at 1,000 and 113 at 3,000 on one day, 267, 137 and
+93 on another. Both follow `joined_us + publication_us / (1 + rate / joined_rate)`.
 
-What is deliberately absent: latency, which the events alone tell no better than within a factor of
-two to four; the kernel's memory for sockets; frames that are joined at high rates. A delivery then
-costs less, so with subscribers, at a hundred events a second and more, the CPU here is too much,
-never too little.
+Deliberately absent: latency, which the events alone predict only within a factor of two to four;
+the kernel's memory for sockets; frames that are joined at high rates. A delivery then costs less,
+so with subscribers, at a hundred events a second and more, the CPU here is too high, never too
+low.
 """
 
 from __future__ import annotations
@@ -28,46 +28,46 @@ from trio_odin.fanout.publication import Publication
 from trio_odin.overload.process import files_needed
 
 KIB: Final = 1024
-# Beyond it nobody asks: it stands for "not bound by this".
+# More than any demand: it stands for "not bound by this".
 ENDLESS: Final = 100_000_000
-# IPv4 without options, TCP with timestamps (RFC 7323); what is left of an Ethernet frame's 1,500.
+# IPv4 without options, TCP with timestamps (RFC 7323); the rest of an Ethernet frame's 1,500.
 _HEADERS_BYTES = 52
 _SEGMENT_BYTES = 1500 - _HEADERS_BYTES
-# A TLS 1.3 record (RFC 8446, 5.2): its header, the type of its content, the tag of AES-GCM.
+# A TLS 1.3 record (RFC 8446, 5.2): its header, its content type, the tag of AES-GCM.
 _RECORD_BYTES = 16_384
 _RECORD_OVERHEAD_BYTES = 5 + 1 + 16
 _MONTH_SECONDS = 365 / 12 * 86_400
-# So far the price of an event is known to fall; at higher rates each is taken to cost the same.
+# The cost of an event is known to fall up to here; at higher rates it is taken as constant.
 JOINED_MAX_RATE: Final = 3000.0
 MEASURED_PAYLOAD_BYTES: Final = 200
 """The events of the lab, whose CPU is what `Costs` know."""
 
-# From here on the connections no longer fit into the CPU's caches, a few KiB each.
+# Above it the connections, a few KiB each, do not fit into the CPU's caches.
 _CACHED_CONNECTIONS = 1000
 
 
 @attrs.frozen(kw_only=True)
 class Costs:
-    """What the parts of a server cost, measured or claimed.
+    """The costs of a server's parts, measured or claimed.
 
     Args:
         base_mib: resident memory of a process without connections.
-        connection_kib: what a connection adds to it, once events have gone through.
-        delivery_us: CPU of one envelope to one connection, where there are up to 1,000 of them.
-        doubling_us: what each doubling of the connections above 1,000 adds to a delivery: their
+        connection_kib: memory that a connection adds, after it has received events.
+        delivery_us: CPU of one envelope to one connection, among up to 1,000 of them.
+        doubling_us: CPU that each doubling of the connections above 1,000 adds to a delivery: their
             state has left the CPU's caches by the time of the next event.
-        joined_us: CPU of taking one event of many that come together, whoever it is for; each
-            process takes each.
-        publication_us: what one that comes alone costs beyond that.
-        joined_rate: events a second at which one costs half of that; None: it always costs all.
+        joined_us: CPU of taking one event of many that come together, for any subscribers; each
+            process takes each event.
+        publication_us: additional CPU of an event that comes alone.
+        joined_rate: events a second at which half of that is added; None: all of it always is.
         connection_us_per_second: CPU of a connection by time, such as its keepalive.
-        base_cores: CPU of a process that does nothing.
+        base_cores: CPU of an idle process.
         connect_us: CPU of one connect, handshake and subscription; None if unknown.
         max_rate, max_connections, max_deliveries: the most events a second, connections, and
-            deliveries a second at which this was measured, not all at once; None if nobody said.
-            Beyond them the figures are extrapolated.
-        uses_all_cores: one process uses every core; trio's uses one.
-        source: where the figures come from, for people.
+            deliveries a second in the measurement, not all at once; None if unknown. Beyond them
+            the figures are extrapolated.
+        uses_all_cores: one process uses every core; a trio process uses one.
+        source: source of the figures, for people.
         date: of the measurement, YYYY-MM-DD.
     """
 
@@ -89,18 +89,18 @@ class Costs:
     date: str = ""
 
     def delivery_us_among(self, connections: int) -> float:
-        """CPU of one delivery where there are so many connections."""
+        """CPU of one delivery among so many connections."""
         return self.delivery_us + self.doubling_us * doublings(connections)
 
     def event_us(self, rate: float) -> float:
-        """CPU of taking one event, where so many come each second."""
+        """CPU of taking one event at this rate."""
         together = min(rate, JOINED_MAX_RATE) / (self.joined_rate or math.inf)
         return self.joined_us + self.publication_us / (1 + together)
 
     def cores(
         self, connections: int, publications: float, deliveries: float, *, processes: int = 1
     ) -> float:
-        """CPU by time, at so many publications and deliveries a second."""
+        """CPU by time; publications and deliveries are per second."""
         us = (
             connections * self.connection_us_per_second
             + publications * self.event_us(publications) * processes
@@ -109,17 +109,17 @@ class Costs:
         return self.base_cores * processes + us / 1e6
 
     def memory_mib(self, connections: int, *, processes: int = 1) -> float:
-        """Resident memory of the processes; the kernel's part is not in it."""
+        """Resident memory of the processes, without the kernel's part."""
         return self.base_mib * processes + connections * self.connection_kib / KIB
 
 
 def doublings(connections: int) -> float:
-    """How often 1,000 connections have to be doubled to be so many; 0 for fewer."""
+    """The number of doublings from 1,000 to `connections`; 0 for fewer."""
     return math.log2(max(1.0, connections / _CACHED_CONNECTIONS))
 
 
-# "0.7 MB/conn" and "0.0000365 cores per write": the plan's "Current State Analysis", of the Go
-# server that it is about. It knows no other costs.
+# "0.7 MB/conn" and "0.0000365 cores per write": the plan's "Current State Analysis" of its Go
+# server. It has no other costs.
 PLAN_COSTS: Final = Costs(
     connection_kib=0.7 * KIB,
     delivery_us=36.5,
@@ -131,15 +131,15 @@ PLAN_COSTS: Final = Costs(
 
 @attrs.frozen(kw_only=True)
 class Demand:
-    """What the users do.
+    """The demand of the users.
 
     Args:
         users: each is one connection.
-        home_share: the share of them with the home page open, which holds `home_tokens` channels;
+        home_share: share of users with the home page open, which holds `home_tokens` channels;
             each of the others holds one.
-        tokens: over which the events are spread evenly.
+        tokens: number of tokens, over which the events are spread evenly.
         rate: events a second over all tokens.
-        payload_bytes: of an event, as it is published.
+        payload_bytes: size of an event, as it is published.
 
     Raises:
         ValueError: the home page shows more tokens than there are.
@@ -157,7 +157,7 @@ class Demand:
             raise ValueError(f"{self.home_tokens} home tokens of {self.tokens} tokens")
 
     def of(self, users: int) -> Demand:
-        """The same of so many users."""
+        """The same demand with this number of users."""
         return attrs.evolve(self, users=users)
 
     @property
@@ -167,7 +167,7 @@ class Demand:
 
     @property
     def subscribers_per_token(self) -> float:
-        """To how many connections an event goes, on average."""
+        """Connections that receive an event, on average."""
         return self.users * self.mean_subscriptions / self.tokens
 
     @property
@@ -177,11 +177,11 @@ class Demand:
 
     @property
     def bytes_per_second(self) -> float:
-        """On the network, towards the users.
+        """Bytes a second on the network, towards the users.
 
-        The envelope is one of ours, its numbers in their fourth and seventh digit, not compressed,
-        in TLS; each TCP segment has 52 bytes of headers. Acknowledgements and keepalive are not in
-        it.
+        The envelope is trio-odin's, its numbers in their fourth and seventh digit, not compressed,
+        in TLS; each TCP segment has 52 bytes of headers. Acknowledgements and keepalive are not
+        included.
         """
         return self.writes_per_second * _packet_bytes(self.payload_bytes)
 
@@ -201,12 +201,12 @@ def _packet_bytes(payload_bytes: int) -> int:
 
 @attrs.frozen(kw_only=True)
 class Instance:
-    """A kind of machine, and what of it is the server's.
+    """A kind of machine, and the server's share of it.
 
     Args:
-        vcpus: that it has for long; `burst_vcpus` for a while, None if these are no more.
-        egress_gbit: that it can send a second, in 10⁹ bits; None if unknown.
-        cpu_share, memory_share: what is left by the system and the shipping of logs.
+        vcpus: sustained number; `burst_vcpus`: for a while, None if it is not higher.
+        egress_gbit: greatest egress a second, in 10⁹ bits; None if unknown.
+        cpu_share, memory_share: shares that the system and the shipping of logs leave.
         file_limit: open files of one process.
     """
 
@@ -222,31 +222,32 @@ class Instance:
 
     @property
     def cpu_limit(self) -> float:
-        """Cores that are the server's: the plan's 1.9 of 2."""
+        """Cores for the server: the plan's 1.9 of 2."""
         return self.vcpus * self.cpu_share
 
     @property
     def memory_limit_mib(self) -> float:
-        """Memory that is the server's: the plan's 7,168 of 8,192."""
+        """Memory for the server: the plan's 7,168 of 8,192."""
         return self.memory_mib * self.memory_share
 
 
 @attrs.frozen(kw_only=True)
 class Forecast:
-    """What a demand comes to on one kind of machine.
+    """The forecast of a demand on one kind of machine.
 
     Args:
         max_by_memory, max_by_cpu, max_by_files, max_by_network: connections that one
-            instance can hold; 100 million where this does not bind it.
-        max_connections: the lowest of these, and `bound_by` says of which: "memory", "CPU",
-            "open files" or "network".
-        instances: that the users need, spread evenly; None if no number is enough, as not even one
-            connection is within the bound.
-        monthly_usd: of all instances.
-        connections: on each; all users if no number is enough. The rest is of each, too:
+            instance can hold; 100 million if this does not bind it.
+        max_connections: the lowest of these; `bound_by` names it: "memory", "CPU", "open files" or
+            "network".
+        instances: number that the users need, spread evenly; None if no number is enough, as not
+            even one connection is within the bound.
+        monthly_usd: cost of all instances.
+        connections: on each instance; all users if no number is enough. The following are per
+            instance, too.
         writes_per_second: deliveries.
-        delivery_us: CPU of one of them, among so many connections.
-        usable_cores: of the limit, what the processes can use; `target_cores` is what they may.
+        delivery_us: CPU of one delivery, among so many connections.
+        usable_cores: part of the limit that the processes can use; `target_cores`: may use.
         cpu_percent: of the limit, as the server itself reports it.
         memory_mib: resident.
     """
@@ -271,10 +272,10 @@ class Forecast:
 
 @attrs.frozen
 class _Place:
-    """One instance with its processes: what a number of connections comes to there.
+    """One instance with its processes, and the cost of connections there.
 
-    The kernel spreads connections unevenly, and one process uses one core at most: so what takes
-    longest is either the work of all processes on all cores, or that of the fullest on its own.
+    The kernel spreads connections unevenly, and one process uses at most one core. So the limit is
+    either the work of all processes on all cores, or that of the fullest process on its core.
     """
 
     demand: Demand
@@ -292,12 +293,12 @@ class _Place:
 
     @property
     def _process_cores(self) -> float:
-        """What one process can use."""
+        """The cores that one process can use."""
         limit = self.instance.cpu_limit
         return limit if self.costs.uses_all_cores else min(limit, 1.0)
 
     def _fullest(self, connections: int) -> int:
-        """The connections of the fullest process, as the limit of files provides for it too."""
+        """The connections of the fullest process, by the rule that the limit of files also uses."""
         return files_needed(connections, self.processes) - files_needed(0, self.processes)
 
     def cores(self, connections: int) -> float:
@@ -312,7 +313,7 @@ class _Place:
         return alone + (self.cores(connections) - alone * self.processes) * share
 
     def busy_share(self, connections: int) -> float:
-        """Of the time: of all usable cores, or of the fullest process, whichever is more."""
+        """The busy share of time: of all usable cores or of the fullest process, the higher one."""
         return max(
             self.cores(connections) / self.usable_cores,
             self._fullest_cores(connections) / self._process_cores,
@@ -336,15 +337,15 @@ def forecast(
     workers: int = 1,
     target_cpu_percent: float = 75.0,
 ) -> Forecast:
-    """What the demand comes to.
+    """Forecast the demand on one kind of machine.
 
     Args:
         demand: of all users.
         costs: of the parts.
-        instance: the kind of machine, all alike.
-        workers: processes on each. One uses one core at most, however many there are.
-        target_cpu_percent: of the usable cores, and of the fullest process's own, how much may be
-            used: the plan's threshold.
+        instance: the kind of all machines.
+        workers: processes on each machine; each uses at most one core.
+        target_cpu_percent: share of the usable cores, and of the fullest process's core, that may
+            be used: the plan's threshold.
     """
     place = _Place(demand, costs, instance, workers)
     target_cores = place.usable_cores * target_cpu_percent / 100
@@ -381,12 +382,12 @@ def forecast(
 
 
 def _at_most(limit: float) -> float:
-    # 10,240 × 0.7 is 7,168 for people; for floating point it may be a hair more.
+    # 10,240 × 0.7 is 7,168; in floating point it may be slightly more.
     return limit * (1 + 1e-12)
 
 
 def _most(fits: Callable[[int], bool]) -> int:
-    """The most connections that fit, 0 to `ENDLESS`; more never fit where fewer do not."""
+    """The most connections that fit, 0 to `ENDLESS`; if some do not fit, more do not either."""
     low, high = 0, ENDLESS + 1
     while high - low > 1:
         middle = (low + high) // 2

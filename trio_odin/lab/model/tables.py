@@ -1,4 +1,4 @@
-"""The figures that come with the project: prices of machines, and the costs measured last."""
+"""The figures that come with the project: prices of machines, and the last measured costs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COSTS_HEAD = "# What the parts of the server cost, as measured last; units are 
 
 @attrs.frozen(kw_only=True)
 class Prices:
-    """Machines that can be had, and when that was looked up.
+    """Machines with prices, and the dates of the prices.
 
     Args:
         date: of the prices of machines; `network_date` of all others.
@@ -35,12 +35,12 @@ class Prices:
 
     @property
     def machines(self) -> dict[str, Instance]:
-        """By name."""
+        """The machines by name."""
         return self.tariff.machines
 
 
 def read_prices(file: Path | Traversable = _PACKAGE / "prices.toml") -> Prices:
-    """The machines by name, from a file such as the project's own `prices.toml`."""
+    """Read the prices from a file such as the project's own `prices.toml`."""
     content = tomllib.loads(file.read_text(encoding="utf-8"))
     shares = {name: content[name] for name in ("cpu_share", "memory_share", "file_limit")}
     machines = [msgspec.convert(shares | entry, Instance) for entry in content["machines"]]
@@ -58,14 +58,14 @@ def read_prices(file: Path | Traversable = _PACKAGE / "prices.toml") -> Prices:
 
 
 def read_costs(file: Path | Traversable = _PACKAGE / "costs.toml") -> Costs | None:
-    """The costs that were measured last, from the project's own `costs.toml`; None without one."""
+    """Read the last measured costs, from the project's own `costs.toml`; None without one."""
     if not file.is_file():
         return None
     return msgspec.convert(tomllib.loads(file.read_text(encoding="utf-8")), Costs)
 
 
 def write_costs(path: Path, costs: Costs) -> None:
-    """Write costs so that `read_costs` reads them; figures are kept to 4 digits."""
+    """Write costs in the format of `read_costs`, with 4 digits."""
     known = {name: value for name, value in attrs.asdict(costs).items() if value is not None}
     lines = (f"{name} = {_toml(value)}\n" for name, value in known.items())
     path.write_text(_COSTS_HEAD + "".join(lines), encoding="utf-8")

@@ -1,1 +1,1 @@
-"""A run of the lab as a folder: a verdict for programs, a page for people, series for both."""
+"""A run of the lab as a folder: a verdict for programs, a page for people, and the series."""

@@ -1,8 +1,8 @@
-"""Small plots as SVG inside a page: matplotlib draws them, the page colours them.
+"""Draws small plots as SVG inside a page: matplotlib draws them, the page colours them.
 
-Nothing here knows what is drawn. Each colour is one of the page's light palette, and becomes the
-variable that the page has for it, so that one drawing serves light, dark and paper. Text stays
-text. A `<title>` is what the pointer shows.
+Nothing here depends on the data. Each colour is from the page's light palette and is replaced by
+the page's variable for it, so that one drawing serves light, dark and paper. Text stays text. The
+pointer shows the text of a `<title>`.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from trio_odin.lab.figures import count, duration, figure
 
-# Of a drawing's own units, its whole and the margins around its axes: left, right, top, bottom.
-# The page shows about one unit a pixel.
+# In a drawing's units: its size, and the margins around its axes: left, right, top, bottom. The
+# page shows about one unit a pixel.
 _PANEL, _PANEL_MARGINS = (280, 138), (42, 30, 14, 18)
 _SCATTER, _SCATTER_MARGINS = (560, 300), (48, 14, 24, 40)
 _DPI = 72
 _TICKS_MOST = 4
-# A level that is further away is named, not drawn: it would press the lines to the ground.
+# A level that is further away is named, not drawn: it would flatten the lines.
 _LEVEL_FACTOR = 2.5
 _HEADROOM = 1.12
 _MINUTE = 60
 _DECADE = 10
-# What is less is drawn there.
+# Smaller values are drawn there.
 _LOG_LEAST = 1e-3
-# Dots that are closer than this share a label.
+# Dots closer than this share a label.
 _APART = (16, 12)
 _CHARACTER = 7
 
@@ -66,7 +66,7 @@ _VARIABLES = {
     _GRID: "--grid",
     **{colour: f"--{name}" for name, colour in _BANDS.items() if colour != "none"},
 }
-# The keys are strings for some versions of matplotlib, literals for others.
+# Some versions of matplotlib type the keys as strings, others as literals.
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.axisbelow": True,
@@ -84,7 +84,7 @@ _STYLE: dict[Any, Any] = {
     "legend.handletextpad": 0.2,
     "legend.labelspacing": 0.2,
     "legend.labelcolor": "linecolor",
-    # A line of an hour has more points than pixels. Of those within a pixel the extremes are kept.
+    # A line of an hour has more points than pixels. Within a pixel only the extremes are kept.
     "path.simplify": True,
     "path.simplify_threshold": 1.0,
     "svg.fonttype": "none",
@@ -94,7 +94,7 @@ _STYLE: dict[Any, Any] = {
 
 @attrs.frozen(kw_only=True)
 class Line:
-    """A line of a panel: time in seconds and figure, None where there was none."""
+    """A line of a panel: times in seconds and figures, None if a figure is unknown."""
 
     name: str
     points: Sequence[tuple[float, float | None]]
@@ -102,12 +102,12 @@ class Line:
 
     @property
     def known(self) -> list[tuple[float, float]]:
-        """Its points that have a figure."""
+        """The points with a figure."""
         return [(x, y) for x, y in self.points if y is not None and math.isfinite(y)]
 
     @property
     def hint(self) -> str:
-        """What it comes to."""
+        """A summary of the line."""
         ys = [y for _, y in self.known]
         low, mean, high = map(figure, (min(ys), math.fsum(ys) / len(ys), max(ys)))
         return f"{self.name}: lowest {low}, mean {mean}, highest {high}"
@@ -115,7 +115,7 @@ class Line:
 
 @attrs.frozen(kw_only=True)
 class Band:
-    """A phase behind the lines."""
+    """A phase, drawn in the background."""
 
     name: str
     start: float
@@ -124,7 +124,7 @@ class Band:
 
 @attrs.frozen(kw_only=True)
 class Level:
-    """A level to look up to."""
+    """A level, such as a limit, to compare the lines with."""
 
     name: str
     value: float
@@ -133,9 +133,9 @@ class Level:
 
 @attrs.frozen(kw_only=True)
 class Panel:
-    """Something over time, below its levels.
+    """Lines over time, below their levels.
 
-    Without any figure it is drawn empty, so that neighbours keep their places.
+    A panel without any figure is drawn empty, so that the others keep their places.
     """
 
     title: str
@@ -149,7 +149,7 @@ class Panel:
 
 @attrs.frozen(kw_only=True)
 class Dot:
-    """A stage in a scatter plot; `predicted` is what the model said for this `x`."""
+    """A stage in a scatter plot; `predicted` is the model's figure for this `x`."""
 
     x: float
     y: float
@@ -161,7 +161,7 @@ class Dot:
 
 @attrs.frozen(kw_only=True)
 class Scatter:
-    """Cost against size: `slope` is the cost of one by somebody else's figure."""
+    """Cost against size; `slope` is the cost of one by the plan's figure."""
 
     title: str
     x_title: str
@@ -196,20 +196,20 @@ def scatter_svg(scatter: Scatter) -> str:
 
 @attrs.define
 class _Drawing:
-    """Axes, and what the pointer shows of their parts."""
+    """Axes, and the texts that the pointer shows on their parts."""
 
     axes: Axes
     hints: list[str] = attrs.field(factory=list)
 
     def hint(self, artist: Artist, text: str) -> None:
-        """Show a text where the pointer is on this."""
+        """Show a text when the pointer is on `artist`."""
         artist.set_gid(f"hint-{len(self.hints)}")
         self.hints.append(text)
 
     def note(
         self, text: str, place: tuple[float, float], *, away: tuple[float, float], **how: Any
     ) -> None:
-        """Write so many units away from a place."""
+        """Write `text` at an offset from a place."""
         self.axes.annotate(text, place, xytext=away, textcoords="offset points", **how)
 
 
@@ -224,7 +224,7 @@ def _svg(
     width, height = size
     left, right, top, bottom = margins
     with mpl.rc_context():
-        # Not what somebody's matplotlibrc says.
+        # Ignore the user's matplotlibrc.
         mpl.rcdefaults()
         mpl.rcParams.update(_STYLE)
         whole = Figure((width / _DPI, height / _DPI), dpi=_DPI, frameon=False)
@@ -241,9 +241,9 @@ def _svg(
 
 
 def _for_a_page(source: str, hints: Sequence[str]) -> str:
-    """What is inside of an SVG file, in the page's colours and font, and as short as can be.
+    """The content of an SVG file, in the page's colours and font, and as short as possible.
 
-    Nothing is clipped, as nothing is drawn outside of the axes but on purpose.
+    Nothing is clipped, as only intended parts are drawn outside of the axes.
     """
     text = source[source.index("</defs>") + len("</defs>") : source.rindex("</svg>")]
     text = re.sub(r"<defs>\s*<clipPath.*?</defs>", "", text, flags=re.DOTALL)
@@ -259,7 +259,7 @@ def _for_a_page(source: str, hints: Sequence[str]) -> str:
 
 
 def _short(places: str) -> str:
-    """To a tenth of a unit; a place after another one is the end of a line without saying so."""
+    """Round places to a tenth of a unit, and leave out the repeated command of a line."""
     return re.sub(r"(\.[1-9])\d+|\.0\d*", r"\1", places).replace("\nL ", " ")
 
 
@@ -301,7 +301,7 @@ def _draw_panel(drawing: _Drawing, panel: Panel) -> None:
 
 
 def _time_axis(axes: Axes, longest: float) -> None:
-    """In seconds or minutes, which the last tick says."""
+    """Set the axis of time, in seconds or minutes; the last tick names the unit."""
     divisor, unit = (_MINUTE, "min") if longest > 2 * _MINUTE else (1, "s")
     last = longest / divisor
     locator = MaxNLocator(_TICKS_MOST, steps=[1, 2, 3, 5, 6, 10], integer=True)
@@ -312,7 +312,7 @@ def _time_axis(axes: Axes, longest: float) -> None:
 
 
 def _axis(axes: Axes, top: float, levels: Sequence[Level] = (), *, is_whole: bool = False) -> None:
-    """From 0 to the tick above everything, and above the levels that are near."""
+    """Set an axis from 0 to the tick above everything, near levels included."""
     top = max([top, *(level.value for level in levels if level.value <= top * _LEVEL_FACTOR)])
     ticks = MaxNLocator(_TICKS_MOST, steps=[1, 2, 5, 10], integer=is_whole)
     found = [tick for tick in ticks.tick_values(0, top or 1.0) if tick >= 0]
@@ -322,7 +322,7 @@ def _axis(axes: Axes, top: float, levels: Sequence[Level] = (), *, is_whole: boo
 
 
 def _logarithmic_axis(axes: Axes, ys: Sequence[float]) -> None:
-    """From decade to decade."""
+    """Set an axis from decade to decade."""
     low = _DECADE ** math.floor(math.log10(max(min(ys), _LOG_LEAST)))
     high = max(_DECADE ** math.ceil(math.log10(max([*ys, low]))), low * _DECADE)
     axes.set_yscale("log")
@@ -334,7 +334,7 @@ def _logarithmic_axis(axes: Axes, ys: Sequence[float]) -> None:
 
 
 def _draw_levels(drawing: _Drawing, levels: Sequence[Level], *, at: float, ha: str) -> None:
-    """A line each, with its name where a peak or a slope is rarely; those above are named there."""
+    """Draw a line per level, named where peaks are rare; levels above the axis are only named."""
     axes = drawing.axes
     top = axes.get_ylim()[1]
     beside = axes.get_yaxis_transform()
@@ -355,7 +355,7 @@ def _draw_levels(drawing: _Drawing, levels: Sequence[Level], *, at: float, ha: s
 def _draw_line(drawing: _Drawing, line: Line, unit: str, *, least: float) -> None:
     xs = [x for x, _ in line.points]
     ys = [math.nan if y is None else max(y, least) for _, y in line.points]
-    # A point without neighbours is no line.
+    # A point without neighbours does not make a line.
     padded = [math.nan, *ys, math.nan]
     lone = [n for n in range(len(ys)) if math.isnan(padded[n]) and math.isnan(padded[n + 2])]
     (drawn,) = drawing.axes.plot(xs, ys, color=line.colour, label=line.name)
@@ -366,7 +366,7 @@ def _draw_line(drawing: _Drawing, line: Line, unit: str, *, least: float) -> Non
 
 def _draw_peak(drawing: _Drawing, line: Line, *, is_whole: bool) -> None:
     x, y = max(line.known, key=lambda point: point[1])
-    # Of no length, with round ends: a dot.
+    # A line of no length with round ends is a dot.
     drawing.axes.plot([x, x], [y, y], color=line.colour, linewidth=4)
     ha = "right" if x > sum(drawing.axes.get_xlim()) / 2 else "left"
     text = count(y) if is_whole else figure(y)
@@ -409,7 +409,7 @@ def _draw_scatter(drawing: _Drawing, scatter: Scatter) -> None:
 
 
 def _draw_dot(drawing: _Drawing, dot: Dot) -> None:
-    """What was measured, the model's mark, and how far it is from one to the other."""
+    """Draw the measured figure, the model's mark, and the distance between them."""
     axes = drawing.axes
     if dot.predicted is not None:
         axes.plot([dot.x, dot.x], [dot.y, dot.predicted], color=ORANGE, linewidth=1)
@@ -423,7 +423,7 @@ def _draw_dot(drawing: _Drawing, dot: Dot) -> None:
 
 
 def _shared_labels(axes: Axes, dots: Sequence[Dot]) -> list[tuple[float, float, str]]:
-    """Where on the drawing; dots that are too close for a label each share one: "4, 5, 6"."""
+    """Places and texts of the labels; dots that are close share one: "4, 5, 6"."""
     groups: list[list[tuple[float, float, str]]] = []
     for dot in sorted(dots, key=lambda dot: (dot.x, dot.y)):
         x, y = map(float, axes.transData.transform((dot.x, dot.y)))

@@ -1,11 +1,11 @@
-"""A run as a folder: the verdict for programs, a page for people, the series for both.
+"""Writes and reads a run as a folder: the verdict, a page, and the series.
 
     run/
     ├── verdict.json     a LabResult without its series, with `passed`
     ├── report.html      one page, complete in itself: nothing is fetched, no script runs
-    └── series/          stage-05.csv, stage-05-host.csv: a line a second
+    └── series/          stage-05.csv, stage-05-host.csv: a row a second
 
-The series are in one place only, in full; the page draws them with fewer points.
+Only the CSV files have the complete series; the page draws them with fewer points.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _TEMPLATE = "report.html.j2"
 
 
 class ReportUnavailable(Exception):
-    """There is no Jinja or no matplotlib; the message says how to get it."""
+    """Jinja or matplotlib is not installed; the message says how to install it."""
 
 
 def require_report() -> None:
-    """Say in time that there would be no page.
+    """Check before a run that the page can be written.
 
     Raises:
         ReportUnavailable: Jinja or matplotlib is not installed.
@@ -48,14 +48,13 @@ def require_report() -> None:
 
 
 def write_report(result: LabResult, folder: Path) -> None:
-    """Write the three into `folder`, which is made if it is not there.
+    """Write verdict, page and series into `folder`, which is made if necessary.
 
-    A report of an earlier time in the same folder is replaced: an unfinished run may be written
-    after each of its stages. What was measured is written first, so it is there whatever happens
-    to the page.
+    An earlier report in the folder is replaced: an unfinished run may be written after each of its
+    stages. The measurements are written first, so they are saved whatever happens to the page.
 
     Raises:
-        ReportUnavailable: Jinja or matplotlib is not installed; there is no page, but all the rest.
+        ReportUnavailable: Jinja or matplotlib is not installed; everything but the page is written.
     """
     write_series(result, folder / _SERIES)
     (folder / _VERDICT).write_bytes(_verdict_json(result))
@@ -63,10 +62,10 @@ def write_report(result: LabResult, folder: Path) -> None:
 
 
 def read_verdict(path: Path) -> LabResult:
-    """Read a run back, from its folder or its `verdict.json`; with the series that lie beside it.
+    """Read a run from its folder or its `verdict.json`, with the series beside it.
 
     Raises:
-        ValueError: it cannot be read, or is something else; the message says which.
+        ValueError: it cannot be read, or is not a verdict; the message says which.
     """
     path = path / _VERDICT if path.is_dir() else path
     try:
@@ -79,7 +78,7 @@ def read_verdict(path: Path) -> LabResult:
 
 
 def report_html(result: LabResult) -> str:
-    """The page, which needs nothing else.
+    """The page, complete in itself.
 
     Raises:
         ReportUnavailable: Jinja or matplotlib is not installed.
@@ -110,7 +109,7 @@ def report_html(result: LabResult) -> str:
 
 
 def _verdict_json(result: LabResult) -> bytes:
-    """As `LabResult.as_json`, with the verdicts themselves, without the series."""
+    """The JSON of `LabResult.as_json` with the verdicts added and the series left out."""
     content = msgspec.to_builtins(without_series(result))
     for stage, told in zip(result.stages, content["stages"], strict=True):
         told["passed"] = stage.passed

@@ -1,4 +1,4 @@
-"""What is drawn of a run: a row of panels for each stage, and cost against size over all."""
+"""The plots of a run: a row of panels for each stage, and cost against size over all."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from trio_odin.lab.report.chart import (
 from trio_odin.lab.report.summary import PLAN_CONNECTION_MIB, PLAN_WRITE_US
 from trio_odin.lab.verdict import HostSample, LabResult, StageResult
 
-# What a process of the server can use: its Python code runs on one core at a time.
+# The CPU that a server process can use: its Python code runs on one core at a time.
 _ONE_CORE = Level(name="one core", value=1.0, colour=SOFT)
 _MIB_PER = {"MiB": 1.0, "GiB": 1024.0}
 
 
 @attrs.frozen
 class Limits:
-    """The server's, as numbers; None where the run does not say or says it in other words."""
+    """The server's limits as numbers; None if the run does not give them in the usual form."""
 
     cores: float | None = None
     memory_mib: float | None = None
 
     @property
     def cpu_levels(self) -> list[Level]:
-        """What is drawn of it, of all processes together."""
+        """The levels of CPU in a panel, for all processes together."""
         return _limit(self.cores, "cores")
 
     @property
     def memory_levels(self) -> list[Level]:
-        """What is drawn of it."""
+        """The levels of memory in a panel."""
         return _limit(self.memory_mib, "MiB")
 
     @classmethod
@@ -69,7 +69,7 @@ def _number(text: str) -> float:
 
 
 def phases(series: Sequence[Sample]) -> list[Band]:
-    """The runs of samples of one phase; a sample tells of the time before it."""
+    """The phases by runs of samples; a sample describes the time before it."""
     bands: list[Band] = []
     before = 0.0
     for sample in series:
@@ -82,9 +82,9 @@ def phases(series: Sequence[Sample]) -> list[Band]:
 
 
 def panels(stage: StageResult, limits: Limits) -> list[Panel]:
-    """What the clients saw, then what it cost; nothing of what was not sampled at all."""
+    """Panels of the clients' figures, then of the costs; none for figures without a sample."""
     series = stage.load.series if stage.load else []
-    # The samples of the host are on the load's clock, and so are the phases.
+    # The samples of the host and the phases are on the load's clock.
     bands = phases(series)
 
     def panel(
@@ -94,7 +94,7 @@ def panels(stage: StageResult, limits: Limits) -> list[Panel]:
         *lines: tuple[str, str, str],
         **more: Any,
     ) -> Panel:
-        """Each line is a name, what a sample calls it, and a colour."""
+        """Make a panel; each line is a name, the attribute of a sample, and a colour."""
         drawn = [
             Line(name=name, points=[(s.at, getattr(s, field)) for s in samples], colour=colour)
             for name, field, colour in lines
@@ -128,7 +128,7 @@ def panels(stage: StageResult, limits: Limits) -> list[Panel]:
 
 
 def overview(result: LabResult) -> list[Scatter]:
-    """Memory by connections and CPU by deliveries: a dot a stage, the model's mark beside it."""
+    """Memory by connections and CPU by deliveries: a dot per stage with the model's mark."""
     limits = Limits.of(result.limits)
     memory = Scatter(
         title="Server memory",

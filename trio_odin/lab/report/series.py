@@ -1,4 +1,4 @@
-"""The series of a stage as CSV, a line a second: what the plots are drawn from, in full."""
+"""The series of a stage as CSV, a row a second: the complete data of the plots."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from trio_odin.lab.verdict import HostSample, LabResult, StageResult
 _T = TypeVar("_T", Sample, HostSample)
 
 _TIME = "at"
-# More digits than these are noise, and would be most of the file.
+# More digits are noise, and would be most of the file.
 _DECIMALS = 3
 
 
 def write_series(result: LabResult, folder: Path) -> None:
-    """Write `stage-05.csv` and `stage-05-host.csv` for each stage that has some.
+    """Write `stage-05.csv` and `stage-05-host.csv` for each stage with samples.
 
-    Those of an earlier run are removed. Figures are rounded to three decimals; an empty field is a
-    figure that was unknown.
+    Files of an earlier run are removed. Figures are rounded to three decimals; an empty field is an
+    unknown figure.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("stage-*.csv"):
@@ -35,10 +35,10 @@ def write_series(result: LabResult, folder: Path) -> None:
 
 
 def with_series(result: LabResult, folder: Path) -> LabResult:
-    """Put the series of the folder into the stages; a stage without a file has none.
+    """Read the series of the folder into the stages; a stage without a file has none.
 
     Raises:
-        ValueError: a file is not what `write_series` writes.
+        ValueError: a file is not in the format of `write_series`.
     """
     return attrs.evolve(result, stages=[_stage_with_series(s, folder) for s in result.stages])
 

@@ -1,4 +1,4 @@
-"""A run in a few words: what a manager reads, what the plan said, and what a stage's load found."""
+"""A run in short: key figures, the comparison with the plan, and the figures of each load."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from trio_odin.lab.verdict import LabResult, Prediction, StageResult
 Row: TypeAlias = tuple[str, str]
 _Loaded: TypeAlias = tuple[StageResult, LoadResult]
 
-# What the plan measured at its Go server: 0.7 MB a connection, 36.5 µs of a core for each write.
+# The plan's measurements of its Go server: 0.7 MB a connection, 36.5 µs of a core for each write.
 PLAN_CONNECTION_MIB = PLAN_COSTS.connection_kib / 1024
 PLAN_WRITE_US = PLAN_COSTS.delivery_us
 _KIB = 1024
-# The stages that the plan's own figures are about.
+# The stages that match the plan's own figures.
 _FULL_STAGE = 4
 _NORMAL_STAGE = 5
 _PEAK_STAGE = 6
@@ -31,7 +31,7 @@ _REASONS_MOST = 20
 
 @attrs.frozen(kw_only=True)
 class Tile:
-    """A figure that is read from afar."""
+    """A key figure in large type."""
 
     name: str
     value: str
@@ -40,7 +40,7 @@ class Tile:
 
 @attrs.frozen(kw_only=True)
 class Comparison:
-    """What the plan says beside what was measured."""
+    """The plan's figure and the measured one."""
 
     what: str
     plan: str
@@ -51,7 +51,7 @@ class Comparison:
 
 @attrs.frozen(kw_only=True)
 class Trouble:
-    """Something that went wrong for some connections."""
+    """A problem of some connections."""
 
     kind: str
     reason: str
@@ -59,12 +59,12 @@ class Trouble:
 
 
 def success(load: LoadResult) -> float | None:
-    """The share of the connections that came about; None if none was asked for."""
+    """The share of the connections that succeeded; None if none was planned."""
     return load.success if load.connections else None
 
 
 def error(prediction: Prediction) -> float | None:
-    """Of the prediction, relative; None beside a measurement of nothing."""
+    """The relative error of the prediction; None if the measured figure is 0."""
     return prediction.error if prediction.measured else None
 
 
@@ -78,7 +78,7 @@ def sentence(result: LabResult) -> str:
 
 
 def reservations(result: LabResult) -> str:
-    """What the plan wants and the run did not do: "Holds shortened; not run: stages 1, 2"."""
+    """The differences from the plan: "Holds shortened; not run: stages 1, 2"."""
     told = ["holds shortened"] if any(stage.is_shortened for stage in result.stages) else []
     if result.not_run:
         noun = "stage" if len(result.not_run) == 1 else "stages"
@@ -88,19 +88,19 @@ def reservations(result: LabResult) -> str:
 
 
 def held(stage: StageResult) -> str:
-    """How long: "2 min of 30 min"; the time alone if it was all that the plan wants."""
+    """The length of the hold: "2 min of 30 min"; only the time if it was as long as planned."""
     if stage.load is None:
         return NOTHING
-    # What is below a second is not what a hold is told by.
+    # The hold is shown without fractions of a second.
     told = duration(round(stage.load.hold_seconds))
     return f"{told} of {duration(stage.wanted_seconds)}" if stage.is_shortened else told
 
 
-# ---- from afar
+# ---- key figures
 
 
 def tiles(result: LabResult) -> Iterator[Tile]:
-    """The five figures on top, as far as there are any; of the stages with filtering."""
+    """The five key figures of the stages with filtering, as far as they are known."""
     filtered = [(s, s.load) for s in result.stages if s.load and s.load.workload.is_filtered]
     if not filtered:
         return
@@ -111,7 +111,7 @@ def tiles(result: LabResult) -> Iterator[Tile]:
 
 
 def _most_tile(loads: Sequence[_Loaded]) -> Tile:
-    """Of the passed stages, which held them to the end; of all if none is."""
+    """The most connections of the passed stages; of all stages if none passed."""
     passed = [(stage, load) for stage, load in loads if stage.passed]
     stage, load = max(passed or loads, key=lambda pair: pair[1].connected)
     return Tile(
@@ -153,11 +153,11 @@ def _lost_tile(loads: Sequence[LoadResult]) -> Tile:
     )
 
 
-# ---- beside the plan
+# ---- comparison with the plan
 
 
 def comparisons(result: LabResult) -> Iterator[Comparison]:
-    """The plan's Go server beside this one, as far as the stages ran that tell."""
+    """The plan's Go server and this one, as far as the necessary stages ran."""
     full = _first(result, (_FULL_STAGE, _NORMAL_STAGE, _PEAK_STAGE, 3, 2))
     if full is not None:
         kib = _server(full).connection_kib
@@ -210,7 +210,7 @@ def _comparison(
 
 
 def _less(plan: float, measured: float | None) -> str:
-    """Such as "21 times less"; "" without a figure."""
+    """The ratio in words, such as "21 times less"; "" without a figure."""
     if not measured:
         return ""
     ratio = plan / measured
@@ -221,7 +221,7 @@ def _less(plan: float, measured: float | None) -> str:
 
 
 def groups(load: LoadResult) -> list[tuple[str, list[Row]]]:
-    """Everything that a load found, in three groups."""
+    """All figures of a load, in three groups."""
     return [
         ("Connections", list(_connection_rows(load))),
         ("Deliveries", list(_delivery_rows(load))),
@@ -295,7 +295,7 @@ def _latencies(latency: Durations, names: Sequence[str]) -> str:
 
 
 def troubles(load: LoadResult) -> list[Trouble]:
-    """What went wrong by reason, the most frequent first; rare reasons are summed up."""
+    """The problems by reason, the most frequent first; rare reasons are summed up."""
     kinds: list[tuple[str, Mapping[str, int]]] = [
         ("refused", {f"HTTP {status}": times for status, times in load.rejections.items()}),
         ("failed", load.failures),

@@ -1,6 +1,6 @@
 """The feed of every peer: NATS `odin.token.>` → (channel, payload), by a core subscription.
 
-It is the link that trio-odin itself uses, so a comparison does not measure two NATS clients.
+It uses the link of trio-odin, so a comparison does not compare two NATS clients.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Event: TypeAlias = tuple[str, bytes]
 Feed: TypeAlias = trio.MemoryReceiveChannel[Event]
 
 _SUBJECT = "odin.token.>"
-# The three limits are those of trio-odin: of its feed, and of nats-py's queue before it.
+# The three limits are those of trio-odin: for its inbound queue, and for nats-py's queue.
 _CAPACITY = 8192
 _PENDING_MESSAGES = 65_536
 _PENDING_BYTES = 64 * 1024 * 1024
@@ -28,19 +28,19 @@ _FLUSH_SECONDS = 5
 
 
 class NatsLost(Exception):
-    """NATS has gone; a peer has no second life, as a measurement across one would mean nothing."""
+    """NATS is lost. A peer does not reconnect: a measurement across a reconnect means nothing."""
 
 
 async def run_feed(
     nats_url: str, dropped: Counter[str], *, task_status: trio.TaskStatus[Feed]
 ) -> None:
-    """Put every event into a channel, and count in `dropped` what finds no place there.
+    """Put every event into a channel; events that find no place there are counted in `dropped`.
 
-    Starts with the receiving end as soon as NATS has taken the subscription. Runs until cancelled.
+    Starts with the receiving end when NATS has accepted the subscription. Runs until cancelled.
 
     Raises:
-        OSError, nats.errors.Error: no connection could be had.
-        NatsLost: it was had, and lost.
+        OSError, nats.errors.Error: NATS could not be reached.
+        NatsLost: the connection was lost later.
     """
     send, receive = trio.open_memory_channel[Event](_CAPACITY)
 

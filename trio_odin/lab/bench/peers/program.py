@@ -1,4 +1,4 @@
-"""What is around every peer: its options, its feed, the line that says where it listens, its end.
+"""The frame of every peer: options, feed, the line that announces its address, and its end.
 
 run(serve)                  ends in order at SIGTERM or SIGINT, with exit code 0
 ├── signals
@@ -25,8 +25,8 @@ def run(serve: Callable[..., Awaitable[Any]]) -> None:
     """Read the command line and run `serve` until a signal; then exit.
 
     Args:
-        serve: takes a feed, the address to listen on, and where to count by reason what is not
-            delivered; starts with the address it has, and runs until cancelled.
+        serve: takes a feed, the address to listen on, and a counter by reason of undelivered
+            events; starts with its actual address, and runs until cancelled.
     """
 
     @click.command()

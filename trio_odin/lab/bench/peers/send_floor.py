@@ -1,7 +1,7 @@
-"""Peer: the floor. One write(2) for each delivery and nothing else, so no Python can do it faster.
+"""Peer: the floor. One write(2) for each delivery and nothing else; no Python can be faster.
 
-What makes a server of it is missing: a delivery that would block is lost, clients' pings go
-unanswered, and nobody is asked whether they are still there.
+It is not a full server: a delivery that would block is lost, clients' pings are not answered,
+and there is no keepalive.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _T = TypeVar("_T")
 
 
 class _Floor:
-    """A connection is its file number; a number is forgotten before its socket is closed."""
+    """A connection is known by its file number, which is forgotten before its socket is closed."""
 
     def __init__(self, dropped: Counter[str]) -> None:
         self._streams: dict[int, trio.SocketStream] = {}
         self._ready: Subscriptions[int] = Subscriptions()
-        # The socket took part of a frame: nothing may follow before the rest of it.
+        # The socket took part of a frame: the rest of it must come before anything else.
         self._behind: Subscriptions[int] = Subscriptions()
         self._dropped = dropped
 
@@ -61,13 +61,13 @@ class _Floor:
                     nursery.start_soon(self._finish, number, stream, frame[written:])
 
     def _write(self, numbers: Iterable[int], frame: bytes) -> list[tuple[int, int]]:
-        """Write `frame` to each; returns whose socket took part of it, and how much."""
+        """Write `frame` to each; returns the sockets that took part of it, and how much."""
         write, size = os.write, len(frame)
         parts = []
         for number in numbers:
             try:
                 written = write(number, frame)
-            except OSError as error:  # would block, or the other end has gone
+            except OSError as error:  # would block, or the peer has left
                 self._dropped[type(error).__name__] += 1
                 continue
             if written != size:
@@ -75,7 +75,7 @@ class _Floor:
         return parts
 
     async def _finish(self, number: int, stream: trio.SocketStream, rest: bytes) -> None:
-        """Write what the socket did not take at once; then the number is ready again."""
+        """Write the part that the socket did not take at once; then the number is ready again."""
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await stream.send_all(rest)
             self._ready.add(number, self._behind.remove(number))
@@ -93,7 +93,7 @@ class _Floor:
                     self._behind.remove(number)
                     del self._streams[number]
         except (trio.BrokenResourceError, OSError, EOFError, ValueError, WebSocketException):
-            pass  # gone, in whatever way
+            pass  # the client has left, in one way or another
 
     async def _converse(self, stream: trio.SocketStream, number: int) -> None:
         reader = StreamReader()
@@ -111,7 +111,7 @@ class _Floor:
         request = await take(Request.parse(reader.read_line))
         key = request.headers.get("Sec-WebSocket-Key")
         if key is None:
-            return  # no WebSocket
+            return  # not a WebSocket
         os.write(number, _ANSWER % accept_key(key).encode())
         while True:
             frame = await take(Frame.parse(reader.read_exact, mask=True))

@@ -1,8 +1,8 @@
-"""Peer: trio-websocket as its manual shows it, a queue and a writer task for each connection.
+"""Peer: trio-websocket as in its manual, with a queue and a writer task for each connection.
 
-Its server takes no extensions unless asked to, so nothing is compressed, and its backlog is trio's,
-which is the largest there is. There is no keepalive. The library lets one fault out that ends the
-server: a client that sends what is no handshake and resets before it is told so.
+By default its server accepts no extensions, so nothing is compressed. Its backlog is trio's, the
+largest possible. There is no keepalive. One fault of the library ends the server: a client that
+sends something other than a handshake and resets before it gets the answer.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ async def serve(
     *,
     task_status: trio.TaskStatus[Address],
 ) -> None:
-    """Serve until cancelled. An outbox that is full drops the delivery."""
+    """Serve until cancelled. A full outbox drops the delivery."""
     subscriptions: Subscriptions[trio.MemorySendChannel[str]] = Subscriptions()
 
     async def read(websocket: WebSocketConnection, outbox: trio.MemorySendChannel[str]) -> None:
         try:
             while True:
                 if channels := asked_channels(await websocket.get_message()):
-                    # Through the outbox, which keeps it before every delivery.
+                    # Through the outbox, so that it comes before every delivery.
                     await outbox.send(acknowledgement(channels).decode())
                     subscriptions.add(outbox, channels)
         finally:
@@ -59,7 +59,7 @@ async def serve(
             websocket = await request.accept()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_write, websocket, to_write)
-                with suppress(ConnectionClosed):  # out of the nursery it would come as a group
+                with suppress(ConnectionClosed):  # outside of the nursery it would be in a group
                     await read(websocket, outbox)
                 nursery.cancel_scope.cancel(reason="closed")
 
@@ -78,7 +78,7 @@ async def serve(
 
 
 async def _write(websocket: WebSocketConnection, texts: trio.MemoryReceiveChannel[str]) -> None:
-    with suppress(ConnectionClosed):  # the reader learns of it, too, and ends the connection
+    with suppress(ConnectionClosed):  # the reader sees it too, and ends the connection
         async for text in texts:
             await websocket.send_message(text)
 

@@ -1,9 +1,9 @@
 """Peer: the `websockets` library on trio, with its own `broadcast`.
 
-On trio, `broadcast` is not the call that returns at once which it is on asyncio. It starts a task
-for each connection and returns when all of them have sent, so a client that does not read holds up
-the feed until the keepalive closes it. To start one broadcast beside the other would let them
-overtake each other, and would queue without bound, so each is awaited: that is how it is meant.
+On asyncio, `broadcast` returns at once. On trio, it starts a task for each connection and returns
+when all of them have sent, so a client that does not read delays the feed until the keepalive
+closes it. Concurrent broadcasts could overtake each other and would queue without bound, so each
+one is awaited, as the library intends.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ async def serve(
     *,
     task_status: trio.TaskStatus[Address],
 ) -> None:
-    """Serve until cancelled. Nothing is ever added to `dropped`: broadcast waits."""
+    """Serve until cancelled. Nothing is added to `dropped`, as broadcast waits."""
     subscriptions: Subscriptions[ServerConnection] = Subscriptions()
 
     async def handle(connection: ServerConnection) -> None:
         try:
             async for command in connection:
                 if channels := asked_channels(command):
-                    # `send` frames the message before it waits: nothing can come before it.
+                    # `send` frames the message before it waits, so nothing can come before it.
                     subscriptions.add(connection, channels)
                     await connection.send(acknowledgement(channels), text=True)
         except ConnectionClosed:
-            pass  # by the keepalive, or without a handshake
+            pass  # closed by the keepalive, or without a handshake
         finally:
             subscriptions.remove(connection)
 
@@ -57,7 +57,7 @@ async def serve(
         )
         task_status.started(bound_address(server.listeners[0]))
         async for channel, payload in feed:
-            # As bytes, so that nothing is decoded and encoded again.
+            # As bytes, to avoid decoding and encoding.
             await broadcast(subscriptions.of(channel), delivery(channel, payload), text=True)
 
 

@@ -1,4 +1,4 @@
-"""The wire of every peer, and who is subscribed to what."""
+"""The wire protocol of every peer, and its subscriptions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _Member = TypeVar("_Member", bound=Hashable)
 
 
 def asked_channels(command: str | bytes) -> list[str]:
-    """The channels of a subscribe command; none if it is anything else."""
+    """The channels of a subscribe command; empty for any other text."""
     try:
         decoded = msgspec.json.decode(command)
     except msgspec.DecodeError:
@@ -28,7 +28,7 @@ def acknowledgement(channels: Iterable[str]) -> bytes:
 
 
 def delivery(channel: str, payload: bytes) -> bytes:
-    """The text that a subscriber gets. The payload is JSON and goes in as it came."""
+    """The text that a subscriber receives. The payload is JSON and is inserted unchanged."""
     return b'{"channel":"%b","data":%b}' % (channel.encode(), payload)
 
 
@@ -44,12 +44,12 @@ class Subscriptions(Generic[_Member]):
             self._members.setdefault(channel, set()).add(member)
 
     def remove(self, member: _Member) -> list[str]:
-        """Forget `member`; returns the channels it was subscribed to."""
+        """Remove `member`; returns the channels it was subscribed to."""
         channels = [channel for channel, members in self._members.items() if member in members]
         for channel in channels:
             self._members[channel].remove(member)
         return channels
 
     def of(self, channel: str) -> Collection[_Member]:
-        """Who is subscribed to `channel`: the set itself, so not to be kept over an await."""
+        """The subscribers of `channel`: the set itself, so do not keep it across an await."""
         return self._members.get(channel, ())
