@@ -23,7 +23,7 @@ from trio_odin.ledger.reasons import CloseReason
 from trio_odin.listener.listener import _Admitted
 from trio_odin.settings.settings import SettingError, read_settings
 from trio_odin.telemetry.logs import configure_logs
-from trio_odin.wire.handshake import Refusal, Upgrade, parse
+from trio_odin.wire.handshake import Rejected, Upgrade, parse
 
 OLD, NEW = rsa_signer("old"), ec_signer("new")
 
@@ -68,9 +68,9 @@ def test_with_both_configured_an_origin_and_a_token_are_required(path: Path) -> 
         (NEW.token(), "https://a.example", "unauthorized"),
         (None, None, "unauthorized"),
     ):
-        refusal = authorize(authorizer, token, origin)
-        assert isinstance(refusal, Refusal)
-        assert refusal.label == label
+        rejected = authorize(authorizer, token, origin)
+        assert isinstance(rejected, Rejected)
+        assert rejected.reason.label == label
 
 
 def test_without_filtering_a_token_for_some_channels_is_refused(path: Path) -> None:
@@ -79,10 +79,10 @@ def test_without_filtering_a_token_for_some_channels_is_refused(path: Path) -> N
     for channels in (None, [">"], ["*.*"]):
         assert isinstance(authorize(authorizer, OLD.token(channels=channels)), Grant)
     for restricted in ([], ["BTC.*"], ["*.trade"]):
-        refusal = authorize(authorizer, OLD.token(channels=restricted))
-        assert isinstance(refusal, Refusal)
-        assert (refusal.status, refusal.label) == (403, "unauthorized")
-        assert refusal.headers == (("WWW-Authenticate", 'Bearer error="insufficient_scope"'),)
+        rejected = authorize(authorizer, OLD.token(channels=restricted))
+        assert isinstance(rejected, Rejected)
+        assert (rejected.status, rejected.reason.label) == (403, "unauthorized")
+        assert rejected.headers == (("WWW-Authenticate", 'Bearer error="insufficient_scope"'),)
 
 
 # --- start and reload
@@ -97,12 +97,12 @@ def test_a_bad_file_at_the_start_gives_a_sentence_with_its_name(content: str, pa
 
 def test_a_reload_puts_new_origins_and_keys_in_force(path: Path) -> None:
     authorizer = Authorizer(read_settings({"WS_JWT_KEYS": str(path)}))
-    assert isinstance(authorize(authorizer, NEW.token()), Refusal)
+    assert isinstance(authorize(authorizer, NEW.token()), Rejected)
     write_key_set(path, NEW)
     authorizer.reload(read_settings({"WS_JWT_KEYS": str(path), "WS_ALLOWED_ORIGINS": "http://a"}))
     assert isinstance(authorize(authorizer, NEW.token(), "http://a"), Grant)
-    assert isinstance(authorize(authorizer, OLD.token(), "http://a"), Refusal)
-    assert isinstance(authorize(authorizer, NEW.token(), "http://b"), Refusal)
+    assert isinstance(authorize(authorizer, OLD.token(), "http://a"), Rejected)
+    assert isinstance(authorize(authorizer, NEW.token(), "http://b"), Rejected)
 
 
 def test_a_reload_of_a_bad_file_changes_nothing(path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_reload_of_a_bad_file_changes_nothing(path: Path) -> None:
             read_settings({"WS_JWT_KEYS": str(path), "WS_ALLOWED_ORIGINS": "http://b"})
         )
     assert isinstance(authorize(authorizer, OLD.token(), "http://a"), Grant)
-    assert isinstance(authorize(authorizer, OLD.token(), "http://b"), Refusal)
+    assert isinstance(authorize(authorizer, OLD.token(), "http://b"), Rejected)
 
 
 def test_an_expired_token_or_a_removed_key_ends_the_grant(path: Path) -> None:

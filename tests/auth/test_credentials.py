@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_odin.auth.credentials import TOKEN_MAX_BYTES, origin_refusal, token_in
-from trio_odin.wire.handshake import Refusal, Upgrade, parse
+from trio_odin.auth.credentials import TOKEN_MAX_BYTES, check_origin, token_in
+from trio_odin.ledger.reasons import Rejection
+from trio_odin.wire.handshake import Rejected, Upgrade, parse, reject
 
 ALLOWED = {b"https://example.com", b"http://localhost:3000"}
 
@@ -36,7 +37,7 @@ def request(*lines: bytes, query: bytes = b"") -> Upgrade:
 
 @pytest.mark.parametrize("origin", sorted(ALLOWED))
 def test_an_allowed_origin_is_let_in(origin: bytes) -> None:
-    assert origin_refusal(request(b"Origin: " + origin), ALLOWED) is None
+    assert check_origin(request(b"Origin: " + origin), ALLOWED) is None
 
 
 @pytest.mark.parametrize(
@@ -70,22 +71,22 @@ def test_an_allowed_origin_is_let_in(origin: bytes) -> None:
     ],
 )
 def test_an_origin_is_refused_unless_it_is_exactly_an_allowed_one(origin: bytes) -> None:
-    refusal = origin_refusal(request(b"Origin: " + origin), ALLOWED)
-    assert refusal == Refusal(403, "Origin not allowed", label="origin")
+    rejected = check_origin(request(b"Origin: " + origin), ALLOWED)
+    assert rejected == reject(Rejection.ORIGIN)
 
 
 def test_two_origins_are_not_an_allowed_one() -> None:
     upgrade = request(b"Origin: https://example.com", b"Origin: https://example.com")
-    assert origin_refusal(upgrade, ALLOWED) is not None
+    assert check_origin(upgrade, ALLOWED) is not None
 
 
 def test_a_client_without_an_origin_is_let_in() -> None:
-    assert origin_refusal(request(), ALLOWED) is None
+    assert check_origin(request(), ALLOWED) is None
 
 
 @pytest.mark.parametrize("origin", [b"null", b"https://evil-example.com", b"anything"])
 def test_without_a_list_every_origin_is_let_in(origin: bytes) -> None:
-    assert origin_refusal(request(b"Origin: " + origin), frozenset()) is None
+    assert check_origin(request(b"Origin: " + origin), frozenset()) is None
 
 
 # --- tokens
@@ -128,10 +129,8 @@ def test_a_token_is_found_at_each_of_its_places(upgrade: Upgrade) -> None:
     ids=str,
 )
 def test_a_token_in_another_place_is_ignored(upgrade: Upgrade) -> None:
-    refusal = token_in(upgrade)
-    assert refusal == Refusal(
-        401, "A token is needed", (("WWW-Authenticate", "Bearer"),), "unauthorized"
-    )
+    rejected = token_in(upgrade)
+    assert rejected == reject(Rejection.UNAUTHORIZED, headers=(("WWW-Authenticate", "Bearer"),))
 
 
 HEADER = b"Authorization: Bearer " + TOKEN
@@ -153,27 +152,27 @@ PROTOCOL = b"Sec-WebSocket-Protocol: trio-odin, bearer." + TOKEN
     ids=str,
 )
 def test_more_than_one_token_is_a_bad_request(upgrade: Upgrade) -> None:
-    refusal = token_in(upgrade)
-    assert isinstance(refusal, Refusal)
-    assert (refusal.status, refusal.label) == (400, "bad_request")
-    assert refusal.headers == (("WWW-Authenticate", 'Bearer error="invalid_request"'),)
-    assert refusal.text == "The request needs one token, at one place"
+    rejected = token_in(upgrade)
+    assert isinstance(rejected, Rejected)
+    assert (rejected.status, rejected.reason.label) == (400, "bad_request")
+    assert rejected.headers == (("WWW-Authenticate", 'Bearer error="invalid_request"'),)
+    assert rejected.text == "The request needs one token, at one place"
 
 
 def test_a_token_as_subprotocol_needs_a_selectable_one_beside_it() -> None:
-    refusal = token_in(request(b"Sec-WebSocket-Protocol: bearer." + TOKEN))
-    assert isinstance(refusal, Refusal)
-    assert refusal.status == 400
-    assert "subprotocol trio-odin" in refusal.text
+    rejected = token_in(request(b"Sec-WebSocket-Protocol: bearer." + TOKEN))
+    assert isinstance(rejected, Rejected)
+    assert rejected.status == 400
+    assert "subprotocol trio-odin" in rejected.text
 
 
 def test_a_token_has_a_maximum_length() -> None:
     longest = b"x" * TOKEN_MAX_BYTES
     assert token_in(request(b"Authorization: Bearer " + longest)) == longest
-    refusal = token_in(request(b"Authorization: Bearer x" + longest))
-    assert isinstance(refusal, Refusal)
-    assert refusal.status == 401
-    assert dict(refusal.headers)["WWW-Authenticate"] == 'Bearer error="invalid_token"'
+    rejected = token_in(request(b"Authorization: Bearer x" + longest))
+    assert isinstance(rejected, Rejected)
+    assert rejected.status == 401
+    assert dict(rejected.headers)["WWW-Authenticate"] == 'Bearer error="invalid_token"'
 
 
 @given(
@@ -189,5 +188,5 @@ def test_any_input_gives_a_token_or_a_refusal(
         b"Sec-WebSocket-Protocol:" + b"".join(protocols),
         query=b"".join(query),
     )
-    assert isinstance(token_in(upgrade), bytes | Refusal)
+    assert isinstance(token_in(upgrade), bytes | Rejected)
     assert b"bearer" not in upgrade.response().lower()

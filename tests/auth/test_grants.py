@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from trio_odin.auth.grants import LEEWAY_SECONDS, Grant, grant_of
 from trio_odin.wire.channels import covers
-from trio_odin.wire.handshake import Refusal
+from trio_odin.wire.handshake import Rejected
 
 NOW = 1_759_027_038.0
 
 
 def read(
     claims: bytes | dict[str, Any], *, issuer: str = "", audience: str = "", now: float = NOW
-) -> Grant | Refusal:
+) -> Grant | Rejected:
     content = claims if isinstance(claims, bytes) else json.dumps({"exp": NOW + 60} | claims)
     return grant_of(
         content if isinstance(content, bytes) else content.encode(),
@@ -34,11 +34,11 @@ def granted(claims: dict[str, Any], **expected: str) -> Grant:
 
 
 def why_refused(claims: bytes | dict[str, Any], **expected: Any) -> str:
-    refusal = read(claims, **expected)
-    assert isinstance(refusal, Refusal), refusal
-    assert (refusal.status, refusal.label) == (401, "unauthorized")
-    assert refusal.headers == (("WWW-Authenticate", 'Bearer error="invalid_token"'),)
-    return refusal.text
+    rejected = read(claims, **expected)
+    assert isinstance(rejected, Rejected), rejected
+    assert (rejected.status, rejected.reason.label) == (401, "unauthorized")
+    assert rejected.headers == (("WWW-Authenticate", 'Bearer error="invalid_token"'),)
+    return rejected.text
 
 
 # --- the time of a token

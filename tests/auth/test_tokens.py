@@ -25,7 +25,7 @@ from tests.signing import (
 )
 from trio_odin.auth.grants import Grant
 from trio_odin.auth.tokens import KeysUnusable, Verifier
-from trio_odin.wire.handshake import Refusal
+from trio_odin.wire.handshake import Rejected
 
 ALL = ("HS256", "RS256", "ES256")
 
@@ -51,16 +51,16 @@ def file(tmp_path: Path) -> Callable[[bytes], Path]:
 Write = Callable[[bytes], Path]
 
 
-def refusal_of(verifier: Verifier, token: str | bytes) -> str:
-    """The reason of the refusal; the answer must not contain any part of the token."""
+def rejection_of(verifier: Verifier, token: str | bytes) -> str:
+    """The reason of the rejected; the answer must not contain any part of the token."""
     content = token.encode() if isinstance(token, str) else token
-    refusal = verifier.verify(content, time.time())
-    assert isinstance(refusal, Refusal), refusal
-    assert (refusal.status, refusal.label) == (401, "unauthorized")
-    assert refusal.headers == (("WWW-Authenticate", 'Bearer error="invalid_token"'),)
-    answer = refusal.text.encode()
+    rejected = verifier.verify(content, time.time())
+    assert isinstance(rejected, Rejected), rejected
+    assert (rejected.status, rejected.reason.label) == (401, "unauthorized")
+    assert rejected.headers == (("WWW-Authenticate", 'Bearer error="invalid_token"'),)
+    answer = rejected.text.encode()
     assert all(part not in answer for part in content.split(b".") if len(part) > 8)
-    return refusal.text
+    return rejected.text
 
 
 def granted(verifier: Verifier, token: str) -> Grant:
@@ -126,11 +126,11 @@ CLAIMS = {"exp": 9_999_999_999}
 def test_a_token_without_a_signature_is_refused(algorithm: str, rsa_keys: Verifier) -> None:
     header = base64url(json.dumps({"alg": algorithm, "typ": "JWT"}).encode())
     claims = base64url(json.dumps(CLAIMS).encode())
-    assert refusal_of(rsa_keys, f"{header}.{claims}.") == OTHER_ALGORITHM
+    assert rejection_of(rsa_keys, f"{header}.{claims}.") == OTHER_ALGORITHM
 
 
 def test_an_unsigned_token_of_the_library_is_refused(rsa_keys: Verifier) -> None:
-    assert refusal_of(rsa_keys, jwt.encode(CLAIMS, "", "none")) == OTHER_ALGORITHM
+    assert rejection_of(rsa_keys, jwt.encode(CLAIMS, "", "none")) == OTHER_ALGORITHM
 
 
 def public_forms(signer: Signer) -> list[bytes]:
@@ -156,15 +156,15 @@ def test_a_public_key_is_never_used_as_a_secret(
         {"alg": "HS256", "typ": "JWT"}, CLAIMS, public_forms(signer)[number]
     )
     (tmp_path / "pem").write_bytes(signer.pem())
-    assert refusal_of(verifier(tmp_path / "pem"), forged) == OTHER_ALGORITHM
+    assert rejection_of(verifier(tmp_path / "pem"), forged) == OTHER_ALGORITHM
     write_key_set(tmp_path / "set", signer, secret_signer())
-    assert refusal_of(verifier(tmp_path / "set"), forged) == UNKNOWN_KEY
+    assert rejection_of(verifier(tmp_path / "set"), forged) == UNKNOWN_KEY
 
 
 def test_a_public_key_does_not_verify_with_the_algorithm_of_another(tmp_path: Path) -> None:
     keys = verifier(write_key_set(tmp_path / "keys", rsa_signer("a"), ec_signer("b")))
     for signer, kid in ((rsa_signer("a"), "b"), (ec_signer("b"), "a")):
-        assert refusal_of(keys, signer.token(header={"kid": kid})) == UNKNOWN_KEY
+        assert rejection_of(keys, signer.token(header={"kid": kid})) == UNKNOWN_KEY
 
 
 @pytest.mark.parametrize("algorithm", ["RS384", "RS512", "PS256"])
@@ -172,31 +172,31 @@ def test_a_forbidden_algorithm_is_refused_even_with_the_right_key(
     algorithm: str, rsa_keys: Verifier
 ) -> None:
     token = jwt.encode(CLAIMS, rsa_signer().private, algorithm)
-    assert refusal_of(rsa_keys, token) == OTHER_ALGORITHM
+    assert rejection_of(rsa_keys, token) == OTHER_ALGORITHM
 
 
 def test_only_the_algorithms_of_the_setting_count(tmp_path: Path) -> None:
     path = write_key_set(tmp_path / "keys", rsa_signer("a"), secret_signer("b"))
     keys = verifier(path, algorithms=["RS256"])
     granted(keys, rsa_signer("a").token())
-    assert refusal_of(keys, secret_signer("b").token()) == OTHER_ALGORITHM
+    assert rejection_of(keys, secret_signer("b").token()) == OTHER_ALGORITHM
     assert len(keys.keys) == 1
 
 
 def test_another_key_is_refused(rsa_keys: Verifier) -> None:
-    assert refusal_of(rsa_keys, rsa_signer("another").token()) == UNKNOWN_KEY
+    assert rejection_of(rsa_keys, rsa_signer("another").token()) == UNKNOWN_KEY
 
 
 @pytest.mark.parametrize("kid", ["b", "", "../../dev/null", "a' OR 1=1", "A"])
 def test_an_unknown_kid_is_refused_even_with_the_right_key(kid: str, tmp_path: Path) -> None:
     keys = verifier(write_key_set(tmp_path / "keys", rsa_signer("a")))
-    assert refusal_of(keys, rsa_signer("a").token(header={"kid": kid})) == UNKNOWN_KEY
+    assert rejection_of(keys, rsa_signer("a").token(header={"kid": kid})) == UNKNOWN_KEY
 
 
 def test_a_key_inside_a_token_is_ignored(rsa_keys: Verifier) -> None:
     mine = rsa_signer("mine")
     header = {"jwk": mine.jwk(), "jku": "http://127.0.0.1:1/", "x5u": "http://127.0.0.1:1/"}
-    assert refusal_of(rsa_keys, mine.token(header=header)) == UNKNOWN_KEY
+    assert rejection_of(rsa_keys, mine.token(header=header)) == UNKNOWN_KEY
 
 
 @pytest.mark.parametrize("part", range(3))
@@ -204,7 +204,7 @@ def test_a_token_that_was_tampered_with_is_refused(part: int, rsa_keys: Verifier
     parts = rsa_signer().token(channels=["BTC.trade"]).split(".")
     other = rsa_signer().token(channels=[">"]).split(".")
     parts[part] = other[part] if part else base64url(b'{"alg":"RS256","typ":"jwt"}')
-    assert refusal_of(rsa_keys, ".".join(parts)) == UNKNOWN_KEY
+    assert rejection_of(rsa_keys, ".".join(parts)) == UNKNOWN_KEY
 
 
 @pytest.mark.parametrize("signer", [rsa_signer(), ec_signer(), secret_signer("a")])
@@ -212,7 +212,7 @@ def test_a_signature_that_is_cut_or_empty_is_refused(signer: Signer, tmp_path: P
     keys = verifier(write_key_set(tmp_path / "keys", signer))
     signed, _, signature = signer.token().rpartition(".")
     for cut in ("", signature[:-8], base64url(b"\0" * 64), signature + "AAAA"):
-        assert refusal_of(keys, f"{signed}.{cut}") in {UNKNOWN_KEY, "The token is malformed"}
+        assert rejection_of(keys, f"{signed}.{cut}") in {UNKNOWN_KEY, "The token is malformed"}
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_a_good_signature_alone_is_not_enough(
 ) -> None:
     keys = verifier(file(rsa_signer().pem()), issuer="us", audience="odin")
     granted(keys, rsa_signer().token(iss="us", aud=["odin", "more"]))
-    assert refusal_of(keys, rsa_signer().token(**{"iss": "us", "aud": "odin"} | claims)) == text
+    assert rejection_of(keys, rsa_signer().token(**{"iss": "us", "aud": "odin"} | claims)) == text
 
 
 @pytest.mark.parametrize(
@@ -255,8 +255,8 @@ def test_a_good_signature_alone_is_not_enough(
 def test_a_strange_header_is_refused(header: Any, rsa_keys: Verifier) -> None:
     _, claims, signature = rsa_signer().token().split(".")
     strange = base64url(json.dumps(header).encode())
-    assert refusal_of(rsa_keys, f"{strange}.{claims}.{signature}")
-    assert refusal_of(rsa_keys, f"{strange}..{signature}")
+    assert rejection_of(rsa_keys, f"{strange}.{claims}.{signature}")
+    assert rejection_of(rsa_keys, f"{strange}..{signature}")
 
 
 _GOOD = rsa_signer().token().encode()
@@ -267,14 +267,14 @@ _PIECES = st.sampled_from([*_GOOD.split(b"."), b".", b"", b"\0", b"\xff", b"e30"
 def test_random_bytes_are_refused(token: bytes) -> None:
     keys = _hypothesis_verifier()
     if token != _GOOD:
-        assert refusal_of(keys, token)
+        assert rejection_of(keys, token)
 
 
 @given(st.integers(0, len(_GOOD) - 1), st.integers(1, 255))
 def test_a_token_with_any_one_byte_changed_is_refused(position: int, change: int) -> None:
     changed = bytearray(_GOOD)
     changed[position] ^= change
-    assert refusal_of(_hypothesis_verifier(), bytes(changed))
+    assert rejection_of(_hypothesis_verifier(), bytes(changed))
 
 
 _verifiers: list[Verifier] = []

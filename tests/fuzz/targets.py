@@ -31,7 +31,7 @@ from trio_odin.upstream.nats_message import NatsMessage
 from trio_odin.upstream.status import NatsStatus
 from trio_odin.wire import handshake
 from trio_odin.wire.commands import parse_command
-from trio_odin.wire.handshake import Refusal, Upgrade
+from trio_odin.wire.handshake import Rejected, Upgrade
 
 _MESSAGE_BYTES = 512
 _FRAGMENTS = 8
@@ -75,7 +75,7 @@ def head(data: bytes) -> None:
         if not handshake.is_websocket_request(request) or not request.endswith(b"\r\n\r\n"):
             continue
         answer = handshake.parse(request)
-        if isinstance(answer, Refusal):
+        if isinstance(answer, Rejected):
             assert answer.status in {400, 426}
         else:
             _check_upgrade(answer)

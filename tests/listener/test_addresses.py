@@ -16,8 +16,9 @@ from tests.listener.test_listener import UPGRADE, status_of
 from tests.server_rig import Rig
 from trio_odin.ledger.reasons import Rejection
 from trio_odin.listener import listener
-from trio_odin.listener.acceptor import files_for_clients, refusal
+from trio_odin.listener.acceptor import files_for_clients, response_of
 from trio_odin.overload.load import Load
+from trio_odin.wire.handshake import reject
 
 
 @contextmanager
@@ -110,7 +111,7 @@ async def test_with_a_trusted_proxy_each_client_has_its_own_count(
 
 async def test_a_429_has_a_time_to_come_back(nursery: trio.Nursery, clients: Clients) -> None:
     rig = Rig(nursery, WS_MAX_CONNECTIONS_PER_IP="1")
-    answer = refusal(Rejection.PER_ADDRESS)
+    answer = response_of(reject(Rejection.PER_ADDRESS))
     assert (answer.status, list(answer.headers)) == (429, [("Retry-After", "5")])
     rig.admission.observe(Load(cpu_percent=100))
     assert await clients.connect(rig) == 503, "whatever the address"

@@ -46,7 +46,8 @@ def test_a_limit_of_0_means_no_limit() -> None:
     unlimited.observe(Load(cpu_percent=5e3, loop_busy_percent=5e3, memory_percent=5e3,
                            lag_seconds=5e3))  # fmt: skip
     assert unlimited.rejection(0) is None
-    assert unlimited.rejection(1_000_000, from_address=1_000_000) is None
+    assert unlimited.rejection(1_000_000) is None
+    assert unlimited.address_rejection(1_000_000) is None
     assert unlimited.closed_by == []
 
 
@@ -81,13 +82,14 @@ def test_a_removed_threshold_opens_admission(
 def test_the_first_reason_is_draining_then_capacity_then_overload() -> None:
     limited = door(max_connections=1, cpu_reject_percent=75, is_draining=True, max_per_address=3)
     limited.observe(cpu(100.0))
-    assert limited.rejection(1, from_address=3) is Rejection.SHUTTING_DOWN
+    assert limited.rejection(1) is Rejection.SHUTTING_DOWN
     limited.is_draining = False
-    assert limited.rejection(1, from_address=3) is Rejection.AT_CAPACITY
-    assert limited.rejection(0, from_address=3) is Rejection.OVERLOADED
+    assert limited.rejection(1) is Rejection.AT_CAPACITY
+    assert limited.rejection(0) is Rejection.OVERLOADED
     limited.observe(cpu(0.0))
-    assert limited.rejection(0, from_address=3) is Rejection.PER_ADDRESS
-    assert limited.rejection(0, from_address=2) is None
+    assert limited.rejection(0) is None
+    assert limited.address_rejection(3) is Rejection.PER_ADDRESS
+    assert limited.address_rejection(2) is None
 
 
 def test_after_an_overload_the_cpu_must_fall_well_below_the_threshold() -> None:
@@ -180,8 +182,14 @@ def test_the_texts_are_those_of_the_wire_document() -> None:
         "files": (503, "Server at capacity"),
         "shutting_down": (503, "Server is shutting down"),
         "per_address": (429, "Too many connections from this address"),
+        "origin": (403, "Origin not allowed"),
+        "unauthorized": (401, "A token is needed"),
+        "bad_request": (400, "Bad request"),
+        "timeout": (408, "Request not complete in time"),
+        "half_open": (0, ""),
     }
-    assert all(reason.retry_after_seconds >= 1 for reason in Rejection)
+    come_back = [reason for reason in Rejection if reason.status in {429, 503}]
+    assert all(reason.retry_after_seconds >= 1 for reason in come_back)
 
 
 def test_a_sample_is_idle_by_default() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_odin.ledger.reasons import GapReason
-from trio_odin.upstream.gaps import Gap, Losses, StreamPosition, StreamState, joined
+from trio_odin.upstream.gaps import Arrival, Gap, Losses, StreamPosition, StreamState, joined
 
 WINDOW, STREAM, CORE = GapReason.WINDOW, GapReason.STREAM, GapReason.CORE
 SHED = GapReason.SHED
@@ -20,6 +20,12 @@ def at(offset: int, *, is_ours: bool = True) -> StreamPosition:
     position = StreamPosition()
     assert position.enter(state(1, offset, is_ours=is_ours)) == []
     return position
+
+
+def arrived(position: StreamPosition, offset: int) -> Arrival:
+    arrival = position.arrived(offset)
+    assert arrival is not None
+    return arrival
 
 
 def test_at_start_up_old_events_are_not_a_gap() -> None:
@@ -38,7 +44,7 @@ def test_events_dropped_by_the_window_are_a_gap_with_their_count() -> None:
     position = at(10)
     assert position.enter(state(14, 20)) == [Gap(WINDOW, 3, 11, 13)]
     assert position.offset == 13
-    assert position.move(14) is None, "it is declared once"
+    assert arrived(position, 14).gap is None, "it is declared once"
 
 
 def test_a_window_that_has_run_empty_is_a_gap_before_any_event() -> None:
@@ -48,14 +54,14 @@ def test_a_window_that_has_run_empty_is_a_gap_before_any_event() -> None:
 def test_numbers_that_may_be_foreign_are_a_gap_of_unknown_size() -> None:
     position = at(10, is_ours=False)
     assert position.enter(state(14, 20, is_ours=False)) == [Gap(WINDOW, None, 11, 13)]
-    assert position.move(18) is None, "a jump alone proves nothing"
+    assert arrived(position, 18).gap is None, "a jump alone proves nothing"
 
 
 def test_a_jump_in_our_own_stream_is_a_gap() -> None:
     position = at(10)
-    assert position.move(11) is None
-    assert position.move(15) == Gap(WINDOW, 3, 12, 14)
-    assert position.move(16) is None
+    assert arrived(position, 11).gap is None
+    assert arrived(position, 15).gap == Gap(WINDOW, 3, 12, 14)
+    assert arrived(position, 16).gap is None
 
 
 def test_a_stream_made_anew_is_a_gap_and_is_read_from_its_start() -> None:
@@ -86,7 +92,7 @@ def test_every_offset_is_either_taken_or_in_a_gap(data: st.DataObject, away: boo
         step = data.draw(st.sampled_from(["come", "drop", "expire", "reconnect"]))
         last += 1
         if step == "come":
-            gap = position.move(last)
+            gap = arrived(position, last).gap
             accounted += [*offsets_of(gap), last]
         elif step == "reconnect" and away:
             first = data.draw(st.integers(position.offset + 1, last + 1))
@@ -94,7 +100,7 @@ def test_every_offset_is_either_taken_or_in_a_gap(data: st.DataObject, away: boo
                 accounted += offsets_of(gap)
             last = position.offset
     last += 1
-    accounted += [*offsets_of(position.move(last)), last]
+    accounted += [*offsets_of(arrived(position, last).gap), last]
     assert accounted == list(range(1, last + 1))
 
 
@@ -146,8 +152,9 @@ def test_at_start_up_the_configured_backfill_is_read() -> None:
     assert position.enter(state(1, 10)) == []
     taken = []
     for offset in (8, 9, 10, 11):
-        assert position.move(offset) is None
-        taken.append(position.is_backfill)
+        arrival = arrived(position, offset)
+        assert arrival.gap is None
+        taken.append(arrival.is_backfill)
     assert taken == [True, True, True, False]
 
 
@@ -163,22 +170,21 @@ def test_the_backfill_is_at_most_the_whole_stream() -> None:
 def test_a_loss_in_the_backfill_is_not_a_gap_but_a_later_one_is() -> None:
     position = StreamPosition(backfill=5)
     position.enter(state(1, 10))
-    assert position.move(8) is None
-    assert position.move(13) == Gap(WINDOW, 2, 11, 12)
+    assert arrived(position, 8).gap is None
+    assert arrived(position, 13).gap == Gap(WINDOW, 2, 11, 12)
 
 
 def test_all_events_of_a_stream_made_anew_are_new() -> None:
     position = StreamPosition(backfill=5)
     position.enter(state(1, 10))
     assert position.enter(state(1, 4, epoch="other")) == [Gap(STREAM)]
-    position.move(1)
-    assert not position.is_backfill
+    assert not arrived(position, 1).is_backfill
 
 
 def at_its_message(offset: int, stored: int) -> StreamPosition:
     """A position that took the message at `offset`, stored at that time."""
     position = at(offset - 1)
-    position.move(offset, stored)
+    position.arrived(offset, stored)
     return position
 
 
@@ -200,7 +206,7 @@ def test_a_stream_possibly_emptied_unnoticed_is_a_gap_from_its_start() -> None:
     ):
         position = StreamPosition()
         position.enter(StreamState("S", "e", 1, 40, True))
-        position.move(50, 77)
+        position.arrived(50, 77)
         state = StreamState("S", "e", 55, 60, True, may_be_emptied=may_be_emptied)
         assert position.enter(state) == [gap]
         assert position.offset == 54
@@ -209,20 +215,19 @@ def test_a_stream_possibly_emptied_unnoticed_is_a_gap_from_its_start() -> None:
 def test_the_backfill_may_end_with_a_foreign_message() -> None:
     position = StreamPosition(backfill=5)
     position.enter(state(1, 10, is_ours=False))
-    position.move(7)
+    position.arrived(7)
     position.settle()
-    assert (position.offset, position.is_backfill) == (10, True)
-    assert position.move(14) is None
-    assert not position.is_backfill
+    assert position.offset == 10
+    assert arrived(position, 14) == Arrival(None, is_backfill=False)
 
 
 def test_backfill_that_the_window_drops_meanwhile_is_not_a_gap() -> None:
     position = StreamPosition(backfill=5)
     position.enter(state(1, 10))
-    position.move(6)
+    position.arrived(6)
     assert position.enter(state(9, 12)) == []
     assert position.offset == 8
-    position.move(9)
+    position.arrived(9)
     assert position.enter(state(14, 15)) == [Gap(WINDOW, 3, 11, 13)]
 
 
@@ -230,14 +235,14 @@ def test_backfill_that_the_window_drops_meanwhile_is_not_a_gap() -> None:
 def test_a_loss_in_the_backfill_makes_resumes_incomplete(is_ours: bool) -> None:
     position = StreamPosition(backfill=5)
     position.enter(state(1, 10, is_ours=is_ours))
-    position.move(6)
+    position.arrived(6)
     assert not position.is_broken
     position.enter(state(9, 10, is_ours=is_ours))
     assert position.is_broken, "7 and 8 are gone, or may be"
     position.is_broken = False
-    position.move(9)
+    position.arrived(9)
     assert not position.is_broken
-    position.move(11)
+    position.arrived(11)
     assert position.is_broken == is_ours, "a jump alone proves nothing"
 
 
@@ -245,7 +250,7 @@ def test_a_loss_in_the_backfill_makes_resumes_incomplete(is_ours: bool) -> None:
 def test_a_missing_end_of_the_backfill_makes_resumes_incomplete(is_ours: bool) -> None:
     position = StreamPosition(backfill=5)
     position.enter(state(1, 10, is_ours=is_ours))
-    position.move(6)
+    position.arrived(6)
     position.settle()
     assert position.is_broken == is_ours
     position.is_broken = False
@@ -274,3 +279,10 @@ def test_a_change_of_the_epoch_is_never_delayed(reason: GapReason) -> None:
     losses.take(5.0)
     losses.declare([Gap(reason)])
     assert losses.are_due(5.0)
+
+
+def test_a_message_that_came_before_is_recognised() -> None:
+    position = at(10)
+    assert position.arrived(10) is None
+    assert position.arrived(9) is None
+    assert position.offset == 10

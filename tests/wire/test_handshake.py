@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from wsproto import ConnectionType
 from wsproto.events import AcceptConnection, Request
 
-from trio_odin.wire.handshake import Refusal, Upgrade, is_websocket_request, parse
+from trio_odin.ledger.reasons import Rejection
+from trio_odin.wire.handshake import Rejected, Upgrade, is_websocket_request, parse, reject
 
 # RFC 6455, 1.3: the example of the document itself.
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
@@ -26,9 +27,9 @@ GOOD = (
 )
 
 
-def answer(request_head: bytes) -> bytes | Refusal:
+def answer(request_head: bytes) -> bytes | Rejected:
     parsed = parse(request_head)
-    return parsed if isinstance(parsed, Refusal) else parsed.response()
+    return parsed if isinstance(parsed, Rejected) else parsed.response()
 
 
 def head(*lines: bytes, start: bytes = b"GET /ws HTTP/1.1") -> bytes:
@@ -40,7 +41,7 @@ def without(name: bytes, *instead: bytes) -> bytes:
     return head(*(line for line in GOOD if not line.startswith(name + b":")), *instead)
 
 
-def accept_in(response: bytes | Refusal) -> bytes:
+def accept_in(response: bytes | Rejected) -> bytes:
     """The value of Sec-WebSocket-Accept."""
     assert isinstance(response, bytes)
     status, *lines, empty, end = response.split(b"\r\n")
@@ -53,11 +54,11 @@ def accept_in(response: bytes | Refusal) -> bytes:
     return headers[b"Sec-WebSocket-Accept"]
 
 
-def refusal_of(request: bytes) -> Refusal:
+def rejection_of(request: bytes) -> Rejected:
     assert is_websocket_request(request)
-    refusal = answer(request)
-    assert isinstance(refusal, Refusal)
-    return refusal
+    rejected = answer(request)
+    assert isinstance(rejected, Rejected)
+    return rejected
 
 
 def test_the_example_of_the_rfc_gets_the_answer_of_the_rfc() -> None:
@@ -156,8 +157,10 @@ def test_a_request_that_is_not_an_upgrade_is_recognised(request_head: bytes) -> 
     ],
 )
 def test_exactly_one_valid_host_is_required(request_head: bytes) -> None:
-    refusal = refusal_of(request_head)
-    assert refusal == Refusal(400, "The request needs one Host header with a host")
+    rejected = rejection_of(request_head)
+    assert rejected == reject(
+        Rejection.BAD_REQUEST, "The request needs one Host header with a host"
+    )
 
 
 @pytest.mark.parametrize(
@@ -182,14 +185,16 @@ def test_exactly_one_valid_host_is_required(request_head: bytes) -> None:
 )
 def test_a_body_is_refused_however_it_is_announced(lines: tuple[bytes, ...]) -> None:
     """A proxy that waits for the body would take the client's first frames for it."""
-    refusal = refusal_of(head(*GOOD, *lines))
-    assert refusal == Refusal(400, "A request for a WebSocket has no body")
+    rejected = rejection_of(head(*GOOD, *lines))
+    assert rejected == reject(Rejection.BAD_REQUEST, "A request for a WebSocket has no body")
 
 
 @pytest.mark.parametrize("target", [b"http://other/ws", b"http://localhost/ws", b"ws://a:3002/ws"])
 def test_a_target_of_another_host_than_the_host_header_is_refused(target: bytes) -> None:
-    refusal = refusal_of(head(*GOOD, start=b"GET " + target + b" HTTP/1.1"))
-    assert refusal == Refusal(400, "The target of the request names another host than Host")
+    rejected = rejection_of(head(*GOOD, start=b"GET " + target + b" HTTP/1.1"))
+    assert rejected == reject(
+        Rejection.BAD_REQUEST, "The target of the request names another host than Host"
+    )
 
 
 @pytest.mark.parametrize(
@@ -197,8 +202,10 @@ def test_a_target_of_another_host_than_the_host_header_is_refused(target: bytes)
     [(), (b"Connection: close",), (b"Connection: Upgrade2",), (b"Connection: Up grade",)],
 )
 def test_the_connection_header_must_name_the_upgrade(instead: tuple[bytes, ...]) -> None:
-    refusal = refusal_of(without(b"Connection", *instead))
-    assert refusal == Refusal(400, "The request needs the header Connection: Upgrade")
+    rejected = rejection_of(without(b"Connection", *instead))
+    assert rejected == reject(
+        Rejection.BAD_REQUEST, "The request needs the header Connection: Upgrade"
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,8 +223,10 @@ def test_the_connection_header_must_name_the_upgrade(instead: tuple[bytes, ...])
     ],
 )
 def test_a_key_is_16_bytes_in_base64(instead: tuple[bytes, ...]) -> None:
-    refusal = refusal_of(without(b"Sec-WebSocket-Key", *instead))
-    assert refusal == Refusal(400, "The request needs a Sec-WebSocket-Key: 16 bytes in base64")
+    rejected = rejection_of(without(b"Sec-WebSocket-Key", *instead))
+    assert rejected == reject(
+        Rejection.BAD_REQUEST, "The request needs a Sec-WebSocket-Key: 16 bytes in base64"
+    )
 
 
 @pytest.mark.parametrize(
@@ -231,9 +240,9 @@ def test_a_key_is_16_bytes_in_base64(instead: tuple[bytes, ...]) -> None:
     ],
 )
 def test_another_version_is_answered_with_the_right_one(instead: tuple[bytes, ...]) -> None:
-    refusal = refusal_of(without(b"Sec-WebSocket-Version", *instead))
-    assert refusal.status == 426
-    assert dict(refusal.headers) == {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    rejected = rejection_of(without(b"Sec-WebSocket-Version", *instead))
+    assert rejected.status == 426
+    assert dict(rejected.headers) == {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
 
 
 @pytest.mark.parametrize(
@@ -254,9 +263,9 @@ def test_another_version_is_answered_with_the_right_one(instead: tuple[bytes, ..
     ],
 )
 def test_a_malformed_line_is_refused_wherever_it_is(line: bytes) -> None:
-    expected = Refusal(400, "A header line of the request is malformed")
-    assert refusal_of(head(*GOOD, line)) == expected
-    assert refusal_of(head(*GOOD[:2], line, *GOOD[2:])) == expected
+    expected = reject(Rejection.BAD_REQUEST, "A header line of the request is malformed")
+    assert rejection_of(head(*GOOD, line)) == expected
+    assert rejection_of(head(*GOOD[:2], line, *GOOD[2:])) == expected
 
 
 @pytest.mark.parametrize("line", [b"X: \xff", "Cookie: name=Jürgen".encode()])
@@ -309,7 +318,7 @@ def test_any_head_that_asks_for_a_websocket_is_answered_or_refused(
     ) + b"\r\n\r\n" * is_ended
     assert is_websocket_request(request_head)
     found = answer(request_head)
-    if isinstance(found, Refusal):
+    if isinstance(found, Rejected):
         assert found.status in {400, 426}
         assert found.text.isprintable()
     else:
@@ -319,7 +328,7 @@ def test_any_head_that_asks_for_a_websocket_is_answered_or_refused(
 @given(st.binary(max_size=100) | ANYTHING)
 def test_any_bytes_can_be_classified(request_head: bytes) -> None:
     if is_websocket_request(request_head):
-        assert isinstance(answer(request_head), bytes | Refusal)
+        assert isinstance(answer(request_head), bytes | Rejected)
     else:
         assert not request_head.startswith(head(*GOOD))
 

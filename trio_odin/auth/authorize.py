@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from trio_odin.auth.credentials import insufficient_scope, origin_refusal, token_in
+from trio_odin.auth.credentials import check_origin, insufficient_scope, token_in
 from trio_odin.auth.grants import Grant
 from trio_odin.ledger.reasons import CloseReason
 from trio_odin.settings.settings import SettingError, Settings, shown_path
-from trio_odin.wire.handshake import Refusal, Upgrade
+from trio_odin.wire.handshake import Rejected, Upgrade
 
 if TYPE_CHECKING:
     from trio_odin.auth.tokens import Verifier
@@ -49,13 +49,13 @@ class Authorizer:
         if verifier is not None:
             _log.info("keys.loaded", keys=len(verifier.keys))
 
-    def authorize(self, upgrade: Upgrade) -> Grant | Refusal | None:
-        """Return the grant of the request, or a refusal, or None if no token is needed."""
-        refusal = origin_refusal(upgrade, self._origins)
-        if refusal is not None or self._verifier is None:
-            return refusal
+    def authorize(self, upgrade: Upgrade) -> Grant | Rejected | None:
+        """Return the grant of the request, or reject it; None if no token is needed."""
+        rejected = check_origin(upgrade, self._origins)
+        if rejected is not None or self._verifier is None:
+            return rejected
         token = token_in(upgrade)
-        if isinstance(token, Refusal):
+        if isinstance(token, Rejected):
             return token
         grant = self._verifier.verify(token, time.time())
         if isinstance(grant, Grant) and grant.patterns is not None and not self._is_filtering:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from urllib.parse import parse_qsl
 
-from trio_odin.wire.handshake import SUBPROTOCOL, Refusal, Upgrade
+from trio_odin.ledger.reasons import Rejection
+from trio_odin.wire.handshake import SUBPROTOCOL, Rejected, Upgrade, reject
 
 TOKEN_MAX_BYTES = 4096
 _SUBPROTOCOL_PREFIX = b"bearer."
 _QUERY_PARAMETER = "access_token"
 
-_FOREIGN = Refusal(403, "Origin not allowed", label="origin")
+_FOREIGN = reject(Rejection.ORIGIN)
 
 
-def origin_refusal(upgrade: Upgrade, allowed: Collection[bytes]) -> Refusal | None:
-    """Return a refusal for a page whose origin is not in `allowed`. If that is empty, all may come.
+def check_origin(upgrade: Upgrade, allowed: Collection[bytes]) -> Rejected | None:
+    """Reject a page whose origin is not in `allowed`. If that is empty, all may come.
 
     A browser always sends an Origin (RFC 6455, 4.1), and the page cannot change it. A client that
     sends none is a program, which could send any: origins keep out pages, tokens keep out programs.
@@ -24,13 +25,13 @@ def origin_refusal(upgrade: Upgrade, allowed: Collection[bytes]) -> Refusal | No
     return None if not allowed or origin is None or origin in allowed else _FOREIGN
 
 
-def token_in(upgrade: Upgrade) -> bytes | Refusal:
-    """Return the one token of the request, unverified, or a refusal if there is none to verify."""
+def token_in(upgrade: Upgrade) -> bytes | Rejected:
+    """Return the one token of the request, unverified; rejected if there is none to verify."""
     in_subprotocol = list(_in_subprotocols(upgrade))
     tokens = [*_in_authorization(upgrade), *in_subprotocol, *_in_query(upgrade)]
     if not tokens:
         # RFC 6750, 3.1: no error code for a client that may not know that a token is needed.
-        return Refusal(401, "A token is needed", _challenge(), "unauthorized")
+        return reject(Rejection.UNAUTHORIZED, headers=_challenge())
     if len(tokens) > 1:
         return _bad_request("The request needs one token, at one place")
     if in_subprotocol and SUBPROTOCOL not in upgrade.subprotocols:
@@ -60,18 +61,19 @@ def _in_query(upgrade: Upgrade) -> Iterator[bytes]:
             yield value.encode()
 
 
-def invalid_token(text: str) -> Refusal:
-    """Return the refusal of a token. `text` says what is wrong and does not quote the token."""
-    return Refusal(401, text, _challenge("invalid_token"), "unauthorized")
+def invalid_token(text: str) -> Rejected:
+    """Reject a token. `text` says what is wrong and does not quote the token."""
+    return reject(Rejection.UNAUTHORIZED, text, headers=_challenge("invalid_token"))
 
 
-def insufficient_scope(text: str) -> Refusal:
-    """Return the refusal of a token that is valid, but does not allow enough."""
-    return Refusal(403, text, _challenge("insufficient_scope"), "unauthorized")
+def insufficient_scope(text: str) -> Rejected:
+    """Reject a token that is valid, but does not allow enough."""
+    headers = _challenge("insufficient_scope")
+    return reject(Rejection.UNAUTHORIZED, text, status=403, headers=headers)
 
 
-def _bad_request(text: str) -> Refusal:
-    return Refusal(400, text, _challenge("invalid_request"))
+def _bad_request(text: str) -> Rejected:
+    return reject(Rejection.BAD_REQUEST, text, headers=_challenge("invalid_request"))
 
 
 def _challenge(error: str = "") -> tuple[tuple[str, str], ...]:

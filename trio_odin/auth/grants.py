@@ -11,7 +11,7 @@ import msgspec
 
 from trio_odin.auth.credentials import invalid_token
 from trio_odin.auth.identity import shown
-from trio_odin.wire.handshake import Refusal
+from trio_odin.wire.handshake import Rejected
 
 # The clocks that sign and verify tokens differ a little.
 LEEWAY_SECONDS = 5.0
@@ -71,7 +71,7 @@ _claims = msgspec.json.Decoder(_Claims)
 
 def grant_of(
     claims: bytes, *, key: str, issuer: str, audience: str, unix_seconds: float
-) -> Grant | Refusal:
+) -> Grant | Rejected:
     """Read the claims of a token whose signature by `key` is good.
 
     Args:

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from trio_odin.auth.credentials import invalid_token
 from trio_odin.auth.grants import Grant, grant_of
-from trio_odin.wire.handshake import Refusal
+from trio_odin.wire.handshake import Rejected
 
 _FILE_MAX_BYTES = 64 * 1024
 # RFC 7518, 3.2 and 3.3.
@@ -81,8 +81,8 @@ class Verifier:
         self._audience = audience
         self._jws = jwt.PyJWS(algorithms=list(self._algorithms))
 
-    def verify(self, token: bytes, unix_seconds: float) -> Grant | Refusal:
-        """Return what `token` allows, or a refusal. `token` may be any bytes."""
+    def verify(self, token: bytes, unix_seconds: float) -> Grant | Rejected:
+        """Return what `token` allows, or reject it. `token` may be any bytes."""
         header = _header_of(token)
         if header is None:
             return invalid_token("The token is malformed")

@@ -9,7 +9,10 @@ from enum import Enum
 
 
 class Rejection(Enum):
-    """Why a connection is rejected: metric label; text, status and Retry-After of the answer."""
+    """Why a connection is rejected: metric label; text, status and Retry-After of the answer.
+
+    The answer may have a text of its own that says more. `HALF_OPEN` gets no answer.
+    """
 
     SHUTTING_DOWN = ("shutting_down", "Server is shutting down", 503, 5)
     AT_CAPACITY = ("at_capacity", "Server at capacity", 503, 5)
@@ -18,6 +21,11 @@ class Rejection(Enum):
     OVERLOADED = ("overloaded", "Server overloaded", 503, 1)
     LAG = ("lag", "Server overloaded", 503, 1)
     PER_ADDRESS = ("per_address", "Too many connections from this address", 429, 5)
+    ORIGIN = ("origin", "Origin not allowed", 403, 0)
+    UNAUTHORIZED = ("unauthorized", "A token is needed", 401, 0)
+    BAD_REQUEST = ("bad_request", "Bad request", 400, 0)
+    TIMEOUT = ("timeout", "Request not complete in time", 408, 0)
+    HALF_OPEN = ("half_open", "", 0, 0)
 
     def __init__(self, label: str, text: str, status: int, retry_after_seconds: int) -> None:
         self.label = label

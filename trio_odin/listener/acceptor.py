@@ -19,6 +19,7 @@ from trio_odin.net.http import HEAD_LIMITS, Response, response_bytes
 from trio_odin.overload.meters import LoopMeter
 from trio_odin.overload.pacing import AcceptPace
 from trio_odin.overload.turnover import ARRIVAL, COMING, LISTENER
+from trio_odin.wire.handshake import Rejected, reject
 
 _log = structlog.get_logger("listener")
 
@@ -30,7 +31,7 @@ _ACCEPT_PAUSE_SECONDS = 0.01
 _LOG_EVERY_SECONDS = 10.0
 # About 2 ms of accepting; then all other tasks have a turn.
 _ACCEPTS_PER_TURN = 256
-_REFUSALS_PER_TURN = 64
+_REJECTIONS_PER_TURN = 64
 # With the kernel's usual 4,096, room for 10,000 at once.
 _WAITING_MAX = 8192
 
@@ -176,10 +177,9 @@ class Acceptor:
             _log.error("accept.failed", error=str(error), connections=connections)
 
 
-def refusal(rejection: Rejection) -> Response:
-    """Return the answer to a client that is rejected."""
-    retry_after = ("Retry-After", str(rejection.retry_after_seconds))
-    return Response.text(rejection.status, rejection.text, headers=[retry_after])
+def response_of(rejected: Rejected) -> Response:
+    """Return the HTTP response to a request that is rejected."""
+    return Response.text(rejected.status, rejected.text, headers=rejected.headers)
 
 
 def files_for_clients() -> int:
@@ -233,7 +233,7 @@ class _Spare:
 
     def __init__(self) -> None:
         self._file: int | None = None
-        self._answer = response_bytes(refusal(Rejection.FILES))
+        self._answer = response_bytes(response_of(reject(Rejection.FILES)))
 
     def __enter__(self) -> _Spare:
         self._take()
@@ -255,7 +255,7 @@ class _Spare:
         """Reject waiting clients as there is no file for them; returns how many. Does not wait."""
         refused = 0
         with suppress(OSError):  # no client waits, or not even this file can be opened
-            for _ in range(_REFUSALS_PER_TURN):
+            for _ in range(_REJECTIONS_PER_TURN):
                 self._give_up()
                 try:
                     self._refuse_one(listening)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import NamedTuple
 
+import attrs
 import structlog
 import trio
 
@@ -22,14 +23,13 @@ from trio_odin.connection.session import SessionLimits
 from trio_odin.fanout.hub import Hub
 from trio_odin.ledger.reasons import Rejection
 from trio_odin.ledger.snapshot import ListenerStats
-from trio_odin.listener.acceptor import Acceptor, files_for_clients, refusal
+from trio_odin.listener.acceptor import Acceptor, files_for_clients, response_of
 from trio_odin.listener.pending_handshakes import PendingHandshakes
 from trio_odin.net.client_address import IpAddress, client_address, counted_as
 from trio_odin.net.http import (
     END_OF_HEAD,
     HeadLimits,
     Respond,
-    Response,
     receive_head,
     send_last,
     serve_request,
@@ -38,9 +38,11 @@ from trio_odin.overload.admission import Admission
 from trio_odin.overload.meters import LoopMeter
 from trio_odin.settings.settings import Settings
 from trio_odin.wire import handshake
-from trio_odin.wire.handshake import Refusal, Upgrade
+from trio_odin.wire.handshake import Rejected, Upgrade, reject
 
 _log = structlog.get_logger("listener")
+
+_NO_UPGRADE = Upgrade({}, b"")
 
 # Half of the files that are kept from WebSockets: sockets that send nothing may not have them all.
 _PENDING_IN_KEPT_FILES = 8
@@ -48,7 +50,28 @@ _PENDING_IN_KEPT_FILES = 8
 # The size of the first read. Most requests are complete with it.
 _FIRST_READ_BYTES = 16 * 1024
 
-_REFUSALS = {400, 405, 413, 426, 431, 501, 505}
+# Of a page: what was sent is not HTTP, or not fit for the page or /ws.
+_BAD_REQUESTS = {400, 405, 413, 426, 431, 501, 505}
+
+
+@attrs.define
+class _Candidate:
+    """A request for a WebSocket, and what the checks have found out about it.
+
+    Attributes:
+        stream: accepted socket.
+        head: request, up to and including the empty line.
+        address: the client's; None if it is unknown.
+        owner: what its connections are counted by, if they are.
+        grant: what its token allows; None if no token is needed.
+    """
+
+    stream: trio.abc.Stream
+    head: bytes
+    upgrade: Upgrade = _NO_UPGRADE
+    address: IpAddress | None = None
+    owner: str | None = None
+    grant: Grant | None = None
 
 
 class _Admitted(NamedTuple):
@@ -58,7 +81,7 @@ class _Admitted(NamedTuple):
     `identity` is for the log.
     """
 
-    upgrade: bytes
+    response: bytes
     owner: str | None
     grant: Grant | None
     identity: Identity
@@ -102,6 +125,14 @@ class Listener:
         self.connection_log = ConnectionLog()
         self.admitted = 0
         self._heads_done = 0
+        # In this order: the cheap ones first, and a request is parsed before it is looked at.
+        self._checks = (
+            self._check_bounds,
+            self._check_admission,
+            self._check_request,
+            self._check_address,
+            self._check_credentials,
+        )
 
     def reload(self, settings: Settings) -> None:
         """Use `settings` for clients that connect from now on."""
@@ -139,18 +170,18 @@ class Listener:
                 await trio.aclose_forcefully(stream)
             elif not handshake.is_websocket_request(head):
                 status = None  # it stays None if newer sockets end the page
-                with self._half_open_like(stream).one(math.inf):  # a page has its own deadlines
+                with self._pending_like(stream).one(math.inf):  # a page has its own deadlines
                     status = await serve_request(
                         stream, self._respond, received=head, limits=self._limits
                     )
-                self._count_refusal(status)
+                self._count_page(status)
             else:
-                answer = self._answer(head, stream)
+                answer = self._judge(_Candidate(stream, head))
                 del head  # the rest of this frame lives as long as the connection
                 if isinstance(answer, _Admitted):
                     await self._connect(stream, answer)
                 else:
-                    await self._refuse(stream, answer)
+                    await self._send_last(stream, answer)
         except Exception:  # noqa: BLE001 - an error in one request must not end the others
             _log.exception("request.failed")
             await trio.aclose_forcefully(stream)
@@ -160,7 +191,7 @@ class Listener:
         received = _already_there(stream)
         if received.endswith(END_OF_HEAD):
             return received
-        with self._half_open_like(stream).one(self._settings.handshake_seconds) as scope:
+        with self._pending_like(stream).one(self._settings.handshake_seconds) as scope:
             try:
                 return (
                     await receive_head(stream, received, max_bytes=self._limits.max_bytes) or None
@@ -169,57 +200,74 @@ class Listener:
                 return None
         if trio.current_time() < scope.deadline:  # newer sockets have ended it
             return None
-        self._traffic.rejected["timeout"] += 1
-        await self._refuse(stream, Response.text(408, "Request not complete in time"))
+        self._traffic.rejected[Rejection.TIMEOUT.label] += 1
+        await self._send_last(stream, reject(Rejection.TIMEOUT))
         return None
 
-    def _answer(self, head: bytes, stream: trio.abc.Stream) -> _Admitted | Response:
-        """Answer a request for a WebSocket: with the upgrade, or with a refusal, which is counted.
-
-        The costly check, of the token's signature, is the last one.
-        """
-        malformed = _malformed(head, self._limits)
-        rejection = self._rejection(stream)
-        if rejection is not None and malformed is None:
-            return self._rejected(rejection)
-        upgrade = malformed or handshake.parse(head)
-        if isinstance(upgrade, Refusal):
-            return self._refused(upgrade)
-        address = self._address(upgrade, stream)
-        owner = counted_as(address) if address and self._admission.max_per_address else None
-        if owner is not None:
-            already = self._from_address[owner]
-            rejection = self._admission.rejection(self.admitted, from_address=already)
-            if rejection is not None:
-                return self._rejected(rejection)
-        grant = self._authorizer.authorize(upgrade)
-        if isinstance(grant, Refusal):
-            return self._refused(grant)
+    def _judge(self, candidate: _Candidate) -> _Admitted | Rejected:
+        """Have the request pass all checks. A rejection is counted."""
+        for check in self._checks:
+            rejected = check(candidate)
+            if rejected is not None:
+                self._traffic.rejected[rejected.reason.label] += 1
+                return rejected
+        upgrade, address = candidate.upgrade, candidate.address
         agent = user_agent(upgrade.headers.get(b"user-agent", b""))
         identity = Identity(None if address is None else str(address), agent)
-        return _Admitted(upgrade.response(), owner, grant, identity)
+        return _Admitted(upgrade.response(), candidate.owner, candidate.grant, identity)
 
-    def _refused(self, refusal: Refusal) -> Response:
-        self._traffic.rejected[refusal.label] += 1
-        return Response.text(refusal.status, refusal.text, headers=refusal.headers)
+    def _check_bounds(self, candidate: _Candidate) -> Rejected | None:
+        """The size of the head, and that it ends where the request does."""
+        head = candidate.head
+        if (text := self._limits.excess(head)) is not None:
+            return reject(
+                Rejection.BAD_REQUEST, text, status=HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            )
+        if not head.endswith(END_OF_HEAD) or head.count(END_OF_HEAD) > 1:
+            text = "Bytes behind the request: wait for the upgrade first"
+            return reject(Rejection.BAD_REQUEST, text)
+        return None
 
-    def _rejection(self, stream: trio.abc.Stream) -> Rejection | None:
-        """Return why no client is admitted now, or none on this socket."""
+    def _check_admission(self, candidate: _Candidate) -> Rejected | None:
+        """Whether any client is admitted now, and on this socket."""
         rejection = self._admission.rejection(self.admitted)
-        return rejection or (Rejection.FILES if self._has_kept_file(stream) else None)
+        if rejection is None and self._has_kept_file(candidate.stream):
+            rejection = Rejection.FILES
+        return None if rejection is None else reject(rejection)
+
+    def _check_request(self, candidate: _Candidate) -> Rejected | None:
+        """That it is well-formed, which is what parsing it finds out."""
+        parsed = handshake.parse(candidate.head)
+        if isinstance(parsed, Rejected):
+            return parsed
+        candidate.upgrade = parsed
+        return None
+
+    def _check_address(self, candidate: _Candidate) -> Rejected | None:
+        """How many connections the address of the client has."""
+        candidate.address = address = self._address(candidate.upgrade, candidate.stream)
+        if address is None or not self._admission.max_per_address:
+            return None
+        candidate.owner = owner = counted_as(address)
+        rejection = self._admission.address_rejection(self._from_address[owner])
+        return None if rejection is None else reject(rejection)
+
+    def _check_credentials(self, candidate: _Candidate) -> Rejected | None:
+        """Its origin, and its token, whose signature is the most costly check."""
+        grant = self._authorizer.authorize(candidate.upgrade)
+        if isinstance(grant, Rejected):
+            return grant
+        candidate.grant = grant
+        return None
 
     def _has_kept_file(self, stream: trio.abc.Stream) -> bool:
         file = stream.socket.fileno() if isinstance(stream, trio.SocketStream) else 0
         return file >= self._files_for_clients  # the kernel gives the lowest number that is free
 
-    def _half_open_like(self, stream: trio.abc.Stream) -> PendingHandshakes:
+    def _pending_like(self, stream: trio.abc.Stream) -> PendingHandshakes:
         return (
             self._pending_in_kept_files if self._has_kept_file(stream) else self._pending_handshakes
         )
-
-    def _rejected(self, rejection: Rejection) -> Response:
-        self._traffic.rejected[rejection.label] += 1
-        return refusal(rejection)
 
     def _address(self, upgrade: Upgrade, stream: trio.abc.Stream) -> IpAddress | None:
         """Return the address of the client, as trusted proxies report it; None if it is unknown."""
@@ -229,15 +277,15 @@ class Listener:
         forwarded_for = upgrade.headers.get(b"x-forwarded-for", b"")
         return client_address(peer, forwarded_for, self._settings.trusted_proxies)
 
-    async def _refuse(self, stream: trio.abc.HalfCloseableStream, refusal: Response) -> None:
-        await send_last(stream, refusal, self._settings.write_deadline_seconds)
+    async def _send_last(self, stream: trio.abc.HalfCloseableStream, rejected: Rejected) -> None:
+        await send_last(stream, response_of(rejected), self._settings.write_deadline_seconds)
 
-    def _count_refusal(self, status: int | None) -> None:
+    def _count_page(self, status: int | None) -> None:
         """Count a failed request for a page: not HTTP, not fit for the page or /ws, or too late."""
         if status == HTTPStatus.REQUEST_TIMEOUT:
-            self._traffic.rejected["timeout"] += 1
-        elif status in _REFUSALS:
-            self._traffic.rejected["bad_request"] += 1
+            self._traffic.rejected[Rejection.TIMEOUT.label] += 1
+        elif status in _BAD_REQUESTS:
+            self._traffic.rejected[Rejection.BAD_REQUEST.label] += 1
 
     async def _connect(self, stream: trio.abc.Stream, admitted: _Admitted) -> None:
         self.admitted += 1
@@ -300,15 +348,6 @@ def _already_there(stream: trio.abc.Stream) -> bytes:
         with suppress(OSError):  # nothing is there, or the peer has gone: `receive_head` will see
             return os.read(stream.socket.fileno(), _FIRST_READ_BYTES)
     return b""
-
-
-def _malformed(head: bytes, limits: HeadLimits) -> Refusal | None:
-    """Return what is wrong with the bounds of a head; does not parse it."""
-    if (text := limits.refusal(head)) is not None:
-        return Refusal(431, text)
-    if not head.endswith(END_OF_HEAD) or head.count(END_OF_HEAD) > 1:
-        return Refusal(400, "Bytes behind the request: wait for the upgrade first")
-    return None
 
 
 def _peer_of(stream: trio.abc.Stream) -> str | None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import trio
 
 from trio_odin.ledger.counters import Traffic
+from trio_odin.ledger.reasons import Rejection
 
 
 class PendingHandshakes:
@@ -31,7 +32,7 @@ class PendingHandshakes:
         if len(self._scopes) >= self.most:
             oldest = next(iter(self._scopes))
             del self._scopes[oldest]
-            self._traffic.rejected["half_open"] += 1
+            self._traffic.rejected[Rejection.HALF_OPEN.label] += 1
             oldest.cancel(reason="too many pending handshakes")
         with trio.move_on_after(seconds) as scope:
             self._scopes[scope] = None

@@ -44,7 +44,7 @@ class HeadLimits(NamedTuple):
     max_bytes: int = 16 * 1024
     max_headers: int = 64
 
-    def refusal(self, head: bytes) -> str | None:
+    def excess(self, head: bytes) -> str | None:
         """Return why `head` is too large; None if it is not. Does not parse it."""
         if len(head) > self.max_bytes or head.count(b"\r\n") > self.max_headers + _LINES_BESIDE:
             return f"At most {self.max_headers} headers in {self.max_bytes} bytes"

@@ -61,20 +61,20 @@ class Admission:
         """The causes that keep admission closed after the last sample."""
         return [cause for cause in Rejection if cause in self._over]
 
-    def rejection(self, connections: int, *, from_address: int = 0) -> Rejection | None:
+    def rejection(self, connections: int) -> Rejection | None:
         """Return why one more connection is rejected; None if it is admitted.
 
         Args:
             connections: number of connections of this process.
-            from_address: number of those that come from the address of the same client.
         """
         if self.is_draining:
             return Rejection.SHUTTING_DOWN
         everywhere = connections + self.connections_elsewhere
         if self.max_connections and everywhere >= self.max_connections:
             return Rejection.AT_CAPACITY
-        if self._over:
-            return self.closed_by[0]
-        if self.max_per_address and from_address >= self.max_per_address:
-            return Rejection.PER_ADDRESS
-        return None
+        return self.closed_by[0] if self._over else None
+
+    def address_rejection(self, connections: int) -> Rejection | None:
+        """Return why one more connection of a client's address is rejected, after `connections`."""
+        is_full = self.max_per_address and connections >= self.max_per_address
+        return Rejection.PER_ADDRESS if is_full else None

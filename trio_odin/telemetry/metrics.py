@@ -81,14 +81,7 @@ SERIES = (
         "Connections refused before the upgrade",
         lambda s: s.ledger.traffic.rejected,
         label="reason",
-        values=[
-            *_labels(Rejection),
-            "origin",
-            "unauthorized",
-            "bad_request",
-            "timeout",
-            "half_open",
-        ],
+        values=_labels(Rejection),
     ),
     Series(
         "ws_connections_closed_total",

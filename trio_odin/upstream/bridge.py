@@ -360,11 +360,12 @@ class Bridge:
             self._tell_losses(self._position.offset if mode == "jetstream" else None)
 
     def _on_stream_message(self, message: Msg, metadata: MessageMetadata) -> None:
-        if metadata.offset <= self._position.offset:
+        arrival = self._position.arrived(metadata.offset, metadata.unix_ns)
+        if arrival is None:
             self._counters.repeated += 1
             return
-        if gap := self._position.move(metadata.offset, metadata.unix_ns):
-            self._lose(gap)
+        if arrival.gap:
+            self._lose(arrival.gap)
         self._must_tell = self._must_tell or self._position.is_broken
         self._accept(
             NatsMessage(
@@ -373,10 +374,10 @@ class Bridge:
                 metadata.offset,
                 trio.current_time(),
                 metadata.unix_ns // 1_000_000,
-                self._position.is_backfill,
+                arrival.is_backfill,
             )
         )
-        if metadata.pending == 0 and self._position.is_backfill:
+        if metadata.pending == 0 and arrival.is_backfill:
             self._end_backfill()
 
     async def _on_core_message(self, message: Msg) -> None:

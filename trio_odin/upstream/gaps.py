@@ -110,6 +110,18 @@ class Mark(NamedTuple):
     is_broken: bool = False
 
 
+class Arrival(NamedTuple):
+    """What is known once a message has come.
+
+    Attributes:
+        gap: events before it that are missing; None if none are.
+        is_backfill: whether the message was published before the start.
+    """
+
+    gap: Gap | None
+    is_backfill: bool
+
+
 @attrs.frozen
 class StreamState:
     """A stream as NATS described it: the offsets `first` to `last` are in it, none if it is empty.
@@ -197,11 +209,6 @@ class StreamPosition:
             self.offset = state.first - 1
         return gaps
 
-    @property
-    def is_backfill(self) -> bool:
-        """Whether the message taken last was published before the start."""
-        return self.offset <= self.backfill_end
-
     def step_over(self, offset: int) -> Gap:
         """Move to `offset`, which is ahead and cannot be read; returns the gap."""
         self.offset = offset
@@ -212,18 +219,20 @@ class StreamPosition:
         self._leave_past(self.backfill_end)
         self.offset = max(self.offset, self.backfill_end)
 
-    def move(self, offset: int, unix_ns: int | None = None) -> Gap | None:
-        """Move to `offset`, which is ahead; returns the gap before it, if events are missing.
+    def arrived(self, offset: int, unix_ns: int | None = None) -> Arrival | None:
+        """Take in that the message at `offset` has come. None: it has come before.
 
-        `unix_ns`: when NATS stored the message there.
+        `unix_ns`: when NATS stored the message.
         """
+        if offset <= self.offset:
+            return None
         self._leave_past(offset - 1)
         first, self.offset = max(self.offset, self.backfill_end) + 1, offset
         if unix_ns is not None:
             self.witness = (offset, unix_ns)
-        if offset <= first or not self._is_ours:
-            return None
-        return Gap(GapReason.WINDOW, offset - first, first, offset - 1)
+        is_jump = offset > first and self._is_ours
+        gap = Gap(GapReason.WINDOW, offset - first, first, offset - 1) if is_jump else None
+        return Arrival(gap, offset <= self.backfill_end)
 
     def _leave_past(self, reached: int) -> None:
         """Note that nothing came between the position and `reached`."""

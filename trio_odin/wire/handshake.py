@@ -12,6 +12,8 @@ from binascii import Error as NotBase64
 from hashlib import sha1
 from typing import Final, NamedTuple
 
+from trio_odin.ledger.reasons import Rejection
+
 # RFC 9110, 7.2: a name, an IPv4 address or an IPv6 address in brackets, and an optional port.
 _HOST_PATTERN = rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?"
 _HOST = re.compile(_HOST_PATTERN)
@@ -32,20 +34,31 @@ _EACH_HEADER = re.compile(_HEADER)
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _KEY_BYTES: Final = 16
 _VERSION: Final = b"13"
+_VERSION_HEADERS: Final = (("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13"))
 # Selected if a client offers it. One that offers its token as another subprotocol needs this.
 SUBPROTOCOL: Final = b"trio-odin"
 
 
-class Refusal(NamedTuple):
-    """Why a request is not upgraded: an HTTP status, and a sentence for the person who reads it.
+class Rejected(NamedTuple):
+    """Why there is no WebSocket, and the HTTP answer that says so."""
 
-    `label` is the label of the metric.
-    """
-
-    status: int
+    reason: Rejection
     text: str
+    status: int
     headers: tuple[tuple[str, str], ...] = ()
-    label: str = "bad_request"
+
+
+def reject(
+    reason: Rejection,
+    text: str = "",
+    *,
+    status: int = 0,
+    headers: tuple[tuple[str, str], ...] = (),
+) -> Rejected:
+    """Reject a request. Text and status are those of `reason` if there are no others."""
+    if reason.retry_after_seconds:
+        headers = (*headers, ("Retry-After", str(reason.retry_after_seconds)))
+    return Rejected(reason, text or reason.text, status or reason.status, headers)
 
 
 class Upgrade(NamedTuple):
@@ -82,7 +95,7 @@ def is_websocket_request(head: bytes) -> bool:
     return bool(_WEBSOCKET_REQUEST.match(head) and _UPGRADE_HEADER.search(head))
 
 
-def parse(head: bytes) -> Upgrade | Refusal:
+def parse(head: bytes) -> Upgrade | Rejected:
     """Parse the head of a request; returns the upgrade, or why there is none.
 
     Args:
@@ -90,10 +103,10 @@ def parse(head: bytes) -> Upgrade | Refusal:
     """
     request = _WEBSOCKET_REQUEST.match(head)
     if request is None:
-        return Refusal(400, "Not a request for a WebSocket at /ws")
+        return reject(Rejection.BAD_REQUEST, "Not a request for a WebSocket at /ws")
     start = request.end()
     if _HEADERS.fullmatch(head, start) is None:
-        return Refusal(400, "A header line of the request is malformed")
+        return reject(Rejection.BAD_REQUEST, "A header line of the request is malformed")
     headers: dict[bytes, bytes] = {}
     repeated: dict[bytes, list[bytes]] = {}
     for name, value in _EACH_HEADER.findall(head, start):
@@ -107,25 +120,29 @@ def parse(head: bytes) -> Upgrade | Refusal:
     return _problem(headers, request["host"]) or Upgrade(headers, request["query"] or b"")
 
 
-def _problem(headers: dict[bytes, bytes], target_host: bytes | None) -> Refusal | None:
+def _problem(headers: dict[bytes, bytes], target_host: bytes | None) -> Rejected | None:
     """Why the request is not an upgrade. `target_host`: the host, if the target is a whole URL."""
     host = headers.get(b"host")
     if host is None or _HOST.fullmatch(host) is None:
-        return Refusal(400, "The request needs one Host header with a host")
+        return reject(Rejection.BAD_REQUEST, "The request needs one Host header with a host")
     if target_host is not None and target_host.lower() != host.lower():
-        return Refusal(400, "The target of the request names another host than Host")
+        return reject(
+            Rejection.BAD_REQUEST, "The target of the request names another host than Host"
+        )
     # A proxy that waits for a body would take the client's first frames for it, and a message to
     # this server would be the next request to the proxy: request smuggling.
     if headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers:
-        return Refusal(400, "A request for a WebSocket has no body")
+        return reject(Rejection.BAD_REQUEST, "A request for a WebSocket has no body")
     connection = headers.get(b"connection", b"").lower().split(b",")
     if b"upgrade" not in (token.strip() for token in connection):
-        return Refusal(400, "The request needs the header Connection: Upgrade")
+        return reject(Rejection.BAD_REQUEST, "The request needs the header Connection: Upgrade")
     if headers.get(b"sec-websocket-version") != _VERSION:
         text = "The request needs the header Sec-WebSocket-Version: 13"
-        return Refusal(426, text, (("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")))
+        return reject(Rejection.BAD_REQUEST, text, status=426, headers=_VERSION_HEADERS)
     if not _is_key(headers.get(b"sec-websocket-key", b"")):
-        return Refusal(400, "The request needs a Sec-WebSocket-Key: 16 bytes in base64")
+        return reject(
+            Rejection.BAD_REQUEST, "The request needs a Sec-WebSocket-Key: 16 bytes in base64"
+        )
     return None
 
 
