@@ -253,10 +253,7 @@ class Bridge:
         gaps = [Gap(GapReason.CORE)] if self._upstream.mode == "core" else []
         await self._tell_hub(None, *gaps)
         await link.client.listen(SUBJECT, self._on_core_message)
-        # Twice: the first ping may overtake the subscription, which nats-py writes a little later,
-        # and a refusal of it comes before the second pong.
-        for _ in range(2):
-            await link.client.flush(timeout=int(_REQUEST_SECONDS))
+        await link.client.flush(timeout=int(_REQUEST_SECONDS))
         return "core"
 
     async def _consume_stream(self, link: NatsLink) -> str | None:
