@@ -36,7 +36,7 @@ from trio_odin.server.signals import (
     serve_signals,
 )
 from trio_odin.server.tree import Server, serve
-from trio_odin.server.watchdog import Notify, prove_life, systemd_notify
+from trio_odin.server.watchdog import Notify, prove_life, systemd_notify, tell_nobody
 from trio_odin.server.workers import Parent, WorkerUnfit, serve_with_workers
 from trio_odin.telemetry.logs import configure_logs
 from trio_odin.telemetry.process import settle_garbage_collector
@@ -120,9 +120,10 @@ def _serve_as_worker(
     settle_garbage_collector()
     start = partial(_work, settings, file_number, sockets)
     # systemd hears of the parent.
-    live: _Live = partial(prove_life, settings.watchdog_seconds, _to_nobody)
+    live: _Live = partial(prove_life, settings.watchdog_seconds, tell_nobody)
     run(
-        partial(_until_ended, start, end_signals(), drain_on_signal, live, _to_nobody), SettingError
+        partial(_until_ended, start, end_signals(), drain_on_signal, live, tell_nobody),
+        SettingError,
     )
 
 
@@ -137,10 +138,6 @@ async def _work(
     for number, socket_file in sockets:
         inherited.setdefault(number, []).append(socket_file)
     await serve(settings, Siblings(file_number), inherited=inherited, task_status=task_status)
-
-
-def _to_nobody(_: str) -> None:
-    """Stands where systemd is told something."""
 
 
 async def _until_ended(
