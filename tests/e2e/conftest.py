@@ -64,7 +64,7 @@ async def client_of(server: Server, *channels: str) -> AsyncIterator[ClientConne
 
 
 async def receive(client: ClientConnection) -> dict[str, Any]:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         message: dict[str, Any] = json.loads(await client.recv())
     return message
 

@@ -25,7 +25,7 @@ from trio_odin.cli.common import (
 )
 from trio_odin.ledger.snapshot import Build
 from trio_odin.overload.process import settle_garbage_collector
-from trio_odin.overload.watchdog import Notify, prove_life, systemd_notify
+from trio_odin.overload.watchdog import Notify, prove_life, systemd_notify, tell_nobody
 from trio_odin.server import Server, serve
 from trio_odin.settings.reload import ReadEnvironment
 from trio_odin.settings.settings import SettingError, Settings, differing
@@ -121,9 +121,10 @@ def _serve_as_worker(
     settle_garbage_collector()
     start = partial(_work, settings, file_number, sockets)
     # Only the parent reports to systemd.
-    live: _Live = partial(prove_life, settings.watchdog_seconds, _to_nobody)
+    live: _Live = partial(prove_life, settings.watchdog_seconds, tell_nobody)
     run(
-        partial(_until_ended, start, end_signals(), drain_on_signal, live, _to_nobody), SettingError
+        partial(_until_ended, start, end_signals(), drain_on_signal, live, tell_nobody),
+        SettingError,
     )
 
 
@@ -138,10 +139,6 @@ async def _work(
     for number, socket_file in sockets:
         inherited.setdefault(number, []).append(socket_file)
     await serve(settings, ParentLink(file_number), inherited=inherited, task_status=task_status)
-
-
-def _to_nobody(_: str) -> None:
-    """Stand in for reports to systemd."""
 
 
 async def _until_ended(

@@ -37,11 +37,11 @@ def systemd_notify(environment: Mapping[str, str]) -> Notify:
     """
     address = environment.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
-        return _tell_nobody
+        return tell_nobody
     try:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     except OSError:
-        return _tell_nobody
+        return tell_nobody
     sock.setblocking(False)
     # A name that begins with a null byte is not in the file system.
     address = f"\0{address[1:]}" if address.startswith("@") else address
@@ -54,7 +54,7 @@ def systemd_notify(environment: Mapping[str, str]) -> Notify:
     return notify
 
 
-def _tell_nobody(_: str) -> None:
+def tell_nobody(_: str) -> None:
     """Do nothing: there is no systemd to notify."""
 
 

@@ -93,7 +93,8 @@ class TotalClient(Client):
         self._sid += 1
         self._listeners[self._sid] = on_message
         await self._send_command(sub_cmd(subject, "", self._sid))
-        await self._flush_pending()
+        # Until it is written: a ping is written at once, and its pong would come before a refusal.
+        await self._flush_pending(force_flush=True)
 
     # --- overrides of nats-py's methods
 
