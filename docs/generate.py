@@ -36,7 +36,7 @@ from trio_odin.lab.reliability import FaultReport
 from trio_odin.lab.report.folder import read_verdict, report_html
 from trio_odin.lab.report.summary import error
 from trio_odin.lab.verdict import LabResult
-from trio_odin.settings.settings import IGNORED, variables
+from trio_odin.settings.reading import IGNORED, variables
 from trio_odin.telemetry import metrics
 
 DOCS = Path(__file__).parent
@@ -225,7 +225,7 @@ def part(path: Path, **parts: str) -> str:
 
 
 def readme() -> str:
-    """README.md with three subjects of the bench, and the lab's claim."""
+    """README.md with three targets of the bench, and the lab's claim."""
     parts = {"benchmarks": "readme-benchmarks.md", "capacity": "readme-capacity.md"}
     return part(ROOT / "README.md", **parts)
 

@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from trio_odin.demo.nats_server import run_nats_server
-from trio_odin.settings.settings import Settings, read_settings
+from trio_odin.settings.reading import read_settings
+from trio_odin.settings.settings import Settings
 
 # A script's background job ignores Ctrl-C, and so would every process started here.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -17,7 +17,7 @@ from trio_odin.ledger.counters import Ledger
 from trio_odin.listener.listener import Listener
 from trio_odin.net.http import Request, Response
 from trio_odin.overload.admission import Admission
-from trio_odin.settings.settings import read_settings
+from trio_odin.settings.reading import read_settings
 from trio_odin.upstream.gaps import Mark
 from trio_odin.upstream.nats_message import NatsMessage
 
@@ -41,7 +41,7 @@ class Rig:
         self.hub: Hub[Connection] = Hub(self.settings, self.ledger)
         self.hub.note(Mark(None, None))
         self.authorizer = Authorizer(self.settings)
-        self.wheel: PingWheel[Connection] = PingWheel(
+        self.wheel: PingWheel = PingWheel(
             interval_seconds=self.settings.ping_interval_seconds,
             deadline_seconds=self.settings.keepalive_seconds,
             why_ended=lambda connection: self.authorizer.why_ended(connection.session.grant),

@@ -130,7 +130,7 @@ async def test_a_client_that_never_reads_is_cut_in_time(
     (good,) = await leavers(rig, nursery, 1)
     await rig.subscribe("BTC.trade")
     (_, stuck) = rig.hub.members
-    stuck.outbound._stream = trio.testing.lockstep_stream_pair()[0]
+    stuck.outbound.socket.stream = trio.testing.lockstep_stream_pair()[0]
     for _ in range(3):
         rig.publish("BTC.trade")
     took = await drain(rig, rate=2000, seconds=seconds)
@@ -148,7 +148,7 @@ async def test_a_client_with_a_full_outbox_is_closed_at_its_slot(
     rig = Rig(nursery, WS_OUTBOX_CAPACITY="2", WS_WRITE_DEADLINE="60s")
     await rig.subscribe("BTC.trade")
     (stuck,) = rig.hub.members
-    stuck.outbound._stream = trio.testing.lockstep_stream_pair()[0]
+    stuck.outbound.socket.stream = trio.testing.lockstep_stream_pair()[0]
     for _ in range(2):
         rig.publish("BTC.trade")
         await trio.testing.wait_all_tasks_blocked()

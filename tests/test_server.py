@@ -6,7 +6,7 @@ import trio
 
 from tests.server_rig import UPGRADE
 from trio_odin.server import Server, serve
-from trio_odin.settings.settings import read_settings
+from trio_odin.settings.reading import read_settings
 
 
 async def test_a_server_that_hands_over_answers_all_accepted_clients(
@@ -26,7 +26,7 @@ async def test_a_server_that_hands_over_answers_all_accepted_clients(
         async with trio.open_nursery() as clients:
             for _ in range(30):
                 clients.start_soon(come)
-            while server._listener.unanswered + len(answers) < 30:
+            while server.listener.unanswered + len(answers) < 30:
                 await trio.sleep(0.001)
             assert len(answers) < 20, "most wait for their turn"
             server.hand_over()

@@ -1,4 +1,4 @@
-"""Draining: the plan, the notice, and how both are carried out.
+"""Draining: its state, its plan, its notice, and how they are carried out.
 
 A client that has to leave reconnects at once, somewhere else. So connections are closed one after
 the other, no faster than a server accepts them:
@@ -19,6 +19,9 @@ from trio_odin.connection.connection import Connection
 from trio_odin.fanout.hub import Hub
 from trio_odin.ledger.reasons import CloseReason
 from trio_odin.listener.listener import Listener
+from trio_odin.listener.port import Port
+from trio_odin.overload.admission import Admission
+from trio_odin.settings.settings import Settings
 from trio_odin.wire.frames import text_frame
 
 # The lab measured 188 to 289 µs of CPU per connect and subscribe (docs/capacity.md). At this rate,
@@ -74,6 +77,59 @@ def notice(seconds: float) -> bytes:
     return text_frame(b'{"type":"server:draining","reconnect_in_ms":%d}' % milliseconds)
 
 
+class Drain:
+    """How one server drains: whether it was asked to, since when it does, and what it does then.
+
+    Attributes:
+        asked: set when the server is to drain.
+        began_at: when the drain began, in monotonic seconds; None before.
+    """
+
+    def __init__(
+        self, hub: Hub[Connection], listener: Listener, port: Port, admission: Admission
+    ) -> None:
+        self.asked = trio.Event()
+        self.began_at: float | None = None
+        self._hands_over = False
+        self._hub = hub
+        self._listener = listener
+        self._port = port
+        self._admission = admission
+
+    def ask(self, *, hands_over: bool = False) -> None:
+        """Ask for the drain. `hands_over`: another process has the port: no client is rejected."""
+        self._hands_over = self._hands_over or hands_over
+        self.asked.set()
+
+    def seconds(self, now: float) -> float | None:
+        """How long the drain has been going on; None if it has not begun."""
+        return None if self.began_at is None else now - self.began_at
+
+    async def run(self, settings: Settings) -> None:
+        """Admit no more clients, and send all of them away.
+
+        Cancellation: the connections that are left stay open.
+        """
+        connections = len(self._hub.members)
+        _log.info("drain.started", connections=connections, relieved=self._hands_over)
+        if self._hands_over:
+            await self._port.leave(settings.handshake_seconds)
+        self._admission.is_draining = True
+        self.began_at = trio.current_time()
+        await send_away(
+            self._hub,
+            self._listener,
+            reconnects_per_second=self._reconnects_per_second(settings),
+            drain_seconds=settings.drain_seconds,
+        )
+
+    def _reconnects_per_second(self, settings: Settings) -> float:
+        """Return the rate at which our clients may come back: all workers leave together."""
+        own, elsewhere = len(self._hub.members), self._admission.connections_elsewhere
+        rate = settings.accepts_per_second or RECONNECTS_PER_SECOND
+        return rate * max(1, own) / max(1, own + elsewhere)
+
+
 async def send_away(
     hub: Hub[Connection],
     listener: Listener,
@@ -100,7 +156,6 @@ async def send_away(
     slots = [
         (began + slot, connection) for slot, connection in zip(plan.slots, connections, strict=True)
     ]
-    hub.is_draining = True  # for handshakes that are being completed
     with trio.move_on_at(began + plan.cut_seconds):
         await _announce(slots)
         for slot, connection in slots:

@@ -15,7 +15,7 @@ from trio_odin.lab.model.model import KIB, Costs
 from trio_odin.lab.model.tables import read_costs, read_prices
 from trio_odin.lab.report.folder import read_verdict
 from trio_odin.overload.process import files_needed
-from trio_odin.settings.settings import variables
+from trio_odin.settings.reading import variables
 
 _ROOT = Path(__file__).parents[2]
 _PEAK_STAGE = 6

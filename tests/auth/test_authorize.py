@@ -21,7 +21,8 @@ from trio_odin.auth.grants import Grant
 from trio_odin.auth.identity import UNKNOWN
 from trio_odin.ledger.reasons import CloseReason
 from trio_odin.listener.listener import _Admitted
-from trio_odin.settings.settings import SettingError, read_settings
+from trio_odin.settings.reading import read_settings
+from trio_odin.settings.setting_field import SettingError
 from trio_odin.telemetry.logs import configure_logs
 from trio_odin.wire.handshake import Rejected, Upgrade, parse
 
@@ -210,7 +211,7 @@ def run_python(program: str) -> str:
 def test_without_keys_the_library_is_not_loaded() -> None:
     assert run_python(
         "import sys, trio_odin.auth.authorize as t;"
-        "from trio_odin.settings.settings import read_settings;"
+        "from trio_odin.settings.reading import read_settings;"
         "t.Authorizer(read_settings({}));"
         "print('jwt' in sys.modules, 'cryptography' in sys.modules)"
     ) == ("False False\n")
@@ -221,7 +222,8 @@ def test_without_the_extra_the_error_says_how_to_install_it(missing: str, path: 
     program = f"""
 import sys
 sys.modules[{missing!r}] = None
-from trio_odin.settings.settings import SettingError, read_settings
+from trio_odin.settings.setting_field import SettingError
+from trio_odin.settings.reading import read_settings
 from trio_odin.auth.authorize import Authorizer
 try:
     Authorizer(read_settings({{"WS_JWT_KEYS": {str(path)!r}}}))

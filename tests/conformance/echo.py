@@ -6,7 +6,8 @@ Handshake, frames, outbound side and close are under test, as in production.
 from __future__ import annotations
 
 from trio_odin.connection.connection import Connection
-from trio_odin.settings.settings import Settings, read_settings
+from trio_odin.settings.reading import read_settings
+from trio_odin.settings.settings import Settings
 from trio_odin.wire.frames import FIN, text_frame
 
 _BINARY_FRAME = bytes((FIN | 0x2,))

@@ -42,7 +42,7 @@ async def test_the_log_explains_an_eviction(
     rig = Rig(nursery, WS_OUTBOX_CAPACITY="2")
     await rig.subscribe("BTC.trade")
     (connection,) = rig.hub.members
-    connection.outbound._stream = trio.testing.lockstep_stream_pair()[0]
+    connection.outbound.socket.stream = trio.testing.lockstep_stream_pair()[0]
     await trio.sleep(2)
     rig.publish("BTC.trade")
     await trio.sleep(0.5)  # the writer has it

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import tracemalloc
 from itertools import pairwise
+from typing import Any
 
 import attrs
 import trio
@@ -29,14 +30,14 @@ class FakeConnection:
         self.reason = reason
 
 
-def connection() -> FakeConnection:
+def connection() -> Any:
     return FakeConnection(FakeOutbound(heard_at=trio.current_time()))
 
 
 async def test_every_connection_is_pinged_once_an_interval(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    wheel: PingWheel[FakeConnection] = PingWheel(interval_seconds=27, deadline_seconds=1000)
+    wheel = PingWheel(interval_seconds=27, deadline_seconds=1000)
     nursery.start_soon(wheel.run)
     pinged = connection()
     wheel.add(pinged)
@@ -51,9 +52,7 @@ async def test_an_interval_of_a_day_costs_no_more_memory_than_minutes(
 ) -> None:
     tracemalloc.start()
     try:
-        wheel: PingWheel[FakeConnection] = PingWheel(
-            interval_seconds=86_400, deadline_seconds=10**6
-        )
+        wheel = PingWheel(interval_seconds=86_400, deadline_seconds=10**6)
         assert tracemalloc.get_traced_memory()[0] < 1_000_000
     finally:
         tracemalloc.stop()
@@ -67,7 +66,7 @@ async def test_an_interval_of_a_day_costs_no_more_memory_than_minutes(
 async def test_connections_that_came_at_once_are_not_pinged_at_once(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    wheel: PingWheel[FakeConnection] = PingWheel(interval_seconds=27, deadline_seconds=1000)
+    wheel = PingWheel(interval_seconds=27, deadline_seconds=1000)
     nursery.start_soon(wheel.run)
     many = [connection() for _ in range(500)]
     for one in many:
@@ -78,7 +77,7 @@ async def test_connections_that_came_at_once_are_not_pinged_at_once(
     nursery.cancel_scope.cancel(reason="the test is over")
 
 
-async def _held(wheel: PingWheel[FakeConnection], one: FakeConnection) -> None:
+async def _held(wheel: PingWheel, one: Any) -> None:
     wheel.add(one)
     await trio.sleep_forever()
 
@@ -86,7 +85,7 @@ async def _held(wheel: PingWheel[FakeConnection], one: FakeConnection) -> None:
 async def test_silence_past_the_deadline_evicts_and_never_before(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    wheel: PingWheel[FakeConnection] = PingWheel(interval_seconds=27, deadline_seconds=60)
+    wheel = PingWheel(interval_seconds=27, deadline_seconds=60)
     nursery.start_soon(wheel.run)
     silent = connection()
     wheel.add(silent)
@@ -99,7 +98,7 @@ async def test_silence_past_the_deadline_evicts_and_never_before(
 async def test_any_sign_of_life_counts(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    wheel: PingWheel[FakeConnection] = PingWheel(interval_seconds=27, deadline_seconds=60)
+    wheel = PingWheel(interval_seconds=27, deadline_seconds=60)
     nursery.start_soon(wheel.run)
     alive = connection()
     wheel.add(alive)
@@ -112,7 +111,7 @@ async def test_any_sign_of_life_counts(
 async def test_a_closed_connection_is_not_pinged(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    wheel: PingWheel[FakeConnection] = PingWheel(interval_seconds=2, deadline_seconds=60)
+    wheel = PingWheel(interval_seconds=2, deadline_seconds=60)
     nursery.start_soon(wheel.run)
     gone = connection()
     wheel.add(gone)
@@ -124,10 +123,8 @@ async def test_a_closed_connection_is_not_pinged(
 async def test_an_expired_connection_ends_at_its_next_ping_without_one(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
-    objections: dict[FakeConnection, CloseReason] = {}
-    wheel: PingWheel[FakeConnection] = PingWheel(
-        interval_seconds=27, deadline_seconds=1000, why_ended=objections.get
-    )
+    objections: dict[Any, CloseReason] = {}
+    wheel = PingWheel(interval_seconds=27, deadline_seconds=1000, why_ended=objections.get)
     nursery.start_soon(wheel.run)
     welcome, unwelcome = connection(), connection()
     wheel.add(welcome)

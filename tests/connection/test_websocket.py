@@ -6,8 +6,6 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-import wsproto
-from trio_websocket import WebSocketConnection
 from wsproto import ConnectionType
 from wsproto.connection import Connection as Protocol
 from wsproto.events import (
@@ -20,6 +18,7 @@ from wsproto.events import (
     TextMessage,
 )
 
+from trio_odin.connection import websocket as websocket_module
 from trio_odin.connection.websocket import ServerWebSocket
 
 Taken = list[str | bytes]
@@ -89,36 +88,36 @@ def taking() -> tuple[Taken, Callable[[str | bytes], Awaitable[None]]]:
 CLOSE = CloseConnection(code=1000, reason="bye")
 
 
-async def test_it_has_exactly_the_attributes_of_trio_websocket() -> None:
-    """Fails when trio-websocket has a new attribute: find its purpose, and set it."""
-    stream, _ = trio.testing.memory_stream_pair()
-    theirs = WebSocketConnection(stream, wsproto.WSConnection(ConnectionType.SERVER))
-    _, take = taking()
-    ours = websocket(stream, take, max_message_bytes=1)
-    assert vars(ours).keys() == vars(theirs).keys()
+def test_trio_websocket_sets_what_we_know_and_no_more() -> None:
+    """Fails when it has a new attribute: see whether all connections can share it."""
+    own = {"_stream", "_stream_lock", "_wsproto", "_send_channel"}
+    plain = {"_id", "_path", "_subprotocol", "_initial_request", "_max_message_size"}
+    plain |= {"_receive_buffer_size", "_handshake_headers", "_message_size", "_close_reason"}
+    plain |= {"_reject_status", "_reject_headers", "_reject_body", "_reader_running"}
+    unused = {"_recv_channel", "_pings", "_connection_proposal", "_message_parts"}
+    unused |= {"_open_handshake", "_close_handshake", "_for_testing_peer_closed_connection"}
+    assert vars(websocket_module._MADE_ONCE).keys() == own | plain | unused
 
 
-async def test_the_values_of_a_fresh_connection_are_those_of_trio_websocket() -> None:
-    stream, _ = trio.testing.memory_stream_pair()
-    theirs = WebSocketConnection(
-        stream, wsproto.WSConnection(ConnectionType.SERVER), max_message_size=7
-    )
-    _, take = taking()
-    ours = websocket(stream, take, max_message_bytes=7)
-    of_our_own = {
-        "_id",
-        "_stream_lock",
-        "_wsproto",
-        "_send_channel",
-        "_recv_channel",
-        "_connection_proposal",
-        "_open_handshake",
-        "_close_handshake",
-        "_for_testing_peer_closed_connection",
-    }
-    assert {name: value for name, value in vars(ours).items() if name not in of_our_own} == {
-        name: value for name, value in vars(theirs).items() if name not in of_our_own
-    }
+async def test_what_ends_one_connection_leaves_all_others_alone(nursery: trio.Nursery) -> None:
+    """They share what trio-websocket's constructor makes and no connection of ours uses."""
+    taken, take = taking()
+    (ended, leaver), (server, client) = pair(take), pair(take)
+    nursery.start_soon(server.read)
+    async with trio.open_nursery() as ending:
+        ending.start_soon(ended.read)
+        await leaver.send(Ping(), Pong(b"x"), CLOSE)
+        assert await leaver.receive(2) == [Pong(b""), CloseConnection(1000, "bye")]
+    late, latest = pair(take)
+    nursery.start_soon(late.read)
+    for one in (client, latest):
+        await one.send(TextMessage("still here"), Ping(b"p"))
+        assert await one.receive() == [Pong(b"p")]
+    assert taken == ["still here"] * 2
+    assert ended.closed is not None
+    assert server.closed is late.closed is None
+    await latest.send(CLOSE)
+    assert await latest.receive() == [CloseConnection(1000, "bye")]
 
 
 async def test_messages_are_handed_over_in_order_and_fragmented_ones_whole(
@@ -260,7 +259,7 @@ async def test_the_pieces_of_a_frame_do_not_count_as_fragments(
         for byte in Protocol(ConnectionType.CLIENT).send(event):
             await far.send_all(bytes([byte]))
             await trio.testing.wait_all_tasks_blocked()
-            assert len(server._message_parts) <= 65
+            assert len(server._pieces) <= 65
     assert taken == [text, text.encode()]
     assert server.refused_with is None
     await far.aclose()

@@ -15,7 +15,7 @@ from websockets.trio.client import ClientConnection, connect
 
 from tests.waiting import wait_until
 from trio_odin.server import Server, serve
-from trio_odin.settings.settings import read_settings
+from trio_odin.settings.reading import read_settings
 
 StartServer: TypeAlias = Callable[..., Awaitable[Server]]
 # The test's own clients keep the same process busy, and other tests the machine.

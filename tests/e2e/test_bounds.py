@@ -9,7 +9,7 @@ from websockets.trio.client import connect
 
 from tests.e2e.conftest import StartServer, url_of
 from tests.settings.test_settings import EXAMPLES
-from trio_odin.settings.settings import variables
+from trio_odin.settings.reading import variables
 
 pytestmark = pytest.mark.e2e
 

@@ -151,9 +151,7 @@ async def test_nothing_is_sent_before_the_handshake_is_complete(start_server: St
         for _ in range(100):
             clients.start_soon(connect_and_leave)
             server.ledger.publications.received += 1  # as the bridge counts it
-            server._hub.publish(
-                NatsMessage("odin.token.BTC.trade", b"1", None, trio.current_time())
-            )
+            server.hub.publish(NatsMessage("odin.token.BTC.trade", b"1", None, trio.current_time()))
     assert server.ledger.traffic.accepted == 100
 
 

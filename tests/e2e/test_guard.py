@@ -85,7 +85,7 @@ async def test_overload_sheds_a_share_reports_it_and_ends(
     with running_nats(tmp_path) as nats:
         server = await start_server(NATS_URL=nats.url, WS_CPU_PAUSE_THRESHOLD="100")
         await wait_for_nats(server)
-        guard = server._load_monitor
+        guard = server.load_monitor
         async with client_of(server, "BTC.trade") as client, nats_client(nats.url) as publisher:
             # Four seconds at once, so that no regular sample comes in between.
             for _ in range(4):

@@ -25,7 +25,7 @@ from tests.e2e.nats import free_port, nats_client, running_nats
 from tests.e2e.test_cli import children_of, ended, ready
 from tests.e2e.test_workers import Running
 from tests.waiting import wait_until
-from trio_odin.settings.settings import read_settings
+from trio_odin.settings.reading import read_settings
 from trio_odin.workers import slot as worker_slot
 from trio_odin.workers.supervisor import Supervisor, serve_with_workers
 

@@ -77,7 +77,7 @@ async def test_with_required_encryption_nothing_is_sent_in_clear(
     await wait_until(lambda: offers >= 3)
     assert not received
     assert not server.snapshot().nats.was_connected
-    assert "offers no TLS" in trouble_of(server)
+    assert "requires TLS, which it does not offer" in trouble_of(server)
     assert CANARY not in capsys.readouterr().out + trouble_of(server)
 
 

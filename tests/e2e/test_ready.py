@@ -21,7 +21,7 @@ from tests.waiting import until_answer
 from trio_odin.cli import main
 from trio_odin.demo.publisher import PublisherSettings, publish
 from trio_odin.net.listening import Address
-from trio_odin.settings.settings import read_settings
+from trio_odin.settings.reading import read_settings
 
 pytestmark = pytest.mark.e2e
 

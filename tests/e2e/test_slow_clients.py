@@ -82,7 +82,7 @@ class SlowClient:
 
 def make_buffers_small(server: Server) -> None:
     """Make the server's buffers small for later connections."""
-    server._queues[0][0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+    server.port.queues[0][0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
 
 
 async def connected_client(server: Server, *, receive_bytes: int = 0) -> SlowClient:

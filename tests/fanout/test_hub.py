@@ -1,20 +1,22 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import attrs
 import pytest
 import trio
 import trio.testing
 
-from trio_odin.fanout.backlog import OutboxRules
 from trio_odin.fanout.hub import Hub
 from trio_odin.fanout.outbound import Outbound
 from trio_odin.fanout.publication import Publication
 from trio_odin.fanout.replay_buffer import ReplayBuffer
+from trio_odin.fanout.slow_consumers import OutboxRules
 from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.reasons import CloseReason, Invalid, Shed
-from trio_odin.settings.settings import Settings, read_settings
+from trio_odin.settings.reading import read_settings
+from trio_odin.settings.settings import Settings
 from trio_odin.upstream.nats_message import NatsMessage
 
 
@@ -47,7 +49,25 @@ class Recorder:
 
 @attrs.define(eq=False)
 class FakeMember:
-    outbound: Recorder = attrs.field(factory=Recorder)
+    outbound: Any = attrs.field(factory=Recorder)
+
+
+class SlowMember(FakeMember):
+    """Each of whose writes takes a millisecond."""
+
+    def __init__(self, clock: trio.testing.MockClock) -> None:
+        super().__init__()
+        self.outbound = _SlowRecorder(clock=clock)
+
+
+@attrs.define(eq=False)
+class _SlowRecorder(Recorder):
+    clock: trio.testing.MockClock | None = None
+
+    def flush(self) -> None:
+        super().flush()
+        assert self.clock is not None
+        self.clock.jump(0.001)
 
 
 def message(subject: str, payload: bytes = b"1") -> NatsMessage:
@@ -55,11 +75,11 @@ def message(subject: str, payload: bytes = b"1") -> NatsMessage:
 
 
 @pytest.fixture
-async def hub(settings: Settings) -> Hub[FakeMember]:
+async def hub(settings: Settings) -> Hub[Any]:
     return Hub(settings, Ledger())
 
 
-async def test_only_the_subscribers_of_the_channel_get_the_event(hub: Hub[FakeMember]) -> None:
+async def test_only_the_subscribers_of_the_channel_get_the_event(hub: Hub[Any]) -> None:
     both, one, none = FakeMember(), FakeMember(), FakeMember()
     hub.join(both)
     hub.join(one)
@@ -77,7 +97,7 @@ async def test_only_the_subscribers_of_the_channel_get_the_event(hub: Hub[FakeMe
 
 async def test_without_filtering_everyone_gets_everything() -> None:
     settings = read_settings({"ENABLE_SUBSCRIPTION_FILTERING": "false"})
-    hub: Hub[FakeMember] = Hub(settings, Ledger())
+    hub: Hub[Any] = Hub(settings, Ledger())
     members = [FakeMember(), FakeMember()]
     hub.join(members[0])
     hub.join(members[1])
@@ -86,7 +106,7 @@ async def test_without_filtering_everyone_gets_everything() -> None:
     assert [len(m.outbound.frames) for m in members] == [1, 1]
 
 
-async def test_each_connection_counts_its_own_seq(hub: Hub[FakeMember]) -> None:
+async def test_each_connection_counts_its_own_seq(hub: Hub[Any]) -> None:
     early, late = FakeMember(), FakeMember()
     hub.join(early)
     hub.join(late)
@@ -98,7 +118,7 @@ async def test_each_connection_counts_its_own_seq(hub: Hub[FakeMember]) -> None:
     assert b'"seq":1,' in late.outbound.frames[0]
 
 
-async def test_connections_at_the_same_seq_share_the_bytes(hub: Hub[FakeMember]) -> None:
+async def test_connections_at_the_same_seq_share_the_bytes(hub: Hub[Any]) -> None:
     first, second = FakeMember(), FakeMember()
     hub.join(first)
     hub.join(second)
@@ -108,7 +128,7 @@ async def test_connections_at_the_same_seq_share_the_bytes(hub: Hub[FakeMember])
     assert first.outbound.frames[0] is second.outbound.frames[0]
 
 
-async def test_an_invalid_event_is_counted_by_reason(hub: Hub[FakeMember]) -> None:
+async def test_an_invalid_event_is_counted_by_reason(hub: Hub[Any]) -> None:
     member = FakeMember()
     hub.join(member)
     hub.registry.subscribe(member.outbound, ["BTC.trade"])
@@ -121,7 +141,7 @@ async def test_an_invalid_event_is_counted_by_reason(hub: Hub[FakeMember]) -> No
 
 
 async def test_the_rate_of_fan_outs_can_be_set(mock_clock: trio.testing.MockClock) -> None:
-    hub: Hub[FakeMember] = Hub(read_settings({"WS_MAX_BROADCAST_RATE": "10"}), Ledger())
+    hub: Hub[Any] = Hub(read_settings({"WS_MAX_BROADCAST_RATE": "10"}), Ledger())
     member = FakeMember()
     hub.join(member)
     hub.registry.subscribe(member.outbound, ["BTC.trade"])
@@ -134,7 +154,7 @@ async def test_the_rate_of_fan_outs_can_be_set(mock_clock: trio.testing.MockCloc
     assert hub.ledger.publications.shed == {Shed.BROADCAST_RATE: 35}
 
 
-async def test_a_fan_out_is_one_step_for_the_scheduler(hub: Hub[FakeMember]) -> None:
+async def test_a_fan_out_is_one_step_for_the_scheduler(hub: Hub[Any]) -> None:
     members = [FakeMember() for _ in range(50)]
     for member in members:
         hub.registry.subscribe(member.outbound, ["BTC.trade"])
@@ -143,7 +163,7 @@ async def test_a_fan_out_is_one_step_for_the_scheduler(hub: Hub[FakeMember]) -> 
     assert all(member.outbound.frames for member in members)
 
 
-async def test_a_connection_that_leaves_has_no_subscription_left(hub: Hub[FakeMember]) -> None:
+async def test_a_connection_that_leaves_has_no_subscription_left(hub: Hub[Any]) -> None:
     member = FakeMember()
     hub.join(member)
     hub.registry.subscribe(member.outbound, ["BTC.trade"])
@@ -154,7 +174,7 @@ async def test_a_connection_that_leaves_has_no_subscription_left(hub: Hub[FakeMe
 
 
 async def test_the_hub_ends_with_its_inbound_queue_and_loses_nothing(
-    hub: Hub[FakeMember],
+    hub: Hub[Any],
 ) -> None:
     inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage](10)
     member = FakeMember()
@@ -166,6 +186,55 @@ async def test_the_hub_ends_with_its_inbound_queue_and_loses_nothing(
     with trio.fail_after(1):
         await hub.run(inbound_receive)
     assert len(member.outbound.frames) == 10
+
+
+async def test_messages_that_wait_together_do_not_wait_for_a_turn_each(
+    hub: Hub[Any], nursery: trio.Nursery
+) -> None:
+    """While ten thousand connect, a turn of all tasks is long."""
+    inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage](50)
+    member = FakeMember()
+    hub.join(member)
+    hub.registry.subscribe(member.outbound, ["BTC.trade"])
+    for _ in range(50):
+        inbound_send.send_nowait(message("odin.token.BTC.trade"))
+    turns = 0
+    nursery.start_soon(hub.run, inbound_receive)
+    while len(member.outbound.frames) < 50:
+        await trio.lowlevel.checkpoint()
+        turns += 1
+    assert turns < 10
+    nursery.cancel_scope.cancel(reason="the test is over")
+
+
+async def test_a_long_round_lets_others_have_a_turn_and_counts_its_own_work_only(
+    hub: Hub[Any], nursery: trio.Nursery, mock_clock: trio.testing.MockClock
+) -> None:
+    """Else the work of others makes rounds longer, and longer rounds rest longer."""
+    inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage](10)
+    members = [SlowMember(mock_clock) for _ in range(40)]
+    for member in members:
+        hub.join(member)
+        hub.registry.subscribe(member.outbound, ["BTC.trade"])
+    for _ in range(2):
+        inbound_send.send_nowait(message("odin.token.BTC.trade"))
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while not members[-1].outbound.frames:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+            mock_clock.jump(1.0)
+
+    async with trio.open_nursery() as together:
+        together.start_soon(hub.run, inbound_receive)
+        together.start_soon(others)
+        inbound_send.close()
+    assert 7 <= turns <= 9, "40 writes of 1 ms each, a turn each 5 ms"
+    ended = trio.current_time() - 1
+    assert hub._pace.delay(ended) == pytest.approx(0.02), "half of 40 ms"
+    nursery.cancel_scope.cancel(reason="the test is over")
 
 
 class QuietOwner:
@@ -187,7 +256,7 @@ async def test_a_consumer_that_never_reads_does_not_delay_the_others(
     settings: Settings, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     """The clock moves only when every task waits: without a delay no time passes."""
-    hub: Hub[StreamMember] = Hub(settings, Ledger())
+    hub: Hub[Any] = Hub(settings, Ledger())
     stuck_stream, _never_read = trio.testing.lockstep_stream_pair()
     good_stream, good_peer = trio.testing.memory_stream_pair()
     members = [
@@ -216,9 +285,7 @@ async def test_a_consumer_that_never_reads_does_not_delay_the_others(
     assert hub.ledger.deliveries.written == 400
 
 
-async def test_large_frames_are_not_kept_for_every_seq(
-    settings: Settings, hub: Hub[StreamMember]
-) -> None:
+async def test_large_frames_are_not_kept_for_every_seq(settings: Settings, hub: Hub[Any]) -> None:
     """A megabyte for a thousand connections at different numbers would be a gigabyte."""
     for number in range(200):
         replay_buffer = ReplayBuffer(100)
@@ -243,7 +310,7 @@ async def test_large_frames_are_not_kept_for_every_seq(
 
 
 async def test_messages_waiting_in_the_inbound_queue_are_written_in_one_go(
-    hub: Hub[FakeMember],
+    hub: Hub[Any],
 ) -> None:
     inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage](10)
     member = FakeMember()

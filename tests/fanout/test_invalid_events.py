@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import trio.testing
 
-from trio_odin.connection.connection import Connection
 from trio_odin.fanout import invalid_events
 from trio_odin.fanout.hub import Hub
 from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.reasons import Invalid
-from trio_odin.settings.settings import read_settings
+from trio_odin.settings.reading import read_settings
 from trio_odin.upstream.nats_message import NatsMessage
 
 
@@ -47,13 +46,14 @@ class Reader:
 
 
 @pytest.fixture
-async def hub(mock_clock: trio.testing.MockClock) -> Hub[Connection]:
-    hub: Hub[Connection] = Hub(read_settings({}), Ledger())
-    hub.registry.subscribe(Reader(), ["BTC.trade"])
+async def hub(mock_clock: trio.testing.MockClock) -> Hub[Any]:
+    hub: Hub[Any] = Hub(read_settings({}), Ledger())
+    reader: Any = Reader()
+    hub.registry.subscribe(reader, ["BTC.trade"])
     return hub
 
 
-def publish(hub: Hub[Connection], subject: str, payload: bytes = b"{}", offset: int = 1) -> None:
+def publish(hub: Hub[Any], subject: str, payload: bytes = b"{}", offset: int = 1) -> None:
     hub.publish(NatsMessage(subject, payload, offset, 0.0))
 
 
@@ -66,7 +66,7 @@ def publish(hub: Hub[Connection], subject: str, payload: bytes = b"{}", offset: 
     ],
 )
 async def test_a_bad_payload_is_logged_with_subject_offset_and_reason(
-    hub: Hub[Connection], log: list[dict[str, Any]], payload: bytes, error: str
+    hub: Hub[Any], log: list[dict[str, Any]], payload: bytes, error: str
 ) -> None:
     publish(hub, "odin.token.BTC.trade", payload, offset=77)
     (line,) = log
@@ -81,7 +81,7 @@ async def test_a_bad_payload_is_logged_with_subject_offset_and_reason(
 
 
 async def test_a_bad_subject_is_logged_with_the_rule(
-    hub: Hub[Connection], log: list[dict[str, Any]]
+    hub: Hub[Any], log: list[dict[str, Any]]
 ) -> None:
     publish(hub, "odin.token.BTC/USD.trade")
     (line,) = log
@@ -91,7 +91,7 @@ async def test_a_bad_subject_is_logged_with_the_rule(
 
 
 async def test_a_hostile_subject_is_cut_and_made_printable(
-    hub: Hub[Connection], log: list[dict[str, Any]]
+    hub: Hub[Any], log: list[dict[str, Any]]
 ) -> None:
     publish(hub, "odin.token.\x1b[2J\u202e\udcdc\n" + 100_000 * "x")
     (line,) = log
@@ -101,7 +101,7 @@ async def test_a_hostile_subject_is_cut_and_made_printable(
 
 
 async def test_a_flood_is_one_line_in_ten_seconds_for_each_reason(
-    hub: Hub[Connection], log: list[dict[str, Any]], mock_clock: trio.testing.MockClock
+    hub: Hub[Any], log: list[dict[str, Any]], mock_clock: trio.testing.MockClock
 ) -> None:
     for _ in range(1000):
         publish(hub, "odin.token.B/C.trade")

@@ -22,7 +22,7 @@ from trio_odin.fanout.registry import Registry
 from trio_odin.fanout.resume_buffer import ResumeBuffer
 from trio_odin.ledger.counters import Ledger, Publications
 from trio_odin.ledger.reasons import GapReason
-from trio_odin.settings.settings import read_settings
+from trio_odin.settings.reading import read_settings
 from trio_odin.upstream.gaps import Gap, Gaps, Mark
 from trio_odin.upstream.nats_message import NatsMessage
 
@@ -76,7 +76,7 @@ class Desk:
     """The notices, with the counters that they use."""
 
     counters: Publications = attrs.field(factory=Publications)
-    registry: Registry[FakeListener] = attrs.field(factory=Registry)
+    registry: Registry[Any] = attrs.field(factory=Registry)
     resume_buffer: ResumeBuffer = attrs.field(factory=_entered)
     notices: Notices = attrs.field(init=False)
 

@@ -18,10 +18,10 @@ from wsproto.frame_protocol import Opcode
 
 from tests.connection.client import LossRule, frames_of
 from trio_odin.fanout.answers import Answer, Resend
-from trio_odin.fanout.backlog import OutboxRules, SlowPolicy
 from trio_odin.fanout.outbound import Outbound
 from trio_odin.fanout.publication import Publication
 from trio_odin.fanout.replay_buffer import ReplayBuffer
+from trio_odin.fanout.slow_consumers import OutboxRules, SlowPolicy
 from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.reasons import CloseReason, Dropped
 from trio_odin.overload.byte_budget import ByteBudget
@@ -342,7 +342,7 @@ def test_no_frame_ever_interrupts_another(steps: list[str], seed: int, *, is_lef
 
     async def scenario() -> None:
         rig = Rig(StutteringStream(sink))
-        rig.outbound._write_now = StutteringWrite(sink, random.Random(seed))
+        rig.outbound.socket.write_now = StutteringWrite(sink, random.Random(seed))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rig.outbound.run_writer)
             for number, step in enumerate(steps):
@@ -411,7 +411,7 @@ async def test_deferred_envelopes_go_out_in_one_write() -> None:
             writes.append(bytes(data))
             return os.write(file, data)
 
-        rig.outbound._write_now = write
+        rig.outbound.socket.write_now = write
         frames = [rig.defer(publication(size)) for size in range(5)]
         rig.outbound.flush()
         rig.outbound.flush()
@@ -432,7 +432,7 @@ async def test_a_joined_write_is_bounded() -> None:
             sizes.append(len(data))
             return len(data)
 
-        rig.outbound._write_now = write
+        rig.outbound.socket.write_now = write
         frames = [rig.defer(publication(30_000)) for _ in range(10)]
         rig.outbound.flush()
         assert sum(sizes) == sum(map(len, frames))
@@ -654,7 +654,7 @@ async def test_the_history_of_a_slow_client_is_recorded(
         "events": [
             "1.000s ping skipped",
             "1.000s outbox began to fill",
-            "1.000s envelopes waiting x16",
+            "1.000s messages waiting x16",
             "2.000s conflated x2",
         ],
     }
@@ -806,14 +806,14 @@ async def test_a_replayed_event_in_two_writes_does_not_count_as_skipped(
 ) -> None:
     sink = bytearray()
     rig = Rig(StutteringStream(sink), policy=SlowPolicy.CONFLATE)
-    rig.outbound._write_now = whole = StutteringWrite(sink, Always(4))
+    rig.outbound.socket.write_now = whole = StutteringWrite(sink, Always(4))
     for _ in range(10):
         rig.offer(publication())
-    rig.outbound._write_now = StutteringWrite(sink, Always(3))  # a half of it
+    rig.outbound.socket.write_now = StutteringWrite(sink, Always(3))  # a half of it
     again = Resend(rig.replay_buffer.between(3, 4).kept, lambda _: [])
     nursery.start_soon(rig.outbound.answer, [again])
     await trio.testing.wait_all_tasks_blocked()
-    rig.outbound._write_now = whole
+    rig.outbound.socket.write_now = whole
     rig.offer(publication())
     nursery.start_soon(rig.outbound.run_writer)
     await trio.testing.wait_all_tasks_blocked()
@@ -875,7 +875,7 @@ def test_a_slow_client_can_tell_what_it_missed(
         stream = GatedStream(sink)
         rig = Rig(stream, policy=policy, capacity=capacity, max_bytes=max_bytes)
         rig.owner.outbound = None  # an eviction is noted, but the queue stays visible
-        rig.outbound._write_now = StutteringWrite(sink, choose)
+        rig.outbound.socket.write_now = StutteringWrite(sink, choose)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(rig.outbound.run_writer)
             for number, step in enumerate(steps):
@@ -968,7 +968,7 @@ async def test_conflation_during_a_write_never_runs_out_of_places(
     choose = random.Random(seed)
     sink = bytearray()
     rig = Rig(StutteringStream(sink), policy=SlowPolicy.CONFLATE, capacity=2)
-    rig.outbound._write_now = StutteringWrite(sink, choose)
+    rig.outbound.socket.write_now = StutteringWrite(sink, choose)
     nursery.start_soon(rig.outbound.run_writer)
     for _ in range(300):
         rig.offer(publication(choose.randrange(40), choose.choice(["A.x", "B.x", "C.x"])))
@@ -1062,3 +1062,20 @@ async def test_a_large_event_is_not_copied_for_each_waiting_client(
 async def settled(rig: Rig) -> bool:
     await trio.testing.wait_all_tasks_blocked(0.01)
     return rig.ledger.deliveries.written == 2
+
+
+async def test_an_answer_to_a_peer_that_goes_meanwhile_ends_as_broken() -> None:
+    """The first event of the resume finds the peer gone, and nothing is left to be sent."""
+    ours, theirs = await socket_pair()
+    async with ours:
+        rig = Rig(ours)
+        await theirs.aclose()
+        rig.outbound.socket.write_now = broken_pipe
+        with pytest.raises(trio.BrokenResourceError):
+            await rig.outbound.answer([Resend(resend(rig, 3).messages, lambda _: [])])
+        assert rig.owner.reasons == [CloseReason.PEER_GONE]
+        rig.check_the_end()
+
+
+def broken_pipe(file: int, data: bytes | memoryview) -> int:
+    raise BrokenPipeError

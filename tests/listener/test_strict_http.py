@@ -13,7 +13,7 @@ import trio.testing
 from tests.server_rig import UPGRADE, Rig, receive_all
 from trio_odin.listener.endpoints import Pages
 from trio_odin.net.http import receive_head
-from trio_odin.settings.settings import read_settings
+from trio_odin.settings.reading import read_settings
 from trio_odin.wire import handshake
 from trio_odin.wire.handshake import Upgrade
 

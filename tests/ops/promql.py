@@ -17,7 +17,7 @@ from promql_parser import (
 )
 
 from tests.telemetry.snapshots import snapshot
-from trio_odin.telemetry.metrics import render
+from trio_odin.telemetry.exposition import render
 
 # Metric, then label, then the values that it can have; None: any.
 Known: TypeAlias = Mapping[str, Mapping[str, set[str] | None]]

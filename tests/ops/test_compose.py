@@ -30,13 +30,8 @@ from tests.ops.composing import (
 )
 from tests.ops.conftest import OPS, ROOT
 from trio_odin.demo.nats_server import find_nats_server
-from trio_odin.settings.settings import (
-    IGNORED,
-    Settings,
-    read_settings,
-    variables,
-    with_reload_file,
-)
+from trio_odin.settings.reading import IGNORED, read_settings, variables, with_reload_file
+from trio_odin.settings.settings import Settings
 
 MIB = 1024 * 1024
 # Made by ops/nats/secrets.sh, in no commit.

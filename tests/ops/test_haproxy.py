@@ -19,7 +19,7 @@ from tests.ops.rehearsing import Rehearse
 from tests.ops.tools import require
 from tests.ops.users import User, check_books
 from trio_odin.lab.load.pages import get
-from trio_odin.settings.settings import read_settings
+from trio_odin.settings.reading import read_settings
 
 _ADDRESSES = {"WS1_ADDR": "127.0.0.1:3004", "WS2_ADDR": "127.0.0.1:3014"}
 

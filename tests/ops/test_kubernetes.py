@@ -22,7 +22,8 @@ from trio_odin.lab.model.tables import read_costs
 from trio_odin.ledger.snapshot import Snapshot
 from trio_odin.listener.endpoints import Pages
 from trio_odin.net.http import Request
-from trio_odin.settings.settings import Settings, read_settings, warnings_about
+from trio_odin.settings.reading import read_settings, warnings_about
+from trio_odin.settings.settings import Settings
 from trio_odin.telemetry.metrics import SERIES
 
 FOLDER = OPS / "kubernetes"

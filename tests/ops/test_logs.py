@@ -53,9 +53,9 @@ def logged(sources: Iterable[Path]) -> Rows:
     return rows
 
 
-OF_LAB = {*(SOURCE / "lab").rglob("*.py")}
-OF_SERVER = {*SOURCE.rglob("*.py")} - OF_LAB
-OF_PUBLISHER = OF_LAB | {*SOURCE.rglob("nats_link.py")}
+OF_DEMO = {*(SOURCE / "demo").rglob("*.py")}
+OF_SERVER = {*SOURCE.rglob("*.py")} - {*(SOURCE / "lab").rglob("*.py")} - OF_DEMO
+OF_PUBLISHER = OF_DEMO | {*SOURCE.rglob("nats_link.py")}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tests.ops.rules import ALERTS, RECORDED, known_series
 from tests.ops.tools import output, require
 from trio_odin.lab.model.tables import read_costs
 from trio_odin.lab.report.folder import read_verdict
-from trio_odin.settings.settings import variables
+from trio_odin.settings.reading import variables
 
 PROMETHEUS = OPS / "prometheus"
 ALERTMANAGER = OPS / "alertmanager" / "alertmanager.yml"

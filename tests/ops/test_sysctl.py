@@ -10,7 +10,7 @@ import pytest
 from tests.ops.conftest import OPS
 from tests.ops.tools import run, tool
 from trio_odin.net.listening import _BACKLOG
-from trio_odin.settings.settings import read_settings
+from trio_odin.settings.reading import read_settings
 
 FILES = sorted((OPS / "sysctl").glob("*.conf"))
 SERVER, CLIENTS = FILES

@@ -21,7 +21,7 @@ from trio_odin.cli import main
 from trio_odin.demo.nats_server import find_nats_server
 from trio_odin.lab.capacity.stages import SERVER_CORES, SERVER_FILES, SERVER_MIB
 from trio_odin.overload.process import files_needed
-from trio_odin.settings.settings import read_settings, warnings_about
+from trio_odin.settings.reading import read_settings, warnings_about
 from trio_odin.workers.supervisor import _DRAIN_EXTRA_SECONDS
 
 UNIT = OPS / "systemd" / "trio-odin.service"

@@ -14,7 +14,7 @@ from trio_odin.ledger.reasons import Rejection
 from trio_odin.overload.load import Load, OtherWorkers
 from trio_odin.overload.load_monitor import LoadMonitor
 from trio_odin.overload.turnover import COMING
-from trio_odin.settings.settings import read_settings
+from trio_odin.settings.reading import read_settings
 
 
 def guard(ledger: Ledger | None = None, **variables: str) -> LoadMonitor:

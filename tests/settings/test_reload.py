@@ -10,8 +10,10 @@ from structlog.testing import capture_logs
 
 from tests.server_rig import Rig
 from trio_odin.server import Server, serve
+from trio_odin.settings.reading import read_settings
 from trio_odin.settings.reload import reload_settings
-from trio_odin.settings.settings import SettingError, Settings, read_settings
+from trio_odin.settings.setting_field import SettingError
+from trio_odin.settings.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -103,10 +105,10 @@ async def test_a_running_server_keeps_its_limits_if_the_next_file_is_bad(
     snapshot = server.snapshot()
     assert (snapshot.limits.max_connections, snapshot.limits.cpu_reject_percent) == (1, 33.0)
     assert (snapshot.limits.max_nats_rate, snapshot.limits.max_broadcast_rate) == (7.0, 8.0)
-    assert server._admission.max_connections == 1
-    assert server._admission.cpu_reject_percent == 33.0
-    assert server._listener.session_limits.max_channels == 3
-    assert server._listener.session_limits.command_burst == 4
+    assert server.load_monitor.admission.max_connections == 1
+    assert server.load_monitor.admission.cpu_reject_percent == 33.0
+    assert server.listener.session_limits.max_channels == 3
+    assert server.listener.session_limits.command_burst == 4
     assert server._settings.drain_seconds == 30.0, "it takes effect at the next start"
     assert logging.getLogger().level == logging.ERROR
     assert snapshot.ledger.traffic.reloads == {"ok": 1, "failed": 2}

@@ -12,10 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_odin.net.address import Address
-from trio_odin.settings.settings import (
+from trio_odin.settings.reading import (
     IGNORED,
-    SettingError,
-    Settings,
     Variable,
     changes,
     differing,
@@ -27,6 +25,8 @@ from trio_odin.settings.settings import (
     with_nats_url_file,
     with_reload_file,
 )
+from trio_odin.settings.setting_field import SettingError
+from trio_odin.settings.settings import Settings
 
 # wire_compatibility.md, environment names in use.
 COMPATIBLE = [

@@ -17,7 +17,8 @@ from trio_odin.ledger.counters import Deliveries, Ledger, Publications, Traffic
 from trio_odin.ledger.durations import Durations
 from trio_odin.ledger.reasons import CloseReason, Dropped, GapReason, Invalid, Rejection, Shed
 from trio_odin.ledger.snapshot import Build, Snapshot, Workers
-from trio_odin.telemetry.metrics import CONTENT_TYPE, HISTOGRAMS, SERIES, render
+from trio_odin.telemetry.exposition import CONTENT_TYPE, render
+from trio_odin.telemetry.metrics import HISTOGRAMS, SERIES
 from trio_odin.wire.commands import Command, ErrorCode
 
 # wire_compatibility.md, metric names: the plan's and the running dashboard's.

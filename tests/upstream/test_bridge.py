@@ -9,7 +9,7 @@ from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.reasons import GapReason, Shed
 from trio_odin.overload.byte_budget import ByteBudget
 from trio_odin.overload.load_shedder import LoadShedder
-from trio_odin.settings.settings import read_settings
+from trio_odin.settings.reading import read_settings
 from trio_odin.upstream.bridge import Bridge
 from trio_odin.upstream.gaps import Gap, Mark
 from trio_odin.upstream.nats_message import NatsMessage

@@ -9,18 +9,15 @@ import trio
 import trio.testing
 
 from tests.telemetry.snapshots import changed, snapshot
-from trio_odin.ledger.snapshot import Trouble
+from trio_odin.ledger.snapshot import Trouble, Workers
 from trio_odin.net.address import Address
 from trio_odin.overload.load import OtherWorkers
-from trio_odin.settings.settings import read_settings
+from trio_odin.settings.reading import read_settings
 from trio_odin.workers.link import Accept, StatsReport
+from trio_odin.workers.poll import Poll
+from trio_odin.workers.process import environment_of_worker
 from trio_odin.workers.slot import WorkerSlot
-from trio_odin.workers.supervisor import (
-    Supervisor,
-    WorkerUnfit,
-    environment_of_worker,
-    serve_with_workers,
-)
+from trio_odin.workers.supervisor import Supervisor, WorkerUnfit, serve_with_workers
 
 
 async def test_a_worker_that_ends_repeatedly_is_restarted_later_and_later() -> None:
@@ -123,7 +120,7 @@ async def test_each_worker_learns_the_load_of_the_others() -> None:
         worker.tell = partial(told.__setitem__, worker.number)  # type: ignore[assignment, method-assign]
         if busy is not None:
             worker.note(snapshot(connections=int(busy), loop_busy_percent=busy, memory_bytes=2**40))
-    parent._tell_what_the_others_hold()
+    Poll(parent.workers).tell_of_others()
     first, third = told[1], told[3]
     assert isinstance(first, OtherWorkers)
     assert isinstance(third, OtherWorkers)
@@ -141,7 +138,7 @@ async def test_clients_of_a_leaving_worker_are_not_counted_elsewhere() -> None:
         worker.tell = partial(told.__setitem__, worker.number)  # type: ignore[assignment, method-assign]
         worker.note(snapshot(connections=100 * worker.number))
     parent.workers[0].is_leaving.set()
-    parent._tell_what_the_others_hold()
+    Poll(parent.workers).tell_of_others()
     assert {number: elsewhere.connections for number, elsewhere in told.items()} == {1: 200, 2: 0}
 
 
@@ -149,7 +146,7 @@ async def test_clients_of_a_worker_that_leaves_by_itself_are_not_counted() -> No
     parent, (leaving, other), (_, told) = parent_of(2)
     leaving.note(snapshot(connections=100, is_draining=True))
     other.note(TAKING)
-    parent._tell_what_the_others_hold()
+    Poll(parent.workers).tell_of_others()
     assert [m.connections for m in told.messages if isinstance(m, OtherWorkers)] == [0]
 
 
@@ -378,8 +375,15 @@ async def test_the_problem_of_a_worker_that_is_not_open_is_in_the_figures() -> N
         Told(worker)
     waiting.note(changed(WITHOUT_NATS, trouble=Trouble("maximum consumers limit reached", 1.0)))
     other.note(TAKING)
-    figures = parent._figures()
+    figures = workers_of(parent)
     assert (figures.alive, figures.configured) == (1, 2)
     assert figures.trouble == "maximum consumers limit reached"
     waiting.note(TAKING)
-    assert (parent._figures().alive, parent._figures().trouble) == (2, None)
+    figures = workers_of(parent)
+    assert (figures.alive, figures.trouble) == (2, None)
+
+
+def workers_of(parent: Supervisor) -> Workers:
+    whole = parent.snapshot()
+    assert whole is not None
+    return whole.workers

@@ -10,13 +10,14 @@ import structlog
 from trio_odin.auth.credentials import check_origin, insufficient_scope, token_in
 from trio_odin.auth.grants import Grant
 from trio_odin.ledger.reasons import CloseReason
-from trio_odin.settings.settings import SettingError, Settings, shown_path
+from trio_odin.settings.setting_field import SettingError, shown_path
+from trio_odin.settings.settings import Settings
 from trio_odin.wire.handshake import Rejected, Upgrade
 
 if TYPE_CHECKING:
     from trio_odin.auth.tokens import Verifier
 
-_log = structlog.get_logger("permits")
+_log = structlog.get_logger("auth")
 
 _ONE_FOR_ALL = insufficient_scope(
     "The token is for some channels only, and this server sends every event to everyone"

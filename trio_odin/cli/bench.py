@@ -20,7 +20,7 @@ from trio_odin.lab.bench.plan import BenchPlan
 from trio_odin.lab.bench.record import BenchReport, as_json
 from trio_odin.lab.bench.report import render, render_summary
 from trio_odin.lab.bench.runner import Progress, run_benches
-from trio_odin.lab.bench.subjects import SUBJECTS, Subject, ours, parse_peer
+from trio_odin.lab.bench.targets import TARGETS, Target, ours, parse_peer
 from trio_odin.lab.fleet.dialects import DIALECTS
 from trio_odin.lab.fleet.limits import LoadImpossible
 from trio_odin.signals import end_signals
@@ -30,7 +30,7 @@ _INTERRUPTED = 130
 
 
 def _chosen(_: click.Context, __: click.Parameter, text: str) -> list[str]:
-    known = [subject.name for subject in SUBJECTS]
+    known = [target.name for target in TARGETS]
     names = known if text == "all" else text.split(",")
     for name in names:
         if name not in known and not re.fullmatch(r"odin-([1-9]|[1-5]\d|6[0-4])", name):
@@ -40,7 +40,7 @@ def _chosen(_: click.Context, __: click.Parameter, text: str) -> list[str]:
     return names
 
 
-def _peers(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> list[Subject]:
+def _peers(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> list[Target]:
     try:
         return [parse_peer(text) for text in texts]
     except ValueError as error:
@@ -68,12 +68,14 @@ def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path 
     help="Number of connections.  [default: 10000, quick: 1000]",
 )
 @click.option(
+    "--targets",
     "--subjects",
+    "targets",
     callback=_chosen,
     default="all",
     show_default=True,
     metavar="NAME,…",
-    help=f"Servers: {', '.join(subject.name for subject in SUBJECTS)}; odin-N has N workers.",
+    help=f"Servers: {', '.join(target.name for target in TARGETS)}; odin-N has N workers.",
 )
 @click.option(
     "--peer",
@@ -134,8 +136,8 @@ def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path 
     help="SVG or PNG plot of the first run.",
 )
 def bench_command(
-    subjects: list[str],
-    peers: list[Subject],
+    targets: list[str],
+    peers: list[Target],
     connections: int | None,
     hold: float | None,
     rate: float,
@@ -163,14 +165,14 @@ def bench_command(
 
     \b
       trio-odin bench --quick
-      trio-odin bench --runs 5 --subjects odin,nats --json figures.json --plot figures.svg
-      trio-odin bench --subjects odin-6 --connections 100000 --hold 60 --only-hold --rate 1
+      trio-odin bench --runs 5 --targets odin,nats --json figures.json --plot figures.svg
+      trio-odin bench --targets odin-6 --connections 100000 --hold 60 --only-hold --rate 1
 
     Exit code 0 means that trio-odin lost and duplicated no event, 1 that it did.
     """  # noqa: D301 - click needs the character, not the backslash
     require_extra("hdrh", "psutil", "websockets")
     plan = BenchPlan(
-        subjects=[*map(_subject, subjects), *peers], rate=rate, seed=seed, peers_nats_url=nats_url
+        targets=[*map(_target, targets), *peers], rate=rate, seed=seed, peers_nats_url=nats_url
     )
     if quick:
         plan = plan.quick()
@@ -179,6 +181,13 @@ def bench_command(
     plan = attrs.evolve(
         plan, connections=connections or plan.connections, hold_seconds=hold or plan.hold_seconds
     )
+    _carry_out(plan, count, json_file, plot_file)
+
+
+def _carry_out(
+    plan: BenchPlan, count: int, json_file: BinaryIO | None, plot_file: Path | None
+) -> None:
+    """Run the benches, report them, and exit."""
     # A file or a pipe gets the table in full width; a terminal has its own width.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _TABLE_CHARS)
     runs: list[BenchReport] = []
@@ -193,7 +202,7 @@ def bench_command(
         json_file.write(as_json(runs) + b"\n")
     if plot_file is not None:
         _plot(runs[0], plot_file)
-    if len(runs) < count or len(runs[-1].subjects) < len(plan.subjects):
+    if len(runs) < count or len(runs[-1].targets) < len(plan.targets):
         sys.exit(_INTERRUPTED)
     sys.exit(0 if all(report.is_perfect for report in runs) else 1)
 
@@ -213,8 +222,8 @@ async def _bench_until_signalled(
             nursery.cancel_scope.cancel(reason="all is measured")
 
 
-def _subject(name: str) -> Subject:
-    known = {subject.name: subject for subject in SUBJECTS}
+def _target(name: str) -> Target:
+    known = {target.name: target for target in TARGETS}
     return known[name] if name in known else ours(int(name.removeprefix("odin-")))
 
 

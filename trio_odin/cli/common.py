@@ -16,15 +16,15 @@ import trio
 
 from trio_odin.net.listening import AddressUnavailable
 from trio_odin.overload.process import files_needed, open_files, raise_file_limit, resident_bytes
-from trio_odin.settings.settings import (
-    SettingError,
-    Settings,
+from trio_odin.settings.reading import (
     read_settings,
     variables,
     warnings_about,
     with_nats_url_file,
     with_reload_file,
 )
+from trio_odin.settings.setting_field import SettingError
+from trio_odin.settings.settings import Settings
 from trio_odin.telemetry.logs import configure_logs
 from trio_odin.wire.errors import first_error
 

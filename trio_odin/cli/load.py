@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import BinaryIO
 
@@ -262,6 +262,11 @@ def load_command(
         processes=processes,
         health_url=health_url or health_beside(url),
     )
+    _carry_out(plan, [*INTEGRITY, *_criteria(expected)], json_file)
+
+
+def _carry_out(plan: LoadPlan, criteria: Sequence[Criterion], json_file: BinaryIO | None) -> None:
+    """Run the load, report it, and exit."""
     # Without markup: the server chooses the text of close reasons.
     console = Console(highlight=False, markup=False, emoji=False)
     try:
@@ -273,7 +278,7 @@ def load_command(
         sys.exit(_INTERRUPTED)
     if result == "interrupted":  # before there was anything to report
         sys.exit(_INTERRUPTED)
-    found = checks(result, [*INTEGRITY, *_criteria(expected)])
+    found = checks(result, criteria)
     render(result, found, console)
     if json_file is not None:
         json_file.write(result.as_json() + b"\n")

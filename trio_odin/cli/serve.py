@@ -27,8 +27,10 @@ from trio_odin.ledger.snapshot import Build
 from trio_odin.overload.process import settle_garbage_collector
 from trio_odin.overload.watchdog import Notify, prove_life, systemd_notify, tell_nobody
 from trio_odin.server import Server, serve
+from trio_odin.settings.reading import differing
 from trio_odin.settings.reload import ReadEnvironment
-from trio_odin.settings.settings import SettingError, Settings, differing
+from trio_odin.settings.setting_field import SettingError
+from trio_odin.settings.settings import Settings
 from trio_odin.signals import (
     Signals,
     drain_on_signal,

@@ -7,7 +7,7 @@ from functools import partial
 import click
 
 from trio_odin.cli.common import settings_of, with_reload_file_and
-from trio_odin.settings.settings import differing, effective
+from trio_odin.settings.reading import differing, effective
 
 
 @click.command("settings", short_help="Print the settings that a server would run with.")

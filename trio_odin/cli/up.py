@@ -21,7 +21,7 @@ from trio_odin.cli.common import (
 from trio_odin.cli.market import rate_option, tokens_option
 from trio_odin.demo.nats_server import BrokerUnavailable
 from trio_odin.demo.up import UpPlan, up
-from trio_odin.settings.settings import SettingError
+from trio_odin.settings.setting_field import SettingError
 
 
 @click.command("up", short_help="Start NATS, a market and the server together.")

@@ -116,7 +116,7 @@ class Connection:
         self._settings = settings
         self._scope: trio.CancelScope | None = None
 
-    async def run(self, upgrade: bytes, wheel: PingWheel[Connection]) -> None:
+    async def run(self, upgrade: bytes, wheel: PingWheel) -> None:
         """Serve the client until either side ends the connection. Nothing that it sends raises.
 
         Args:
@@ -151,8 +151,6 @@ class Connection:
     async def _read(self, upgrade: bytes) -> None:
         try:
             await self._send(upgrade)
-            if self._hub.is_draining:  # the drain began while the request came in
-                self.leave()
             await self._websocket.read()
         # Not caught outside the nursery, whose exception group would be a reference cycle.
         except Exception:  # noqa: BLE001 - a fault in one connection must not end the others
@@ -175,7 +173,7 @@ class Connection:
             traffic.binary_ignored += 1
             return
         await self._hub.wait_settled()
-        if self.outbound.is_closing:
+        if self.outbound.is_ending:
             return
         self.outbound.flush()  # a command may number messages: deferred ones come first
         answers = self.session.receive(

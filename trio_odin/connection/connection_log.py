@@ -6,45 +6,21 @@ Lines at info are limited in rate: a thousand clients that stop reading at once 
 from __future__ import annotations
 
 import logging
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import trio
 
-from trio_odin.auth.identity import Identity
-from trio_odin.connection.session import Session
-from trio_odin.fanout.outbound import Outbound
 from trio_odin.ledger.reasons import CloseReason
 from trio_odin.net.token_bucket import TokenBucket
+
+if TYPE_CHECKING:
+    from trio_odin.connection.connection import Connection
 
 _LINES_AT_ONCE = 20
 _LINES_PER_SECOND = 20.0
 
 _log = structlog.get_logger("connection")
-
-
-class Logged(Protocol):
-    """What the log needs of a connection."""
-
-    @property
-    def number(self) -> int:
-        """Counts up per process."""
-        ...
-
-    @property
-    def identity(self) -> Identity:
-        """The client's address and user agent."""
-        ...
-
-    @property
-    def session(self) -> Session[Any]:
-        """Has the grant, which names the subject of the token."""
-        ...
-
-    @property
-    def outbound(self) -> Outbound:
-        """Reports its counts, its state and its last events."""
-        ...
 
 
 class ConnectionLog:
@@ -59,18 +35,18 @@ class ConnectionLog:
         )
         self._not_logged = 0
 
-    def opened(self, connection: Logged) -> None:
+    def opened(self, connection: Connection) -> None:
         """Log that `connection` was accepted."""
         if _is_debug():
             _log.debug("connection.opened", **_who(connection))
 
-    def evicted(self, connection: Logged, reason: CloseReason) -> None:
+    def evicted(self, connection: Connection, reason: CloseReason) -> None:
         """Log that `connection` is about to be closed forcibly; `outbound` is still as it was."""
         if self._may_write():
             facts = _who(connection) | connection.outbound.report() | self._left_out()
             _log.info("connection.evicted", reason=reason.label, **facts)
 
-    def closed(self, connection: Logged, reason: CloseReason, *, is_told: bool) -> None:
+    def closed(self, connection: Connection, reason: CloseReason, *, is_told: bool) -> None:
         """Log that `connection` has ended. `is_told`: an earlier line reports what it lost."""
         has_lost = connection.outbound.dropped > 0 and not is_told
         if has_lost and self._may_write():
@@ -96,7 +72,7 @@ class ConnectionLog:
         return {"not_logged": not_logged} if not_logged else {}
 
 
-def _who(connection: Logged) -> dict[str, Any]:
+def _who(connection: Connection) -> dict[str, Any]:
     address, user_agent = connection.identity
     grant = connection.session.grant
     return {

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Hashable
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import trio
 
 from trio_odin.ledger.reasons import CloseReason
+
+if TYPE_CHECKING:
+    from trio_odin.connection.connection import Connection
 
 # Many small spokes: the pongs of one are read together, and must not delay a fan-out for long.
 _SPOKES_PER_SECOND = 4.0
@@ -16,33 +19,11 @@ _SPOKES_PER_SECOND = 4.0
 _SPOKES_MAX = 2_000
 
 
-class _Outbound(Protocol):
-    @property
-    def heard_at(self) -> float: ...
-
-    def ping(self) -> None: ...
-
-
-class Pinged(Hashable, Protocol):
-    """What the wheel needs of a connection."""
-
-    @property
-    def outbound(self) -> _Outbound:
-        """Sends the ping, and knows when anything was last heard from the client."""
-        ...
-
-    def evict(self, reason: CloseReason) -> None:
-        """End the connection without waiting."""
-
-
-P = TypeVar("P", bound=Pinged)
-
-
 def _no_objection(_: object) -> None:
     """Let every connection stay."""
 
 
-class PingWheel(Generic[P]):
+class PingWheel:
     """Pings each connection every `interval_seconds`, ends those silent for `deadline_seconds`.
 
     It also ends those for which `why_ended` gives a reason. A connection gets a random spoke, so
@@ -55,24 +36,24 @@ class PingWheel(Generic[P]):
         *,
         interval_seconds: float,
         deadline_seconds: float,
-        why_ended: Callable[[P], CloseReason | None] = _no_objection,
+        why_ended: Callable[[Connection], CloseReason | None] = _no_objection,
     ) -> None:
         spokes = min(max(1, round(interval_seconds * _SPOKES_PER_SECOND)), _SPOKES_MAX)
-        self._spokes: list[dict[P, None]] = [{} for _ in range(spokes)]
+        self._spokes: list[dict[Connection, None]] = [{} for _ in range(spokes)]
         self._pause_seconds = interval_seconds / spokes
         self._deadline_seconds = deadline_seconds
         self._why_ended = why_ended
         self._salt = random.random()
 
-    def add(self, connection: P) -> None:
+    def add(self, connection: Connection) -> None:
         """Ping `connection` from now on, until it is removed."""
         self._spoke_of(connection)[connection] = None
 
-    def remove(self, connection: P) -> None:
+    def remove(self, connection: Connection) -> None:
         """Stop pinging `connection`."""
         del self._spoke_of(connection)[connection]
 
-    def _spoke_of(self, connection: P) -> dict[P, None]:
+    def _spoke_of(self, connection: Connection) -> dict[Connection, None]:
         """A salted hash of its identity: as good as random, and nothing has to be stored."""
         return self._spokes[hash((self._salt, connection)) % len(self._spokes)]
 
@@ -83,7 +64,7 @@ class PingWheel(Generic[P]):
                 await trio.sleep(self._pause_seconds)
                 self._visit(spoke)
 
-    def _visit(self, spoke: dict[P, None]) -> None:
+    def _visit(self, spoke: dict[Connection, None]) -> None:
         silent_since = trio.current_time() - self._deadline_seconds
         for connection in spoke:
             if connection.outbound.heard_at < silent_since:

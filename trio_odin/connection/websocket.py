@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
@@ -15,12 +14,9 @@ from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 
 __all__ = ["ServerWebSocket"]
 
-_RECEIVE_BYTES = 4 * 1024
 # A message may come in far more pieces than frames: each read of a part of a frame is one.
 _PIECES_MAX = 64
-_DONE = trio.Event()  # shared: nobody ever waits for it
 _TOO_BIG = 1009
-_NO_PINGS: OrderedDict[bytes, trio.Event] = OrderedDict()  # shared: it stays empty
 
 
 class _Handover:
@@ -60,11 +56,17 @@ class _NothingMore:
 _NOTHING_MORE: Any = _NothingMore()  # shared
 
 
+def _protocol() -> Any:
+    """Frames and the closing handshake of one connection, whose opening handshake is complete."""
+    return Connection(ConnectionType.SERVER)  # has all that is used of a wsproto.WSConnection
+
+
 class ServerWebSocket(WebSocketConnection):
     """Reads frames, answers pings and does the closing handshake, after the opening handshake.
 
     A subclass, because trio-websocket's own way costs an h11 connection, a task and a queue per
-    client: half of the memory of a connection (docs/decisions/0006-own-handshake.md).
+    client: half of the memory of a connection (docs/decisions/0006-own-handshake.md). What is set
+    in `__init__` is what one connection has of its own; it shares the rest with all others.
 
     Resource handling: `stream` is closed when the connection has ended, except after a protocol
     error: the caller has to send the close frame, and the peer may still be sending.
@@ -74,7 +76,15 @@ class ServerWebSocket(WebSocketConnection):
             frame was sent for 1009, but not for the other codes, which are for broken frames.
     """
 
-    __slots__ = ("_fragments", "_max_fragments", "_may_answer_ping", "refused_with")
+    __slots__ = (
+        "_bytes",
+        "_fragments",
+        "_max_bytes",
+        "_max_fragments",
+        "_may_answer_ping",
+        "_pieces",
+        "refused_with",
+    )
 
     def __init__(
         self,
@@ -90,34 +100,17 @@ class ServerWebSocket(WebSocketConnection):
         A message longer than `max_message_bytes`, or in more than `max_fragments` frames, ends the
         connection with 1009. A ping for which `may_answer_ping` returns False is ignored.
         """
-        self.refused_with: int | None = None
-        self._fragments = 0
-        self._max_fragments = max_fragments
-        self._may_answer_ping = may_answer_ping
-        # Not super().__init__(): what it makes for the handshake, a message queue and its own pings
-        # is a tenth of the cost of a connect. A test compares the two.
-        self._close_reason = None
-        self._id = 0
+        # Not super().__init__(): what that sets is made once, below the class.
         self._stream = stream
         self._stream_lock = trio.StrictFIFOLock()
-        protocol: Any = Connection(ConnectionType.SERVER)  # has all that is used of a WSConnection
-        self._wsproto = protocol
-        self._message_size = 0
-        self._message_parts = []
-        self._max_message_size = max_message_bytes
-        self._receive_buffer_size = _RECEIVE_BYTES
-        self._reader_running = True
-        self._initial_request = None
-        self._path = None
-        self._subprotocol = None
-        self._handshake_headers = self._reject_headers = ()
-        self._reject_status = 0
-        self._reject_body = b""
-        self._send_channel = self._recv_channel = _Handover(take)  # type: ignore[assignment]
-        self._pings = _NO_PINGS
-        self._connection_proposal = None
-        self._open_handshake = self._close_handshake = _DONE
-        self._for_testing_peer_closed_connection = _DONE
+        self._wsproto = _protocol()
+        self._send_channel = _Handover(take)  # type: ignore[assignment]
+        self.refused_with: int | None = None
+        self._may_answer_ping = may_answer_ping
+        self._max_bytes = max_message_bytes
+        self._max_fragments = max_fragments
+        self._bytes = self._fragments = 0
+        self._pieces: list[Any] = []
 
     read: Final = WebSocketConnection._reader_task  # noqa: SLF001
     """Read until the connection has ended. Raises what `take` raises."""
@@ -132,30 +125,30 @@ class ServerWebSocket(WebSocketConnection):
         if self._wsproto.state is not ConnectionState.OPEN:
             return  # what comes after our close frame is ignored
         data: Any = event.data
-        self._message_size += len(data.encode()) if isinstance(data, str) else len(data)
-        if data:
-            self._message_parts.append(data)
+        self._bytes += len(data.encode()) if isinstance(data, str) else len(data)
         self._fragments += event.frame_finished
-        if self._message_size > self._max_message_size:
-            await self._refuse(f"Exceeded maximum message size: {self._max_message_size} bytes")
+        if data:
+            self._pieces.append(data)
+        if self._bytes > self._max_bytes:
+            await self._refuse(f"Exceeded maximum message size: {self._max_bytes} bytes")
         elif self._fragments > self._max_fragments:
             await self._refuse(f"Exceeded maximum number of fragments: {self._max_fragments}")
         elif event.message_finished:
             message = self._joined(event)
             self._forget_message()
             await self._send_channel.send(message)
-        elif len(self._message_parts) > _PIECES_MAX:
-            self._message_parts = [self._joined(event)]
+        elif len(self._pieces) > _PIECES_MAX:
+            self._pieces = [self._joined(event)]
 
     def _joined(self, event: BytesMessage | TextMessage) -> str | bytes:
-        parts: Any = self._message_parts
         nothing: Any = type(event.data)()
-        joined: str | bytes = parts[0] if len(parts) == 1 else nothing.join(parts)
+        joined: str | bytes
+        joined = self._pieces[0] if len(self._pieces) == 1 else nothing.join(self._pieces)
         return joined
 
     def _forget_message(self) -> None:
-        self._message_size = self._fragments = 0
-        self._message_parts = []
+        self._bytes = self._fragments = 0
+        self._pieces = []
 
     async def _refuse(self, why: str) -> None:
         self._forget_message()
@@ -169,7 +162,6 @@ class ServerWebSocket(WebSocketConnection):
         # wsproto has the same event for a protocol error, and does not change its state then.
         if self._wsproto.state in {ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING}:
             self.refused_with = self.refused_with or event.code
-            self._reader_running = False
             self._stream = _NOTHING_MORE
         else:
             await super()._handle_close_connection_event(event)
@@ -188,3 +180,10 @@ class ServerWebSocket(WebSocketConnection):
             return None
         self._close_reason = CloseReason(code, reason)
         return self._wsproto.send(CloseConnection(code=code, reason=reason))
+
+
+# All that trio-websocket's constructor sets, as attributes of the class: connections of ours do not
+# use its message queue, its pings, or the events of its handshakes.
+_MADE_ONCE = WebSocketConnection(_NOTHING_MORE, _protocol(), message_queue_size=0)
+for _name, _value in vars(_MADE_ONCE).items():
+    setattr(ServerWebSocket, _name, _value)

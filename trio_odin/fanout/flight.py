@@ -1,12 +1,13 @@
-"""A flight recorder: the last notable events of one connection, in a kilobyte.
+"""A flight recorder: the last notable events of one connection.
 
 It is written off the hot path, and read for the log when the connection is closed forcibly.
 """
 
 from __future__ import annotations
 
-import struct
 from enum import Enum
+
+import attrs
 
 from trio_odin.ledger.reasons import Dropped
 from trio_odin.wire.commands import (
@@ -19,12 +20,9 @@ from trio_odin.wire.commands import (
     Unsubscribe,
 )
 
-# Milliseconds since the connection was opened, count, number of the event.
-_RECORD = struct.Struct("<IIHxx")
-_LARGEST = 0xFFFFFFFF
-RECORDS_MAX = 85
-# A ping and its pong alternate for hours; they stay two records.
-_MERGED_WITH_LAST = 2
+RECORDS_MAX = 32
+# Heartbeat, ping and pong alternate for hours; they stay three records.
+_MERGED_WITH_LAST = 4
 
 
 class FlightEvent(Enum):
@@ -40,7 +38,7 @@ class FlightEvent(Enum):
     REPLY_WAITED = "reply waited"
     CUT_SHORT = "resume or replay cut short"
     BEGAN_TO_WAIT = "outbox began to fill"
-    DEPTH = "envelopes waiting"
+    DEPTH = "messages waiting"
     EMPTIED = "outbox emptied"
     OUTBOX_FULL = "dropped: outbox full"
     OUTBOX_BYTES = "dropped: bytes of the outbox"
@@ -53,9 +51,6 @@ class FlightEvent(Enum):
     STALLED = "write stalled"
     CLOSING = "close frame"
 
-
-_EVENTS = tuple(FlightEvent)
-_NUMBERS = {event: number for number, event in enumerate(_EVENTS)}
 
 REFUSALS = {
     Dropped.OUTBOX_FULL: FlightEvent.OUTBOX_FULL,
@@ -73,40 +68,46 @@ COMMANDS: dict[type[Command] | None, FlightEvent] = {
 }
 
 
+@attrs.define(eq=False, weakref_slot=False)
+class _Record:
+    """An event, how often it happened, and when it did last, in monotonic seconds."""
+
+    event: FlightEvent
+    at: float
+    count: int
+
+
 class FlightRecorder:
     """Keeps the last `RECORDS_MAX` records; the oldest is removed first.
 
-    An event that is among the last two records is not a new record: its count grows, and its time
+    An event that is among the last four records is not a new record: its count grows, and its time
     becomes that of the last occurrence.
+
+    Attributes:
+        opened_at: monotonic seconds, from which times are counted.
     """
 
-    __slots__ = ("_opened_at", "_records")
+    __slots__ = ("_records", "opened_at")
 
     def __init__(self, opened_at: float) -> None:
-        """`opened_at`: monotonic seconds, from which times are counted."""
-        self._opened_at = opened_at
-        self._records = bytearray()
+        self.opened_at = opened_at
+        self._records: list[_Record] = []
 
     def add(self, event: FlightEvent, now: float, count: int = 1) -> None:
         """Record that `event` happened `count` times; for `DEPTH`, that `count` messages wait."""
-        records, number = self._records, _NUMBERS[event]
-        ms = min(int((now - self._opened_at) * 1000), _LARGEST)
-        end = len(records)
-        begin = max(end - _RECORD.size * (_MERGED_WITH_LAST + 1), -1)
-        for start in range(end - _RECORD.size, begin, -_RECORD.size):
-            _, before, kind = _RECORD.unpack_from(records, start)
-            if kind == number:
-                count = max(count, before) if event is FlightEvent.DEPTH else count + before
-                _RECORD.pack_into(records, start, ms, min(count, _LARGEST), number)
+        for record in self._records[-_MERGED_WITH_LAST:]:
+            if record.event is event:
+                is_depth = event is FlightEvent.DEPTH
+                record.count = max(record.count, count) if is_depth else record.count + count
+                record.at = now
                 return
-        if end >= _RECORD.size * RECORDS_MAX:
-            del records[: _RECORD.size]
-        records += _RECORD.pack(ms, min(count, _LARGEST), number)
+        self._records.append(_Record(event, now, count))
+        del self._records[:-RECORDS_MAX]
 
     def lines(self) -> list[str]:
         """The records in the order of their times, as text for a person."""
-        records = sorted(_RECORD.iter_unpack(self._records), key=lambda record: record[0])
         return [
-            f"{ms / 1000:.3f}s {_EVENTS[number].value}" + (f" x{count}" if count > 1 else "")
-            for ms, count, number in records
+            f"{record.at - self.opened_at:.3f}s {record.event.value}"
+            + (f" x{record.count}" if record.count > 1 else "")
+            for record in sorted(self._records, key=lambda record: record.at)
         ]

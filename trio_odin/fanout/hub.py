@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
 import trio
 
-from trio_odin.fanout.backlog import OutboxRules, SlowPolicy
 from trio_odin.fanout.invalid_events import InvalidEventLog
 from trio_odin.fanout.notices import Notices
+from trio_odin.fanout.outbound import Outbound, defer_all, fan_out
 from trio_odin.fanout.publication import InvalidPayload, Publication
 from trio_odin.fanout.registry import Registry
 from trio_odin.fanout.replay_buffer import ReplayBudget
 from trio_odin.fanout.resume_buffer import ResumeBuffer
+from trio_odin.fanout.slow_consumers import OutboxRules, SlowPolicy
 from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.reasons import CloseReason, GapReason, Invalid, Shed
 from trio_odin.ledger.snapshot import FanOutStats
@@ -29,8 +30,8 @@ from trio_odin.upstream.nats_message import NatsMessage
 from trio_odin.upstream.status import NatsStatus
 from trio_odin.wire.channels import CHANNEL_RULE, channel_of_subject
 
-# Some 5 ms: readers, pings and the load monitor get their turn within a round.
-_FLUSHES_BETWEEN_CHECKPOINTS = 500
+# After so much work readers, pings and the load monitor get their turn within a round.
+_SLICE_SECONDS = 0.005
 # A round joins at most this many messages; the rest of the inbound queue is for the next one.
 _JOINED_MAX_MESSAGES = 1000
 # For this long after the start a command that uses offsets waits for the stream position.
@@ -38,27 +39,11 @@ _SETTLE_SECONDS = 5.0
 _SETTLED_BETWEEN_CHECKPOINTS = 50
 
 
-class Subscriber(Hashable, Protocol):
-    """What a fan-out hands messages to; see `Outbound`."""
-
-    def deliver(self, publication: Publication, frames: dict[int, bytes]) -> int:
-        """Take one message now; returns the bytes written at once."""
-        ...
-
-    def defer(self, publication: Publication) -> bool:
-        """Take one message for the next `flush`; returns whether it is the first."""
-        ...
-
-    def flush(self) -> None:
-        """Write what was deferred."""
-        ...
-
-
 class Member(Hashable, Protocol):
     """What the hub needs of a connection."""
 
     @property
-    def outbound(self) -> Subscriber:
+    def outbound(self) -> Outbound:
         """Takes the messages to it."""
         ...
 
@@ -80,16 +65,14 @@ class Hub(Generic[M]):
         replay_budget: what all connections together keep for replay.
         nats_status: what sessions may report of NATS.
         is_filtering: whether a connection gets only what it is subscribed to; if not, everything.
-        is_draining: whether a connection that joins now has to leave at once.
         taken: messages taken from the inbound queue so far.
         turns: how clients give way to events; None: not at all.
     """
 
     def __init__(self, settings: Settings, ledger: Ledger, turns: Turns | None = None) -> None:
         self.turns = turns
-        self.is_draining = False
         self.taken = 0
-        self.registry: Registry[Subscriber] = Registry()
+        self.registry: Registry[Outbound] = Registry()
         self.members: dict[M, None] = {}
         self.ledger = ledger
         self.resume_buffer = ResumeBuffer(max_age_seconds=settings.stream_max_age_seconds)
@@ -167,30 +150,29 @@ class Hub(Generic[M]):
         async for first in inbound_receive:
             if delay := self._pace.delay(trio.current_time()):
                 await trio.sleep(delay)
-            started = trio.current_time()
+            work = _Work()
             items = [first, *_waiting(inbound_receive)]
             if len(items) == 1:
                 await self._take(first, None)
             else:
-                await self._take_joined(items)
+                await self._take_joined(items, work)
             ended = trio.current_time()
-            self._pace.worked(started, ended)
+            self._pace.worked(ended - work.seconds(), ended)
             for item in items:
                 if isinstance(item, NatsMessage):
                     self.ledger.fan_out.add(ended - item.arrived_at)
 
-    async def _take_joined(self, items: list[NatsMessage | Mark]) -> None:
+    async def _take_joined(self, items: list[NatsMessage | Mark], work: _Work) -> None:
         """Take all `items`, then write to each connection once."""
-        dirty: list[Subscriber] = []
+        unflushed: list[Outbound] = []
         for item in items:
-            await self._take(item, dirty)
-            await trio.lowlevel.checkpoint()
-        for number, outbound in enumerate(dirty, start=1):
+            await self._take(item, unflushed)
+            await work.pause_if_long()
+        for outbound in unflushed:
             outbound.flush()
-            if number % _FLUSHES_BETWEEN_CHECKPOINTS == 0:
-                await trio.lowlevel.checkpoint()
+            await work.pause_if_long()
 
-    async def _take(self, item: NatsMessage | Mark, dirty: list[Subscriber] | None) -> None:
+    async def _take(self, item: NatsMessage | Mark, unflushed: list[Outbound] | None) -> None:
         """Take one item of the inbound queue. A gap that is due is reported before it."""
         if isinstance(item, Mark):
             await self.notices.tell_due()  # a report under way names the old epoch
@@ -201,7 +183,7 @@ class Hub(Generic[M]):
         self.taken += 1
         self.inbound_budget.used_bytes -= len(item.payload)
         was_settled = self.resume_buffer.is_settled
-        self.publish(item, dirty)
+        self.publish(item, unflushed)
         if not was_settled:
             await self._let_settled_go_on()
 
@@ -224,10 +206,10 @@ class Hub(Generic[M]):
                 self._waiting_to_settle.unpark(count=_SETTLED_BETWEEN_CHECKPOINTS)
                 await trio.lowlevel.checkpoint()
 
-    def publish(self, message: NatsMessage, dirty: list[Subscriber] | None = None) -> None:
+    def publish(self, message: NatsMessage, unflushed: list[Outbound] | None = None) -> None:
         """Turn a message from NATS into a publication and fan it out. Never waits, never raises.
 
-        With `dirty`, writes are deferred, and each subscriber to be flushed is added to it.
+        With `unflushed`, writes are deferred, and each subscriber to be flushed is added to it.
         """
         publications = self.ledger.publications
         channel = channel_of_subject(message.subject)
@@ -239,7 +221,7 @@ class Hub(Generic[M]):
             error = f"parts three and four are no channel: {CHANNEL_RULE}"
             self._refuse(message, Invalid.SUBJECT, error)
             return
-        subscribers: Collection[Subscriber]
+        subscribers: Collection[Outbound]
         if self.is_filtering:
             subscribers = self.registry.subscribers_from(channel, message.offset)
         else:
@@ -266,47 +248,38 @@ class Hub(Generic[M]):
             event.content = publication
         publications.fanned_out += 1
         self.notices.tell_owed(subscribers)
-        if dirty is None:
-            self._fan_out(publication, subscribers)
+        if unflushed is None:
+            fan_out(publication, subscribers, self.ledger)
         else:
-            self._defer(publication, subscribers, dirty)
+            defer_all(publication, subscribers, unflushed, self.ledger)
 
     def _refuse(self, message: NatsMessage, reason: Invalid, error: str) -> None:
         self.ledger.publications.invalid[reason] += 1
         self._invalid_events.write(message, reason, error)
 
-    def _fan_out(self, publication: Publication, subscribers: Iterable[Subscriber]) -> None:
-        """Hand `publication` to every one of `subscribers`.
 
-        There is no checkpoint in here, so the registry cannot change during the loop. Connections
-        that came together are at the same `seq`, so a frame is often shared by many.
-        """
-        frames: dict[int, bytes] = {}
-        matched = written = sent_bytes = 0
-        for subscriber in subscribers:
-            matched += 1
-            if sent := subscriber.deliver(publication, frames):
-                written += 1
-                sent_bytes += sent
-        self.ledger.deliveries.matched += matched
-        self.ledger.deliveries.written += written
-        self.ledger.traffic.bytes_sent += sent_bytes
+class _Work:
+    """The work of a round, in slices: all other tasks have a turn between two of them.
 
-    def _defer(
-        self,
-        publication: Publication,
-        subscribers: Iterable[Subscriber],
-        dirty: list[Subscriber],
-    ) -> None:
-        """Like `_fan_out`, but the writes come with the flush."""
-        matched = 0
-        for subscriber in subscribers:
-            matched += 1
-            if subscriber.defer(publication):
-                dirty.append(subscriber)
-        # Where `defer` has flushed, `queued` was too small until here; no other task ran meanwhile.
-        self.ledger.deliveries.matched += matched
-        self.ledger.deliveries.queued += matched
+    A turn may be long while thousands connect at once. So there is one after each slice and not
+    after each message, and what other tasks do in it does not count as work of the round.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._slice_began = trio.current_time()
+
+    async def pause_if_long(self) -> None:
+        """Let all others have a turn if the present slice has lasted long enough."""
+        now = trio.current_time()
+        if now - self._slice_began >= _SLICE_SECONDS:
+            self._seconds += now - self._slice_began
+            await trio.lowlevel.checkpoint()
+            self._slice_began = trio.current_time()
+
+    def seconds(self) -> float:
+        """How long the round has worked so far."""
+        return self._seconds + trio.current_time() - self._slice_began
 
 
 def _waiting(

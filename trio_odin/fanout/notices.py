@@ -12,14 +12,14 @@ the next event for that client, or a second later.
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterable
 
 import attrs
 import msgspec
 import structlog
 import trio
 
+from trio_odin.fanout.outbound import Outbound
 from trio_odin.fanout.registry import Registry
 from trio_odin.fanout.resume_buffer import ResumeBuffer
 from trio_odin.ledger.counters import Publications
@@ -34,28 +34,17 @@ _NOTICES_BETWEEN_CHECKPOINTS = 500
 _log = structlog.get_logger("notices")
 
 
-class Listener(Hashable, Protocol):
-    """What a notice is sent to; see `Outbound`."""
-
-    def send_soon(self, data: bytes) -> bool:
-        """Send whole frames after all that waits; False if there is no room for them."""
-        ...
-
-
-L = TypeVar("L", bound=Listener)
-
-
 class Notices:
     """Reports the gaps that are declared to it."""
 
     def __init__(
-        self, publications: Publications, registry: Registry[Any], resume_buffer: ResumeBuffer
+        self, publications: Publications, registry: Registry[Outbound], resume_buffer: ResumeBuffer
     ) -> None:
         self._counters = publications
         self._registry = registry
         self._resume_buffer = resume_buffer
         self._losses = Losses()
-        self._owing: dict[Hashable, Listener] = {}  # those without room for a notice
+        self._owing: dict[Outbound, None] = {}  # those without room for a notice
         self._told: trio.Event | None = None  # while a report is under way; set at its end
         self._unlogged: Gaps = {}
         self._logged_at: dict[GapReason, float] = {}
@@ -110,12 +99,12 @@ class Notices:
             self._told = None
             told.set()
 
-    def owed_to(self, listener: Listener) -> bytes:
-        """The notices for which `listener` had no room, to be sent before an answer to it."""
-        owed = self._registry.audience.get(listener)
+    def owed_to(self, outbound: Outbound) -> bytes:
+        """The notices for which `outbound` had no room, to be sent before an answer to it."""
+        owed = self._registry.audience.get(outbound)
         if not owed:
             return b""
-        self._registry.audience[listener] = {}
+        self._registry.audience[outbound] = {}
         return self._frames(owed, time.time_ns() // 1_000_000)
 
     def _log(self, gaps: Iterable[Gap], now: float) -> None:
@@ -128,33 +117,33 @@ class Notices:
                 _log.warning("nats.gap", **content)
 
     async def _tell(self, news: Gaps) -> None:
-        """Send every listener the `news`, summed up with what it had no room for."""
+        """Send every client the `news`, summed up with what it had no room for."""
         audience = self._registry.audience
         unix_ms = time.time_ns() // 1_000_000
         news_frames = self._frames(news, unix_ms)
         self._owing.clear()
-        for number, listener in enumerate(list(audience), start=1):
+        for number, outbound in enumerate(list(audience), start=1):
             if number % _NOTICES_BETWEEN_CHECKPOINTS == 0:
                 await trio.lowlevel.checkpoint()
-            if listener in audience:  # else it has left meanwhile
-                owed = audience[listener]
+            if outbound in audience:  # else it has left meanwhile
+                owed = audience[outbound]
                 gaps = joined(owed, news.values())
                 frames = self._frames(gaps, unix_ms) if owed else news_frames
-                is_told = not frames or listener.send_soon(frames)
-                audience[listener] = {} if is_told else gaps
+                is_told = not frames or outbound.send_soon(frames)
+                audience[outbound] = {} if is_told else gaps
                 if not is_told:
-                    self._owing[listener] = listener
+                    self._owing[outbound] = None
 
-    def tell_owed(self, listeners: Iterable[Hashable]) -> None:
-        """Try again with those of `listeners` that had no room for a notice. Does not wait."""
+    def tell_owed(self, outbounds: Iterable[Outbound]) -> None:
+        """Try again with those of `outbounds` that had no room for a notice. Does not wait."""
         if not self._owing:
             return
-        for listener in [self._owing[one] for one in listeners if one in self._owing]:
-            owed = self._registry.audience.get(listener)  # none: it left, or got it with an answer
-            if not owed or listener.send_soon(self._frames(owed, time.time_ns() // 1_000_000)):
-                del self._owing[listener]
+        for outbound in [one for one in outbounds if one in self._owing]:
+            owed = self._registry.audience.get(outbound)  # none: it left, or got it with an answer
+            if not owed or outbound.send_soon(self._frames(owed, time.time_ns() // 1_000_000)):
+                del self._owing[outbound]
                 if owed:
-                    self._registry.audience[listener] = {}
+                    self._registry.audience[outbound] = {}
 
     def _frames(self, gaps: Gaps, unix_ms: int) -> bytes:
         return b"".join(

@@ -21,14 +21,14 @@ import msgspec
 
 import trio_odin
 from trio_odin.lab.machine import Machine, this_machine
-from trio_odin.settings.settings import changes, read_settings
+from trio_odin.settings.reading import changes, read_settings
 
 UNKNOWN = "unknown"
 """The revision outside a git checkout, and whatever else was not recorded."""
 
 _PACKAGE = Path(trio_odin.__file__).parent
 # Clients, commands and the version can change without a change of the server.
-_NOT_SERVER = ("lab", "cli", "__init__.py", "__main__.py", "up.py")
+_NOT_SERVER = ("lab", "cli", "demo", "__init__.py", "__main__.py")
 _DIGITS = 12
 _GIT_SECONDS = 10.0
 

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from trio_odin import __version__
 from trio_odin.ledger.snapshot import Snapshot
 from trio_odin.net.http import Request, Response
+from trio_odin.telemetry.exposition import CONTENT_TYPE, render
 from trio_odin.telemetry.health import HealthReport, health, ready
-from trio_odin.telemetry.metrics import CONTENT_TYPE, render
 
 _WELCOME = f"""trio-odin {__version__}: NATS token events, over WebSocket, to whom they concern.
 

@@ -100,7 +100,7 @@ class Listener:
         self,
         *,
         hub: Hub[Connection],
-        wheel: PingWheel[Connection],
+        wheel: PingWheel,
         admission: Admission,
         authorizer: Authorizer,
         respond: Respond,

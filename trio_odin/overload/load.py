@@ -40,7 +40,7 @@ class Load:
         return max(self.serving_percent, self.loop_busy_percent - self.turnover_percent)
 
 
-class OtherWorkers(msgspec.Struct, tag="Elsewhere", frozen=True):
+class OtherWorkers(msgspec.Struct, tag=True, frozen=True):
     """What the other processes of this server hold and use. Limits are for all of them together."""
 
     connections: int

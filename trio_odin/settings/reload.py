@@ -8,7 +8,9 @@ from typing import TypeAlias
 
 import structlog
 
-from trio_odin.settings.settings import SettingError, Settings, changes, read_settings, reloaded
+from trio_odin.settings.reading import changes, read_settings, reloaded
+from trio_odin.settings.setting_field import SettingError
+from trio_odin.settings.settings import Settings
 
 Environment: TypeAlias = Mapping[str, str]
 # Raises SettingError, as whoever reads settings does.

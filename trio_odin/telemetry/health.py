@@ -39,8 +39,6 @@ def health(snapshot: Snapshot, unix_time: float) -> HealthReport:
     capacity = _percentage(snapshot.fan_out.connections, snapshot.limits.max_connections)
     memory = _percentage(snapshot.used_memory_bytes, snapshot.load.memory_limit_bytes)
     tasks = _percentage(snapshot.load.tasks, snapshot.limits.max_tasks)
-    age = snapshot.nats.age_seconds
-    trouble = snapshot.nats.trouble
     nats_errors = list(_nats_errors(snapshot, unix_time))
     errors = nats_errors + list(_errors(snapshot, unix_time))
     warnings = list(_warnings(snapshot, unix_time, capacity=capacity, memory=memory, tasks=tasks))
@@ -52,49 +50,12 @@ def health(snapshot: Snapshot, unix_time: float) -> HealthReport:
         "errors": errors,
         "warnings": warnings,
         "checks": {
-            "capacity": {
-                "current": snapshot.fan_out.connections,
-                "max": snapshot.limits.max_connections,
-                "percentage": capacity,
-                "healthy": capacity < 100,
-            },
-            "cpu": {
-                "percentage": round(snapshot.load.cpu_percent, 2),
-                "threshold": snapshot.limits.cpu_reject_percent,
-                "healthy": not snapshot.load.is_overloaded,
-                "loop_busy_percentage": round(snapshot.load.loop_busy_percent, 2),
-                "paused_percent": float(snapshot.load.paused_percent),
-            },
-            "memory": {
-                "used_mb": round(snapshot.used_memory_bytes / _MEGABYTE, 2),
-                "limit_mb": round(snapshot.load.memory_limit_bytes / _MEGABYTE, 2),
-                "percentage": memory,
-                "healthy": memory < _NEARLY_FULL_PERCENT and not snapshot.load.is_memory_short,
-            },
-            "goroutines": {
-                "current": snapshot.load.tasks,
-                "limit": snapshot.limits.max_tasks,
-                "percentage": tasks,
-                "healthy": tasks < 100,
-            },
-            "nats": {
-                "status": "connected" if snapshot.nats.is_connected else "disconnected",
-                "healthy": not nats_errors,
-                "mode": snapshot.nats.mode,
-                "age_ms": None if age is None else round(age * 1000),
-                "gaps": snapshot.ledger.publications.gaps.total(),
-                "trouble": trouble.sentence if trouble else None,
-                "since_ms": round(trouble.seconds * 1000) if trouble else None,
-            },
-            "limits": {
-                "max_connections": snapshot.limits.max_connections,
-                "nats_rate": snapshot.limits.max_nats_rate,
-                "broadcast_rate": snapshot.limits.max_broadcast_rate,
-                "worker_pool_size": 0,  # there is no pool; the key is part of the shape
-                "max_goroutines": snapshot.limits.max_tasks,
-                "cpu_threshold": snapshot.limits.cpu_reject_percent,
-                "memory_limit_mb": round(snapshot.load.memory_limit_bytes / _MEGABYTE, 2),
-            },
+            "capacity": _capacity_check(snapshot, capacity),
+            "cpu": _cpu_check(snapshot),
+            "memory": _memory_check(snapshot, memory),
+            "goroutines": _tasks_check(snapshot, tasks),
+            "nats": _nats_check(snapshot, is_healthy=not nats_errors),
+            "limits": _limits_check(snapshot),
         },
         "workers": {
             "configured": snapshot.workers.configured,
@@ -105,6 +66,70 @@ def health(snapshot: Snapshot, unix_time: float) -> HealthReport:
         "version": ", ".join(sorted({build.version for build in snapshot.process.builds})),
     }
     return HealthReport(503 if errors else 200, content)
+
+
+def _capacity_check(snapshot: Snapshot, percentage: float) -> dict[str, Any]:
+    return {
+        "current": snapshot.fan_out.connections,
+        "max": snapshot.limits.max_connections,
+        "percentage": percentage,
+        "healthy": percentage < 100,
+    }
+
+
+def _cpu_check(snapshot: Snapshot) -> dict[str, Any]:
+    return {
+        "percentage": round(snapshot.load.cpu_percent, 2),
+        "threshold": snapshot.limits.cpu_reject_percent,
+        "healthy": not snapshot.load.is_overloaded,
+        "loop_busy_percentage": round(snapshot.load.loop_busy_percent, 2),
+        "paused_percent": float(snapshot.load.paused_percent),
+    }
+
+
+def _memory_check(snapshot: Snapshot, percentage: float) -> dict[str, Any]:
+    return {
+        "used_mb": round(snapshot.used_memory_bytes / _MEGABYTE, 2),
+        "limit_mb": round(snapshot.load.memory_limit_bytes / _MEGABYTE, 2),
+        "percentage": percentage,
+        "healthy": percentage < _NEARLY_FULL_PERCENT and not snapshot.load.is_memory_short,
+    }
+
+
+def _tasks_check(snapshot: Snapshot, percentage: float) -> dict[str, Any]:
+    return {
+        "current": snapshot.load.tasks,
+        "limit": snapshot.limits.max_tasks,
+        "percentage": percentage,
+        "healthy": percentage < 100,
+    }
+
+
+def _nats_check(snapshot: Snapshot, *, is_healthy: bool) -> dict[str, Any]:
+    nats = snapshot.nats
+    age, trouble = nats.age_seconds, nats.trouble
+    return {
+        "status": "connected" if nats.is_connected else "disconnected",
+        "healthy": is_healthy,
+        "mode": nats.mode,
+        "age_ms": None if age is None else round(age * 1000),
+        "gaps": snapshot.ledger.publications.gaps.total(),
+        "trouble": trouble.sentence if trouble else None,
+        "since_ms": round(trouble.seconds * 1000) if trouble else None,
+    }
+
+
+def _limits_check(snapshot: Snapshot) -> dict[str, Any]:
+    limits = snapshot.limits
+    return {
+        "max_connections": limits.max_connections,
+        "nats_rate": limits.max_nats_rate,
+        "broadcast_rate": limits.max_broadcast_rate,
+        "worker_pool_size": 0,  # there is no pool; the key is part of the shape
+        "max_goroutines": limits.max_tasks,
+        "cpu_threshold": limits.cpu_reject_percent,
+        "memory_limit_mb": round(snapshot.load.memory_limit_bytes / _MEGABYTE, 2),
+    }
 
 
 def ready(snapshot: Snapshot) -> HealthReport:

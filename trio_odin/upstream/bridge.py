@@ -31,11 +31,12 @@ from trio_odin.overload.byte_budget import ByteBudget
 from trio_odin.overload.load_shedder import LoadShedder
 from trio_odin.settings.settings import Settings
 from trio_odin.upstream.consumer import OrderedConsumer
-from trio_odin.upstream.gaps import Gap, Gaps, Losses, Mark, StreamPosition, StreamState, joined
+from trio_odin.upstream.gaps import Gap, Gaps, Losses, Mark, joined
 from trio_odin.upstream.metadata import MessageMetadata
 from trio_odin.upstream.nats_client import Refused, TotalClient, Unreadable
 from trio_odin.upstream.nats_link import NatsLink, Outage, describe
 from trio_odin.upstream.nats_message import NatsMessage
+from trio_odin.upstream.position import StreamPosition, StreamState
 from trio_odin.upstream.status import NatsStatus
 from trio_odin.upstream.stream import (
     SUBJECT,

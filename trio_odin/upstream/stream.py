@@ -17,9 +17,9 @@ from nats.js.api import RetentionPolicy, StorageType, StreamConfig, StreamInfo
 from nats.js.errors import APIError, NotFoundError
 
 from trio_odin.settings.settings import Settings
-from trio_odin.upstream.gaps import StreamState
 from trio_odin.upstream.metadata import unix_ns_of
 from trio_odin.upstream.nats_client import Refused, TotalClient
+from trio_odin.upstream.position import StreamState
 from trio_odin.wire.channels import covers
 
 SUBJECT = "odin.token.>"

@@ -19,33 +19,27 @@ process, another worker takes clients from its queue.
 
 from __future__ import annotations
 
-import math
 import os
-import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from functools import partial
 
 import attrs
 import structlog
 import trio
 
 from trio_odin.auth.authorize import verifier_of
-from trio_odin.ledger.snapshot import Snapshot, Workers
+from trio_odin.ledger.snapshot import Snapshot
 from trio_odin.net.listening import Address, AddressUnavailable, bind_shared, reserved_address
-from trio_odin.overload.budgets import outboxes_bytes, replay_bytes
-from trio_odin.overload.load import OtherWorkers
 from trio_odin.overload.process import cpu_seconds, resident_bytes
+from trio_odin.settings.reading import changes, read_settings, variables
 from trio_odin.settings.reload import ReadEnvironment, log_failed_reload, log_reload
-from trio_odin.settings.settings import SettingError, Settings, changes, read_settings, variables
+from trio_odin.settings.setting_field import SettingError
+from trio_odin.settings.settings import Settings
 from trio_odin.telemetry.log_lines import lines_dropped
 from trio_odin.telemetry.logs import set_log_level
 from trio_odin.workers.link import (
     Answer,
-    Ask,
     FromWorker,
     HandOver,
     Link,
@@ -54,15 +48,15 @@ from trio_odin.workers.link import (
     StatsReport,
     parent_decoder,
 )
-from trio_odin.workers.merge import Past, merge
+from trio_odin.workers.merge import Past, merge, workers_stats
+from trio_odin.workers.poll import Poll
+from trio_odin.workers.process import environment_of_worker, how_it_ended, start_process
 from trio_odin.workers.queues import Taker, share_out
 from trio_odin.workers.slot import FIRST_PAUSE_SECONDS, HUNG_SECONDS, WorkerSlot
 
 _POLL_SECONDS = 1.0
-_ASK_SECONDS = 0.5
-# From the end of the link to that of the process, and between the two signals of a cut.
+# From the end of the link to that of the process.
 _EXIT_SECONDS = 5.0
-_CUT_SECONDS = 1.0
 # The time for a successor to serve and have NATS, and the time between two checks of that.
 _SUCCESSOR_SECONDS = 30.0
 _LOOK_SECONDS = 0.05
@@ -71,27 +65,13 @@ _DRAIN_EXTRA_SECONDS = 10.0
 # The command line's exit code for a mistake of the user: the next start would end the same way.
 _MISTAKE = 2
 # Settings of the supervisor, not of a worker: only a new supervisor applies them.
-_OF_THE_PARENT = {"WS_ADDR", "WS_ADMIN_ADDR", "WS_WORKERS"}
+_SUPERVISOR_SETTINGS = {"WS_ADDR", "WS_ADMIN_ADDR", "WS_WORKERS"}
 
 _log = structlog.get_logger("workers")
 
 
 class WorkerUnfit(Exception):
     """A worker cannot serve with its settings. It has written why to standard error."""
-
-
-@attrs.define
-class _Round:
-    """One poll of all workers. `awaited` are those that have not answered yet."""
-
-    number: int = 0
-    awaited: set[WorkerSlot] = attrs.field(factory=set)
-    is_complete: trio.Event = attrs.field(factory=trio.Event)
-
-    def note_answer(self, worker: WorkerSlot) -> None:
-        self.awaited.discard(worker)
-        if not self.awaited:
-            self.is_complete.set()
 
 
 class Supervisor:
@@ -125,9 +105,7 @@ class Supervisor:
         self._started_at = trio.current_time()
         self._drain_asked = trio.Event()
         self._rolling_asked = trio.Event()
-        self._round = _Round()
-        self._asked_at = -math.inf
-        self._one_round_at_a_time = trio.Lock()
+        self._poll = Poll(self.workers)
 
     def drain(self) -> None:
         """Ask all workers to drain; `serve_with_workers` returns when they have."""
@@ -158,7 +136,7 @@ class Supervisor:
             if worker.link is not None:
                 worker.link.send(self._reload())
         set_log_level(settings.log_level)
-        later = set(changes(self._first_settings, settings)) & _OF_THE_PARENT
+        later = set(changes(self._first_settings, settings)) & _SUPERVISOR_SETTINGS
         log_reload(self._settings, settings, later=sorted(later))
         self._settings = settings
 
@@ -174,7 +152,7 @@ class Supervisor:
 
     async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._poll, name="poll")
+            nursery.start_soon(self._watch, name="poll")
             nursery.start_soon(self._drain_when_asked, nursery.cancel_scope, name="drain")
             async with trio.open_nursery() as processes:
                 nursery.start_soon(self._roll_when_asked, processes, name="rolling")
@@ -227,7 +205,7 @@ class Supervisor:
             while not (worker.takes_clients and worker.has_nats):
                 if worker.restarts or self._drain_asked.is_set():
                     return False
-                await self._ask_all_since(trio.current_time())
+                await self._poll.since(trio.current_time())
                 await trio.sleep(_LOOK_SECONDS)
             return True
         return False
@@ -236,7 +214,7 @@ class Supervisor:
         """Have `worker` leave the port to the other one of its number, then forget it."""
         worker.is_leaving.set()
         self._share_out_queues()
-        self._tell_what_the_others_hold()  # its clients are about to reconnect to them
+        self._poll.tell_of_others()  # its clients are about to reconnect to them
         if not worker.tell(HandOver()):
             worker.leave()
         with trio.move_on_after(self._settings.drain_seconds + _DRAIN_EXTRA_SECONDS) as deadline:
@@ -264,7 +242,9 @@ class Supervisor:
             if exit_code == _MISTAKE and not worker.has_served:
                 raise WorkerUnfit(f"worker {worker.number} cannot serve, for the reason above")
             pause = worker.next_pause_seconds(trio.current_time() - began_at)
-            _log.error("worker.ended", worker=worker.number, how=_how(exit_code), pause=pause)
+            _log.error(
+                "worker.ended", worker=worker.number, how=how_it_ended(exit_code), pause=pause
+            )
             await self._pause(worker, pause)
             if worker.is_leaving.is_set():
                 break
@@ -297,7 +277,7 @@ class Supervisor:
         finally:
             last = worker.end()
             self._share_out_queues()
-            self._round.note_answer(worker)
+            self._poll.note_end(worker)
             if last is not None:
                 self._past = self._past.with_ended(last)
         return exit_code
@@ -310,7 +290,13 @@ class Supervisor:
             nursery.start_soon(link.run_writer)
             environment = self._environment
             with far:
-                process = await self._start_process(worker, far.fileno(), nursery)
+                process = await start_process(
+                    worker.number,
+                    far.fileno(),
+                    environment=environment,
+                    queues=self._queues,
+                    nursery=nursery,
+                )
             worker.begin(process, link)
             if environment is not self._environment:  # while it was being started
                 link.send(self._reload())
@@ -322,30 +308,6 @@ class Supervisor:
             nursery.cancel_scope.cancel(reason="the worker has closed its link")
         return process.returncode
 
-    async def _start_process(
-        self, worker: WorkerSlot, far_file_number: int, nursery: trio.Nursery
-    ) -> trio.Process:
-        inherited = [
-            (number, sock.fileno()) for number, sockets in self._queues.items() for sock in sockets
-        ]
-        as_worker = ["--as-worker", str(worker.number), str(far_file_number)]
-        for number, file in inherited:
-            as_worker += ["--socket", str(number), str(file)]
-        # In its own session: Ctrl-C in the terminal is for the supervisor, which ends the workers.
-        child = partial(
-            trio.run_process,
-            [sys.executable, "-m", "trio_odin", "serve", *as_worker],
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            pass_fds=[far_file_number, *(file for _, file in inherited)],
-            check=False,
-            start_new_session=True,
-            deliver_cancel=_cut,
-        )
-        process: trio.Process = await nursery.start(child)
-        _log.info("worker.started", worker=worker.number, pid=process.pid)
-        return process
-
     async def _converse(
         self, worker: WorkerSlot, link: Link[FromWorker], nursery: trio.Nursery
     ) -> None:
@@ -356,22 +318,21 @@ class Supervisor:
                     is_new = worker.last is None
                     worker.note(message.snapshot)
                     if is_new:
-                        self._tell_what_the_others_hold()
+                        self._poll.tell_of_others()
                     self._share_out_queues()
-                    if message.number == self._round.number:
-                        self._round.note_answer(worker)
+                    self._poll.note_answer(worker, message.number)
                 case Question():
                     nursery.start_soon(self._answer, link, message.number)
 
     async def _answer(self, link: Link[FromWorker], number: int) -> None:
-        await self._ask_all_since(trio.current_time())
+        await self._poll.since(trio.current_time())
         snapshot = self.snapshot()
         if snapshot is not None:
             link.send(Answer(number, snapshot))
 
-    async def _poll(self) -> None:
+    async def _watch(self) -> None:
         while True:
-            await self._ask_all_since(trio.current_time())
+            await self._poll.since(trio.current_time())
             self._kill_hung()
             self._share_out_queues()
             self._end_deaf()
@@ -407,51 +368,19 @@ class Supervisor:
                 _log.error("worker.hung", worker=worker.number, silent_seconds=HUNG_SECONDS)
                 worker.process.kill()
 
-    async def _ask_all_since(self, moment: float) -> None:
-        """Poll all workers, unless they were polled since `moment`."""
-        async with self._one_round_at_a_time:
-            if self._asked_at < moment:
-                now = trio.current_time()
-                await self._ask_all()
-                self._asked_at = now
-
-    async def _ask_all(self) -> None:
-        """Poll the workers that serve. Do not wait for one that was silent before."""
-        serving = [worker for worker in self.workers if worker.last is not None]
-        awaited = {worker for worker in serving if worker.silent_since is None}
-        self._round = _Round(self._round.number + 1, awaited)
-        for worker in serving:
-            worker.tell(Ask(self._round.number))
-        if awaited:
-            with trio.move_on_after(_ASK_SECONDS):
-                await self._round.is_complete.wait()
-        for worker in self._round.awaited:
-            _log.warning("worker.silent", worker=worker.number)
-            worker.note_silent()
-        self._tell_what_the_others_hold()
-
-    def _tell_what_the_others_hold(self) -> None:
-        for worker in self.workers:
-            rest = [other for other in self.workers if other is not worker and other.last]
-            others = [other.last for other in rest if other.last is not None]
-            worker.tell(
-                OtherWorkers(
-                    # Clients of a worker that leaves come to the others: do not count them twice.
-                    connections=sum(other.connections for other in rest if not other.leaves),
-                    cpu_cores=sum(other.load.loop_busy_percent for other in others) / 100,
-                    turnover_cores=sum(other.load.turnover_percent for other in others) / 100,
-                    # The supervisor is a part of the server too, and a small one.
-                    memory_bytes=sum(other.process.memory_bytes for other in others)
-                    + resident_bytes(),
-                )
-            )
-
     def snapshot(self) -> Snapshot | None:
         """Return all workers as one server, as of the last poll; None if there are none."""
         parts = [worker.last for worker in self.workers if worker.last is not None]
         if not parts:
             return None
-        whole = merge(parts, past=self._past, workers=self._figures())
+        stats = workers_stats(
+            self.workers,
+            configured=self._configured,
+            past_restarts=self._past_restarts,
+            rollings=self._rollings,
+            now=trio.current_time(),
+        )
+        whole = merge(parts, past=self._past, workers=stats)
         return attrs.evolve(
             whole,
             uptime_seconds=trio.current_time() - self._started_at,
@@ -464,75 +393,9 @@ class Supervisor:
             ),
         )
 
-    def _figures(self) -> Workers:
-        now = trio.current_time()
-        slots_by_number = [
-            [worker for worker in self.workers if worker.number == number]
-            for number in range(1, self._configured + 1)
-        ]
-        missing = [
-            now - max(worker.missing_since or now for worker in slots)
-            for slots in slots_by_number
-            if all(worker.missing_since is not None for worker in slots)
-        ]
-        return Workers(
-            configured=self._configured,
-            alive=self._configured - len(missing),
-            restarts=self._past_restarts + sum(worker.restarts for worker in self.workers),
-            connections=[sum(worker.connections for worker in slots) for slots in slots_by_number],
-            missing_seconds=max(missing, default=0.0),
-            rollings=self._rollings,
-            trouble=next(filter(None, (self._trouble(slots) for slots in slots_by_number)), None),
-        )
-
-    def _trouble(self, slots: Sequence[WorkerSlot]) -> str | None:
-        """Return what keeps the slots of one number from taking clients, if that is NATS."""
-        lasts = [worker.last for worker in slots if worker.last is not None]
-        if any(last.is_open for last in lasts):
-            return None
-        return next((last.nats.trouble.sentence for last in lasts if last.nats.trouble), None)
-
 
 def _name(worker: WorkerSlot) -> str:
     return f"worker {worker.number}"
-
-
-def environment_of_worker(
-    settings: Settings,
-    environment: Mapping[str, str],
-    address: Address,
-    admin_address: Address | None,
-) -> dict[str, str]:
-    """Return the environment of a worker: as given, but for addresses and shares of bytes.
-
-    The shares are of the bytes that may wait or be kept. The other limits are for all workers
-    together, and each worker knows what the others hold.
-    """
-    return {
-        **environment,
-        "WS_ADDR": str(address),
-        "WS_WORKERS": str(settings.workers),
-        "WS_ADMIN_ADDR": "" if admin_address is None else str(admin_address),
-        "WS_TOTAL_OUTBOX_BYTES": str(max(1, outboxes_bytes(settings) // settings.workers)),
-        "WS_REPLAY_BYTES": str(max(1, replay_bytes(settings) // settings.workers)),
-    }
-
-
-async def _cut(process: trio.Process) -> None:
-    """End a process that may be leaving already. Cancelled when it has ended."""
-    process.terminate()
-    await trio.sleep(_CUT_SECONDS)
-    process.kill()
-
-
-def _how(exit_code: int | None) -> str:
-    if exit_code is None:
-        return "not started"
-    if exit_code < 0:
-        # A real-time signal has no name.
-        names = {member.value: member.name for member in signal.Signals}
-        return names.get(-exit_code, f"signal {-exit_code}")
-    return f"exit code {exit_code}"
 
 
 async def serve_with_workers(

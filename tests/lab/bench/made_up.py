@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.lab.origin import ORIGIN
-from trio_odin.lab.bench.record import BenchReport, Stage, Storm, SubjectReport
+from trio_odin.lab.bench.record import BenchReport, Stage, Storm, TargetReport
 
 STORM = Storm(
     connected=10_000, seconds=4.321, p50_ms=5.0, p99_ms=87.6, cpu_us_each=310.04, failures={}
@@ -31,7 +31,7 @@ W = Stage(
 )
 
 
-def report_of(*subjects: SubjectReport) -> BenchReport:
+def report_of(*targets: TargetReport) -> BenchReport:
     return BenchReport(
         provenance=ORIGIN,
         connections=10_000,
@@ -40,5 +40,5 @@ def report_of(*subjects: SubjectReport) -> BenchReport:
         payload_bytes=300,
         rate=100.0,
         hold_seconds=20.0,
-        subjects=list(subjects),
+        targets=list(targets),
     )

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import trio
 
-from trio_odin.lab.bench.subjects import OUR_SETTINGS, SUBJECTS
+from trio_odin.lab.bench.targets import OUR_SETTINGS, TARGETS
 
 pytestmark = pytest.mark.e2e
 
@@ -22,29 +22,29 @@ SMALL = ["--quick", "--connections", "50", "--hold", "1", "--only-hold"]
 
 def test_a_small_bench_receives_every_event_and_reports_the_cost(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    subjects = ["--subjects", "odin,odin-2,nats,floor"]
+    targets = ["--subjects", "odin,odin-2,nats,floor"]
     # At a lower rate, the fastest use less CPU than the 10 ms in which the kernel counts.
-    command = [*BENCH, *SMALL, *subjects, "--rate", "200", "--runs", "2", "--json", str(file)]
+    command = [*BENCH, *SMALL, *targets, "--rate", "200", "--runs", "2", "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "connected and subscribed" in done.stdout
     assert "Median (lowest–highest) of 2 runs" in done.stdout
     first, second = json.loads(file.read_bytes())
     for report in (first, second):
-        assert [subject["name"] for subject in report["subjects"]] == subjects[1].split(",")
+        assert [target["name"] for target in report["targets"]] == targets[1].split(",")
         assert report["provenance"]["settings"] == OUR_SETTINGS
         assert report["provenance"]["load_average"] >= 0
-    for subject in (*first["subjects"], *second["subjects"]):
-        assert subject["failure"] is None
-        assert subject["storm"]["connected"] == 50
-        (w,) = subject["stages"]
+    for target in (*first["targets"], *second["targets"]):
+        assert target["failure"] is None
+        assert target["storm"]["connected"] == 50
+        (w,) = target["stages"]
         assert (w["name"], w["rate"]) == ("W", 200)
         assert w["received"] == w["expected"] > 0
         assert w["lost"] == w["repeated"] == w["gaps"] == w["foreign"] == w["disconnects"] == 0
         assert 0 < w["p50_ms"] <= w["p99_ms"] <= w["p999_ms"] < 10_000
         assert 0 < w["cores"] < 2
         assert 0 <= w["others_cores"] < 100
-    assert sum(first["subjects"][1]["connections_by_worker"]) == 50
+    assert sum(first["targets"][1]["connections_by_worker"]) == 50
 
 
 async def test_a_missing_peer_gives_a_sentence(nats_url: str) -> None:
@@ -83,7 +83,7 @@ def test_an_interrupt_ends_every_process_and_shows_the_results() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--subjects", "go"], f"'go': allowed are all, {', '.join(s.name for s in SUBJECTS)}"),
+        (["--subjects", "go"], f"'go': allowed are all, {', '.join(s.name for s in TARGETS)}"),
         (["--subjects", "odin-65"], "'odin-65': allowed are"),
         (["--peer", "far"], "allowed is NAME=ws://HOST:PORT/PATH"),
         (["--plot", "figures.pdf"], "allowed is a name that ends in .svg or .png"),

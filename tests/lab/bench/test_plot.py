@@ -8,12 +8,12 @@ import pytest
 
 from tests.lab.bench.made_up import STORM, W, report_of
 from trio_odin.lab.bench.plot import plot, short_title
-from trio_odin.lab.bench.record import SubjectReport
+from trio_odin.lab.bench.record import TargetReport
 
 RAMP = attrs.evolve(W, name="ramp", rate=200.0, received=3900, lost=100, p99_ms=900.0)
 MOST = attrs.evolve(STORM, connected=9_990)
 WHOLE = [
-    SubjectReport(
+    TargetReport(
         name=name, title=title, storm=MOST, kib_loaded=18.0, kib_connected=18.0, stages=stages
     )
     for name, title, stages in [
@@ -24,23 +24,23 @@ WHOLE = [
 ELSEWHERE = attrs.evolve(W, user_us=None, system_us=None, cores=None)
 SILENT = attrs.evolve(W, received=0, lost=2000, p99_ms=0.0)
 PARTIAL = [
-    SubjectReport(name="nats", title="nats-server's WebSocket", failure="it has ended by itself"),
-    SubjectReport(name="peer", title="a $peer & <a $title> that is long", stages=[ELSEWHERE]),
-    SubjectReport(name="silent", title="silent", stages=[SILENT]),
+    TargetReport(name="nats", title="nats-server's WebSocket", failure="it has ended by itself"),
+    TargetReport(name="peer", title="a $peer & <a $title> that is long", stages=[ELSEWHERE]),
+    TargetReport(name="silent", title="silent", stages=[SILENT]),
 ]
 
 
-@pytest.mark.parametrize("subjects", [WHOLE, PARTIAL, WHOLE + PARTIAL, []])
+@pytest.mark.parametrize("targets", [WHOLE, PARTIAL, WHOLE + PARTIAL, []])
 def test_an_svg_names_every_target_and_unit_and_is_reproducible(
-    subjects: list[SubjectReport], tmp_path: Path
+    targets: list[TargetReport], tmp_path: Path
 ) -> None:
     for name in ("one.svg", "two.svg"):
-        plot(report_of(*subjects), tmp_path / name)
+        plot(report_of(*targets), tmp_path / name)
     drawn = (tmp_path / "one.svg").read_bytes()
     assert drawn == (tmp_path / "two.svg").read_bytes()
     text = html.unescape(drawn.decode())
-    for subject in subjects:
-        assert f">{short_title(subject)}<" in text
+    for target in targets:
+        assert f">{short_title(target)}<" in text
     for unit in (">µs<", ">KiB<", ">seconds<", ">deliveries per second<", ">p99 latency, ms<"):
         assert unit in text
 

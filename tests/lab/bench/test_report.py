@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tests.lab.bench.made_up import STORM, W, report_of
 from tests.lab.load.made_up import load_result
-from trio_odin.lab.bench.record import BenchReport, Stage, SubjectReport, as_json
+from trio_odin.lab.bench.record import BenchReport, Stage, TargetReport, as_json
 from trio_odin.lab.bench.report import beside, render, rows, summary
 from trio_odin.lab.fleet.latency import durations
 from trio_odin.lab.load.result import ServerFigures
@@ -20,7 +20,7 @@ DASH = "\N{EN DASH}"
 # --- the table
 
 RAMP = attrs.evolve(W, name="ramp", received=3_000_000, p99_ms=250.0, frames_per_read=7.25)
-OURS = SubjectReport(
+OURS = TargetReport(
     name="odin",
     title="trio-odin",
     is_ours=True,
@@ -32,19 +32,17 @@ OURS = SubjectReport(
     connections_by_worker=[10_000],
     stages=[W, RAMP],
 )
-FLOOR = SubjectReport(
+FLOOR = TargetReport(
     name="floor", title="floor", stages=[attrs.evolve(W, user_us=1.0, system_us=3.0, lost=1234)]
 )
-NATS = SubjectReport(
-    name="nats", title="nats", stages=[attrs.evolve(W, user_us=3.0, system_us=9.0)]
-)
-ELSEWHERE = SubjectReport(
+NATS = TargetReport(name="nats", title="nats", stages=[attrs.evolve(W, user_us=3.0, system_us=9.0)])
+ELSEWHERE = TargetReport(
     name="far",
     title="far",
     storm=attrs.evolve(STORM, cpu_us_each=None),
     stages=[attrs.evolve(W, user_us=None, system_us=None, cores=None)],
 )
-FAILED = SubjectReport(name="broken", title="broken", failure="broken did not start: no such file")
+FAILED = TargetReport(name="broken", title="broken", failure="broken did not start: no such file")
 
 
 def section(report: BenchReport, start: str) -> dict[str, list[str]]:
@@ -59,10 +57,10 @@ def section(report: BenchReport, start: str) -> dict[str, list[str]]:
 
 
 def test_every_row_has_a_cell_for_each_target() -> None:
-    for subjects in ([], [OURS], [OURS, FLOOR, NATS, ELSEWHERE, FAILED]):
-        table = list(rows(report_of(*subjects)))
+    for targets in ([], [OURS], [OURS, FLOOR, NATS, ELSEWHERE, FAILED]):
+        table = list(rows(report_of(*targets)))
         assert len(table) > 20
-        assert {len(cells) for _, cells in table} == {len(subjects)}
+        assert {len(cells) for _, cells in table} == {len(targets)}
 
 
 def test_the_figures_of_the_storm_and_of_the_memory_are_shown() -> None:
@@ -71,14 +69,14 @@ def test_the_figures_of_the_storm_and_of_the_memory_are_shown() -> None:
     assert table["  in"] == ["4.32 s"]
     assert table["  p99 of one"] == ["88 ms"]
     assert table["  CPU each"] == ["310.0 µs"]
-    assert table["memory a connection, connected"] == ["19.0 KiB"]
+    assert table["memory per connection, connected"] == ["19.0 KiB"]
     assert table["  after W"] == ["22.0 KiB"]
     assert table["idle, with keepalive"] == ["1.3 %"]
 
 
 def test_the_figures_of_a_stage_and_its_ratios_are_shown() -> None:
-    assert section(report_of(OURS, NATS, FLOOR), "W: CPU a delivery") == {
-        "W: CPU a delivery": ["6.0 µs", "12.0 µs", "4.0 µs"],
+    assert section(report_of(OURS, NATS, FLOOR), "W: CPU per delivery") == {
+        "W: CPU per delivery": ["6.0 µs", "12.0 µs", "4.0 µs"],
         "user + system": ["2.0 + 4.0", "3.0 + 9.0", "1.0 + 3.0"],
         "CPU against nats-server": ["0.50", "1.00", "0.33"],
         "CPU against the floor": ["1.50", "3.00", "1.00"],
@@ -102,10 +100,10 @@ def test_the_peak_of_a_target_is_that_of_its_best_stage() -> None:
 def test_a_missing_figure_is_a_dash() -> None:
     assert {cell for _, cells in rows(report_of(FAILED)) for cell in cells} == {DASH}
     table = dict(rows(report_of(OURS, ELSEWHERE)))
-    for label in ("  CPU each", "W: CPU a delivery", "  of a full core"):
+    for label in ("  CPU each", "W: CPU per delivery", "  of a full core"):
         assert table[label][0] != DASH
         assert table[label][1] == DASH
-    of_w = section(report_of(OURS, ELSEWHERE), "W: CPU a delivery")
+    of_w = section(report_of(OURS, ELSEWHERE), "W: CPU per delivery")
     for label in ("user + system", "cores"):
         assert (of_w[label][0] != DASH, of_w[label][1]) == (True, DASH)
     assert of_w["CPU against nats-server"] == of_w["CPU against the floor"] == [DASH, DASH]
@@ -170,7 +168,7 @@ def test_the_first_load_has_the_figures_of_connections_and_memory() -> None:
             connection_kib=30.5,
         ),
     )
-    found = SubjectReport(name="odin", title="odin").with_connections(load, [50, 40])
+    found = TargetReport(name="odin", title="odin").with_connections(load, [50, 40])
     assert found.storm is not None
     assert (found.storm.connected, found.storm.seconds, found.storm.cpu_us_each) == (90, 1.5, 250)
     assert found.storm.failures == {"503 x": 7, "Connection refused": 3}
@@ -219,9 +217,9 @@ def test_the_last_stage_of_a_name_counts() -> None:
 def test_the_json_has_the_names_of_the_attributes() -> None:
     said = json.loads(as_json([report_of(OURS, FAILED)]))[0]
     assert said["provenance"]["machine"]["cores"] == 2
-    assert said["subjects"][0]["stages"][0]["p99_ms"] == 25.0
-    assert said["subjects"][1]["storm"] is None
-    assert said["subjects"][1]["failure"] == "broken did not start: no such file"
+    assert said["targets"][0]["stages"][0]["p99_ms"] == 25.0
+    assert said["targets"][1]["storm"] is None
+    assert said["targets"][1]["failure"] == "broken did not start: no such file"
 
 
 def test_several_runs_are_a_median_with_the_lowest_and_the_highest() -> None:

@@ -12,7 +12,7 @@ from trio_odin.lab.capacity.stages import SERVER_CORES, SERVER_MIB, STAGES, Stag
 from trio_odin.lab.load.criteria import FIGURES, INTEGRITY, checks
 from trio_odin.lab.load.result import Sample
 from trio_odin.lab.verdict import HostSample
-from trio_odin.settings.settings import read_settings, variables
+from trio_odin.settings.reading import read_settings, variables
 
 LOADED = [stage for stage in STAGES if stage.connections]
 by_number = pytest.mark.parametrize("stage", STAGES, ids=lambda stage: str(stage.number))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from trio_odin.lab.bench.subjects import Subject
+from trio_odin.lab.bench.targets import Target
 from trio_odin.lab.fleet.workload import Workload
 
 
@@ -25,7 +25,7 @@ class BenchPlan:
         plan_rate, plan_channels: the second workload, that of the plan's second phase.
     """
 
-    subjects: Sequence[Subject]
+    targets: Sequence[Target]
     connections: int = 10_000
     channels_per_connection: int = 24
     tokens: int = 200

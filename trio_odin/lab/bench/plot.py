@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-from trio_odin.lab.bench.record import BenchReport, SubjectReport, w_of
+from trio_odin.lab.bench.record import BenchReport, TargetReport, w_of
 
 SUFFIXES = (".svg", ".png")
 # An inch of an SVG is 96 pixels of a browser: the figure is 900 wide.
@@ -66,44 +66,44 @@ def plot(report: BenchReport, path: Path) -> None:
         # Ignore the user's matplotlibrc.
         mpl.rcdefaults()
         mpl.rcParams.update(_RC)
-        bars_inches = _FRAME_INCHES + _BAR_INCHES * max(1, len(report.subjects))
+        bars_inches = _FRAME_INCHES + _BAR_INCHES * max(1, len(report.targets))
         figure = Figure((_WIDTH_INCHES, bars_inches + _LINES_INCHES), layout="constrained")
         grid = figure.add_gridspec(2, 3, height_ratios=(bars_inches, _LINES_INCHES))
         _draw_bars([figure.add_subplot(grid[0, column]) for column in range(3)], report)
-        _draw_latency(figure, figure.add_subplot(grid[1, :]), report.subjects)
+        _draw_latency(figure, figure.add_subplot(grid[1, :]), report.targets)
         metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
         figure.savefig(path, dpi=_PNG_DPI, facecolor="white", metadata=metadata)
 
 
-def short_title(subject: SubjectReport) -> str:
+def short_title(target: TargetReport) -> str:
     """A short title of a target, which fits beside a bar."""
-    title = _SHORT_TITLES.get(subject.name, subject.title)
+    title = _SHORT_TITLES.get(target.name, target.title)
     return title if len(title) <= _TITLE_MAX else title[: _TITLE_MAX - 1] + "…"
 
 
-def _colour(number: int, subject: SubjectReport) -> str:
+def _colour(number: int, target: TargetReport) -> str:
     """The colour of a target in every panel."""
-    return _FLOOR_COLOUR if subject.name == "floor" else _COLOURS[number % len(_COLOURS)]
+    return _FLOOR_COLOUR if target.name == "floor" else _COLOURS[number % len(_COLOURS)]
 
 
 def _draw_bars(panels: Sequence[Axes], report: BenchReport) -> None:
     """Draw three panels; the first one has the titles."""
     cpu, memory, storm = panels
-    stages = [subject.stage("W") for subject in report.subjects]
+    stages = [target.stage("W") for target in report.targets]
     totals = [None if stage is None else stage.cpu_us for stage in stages]
     _bars(cpu, report, totals, "CPU per delivery, at W", "µs\ndark: user, dashed: floor")
     for row, stage in enumerate(stages):
         if stage is not None and stage.user_us is not None:
             cpu.barh(row, stage.user_us, 0.62, color="black", alpha=0.35)
-    floor = w_of("floor", report.subjects)
+    floor = w_of("floor", report.targets)
     if floor is not None and floor.cpu_us is not None:
         cpu.axvline(floor.cpu_us, color=_FLOOR_COLOUR, linewidth=1, linestyle=(0, (4, 3)))
-    cpu.set_yticks(range(len(stages)), [short_title(subject) for subject in report.subjects])
+    cpu.set_yticks(range(len(stages)), [short_title(target) for target in report.targets])
 
-    kib = [subject.kib_loaded for subject in report.subjects]
+    kib = [target.kib_loaded for target in report.targets]
     _bars(memory, report, kib, "Memory per connection, after W", "KiB")
 
-    storms = [subject.storm for subject in report.subjects]
+    storms = [target.storm for target in report.targets]
     seconds = [None if one is None else one.seconds for one in storms]
     # It was fast, but without some connections: the remark shows it.
     remarks = [
@@ -123,7 +123,7 @@ def _bars(
     remarks: Sequence[str] = (),
 ) -> None:
     """Draw a bar for each target, with its figure at the end; a dash where there is no figure."""
-    colours = [_colour(number, subject) for number, subject in enumerate(report.subjects)]
+    colours = [_colour(number, target) for number, target in enumerate(report.targets)]
     bars = axes.barh(range(len(lengths)), [x or 0.0 for x in lengths], 0.62, color=colours)
     behind = remarks or [""] * len(lengths)
     labels = [
@@ -143,32 +143,32 @@ def _bars(
     axes.set_xlabel(unit)
 
 
-def _draw_latency(figure: Figure, axes: Axes, subjects: Sequence[SubjectReport]) -> None:
+def _draw_latency(figure: Figure, axes: Axes, targets: Sequence[TargetReport]) -> None:
     """Draw a line per target in the order of the steps; past its peak a line turns back."""
     axes.set_xscale("log")
     axes.set_yscale("log")
-    for number, subject in enumerate(subjects):
+    for number, target in enumerate(targets):
         # Steps without deliveries have no place on a logarithmic scale.
-        steps = [step for step in subject.steps if step.received and step.p99_ms > 0]
+        steps = [step for step in target.steps if step.received and step.p99_ms > 0]
         if steps:
             axes.plot(
                 [step.per_second for step in steps],
                 [step.p99_ms for step in steps],
-                color=_colour(number, subject),
+                color=_colour(number, target),
                 marker=_MARKERS[number % len(_MARKERS)],
-                label=short_title(subject),
-                zorder=len(subjects) + 2 - number,
+                label=short_title(target),
+                zorder=len(targets) + 2 - number,
             )
         lossy = [(step.per_second, step.p99_ms) for step in steps if step.lost]
         axes.plot(
             *(zip(*lossy, strict=True) if lossy else ((), ())),
-            color=_colour(number, subject),
+            color=_colour(number, target),
             marker=_MARKERS[number % len(_MARKERS)],
             linestyle="",
             markerfacecolor="white",
-            zorder=len(subjects) + 2 - number,
+            zorder=len(targets) + 2 - number,
         )
-    if any(step.lost for subject in subjects for step in subject.steps):
+    if any(step.lost for target in targets for step in target.steps):
         axes.plot([], [], "o", color="black", markerfacecolor="white", label="hollow: some lost")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))

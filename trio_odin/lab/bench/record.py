@@ -125,7 +125,7 @@ class Stage:
 
 
 @attrs.frozen(kw_only=True)
-class SubjectReport:
+class TargetReport:
     """The findings about one target; `failure` is the reason why the rest is missing.
 
     `rss_base_bytes` is measured before the storm; `kib_connected` and `kib_loaded` are per
@@ -144,7 +144,7 @@ class SubjectReport:
     stages: list[Stage] = attrs.field(factory=list)
     failure: str | None = None
 
-    def with_connections(self, load: LoadResult, spread: Sequence[int]) -> SubjectReport:
+    def with_connections(self, load: LoadResult, spread: Sequence[int]) -> TargetReport:
         """The same with the first load's figures of connections and memory."""
         server, times = load.server, load.connect_ms
         base, connected = server.base_mib, server.connected_mib
@@ -194,7 +194,7 @@ class BenchReport:
     payload_bytes: int
     rate: float
     hold_seconds: float
-    subjects: list[SubjectReport]
+    targets: list[TargetReport]
     seed: int = 0
     versions: dict[str, str] = attrs.field(factory=dict)
 
@@ -204,18 +204,18 @@ class BenchReport:
 
         This does not apply to the others: a loss is one of their figures.
         """
-        ours = [subject for subject in self.subjects if subject.is_ours]
+        ours = [target for target in self.targets if target.is_ours]
         return all(
-            subject.failure is None
-            and subject.storm is not None
-            and subject.storm.connected == self.connections
-            and subject.stage("W") is not None
+            target.failure is None
+            and target.storm is not None
+            and target.storm.connected == self.connections
+            and target.stage("W") is not None
             and all(
                 stage.is_complete and not stage.disconnects
-                for stage in subject.stages
+                for stage in target.stages
                 if stage.name != "ramp"
             )
-            for subject in ours
+            for target in ours
         )
 
 
@@ -229,6 +229,6 @@ def as_json(runs: Sequence[BenchReport]) -> bytes:
     return msgspec.json.format(msgspec.json.encode(runs), indent=1)
 
 
-def w_of(name: str, subjects: Sequence[SubjectReport]) -> Stage | None:
-    """Workload W of the subject of that name."""
-    return next((subject.stage("W") for subject in subjects if subject.name == name), None)
+def w_of(name: str, targets: Sequence[TargetReport]) -> Stage | None:
+    """Workload W of the target of that name."""
+    return next((target.stage("W") for target in targets if target.name == name), None)

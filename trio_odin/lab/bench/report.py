@@ -9,7 +9,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from trio_odin.lab.bench.record import BenchReport, Stage, Storm, SubjectReport, w_of
+from trio_odin.lab.bench.record import BenchReport, Stage, Storm, TargetReport, w_of
 from trio_odin.lab.figures import NOTHING
 
 _CLIENT_FULL_CORES = 0.9
@@ -18,11 +18,11 @@ _CLIENT_FULL_CORES = 0.9
 def rows(report: BenchReport) -> Iterator[tuple[str, list[str]]]:
     """The rows of the table: a label, and a cell for each target."""
     for label, cell in _rows(report):
-        yield label, [cell(subject) or NOTHING for subject in report.subjects]
+        yield label, [cell(target) or NOTHING for target in report.targets]
 
 
 # The cell of a target; None where there is no figure.
-_Cell = Callable[[SubjectReport], str | None]
+_Cell = Callable[[TargetReport], str | None]
 
 
 def _rows(report: BenchReport) -> Iterator[tuple[str, _Cell]]:
@@ -31,12 +31,12 @@ def _rows(report: BenchReport) -> Iterator[tuple[str, _Cell]]:
     yield "  p99 of one", _storm(lambda s: f"{s.p99_ms:.0f} ms")
     yield "  CPU each", _storm(lambda s: _figure(s.cpu_us_each, "{:.1f} µs"))
     yield "  by worker", lambda s: " + ".join(map(str, s.connections_by_worker or []))
-    yield "memory a connection, connected", lambda s: _figure(s.kib_connected, "{:.1f} KiB")
+    yield "memory per connection, connected", lambda s: _figure(s.kib_connected, "{:.1f} KiB")
     yield "  after W", lambda s: _figure(s.kib_loaded, "{:.1f} KiB")
     yield "idle, with keepalive", lambda s: _figure(s.idle_percent, "{:.1f} %")
     yield from _stage_rows("W", "W")
     for name, title in (("nats", "nats-server"), ("floor", "the floor")):
-        base = w_of(name, report.subjects)
+        base = w_of(name, report.targets)
         yield f"  CPU against {title}", _stage("W", partial(_ratio, base))
     yield from _stage_rows("stalled", "W, 1 % never read")
     yield from _stage_rows("plan", "the plan's")
@@ -47,7 +47,7 @@ def _rows(report: BenchReport) -> Iterator[tuple[str, _Cell]]:
 
 
 def _stage_rows(name: str, title: str) -> Iterator[tuple[str, _Cell]]:
-    yield f"{title}: CPU a delivery", _stage(name, lambda s: _figure(s.cpu_us, "{:.1f} µs"))
+    yield f"{title}: CPU per delivery", _stage(name, lambda s: _figure(s.cpu_us, "{:.1f} µs"))
     yield "  user + system", _stage(name, _user_and_system)
     yield "  cores", _stage(name, lambda s: _figure(s.cores, "{:.2f}"))
     latencies = "{0.p50_ms:.0f} / {0.p99_ms:.0f} / {0.p999_ms:.0f}"
@@ -58,15 +58,15 @@ def _stage_rows(name: str, title: str) -> Iterator[tuple[str, _Cell]]:
 
 
 def _storm(cell: Callable[[Storm], str | None]) -> _Cell:
-    return lambda subject: None if subject.storm is None else cell(subject.storm)
+    return lambda target: None if target.storm is None else cell(target.storm)
 
 
 def _stage(name: str, cell: Callable[[Stage], str | None]) -> _Cell:
-    return lambda subject: None if (stage := subject.stage(name)) is None else cell(stage)
+    return lambda target: None if (stage := target.stage(name)) is None else cell(stage)
 
 
 def _peak(cell: Callable[[Stage], str | None]) -> _Cell:
-    return lambda subject: None if (peak := subject.peak) is None else cell(peak)
+    return lambda target: None if (peak := target.peak) is None else cell(peak)
 
 
 def _figure(value: float | None, form: str) -> str | None:
@@ -85,7 +85,7 @@ def _ratio(base: Stage | None, stage: Stage) -> str | None:
     return f"{stage.cpu_us / base.cpu_us:.2f}"
 
 
-SUMMARY_HEAD = ("CPU a delivery", "memory a connection", "p99", "at most, a full core")
+SUMMARY_HEAD = ("CPU per delivery", "memory per connection", "p99", "peak of a full core")
 
 
 def summary(runs: Sequence[BenchReport], name: str) -> tuple[str, ...]:
@@ -94,12 +94,12 @@ def summary(runs: Sequence[BenchReport], name: str) -> tuple[str, ...]:
     With several runs the lowest and the highest follow in parentheses: on a shared machine a
     single figure, of latency above all, says little. Runs in which the target failed are left out.
     """
-    subjects = [one for run in runs for one in run.subjects if one.name == name]
-    w = [stage for one in subjects if (stage := one.stage("W")) is not None]
-    peaks = [one.peak.per_core for one in subjects if one.peak is not None]
+    targets = [one for run in runs for one in run.targets if one.name == name]
+    w = [stage for one in targets if (stage := one.stage("W")) is not None]
+    peaks = [one.peak.per_core for one in targets if one.peak is not None]
     return (
         _spread([stage.cpu_us for stage in w], "{:.1f}", "µs"),
-        _spread([one.kib_loaded for one in subjects], "{:.1f}", "KiB"),
+        _spread([one.kib_loaded for one in targets], "{:.1f}", "KiB"),
         _spread([stage.p99_ms for stage in w], "{:,.0f}", "ms"),
         _spread(peaks, "{:,.0f}", "deliveries/s"),
     )
@@ -119,8 +119,8 @@ def beside(runs: Sequence[BenchReport]) -> str:
     others = [
         stage.others_cores
         for run in runs
-        for subject in run.subjects
-        if (stage := subject.stage("W")) is not None and stage.others_cores is not None
+        for target in run.targets
+        if (stage := target.stage("W")) is not None and stage.others_cores is not None
     ]
     if loads[0] is None or not others:
         return ""
@@ -135,14 +135,14 @@ def render(report: BenchReport, console: Console) -> None:
     """Print the table and the problems."""
     table = Table(title=f"{report.connections:,} connections, {report.rate:g} events a second")
     table.add_column("", no_wrap=True)
-    for subject in report.subjects:
-        table.add_column(subject.title, justify="right")
+    for target in report.targets:
+        table.add_column(target.title, justify="right")
     for label, cells in rows(report):
         table.add_row(label, *cells)
     console.print(table)
-    for subject in report.subjects:
-        for sentence in amiss(subject):
-            console.print(f"{subject.title}: {sentence}", style="red")
+    for target in report.targets:
+        for sentence in amiss(target):
+            console.print(f"{target.title}: {sentence}", style="red")
 
 
 def render_summary(runs: Sequence[BenchReport], console: Console) -> None:
@@ -150,20 +150,20 @@ def render_summary(runs: Sequence[BenchReport], console: Console) -> None:
     table = Table(title=f"Median (lowest–highest) of {len(runs)} runs")
     for column in ("", *SUMMARY_HEAD):
         table.add_column(column, justify="right" if column else "left")
-    for subject in runs[0].subjects:
-        table.add_row(subject.title, *summary(runs, subject.name))
+    for target in runs[0].targets:
+        table.add_row(target.title, *summary(runs, target.name))
     console.print(table)
     console.print(beside(runs))
 
 
-def amiss(subject: SubjectReport) -> Iterator[str]:
+def amiss(target: TargetReport) -> Iterator[str]:
     """The problems, a sentence each."""
-    if subject.failure:
-        yield subject.failure
-    if subject.storm is not None:
-        for why, count in subject.storm.failures.items():
+    if target.failure:
+        yield target.failure
+    if target.storm is not None:
+        for why, count in target.storm.failures.items():
             yield f"{count:,} not connected: {why}"
-    for stage in subject.stages:
+    for stage in target.stages:
         where = f"in {stage.name} at {stage.rate:g} events a second"
         if stage.disconnects:
             yield f"{stage.disconnects:,} cut off {where}"

@@ -1,9 +1,9 @@
 """A bench: one target after the other, each in its own processes, measured from outside.
 
 run_bench()
-└── for each subject
+└── for each target
     ├── nats-server        fresh, with JetStream
-    ├── subject            a process or more
+    ├── target            a process or more
     ├── publisher          nats-py, on an open-loop schedule
     └── for each stage: a load, with its own connections
 
@@ -25,13 +25,13 @@ import trio
 from trio_odin.demo.nats_server import BrokerUnavailable, NatsServer, run_nats_server
 from trio_odin.demo.publishing import Publish, publishing
 from trio_odin.lab.bench.plan import BenchPlan
-from trio_odin.lab.bench.record import BenchReport, Stage, SubjectReport, why_not
-from trio_odin.lab.bench.subjects import (
+from trio_odin.lab.bench.record import BenchReport, Stage, TargetReport, why_not
+from trio_odin.lab.bench.targets import (
     OUR_SETTINGS,
     Running,
-    Subject,
-    SubjectFailed,
-    run_subject,
+    Target,
+    TargetFailed,
+    run_target,
 )
 from trio_odin.lab.fleet.events import Event, payload_of
 from trio_odin.lab.fleet.fleets import fleets
@@ -73,8 +73,8 @@ async def run_benches(
         report = bench_report(plan, await trio.to_thread.run_sync(provenance, OUR_SETTINGS))
         runs.append(report)
         run = f"run {number} of {count}, " if count > 1 else ""
-        for subject in plan.subjects:
-            report.subjects.append(await _measured(subject, plan, run, progress))
+        for target in plan.targets:
+            report.targets.append(await _measured(target, plan, run, progress))
 
 
 def bench_report(plan: BenchPlan, began: Provenance) -> BenchReport:
@@ -88,22 +88,20 @@ def bench_report(plan: BenchPlan, began: Provenance) -> BenchReport:
         payload_bytes=plan.payload_bytes,
         rate=plan.rate,
         hold_seconds=plan.hold_seconds,
-        subjects=[],
+        targets=[],
         seed=plan.seed,
         versions={name: metadata.version(name) for name in packages},
     )
 
 
-async def _measured(
-    subject: Subject, plan: BenchPlan, run: str, progress: Progress
-) -> SubjectReport:
-    bench = _SubjectBench(subject, plan, f"{run}{subject.title}", progress)
+async def _measured(target: Target, plan: BenchPlan, run: str, progress: Progress) -> TargetReport:
+    bench = _TargetBench(target, plan, f"{run}{target.title}", progress)
     try:
         async with trio.open_nursery() as nursery:
             broker = NatsServer(plan.peers_nats_url, "", 0)
-            if subject.url is None:
+            if target.url is None:
                 broker = await nursery.start(run_nats_server)
-            running: Running = await nursery.start(run_subject, subject, broker)
+            running: Running = await nursery.start(run_target, target, broker)
             async with publishing(broker.url, name="bench") as publish:
                 await bench.run(running, publish)
             nursery.cancel_scope.cancel(reason="measured")
@@ -118,7 +116,7 @@ async def _measured(
 
 def _sentence(group: BaseExceptionGroup[Exception]) -> str:
     first = first_error(group)
-    return str(first) if isinstance(first, SubjectFailed) else f"{type(first).__name__}: {first}"
+    return str(first) if isinstance(first, TargetFailed) else f"{type(first).__name__}: {first}"
 
 
 class _Publisher(PublisherControl):
@@ -183,12 +181,12 @@ class _Publisher(PublisherControl):
             await self._publish(event)
 
 
-class _SubjectBench:
+class _TargetBench:
     """The measurements of one target, in order, each with its own load."""
 
-    def __init__(self, subject: Subject, plan: BenchPlan, title: str, progress: Progress) -> None:
-        self.report = SubjectReport(name=subject.name, title=subject.title, is_ours=subject.is_ours)
-        self._subject = subject
+    def __init__(self, target: Target, plan: BenchPlan, title: str, progress: Progress) -> None:
+        self.report = TargetReport(name=target.name, title=target.title, is_ours=target.is_ours)
+        self._target = target
         self._plan = plan
         self._title = title
         self._progress = progress
@@ -225,7 +223,7 @@ class _SubjectBench:
             workload=self._plan.workload,
             hold_seconds=self._plan.hold_seconds,
             rate=self._plan.rate,
-            dialect=self._subject.dialect,
+            dialect=self._target.dialect,
             kind="bench",
             is_sampled=False,
             health_url=self._running.health_url,
@@ -246,7 +244,7 @@ class _SubjectBench:
         if name == "W":
             self.report = self.report.with_connections(result, self._running.spread)
         elif result.connected < plan.connections:
-            raise SubjectFailed(
+            raise TargetFailed(
                 f"{result.connected:,} of {plan.connections:,} connected: {why_not(result)}"
             )
         stage = Stage.of(name, result, publisher.late_ms)
@@ -266,12 +264,12 @@ class _SubjectBench:
         async with fleets([attrs.evolve(one, is_reading=False) for one in stalled]) as others:
             connects = await others.connect()
             if connects.connected < count:
-                raise SubjectFailed(f"{connects.connected:,} of {count:,} stalled ones connected")
+                raise TargetFailed(f"{connects.connected:,} of {count:,} stalled ones connected")
             await self._stage("stalled", plan)
 
     async def _ramp(self, plan: LoadPlan) -> None:
         """Double the rate at each step, until it is too much."""
         for step in range(1, _STEPS_MAX + 1):
             stage = await self._stage("ramp", attrs.evolve(plan, rate=self._plan.rate * 2**step))
-            if not self._carried(stage) or (stage.cores or 0) >= _FULL * self._subject.cores:
+            if not self._carried(stage) or (stage.cores or 0) >= _FULL * self._target.cores:
                 break

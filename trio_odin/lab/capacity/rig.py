@@ -20,7 +20,7 @@ import trio
 from trio_odin.lab.capacity.stages import SERVER_SETTINGS, Stage
 from trio_odin.lab.hosts.cgroup import Limits
 from trio_odin.lab.hosts.hosts import Hosts
-from trio_odin.settings.settings import variables
+from trio_odin.settings.reading import variables
 
 _START_SECONDS = 20.0
 _STOP_SECONDS = 45.0

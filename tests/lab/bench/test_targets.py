@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from trio_odin.lab.bench.subjects import SUBJECTS, Subject, ours, parse_peer
+from trio_odin.lab.bench.targets import TARGETS, Target, ours, parse_peer
 from trio_odin.lab.fleet.dialects import DIALECTS
 
 
@@ -19,7 +19,7 @@ from trio_odin.lab.fleet.dialects import DIALECTS
 def test_a_peer_has_a_name_an_address_and_an_optional_dialect(
     text: str, dialect: str, url: str
 ) -> None:
-    assert parse_peer(text) == Subject(name="far", title="far", dialect=dialect, url=url)
+    assert parse_peer(text) == Target(name="far", title="far", dialect=dialect, url=url)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_malformed_peer_is_refused_with_the_allowed_form(text: str) -> None:
 
 @pytest.mark.parametrize("name", ["odin", "odin-go", "nats", "floor"])
 def test_a_peer_may_not_have_the_name_of_a_target(name: str) -> None:
-    with pytest.raises(ValueError, match="is the name of a subject of the bench"):
+    with pytest.raises(ValueError, match="is the name of a target of the bench"):
         parse_peer(f"{name}=ws://a:1/ws")
 
 
@@ -62,9 +62,9 @@ def test_an_unknown_dialect_is_refused_with_the_known_ones() -> None:
 
 
 def test_targets_have_unique_names_and_known_dialects() -> None:
-    names = [subject.name for subject in SUBJECTS]
+    names = [target.name for target in TARGETS]
     assert len(names) == len(set(names))
-    assert {subject.dialect for subject in SUBJECTS} <= DIALECTS.keys()
+    assert {target.dialect for target in TARGETS} <= DIALECTS.keys()
 
 
 def test_our_target_is_named_by_its_workers() -> None:

@@ -39,12 +39,12 @@ OUR_SETTINGS = {
 }
 
 
-class SubjectFailed(Exception):
+class TargetFailed(Exception):
     """A server did not start, or ended by itself; the message shows the end of its output."""
 
 
 @attrs.frozen(kw_only=True)
-class Subject:
+class Target:
     """A server to measure.
 
     Args:
@@ -83,8 +83,8 @@ class Running(Server):
         spread: connections that each worker of trio-odin held at the end of the last load.
     """
 
-    def __init__(self, subject: Subject, url: str, processes: Sequence[psutil.Process]) -> None:
-        pages = f"http://{urlsplit(url).netloc}" if subject.is_ours else None
+    def __init__(self, target: Target, url: str, processes: Sequence[psutil.Process]) -> None:
+        pages = f"http://{urlsplit(url).netloc}" if target.is_ours else None
         self.health_url = pages and f"{pages}/health"
         super().__init__(self.health_url, pages and f"{pages}/metrics")
         self.url = url
@@ -102,7 +102,7 @@ class Running(Server):
         """CPU and memory of its processes; unknown for a target that runs elsewhere.
 
         Raises:
-            SubjectFailed: one of them has ended.
+            TargetFailed: one of them has ended.
         """
         # In a thread: reading takes some ms, and an event would be published late meanwhile.
         figures = await trio.to_thread.run_sync(self._figures)
@@ -117,7 +117,7 @@ class Running(Server):
                 user, system = map(sum, zip(*map(_cpu_seconds, self._processes), strict=True))
                 rss = sum(one.memory_info().rss for top in self._processes for one in _family(top))
             except psutil.NoSuchProcess as error:
-                raise SubjectFailed(f"a process of it has ended by itself: {error}") from error
+                raise TargetFailed(f"a process of it has ended by itself: {error}") from error
             figures |= {CPU: user + system, USER_CPU: user, RSS: rss}
         return figures
 
@@ -139,9 +139,9 @@ def _process(pid: int) -> psutil.Process:
     return psutil.Process(pid)
 
 
-def ours(workers: int) -> Subject:
+def ours(workers: int) -> Target:
     """trio-odin with this number of workers."""
-    return Subject(
+    return Target(
         name="odin" if workers == 1 else f"odin-{workers}",
         title=f"trio-odin, {workers} worker{'s' if workers > 1 else ''}",
         command=(
@@ -155,23 +155,23 @@ def ours(workers: int) -> Subject:
     )
 
 
-SUBJECTS = (
+TARGETS = (
     ours(1),
     ours(2),
-    Subject(
+    Target(
         name="nats",
         title="nats-server's WebSocket",
         dialect="nats",
         path="/",
         cores=len(os.sched_getaffinity(0)),
     ),
-    Subject(name="floor", title="floor: a loop of send(2)", command=(f"{_PEERS}.send_floor",)),
-    Subject(
+    Target(name="floor", title="floor: a loop of send(2)", command=(f"{_PEERS}.send_floor",)),
+    Target(
         name="websockets",
         title="websockets on trio, broadcast",
         command=(f"{_PEERS}.websockets_broadcast",),
     ),
-    Subject(
+    Target(
         name="trio-websocket",
         title="trio-websocket, a channel each",
         command=(f"{_PEERS}.trio_websocket_plain",),
@@ -179,7 +179,7 @@ SUBJECTS = (
 )
 
 
-def parse_peer(text: str) -> Subject:
+def parse_peer(text: str) -> Target:
     """A target that runs elsewhere: `NAME=URL` or `NAME=URL,DIALECT`.
 
     Raises:
@@ -190,48 +190,48 @@ def parse_peer(text: str) -> Subject:
     is_whole = is_address(url, {"ws"}) and urlsplit(url).port and "?" not in url
     if not (name and equals and is_whole):
         raise ValueError("allowed is NAME=ws://HOST:PORT/PATH, perhaps with ,DIALECT behind it")
-    if name in {subject.name for subject in SUBJECTS} or name.startswith("odin"):
-        raise ValueError(f"{name!r} is the name of a subject of the bench: choose another one")
+    if name in {target.name for target in TARGETS} or name.startswith("odin"):
+        raise ValueError(f"{name!r} is the name of a target of the bench: choose another one")
     if (dialect or "odin") not in DIALECTS:
         raise ValueError(f"{dialect!r} is no dialect: allowed is one of {', '.join(DIALECTS)}")
-    return Subject(name=name, title=name, dialect=dialect or "odin", url=url)
+    return Target(name=name, title=name, dialect=dialect or "odin", url=url)
 
 
-async def run_subject(
-    subject: Subject,
+async def run_target(
+    target: Target,
     nats: NatsServer,
     *,
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run `subject` until cancelled; starts when it accepts connections.
+    """Run `target` until cancelled; starts when it accepts connections.
 
     Raises:
-        SubjectFailed: it did not start, or ended.
+        TargetFailed: it did not start, or ended.
     """
-    if subject.command is None:
-        processes = [] if subject.url else [_process(nats.pid)]
-        url = subject.url or f"{nats.websocket_url}{subject.path}"
-        task_status.started(Running(subject, url, processes))
+    if target.command is None:
+        processes = [] if target.url else [_process(nats.pid)]
+        url = target.url or f"{nats.websocket_url}{target.path}"
+        task_status.started(Running(target, url, processes))
         await trio.sleep_forever()
         return
     # In its own session: a Ctrl-C in the terminal reaches us only, and we stop it. The settings of
     # the user's environment must not change what is measured.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("WS_", "JS_"))}
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", *subject.command, "--nats", nats.url],
+        [sys.executable, "-m", *target.command, "--nats", nats.url],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        env={**environment, **subject.environment},
+        env={**environment, **target.environment},
     )
     try:
-        address = await _announced(subject, cast("trio.abc.ReceiveStream", process.stdout))
-        url = f"ws://{address}{subject.path}"
-        task_status.started(Running(subject, url, [_process(process.pid)]))
+        address = await _announced(target, cast("trio.abc.ReceiveStream", process.stdout))
+        url = f"ws://{address}{target.path}"
+        task_status.started(Running(target, url, [_process(process.pid)]))
         words = b""
         async for chunk in cast("trio.abc.ReceiveStream", process.stdout):
             words = (words + chunk)[-_OUTPUT_KEPT_BYTES:]
-        raise SubjectFailed(f"it has ended: {_last_words(words)}")
+        raise TargetFailed(f"it has ended: {_last_words(words)}")
     finally:
         process.terminate()
         with trio.CancelScope(shield=True), trio.move_on_after(_STOP_SECONDS):
@@ -239,16 +239,16 @@ async def run_subject(
         process.kill()
 
 
-async def _announced(subject: Subject, output: trio.abc.ReceiveStream) -> str:
+async def _announced(target: Target, output: trio.abc.ReceiveStream) -> str:
     """Its address, once all of its workers have announced it."""
     words = b""
     with trio.move_on_after(_START_SECONDS):
         async for chunk in output:
             words += chunk
             said = _ADDRESS.findall(words)
-            if len(said) >= subject.workers:
+            if len(said) >= target.workers:
                 return cast("bytes", said[0]).decode()
-    raise SubjectFailed(f"it did not start: {_last_words(words)}")
+    raise TargetFailed(f"it did not start: {_last_words(words)}")
 
 
 def _last_words(output: bytes) -> str:

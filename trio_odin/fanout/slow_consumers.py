@@ -1,7 +1,6 @@
 """When a client reads too slowly: what may wait for it, what gives way, and when it is evicted.
 
-The `Outbound` has the outbox, a memory channel, and carries out what is decided here. A `Backlog`
-knows what waits in the outbox, and counts it:
+The `Outbox` carries out what is decided here. A `Backlog` knows what waits in it, and counts that:
 
     admit ──► queued ──► taken ──► written
        │        └──► superseded by a newer one of its channel (conflated)

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.connection.client import LossRule, objects_of
-from trio_odin.fanout.backlog import (
+from trio_odin.fanout.publication import Publication
+from trio_odin.fanout.slow_consumers import (
     FULL_OUTBOXES_IN_A_ROW,
     Backlog,
     OutboxRules,
@@ -16,7 +17,6 @@ from trio_odin.fanout.backlog import (
     SlowConsumerWatch,
     SlowPolicy,
 )
-from trio_odin.fanout.publication import Publication
 from trio_odin.ledger.counters import Deliveries
 from trio_odin.ledger.reasons import Dropped
 from trio_odin.overload.byte_budget import ByteBudget
