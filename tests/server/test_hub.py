@@ -49,6 +49,24 @@ class FakeMember:
     outlet: Recorder = attrs.field(factory=Recorder)
 
 
+class SlowMember(FakeMember):
+    """Each of whose writes takes a millisecond."""
+
+    def __init__(self, clock: trio.testing.MockClock) -> None:
+        super().__init__()
+        self.outlet = _SlowRecorder(clock=clock)
+
+
+@attrs.define(eq=False)
+class _SlowRecorder(Recorder):
+    clock: trio.testing.MockClock | None = None
+
+    def flush(self) -> None:
+        super().flush()
+        assert self.clock is not None
+        self.clock.jump(0.001)
+
+
 def message(subject: str, payload: bytes = b"1") -> NatsMessage:
     return NatsMessage(subject, payload, 7, trio.current_time())
 
@@ -165,6 +183,55 @@ async def test_the_hub_ends_when_the_feed_does_and_loses_nothing_in_it(
     with trio.fail_after(1):
         await hub.run(feed_receive)
     assert len(member.outlet.frames) == 10
+
+
+async def test_messages_that_wait_together_do_not_wait_for_a_turn_each(
+    hub: Hub[FakeMember], nursery: trio.Nursery
+) -> None:
+    """While ten thousand connect, a turn of all tasks is long."""
+    feed_send, feed_receive = trio.open_memory_channel[NatsMessage](50)
+    member = FakeMember()
+    hub.join(member)
+    hub.registry.subscribe(member.outlet, ["BTC.trade"])
+    for _ in range(50):
+        feed_send.send_nowait(message("odin.token.BTC.trade"))
+    turns = 0
+    nursery.start_soon(hub.run, feed_receive)
+    while len(member.outlet.frames) < 50:
+        await trio.lowlevel.checkpoint()
+        turns += 1
+    assert turns < 10
+    nursery.cancel_scope.cancel(reason="the test is over")
+
+
+async def test_a_long_round_lets_others_have_a_turn_and_counts_its_own_work_only(
+    hub: Hub[SlowMember], nursery: trio.Nursery, mock_clock: trio.testing.MockClock
+) -> None:
+    """Else the work of others makes rounds longer, and longer rounds rest longer."""
+    feed_send, feed_receive = trio.open_memory_channel[NatsMessage](10)
+    members = [SlowMember(mock_clock) for _ in range(40)]
+    for member in members:
+        hub.join(member)
+        hub.registry.subscribe(member.outlet, ["BTC.trade"])
+    for _ in range(2):
+        feed_send.send_nowait(message("odin.token.BTC.trade"))
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while not members[-1].outlet.frames:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+            mock_clock.jump(1.0)
+
+    async with trio.open_nursery() as together:
+        together.start_soon(hub.run, feed_receive)
+        together.start_soon(others)
+        feed_send.close()
+    assert 7 <= turns <= 9, "40 writes of 1 ms each, a turn each 5 ms"
+    ended = trio.current_time() - 1
+    assert hub._pace.delay(ended) == pytest.approx(0.02), "half of 40 ms"
+    nursery.cancel_scope.cancel(reason="the test is over")
 
 
 class QuietOwner:

@@ -29,8 +29,8 @@ from trio_odin.server.turns import Turns
 from trio_odin.telemetry.cgroup import memory_group
 from trio_odin.telemetry.meters import MemoryMeter
 
-# Some 5 ms: readers, pings and the guard get their turn within a round.
-_FLUSHES_BETWEEN_CHECKPOINTS = 500
+# After so much work readers, pings and the guard get their turn within a round.
+_SLICE_SECONDS = 0.005
 # A round joins at most so many messages; the rest of the feed is for the next one.
 _JOINED_MAX_MESSAGES = 1000
 # From the start, until which a command that uses offsets waits for the position in the stream.
@@ -168,28 +168,27 @@ class Hub(Generic[M]):
         async for first in feed_receive:
             if delay := self._pace.delay(trio.current_time()):
                 await trio.sleep(delay)
-            started = trio.current_time()
+            work = _Work()
             items = [first, *_waiting(feed_receive)]
             if len(items) == 1:
                 await self._take(first, None)
             else:
-                await self._take_joined(items)
+                await self._take_joined(items, work)
             ended = trio.current_time()
-            self._pace.worked(started, ended)
+            self._pace.worked(ended - work.seconds(), ended)
             for item in items:
                 if isinstance(item, NatsMessage):
                     self.ledger.fan_out.add(ended - item.arrived_at)
 
-    async def _take_joined(self, items: list[NatsMessage | Mark]) -> None:
+    async def _take_joined(self, items: list[NatsMessage | Mark], work: _Work) -> None:
         """Take them all, then write to each connection once what it gets of them."""
         dirty: list[Subscriber] = []
         for item in items:
             await self._take(item, dirty)
-            await trio.lowlevel.checkpoint()
-        for number, outlet in enumerate(dirty, start=1):
+            await work.pause_if_long()
+        for outlet in dirty:
             outlet.flush()
-            if number % _FLUSHES_BETWEEN_CHECKPOINTS == 0:
-                await trio.lowlevel.checkpoint()
+            await work.pause_if_long()
 
     async def _take(self, item: NatsMessage | Mark, dirty: list[Subscriber] | None) -> None:
         """Take one item of the feed. A gap that is due is told before it."""
@@ -322,6 +321,30 @@ def total_replay_bytes(settings: Settings) -> int:
 
 def _memory_bytes(settings: Settings) -> int:
     return MemoryMeter(settings.memory_limit_bytes, memory_group()).limit_bytes
+
+
+class _Work:
+    """The work of a round, in slices: all other tasks have a turn between two of them.
+
+    A turn may be long, when thousands connect at once. So there is one after each slice and not
+    after each message, and what other tasks did in it is not the work of the round.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._slice_began = trio.current_time()
+
+    async def pause_if_long(self) -> None:
+        """Let all others have a turn, if the present slice has lasted long enough."""
+        now = trio.current_time()
+        if now - self._slice_began >= _SLICE_SECONDS:
+            self._seconds += now - self._slice_began
+            await trio.lowlevel.checkpoint()
+            self._slice_began = trio.current_time()
+
+    def seconds(self) -> float:
+        """How long the round has worked so far."""
+        return self._seconds + trio.current_time() - self._slice_began
 
 
 def _waiting(
