@@ -230,3 +230,31 @@ def test_pauses_begin_anew_after_a_connection_that_was_of_use(
     short, long = in_asyncio(lives())
     assert short >= 2.5
     assert long <= 0.1
+
+
+def test_a_connect_that_is_cancelled_at_any_moment_leaves_no_socket_open() -> None:
+    """Also while it closes what it could not use: this server offers no TLS."""
+
+    async def connect(url: str) -> None:
+        async with nats_link([url], name="test", on_error=ignore):
+            pass
+
+    async def cancelled_after(turns: int, plain: FakeNats) -> None:
+        connecting = asyncio.create_task(connect(plain.url.replace("nats:", "tls:")))
+        while not plain.open:
+            await asyncio.sleep(0)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        connecting.cancel()
+        await asyncio.wait([connecting])
+        async with asyncio.timeout(_SECONDS / 4):
+            while plain.open:
+                await asyncio.sleep(0.01)
+
+    async def work() -> None:
+        plain = FakeNats()
+        async with serving(plain):
+            for turns in range(40):
+                await cancelled_after(turns, plain)
+
+    in_asyncio(work())

@@ -131,10 +131,12 @@ class NatsLink:
         nats-py can fail at that in many ways, by an assertion for one; none of them may hide why
         the connection ended.
         """
-        with suppress(Exception):
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                await self.client.close()
-        _abort(self.client)
+        try:
+            with suppress(Exception):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self.client.close()
+        finally:  # a second cancellation must not leave the socket open
+            _abort(self.client)
         await _end_tasks(self.client)
 
 
