@@ -6,8 +6,7 @@ It is written off the hot path, and read for the log when the connection is clos
 from __future__ import annotations
 
 from enum import Enum
-
-import attrs
+from typing import Any
 
 from trio_odin.ledger.reasons import Dropped
 from trio_odin.wire.commands import (
@@ -68,15 +67,6 @@ COMMANDS: dict[type[Command] | None, FlightEvent] = {
 }
 
 
-@attrs.define(eq=False, weakref_slot=False)
-class _Record:
-    """An event, how often it happened, and when it did last, in monotonic seconds."""
-
-    event: FlightEvent
-    at: float
-    count: int
-
-
 class FlightRecorder:
     """Keeps the last `RECORDS_MAX` records; the oldest is removed first.
 
@@ -91,23 +81,27 @@ class FlightRecorder:
 
     def __init__(self, opened_at: float) -> None:
         self.opened_at = opened_at
-        self._records: list[_Record] = []
+        # Event, time of its last occurrence, count; flat, as every connection has a few.
+        self._records: list[Any] = []
 
     def add(self, event: FlightEvent, now: float, count: int = 1) -> None:
         """Record that `event` happened `count` times; for `DEPTH`, that `count` messages wait."""
-        for record in self._records[-_MERGED_WITH_LAST:]:
-            if record.event is event:
+        records = self._records
+        end = len(records)
+        for at in range(end - 3, max(end - 3 * _MERGED_WITH_LAST, 0) - 1, -3):
+            if records[at] is event:
+                before = records[at + 2]
                 is_depth = event is FlightEvent.DEPTH
-                record.count = max(record.count, count) if is_depth else record.count + count
-                record.at = now
+                records[at + 1 : at + 3] = now, max(before, count) if is_depth else before + count
                 return
-        self._records.append(_Record(event, now, count))
-        del self._records[:-RECORDS_MAX]
+        records += event, now, count
+        del records[: -3 * RECORDS_MAX]
 
     def lines(self) -> list[str]:
         """The records in the order of their times, as text for a person."""
+        parts = self._records
+        records = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
         return [
-            f"{record.at - self.opened_at:.3f}s {record.event.value}"
-            + (f" x{record.count}" if record.count > 1 else "")
-            for record in sorted(self._records, key=lambda record: record.at)
+            f"{at - self.opened_at:.3f}s {event.value}" + (f" x{count}" if count > 1 else "")
+            for event, at, count in sorted(records, key=lambda record: record[1])
         ]
