@@ -129,7 +129,7 @@ async def test_an_expired_connection_ends_at_its_next_ping_without_one(
     welcome, unwelcome = connection(), connection()
     wheel.add(welcome)
     wheel.add(unwelcome)
-    await trio.sleep(27.5)
+    await trio.sleep(27.6)  # between two spokes
     assert unwelcome.reason is None
     pings = len(unwelcome.outbound.pinged_at), len(welcome.outbound.pinged_at)
     objections[unwelcome] = CloseReason.TOKEN_EXPIRED
