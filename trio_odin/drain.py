@@ -106,7 +106,7 @@ class Drain:
         return None if self.began_at is None else now - self.began_at
 
     async def run(self, settings: Settings) -> None:
-        """Admit no more clients, and send all of them away.
+        """Admit no more clients, and send away those that are here.
 
         Cancellation: the connections that are left stay open.
         """

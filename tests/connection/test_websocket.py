@@ -100,7 +100,7 @@ def test_trio_websocket_sets_what_we_know_and_no_more() -> None:
 
 
 async def test_what_ends_one_connection_leaves_all_others_alone(nursery: trio.Nursery) -> None:
-    """They share what trio-websocket's constructor makes and no connection of ours uses."""
+    """All connections share what trio-websocket's constructor makes, as none of them uses it."""
     taken, take = taking()
     (ended, leaver), (server, client) = pair(take), pair(take)
     nursery.start_soon(server.read)

@@ -65,8 +65,8 @@ class ServerWebSocket(WebSocketConnection):
     """Reads frames, answers pings and does the closing handshake, after the opening handshake.
 
     A subclass, because trio-websocket's own way costs an h11 connection, a task and a queue per
-    client: half of the memory of a connection (docs/decisions/0006-own-handshake.md). What is set
-    in `__init__` is what one connection has of its own; it shares the rest with all others.
+    client: half of the memory of a connection (docs/decisions/0006-own-handshake.md). `__init__`
+    sets only what belongs to one connection; all connections share the rest.
 
     Resource handling: `stream` is closed when the connection has ended, except after a protocol
     error: the caller has to send the close frame, and the peer may still be sending.

@@ -167,10 +167,12 @@ class Hub(Generic[M]):
         unflushed: list[Outbound] = []
         for item in items:
             await self._take(item, unflushed)
-            await work.pause_if_long()
+            if work.is_long():
+                await work.pause()
         for outbound in unflushed:
             outbound.flush()
-            await work.pause_if_long()
+            if work.is_long():
+                await work.pause()
 
     async def _take(self, item: NatsMessage | Mark, unflushed: list[Outbound] | None) -> None:
         """Take one item of the inbound queue. A gap that is due is reported before it."""
@@ -269,16 +271,18 @@ class _Work:
         self._seconds = 0.0
         self._slice_began = trio.current_time()
 
-    async def pause_if_long(self) -> None:
-        """Let all others have a turn if the present slice has lasted long enough."""
-        now = trio.current_time()
-        if now - self._slice_began >= _SLICE_SECONDS:
-            self._seconds += now - self._slice_began
-            await trio.lowlevel.checkpoint()
-            self._slice_began = trio.current_time()
+    def is_long(self) -> bool:
+        """Whether the current slice has lasted long enough."""
+        return trio.current_time() - self._slice_began >= _SLICE_SECONDS
+
+    async def pause(self) -> None:
+        """End the slice, let all other tasks have a turn, and begin the next slice."""
+        self._seconds = self.seconds()
+        await trio.lowlevel.checkpoint()
+        self._slice_began = trio.current_time()
 
     def seconds(self) -> float:
-        """How long the round has worked so far."""
+        """Return the seconds that the round has worked so far."""
         return self._seconds + trio.current_time() - self._slice_began
 
 

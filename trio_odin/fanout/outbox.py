@@ -54,15 +54,11 @@ _Channel: TypeAlias = tuple[
 
 @attrs.frozen
 class Batch:
-    """What one write takes: its items, and their bytes. Large items are not copied."""
+    """What one write takes: its items and their bytes, `size` in all. Large ones are not copied."""
 
     items: list[QueuedItem]
     buffers: list[bytes | memoryview]
-
-    @property
-    def size(self) -> int:
-        """How many bytes are to be written."""
-        return sum(map(len, self.buffers))
+    size: int
 
 
 class Outbox:
@@ -137,7 +133,8 @@ class Outbox:
     def batch(self, first: QueuedItem) -> Batch:
         """As many items from `first` on as one write should take, without the superseded ones."""
         backlog = self._begin_to_wait()
-        batch = Batch([], [])
+        items: list[QueuedItem] = []
+        buffers: list[bytes | memoryview] = []
         joined = bytearray()
         size = skipped = 0
         for item in itertools.chain([first], self._all()):
@@ -145,20 +142,19 @@ class Outbox:
                 if not backlog.take(item):
                     continue
                 skipped += item.skipped
-            batch.items.append(item)
+            items.append(item)
             size += item.size
             if item.size < _LARGE_BYTES:
                 for piece in item.pieces():
                     joined += piece
             else:
-                batch.buffers.extend([bytes(joined), *item.pieces()])
+                buffers += [bytes(joined), *item.pieces()]
                 joined.clear()
             if size >= JOINED_MAX_BYTES:
                 break
         if skipped:
             self._note(FlightEvent.CONFLATED, skipped)
-        batch.buffers.append(bytes(joined))
-        return batch
+        return Batch(items, [*buffers, bytes(joined)], size)
 
     def written(self, batch: Batch) -> bool:
         """Count `batch` as written. Returns whether nothing waits now."""
