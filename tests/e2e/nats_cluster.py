@@ -111,6 +111,20 @@ class NatsCluster:
                     return self._named(leader)
                 await trio.sleep(_LOOK_SECONDS)
 
+    async def wait_replicated(self, stream: str) -> None:
+        """Wait until all nodes have all of the stream: until then a leader may have no successor.
+
+        Raises:
+            trio.TooSlowError: they still do not.
+        """
+        with trio.fail_after(_READY_SECONDS):
+            while True:
+                info = await self.request(f"$JS.API.STREAM.INFO.{stream}")
+                replicas = info.get("cluster", {}).get("replicas", [])
+                if len(replicas) == _SIZE - 1 and all(one.get("current") for one in replicas):
+                    return
+                await trio.sleep(_LOOK_SECONDS)
+
     async def step_down(self, stream: str) -> None:
         """Make the stream's leader step down; with one replica it stays."""
         await self.request(f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}")

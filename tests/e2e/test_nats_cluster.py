@@ -39,6 +39,7 @@ async def test_a_cluster_replaces_a_leader_that_dies_hangs_or_steps_down(tmp_pat
         )
         leader.start()
         await cluster.wait_ready()
+        await cluster.wait_replicated("S")
 
         leader = await cluster.stream_leader("S")
         leader.signal(signal.SIGSTOP)
@@ -47,6 +48,7 @@ async def test_a_cluster_replaces_a_leader_that_dies_hangs_or_steps_down(tmp_pat
         )
         leader.signal(signal.SIGCONT)
         await cluster.wait_ready()
+        await cluster.wait_replicated("S")
 
         leader, meta = await cluster.stream_leader("S"), await cluster.meta_leader()
         await cluster.step_down("S")
