@@ -178,6 +178,8 @@ read -r _ status _ <&3
 # Debian's Alertmanager has its templates in a file, the official one within.
 _TEMPLATES = Path("/usr/share/prometheus/alertmanager")
 _PROGRAMS = {"prometheus": "prometheus", "alertmanager": "prometheus-alertmanager"}
+# What the official one does of itself.
+_OPTIONS = {"prometheus": ["--enable-feature=expand-external-labels"]}
 # Those of its libraries that the image of ours has, too.
 _EVERYWHERE = ("linux-vdso", "ld-linux", "libc.so", "libm.so", "libdl.so", "libpthread.so")
 # As the image's own: options alone are nats-server's.
@@ -207,7 +209,7 @@ def make_stand_ins(docker: Docker, ours: str, tags: Mapping[str, str]) -> None:
             f"{head}COPY wget {name} /bin/\nCOPY *.tmpl {_TEMPLATES}/\n"
             f"RUN mkdir /{name} && chown 65534:65534 /{name}\n"
             f"USER 65534:65534\nVOLUME /{name}\nWORKDIR /{name}\n"
-            f'ENTRYPOINT ["/bin/{name}"]\nCMD []\n',
+            f"ENTRYPOINT {json.dumps([f'/bin/{name}', *_OPTIONS.get(name, [])])}\nCMD []\n",
             wget | templates | {name: Path(program)},
         )
     _make_haproxy(docker, head, tags["haproxy"])
