@@ -45,6 +45,7 @@ from trio_odin.upstream.stream import (
     count_generation_on,
     ensure_stream,
     has_jetstream,
+    info_after_doubt,
     is_made_here,
     next_offset,
     state_of,
@@ -301,8 +302,14 @@ class Bridge:
 
     async def _enter(self, client: TotalClient, info: StreamInfo) -> None:
         """Find the position after which to go on in the stream, and inform the hub."""
-        state = await self._state_with_witness(client, info)
         position = self._position
+        if position.epoch:
+            info = await info_after_doubt(
+                client,
+                info,
+                is_lost=lambda now: now.epoch == position.epoch and position.was_emptied(now),
+            )
+        state = await self._state_with_witness(client, info)
         if position.epoch == state.epoch and position.was_emptied(state):
             state = attrs.evolve(state, epoch=await count_generation_on(client, info))
         self._lose(*position.enter(state))  # at once: the link may be lost before the hub knows

@@ -5,8 +5,10 @@ Runs under asyncio, called by the bridge.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 import nats.errors
@@ -31,6 +33,9 @@ _NOT_ENABLED = {10039, 10076}
 _GENERATION = "trio_odin_generation"
 _MADE = "trio_odin_made"
 _REQUEST_SECONDS = 5.0
+# How often, and how far apart, a replicated stream that seems to have lost events is asked again.
+_DOUBTS = 4
+_DOUBT_SECONDS = 1.0
 
 _log = structlog.get_logger("bridge")
 
@@ -160,6 +165,26 @@ def state_of(info: StreamInfo) -> StreamState:
         and info.cluster is not None
         and bool(info.cluster.name),
     )
+
+
+async def info_after_doubt(
+    client: Client, info: StreamInfo, *, is_lost: Callable[[StreamState], bool]
+) -> StreamInfo:
+    """Ask a replicated stream again while `is_lost`, for some seconds.
+
+    A node that has just become the leader, or does not know yet that it no longer is, may answer
+    before it has everything. Believing it, we would take the same events for those of another life.
+
+    Raises:
+        nats.errors.Error: NATS refuses or does not answer.
+    """
+    is_replicated = info.cluster is not None and bool(info.cluster.replicas)
+    for _ in range(_DOUBTS if is_replicated else 0):
+        if not is_lost(state_of(info)):
+            break
+        await asyncio.sleep(_DOUBT_SECONDS)
+        info = await client.jetstream(timeout=_REQUEST_SECONDS).stream_info(str(info.config.name))
+    return info
 
 
 def _epoch(info: StreamInfo, generation: str) -> str:
