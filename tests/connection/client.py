@@ -58,19 +58,32 @@ def texts_of(frames: Iterable[bytes]) -> list[str]:
     texts = []
     for data in frames:
         (frame,) = frames_of(data)
-        assert frame.opcode is Opcode.TEXT
-        assert frame.frame_finished
-        assert frame.message_finished
-        assert isinstance(frame.payload, str)
-        texts.append(frame.payload)
+        texts.append(_text_of(frame))
     return texts
+
+
+def _text_of(frame: Frame) -> str:
+    assert frame.opcode is Opcode.TEXT
+    assert frame.frame_finished
+    assert frame.message_finished
+    assert isinstance(frame.payload, str)
+    return frame.payload
 
 
 def objects_of(frames: Iterable[bytes]) -> list[dict[str, Any]]:
     """The messages; each must be a JSON object by RFC 8259."""
-    objects = [json.loads(text, parse_constant=_no_constant) for text in texts_of(frames)]
-    assert all(isinstance(content, dict) for content in objects)
-    return objects
+    return [_object_of(text) for text in texts_of(frames)]
+
+
+def objects_in(data: bytes) -> list[dict[str, Any]]:
+    """The same for text frames that follow one another in `data`."""
+    return [_object_of(_text_of(frame)) for frame in frames_of(data)]
+
+
+def _object_of(text: str) -> dict[str, Any]:
+    content = json.loads(text, parse_constant=_no_constant)
+    assert isinstance(content, dict)
+    return content
 
 
 def _no_constant(name: str) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.connection.client import as_sent, objects_of, texts_of
+from tests.fanout.buffers import entered
 from trio_odin.auth.grants import Grant
 from trio_odin.connection.session import Session, SessionLimits
 from trio_odin.fanout.publication import Publication
@@ -218,13 +219,6 @@ TestConversations.settings = settings(max_examples=80, stateful_step_count=40)
 # --- every row of the wire document
 
 
-def _entered() -> ResumeBuffer:
-    """The resume buffer of a server that has reached an empty stream."""
-    resume_buffer = ResumeBuffer(max_age_seconds=30.0)
-    resume_buffer.note(Mark("e", 0))
-    return resume_buffer
-
-
 @attrs.define
 class Client:
     """One session, and a client's way to talk with it."""
@@ -234,7 +228,7 @@ class Client:
     traffic: Traffic = attrs.field(factory=Traffic)
     nats_status: NatsStatus = attrs.field(factory=NatsStatus)
     now: float = 1000.0
-    resume_buffer: ResumeBuffer = attrs.field(factory=_entered)
+    resume_buffer: ResumeBuffer = attrs.field(factory=entered)
     session: Session[str] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:

@@ -12,7 +12,8 @@ import trio
 import trio.testing
 from trio_websocket import WebSocketConnection
 
-from tests.connection.client import objects_of
+from tests.connection.client import objects_in
+from tests.fanout.buffers import entered
 from tests.logs_page import fields_of
 from tests.server_rig import Rig
 from trio_odin.fanout.hub import Hub
@@ -47,28 +48,12 @@ class FakeListener:
         return 0
 
     def told(self) -> list[dict[str, Any]]:
-        objects = objects_of_joined(self.sent)
+        objects = objects_in(b"".join(self.sent))
         self.sent.clear()
         for content in objects:
             assert content.pop("type") == "gap"
             assert content.pop("ts") > 10**12
         return objects
-
-
-def objects_of_joined(chunks: list[bytes]) -> list[dict[str, Any]]:
-    """Split short frames: the length is the second byte, or the two bytes after it."""
-    frames, rest = [], b"".join(chunks)
-    while rest:
-        length = 2 + rest[1] if rest[1] < 126 else 4 + int.from_bytes(rest[2:4])
-        frames.append(rest[:length])
-        rest = rest[length:]
-    return objects_of(frames)
-
-
-def _entered() -> ResumeBuffer:
-    resume_buffer = ResumeBuffer(max_age_seconds=30.0)
-    resume_buffer.note(Mark("e", 0))
-    return resume_buffer
 
 
 @attrs.define
@@ -77,7 +62,7 @@ class Desk:
 
     counters: Publications = attrs.field(factory=Publications)
     registry: Registry[Any] = attrs.field(factory=Registry)
-    resume_buffer: ResumeBuffer = attrs.field(factory=_entered)
+    resume_buffer: ResumeBuffer = attrs.field(factory=entered)
     notices: Notices = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
