@@ -380,7 +380,7 @@ async def test_deferred_events_are_numbered_before_resumed_ones(
     client = await rig.subscribe("BTC.trade")
     rig.ledger.publications.received += 1
     deferred = NatsMessage("odin.token.BTC.trade", b"2", 2, trio.current_time())
-    rig.hub.publish(deferred, [])  # a round, in which this client is not flushed yet
+    rig.hub.publish(deferred, is_alone=False)  # the client is not flushed yet
     command = {"type": "subscribe", "channels": ["ETH.trade"], "after": 0}
     await client.send_message(json.dumps(command))
     received = [json.loads(await client.get_message()) for _ in range(3)]

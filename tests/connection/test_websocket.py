@@ -90,11 +90,11 @@ CLOSE = CloseConnection(code=1000, reason="bye")
 
 def test_trio_websocket_sets_what_we_know_and_no_more() -> None:
     """Fails when it has a new attribute: see whether all connections can share it."""
-    own = {"_stream", "_stream_lock", "_wsproto", "_send_channel"}
+    own = {"_stream", "_stream_lock", "_wsproto"}
     plain = {"_id", "_path", "_subprotocol", "_initial_request", "_max_message_size"}
     plain |= {"_receive_buffer_size", "_handshake_headers", "_message_size", "_close_reason"}
     plain |= {"_reject_status", "_reject_headers", "_reject_body", "_reader_running"}
-    unused = {"_recv_channel", "_pings", "_connection_proposal", "_message_parts"}
+    unused = {"_recv_channel", "_send_channel", "_pings", "_connection_proposal", "_message_parts"}
     unused |= {"_open_handshake", "_close_handshake", "_for_testing_peer_closed_connection"}
     assert vars(websocket_module._MADE_ONCE).keys() == own | plain | unused
 
@@ -174,9 +174,9 @@ async def test_a_fault_in_handling_a_message_is_raised(fault: Exception) -> None
 
     server, client = pair(take)
     await client.send(TextMessage("x"), CLOSE)
-    with pytest.raises((RuntimeError, ValueError, trio.TooSlowError)) as caught:
+    with pytest.raises(type(fault)) as caught:
         await server.read()
-    assert fault in (caught.value, caught.value.__cause__)
+    assert caught.value is fault
 
 
 async def test_a_ping_gets_its_pong(nursery: trio.Nursery) -> None:

@@ -46,6 +46,12 @@ FORGED = {
     "a stalled consumer": hpub(
         b"NATS/1.0 100 Idle Heartbeat\r\nNats-Consumer-Stalled: a b\r\n\r\n", b""
     ),
+    "a heartbeat of a number that Python refuses": hpub(
+        b"NATS/1.0 100 x\r\nNats-Last-Consumer: " + b"1" * 5000 + b"\r\n\r\n", b""
+    ),
+    "a stalled consumer with a long subject": hpub(
+        b"NATS/1.0 100 x\r\nNats-Consumer-Stalled: " + b"a" * 5000 + b"\r\n\r\n", b""
+    ),
     "flow control": hpub(b"NATS/1.0 100 FlowControl Request\r\nA: b\r\n\r\n", b""),
 }
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections import Counter
 from typing import Any
 
 import attrs
@@ -8,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from trio_odin.fanout import hub as hub_module
 from trio_odin.fanout.hub import Hub
 from trio_odin.fanout.outbound import Outbound
 from trio_odin.fanout.publication import Publication
@@ -25,7 +27,7 @@ class Recorder:
     """An outbound side that takes everything."""
 
     frames: list[bytes] = attrs.field(factory=list)
-    deferred: list[bytes] = attrs.field(factory=list)
+    deferred: list[Publication] | None = None
     writes: int = 0
     seq: int = 0
 
@@ -36,14 +38,11 @@ class Recorder:
         self.writes += 1
         return len(frame)
 
-    def defer(self, publication: Publication) -> bool:
-        self.seq += 1
-        self.deferred.append(publication.frame(self.seq))
-        return len(self.deferred) == 1
-
-    def flush(self) -> None:
-        self.frames += self.deferred
-        self.deferred.clear()
+    def take_turn(self) -> None:
+        for publication in self.deferred or []:
+            self.seq += 1
+            self.frames.append(publication.frame(self.seq))
+        self.deferred = None
         self.writes += 1
 
 
@@ -64,8 +63,8 @@ class SlowMember(FakeMember):
 class _SlowRecorder(Recorder):
     clock: trio.testing.MockClock | None = None
 
-    def flush(self) -> None:
-        super().flush()
+    def take_turn(self) -> None:
+        super().take_turn()
         assert self.clock is not None
         self.clock.jump(0.001)
 
@@ -207,12 +206,11 @@ async def test_messages_that_wait_together_do_not_wait_for_a_turn_each(
     nursery.cancel_scope.cancel(reason="the test is over")
 
 
-async def test_a_long_round_lets_others_have_a_turn_and_counts_its_own_work_only(
+async def test_other_tasks_have_a_turn_after_each_slice_of_writes(
     hub: Hub[Any], nursery: trio.Nursery, mock_clock: trio.testing.MockClock
 ) -> None:
-    """Else the work of others makes rounds longer, and longer rounds rest longer."""
     inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage](10)
-    members = [SlowMember(mock_clock) for _ in range(40)]
+    members = [SlowMember(mock_clock) for _ in range(160)]
     for member in members:
         hub.join(member)
         hub.registry.subscribe(member.outbound, ["BTC.trade"])
@@ -222,7 +220,7 @@ async def test_a_long_round_lets_others_have_a_turn_and_counts_its_own_work_only
 
     async def others() -> None:
         nonlocal turns
-        while not members[-1].outbound.frames:
+        while not all(member.outbound.frames for member in members):
             await trio.lowlevel.checkpoint()
             turns += 1
             mock_clock.jump(1.0)
@@ -231,20 +229,83 @@ async def test_a_long_round_lets_others_have_a_turn_and_counts_its_own_work_only
         together.start_soon(hub.run, inbound_receive)
         together.start_soon(others)
         inbound_send.close()
-    assert 7 <= turns <= 9, "40 writes of 1 ms each, a turn each 5 ms"
-    ended = trio.current_time() - 1
-    assert hub._pace.delay(ended) == pytest.approx(0.02), "half of 40 ms"
-    nursery.cancel_scope.cancel(reason="the test is over")
+    assert 20 <= turns <= 22, "a turn after 8 writes, as each takes a millisecond"
+    assert [member.outbound.writes for member in members] == [1] * 160
 
 
+@pytest.mark.parametrize("count", [1, 7, 250])
+async def test_no_subscriber_is_always_the_last(
+    hub: Hub[Any], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "_WRITTEN_AT_ONCE", 100)
+    order: list[int] = []
+    for number in range(count):
+        outbound = OrderedRecorder(order=order, number=number)
+        hub.registry.subscribe(outbound, ["BTC.trade"])  # type: ignore[arg-type]
+    last: Counter[int] = Counter()
+    for _ in range(10 * count):
+        order.clear()
+        await published(hub, message("odin.token.BTC.trade"))
+        assert sorted(order) == list(range(count)), "each of them once"
+        last[order[-1]] += 1
+    assert len(last) == count
+    assert max(last.values()) <= 20
+
+
+@attrs.define(eq=False)
+class OrderedRecorder(Recorder):
+    """Notes its turn in an order that all share."""
+
+    order: list[int] = attrs.field(factory=list)
+    number: int = 0
+
+    def deliver(self, publication: Publication, frames: dict[int, bytes]) -> int:
+        self.order.append(self.number)
+        return super().deliver(publication, frames)
+
+    def take_turn(self) -> None:
+        self.order.append(self.number)
+        super().take_turn()
+
+
+async def published(hub: Hub[Any], *messages: NatsMessage) -> None:
+    """Let the hub publish these messages, and write to everyone."""
+    inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage](len(messages))
+    for one in messages:
+        inbound_send.send_nowait(one)
+    inbound_send.close()
+    await hub.run(inbound_receive)
+
+
+@attrs.define(eq=False)
 class QuietOwner:
-    """An owner that ignores everything."""
+    """An owner that only runs the writer."""
+
+    nursery: trio.Nursery
+    outbound: Outbound | None = None
 
     def evict(self, reason: CloseReason) -> None:
         pass
 
     def close_frame_sent(self) -> None:
         pass
+
+    def start_writer(self) -> None:
+        assert self.outbound is not None
+        self.nursery.start_soon(self.outbound.run_writer)
+
+
+def outbound_over(stream: trio.abc.Stream, ledger: Ledger, nursery: trio.Nursery) -> Outbound:
+    """An outbound side whose writer runs in `nursery`."""
+    owner = QuietOwner(nursery)
+    owner.outbound = Outbound(
+        stream,
+        replay_buffer=ReplayBuffer(100),
+        rules=OutboxRules(),
+        ledger=ledger,
+        owner=owner,
+    )
+    return owner.outbound
 
 
 @attrs.define(eq=False)
@@ -260,19 +321,10 @@ async def test_a_consumer_that_never_reads_does_not_delay_the_others(
     stuck_stream, _never_read = trio.testing.lockstep_stream_pair()
     good_stream, good_peer = trio.testing.memory_stream_pair()
     members = [
-        StreamMember(
-            Outbound(
-                stream,
-                replay_buffer=ReplayBuffer(100),
-                rules=OutboxRules(),
-                ledger=hub.ledger,
-                owner=QuietOwner(),
-            )
-        )
+        StreamMember(outbound_over(stream, hub.ledger, nursery))
         for stream in (stuck_stream, good_stream)
     ]
     for member in members:
-        nursery.start_soon(member.outbound.run_writer)
         hub.members[member] = None
         hub.registry.subscribe(member.outbound, ["BTC.trade"])
     started = trio.current_time()
@@ -285,18 +337,13 @@ async def test_a_consumer_that_never_reads_does_not_delay_the_others(
     assert hub.ledger.deliveries.written == 400
 
 
-async def test_large_frames_are_not_kept_for_every_seq(settings: Settings, hub: Hub[Any]) -> None:
+async def test_large_frames_are_not_kept_for_every_seq(
+    hub: Hub[Any], nursery: trio.Nursery
+) -> None:
     """A megabyte for a thousand connections at different numbers would be a gigabyte."""
     for number in range(200):
-        replay_buffer = ReplayBuffer(100)
-        replay_buffer.seq = number
-        outbound = Outbound(
-            trio.testing.memory_stream_pair()[0],
-            replay_buffer=replay_buffer,
-            rules=OutboxRules(),
-            ledger=hub.ledger,
-            owner=QuietOwner(),
-        )
+        outbound = outbound_over(trio.testing.memory_stream_pair()[0], hub.ledger, nursery)
+        outbound._replay_buffer.seq = number
         hub.registry.subscribe(outbound, ["BTC.trade"])
     payload = b'"%b"' % (b"x" * 100_000)
     tracemalloc.start()

@@ -18,7 +18,7 @@ from wsproto.frame_protocol import Opcode
 
 from tests.connection.client import LossRule, frames_of
 from trio_odin.fanout.answers import Answer, Resend
-from trio_odin.fanout.outbound import Outbound
+from trio_odin.fanout.outbound import Outbound, defer
 from trio_odin.fanout.publication import Publication
 from trio_odin.fanout.replay_buffer import ReplayBuffer
 from trio_odin.fanout.slow_consumers import OutboxRules, SlowPolicy
@@ -35,6 +35,11 @@ class OwnerOfOne:
         self.reasons: list[CloseReason] = []
         self.close_frame_is_out = False
         self.outbound: Outbound | None = None
+        self.writer_is_wanted = False
+        self.start_writer = self.note_that_a_writer_is_wanted
+
+    def note_that_a_writer_is_wanted(self) -> None:
+        self.writer_is_wanted = True
 
     def evict(self, reason: CloseReason) -> None:
         self.reasons.append(reason)
@@ -70,6 +75,17 @@ class Rig:
             owner=self.owner,
         )
         self.owner.outbound = self.outbound
+        self.turns = 0
+
+    def wait_for_turn(self, outbound: Outbound) -> None:
+        assert outbound is self.outbound
+        self.turns += 1
+
+    def run_writer_in(self, nursery: trio.Nursery) -> None:
+        """Run the writer whenever it is asked for; at once if it already was."""
+        self.owner.start_writer = lambda: nursery.start_soon(self.outbound.run_writer)
+        if self.owner.writer_is_wanted:
+            self.owner.start_writer()
 
     def check_the_end(self) -> None:
         """Check that an ended connection owes nothing: no envelope, no byte."""
@@ -89,11 +105,9 @@ class Rig:
 
     def defer(self, publication: Publication) -> bytes:
         """The same in a joined round: the hub flushes at its end."""
-        self.outbound.defer(publication)
-        self.ledger.deliveries.matched += 1
-        self.ledger.deliveries.queued += 1
+        defer(publication, [self.outbound], self.ledger, self.wait_for_turn)
         assert self.ledger.deliveries.imbalance() == 0
-        return publication.frame(self.replay_buffer.seq)
+        return publication.frame(self.outbound.counts()["seq"])
 
 
 def publication(size: int = 20, channel: str = "BTC.trade") -> Publication:
@@ -140,7 +154,7 @@ async def test_bytes_that_the_socket_does_not_take_arrive_in_order_later(
         rig = Rig(ours)
         expected = b"".join([rig.offer(publication(30_000)) for _ in range(40)])
         assert rig.ledger.deliveries.queued > 0
-        nursery.start_soon(rig.outbound.run_writer)
+        rig.run_writer_in(nursery)
         assert await receive_exactly(theirs, len(expected)) == expected
         await trio.testing.wait_all_tasks_blocked()
         assert rig.ledger.deliveries.queued == 0
@@ -158,7 +172,7 @@ async def test_a_reply_waits_for_its_turn_after_queued_envelopes(nursery: trio.N
         rig = Rig(ours)
         expected = b"".join([rig.offer(publication(30_000)) for _ in range(40)])
         reply = text_frame(b'{"type":"pong"}')
-        nursery.start_soon(rig.outbound.run_writer)
+        rig.run_writer_in(nursery)
         nursery.start_soon(rig.outbound.send_all, reply)
         await trio.testing.wait_all_tasks_blocked()
         assert await receive_exactly(theirs, len(expected + reply)) == expected + reply
@@ -181,7 +195,7 @@ async def test_an_envelope_that_fits_in_between_restarts_the_count(
 ) -> None:
     ours, theirs = trio.testing.lockstep_stream_pair()
     rig = Rig(ours, capacity=1)
-    nursery.start_soon(rig.outbound.run_writer)
+    rig.run_writer_in(nursery)
     for _ in range(4):
         rig.offer(publication())
         rig.offer(publication())
@@ -214,7 +228,7 @@ async def test_a_slow_reader_that_makes_progress_is_not_evicted(
     ours, theirs = trio.testing.lockstep_stream_pair()
     rig = Rig(ours)
     expected = b"".join([rig.offer(publication(10_000)) for _ in range(20)])
-    nursery.start_soon(rig.outbound.run_writer)
+    rig.run_writer_in(nursery)
     received = b""
     while len(received) < len(expected):
         await trio.sleep(4)
@@ -344,7 +358,7 @@ def test_no_frame_ever_interrupts_another(steps: list[str], seed: int, *, is_lef
         rig = Rig(StutteringStream(sink))
         rig.outbound.socket.write_now = StutteringWrite(sink, random.Random(seed))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.outbound.run_writer)
+            rig.run_writer_in(nursery)
             for number, step in enumerate(steps):
                 if step == "offer":
                     rig.outbound.flush()  # as the hub does at the end of a round
@@ -454,14 +468,19 @@ async def test_one_flush_counts_as_one_full_outbox() -> None:
     assert rig.ledger.deliveries.imbalance() == 0
 
 
-async def test_deferred_envelopes_are_bounded() -> None:
+async def test_a_place_in_the_queue_is_kept_until_the_turn_comes() -> None:
+    """Else a connection that is often flushed early would have many places."""
     ours, theirs = await socket_pair()
     async with ours, theirs:
         rig = Rig(ours)
-        for _ in range(200):
+        for _ in range(3):
             rig.defer(publication())
-        assert rig.ledger.deliveries.queued < 64
-        assert rig.ledger.deliveries.written > 200 - 64
+            rig.outbound.flush()
+            assert rig.turns == 1
+        rig.outbound.take_turn()
+        rig.defer(publication())
+        assert rig.turns == 2
+        rig.check_the_end()
 
 
 async def test_envelopes_deferred_at_the_end_are_counted_as_dropped() -> None:
@@ -494,7 +513,7 @@ async def test_a_full_outbox_keeps_the_newest_of_each_channel(nursery: trio.Nurs
     for number in range(100):
         rig.offer(publication(number, f"A{number % 3}.a"))
     assert rig.ledger.deliveries.queued == 3
-    nursery.start_soon(rig.outbound.run_writer)
+    rig.run_writer_in(nursery)
     await trio.testing.wait_all_tasks_blocked()
     messages = envelopes_of(bytes(await theirs.receive_some()))
     assert [(e["seq"], e["channel"], e["skipped"]) for e in messages] == [
@@ -520,7 +539,7 @@ async def test_a_client_that_may_miss_events_sees_a_gap_and_stays(nursery: trio.
     for _ in range(100):
         rig.offer(publication())
     assert rig.ledger.deliveries.dropped == {Dropped.OUTBOX_FULL: 96}
-    nursery.start_soon(rig.outbound.run_writer)
+    rig.run_writer_in(nursery)
     await trio.testing.wait_all_tasks_blocked()
     rig.offer(publication())
     await trio.testing.wait_all_tasks_blocked()
@@ -542,26 +561,29 @@ async def test_a_reply_that_waits_for_a_place_keeps_its_turn(
     rig.offer(publication(channel="C.c"))  # the only free place is the reply's
     assert rig.ledger.deliveries.dropped == {Dropped.OUTBOX_FULL: 1}
     rig.offer(publication(channel="B.b"))
-    nursery.start_soon(rig.outbound.run_writer)
+    rig.run_writer_in(nursery)
     await trio.testing.wait_all_tasks_blocked()
     messages = envelopes_of(bytes(await theirs.receive_some()))
     assert [m.get("seq", m["type"]) for m in messages] == [2, "pong", 5]
     rig.check_the_end()
 
 
-async def test_an_envelope_handed_to_the_writer_is_never_superseded(
+async def test_an_envelope_that_is_being_written_is_never_superseded(
     nursery: trio.Nursery,
 ) -> None:
-    ours, theirs = trio.testing.memory_stream_pair()
+    ours, theirs = trio.testing.lockstep_stream_pair()
     rig = Rig(ours, policy=SlowPolicy.CONFLATE, capacity=2)
-    nursery.start_soon(rig.outbound.run_writer)
+    rig.run_writer_in(nursery)
+    rig.offer(publication(channel="A.a"))
     await trio.testing.wait_all_tasks_blocked()
-    for channel in ("A.a", "B.b", "A.a", "C.c"):  # the writer has the first one
+    for channel in ("B.b", "A.a", "C.c"):  # the writer has the first one
         rig.offer(publication(channel=channel))
     assert rig.ledger.deliveries.dropped == {Dropped.OUTBOX_FULL: 1}
-    await trio.testing.wait_all_tasks_blocked()
-    messages = envelopes_of(bytes(await theirs.receive_some()))
-    assert [e["seq"] for e in messages] == [1, 2, 3]
+    wire = b""
+    while rig.ledger.deliveries.queued:
+        wire += await theirs.receive_some()
+        await trio.testing.wait_all_tasks_blocked()
+    assert [e["seq"] for e in envelopes_of(wire)] == [1, 2, 3]
     rig.check_the_end()
 
 
@@ -575,7 +597,7 @@ async def test_a_reply_cancelled_while_it_waits_is_sent_and_frees_its_bytes(
         await rig.outbound.send_all(reply)
     assert waiting.cancelled_caught
     assert rig.budget.used_bytes == len(frame + reply), "it is in the outbox"
-    nursery.start_soon(rig.outbound.run_writer)
+    rig.run_writer_in(nursery)
     assert await receive_exactly(theirs, len(frame + reply)) == frame + reply
     await trio.testing.wait_all_tasks_blocked()
     assert rig.budget.used_bytes == 0
@@ -618,7 +640,7 @@ async def test_an_envelope_over_the_limit_of_bytes_is_delivered(nursery: trio.Nu
     ours, theirs = await socket_pair()
     async with ours, theirs:
         rig = Rig(ours, max_bytes=1000, total_bytes=1000)
-        nursery.start_soon(rig.outbound.run_writer)
+        rig.run_writer_in(nursery)
         for size in (2_000_000, 10):
             frame = rig.offer(publication(size))
             with trio.fail_after(5):
@@ -638,7 +660,7 @@ async def test_the_history_of_a_slow_client_is_recorded(
     for number in range(20):
         rig.offer(publication(channel=f"A{number % 18}.a"))
     await trio.sleep(1)
-    nursery.start_soon(rig.outbound.run_writer)
+    rig.run_writer_in(nursery)
     with trio.move_on_after(3):
         while True:
             await trio.sleep(1.5)
@@ -711,7 +733,7 @@ async def test_resent_events_obey_the_limits_of_all_events(
         assert rig.ledger.deliveries.matched == seq < 100, "what does not fit has no number"
         assert rig.ledger.deliveries.imbalance() == rig.ledger.deliveries.dropped.total() == 0
         assert not rig.owner.reasons, "it is no slow client for asking"
-        nursery.start_soon(rig.outbound.run_writer)
+        rig.run_writer_in(nursery)
         wire = b""
         while b'{"sent":' not in wire:
             wire += await theirs.receive_some()
@@ -728,7 +750,7 @@ async def test_an_answer_is_out_before_the_next_command_is_read(nursery: trio.Nu
     ours, theirs = await socket_pair()
     async with ours, theirs:
         rig = Rig(ours)
-        nursery.start_soon(rig.outbound.run_writer)
+        rig.run_writer_in(nursery)
         events = Resend(resend(rig, 50, 30_000).messages, lambda _: [])
         with trio.move_on_after(0.01) as early:
             await rig.outbound.answer([events])
@@ -751,7 +773,7 @@ async def test_an_answer_has_its_place_in_a_full_outbox(nursery: trio.Nursery) -
     nursery.start_soon(rig.outbound.answer, answers)
     await trio.testing.wait_all_tasks_blocked()
     rig.offer(publication())
-    nursery.start_soon(rig.outbound.run_writer)
+    rig.run_writer_in(nursery)
     await trio.testing.wait_all_tasks_blocked()
     got = envelopes_of(bytes(await theirs.receive_some()))
     assert [m.get("seq", m.get("sent", "ack")) for m in got] == [1, 2, 3, "ack", 0, "ack"]
@@ -768,7 +790,7 @@ async def test_a_resent_event_is_neither_superseded_nor_supersedes(
     nursery.start_soon(rig.outbound.answer, [resend(rig, 3)])
     await trio.testing.wait_all_tasks_blocked()
     rig.offer(publication())
-    nursery.start_soon(rig.outbound.run_writer)
+    rig.run_writer_in(nursery)
     await trio.testing.wait_all_tasks_blocked()
     got = [m for m in envelopes_of(bytes(await theirs.receive_some())) if "seq" in m]
     assert [(m["seq"], m.get("skipped", 0)) for m in got] == [(3, 0), (4, 0), (5, 0), (6, 2)]
@@ -786,7 +808,7 @@ async def test_replayed_events_do_not_count_as_skipped(nursery: trio.Nursery) ->
     nursery.start_soon(rig.outbound.answer, [again])
     await trio.testing.wait_all_tasks_blocked()
     rig.offer(publication(channel="A.a"))
-    nursery.start_soon(rig.outbound.run_writer)
+    rig.run_writer_in(nursery)
     await trio.testing.wait_all_tasks_blocked()
     rig.offer(publication(channel="C.c"))
     for _ in range(2):
@@ -815,7 +837,7 @@ async def test_a_replayed_event_in_two_writes_does_not_count_as_skipped(
     await trio.testing.wait_all_tasks_blocked()
     rig.outbound.socket.write_now = whole
     rig.offer(publication())
-    nursery.start_soon(rig.outbound.run_writer)
+    rig.run_writer_in(nursery)
     await trio.testing.wait_all_tasks_blocked()
     got = envelopes_of(bytes(sink))
     assert [m["seq"] for m in got] == [*range(1, 11), 3, 4, 11]
@@ -877,7 +899,7 @@ def test_a_slow_client_can_tell_what_it_missed(
         rig.owner.outbound = None  # an eviction is noted, but the queue stays visible
         rig.outbound.socket.write_now = StutteringWrite(sink, choose)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(rig.outbound.run_writer)
+            rig.run_writer_in(nursery)
             for number, step in enumerate(steps):
                 if step in ("offer", "round"):
                     rig.outbound.flush()
@@ -969,7 +991,7 @@ async def test_conflation_during_a_write_never_runs_out_of_places(
     sink = bytearray()
     rig = Rig(StutteringStream(sink), policy=SlowPolicy.CONFLATE, capacity=2)
     rig.outbound.socket.write_now = StutteringWrite(sink, choose)
-    nursery.start_soon(rig.outbound.run_writer)
+    rig.run_writer_in(nursery)
     for _ in range(300):
         rig.offer(publication(choose.randrange(40), choose.choice(["A.x", "B.x", "C.x"])))
         for _ in range(choose.randrange(3)):
@@ -1006,7 +1028,7 @@ async def test_a_slow_but_steady_reader_makes_progress(nursery: trio.Nursery) ->
         rig = Rig(ours, write_deadline=2)
         rig.offer(publication(2_000_000))
         begun = rig.outbound.heard_at
-        nursery.start_soon(rig.outbound.run_writer)
+        rig.run_writer_in(nursery)
         with trio.fail_after(30):
             for _ in range(40):
                 await trio.sleep(0.1)
@@ -1038,7 +1060,7 @@ async def test_a_large_event_is_not_copied_for_each_waiting_client(
         ours, theirs = await tcp_pair(send_bytes=16 * 1024, receive_bytes=16 * 1024)
         rigs.append(Rig(ours))
         readers.append(theirs)
-        nursery.start_soon(rigs[-1].outbound.run_writer)
+        rigs[-1].run_writer_in(nursery)
     tracemalloc.start()
     try:
         for rig in rigs:

@@ -210,7 +210,6 @@ EXAMPLES = {
         {"evict": "evict", "Conflate": "conflate", " drop ": "drop"},
         ["kick", "0", "conflation"],
     ),
-    "WS_MAX_FLUSH_DELAY_MS": number(0.001, 60_000, unit=1000),
     "WS_REPLAY_CAPACITY": whole(0, 1_000_000, "1" + "0" * 20),
     "WS_MAX_MESSAGE_BYTES": whole(64, 64 * 2**20),
     "WS_MAX_FRAGMENTS": whole(1, 1_000_000),

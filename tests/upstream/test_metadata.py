@@ -16,7 +16,15 @@ def test_both_forms_of_a_reply_subject_have_the_position(reply: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "reply", ["", "_INBOX.x", SHORT.replace("27", "x"), SHORT.replace("27", "²"), SHORT + ".1"]
+    "reply",
+    [
+        "",
+        "_INBOX.x",
+        SHORT.replace("27", "x"),
+        SHORT.replace("27", "²"),
+        SHORT + ".1",
+        SHORT.replace("27", "1" * 5000),
+    ],
 )
 def test_any_other_subject_has_no_position(reply: str) -> None:
     assert metadata_of(reply) is None

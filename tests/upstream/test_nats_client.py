@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, TypeVar
 
 import nats.errors
 import pytest
+import trio
+import trio.testing
+import trio_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.transport import TcpTransport
 
-from trio_odin.upstream.nats_client import NoAnswer, Refused, TotalClient, Unreadable
+from trio_odin.upstream.nats_client import (
+    NoAnswer,
+    Refused,
+    TotalClient,
+    Unreadable,
+    spare_detours,
+)
 from trio_odin.upstream.nats_link import NatsLink, nats_link
 
 T = TypeVar("T")
@@ -64,7 +74,7 @@ async def received(count: int, *sent: bytes) -> list[Msg]:
     messages: list[Msg] = []
     enough = asyncio.Event()
 
-    async def take(message: Msg) -> None:
+    def take(message: Msg) -> None:
         messages.append(message)
         if len(messages) == count:
             enough.set()
@@ -80,12 +90,12 @@ async def received(count: int, *sent: bytes) -> list[Msg]:
 
 async def lost_by(
     *sent: bytes,
-    take: Callable[[Msg], Awaitable[None]] | None = None,
+    take: Callable[[Msg], None] | None = None,
     is_the_last: bool = False,
 ) -> Exception:
     """The error with which the connection ends."""
 
-    async def ignore(_: Msg) -> None:
+    def ignore(_: Msg) -> None:
         pass
 
     server, url = await fake_nats(*sent, hangs_up=is_the_last)
@@ -186,7 +196,7 @@ def test_an_error_of_nats_ends_the_connection_in_its_own_words(line: bytes, sent
 
 
 def test_an_exception_of_a_listener_ends_the_connection() -> None:
-    async def stumble(_: Msg) -> None:
+    def stumble(_: Msg) -> None:
         raise KeyError("ours")
 
     error = in_asyncio(lost_by(LINES, take=stumble))
@@ -194,12 +204,24 @@ def test_an_exception_of_a_listener_ends_the_connection() -> None:
     assert isinstance(error.__cause__, KeyError)
 
 
-def test_an_end_of_the_connection_is_noticed_at_once() -> None:
+@pytest.mark.parametrize(
+    ("last_words", "kind", "text"),
+    [
+        (b"", nats.errors.UnexpectedEOF, "unexpected EOF"),
+        (b"INFO {}\r\n", nats.errors.UnexpectedEOF, "unexpected EOF"),
+        (b"-ERR 'Authorization Violation'\r\n", Refused, "Authorization Violation"),
+        (b"nonsense\r\n", Unreadable, "nonsense"),
+        (b"PING\r\nMSG", nats.errors.UnexpectedEOF, "unexpected EOF"),
+    ],
+)
+def test_an_end_directly_after_the_handshake_is_noticed_with_its_reason(
+    last_words: bytes, kind: type[Exception], text: str
+) -> None:
     async def until_lost() -> Exception | None:
         async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.write(_INFO)
             await reader.readuntil(b"PING\r\n")
-            writer.write(b"PONG\r\n")
+            writer.write(b"PONG\r\n" + last_words)
             writer.close()
 
         server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
@@ -208,7 +230,9 @@ def test_an_end_of_the_connection_is_noticed_at_once() -> None:
             await link.wait_lost()
         return link.lost_by
 
-    assert isinstance(in_asyncio(until_lost()), nats.errors.UnexpectedEOF)
+    error = in_asyncio(until_lost())
+    assert isinstance(error, kind)
+    assert text in str(error)
 
 
 def test_a_late_pong_does_no_harm() -> None:
@@ -257,7 +281,8 @@ def test_any_bytes_end_the_connection_only_in_expected_ways(
 
 def test_the_overridden_methods_still_exist_in_nats_py() -> None:
     ours = {name for name in vars(TotalClient) if not name.startswith("__")}
-    new = {"says_it_has_jetstream", "listen", "_parse", "_take"}
+    new = {"says_it_has_jetstream", "listen", "publish_now", "_listen_before", "_take_messages"}
+    new |= {"_message_of", "_take_first", "_take"}
     assert ours - new
     for name in ours - new:
         assert callable(getattr(Client, name)), name
@@ -265,6 +290,35 @@ def test_the_overridden_methods_still_exist_in_nats_py() -> None:
     client = Client()
     for name in ("_pongs", "_pongs_received", "_pings_outstanding", "_inbox_prefix", "_sid"):
         assert hasattr(client, name)
+    assert hasattr(TcpTransport(), "_io_reader")  # type: ignore[no-untyped-call]
+    assert "_buffer" in in_asyncio(_attributes_of_a_reader())
+
+
+async def _attributes_of_a_reader() -> Collection[str]:
+    return vars(asyncio.StreamReader())
+
+
+async def test_reading_goes_on_without_a_turn_if_nothing_was_scheduled() -> None:
+    async with trio_asyncio.open_loop() as loop:
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.testing.assert_checkpoints():
+            await loop.synchronize()
+        spare_detours(loop)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.testing.assert_no_checkpoints():
+            await loop.synchronize()
+
+
+@given(st.integers(1, 5))
+async def test_what_reading_scheduled_runs_before_the_next_read(callbacks: int) -> None:
+    async with trio_asyncio.open_loop() as loop:
+        spare_detours(loop)
+        await trio.testing.wait_all_tasks_blocked()
+        done: list[int] = []
+        for number in range(callbacks):
+            loop.call_soon(done.append, number)
+        await loop.synchronize()
+        assert done == list(range(callbacks))
 
 
 @pytest.mark.parametrize("lost", [0, 3])

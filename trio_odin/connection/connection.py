@@ -1,7 +1,7 @@
 """One WebSocket connection: its tasks, its cancel scope, its end.
 
     Connection.run            the reader: frames → commands → session → replies
-    └── Outbound.run_writer   outbox → socket; asleep unless the socket would block
+    └── Outbound.run_writer   outbox → socket; only while the socket would block
 
 Cancelling the nursery is the eviction: `evict` records the reason, stops the `Outbound`, cancels.
 """
@@ -55,7 +55,7 @@ class Connection:
         "_hub",
         "_is_evicted",
         "_log",
-        "_scope",
+        "_nursery",
         "_settings",
         "_websocket",
         "close_reason",
@@ -114,7 +114,7 @@ class Connection:
         self._hub = hub
         self._log = log
         self._settings = settings
-        self._scope: trio.CancelScope | None = None
+        self._nursery: trio.Nursery | None = None
 
     async def run(self, upgrade: bytes, wheel: PingWheel) -> None:
         """Serve the client until either side ends the connection. Nothing that it sends raises.
@@ -130,15 +130,16 @@ class Connection:
         wheel.add(self)
         try:
             async with trio.open_nursery() as nursery:
-                self._scope = nursery.cancel_scope
-                nursery.start_soon(self.outbound.run_writer)
-                await self._read(upgrade)
+                self._nursery = nursery
+                try:
+                    await self._read(upgrade)
+                finally:
+                    self._nursery = None  # it takes no task any more
                 nursery.cancel_scope.cancel(reason="the connection has ended")
         finally:
             note_end()
             if self.close_reason is None:
                 self.close_reason = self._reason_of_peer()
-            self._scope = None
             wheel.remove(self)
             self._hub.leave(self, self.close_reason)
             self._log.closed(self, self.close_reason, is_told=self._is_evicted)
@@ -206,8 +207,8 @@ class Connection:
         if reason is CloseReason.PEER_GONE:
             # The reader finds the peer gone, in a turn with time for it: thousands may go at once.
             self._end_within(_CLOSE_HANDSHAKE_SECONDS)
-        elif self._scope is not None:
-            self._scope.cancel(reason=reason.label)
+        elif self._nursery is not None:
+            self._nursery.cancel_scope.cancel(reason=reason.label)
 
     async def _part(self) -> None:
         """Stop the `Outbound`; after a protocol error, with a close frame and time to read it."""
@@ -231,7 +232,7 @@ class Connection:
         It is unsubscribed first and receives no further events.
         """
         reason = CloseReason.DRAINING
-        if self.close_reason is not None or self._scope is None:
+        if self.close_reason is not None or self._nursery is None:
             return
         self._hub.registry.remove(self.outbound)
         self._end_within(self._settings.drain_seconds)
@@ -240,15 +241,21 @@ class Connection:
             return
         self.close_reason = reason
         if not self.outbound.close(frame):
-            self._scope.cancel(reason="no room for the close frame")
+            self._nursery.cancel_scope.cancel(reason="no room for the close frame")
+
+    def start_writer(self) -> None:
+        """Run the writer in a task. If the connection ends, what waits is not written any more."""
+        if self._nursery is not None:
+            self._nursery.start_soon(self.outbound.run_writer)
 
     def close_frame_sent(self) -> None:
         """Give the peer a moment to answer the close frame, which was written."""
         self._end_within(_CLOSE_HANDSHAKE_SECONDS)
 
     def _end_within(self, seconds: float) -> None:
-        if self._scope is not None:
-            self._scope.deadline = min(self._scope.deadline, trio.current_time() + seconds)
+        if self._nursery is not None:
+            scope = self._nursery.cancel_scope
+            scope.deadline = min(scope.deadline, trio.current_time() + seconds)
 
     def _reason_of_peer(self) -> CloseReason:
         """Why it ended if the server did not end it. Code 1006: without a closing handshake."""

@@ -238,7 +238,7 @@ class Session(Generic[S]):
 
     def _within_limit(self, channels: list[str]) -> tuple[list[str], list[str]]:
         """Split `channels` into those within the limit and the rest, each in order."""
-        have = self._registry.channels(self._subscriber)
+        have = set(self._registry.channels(self._subscriber))
         if len(have) + len(channels) <= self._limits.max_channels:
             return channels, []
         allowed: list[str] = []

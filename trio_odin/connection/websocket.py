@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import nullcontext, suppress
+from typing import Any
 
 import trio
 from trio_websocket import WebSocketConnection
 from trio_websocket._impl import CloseReason  # not exported, but the type of a public property
 from wsproto.connection import Connection, ConnectionState, ConnectionType
-from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
+from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
 
 __all__ = ["ServerWebSocket"]
 
@@ -19,46 +19,58 @@ _PIECES_MAX = 64
 _TOO_BIG = 1009
 
 
-class _Handover:
-    """Replaces trio-websocket's message queue and second task: hands each message over at once.
+class _Protocol:
+    """wsproto's frames and closing handshake, after the opening one.
 
-    While `take` waits, nothing more is read from the client. That is the back-pressure.
+    wsproto's parser takes 3 KiB, and most clients send a few commands in hours: so it exists only
+    while a message is incomplete or the connection closes.
     """
 
-    __slots__ = ("take",)
+    __slots__ = ("_connection",)
+    client = False
 
-    def __init__(self, take: Callable[[str | bytes], Awaitable[None]]) -> None:
-        self.take = take
+    def __init__(self) -> None:
+        self._connection: Connection | None = None
 
-    async def send(self, message: str | bytes) -> None:
-        try:
-            await self.take(message)
-        except KeyError as error:  # trio-websocket would take it for an unknown event
-            raise RuntimeError("a fault in taking a message") from error
+    @property
+    def state(self) -> ConnectionState:
+        """Which side has begun to close."""
+        return ConnectionState.OPEN if self._connection is None else self._connection.state
 
-    async def aclose(self) -> None:
-        pass
+    def send(self, event: Event) -> bytes:
+        """The frame of `event`."""
+        return self._awake().send(event)
 
-    async def __aenter__(self) -> None:
-        pass
+    def receive_data(self, data: bytes) -> None:
+        """Take what the peer sent; see `events`."""
+        self._awake().receive_data(data)
 
-    async def __aexit__(self, *_: object) -> None:
-        pass
+    def events(self) -> Iterator[Event]:
+        """What the peer has done by what was received."""
+        if self._connection is not None:
+            yield from self._connection.events()
+            self._rest()
 
+    def _awake(self) -> Connection:
+        if self._connection is None:
+            self._connection = Connection(ConnectionType.SERVER)
+        return self._connection
 
-class _NothingMore:
-    """Replaces the stream after a protocol error: trio-websocket would read once more."""
+    def _rest(self) -> None:
+        """Drop the parser, if it is between two messages."""
+        if self._connection is None or self.state is not ConnectionState.OPEN:
+            return
+        protocol = self._connection._proto  # noqa: SLF001
+        frames = protocol._frame_decoder  # noqa: SLF001
+        is_within_message = protocol._message_decoder.opcode is not None  # noqa: SLF001
+        if not (frames.header or len(frames.buffer) or is_within_message):
+            self.let_go()
 
-    async def receive_some(self, _: int | None = None) -> bytes:
-        raise trio.ClosedResourceError
-
-
-_NOTHING_MORE: Any = _NothingMore()  # shared
-
-
-def _protocol() -> Any:
-    """Frames and the closing handshake of one connection, whose opening handshake is complete."""
-    return Connection(ConnectionType.SERVER)  # has all that is used of a wsproto.WSConnection
+    def let_go(self) -> None:
+        """Drop the parser. It is a generator that refers to its owner: a reference cycle."""
+        if self._connection is not None:
+            self._connection._proto._parse_more.close()  # noqa: SLF001
+            self._connection = None
 
 
 class ServerWebSocket(WebSocketConnection):
@@ -83,6 +95,7 @@ class ServerWebSocket(WebSocketConnection):
         "_max_fragments",
         "_may_answer_ping",
         "_pieces",
+        "_take",
         "refused_with",
     )
 
@@ -102,9 +115,8 @@ class ServerWebSocket(WebSocketConnection):
         """
         # Not super().__init__(): what that sets is made once, below the class.
         self._stream = stream
-        self._stream_lock = trio.StrictFIFOLock()
-        self._wsproto = _protocol()
-        self._send_channel = _Handover(take)  # type: ignore[assignment]
+        self._wsproto: Any = _Protocol()
+        self._take = take
         self.refused_with: int | None = None
         self._may_answer_ping = may_answer_ping
         self._max_bytes = max_message_bytes
@@ -112,8 +124,38 @@ class ServerWebSocket(WebSocketConnection):
         self._bytes = self._fragments = 0
         self._pieces: list[Any] = []
 
-    read: Final = WebSocketConnection._reader_task  # noqa: SLF001
-    """Read until the connection has ended. Raises what `take` raises."""
+    async def read(self) -> None:
+        """Read until the connection has ended. Raises what `take` raises.
+
+        While `take` waits, nothing more is read from the client. That is the back-pressure.
+
+        It stands in for trio-websocket's reader, in which each waiting client keeps its last
+        message and a table of handlers: 2 KiB of 12.
+        """
+        while self._reader_running:
+            try:
+                data = await self._stream.receive_some()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                data = b""
+            if not data:
+                if self._wsproto.state is not ConnectionState.CLOSED:
+                    await self._abort_web_socket()
+                break
+            self._wsproto.receive_data(data)
+            del data
+            await self._handle_events()
+
+    async def _handle_events(self) -> None:
+        for event in self._wsproto.events():
+            match event:
+                case BytesMessage() | TextMessage():
+                    await self._handle_message_event(event)
+                case Ping():
+                    await self._handle_ping_event(event)
+                case CloseConnection():
+                    await self._handle_close_connection_event(event)
+                case _:
+                    pass  # a pong: `Outbound` knows when anything was heard
 
     async def _handle_ping_event(self, event: Ping) -> None:
         # The base class answers in any state, which is an error after our close frame.
@@ -136,7 +178,7 @@ class ServerWebSocket(WebSocketConnection):
         elif event.message_finished:
             message = self._joined(event)
             self._forget_message()
-            await self._send_channel.send(message)
+            await self._take(message)
         elif len(self._pieces) > _PIECES_MAX:
             self._pieces = [self._joined(event)]
 
@@ -162,28 +204,29 @@ class ServerWebSocket(WebSocketConnection):
         # wsproto has the same event for a protocol error, and does not change its state then.
         if self._wsproto.state in {ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING}:
             self.refused_with = self.refused_with or event.code
-            self._stream = _NOTHING_MORE
+            await self._abort_web_socket()  # without closing the stream
         else:
             await super()._handle_close_connection_event(event)
 
     def let_go(self) -> None:
-        """Break wsproto's reference cycle: its parser is a generator that refers to its owner.
-
-        Only a close frame from the peer ends the generator by itself, and the garbage collector
-        ignores what has lived for long.
-        """
-        self._wsproto._proto._parse_more.close()  # type: ignore[attr-defined]  # noqa: SLF001
+        """Break wsproto's reference cycle, which the garbage collector would not find for long."""
+        self._wsproto.let_go()
 
     def start_closing(self, code: int, reason: str) -> bytes | None:
         """Begin the closing handshake, which `read` completes. The frame; None if it has begun."""
         if self._close_reason is not None or self._wsproto.state is not ConnectionState.OPEN:
             return None
         self._close_reason = CloseReason(code, reason)
-        return self._wsproto.send(CloseConnection(code=code, reason=reason))
+        frame: bytes = self._wsproto.send(CloseConnection(code=code, reason=reason))
+        return frame
 
 
 # All that trio-websocket's constructor sets, as attributes of the class: connections of ours do not
 # use its message queue, its pings, or the events of its handshakes.
-_MADE_ONCE = WebSocketConnection(_NOTHING_MORE, _protocol(), message_queue_size=0)
+_NO_STREAM: Any = None
+_SERVER_SIDE: Any = Connection(ConnectionType.SERVER)
+_MADE_ONCE = WebSocketConnection(_NO_STREAM, _SERVER_SIDE, message_queue_size=0)
 for _name, _value in vars(_MADE_ONCE).items():
     setattr(ServerWebSocket, _name, _value)
+# Only the reader sends through it, and `Outbound` keeps the order.
+ServerWebSocket._stream_lock = nullcontext()  # type: ignore[assignment]  # noqa: SLF001

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator
 from contextlib import suppress
+from itertools import chain, islice
 from typing import Generic, Protocol, TypeVar
 
 import trio
 
+from trio_odin.fanout.flush_queue import FlushQueue
 from trio_odin.fanout.invalid_events import InvalidEventLog
 from trio_odin.fanout.notices import Notices
-from trio_odin.fanout.outbound import Outbound, defer_all, fan_out
+from trio_odin.fanout.outbound import Outbound, fan_out
 from trio_odin.fanout.publication import InvalidPayload, Publication
 from trio_odin.fanout.registry import Registry
 from trio_odin.fanout.replay_buffer import ReplayBudget
@@ -22,7 +24,6 @@ from trio_odin.ledger.snapshot import FanOutStats
 from trio_odin.net.token_bucket import TokenBucket
 from trio_odin.overload.budgets import inbound_bytes, outboxes_bytes, replay_bytes
 from trio_odin.overload.byte_budget import ByteBudget
-from trio_odin.overload.pacing import Pace
 from trio_odin.overload.turns import Turns
 from trio_odin.settings.settings import Settings
 from trio_odin.upstream.gaps import Gap, Mark
@@ -30,10 +31,16 @@ from trio_odin.upstream.nats_message import NatsMessage
 from trio_odin.upstream.status import NatsStatus
 from trio_odin.wire.channels import CHANNEL_RULE, channel_of_subject
 
-# After so much work readers, pings and the load monitor get their turn within a round.
-_SLICE_SECONDS = 0.005
-# A round joins at most this many messages; the rest of the inbound queue is for the next one.
-_JOINED_MAX_MESSAGES = 1000
+# After so much work all other tasks have a turn; a message takes some turns from NATS to the hub.
+_SLICE_SECONDS = 0.002
+# More messages are not taken before the first of them is written to everyone: so a connection never
+# has more deferred, and what is too much stays in the inbound queue, which sheds and counts.
+_UNFINISHED_MAX = 256
+# Some 12 ms of work. To defer a message costs a sixth more than to write it at once, so most events
+# should not, but one with more subscribers than this must not hold up all other tasks.
+_WRITTEN_AT_ONCE = 1000
+# Multiples of it are spread evenly, wherever one stops.
+_GOLDEN_RATIO = 0.618034
 # For this long after the start a command that uses offsets waits for the stream position.
 _SETTLE_SECONDS = 5.0
 _SETTLED_BETWEEN_CHECKPOINTS = 50
@@ -49,6 +56,7 @@ class Member(Hashable, Protocol):
 
 
 M = TypeVar("M", bound=Member)
+T = TypeVar("T")
 
 
 class Hub(Generic[M]):
@@ -91,7 +99,8 @@ class Hub(Generic[M]):
         self.replay_budget = ReplayBudget(replay_bytes(settings))
         self._inbound_capacity = settings.inbound_capacity
         self._invalid_events = InvalidEventLog()
-        self._pace = Pace(settings.max_flush_delay_seconds)
+        self._flush_queue = FlushQueue(ledger)
+        self._first = 0.0  # where in a list of subscribers the last fan-out began
         self.is_filtering = settings.is_filtering
         self.reload(settings)
 
@@ -144,37 +153,30 @@ class Hub(Generic[M]):
     async def run(self, inbound_receive: trio.MemoryReceiveChannel[NatsMessage | Mark]) -> None:
         """Publish the inbound queue; returns once its sending side is closed and it is empty.
 
-        The tasks of the connections run between two messages, never within a fan-out. What waits
-        in the queue when a round begins is joined: each connection gets it in one write.
+        All other tasks have a turn after each slice of the work, never within a fan-out. A message
+        that nothing precedes is written at once. Otherwise it is deferred, and each connection gets
+        all that it has by then in one write, when its turn in the flush queue comes.
         """
         async for first in inbound_receive:
-            if delay := self._pace.delay(trio.current_time()):
-                await trio.sleep(delay)
-            work = _Work()
-            items = [first, *_waiting(inbound_receive)]
-            if len(items) == 1:
-                await self._take(first, None)
-            else:
-                await self._take_joined(items, work)
-            ended = trio.current_time()
-            self._pace.worked(ended - work.seconds(), ended)
-            for item in items:
-                if isinstance(item, NatsMessage):
-                    self.ledger.fan_out.add(ended - item.arrived_at)
+            waiting = inbound_receive.statistics().current_buffer_used
+            await self._take(first, is_alone=not waiting)
+            if waiting:
+                await self._take_what_waits(inbound_receive)
+            while self._flush_queue:
+                self._flush_queue.flush(_SLICE_SECONDS)
+                await trio.lowlevel.checkpoint()
+                await self._take_what_waits(inbound_receive)
 
-    async def _take_joined(self, items: list[NatsMessage | Mark], work: _Work) -> None:
-        """Take all `items`, then write to each connection once."""
-        unflushed: list[Outbound] = []
-        for item in items:
-            await self._take(item, unflushed)
-            if work.is_long():
-                await work.pause()
-        for outbound in unflushed:
-            outbound.flush()
-            if work.is_long():
-                await work.pause()
+    async def _take_what_waits(
+        self, inbound_receive: trio.MemoryReceiveChannel[NatsMessage | Mark]
+    ) -> None:
+        """Take what waits in the inbound queue, for a slice at most."""
+        ends_at = trio.current_time() + _SLICE_SECONDS
+        with suppress(trio.WouldBlock, trio.EndOfChannel):
+            while self._flush_queue.unfinished < _UNFINISHED_MAX and trio.current_time() < ends_at:
+                await self._take(inbound_receive.receive_nowait(), is_alone=False)
 
-    async def _take(self, item: NatsMessage | Mark, unflushed: list[Outbound] | None) -> None:
+    async def _take(self, item: NatsMessage | Mark, *, is_alone: bool) -> None:
         """Take one item of the inbound queue. A gap that is due is reported before it."""
         if isinstance(item, Mark):
             await self.notices.tell_due()  # a report under way names the old epoch
@@ -185,7 +187,8 @@ class Hub(Generic[M]):
         self.taken += 1
         self.inbound_budget.used_bytes -= len(item.payload)
         was_settled = self.resume_buffer.is_settled
-        self.publish(item, unflushed)
+        self.publish(item, is_alone=is_alone)
+        self._flush_queue.time(item.arrived_at)
         if not was_settled:
             await self._let_settled_go_on()
 
@@ -208,10 +211,10 @@ class Hub(Generic[M]):
                 self._waiting_to_settle.unpark(count=_SETTLED_BETWEEN_CHECKPOINTS)
                 await trio.lowlevel.checkpoint()
 
-    def publish(self, message: NatsMessage, unflushed: list[Outbound] | None = None) -> None:
+    def publish(self, message: NatsMessage, *, is_alone: bool = True) -> None:
         """Turn a message from NATS into a publication and fan it out. Never waits, never raises.
 
-        With `unflushed`, writes are deferred, and each subscriber to be flushed is added to it.
+        If it `is_alone`, nothing waits and the first subscribers are written to at once.
         """
         publications = self.ledger.publications
         channel = channel_of_subject(message.subject)
@@ -250,46 +253,17 @@ class Hub(Generic[M]):
             event.content = publication
         publications.fanned_out += 1
         self.notices.tell_owed(subscribers)
-        if unflushed is None:
-            fan_out(publication, subscribers, self.ledger)
-        else:
-            defer_all(publication, subscribers, unflushed, self.ledger)
+        self._first = (self._first + _GOLDEN_RATIO) % 1
+        everyone = _starting_with(int(self._first * len(subscribers)), subscribers)
+        if is_alone and not self._flush_queue:
+            fan_out(publication, islice(everyone, _WRITTEN_AT_ONCE), self.ledger)
+        self._flush_queue.defer(publication, everyone)
 
     def _refuse(self, message: NatsMessage, reason: Invalid, error: str) -> None:
         self.ledger.publications.invalid[reason] += 1
         self._invalid_events.write(message, reason, error)
 
 
-class _Work:
-    """The work of a round, in slices: all other tasks have a turn between two of them.
-
-    A turn may be long while thousands connect at once. So there is one after each slice and not
-    after each message, and what other tasks do in it does not count as work of the round.
-    """
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-        self._slice_began = trio.current_time()
-
-    def is_long(self) -> bool:
-        """Whether the current slice has lasted long enough."""
-        return trio.current_time() - self._slice_began >= _SLICE_SECONDS
-
-    async def pause(self) -> None:
-        """End the slice, let all other tasks have a turn, and begin the next slice."""
-        self._seconds = self.seconds()
-        await trio.lowlevel.checkpoint()
-        self._slice_began = trio.current_time()
-
-    def seconds(self) -> float:
-        """Return the seconds that the round has worked so far."""
-        return self._seconds + trio.current_time() - self._slice_began
-
-
-def _waiting(
-    inbound_receive: trio.MemoryReceiveChannel[NatsMessage | Mark],
-) -> Iterator[NatsMessage | Mark]:
-    """The items in the inbound queue now, as many as a round joins."""
-    with suppress(trio.WouldBlock, trio.EndOfChannel):
-        for _ in range(_JOINED_MAX_MESSAGES):
-            yield inbound_receive.receive_nowait()
+def _starting_with(number: int, subscribers: Collection[T]) -> Iterator[T]:
+    """All of `subscribers`, beginning with this one: nobody is always the last to be served."""
+    return chain(islice(subscribers, number, None), islice(subscribers, number))

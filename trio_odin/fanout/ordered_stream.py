@@ -79,11 +79,14 @@ class Owner(Protocol):
     def close_frame_sent(self) -> None:
         """Note that the close frame is written: only the peer's answer is missing."""
 
+    def start_writer(self) -> None:
+        """Run `OrderedStream.run_writer` in a task: something waits."""
+
 
 class OrderedStream(trio.abc.Stream):
     """Sends ready bytes and messages in order, and takes nothing after a close frame.
 
-    `run_writer` must be running in a task.
+    Its owner is asked for a task for `run_writer` whenever something begins to wait.
 
     Resource handling: owns the stream. After `stop` nothing more is written, and what waits is
     counted as dropped; `aclose` stops and closes.
@@ -94,6 +97,7 @@ class OrderedStream(trio.abc.Stream):
 
     __slots__ = (
         "_flight",
+        "_has_writer",
         "_is_torn",
         "_ledger",
         "_outbox",
@@ -121,6 +125,7 @@ class OrderedStream(trio.abc.Stream):
         self._ledger = ledger
         self._owner = owner
         self._state = State.IDLE
+        self._has_writer = False
         self._is_torn = False  # the last byte written may not be the end of a frame
         self._progress: trio.lowlevel.ParkingLot | None = None  # the tasks in `_wait_written`
 
@@ -138,7 +143,7 @@ class OrderedStream(trio.abc.Stream):
             return Dropped.CLOSING
         refusal = self._outbox.queue(message)
         if refusal is None:
-            self._go(Step.QUEUED)
+            self._let_wait()
             self._is_torn = self._is_torn or message.sent > 0
             self._ledger.traffic.bytes_sent += message.sent
         return refusal
@@ -152,8 +157,14 @@ class OrderedStream(trio.abc.Stream):
         if self._state is State.STOPPED:
             raise trio.BrokenResourceError
         item = self._outbox.queue_bytes(data)
-        self._go(Step.QUEUED)
+        self._let_wait()
         return item
+
+    def _let_wait(self) -> None:
+        self._go(Step.QUEUED)
+        if not self._has_writer:
+            self._has_writer = True
+            self._owner.start_writer()
 
     def send_nowait(self, data: bytes) -> bool:
         """Send ready bytes, whole frames, at once.
@@ -269,16 +280,12 @@ class OrderedStream(trio.abc.Stream):
             await self._progress.park()
 
     async def run_writer(self) -> None:
-        """Write what waits in the outbox, joined; sleep while nothing does.
+        """Write what waits in the outbox, joined. Returns when nothing waits any more.
 
-        Returns when the stream is gone or a write missed its deadline, after it has evicted the
-        connection.
+        It also returns when the stream is gone or a write missed its deadline, after it has evicted
+        the connection.
         """
-        while self._state is not State.STOPPED:
-            try:  # not only `take`: other tasks run between its taking and its return
-                first = self._outbox.take_nowait()
-            except trio.WouldBlock:
-                first = await self._outbox.take()
+        while self._state is not State.STOPPED and (first := self._outbox.take()):
             batch = self._outbox.batch(first)
             self._is_torn = True
             try:
@@ -295,6 +302,7 @@ class OrderedStream(trio.abc.Stream):
                 return
             self._is_torn = False
             self._settle(batch)
+        self._has_writer = False
 
     def _settle(self, batch: Batch) -> None:
         """Count a batch that was written, and wake the tasks that waited for it."""
@@ -372,6 +380,9 @@ class _Nobody:
         pass
 
     def close_frame_sent(self) -> None:
+        pass
+
+    def start_writer(self) -> None:
         pass
 
 

@@ -7,13 +7,13 @@ nothing else writes to the socket, so no frame can land in the middle of another
     fan_out, flush ► nothing waits? ──yes──► one non-blocking write ──► all of it went out: done
     answer, send_all       │ no                     │ the socket is full, or took a part
                            ▼                        ▼
-                        outbox (memory channel) ──► writer task: joins what waits, writes, sleeps
+                        outbox (memory channel) ──► writer task: joins what waits, writes, ends
 
 A task switch per delivery would cost 4 to 15 times as much as the write; the writer task is there
 for the moments in which the socket takes nothing.
 
-Under load the hub does not `fan_out` each message but `defer`s several, and `flush`es them in one
-write. They come before anything that is sent in the meantime.
+Where others have to be written to first, messages are `defer`red and the connection waits for its
+turn in the flush queue (`fanout/flush_queue.py`). They come before anything that is sent meanwhile.
 
 Every delivery is counted in this module and in the two that serve it: `fanout/outbox.py` keeps what
 waits, `fanout/slow_consumers.py` decides whether something may wait, and for how long.
@@ -21,9 +21,9 @@ waits, `fanout/slow_consumers.py` decides whether something may wait, and for ho
 
 from __future__ import annotations
 
-import itertools
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import trio
@@ -40,8 +40,6 @@ from trio_odin.ledger.reasons import CloseReason, Dropped
 from trio_odin.overload.turns import Turns
 from trio_odin.wire.frames import PING
 
-# More deferred messages than this are not worth waiting for: the write is cheap by then.
-_DEFERRED_MAX = 64
 # A larger frame costs more to keep for every seq until the fan-out ends than to make again.
 _SHARED_FRAME_MAX_BYTES = 4096
 _FULL = frozenset({Dropped.OUTBOX_FULL, Dropped.OUTBOX_BYTES})
@@ -52,9 +50,13 @@ class Outbound(OrderedStream):
 
     Messages are `deliver`ed without waiting. `answer` sends the replies to a command, `send_all`
     the frames of trio-websocket; both wait until the bytes are written.
+
+    Attributes:
+        deferred: messages for the next turn or `flush`, which do not have a number yet; None if it
+            has no place in the flush queue. Only `defer` below adds to it.
     """
 
-    __slots__ = ("_deferred", "_replay_buffer")
+    __slots__ = ("_replay_buffer", "deferred")
 
     def __init__(
         self,
@@ -69,7 +71,7 @@ class Outbound(OrderedStream):
         """Wrap `stream`."""
         super().__init__(stream, rules=rules, ledger=ledger, owner=owner, turns=turns)
         self._replay_buffer = replay_buffer
-        self._deferred: list[Publication] | None = None
+        self.deferred: list[Publication] | None = None
 
     def deliver(self, publication: Publication, frames: dict[int, bytes]) -> int:
         """Number one message, keep it for replay, and hand it over without waiting.
@@ -82,9 +84,7 @@ class Outbound(OrderedStream):
             The bytes written, if the whole frame was written at once: `fan_out` counts these. 0 if
             it was queued or dropped, which is counted here.
         """
-        replay_buffer = self._replay_buffer
-        replay_buffer.seq = seq = replay_buffer.seq + 1
-        replay_buffer.kept.append(publication.kept)
+        seq = self._replay_buffer.append(publication)
         frame = frames.get(seq)
         if frame is None:
             frame = publication.frame(seq)
@@ -106,81 +106,69 @@ class Outbound(OrderedStream):
         self._judge(self._queue(QueuedMessage(publication, seq, sent)))
         return 0
 
-    def defer(self, publication: Publication) -> bool:
-        """Like `deliver`, but leave the write to the next `flush`; `defer_all` counts it as queued.
-
-        Returns:
-            True if it is the first one: the caller must see to the `flush`.
-        """
-        self._replay_buffer.append(publication)
-        deferred = self._deferred
-        if deferred is None:
-            self._deferred = [publication]
-            return True
-        deferred.append(publication)
-        if len(deferred) >= _DEFERRED_MAX:
-            self.flush()
-        return False
+    def take_turn(self) -> None:
+        """Hand over the deferred messages, and give up the place in the flush queue."""
+        deferred, self.deferred = self.deferred, None
+        if deferred:
+            self._hand_over(deferred)
 
     def flush(self) -> None:
         """Hand over the deferred messages, in one write if the socket takes it. Does not wait."""
-        deferred = self._deferred
-        if deferred is None:
-            return
-        self._deferred = None
+        if self.deferred:
+            deferred, self.deferred = self.deferred, []
+            self._hand_over(deferred)
+
+    def _hand_over(self, deferred: Sequence[Publication]) -> None:
+        """Number `deferred`, which count as queued no longer, and write or queue them."""
         self._ledger.deliveries.queued -= len(deferred)
-        numbered = list(enumerate(deferred, self._replay_buffer.seq - len(deferred) + 1))
-        written = self._write_what_fits(numbered)
-        # All are tried before one judgement: the writer had no turn between them.
-        self._judge(*(self._queue(QueuedMessage(one, seq)) for seq, one in numbered[written:]))
+        first = self._replay_buffer.extend(deferred)
+        written = self._write_what_fits(deferred, range(first, first + len(deferred)))
+        if written < len(deferred):
+            # All are tried before one judgement: the writer had no turn between them.
+            rest = enumerate(deferred[written:], first + written)
+            self._judge(*[self._queue(QueuedMessage(one, seq)) for seq, one in rest])
 
     def _write_what_fits(
-        self, numbered: Sequence[tuple[int, Publication]], *, is_resent: bool = False
+        self,
+        publications: Sequence[Publication],
+        numbers: Sequence[int],
+        *,
+        is_resent: bool = False,
     ) -> int:
         """Write, joined, what the socket takes now. Returns how many; one half written counts."""
-        written = 0
-        while self._state is IDLE and written < len(numbered):
-            more = self._write_joined(numbered[written:], is_resent=is_resent)
-            if not more:
+        written, whole = 0, len(publications)
+        while self._state is IDLE and written < whole:
+            frames: list[bytes] = []
+            size, at = 0, written
+            while at < whole and size < JOINED_MAX_BYTES:
+                frame = publications[at].frame(numbers[at])
+                frames.append(frame)
+                size += len(frame)
+                at += 1
+            try:
+                sent = self.socket.write_now(self.socket.file, b"".join(frames))
+            except BlockingIOError:
                 break
-            written += more
+            except OSError:
+                self._owner.evict(CloseReason.PEER_GONE)
+                break
+            part = 0
+            if sent < size:
+                del frames[bisect_right(list(accumulate(map(len, frames))), sent) :]
+                part = sent - sum(map(len, frames))
+            self._ledger.deliveries.written += len(frames)
+            self._ledger.traffic.bytes_sent += sent - part
+            written += len(frames)
+            if part:
+                message = self._queueable(publications[written], numbers[written], is_resent)
+                message.sent = part
+                self._queue(message)  # there is room: nothing waited
+                written += 1
         return written
 
-    def _write_joined(self, numbered: Sequence[tuple[int, Publication]], *, is_resent: bool) -> int:
-        """The same with one write, of as many as one write should take."""
-        frames: list[bytes] = []
-        size = 0
-        for seq, publication in numbered:
-            frames.append(publication.frame(seq))
-            size += len(frames[-1])
-            if size >= JOINED_MAX_BYTES:
-                break
-        try:
-            sent = self.socket.write_now(self.socket.file, b"".join(frames))
-        except BlockingIOError:
-            return 0
-        except OSError:
-            self._owner.evict(CloseReason.PEER_GONE)
-            return 0
-        whole = len(frames)
-        if sent < size:
-            ends = list(itertools.accumulate(map(len, frames)))
-            whole = bisect_right(ends, sent)
-            size = ends[whole - 1] if whole else 0
-        self._ledger.deliveries.written += whole
-        self._ledger.traffic.bytes_sent += size
-        if sent == size:
-            return whole
-        seq, publication = numbered[whole]
-        message = self._resent(publication, seq) if is_resent else QueuedMessage(publication, seq)
-        message.sent = sent - size
-        self._queue(message)  # there is room: nothing waited
-        return whole + 1
-
-    def _resent(self, publication: Publication, seq: int) -> QueuedMessage:
-        return QueuedMessage(
-            publication, seq, is_resent=True, is_replayed=seq <= self._replay_buffer.seq
-        )
+    def _queueable(self, publication: Publication, seq: int, is_resent: bool) -> QueuedMessage:
+        is_replayed = is_resent and seq <= self._replay_buffer.seq
+        return QueuedMessage(publication, seq, is_resent=is_resent, is_replayed=is_replayed)
 
     def _judge(self, *refusals: Dropped | None) -> None:
         # The limit for all outboxes together is not the fault of this one client.
@@ -221,9 +209,11 @@ class Outbound(OrderedStream):
 
     def _resend(self, messages: Sequence[tuple[int, Publication]]) -> int:
         """Write or queue as many as there is room for, and count them. Returns how many."""
-        sent = self._write_what_fits(messages, is_resent=True)
+        numbers = [seq for seq, _ in messages]
+        publications = [publication for _, publication in messages]
+        sent = self._write_what_fits(publications, numbers, is_resent=True)
         for seq, publication in messages[sent:]:
-            if self._queue(self._resent(publication, seq)) is not None:
+            if self._queue(self._queueable(publication, seq, is_resent=True)) is not None:
                 break
             sent += 1
         self._ledger.deliveries.matched += sent
@@ -250,7 +240,7 @@ class Outbound(OrderedStream):
         """The totals of the connection, for the log."""
         return {
             "seconds": round(trio.current_time() - self._flight.opened_at, 3),
-            "seq": self._replay_buffer.seq,
+            "seq": self._replay_buffer.seq + len(self.deferred or ()),
             "dropped": self._outbox.dropped,
             "conflated": self._outbox.conflated,
         }
@@ -259,7 +249,7 @@ class Outbound(OrderedStream):
         """The totals, the present state and the last events, for the log."""
         return self.counts() | {
             "silent_seconds": round(trio.current_time() - self.heard_at, 3),
-            "queued": self._outbox.waiting_messages + len(self._deferred or ()),
+            "queued": self._outbox.waiting_messages + len(self.deferred or ()),
             "queued_bytes": self._outbox.waiting_bytes,
             "events": self._flight.lines(),
         }
@@ -267,10 +257,7 @@ class Outbound(OrderedStream):
     def stop(self, farewell: bytes = b"") -> None:
         """Take and write nothing more; see `OrderedStream.stop`. Deferred messages are dropped."""
         super().stop(farewell)
-        if self._deferred is not None:
-            self._ledger.deliveries.queued -= len(self._deferred)
-            self._ledger.deliveries.dropped[Dropped.CLOSING] += len(self._deferred)
-            self._deferred = None
+        self.flush()
 
 
 def fan_out(publication: Publication, subscribers: Iterable[Outbound], ledger: Ledger) -> None:
@@ -291,18 +278,27 @@ def fan_out(publication: Publication, subscribers: Iterable[Outbound], ledger: L
     ledger.traffic.bytes_sent += sent_bytes
 
 
-def defer_all(
+def defer(
     publication: Publication,
     subscribers: Iterable[Outbound],
-    unflushed: list[Outbound],
     ledger: Ledger,
+    wait_for_turn: Callable[[Outbound], object],
 ) -> None:
-    """Like `fan_out`, but the writes come with the flush; those to be flushed join `unflushed`."""
+    """The same, but leave all, the number too, to each one's next `flush` or turn.
+
+    Args:
+        publication: the event to deliver.
+        subscribers: who is to get it.
+        ledger: counts it as matched and queued.
+        wait_for_turn: called with each that has no place in the flush queue yet.
+    """
     matched = 0
     for subscriber in subscribers:
         matched += 1
-        if subscriber.defer(publication):
-            unflushed.append(subscriber)
-    # Where one of them has flushed, `queued` was too small until here; no other task ran meanwhile.
+        if (deferred := subscriber.deferred) is None:
+            subscriber.deferred = [publication]
+            wait_for_turn(subscriber)
+        else:
+            deferred.append(publication)
     ledger.deliveries.matched += matched
     ledger.deliveries.queued += matched

@@ -1,16 +1,16 @@
 """The outbox: what waits for one connection's socket, in order, until its writer task takes it.
 
-A memory channel keeps the order and wakes the writer. A `Backlog` decides what may wait; it exists
-only from the first item that waits until the last one is written.
+A memory channel keeps the order, and a `Backlog` decides what may wait. Both exist only from the
+first item that waits until the last one is written.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import attrs
 import trio
@@ -66,12 +66,11 @@ class Outbox:
 
     __slots__ = (
         "_backlog",
+        "_channel",
         "_deliveries",
         "_dropped",
         "_flight",
-        "_receive",
         "_rules",
-        "_send",
         "_skipped_total",
     )
 
@@ -79,28 +78,23 @@ class Outbox:
         self._rules = rules
         self._deliveries = deliveries
         self._flight = flight
-        # Without a limit: the backlog limits messages, see `queue`. The sender of a reply waits
-        # until it is written, so there are no more replies than tasks that send: the reader.
-        channel: _Channel = trio.open_memory_channel(math.inf)
-        self._send, self._receive = channel
+        self._channel: _Channel | None = None
         self._backlog: Backlog | None = None  # nothing waits
         # In earlier backlogs: messages that gave way to newer ones, or found no room.
         self._skipped_total = self._dropped = 0
 
     def queue(self, message: QueuedMessage) -> Dropped | None:
         """Let `message` wait, or return why not; then it counts as dropped, unless it is resent."""
-        backlog, waiting = self._begin_to_wait(), self._send.statistics()
-        room = self._rules.capacity - waiting.current_buffer_used
+        backlog = self._begin_to_wait()
+        room = self._rules.capacity - self._waiting_items()
         refusal = backlog.admit(message, room=room)
         if refusal is not None:
             self._note(FlightEvent.CUT_SHORT if message.is_resent else REFUSALS[refusal])
             return refusal
         if room < 1:
             for item in backlog.without_superseded(list(self._all())):
-                self._send.send_nowait(item)
-        self._send.send_nowait(message)
-        if waiting.tasks_waiting_receive:
-            backlog.pin(message)  # the writer has it, and has still to wake up
+                self._append(item)
+        self._append(message)
         depth = backlog.messages
         if depth >= _DEPTH_MARK and depth & (depth - 1) == 0 and not message.skipped:
             self._note(FlightEvent.DEPTH, depth)
@@ -108,27 +102,23 @@ class Outbox:
 
     def queue_bytes(self, data: bytes) -> QueuedBytes:
         """Let ready bytes wait. They are never refused; see `has_room_for`."""
-        item = QueuedBytes(data)
-        self._send.send_nowait(item)
         self._begin_to_wait().reply_waits(len(data))
+        item = QueuedBytes(data)
+        self._append(item)
         return item
 
     def has_room_for(self, size: int) -> bool:
         """Whether `size` ready bytes that no task awaits may wait, within the limits of events."""
-        room = self._rules.capacity - self._send.statistics().current_buffer_used
-        return self._begin_to_wait().may_wait(size, room=room)
+        backlog = self._begin_to_wait()
+        return backlog.may_wait(size, room=self._rules.capacity - self._waiting_items())
 
     def is_too_slow(self, *, had_room: bool) -> bool:
         """Whether to evict the client, after a delivery that had room or had none."""
         return self._backlog is not None and self._backlog.is_too_slow(had_room=had_room)
 
-    def take_nowait(self) -> QueuedItem:
-        """Take the first item. Raises trio.WouldBlock if nothing waits."""
-        return self._receive.receive_nowait()
-
-    def take(self) -> Coroutine[Any, Any, QueuedItem]:
-        """Wait for the first item and take it. Other tasks run between the two."""
-        return self._receive.receive()  # not awaited here: ten thousand writers sleep in it
+    def take(self) -> QueuedItem | None:
+        """Take the first item; None if nothing waits."""
+        return next(self._all(), None)
 
     def batch(self, first: QueuedItem) -> Batch:
         """As many items from `first` on as one write should take, without the superseded ones."""
@@ -166,14 +156,14 @@ class Outbox:
             else:
                 messages += 1
         backlog.written(messages, batch.size)
-        return not self._receive.statistics().current_buffer_used
+        return not self._waiting_items()
 
     def forget_backlog(self) -> None:
         """End the backlog, of which nothing waits any longer; its totals are kept."""
         if self._backlog is not None:
             self._skipped_total = self._backlog.skipped_total
             self._dropped += self._backlog.dropped
-            self._backlog = None
+            self._backlog = self._channel = None
             self._note(FlightEvent.EMPTIED)
 
     def abandon(self) -> None:
@@ -186,14 +176,24 @@ class Outbox:
             self._backlog = Backlog(
                 self._rules, self._deliveries, skipped_total=self._skipped_total
             )
+            # Without a limit: the backlog limits messages, see `queue`. The sender of a reply waits
+            # until it is written, so there are no more replies than tasks that send: the reader.
+            self._channel = trio.open_memory_channel(math.inf)
             self._note(FlightEvent.BEGAN_TO_WAIT)
         return self._backlog
+
+    def _waiting_items(self) -> int:
+        return self._channel[0].statistics().current_buffer_used if self._channel else 0
+
+    def _append(self, item: QueuedItem) -> None:
+        if self._channel is not None:  # it has begun to wait
+            self._channel[0].send_nowait(item)
 
     def _all(self) -> Iterator[QueuedItem]:
         """Take items, one after the other, until none is left."""
         with suppress(trio.WouldBlock):
-            while True:
-                yield self._receive.receive_nowait()
+            while self._channel is not None:
+                yield self._channel[1].receive_nowait()
 
     def _note(self, event: FlightEvent, count: int = 1) -> None:
         self._flight.add(event, trio.current_time(), count)

@@ -9,6 +9,7 @@ bytes after `seq` are made once and shared; a connection's frame is put together
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -19,6 +20,7 @@ from trio_odin.wire.frames import Opcode, frame_head
 EVENT_TYPE: Final = "price:update"
 PRIORITY: Final = 1
 _SEQ_KEY: Final = b'{"seq":'
+_DIGITS_MAX: Final = 20  # 64 bits
 _SKIPPED_KEY: Final = b',"skipped":'
 _TOTAL_KEY: Final = b',"skipped_total":'
 
@@ -61,7 +63,7 @@ class Publication:
         kept: what replay buffers hold of it.
     """
 
-    __slots__ = ("_tail", "channel", "kept")
+    __slots__ = ("_heads", "_tail", "channel", "kept")
 
     def __init__(self, channel: str, payload: bytes, *, offset: int | None, unix_ms: int) -> None:
         """Build the shared bytes.
@@ -80,19 +82,20 @@ class Publication:
             msgspec.json.encode(channel),
             offset_key,
         )
+        self._heads = _heads(len(self._tail))
         self.kept = Kept(channel, self._tail)
 
     @classmethod
     def _of(cls, channel: str, tail: bytes, kept: Kept) -> Publication:
         self = cls.__new__(cls)
         self.channel, self._tail, self.kept = channel, tail, kept
+        self._heads = _heads(len(tail))
         return self
 
     def frame(self, seq: int) -> bytes:
         """The whole WebSocket frame of this publication as message number `seq`."""
         digits = b"%d" % seq
-        tail = self._tail
-        return _head(len(digits) + len(tail)) + digits + tail
+        return self._heads[len(digits)] + digits + self._tail
 
     def pieces(
         self, seq: int, skipped: int = 0, skipped_total: int = 0
@@ -122,6 +125,12 @@ def _ending(skipped: int, skipped_total: int) -> bytes:
     keys = b"%b%d" % (_SKIPPED_KEY, skipped) if skipped else b""
     keys += b"%b%d" % (_TOTAL_KEY, skipped_total) if skipped_total else b""
     return keys + b"}"
+
+
+@lru_cache(maxsize=4096)
+def _heads(tail_bytes: int) -> Sequence[bytes]:
+    """The heads of a frame with a tail of this length, by the number of digits of its `seq`."""
+    return [_head(digits + tail_bytes) for digits in range(_DIGITS_MAX + 1)]
 
 
 @lru_cache(maxsize=4096)

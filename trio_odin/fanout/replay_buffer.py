@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from typing import NamedTuple
 from weakref import ReferenceType, ref
 
@@ -66,25 +67,36 @@ class ReplayBuffer:
         kept: the last publications; the newest one has number `seq`.
     """
 
-    __slots__ = ("kept", "seq")
+    __slots__ = ("_capacity", "kept", "seq")
 
     def __init__(self, capacity: int) -> None:
         self.seq = 0
-        self.kept: deque[Kept] = deque(maxlen=capacity)
+        self._capacity = capacity
+        self.kept: deque[Kept] | None = None  # most of a kilobyte, even without any
 
     def append(self, publication: Publication) -> int:
         """Give `publication` the next number, keep it, and return the number."""
+        if self.kept is None:
+            self.kept = deque(maxlen=self._capacity)
         self.kept.append(publication.kept)
-        self.seq += 1
-        return self.seq
+        self.seq = seq = self.seq + 1
+        return seq
+
+    def extend(self, publications: Sequence[Publication]) -> int:
+        """Give all `publications` the next numbers, keep them, and return the first number."""
+        first = self.seq + 1
+        for publication in publications:
+            self.append(publication)
+        return first
 
     def between(self, first: int, last: int) -> KeptRange:
         """The kept messages with `first <= seq <= last`; numbers not yet given do not count."""
         first, last = max(first, 1), min(last, self.seq)
-        oldest_kept = self.seq - len(self.kept) + 1
+        every = self.kept or ()
+        oldest_kept = self.seq - len(every) + 1
         kept = [
             (seq, publication)
             for seq in range(max(first, oldest_kept), last + 1)
-            if (publication := self.kept[seq - oldest_kept].publication()) is not None
+            if (publication := every[seq - oldest_kept].publication()) is not None
         ]
         return KeptRange(kept, asked=max(0, last - first + 1))

@@ -1,37 +1,9 @@
-"""Pacing: when the next round of writes may begin, and how many connections may be accepted."""
+"""Pacing: how many connections may be accepted now."""
 
 from __future__ import annotations
 
 import math
 from typing import Final
-
-# A shorter wait joins too few writes to be worth a turn of the scheduler.
-_WAIT_MIN_SECONDS: Final = 0.001
-
-
-class Pace:
-    """Lets writes rest after a round, half as long as it took, at most `max_rest_seconds`.
-
-    While rounds are short compared with the time between publications, nothing waits. The more of
-    its time the hub spends on writing, the longer it rests, the more publications are there when
-    the rest ends, and the fewer writes carry them. Times are monotonic seconds.
-    """
-
-    _REST_SHARE: Final = 0.5
-
-    def __init__(self, max_rest_seconds: float) -> None:
-        self._max_rest_seconds = max_rest_seconds
-        self._rest_until = float("-inf")
-
-    def delay(self, now: float) -> float:
-        """Return the seconds to wait before a round that could begin `now`; mostly 0."""
-        wait = min(self._rest_until - now, self._max_rest_seconds)
-        return wait if wait >= _WAIT_MIN_SECONDS else 0.0
-
-    def worked(self, started: float, ended: float) -> None:
-        """Record that a round lasted from `started` to `ended`."""
-        rest = min((ended - started) * self._REST_SHARE, self._max_rest_seconds)
-        self._rest_until = ended + rest
 
 
 class AcceptPace:

@@ -239,12 +239,6 @@ class Settings:
         help="When an outbox is full: evict closes the client, conflate keeps the newest event "
         "of each channel, drop drops events.",
     )
-    max_flush_delay_seconds: float = setting(
-        "WS_MAX_FLUSH_DELAY_MS",
-        "50",
-        values.Number(60_000, unit=1000),
-        help="Under load, a write may wait this long to be joined with later ones; 0: no wait.",
-    )
     replay_capacity: int = setting(
         "WS_REPLAY_CAPACITY",
         "100",

@@ -33,7 +33,7 @@ from trio_odin.settings.settings import Settings
 from trio_odin.upstream.consumer import OrderedConsumer
 from trio_odin.upstream.gaps import Gap, Gaps, Losses, Mark, joined
 from trio_odin.upstream.metadata import MessageMetadata
-from trio_odin.upstream.nats_client import Refused, TotalClient, Unreadable
+from trio_odin.upstream.nats_client import Refused, TotalClient, Unreadable, spare_detours
 from trio_odin.upstream.nats_link import NatsLink, Outage, describe
 from trio_odin.upstream.nats_message import NatsMessage
 from trio_odin.upstream.position import StreamPosition, StreamState
@@ -125,7 +125,8 @@ class Bridge:
     async def _live_once(self) -> None:
         """Use one NATS connection, from connect to loss."""
         try:
-            async with trio_asyncio.open_loop():
+            async with trio_asyncio.open_loop() as loop:
+                spare_detours(loop)
                 await trio_asyncio.aio_as_trio(self._connect_and_consume)()
         except* (OSError, nats.errors.Error) as group:  # TimeoutError is an OSError
             self._outage.note(group)
@@ -388,7 +389,7 @@ class Bridge:
         if metadata.pending == 0 and arrival.is_backfill:
             self._end_backfill()
 
-    async def _on_core_message(self, message: Msg) -> None:
+    def _on_core_message(self, message: Msg) -> None:
         unix_ms = time.time_ns() // 1_000_000
         now = trio.current_time()
         self._accept(NatsMessage(message.subject, message.data, None, now, unix_ms))

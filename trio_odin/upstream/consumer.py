@@ -107,11 +107,11 @@ class OrderedConsumer:
             silent_looks = 0 if self._was_heard else silent_looks + 1
         self._fail("the consumer is silent")
 
-    async def _on_message(self, message: Msg) -> None:
+    def _on_message(self, message: Msg) -> None:
         self._was_heard = True
         headers: Mapping[str, str] = message.headers or {}
         if headers.get("Status") == _CONTROL:
-            await self._on_control(message, headers)
+            self._on_control(message, headers)
             return
         metadata = metadata_of(message.reply)
         if metadata is None:
@@ -122,10 +122,10 @@ class OrderedConsumer:
         self._delivered += 1
         self._take(message, metadata)
 
-    async def _on_control(self, message: Msg, headers: Mapping[str, str]) -> None:
+    def _on_control(self, message: Msg, headers: Mapping[str, str]) -> None:
         """Answer a request for flow control, now that all before it is taken; check a heartbeat."""
         if stalled := message.reply or headers.get("Nats-Consumer-Stalled", ""):
-            await self._client.publish(stalled)
+            self._client.publish_now(stalled)
         delivered = headers.get("Nats-Last-Consumer", "")
-        if delivered.isdecimal() and int(delivered) != self._delivered:
+        if delivered.isdecimal() and delivered != str(self._delivered):  # int() has a limit
             self._fail("the last messages of the consumer are missing")

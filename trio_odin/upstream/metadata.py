@@ -12,6 +12,7 @@ _TOKENS = 9
 # With domain and account after $JS.ACK, a random token at the end, and maybe more some day.
 _TOKENS_WITH_DOMAIN = 11
 _DOMAIN_TOKENS = 2
+_DIGITS_MAX = 4 * 20  # four numbers of 64 bits
 
 
 class MessageMetadata(NamedTuple):
@@ -43,7 +44,9 @@ def metadata_of(reply: str) -> MessageMetadata | None:
     if tokens[:2] != ["$JS", "ACK"]:
         return None
     numbers = tokens[5:9]
-    if not all(number.isascii() and number.isdecimal() for number in numbers):
+    digits = "".join(numbers)
+    is_number = digits.isascii() and digits.isdecimal() and len(digits) <= _DIGITS_MAX
+    if not (all(numbers) and is_number):
         return None
     return MessageMetadata(*map(int, numbers))
 

@@ -17,14 +17,15 @@ Runs under asyncio. What is overridden is private to nats-py, so a test checks t
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.protocol.command import sub_cmd
+from nats.protocol.command import pub_cmd, sub_cmd
+from trio_asyncio import BaseTrioEventLoop
 
 _READ_BYTES = 32_768
 # nats-server accepts lines of 4 KiB from us; its own INFO names every server of a cluster.
@@ -32,13 +33,18 @@ _LINE_MAX_BYTES = 1024 * 1024
 # The most that nats-server accepts, however it is configured.
 _MESSAGE_MAX_BYTES = 64 * 1024 * 1024
 _SHOWN_BYTES = 100
+_SUBJECT_MAX = 1024
 # An election takes some seconds, and a request should get through soon after its end.
 _REQUEST_SECONDS = 5.0
 _FIRST_TRY_SECONDS = 0.3
 _TRY_MAX_SECONDS = 1.0
 _LINE_END = b"\r\n"
 
-OnMessage: TypeAlias = Callable[[Msg], Awaitable[None]]
+# Of the lines that are no messages.
+_VERBS = frozenset({b"PING", b"PONG", b"-ERR", b"INFO", b"+OK"})
+_HEADERS_VERSION = b"NATS/1.0"
+
+OnMessage: TypeAlias = Callable[[Msg], None]
 
 
 class Unreadable(nats.errors.Error):
@@ -75,6 +81,8 @@ class TotalClient(Client):
     ) -> None:
         super().__init__()
         self._received = bytearray()
+        self._passed_on = bytearray()  # what has no listener, for the task of nats-py
+        self._fault: Unreadable | None = None
         self._on_lost = on_lost
         self._on_info = on_info
         self._is_encrypted_only = is_encrypted_only
@@ -86,15 +94,25 @@ class TotalClient(Client):
         return self._server_info.get("jetstream") is True
 
     async def listen(self, subject: str, on_message: OnMessage) -> None:
-        """Subscribe. The reader itself calls `on_message`, so no message waits in between.
+        """Subscribe. `on_message` is called as soon as a message is there: no task has to wake up.
 
-        An exception that it raises ends the connection as `Unreadable`.
+        Everything else, such as a pong, is taken by a task, maybe after messages that came later.
+        An exception that `on_message` raises ends the connection as `Unreadable`.
         """
         self._sid += 1
         self._listeners[self._sid] = on_message
         await self._send_command(sub_cmd(subject, "", self._sid))
         # Until it is written: a ping is written at once, and its pong would come before a refusal.
         await self._flush_pending(force_flush=True)
+
+    def publish_now(self, subject: str) -> None:
+        """Publish an empty message. Does not wait; if the connection is lost, nothing happens.
+
+        Nor for a subject that is none, or so long that NATS would end the connection.
+        """
+        is_subject = len(subject) <= _SUBJECT_MAX and not any(map(str.isspace, subject))
+        if self._transport is not None and is_subject:
+            self._transport.write(pub_cmd(subject, "", b""))
 
     # --- overrides of nats-py's methods
 
@@ -124,50 +142,74 @@ class TotalClient(Client):
         raise NoAnswer(f"no answer to {subject} within {timeout:g} s")
 
     async def _read_loop(self) -> None:
-        lost: Exception = nats.errors.UnexpectedEOF()
+        lost: Exception | None = None
+        reader: Any = self._transport._io_reader  # type: ignore[union-attr]  # noqa: SLF001
         try:
+            self._listen_before(reader)
             while self._transport is not None and (
                 chunk := await self._transport.read(_READ_BYTES)
             ):
-                self._received += chunk
-                await self._parse()
+                self._passed_on += chunk
+                while (first := _first_in(self._passed_on)) is not None:
+                    del self._passed_on[: first.size]
+                    await self._take_first(first)
         except (OSError, nats.errors.Error) as error:
             lost = error
         except Exception as error:  # noqa: BLE001 - our own fault, whatever came
-            lost = Unreadable(f"{type(error).__name__}: {error}")
-            lost.__cause__ = error
-        await self._process_op_err(lost)
+            lost = _fault(error)
+        finally:
+            vars(reader).pop("feed_data", None)  # a reference cycle
+        await self._process_op_err(self._fault or lost or nats.errors.UnexpectedEOF())
 
-    async def _parse(self) -> None:
-        """Take the lines that are complete.
+    def _listen_before(self, reader: Any) -> None:
+        """From now on take what arrives before `reader` does, and pass on what has no listener.
 
-        nats-server separates words by a space. White space in Python is more than that, and a
-        subject may contain it.
+        To wait for `reader`, as nats-py does, costs each message two more turns of the loop.
         """
-        received = self._received
-        while (end := received.find(_LINE_END)) >= 0:
-            line = bytes(received[:end])
-            begin = end + len(_LINE_END)
-            verb, *words = line.split(b" ")
-            if verb not in {b"MSG", b"HMSG"}:
-                del received[:begin]
-                await self._take(verb, line)
-                continue
+        take_over = reader.feed_data
+
+        def arrived(chunk: bytes, pass_on: Callable[[bytes], None] = take_over) -> None:
+            self._received += chunk
             try:
-                headers_bytes = _number(words.pop(-2)) if verb == b"HMSG" else 0
-                subject, sid, *replies, size = words
-                (reply,) = replies or (b"",)
-                number, behind = _number(sid), begin + _number(size)
-            except (ValueError, IndexError):
-                raise Unreadable(_shown(line)) from None
-            if len(received) < behind + len(_LINE_END):
-                return
-            headers = bytes(received[begin : begin + headers_bytes])
-            payload = bytes(received[begin + headers_bytes : behind])
-            del received[: behind + len(_LINE_END)]
-            await self._process_msg(number, subject, reply, payload, headers)
-        if len(received) > _LINE_MAX_BYTES:
-            raise Unreadable(f"a line without an end: {_shown(received)}")
+                self._take_messages(pass_on)
+            except Unreadable:
+                reader.feed_data = take_over
+                pass_on(bytes(self._received))  # `_read_loop` raises it, after all before it
+            except Exception as error:  # noqa: BLE001 - our own fault, whatever came
+                self._fault = _fault(error)
+                reader.feed_data = _ignore
+                reader.feed_eof()
+
+        unread = bytes(reader._buffer)  # noqa: SLF001
+        reader._buffer.clear()  # noqa: SLF001
+        reader.feed_data = arrived
+        arrived(unread, reader._buffer.extend)  # noqa: SLF001 - after the end it takes nothing
+
+    def _take_messages(self, pass_on: Callable[[bytes], None]) -> None:
+        received = self._received
+        while (first := _first_in(received)) is not None:
+            if isinstance(first, _Line) and first.verb not in _VERBS:
+                raise Unreadable(_shown(first.text))  # what comes after it may be anything
+            listener = self._listeners.get(first.sid) if isinstance(first, _Message) else None
+            if listener is None:
+                pass_on(bytes(received[: first.size]))
+            del received[: first.size]
+            if listener is not None and isinstance(first, _Message):
+                listener(self._message_of(first))
+
+    def _message_of(self, message: _Message) -> Msg:
+        is_to_inbox = message.subject.startswith(self._inbox_prefix)
+        headers = _headers_in(message.headers) if is_to_inbox else None
+        return self._build_message(
+            message.sid, message.subject, message.reply, message.payload, headers
+        )
+
+    async def _take_first(self, first: _Line | _Message) -> None:
+        if isinstance(first, _Line):
+            await self._take(first.verb, first.text)
+        else:
+            sid, subject, reply, headers, payload = first[1:]
+            await self._process_msg(sid, subject, reply, payload, headers)
 
     async def _take(self, verb: bytes, line: bytes) -> None:
         rest = line[len(verb) :].strip()
@@ -214,23 +256,8 @@ class TotalClient(Client):
             self._pongs_received += 1
             self._pings_outstanding = 0
 
-    async def _process_msg(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
-    ) -> None:
-        if not subject.startswith(self._inbox_prefix):
-            headers = b""
-        listener = self._listeners.get(sid)
-        if listener is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
-            return
-        parsed = await self._process_headers(headers)
-        await listener(self._build_message(sid, subject, reply, data, parsed))
-
     async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
-        try:
-            return await super()._process_headers(headers)
-        except (IndexError, UnicodeDecodeError):
-            return None
+        return _headers_in(headers)
 
     def _build_message(
         self,
@@ -250,6 +277,22 @@ class TotalClient(Client):
         )
 
 
+def spare_detours(loop: BaseTrioEventLoop) -> None:
+    """Let trio-asyncio read again at once, where a read has scheduled nothing.
+
+    Between two reads it lets everything run that is scheduled, which takes two turns of trio even
+    if that is nothing. A message that has a listener schedules nothing.
+    """
+    let_all_run = loop.synchronize
+
+    async def let_all_run_if_any() -> None:
+        queue = loop._q_send.statistics()  # noqa: SLF001
+        if queue.current_buffer_used or not queue.tasks_waiting_receive:
+            await let_all_run()
+
+    vars(loop)["synchronize"] = let_all_run_if_any
+
+
 # Only that publish is refused, and the task that waits for its answer notices.
 _HARMLESS = ("permissions violation for publish", "invalid publish subject")
 # But no task waits for an answer to flow control, and without it NATS delivers nothing more.
@@ -259,6 +302,71 @@ _FLOW_CONTROL = '"$js.fc.'
 def escaped(text: bytes | bytearray) -> str:
     """Decode what should be UTF-8; any other byte becomes four characters, a backslash first."""
     return text.decode(errors="backslashreplace")
+
+
+class _Message(NamedTuple):
+    """A message, of `size` bytes in all."""
+
+    size: int
+    sid: int
+    subject: bytes
+    reply: bytes
+    headers: bytes
+    payload: bytes
+
+
+class _Line(NamedTuple):
+    """Any other line, of `size` bytes in all."""
+
+    size: int
+    verb: bytes
+    text: bytes
+
+
+def _first_in(received: bytearray) -> _Message | _Line | None:
+    """The first message or line; None if it is not complete yet. Raises Unreadable.
+
+    nats-server separates words by a space. White space in Python is more than that, and a subject
+    may contain it.
+    """
+    end = received.find(_LINE_END)
+    if end < 0:
+        if len(received) > _LINE_MAX_BYTES:
+            raise Unreadable(f"a line without an end: {_shown(received)}")
+        return None
+    line = bytes(received[:end])
+    begin = end + len(_LINE_END)
+    verb, *words = line.split(b" ")
+    if verb not in {b"MSG", b"HMSG"}:
+        return _Line(begin, verb, line)
+    try:
+        payload_begin = begin + (_number(words.pop(-2)) if verb == b"HMSG" else 0)
+        subject, sid, *replies, size = words
+        (reply,) = replies or (b"",)
+        number, behind = _number(sid), begin + _number(size)
+    except (ValueError, IndexError):
+        raise Unreadable(_shown(line)) from None
+    whole = behind + len(_LINE_END)
+    if len(received) < whole:
+        return None
+    headers, payload = bytes(received[begin:payload_begin]), bytes(received[payload_begin:behind])
+    return _Message(whole, number, subject, reply, headers, payload)
+
+
+def _headers_in(block: bytes) -> dict[str, str] | None:
+    """The headers, with the status under nats-py's names for it; None if there are none."""
+    first, *lines = block.split(_LINE_END)
+    version, _, status = first.partition(b" ")
+    code, _, description = status.strip().partition(b" ")
+    if version != _HEADERS_VERSION:
+        return None
+    headers = {"Status": escaped(code), "Description": escaped(description)}
+    headers = {name: value for name, value in headers.items() if code.isdigit() and value}
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        if colon:
+            headers[escaped(name)] = escaped(value.strip())
+    return headers or None
 
 
 def _number(word: bytes) -> int:
@@ -279,3 +387,13 @@ def _object(text: bytes) -> dict[str, Any]:
 
 def _shown(line: bytes | bytearray) -> str:
     return f"NATS sent {escaped(line[:_SHOWN_BYTES])!r}"
+
+
+def _fault(error: Exception) -> Unreadable:
+    unreadable = Unreadable(f"{type(error).__name__}: {error}")
+    unreadable.__cause__ = error
+    return unreadable
+
+
+def _ignore(_: bytes) -> None:
+    """Take nothing more."""

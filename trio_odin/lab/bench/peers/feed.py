@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import TypeAlias
 
-import nats.errors
 import trio
 import trio_asyncio
 from nats.aio.msg import Msg
 
+from trio_odin.upstream.nats_client import spare_detours
 from trio_odin.upstream.nats_link import NatsLink, nats_link
 from trio_odin.wire.channels import channel_of_subject
 
@@ -20,10 +20,7 @@ Event: TypeAlias = tuple[str, bytes]
 Feed: TypeAlias = trio.MemoryReceiveChannel[Event]
 
 _SUBJECT = "odin.token.>"
-# The three limits are those of trio-odin: for its inbound queue, and for nats-py's queue.
-_CAPACITY = 8192
-_PENDING_MESSAGES = 65_536
-_PENDING_BYTES = 64 * 1024 * 1024
+_CAPACITY = 8192  # that of trio-odin's inbound queue
 _FLUSH_SECONDS = 5
 
 
@@ -44,7 +41,7 @@ async def run_feed(
     """
     send, receive = trio.open_memory_channel[Event](_CAPACITY)
 
-    async def on_message(message: Msg) -> None:
+    def on_message(message: Msg) -> None:
         channel = channel_of_subject(message.subject)
         if channel is None:
             dropped["bad_subject"] += 1
@@ -54,22 +51,17 @@ async def run_feed(
         except trio.WouldBlock:
             dropped["feed_full"] += 1
 
-    async def on_error(_link: NatsLink, error: Exception) -> None:
-        if isinstance(error, nats.errors.SlowConsumerError):
-            dropped["nats_client"] += 1
+    async def on_error(_link: NatsLink, _error: Exception) -> None:
+        pass  # what is of importance ends the link
 
     async def consume() -> None:  # under asyncio
         async with nats_link([nats_url], name="trio-odin-peer", on_error=on_error) as link:
-            await link.client.subscribe(
-                _SUBJECT,
-                cb=on_message,
-                pending_msgs_limit=_PENDING_MESSAGES,
-                pending_bytes_limit=_PENDING_BYTES,
-            )
+            await link.client.listen(_SUBJECT, on_message)
             await link.client.flush(timeout=_FLUSH_SECONDS)
             task_status.started(receive)
             await link.wait_lost()
         raise NatsLost(f"the connection to {nats_url} is lost")
 
-    async with send, trio_asyncio.open_loop():
+    async with send, trio_asyncio.open_loop() as loop:
+        spare_detours(loop)
         await trio_asyncio.aio_as_trio(consume)()
