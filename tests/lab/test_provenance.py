@@ -107,7 +107,7 @@ OLD = attrs.evolve(
             (
                 "Measured on 2026-11-30 at revision `0123456789ab`, trio-odin 0.1.0. Load average "
                 "at the start: 0.25. Settings: defaults. Machine: a CPU, 2 cores, 8.0 GiB, Linux "
-                "6.8.0, CPython 3.11.7 built without PGO."
+                "6.8.0, CPython 3.11.7 configured without PGO."
             ),
         ),
         (
@@ -116,7 +116,7 @@ OLD = attrs.evolve(
                 "Measured on 2026-11-30 at revision `0123456789ab` with uncommitted changes, "
                 "trio-odin 0.1.0. The server's code has changed since. Load average at the start: "
                 "0.25. Settings: defaults but for `WS_ADDR=:1`. Machine: a CPU, 2 cores, 8.0 GiB, "
-                "Linux 6.8.0, CPython 3.11.7 built without PGO."
+                "Linux 6.8.0, CPython 3.11.7 configured without PGO."
             ),
         ),
         (
@@ -124,8 +124,8 @@ OLD = attrs.evolve(
             (
                 "Measured on 2026-11-23 at an unknown revision, trio-odin 0.1.0. The server's code "
                 "may have changed since. Load average at the start: not recorded. Settings: not "
-                "recorded. Machine: a CPU, 2 cores, 8.0 GiB, Linux 6.8.0, CPython 3.11.7 built "
-                "without PGO."
+                "recorded. Machine: a CPU, 2 cores, 8.0 GiB, Linux 6.8.0, CPython 3.11.7 "
+                "configured without PGO."
             ),
         ),
     ],

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import stat
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import attrs
 import click
@@ -14,37 +17,80 @@ import trio
 from rich.console import Console
 
 from trio_odin.cli.common import NumberRange, fail, require_extra, run
+from trio_odin.cli.prefix import prefix_option
 from trio_odin.cli.progress import telling
 from trio_odin.demo.nats_server import BrokerUnavailable
+from trio_odin.lab.bench.bridge import ON_RUNNER, over_bridge, run_on_runner
+from trio_odin.lab.bench.interpreter import Interpreter, interpreter_at
 from trio_odin.lab.bench.plan import BenchPlan
 from trio_odin.lab.bench.record import BenchReport, as_json
 from trio_odin.lab.bench.report import render, render_summary
 from trio_odin.lab.bench.runner import Progress, run_benches
-from trio_odin.lab.bench.targets import TARGETS, Target, ours, parse_peer
+from trio_odin.lab.bench.targets import (
+    TARGETS,
+    Target,
+    on_interpreter,
+    ours,
+    parse_peer,
+    why_not_here,
+)
 from trio_odin.lab.fleet.dialects import DIALECTS
 from trio_odin.lab.fleet.limits import LoadImpossible
+from trio_odin.lab.hosts.hosts import HostsUnavailable
+from trio_odin.lab.hosts.namespaces import hosts_of
+from trio_odin.lab.load.plan import is_address
 from trio_odin.signals import end_signals
 
 _TABLE_CHARS = 200
 _INTERRUPTED = 130
+_SHOWN = 100
 
 
 def _chosen(_: click.Context, __: click.Parameter, text: str) -> list[str]:
-    known = [target.name for target in TARGETS]
-    names = known if text == "all" else text.split(",")
+    known = {target.name: why_not_here(target) for target in TARGETS}
+    names = [one for one in known if not known[one]] if text == "all" else text.split(",")
     for name in names:
+        if why_not := known.get(name):
+            raise click.BadParameter(f"{name!r}: {why_not}")
         if name not in known and not re.fullmatch(r"odin-([1-9]|[1-5]\d|6[0-4])", name):
             raise click.BadParameter(
                 f"{name!r}: allowed are all, {', '.join(known)}, or odin-N for N workers, 1 to 64"
             )
+    _require_each_once(names)
     return names
+
+
+def _require_each_once(names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise click.BadParameter(f"{name!r}: it is there twice, and may be only once")
 
 
 def _peers(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> list[Target]:
     try:
-        return [parse_peer(text) for text in texts]
+        peers = [parse_peer(text) for text in texts]
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
+    _require_each_once([peer.name for peer in peers])
+    return peers
+
+
+def _nats_url(_: click.Context, __: click.Parameter, text: str) -> str:
+    if not is_address(text, {"nats"}):
+        raise click.BadParameter(f"{text!r}: allowed is nats://HOST:PORT")
+    return text
+
+
+def _interpreters(
+    _: click.Context, __: click.Parameter, paths: tuple[str, ...]
+) -> list[Interpreter]:
+    try:
+        found = [interpreter_at(path) for path in paths]
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    if len({one.version for one in found}) < len(found):
+        raise click.BadParameter("two of them are the same version: they would have one name")
+    return found
 
 
 def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path | None:
@@ -54,8 +100,15 @@ def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path 
     path = Path(text)
     if path.suffix not in {".svg", ".png"}:
         raise click.BadParameter(f"{text!r}: allowed is a name that ends in .svg or .png")
-    if not path.parent.is_dir():
-        raise click.BadParameter(f"{text!r}: there is no folder {str(path.parent)!r}")
+    try:
+        if not stat.S_ISDIR(path.parent.stat().st_mode):
+            raise NotADirectoryError
+        with suppress(FileNotFoundError):
+            path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise click.BadParameter(f"{text!r}: there is no folder {str(path.parent)!r}") from None
+    except OSError as error:
+        raise click.BadParameter(f"{text[:_SHOWN]!r}: {error.strerror}") from None
     require_extra("matplotlib")
     return path
 
@@ -82,19 +135,28 @@ def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path 
     "peers",
     callback=_peers,
     multiple=True,
-    metavar="NAME=URL[,DIALECT]",
+    metavar="NAME=URL[,DIALECT][,pid=N]",
     help=f"Another server, ws://HOST:PORT/PATH; dialects: {', '.join(DIALECTS)}.  [repeatable]",
+)
+@click.option(
+    "--python",
+    "interpreters",
+    callback=_interpreters,
+    multiple=True,
+    metavar="PATH",
+    help="Run trio-odin with this Python, in which it is installed.  [repeatable]",
 )
 @click.option(
     "--nats",
     "nats_url",
+    callback=_nats_url,
     default="nats://127.0.0.1:4222",
     show_default=True,
     help="NATS server from which every --peer takes its events.",
 )
 @click.option(
     "--hold",
-    type=NumberRange(min=0.1),
+    type=NumberRange(min=0.1, max=86_400),
     metavar="SECONDS",
     help="Duration of the main workload.  [default: 30, quick: 2]",
 )
@@ -110,6 +172,13 @@ def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path 
     is_flag=True,
     help="Run the main workload and nothing after it; for many connections.",
 )
+@click.option(
+    "--bridge",
+    is_flag=True,
+    help="Run over veth pairs and a bridge, not loopback; needs root, Linux, iproute2, util-linux.",
+)
+@prefix_option("the network namespaces of --bridge")
+@click.option(ON_RUNNER, is_flag=True, hidden=True)
 @click.option(
     "--runs",
     "count",
@@ -138,6 +207,7 @@ def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path 
 def bench_command(
     targets: list[str],
     peers: list[Target],
+    interpreters: list[Interpreter],
     connections: int | None,
     hold: float | None,
     rate: float,
@@ -146,9 +216,12 @@ def bench_command(
     json_file: BinaryIO | None,
     plot_file: Path | None,
     nats_url: str,
+    prefix: str,
     *,
     quick: bool,
     only_hold: bool,
+    bridge: bool,
+    on_runner: bool,
 ) -> None:
     """Measure this server against others, on this machine.
 
@@ -157,31 +230,48 @@ def bench_command(
     latency from the planned time of the publication, and whether all events arrived. The stages in
     turn: all clients connect and subscribe, 200 at a time; nothing is published; 30 events a second
     to 24 of 200 channels each (W); the same while one client in a hundred never reads; the rate
-    doubles until it is too high; and 12 events a second to 16 channels each. Each stage is a load
+    doubles, three times at most; and 12 events a second to 16 channels each. Each stage is a load
     like that of `trio-odin load`, with new connections.
 
-    A --peer runs elsewhere, so its CPU and memory are not measured. It must take its events from
-    the NATS server of --nats, to which the bench publishes for it.
+    A --peer runs elsewhere; its CPU and memory are measured only with its pid on this machine. It
+    must take its events from the NATS server of --nats, to which the bench publishes for it.
+
+    With --bridge the server, nats-server and the clients have a network namespace each, joined by
+    veth pairs and a bridge. It shows what the way of packets from interface to interface costs,
+    which loopback spares, without a network card. `trio-odin lab down` removes what a kill left.
 
     \b
       trio-odin bench --quick
       trio-odin bench --runs 5 --targets odin,nats --json figures.json --plot figures.svg
+      trio-odin bench --quick --targets odin,nats --bridge
       trio-odin bench --targets odin-6 --connections 100000 --hold 60 --only-hold --rate 1
 
     Exit code 0 means that trio-odin lost and duplicated no event, 1 that it did.
     """  # noqa: D301 - click needs the character, not the backslash
     require_extra("hdrh", "psutil", "websockets")
+    if bridge and not on_runner:
+        _run_on_runner(prefix, peers)
     plan = BenchPlan(
-        targets=[*map(_target, targets), *peers], rate=rate, seed=seed, peers_nats_url=nats_url
+        targets=[*_targets(targets, interpreters), *peers],
+        rate=rate,
+        seed=seed,
+        peers_nats_url=nats_url,
     )
-    if quick:
-        plan = plan.quick()
-    if only_hold:
-        plan = plan.only_hold()
+    plan = over_bridge(plan, hosts_of(prefix)) if on_runner else plan
+    plan = plan.quick() if quick else plan
+    plan = plan.only_hold() if only_hold else plan
     plan = attrs.evolve(
         plan, connections=connections or plan.connections, hold_seconds=hold or plan.hold_seconds
     )
     _carry_out(plan, count, json_file, plot_file)
+
+
+def _run_on_runner(prefix: str, peers: list[Target]) -> NoReturn:
+    """Run this command again on the runner of new hosts, and exit with its exit code."""
+    if peers:
+        fail("--peer cannot be combined with --bridge, whose hosts reach nothing but each other")
+    code = run(partial(run_on_runner, prefix, sys.argv[1:]), HostsUnavailable)
+    sys.exit(code if isinstance(code, int) else _INTERRUPTED)
 
 
 def _carry_out(
@@ -222,9 +312,14 @@ async def _bench_until_signalled(
             nursery.cancel_scope.cancel(reason="all is measured")
 
 
-def _target(name: str) -> Target:
+def _targets(names: list[str], interpreters: list[Interpreter]) -> Iterator[Target]:
     known = {target.name: target for target in TARGETS}
-    return known[name] if name in known else ours(int(name.removeprefix("odin-")))
+    for name in names:
+        target = known[name] if name in known else ours(int(name.removeprefix("odin-")))
+        if target.is_ours and interpreters:
+            yield from (on_interpreter(target, one) for one in interpreters)
+        else:
+            yield target
 
 
 def _plot(report: BenchReport, path: Path) -> None:

@@ -15,13 +15,13 @@ from rich.status import Status
 from rich.text import Text
 
 from trio_odin.cli.common import NumberRange, fail, require_extra, run
+from trio_odin.cli.prefix import prefix_option
 from trio_odin.demo.nats_server import BrokerUnavailable
 from trio_odin.lab.capacity.rig import ProgramFailed
 from trio_odin.lab.capacity.runner import LabPlan, Told, run_lab
 from trio_odin.lab.capacity.stages import STAGES, Stage, stage_of
 from trio_odin.lab.fleet.limits import LoadImpossible
 from trio_odin.lab.hosts.hosts import HostsUnavailable
-from trio_odin.lab.hosts.lock import check_prefix
 from trio_odin.lab.hosts.namespaces import down
 from trio_odin.lab.load.criteria import tally
 from trio_odin.lab.report.folder import write_report
@@ -54,21 +54,6 @@ def _stages_allowed() -> str:
     return f"allowed are all, or numbers from 1 to {len(STAGES)} such as 1,2 or 2-5,9"
 
 
-def _prefix(_: click.Context, __: click.Parameter, text: str) -> str:
-    try:
-        check_prefix(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from error
-    return text
-
-
-_prefix_option = click.option(
-    "--prefix",
-    callback=_prefix,
-    default="odin",
-    show_default=True,
-    help="Prefix of namespaces and cgroups.",
-)
 _STAGE_LINES = "\n".join(f"      {stage.number:>2}  {stage.title}" for stage in STAGES)
 
 
@@ -111,7 +96,7 @@ _STAGE_LINES = "\n".join(f"      {stage.number:>2}  {stage.title}" for stage in 
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Selects the sample of channels."
 )
-@_prefix_option
+@prefix_option("namespaces and cgroups")
 @click.pass_context
 def lab_command(
     context: click.Context,

@@ -12,7 +12,10 @@ import attrs
 
 @attrs.frozen
 class Machine:
-    """The parts of a machine that explain a figure. `is_python_optimised`: built with PGO."""
+    """The parts of a machine that explain a figure.
+
+    `is_python_optimised`: Python was configured with PGO. Debian's has it without that.
+    """
 
     cpu: str
     cores: int
@@ -26,7 +29,7 @@ class Machine:
         build = "with" if self.is_python_optimised else "without"
         return (
             f"{self.cpu}, {self.cores} cores, {self.memory_gib} GiB, {self.kernel}, "
-            f"{self.python} built {build} PGO"
+            f"{self.python} configured {build} PGO"
         )
 
 

@@ -5,13 +5,14 @@ import json
 from typing import Any
 
 import attrs
+import msgspec
 import pytest
 from rich.console import Console
 
 from tests.lab.bench.made_up import STORM, W, report_of
 from tests.lab.load.made_up import load_result
 from trio_odin.lab.bench.record import BenchReport, Stage, TargetReport, as_json
-from trio_odin.lab.bench.report import beside, render, rows, summary
+from trio_odin.lab.bench.report import beside, latencies_by_rate, render, rows, summary
 from trio_odin.lab.fleet.latency import durations
 from trio_odin.lab.load.result import ServerFigures
 
@@ -82,6 +83,7 @@ def test_the_figures_of_a_stage_and_its_ratios_are_shown() -> None:
         "CPU against the floor": ["1.50", "3.00", "1.00"],
         "cores": ["0.46"] * 3,
         "p50 / p99 / p99.9 ms": ["3 / 25 / 31"] * 3,
+        "p99 of the median connection / worst 100": ["24 / 29"] * 3,
         "lost / repeated": ["0 / 0", "0 / 0", "1,234 / 0"],
         "of the clients, cores": [f"{W.client_cores:.2f}"] * 3,
         "of others beside, cores": ["–"] * 3,
@@ -113,9 +115,23 @@ def test_the_table_is_printed_with_the_failures_below_it() -> None:
     output = io.StringIO()
     render(report_of(OURS, FAILED), Console(file=output, width=200))
     text = output.getvalue()
-    assert "10,000 connections, 100 events a second" in text
+    assert "10,000 connections, 100 events a second; network: loopback" in text
     assert "trio-odin" in text
     assert text.rstrip().endswith("broken: broken did not start: no such file")
+
+
+def test_a_bench_over_the_bridge_says_so() -> None:
+    output = io.StringIO()
+    report = attrs.evolve(report_of(OURS), network="bridge")
+    render(report, Console(file=output, width=200))
+    assert "events a second; network: bridge" in output.getvalue()
+    assert json.loads(as_json([report]))[0]["network"] == "bridge"
+
+
+def test_a_record_without_a_network_is_of_loopback() -> None:
+    (old,) = json.loads(as_json([report_of(OURS)]))
+    del old["network"]
+    assert msgspec.convert(old, BenchReport).network == "loopback"
 
 
 # --- results of a load
@@ -233,6 +249,18 @@ def test_several_runs_are_a_median_with_the_lowest_and_the_highest() -> None:
     assert cpu == summary(runs[:1], OURS.name)[0], "the same in all runs is shown without a spread"
     assert peak == "–", "no run has a ramp"
     assert summary([report_of(FAILED)], FAILED.name) == ("–", "–", "–", "–")
+
+
+def test_latencies_are_listed_by_rate_run_by_run() -> None:
+    step = attrs.evolve(RAMP, rate=200.0, p50_ms=90.0, p99_ms=1234.0)
+    runs = [
+        report_of(attrs.evolve(OURS, stages=[W, step]), NATS),
+        report_of(attrs.evolve(OURS, stages=[W]), NATS),
+    ]
+    assert latencies_by_rate(runs) == [
+        (100.0, ["3 / 25, 3 / 25", "3 / 25, 3 / 25"]),
+        (200.0, ["90 / 1,234", DASH]),
+    ]
 
 
 def test_the_other_load_of_the_machine_is_shown_if_it_was_recorded() -> None:

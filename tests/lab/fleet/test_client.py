@@ -31,6 +31,7 @@ from tests.lab.fleet.rig import (
 )
 from trio_odin.lab.fleet import client as client_module
 from trio_odin.lab.fleet.events import Event, payload_of
+from trio_odin.lab.fleet.latency import LAST_BUCKET, step_of_bucket
 from trio_odin.lab.fleet.plan import Progress
 from trio_odin.lab.fleet.workload import Workload
 from trio_odin.wire.frames import PING, close_frame, text_frame
@@ -120,6 +121,21 @@ def test_several_frames_in_one_read_are_one_read(rig: Rig) -> None:
     rig.fleet.advance(fd)
     rig.fleet.advance(fd)  # with nothing to read
     assert figures(rig) == expected(received=1, reads=1, deliveries={3: 1})
+
+
+def test_the_latencies_of_each_connection_are_known_after_its_end(rig: Rig) -> None:
+    """The summary of a load is asked for when all connections are closed."""
+    client, far = rig.client()
+    far.sendall(envelope(1, 1))
+    rig.fleet.advance(client.socket.fileno())
+    rig.fleet.obey("watch")
+    far.sendall(envelope(2, 2) + envelope(3, 3))
+    rig.fleet.advance(client.socket.fileno())
+    assert rig.summary().p99_steps == [step_of_bucket()[LAST_BUCKET]], "it was due long ago"
+    rig.fleet.obey("close")
+    far.close()
+    rig.until(lambda: not rig.connections)
+    assert rig.summary().p99_steps == [step_of_bucket()[LAST_BUCKET]]
 
 
 # --- how connections end

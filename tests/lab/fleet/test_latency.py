@@ -7,7 +7,14 @@ from hdrh.histogram import HdrHistogram
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trio_odin.lab.fleet.latency import durations, percentile_ms
+from trio_odin.lab.fleet.latency import (
+    LAST_BUCKET,
+    durations,
+    fairness,
+    p99_step,
+    percentile_ms,
+    step_of_bucket,
+)
 
 TENTHS = st.lists(st.integers(0, 300), max_size=60)
 LONG_TENTHS = st.lists(st.integers(0, 3_600_000) | st.integers(0, 500), min_size=1, max_size=60)
@@ -92,3 +99,33 @@ def test_the_histograms_of_two_runs_add_up(one: list[int], two: list[int]) -> No
         merged.decode_and_add(part.hdr.encode())
     assert merged.get_total_count() == both.count
     assert merged.get_value_at_percentile(99.0) / 1000 == both.p99_ms
+
+
+@given(st.integers(200, LAST_BUCKET - 1))
+def test_a_step_of_a_single_connection_is_right_to_a_twentieth(tenths: int) -> None:
+    found = fairness([step_of_bucket()[tenths]])
+    assert found is not None
+    assert found.median_p99_ms == pytest.approx(tenths / 10, rel=0.03)
+
+
+def test_steps_never_go_down_and_cover_half_a_minute() -> None:
+    assert sorted(step_of_bucket()) == list(step_of_bucket())
+    assert LAST_BUCKET / 10_000 > 20
+    assert step_of_bucket()[LAST_BUCKET] == 255
+
+
+@given(st.lists(st.integers(0, 255), min_size=1, max_size=300))
+def test_the_p99_of_a_connection_is_not_exceeded_by_99_of_100(steps: list[int]) -> None:
+    p99 = p99_step(bytes(steps))
+    assert p99 == brute_force([float(step) for step in steps], 0.99)
+
+
+def test_the_worst_hundred_are_compared_with_the_median_one() -> None:
+    early, late = step_of_bucket()[200], step_of_bucket()[800]
+    found = fairness([early] * 9_900 + [late] * 100)
+    assert found is not None
+    assert found.ratio == pytest.approx(4, rel=0.1)
+    alike = fairness([early] * 300)
+    assert alike is not None
+    assert alike.ratio == 1
+    assert fairness([]) is None

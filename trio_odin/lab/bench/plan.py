@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import attrs
 
-from trio_odin.lab.bench.targets import Target
+from trio_odin.lab.bench.targets import Place, Target
 from trio_odin.lab.fleet.workload import Workload
 
 
@@ -20,9 +20,11 @@ class BenchPlan:
         rate: publications a second of workload W, for `hold_seconds`.
         stalled_share: share of additional connections that never read, during another W.
         ramp_seconds: length of a step of the ramp; each step doubles the rate, until p99
-            exceeds `ramp_p99_ms` or the cores are full.
+            exceeds `ramp_p99_ms`, or something is lost.
         peers_nats_url: the NATS server for the events of targets that run elsewhere.
         plan_rate, plan_channels: the second workload, that of the plan's second phase.
+        network: between clients and server, for the report.
+        server_at, broker_at: where the target and its nats-server run.
     """
 
     targets: Sequence[Target]
@@ -42,6 +44,9 @@ class BenchPlan:
     plan_seconds: float = 12.0
     seed: int = 0
     peers_nats_url: str = "nats://127.0.0.1:4222"
+    network: str = "loopback"
+    server_at: Place = attrs.field(factory=Place)
+    broker_at: Place = attrs.field(factory=Place)
 
     @property
     def workload(self) -> Workload:

@@ -23,6 +23,7 @@ _TITLE_MAX = 24
 _SHORT_TITLES = {
     "nats": "nats-server",
     "floor": "send floor",
+    "uws": "uWebSockets",
     "websockets": "websockets",
     "trio-websocket": "trio-websocket",
 }

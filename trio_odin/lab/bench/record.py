@@ -41,6 +41,7 @@ class Stage:
         user_us, system_us: CPU of the target per delivery; None if it runs elsewhere.
         cores: CPU of the target by time.
         p50_ms, p99_ms, p999_ms: latency from the planned moment of the publication.
+        median_p99_ms, worst_p99_ms: p99 of the median connection, and of the worst hundred.
         frames_per_read: frames in one read; above 1 where the server joins frames.
         client_us: CPU of the clients per delivery.
         client_cores: CPU of the clients by time; `busiest_client_cores`: of the busiest process.
@@ -70,6 +71,8 @@ class Stage:
     busiest_client_cores: float = 0.0
     others_cores: float | None = None
     published_late_ms: float = 0.0
+    median_p99_ms: float = 0.0
+    worst_p99_ms: float = 0.0
 
     @classmethod
     def of(cls, name: str, load: LoadResult, published_late_ms: float) -> Stage:
@@ -99,6 +102,8 @@ class Stage:
             busiest_client_cores=load.busiest_client_cores,
             others_cores=server.others_cores and max(0.0, server.others_cores),  # ticks of 10 ms
             published_late_ms=published_late_ms,
+            median_p99_ms=load.fairness.median_p99_ms if load.fairness else 0.0,
+            worst_p99_ms=load.fairness.worst_p99_ms if load.fairness else 0.0,
         )
 
     @property
@@ -185,7 +190,12 @@ class TargetReport:
 
 @attrs.frozen(kw_only=True)
 class BenchReport:
-    """One run. `versions` are those of the compared servers and of their parts."""
+    """One run.
+
+    Args:
+        versions: those of the compared servers and of their parts.
+        network: between clients and server: "loopback", or the "bridge" of the lab.
+    """
 
     provenance: Provenance
     connections: int
@@ -197,6 +207,7 @@ class BenchReport:
     targets: list[TargetReport]
     seed: int = 0
     versions: dict[str, str] = attrs.field(factory=dict)
+    network: str = "loopback"
 
     @property
     def is_perfect(self) -> bool:

@@ -40,6 +40,8 @@ def _rows(report: BenchReport) -> Iterator[tuple[str, _Cell]]:
         yield f"  CPU against {title}", _stage("W", partial(_ratio, base))
     yield from _stage_rows("stalled", "W, 1 % never read")
     yield from _stage_rows("plan", "the plan's")
+    for rate in sorted({step.rate for target in report.targets for step in target.steps}):
+        yield f"{rate:g} events a second: p50 / p99 ms", partial(_latency_at, rate)
     yield "most deliveries a second", _peak(lambda s: f"{s.per_second:,.0f}")
     yield "  of a full core", _peak(lambda s: _figure(s.per_core, "{:,.0f}"))
     yield "  p99", _peak(lambda s: f"{s.p99_ms:.0f} ms")
@@ -52,6 +54,8 @@ def _stage_rows(name: str, title: str) -> Iterator[tuple[str, _Cell]]:
     yield "  cores", _stage(name, lambda s: _figure(s.cores, "{:.2f}"))
     latencies = "{0.p50_ms:.0f} / {0.p99_ms:.0f} / {0.p999_ms:.0f}"
     yield "  p50 / p99 / p99.9 ms", _stage(name, latencies.format)
+    alike = "{0.median_p99_ms:.0f} / {0.worst_p99_ms:.0f}"
+    yield "  p99 of the median connection / worst 100", _stage(name, alike.format)
     yield "  lost / repeated", _stage(name, "{0.lost:,} / {0.repeated:,}".format)
     yield "  of the clients, cores", _stage(name, "{0.client_cores:.2f}".format)
     yield "  of others beside, cores", _stage(name, lambda s: _figure(s.others_cores, "{:.2f}"))
@@ -67,6 +71,11 @@ def _stage(name: str, cell: Callable[[Stage], str | None]) -> _Cell:
 
 def _peak(cell: Callable[[Stage], str | None]) -> _Cell:
     return lambda target: None if (peak := target.peak) is None else cell(peak)
+
+
+def _latency_at(rate: float, target: TargetReport) -> str | None:
+    step = next((step for step in target.steps if step.rate == rate), None)
+    return None if step is None else f"{step.p50_ms:,.0f} / {step.p99_ms:,.0f}"
 
 
 def _figure(value: float | None, form: str) -> str | None:
@@ -113,6 +122,22 @@ def _spread(values: Sequence[float | None], form: str, unit: str) -> str:
     return f"{middle} {unit}" + (f" ({lowest}–{highest})" if lowest != highest else "")
 
 
+def latencies_by_rate(runs: Sequence[BenchReport]) -> list[tuple[float, list[str]]]:
+    """For each rate of W and of the ramp: p50 / p99 in ms of each target, run by run."""
+    every = [step for run in runs for target in run.targets for step in target.steps]
+    return [
+        (rate, [", ".join(_latencies(runs, one.name, rate)) or NOTHING for one in runs[0].targets])
+        for rate in sorted({step.rate for step in every})
+    ]
+
+
+def _latencies(runs: Sequence[BenchReport], name: str, rate: float) -> Iterator[str]:
+    for target in (one for run in runs for one in run.targets if one.name == name):
+        for step in target.steps:
+            if step.rate == rate:
+                yield f"{step.p50_ms:,.0f} / {step.p99_ms:,.0f}"
+
+
 def beside(runs: Sequence[BenchReport]) -> str:
     """A sentence about the machine's other work; empty if no run has recorded it."""
     loads = [run.provenance.load_average for run in runs]
@@ -133,7 +158,8 @@ def beside(runs: Sequence[BenchReport]) -> str:
 
 def render(report: BenchReport, console: Console) -> None:
     """Print the table and the problems."""
-    table = Table(title=f"{report.connections:,} connections, {report.rate:g} events a second")
+    load = f"{report.connections:,} connections, {report.rate:g} events a second"
+    table = Table(title=f"{load}; network: {report.network}")
     table.add_column("", no_wrap=True)
     for target in report.targets:
         table.add_column(target.title, justify="right")

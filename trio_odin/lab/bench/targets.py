@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
@@ -15,6 +18,7 @@ import attrs
 import trio
 
 from trio_odin.demo.nats_server import NatsServer
+from trio_odin.lab.bench.interpreter import Interpreter
 from trio_odin.lab.fleet.dialects import DIALECTS
 from trio_odin.lab.load.pages import get, labelled
 from trio_odin.lab.load.plan import is_address
@@ -28,6 +32,9 @@ _START_SECONDS = 20.0
 _STOP_SECONDS = 5.0
 _ADDRESS = re.compile(rb'(?:listening on |"addresses": \[")([\w.]+:\d+)')
 _OUTPUT_KEPT_BYTES = 4096
+_PEER_NAME = re.compile(r"[\w.@-]{1,40}", re.ASCII)
+_PEER_URL = re.compile(r"ws://[^?#@\x00-\x20\x7f-\U0010ffff]{1,1000}")
+_PID_DIGITS = 10
 _PEERS = "trio_odin.lab.bench.peers"
 # A storm uses up the CPU, which is to be measured: refuse nobody, shed nothing.
 OUR_SETTINGS = {
@@ -52,9 +59,10 @@ class Target:
         title: for people.
         dialect: a key of `DIALECTS`.
         path: of its WebSocket, if the bench starts it.
-        command: the module to start and its arguments, beside `--nats URL`; None if the bench
-            does not start it.
+        command: the program to start and its arguments, beside `--addr HOST:PORT` and
+            `--nats URL`; None if the bench does not start it.
         url: its address, if the bench does not start it; None and no command: nats-server itself.
+        pid: its process, if the bench does not start it, and it is on this machine.
         cores: number of cores it can fill.
         workers: processes of trio-odin that share the port; each announces that it listens.
         is_ours: it is trio-odin, which must lose nothing.
@@ -66,10 +74,24 @@ class Target:
     path: str = "/ws"
     command: Sequence[str] | None = None
     url: str | None = None
+    pid: int | None = None
     cores: int = 1
     workers: int = 1
     is_ours: bool = False
     environment: Mapping[str, str] = {}
+
+
+@attrs.frozen
+class Place:
+    """Where a program of the bench runs; by default on this machine, on loopback.
+
+    Args:
+        address: it listens on; IPv4.
+        within: wraps its command so that it runs there, under the same process id.
+    """
+
+    address: str = "127.0.0.1"
+    within: Callable[[Sequence[str]], list[str]] = list
 
 
 class Running(Server):
@@ -145,7 +167,7 @@ def ours(workers: int) -> Target:
         name="odin" if workers == 1 else f"odin-{workers}",
         title=f"trio-odin, {workers} worker{'s' if workers > 1 else ''}",
         command=(
-            *("trio_odin", "serve", "--addr", "127.0.0.1:0", "--log-format", "json"),
+            *(sys.executable, "-m", "trio_odin", "serve", "--log-format", "json"),
             *(("--workers", str(workers)) if workers > 1 else ()),
         ),
         cores=workers,
@@ -153,6 +175,28 @@ def ours(workers: int) -> Target:
         is_ours=True,
         environment=OUR_SETTINGS,
     )
+
+
+def on_interpreter(target: Target, interpreter: Interpreter) -> Target:
+    """The same target of ours, run by another Python."""
+    return attrs.evolve(
+        target,
+        name=f"{target.name}@{interpreter.version}",
+        title=f"{target.title}, {interpreter}",
+        command=(interpreter.path, *(target.command or ())[1:]),
+    )
+
+
+def _peer(name: str, title: str, module: str) -> Target:
+    return Target(name=name, title=title, command=(sys.executable, "-m", f"{_PEERS}.{module}"))
+
+
+def _node() -> str:
+    """Node: that of the package nodejs-bin if it is installed, as uWebSockets needs an old one."""
+    packaged = find_spec("nodejs")
+    if packaged is not None and packaged.origin:
+        return str(Path(packaged.origin).parent / "bin" / "node")
+    return "node"
 
 
 TARGETS = (
@@ -165,51 +209,83 @@ TARGETS = (
         path="/",
         cores=len(os.sched_getaffinity(0)),
     ),
-    Target(name="floor", title="floor: a loop of send(2)", command=(f"{_PEERS}.send_floor",)),
+    _peer("floor", "floor: a loop of send(2)", "send_floor"),
     Target(
-        name="websockets",
-        title="websockets on trio, broadcast",
-        command=(f"{_PEERS}.websockets_broadcast",),
+        name="uws",
+        title="uWebSockets (C++), its topics",
+        command=(_node(), str(Path(__file__).parent / "peers" / "uws.mjs")),
     ),
-    Target(
-        name="trio-websocket",
-        title="trio-websocket, a channel each",
-        command=(f"{_PEERS}.trio_websocket_plain",),
-    ),
+    _peer("websockets", "websockets on trio, broadcast", "websockets_broadcast"),
+    _peer("trio-websocket", "trio-websocket, a channel each", "trio_websocket_plain"),
 )
 
 
+def why_not_here(target: Target) -> str | None:
+    """Why this machine cannot start `target`; None if it can."""
+    if target.name != "uws":
+        return None
+    if shutil.which(_node()) is None:
+        return "it needs Node: install the Python package nodejs-bin, or Node 16"
+    folders = os.environ.get("NODE_PATH", "").split(os.pathsep)
+    if not any((Path(folder) / "@based" / "uws").is_dir() for folder in folders if folder):
+        return "it needs `npm install @based/uws nats`, and NODE_PATH to name that node_modules"
+    return None
+
+
 def parse_peer(text: str) -> Target:
-    """A target that runs elsewhere: `NAME=URL` or `NAME=URL,DIALECT`.
+    """A target that the bench does not start: `NAME=URL`, perhaps `,DIALECT` and `,pid=N` after it.
 
     Raises:
         ValueError: says what is allowed.
     """
     name, equals, rest = text.partition("=")
-    url, _, dialect = rest.partition(",")
-    is_whole = is_address(url, {"ws"}) and urlsplit(url).port and "?" not in url
-    if not (name and equals and is_whole):
-        raise ValueError("allowed is NAME=ws://HOST:PORT/PATH, perhaps with ,DIALECT behind it")
+    url, *options = rest.split(",")
+    is_whole = _PEER_URL.fullmatch(url) and is_address(url, {"ws"}) and urlsplit(url).port
+    if not (_PEER_NAME.fullmatch(name) and equals and is_whole):
+        raise ValueError(
+            "allowed is NAME=ws://HOST:PORT/PATH, perhaps with ,DIALECT and ,pid=N behind it"
+        )
     if name in {target.name for target in TARGETS} or name.startswith("odin"):
         raise ValueError(f"{name!r} is the name of a target of the bench: choose another one")
-    if (dialect or "odin") not in DIALECTS:
-        raise ValueError(f"{dialect!r} is no dialect: allowed is one of {', '.join(DIALECTS)}")
-    return Target(name=name, title=name, dialect=dialect or "odin", url=url)
+    pids = [one.removeprefix("pid=") for one in options if one.startswith("pid=")]
+    dialects = [one for one in options if one and not one.startswith("pid=")]
+    for dialect in dialects:
+        if dialect not in DIALECTS:
+            raise ValueError(
+                f"{dialect!r} is no dialect: allowed is one of {', '.join(DIALECTS)}, and pid=N"
+            )
+    if len(pids) > 1 or len(dialects) > 1:
+        raise ValueError(f"{text!r}: allowed is one dialect and one pid=N")
+    return Target(
+        name=name,
+        title=name,
+        dialect=dialects[0] if dialects else "odin",
+        url=url,
+        pid=_pid(pids[0]) if pids else None,
+    )
+
+
+def _pid(text: str) -> int:
+    if not (text.isdecimal() and len(text) <= _PID_DIGITS and Path(f"/proc/{text}").is_dir()):
+        raise ValueError(f"pid={text[:_PID_DIGITS]}: there is no such process on this machine")
+    return int(text)
 
 
 async def run_target(
     target: Target,
     nats: NatsServer,
+    place: Place,
     *,
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run `target` until cancelled; starts when it accepts connections.
+    """Run `target` at `place` until cancelled; starts when it accepts connections.
 
     Raises:
         TargetFailed: it did not start, or ended.
     """
     if target.command is None:
-        processes = [] if target.url else [_process(nats.pid)]
+        pid = target.pid if target.url else nats.pid
+        processes = [_process(pid)] if pid else []
         url = target.url or f"{nats.websocket_url}{target.path}"
         task_status.started(Running(target, url, processes))
         await trio.sleep_forever()
@@ -218,7 +294,7 @@ async def run_target(
     # the user's environment must not change what is measured.
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("WS_", "JS_"))}
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", *target.command, "--nats", nats.url],
+        command_at(place, target.command, nats.url),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -237,6 +313,11 @@ async def run_target(
         with trio.CancelScope(shield=True), trio.move_on_after(_STOP_SECONDS):
             await process.wait()
         process.kill()
+
+
+def command_at(place: Place, command: Sequence[str], nats_url: str) -> list[str]:
+    """The command line that starts a target at `place`, on a free port."""
+    return place.within([*command, "--addr", f"{place.address}:0", "--nats", nats_url])
 
 
 async def _announced(target: Target, output: trio.abc.ReceiveStream) -> str:

@@ -16,27 +16,33 @@ import attrs
 
 from trio_odin.lab.fleet.dialects import Dialect
 from trio_odin.lab.fleet.events import Kind
-from trio_odin.lab.fleet.latency import NS_PER_BUCKET
+from trio_odin.lab.fleet.latency import LAST_BUCKET, NS_PER_BUCKET, step_of_bucket
 
 # Bounds the memory for the bytes after `seq`; forgotten ones are decoded again.
 _KNOWN_MAX = 16_384
+# Of a connection that is watched for hours, the first latencies have to do.
+STEPS_MAX = 1000
 
 
 def _each_once(channels: Iterable[str]) -> frozenset[str]:
     return frozenset(channels)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, on_setattr=attrs.setters.NO_OP)
 class Subscriber:
-    """The subscription of one connection, and how far it has received."""
+    """The subscription of one connection, and how far it has received.
+
+    `steps` has its latencies while it is watched, see `step_of_bucket`.
+    """
 
     channels: frozenset[str] = attrs.field(converter=_each_once)
     is_counted: bool = True
     seq: int = 0
     order: int = 0
+    steps: bytearray | None = None
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, on_setattr=attrs.setters.NO_OP)
 class _Event:
     """An event that a subscriber has received. `order` is 0 where numbers do not show the order."""
 
@@ -83,9 +89,10 @@ class Books:
     """Records every frame of every subscriber of a fleet."""
 
     def __init__(self, dialect: Dialect, kind: Kind) -> None:
-        self.total = 0
+        self._collected = 0
         self._seq_and_rest = dialect.seq_and_rest
         self._event_in = kind.event_in
+        self._step_of_bucket = step_of_bucket()
         self._known: dict[bytes, _Event] = {}
         self._events: dict[tuple[str, int], _Event] = {}
         self._reset()
@@ -95,6 +102,11 @@ class Books:
         self._buckets: Counter[int] = Counter()
         self._events.clear()
         self._known.clear()
+
+    @property
+    def total(self) -> int:
+        """How many events were received so far."""
+        return self._collected + self._received
 
     def take_known(self, subscriber: Subscriber, payload: bytes, now_ns: int) -> bool:
         """Record `payload` if the bytes that its subscribers share were seen before."""
@@ -137,23 +149,28 @@ class Books:
 
     def _enter(self, subscriber: Subscriber, seq: int, event: _Event, now_ns: int) -> None:
         self._received += 1
-        self.total += 1
-        if seq and not self._is_next(subscriber, seq):
+        if seq == subscriber.seq + 1:
+            subscriber.seq = seq
+        elif seq and not self._is_later(subscriber, seq):
             return
-        if event.order:
-            if event.order <= subscriber.order:
+        if order := event.order:
+            if order <= subscriber.order:
                 self._repeated += 1
                 return
-            subscriber.order = event.order
+            subscriber.order = order
         if event.channel not in subscriber.channels and event.channel:
             self._foreign += 1
             return
         if subscriber.is_counted:
             event.deliveries += 1
-        # A clock that was set back must not make a latency negative.
-        self._buckets[max(0, now_ns - event.due_ns) // NS_PER_BUCKET] += 1
+        bucket = (now_ns - event.due_ns) // NS_PER_BUCKET
+        if bucket < 0:  # a clock was set back
+            bucket = 0
+        self._buckets[bucket] += 1
+        if (steps := subscriber.steps) is not None and len(steps) < STEPS_MAX:
+            steps.append(self._step_of_bucket[min(bucket, LAST_BUCKET)])
 
-    def _is_next(self, subscriber: Subscriber, seq: int) -> bool:
+    def _is_later(self, subscriber: Subscriber, seq: int) -> bool:
         if seq <= subscriber.seq:
             self._repeated += 1
             return False
@@ -174,5 +191,6 @@ class Books:
             repeated=self._repeated,
             foreign=self._foreign,
         )
+        self._collected += self._received
         self._reset()
         return received

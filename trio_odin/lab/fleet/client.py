@@ -15,6 +15,7 @@ JSON on standard output:
     cut        cut all connections at once, without a close; they come back as planned
     churn      begin to end connections, in every possible way, and replace them as planned
     close      close all in order, and stop reconnecting
+    watch      from now on, keep the latencies of each connection, for the summary
     summary    the connections' history so far: `Summary`
     quit       end (as does the end of the input)
 """
@@ -40,6 +41,7 @@ import msgspec
 from trio_odin.lab.fleet.books import Books, Subscriber
 from trio_odin.lab.fleet.dialects import DIALECTS, masked_frame, upgrade_request
 from trio_odin.lab.fleet.events import KINDS
+from trio_odin.lab.fleet.latency import p99_step
 from trio_odin.lab.fleet.limits import LoadImpossible, require_files
 from trio_odin.lab.fleet.plan import Collected, FleetPlan, Progress, Summary
 
@@ -51,6 +53,7 @@ _CONTROL = 0x08
 _CLOSE, _PING = 0x88, 0x89
 _TEXT, _RESERVED = 0x81, 0x83
 _LENGTH_16_BITS, _LENGTH_64_BITS = 126, 127
+_HEAD_BYTES, _LONG_HEAD_BYTES = 2, 4
 _LOOK_SECONDS = 0.001
 _LATE_LOOK_SECONDS = 0.25
 # They take some milliseconds: a client asks for the upgrade as soon as it is connected.
@@ -65,7 +68,7 @@ _NO_CLOSE_FRAME = "1006"
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of no time
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, on_setattr=attrs.setters.NO_OP)
 class _Client(Subscriber):
     """One connection, and those that replace it.
 
@@ -179,9 +182,12 @@ class Fleet:
                 self._churn_from = time.monotonic()
             case "close":
                 self._close_all()
+            case "watch":
+                for client in self._clients.values():
+                    client.steps = bytearray() if client.is_counted else None
             case "summary":
                 if not self._is_closing:
-                    self._so_far.silent = self._count_silent()
+                    self._look_at_all()
                 return self._so_far
         return Progress(
             connections=self._subscribed, pending=self._pending(), received=self._books.total
@@ -201,8 +207,10 @@ class Fleet:
         self._reset()
         return collected
 
-    def _count_silent(self) -> int:
-        return sum(1 for client in self._clients.values() if client.is_silent)
+    def _look_at_all(self) -> None:
+        clients = self._clients.values()
+        self._so_far.silent = sum(1 for client in clients if client.is_silent)
+        self._so_far.p99_steps = [p99_step(client.steps) for client in clients if client.steps]
 
     # ---- due work
 
@@ -504,8 +512,8 @@ class Fleet:
     def _close_all(self) -> None:
         if self._is_closing:
             return
+        self._look_at_all()
         self._is_closing = True
-        self._so_far.silent = self._count_silent()
         self._returning.clear()
         self._begun = self._plan.connections
         for fd, client in list(self._clients.items()):
@@ -552,23 +560,26 @@ class Fleet:
             data = client.rest + data
         size = len(data)
         position = 0
-        while size - position >= 2:
-            length = data[position + 1]
-            start = position + 2
+        take_known = self._books.take_known
+        while size - position >= _HEAD_BYTES:
+            head, length = data[position], data[position + 1]
+            start = position + _HEAD_BYTES
             if length == _LENGTH_16_BITS:
-                start += 2
+                start = position + _LONG_HEAD_BYTES
+                if start > size:
+                    break
+                length = data[position + 2] << 8 | data[position + 3]
             elif length == _LENGTH_64_BITS:
                 start += 8
-            if start > position + 2:
                 length = int.from_bytes(data[position + 2 : start], "big")
             end = start + length
             if end > size:
                 break
-            head = data[position]
+            payload = data[start:end]
             if head & _CONTROL:
-                self._control(client, head, data[start:end])
-            else:
-                self._payload(fd, client, data[start:end], now_ns)
+                self._control(client, head, payload)
+            elif client.partial or not take_known(client, payload, now_ns):
+                self._payload(fd, client, payload, now_ns)
             position = end
         client.rest = data[position:] if position < size else b""
 
@@ -583,8 +594,6 @@ class Fleet:
             self._send(client, masked_frame(_CLOSE, payload[:2]))
 
     def _payload(self, fd: int, client: _Client, payload: bytes, now_ns: int) -> None:
-        if not client.partial and self._books.take_known(client, payload, now_ns):
-            return
         units, client.partial = self._dialect.units(client.partial + payload)
         for unit in units:
             if not self._books.take(client, unit, now_ns):

@@ -118,13 +118,13 @@ class Odin(Dialect):
 
     def seq_and_rest(self, payload: bytes) -> tuple[int, bytes]:
         """`seq` is the first key."""
-        if not payload.startswith(self._SEQ):
-            return 0, payload
         comma = payload.find(b",")
         try:
-            return int(payload[len(self._SEQ) : comma]), payload[comma:]
+            if payload.startswith(b'{"seq":'):
+                return int(payload[7:comma]), payload[comma:]
         except ValueError:
-            return 0, payload
+            pass
+        return 0, payload
 
 
 class Nats(Dialect):

@@ -1,14 +1,24 @@
-"""Percentiles of durations. Fleets count in cheap buckets, which become an HdrHistogram."""
+"""Percentiles of durations. Fleets count in cheap buckets, which become an HdrHistogram.
+
+Of a single connection there are few durations, but of ten thousand: a byte each, on a scale on
+which a step is a twentieth more.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Final
 
 import attrs
 
 NS_PER_BUCKET: Final = 100_000
 """Fleets count in tenths of a millisecond."""
+
+_STEP: Final = 1.05
+_STEPS: Final = 255
+_BUCKETS: Final = int(_STEP**_STEPS) - 1  # 25 s; what is longer counts as that
 
 _US_PER_BUCKET: Final = 100
 _US_PER_MS: Final = 1000
@@ -69,3 +79,55 @@ def percentile_ms(buckets: Mapping[int, int], fraction: float) -> float:
         if seen >= rank:
             return bucket * _US_PER_BUCKET / _US_PER_MS
     return 0.0
+
+
+LAST_BUCKET: Final = _BUCKETS
+
+
+@cache
+def step_of_bucket() -> bytes:
+    """The step on the scale of a single connection, by `min(bucket, LAST_BUCKET)`."""
+    return bytes(round(math.log(bucket + 1, _STEP)) for bucket in range(LAST_BUCKET + 1))
+
+
+@attrs.frozen(kw_only=True)
+class Fairness:
+    """Whether all connections are served alike.
+
+    Args:
+        median_p99_ms: p99 of the latencies of a connection: that of the median one.
+        worst_p99_ms: mean of the highest hundred, or hundredth part, of these.
+    """
+
+    median_p99_ms: float
+    worst_p99_ms: float
+
+    @property
+    def ratio(self) -> float:
+        """How much later the worst off get their events."""
+        return self.worst_p99_ms / self.median_p99_ms if self.median_p99_ms else 1.0
+
+
+_WORST_SHARE: Final = 100
+_WORST_MAX: Final = 100
+
+
+def p99_step(steps: bytes | bytearray) -> int:
+    """The step that 99 in a hundred of a connection's latencies do not exceed."""
+    return sorted(steps)[math.ceil(len(steps) * 0.99) - 1]
+
+
+def fairness(p99_steps: Sequence[int]) -> Fairness | None:
+    """Compare the connections, given the p99 of each; None without any."""
+    if not p99_steps:
+        return None
+    ordered = sorted(p99_steps)
+    worst = ordered[-max(1, min(_WORST_MAX, len(ordered) // _WORST_SHARE)) :]
+    return Fairness(
+        median_p99_ms=_ms_of_step(ordered[len(ordered) // 2]),
+        worst_p99_ms=sum(map(_ms_of_step, worst)) / len(worst),
+    )
+
+
+def _ms_of_step(step: int) -> float:
+    return float((_STEP**step - 1) * _US_PER_BUCKET / _US_PER_MS)

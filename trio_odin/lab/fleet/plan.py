@@ -161,6 +161,7 @@ class Summary:
         lost: connections that were lost and will come back; `back` of them did.
         first_lost, last_back: monotonic seconds of this machine, 0 if there were none.
         back_buckets: times from a connection's loss to its acknowledged subscription.
+        p99_steps: p99 of each counted connection since the command "watch"; see `p99_step`.
     """
 
     connected: int = 0
@@ -176,3 +177,4 @@ class Summary:
     first_lost: float = attrs.field(default=0.0, metadata={"merge": _first})
     last_back: float = attrs.field(default=0.0, metadata={"merge": max})
     back_buckets: dict[int, int] = attrs.field(factory=Counter)
+    p99_steps: list[int] = attrs.field(factory=list)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -31,19 +31,23 @@ _PACKAGES = {"ip": "iproute2", "nsenter": "util-linux"}
 
 
 @asynccontextmanager
-async def isolated_hosts(prefix: str = "odin") -> AsyncIterator[Hosts]:
+async def isolated_hosts(prefix: str = "odin", way_out: str = _WAY_OUT) -> AsyncIterator[Hosts]:
     """Three hosts, 10.77.0.11 to 13, each in its own network namespace.
 
     However the block ends, even by an error or a cancellation, processes that are still in the
     namespaces are ended (SIGTERM, then SIGKILL) and the namespaces are removed, within 30 seconds.
     `down` removes the leftovers of a killed lab.
 
+    Args:
+        prefix: of the names of the namespaces.
+        way_out: how to do without namespaces; a part of the message if they cannot be made.
+
     Raises:
         HostsUnavailable: not Linux, not root, a tool is missing, the kernel refuses, another lab
             is running or has left something, or something could not be removed.
         ValueError: `prefix` is not allowed.
     """
-    _require_means()
+    _require_means(way_out)
     with lab_lock(prefix):
         if left := _existing(prefix):
             raise HostsUnavailable(
@@ -51,8 +55,8 @@ async def isolated_hosts(prefix: str = "odin") -> AsyncIterator[Hosts]:
                 "`trio-odin lab down` removes them"
             )
         try:
-            notes = await _build(prefix) + sharing(prefix)
-            yield _hosts(prefix, notes)
+            notes = await _build(prefix, way_out) + sharing(prefix)
+            yield hosts_of(prefix, notes)
         finally:
             await to_the_end(partial(_remove_namespaces, prefix), _TEARDOWN_SECONDS)
 
@@ -80,16 +84,16 @@ async def down(prefix: str = "odin", *, cgroup_root: Path = CGROUP_ROOT) -> list
     return removed
 
 
-def _require_means() -> None:
+def _require_means(way_out: str = _WAY_OUT) -> None:
     if not sys.platform.startswith("linux"):
-        raise HostsUnavailable(f"network namespaces need Linux: {_WAY_OUT}")
+        raise HostsUnavailable(f"network namespaces need Linux: {way_out}")
     if os.geteuid() != 0:
-        raise HostsUnavailable(f"network namespaces need root: sudo, or {_WAY_OUT}")
+        raise HostsUnavailable(f"network namespaces need root: sudo, or {way_out}")
     for program, package in _PACKAGES.items():
         if shutil.which(program) is None:
             raise HostsUnavailable(
                 f"network namespaces need `{program}` (package {package}, such as "
-                f"apt-get install {package}); {_WAY_OUT}"
+                f"apt-get install {package}); {way_out}"
             )
 
 
@@ -102,7 +106,8 @@ def _existing(prefix: str) -> list[str]:
     return [name for name in _names(prefix) if (_FOLDER / name).exists()]
 
 
-def _hosts(prefix: str, notes: list[str]) -> Hosts:
+def hosts_of(prefix: str, notes: Sequence[str] = ()) -> Hosts:
+    """The hosts of that prefix, which need not exist yet; `notes` become a part of `isolation`."""
     ws, backend, runner = (
         Host(name, address, _FOLDER / f"{prefix}-{name}", prefix)
         for name, address in _ADDRESSES.items()
@@ -116,12 +121,12 @@ def _hosts(prefix: str, notes: list[str]) -> Hosts:
     return Hosts(ws=ws, backend=backend, runner=runner, isolation=[apart, together, *notes])
 
 
-async def _build(prefix: str) -> list[str]:
+async def _build(prefix: str, way_out: str) -> list[str]:
     """Make the namespaces; returns a sentence about each thing that could not be changed."""
     for command in _building(prefix):
         done = await run(command)
         if not done.is_fine:
-            raise HostsUnavailable(f"`{' '.join(command)}` says: {done.complaint}; {_WAY_OUT}")
+            raise HostsUnavailable(f"`{' '.join(command)}` says: {done.complaint}; {way_out}")
     return await _widen_source_ports(prefix)
 
 
@@ -146,7 +151,7 @@ async def _widen_source_ports(prefix: str) -> list[str]:
     """Let the runner, which opens all the connections, use every possible source port."""
     first, last = _SOURCE_PORTS
     write = f"echo {first} {last} > /proc/sys/net/ipv4/ip_local_port_range"
-    runner = _hosts(prefix, []).runner
+    runner = hosts_of(prefix).runner
     done = await run(runner.command(["sh", "-c", write]))
     if done.is_fine:
         return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import msgspec
 
-from trio_odin.lab.fleet.latency import Durations
+from trio_odin.lab.fleet.latency import Durations, Fairness
 from trio_odin.lab.fleet.workload import Workload
 from trio_odin.lab.machine import Machine
 
@@ -165,6 +165,7 @@ class LoadResult:
         latency: from the planned moment of an event to its receipt, so lateness cannot hide (no
             coordinated omission). Events after the end of the hold are included, unless all
             connections were cut then.
+        fairness: the latencies of the worst off, beside those of the median connection.
         health: the server's own report before the first connect and before the last close.
         client_cores, busiest_client_cores: CPU of all clients, and of the busiest process.
     """
@@ -206,6 +207,7 @@ class LoadResult:
     delivered: int = 0
     lost: int = 0
     latency: Durations | None = None
+    fairness: Fairness | None = None
     client_cores: float = 0.0
     busiest_client_cores: float = 0.0
     server: ServerFigures = attrs.field(factory=ServerFigures)

@@ -19,7 +19,7 @@ import attrs
 import trio
 
 from trio_odin.lab.fleet.fleets import Fleets, fleets
-from trio_odin.lab.fleet.latency import durations, percentile_ms
+from trio_odin.lab.fleet.latency import durations, fairness, percentile_ms
 from trio_odin.lab.fleet.limits import LoadImpossible
 from trio_odin.lab.fleet.plan import Collected, Summary, merged
 from trio_odin.lab.load.clients import fleet_plans
@@ -221,6 +221,7 @@ class Load:
         await self._publisher.start()
         if self._plan.churn_per_second:
             await self._crowd.begin("churn")
+        await self._crowd.begin("watch")
         self._pages.hold.append(await self._ask())
         await self._window("hold", self._plan.hold_seconds)
 
@@ -253,8 +254,10 @@ class Load:
             return
         last = -1
         began = time.monotonic()
-        while (now := time.monotonic()) - began < _ARRIVAL_SECONDS:
+        now = began
+        while now - began < _ARRIVAL_SECONDS:
             received = (await self._crowd.progress()).received
+            now = time.monotonic()  # a fleet that is behind answers late
             if received != last:
                 last, self._arrived = received, now
             quiet_from = self._arrived if self._publisher.is_ours else began
@@ -377,6 +380,7 @@ class Load:
             delivered=came.delivered,
             lost=came.lost,
             latency=durations(self._latencies),
+            fairness=fairness(summary.p99_steps),
             frames_per_read=_ratio(held.received.received, held.reads),
             client_cores=_ratio(held.cpu_seconds, seconds),
             busiest_client_cores=_ratio(self._busiest_cpu, seconds),
