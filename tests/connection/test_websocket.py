@@ -179,6 +179,20 @@ async def test_a_fault_in_handling_a_message_is_raised(fault: Exception) -> None
     assert caught.value is fault
 
 
+@pytest.mark.parametrize("event", [Ping(b"x"), CLOSE])
+async def test_a_peer_that_has_gone_before_its_answer_ends_the_connection(event: Event) -> None:
+    _, take = taking()
+    server, client = pair(take)
+    await client.send(event)
+
+    async def gone() -> None:
+        raise trio.BrokenResourceError
+
+    server._stream.send_stream.send_all_hook = gone  # type: ignore[attr-defined]
+    with trio.fail_after(1):
+        await server.read()
+
+
 async def test_a_ping_gets_its_pong(nursery: trio.Nursery) -> None:
     taken, take = taking()
     server, client = pair(take)

@@ -26,9 +26,11 @@ class Recorder:
             self.turns.append((self.name, self.deferred))
             self.deferred = []
 
-    def take_turn(self) -> None:
+    def take_turn(self) -> int:
+        count = len(self.deferred or ())
         self.flush()
         self.deferred = None
+        return count
 
 
 def publication(number: int) -> Publication:
@@ -101,3 +103,16 @@ async def test_an_event_is_timed_until_its_last_write() -> None:
         queue.flush(0.0)
         written.append((len(turns), sum(ledger.fan_out.counts)))
     assert written == [(8, 1), (16, 1), (24, 2), (32, 2), (40, 3)]
+
+
+async def test_the_clock_is_looked_at_after_eight_single_turns_or_one_of_many() -> None:
+    turns: list[tuple[int, list[Publication]]] = []
+    recorders: list[Any] = [Recorder(name, turns) for name in range(20)]
+    queue = FlushQueue(Ledger())
+    queue.defer(publication(1), recorders)
+    queue.flush(0.0)
+    assert len(turns) == 8
+    for number in range(2, 102):
+        queue.defer(publication(number), recorders)
+    queue.flush(0.0)
+    assert len(turns) == 9

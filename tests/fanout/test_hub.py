@@ -38,12 +38,13 @@ class Recorder:
         self.writes += 1
         return len(frame)
 
-    def take_turn(self) -> None:
-        for publication in self.deferred or []:
+    def take_turn(self) -> int:
+        deferred, self.deferred = self.deferred or [], None
+        for publication in deferred:
             self.seq += 1
             self.frames.append(publication.frame(self.seq))
-        self.deferred = None
         self.writes += 1
+        return len(deferred)
 
 
 @attrs.define(eq=False)
@@ -63,10 +64,10 @@ class SlowMember(FakeMember):
 class _SlowRecorder(Recorder):
     clock: trio.testing.MockClock | None = None
 
-    def take_turn(self) -> None:
-        super().take_turn()
+    def take_turn(self) -> int:
         assert self.clock is not None
         self.clock.jump(0.001)
+        return super().take_turn()
 
 
 def message(subject: str, payload: bytes = b"1") -> NatsMessage:
@@ -187,6 +188,35 @@ async def test_the_hub_ends_with_its_inbound_queue_and_loses_nothing(
     assert len(member.outbound.frames) == 10
 
 
+async def test_no_more_than_so_many_messages_are_taken_before_all_have_the_first(
+    hub: Hub[Any], nursery: trio.Nursery, mock_clock: trio.testing.MockClock
+) -> None:
+    """What a connection may have deferred is bounded; the inbound queue sheds and counts."""
+    inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage](1000)
+    members = [SlowMember(mock_clock) for _ in range(20)]
+    for member in members:
+        hub.registry.subscribe(member.outbound, ["BTC.trade"])
+    for _ in range(1000):
+        inbound_send.send_nowait(message("odin.token.BTC.trade"))
+    inbound_send.close()
+    most = 0
+    async with trio.open_nursery() as together:
+        together.start_soon(hub.run, inbound_receive)
+        while not all(len(member.outbound.frames) == 1000 for member in members):
+            most = max(most, *(len(member.outbound.deferred or ()) for member in members))
+            await trio.lowlevel.checkpoint()
+    assert 200 < most <= 256
+
+
+async def test_a_message_is_not_written_before_what_is_deferred(hub: Hub[Any]) -> None:
+    member = FakeMember()
+    hub.registry.subscribe(member.outbound, ["BTC.trade"])
+    hub.publish(message("odin.token.BTC.trade"), is_alone=False)
+    hub.publish(message("odin.token.BTC.trade"))
+    assert member.outbound.frames == []
+    assert len(member.outbound.deferred) == 2
+
+
 async def test_messages_that_wait_together_do_not_wait_for_a_turn_each(
     hub: Hub[Any], nursery: trio.Nursery
 ) -> None:
@@ -263,9 +293,9 @@ class OrderedRecorder(Recorder):
         self.order.append(self.number)
         return super().deliver(publication, frames)
 
-    def take_turn(self) -> None:
+    def take_turn(self) -> int:
         self.order.append(self.number)
-        super().take_turn()
+        return super().take_turn()
 
 
 async def published(hub: Hub[Any], *messages: NatsMessage) -> None:

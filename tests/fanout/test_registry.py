@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from trio_odin.fanout.registry import Registry
+from trio_odin.fanout.registry import Registry, _Channel
 
 SUBSCRIBERS = st.integers(0, 3)
 CHANNELS = st.sampled_from(["A.trade", "B.trade", "C.trade", "D.social", "E.social"])
@@ -206,11 +206,29 @@ def crowded() -> tuple[Registry[str], list[Any], list[Any]]:
     return registry, channels_used, subscribers_used
 
 
+@pytest.fixture
+def changed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The channels whose subscribers are searched or changed, in order."""
+    names: list[str] = []
+
+    def spied(then: Callable[..., bool]) -> Callable[..., bool]:
+        def note(channel: _Channel[str], *args: Any) -> bool:
+            names.append(channel.name)
+            return then(channel, *args)
+
+        return note
+
+    for name in ("add", "remove"):
+        monkeypatch.setattr(_Channel, name, spied(getattr(_Channel, name)))
+    return names
+
+
 def test_a_departure_touches_only_its_own_channels(
-    crowded: tuple[Registry[str], list[Any], list[Any]],
+    crowded: tuple[Registry[str], list[Any], list[Any]], changed: list[str]
 ) -> None:
     registry, channels_used, subscribers_used = crowded
     registry.remove("me")
+    assert sorted(changed) == ["mine.trade", "own7.trade", "shared.trade"]
     assert set(channels_used) <= {"shared.trade", "own7.trade", "mine.trade"}
     assert set(subscribers_used) == {"me"}
     assert len(channels_used) + len(subscribers_used) < 20
@@ -219,11 +237,12 @@ def test_a_departure_touches_only_its_own_channels(
 
 
 def test_a_request_touches_only_the_channels_it_names(
-    crowded: tuple[Registry[str], list[Any], list[Any]],
+    crowded: tuple[Registry[str], list[Any], list[Any]], changed: list[str]
 ) -> None:
     registry, channels_used, subscribers_used = crowded
     assert registry.unsubscribe("me", ["shared.trade", "own8.trade"]) == 2
     assert registry.subscribe("me", ["own9.trade"]) == 3
+    assert changed == ["shared.trade", "own8.trade", "own9.trade"]
     assert set(channels_used) <= {"shared.trade", "own8.trade", "own9.trade"}
     assert set(subscribers_used) == {"me"}
     assert len(channels_used) + len(subscribers_used) < 20

@@ -235,6 +235,28 @@ def test_an_end_directly_after_the_handshake_is_noticed_with_its_reason(
     assert text in str(error)
 
 
+async def test_a_fault_of_a_listener_ends_the_connection_though_more_comes() -> None:
+    """Under trio-asyncio, which ends its loop at an exception that nobody handles."""
+
+    async def until_lost() -> Exception | None:
+        def fail(_: Msg) -> None:
+            raise RuntimeError("our fault")
+
+        server, url = await fake_nats(*[b"MSG odin.token.BTC.trade 1 2\r\n{}\r\n" * 50] * 3000)
+        async with server, nats_link([url], name="test", on_error=_ignore) as link:
+            await link.client.listen("odin.token.>", fail)
+            await link.wait_lost()
+            await asyncio.sleep(0.1)
+        return link.lost_by
+
+    with trio.fail_after(_SECONDS):
+        async with trio_asyncio.open_loop() as loop:
+            spare_detours(loop)
+            error = await trio_asyncio.aio_as_trio(until_lost)()
+    assert isinstance(error, Unreadable)
+    assert str(error) == "RuntimeError: our fault"
+
+
 def test_a_late_pong_does_no_harm() -> None:
     async def ping_twice() -> bool:
         late = asyncio.Event()

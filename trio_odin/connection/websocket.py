@@ -7,7 +7,7 @@ from contextlib import nullcontext, suppress
 from typing import Any
 
 import trio
-from trio_websocket import WebSocketConnection
+from trio_websocket import ConnectionClosed, WebSocketConnection
 from trio_websocket._impl import CloseReason  # not exported, but the type of a public property
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
@@ -143,7 +143,10 @@ class ServerWebSocket(WebSocketConnection):
                 break
             self._wsproto.receive_data(data)
             del data
-            await self._handle_events()
+            try:
+                await self._handle_events()
+            except ConnectionClosed:  # the peer has gone while it was answered
+                break
 
     async def _handle_events(self) -> None:
         for event in self._wsproto.events():

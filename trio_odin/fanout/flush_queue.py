@@ -15,8 +15,10 @@ from trio_odin.fanout.outbound import Outbound, defer
 from trio_odin.fanout.publication import Publication
 from trio_odin.ledger.counters import Ledger
 
+# What joins its frames in one write costs about as much as these frames.
+_FRAMES_OF_A_WRITE = 8
 # The clock costs as much as a fortieth of a write.
-_TURNS_BETWEEN_LOOKS = 8
+_FRAMES_BETWEEN_LOOKS = 8 * (_FRAMES_OF_A_WRITE + 1)
 
 
 class FlushQueue:
@@ -53,13 +55,14 @@ class FlushQueue:
     def flush(self, seconds: float) -> None:
         """Serve connections for this long. Does not wait."""
         waiting, ends_at = self._waiting, trio.current_time() + seconds
+        frames = 0  # since the last look at the clock
         while waiting:
-            turns = min(_TURNS_BETWEEN_LOOKS, len(waiting))
-            for _ in range(turns):
-                waiting.popleft().take_turn()
-            self._served += turns
-            if trio.current_time() >= ends_at:
-                break
+            frames += _FRAMES_OF_A_WRITE + waiting.popleft().take_turn()
+            self._served += 1
+            if frames >= _FRAMES_BETWEEN_LOOKS:
+                frames = 0
+                if trio.current_time() >= ends_at:
+                    break
         self._record()
 
     def _record(self) -> None:

@@ -106,11 +106,13 @@ class Outbound(OrderedStream):
         self._judge(self._queue(QueuedMessage(publication, seq, sent)))
         return 0
 
-    def take_turn(self) -> None:
-        """Hand over the deferred messages, and give up the place in the flush queue."""
+    def take_turn(self) -> int:
+        """Hand over the deferred messages, and give up the place in the flush queue. How many."""
         deferred, self.deferred = self.deferred, None
-        if deferred:
-            self._hand_over(deferred)
+        if not deferred:
+            return 0
+        self._hand_over(deferred)
+        return len(deferred)
 
     def flush(self) -> None:
         """Hand over the deferred messages, in one write if the socket takes it. Does not wait."""

@@ -158,7 +158,8 @@ class TotalClient(Client):
         except Exception as error:  # noqa: BLE001 - our own fault, whatever came
             lost = _fault(error)
         finally:
-            vars(reader).pop("feed_data", None)  # a reference cycle
+            if self._fault is None:  # else it takes nothing more
+                vars(reader).pop("feed_data", None)  # a reference cycle
         await self._process_op_err(self._fault or lost or nats.errors.UnexpectedEOF())
 
     def _listen_before(self, reader: Any) -> None:
