@@ -21,6 +21,7 @@ _SIZE = 3
 _READY_SECONDS = 90.0  # an election may fail several times where others have the processors
 _ANSWER_SECONDS = 1.0
 _LOOK_SECONDS = 0.05
+_NO_PEERS_YET = 10005  # "no suitable peers for placement"
 _SYSTEM = {"user": "system", "pass": "system"}
 
 # The system account has a user for its own requests; all others need none. The duration is the
@@ -80,7 +81,8 @@ class NatsCluster:
     ) -> dict[str, Any]:
         """Ask the JetStream API through one running node after the other, until there is an answer.
 
-        So a request may be carried out twice, if an answer is lost.
+        Where the leader of JetStream does not know what its peers have yet, that is none. So a
+        request may be carried out twice, if an answer is lost.
 
         Raises:
             trio.TooSlowError: nobody has answered within `seconds`.
@@ -89,7 +91,8 @@ class NatsCluster:
             while True:
                 for node in self.running:
                     with trio.move_on_after(_ANSWER_SECONDS):
-                        if (answer := await self._ask(node, subject, content)) is not None:
+                        answer = await self._ask(node, subject, content)
+                        if answer and answer.get("error", {}).get("err_code") != _NO_PEERS_YET:
                             return answer
                 await trio.sleep(_LOOK_SECONDS)
 
