@@ -30,7 +30,7 @@ _SHORT_TITLES = {
 # Okabe and Ito's colours, which people with any colour vision can distinguish. The floor is a
 # yardstick, not a rival, so it is grey.
 _FLOOR_COLOUR = "#777777"
-_COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7")
+_COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#f0e442")
 _MARKERS = "osD^vPX*"
 # Some versions of matplotlib type the keys as strings, others as literals.
 _RC: dict[Any, Any] = {
