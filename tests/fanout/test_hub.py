@@ -191,7 +191,7 @@ async def test_the_hub_ends_with_its_inbound_queue_and_loses_nothing(
 async def test_no_more_than_so_many_messages_are_taken_before_all_have_the_first(
     hub: Hub[Any], nursery: trio.Nursery, mock_clock: trio.testing.MockClock
 ) -> None:
-    """What a connection may have deferred is bounded; the inbound queue sheds and counts."""
+    """The messages deferred for a connection are bounded; the inbound queue sheds and counts."""
     inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage](1000)
     members = [SlowMember(mock_clock) for _ in range(20)]
     for member in members:

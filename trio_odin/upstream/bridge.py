@@ -305,13 +305,9 @@ class Bridge:
         """Find the position after which to go on in the stream, and inform the hub."""
         position = self._position
         if position.epoch:
-            info = await info_after_doubt(
-                client,
-                info,
-                is_lost=lambda now: now.epoch == position.epoch and position.was_emptied(now),
-            )
+            info = await info_after_doubt(client, info, is_lost=position.was_emptied_in_place)
         state = await self._state_with_witness(client, info)
-        if position.epoch == state.epoch and position.was_emptied(state):
+        if position.was_emptied_in_place(state):
             state = attrs.evolve(state, epoch=await count_generation_on(client, info))
         self._lose(*position.enter(state))  # at once: the link may be lost before the hub knows
         if self._nats_status.mode == "core":  # until now: the gap ends with the backfill

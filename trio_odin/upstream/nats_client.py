@@ -191,12 +191,12 @@ class TotalClient(Client):
         while (first := _first_in(received)) is not None:
             if isinstance(first, _Line) and first.verb not in _VERBS:
                 raise Unreadable(_shown(first.text))  # what comes after it may be anything
-            listener = self._listeners.get(first.sid) if isinstance(first, _Message) else None
-            if listener is None:
-                pass_on(bytes(received[: first.size]))
-            del received[: first.size]
-            if listener is not None and isinstance(first, _Message):
+            if isinstance(first, _Message) and (listener := self._listeners.get(first.sid)):
+                del received[: first.size]
                 listener(self._message_of(first))
+            else:
+                pass_on(bytes(received[: first.size]))
+                del received[: first.size]
 
     def _message_of(self, message: _Message) -> Msg:
         is_to_inbox = message.subject.startswith(self._inbox_prefix)

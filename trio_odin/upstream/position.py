@@ -85,6 +85,10 @@ class StreamPosition:
         )
         return state.last < self.offset or is_other
 
+    def was_emptied_in_place(self, state: StreamState) -> bool:
+        """Whether the stream counts anew under the epoch that we know, so needs another one."""
+        return state.epoch == self.epoch and self.was_emptied(state)
+
     def enter(self, state: StreamState) -> list[Gap]:
         """Find the position after which to go on in the stream; returns what was lost.
 

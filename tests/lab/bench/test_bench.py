@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 import trio
 
+from tests.lab.interrupting import interrupt
 from trio_odin.lab.bench.targets import OUR_SETTINGS, TARGETS
 
 pytestmark = pytest.mark.e2e
@@ -63,21 +62,10 @@ async def test_a_missing_peer_gives_a_sentence(nats_url: str) -> None:
 
 def test_an_interrupt_ends_every_process_and_shows_the_results() -> None:
     command = [*BENCH, "--quick", "--connections", "50", "--hold", "60", "--subjects", "odin"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as bench:
-        assert bench.stderr is not None
-        for line in bench.stderr:
-            if ": W: " in line:
-                break
-        children = psutil.Process(bench.pid).children(recursive=True)
-        assert len(children) == 3  # nats-server, the server, the clients
-        bench.send_signal(signal.SIGINT)
-        output, errors = bench.communicate(timeout=30)
-    assert bench.returncode == 130
-    assert "Traceback" not in output + errors
-    _, alive = psutil.wait_procs(children, timeout=5)
-    assert not alive
+    ended = interrupt(command, at=": W: ")
+    assert ended.children == 3  # nats-server, the server, the clients
+    assert (ended.returncode, ended.left) == (130, 0)
+    assert "Traceback" not in ended.output + ended.errors
 
 
 @pytest.mark.parametrize(
@@ -100,7 +88,7 @@ def test_an_interrupt_ends_every_process_and_shows_the_results() -> None:
         (["--python", "/bin/pwd"], "'/bin/pwd': it has to be a Python with trio-odin"),
         (["--python", "a" * 300], "it has to be a Python with trio-odin"),
         (["--connections", "0"], "0 is not in the range"),
-        (["--bridge", "--prefix", "a-b"], "'a-b' is no prefix"),
+        (["--bridge", "--prefix", "a-b"], "'a-b' cannot be a prefix"),
         (["--bridge", "--peer", "far=ws://a:1/"], "--peer cannot be combined with --bridge"),
     ],
 )

@@ -9,10 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.lab.hosts.rig import PREFIX, leftovers, needs_namespaces
+from tests.lab.interrupting import interrupt
 from trio_odin.lab.bench.bridge import command_again, over_bridge, run_on_runner
 from trio_odin.lab.bench.plan import BenchPlan
 from trio_odin.lab.bench.targets import TARGETS, Place, Target, command_at, ours
@@ -84,20 +84,9 @@ def test_a_bench_over_the_bridge_receives_every_event_and_leaves_nothing(tmp_pat
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_every_process_and_removes_the_hosts(number: signal.Signals) -> None:
     command = [*BENCH, "--targets", "odin", "--hold", "60", *BRIDGE]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as bench:
-        assert bench.stderr is not None
-        for line in bench.stderr:
-            if ": W: " in line:
-                break
-        children = psutil.Process(bench.pid).children(recursive=True)
-        assert len(children) == 4  # the bench on the runner, nats-server, the server, the clients
-        bench.send_signal(number)
-        output, errors = bench.communicate(timeout=30)
-    assert bench.returncode == 130
-    assert "network: bridge" in " ".join(output.split())
-    assert "Traceback" not in output + errors
-    _, alive = psutil.wait_procs(children, timeout=5)
-    assert not alive
+    ended = interrupt(command, at=": W: ", number=number)
+    assert ended.children == 4  # the bench on the runner, nats-server, the server, the clients
+    assert (ended.returncode, ended.left) == (130, 0)
+    assert "network: bridge" in " ".join(ended.output.split())
+    assert "Traceback" not in ended.output + ended.errors
     assert leftovers() == []

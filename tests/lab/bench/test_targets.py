@@ -86,7 +86,7 @@ def test_an_unknown_dialect_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="dialect") as caught:
         parse_peer("far=ws://a:1/ws,klingon")
     assert str(caught.value) == (
-        "'klingon' is no dialect: allowed is one of odin, nats, centrifugo, and pid=N"
+        "'klingon' is not a known dialect: allowed is one of odin, nats, centrifugo, and pid=N"
     )
 
 

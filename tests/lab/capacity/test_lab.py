@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import psutil
 import pytest
 
 from tests.lab.hosts.rig import needs_ip_if_root
+from tests.lab.interrupting import interrupt
 from trio_odin.lab.capacity.runner import LabPlan, Told, run_lab
 from trio_odin.lab.capacity.stages import SERVER_SETTINGS, Stage, stage_of
 from trio_odin.lab.hosts.lock import lab_lock
@@ -147,28 +146,12 @@ def test_stages_1_and_2_pass_on_isolated_hosts_and_leave_nothing(tmp_path: Path)
 @pytest.mark.e2e
 @needs_root
 def test_an_interrupted_lab_is_torn_down_and_keeps_its_results(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [*LAB, *SHORT, "--hold", "60", "--out", str(tmp_path), "--prefix", PREFIX],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as lab:
-        assert lab.stderr is not None
-        for line in lab.stderr:
-            if "hold: " in line:
-                break
-        children = psutil.Process(lab.pid).children(recursive=True)
-        assert len(children) >= 5  # nats-server, publisher, server, load, its fleet
-        lab.send_signal(signal.SIGINT)
-        time.sleep(0.5)
-        lab.send_signal(signal.SIGINT)  # a second signal must not break the teardown
-        output, errors = lab.communicate(timeout=60)
-    assert lab.returncode == 130, output + errors
-    assert "Traceback" not in output + errors
-    assert "interrupted" in output
-    _, alive = psutil.wait_procs(children, timeout=5)
-    assert not alive
+    command = [*LAB, *SHORT, "--hold", "60", "--out", str(tmp_path), "--prefix", PREFIX]
+    ended = interrupt(command, at="hold: ", times=2)  # a second one must not break the teardown
+    assert ended.children >= 5  # nats-server, publisher, server, load, its fleet
+    assert (ended.returncode, ended.left) == (130, 0), ended.output + ended.errors
+    assert "Traceback" not in ended.output + ended.errors
+    assert "interrupted" in ended.output
     assert not [name for name in namespaces() if name.startswith(PREFIX)]
     result = read_verdict(tmp_path)
     assert result.interrupted

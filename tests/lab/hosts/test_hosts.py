@@ -130,7 +130,7 @@ def test_a_prefix_has_only_letters_and_digits(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "odin-ws", "1odin", "Odin", "../odin", "o" * 17, "odin\n"])
 def test_no_prefix_can_be_a_part_of_another_prefixs_names(text: str) -> None:
-    with pytest.raises(ValueError, match="is no prefix: it takes up to 16 small letters"):
+    with pytest.raises(ValueError, match="cannot be a prefix: allowed are up to 16 small letters"):
         check_prefix(text)
 
 

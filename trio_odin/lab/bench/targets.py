@@ -252,7 +252,8 @@ def parse_peer(text: str) -> Target:
     for dialect in dialects:
         if dialect not in DIALECTS:
             raise ValueError(
-                f"{dialect!r} is no dialect: allowed is one of {', '.join(DIALECTS)}, and pid=N"
+                f"{dialect!r} is not a known dialect: allowed is one of "
+                f"{', '.join(DIALECTS)}, and pid=N"
             )
     if len(pids) > 1 or len(dialects) > 1:
         raise ValueError(f"{text!r}: allowed is one dialect and one pid=N")

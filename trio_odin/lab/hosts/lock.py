@@ -24,7 +24,8 @@ def check_prefix(prefix: str) -> None:
     """
     if not _PREFIX.fullmatch(prefix):
         raise ValueError(
-            f"{prefix!r} is no prefix: it takes up to 16 small letters and digits, a letter first"
+            f"{prefix!r} cannot be a prefix: allowed are up to 16 small letters and digits, "
+            "a letter first"
         )
 
 
