@@ -45,7 +45,12 @@ from trio_odin.listener.port import Port, Queues
 from trio_odin.net.listening import Address, bound_address, inherited_sockets, open_listeners
 from trio_odin.overload.load import OtherWorkers
 from trio_odin.overload.load_monitor import LoadMonitor
-from trio_odin.overload.process import collect_what_leaked, cpu_seconds, resident_bytes
+from trio_odin.overload.process import (
+    collect_what_leaked,
+    collect_young,
+    cpu_seconds,
+    resident_bytes,
+)
 from trio_odin.overload.turns import Turns
 from trio_odin.settings.reload import Apply, ReadEnvironment, reload_settings
 from trio_odin.settings.settings import Settings
@@ -56,7 +61,8 @@ from trio_odin.upstream.gaps import Mark
 from trio_odin.upstream.nats_message import NatsMessage
 from trio_odin.workers.parent_link import ParentLink
 
-_COLLECT_SECONDS = 3600.0
+_COLLECT_SECONDS = 0.25
+_COLLECTIONS_BETWEEN_LOOKS = round(3600 / _COLLECT_SECONDS)
 _NATS_CHECK_SECONDS = 0.02
 
 _log = structlog.get_logger("server")
@@ -94,7 +100,7 @@ async def serve(
                 nursery.start_soon(server.hub.notices.run, name="notices")
                 nursery.start_soon(server.load_monitor.run, name="load monitor")
                 nursery.start_soon(server.turns.run, name="turns")
-                nursery.start_soon(server.collect_leaks, name="collector")
+                nursery.start_soon(server.collect_garbage, name="collector")
                 nursery.start_soon(server.log_summaries, name="summary")
                 if parent_link is not None:
                     nursery.start_soon(parent_link.run, server, name="parent link")
@@ -274,10 +280,12 @@ class Server:
                 break
         parent_link.tell(self.snapshot())
 
-    async def collect_leaks(self) -> None:
-        """Look for what only the garbage collector can free, now and then, until cancelled."""
+    async def collect_garbage(self) -> None:
+        """Collect a little all the time, and what leaked once an hour, until cancelled."""
         while True:
-            await trio.sleep(_COLLECT_SECONDS)
+            for _ in range(_COLLECTIONS_BETWEEN_LOOKS):
+                await trio.sleep(_COLLECT_SECONDS)
+                collect_young()
             collect_what_leaked(len(self.hub.members))
 
     async def log_summaries(self) -> None:

@@ -87,6 +87,16 @@ def _freeze_survivors(phase: str, _: dict[str, int]) -> None:
         gc.freeze()
 
 
+def collect_young() -> None:
+    """Collect the objects that were made since the last collection, while they are few.
+
+    The collector's own count does not grow while as many objects are freed as are made, but those
+    that were made are young. Each frame of a client replaces what its task was waiting in, so after
+    the pongs of ten thousand clients the next collection visited 145,000 objects, for 75 to 116 ms.
+    """
+    gc.collect(0)
+
+
 def collect_what_leaked(connections: int) -> None:
     """Collect in full if there are far more objects than the connections explain.
 
