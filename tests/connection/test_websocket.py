@@ -351,3 +351,28 @@ async def test_after_a_close_by_the_peer_the_server_sends_no_close() -> None:
     assert server.start_closing(1001, "leaving") is None
     assert server.closed is not None
     assert (server.closed.code, server.closed.reason) == (1000, "bye")
+
+
+async def test_others_have_a_turn_between_the_commands_of_one_read(nursery: trio.Nursery) -> None:
+    """A hundred commands in one piece must not hold up everyone for all of their work."""
+    turns = 0
+    taken_at: list[int] = []
+
+    async def take(_: str | bytes) -> None:
+        taken_at.append(turns)
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    server, client = pair(take)
+    await client.send(*(TextMessage(data=str(number)) for number in range(5)))
+    nursery.start_soon(other)
+    nursery.start_soon(server.read)
+    with trio.fail_after(5):
+        while len(taken_at) < 5:
+            await trio.lowlevel.checkpoint()
+    assert len(set(taken_at)) > 2
+    nursery.cancel_scope.cancel(reason="the test is over")

@@ -149,9 +149,13 @@ class ServerWebSocket(WebSocketConnection):
                 break
 
     async def _handle_events(self) -> None:
+        is_first = True
         for event in self._wsproto.events():
             match event:
                 case BytesMessage() | TextMessage():
+                    if not is_first:  # one read may bring a hundred commands
+                        await trio.lowlevel.checkpoint()
+                    is_first = False
                     await self._handle_message_event(event)
                 case Ping():
                     await self._handle_ping_event(event)
