@@ -6,7 +6,6 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, NoReturn, TypeVar
 
@@ -205,8 +204,9 @@ def run(function: Callable[[], Any], *mistakes: type[Exception]) -> Any:
     complaint = shortage = ""
     expected: tuple[type[Exception], ...] = (AddressUnavailable, *mistakes)
     try:
-        with suppress(KeyboardInterrupt):
-            result = trio.run(function, strict_exception_groups=True)
+        result = trio.run(function, strict_exception_groups=True)
+    except* KeyboardInterrupt:
+        pass
     except* expected as group:
         complaint = str(first_error(group))  # an exit here would become part of a group
     except* (MemoryError, RuntimeError) as group:
