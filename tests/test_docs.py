@@ -18,25 +18,24 @@ from wsproto.events import TextMessage
 
 from tests.connection.client import as_sent
 from tests.telemetry.snapshots import balanced
+from trio_odin.auth.grants import Grant
 from trio_odin.cli import main
 from trio_odin.connection.session import Session, SessionLimits
-from trio_odin.fanout.publication import Publication
+from trio_odin.fanout.feed import Feed
 from trio_odin.fanout.registry import Registry
 from trio_odin.fanout.replay_buffer import ReplayBuffer
-from trio_odin.fanout.resume_buffer import ResumeBuffer
 from trio_odin.lab.load.pages import parse_metrics
 from trio_odin.lab.model.tables import write_costs
 from trio_odin.lab.provenance import Provenance
 from trio_odin.ledger.counters import Traffic
-from trio_odin.ledger.reasons import CloseReason
+from trio_odin.ledger.reasons import CloseReason, GapReason
 from trio_odin.ledger.snapshot import Snapshot
 from trio_odin.settings.reading import variables
 from trio_odin.telemetry.exposition import render
 from trio_odin.telemetry.metrics import BUILD_NAME, HISTOGRAMS, SERIES, SUBSCRIPTIONS_NAME
-from trio_odin.upstream.gaps import Mark
+from trio_odin.upstream.gaps import Gap, Mark
 from trio_odin.upstream.nats_message import NatsMessage
 from trio_odin.upstream.status import NatsStatus
-from trio_odin.wire.channels import channel_of_subject
 from trio_odin.wire.commands import ErrorCode
 
 ROOT = Path(__file__).parent.parent
@@ -140,9 +139,9 @@ def test_the_costs_of_the_model_are_those_of_the_lab(tmp_path: Path) -> None:
 def test_the_examples_of_the_protocol_page_are_true() -> None:
     lines = _example_lines(ROOT / "docs" / "protocol.md")
     registry: Registry[str] = Registry()
-    resume_buffer = ResumeBuffer(max_age_seconds=30.0)
-    resume_buffer.note(Mark("63fc2bd2a9d40", 0))
-    session = _new_session(registry, resume_buffer)
+    feed = Feed(max_age_seconds=30.0, channels_max=100, max_bytes=10**6)
+    feed.note(Mark("63fc2bd2a9d40", 0))
+    session = _new_session(registry, feed)
     wire = Connection(ConnectionType.CLIENT)
     offset = 0
     pending: list[str] = []
@@ -154,16 +153,18 @@ def test_the_examples_of_the_protocol_page_are_true() -> None:
         assert not pending, f"the page does not show {pending}"
         if kind == "!":
             registry.remove("me")
-            session = _new_session(registry, resume_buffer)
+            if "a loss" in text:
+                feed.note(Mark("63fc2bd2a9d40", offset, gaps=(Gap(GapReason.WINDOW),)))
+            session = _new_session(registry, feed, has_nats="NATS is gone" not in text)
             continue
         if kind == ">":
             frames = as_sent(session.receive(text, now=0, unix_ms=UNIX_MS))
         else:
             offset += 1
-            frames = _publish(registry, resume_buffer, session, text, offset)
+            frames = _publish(registry, feed, session, text, offset)
         pending += _texts(wire, frames)
     assert not pending
-    assert len(lines) > 15
+    assert len(lines) > 45
 
 
 def _example_lines(page: Path) -> list[tuple[str, str]]:
@@ -172,16 +173,17 @@ def _example_lines(page: Path) -> list[tuple[str, str]]:
     return [(line[0], line[2:]) for line in lines]
 
 
-def _new_session(registry: Registry[str], resume_buffer: ResumeBuffer) -> Session[str]:
-    nats_status = NatsStatus(is_connected=True, mode="jetstream")
+def _new_session(registry: Registry[str], feed: Feed, *, has_nats: bool = True) -> Session[str]:
+    nats_status = NatsStatus(is_connected=has_nats, mode="jetstream")
     nats_status.heard_event(-1.9)
     nats_status.heard(-0.4)
     return Session(
         "me",
         registry,
         replay_buffer=ReplayBuffer(100),
-        resume_buffer=resume_buffer,
-        limits=SessionLimits(),
+        resume_buffer=feed.resume_buffer,
+        newest_events=feed.newest_events,
+        limits=SessionLimits(verify=lambda _: Grant(1759030638.0, "k", frozenset({"BTC.*"}))),
         traffic=Traffic(),
         nats_status=nats_status,
         now=0,
@@ -189,19 +191,15 @@ def _new_session(registry: Registry[str], resume_buffer: ResumeBuffer) -> Sessio
 
 
 def _publish(
-    registry: Registry[str],
-    resume_buffer: ResumeBuffer,
-    session: Session[str],
-    text: str,
-    offset: int,
+    registry: Registry[str], feed: Feed, session: Session[str], text: str, offset: int
 ) -> list[bytes]:
     subject, payload = text.split(" ", 1)
-    channel = channel_of_subject(subject)
-    assert channel is not None
-    resume_buffer.add(NatsMessage(subject, payload.encode(), offset, 0.0, UNIX_MS), channel)
-    if "me" not in registry.subscribers(channel):
+    taken = feed.add(NatsMessage(subject, payload.encode(), offset, 0.0, UNIX_MS))
+    assert taken.channel is not None
+    assert taken.resumable is not None
+    if "me" not in registry.subscribers_from(taken.channel, offset):
         return []
-    publication = Publication(channel, payload.encode(), offset=offset, unix_ms=UNIX_MS)
+    publication = taken.resumable.publication()
     return [publication.frame(session.replay_buffer.append(publication))]
 
 

@@ -58,7 +58,7 @@ from trio_odin.telemetry.log_lines import lines_dropped
 from trio_odin.telemetry.logs import set_log_level
 from trio_odin.upstream.bridge import Bridge
 from trio_odin.upstream.gaps import Mark
-from trio_odin.upstream.nats_message import NatsMessage
+from trio_odin.upstream.nats_message import NatsMessage, Newest
 from trio_odin.workers.parent_link import ParentLink
 
 _COLLECT_SECONDS = 0.25
@@ -163,7 +163,7 @@ class Server:
         self._parent_link = parent_link
         self._started_at = trio.current_time()
         # When it is full, the bridge sheds the newest message and counts it.
-        inbound_send, self.inbound_receive = trio.open_memory_channel[NatsMessage | Mark](
+        inbound_send, self.inbound_receive = trio.open_memory_channel[NatsMessage | Mark | Newest](
             settings.inbound_capacity
         )
         self.load_monitor = LoadMonitor(settings, self.ledger)

@@ -56,14 +56,18 @@ if [[ ! -e nats/users.conf ]]; then
   cat >nats/users.conf <<CONF
 authorization {
   users = [
-    # The server creates or adapts the stream, and reads it. It publishes no events.
+    # The server creates or adapts the stream, and reads it. It publishes no events. The mirror of
+    # the stream it may also delete: it makes a new one when the stream was made anew.
     {
       user: ws
       password: "$ws_password"
       permissions: {
         publish: {
-          allow: ["\$JS.API.>", "\$JS.FC.>"]
-          deny: ["\$JS.API.STREAM.DELETE.>", "\$JS.API.STREAM.PURGE.>", "\$JS.API.STREAM.MSG.DELETE.>"]
+          allow: [
+            "\$JS.API.INFO", "\$JS.API.STREAM.NAMES", "\$JS.API.STREAM.INFO.>", "\$JS.API.STREAM.CREATE.>",
+            "\$JS.API.STREAM.UPDATE.>", "\$JS.API.STREAM.MSG.GET.>", "\$JS.API.STREAM.DELETE.ODIN_TOKENS_NEWEST",
+            "\$JS.API.CONSUMER.CREATE.>", "\$JS.API.CONSUMER.INFO.>", "\$JS.FC.>"
+          ]
         }
         subscribe: ["odin.token.>", "_INBOX.>"]
       }

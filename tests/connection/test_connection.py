@@ -374,6 +374,7 @@ async def test_deferred_events_are_numbered_before_resumed_ones(
     nursery: trio.Nursery,
 ) -> None:
     rig = Rig(nursery)
+    rig.hub.nats_status.is_connected = True
     rig.hub.resume_buffer.add(
         NatsMessage("odin.token.ETH.trade", b"1", 1, trio.current_time()), "ETH.trade"
     )

@@ -13,22 +13,24 @@ from tests.connection.client import as_sent, objects_of, texts_of
 from tests.fanout.buffers import entered
 from trio_odin.auth.grants import Grant
 from trio_odin.connection.session import Session, SessionLimits
+from trio_odin.fanout.newest import UNKNOWN, NewestEvents
 from trio_odin.fanout.publication import Publication
 from trio_odin.fanout.registry import Registry
 from trio_odin.fanout.replay_buffer import ReplayBuffer
 from trio_odin.fanout.resume_buffer import ResumeBuffer
 from trio_odin.ledger.counters import Traffic
-from trio_odin.ledger.reasons import GapReason
+from trio_odin.ledger.reasons import GapReason, Rejection
 from trio_odin.upstream.gaps import Gap, Mark
 from trio_odin.upstream.nats_message import NatsMessage
 from trio_odin.upstream.status import NatsStatus
 from trio_odin.wire.channels import CHANNEL_RULE
 from trio_odin.wire.commands import ErrorCode
+from trio_odin.wire.handshake import reject
 
 CommandId: TypeAlias = str | int | None
 
 GOOD = ["BTC.trade", "BTC.social", "ETH.trade", "SOL.trade", "X-_9.balances", "DOGE.creation"]
-BAD = ["BTC", "", ".", "BTC.*", "*.trade", "BTC.trade.x", "BTC.trade\r\n", "É.trade", ">"]
+BAD = ["BTC", "", ".", "*", "B*.trade", ">.trade", "BTC.trade.x", "BTC.trade\r\n", "É.trade"]
 UNIX_MS = 1759027038365
 
 # --- a model of the conversation, in plain lists and dicts
@@ -114,16 +116,21 @@ class Conversations(RuleBasedStateMachine):
         allowed, bad, excess = self.models[who].subscribe(asked)
         form = {"channels": asked} if flat else {"data": {"channels": asked}}
         replies = objects_of(self.say(who, command_id, type="subscribe", **form))
-        echo = {} if command_id is None else {"id": command_id}
+        count = len(self.models[who].channels)
+        ack: dict[str, Any] = {"type": "subscription_ack", "subscribed": allowed, "count": count}
+        refusals = (("INVALID_CHANNEL", bad), ("TOO_MANY_CHANNELS", excess))
+        if command_id is not None:
+            named = [{"channel": one, "code": code} for code, names in refusals for one in names]
+            refused_too = {"refused": named} if named else {}
+            assert replies == [ack | refused_too | {"id": command_id}], "one answer to one id"
+            return
         if allowed or not asked:
-            count = len(self.models[who].channels)
-            ack = {"type": "subscription_ack", "subscribed": allowed, "count": count}
-            assert replies.pop(0) == ack | echo
-        for code, refused in (("INVALID_CHANNEL", bad), ("TOO_MANY_CHANNELS", excess)):
+            assert replies.pop(0) == ack
+        for code, refused in refusals:
             if refused:
                 error = replies.pop(0)
                 message = error.pop("message")
-                assert error == {"type": "error", "code": code} | echo
+                assert error == {"type": "error", "code": code}
                 assert all(repr(channel) in message for channel in refused[:8])
                 assert not any(repr(channel) in message for channel in allowed)
         assert replies == []
@@ -178,13 +185,14 @@ class Conversations(RuleBasedStateMachine):
         kept, asked = self.models[who].replay(first, last)
         assert frames[: len(kept)] == kept, "the original bytes"
         rest = objects_of(frames[len(kept) :])
-        if len(kept) == asked:
-            assert rest == []
-        else:
-            (incomplete,) = rest
+        echo = {} if command_id is None else {"id": command_id}
+        counts = {"sent": len(kept), "total": asked}
+        if len(kept) < asked:
+            incomplete = rest.pop(0)
             assert incomplete.pop("message")
-            numbers = {"type": "replay_incomplete", "sent": len(kept), "total": asked}
-            assert incomplete == numbers | ({} if command_id is None else {"id": command_id})
+            assert incomplete == {"type": "replay_incomplete", **counts} | echo
+        done = {"type": "replay_done", **counts} | echo
+        assert rest == ([] if command_id is None else [done])
 
     @rule(who=WHO, command_id=IDS)
     def heartbeat(self, who: int, command_id: CommandId) -> None:
@@ -219,6 +227,13 @@ TestConversations.settings = settings(max_examples=80, stateful_step_count=40)
 # --- every row of the wire document
 
 
+def unproven() -> NewestEvents:
+    """Newest events from which nothing follows for a resume: the resume buffer alone decides."""
+    newest_events = NewestEvents(channels_max=1000, max_bytes=10**6)
+    newest_events.forget_all(UNKNOWN)
+    return newest_events
+
+
 @attrs.define
 class Client:
     """One session, and a client's way to talk with it."""
@@ -226,9 +241,10 @@ class Client:
     limits: SessionLimits = attrs.field(factory=SessionLimits)
     registry: Registry[str] = attrs.field(factory=Registry)
     traffic: Traffic = attrs.field(factory=Traffic)
-    nats_status: NatsStatus = attrs.field(factory=NatsStatus)
+    nats_status: NatsStatus = attrs.field(factory=lambda: NatsStatus(is_connected=True))
     now: float = 1000.0
     resume_buffer: ResumeBuffer = attrs.field(factory=entered)
+    newest_events: NewestEvents = attrs.field(factory=unproven)
     session: Session[str] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -237,6 +253,7 @@ class Client:
             self.registry,
             replay_buffer=ReplayBuffer(self.limits.replay_capacity),
             resume_buffer=self.resume_buffer,
+            newest_events=self.newest_events,
             limits=self.limits,
             traffic=self.traffic,
             nats_status=self.nats_status,
@@ -387,11 +404,11 @@ def test_the_total_leaves_out_numbers_that_were_never_used(client: Client) -> No
 @pytest.mark.parametrize("most", [0, 3])
 def test_a_cut_replay_reports_how_many_came(client: Client, most: int) -> None:
     frames = client.publish(5)
-    got = client.frames('{"type":"replay","data":{"since":0},"id":1}', most=most)
+    got = client.frames('{"type":"replay","data":{"since":0}}', most=most)
     assert got[:-1] == frames[:most]
     (end,) = objects_of(got[-1:])
     assert "read" in end.pop("message")
-    assert end == {"type": "replay_incomplete", "sent": most, "total": 5, "id": 1}
+    assert end == {"type": "replay_incomplete", "sent": most, "total": 5}
     assert client.traffic.replayed == most
 
 
@@ -438,8 +455,8 @@ def test_an_id_comes_back_unchanged(content: dict[str, Any], command_id: str | i
 def test_resent_envelopes_have_no_id(client: Client) -> None:
     client.publish(2)
     replies = client.say('{"type":"replay","data":{"since":0},"id":7}')
-    assert len(replies) == 2
-    assert not any("id" in reply for reply in replies)
+    assert len(replies) == 3
+    assert ["id" in reply for reply in replies] == [False, False, True]
 
 
 def test_without_an_id_the_answer_has_none(client: Client) -> None:
@@ -456,6 +473,125 @@ def test_a_command_with_a_bad_id_is_refused_without_effect(client: Client, comma
     assert error.pop("message").startswith("`id` has to be")
     assert error == {"type": "error", "code": "INVALID_COMMAND"}
     assert client.registry.channel_count() == 0
+
+
+# --- answers for programs
+
+
+def test_all_that_is_refused_is_in_the_one_answer_to_an_id() -> None:
+    limits = SessionLimits(max_channels=3, max_patterns=1)
+    client = Client(limits)
+    client.session.grant = Grant(2e9, "k", frozenset({"BTC.*", "ETH.*", "*.trade"}))
+    asked = ["BTC.trade", "no", "SOL.social", "BTC.*", "ETH.*", "ETH.trade", "X.trade", ">"]
+    (ack,) = client.say(json.dumps({"type": "subscribe", "channels": asked, "id": "i"}))
+    assert ack["subscribed"] == ["BTC.trade", "BTC.*", "ETH.trade"]
+    assert {one["channel"]: one["code"] for one in ack["refused"]} == {
+        "no": "INVALID_CHANNEL",
+        "SOL.social": "FORBIDDEN_CHANNEL",
+        ">": "FORBIDDEN_CHANNEL",
+        "ETH.*": "TOO_MANY_PATTERNS",
+        "X.trade": "TOO_MANY_CHANNELS",
+    }
+    assert client.traffic.errors.total() == 4, "one for each code"
+
+
+def test_refused_names_are_bounded() -> None:
+    (ack,) = Client().say(json.dumps({"type": "subscribe", "channels": ["x"] * 1000, "id": 1}))
+    assert (len(ack["refused"]), ack["refused_total"]) == (256, 1000)
+
+
+def test_a_server_may_take_no_patterns() -> None:
+    client = Client(SessionLimits(max_patterns=0))
+    (error,) = client.subscribe("BTC.*")
+    assert (error["code"], error["message"]) == (
+        "TOO_MANY_PATTERNS",
+        "Not subscribed to 'BTC.*': this server takes no patterns",
+    )
+
+
+def test_channels_are_listed_page_by_page_and_only_those_that_are_allowed() -> None:
+    client = Client()
+    for number in range(600):
+        offset = number + 1
+        channel = f"T{number:03}.trade" if number % 2 else f"T{number:03}.social"
+        message = NatsMessage(f"odin.token.{channel}", b"1", offset, 0.0)
+        client.newest_events.add(channel, message)
+    client.session.grant = Grant(2e9, "k", frozenset({"*.trade"}))
+    seen: list[str] = []
+    command: dict[str, Any] = {"type": "channels", "id": 1}
+    while command:
+        (page,) = client.say(json.dumps(command))
+        assert page["id"] == 1
+        assert len(page["channels"]) <= 256
+        seen += [one["channel"] for one in page["channels"]]
+        assert all(one["offset"] for one in page["channels"])
+        command = {**command, "after": page["next"]} if "next" in page else {}
+    assert seen == [f"T{number:03}.trade" for number in range(1, 600, 2)]
+    (page,) = client.say('{"type":"channels","data":{"prefix":"T01"}}')
+    expected = [f"T{number:03}.trade" for number in range(11, 20, 2)]
+    assert [one["channel"] for one in page["channels"]] == expected
+    (page,) = client.say('{"type":"channels","prefix":"nobody"}')
+    assert page == {"type": "channels", "channels": []}
+
+
+def test_without_tokens_a_new_one_changes_nothing(client: Client) -> None:
+    client.subscribe("BTC.trade")
+    assert client.say('{"type":"token","token":"x","id":1}') == [
+        {"type": "token_ack", "expires_at": None, "unsubscribed": [], "count": 1, "id": 1}
+    ]
+    (error,) = client.say('{"type":"token","id":2}')
+    assert (error["code"], error["id"]) == ("INVALID_COMMAND", 2)
+
+
+def test_a_snapshot_that_cannot_wait_says_how_much_was_sent() -> None:
+    client = Client(SessionLimits(snapshot_events=3))
+    for offset in range(1, 6):
+        channel = f"T{offset}.trade"
+        message = NatsMessage(f"odin.token.{channel}", b"1", offset, 0.0)
+        client.newest_events.add(channel, message)
+    command = '{"type":"subscribe","channels":[">"],"snapshot":true}'
+    ack, *events, done = objects_of(client.frames(command, most=2))
+    assert ack["subscribed"] == [">"]
+    assert [one["seq"] for one in events] == [1, 2]
+    assert "read" in done.pop("message")
+    assert done == {"type": "snapshot_done", "sent": 2, "total": 5}
+    assert client.session.replay_buffer.seq == 2, "what did not fit takes no number"
+    assert client.traffic.snapshots == 2
+    other = Client(client.limits, newest_events=client.newest_events)
+    _, *events, done = other.say(command)
+    assert [one["offset"] for one in events] == [3, 4, 5], "the ones with news"
+    assert "more channels" in done["message"]
+
+
+def test_looking_at_very_many_channels_counts_as_several_commands() -> None:
+    client = Client()
+    for offset in range(1, 1001):
+        channel = f"T{offset}.trade"
+        message = NatsMessage(f"odin.token.{channel}", b"1", offset, 0.0)
+        client.newest_events.add(channel, message)
+    for command in (
+        '{"type":"subscribe","channels":[">"],"snapshot":true}',
+        '{"type":"subscribe","channels":["*.*"],"after":1}',
+        '{"type":"channels","id":"of those that a token allows"}',
+    ):
+        other = Client(newest_events=client.newest_events)
+        other.session.grant = Grant(
+            2e9, "k", frozenset({"*.trade"}) if "token" in command else None
+        )
+        happen(other, "BTC.trade")
+        other.say(command)
+        allowed = 0
+        while outcome(other.say('{"type":"heartbeat"}')) == "pong":
+            allowed += 1
+        assert 90 < allowed < 99
+
+
+def test_a_client_that_asks_for_notices_learns_that_nats_is_gone_once() -> None:
+    client = Client(nats_status=NatsStatus())
+    command = '{"type":"subscribe","channels":["BTC.trade"],"notices":true}'
+    assert [one["type"] for one in client.say(command)] == ["subscription_ack", "upstream"]
+    assert [one["type"] for one in client.say(command)] == ["subscription_ack"]
+    assert [one["type"] for one in client.subscribe("ETH.trade")] == ["subscription_ack"]
 
 
 # --- errors: every code
@@ -487,6 +623,18 @@ def error_too_many_channels(client: Client) -> dict[str, Any]:
     return error
 
 
+def error_too_many_patterns(client: Client) -> dict[str, Any]:
+    _, error = client.subscribe(*(f"T{number}.*" for number in range(17)))
+    return error
+
+
+def error_invalid_token(client: Client) -> dict[str, Any]:
+    refuse = attrs.evolve(client.limits, verify=lambda _: reject(Rejection.UNAUTHORIZED))
+    client.session._limits = refuse
+    (error,) = client.say('{"type":"token","token":"x"}')
+    return error
+
+
 def error_rate_limit_exceeded(client: Client) -> dict[str, Any]:
     for _ in range(100):
         client.say('{"type":"heartbeat"}')
@@ -514,18 +662,18 @@ def test_after_any_error_the_conversation_goes_on() -> None:
 
 
 def test_good_channels_are_subscribed_and_bad_ones_named(client: Client) -> None:
-    ack, error = client.subscribe("BTC.trade", "BTC", "ETH.trade", "*.trade")
+    ack, error = client.subscribe("BTC.trade", "BTC", "ETH.trade", "*")
     assert ack == {
         "type": "subscription_ack",
         "subscribed": ["BTC.trade", "ETH.trade"],
         "count": 2,
     }
     assert error["code"] == "INVALID_CHANNEL"
-    assert error["message"] == f"Not subscribed to 'BTC', '*.trade': {CHANNEL_RULE}"
+    assert error["message"] == f"Not subscribed to 'BTC', '*': {CHANNEL_RULE}"
 
 
 def test_if_all_channels_are_bad_there_is_no_ack(client: Client) -> None:
-    assert [reply["type"] for reply in client.subscribe("BTC", ">")] == ["error"]
+    assert [reply["type"] for reply in client.subscribe("BTC", ">.>")] == ["error"]
     assert client.registry.subscription_counts() == []
 
 
@@ -865,6 +1013,7 @@ def test_a_plain_heartbeat_is_answered_as_before(client: Client, text: str) -> N
     ],
 )
 def test_a_heartbeat_can_tell_a_quiet_market_from_a_lost_nats(client: Client, text: str) -> None:
+    client.nats_status.is_connected = False
     asked = {"type": "pong", "ts": UNIX_MS, "id": 4}
     never = {"nats": "disconnected", "age_ms": None, "event_age_ms": None, "offset": 0}
     assert client.say(text) == [asked | never]

@@ -63,9 +63,12 @@ async def client_of(server: Server, *channels: str) -> AsyncIterator[ClientConne
         yield client
 
 
-async def receive(client: ClientConnection) -> dict[str, Any]:
+async def receive(client: ClientConnection, *, ignored: str = "") -> dict[str, Any]:
+    """The next message that is not of the `ignored` type."""
+    message: dict[str, Any] = {"type": ignored}
     with trio.fail_after(60):
-        message: dict[str, Any] = json.loads(await client.recv())
+        while message["type"] == ignored:
+            message = json.loads(await client.recv())
     return message
 
 

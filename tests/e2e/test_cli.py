@@ -276,6 +276,25 @@ async def test_watch_prints_messages_until_the_server_leaves() -> None:
     await ended(up)
 
 
+async def test_watch_begins_with_the_newest_events_and_ends_at_ctrl_c() -> None:
+    port = free_port()
+    up = await start("up", "--addr", f"127.0.0.1:{port}", "--duration", "20", "--rate", "50")
+    url = await ready(port)
+    await trio.sleep(1)
+    watch = await start("watch", "--snapshot", "*.trade", "--url", url)
+    await trio.sleep(2)
+    watch.send_signal(signal.SIGINT)
+    code, out, err = await ended(watch)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert (code, err) == (0, "trio-odin: interrupted\n")
+    assert lines[0]["subscribed"] == ["*.trade"]
+    done = next(number for number, one in enumerate(lines) if one["type"] == "snapshot_done")
+    assert done > 1
+    assert all(one["snapshot"] for one in lines[1:done])
+    up.send_signal(signal.SIGINT)
+    await ended(up)
+
+
 def test_a_misspelt_variable_gets_a_warning_with_the_nearest_one() -> None:
     port = free_port()
     process = subprocess.Popen(

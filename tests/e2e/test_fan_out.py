@@ -95,6 +95,7 @@ async def test_order_holds_across_commands_events_and_replay(
         originals = [await receive(client) for _ in range(150)]
         await client.send('{"type":"replay","data":{"since":140},"id":"r"}')
         assert [await receive(client) for _ in range(10)] == originals[140:]
+        assert await receive(client) == {"type": "replay_done", "sent": 10, "total": 10, "id": "r"}
         await client.send('{"type":"replay","data":{"from":41,"to":60},"id":"r"}')
         assert [await receive(client) for _ in range(10)] == originals[50:60]
         incomplete = await receive(client)
@@ -103,6 +104,7 @@ async def test_order_holds_across_commands_events_and_replay(
             10,
             20,
         )
+        assert (await receive(client))["type"] == "replay_done"
         assert incomplete["id"] == "r"
 
 

@@ -26,6 +26,9 @@ pytestmark = pytest.mark.e2e
 
 OURS = "ODIN_TOKENS"
 
+# Without the mirror, there are no streams but those of the operator and of the feed.
+_ALONE = {"WS_SNAPSHOT_STREAM": "false"}
+
 
 def trouble_of(server: Server) -> str:
     trouble = server.snapshot().nats.trouble
@@ -121,7 +124,7 @@ async def test_a_foreign_stream_without_our_subject_is_reported_and_awaited(
 ) -> None:
     async with operator(tmp_path) as (url, client):
         await make(client, "ALL", subjects=["odin.>"])
-        server = await start_server(NATS_URL=url)
+        server = await start_server(NATS_URL=url, **_ALONE)
         await wait_for_nats(server)
         config = await config_of(client, "ALL")
         await ask(client, "STREAM.UPDATE.ALL", {**config, "subjects": ["odin.user.>"]})
@@ -172,7 +175,7 @@ async def test_a_consumer_that_delivers_nothing_is_abandoned(
 ) -> None:
     """An operator pauses it, for instance: its heartbeats continue."""
     async with operator(tmp_path) as (url, client):
-        server = await start_server(NATS_URL=url)
+        server = await start_server(NATS_URL=url, WS_SNAPSHOT_CHANNELS="0")
         await wait_for_nats(server)
         async with client_of(server, "BTC.trade") as subscriber:
             (name,) = (await ask(client, f"CONSUMER.NAMES.{OURS}", {}))["consumers"]
@@ -192,7 +195,7 @@ async def test_a_deleted_message_is_not_waited_for(
     """The stream still counts it as its last one."""
     async with operator(tmp_path) as (url, client):
         await make(client, OURS, subjects=["odin.>"])
-        server = await start_server(NATS_URL=url)
+        server = await start_server(NATS_URL=url, WS_SNAPSHOT_CHANNELS="0")
         await wait_for_nats(server)
         for _ in range(3):
             await client.publish("odin.user.x", b"1")
@@ -235,7 +238,7 @@ async def test_a_deleted_foreign_stream_is_awaited_and_not_made_again(
 ) -> None:
     async with operator(tmp_path) as (url, client):
         await make(client, OURS, subjects=["odin.token.>"], max_msgs=7)
-        server = await start_server(NATS_URL=url)
+        server = await start_server(NATS_URL=url, **_ALONE)
         await wait_for_nats(server)
         async with client_of(server, "BTC.trade") as subscriber:
             await ask(client, f"STREAM.DELETE.{OURS}")
@@ -257,7 +260,7 @@ async def test_a_stream_made_by_an_earlier_version_counts_as_our_own(
         seconds = 10**9
         limits = {"max_age": 30 * seconds, "max_msgs": 100_000, "max_bytes": 52_428_800}
         await make(client, OURS, subjects=["odin.token.>"], retention="limits", **limits)
-        server = await start_server(NATS_URL=url)
+        server = await start_server(NATS_URL=url, **_ALONE)
         await wait_for_nats(server)
         await ask(client, f"STREAM.DELETE.{OURS}")
         await wait_until(lambda: server.snapshot().nats.reconnects == 1, seconds=15)

@@ -12,8 +12,9 @@ import pytest
 import trio
 
 import trio_odin.demo.watch as module
-from tests.e2e.conftest import StartServer
+from tests.e2e.conftest import StartServer, url_of
 from tests.lab.fleet.test_tls import certificate  # noqa: F401 - a fixture
+from tests.signing import rsa_signer, write_key_set
 from trio_odin.demo.watch import WatchError, watch
 
 pytestmark = pytest.mark.e2e
@@ -135,3 +136,12 @@ async def test_a_token_in_the_url_is_not_repeated(start_server: StartServer) -> 
         said = await complaint(url)
         assert "SECRET" not in said
         assert "://" in said
+
+
+async def test_a_refusal_is_shown_in_the_words_of_the_server(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    keys = write_key_set(tmp_path / "keys.json", rsa_signer("one"))
+    server = await start_server(NATS_URL=NOWHERE, WS_JWT_KEYS=str(keys))
+    url = url_of(server)
+    assert await complaint(url) == f"{url} answers 401: A token is needed"

@@ -26,6 +26,7 @@ from trio_odin.ledger.reasons import GapReason
 from trio_odin.settings.reading import read_settings
 from trio_odin.upstream.gaps import Gap, Gaps, Mark
 from trio_odin.upstream.nats_message import NatsMessage
+from trio_odin.upstream.status import NatsStatus
 
 
 @attrs.define(eq=False)
@@ -66,7 +67,9 @@ class Desk:
     notices: Notices = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.notices = Notices(self.counters, self.registry, self.resume_buffer)
+        self.notices = Notices(
+            self.counters, self.registry, self.resume_buffer, NatsStatus(is_connected=True)
+        )
 
     def listener(self, *, is_reading: bool = True, is_gone: bool = False) -> FakeListener:
         one = FakeListener(is_reading, is_gone)
@@ -231,6 +234,7 @@ async def test_a_listener_gets_a_notice_before_the_event_and_is_forgotten(
     nursery: trio.Nursery,
 ) -> None:
     rig = Rig(nursery)
+    rig.hub.nats_status.is_connected = True
     hub = rig.hub
     client = await rig.connect()
     await client.send_message('{"type":"subscribe","channels":["BTC.trade"],"notices":true}')
@@ -290,6 +294,7 @@ async def test_no_position_is_stated_past_an_unreported_loss(
     nursery: trio.Nursery, command: dict[str, Any], gap: Gap
 ) -> None:
     rig = Rig(nursery)
+    rig.hub.nats_status.is_connected = True
     rig.hub.note(Mark("e", 2))
     client = await rig.connect()
     subscribe = {"type": "subscribe", "channels": ["BTC.trade"], "notices": True}
@@ -354,3 +359,34 @@ async def test_a_notice_names_the_epoch_in_which_it_began(nursery: trio.Nursery)
     await trio.testing.wait_all_tasks_blocked()
     assert hub.resume_buffer.epoch == "after"
     inbound_send.close()
+
+
+# --- whether NATS is there
+
+
+def kinds_of(listener: FakeListener) -> list[tuple[str, str]]:
+    objects = objects_in(b"".join(listener.sent))
+    listener.sent.clear()
+    return [(one["type"], one["nats"]) for one in objects]
+
+
+async def test_those_with_notices_learn_that_nats_is_gone_and_that_it_is_back(
+    desk: Desk, autojump_clock: trio.testing.MockClock
+) -> None:
+    status = desk.notices._nats_status
+    early, full = desk.listener(), desk.listener(is_reading=False)
+    async with desk.running():
+        await trio.sleep(2.5)
+        assert kinds_of(early) == []
+        status.is_connected = False
+        await trio.sleep(2)
+        assert kinds_of(early) == [("upstream", "disconnected")]
+        late = desk.listener()
+        await trio.sleep(3)
+        assert kinds_of(early) == []
+        assert kinds_of(late) == [("upstream", "disconnected")]
+        status.is_connected = full.is_reading = True
+        await trio.sleep(3)
+        assert kinds_of(early) == kinds_of(late) == [("upstream", "connected")]
+        assert kinds_of(full) == [], "it never knew"
+        assert not desk.registry.told_gone

@@ -259,3 +259,42 @@ def test_a_listener_to_gaps_stays_until_it_is_removed() -> None:
     registry.tell_of_gaps("b", False)
     registry.tell_of_gaps("c", False)
     assert registry.audience == {}
+
+
+# --- patterns
+
+
+@pytest.mark.parametrize("by_pattern", [0, 1, 30, 299, 300])
+def test_everyone_gets_an_event_once_however_many_names_match(by_pattern: int) -> None:
+    """With few patterns the others are searched for, with many all are put together."""
+    registry: Registry[int] = Registry()
+    for subscriber in range(300):
+        names = ["A.trade"] if subscriber % 3 else ["B.trade"]
+        if subscriber < by_pattern:
+            names += ["A.*"] if subscriber % 2 else ["*.trade", ">"]
+        registry.subscribe(subscriber, names)
+    expected = {one for one in range(300) if one % 3 or one < by_pattern}
+    found = list(registry.subscribers_from("A.trade", 7))
+    assert len(found) == len(set(found))
+    assert set(found) == expected
+    for subscriber in range(300):
+        registry.unsubscribe(subscriber, ["A.trade"])
+    found = list(registry.subscribers_from("A.trade", 8))
+    assert sorted(found) == list(range(by_pattern))
+    for subscriber in range(300):
+        registry.remove(subscriber)
+    assert not registry.subscribers_from("A.trade", 9)
+    assert not registry._patterns
+
+
+def test_what_is_held_back_under_one_name_comes_under_another() -> None:
+    registry: Registry[str] = Registry()
+    registry.subscribe("back", ["A.*"])
+    registry.hold_back("back", ["A.*"], 10)
+    registry.subscribe("live", ["A.trade"])
+    assert list(registry.subscribers_from("A.trade", 10)) == ["live"]
+    assert set(registry.subscribers_from("A.trade", 11)) == {"back", "live"}
+    registry.hold_back("back", ["A.*"], 20)
+    registry.subscribe("back", ["*.trade"])
+    assert set(registry.subscribers_from("A.trade", 15)) == {"back", "live"}
+    assert list(registry.subscribers_from("A.social", 15)) == []

@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from typing import NamedTuple
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.connection.client import objects_of
+from trio_odin.fanout.missed import Most, Wanted, missed
+from trio_odin.fanout.newest import NewestEvents
 from trio_odin.fanout.publication import Publication
-from trio_odin.fanout.resume_buffer import Missed, ResumeBuffer
+from trio_odin.fanout.resume_buffer import ResumeBuffer
 from trio_odin.ledger.reasons import GapReason
 from trio_odin.upstream.gaps import Gap, Mark
 from trio_odin.upstream.nats_message import NatsMessage
+from trio_odin.wire.channels import ChannelSet
 
 CHANNELS = ["BTC.trade", "ETH.trade", "SOL.trade"]
 
@@ -35,10 +39,20 @@ def filled(offsets: range, **options: float) -> ResumeBuffer:
     return resume_buffer
 
 
+class Answer(NamedTuple):
+    publications: list[Publication]
+    is_complete: bool
+
+
 def after(
     resume_buffer: ResumeBuffer, offset: int, *channels: str, of_each: int = 100, in_all: int = 100
-) -> Missed:
-    return resume_buffer.after(offset, channels or CHANNELS, of_each=of_each, in_all=in_all)
+) -> Answer:
+    """What a client has missed, where nothing is known of the newest events."""
+    wanted = Wanted(ChannelSet(channels or CHANNELS), ChannelSet([]))
+    nothing = NewestEvents(channels_max=0, max_bytes=0)
+    most = Most(of_each, in_all, 1000)
+    publications, incomplete = missed(offset, wanted, resume_buffer, nothing, most)
+    return Answer(publications, not incomplete)
 
 
 def offsets_of(publications: list[Publication]) -> list[int]:
@@ -61,10 +75,10 @@ def test_missed_events_equal_a_model_or_are_reported_incomplete(
     for offset, channel in enumerate(events, start=1):
         resume_buffer.add(message(offset), channel)
     truth = [n for n, channel in enumerate(events, start=1) if n > asked and channel in wanted]
-    missed = after(resume_buffer, asked, *wanted, of_each=of_each, in_all=in_all)
-    got = offsets_of(missed.publications)
+    answer = after(resume_buffer, asked, *wanted, of_each=of_each, in_all=in_all)
+    got = offsets_of(answer.publications)
     assert got == sorted(got)
-    if missed.is_complete:
+    if answer.is_complete:
         assert got == truth
     else:
         assert set(got) < set(truth) or asked < len(events) - kept
@@ -99,7 +113,7 @@ def test_a_gap_forgets_the_events_before_it() -> None:
     resume_buffer = filled(range(1, 5))
     resume_buffer.note(Mark("e", 6, 0, (Gap(GapReason.WINDOW, 2, 5, 6),)))
     assert resume_buffer.position == 6
-    assert after(resume_buffer, 4) == Missed([], is_complete=False)
+    assert after(resume_buffer, 4) == Answer([], is_complete=False)
     resume_buffer.add(message(7), "BTC.trade")
     assert offsets_of(after(resume_buffer, 6).publications) == [7]
     assert after(resume_buffer, 6).is_complete
@@ -114,9 +128,9 @@ def test_a_loss_in_the_backfill_is_incomplete_but_forgets_nothing() -> None:
         resume_buffer.add(message(offset), "BTC.trade")
     assert resume_buffer.is_settled
     assert after(resume_buffer, 6).is_complete
-    missed = after(resume_buffer, 1)
-    assert offsets_of(missed.publications) == [2, 3, 7, 8, 9]
-    assert not missed.is_complete
+    answer = after(resume_buffer, 1)
+    assert offsets_of(answer.publications) == [2, 3, 7, 8, 9]
+    assert not answer.is_complete
     resume_buffer.add(message(10), "BTC.trade")
     assert not after(resume_buffer, 5).is_complete, "also once the oldest one is forgotten"
     assert after(resume_buffer, 6).is_complete
@@ -142,7 +156,7 @@ def test_a_stream_made_anew_changes_epoch_and_position_in_one_step() -> None:
     assert (resume_buffer.epoch, resume_buffer.position) == ("e", 100)
     resume_buffer.note(Mark("f", 0, 0, (Gap(GapReason.STREAM),)))
     assert (resume_buffer.epoch, resume_buffer.position) == ("f", 0)
-    assert after(resume_buffer, 0) == Missed([], is_complete=True), "nothing of the old one"
+    assert after(resume_buffer, 0) == Answer([], is_complete=True), "nothing of the old one"
 
 
 def test_an_empty_stream_is_complete_from_its_end_on() -> None:
@@ -187,17 +201,17 @@ def test_without_offsets_there_is_no_position_and_nothing_to_wait_for() -> None:
 def test_nothing_is_kept_without_an_offset() -> None:
     resume_buffer = ResumeBuffer(max_age_seconds=30.0)
     assert resume_buffer.add(message(None), "BTC.trade") is None
-    assert after(resume_buffer, 0) == Missed([], is_complete=False)
+    assert after(resume_buffer, 0) == Answer([], is_complete=False)
 
 
 def test_invalid_events_count_as_seen_and_are_left_out() -> None:
     resume_buffer = filled(range(1, 2))
     resume_buffer.add(message(2), None)
-    resume_buffer.add(message(3, payload=b"{"), "BTC.trade")
+    resume_buffer.add(message(3, payload=b"{"), None)
     resume_buffer.add(message(4, payload=json.dumps("last").encode()), "BTC.trade")
-    missed = after(resume_buffer, 1)
-    assert offsets_of(missed.publications) == [4]
-    assert missed.is_complete
+    answer = after(resume_buffer, 1)
+    assert offsets_of(answer.publications) == [4]
+    assert answer.is_complete
 
 
 def test_foreign_messages_between_events_are_not_a_hole() -> None:

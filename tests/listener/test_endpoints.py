@@ -81,7 +81,7 @@ async def test_options_lists_the_methods_and_allows_any_origin(path: str, pages:
     assert dict(answer.headers) == {
         "Allow": "GET, HEAD, OPTIONS",
         "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS",
-        "Access-Control-Allow-Headers": "*",
+        "Access-Control-Allow-Headers": "Authorization, *",
     }
 
 

@@ -274,8 +274,9 @@ class Client:
         follower, rng = self.follower, self._rng
         if not self._is_changing or rng.random() < 0.8:
             return follower.ask()
-        if len(follower.channels) > 2 and rng.random() < 0.5:
-            dropped = rng.choice(sorted(follower.channels))
+        single = sorted(follower.channels.difference(*follower.patterns.values()))
+        if len(single) > 2 and rng.random() < 0.5:
+            dropped = rng.choice(single)
             self._spare.append(dropped)
             return follower.drop([dropped])
         if not self._spare:

@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -20,6 +20,9 @@ from tests.oracle.judge import Entry
 
 Message = dict[str, Any]
 _DATA = re.compile(r'"data":(\{.*\}),"channel":"')
+
+# What changes no conclusion.
+_CHANGE_NOTHING = {"server:draining", "upstream", "snapshot_done"}
 
 
 def now_ms() -> float:
@@ -38,6 +41,7 @@ class _Command:
 
     channels: frozenset[str]
     is_resume: bool = False
+    names: frozenset[str] = frozenset()
 
 
 @attrs.define
@@ -46,6 +50,8 @@ class Follower:
 
     Attributes:
         channels: its channels, which it requests when it reconnects.
+        patterns: the names under which it requests some of them, with the channels of each.
+        with_snapshot: whether it asks for the newest event of each channel.
         position: as the page defines it; None before the first one is known.
         journal: for the judge.
         numbers: numbers of the received events.
@@ -55,6 +61,8 @@ class Follower:
 
     channels: set[str]
     position: Position | None = None
+    patterns: Mapping[str, frozenset[str]] = attrs.field(factory=dict)
+    with_snapshot: bool = False
     journal: list[Entry] = attrs.field(factory=list)
     numbers: set[int] = attrs.field(factory=set)
     errors: list[str] = attrs.field(factory=list)
@@ -123,7 +131,7 @@ class Follower:
         self.journal.append(judge.Left(at_ms=now_ms(), channels=dropped, is_acknowledged=False))
         return {
             "type": "unsubscribe",
-            "data": {"channels": sorted(dropped)},
+            "data": {"channels": sorted(self._names_of(dropped))},
             "id": self._id_of(_Command(dropped)),
         }
 
@@ -152,26 +160,38 @@ class Follower:
                 command = self._commands.pop(message["id"])
                 self._note(judge.Left, channels=command.channels, is_acknowledged=True)
             case "resume_incomplete":
-                self._note(judge.Incomplete)
+                self._take_incomplete(message)
             case "resumed":
                 self._end_resume(message)
             case "gap":
                 self._take_gap(message)
             case "pong":
                 self._take_position(message.get("offset"))
-            case "server:draining":
-                pass
             case _:
-                self.errors.append(text)
+                is_whole = message.get("sent") == message.get("total")
+                if message["type"] not in _CHANGE_NOTHING or not is_whole:
+                    self.errors.append(text)
 
     def _subscribe(self, channels: frozenset[str], *, is_resume: bool) -> Message:
-        command = _Command(channels, is_resume)
-        message = {"type": "subscribe", "channels": sorted(channels), "id": self._id_of(command)}
+        names = self._names_of(channels)
+        command = _Command(channels, is_resume, names)
+        message = {"type": "subscribe", "channels": sorted(names), "id": self._id_of(command)}
+        if self.with_snapshot:
+            message["snapshot"] = True
         if is_resume:
             assert self.position is not None
             self._resume = command
             return message | {"after": self.position.offset, "epoch": self.position.epoch}
         return message | {"notices": True}
+
+    def _names_of(self, channels: frozenset[str]) -> frozenset[str]:
+        """The names to request them by: patterns where it wants all that these match."""
+        names = {name for name, matched in self.patterns.items() if matched <= channels}
+        single = channels.difference(*(self.patterns[name] for name in names))
+        return frozenset(names | single)
+
+    def _stand_for(self, name: str) -> Collection[str]:
+        return self.patterns.get(name, frozenset({name}))
 
     def _id_of(self, command: _Command) -> int:
         number = next(self._ids)
@@ -194,6 +214,8 @@ class Follower:
             seq=message["seq"],
             epoch=self._epoch,
             is_ignored=is_ignored,
+            prev=message.get("prev"),
+            is_snapshot=message.get("snapshot", False),
         )
         self.journal.append(event)
         if not is_ignored:
@@ -208,8 +230,8 @@ class Follower:
     def _take_ack(self, message: Message) -> None:
         command = self._commands.pop(message["id"])
         epoch, offset = message.get("epoch"), message.get("offset")
-        if sorted(command.channels) != sorted(message["subscribed"]):
-            self.errors.append(f"subscribed to {message['subscribed']} of {command.channels}")
+        if sorted(command.names) != sorted(message["subscribed"]):
+            self.errors.append(f"subscribed to {message['subscribed']} of {command.names}")
         if epoch is not None and epoch != self._epoch:
             self._enter(epoch)
         if command.is_resume:
@@ -251,6 +273,10 @@ class Follower:
         if not self.is_resuming:
             self._note(judge.Stated, epoch=self._epoch, offset=offset)
         self._count(offset)
+
+    def _take_incomplete(self, message: Message) -> None:
+        channels = [one for name in message["channels"] for one in self._stand_for(name)]
+        self._note(judge.Incomplete, channels=frozenset(channels))
 
     def _end_resume(self, message: Message) -> None:
         offset = message["offset"]

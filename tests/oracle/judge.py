@@ -75,7 +75,11 @@ class Left(Entry):
 
 @attrs.frozen(kw_only=True)
 class Event(Entry):
-    """An event. `is_ignored`: it came again, where the page says that it may."""
+    """An event.
+
+    `is_ignored`: it came again, where the page says that it may. `prev`: the offset of the event
+    before it in its channel. `is_snapshot`: it is the newest of its channel, for a new subscriber.
+    """
 
     epoch: str | None
     channel: str
@@ -85,6 +89,8 @@ class Event(Entry):
     payload: str
     seq: int
     is_ignored: bool = False
+    prev: int | None = None
+    is_snapshot: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -97,7 +103,9 @@ class Stated(Entry):
 
 @attrs.frozen(kw_only=True)
 class Incomplete(Entry):
-    """A resume is declared incomplete."""
+    """A resume is declared incomplete, in these channels."""
+
+    channels: Channels
 
 
 @attrs.frozen(kw_only=True)
@@ -149,6 +157,7 @@ class Verdict:
     incomplete: int = 0
     needless: int = 0
     connections: int = 0
+    snapshots: int = 0
     findings: list[Finding] = attrs.field(factory=list)
 
     def add(self, other: Verdict) -> None:
@@ -179,7 +188,7 @@ class _Resume:
 
     channels: Channels
     after: Place
-    is_incomplete: bool = False
+    incomplete: Channels = frozenset()
 
 
 def judge(client: str, journal: Sequence[Entry], truth: Truth) -> Verdict:
@@ -304,19 +313,17 @@ class _Case:
         self._check(event)
         is_repeat = event.number in self._came
         self._came.add(event.number)
+        if event.is_snapshot:
+            self._take_snapshot(event)
+            return
         if event.is_ignored:
             self.verdict.ignored += 1
             if is_repeat:
                 text = f"{event.channel}: #{event.number} twice on one connection"
                 self._find("repeat", event.at_ms, text)
             return
-        settled = self._settled.get(event.channel)
-        if settled is None:
-            if event.channel not in self._leaving:
-                self._find("foreign", event.at_ms, f"{event.channel} is not subscribed to")
-            return
-        place = self._truth.places.get(event.number)
-        if place is None:  # its place is unknown
+        settled, place = self._wanted(event), self._truth.places.get(event.number)
+        if settled is None or place is None:  # its place is unknown
             return
         if place.life > self._came_of.setdefault(event.epoch, place.life):
             text = f"{event.channel}: {self._name(place)}, under the epoch of another one"
@@ -334,6 +341,36 @@ class _Case:
         self._reach(Place(place.life, place.offset - 1))
         self._settle([event.channel], place, event.at_ms)
 
+    def _wanted(self, event: Event) -> Place | None:
+        """Up to where its channel is settled; None if the client does not want it."""
+        settled = self._settled.get(event.channel)
+        if settled is None and event.channel not in self._leaving:
+            self._find("foreign", event.at_ms, f"{event.channel} is not subscribed to")
+        return settled
+
+    def _take_snapshot(self, event: Event) -> None:
+        """Check the newest event of a channel, which the client may have had before."""
+        self.verdict.snapshots += 1
+        settled, place = self._wanted(event), self._truth.places.get(event.number)
+        if settled is None or place is None:
+            return
+        newer = self._truth.between(event.channel, place, settled)
+        came_later = [one for one in newer if self._truth.number_at(one) in self._came]
+        if came_later:
+            text = f"{event.channel}: {self._name(place)} after {self._name(came_later[-1])}"
+            self._find("old snapshot", event.at_ms, text)
+        self._delivered.add(event.number)
+
+    def _check_prev(self, event: Event, place: Place) -> None:
+        """Check that `prev` is the event before, wherever it is stated."""
+        if event.prev is None:
+            return
+        before = self._truth.between(event.channel, Place(place.life, 0), place)[:-1]
+        if event.prev >= event.offset or (before and before[-1].offset > event.prev):
+            last = before[-1].offset if before else None
+            text = f"{self._name(place)} has prev {event.prev}, but there was {last}"
+            self._find("wrong prev", event.at_ms, text)
+
     def _check(self, event: Event) -> None:
         """Check that the event is as it was published and stored."""
         if event.seq != self._seq + 1:
@@ -346,6 +383,8 @@ class _Case:
             self._find("wrong data", event.at_ms, f"{event.channel} #{number}: {event.payload}")
             return
         place = truth.places.get(number)
+        if place is not None:
+            self._check_prev(event, place)
         if place is not None and place.offset != event.offset:
             text = f"#{number} has the offset {event.offset} instead of {place.offset}"
             self._find("wrong offset", event.at_ms, text)
@@ -396,7 +435,7 @@ class _Case:
         if self._resume is None:
             self._find("foreign", entry.at_ms, "resume_incomplete, without a command")
         else:
-            self._resume.is_incomplete = True
+            self._resume.incomplete = entry.channels
 
     def _end_resume(self, entry: Resumed) -> None:
         resume, self._resume = self._resume, None
@@ -406,14 +445,14 @@ class _Case:
         place = None
         if entry.epoch is not None and entry.offset is not None:
             place = self._locate(entry)
-        if resume.is_incomplete:
+        if resume.incomplete:
             if place is not None and self._is_kept(resume, place, entry.at_ms):
                 self.verdict.needless += 1
             to = place or self._truth.place_at(entry.at_ms)
             # "Load the state anew": the state includes everything before.
             lives = self._truth.lives_of(entry.epoch) if entry.epoch else []
             latest = Place(max(to.life, *lives), to.offset) if lives else to
-            self._declare(_Cover(START, latest, resume.channels))
+            self._declare(_Cover(START, latest, resume.incomplete))
         missing, self._unresumed = self._unresumed, {}
         for lost, channel in missing.items():
             if channel in self._settled and self._is_missing(channel, lost):

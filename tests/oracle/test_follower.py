@@ -105,7 +105,9 @@ def test_an_event_of_another_epoch_is_not_a_repeat() -> None:
 def test_a_server_that_lags_by_a_stream_brings_nothing_twice() -> None:
     talk = Conversation(Position("y", 0)).open().ack(epoch="y").says("resumed", sent=0, offset=0)
     talk.event(1).event(2).broken().open().ack(epoch="x").event(9)
-    talk.says("resume_incomplete").says("resumed", sent=1, offset=9).gap("stream", "y")
+    talk.says("resume_incomplete", channels=["A.b"]).says("resumed", sent=1, offset=9).gap(
+        "stream", "y"
+    )
     assert talk.position == ("y", 0)
     talk.event(1).event(2).event(3)
     assert [event.offset for event in talk.it.events() if event.is_ignored] == [1, 2]

@@ -76,6 +76,9 @@ class Life:
             self.add(Event, **(content | changes))
         return self
 
+    def incomplete(self) -> Life:
+        return self.add(Incomplete, channels=_ALL)
+
     def stated(self, offset: int, epoch: str = "one") -> Life:
         return self.add(Stated, epoch=epoch, offset=offset)
 
@@ -257,7 +260,7 @@ def test_a_start_without_its_gap_is_a_silent_loss() -> None:
 
 def test_a_channel_without_a_position_is_owed_from_its_resume_on() -> None:
     life = Life().add(Opened, channels=frozenset({A}), epoch="one", offset=2)
-    life.add(Incomplete).resumed(None, None)
+    life.incomplete().resumed(None, None)
     life.now_ms = 950
     life.add(Began, channels=frozenset({B}), epoch=None, offset=None).broke()
     life.open("one", 2).got(3, 4, 5, 6).resumed(6)
@@ -272,8 +275,8 @@ def test_a_server_that_lags_may_send_up_to_the_position() -> None:
 
 
 def test_a_server_that_lags_by_a_stream_sends_it_from_its_start() -> None:
-    life = Life().add(Opened, channels=_ALL, epoch="one", offset=6).add(Incomplete)
-    life.resumed(4, "two").got(15).broke().open("two", 5).add(Incomplete).resumed(8, "one")
+    life = Life().add(Opened, channels=_ALL, epoch="one", offset=6).incomplete()
+    life.resumed(4, "two").got(15).broke().open("two", 5).incomplete().resumed(8, "one")
     life.gap("stream", None, None, "two").got(11, 12, 13, 14).got(15, is_ignored=True).got(16, 17)
     assert life.findings() == []
     assert life.got(13).findings() == ["repeat"]
@@ -290,7 +293,7 @@ def test_events_of_a_new_stream_need_a_declaration_before_them() -> None:
     assert life.findings() == ["unannounced"]
     life = Life().fresh().got(*_ONE).gap("window", 1, 2).got(13, 14, epoch="one")
     assert "unannounced" not in life.findings(), "it was emptied beyond recognition"
-    life = Life().fresh().got(*_ONE).broke().open("one", 10).add(Incomplete).resumed(0, "two")
+    life = Life().fresh().got(*_ONE).broke().open("one", 10).incomplete().resumed(0, "two")
     assert life.got(11, 12).findings() == []
 
 
@@ -300,9 +303,9 @@ def test_an_incomplete_resume_of_a_short_absence_is_needless(
 ) -> None:
     life = Life().fresh().got(1, 2).broke()
     life.now_ms = 1100
-    life.open("one", 2).got(3).add(Incomplete).resumed(offset)
+    life.open("one", 2).got(3).incomplete().resumed(offset)
     assert life.verdict().needless == needless
-    life.broke().wait(60_000).open("one", 6).add(Incomplete).resumed(8)
+    life.broke().wait(60_000).open("one", 6).incomplete().resumed(8)
     assert life.verdict().needless == needless
 
 
@@ -315,7 +318,7 @@ def test_a_complete_resume_has_all_events() -> None:
 
 def test_an_incomplete_resume_declares_up_to_its_position() -> None:
     life = Life().fresh().got(1, 2).broke().open("one", 2)
-    life.got(5).add(Incomplete).resumed(6)
+    life.got(5).incomplete().resumed(6)
     assert life.findings() == []
     assert life.verdict().declared == 3
     assert life.got(9).findings() == ["silent loss"], "7, and it is over"
@@ -323,7 +326,7 @@ def test_an_incomplete_resume_declares_up_to_its_position() -> None:
 
 def test_a_declaration_in_a_broken_resume_does_not_count() -> None:
     life = Life().fresh().got(1, 2).broke().open("one", 2)
-    life.got(5).add(Incomplete).broke().open("one", 2)
+    life.got(5).incomplete().broke().open("one", 2)
     assert life.got(6).resumed(6).findings() == ["silent loss"] * 2
 
 
@@ -341,7 +344,7 @@ def test_an_event_that_was_ignored_but_never_taken_is_a_silent_loss() -> None:
 
 def test_a_resume_into_another_epoch_declares_everything_between() -> None:
     life = Life().fresh().got(1, 2).broke().open("one", 2)
-    life.got(15).add(Incomplete).resumed(5, "two")
+    life.got(15).incomplete().resumed(5, "two")
     assert life.findings() == []
     assert life.verdict().declared == 12
 
@@ -349,7 +352,7 @@ def test_a_resume_into_another_epoch_declares_everything_between() -> None:
 def test_a_resume_without_a_position_declares_up_to_the_next_event() -> None:
     life = Life().fresh().got(1, 2).broke().open("one", 2)
     life.now_ms = 350
-    life.add(Incomplete).resumed(None, None)
+    life.incomplete().resumed(None, None)
     life.now_ms = 850
     assert life.gap("start", None, 8).got(9).findings() == []
     assert life.got(13).findings() == ["silent loss"], "11: what is behind it is owed"

@@ -24,7 +24,7 @@ from tests.oracle.recorder import Recorder
 from tests.oracle.truth import Evidence
 
 STREAM = "ODIN_TOKENS"
-CHANNELS = [f"C{number}.trade" for number in range(20)]
+CHANNELS = [f"C{number // 2}.{'trade' if number % 2 else 'social'}" for number in range(20)]
 _WINDOW_SECONDS = 30
 # The time for which a server keeps events to resume; in a gentle world that of the stream.
 KEPT_SECONDS = 4
@@ -313,7 +313,25 @@ def _client(name: str, rng: random.Random) -> Client:
     channels = rng.sample(CHANNELS, rng.randint(2, 12))
     spare = [channel for channel in CHANNELS if channel not in channels]
     own = random.Random(rng.random())
-    return Client(name, Follower(set(channels)), own, spare)
+    patterns = {name: _matched(name) for name in rng.choice(_PATTERNS)}
+    channels = sorted({*channels, *itertools.chain(*patterns.values())})
+    spare = [channel for channel in spare if channel not in channels]
+    follower = Follower(set(channels), patterns=patterns, with_snapshot=rng.random() < 0.5)
+    return Client(name, follower, own, spare)
+
+
+# What a client requests by patterns; most have none.
+_PATTERNS: list[list[str]] = [[], [], ["C1.*"], ["C2.*", "C3.>"], ["*.social"], [">"]]
+
+
+def _matched(pattern: str) -> frozenset[str]:
+    symbol, _, event_type = pattern.partition(".")
+    return frozenset(
+        channel
+        for channel in CHANNELS
+        if symbol in {"*", ">", channel.split(".")[0]}
+        and event_type in {"", "*", ">", channel.split(".")[1]}
+    )
 
 
 @asynccontextmanager

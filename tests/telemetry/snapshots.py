@@ -42,6 +42,8 @@ IDLE = Snapshot(
         outbox_bytes_limit=256 * 1024 * 1024,
         replay_bytes=0,
         replay_bytes_limit=128 * 1024 * 1024,
+        snapshot_channels=200,
+        snapshot_bytes=50_000,
     ),
     load=LoadStats(
         cpu_percent=0.0,

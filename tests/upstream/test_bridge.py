@@ -12,7 +12,7 @@ from trio_odin.overload.load_shedder import LoadShedder
 from trio_odin.settings.reading import read_settings
 from trio_odin.upstream.bridge import Bridge
 from trio_odin.upstream.gaps import Gap, Mark
-from trio_odin.upstream.nats_message import NatsMessage
+from trio_odin.upstream.nats_message import NatsMessage, Newest
 from trio_odin.upstream.status import NatsStatus
 
 
@@ -22,7 +22,7 @@ def message(offset: int) -> NatsMessage:
 
 async def test_waiting_events_are_limited_in_bytes_and_a_drop_is_a_gap() -> None:
     settings, ledger = read_settings({}), Ledger()
-    inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage | Mark](100)
+    inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage | Mark | Newest](100)
     budget = ByteBudget(limit_bytes=1500)
     bridge = Bridge(
         settings, ledger, inbound_send, budget, NatsStatus(), LoadShedder(), backfill_max=0
@@ -36,7 +36,8 @@ async def test_waiting_events_are_limited_in_bytes_and_a_drop_is_a_gap() -> None
     bridge._accept(message(5))
     waiting = [inbound_receive.receive_nowait() for _ in range(3)]
     lost = (Gap(GapReason.SHED, 2, 3, 4),)
-    assert [getattr(one, "offset", one) for one in waiting] == [2, Mark(None, 4, 0, lost), 5]
+    mark = Mark(None, 4, 0, lost, is_newest_coming=True, shed={"BTC.trade": 4})
+    assert [getattr(one, "offset", one) for one in waiting] == [2, mark, 5]
 
 
 async def test_the_inbound_queues_of_all_workers_share_an_eighth_of_memory() -> None:
@@ -49,7 +50,7 @@ async def test_the_inbound_queues_of_all_workers_share_an_eighth_of_memory() -> 
 async def test_the_hub_gives_back_the_bytes_that_it_has_taken() -> None:
     hub: Hub[object] = Hub(read_settings({}), Ledger())  # type: ignore[type-var]
     assert hub.inbound_budget.limit_bytes > 1024 * 1024
-    inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage | Mark](100)
+    inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage | Mark | Newest](100)
     for offset in (1, 2, 3):
         inbound_send.send_nowait(message(offset))
         hub.inbound_budget.used_bytes += 600

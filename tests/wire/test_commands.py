@@ -374,7 +374,9 @@ def test_any_other_type_with_an_id_is_answered_with_the_known_types(
     command = parse_command(json.dumps({"id": command_id, "type": kind}))
     assert isinstance(command, Malformed)
     assert (command.code, command.id) == (ErrorCode.INVALID_COMMAND, command_id)
-    assert command.message.endswith(": expected subscribe, unsubscribe, replay or heartbeat")
+    assert command.message.endswith(
+        ": expected subscribe, unsubscribe, replay, heartbeat, channels or token"
+    )
     assert len(command.message) < 250
     assert command.message.isprintable()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from trio_odin.auth.credentials import check_origin, insufficient_scope, token_in
+from trio_odin.auth.credentials import check_origin, excess_of, insufficient_scope, token_in
 from trio_odin.auth.grants import Grant
 from trio_odin.ledger.reasons import CloseReason
 from trio_odin.settings.setting_field import SettingError, shown_path
@@ -56,8 +56,14 @@ class Authorizer:
         if rejected is not None or self._verifier is None:
             return rejected
         token = token_in(upgrade)
-        if isinstance(token, Rejected):
-            return token
+        return token if isinstance(token, Rejected) else self.verify(token)
+
+    def verify(self, token: bytes) -> Grant | Rejected | None:
+        """Return what `token` grants, or why it does not; None if no token is needed."""
+        if self._verifier is None:
+            return None
+        if (too_long := excess_of(token)) is not None:
+            return too_long
         grant = self._verifier.verify(token, time.time())
         if isinstance(grant, Grant) and grant.patterns is not None and not self._is_filtering:
             return _ONE_FOR_ALL

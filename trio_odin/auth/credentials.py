@@ -37,9 +37,14 @@ def token_in(upgrade: Upgrade) -> bytes | Rejected:
     if in_subprotocol and SUBPROTOCOL not in upgrade.subprotocols:
         # A browser gives up unless one of its subprotocols is selected, and a secret must not be.
         return _bad_request(f"Offer the subprotocol {SUBPROTOCOL.decode()} beside the token's")
-    if len(tokens[0]) > TOKEN_MAX_BYTES:
-        return invalid_token(f"The token is longer than {TOKEN_MAX_BYTES} bytes")
     return tokens[0]
+
+
+def excess_of(token: bytes) -> Rejected | None:
+    """Reject a token that is too long to be looked at."""
+    if len(token) <= TOKEN_MAX_BYTES:
+        return None
+    return invalid_token(f"The token is longer than {TOKEN_MAX_BYTES} bytes")
 
 
 def _in_authorization(upgrade: Upgrade) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from hashlib import sha256
 
 import attrs
 import msgspec
@@ -30,26 +31,32 @@ class Grant:
         key: digest of the key that has signed it; see `Verifier.keys`.
         patterns: channels allowed, with a `*` for any one part; None allows every channel.
         subject: owner, as the log may show it; empty if the token has none.
+        owner: digest of the owner, to compare; empty if the token has none.
     """
 
     expires_at: float
     key: str
     patterns: frozenset[str] | None = None
     subject: str = ""
+    owner: bytes = b""
 
     def has_expired(self, unix_seconds: float) -> bool:
         """Whether the token has expired, with some leeway."""
         return unix_seconds >= self.expires_at + LEEWAY_SECONDS
 
-    def allows(self, channel: str) -> bool:
-        """Whether its owner may subscribe to `channel`, which has to be well-formed.
+    def allows(self, name: str) -> bool:
+        """Whether its owner may subscribe to the channel or pattern `name`, which is well-formed.
 
-        This takes three look-ups, however many patterns a token has.
+        A pattern is allowed if one of the token's matches everything that it matches. This takes
+        three look-ups, however many patterns a token has.
         """
         if self.patterns is None:
             return True
-        symbol, event_type = channel.split(".")
-        return not self.patterns.isdisjoint((channel, f"{symbol}.*", f"*.{event_type}"))
+        if name == ">":
+            return False
+        symbol, event_type = name.replace(".>", ".*").split(".")
+        names = (f"{symbol}.{event_type}", f"{symbol}.*", f"*.{event_type}")
+        return not self.patterns.isdisjoint(names)
 
 
 class _Claims(msgspec.Struct):
@@ -63,7 +70,7 @@ class _Claims(msgspec.Struct):
     iss: str = ""
     aud: str | list[str] = ""
     channels: list[str] | msgspec.UnsetType = msgspec.UNSET
-    sub: msgspec.Raw = msgspec.Raw(b'""')
+    sub: msgspec.Raw = msgspec.Raw(b"")
 
 
 _claims = msgspec.json.Decoder(_Claims)
@@ -85,7 +92,8 @@ def grant_of(
         found = _claims.decode(claims)
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         return invalid_token(f"The token's claims are malformed: {error}")
-    grant = Grant(found.exp, key, subject=_subject(found.sub))
+    owner = sha256(found.sub).digest() if found.sub else b""
+    grant = Grant(found.exp, key, subject=_subject(found.sub), owner=owner)
     if grant.has_expired(unix_seconds):
         return invalid_token("The token has expired")
     if found.nbf > unix_seconds + LEEWAY_SECONDS:

@@ -17,9 +17,13 @@ from trio_odin.demo.watch import WatchError, watch
 @click.option(
     "--url", default="ws://127.0.0.1:3002/ws", show_default=True, help="URL of the server."
 )
-def watch_command(channels: tuple[str, ...], url: str) -> None:
-    """Subscribe to channels such as BTC.trade and print every message as it arrives."""
-    ending = run(partial(watch, url, channels, _show), WatchError)
+@click.option("--snapshot", is_flag=True, help="Begin with the newest event of each channel.")
+def watch_command(channels: tuple[str, ...], url: str, snapshot: bool) -> None:
+    """Subscribe to channels and print every message as it arrives.
+
+    A channel is a name such as BTC.trade, or a pattern such as 'BTC.*', '*.trade' or '>'.
+    """
+    ending = run(partial(watch, url, channels, _show, with_snapshot=snapshot), WatchError)
     click.echo(f"trio-odin: {ending}", err=True)
 
 

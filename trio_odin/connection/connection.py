@@ -98,6 +98,7 @@ class Connection:
             hub.registry,
             replay_buffer=replay_buffer,
             resume_buffer=hub.resume_buffer,
+            newest_events=hub.newest_events,
             limits=limits,
             traffic=hub.ledger.traffic,
             nats_status=hub.nats_status,

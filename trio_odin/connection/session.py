@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Hashable, Iterable
+from itertools import islice
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import attrs
 import msgspec
 
 from trio_odin.auth.grants import Grant
-from trio_odin.fanout.answers import Answer, Resend
+from trio_odin.fanout.answers import Answer, Resend, upstream_notice
+from trio_odin.fanout.missed import Missed, Most, Wanted, missed
+from trio_odin.fanout.newest import NewestEvent, NewestEvents
+from trio_odin.fanout.publication import Publication
 from trio_odin.fanout.registry import Registry
 from trio_odin.fanout.replay_buffer import ReplayBudget, ReplayBuffer
-from trio_odin.fanout.resume_buffer import Missed, ResumeBuffer
+from trio_odin.fanout.resume_buffer import ResumeBuffer
 from trio_odin.ledger.counters import Traffic
 from trio_odin.net.token_bucket import TokenBucket
 from trio_odin.upstream.status import NatsStatus
-from trio_odin.wire.channels import CHANNEL_RULE, is_channel
+from trio_odin.wire.channels import CHANNEL_RULE, ChannelSet, is_channel, is_pattern
 from trio_odin.wire.commands import (
+    Channels,
     Command,
     CommandId,
     ErrorCode,
@@ -25,19 +30,29 @@ from trio_odin.wire.commands import (
     Malformed,
     Replay,
     Subscribe,
+    Token,
     Unknown,
     Unsubscribe,
     id_in,
     parse_command,
 )
 from trio_odin.wire.frames import text_frame
+from trio_odin.wire.handshake import Rejected
 
+_Refusal: TypeAlias = tuple[ErrorCode, list[str], str]
 S = TypeVar("S", bound=Hashable)
 
 # An error reply names at most this many channels.
 _NAMED_CHANNELS_MAX = 8
-# Why a resume or a replay is incomplete.
+# Of refused names as a program reads them: a message has room for thousands.
+_REFUSED_MAX = 256
+# Names in one answer.
+_LISTED_MAX = 256
+# To look at as many channels costs about as much as a command.
+_CHANNELS_A_COMMAND = 250
+# Why a resume, a replay or a snapshot is incomplete.
 _FORGOTTEN = "There may have been more than is kept"
+_MANY = "There are more channels than a snapshot may have"
 _CUT_SHORT = "You read too slowly for all of them: read, and ask for the rest"
 
 
@@ -49,16 +64,20 @@ class SessionLimits:
         can_resume: False where a connection gets every event from its first moment on: resumed
             events would come twice.
         replay_budget: shared by all clients.
+        verify: what a token grants, or why not; None where no token is needed.
     """
 
     replay_capacity: int = 100
     resume_channel_events: int = 100
     resume_events: int = 500
+    snapshot_events: int = 1000
     max_channels: int = 256
+    max_patterns: int = 16
     command_burst: int = 100
     commands_per_second: float = 10.0
     can_resume: bool = True
     replay_budget: ReplayBudget = attrs.field(factory=ReplayBudget)
+    verify: Callable[[bytes], Grant | Rejected | None] = attrs.field(default=lambda _: None)
 
 
 class Session(Generic[S]):
@@ -76,6 +95,7 @@ class Session(Generic[S]):
         "_bucket",
         "_limits",
         "_nats_status",
+        "_newest_events",
         "_registry",
         "_resume_buffer",
         "_subscriber",
@@ -97,7 +117,11 @@ class Session(Generic[S]):
         nats_status: NatsStatus,
         now: float,
         grant: Grant | None = None,
+        newest_events: NewestEvents | None = None,
     ) -> None:
+        if newest_events is None:
+            newest_events = NewestEvents(channels_max=0, max_bytes=0)
+        self._newest_events = newest_events
         self._subscriber = subscriber
         self._registry = registry
         self._resume_buffer = resume_buffer
@@ -140,6 +164,10 @@ class Session(Generic[S]):
             case Heartbeat(command_id, about_nats):
                 pong = {"type": "pong", "ts": unix_ms}
                 return [_reply(pong | self._freshness(now) if about_nats else pong, command_id)]
+            case Channels():
+                return [self._list(command)]
+            case Token(token, command_id):
+                return [self._renew(token, command_id)]
             case Malformed(code, message, command_id):
                 return [self._error(code, message, command_id)]
             case Unknown():
@@ -156,76 +184,207 @@ class Session(Generic[S]):
         is_resume = command.after is not None
         if is_resume or command.notices is not None:  # a resume needs gap notices
             self._registry.tell_of_gaps(self._subscriber, command.notices is not False)
-        good, bad = _split(channels, is_channel)
-        granted, forbidden = (good, []) if self.grant is None else _split(good, self.grant.allows)
-        allowed, excess = self._within_limit(granted)
-        held = set(self._registry.channels(self._subscriber)) if is_resume else ()
+        is_told = self._subscriber in self._registry.audience
+        allowed, refusals = self._judge(channels)
+        needs_wanted = is_resume or command.snapshot
+        held = self._registry.channels(self._subscriber) if needs_wanted else ()
         count = self._registry.subscribe(self._subscriber, allowed)
         replies: list[Answer] = []
-        if allowed or not channels:
+        if allowed or not channels or command_id is not None:
             ack = {"type": "subscription_ack", "subscribed": allowed, "count": count}
-            if self._subscriber in self._registry.audience or is_resume:
+            if is_told or is_resume:
                 ack["epoch"] = self._resume_buffer.epoch
                 if not is_resume:  # a resume states its position at its end
                     ack["offset"] = self._resume_buffer.position
+            if command_id is not None:
+                ack |= self._refused(refusals)
             replies.append(_reply(ack, command_id))
-        limit = f"at most {self._limits.max_channels} channels a connection"
-        for code, refused, reason in (
-            (ErrorCode.INVALID_CHANNEL, bad, CHANNEL_RULE),
-            (ErrorCode.FORBIDDEN_CHANNEL, forbidden, "the token does not allow it"),
-            (ErrorCode.TOO_MANY_CHANNELS, excess, limit),
-        ):
-            if refused:
+        if command_id is None:
+            for code, refused, reason in refusals:
                 message = f"Not subscribed to {_named(refused)}: {reason}"
                 replies.append(self._error(code, message, command_id))
-        if is_resume:
-            replies.append(self._resume(command, set(allowed).difference(held)))
+        if is_told and not self._nats_status.is_connected and self._learns_it_is_gone():
+            replies.append(upstream_notice(is_connected=False))
+        if needs_wanted:
+            before = ChannelSet(held)
+            added = ChannelSet(name for name in allowed if name not in before.names)
+            wanted = Wanted(added, before)
+            replies.append(
+                self._resume(command, wanted) if is_resume else self._snapshot(command, wanted)
+            )
         return replies
 
-    def _resume(self, command: Subscribe, channels: Collection[str]) -> Resend:
-        """The events in `channels` after `after`, as further messages of this connection."""
-        missed = self._missed(command, channels)
-        publications = missed.publications
+    def _learns_it_is_gone(self) -> bool:
+        """Whether this client does not know yet that NATS is gone; it does from now on."""
+        is_news = self._subscriber not in self._registry.told_gone
+        self._registry.tell_gone(self._subscriber, is_gone=True)
+        return is_news
+
+    def _judge(self, names: list[str]) -> tuple[list[str], list[_Refusal]]:
+        """The names to subscribe to, in order; and the others by the reason to refuse them."""
+        good, bad = _split(names, _is_name)
+        granted, forbidden = (good, []) if self.grant is None else _split(good, self.grant.allows)
+        allowed, excess, patterns = self._within_limits(granted)
+        limits = self._limits
+        refusals = [
+            (ErrorCode.INVALID_CHANNEL, bad, CHANNEL_RULE),
+            (ErrorCode.FORBIDDEN_CHANNEL, forbidden, "the token does not allow it"),
+            (
+                ErrorCode.TOO_MANY_CHANNELS,
+                excess,
+                f"at most {limits.max_channels} channels a connection",
+            ),
+            (
+                ErrorCode.TOO_MANY_PATTERNS,
+                patterns,
+                f"at most {limits.max_patterns} patterns a connection"
+                if limits.max_patterns
+                else "this server takes no patterns",
+            ),
+        ]
+        return allowed, [one for one in refusals if one[1]]
+
+    def _refused(self, refusals: list[_Refusal]) -> dict[str, Any]:
+        """What a program reads of the refused names, in the acknowledgement."""
+        refused = [
+            {"channel": name, "code": code.value} for code, names, _ in refusals for name in names
+        ]
+        for code, _, _ in refusals:
+            self._traffic.errors[code.value] += 1
+        more = {"refused_total": len(refused)} if len(refused) > _REFUSED_MAX else {}
+        return {"refused": refused[:_REFUSED_MAX], **more} if refused else {}
+
+    def _snapshot(self, command: Subscribe, wanted: Wanted) -> Resend:
+        """The newest event of each channel that the command adds, and the end of these."""
+        found, chosen = self._newest_of(wanted)
+        publications = [event.snapshot() for event in chosen]
 
         def finish(sent: int) -> list[bytes]:
-            for publication in publications[:sent]:  # what did not fit gets no number
-                self._limits.replay_budget.add(publication.kept)
-                self.replay_buffer.append(publication)
+            self._note_sent(publications[:sent])
+            self._traffic.snapshots += sent
+            done = {"type": "snapshot_done", "sent": sent, "total": len(found)}
+            if sent < len(found):
+                done["message"] = _CUT_SHORT if sent < len(chosen) else _MANY
+            return [_reply(done, command.id)]
+
+        return Resend(list(enumerate(publications, self.replay_buffer.seq + 1)), finish)
+
+    def _newest_of(self, wanted: Wanted) -> tuple[list[NewestEvent], list[NewestEvent]]:
+        """The newest event of each channel that is wanted, and as many of them as are sent."""
+        found = self._newest_events.in_order(wanted.known(self._newest_events))
+        self._charge_for(len(found))
+        # The last ones: what a channel has had lately is more likely of use.
+        return found, found[-self._limits.snapshot_events :]
+
+    def _charge_for(self, channels: int) -> None:
+        """Have a client that asks for very many channels at once wait for its next command."""
+        self._bucket.charge(channels / _CHANNELS_A_COMMAND)
+
+    def _note_sent(self, publications: Iterable[Publication]) -> None:
+        """Give new numbers to what was sent beside the feed; what did not fit gets none."""
+        for publication in publications:
+            self._limits.replay_budget.add(publication.kept)
+            self.replay_buffer.append(publication)
+
+    def _resume(self, command: Subscribe, wanted: Wanted) -> Resend:
+        """The events in `wanted` after `after`, as further messages of this connection."""
+        publications, incomplete = self._missed(command, wanted)
+
+        def finish(sent: int) -> list[bytes]:
+            self._note_sent(publications[:sent])
             self._traffic.resumed += sent
             frames, position = [], self._resume_buffer.position
-            if sent == len(publications) and missed.is_complete and position is not None:
+            cut = dict.fromkeys(one.channel for one in publications[sent:])
+            if not cut and not incomplete and position is not None:
                 position = max(position, command.after or 0)  # the client's own if we are behind
             else:
                 self._traffic.resumed_incompletely += 1
-                is_cut = sent < len(publications)
-                incomplete = {
+                report = {
                     "type": "resume_incomplete",
                     "after": command.after,
                     "sent": sent,
-                    "message": _CUT_SHORT if is_cut else _FORGOTTEN,
+                    "message": _CUT_SHORT if cut else _FORGOTTEN,
+                    "channels": list(dict.fromkeys([*incomplete, *cut])),
                 }
-                frames.append(_reply(incomplete, command.id))
+                frames.append(_reply(report, command.id))
             resumed = {"type": "resumed", "sent": sent, "offset": position}
             return [*frames, _reply(resumed, command.id)]
 
         return Resend(list(enumerate(publications, self.replay_buffer.seq + 1)), finish)
 
-    def _missed(self, command: Subscribe, channels: Collection[str]) -> Missed:
+    def _missed(self, command: Subscribe, wanted: Wanted) -> Missed:
         after, epoch, resume_buffer = command.after, command.epoch, self._resume_buffer
+        position = resume_buffer.position
         is_known = epoch is not None and epoch == resume_buffer.epoch
-        if after is None or not self._limits.can_resume or resume_buffer.position is None:
-            return Missed([], is_complete=False)
-        if after > resume_buffer.position:
-            # An offset of an unknown epoch may be of a stream that was made anew.
-            if is_known:
-                self._registry.hold_back(self._subscriber, channels, after)
-            return Missed([], is_complete=is_known)
-        if epoch is not None and not is_known:
-            return Missed([], is_complete=False)
+        if after is None or not self._limits.can_resume or position is None:
+            return self._nothing_known(command, wanted)
+        if after > position and is_known:
+            self._registry.hold_back(self._subscriber, wanted.added.names, after)
+            return Missed([], [])
+        # An offset of an unknown epoch may be of a stream that was made anew.
+        if after > position or (epoch is not None and not is_known):
+            return self._nothing_known(command, wanted)
         limits = self._limits
-        return resume_buffer.after(
-            after, channels, of_each=limits.resume_channel_events, in_all=limits.resume_events
+        if wanted.added.patterns:
+            self._charge_for(len(self._newest_events))
+        most = Most(limits.resume_channel_events, limits.resume_events, limits.snapshot_events)
+        return missed(
+            after,
+            wanted,
+            resume_buffer,
+            self._newest_events,
+            most,
+            with_snapshot=command.snapshot,
         )
+
+    def _nothing_known(self, command: Subscribe, wanted: Wanted) -> Missed:
+        """Nothing is known of what was missed: what there is in this case is the newest events."""
+        _, chosen = self._newest_of(wanted) if command.snapshot else ([], [])
+        return Missed([event.snapshot() for event in chosen], command.channels)
+
+    def _list(self, command: Channels) -> bytes:
+        """A page of the channels that have had an event, with the offset of the newest."""
+        newest_events, prefix = self._newest_events, command.prefix
+        if self.grant is None or self.grant.patterns is None:
+            names = newest_events.names(prefix, after=command.after)
+        else:  # of the others not even the names are told
+            allowed = {one for name in self.grant.patterns for one in newest_events.matching(name)}
+            self._charge_for(len(allowed))
+            later = (one for one in allowed if one.startswith(prefix) and one > command.after)
+            names = iter(sorted(later))
+        listed = list(islice(names, _LISTED_MAX))
+        page: dict[str, Any] = {
+            "type": "channels",
+            "channels": [
+                {"channel": name, "offset": event.offset}
+                for name in listed
+                if (event := newest_events.get(name)) is not None
+            ],
+        }
+        if next(names, None) is not None:
+            page["next"] = listed[-1]
+        return _reply(page, command.id)
+
+    def _renew(self, token: str, command_id: CommandId) -> bytes:
+        """Use another token, and end the subscriptions that it does not allow."""
+        grant = self._limits.verify(token.encode(errors="replace"))
+        if isinstance(grant, Rejected):
+            return self._error(ErrorCode.INVALID_TOKEN, grant.text, command_id)
+        if grant is not None and self.grant is not None and grant.owner != self.grant.owner:
+            text = "The token is of another user: connect again to become that one"
+            return self._error(ErrorCode.INVALID_TOKEN, text, command_id)
+        if grant is not None:  # else no token is needed now, but it may be again
+            self.grant = grant
+        held = self._registry.channels(self._subscriber)
+        ended = [] if grant is None else [name for name in held if not grant.allows(name)]
+        count = self._registry.unsubscribe(self._subscriber, ended)
+        ack = {
+            "type": "token_ack",
+            "expires_at": None if grant is None else int(grant.expires_at),
+            "unsubscribed": ended,
+            "count": count,
+        }
+        return _reply(ack, command_id)
 
     def _freshness(self, now: float) -> dict[str, Any]:
         nats_status = self._nats_status
@@ -236,46 +395,56 @@ class Session(Generic[S]):
             "offset": self._resume_buffer.position,
         }
 
-    def _within_limit(self, channels: list[str]) -> tuple[list[str], list[str]]:
-        """Split `channels` into those within the limit and the rest, each in order."""
-        have = set(self._registry.channels(self._subscriber))
-        if len(have) + len(channels) <= self._limits.max_channels:
-            return channels, []
+    def _within_limits(self, names: list[str]) -> tuple[list[str], list[str], list[str]]:
+        """Split `names` into those within the limits, too many channels, and too many patterns."""
+        limits = self._limits
+        have = dict.fromkeys(self._registry.channels(self._subscriber))
+        patterns = sum(map(is_pattern, have))
+        if len(have) + len(names) <= limits.max_channels and not any(map(is_pattern, names)):
+            return names, [], []
         allowed: list[str] = []
         excess: list[str] = []
-        new: set[str] = set()
-        for channel in channels:
-            if channel in have or channel in new:
-                allowed.append(channel)
-            elif len(have) + len(new) < self._limits.max_channels:
-                new.add(channel)
-                allowed.append(channel)
+        excess_patterns: list[str] = []
+        for name in names:
+            if name in have:
+                allowed.append(name)
+            elif is_pattern(name) and patterns >= limits.max_patterns:
+                excess_patterns.append(name)
+            elif len(have) >= limits.max_channels:
+                excess.append(name)
             else:
-                excess.append(channel)
-        return allowed, excess
+                have[name] = None
+                patterns += is_pattern(name)
+                allowed.append(name)
+        return allowed, excess, excess_patterns
 
     def _replay(self, first: int, last: int, command_id: CommandId) -> Resend:
         replay = self.replay_buffer.between(first, last)
 
         def finish(sent: int) -> list[bytes]:
             self._traffic.replayed += sent
-            if sent == replay.asked:
-                return []
-            is_cut = sent < len(replay.kept)
-            capacity = self._limits.replay_capacity
-            incomplete = {
-                "type": "replay_incomplete",
-                "sent": sent,
-                "total": replay.asked,
-                "message": _CUT_SHORT if is_cut else f"Only the last {capacity} messages are kept",
-            }
-            return [_reply(incomplete, command_id)]
+            counts = {"sent": sent, "total": replay.asked}
+            frames = []
+            if sent < replay.asked:
+                is_cut = sent < len(replay.kept)
+                capacity = self._limits.replay_capacity
+                kept = f"Only the last {capacity} messages are kept"
+                message = _CUT_SHORT if is_cut else kept
+                incomplete = {"type": "replay_incomplete", **counts, "message": message}
+                frames.append(_reply(incomplete, command_id))
+            if command_id is not None:  # who gave an id waits for an answer
+                frames.append(_reply({"type": "replay_done", **counts}, command_id))
+            return frames
 
         return Resend(replay.kept, finish)
 
     def _error(self, code: ErrorCode, message: str, command_id: CommandId = None) -> bytes:
         self._traffic.errors[code.value] += 1
         return _reply({"type": "error", "code": code.value, "message": message}, command_id)
+
+
+def _is_name(name: str) -> bool:
+    return is_channel(name) or is_pattern(name)
 
 
 def _split(channels: list[str], is_good: Callable[[str], bool]) -> tuple[list[str], list[str]]:

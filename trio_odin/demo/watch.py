@@ -19,14 +19,14 @@ from trio_websocket import (
     wrap_client_stream,
 )
 
-from trio_odin.wire.channels import CHANNEL_RULE, is_channel
+from trio_odin.wire.channels import CHANNEL_RULE, is_channel, is_pattern
 from trio_odin.wire.errors import first_error
 
 _CONNECT_SECONDS = 10.0
 _CLOSE_SECONDS = 10.0
 _PORTS = {"ws": 80, "wss": 443}
 _NORMAL_CODES = {1000, 1001}
-_REFUSALS = {400, 403, 429, 503}
+_REFUSALS = {400, 401, 403, 429, 503}
 _FAILURES = (
     ConnectionClosed,
     HandshakeError,  # a rejection is one
@@ -42,8 +42,12 @@ class WatchError(Exception):
     """The server cannot be watched; the message is one sentence."""
 
 
-async def watch(url: str, channels: Sequence[str], show: Callable[[str], bool]) -> str:
+async def watch(
+    url: str, channels: Sequence[str], show: Callable[[str], bool], *, with_snapshot: bool = False
+) -> str:
     """Subscribe to `channels` at `url` and `show` each message unchanged, the reply first.
+
+    Channels may be patterns. `with_snapshot` asks for the newest event of each channel.
 
     Returns the reason for the end: the server closed in order (1000, 1001), or `show` returned
     False.
@@ -54,15 +58,18 @@ async def watch(url: str, channels: Sequence[str], show: Callable[[str], bool]) 
 
     Cancellation cuts the connection.
     """
-    bad = [channel for channel in channels if not is_channel(channel)]
-    if bad:
-        raise WatchError(f"{bad[0]!r}: {CHANNEL_RULE}")
+    for name in channels:
+        if not is_channel(name) and not is_pattern(name):
+            raise WatchError(f"{name!r}: {CHANNEL_RULE}; or * for a part, or > for all")
     parts = _parts(url)
     url = _shown(url)
     failure: BaseException | None = None
     try:
         async with _open(parts) as websocket:
-            await _show_all(websocket, channels, show)
+            command: dict[str, object] = {"type": "subscribe", "channels": list(channels)}
+            if with_snapshot:
+                command["snapshot"] = True
+            await _show_all(websocket, command, show)
     except* _FAILURES as group:
         failure = first_error(group)
     if isinstance(failure, ConnectionClosed) and _code_of(failure) in _NORMAL_CODES:
@@ -119,9 +126,8 @@ async def _connect(parts: SplitResult) -> trio.SocketStream | trio.SSLStream[tri
 
 
 async def _show_all(
-    websocket: WebSocketConnection, channels: Sequence[str], show: Callable[[str], bool]
+    websocket: WebSocketConnection, command: dict[str, object], show: Callable[[str], bool]
 ) -> None:
-    command = {"type": "subscribe", "channels": list(channels)}
     await websocket.send_message(msgspec.json.encode(command).decode())
     while show(str(await websocket.get_message())):
         pass

@@ -1,4 +1,4 @@
-"""Answers to a command: ready frames, and events that are sent again."""
+"""Answers to a command: ready frames, and events that are sent again; and one notice."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import attrs
+import msgspec
 
 from trio_odin.fanout.publication import Publication
+from trio_odin.wire.frames import text_frame
 
 
 @attrs.frozen
 class Resend:
-    """Events of a resume or a replay, oldest first. Only as many are sent as may wait.
+    """Events of a snapshot, a resume or a replay, oldest first. Only as many are sent as may wait.
 
     They are not encoded here: an answer of a hundred large events would take megabytes for each
     client that asks for it and does not read.
@@ -28,3 +30,9 @@ class Resend:
 
 
 Answer: TypeAlias = bytes | Resend
+
+
+def upstream_notice(*, is_connected: bool) -> bytes:
+    """The frame that says whether the server is connected to NATS."""
+    state = "connected" if is_connected else "disconnected"
+    return text_frame(msgspec.json.encode({"type": "upstream", "nats": state}))

@@ -10,11 +10,13 @@ from typing import Any
 
 from trio_odin.ledger.reasons import Dropped
 from trio_odin.wire.commands import (
+    Channels,
     Command,
     Heartbeat,
     Malformed,
     Replay,
     Subscribe,
+    Token,
     Unknown,
     Unsubscribe,
 )
@@ -31,11 +33,13 @@ class FlightEvent(Enum):
     UNSUBSCRIBE = "unsubscribe"
     REPLAY = "replay"
     HEARTBEAT = "heartbeat"
+    CHANNELS = "channels"
+    TOKEN = "token"  # noqa: S105 - not a secret
     MALFORMED = "malformed command"
     UNKNOWN = "unknown command"
     RATE_LIMITED = "rate limited"
     REPLY_WAITED = "reply waited"
-    CUT_SHORT = "resume or replay cut short"
+    CUT_SHORT = "resume, replay or snapshot cut short"
     BEGAN_TO_WAIT = "outbox began to fill"
     DEPTH = "messages waiting"
     EMPTIED = "outbox emptied"
@@ -61,6 +65,8 @@ COMMANDS: dict[type[Command] | None, FlightEvent] = {
     Unsubscribe: FlightEvent.UNSUBSCRIBE,
     Replay: FlightEvent.REPLAY,
     Heartbeat: FlightEvent.HEARTBEAT,
+    Channels: FlightEvent.CHANNELS,
+    Token: FlightEvent.TOKEN,
     Malformed: FlightEvent.MALFORMED,
     Unknown: FlightEvent.UNKNOWN,
     None: FlightEvent.RATE_LIMITED,

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterator
 from contextlib import suppress
 from itertools import chain, islice
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 import trio
 
+from trio_odin.fanout.feed import Feed
 from trio_odin.fanout.flush_queue import FlushQueue
 from trio_odin.fanout.invalid_events import InvalidEventLog
 from trio_odin.fanout.notices import Notices
 from trio_odin.fanout.outbound import Outbound, fan_out
-from trio_odin.fanout.publication import InvalidPayload, Publication
+from trio_odin.fanout.publication import Publication
 from trio_odin.fanout.registry import Registry
 from trio_odin.fanout.replay_buffer import ReplayBudget
-from trio_odin.fanout.resume_buffer import ResumeBuffer
 from trio_odin.fanout.slow_consumers import OutboxRules, SlowPolicy
 from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.reasons import CloseReason, GapReason, Invalid, Shed
@@ -27,9 +27,9 @@ from trio_odin.overload.byte_budget import ByteBudget
 from trio_odin.overload.turns import Turns
 from trio_odin.settings.settings import Settings
 from trio_odin.upstream.gaps import Gap, Mark
-from trio_odin.upstream.nats_message import NatsMessage
+from trio_odin.upstream.nats_message import NatsMessage, Newest
 from trio_odin.upstream.status import NatsStatus
-from trio_odin.wire.channels import CHANNEL_RULE, channel_of_subject
+from trio_odin.wire.channels import CHANNEL_RULE
 
 # After so much work all other tasks have a turn; a message takes some turns from NATS to the hub.
 _SLICE_SECONDS = 0.002
@@ -55,6 +55,7 @@ class Member(Hashable, Protocol):
         ...
 
 
+FromNats: TypeAlias = NatsMessage | Mark | Newest
 M = TypeVar("M", bound=Member)
 T = TypeVar("T")
 
@@ -67,6 +68,7 @@ class Hub(Generic[M]):
         members: the connections whose handshake is complete.
         ledger: the counters of the server.
         resume_buffer: the stream position, and the last events, for clients that resume.
+        newest_events: the newest event of each channel, for clients that subscribe.
         notices: reports what was lost.
         inbound_budget: bytes that may wait in the inbound queue.
         outbox_rules: what may wait for each connection, and for all.
@@ -83,11 +85,20 @@ class Hub(Generic[M]):
         self.registry: Registry[Outbound] = Registry()
         self.members: dict[M, None] = {}
         self.ledger = ledger
-        self.resume_buffer = ResumeBuffer(max_age_seconds=settings.stream_max_age_seconds)
-        self.notices = Notices(ledger.publications, self.registry, self.resume_buffer)
+        self._feed = Feed(
+            max_age_seconds=settings.stream_max_age_seconds,
+            # Without the filter a client gets every event from its first moment on.
+            channels_max=settings.snapshot_channels * settings.is_filtering,
+            max_bytes=settings.snapshot_bytes,
+        )
+        self.resume_buffer = self._feed.resume_buffer
+        self.newest_events = self._feed.newest_events
+        self.nats_status = NatsStatus()
+        self.notices = Notices(
+            ledger.publications, self.registry, self.resume_buffer, self.nats_status
+        )
         self._unsettled_until = trio.current_time() + _SETTLE_SECONDS
         self._waiting_to_settle = trio.lowlevel.ParkingLot()
-        self.nats_status = NatsStatus()
         self.outbox_rules = OutboxRules(
             policy=SlowPolicy(settings.slow_policy),
             capacity=settings.outbox_capacity,
@@ -126,6 +137,8 @@ class Hub(Generic[M]):
             outbox_bytes_limit=outboxes.limit_bytes,
             replay_bytes=replay.used_bytes,
             replay_bytes_limit=replay.limit_bytes,
+            snapshot_channels=len(self.newest_events),
+            snapshot_bytes=self.newest_events.used_bytes,
         )
 
     def join(self, member: M) -> None:
@@ -142,15 +155,17 @@ class Hub(Generic[M]):
     async def wait_settled(self) -> None:
         """Wait until the position can be stated: it is known, and the losses up to it are reported.
 
+        The newest event of each channel is known then, too, as far as the stream has it.
+
         The wait ends some seconds after the start: clients of a server that was restarted ask at
         once to resume where they were. Once NATS is reached, the backfill has the same time again.
         """
-        if not self.resume_buffer.is_settled:
+        if not self._feed.is_settled:
             with trio.move_on_at(self._unsettled_until):
                 await self._waiting_to_settle.park()
         await self.notices.tell_due()
 
-    async def run(self, inbound_receive: trio.MemoryReceiveChannel[NatsMessage | Mark]) -> None:
+    async def run(self, inbound_receive: trio.MemoryReceiveChannel[FromNats]) -> None:
         """Publish the inbound queue; returns once its sending side is closed and it is empty.
 
         All other tasks have a turn after each slice of the work, never within a fan-out. A message
@@ -167,17 +182,19 @@ class Hub(Generic[M]):
                 await trio.lowlevel.checkpoint()
                 await self._take_what_waits(inbound_receive)
 
-    async def _take_what_waits(
-        self, inbound_receive: trio.MemoryReceiveChannel[NatsMessage | Mark]
-    ) -> None:
+    async def _take_what_waits(self, inbound_receive: trio.MemoryReceiveChannel[FromNats]) -> None:
         """Take what waits in the inbound queue, for a slice at most."""
         ends_at = trio.current_time() + _SLICE_SECONDS
         with suppress(trio.WouldBlock, trio.EndOfChannel):
             while self._flush_queue.unfinished < _UNFINISHED_MAX and trio.current_time() < ends_at:
                 await self._take(inbound_receive.receive_nowait(), is_alone=False)
 
-    async def _take(self, item: NatsMessage | Mark, *, is_alone: bool) -> None:
+    async def _take(self, item: FromNats, *, is_alone: bool) -> None:
         """Take one item of the inbound queue. A gap that is due is reported before it."""
+        if isinstance(item, Newest):
+            self._feed.add_newest(item)
+            await self._let_settled_go_on()
+            return
         if isinstance(item, Mark):
             await self.notices.tell_due()  # a report under way names the old epoch
             self.note(item)
@@ -186,7 +203,7 @@ class Hub(Generic[M]):
         await self.notices.tell_due()
         self.taken += 1
         self.inbound_budget.used_bytes -= len(item.payload)
-        was_settled = self.resume_buffer.is_settled
+        was_settled = self._feed.is_settled
         self.publish(item, is_alone=is_alone)
         self._flush_queue.time(item.arrived_at)
         if not was_settled:
@@ -197,7 +214,7 @@ class Hub(Generic[M]):
         is_first = not self.resume_buffer.is_entered
         if mark.epoch != self.resume_buffer.epoch:
             self.registry.forget_floors()
-        self.resume_buffer.note(mark)
+        self._feed.note(mark)
         if is_first:
             self._unsettled_until = trio.current_time() + _SETTLE_SECONDS
         self.notices.declare(*mark.gaps)
@@ -206,7 +223,7 @@ class Hub(Generic[M]):
 
     async def _let_settled_go_on(self) -> None:
         """Wake those who wait for the position, some at a time, as there may be thousands."""
-        if self.resume_buffer.is_settled:
+        if self._feed.is_settled:
             while self._waiting_to_settle:
                 self._waiting_to_settle.unpark(count=_SETTLED_BETWEEN_CHECKPOINTS)
                 await trio.lowlevel.checkpoint()
@@ -217,8 +234,8 @@ class Hub(Generic[M]):
         If it `is_alone`, nothing waits and the first subscribers are written to at once.
         """
         publications = self.ledger.publications
-        channel = channel_of_subject(message.subject)
-        event = self.resume_buffer.add(message, channel)
+        channel, why_not, prev, resumable = self._feed.add(message)
+        offset = message.offset
         if message.is_backfill:
             publications.backfilled += 1
             return
@@ -228,7 +245,7 @@ class Hub(Generic[M]):
             return
         subscribers: Collection[Outbound]
         if self.is_filtering:
-            subscribers = self.registry.subscribers_from(channel, message.offset)
+            subscribers = self.registry.subscribers_from(channel, offset)
         else:
             subscribers = [member.outbound for member in self.members]
         if not subscribers:
@@ -236,21 +253,17 @@ class Hub(Generic[M]):
             return
         if not self._rate.take(trio.current_time()):
             publications.shed[Shed.BROADCAST_RATE] += 1
-            self.notices.declare(Gap(GapReason.SHED, 1, message.offset, message.offset))
+            self.notices.declare(Gap(GapReason.SHED, 1, offset, offset))
             return
-        try:
-            publication = Publication(
-                channel,
-                message.payload,
-                offset=message.offset,
-                unix_ms=message.unix_ms,
-            )
-        except InvalidPayload as error:
-            self._refuse(message, Invalid.PAYLOAD, str(error))
+        if why_not:
+            self._refuse(message, Invalid.PAYLOAD, why_not)
             return
+        publication = Publication(
+            channel, message.payload, offset=offset, unix_ms=message.unix_ms, prev=prev
+        )
         self.replay_budget.add(publication.kept)
-        if event is not None:
-            event.content = publication
+        if resumable is not None:
+            resumable.content = publication
         publications.fanned_out += 1
         self.notices.tell_owed(subscribers)
         self._first = (self._first + _GOLDEN_RATIO) % 1

@@ -19,12 +19,14 @@ import msgspec
 import structlog
 import trio
 
+from trio_odin.fanout.answers import upstream_notice
 from trio_odin.fanout.outbound import Outbound
 from trio_odin.fanout.registry import Registry
 from trio_odin.fanout.resume_buffer import ResumeBuffer
 from trio_odin.ledger.counters import Publications
 from trio_odin.ledger.reasons import GapReason
 from trio_odin.upstream.gaps import Gap, Gaps, Losses, joined
+from trio_odin.upstream.status import NatsStatus
 from trio_odin.wire.frames import text_frame
 
 # Shedding can go on for hours: the log sums it up over this time.
@@ -35,11 +37,16 @@ _log = structlog.get_logger("notices")
 
 
 class Notices:
-    """Reports the gaps that are declared to it."""
+    """Reports the gaps that are declared to it, and when NATS comes or goes."""
 
     def __init__(
-        self, publications: Publications, registry: Registry[Outbound], resume_buffer: ResumeBuffer
+        self,
+        publications: Publications,
+        registry: Registry[Outbound],
+        resume_buffer: ResumeBuffer,
+        nats_status: NatsStatus,
     ) -> None:
+        self._nats_status = nats_status
         self._counters = publications
         self._registry = registry
         self._resume_buffer = resume_buffer
@@ -68,6 +75,7 @@ class Notices:
         """Report each second what no event made due, until cancelled."""
         while True:
             await trio.sleep(Losses.TELL_SECONDS)
+            await self._tell_state()
             if self._losses:
                 await self.tell()
             else:
@@ -76,6 +84,18 @@ class Notices:
                     self.tell_owed(owing[start : start + _NOTICES_BETWEEN_CHECKPOINTS])
                     await trio.lowlevel.checkpoint()
             self._log((), trio.current_time())
+
+    async def _tell_state(self) -> None:
+        """Say whether NATS is connected to those who think otherwise, if there is room for it."""
+        registry, is_connected = self._registry, self._nats_status.is_connected
+        told_gone = registry.told_gone
+        wrong = told_gone if is_connected else registry.audience.keys() - told_gone
+        frame = upstream_notice(is_connected=is_connected)
+        for number, outbound in enumerate(list(wrong), start=1):
+            if number % _NOTICES_BETWEEN_CHECKPOINTS == 0:
+                await trio.lowlevel.checkpoint()
+            if outbound in registry.audience and outbound.send_soon(frame):
+                registry.tell_gone(outbound, is_gone=not is_connected)
 
     async def tell(self) -> None:
         """Report all declared gaps to every client that asked for notices.

@@ -23,10 +23,7 @@ _SEQ_KEY: Final = b'{"seq":'
 _DIGITS_MAX: Final = 20  # 64 bits
 _SKIPPED_KEY: Final = b',"skipped":'
 _TOTAL_KEY: Final = b',"skipped_total":'
-
-
-class InvalidPayload(Exception):
-    """The payload is not JSON in UTF-8, so no browser could read the message."""
+_SNAPSHOT_END: Final = b',"snapshot":true}'
 
 
 class Kept:
@@ -65,22 +62,39 @@ class Publication:
 
     __slots__ = ("_heads", "_tail", "channel", "kept")
 
-    def __init__(self, channel: str, payload: bytes, *, offset: int | None, unix_ms: int) -> None:
+    def __init__(
+        self,
+        channel: str,
+        payload: bytes,
+        *,
+        offset: int | None,
+        unix_ms: int,
+        prev: int | None = None,
+        is_snapshot: bool = False,
+    ) -> None:
         """Build the shared bytes.
 
-        Raises:
-            InvalidPayload: `payload` is not JSON, or not UTF-8.
+        Args:
+            channel: the channel of the event.
+            payload: what was published: JSON, see `why_invalid`.
+            offset: its number in the stream, if that numbers events.
+            unix_ms: when NATS stored it.
+            prev: the offset of the event before it in its channel, if that is known.
+            is_snapshot: whether it is sent as the first value to who subscribes later.
         """
-        _require_json(payload)
         self.channel = channel
-        offset_key = b"" if offset is None else b',"offset":%d' % offset
+        last_keys = b"" if offset is None else b',"offset":%d' % offset
+        if prev is not None:
+            last_keys += b',"prev":%d' % prev
+        if is_snapshot:
+            last_keys += _SNAPSHOT_END[:-1]
         self._tail = b',"ts":%d,"type":"%b","priority":%d,"data":%b,"channel":%b%b}' % (
             unix_ms,
             EVENT_TYPE.encode(),
             PRIORITY,
             payload,
             msgspec.json.encode(channel),
-            offset_key,
+            last_keys,
         )
         self._heads = _heads(len(self._tail))
         self.kept = Kept(channel, self._tail)
@@ -91,6 +105,17 @@ class Publication:
         self.channel, self._tail, self.kept = channel, tail, kept
         self._heads = _heads(len(tail))
         return self
+
+    def again(self) -> Publication:
+        """The same, to be kept for replay anew."""
+        return Publication._of(self.channel, self._tail, Kept(self.channel, self._tail))
+
+    def as_published(self) -> Publication:
+        """The same event, not as a snapshot."""
+        if not self._tail.endswith(_SNAPSHOT_END):
+            return self
+        tail = self._tail.removesuffix(_SNAPSHOT_END) + b"}"
+        return Publication._of(self.channel, tail, Kept(self.channel, tail))
 
     def frame(self, seq: int) -> bytes:
         """The whole WebSocket frame of this publication as message number `seq`."""
@@ -136,11 +161,3 @@ def _heads(tail_bytes: int) -> Sequence[bytes]:
 @lru_cache(maxsize=4096)
 def _head(length_behind: int) -> bytes:
     return frame_head(Opcode.TEXT, len(_SEQ_KEY) + length_behind) + _SEQ_KEY
-
-
-def _require_json(payload: bytes) -> None:
-    try:
-        msgspec.json.decode(payload, type=msgspec.Raw)  # checks the grammar, keeps huge numbers
-        payload.decode()  # the check above lets bad UTF-8 in strings pass
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidPayload(str(error)) from error

@@ -1,16 +1,23 @@
-"""The registry: an inverted index, channel ↔ subscribers."""
+"""The registry: an inverted index, channel ↔ subscribers.
+
+A pattern such as `BTC.*` is indexed under its own name, like a channel. A channel has two parts, so
+few patterns can match it, and an event is looked up under each of them.
+"""
 
 from __future__ import annotations
 
-import itertools
 from array import array
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Sequence
+from itertools import chain, count
 from typing import Generic, TypeVar
 
 from trio_odin.upstream.gaps import Gaps
+from trio_odin.wire.channels import is_pattern, patterns_for
 
 S = TypeVar("S")
+# To search for one subscriber costs as much as to copy so many.
+_SEARCHES = 8
 
 
 class _Channel(Generic[S]):
@@ -40,6 +47,11 @@ class _Channel(Generic[S]):
         self.subscribers.insert(place, subscriber)
         return True
 
+    def has(self, number: int) -> bool:
+        """Whether the subscriber with this number is there."""
+        place = bisect_left(self.numbers, number)
+        return place < len(self.numbers) and self.numbers[place] == number
+
     def remove(self, number: int) -> bool:
         """Remove the subscriber with this number; False if it was not there."""
         place = bisect_left(self.numbers, number)
@@ -60,24 +72,41 @@ class _Own(Generic[S]):
         self.channels: list[_Channel[S]] = []
 
 
+def _each_once(channels: list[_Channel[S]]) -> Collection[S]:
+    """All subscribers of `channels`, without those that come twice."""
+    largest, *others = sorted(channels, key=lambda channel: -len(channel.subscribers))
+    if _SEARCHES * sum(len(other.subscribers) for other in others) > len(largest.subscribers):
+        return dict.fromkeys(chain.from_iterable(channel.subscribers for channel in channels))
+    rest = {
+        subscriber: None
+        for other in others
+        for number, subscriber in zip(other.numbers, other.subscribers, strict=True)
+        if not largest.has(number)
+    }
+    return [*largest.subscribers, *rest] if rest else largest.subscribers
+
+
 class Registry(Generic[S]):
     """The subscriptions in both directions: by channel, and by subscriber.
 
-    A lookup costs O(1); a subscription or its end O(log n) and the move of a short array for each
-    channel of the request; a removal the same for each of that subscriber's channels. A channel
-    without subscribers is not kept, nor is a subscriber without channels, so names that clients
-    make up cannot pile up.
+    A lookup costs O(1), or O(n) where a pattern matches as well; a subscription or its end O(log n)
+    and the move of a short array for each channel of the request; a removal the same for each of
+    that subscriber's channels. A channel without subscribers is not kept, nor is a subscriber
+    without channels, so names that clients make up cannot pile up.
 
     Attributes:
-        audience: the subscribers that asked for gap notices, each with the gaps that it was not
-            sent yet.
+        audience: the subscribers that asked for notices, each with the gaps that it was not sent
+            yet.
+        told_gone: those of them that were told that NATS is gone, and not yet that it is back.
     """
 
     def __init__(self) -> None:
-        self._channels: dict[str, _Channel[S]] = {}
+        self._channels: dict[str, _Channel[S]] = {}  # patterns too
+        self._patterns: set[str] = set()
         self._subscribers: dict[S, _Own[S]] = {}
-        self._numbers = itertools.count(1)
+        self._numbers = count(1)
         self.audience: dict[S, Gaps] = {}
+        self.told_gone: set[S] = set()
         self._floors: dict[str, dict[S, int]] = {}
 
     def subscribe(self, subscriber: S, channels: Iterable[str]) -> int:
@@ -89,6 +118,8 @@ class Registry(Generic[S]):
             channel = self._channels.get(name)
             if channel is None:
                 channel = self._channels[name] = _Channel(name)
+                if is_pattern(name):
+                    self._patterns.add(name)
             if channel.add(own.number, subscriber):
                 own.channels.append(channel)
         return self._count_or_forget(subscriber, own)
@@ -118,15 +149,26 @@ class Registry(Generic[S]):
         self._floors.clear()
 
     def subscribers_from(self, channel: str, offset: int | None) -> Collection[S]:
-        """The subscribers of `channel` that are to get its event at `offset`."""
-        everyone = self.subscribers(channel)
-        if not self._floors or offset is None or channel not in self._floors:
+        """Those who are to get the event of `channel` at `offset`, each once."""
+        patterns = self._patterns and self._patterns.intersection(patterns_for(channel))
+        if not patterns:
+            return self._subscribers_from(channel, offset)
+        names = [name for name in (channel, *patterns) if name in self._channels]
+        if self._floors:
+            some = (self._subscribers_from(name, offset) for name in names)
+            return dict.fromkeys(chain.from_iterable(some))
+        return _each_once([self._channels[name] for name in names])
+
+    def _subscribers_from(self, name: str, offset: int | None) -> Collection[S]:
+        """Those of them who are subscribed under this name."""
+        everyone = self.subscribers(name)
+        if not self._floors or offset is None or name not in self._floors:
             return everyone
-        floors = self._floors[channel]
+        floors = self._floors[name]
         for subscriber in [one for one, floor in floors.items() if floor < offset]:
             del floors[subscriber]
         if not floors:
-            del self._floors[channel]
+            del self._floors[name]
         return [one for one in everyone if one not in floors]
 
     def tell_of_gaps(self, subscriber: S, is_wanted: bool) -> None:
@@ -135,10 +177,18 @@ class Registry(Generic[S]):
             self.audience.setdefault(subscriber, {})
         else:
             self.audience.pop(subscriber, None)
+            self.told_gone.discard(subscriber)
+
+    def tell_gone(self, subscriber: S, *, is_gone: bool) -> None:
+        """Note that `subscriber`, of the audience, was told that NATS is gone, or is back."""
+        if is_gone:
+            self.told_gone.add(subscriber)
+        else:
+            self.told_gone.discard(subscriber)
 
     def remove(self, subscriber: S) -> None:
         """Remove `subscriber` from everything. One without subscriptions is ignored."""
-        self.audience.pop(subscriber, None)
+        self.tell_of_gaps(subscriber, is_wanted=False)
         if subscriber in self._subscribers:
             own = self._subscribers.pop(subscriber)
             for channel in own.channels:
@@ -175,4 +225,5 @@ class Registry(Generic[S]):
             if not self._floors[name]:
                 del self._floors[name]
         if not channel.subscribers:
+            self._patterns.discard(name)
             del self._channels[name]

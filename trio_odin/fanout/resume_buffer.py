@@ -7,12 +7,12 @@ inbound queue: events are `add`ed, marks `note`d.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Collection
+from collections import deque
+from collections.abc import Iterator
 from itertools import takewhile
-from typing import Final, NamedTuple
+from typing import Final
 
-from trio_odin.fanout.publication import InvalidPayload, Publication
+from trio_odin.fanout.publication import Publication
 from trio_odin.upstream.gaps import Mark
 from trio_odin.upstream.nats_message import NatsMessage
 
@@ -21,39 +21,37 @@ RESUME_EVENTS_MAX: Final = 4096
 _BYTES_MAX: Final = 64 * 1024 * 1024
 
 
-class Missed(NamedTuple):
-    """What a client has missed, oldest first; if not `is_complete`, there may have been more."""
-
-    publications: list[Publication]
-    is_complete: bool
-
-
 class ResumableEvent:
-    """An event of the stream: its publication, or its payload if it had no subscriber."""
+    """An event of the stream: its publication, or its payload if it had no subscriber.
 
-    __slots__ = ("arrived_at", "channel", "content", "offset", "size", "unix_ms")
+    Attributes:
+        channel: the channel; None of what is no valid event, and is kept for its offset.
+        prev: the offset of the event before it in its channel; None if that is not known.
+    """
 
-    def __init__(self, message: NatsMessage, offset: int, channel: str | None) -> None:
+    __slots__ = ("arrived_at", "channel", "content", "offset", "prev", "size", "unix_ms")
+
+    def __init__(
+        self, message: NatsMessage, offset: int, channel: str | None, prev: int | None
+    ) -> None:
         self.content: Publication | bytes = b"" if channel is None else message.payload
         self.size = len(self.content)
         self.offset = offset
+        self.prev = prev
         self.arrived_at = message.arrived_at
         self.unix_ms = message.unix_ms
         self.channel = channel
 
-    def publish(self) -> Publication | None:
-        """The publication, made now if it had no subscriber then; None if the event is invalid."""
-        if isinstance(self.content, Publication):
-            return self.content
-        if self.channel is None:
-            return None
-        try:
+    def publication(self) -> Publication:
+        """The publication, made now if it had no subscriber then. The event has to be valid."""
+        if not isinstance(self.content, Publication):
             self.content = Publication(
-                self.channel, self.content, offset=self.offset, unix_ms=self.unix_ms
+                str(self.channel),
+                self.content,
+                offset=self.offset,
+                unix_ms=self.unix_ms,
+                prev=self.prev,
             )
-        except InvalidPayload:
-            self.channel = None
-            return None
         return self.content
 
 
@@ -67,6 +65,7 @@ class ResumeBuffer:
     Attributes:
         epoch: which numbering the offsets belong to; None before NATS was reached, and in core
             mode.
+        taken: the offset up to which everything was taken in; -1 if nothing is known.
         is_entered: whether NATS was reached once, so that there is a position or will never be one.
         is_settled: whether the position is known and the backfill has been read.
     """
@@ -83,7 +82,7 @@ class ResumeBuffer:
         self._bytes = 0
         self._max_age_seconds = max_age_seconds
         self._events: deque[ResumableEvent] = deque()
-        self._taken = -1  # everything up to this offset; -1: nothing is known
+        self.taken = -1
         # Every event after the first of these offsets is here; up to the second it is backfill.
         self._complete_after = 0
         self._backfill_end = 0
@@ -97,7 +96,7 @@ class ResumeBuffer:
 
         None: not known, because NATS was not reached yet or has no JetStream.
         """
-        return None if self._taken < 0 else max(self._taken, self._backfill_end)
+        return None if self.taken < 0 else max(self.taken, self._backfill_end)
 
     def note(self, mark: Mark) -> None:
         """Move to another position, maybe in another stream."""
@@ -105,29 +104,31 @@ class ResumeBuffer:
             self._forget_all(-1)
             self.is_settled = True
         else:
-            if mark.epoch != self.epoch or mark.gaps or self._taken < 0:
+            if mark.epoch != self.epoch or mark.gaps or self.taken < 0:
                 self._forget_all(mark.reached)
             elif mark.is_broken:
                 self._complete_after = mark.reached
-            self._taken = max(mark.reached, self._taken)
-            self.is_settled = self._taken >= mark.backfill_end
+            self.taken = max(mark.reached, self.taken)
+            self.is_settled = self.taken >= mark.backfill_end
         self.epoch, self._backfill_end, self.is_entered = mark.epoch, mark.backfill_end, True
 
     def _forget_all(self, reached: int) -> None:
         self._events.clear()
         self._bytes = 0
-        self._taken = self._complete_after = reached
+        self.taken = self._complete_after = reached
 
-    def add(self, message: NatsMessage, channel: str | None) -> ResumableEvent | None:
-        """Keep `message`, of `channel` if it belongs to one; returns None if it has no offset."""
+    def add(
+        self, message: NatsMessage, channel: str | None, prev: int | None = None
+    ) -> ResumableEvent | None:
+        """Keep `message`, of `channel` if it is a valid event; returns None if it has no offset."""
         offset = message.offset
         if offset is None:
             return None
-        event = ResumableEvent(message, offset, channel)
+        event = ResumableEvent(message, offset, channel, prev)
         self._bytes += event.size
         self._forget(message.arrived_at - self._max_age_seconds)
         self._events.append(event)
-        self._taken = offset
+        self.taken = offset
         if not self.is_settled:
             self.is_settled = offset >= self._backfill_end
         return event
@@ -144,24 +145,10 @@ class ResumeBuffer:
             self._bytes -= oldest.size
             self._complete_after = max(oldest.offset, self._complete_after)
 
-    def after(self, offset: int, channels: Collection[str], *, of_each: int, in_all: int) -> Missed:
-        """The newest events of `channels` after `offset`, at most `of_each` a channel and `in_all`.
+    def newer_than(self, offset: int) -> Iterator[ResumableEvent]:
+        """The events after `offset` that are kept, the newest one first."""
+        return takewhile(lambda event: event.offset > offset, reversed(self._events))
 
-        The newest event of each channel is included in any case: else a busy channel would push out
-        the only event of a quiet one, whose old value would then stay.
-        """
-        newer = takewhile(lambda event: event.offset > offset, reversed(self._events))
-        missed: list[Publication] = []
-        taken: Counter[str] = Counter()
-        is_complete = self._complete_after <= offset and self.is_settled
-        for event in newer:
-            channel = event.channel
-            if channel is None or channel not in channels:
-                continue
-            has_room = taken[channel] < of_each and len(missed) < in_all
-            if taken[channel] and not has_room:
-                is_complete = False
-            elif publication := event.publish():
-                taken[channel] += 1
-                missed.append(publication)
-        return Missed(missed[::-1], is_complete)
+    def has_all_after(self, offset: int) -> bool:
+        """Whether `newer_than` gives every event after `offset` that there was."""
+        return self._complete_after <= offset and self.is_settled

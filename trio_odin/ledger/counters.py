@@ -114,6 +114,7 @@ class Traffic:
     replayed: int = 0
     resumed: int = 0
     resumed_incompletely: int = 0
+    snapshots: int = 0
     bytes_received: int = 0
     bytes_sent: int = 0
     reloads: Counter[str] = attrs.field(factory=_counter)

@@ -117,6 +117,9 @@ class FanOutStats:
         channels: channels with a subscriber. Most have one in every worker, and sending all names
             would cost as much as clients care to make it cost, so this is the number of the worker
             that has most.
+        snapshot_channels: channels with a newest event, for clients that subscribe. Every worker
+            has them, so this is the number of the worker that has most.
+        snapshot_bytes: the payloads of these events, in one worker.
         inbound_waiting: events in the inbound queue, between the bridge and the hub.
     """
 
@@ -129,6 +132,8 @@ class FanOutStats:
     outbox_bytes_limit: int = merged(SUM)
     replay_bytes: int = merged(SUM)
     replay_bytes_limit: int = merged(SUM)
+    snapshot_channels: int = merged(MAX)
+    snapshot_bytes: int = merged(MAX)
 
 
 @attrs.frozen

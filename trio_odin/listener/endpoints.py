@@ -15,12 +15,15 @@ _WELCOME = f"""trio-odin {__version__}: NATS token events, over WebSocket, to wh
 
 Connect a WebSocket to /ws on this port and send one JSON object per text frame:
 
-    {{"type":"subscribe","channels":["BTC.trade","ETH.trade"]}}
-    {{"type":"unsubscribe","channels":["ETH.trade"]}}
+    {{"type":"subscribe","channels":["BTC.trade","*.liquidity"],"snapshot":true}}
+    {{"type":"subscribe","channels":["BTC.trade"],"after":OFFSET,"epoch":EPOCH}}
+    {{"type":"unsubscribe","channels":["BTC.trade"]}}
     {{"type":"replay","data":{{"since":41}}}}
+    {{"type":"channels","prefix":"BTC."}}
     {{"type":"heartbeat"}}
 
-You get exactly the events of your channels, numbered by "seq": a gap means a loss.
+You get exactly the events of your channels, numbered by "seq": a gap means a loss. All of it is in
+docs/protocol.md.
 
     /health   how it is (JSON)
     /ready    whether it takes clients (200 or 503)"""
@@ -36,7 +39,7 @@ _OPTIONS = Response(
     headers=[
         ("Allow", _ALLOWED),
         ("Access-Control-Allow-Methods", _ALLOWED),
-        ("Access-Control-Allow-Headers", "*"),
+        ("Access-Control-Allow-Headers", "Authorization, *"),
     ],
 )
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import attrs
 import structlog
@@ -29,20 +31,29 @@ from trio_odin.net.client_address import IpAddress, client_address, counted_as
 from trio_odin.net.http import (
     END_OF_HEAD,
     HeadLimits,
+    Request,
     Respond,
+    Response,
     receive_head,
     send_last,
+    send_last_bytes,
     serve_request,
 )
 from trio_odin.overload.admission import Admission
 from trio_odin.overload.meters import LoopMeter
 from trio_odin.settings.settings import Settings
 from trio_odin.wire import handshake
+from trio_odin.wire.frames import close_frame
 from trio_odin.wire.handshake import Rejected, Upgrade, reject
 
 _log = structlog.get_logger("listener")
 
-_NO_UPGRADE = Upgrade({}, b"")
+_NOT_PARSED = Upgrade({}, b"")
+_READING = {"GET", "HEAD"}
+_EXPOSED = ("Access-Control-Expose-Headers", "Retry-After, WWW-Authenticate")
+# How a client that is refused after the upgrade is closed, by the status it would have got.
+_CLOSE_CODES = {401: 4401, 403: 4403, 429: 4429, 503: 4503}
+_REASON_MAX_BYTES = 123  # RFC 6455, 5.5
 
 # Half of the files that are kept from WebSockets: sockets that send nothing may not have them all.
 _PENDING_IN_KEPT_FILES = 8
@@ -66,12 +77,15 @@ class _Candidate:
         grant: what its token allows; None if no token is needed.
     """
 
-    stream: trio.abc.Stream
-    head: bytes
-    upgrade: Upgrade = _NO_UPGRADE
+    stream: trio.abc.HalfCloseableStream
+    head: bytes = b""
+    upgrade: Upgrade = _NOT_PARSED
     address: IpAddress | None = None
     owner: str | None = None
     grant: Grant | None = None
+
+
+_Check: TypeAlias = Callable[[_Candidate], Rejected | None]
 
 
 class _Admitted(NamedTuple):
@@ -133,6 +147,7 @@ class Listener:
             self._check_address,
             self._check_credentials,
         )
+        self._door = (self._check_admission, self._check_address, self._check_credentials)
 
     def reload(self, settings: Settings) -> None:
         """Use `settings` for clients that connect from now on."""
@@ -148,11 +163,14 @@ class Listener:
             replay_capacity=settings.replay_capacity,
             resume_channel_events=settings.resume_channel_events,
             resume_events=settings.resume_events,
+            snapshot_events=settings.snapshot_events,
             max_channels=settings.max_channels,
+            max_patterns=settings.max_patterns,
             command_burst=settings.command_burst,
             commands_per_second=settings.commands_per_second,
             can_resume=self._hub.is_filtering,
             replay_budget=self._hub.replay_budget,
+            verify=self._authorizer.verify,
         )
 
     async def run(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
@@ -171,20 +189,51 @@ class Listener:
             elif not handshake.is_websocket_request(head):
                 status = None  # it stays None if newer sockets end the page
                 with self._pending_like(stream).one(math.inf):  # a page has its own deadlines
+                    respond = partial(self._respond_to, stream)
                     status = await serve_request(
-                        stream, self._respond, received=head, limits=self._limits
+                        stream, respond, received=head, limits=self._limits
                     )
                 self._count_page(status)
             else:
-                answer = self._judge(_Candidate(stream, head))
-                del head  # the rest of this frame lives as long as the connection
+                candidate = _Candidate(stream, head)
+                answer = self._judge(candidate)
                 if isinstance(answer, _Admitted):
+                    del head, candidate  # the rest of this frame lives as long as the connection
                     await self._connect(stream, answer)
                 else:
-                    await self._send_last(stream, answer)
+                    await self._refuse(candidate, answer)
         except Exception:  # noqa: BLE001 - an error in one request must not end the others
             _log.exception("request.failed")
             await trio.aclose_forcefully(stream)
+
+    async def _respond_to(self, stream: trio.abc.HalfCloseableStream, request: Request) -> Response:
+        """Answer a page. At /ws a plain request is told what a WebSocket would be refused for.
+
+        A browser keeps that from the page, so this is how the page can know.
+        """
+        if request.path == "/ws" and request.method in _READING:
+            upgrade = Upgrade(handshake.joined_headers(request.headers), request.query)
+            rejected = self._rejected(_Candidate(stream, upgrade=upgrade), self._door)
+            if rejected is not None:
+                response = response_of(rejected)
+                return attrs.evolve(response, headers=(*response.headers, _EXPOSED))
+        return await self._respond(request)
+
+    async def _refuse(self, candidate: _Candidate, rejected: Rejected) -> None:
+        """Refuse a WebSocket: before the upgrade, or after it if that was asked for."""
+        if self._settings.closes_refused and rejected.status in _CLOSE_CODES:
+            upgrade: Upgrade | Rejected = candidate.upgrade
+            if upgrade is _NOT_PARSED:  # some checks come first
+                upgrade = handshake.parse(candidate.head)
+            if isinstance(upgrade, Upgrade) and handshake.SUBPROTOCOL in upgrade.subprotocols:
+                frame = close_frame(_CLOSE_CODES[rejected.status], _reason_of(rejected))
+                await send_last_bytes(
+                    candidate.stream,
+                    upgrade.response() + frame,
+                    self._settings.write_deadline_seconds,
+                )
+                return
+        await self._send_last(candidate.stream, rejected)
 
     async def _receive_head(self, stream: trio.abc.HalfCloseableStream) -> bytes | None:
         """Return the head; None if the peer sent nothing in time or has gone."""
@@ -206,15 +255,18 @@ class Listener:
 
     def _judge(self, candidate: _Candidate) -> _Admitted | Rejected:
         """Have the request pass all checks. A rejection is counted."""
-        for check in self._checks:
-            rejected = check(candidate)
-            if rejected is not None:
-                self._traffic.rejected[rejected.reason.label] += 1
-                return rejected
+        rejected = self._rejected(candidate, self._checks)
+        if rejected is not None:
+            self._traffic.rejected[rejected.reason.label] += 1
+            return rejected
         upgrade, address = candidate.upgrade, candidate.address
         agent = user_agent(upgrade.headers.get(b"user-agent", b""))
         identity = Identity(None if address is None else str(address), agent)
         return _Admitted(upgrade.response(), candidate.owner, candidate.grant, identity)
+
+    @staticmethod
+    def _rejected(candidate: _Candidate, checks: Iterable[_Check]) -> Rejected | None:
+        return next(filter(None, (check(candidate) for check in checks)), None)
 
     def _check_bounds(self, candidate: _Candidate) -> Rejected | None:
         """The size of the head, and that it ends where the request does."""
@@ -340,6 +392,14 @@ class Listener:
         """Wait until no connection is left."""
         while self.admitted:
             await self._departed.park()
+
+
+def _reason_of(rejected: Rejected) -> str:
+    """What a close frame has room for: the text, and when to come again."""
+    wait = dict(rejected.headers).get("Retry-After")
+    again = "" if wait is None else f"; try again in {wait} s"
+    text = rejected.text.encode()[: _REASON_MAX_BYTES - len(again)].decode(errors="ignore")
+    return text + again
 
 
 def _already_there(stream: trio.abc.Stream) -> bytes:

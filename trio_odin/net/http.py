@@ -56,12 +56,13 @@ HEAD_LIMITS: Final = HeadLimits()
 
 @attrs.frozen
 class Request:
-    """A complete request. `path` is decoded, without the query; header names are lower case."""
+    """A complete request. `path` is decoded, `query` is not; header names are lower case."""
 
     method: str
     path: str
     headers: Sequence[tuple[bytes, bytes]] = ()
     body: bytes = b""
+    query: bytes = b""
 
 
 @attrs.frozen
@@ -187,6 +188,15 @@ async def serve_request(
         return response.status
 
 
+async def send_last_bytes(stream: trio.abc.Stream, data: bytes, deadline_seconds: float) -> None:
+    """Send `data`, with time for the peer to read it, and close."""
+    async with stream:
+        with trio.move_on_after(deadline_seconds):
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await stream.send_all(data)
+            await linger(stream)
+
+
 async def send_last(
     stream: trio.abc.Stream, response: Response, deadline_seconds: float, *, method: str = "GET"
 ) -> None:
@@ -223,6 +233,7 @@ async def _receive_request(
                 path=_path_of(head.target),
                 headers=list(head.headers),
                 body=bytes(body),
+                query=head.target.partition(b"?")[2],
             )
         else:  # the peer closed without a request
             return None

@@ -25,3 +25,7 @@ class TokenBucket:
             return False
         self._tokens -= 1
         return True
+
+    def charge(self, tokens: float) -> None:
+        """Spend more, for an event that turned out to be costly: later ones have to wait."""
+        self._tokens -= tokens

@@ -164,6 +164,14 @@ class Settings:
         help="Origins that browsers may connect from; others get a 403; empty: all.",
         reloads=True,
     )
+    closes_refused: bool = setting(
+        "WS_CLOSE_REFUSED",
+        "false",
+        values.boolean,
+        help="Whether clients that offer our subprotocol are refused after the upgrade, by a close "
+        "with 4401, 4403, 4429 or 4503, which a page can read.",
+        reloads=True,
+    )
     jwt_keys: Path | None = setting(
         "WS_JWT_KEYS",
         "",
@@ -265,6 +273,33 @@ class Settings:
         help="Events that a resuming client may get in all, besides the newest of each channel.",
         reloads=True,
     )
+    snapshot_channels: int = setting(
+        "WS_SNAPSHOT_CHANNELS",
+        "10000",
+        values.Whole(0, 1_000_000),
+        help="Channels whose newest event is kept for clients that subscribe with a snapshot; the "
+        "quietest go first; 0: no snapshots.",
+    )
+    snapshot_bytes: int = setting(
+        "WS_SNAPSHOT_BYTES",
+        "16777216",
+        values.Whole(1024, _PEBIBYTE),
+        help="Bytes of these events.",
+    )
+    snapshot_events: int = setting(
+        "WS_SNAPSHOT_EVENTS",
+        "1000",
+        values.Whole(1, 1_000_000),
+        help="Events that a client may get as a snapshot of one command.",
+        reloads=True,
+    )
+    keeps_newest: bool = setting(
+        "WS_SNAPSHOT_STREAM",
+        "true",
+        values.boolean,
+        help="Whether a mirror of the stream, JS_STREAM_NAME with _NEWEST behind it, keeps the "
+        "newest event of each channel longer than JS_STREAM_MAX_AGE.",
+    )
     max_message_bytes: int = setting(
         "WS_MAX_MESSAGE_BYTES",
         "16384",
@@ -282,6 +317,13 @@ class Settings:
         "256",
         values.Whole(1, 1_000_000),
         help="Channels that one connection may subscribe to.",
+        reloads=True,
+    )
+    max_patterns: int = setting(
+        "WS_MAX_PATTERNS",
+        "16",
+        values.Whole(0, 1_000_000),
+        help="Patterns such as BTC.* that one connection may subscribe to; 0: none.",
         reloads=True,
     )
     command_burst: int = setting(

@@ -56,6 +56,11 @@ def health(snapshot: Snapshot, unix_time: float) -> HealthReport:
             "goroutines": _tasks_check(snapshot, tasks),
             "nats": _nats_check(snapshot, is_healthy=not nats_errors),
             "limits": _limits_check(snapshot),
+            "snapshot": {
+                "channels": snapshot.fan_out.snapshot_channels,
+                "bytes": snapshot.fan_out.snapshot_bytes,
+                "healthy": True,
+            },
         },
         "workers": {
             "configured": snapshot.workers.configured,

@@ -152,7 +152,16 @@ SERIES = (
         "Commands from clients",
         lambda s: s.ledger.traffic.commands,
         label="command",
-        values=["subscribe", "unsubscribe", "replay", "heartbeat", "unknown", "malformed"],
+        values=[
+            "subscribe",
+            "unsubscribe",
+            "replay",
+            "heartbeat",
+            "channels",
+            "token",
+            "unknown",
+            "malformed",
+        ],
     ),
     Series(
         "ws_error_replies_total",
@@ -181,6 +190,11 @@ SERIES = (
         "ws_resumes_incomplete_total",
         "Resumes that could not send everything that was missed",
         lambda s: s.ledger.traffic.resumed_incompletely,
+    ),
+    Series(
+        "ws_snapshot_messages_total",
+        "Newest events sent to clients that subscribed with a snapshot",
+        lambda s: s.ledger.traffic.snapshots,
     ),
     Series("ws_bytes_sent_total", "Bytes to clients", lambda s: s.ledger.traffic.bytes_sent),
     Series(
@@ -272,6 +286,16 @@ SERIES = (
     ),
     Series(
         "ws_replay_bytes_limit", "Limit of ws_replay_bytes", lambda s: s.fan_out.replay_bytes_limit
+    ),
+    Series(
+        "ws_snapshot_channels",
+        "Channels whose newest event is kept for snapshots",
+        lambda s: s.fan_out.snapshot_channels,
+    ),
+    Series(
+        "ws_snapshot_bytes",
+        "Payload bytes of the events kept for snapshots, in one worker",
+        lambda s: s.fan_out.snapshot_bytes,
     ),
     Series("ws_tasks", "Trio tasks", lambda s: s.load.tasks),
     Series(

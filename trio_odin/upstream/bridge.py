@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 import attrs
@@ -35,7 +36,8 @@ from trio_odin.upstream.gaps import Gap, Gaps, Losses, Mark, joined
 from trio_odin.upstream.metadata import MessageMetadata
 from trio_odin.upstream.nats_client import Refused, TotalClient, Unreadable, spare_detours
 from trio_odin.upstream.nats_link import NatsLink, Outage, describe
-from trio_odin.upstream.nats_message import NatsMessage
+from trio_odin.upstream.nats_message import NatsMessage, Newest
+from trio_odin.upstream.newest import Found, newest_in_mirror, newest_in_stream
 from trio_odin.upstream.position import StreamPosition, StreamState
 from trio_odin.upstream.status import NatsStatus
 from trio_odin.upstream.stream import (
@@ -52,6 +54,8 @@ from trio_odin.upstream.stream import (
     stored_at,
     why_unsuitable,
 )
+from trio_odin.wire.channels import channel_of_subject
+from trio_odin.wire.payload import why_invalid
 
 _REQUEST_SECONDS = 5.0
 _TROUBLE_KEPT = 3
@@ -60,6 +64,13 @@ _PULSE_DEADLINE_SECONDS = 60
 _STREAM_LOOK_SECONDS = 2.0
 _ON_ITS_WAY_SECONDS = 1.0
 _SETTLE_LOOK_SECONDS = 0.2
+# Clients that have just come wait for it, so it is better to have no first values.
+_NEWEST_SECONDS = 1.5
+_NEWEST_RETRY_SECONDS = 1.0
+_NEWEST_RETRY_MAX_SECONDS = 60.0
+_NEWEST_LOOK_SECONDS = 0.02
+_NEWEST_IN_ONE_PART = 500
+_SHED_CHANNELS_MAX = 10_000
 # An event at which this many connections in a row have ended is skipped.
 _STUMBLES_MAX = 2
 
@@ -81,7 +92,7 @@ class Bridge:
         self,
         settings: Settings,
         ledger: Ledger,
-        inbound_send: trio.MemorySendChannel[NatsMessage | Mark],
+        inbound_send: trio.MemorySendChannel[NatsMessage | Mark | Newest],
         inbound_budget: ByteBudget,
         nats_status: NatsStatus,
         shedder: LoadShedder,
@@ -100,6 +111,11 @@ class Bridge:
         self._untold: Gaps = {}
         self._must_tell = False
         self._consumer: OrderedConsumer | None = None
+        self._shed: dict[str, int] = {}  # by channel, the newest one that was shed and is untold
+        self._is_shed_unknown = False
+        self._wants_newest = bool(settings.snapshot_channels) and settings.is_filtering
+        self._is_newest_known = not self._wants_newest
+        self._is_newest_awaited = self._wants_newest  # by clients, once
         # False if others made the stream: should they delete it, they know how to make it again.
         self._may_make = True
         self._outage = Outage(_log, settings.nats_urls)
@@ -159,6 +175,7 @@ class Bridge:
                 if self._consumer is not None:
                     watches += [self._consumer.watch(), self._watch_stream(link)]
                     watches.append(self._settle(self._consumer))
+                    watches.append(self._find_newest(link))
                 await link.while_up(*watches)
             except (OSError, nats.errors.Error) as error:
                 if not self._nats_status.is_connected:
@@ -298,8 +315,8 @@ class Bridge:
         offset = await next_offset(client, position.stream, after=position.offset)
         self._stumbles = 0
         if offset is not None:
-            gap = position.step_over(offset)
-            await self._tell_hub(offset, gap)
+            self._is_newest_known = not self._wants_newest
+            await self._tell_hub(offset, position.step_over(offset))
 
     async def _enter(self, client: TotalClient, info: StreamInfo) -> None:
         """Find the position after which to go on in the stream, and inform the hub."""
@@ -309,7 +326,11 @@ class Bridge:
         state = await self._state_with_witness(client, info)
         if position.was_emptied_in_place(state):
             state = attrs.evolve(state, epoch=await count_generation_on(client, info))
-        self._lose(*position.enter(state))  # at once: the link may be lost before the hub knows
+        is_first = not position.epoch
+        gaps = position.enter(state)
+        self._lose(*gaps)  # at once: the link may be lost before the hub knows
+        if gaps or is_first:
+            self._is_newest_known = not self._wants_newest
         if self._nats_status.mode == "core":  # until now: the gap ends with the backfill
             self._lose(Gap(GapReason.CORE, last=position.backfill_end))
         if position.witness is None and state.last >= max(state.first, 1):
@@ -328,14 +349,90 @@ class Bridge:
         """Put a mark into the inbound queue, in order with the messages. Waits for room."""
         self._lose(*gaps)
         mark = self._mark(reached, *self._untold.values())
-        await trio_asyncio.trio_as_aio(self._inbound_send.send)(mark)
+        await self._send(mark)
         self._note_told()
 
     def _mark(self, reached: int | None, *gaps: Gap) -> Mark:
         position = self._position
         return Mark(
-            position.epoch or None, reached, position.backfill_end, gaps, position.is_broken
+            position.epoch or None,
+            reached,
+            position.backfill_end,
+            gaps,
+            position.is_broken,
+            is_newest_coming=reached is not None and self._is_newest_awaited,
+            shed=self._shed,
+            is_shed_unknown=self._is_shed_unknown,
         )
+
+    async def _find_newest(self, link: NatsLink) -> None:
+        """Find the newest message of each channel for the hub, whenever it is not known.
+
+        The feed goes on meanwhile. Without an answer there is no first value of quiet channels.
+        """
+        pause, trouble = _NEWEST_RETRY_SECONDS, [""]
+        while True:
+            if self._is_newest_known:
+                pause = _NEWEST_RETRY_SECONDS
+            else:
+                errors = await self._read_newest(link.client)
+                pause = min(2 * pause, _NEWEST_RETRY_MAX_SECONDS)
+                if errors not in ([], trouble) and link.client.is_connected:
+                    _log.warning("nats.newest_unknown", errors=errors)
+                trouble = errors
+            await asyncio.sleep(pause)
+
+    async def _read_newest(self, client: TotalClient) -> list[str]:
+        """Read the newest messages and tell the hub; returns the errors, as short lines."""
+        self._is_newest_known = True  # until something is shed, even while they are read
+        errors = ["cancelled"]
+        try:
+            errors = await self._read_and_tell_newest(client)
+        finally:
+            if errors:
+                self._is_newest_known = False
+        return errors
+
+    async def _read_and_tell_newest(self, client: TotalClient) -> list[str]:
+        settings, position = self._settings, attrs.evolve(self._position)
+        older: Sequence[NatsMessage] = ()
+        found = Found((), None)
+        errors: list[str] = []
+        if settings.keeps_newest:
+            try:
+                async with asyncio.timeout(_NEWEST_SECONDS):
+                    older = await newest_in_mirror(
+                        client, settings, position.stream, position.epoch
+                    )
+            except (TimeoutError, nats.errors.Error) as error:
+                errors += describe(error)
+        try:
+            async with asyncio.timeout(_NEWEST_SECONDS):
+                found = await newest_in_stream(client, settings, position.stream)
+                # Nothing of it may be news to the hub: it would come a second time.
+                ends = [part[-1].offset or 0 for part in (older, found.messages) if part]
+                while self._position.offset < max(ends, default=0):  # noqa: ASYNC110
+                    await asyncio.sleep(_NEWEST_LOOK_SECONDS)
+        except (TimeoutError, nats.errors.Error) as error:
+            errors += describe(error)
+            found = Found((), None)
+        self._is_newest_awaited = False
+        self._tell_losses(self._position.offset)
+        await self._tell_newest(older, position.offset, None)
+        await self._tell_newest(found.messages, position.offset, found.known_after)
+        await self._send(Newest((), position.offset, found.known_after, is_last=True))
+        return errors
+
+    async def _tell_newest(
+        self, messages: Sequence[NatsMessage], position: int, known_after: int | None
+    ) -> None:
+        for start in range(0, len(messages), _NEWEST_IN_ONE_PART):
+            part = messages[start : start + _NEWEST_IN_ONE_PART]
+            await self._send(Newest(part, position, known_after))
+
+    async def _send(self, item: Mark | Newest) -> None:
+        """Put `item` into the inbound queue. Waits for room."""
+        await trio_asyncio.trio_as_aio(self._inbound_send.send)(item)
 
     async def _settle(self, consumer: OrderedConsumer) -> None:
         """End the backfill where its last message never comes.
@@ -371,6 +468,7 @@ class Bridge:
             return
         if arrival.gap:
             self._lose(arrival.gap)
+            self._is_newest_known = not self._wants_newest
         self._must_tell = self._must_tell or self._position.is_broken
         self._accept(
             NatsMessage(
@@ -397,6 +495,12 @@ class Bridge:
         if (reason := self._reason_to_shed(message)) is not None or not self._feed(message):
             self._counters.shed[reason or Shed.FEED_FULL] += 1
             self._lose(Gap(GapReason.SHED, 1, message.offset, message.offset))
+            channel = channel_of_subject(message.subject)
+            if channel and message.offset is not None and not why_invalid(message.payload):
+                self._shed[channel] = message.offset
+                if len(self._shed) > _SHED_CHANNELS_MAX:
+                    self._shed, self._is_shed_unknown = {}, True
+                self._is_newest_known = not self._wants_newest
 
     def _feed(self, message: NatsMessage) -> bool:
         """Queue `message` for the hub, after the losses before it. False if there is no room."""
@@ -430,6 +534,7 @@ class Bridge:
 
     def _note_told(self) -> None:
         self._untold, self._must_tell = {}, False
+        self._shed, self._is_shed_unknown = {}, False
         self._position.is_broken = False
 
     def _reason_to_shed(self, message: NatsMessage) -> Shed | None:

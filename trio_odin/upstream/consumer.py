@@ -55,22 +55,26 @@ class OrderedConsumer:
         # A consumer with a name is made once, even if that is requested twice.
         self._name = f"trio-odin-{secrets.token_hex(8)}"
         self._delivered = 0  # messages of this consumer so far
+        self._listener = 0
         self._was_heard = True
 
-    async def start(self, stream: str, subject: str, *, after: int) -> ConsumerInfo:
+    async def start(self, stream: str, subject: str, *, after: int | None) -> ConsumerInfo:
         """Make a consumer of `subject` in `stream`, after offset `after`. Call `listen` next.
+
+        Without `after` it begins with the newest message of each subject.
 
         Raises:
             nats.errors.Error: NATS refuses or does not answer.
         """
         self._inbox = self._client.new_inbox()
         self._stream = stream
+        policy = DeliverPolicy.BY_START_SEQUENCE
         info: ConsumerInfo = await self._jetstream.add_consumer(
             stream,
             ConsumerConfig(
                 name=self._name,
-                deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-                opt_start_seq=after + 1,
+                deliver_policy=DeliverPolicy.LAST_PER_SUBJECT if after is None else policy,
+                opt_start_seq=None if after is None else after + 1,
                 filter_subject=subject,
                 deliver_subject=self._inbox,
                 ack_policy=AckPolicy.NONE,
@@ -87,7 +91,11 @@ class OrderedConsumer:
     async def listen(self) -> None:
         """Let the messages come: NATS holds them back until somebody listens."""
         self._was_heard = True
-        await self._client.listen(self._inbox, self._on_message)
+        self._listener = await self._client.listen(self._inbox, self._on_message)
+
+    async def leave(self) -> None:
+        """Take no more messages. NATS forgets a consumer to which nobody listens."""
+        await self._client.unlisten(self._listener)
 
     async def info(self) -> ConsumerInfo:
         """The state of the consumer, as NATS reports it now.

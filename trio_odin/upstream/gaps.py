@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Final, NamedTuple, TypeAlias
 
 import attrs
@@ -97,6 +98,9 @@ class Mark(NamedTuple):
         gaps: what was lost between the message before and the one after.
         is_broken: whether something older than the start is missing there. It is not a loss to
             report, but a client that resumes from before it may have missed it.
+        is_newest_coming: whether the newest message of each channel will follow, from the stream.
+        shed: of each channel the newest message that was shed since the mark before.
+        is_shed_unknown: whether more channels than are known had messages shed.
     """
 
     epoch: str | None
@@ -104,3 +108,6 @@ class Mark(NamedTuple):
     backfill_end: int = 0
     gaps: tuple[Gap, ...] = ()
     is_broken: bool = False
+    is_newest_coming: bool = False
+    shed: Mapping[str, int] = MappingProxyType({})
+    is_shed_unknown: bool = False

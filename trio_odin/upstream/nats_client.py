@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeAlias
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.protocol.command import pub_cmd, sub_cmd
+from nats.protocol.command import pub_cmd, sub_cmd, unsub_cmd
 from trio_asyncio import BaseTrioEventLoop
 
 _READ_BYTES = 32_768
@@ -93,9 +93,10 @@ class TotalClient(Client):
         """Whether the server itself has JetStream; another one of its cluster may have it."""
         return self._server_info.get("jetstream") is True
 
-    async def listen(self, subject: str, on_message: OnMessage) -> None:
-        """Subscribe. `on_message` is called as soon as a message is there: no task has to wake up.
+    async def listen(self, subject: str, on_message: OnMessage) -> int:
+        """Subscribe; returns a number for `unlisten`.
 
+        `on_message` is called as soon as a message is there: no task has to wake up.
         Everything else, such as a pong, is taken by a task, maybe after messages that came later.
         An exception that `on_message` raises ends the connection as `Unreadable`.
         """
@@ -104,6 +105,13 @@ class TotalClient(Client):
         await self._send_command(sub_cmd(subject, "", self._sid))
         # Until it is written: a ping is written at once, and its pong would come before a refusal.
         await self._flush_pending(force_flush=True)
+        return self._sid
+
+    async def unlisten(self, number: int) -> None:
+        """End a subscription. What still comes for it is ignored."""
+        if self._listeners.pop(number, None) is not None:
+            await self._send_command(unsub_cmd(number, 0))
+            await self._flush_pending()
 
     def publish_now(self, subject: str) -> None:
         """Publish an empty message. Does not wait; if the connection is lost, nothing happens.

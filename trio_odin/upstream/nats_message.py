@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -22,3 +23,22 @@ class NatsMessage(NamedTuple):
     arrived_at: float
     unix_ms: int = 0
     is_backfill: bool = False
+
+
+class Newest(NamedTuple):
+    """The newest message of each channel, as the stream keeps it: what a new subscriber may want.
+
+    They come in parts, beside the messages of the feed, which may have brought them before.
+
+    Attributes:
+        messages: a part of them.
+        position: all parts are as the stream was at this position, or later.
+        known_after: of each channel that had a message after this offset, the newest one is in some
+            part; None: one may be missing.
+        is_last: whether this is the last part.
+    """
+
+    messages: Sequence[NatsMessage]
+    position: int
+    known_after: int | None
+    is_last: bool = False

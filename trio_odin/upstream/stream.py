@@ -31,7 +31,7 @@ _NOT_ENABLED = {10039, 10076}
 
 # In the metadata of a stream: how often it was found emptied; that a server like this made it.
 _GENERATION = "trio_odin_generation"
-_MADE = "trio_odin_made"
+MADE = "trio_odin_made"
 _REQUEST_SECONDS = 5.0
 # How often, and how far apart, a replicated stream that seems to have lost events is asked again.
 _DOUBTS = 4
@@ -131,7 +131,7 @@ def is_made_here(info: StreamInfo, settings: Settings) -> bool:
 
     Earlier versions left no mark; they made all streams with the same configuration.
     """
-    if (info.config.metadata or {}).get(_MADE):
+    if (info.config.metadata or {}).get(MADE):
         return True
     earlier = _wanted(settings).evolve(storage=StorageType.MEMORY)
     return all(
@@ -207,7 +207,7 @@ async def count_generation_on(client: Client, info: StreamInfo) -> str:
     generation = str(int(before) + 1) if before.isdecimal() else "1"
     metadata = {**(info.config.metadata or {}), _GENERATION: generation}
     try:
-        await _change(client, str(info.config.name), metadata=metadata)
+        await change(client, str(info.config.name), metadata=metadata)
     except nats.errors.Error as error:
         generation = f"{generation}-{secrets.token_hex(4)}"
         _log.warning("nats.generation_not_kept", stream=info.config.name, error=str(error))
@@ -238,7 +238,7 @@ async def next_offset(client: Client, stream: str, *, after: int) -> int | None:
 
 async def _message(client: Client, stream: str, which: dict[str, Any]) -> dict[str, Any] | None:
     try:
-        answer = await _ask(client, f"STREAM.MSG.GET.{stream}", which)
+        answer = await ask(client, f"STREAM.MSG.GET.{stream}", which)
     except NotFoundError:
         return None
     message: dict[str, Any] = answer["message"]
@@ -248,20 +248,20 @@ async def _message(client: Client, stream: str, which: dict[str, Any]) -> dict[s
 async def _add_our_subject(client: TotalClient, info: StreamInfo) -> StreamInfo:
     # NATS refuses overlapping subjects in one stream, so those that ours covers are removed.
     kept = [pattern for pattern in info.config.subjects or [] if not covers(SUBJECT, pattern)]
-    adapted = await _change(client, str(info.config.name), subjects=[*kept, SUBJECT])
+    adapted = await change(client, str(info.config.name), subjects=[*kept, SUBJECT])
     _log.info("nats.stream_adapted", stream=info.config.name, added=SUBJECT)
     return adapted
 
 
-async def _change(client: Client, stream: str, **changes: Any) -> StreamInfo:
+async def change(client: Client, stream: str, **changes: Any) -> StreamInfo:
     """Change parts of a stream's configuration. nats-py would drop the parts it does not know."""
-    config = (await _ask(client, f"STREAM.INFO.{stream}", None))["config"]
-    answer = await _ask(client, f"STREAM.UPDATE.{stream}", {**config, **changes})
+    config = (await ask(client, f"STREAM.INFO.{stream}", None))["config"]
+    answer = await ask(client, f"STREAM.UPDATE.{stream}", {**config, **changes})
     changed: StreamInfo = StreamInfo.from_response(answer)
     return changed
 
 
-async def _ask(client: Client, question: str, content: object) -> dict[str, Any]:
+async def ask(client: Client, question: str, content: object) -> dict[str, Any]:
     """Send a request to JetStream's API; returns the answer.
 
     Raises:
@@ -306,7 +306,7 @@ def _wanted(settings: Settings) -> StreamConfig:
         max_age=settings.stream_max_age_seconds,
         max_msgs=settings.stream_max_messages,
         max_bytes=settings.stream_max_bytes,
-        metadata={_MADE: "yes"},
+        metadata={MADE: "yes"},
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 
 CHANNEL_MAX_CHARS = 64
@@ -27,6 +28,52 @@ def _is_pair(name: str) -> bool:
     return _CHANNEL.fullmatch(name) is not None
 
 
+# Wildcards of NATS, for the two parts of a channel; `>` is what remains, so one part or two.
+_PATTERN = re.compile(r">|\*\.(?:[A-Za-z0-9_-]+|[*>])|[A-Za-z0-9_-]+\.[*>]")
+
+
+def is_pattern(name: str) -> bool:
+    """Whether `name` is a well-formed pattern: `BTC.*`, `*.trade`, `*.*`, or `>` for `*`."""
+    has_wildcard = "*" in name or ">" in name
+    return has_wildcard and len(name) <= CHANNEL_MAX_CHARS and _is_pattern(name)
+
+
+@lru_cache(maxsize=8192)
+def _is_pattern(name: str) -> bool:
+    return _PATTERN.fullmatch(name) is not None
+
+
+@lru_cache(maxsize=1 << 15)  # more than are scanned for one command
+def patterns_for(channel: str) -> tuple[str, ...]:
+    """All patterns that match `channel`: these are few, as a channel has two parts."""
+    symbol, event_type = channel.split(".")
+    return (f"{symbol}.*", f"{symbol}.>", f"*.{event_type}", "*.*", "*.>", ">")
+
+
+class ChannelSet:
+    """The channels that some `names` stand for.
+
+    Attributes:
+        names: channels and patterns, in order, each once.
+        exact: the channels among them.
+        patterns: the patterns among them.
+    """
+
+    __slots__ = ("_found", "exact", "names", "patterns")
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = tuple(dict.fromkeys(names))
+        self.patterns = tuple(filter(is_pattern, self.names))
+        self.exact = tuple(name for name in self.names if name not in self.patterns)
+        self._found = frozenset(self.names)
+
+    def __contains__(self, channel: str) -> bool:
+        return channel in self._found or (
+            bool(self.patterns) and not self._found.isdisjoint(patterns_for(channel))
+        )
+
+
+@lru_cache(maxsize=8192)
 def channel_of_subject(subject: str) -> str | None:
     """The channel of a NATS subject: `odin.token.BTC.trade` gives `BTC.trade`.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from enum import Enum
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import attrs
 import msgspec
@@ -22,6 +22,8 @@ class ErrorCode(Enum):
     INVALID_CHANNEL = "INVALID_CHANNEL"
     FORBIDDEN_CHANNEL = "FORBIDDEN_CHANNEL"
     TOO_MANY_CHANNELS = "TOO_MANY_CHANNELS"
+    TOO_MANY_PATTERNS = "TOO_MANY_PATTERNS"
+    INVALID_TOKEN = "INVALID_TOKEN"  # noqa: S105 - not a secret
     RATE_LIMIT_EXCEEDED = "RATE_LIMIT_EXCEEDED"
 
 
@@ -33,6 +35,7 @@ class Subscribe:
         notices: whether to send gap notices; None leaves that as it is.
         after: an offset, to have the events after it as well; None: new events only.
         epoch: the epoch of that offset, if the client knows it.
+        snapshot: whether to send the newest event of each channel that is added.
     """
 
     channels: list[str]
@@ -40,6 +43,7 @@ class Subscribe:
     notices: bool | None = None
     after: int | None = None
     epoch: str | None = None
+    snapshot: bool = False
 
 
 @attrs.frozen
@@ -68,6 +72,23 @@ class Heartbeat:
 
 
 @attrs.frozen
+class Channels:
+    """Name the channels that begin with `prefix` and come after the name `after`."""
+
+    prefix: str = ""
+    after: str = ""
+    id: CommandId = None
+
+
+@attrs.frozen
+class Token:
+    """Use `token` from now on."""
+
+    token: str
+    id: CommandId = None
+
+
+@attrs.frozen
 class Unknown:
     """A JSON object of an unknown `type` and without an `id`: counted, not answered."""
 
@@ -81,7 +102,9 @@ class Malformed:
     id: CommandId = None
 
 
-Command: TypeAlias = Subscribe | Unsubscribe | Replay | Heartbeat | Unknown | Malformed
+Command: TypeAlias = (
+    Subscribe | Unsubscribe | Replay | Heartbeat | Channels | Token | Unknown | Malformed
+)
 
 
 # The forms on the wire. msgspec ignores unknown keys, as the existing clients expect.
@@ -93,21 +116,23 @@ class _Identified(msgspec.Struct):
     id: str | int | None = None
 
 
-class _Channels(msgspec.Struct):
-    channels: list[str]
-    notices: bool | None = None
-    after: int | None = None
-    epoch: str | None = None
-
-
-class _ChannelsCommand(_Identified):
-    """Both forms: `{"data":{"channels":[…]}}`, and the flat `{"channels":[…]}`."""
-
-    data: _Channels | None = None
+class _Wishes(msgspec.Struct):
     channels: list[str] | None = None
     notices: bool | None = None
     after: int | None = None
     epoch: str | None = None
+    snapshot: bool | None = None
+
+
+class _ChannelsCommand(_Identified):
+    """Each key in `data` or at the top level: `{"data":{"channels":[…]}}`, `{"channels":[…]}`."""
+
+    data: _Wishes | None = None
+    channels: list[str] | None = None
+    notices: bool | None = None
+    after: int | None = None
+    epoch: str | None = None
+    snapshot: bool | None = None
 
 
 class _Questions(msgspec.Struct):
@@ -129,16 +154,37 @@ class _ReplayCommand(_Identified):
     data: _Range = msgspec.field(default_factory=_Range)
 
 
+class _Page(msgspec.Struct):
+    prefix: str = ""
+    after: str = ""
+
+
+class _ListCommand(_Identified):
+    data: _Page | None = None
+    prefix: str = ""
+    after: str = ""
+
+
+class _NewToken(msgspec.Struct):
+    token: str
+
+
+class _TokenCommand(_Identified):
+    data: _NewToken | None = None
+    token: str | None = None
+
+
 _typed = msgspec.json.Decoder(_Typed)
 _identified = msgspec.json.Decoder(_Identified)
 _channels_command = msgspec.json.Decoder(_ChannelsCommand)
 _heartbeat_command = msgspec.json.Decoder(_HeartbeatCommand)
 _replay_command = msgspec.json.Decoder(_ReplayCommand)
+_list_command = msgspec.json.Decoder(_ListCommand)
+_token_command = msgspec.json.Decoder(_TokenCommand)
 
 
 _RANGE_KEYS = frozenset({"from", "to", "since"})
-_OTHER_KEYS = frozenset({"type", "id", "data", "notices", "after", "epoch", "nats"})
-_KINDS = ("subscribe", "unsubscribe", "replay", "heartbeat")
+_OTHER_KEYS = frozenset({"type", "id", "data", "notices", "after", "epoch", "nats", "snapshot"})
 _NOT_AN_OBJECT = Malformed(ErrorCode.INVALID_JSON, "Not a JSON object")
 _SEVERAL_OBJECTS = Malformed(
     ErrorCode.INVALID_JSON, "More than one JSON object: send each by itself"
@@ -161,22 +207,11 @@ def parse_command(text: str) -> Command:
         return Malformed(ErrorCode.INVALID_COMMAND, str(error), _id_of(text))
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         return _no_json(text, str(error))
+    parse = _PARSERS.get(kind)
+    if parse is None:
+        return _unknown(kind, _id_of(text))
     try:
-        match kind:
-            case "subscribe":
-                wanted, command_id = _channels_of(text)
-                return Subscribe(
-                    wanted.channels, command_id, wanted.notices, wanted.after, wanted.epoch
-                )
-            case "unsubscribe":
-                wanted, command_id = _channels_of(text)
-                return Unsubscribe(wanted.channels, command_id)
-            case "replay":
-                return _replay_of(text)
-            case "heartbeat":
-                return _heartbeat_of(text)
-            case _:
-                return _unknown(kind, _id_of(text))
+        return parse(text)
     except (msgspec.DecodeError, RecursionError) as error:
         message = _mistake(kind, text) or str(error)
         return Malformed(ErrorCode.INVALID_COMMAND, message, _id_of(text))
@@ -230,6 +265,8 @@ def _mistake(kind: str, text: str) -> str | None:
     if not isinstance(data, dict | None):
         return None
     given, where = (content, "") if data is None else (data, "data.")
+    if kind in {"channels", "token"}:
+        return None
     if kind != "replay":
         return _mistaken_channels(kind, given, where)
     if data is None and given.keys() & _RANGE_KEYS:
@@ -267,14 +304,48 @@ def _shown(word: str) -> str:
     return ascii(word[:_NAMED_CHARS_MAX])
 
 
-def _channels_of(text: str) -> tuple[_Channels, CommandId]:
+def _subscribe_of(text: str) -> Subscribe:
     command = _channels_command.decode(text)
-    if command.data is not None:
-        return command.data, command.id
-    if command.channels is None:
+    return Subscribe(
+        _channels_in(command),
+        command.id,
+        _wish(command, "notices"),
+        _wish(command, "after"),
+        _wish(command, "epoch"),
+        bool(_wish(command, "snapshot")),
+    )
+
+
+def _unsubscribe_of(text: str) -> Unsubscribe:
+    command = _channels_command.decode(text)
+    return Unsubscribe(_channels_in(command), command.id)
+
+
+def _channels_in(command: _ChannelsCommand) -> list[str]:
+    channels: list[str] | None = _wish(command, "channels")
+    if channels is None:
         raise msgspec.ValidationError("Object missing required field `channels` - at `$.data`")
-    flat = _Channels(command.channels, command.notices, command.after, command.epoch)
-    return flat, command.id
+    return channels
+
+
+def _wish(command: _ChannelsCommand, key: str) -> Any:
+    """The value of `key`, in `data` or at the top level."""
+    inner = None if command.data is None else getattr(command.data, key)
+    return getattr(command, key) if inner is None else inner
+
+
+def _list_of(text: str) -> Channels:
+    command = _list_command.decode(text)
+    page = command.data or _Page(command.prefix, command.after)
+    return Channels(page.prefix, page.after, command.id)
+
+
+def _token_of(text: str) -> Token:
+    command = _token_command.decode(text)
+    token = command.data.token if command.data else command.token
+    if token is None:
+        raise msgspec.ValidationError("token needs `token`, a text")
+    return Token(token, command.id)
 
 
 def _heartbeat_of(text: str) -> Heartbeat:
@@ -296,3 +367,14 @@ def _replay_of(text: str) -> Replay:
             return Replay(since + 1, None, command.id)
         case _:
             raise msgspec.ValidationError('Expected {"from":N,"to":M} or {"since":N} - at `$.data`')
+
+
+_PARSERS: Final[Mapping[str, Callable[[str], Command]]] = {
+    "subscribe": _subscribe_of,
+    "unsubscribe": _unsubscribe_of,
+    "replay": _replay_of,
+    "heartbeat": _heartbeat_of,
+    "channels": _list_of,
+    "token": _token_of,
+}
+_KINDS: Final = tuple(_PARSERS)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from base64 import b64decode, b64encode
 from binascii import Error as NotBase64
+from collections.abc import Iterable
 from hashlib import sha1
 from typing import Final, NamedTuple
 
@@ -107,17 +108,22 @@ def parse(head: bytes) -> Upgrade | Rejected:
     start = request.end()
     if _HEADERS.fullmatch(head, start) is None:
         return reject(Rejection.BAD_REQUEST, "A header line of the request is malformed")
+    headers = joined_headers(_EACH_HEADER.findall(head, start))
+    return _problem(headers, request["host"]) or Upgrade(headers, request["query"] or b"")
+
+
+def joined_headers(lines: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """The headers by name in lower case; repeated lines are one list (RFC 9110, 5.3)."""
     headers: dict[bytes, bytes] = {}
     repeated: dict[bytes, list[bytes]] = {}
-    for name, value in _EACH_HEADER.findall(head, start):
+    for name, value in lines:
         lower, value = name.lower(), value.strip(b" \t")
         if lower in headers:
             repeated.setdefault(lower, [headers[lower]]).append(value)
         else:
             headers[lower] = value
-    # RFC 9110, 5.3: repeated lines are one list.
     headers.update((name, b", ".join(values)) for name, values in repeated.items())
-    return _problem(headers, request["host"]) or Upgrade(headers, request["query"] or b"")
+    return headers
 
 
 def _problem(headers: dict[bytes, bytes], target_host: bytes | None) -> Rejected | None:
