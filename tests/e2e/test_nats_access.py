@@ -267,7 +267,10 @@ async def test_a_missing_right_to_answer_flow_control_is_reported(
     """NATS waits for that answer after some hundred KiB, and sends heartbeats meanwhile."""
     allowed = users(publish=["$JS.API.>", "odin.token.>"], subscribe=">")
     with configured_nats(tmp_path, allowed) as nats:
-        server = await start_server(NATS_URL=f"nats://odin:secret@127.0.0.1:{nats.port}")
+        server = await start_server(
+            NATS_URL=f"nats://odin:secret@127.0.0.1:{nats.port}",
+            WS_OUTBOX_BYTES="100000000",  # all of it comes at once, and the client is in our loop
+        )
         await wait_for_nats(server)
         async with (
             client_of(server, "BTC.trade") as client,
