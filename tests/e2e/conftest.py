@@ -63,8 +63,11 @@ async def client_of(server: Server, *channels: str) -> AsyncIterator[ClientConne
         yield client
 
 
-async def receive(client: ClientConnection, *, ignored: str = "") -> dict[str, Any]:
-    """The next message that is not of the `ignored` type."""
+async def receive(client: ClientConnection, *, ignored: str = "upstream") -> dict[str, Any]:
+    """The next message that is not of the `ignored` type.
+
+    A client with notices learns once a second whether NATS is gone, so mostly that is chance.
+    """
     message: dict[str, Any] = {"type": ignored}
     with trio.fail_after(60):
         while message["type"] == ignored:

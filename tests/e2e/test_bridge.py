@@ -165,8 +165,7 @@ async def test_a_gap_is_reported_even_if_its_connection_is_lost_at_once(
 
             monkeypatch.setattr("trio_odin.upstream.bridge.stored_at", cut_meanwhile)
             network.is_down = False
-            gap = await receive(client, ignored="upstream")
-            event = await receive(client)
+            gap, event = await receive(client), await receive(client)
         assert cuts == [0]
         assert (gap["type"], gap["reason"]) == ("gap", "stream")
         assert gap["epoch"] != before["epoch"]
