@@ -264,11 +264,12 @@ class FirstValues(RuleBasedStateMachine):
     def nothing_is_needlessly_incomplete(self, who: int, after: int) -> None:
         """Few events, none of them old or shed: then everything is there."""
         after = max(0, len(self.events) - after)
-        recent = [one for one in self.events if one.offset > after and not one.is_invalid]
+        recent = [one for one in self.events if one.offset > after]
         if after < self.kept_after:
             return
         if any(one.is_shed or self.now - one.at > _AGE_SECONDS / 2 for one in recent):
             return
+        recent = [one for one in recent if not one.is_invalid]
         if any(len([1 for r in recent if r.channel == c]) > self.of_each for c in CHANNELS):
             return
         self.registry.remove(who)

@@ -1103,3 +1103,32 @@ def test_without_filtering_nothing_is_resumed_and_that_is_reported() -> None:
     _, incomplete, end = come_back(client, 1, "BTC.trade")
     assert (incomplete["type"], incomplete["sent"]) == ("resume_incomplete", 0)
     assert end["offset"] == 2
+
+
+def test_a_position_of_another_epoch_is_never_taken_over() -> None:
+    """Else events of the new epoch up to it would be held back later."""
+    client = Client()
+    happen(client, *["BTC.trade"] * 3)
+    *_, end = come_back(client, 500, epoch="another")
+    assert end == {"type": "resumed", "sent": 0, "offset": 3}
+    *_, end = come_back(client, 500, "BTC.trade", epoch="e")
+    assert end == {"type": "resumed", "sent": 0, "offset": 500}, "this one is ahead of us"
+
+
+def test_a_position_that_may_be_newer_than_ours_gets_no_snapshot() -> None:
+    client = Client()
+    happen(client, *["BTC.trade"] * 3)
+    message = NatsMessage("odin.token.BTC.trade", b"3", 3, 0.0)
+    client.newest_events.add("BTC.trade", message)
+    _, incomplete, end = come_back(client, 500, "BTC.trade", snapshot=True)
+    assert incomplete["channels"] == ["BTC.trade"]
+    assert end["sent"] == 0
+
+
+def test_only_channels_that_are_added_are_named_as_incomplete() -> None:
+    client = Client()
+    happen(client, *["BTC.trade"] * 3)
+    client.subscribe("ETH.trade")
+    names = ["BTC.trade", "ETH.trade", "bad", "BTC.trade"]
+    incomplete = come_back(client, 1, *names, epoch="another")[-2]
+    assert incomplete["channels"] == ["BTC.trade"]

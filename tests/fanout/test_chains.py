@@ -72,6 +72,13 @@ def test_the_newest_event_may_come_itself_after_it_was_learned() -> None:
     assert chains.link(A, 8) == 6
 
 
+def test_what_is_doubtful_is_unlearned() -> None:
+    chains = entered()
+    chains.learn(A, 5, position=7)
+    chains.unlearn(A)
+    assert chains.link(A, 8) is None
+
+
 def test_what_was_asked_before_a_loss_is_not_learned_after_it() -> None:
     chains = entered()
     chains.note(Mark("e", 9, gaps=(Gap(GapReason.WINDOW, 3, 7, 9),)), is_new_epoch=False)

@@ -227,3 +227,17 @@ def test_the_buffer_is_bounded_in_bytes() -> None:
         resume_buffer.add(message(offset, payload=b"1" * 100), "BTC.trade")
     assert offsets_of(after(resume_buffer, 5).publications) == [6, 7]
     assert not after(resume_buffer, 4).is_complete
+
+
+def test_while_the_backfill_is_read_nothing_is_complete() -> None:
+    """What is still to come may be of a channel that nobody knows yet."""
+    resume_buffer = entered(reached=5, backfill_end=9)
+    newest_events = NewestEvents(channels_max=10, max_bytes=100)
+    newest_events.forget_all(5)
+    for names in (["BTC.*"], ["BTC.trade"], [">"]):
+        wanted = Wanted(ChannelSet(names), ChannelSet([]))
+        result = missed(6, wanted, resume_buffer, newest_events, Most(9, 9, 9))
+        assert result.incomplete == names
+    resume_buffer.add(message(9), "ETH.trade")
+    wanted = Wanted(ChannelSet(["BTC.*"]), ChannelSet([]))
+    assert missed(6, wanted, resume_buffer, newest_events, Most(9, 9, 9)).incomplete == []

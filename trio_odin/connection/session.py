@@ -296,7 +296,8 @@ class Session(Generic[S]):
             frames, position = [], self._resume_buffer.position
             cut = dict.fromkeys(one.channel for one in publications[sent:])
             if not cut and not incomplete and position is not None:
-                position = max(position, command.after or 0)  # the client's own if we are behind
+                if self._is_ahead(command):
+                    position = command.after
             else:
                 self._traffic.resumed_incompletely += 1
                 report = {
@@ -315,14 +316,13 @@ class Session(Generic[S]):
     def _missed(self, command: Subscribe, wanted: Wanted) -> Missed:
         after, epoch, resume_buffer = command.after, command.epoch, self._resume_buffer
         position = resume_buffer.position
-        is_known = epoch is not None and epoch == resume_buffer.epoch
         if after is None or not self._limits.can_resume or position is None:
             return self._nothing_known(command, wanted)
-        if after > position and is_known:
+        if self._is_ahead(command):
             self._registry.hold_back(self._subscriber, wanted.added.names, after)
             return Missed([], [])
         # An offset of an unknown epoch may be of a stream that was made anew.
-        if after > position or (epoch is not None and not is_known):
+        if after > position or epoch not in {None, resume_buffer.epoch}:
             return self._nothing_known(command, wanted)
         limits = self._limits
         if wanted.added.patterns:
@@ -339,8 +339,16 @@ class Session(Generic[S]):
 
     def _nothing_known(self, command: Subscribe, wanted: Wanted) -> Missed:
         """Nothing is known of what was missed: what there is in this case is the newest events."""
-        _, chosen = self._newest_of(wanted) if command.snapshot else ([], [])
-        return Missed([event.snapshot() for event in chosen], command.channels)
+        is_perhaps_older = command.epoch is None and command.after is not None
+        has_snapshot = command.snapshot and not is_perhaps_older
+        _, chosen = self._newest_of(wanted) if has_snapshot else ([], [])
+        return Missed([event.snapshot() for event in chosen], list(wanted.added.names))
+
+    def _is_ahead(self, command: Subscribe) -> bool:
+        """Whether the client was on a server that had more of this epoch than this one."""
+        position, epoch = self._resume_buffer.position, command.epoch
+        is_known = epoch is not None and epoch == self._resume_buffer.epoch
+        return is_known and position is not None and (command.after or 0) > position
 
     def _list(self, command: Channels) -> bytes:
         """A page of the channels that have had an event, with the offset of the newest."""

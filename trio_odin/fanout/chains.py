@@ -46,6 +46,10 @@ class Chains:
         if channel not in self._newest and position >= self._lost_at:
             self._learned[channel] = offset
 
+    def unlearn(self, channel: str) -> None:
+        """What was learned of `channel` may not be its newest event."""
+        self._learned.pop(channel, None)
+
     def note(self, mark: Mark, *, is_new_epoch: bool) -> None:
         """Take in what happened to the stream: messages may be lost, of channels that are known."""
         if mark.reached is None:

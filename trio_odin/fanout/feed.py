@@ -94,6 +94,7 @@ class Feed:
             if offset > reached or why_invalid(message.payload):
                 # The one before it is not known, and may be what a client has missed.
                 self._unknown_newest = max(self._unknown_newest, offset)
+                self._chains.unlearn(channel)
                 continue
             self.newest_events.add_older(channel, message)
             if newest.known_after is not None:

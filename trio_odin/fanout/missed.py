@@ -115,7 +115,8 @@ def missed(
                 publications.append((newest.offset or 0, newest.snapshot()))
         elif has_room and not with_snapshot:
             publications += [(event.offset or 0, event.publication()) for event in mine]
-    if not is_all_kept and after < newest_events.known_after:
+    is_settled = resume_buffer.is_settled
+    if not is_all_kept and (not is_settled or after < newest_events.known_after):
         incomplete += wanted.added.patterns  # they may match more channels than are known
     if len(incomplete) > _NAMED_MAX:
         incomplete = list(wanted.added.names)

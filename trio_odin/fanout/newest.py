@@ -141,7 +141,7 @@ class NewestEvents:
             self.forget_all(self.known_after)
         for channel in mark.shed:
             if channel in self._events:
-                self._drop(channel)
+                self._remove(channel)
 
     def note_known(self, position: int, known_after: int) -> None:
         """Note that at `position` the newest of each channel with events after that was added."""
@@ -181,7 +181,11 @@ class NewestEvents:
         return sorted(found, key=lambda event: (event.offset or 0, event.number))
 
     def _drop(self, channel: str) -> None:
+        """Remove the event of `channel`, for which there is no room."""
+        self._dropped = max(self._dropped, self._remove(channel).offset or 0)
+
+    def _remove(self, channel: str) -> NewestEvent:
         event = self._events.pop(channel)
         self.used_bytes -= event.size
         del self._names[bisect_left(self._names, channel)]
-        self._dropped = max(self._dropped, event.offset or 0)
+        return event

@@ -408,7 +408,9 @@ class Bridge:
                 errors += describe(error)
         try:
             async with asyncio.timeout(_NEWEST_SECONDS):
-                found = await newest_in_stream(client, settings, position.stream)
+                found = await newest_in_stream(
+                    client, settings, position.stream, position.epoch, position=position.offset
+                )
                 # Nothing of it may be news to the hub: it would come a second time.
                 ends = [part[-1].offset or 0 for part in (older, found.messages) if part]
                 while self._position.offset < max(ends, default=0):  # noqa: ASYNC110
@@ -417,7 +419,8 @@ class Bridge:
             errors += describe(error)
             found = Found((), None)
         self._is_newest_awaited = False
-        self._tell_losses(self._position.offset)
+        if self._must_tell:  # what was shed is newer than what is known of its channel
+            await self._tell_hub(self._position.offset)
         await self._tell_newest(older, position.offset, None)
         await self._tell_newest(found.messages, position.offset, found.known_after)
         await self._send(Newest((), position.offset, found.known_after, is_last=True))
@@ -469,7 +472,8 @@ class Bridge:
         if arrival.gap:
             self._lose(arrival.gap)
             self._is_newest_known = not self._wants_newest
-        self._must_tell = self._must_tell or self._position.is_broken
+        if self._position.is_broken:
+            self._must_tell, self._is_newest_known = True, not self._wants_newest
         self._accept(
             NatsMessage(
                 message.subject,
@@ -495,12 +499,12 @@ class Bridge:
         if (reason := self._reason_to_shed(message)) is not None or not self._feed(message):
             self._counters.shed[reason or Shed.FEED_FULL] += 1
             self._lose(Gap(GapReason.SHED, 1, message.offset, message.offset))
+            self._is_newest_known = not self._wants_newest
             channel = channel_of_subject(message.subject)
             if channel and message.offset is not None and not why_invalid(message.payload):
                 self._shed[channel] = message.offset
                 if len(self._shed) > _SHED_CHANNELS_MAX:
                     self._shed, self._is_shed_unknown = {}, True
-                self._is_newest_known = not self._wants_newest
 
     def _feed(self, message: NatsMessage) -> bool:
         """Queue `message` for the hub, after the losses before it. False if there is no room."""

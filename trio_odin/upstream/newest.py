@@ -30,7 +30,7 @@ from trio_odin.upstream.consumer import OrderedConsumer
 from trio_odin.upstream.metadata import MessageMetadata
 from trio_odin.upstream.nats_client import TotalClient
 from trio_odin.upstream.nats_message import NatsMessage
-from trio_odin.upstream.stream import MADE, SUBJECT, change, info_after_doubt, stored_at
+from trio_odin.upstream.stream import MADE, SUBJECT, change, info_after_doubt, state_of, stored_at
 
 _REQUEST_SECONDS = 1.0
 # The epoch of the origin, in the metadata of a mirror: offsets of another one mean nothing.
@@ -52,20 +52,37 @@ class Found(NamedTuple):
     known_after: int | None
 
 
-async def newest_in_stream(client: TotalClient, settings: Settings, stream: str) -> Found:
+async def newest_in_stream(
+    client: TotalClient, settings: Settings, stream: str, epoch: str, *, position: int
+) -> Found:
     """Read the newest message of each channel that the stream still has.
 
+    Args:
+        client: a connected client.
+        settings: the bounds in number and bytes.
+        stream: the stream of the feed.
+        epoch: what its offsets have to belong to, before and after the reading.
+        position: an offset that it has had.
+
     Raises:
-        nats.errors.Error: NATS refuses or does not answer.
+        nats.errors.Error: NATS refuses or does not answer, or the stream is another one.
     """
-    info = await client.jetstream(timeout=_REQUEST_SECONDS).stream_info(stream)
-    messages = await _newest_in(client, settings, stream)
-    is_replicated = info.cluster is not None and bool(info.cluster.replicas)
+    jetstream = client.jetstream(timeout=_REQUEST_SECONDS)
+    before = await jetstream.stream_info(stream)
+    messages, dropped = await _newest_in(client, settings, stream)
+    after = await jetstream.stream_info(stream)
+    is_same = state_of(before).epoch == state_of(after).epoch == epoch
+    if not (is_same and position <= before.state.last_seq <= after.state.last_seq):
+        raise nats.errors.Error(f"stream {stream} has changed while it was read")
+    is_replicated = after.cluster is not None and bool(after.cluster.replicas)
     last = messages[-1].offset or 0 if messages else 0
     # A consumer is made on any replica, and that one may be behind.
-    is_whole = not is_replicated or last >= info.state.last_seq
-    is_cut = len(messages) >= settings.snapshot_channels
-    return Found(messages, max(info.state.first_seq - 1, 0) if is_whole and not is_cut else None)
+    is_behind = is_replicated and last < before.state.last_seq
+    # What a stream has lost is older than all that it has, unless somebody has deleted messages.
+    keeps_newest = (after.config.max_msgs_per_subject or 0) > 0
+    has_holes = bool(after.state.num_deleted) and not keeps_newest
+    known_after = max(after.state.first_seq - 1, dropped, 0)
+    return Found(messages, None if is_behind or has_holes else known_after)
 
 
 async def newest_in_mirror(
@@ -90,7 +107,8 @@ async def newest_in_mirror(
     if mirror is not None and await _is_of(client, mirror, feed, epoch):
         if mirror.config.max_msgs != settings.snapshot_channels:
             await change(client, name, max_msgs=settings.snapshot_channels)
-        return await _newest_in(client, settings, name)
+        messages, _ = await _newest_in(client, settings, name)
+        return messages
     if mirror is not None:
         await jetstream.delete_stream(name)
     is_ours = all(pattern == SUBJECT for pattern in feed.config.subjects or [])
@@ -134,14 +152,19 @@ async def _is_of(client: TotalClient, mirror: StreamInfo, origin: StreamInfo, ep
     return here is None or there is None or here == there
 
 
-async def _newest_in(client: TotalClient, settings: Settings, stream: str) -> Sequence[NatsMessage]:
-    """Read the newest message of each subject, and keep as many as there is room for."""
+async def _newest_in(
+    client: TotalClient, settings: Settings, stream: str
+) -> tuple[Sequence[NatsMessage], int]:
+    """Read the newest message of each subject, and keep as many as there is room for.
+
+    Returns the messages, and the largest offset of those for which there was none; 0: for all.
+    """
     kept: deque[NatsMessage] = deque()
-    size = 0
+    size = dropped = 0
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def take(message: Msg, metadata: MessageMetadata) -> None:
-        nonlocal size
+        nonlocal size, dropped
         kept.append(
             NatsMessage(
                 message.subject,
@@ -154,7 +177,9 @@ async def _newest_in(client: TotalClient, settings: Settings, stream: str) -> Se
         )
         size += len(message.data)
         while len(kept) > settings.snapshot_channels or size > settings.snapshot_bytes:
-            size -= len(kept.popleft().payload)
+            oldest = kept.popleft()
+            size -= len(oldest.payload)
+            dropped = oldest.offset or 0
         if metadata.pending == 0 and not ended.done():
             ended.set_result(None)
 
@@ -165,9 +190,9 @@ async def _newest_in(client: TotalClient, settings: Settings, stream: str) -> Se
     consumer = OrderedConsumer(client, take, fail)
     info = await consumer.start(stream, SUBJECT, after=None)
     if info.num_pending:
-        await consumer.listen()
         try:
+            await consumer.listen()
             await ended
         finally:
             await consumer.leave()
-    return list(kept)
+    return list(kept), dropped
