@@ -59,7 +59,12 @@ async def test_no_channel_name_reaches_nats(tmp_path: Path, record: Record) -> N
         it.nursery.start_soon(_wiretap, it.nats.port, heard)
         one = await it.attackers.websocket()
         await one.say(json.dumps({"type": "subscribe", "channels": _NAMES}))
-        assert {answer["type"] for answer in await _answers(one)} == {"error"}
+        ack, *errors = await _answers(one)
+        # Patterns are names as others are: the server matches them itself.
+        assert ack["subscribed"] == ["EVIL.*", "EVIL.>", "*.EVIL", ">"]
+        assert {answer["type"] for answer in errors} == {"error"}
+        await one.say(json.dumps({"type": "unsubscribe", "channels": ack["subscribed"]}))
+        assert [answer["count"] for answer in await _answers(one)] == [0]
         await one.say('{"type":"subscribe","channels":["EVIL.trade"]}')
         assert [answer["count"] for answer in await _answers(one)] == [1]
         subscriptions = await get(f"http://127.0.0.1:{it.nats.monitoring}/connz?subs=1")
