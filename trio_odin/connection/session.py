@@ -20,7 +20,7 @@ from trio_odin.fanout.resume_buffer import ResumeBuffer
 from trio_odin.ledger.counters import Traffic
 from trio_odin.net.token_bucket import TokenBucket
 from trio_odin.upstream.status import NatsStatus
-from trio_odin.wire.channels import CHANNEL_RULE, ChannelSet, is_channel, is_pattern
+from trio_odin.wire.channels import CHANNEL_RULE, ChannelSet, is_name, is_pattern
 from trio_odin.wire.commands import (
     Channels,
     Command,
@@ -222,7 +222,7 @@ class Session(Generic[S]):
 
     def _judge(self, names: list[str]) -> tuple[list[str], list[_Refusal]]:
         """The names to subscribe to, in order; and the others by the reason to refuse them."""
-        good, bad = _split(names, _is_name)
+        good, bad = _split(names, is_name)
         granted, forbidden = (good, []) if self.grant is None else _split(good, self.grant.allows)
         allowed, excess, patterns = self._within_limits(granted)
         limits = self._limits
@@ -449,10 +449,6 @@ class Session(Generic[S]):
     def _error(self, code: ErrorCode, message: str, command_id: CommandId = None) -> bytes:
         self._traffic.errors[code.value] += 1
         return _reply({"type": "error", "code": code.value, "message": message}, command_id)
-
-
-def _is_name(name: str) -> bool:
-    return is_channel(name) or is_pattern(name)
 
 
 def _split(channels: list[str], is_good: Callable[[str], bool]) -> tuple[list[str], list[str]]:

@@ -19,7 +19,7 @@ from trio_websocket import (
     wrap_client_stream,
 )
 
-from trio_odin.wire.channels import CHANNEL_RULE, is_channel, is_pattern
+from trio_odin.wire.channels import CHANNEL_RULE, is_name
 from trio_odin.wire.errors import first_error
 
 _CONNECT_SECONDS = 10.0
@@ -59,7 +59,7 @@ async def watch(
     Cancellation cuts the connection.
     """
     for name in channels:
-        if not is_channel(name) and not is_pattern(name):
+        if not is_name(name):
             raise WatchError(f"{name!r}: {CHANNEL_RULE}; or * for a part, or > for all")
     parts = _parts(url)
     url = _shown(url)

@@ -91,7 +91,7 @@ def missed(
         with_snapshot: whether an incomplete channel gets its newest event only, as a snapshot.
     """
     events, cut = _kept(after, wanted, resume_buffer, most)
-    is_all_kept = resume_buffer.has_all_after(after)
+    is_all_kept, is_settled = resume_buffer.has_all_after(after), resume_buffer.is_settled
     publications: list[tuple[int, Publication]] = []
     incomplete: list[str] = []
     for channel in dict.fromkeys([*wanted.known(newest_events), *events]):
@@ -101,7 +101,7 @@ def missed(
             mine = [newest]  # those before it are not kept any more
         has_room = len(publications) < most.in_all + most.newest or not mine
         reached = max(after, mine[0].offset or 0) if mine else after
-        is_known = resume_buffer.is_settled and reached >= newest_events.known_after
+        is_known = is_settled and reached >= newest_events.known_after
         if (
             has_room
             and channel not in cut
@@ -115,7 +115,6 @@ def missed(
                 publications.append((newest.offset or 0, newest.snapshot()))
         elif has_room and not with_snapshot:
             publications += [(event.offset or 0, event.publication()) for event in mine]
-    is_settled = resume_buffer.is_settled
     if not is_all_kept and (not is_settled or after < newest_events.known_after):
         incomplete += wanted.added.patterns  # they may match more channels than are known
     if len(incomplete) > _NAMED_MAX:

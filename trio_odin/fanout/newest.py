@@ -117,11 +117,11 @@ class NewestEvents:
         before = self._events.get(channel)
         if not self.channels_max or (before and (before.offset or 0) >= (message.offset or 0)):
             return
-        if before:
-            self.add(channel, message)
-            return
-        has_room = self.used_bytes + len(message.payload) <= self.max_bytes
-        if len(self._events) < self.channels_max and has_room:
+        has_room = (
+            len(self._events) < self.channels_max
+            and self.used_bytes + len(message.payload) <= self.max_bytes
+        )
+        if before or has_room:
             self.add(channel, message)
         else:
             self._dropped = max(self._dropped, message.offset or 0)

@@ -43,6 +43,11 @@ def _is_pattern(name: str) -> bool:
     return _PATTERN.fullmatch(name) is not None
 
 
+def is_name(name: str) -> bool:
+    """Whether clients may subscribe to `name`: a channel or a pattern."""
+    return is_channel(name) or is_pattern(name)
+
+
 @lru_cache(maxsize=1 << 15)  # more than are scanned for one command
 def patterns_for(channel: str) -> tuple[str, ...]:
     """All patterns that match `channel`: these are few, as a channel has two parts."""
