@@ -158,7 +158,7 @@ def test_the_examples_of_the_protocol_page_are_true() -> None:
             session = _new_session(registry, feed, has_nats="NATS is gone" not in text)
             continue
         if kind == ">":
-            frames = as_sent(session.receive(text, now=0, unix_ms=UNIX_MS))
+            frames = as_sent(session.receive(text, now=0, unix_ms=UNIX_MS), session.replay_buffer)
         else:
             offset += 1
             frames = _publish(registry, feed, session, text, offset)

@@ -9,6 +9,7 @@ serve()                                cancel = stop now; drain() = leave in ord
 ├── admin                              pages at WS_ADMIN_ADDR, if it is set
 ├── keepalive                          one timing wheel for every connection's pings
 ├── notices                            reports gaps each second to the clients that asked for them
+├── ticks                              all rates: what changed since the last tick, for each cohort
 ├── load monitor                       samples the load; opens and closes admission; sheds events
 │   └── lag                            measures how late the scheduler is
 ├── turns                              lets clients that come all at once wait for events
@@ -98,6 +99,7 @@ async def serve(
                     nursery.start_soon(server.admin.run, listener, nursery, name="admin")
                 nursery.start_soon(server.wheel.run, name="keepalive")
                 nursery.start_soon(server.hub.notices.run, name="notices")
+                nursery.start_soon(server.hub.ticks.run, server.hub.notices, name="ticks")
                 nursery.start_soon(server.load_monitor.run, name="load monitor")
                 nursery.start_soon(server.turns.run, name="turns")
                 nursery.start_soon(server.collect_garbage, name="collector")

@@ -10,6 +10,8 @@ from typing import Any
 from wsproto.frame_protocol import Frame, FrameProtocol, Opcode
 
 from trio_odin.fanout.answers import Answer
+from trio_odin.fanout.batch import Batch
+from trio_odin.fanout.replay_buffer import ReplayBuffer
 
 
 def frames_of(data: bytes) -> list[Frame]:
@@ -25,12 +27,17 @@ def frames_of(data: bytes) -> list[Frame]:
     return frames
 
 
-def as_sent(answers: Iterable[Answer], *, most: int = sys.maxsize) -> list[bytes]:
+def as_sent(
+    answers: Iterable[Answer], numbers: ReplayBuffer, *, most: int = sys.maxsize
+) -> list[bytes]:
     """The frames of a session's answers, over a socket that takes `most` resent events."""
     frames: list[bytes] = []
     for answer in answers:
         if isinstance(answer, bytes):
             frames.append(answer)
+            continue
+        if isinstance(answer, Batch):
+            frames.append(answer.frame(numbers.append(answer)))
             continue
         fitting = answer.messages[:most]
         frames += [publication.frame(seq) for seq, publication in fitting]

@@ -316,8 +316,9 @@ class FirstValues(RuleBasedStateMachine):
         return matched(names) - held, [ack, *answers]
 
     def say(self, who: int, **command: Any) -> list[dict[str, Any]]:
-        answers = self.clients[who].session.receive(json.dumps(command), now=0.0, unix_ms=1)
-        return objects_of(as_sent(answers))
+        session = self.clients[who].session
+        answers = session.receive(json.dumps(command), now=0.0, unix_ms=1)
+        return objects_of(as_sent(answers, session.replay_buffer))
 
     def take(self, who: int, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Check what holds of every event, however it came."""

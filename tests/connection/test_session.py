@@ -109,7 +109,9 @@ class Conversations(RuleBasedStateMachine):
     def say(self, who: int, command_id: CommandId, **content: Any) -> list[bytes]:
         if command_id is not None:
             content["id"] = command_id
-        return as_sent(self.sessions[who].receive(json.dumps(content), now=0.0, unix_ms=self.time))
+        session = self.sessions[who]
+        answers = session.receive(json.dumps(content), now=0.0, unix_ms=self.time)
+        return as_sent(answers, session.replay_buffer)
 
     @rule(who=WHO, asked=REQUESTS, flat=st.booleans(), command_id=IDS)
     def subscribe(self, who: int, asked: list[str], flat: bool, command_id: CommandId) -> None:
@@ -264,7 +266,8 @@ class Client:
         return objects_of(self.frames(text))
 
     def frames(self, text: str, *, most: int = 10**9, unix_ms: int = UNIX_MS) -> list[bytes]:
-        return as_sent(self.session.receive(text, now=self.now, unix_ms=unix_ms), most=most)
+        answers = self.session.receive(text, now=self.now, unix_ms=unix_ms)
+        return as_sent(answers, self.session.replay_buffer, most=most)
 
     def subscribe(self, *channels: str) -> list[dict[str, Any]]:
         return self.say(json.dumps({"type": "subscribe", "channels": channels}))

@@ -93,7 +93,7 @@ class Client:
             message = self.outbox.popleft()
             if self.backlog.take(message):
                 batch.append(message)
-        self.backlog.written(len(batch), sum(message.size for message in batch))
+        self.backlog.written(len(batch), len(batch), sum(message.size for message in batch))
         for message in batch:
             message.sent = 0  # its earlier part is written as well
             (content,) = objects_of([b"".join(message.pieces())])
@@ -253,7 +253,7 @@ def test_a_reply_is_never_refused_but_takes_its_share_of_the_bytes() -> None:
     slow = client("evict", max_bytes=1000)
     slow.backlog.reply_waits(5000)
     assert slow.offer() is Dropped.OUTBOX_BYTES
-    slow.backlog.written(0, 5000)
+    slow.backlog.written(0, 0, 5000)
     assert slow.offer() is None
 
 
@@ -349,7 +349,7 @@ class Outboxes(RuleBasedStateMachine):
 
     @rule(who=st.integers(0, 1))
     def take_replies(self, who: int) -> None:
-        self.clients[who].backlog.written(0, self.replies[who])
+        self.clients[who].backlog.written(0, 0, self.replies[who])
         self.replies[who] = 0
 
     @rule(who=st.integers(0, 1))

@@ -61,7 +61,8 @@ def commands(data: bytes) -> None:
     )
     for line in data.decode(errors="replace").split("\n"):
         parse_command(line)
-        events = _events(b"".join(as_sent(session.receive(line, now=0, unix_ms=0))))
+        answers = session.receive(line, now=0, unix_ms=0)
+        events = _events(b"".join(as_sent(answers, session.replay_buffer)))
         for event in events:
             assert isinstance(event, TextMessage)
             assert len(event.data) < max(_REPLY_BYTES, 4 * len(line))

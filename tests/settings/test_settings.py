@@ -221,6 +221,7 @@ EXAMPLES = {
     "WS_SNAPSHOT_BYTES": whole(1024, 2**50),
     "WS_SNAPSHOT_EVENTS": whole(1, 1_000_000),
     "WS_MAX_PATTERNS": whole(0, 1_000_000),
+    "WS_MIN_EVERY_MS": whole(50, 60_000),
     "WS_SLOW_POLICY": Examples(
         "evict, conflate or drop",
         {"evict": "evict", "Conflate": "conflate", " drop ": "drop"},
@@ -476,7 +477,7 @@ def test_limits_origins_and_keys_are_reloadable() -> None:
         "WS_MAX_CONNECTIONS", "WS_MAX_CONNECTIONS_PER_IP", "WS_CPU_REJECT_THRESHOLD",
         "WS_CPU_PAUSE_THRESHOLD", "WS_MEMORY_REJECT_THRESHOLD", "WS_MEMORY_PAUSE_THRESHOLD",
         "WS_LAG_REJECT_MS", "WS_ACCEPT_RATE", "WS_MAX_HALF_OPEN", "WS_MAX_NATS_RATE",
-        "WS_MAX_PATTERNS", "WS_SNAPSHOT_EVENTS", "WS_CLOSE_REFUSED",
+        "WS_MAX_PATTERNS", "WS_MIN_EVERY_MS", "WS_SNAPSHOT_EVENTS", "WS_CLOSE_REFUSED",
         "WS_MAX_BROADCAST_RATE", "WS_MAX_CHANNELS", "WS_COMMAND_BURST", "WS_COMMAND_RATE",
         "WS_RESUME_CHANNEL_EVENTS", "WS_RESUME_EVENTS",
         "WS_ALLOWED_ORIGINS", "WS_JWT_KEYS", "WS_JWT_ALGORITHMS", "WS_JWT_ISSUER",

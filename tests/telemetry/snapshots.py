@@ -131,6 +131,8 @@ def balanced(draw: st.DrawFn) -> Snapshot:
         written=draw(AMOUNTS),
         queued=draw(AMOUNTS),
         conflated=draw(AMOUNTS),
+        skipped=draw(AMOUNTS),
+        batches=draw(AMOUNTS),
         dropped=draw(counters(st.sampled_from(Dropped))),
     )
     way_out.matched = -way_out.imbalance()

@@ -129,6 +129,8 @@ LEDGER = Ledger(
         written=2002,
         queued=2003,
         conflated=2005,
+        skipped=2006,
+        batches=2007,
         dropped=Counter({Dropped.OUTBOX_FULL: 2004}),
     ),
     traffic=Traffic(
@@ -200,6 +202,8 @@ EXPECTED: list[tuple[str, dict[str, str], float]] = [
     ("ws_deliveries_matched_total", {}, 2001),
     ("ws_deliveries_queued", {}, 2003),
     ("ws_deliveries_conflated_total", {}, 2005),
+    ("ws_deliveries_skipped_total", {}, 2006),
+    ("ws_batches_sent_total", {}, 2007),
     ("ws_deliveries_dropped_total", {"reason": "outbox_full"}, 2004),
     ("ws_messages_received_total", {}, 3008),
     ("ws_binary_messages_ignored_total", {}, 3009),

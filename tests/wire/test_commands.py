@@ -45,7 +45,7 @@ def receive(text: str) -> list[dict[str, Any]]:
         nats_status=NatsStatus(),
         now=0.0,
     )
-    return objects_of(as_sent(session.receive(text, now=0.0, unix_ms=1)))
+    return objects_of(as_sent(session.receive(text, now=0.0, unix_ms=1), session.replay_buffer))
 
 
 def check_any_answer(text: str) -> None:

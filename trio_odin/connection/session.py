@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from itertools import islice
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -11,6 +12,7 @@ import msgspec
 
 from trio_odin.auth.grants import Grant
 from trio_odin.fanout.answers import Answer, Resend, upstream_notice
+from trio_odin.fanout.batch import Batch
 from trio_odin.fanout.missed import Missed, Most, Wanted, missed
 from trio_odin.fanout.newest import NewestEvent, NewestEvents
 from trio_odin.fanout.publication import Publication
@@ -38,6 +40,7 @@ from trio_odin.wire.commands import (
 )
 from trio_odin.wire.frames import text_frame
 from trio_odin.wire.handshake import Rejected
+from trio_odin.wire.rates import EVERY_EVENT, Rate, granted
 
 _Refusal: TypeAlias = tuple[ErrorCode, list[str], str]
 S = TypeVar("S", bound=Hashable)
@@ -61,8 +64,9 @@ class SessionLimits:
     """What one client may do. `commands_per_second` 0 is no limit.
 
     Attributes:
+        least_every_ms: the fastest rate that is granted, besides every event.
         can_resume: False where a connection gets every event from its first moment on: resumed
-            events would come twice.
+            events would come twice, and there are no rates.
         replay_budget: shared by all clients.
         verify: what a token grants, or why not; None where no token is needed.
     """
@@ -75,6 +79,7 @@ class SessionLimits:
     max_patterns: int = 16
     command_burst: int = 100
     commands_per_second: float = 10.0
+    least_every_ms: int = 100
     can_resume: bool = True
     replay_budget: ReplayBudget = attrs.field(factory=ReplayBudget)
     verify: Callable[[bytes], Grant | Rejected | None] = attrs.field(default=lambda _: None)
@@ -188,21 +193,22 @@ class Session(Generic[S]):
         allowed, refusals = self._judge(channels)
         needs_wanted = is_resume or command.snapshot
         held = self._registry.channels(self._subscriber) if needs_wanted else ()
-        count = self._registry.subscribe(self._subscriber, allowed)
-        replies: list[Answer] = []
+        rate = self._granted(command)
+        due, count = self._subscribe_at(rate, allowed)
+        replies: list[Answer] = [] if due is None else [due]
         if allowed or not channels or command_id is not None:
             ack = {"type": "subscription_ack", "subscribed": allowed, "count": count}
             if is_told or is_resume:
                 ack["epoch"] = self._resume_buffer.epoch
                 if not is_resume:  # a resume states its position at its end
                     ack["offset"] = self._resume_buffer.position
+            if command.states_rate:
+                ack["every_ms"] = rate
             if command_id is not None:
                 ack |= self._refused(refusals)
             replies.append(_reply(ack, command_id))
         if command_id is None:
-            for code, refused, reason in refusals:
-                message = f"Not subscribed to {_named(refused)}: {reason}"
-                replies.append(self._error(code, message, command_id))
+            replies += self._errors(refusals)
         if is_told and not self._nats_status.is_connected and self._learns_it_is_gone():
             replies.append(upstream_notice(is_connected=False))
         if needs_wanted:
@@ -213,6 +219,21 @@ class Session(Generic[S]):
                 self._resume(command, wanted) if is_resume else self._snapshot(command, wanted)
             )
         return replies
+
+    def _granted(self, command: Subscribe) -> Rate:
+        if not self._limits.can_resume:
+            return EVERY_EVENT
+        return granted(command.every_ms, least_ms=self._limits.least_every_ms)
+
+    def _subscribe_at(self, rate: Rate, names: list[str]) -> tuple[Batch | None, int]:
+        """Have the client get `names` at `rate`; returns what is due before, and its channels."""
+        registry, subscriber = self._registry, self._subscriber
+        if subscriber in registry.rates and any(map(is_pattern, registry.channels(subscriber))):
+            self._charge_for(len(registry.rates.updates))
+        due = registry.set_rate(subscriber, names, rate)
+        if rate == EVERY_EVENT:
+            return due, registry.subscribe(subscriber, names)
+        return due, registry.count(subscriber)
 
     def _learns_it_is_gone(self) -> bool:
         """Whether this client does not know yet that NATS is gone; it does from now on."""
@@ -243,6 +264,13 @@ class Session(Generic[S]):
             ),
         ]
         return allowed, [one for one in refusals if one[1]]
+
+    def _errors(self, refusals: list[_Refusal]) -> list[bytes]:
+        """What a person reads of the refused names."""
+        return [
+            self._error(code, f"Not subscribed to {_named(refused)}: {reason}")
+            for code, refused, reason in refusals
+        ]
 
     def _refused(self, refusals: list[_Refusal]) -> dict[str, Any]:
         """What a program reads of the refused names, in the acknowledgement."""
@@ -289,6 +317,8 @@ class Session(Generic[S]):
     def _resume(self, command: Subscribe, wanted: Wanted) -> Resend:
         """The events in `wanted` after `after`, as further messages of this connection."""
         publications, incomplete = self._missed(command, wanted)
+        if command.every_ms != EVERY_EVENT:
+            publications = _newest_of_each(publications)
 
         def finish(sent: int) -> list[bytes]:
             self._note_sent(publications[:sent])
@@ -449,6 +479,15 @@ class Session(Generic[S]):
     def _error(self, code: ErrorCode, message: str, command_id: CommandId = None) -> bytes:
         self._traffic.errors[code.value] += 1
         return _reply({"type": "error", "code": code.value, "message": message}, command_id)
+
+
+def _newest_of_each(publications: list[Publication]) -> list[Publication]:
+    """The newest of each channel, which says how many gave way to it, oldest first."""
+    counts = Counter(one.channel for one in publications)
+    newest: dict[str, Publication] = {}
+    for one in reversed(publications):
+        newest.setdefault(one.channel, one)
+    return [one.instead_of(counts[one.channel] - 1) for one in reversed(newest.values())]
 
 
 def _split(channels: list[str], is_good: Callable[[str], bool]) -> tuple[list[str], list[str]]:

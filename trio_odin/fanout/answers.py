@@ -1,4 +1,4 @@
-"""Answers to a command: ready frames, and events that are sent again; and one notice."""
+"""Answers to a command: ready frames, events that are sent again or are due; and one notice."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TypeAlias
 import attrs
 import msgspec
 
+from trio_odin.fanout.batch import Batch
 from trio_odin.fanout.publication import Publication
 from trio_odin.wire.frames import text_frame
 
@@ -29,7 +30,7 @@ class Resend:
     finish: Callable[[int], list[bytes]]
 
 
-Answer: TypeAlias = bytes | Resend
+Answer: TypeAlias = bytes | Resend | Batch
 
 
 def upstream_notice(*, is_connected: bool) -> bytes:

@@ -49,6 +49,7 @@ class ClientSocket:
         "_socket",
         "_traffic",
         "_turns",
+        "_unread",
         "file",
         "heard_at",
         "stream",
@@ -72,6 +73,7 @@ class ClientSocket:
         self._traffic = traffic
         self._flight = flight
         self._turns = turns
+        self._unread = 0  # when the socket took nothing, see `note_progress`
         self._missing = 0  # bytes of a partly received frame, see `missing_after`
         self.heard_at = trio.current_time()
 
@@ -123,6 +125,22 @@ class ClientSocket:
                 unread, checks = left, 0
                 self.heard_at = trio.current_time()
         return 0
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it can be written to by its file number."""
+        return self._socket is not None
+
+    def note_progress(self) -> None:
+        """Note, when the socket takes nothing, whether the client has read since the last time.
+
+        That is a sign of life: a client that reads slowly gets no pings, for want of room.
+        """
+        if self._socket is not None:
+            unread = _unread_bytes(self._socket)
+            if unread < self._unread:
+                self.heard_at = trio.current_time()
+            self._unread = unread
 
     def receive_some(self, max_bytes: int | None = None) -> Coroutine[Any, Any, bytes | bytearray]:
         """Receive from the client. Anything that it sends, even a pong, is a sign of life.

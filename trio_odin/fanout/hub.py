@@ -18,6 +18,7 @@ from trio_odin.fanout.publication import Publication
 from trio_odin.fanout.registry import Registry
 from trio_odin.fanout.replay_buffer import ReplayBudget
 from trio_odin.fanout.slow_consumers import OutboxRules, SlowPolicy
+from trio_odin.fanout.ticks import Ticks
 from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.reasons import CloseReason, GapReason, Invalid, Shed
 from trio_odin.ledger.snapshot import FanOutStats
@@ -76,13 +77,15 @@ class Hub(Generic[M]):
         nats_status: what sessions may report of NATS.
         is_filtering: whether a connection gets only what it is subscribed to; if not, everything.
         taken: messages taken from the inbound queue so far.
+        ticks: sends events to the subscriptions at a rate.
         turns: how clients give way to events; None: not at all.
     """
 
     def __init__(self, settings: Settings, ledger: Ledger, turns: Turns | None = None) -> None:
         self.turns = turns
         self.taken = 0
-        self.registry: Registry[Outbound] = Registry()
+        self.ticks = Ticks()
+        self.registry: Registry[Outbound] = Registry(self.ticks.rates)
         self.members: dict[M, None] = {}
         self.ledger = ledger
         self._feed = Feed(
@@ -197,6 +200,8 @@ class Hub(Generic[M]):
             return
         if isinstance(item, Mark):
             await self.notices.tell_due()  # a report under way names the old epoch
+            if item.epoch != self.resume_buffer.epoch:
+                await self.ticks.serve_all(self.notices)  # these are of the old one
             self.note(item)
             await self._let_settled_go_on()
             return
@@ -244,27 +249,37 @@ class Hub(Generic[M]):
             self._refuse(message, Invalid.SUBJECT, error)
             return
         subscribers: Collection[Outbound]
+        is_wanted = self.registry.rates.wants(channel)
         if self.is_filtering:
             subscribers = self.registry.subscribers_from(channel, offset)
         else:
             subscribers = [member.outbound for member in self.members]
-        if not subscribers:
+        if not subscribers and not is_wanted:
             publications.unmatched += 1
             return
-        if not self._rate.take(trio.current_time()):
+        if subscribers and not self._rate.take(trio.current_time()):
             publications.shed[Shed.BROADCAST_RATE] += 1
             self.notices.declare(Gap(GapReason.SHED, 1, offset, offset))
             return
         if why_not:
             self._refuse(message, Invalid.PAYLOAD, why_not)
             return
+        publications.fanned_out += 1
+        if is_wanted:
+            self.registry.rates.add(channel, message, prev)
+            if not subscribers:
+                return
         publication = Publication(
             channel, message.payload, offset=offset, unix_ms=message.unix_ms, prev=prev
         )
-        self.replay_budget.add(publication.kept)
         if resumable is not None:
             resumable.content = publication
-        publications.fanned_out += 1
+        self._fan_out(publication, subscribers, is_alone=is_alone)
+
+    def _fan_out(
+        self, publication: Publication, subscribers: Collection[Outbound], *, is_alone: bool
+    ) -> None:
+        self.replay_budget.add(publication.kept)
         self.notices.tell_owed(subscribers)
         self._first = (self._first + _GOLDEN_RATIO) % 1
         everyone = _starting_with(int(self._first * len(subscribers)), subscribers)

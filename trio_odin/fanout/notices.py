@@ -165,6 +165,12 @@ class Notices:
                 if owed:
                     self._registry.audience[outbound] = {}
 
+    def has_told(self, outbound: Outbound) -> bool:
+        """Whether `outbound` was told of everything that was lost; tries once. Does not wait."""
+        if outbound in self._owing:
+            self.tell_owed((outbound,))
+        return outbound not in self._owing
+
     def _frames(self, gaps: Gaps, unix_ms: int) -> bytes:
         return b"".join(
             text_frame(

@@ -14,7 +14,7 @@ import trio
 
 from trio_odin.fanout.client_socket import ClientSocket
 from trio_odin.fanout.flight import FlightEvent, FlightRecorder
-from trio_odin.fanout.outbox import Batch, Outbox, QueuedBytes
+from trio_odin.fanout.outbox import Joined, Outbox, QueuedBytes
 from trio_odin.fanout.slow_consumers import OutboxRules, QueuedMessage
 from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.reasons import CloseReason, Dropped
@@ -139,7 +139,7 @@ class OrderedStream(trio.abc.Stream):
         """Queue `message`, or return why not; then it counts as dropped, unless it is resent."""
         if self.is_ending:
             if not message.is_resent:
-                self._ledger.deliveries.dropped[Dropped.CLOSING] += 1
+                self._ledger.deliveries.dropped[Dropped.CLOSING] += message.publication.events
             return Dropped.CLOSING
         refusal = self._outbox.queue(message)
         if refusal is None:
@@ -286,11 +286,11 @@ class OrderedStream(trio.abc.Stream):
         the connection.
         """
         while self._state is not State.STOPPED and (first := self._outbox.take()):
-            batch = self._outbox.batch(first)
+            joined = self._outbox.join(first)
             self._is_torn = True
             try:
                 is_written = await self.socket.write_all(
-                    batch.buffers, self._write_deadline_seconds
+                    joined.buffers, self._write_deadline_seconds
                 )
             except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
                 if not self.socket.is_stopped:  # else there is a better reason already
@@ -301,13 +301,13 @@ class OrderedStream(trio.abc.Stream):
                 self._owner.evict(CloseReason.WRITE_DEADLINE)
                 return
             self._is_torn = False
-            self._settle(batch)
+            self._settle(joined)
         self._has_writer = False
 
-    def _settle(self, batch: Batch) -> None:
-        """Count a batch that was written, and wake the tasks that waited for it."""
-        is_empty = self._outbox.written(batch)
-        self._ledger.traffic.bytes_sent += batch.size
+    def _settle(self, joined: Joined) -> None:
+        """Count what was written, and wake the tasks that waited for it."""
+        is_empty = self._outbox.written(joined)
+        self._ledger.traffic.bytes_sent += joined.size
         if is_empty:
             self._go(Step.EMPTIED)
             if self._state is IDLE:

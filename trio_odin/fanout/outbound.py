@@ -29,6 +29,7 @@ from typing import Any
 import trio
 
 from trio_odin.fanout.answers import Answer, Resend
+from trio_odin.fanout.batch import Batch
 from trio_odin.fanout.flight import FlightEvent
 from trio_odin.fanout.ordered_stream import IDLE, OrderedStream, Owner
 from trio_odin.fanout.outbox import JOINED_MAX_BYTES, QueuedBytes
@@ -98,13 +99,65 @@ class Outbound(OrderedStream):
             except BlockingIOError:
                 pass
             except OSError:
-                self._ledger.deliveries.dropped[Dropped.CLOSING] += 1
+                self._ledger.deliveries.dropped[Dropped.CLOSING] += publication.events
                 self._owner.evict(CloseReason.PEER_GONE)
                 return 0
             if sent == len(frame):
                 return sent
         self._judge(self._queue(QueuedMessage(publication, seq, sent)))
         return 0
+
+    def take_batch(self, batch: Batch, frames: dict[int, bytes]) -> bool:
+        """Send the batch of a tick, if the socket takes it now; `frames` as in `deliver`.
+
+        Returns:
+            False if it does not: nothing has happened then, and the next tick may try again.
+        """
+        self.flush()
+        if self._state is not IDLE:
+            return False
+        seq = self._replay_buffer.seq + 1
+        frame = frames.get(seq)
+        if frame is None:
+            frame = batch.frame(seq)
+            if len(frame) <= _SHARED_FRAME_MAX_BYTES:
+                frames[seq] = frame
+        try:
+            sent = self.socket.write_now(self.socket.file, frame)
+        except BlockingIOError:
+            if self.socket.is_file:
+                self.socket.note_progress()
+                return False
+            sent = 0
+        except OSError:
+            self._owner.evict(CloseReason.PEER_GONE)
+            return False
+        self._replay_buffer.append(batch)
+        self._count_batch(batch)
+        if sent == len(frame):
+            self._ledger.deliveries.written += batch.events
+            self._ledger.traffic.bytes_sent += sent
+        else:
+            self._queue(QueuedMessage(batch, seq, sent))  # there is room: nothing waited
+        return True
+
+    def send_batch(self, batch: Batch) -> None:
+        """Send a batch after all that waits, whatever the socket takes, without waiting.
+
+        For what is due before something else follows: a command's answer, or the end.
+        """
+        self.flush()
+        if not self.is_ending:
+            self._count_batch(batch)
+            if sent := self.deliver(batch, {}):
+                self._ledger.deliveries.written += batch.events
+                self._ledger.traffic.bytes_sent += sent
+
+    def _count_batch(self, batch: Batch) -> None:
+        deliveries = self._ledger.deliveries
+        deliveries.matched += batch.events + batch.skipped
+        deliveries.skipped += batch.skipped
+        deliveries.batches += 1
 
     def take_turn(self) -> int:
         """Hand over the deferred messages, and give up the place in the flush queue. How many."""
@@ -196,6 +249,10 @@ class Outbound(OrderedStream):
             if isinstance(answer, Resend):
                 self._send_or_queue(ready)
                 ready = b"".join(answer.finish(self._resend(answer.messages)))
+            elif isinstance(answer, Batch):
+                self._send_or_queue(ready)
+                ready = b""
+                self.send_batch(answer)
             else:
                 ready += answer
         last = self._send_or_queue(ready)

@@ -53,7 +53,7 @@ _Channel: TypeAlias = tuple[
 
 
 @attrs.frozen
-class Batch:
+class Joined:
     """What one write takes: its items and their bytes, `size` in all. Large ones are not copied."""
 
     items: list[QueuedItem]
@@ -120,7 +120,7 @@ class Outbox:
         """Take the first item; None if nothing waits."""
         return next(self._all(), None)
 
-    def batch(self, first: QueuedItem) -> Batch:
+    def join(self, first: QueuedItem) -> Joined:
         """As many items from `first` on as one write should take, without the superseded ones."""
         backlog = self._begin_to_wait()
         items: list[QueuedItem] = []
@@ -144,18 +144,19 @@ class Outbox:
                 break
         if skipped:
             self._note(FlightEvent.CONFLATED, skipped)
-        return Batch(items, [*buffers, bytes(joined)], size)
+        return Joined(items, [*buffers, bytes(joined)], size)
 
-    def written(self, batch: Batch) -> bool:
-        """Count `batch` as written. Returns whether nothing waits now."""
+    def written(self, joined: Joined) -> bool:
+        """Count `joined` as written. Returns whether nothing waits now."""
         backlog = self._begin_to_wait()
-        messages = 0
-        for item in batch.items:
+        messages = events = 0
+        for item in joined.items:
             if isinstance(item, QueuedBytes):
                 item.is_written = True
             else:
                 messages += 1
-        backlog.written(messages, batch.size)
+                events += item.publication.events
+        backlog.written(messages, events, joined.size)
         return not self._waiting_items()
 
     def forget_backlog(self) -> None:

@@ -58,9 +58,11 @@ class Publication:
     Attributes:
         channel: the channel of the event.
         kept: what replay buffers hold of it.
+        events: how many events it has.
     """
 
     __slots__ = ("_heads", "_tail", "channel", "kept")
+    events: int = 1
 
     def __init__(
         self,
@@ -82,13 +84,12 @@ class Publication:
             prev: the offset of the event before it in its channel, if that is known.
             is_snapshot: whether it is sent as the first value to who subscribes later.
         """
-        self.channel = channel
         last_keys = b"" if offset is None else b',"offset":%d' % offset
         if prev is not None:
             last_keys += b',"prev":%d' % prev
         if is_snapshot:
             last_keys += _SNAPSHOT_END[:-1]
-        self._tail = b',"ts":%d,"type":"%b","priority":%d,"data":%b,"channel":%b%b}' % (
+        tail = b',"ts":%d,"type":"%b","priority":%d,"data":%b,"channel":%b%b}' % (
             unix_ms,
             EVENT_TYPE.encode(),
             PRIORITY,
@@ -96,15 +97,17 @@ class Publication:
             msgspec.json.encode(channel),
             last_keys,
         )
-        self._heads = _heads(len(self._tail))
-        self.kept = Kept(channel, self._tail)
+        self._set(channel, tail, Kept(channel, tail))
 
     @classmethod
     def _of(cls, channel: str, tail: bytes, kept: Kept) -> Publication:
         self = cls.__new__(cls)
+        self._set(channel, tail, kept)
+        return self
+
+    def _set(self, channel: str, tail: bytes, kept: Kept) -> None:
         self.channel, self._tail, self.kept = channel, tail, kept
         self._heads = _heads(len(tail))
-        return self
 
     def again(self) -> Publication:
         """The same, to be kept for replay anew."""
@@ -115,6 +118,13 @@ class Publication:
         if not self._tail.endswith(_SNAPSHOT_END):
             return self
         tail = self._tail.removesuffix(_SNAPSHOT_END) + b"}"
+        return Publication._of(self.channel, tail, Kept(self.channel, tail))
+
+    def instead_of(self, skipped: int) -> Publication:
+        """The same event, which says that so many older ones of its channel gave way to it."""
+        if not skipped:
+            return self
+        tail = self._tail[:-1] + _ending(skipped, 0)
         return Publication._of(self.channel, tail, Kept(self.channel, tail))
 
     def frame(self, seq: int) -> bytes:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from itertools import chain, count
 from typing import Generic, TypeVar
 
+from trio_odin.fanout.batch import Batch
+from trio_odin.fanout.rates import Rates
 from trio_odin.upstream.gaps import Gaps
 from trio_odin.wire.channels import is_pattern, patterns_for
+from trio_odin.wire.rates import EVERY_EVENT, Rate
 
-S = TypeVar("S")
+S = TypeVar("S", bound=Hashable)
 # To search for one subscriber costs as much as to copy so many.
 _SEARCHES = 8
 
@@ -95,12 +98,14 @@ class Registry(Generic[S]):
     without channels, so names that clients make up cannot pile up.
 
     Attributes:
+        rates: the subscriptions at a rate. Only methods here change them.
         audience: the subscribers that asked for notices, each with the gaps that it was not sent
             yet.
         told_gone: those of them that were told that NATS is gone, and not yet that it is back.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rates: Rates[S] | None = None) -> None:
+        self.rates: Rates[S] = Rates() if rates is None else rates
         self._channels: dict[str, _Channel[S]] = {}  # patterns too
         self._patterns: set[str] = set()
         self._subscribers: dict[S, _Own[S]] = {}
@@ -109,8 +114,28 @@ class Registry(Generic[S]):
         self.told_gone: set[S] = set()
         self._floors: dict[str, dict[S, int]] = {}
 
+    def set_rate(self, subscriber: S, channels: Collection[str], rate: Rate) -> Batch | None:
+        """Have `subscriber` get `channels` at `rate`, whether it is subscribed to them or not.
+
+        At `EVERY_EVENT`, `subscribe` has to follow. Returns what has to be sent before anything
+        else; see `Rates.change`.
+        """
+        if rate == EVERY_EVENT and subscriber not in self.rates:
+            return None
+        names = dict.fromkeys(channels)
+        before = after = self._at_every_event(subscriber)
+        if rate == EVERY_EVENT:
+            after = [*before, *names]
+        else:
+            self._unsubscribe(subscriber, names)
+            after = self._at_every_event(subscriber)
+        return self.rates.change(subscriber, names, rate, every_event=(before, after))
+
     def subscribe(self, subscriber: S, channels: Iterable[str]) -> int:
-        """Add subscriptions; existing ones stay. Returns how many `subscriber` has now."""
+        """Add subscriptions to every event; see `set_rate` for those that have another rate.
+
+        Existing ones stay. Returns how many `subscriber` has now.
+        """
         own = self._subscribers.get(subscriber)
         if own is None:
             own = self._subscribers[subscriber] = _Own(next(self._numbers))
@@ -122,31 +147,45 @@ class Registry(Generic[S]):
                     self._patterns.add(name)
             if channel.add(own.number, subscriber):
                 own.channels.append(channel)
-        return self._count_or_forget(subscriber, own)
+        self._forget_without_any(subscriber, own)
+        return self.count(subscriber)
 
     def unsubscribe(self, subscriber: S, channels: Iterable[str]) -> int:
         """Remove subscriptions, ignoring those that do not exist. Returns how many are left."""
+        names = dict.fromkeys(channels)
+        before = self._at_every_event(subscriber) if subscriber in self.rates else ()
+        self._unsubscribe(subscriber, names)
+        if subscriber in self.rates:
+            after = self._at_every_event(subscriber)
+            self.rates.change(subscriber, names, EVERY_EVENT, every_event=(before, after))
+        return self.count(subscriber)
+
+    def _unsubscribe(self, subscriber: S, names: Iterable[str]) -> None:
         own = self._subscribers.get(subscriber)
         if own is None:
-            return 0
-        for name in channels:
+            return
+        for name in names:
             channel = self._channels.get(name)
             if channel is not None and channel.remove(own.number):
                 own.channels.remove(channel)
                 self._forget_if_empty(subscriber, channel)
-        return self._count_or_forget(subscriber, own)
+        self._forget_without_any(subscriber, own)
 
-    def hold_back(self, subscriber: S, channels: Iterable[str], offset: int) -> None:
+    def hold_back(self, subscriber: S, channels: Collection[str], offset: int) -> None:
         """Send `subscriber` nothing of `channels` up to `offset`: another server sent it that.
 
         It must be subscribed to them.
         """
+        at_a_rate = set(self.rates.names(subscriber))
+        self.rates.hold_back(subscriber, [one for one in channels if one in at_a_rate], offset)
         for channel in channels:
-            self._floors.setdefault(self._channels[channel].name, {})[subscriber] = offset
+            if channel not in at_a_rate:
+                self._floors.setdefault(self._channels[channel].name, {})[subscriber] = offset
 
     def forget_floors(self) -> None:
         """Hold nothing back from now on, because offsets count anew."""
         self._floors.clear()
+        self.rates.forget_floors()
 
     def subscribers_from(self, channel: str, offset: int | None) -> Collection[S]:
         """Those who are to get the event of `channel` at `offset`, each once."""
@@ -189,6 +228,7 @@ class Registry(Generic[S]):
     def remove(self, subscriber: S) -> None:
         """Remove `subscriber` from everything. One without subscriptions is ignored."""
         self.tell_of_gaps(subscriber, is_wanted=False)
+        self.rates.remove(subscriber)
         if subscriber in self._subscribers:
             own = self._subscribers.pop(subscriber)
             for channel in own.channels:
@@ -201,22 +241,35 @@ class Registry(Generic[S]):
         return found.subscribers if found else ()
 
     def channels(self, subscriber: S) -> Collection[str]:
-        """The channels of `subscriber`, in order of subscription."""
+        """The channels of `subscriber`: in order of subscription, then those at a rate."""
+        at_every_event = self._at_every_event(subscriber)
+        if subscriber not in self.rates:
+            return at_every_event
+        return [*at_every_event, *self.rates.names(subscriber)]
+
+    def _at_every_event(self, subscriber: S) -> Collection[str]:
         own = self._subscribers.get(subscriber)
         return [channel.name for channel in own.channels] if own else ()
 
+    def count(self, subscriber: S) -> int:
+        """How many channels `subscriber` has."""
+        own = self._subscribers.get(subscriber)
+        return (len(own.channels) if own else 0) + self.rates.count(subscriber)
+
     def channel_count(self) -> int:
         """How many channels have at least one subscriber."""
-        return len(self._channels)
+        at_a_rate = self.rates.all_names()
+        return len(self._channels.keys() | at_a_rate) if at_a_rate else len(self._channels)
 
     def subscription_counts(self) -> list[int]:
         """For each subscriber that has any, the number of its subscriptions."""
-        return [len(own.channels) for own in self._subscribers.values()]
+        own, count = self._subscribers, self.rates.count
+        with_any = [len(one.channels) + count(subscriber) for subscriber, one in own.items()]
+        return with_any + [count(one) for one in self.rates.subscribers() if one not in own]
 
-    def _count_or_forget(self, subscriber: S, own: _Own[S]) -> int:
+    def _forget_without_any(self, subscriber: S, own: _Own[S]) -> None:
         if not own.channels:
             del self._subscribers[subscriber]
-        return len(own.channels)
 
     def _forget_if_empty(self, subscriber: S, channel: _Channel[S]) -> None:
         name = channel.name

@@ -109,6 +109,7 @@ class Backlog:
 
     Attributes:
         messages: how many wait or are being written.
+        events: how many events they have.
         bytes: bytes of those and of waiting replies.
         dropped: messages that found no room.
         conflated: messages that gave way to newer ones.
@@ -126,6 +127,7 @@ class Backlog:
         "bytes",
         "conflated",
         "dropped",
+        "events",
         "messages",
         "skipped_total",
     )
@@ -142,7 +144,7 @@ class Backlog:
         # The number of the next message to be taken, if none before it is skipped or dropped.
         self._untaken: int | None = None
         self.skipped_total = skipped_total
-        self.messages = 0
+        self.messages = self.events = 0
         self.bytes = 0
 
     def admit(self, message: QueuedMessage, *, room: int) -> Dropped | None:
@@ -168,12 +170,13 @@ class Backlog:
         if refusal is not None:
             if not message.is_resent:
                 self.dropped += 1
-                self._deliveries.dropped[refusal] += 1
+                self._deliveries.dropped[refusal] += message.publication.events
             return refusal
         self._grow(size - freed)
         if older is None:
             self.messages += 1
-            self._deliveries.queued += 1
+            self.events += message.publication.events
+            self._deliveries.queued += message.publication.events
         else:
             older.is_superseded = True
             older.publication = message.publication  # frees the event that nobody will get
@@ -246,19 +249,20 @@ class Backlog:
         """Count a waiting reply. It is never refused: the client's next command waits for it."""
         self._grow(size)
 
-    def written(self, messages: int, size: int) -> None:
+    def written(self, messages: int, events: int, size: int) -> None:
         """Count what was written. What was abandoned meanwhile stays counted as dropped."""
-        messages = min(messages, self.messages)
-        self.messages -= messages
-        self._deliveries.queued -= messages
-        self._deliveries.written += messages
+        events = min(events, self.events)
+        self.messages = max(0, self.messages - messages)
+        self.events -= events
+        self._deliveries.queued -= events
+        self._deliveries.written += events
         self.give_back(size)
 
     def abandon(self) -> None:
         """Count all that waits as dropped: nothing of it will be written."""
-        self._deliveries.queued -= self.messages
-        self._deliveries.dropped[Dropped.CLOSING] += self.messages
-        self.messages = 0
+        self._deliveries.queued -= self.events
+        self._deliveries.dropped[Dropped.CLOSING] += self.events
+        self.messages = self.events = 0
         self.give_back(self.bytes)
 
     def give_back(self, size: int) -> None:

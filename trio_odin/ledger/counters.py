@@ -4,7 +4,7 @@ They are plain integers: the hot path pays for an addition, and telemetry reads 
 asked. Two balances hold at any moment between two fan-outs:
 
     received  = fanned_out + unmatched + backfilled + Σ invalid + Σ shed + (in the inbound queue)
-    matched   = written + queued + conflated + Σ dropped
+    matched   = written + queued + conflated + skipped + Σ dropped
 """
 
 from __future__ import annotations
@@ -66,16 +66,24 @@ class Publications:
 
 @attrs.define
 class Deliveries:
-    """The way out: a delivery is one publication for one connection.
+    """The way out: a delivery is one event for one connection.
 
-    An event of a resume or a replay is a delivery too, once it is written or may wait.
-    `conflated`: gave way to a newer event of the same channel.
+    An event of a resume or a replay is a delivery too, once it is written or may wait. An event for
+    a connection with a rate is one at the tick that has it, or a newer one of its channel.
+
+    Attributes:
+        queued: in an outbox, or half written, at this moment.
+        conflated: gave way to a newer event of the same channel because the client read too slowly.
+        skipped: gave way to a newer one because the client has a rate.
+        batches: messages of ticks, of which each has some of the events.
     """
 
     matched: int = 0
     written: int = 0
-    queued: int = 0  # in an outbox, or half written, at this moment
+    queued: int = 0
     conflated: int = 0
+    skipped: int = 0
+    batches: int = 0
     dropped: Counter[Dropped] = attrs.field(factory=Counter)
 
     def outcomes(self) -> dict[str, int]:
@@ -84,6 +92,7 @@ class Deliveries:
             "written": self.written,
             "queued": self.queued,
             "conflated": self.conflated,
+            "skipped": self.skipped,
             "dropped": self.dropped.total(),
         }
 

@@ -166,6 +166,7 @@ class Listener:
             snapshot_events=settings.snapshot_events,
             max_channels=settings.max_channels,
             max_patterns=settings.max_patterns,
+            least_every_ms=settings.least_every_ms,
             command_burst=settings.command_burst,
             commands_per_second=settings.commands_per_second,
             can_resume=self._hub.is_filtering,

@@ -13,6 +13,7 @@ import environ
 from trio_odin.net.address import Address
 from trio_odin.settings import values
 from trio_odin.settings.setting_field import setting, shown_path, shown_urls
+from trio_odin.wire.rates import RATES_MS
 
 _MEBIBYTE, _TEBIBYTE, _PEBIBYTE = 2**20, 2**40, 2**50
 
@@ -324,6 +325,14 @@ class Settings:
         "16",
         values.Whole(0, 1_000_000),
         help="Patterns such as BTC.* that one connection may subscribe to; 0: none.",
+        reloads=True,
+    )
+    least_every_ms: int = setting(
+        "WS_MIN_EVERY_MS",
+        "100",
+        values.Whole(RATES_MS[0], RATES_MS[-1]),
+        help="Shortest time, in milliseconds, that a client with a rate (every_ms) waits for the "
+        "next update; to get every event is always allowed.",
         reloads=True,
     )
     command_burst: int = setting(

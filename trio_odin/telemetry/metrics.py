@@ -107,27 +107,37 @@ SERIES = (
     ),
     Series(
         "ws_messages_sent_total",
-        "Messages written to sockets, replayed and resumed ones included",
+        "Events written to sockets, replayed and resumed ones included; a batch has several",
         lambda s: s.ledger.deliveries.written,
     ),
     Series(
         "ws_deliveries_matched_total",
-        "Messages addressed to connections, replayed and resumed ones included",
+        "Events addressed to connections, replayed and resumed ones included",
         lambda s: s.ledger.deliveries.matched,
     ),
     Series(
         "ws_deliveries_queued",
-        "Messages waiting for their socket now",
+        "Events waiting for their socket now",
         lambda s: s.ledger.deliveries.queued,
     ),
     Series(
         "ws_deliveries_conflated_total",
-        "Messages replaced by a newer one of their channel before they were written",
+        "Events replaced by a newer one of their channel before a slow client took them",
         lambda s: s.ledger.deliveries.conflated,
     ),
     Series(
+        "ws_deliveries_skipped_total",
+        "Events left out in favour of a newer one of their channel, as the client has a rate",
+        lambda s: s.ledger.deliveries.skipped,
+    ),
+    Series(
+        "ws_batches_sent_total",
+        "Messages of clients that have a rate, with the newest event of each channel that changed",
+        lambda s: s.ledger.deliveries.batches,
+    ),
+    Series(
         "ws_deliveries_dropped_total",
-        "Messages dropped before they were written",
+        "Events dropped before they were written",
         lambda s: s.ledger.deliveries.dropped,
         label="reason",
         values=_labels(Dropped),
@@ -383,6 +393,7 @@ _OUTCOMES = {
     "written": "ws_messages_sent_total",
     "queued": "ws_deliveries_queued",
     "conflated": "ws_deliveries_conflated_total",
+    "skipped": "ws_deliveries_skipped_total",
     "dropped": "ws_deliveries_dropped_total",
 }
 

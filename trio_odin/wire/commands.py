@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from enum import Enum
 from itertools import islice
-from typing import Any, Final, TypeAlias
+from typing import Annotated, Any, Final, TypeAlias
 
 import attrs
 import msgspec
@@ -36,6 +36,9 @@ class Subscribe:
         after: an offset, to have the events after it as well; None: new events only.
         epoch: the epoch of that offset, if the client knows it.
         snapshot: whether to send the newest event of each channel that is added.
+        every_ms: how often to send the newest event of each channel at most; 0: every event; None:
+            never.
+        states_rate: whether the client named a rate.
     """
 
     channels: list[str]
@@ -44,6 +47,8 @@ class Subscribe:
     after: int | None = None
     epoch: str | None = None
     snapshot: bool = False
+    every_ms: int | None = 0
+    states_rate: bool = False
 
 
 @attrs.frozen
@@ -116,12 +121,16 @@ class _Identified(msgspec.Struct):
     id: str | int | None = None
 
 
+_Rate: TypeAlias = Annotated[int, msgspec.Meta(ge=0)] | msgspec.UnsetType | None
+
+
 class _Wishes(msgspec.Struct):
     channels: list[str] | None = None
     notices: bool | None = None
     after: int | None = None
     epoch: str | None = None
     snapshot: bool | None = None
+    every_ms: _Rate = msgspec.UNSET
 
 
 class _ChannelsCommand(_Identified):
@@ -133,6 +142,7 @@ class _ChannelsCommand(_Identified):
     after: int | None = None
     epoch: str | None = None
     snapshot: bool | None = None
+    every_ms: _Rate = msgspec.UNSET
 
 
 class _Questions(msgspec.Struct):
@@ -184,7 +194,12 @@ _token_command = msgspec.json.Decoder(_TokenCommand)
 
 
 _RANGE_KEYS = frozenset({"from", "to", "since"})
-_OTHER_KEYS = frozenset({"type", "id", "data", "notices", "after", "epoch", "nats", "snapshot"})
+_OTHER_KEYS = frozenset(
+    {"type", "id", "data", "notices", "after", "epoch", "nats", "snapshot", "every_ms"}
+)
+_BAD_RATE = (
+    "`every_ms` has to be a whole number of milliseconds, 0 for every event, or null to pause"
+)
 _NOT_AN_OBJECT = Malformed(ErrorCode.INVALID_JSON, "Not a JSON object")
 _SEVERAL_OBJECTS = Malformed(
     ErrorCode.INVALID_JSON, "More than one JSON object: send each by itself"
@@ -265,6 +280,8 @@ def _mistake(kind: str, text: str) -> str | None:
     if not isinstance(data, dict | None):
         return None
     given, where = (content, "") if data is None else (data, "data.")
+    if kind == "subscribe" and not _is_rate(given.get("every_ms")):
+        return _BAD_RATE
     if kind in {"channels", "token"}:
         return None
     if kind != "replay":
@@ -272,6 +289,11 @@ def _mistake(kind: str, text: str) -> str | None:
     if data is None and given.keys() & _RANGE_KEYS:
         return 'replay needs its numbers in `data`: {"from":N,"to":M} or {"since":N}'
     return _misspelt(given, where, _RANGE_KEYS)
+
+
+def _is_rate(value: Any) -> bool:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return value is None or (is_whole and value >= 0)
 
 
 def _mistaken_channels(kind: str, given: dict[str, Any], where: str) -> str | None:
@@ -306,6 +328,10 @@ def _shown(word: str) -> str:
 
 def _subscribe_of(text: str) -> Subscribe:
     command = _channels_command.decode(text)
+    every_ms = command.every_ms
+    if command.data is not None and command.data.every_ms is not msgspec.UNSET:
+        every_ms = command.data.every_ms
+    states_rate = every_ms is not msgspec.UNSET
     return Subscribe(
         _channels_in(command),
         command.id,
@@ -313,6 +339,8 @@ def _subscribe_of(text: str) -> Subscribe:
         _wish(command, "after"),
         _wish(command, "epoch"),
         bool(_wish(command, "snapshot")),
+        0 if every_ms is msgspec.UNSET else every_ms,
+        states_rate,
     )
 
 

@@ -1,0 +1,184 @@
+"""The newest event of each channel that somebody gets at a rate, by which a tick knows what is new.
+
+A tick asks what has changed since the one before. Events are numbered in the order in which they
+came, so that question, and how many events a channel had since then, need a number only.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from itertools import takewhile
+
+import msgspec
+
+from trio_odin.upstream.nats_message import NatsMessage
+from trio_odin.wire.channels import patterns_for
+
+# How many events can be counted one by one: for the longest rate at thousands of events a second,
+# and for pauses of minutes to hours. They take eight bytes each.
+HISTORY_MAX = 1 << 20
+
+
+class Update:
+    """The newest event of one channel, and when the ones before it came.
+
+    Attributes:
+        channel: its channel.
+        number: the event's own number.
+    """
+
+    __slots__ = ("_fragment", "_known_after", "_message", "_numbers", "_prev", "channel", "number")
+
+    def __init__(self, channel: str) -> None:
+        self.channel = channel
+        self.number = 0
+        self._numbers = array("Q")
+        self._known_after = 0  # events up to this number are not counted any more
+        self._fragment: tuple[int | None, bytes] | None = None
+
+    def take(self, number: int, message: NatsMessage, prev: int | None) -> None:
+        """Replace the event by a newer one."""
+        self.number = number
+        self._numbers.append(number)
+        self._message, self._prev = message, prev
+        self._fragment = None
+
+    def skipped(self, since: int) -> int | None:
+        """How many events after number `since` came before this one; None: more than are known."""
+        return None if since < self._known_after else self.counted(since)
+
+    def counted(self, since: int) -> int:
+        """The same, as far as they are known."""
+        return len(self._numbers) - bisect_right(self._numbers, since) - 1
+
+    def __len__(self) -> int:
+        """How many events are counted."""
+        return len(self._numbers)
+
+    @property
+    def offset(self) -> int | None:
+        """The event's number in the stream."""
+        return self._message.offset
+
+    @property
+    def unix_ms(self) -> int:
+        """When NATS stored the event."""
+        return self._message.unix_ms
+
+    def forget(self, before: int) -> int:
+        """Count no events up to the number `before`, except this one. Returns how many those are.
+
+        A channel that has no others has lost none: what is known of it stays known.
+        """
+        gone = min(bisect_right(self._numbers, before), len(self._numbers) - 1)
+        if gone:
+            self._known_after = self._numbers[gone - 1]
+            del self._numbers[:gone]
+        return gone
+
+    def fragment(self, skipped: int | None) -> bytes:
+        """The event as a part of a batch. Made once for all who skipped as many."""
+        if self._fragment is None or self._fragment[0] != skipped:
+            self._fragment = skipped, self._made(skipped)
+        return self._fragment[1]
+
+    def _made(self, skipped: int | None) -> bytes:
+        message = self._message
+        keys = b'{"channel":' + msgspec.json.encode(self.channel)
+        if message.offset is not None:
+            keys += b',"offset":%d' % message.offset
+        if self._prev is not None:
+            keys += b',"prev":%d' % self._prev
+        if skipped != 0:
+            keys += b',"skipped":' + msgspec.json.encode(skipped)
+        return b'%b,"ts":%d,"data":%b}' % (keys, message.unix_ms, message.payload)
+
+
+class Changes:
+    """The channels with an event after some number, in the order of their newest events."""
+
+    def __init__(self, updates: Iterable[Update]) -> None:
+        self.updates = {update.channel: update for update in updates}
+        self._names = frozenset(self.updates)
+        self._by_pattern: dict[str, list[str]] | None = None
+
+    def matching(self, exact: set[str], patterns: set[str]) -> set[str]:
+        """Those of them that are among `exact` or match one of `patterns`."""
+        found = self._names & exact
+        if patterns:
+            by_pattern = self._under_patterns()
+            found = found.union(*(by_pattern.get(pattern, ()) for pattern in patterns))
+        return set(found)
+
+    def _under_patterns(self) -> dict[str, list[str]]:
+        if self._by_pattern is None:
+            self._by_pattern = {}
+            for name in self._names:
+                for pattern in patterns_for(name):
+                    self._by_pattern.setdefault(pattern, []).append(name)
+        return self._by_pattern
+
+
+class Updates:
+    """The newest event of each channel, by channel.
+
+    Args:
+        history_max: how many events are counted; beyond that, the oldest half is forgotten.
+
+    Attributes:
+        number: of the newest event of all.
+    """
+
+    def __init__(self, history_max: int = HISTORY_MAX) -> None:
+        self.number = 0
+        self._history_max = history_max
+        self._counted = 0
+        self._updates: dict[str, Update] = {}  # the channel that was quiet for longest is first
+
+    def __len__(self) -> int:
+        return len(self._updates)
+
+    def get(self, channel: str) -> Update | None:
+        """The newest event of `channel`; None if there was none since it is wanted."""
+        return self._updates.get(channel)
+
+    def add(self, channel: str, message: NatsMessage, prev: int | None) -> int:
+        """Take in the next event of `channel`; returns its number."""
+        self.number += 1
+        update = self._updates.pop(channel, None) or Update(channel)
+        update.take(self.number, message, prev)
+        self._updates[channel] = update
+        self._counted += 1
+        if self._counted > self._history_max + len(self._updates):
+            self._forget_half()
+        return self.number
+
+    def _forget_half(self) -> None:
+        before = self.number - self._history_max // 2
+        self._counted -= sum(update.forget(before) for update in self._updates.values())
+
+    def after(self, number: int) -> Changes:
+        """What has changed after the event of this number."""
+        newest_first = takewhile(lambda update: update.number > number, self._newest_first())
+        return Changes(reversed(list(newest_first)))
+
+    def _newest_first(self) -> Iterator[Update]:
+        return reversed(self._updates.values())
+
+    def keep(self, channels: Iterable[str]) -> None:
+        """Forget all channels but these."""
+        kept = set(channels)
+        for channel in [one for one in self._updates if one not in kept]:
+            self.forget(channel)
+
+    def forget(self, channel: str) -> None:
+        """Forget one channel, if it is here."""
+        update = self._updates.pop(channel, None)
+        if update is not None:
+            self._counted -= len(update)
+
+    def channels(self) -> Iterator[str]:
+        """The channels that have an event here."""
+        return iter(self._updates)
