@@ -8,11 +8,14 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 import click
 import msgspec
 import pytest
+import trio
 from hypothesis import given
+from trio.testing import MockClock
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import TextMessage
 
@@ -21,13 +24,19 @@ from tests.telemetry.snapshots import balanced
 from trio_odin.auth.grants import Grant
 from trio_odin.cli import main
 from trio_odin.connection.session import Session, SessionLimits
+from trio_odin.fanout.batch import Batch
 from trio_odin.fanout.feed import Feed
+from trio_odin.fanout.notices import Notices
+from trio_odin.fanout.outbound import Outbound
+from trio_odin.fanout.rates import Rates
 from trio_odin.fanout.registry import Registry
 from trio_odin.fanout.replay_buffer import ReplayBuffer
+from trio_odin.fanout.resume_buffer import ResumeBuffer
+from trio_odin.fanout.ticks import Ticks
 from trio_odin.lab.load.pages import parse_metrics
 from trio_odin.lab.model.tables import write_costs
 from trio_odin.lab.provenance import Provenance
-from trio_odin.ledger.counters import Traffic
+from trio_odin.ledger.counters import Publications, Traffic
 from trio_odin.ledger.reasons import CloseReason, GapReason
 from trio_odin.ledger.snapshot import Snapshot
 from trio_odin.settings.reading import variables
@@ -138,10 +147,12 @@ def test_the_costs_of_the_model_are_those_of_the_lab(tmp_path: Path) -> None:
 
 def test_the_examples_of_the_protocol_page_are_true() -> None:
     lines = _example_lines(ROOT / "docs" / "protocol.md")
-    registry: Registry[str] = Registry()
+    ticks = Ticks()
+    me = _Me()
+    registry: Registry[_Me] = Registry(cast("Rates[_Me]", ticks.rates))
     feed = Feed(max_age_seconds=30.0, channels_max=100, max_bytes=10**6)
     feed.note(Mark("63fc2bd2a9d40", 0))
-    session = _new_session(registry, feed)
+    session = _new_session(me, registry, feed)
     wire = Connection(ConnectionType.CLIENT)
     offset = 0
     pending: list[str] = []
@@ -152,16 +163,20 @@ def test_the_examples_of_the_protocol_page_are_true() -> None:
             continue
         assert not pending, f"the page does not show {pending}"
         if kind == "!":
-            registry.remove("me")
+            registry.remove(me)
             if "a loss" in text:
                 feed.note(Mark("63fc2bd2a9d40", offset, gaps=(Gap(GapReason.WINDOW),)))
-            session = _new_session(registry, feed, has_nats="NATS is gone" not in text)
+            session = _new_session(me, registry, feed, has_nats="NATS is gone" not in text)
             continue
         if kind == ">":
             frames = as_sent(session.receive(text, now=0, unix_ms=UNIX_MS), session.replay_buffer)
+        elif kind == "~":
+            _let_a_second_pass(ticks)
+            frames = [batch.frame(session.replay_buffer.append(batch)) for batch in me.batches]
+            me.batches.clear()
         else:
             offset += 1
-            frames = _publish(registry, feed, session, text, offset)
+            frames = _publish(me, registry, feed, session, text, offset)
         pending += _texts(wire, frames)
     assert not pending
     assert len(lines) > 45
@@ -173,12 +188,36 @@ def _example_lines(page: Path) -> list[tuple[str, str]]:
     return [(line[0], line[2:]) for line in lines]
 
 
-def _new_session(registry: Registry[str], feed: Feed, *, has_nats: bool = True) -> Session[str]:
+class _Me:
+    """The client of the page."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+
+    def take_batch(self, batch: Batch, _: dict[int, bytes]) -> bool:
+        self.batches.append(batch)
+        return True
+
+
+def _let_a_second_pass(ticks: Ticks) -> None:
+    registry: Registry[Outbound] = Registry()
+    no_notices = Notices(Publications(), registry, ResumeBuffer(max_age_seconds=1), NatsStatus())
+
+    async def main() -> None:
+        with trio.move_on_after(1.001):
+            await ticks.run(no_notices)
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def _new_session(
+    me: _Me, registry: Registry[_Me], feed: Feed, *, has_nats: bool = True
+) -> Session[_Me]:
     nats_status = NatsStatus(is_connected=has_nats, mode="jetstream")
     nats_status.heard_event(-1.9)
     nats_status.heard(-0.4)
     return Session(
-        "me",
+        me,
         registry,
         replay_buffer=ReplayBuffer(100),
         resume_buffer=feed.resume_buffer,
@@ -191,13 +230,16 @@ def _new_session(registry: Registry[str], feed: Feed, *, has_nats: bool = True) 
 
 
 def _publish(
-    registry: Registry[str], feed: Feed, session: Session[str], text: str, offset: int
+    me: _Me, registry: Registry[_Me], feed: Feed, session: Session[_Me], text: str, offset: int
 ) -> list[bytes]:
     subject, payload = text.split(" ", 1)
-    taken = feed.add(NatsMessage(subject, payload.encode(), offset, 0.0, UNIX_MS))
+    message = NatsMessage(subject, payload.encode(), offset, 0.0, UNIX_MS)
+    taken = feed.add(message)
     assert taken.channel is not None
     assert taken.resumable is not None
-    if "me" not in registry.subscribers_from(taken.channel, offset):
+    if registry.rates.wants(taken.channel):
+        registry.rates.add(taken.channel, message, taken.prev)
+    if me not in registry.subscribers_from(taken.channel, offset):
         return []
     publication = taken.resumable.publication()
     return [publication.frame(session.replay_buffer.append(publication))]

@@ -1135,3 +1135,121 @@ def test_only_channels_that_are_added_are_named_as_incomplete() -> None:
     names = ["BTC.trade", "ETH.trade", "bad", "BTC.trade"]
     incomplete = come_back(client, 1, *names, epoch="another")[-2]
     assert incomplete["channels"] == ["BTC.trade"]
+
+
+# --- rates
+
+
+@pytest.mark.parametrize(
+    ("asked", "granted"),
+    [("0", 0), ("1", 100), ("100", 100), ("101", 200), ("999", 1000), ("1e3", None),
+     ("86400000", 60_000), ("null", None)],
+)  # fmt: skip
+def test_the_ack_says_which_rate_was_granted(
+    client: Client, asked: str, granted: int | None
+) -> None:
+    text = f'{{"type":"subscribe","channels":["A.x"],"every_ms":{asked}}}'
+    (ack,) = client.say(text)
+    if asked == "1e3":
+        assert ack["code"] == "INVALID_COMMAND"
+        return
+    assert ack["every_ms"] == granted
+    assert list(client.registry.subscribers("A.x")) == (["me"] if granted == 0 else [])
+    assert list(client.registry.channels("me")) == ["A.x"]
+
+
+def test_who_asks_for_no_rate_is_told_of_none(client: Client) -> None:
+    assert client.subscribe("A.x") == [
+        {"type": "subscription_ack", "subscribed": ["A.x"], "count": 1}
+    ]
+
+
+@pytest.mark.parametrize("bad", ["-1", "1.5", '"1000"', "true", "[]", "{}"])
+@pytest.mark.parametrize("place", ["top", "data"])
+def test_a_bad_rate_is_explained(client: Client, bad: str, place: str) -> None:
+    inner = f'"channels":["A.x"],"every_ms":{bad}'
+    text = f'"data":{{{inner}}}' if place == "data" else inner
+    (error,) = client.say(f'{{"type":"subscribe",{text},"id":5}}')
+    assert (error["code"], error["id"]) == ("INVALID_COMMAND", 5)
+    assert "a whole number of milliseconds, 0 for every event, or null to pause" in error["message"]
+    assert client.registry.count("me") == 0
+
+
+def test_the_rate_in_data_wins(client: Client) -> None:
+    text = '{"type":"subscribe","every_ms":0,"data":{"channels":["A.x"],"every_ms":null}}'
+    assert client.say(text)[0]["every_ms"] is None
+
+
+def test_where_everybody_gets_everything_there_are_no_rates() -> None:
+    client = Client(limits=SessionLimits(can_resume=False))
+    (ack,) = client.say('{"type":"subscribe","channels":["A.x"],"every_ms":1000}')
+    assert ack["every_ms"] == 0
+    assert list(client.registry.subscribers("A.x")) == ["me"]
+
+
+def test_channels_at_a_rate_count_towards_the_limit() -> None:
+    client = Client(limits=SessionLimits(max_channels=2))
+    client.subscribe("A.x")
+    ack, error = client.say('{"type":"subscribe","channels":["A.y","A.z","A.x"],"every_ms":1000}')
+    assert (ack["subscribed"], ack["count"]) == (["A.y", "A.x"], 2)
+    assert error["code"] == "TOO_MANY_CHANNELS"
+    (ack,) = client.say('{"type":"unsubscribe","channels":["A.y"]}')
+    assert ack["count"] == 1
+
+
+def event_at(client: Client, offset: int, channel: str = "A.x") -> None:
+    message = NatsMessage(f"odin.token.{channel}", b"%d" % offset, offset, 0.0, 1)
+    client.resume_buffer.add(message, channel)
+    client.newest_events.add(channel, message)
+    if client.registry.rates.wants(channel):
+        client.registry.rates.add(channel, message, None)
+
+
+def test_a_position_stays_below_what_still_waits_for_a_tick(client: Client) -> None:
+    event_at(client, 1)
+    client.say('{"type":"subscribe","channels":["A.x"],"every_ms":1000}')
+    for offset in (2, 3, 4):
+        event_at(client, offset, "A.y" if offset == 2 else "A.x")
+    (pong,) = client.say('{"type":"heartbeat","nats":true}')
+    assert pong["offset"] == 2
+    (ack,) = client.say('{"type":"subscribe","channels":["B.x"],"notices":true}')
+    assert ack["offset"] == 2
+    due, ack = client.say('{"type":"subscribe","channels":["A.x"],"notices":true}')
+    assert [one["offset"] for one in due["events"]] == [4]
+    assert ack["offset"] == 4, "that was sent"
+
+
+def test_a_pause_does_not_hold_the_position_back(client: Client) -> None:
+    client.say('{"type":"subscribe","channels":["A.x"],"every_ms":null}')
+    event_at(client, 1)
+    (pong,) = client.say('{"type":"heartbeat","nats":true}')
+    assert pong["offset"] == 1
+
+
+def test_a_resume_at_a_rate_brings_the_newest_of_each_channel(client: Client) -> None:
+    for offset, channel in enumerate(["A.x", "A.x", "A.y", "A.x", "A.y"], start=1):
+        event_at(client, offset, channel)
+    ack, *events, resumed = client.say(
+        '{"type":"subscribe","channels":["A.x","A.y"],"every_ms":1000,"after":1}'
+    )
+    assert ack["every_ms"] == 1000
+    assert [(one["channel"], one["offset"], one["skipped"]) for one in events] == [
+        ("A.x", 4, 1),
+        ("A.y", 5, 1),
+    ]
+    assert resumed["sent"] == 2
+    assert client.registry.rates.owed("me") is None, "nothing comes again at the next tick"
+
+
+def test_events_that_another_server_sent_do_not_come_at_a_tick(client: Client) -> None:
+    event_at(client, 1)
+    client.say('{"type":"subscribe","channels":["A.x"],"every_ms":1000,"after":3,"epoch":"e"}')
+    event_at(client, 2)
+    event_at(client, 3)
+    assert client.registry.rates.owed("me") is None
+    event_at(client, 4)
+    owed = client.registry.rates.owed("me")
+    assert owed is not None
+    (content,) = objects_of([owed.frame(1)])
+    ((event,),) = [content["events"]]
+    assert (event["offset"], event.get("skipped")) == (4, None)

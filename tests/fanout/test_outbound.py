@@ -6,9 +6,11 @@ import random
 import socket
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import Any, TypeAlias
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -18,13 +20,16 @@ from wsproto.frame_protocol import Opcode
 
 from tests.connection.client import LossRule, frames_of
 from trio_odin.fanout.answers import Answer, Resend
+from trio_odin.fanout.batch import Batch
 from trio_odin.fanout.outbound import Outbound, defer
 from trio_odin.fanout.publication import Publication
 from trio_odin.fanout.replay_buffer import ReplayBuffer
 from trio_odin.fanout.slow_consumers import OutboxRules, SlowPolicy
+from trio_odin.fanout.updates import Updates
 from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.reasons import CloseReason, Dropped
 from trio_odin.overload.byte_budget import ByteBudget
+from trio_odin.upstream.nats_message import NatsMessage
 from trio_odin.wire.frames import PING, close_frame, text_frame
 
 
@@ -1101,3 +1106,153 @@ async def test_an_answer_to_a_peer_that_goes_meanwhile_ends_as_broken() -> None:
 
 def broken_pipe(file: int, data: bytes | memoryview) -> int:
     raise BrokenPipeError
+
+
+# --- batches of ticks
+
+
+Ends: TypeAlias = tuple[trio.SocketStream, trio.SocketStream]
+
+
+@pytest.fixture
+async def ends() -> AsyncIterator[Ends]:
+    ours, theirs = await socket_pair()
+    async with ours, theirs:
+        yield ours, theirs
+
+
+def batch(size: int = 20, skipped: int = 2) -> Batch:
+    updates = Updates()
+    for number in range(skipped + 1):
+        payload = b'"%d%b"' % (number, b"x" * size)
+        updates.add("A.x", NatsMessage("odin.token.A.x", payload, number, 0.0, 1), None)
+    return Batch.of([(update, 0) for update in updates.after(0).updates.values()])
+
+
+async def test_a_batch_is_counted_by_its_events(ends: Ends) -> None:
+    left, right = ends
+    rig = Rig(left)
+    assert rig.outbound.take_batch(batch(), {})
+    frame = batch().frame(1)
+    assert await receive_exactly(right, len(frame)) == frame
+    deliveries = rig.ledger.deliveries
+    assert (deliveries.matched, deliveries.written, deliveries.skipped) == (3, 1, 2)
+    assert deliveries.batches == 1
+    assert rig.ledger.traffic.bytes_sent == len(frame)
+    rig.check_the_end()
+
+
+async def test_members_at_the_same_number_share_the_frame_of_a_batch() -> None:
+    frames: dict[int, bytes] = {}
+    for _ in range(3):
+        left, right = await socket_pair()
+        async with left, right:
+            assert Rig(left).outbound.take_batch(batch(), frames)
+    assert list(frames) == [1]
+
+
+async def test_a_batch_that_the_socket_does_not_take_has_no_number(
+    ends: Ends, nursery: trio.Nursery
+) -> None:
+    left, right = ends
+    rig = Rig(left)
+    taken = 0
+    while rig.outbound.take_batch(batch(50_000), {}):
+        taken += 1
+    counts = attrs.asdict(rig.ledger.deliveries)
+    assert not rig.outbound.take_batch(batch(), {}), "not even a small one"
+    assert attrs.asdict(rig.ledger.deliveries) == counts
+    assert rig.replay_buffer.seq == taken
+    assert not rig.owner.reasons, "nobody is evicted for it"
+    rig.run_writer_in(nursery)
+    wire = b"".join(batch(50_000).frame(seq) for seq in range(1, taken + 1))
+    assert await receive_exactly(right, len(wire)) == wire, "what was taken is whole"
+    with trio.fail_after(5):
+        while rig.ledger.deliveries.queued:
+            await trio.sleep(0.01)
+    assert rig.ledger.deliveries.written == taken
+    assert rig.outbound.take_batch(batch(), {}), "and the next one goes out"
+    rig.check_the_end()
+
+
+async def test_a_slow_reader_of_batches_shows_signs_of_life(ends: Ends) -> None:
+    left, right = ends
+    rig = Rig(left)
+    frame = batch(50_000).frame(1)
+    # A batch that is taken in part begins to wait, so the socket is filled by hand.
+    with suppress(BlockingIOError):
+        while True:
+            os.write(left.socket.fileno(), frame)
+    assert not rig.outbound.take_batch(batch(), {})
+    heard_at = rig.outbound.heard_at
+    await trio.sleep(0.01)
+    assert not rig.outbound.take_batch(batch(), {})
+    assert rig.outbound.heard_at == heard_at, "nothing was read"
+    os.set_blocking(right.socket.fileno(), False)
+    os.read(right.socket.fileno(), 1000)
+    rig.outbound.take_batch(batch(60_000), {})
+    assert rig.outbound.heard_at >= heard_at
+    rig.check_the_end()
+
+
+async def test_a_batch_to_a_peer_that_has_gone_evicts_it(ends: Ends) -> None:
+    left, right = ends
+    rig = Rig(left)
+    await right.aclose()
+    assert not rig.outbound.take_batch(batch(), {})
+    assert rig.owner.reasons == [CloseReason.PEER_GONE]
+    assert rig.ledger.deliveries.matched == 0
+    rig.check_the_end()
+
+
+async def test_deferred_events_come_before_a_batch(ends: Ends) -> None:
+    left, right = ends
+    rig = Rig(left)
+    first = rig.defer(publication())
+    assert rig.outbound.take_batch(batch(), {})
+    wire = first + batch().frame(2)
+    assert await receive_exactly(right, len(wire)) == wire
+    rig.check_the_end()
+
+
+async def test_a_batch_that_is_due_waits_behind_what_waits(
+    ends: Ends, nursery: trio.Nursery
+) -> None:
+    left, right = ends
+    rig = Rig(left)
+    wire = b""
+    while rig.ledger.deliveries.queued == 0:
+        wire += rig.offer(publication(50_000))
+    last = rig.replay_buffer.seq
+    rig.outbound.send_batch(batch())
+    assert rig.ledger.deliveries.queued == 2
+    wire += batch().frame(last + 1)
+    rig.run_writer_in(nursery)
+    assert await receive_exactly(right, len(wire)) == wire
+    rig.check_the_end()
+
+
+async def test_a_batch_without_room_is_counted_as_dropped(ends: Ends) -> None:
+    left, _ = ends
+    rig = Rig(left, capacity=1)
+    while rig.ledger.deliveries.queued == 0:
+        rig.offer(publication(50_000))
+    rig.outbound.send_batch(batch())
+    rig.outbound.send_batch(batch())
+    deliveries = rig.ledger.deliveries
+    assert deliveries.dropped[Dropped.OUTBOX_FULL] == 2
+    assert deliveries.skipped == 4
+    assert deliveries.imbalance() == 0
+    rig.check_the_end()
+
+
+async def test_a_batch_in_an_answer_has_its_place(ends: Ends) -> None:
+    left, right = ends
+    rig = Rig(left)
+    await rig.outbound.answer([text_frame(b"1"), batch(), text_frame(b"2")])
+    wire = text_frame(b"1") + batch().frame(1) + text_frame(b"2")
+    assert await receive_exactly(right, len(wire)) == wire
+    rig.outbound.stop()
+    rig.outbound.send_batch(batch())
+    assert rig.ledger.deliveries.batches == 1, "nothing is due to who has gone"
+    rig.check_the_end()

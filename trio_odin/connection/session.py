@@ -201,7 +201,7 @@ class Session(Generic[S]):
             if is_told or is_resume:
                 ack["epoch"] = self._resume_buffer.epoch
                 if not is_resume:  # a resume states its position at its end
-                    ack["offset"] = self._resume_buffer.position
+                    ack["offset"] = self._position()
             if command.states_rate:
                 ack["every_ms"] = rate
             if command_id is not None:
@@ -323,7 +323,7 @@ class Session(Generic[S]):
         def finish(sent: int) -> list[bytes]:
             self._note_sent(publications[:sent])
             self._traffic.resumed += sent
-            frames, position = [], self._resume_buffer.position
+            frames, position = [], self._position()
             cut = dict.fromkeys(one.channel for one in publications[sent:])
             if not cut and not incomplete and position is not None:
                 if self._is_ahead(command):
@@ -366,6 +366,13 @@ class Session(Generic[S]):
             most,
             with_snapshot=command.snapshot,
         )
+
+    def _position(self) -> int | None:
+        """Up to this offset the client was sent everything; None: that is not known."""
+        position = self._resume_buffer.position
+        if position is None:
+            return None
+        return self._registry.rates.reached(self._subscriber, position)
 
     def _nothing_known(self, command: Subscribe, wanted: Wanted) -> Missed:
         """Nothing is known of what was missed: what there is in this case is the newest events."""
@@ -430,7 +437,7 @@ class Session(Generic[S]):
             "nats": "connected" if nats_status.is_connected else "disconnected",
             "age_ms": _milliseconds(nats_status.age_seconds(now)),
             "event_age_ms": _milliseconds(nats_status.event_age_seconds(now)),
-            "offset": self._resume_buffer.position,
+            "offset": self._position(),
         }
 
     def _within_limits(self, names: list[str]) -> tuple[list[str], list[str], list[str]]:

@@ -92,6 +92,13 @@ class Member(Generic[S]):
         self.other = (self.other or {}) | {channel: number}
         self.cohort.slot.settle(self)
 
+    def forget_uncovered(self) -> None:
+        """Forget the numbers of channels that are not its own any longer."""
+        if self.other is not None:
+            covers = self.cohort.covers
+            self.other = {one: at for one, at in self.other.items() if covers(one)} or None
+            self.cohort.slot.settle(self)
+
     def changed(self, updates: Updates) -> list[tuple[Update, int]]:
         """What it was not sent yet, oldest first, each with the number that counts for it."""
         found = self.cohort.changed(updates.after(self.oldest))

@@ -174,6 +174,8 @@ class Rates(Generic[S]):
         positions = self._positions(own, names, before)
         self._apply(subscriber, own, names, rate)
         self._exclude(own, after)
+        for member in own.members.values():
+            member.forget_uncovered()
         batch = self._pass_on(own, positions, after)
         if not own.members:
             del self._own[subscriber]
@@ -188,10 +190,18 @@ class Rates(Generic[S]):
 
     def owed(self, subscriber: S) -> Batch | None:
         """What `subscriber` was not sent yet, but what it has paused; None if that is nothing."""
+        return batch_of(self._unsent(subscriber))
+
+    def _unsent(self, subscriber: S) -> list[tuple[Update, int]]:
         own = self._own.get(subscriber)
         members = own.members if own else {}
         running = [member for rate, member in members.items() if rate is not None]
-        return batch_of([one for member in running for one in member.changed(self.updates)])
+        return [one for member in running for one in member.changed(self.updates)]
+
+    def reached(self, subscriber: S, position: int) -> int:
+        """Up to this offset, at most `position`, `subscriber` lacks nothing that is not paused."""
+        lacking = (update.first_offset(since) - 1 for update, since in self._unsent(subscriber))
+        return min([position, *lacking])
 
     def _positions(
         self, own: _Own[S], names: Collection[str], every_event: Collection[str]
@@ -226,19 +236,14 @@ class Rates(Generic[S]):
         fastest = ChannelSet(every_event)
         for channel, (before, update, since) in positions.items():
             at = own.covering(channel)
-            if channel in fastest:
-                rate: Rate = EVERY_EVENT
-            elif at is None:
+            if at is None and channel not in fastest:
                 continue  # it was unsubscribed
-            else:
-                rate = at[0]
-            if rate == before:
-                continue
-            if rate == EVERY_EVENT or before is None:
+            rate = EVERY_EVENT if at is None else at[0]
+            if rate != before and (rate == EVERY_EVENT or before is None):
                 if update.number > since:
                     due.append((update, since))
                 since = update.number
-            if at is not None and rate != EVERY_EVENT:
+            if at is not None:
                 _continue_from(at[1], update, since)
         return batch_of(due)
 

@@ -17,7 +17,7 @@ from trio_odin.upstream.nats_message import NatsMessage
 from trio_odin.wire.channels import patterns_for
 
 # How many events can be counted one by one: for the longest rate at thousands of events a second,
-# and for pauses of minutes to hours. They take eight bytes each.
+# and for pauses of minutes to hours. They take sixteen bytes each.
 HISTORY_MAX = 1 << 20
 
 
@@ -29,12 +29,22 @@ class Update:
         number: the event's own number.
     """
 
-    __slots__ = ("_fragment", "_known_after", "_message", "_numbers", "_prev", "channel", "number")
+    __slots__ = (
+        "_fragment",
+        "_known_after",
+        "_message",
+        "_numbers",
+        "_offsets",
+        "_prev",
+        "channel",
+        "number",
+    )
 
     def __init__(self, channel: str) -> None:
         self.channel = channel
         self.number = 0
         self._numbers = array("Q")
+        self._offsets = array("Q")
         self._known_after = 0  # events up to this number are not counted any more
         self._fragment: tuple[int | None, bytes] | None = None
 
@@ -42,12 +52,20 @@ class Update:
         """Replace the event by a newer one."""
         self.number = number
         self._numbers.append(number)
+        self._offsets.append(message.offset or 0)
         self._message, self._prev = message, prev
         self._fragment = None
 
     def skipped(self, since: int) -> int | None:
         """How many events after number `since` came before this one; None: more than are known."""
         return None if since < self._known_after else self.counted(since)
+
+    def first_offset(self, since: int) -> int:
+        """The offset of the first event that is known and came after number `since`; there is one.
+
+        0 without offsets.
+        """
+        return self._offsets[bisect_right(self._numbers, since)]
 
     def counted(self, since: int) -> int:
         """The same, as far as they are known."""
@@ -76,6 +94,7 @@ class Update:
         if gone:
             self._known_after = self._numbers[gone - 1]
             del self._numbers[:gone]
+            del self._offsets[:gone]
         return gone
 
     def fragment(self, skipped: int | None) -> bytes:
