@@ -126,10 +126,12 @@ def test_what_is_not_counted_any_more_is_null() -> None:
 
 def test_members_that_skipped_as_much_share_the_bytes_of_an_event() -> None:
     updates = Updates()
+    updates.add("B.x", message("B.x"), None)
+    updates.add("A.x", message("A.x"), None)
     updates.add("A.x", message("A.x"), None)
     update = the_update(updates, "A.x")
-    assert update.fragment(0) is update.fragment(0)
-    assert update.fragment(1) != update.fragment(0)
+    assert update.part(0).fragment is update.part(1).fragment
+    assert update.part(2).fragment != update.part(1).fragment
 
 
 def test_a_batch_is_not_kept_for_replay() -> None:

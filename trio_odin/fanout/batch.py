@@ -40,18 +40,14 @@ class Batch(Publication):
 
         There is at least one.
         """
-        parts: list[bytes] = []
-        unix_ms = skipped = 0
-        for update, since in changed:
-            parts.append(update.fragment(update.skipped(since)))
-            skipped += update.counted(since)
-            unix_ms = max(unix_ms, update.unix_ms)
+        parts = [update.part(since) for update, since in changed]
         tail = b',"ts":%d,"type":"%b","events":[%b]}' % (
-            unix_ms,
+            max(part.unix_ms for part in parts),
             BATCH_TYPE.encode(),
-            b",".join(parts),
+            b",".join([part.fragment for part in parts]),
         )
         batch = cls.__new__(cls)
         batch._set("", tail, _NOT_KEPT)  # noqa: SLF001
-        batch.events, batch.skipped = len(parts), skipped
+        batch.events = len(parts)
+        batch.skipped = sum(part.skipped for part in parts)
         return batch

@@ -13,6 +13,7 @@ import os
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from functools import lru_cache
 from hashlib import blake2b
+from operator import attrgetter
 from typing import Final, Generic, TypeAlias, TypeVar
 
 from trio_odin.fanout.updates import Changes, Update, Updates
@@ -24,6 +25,7 @@ S = TypeVar("S", bound=Hashable)
 # can find two sets with the same sum, as the key is of this process.
 _KEY: Final = os.urandom(16)
 _DIGESTS: Final = 1 << 128
+_BY_NUMBER: Final = attrgetter("number")
 _NOTHING: Final = ChannelSet(())
 _Key: TypeAlias = tuple[int, frozenset[str]]
 
@@ -211,11 +213,7 @@ class Cohort(Generic[S]):
         names = changes.matching(self.exact, self.patterns)
         if self.excluded:
             names = {name for name in names if name not in self._faster}
-        return sorted(map(changes.updates.__getitem__, names), key=_number)
-
-
-def _number(update: Update) -> int:
-    return update.number
+        return sorted(map(changes.updates.__getitem__, names), key=_BY_NUMBER)
 
 
 class Slot(Generic[S]):

@@ -89,7 +89,7 @@ class Ticks:
         updates = self.rates.updates
         odd, before = list(cohort.odd), cohort.since
         found = cohort.changed(updates.after(before))
-        batch = batch_of([(update, before) for update in found])
+        batch = Batch.of((update, before) for update in found) if found else None
         cohort.begin_tick(updates.number, is_quiet=batch is None)
         if batch is not None:
             await self._serve_alike(cohort, batch, before, notices)

@@ -10,6 +10,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
+from typing import NamedTuple
 
 import msgspec
 
@@ -19,6 +20,22 @@ from trio_odin.wire.channels import patterns_for
 # How many events can be counted one by one: for the longest rate at thousands of events a second,
 # and for pauses of minutes to hours. They take sixteen bytes each.
 HISTORY_MAX = 1 << 20
+
+
+class Part(NamedTuple):
+    """What a batch has of an event.
+
+    Attributes:
+        since: the number of the last event before it that its receivers were sent.
+        fragment: the JSON object.
+        skipped: how many events gave way to it, as far as they are known.
+        unix_ms: when NATS stored it.
+    """
+
+    since: int
+    fragment: bytes
+    skipped: int
+    unix_ms: int
 
 
 class Update:
@@ -35,6 +52,7 @@ class Update:
         "_message",
         "_numbers",
         "_offsets",
+        "_part",
         "_prev",
         "channel",
         "number",
@@ -47,6 +65,7 @@ class Update:
         self._offsets = array("Q")
         self._known_after = 0  # events up to this number are not counted any more
         self._fragment: tuple[int | None, bytes] | None = None
+        self._part: Part | None = None
 
     def take(self, number: int, message: NatsMessage, prev: int | None) -> None:
         """Replace the event by a newer one."""
@@ -54,7 +73,7 @@ class Update:
         self._numbers.append(number)
         self._offsets.append(message.offset or 0)
         self._message, self._prev = message, prev
-        self._fragment = None
+        self._fragment = self._part = None
 
     def skipped(self, since: int) -> int | None:
         """How many events after number `since` came before this one; None: more than are known."""
@@ -75,16 +94,6 @@ class Update:
         """How many events are counted."""
         return len(self._numbers)
 
-    @property
-    def offset(self) -> int | None:
-        """The event's number in the stream."""
-        return self._message.offset
-
-    @property
-    def unix_ms(self) -> int:
-        """When NATS stored the event."""
-        return self._message.unix_ms
-
     def forget(self, before: int) -> int:
         """Count no events up to the number `before`, except this one. Returns how many those are.
 
@@ -97,11 +106,17 @@ class Update:
             del self._offsets[:gone]
         return gone
 
-    def fragment(self, skipped: int | None) -> bytes:
-        """The event as a part of a batch. Made once for all who skipped as many."""
-        if self._fragment is None or self._fragment[0] != skipped:
-            self._fragment = skipped, self._made(skipped)
-        return self._fragment[1]
+    def part(self, since: int) -> Part:
+        """The event as a part of a batch, for who was sent everything up to the number `since`.
+
+        All members of a slot ask for the same number, one after the other.
+        """
+        if self._part is None or self._part.since != since:
+            counted, skipped = self.counted(since), self.skipped(since)
+            if self._fragment is None or self._fragment[0] != skipped:
+                self._fragment = skipped, self._made(skipped)
+            self._part = Part(since, self._fragment[1], counted, self._message.unix_ms)
+        return self._part
 
     def _made(self, skipped: int | None) -> bytes:
         message = self._message
@@ -154,6 +169,7 @@ class Updates:
         self.number = 0
         self._history_max = history_max
         self._counted = 0
+        self._asked, self._changes = (0, 0), Changes(())
         self._updates: dict[str, Update] = {}  # the channel that was quiet for longest is first
 
     def __len__(self) -> int:
@@ -180,11 +196,12 @@ class Updates:
 
     def after(self, number: int) -> Changes:
         """What has changed after the event of this number."""
-        newest_first = takewhile(lambda update: update.number > number, self._newest_first())
-        return Changes(reversed(list(newest_first)))
-
-    def _newest_first(self) -> Iterator[Update]:
-        return reversed(self._updates.values())
+        asked = number, self.number
+        if self._asked != asked:  # all cohorts of a slot ask the same
+            newest_first = reversed(self._updates.values())
+            later = list(takewhile(lambda update: update.number > number, newest_first))
+            self._asked, self._changes = asked, Changes(reversed(later))
+        return self._changes
 
     def keep(self, channels: Iterable[str]) -> None:
         """Forget all channels but these."""
@@ -194,6 +211,7 @@ class Updates:
 
     def forget(self, channel: str) -> None:
         """Forget one channel, if it is here."""
+        self._asked = (-1, -1)
         update = self._updates.pop(channel, None)
         if update is not None:
             self._counted -= len(update)
