@@ -69,7 +69,8 @@ def test_an_offer_with_a_bad_parameter_is_declined(parameters: str) -> None:
     [
         "", "x-webkit-deflate-frame", "permessage-bzip2", "deflate", "permessage-deflate2",
         "permessage-deflate;", "permessage-deflate; ;", "permessage-deflate; =9",
-        "; permessage-deflate", f'permessage-deflate; {CLIENT}="9', f"permessage-deflate; {CLIENT}=",
+        "; permessage-deflate", f'permessage-deflate; {CLIENT}="9',
+        f"permessage-deflate; {CLIENT}=",
         "permessage-deflate x", "permessage deflate", 'permessage-deflate, "',
         "permessage-deflate\0", '"permessage-deflate"',
     ],

@@ -104,8 +104,7 @@ def test_a_bomb_comes_out_as_little_more_than_the_limit(pieces: int) -> None:
 def test_what_is_not_deflated_is_an_error(data: bytes) -> None:
     inflate = Inflate(window_bits=15, max_bytes=1000)
     with pytest.raises(InflateError):
-        inflate.feed(data * 3)
-        inflate.end()
+        inflated(inflate, [data * 3])
 
 
 def test_what_refers_to_what_was_never_sent_is_an_error() -> None:
