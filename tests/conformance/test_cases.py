@@ -16,6 +16,8 @@ from trio_odin.server import serve
 QUICK = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.2.*", "6.4.*", "7.*", "10.*", "12.1.1", "13.3.1"]
 
 
+# kosoku leaves the texts of section 12 open.
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 async def test_the_frame_layer_conforms(
     nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
