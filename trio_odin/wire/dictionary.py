@@ -1,7 +1,7 @@
 """The dictionary of the subprotocol `trio-odin.z1`: what clients have before the first event.
 
-It is public: everybody may read it at /dictionary/ID. The one in the package was made by
-`trio-odin dictionary` from the events of the simulated market.
+It is public: everybody may read it at /dictionary/ID. The one in the package is that of the
+simulated market, made by `trio-odin dictionary --market --out trio_odin/wire/dictionary.bin`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 # RFC 1951, 2: no distance is larger, so what is before that is never referred to.
 DICTIONARY_MAX_BYTES: Final = 32 * 1024
 _ID_DIGITS: Final = 16
-_BUILT_IN: Final = "dictionary.txt"
+_BUILT_IN: Final = "dictionary.bin"
 
 
 @attrs.frozen(slots=False)
