@@ -138,7 +138,9 @@ class Connection:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 try:
-                    await self._read(upgrade)
+                    reading = self._read(upgrade)
+                    del upgrade  # this frame lives as long as the connection
+                    await reading
                 finally:
                     self._nursery = None  # it takes no task any more
                 nursery.cancel_scope.cancel(reason="the connection has ended")
@@ -158,6 +160,7 @@ class Connection:
     async def _read(self, upgrade: bytes) -> None:
         try:
             await self._send(upgrade)
+            del upgrade
             await self._websocket.read()
         # Not caught outside the nursery, whose exception group would be a reference cycle.
         except Exception:  # noqa: BLE001 - a fault in one connection must not end the others

@@ -204,8 +204,9 @@ class Listener:
                 candidate = _Candidate(stream, head)
                 answer = self._judge(candidate)
                 if isinstance(answer, _Admitted):
-                    del head, candidate  # the rest of this frame lives as long as the connection
-                    await self._connect(stream, answer)
+                    connected = self._connect(stream, answer)
+                    del head, candidate, answer  # this frame lives as long as the connection
+                    await connected
                 else:
                     await self._refuse(candidate, answer)
         except Exception:  # noqa: BLE001 - an error in one request must not end the others
@@ -365,7 +366,9 @@ class Listener:
                 identity=identity,
                 agreed=agreed,
             )
-            await connection.run(upgrade, self._wheel)
+            running = connection.run(upgrade, self._wheel)
+            del admitted, upgrade, agreed
+            await running
         finally:
             self.admitted -= 1
             if owner is not None:

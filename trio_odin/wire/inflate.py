@@ -31,7 +31,7 @@ class Inflate:
     receiver sees that the message is too large.
     """
 
-    __slots__ = ("_alone", "_max_bytes", "_message", "_proofs", "_room", "_window", "_window_bytes")
+    __slots__ = ("_alone", "_max_bytes", "_message", "_proofs", "_room", "_window", "_window_bits")
 
     def __init__(self, *, window_bits: int, max_bytes: int) -> None:
         """Start before the first message.
@@ -40,7 +40,7 @@ class Inflate:
             window_bits: how far back a message may refer, as a power of two.
             max_bytes: the longest message, inflated.
         """
-        self._window_bytes = 2**window_bits
+        self._window_bits = window_bits
         self._max_bytes = max_bytes
         self._room = 0
         self._window: bytes | None = b""  # the end of what was inflated; None: it does not matter
@@ -78,7 +78,7 @@ class Inflate:
             raise InflateError(str(error)) from None
         self._room -= len(inflated)
         if self._window is not None:
-            self._window = (self._window + inflated)[-self._window_bytes :]
+            self._window = (self._window + inflated)[-(2**self._window_bits) :]
         return inflated
 
     def end(self) -> bytes:
@@ -94,4 +94,5 @@ class Inflate:
             if self._proofs >= _PROOFS:
                 self._window = None
         self._message = self._alone = None
+        self._room = 0
         return rest

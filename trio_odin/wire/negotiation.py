@@ -43,13 +43,12 @@ class Encodings:
 
     Attributes:
         has_deflate: whether permessage-deflate is accepted.
-        dictionary: that of `trio-odin.z1`; None: that subprotocol is not selected.
     """
 
     def __init__(self, dictionary: Dictionary | None = None, *, has_deflate: bool = False) -> None:
+        """Without a `dictionary` no client gets `trio-odin.z1`."""
         self.has_deflate = has_deflate
-        self.dictionary = dictionary
-        self._z1 = None if dictionary is None else Z1(dictionary.content)
+        self._z1: dict[bytes, Agreed] = {} if dictionary is None else _z1_by_name(dictionary)
         self._deflate = {bits: Deflate(bits) for bits in (WINDOW_BITS, NARROW_WINDOW_BITS)}
 
     def agree(self, subprotocols: Collection[bytes], extensions: bytes) -> Agreed:
@@ -61,18 +60,22 @@ class Encodings:
             subprotocols: the names that the client offers.
             extensions: the value of its header `Sec-WebSocket-Extensions`.
         """
-        if self.dictionary is not None and self._z1 is not None:
-            with_id = _Z1_WITH_ID + self.dictionary.id.encode()
-            for name in (with_id, Z1_SUBPROTOCOL):
-                if name in subprotocols:
-                    greeting = text_frame(self.dictionary.announcement())
-                    return Agreed(name, encoding=self._z1, greeting=greeting)
+        for name, agreed in self._z1.items():
+            if name in subprotocols:
+                return agreed
         subprotocol = SUBPROTOCOL if SUBPROTOCOL in subprotocols else b""
         deflate = agree_on_deflate(extensions) if self.has_deflate and extensions else None
         if deflate is None:
             return Agreed(subprotocol)
         encoding = self._deflate[deflate.window_bits]
         return Agreed(subprotocol, deflate.answer, encoding, deflate.client_window_bits)
+
+
+def _z1_by_name(dictionary: Dictionary) -> dict[bytes, Agreed]:
+    """What is agreed on with clients that name the dictionary, and with those that do not."""
+    encoding, greeting = Z1(dictionary.content), text_frame(dictionary.announcement())
+    names = (_Z1_WITH_ID + dictionary.id.encode(), Z1_SUBPROTOCOL)
+    return {name: Agreed(name, encoding=encoding, greeting=greeting) for name in names}
 
 
 def is_ours(subprotocol: bytes) -> bool:
