@@ -85,9 +85,9 @@ def test_the_bytes_of_an_event_are_what_they_were() -> None:
         for encoding in (PLAIN, deflate, z1)
     ]
     plain, deflated, with_dictionary = table
-    assert plain[0] == pytest.approx(382, abs=4)
-    assert deflated == [pytest.approx(figure, abs=4) for figure in (285, 112, 76, 66)]
-    assert with_dictionary == [pytest.approx(figure, abs=4) for figure in (152, 76, 61, 57)]
+    assert plain[0] == pytest.approx(386, abs=4)
+    assert deflated == [pytest.approx(figure, abs=4) for figure in (285, 110, 74, 65)]
+    assert with_dictionary == [pytest.approx(figure, abs=4) for figure in (152, 76, 60, 57)]
     assert with_dictionary[0] <= 0.45 * plain[0]
     assert deflated[0] <= 0.80 * plain[0]
     assert with_dictionary[3] <= 0.30 * plain[0]

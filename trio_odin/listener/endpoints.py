@@ -26,6 +26,8 @@ Connect a WebSocket to /ws on this port and send one JSON object per text frame:
 You get exactly the events of your channels, numbered by "seq": a gap means a loss. All of it is in
 docs/protocol.md.
 
+    /dictionary/ID   what events have in common, for the subprotocol trio-odin.z1
+
     /health   how it is (JSON)
     /ready    whether it takes clients (200 or 503)"""
 _METRICS_LINE = "\n    /metrics  for Prometheus"
