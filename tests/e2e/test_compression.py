@@ -15,7 +15,7 @@ import pytest
 import trio
 from websockets.exceptions import ConnectionClosed
 from websockets.trio.client import ClientConnection, connect
-from websockets.typing import Subprotocol
+from websockets.typing import Origin, Subprotocol
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, Request, TextMessage
 from wsproto.extensions import PerMessageDeflate
@@ -377,3 +377,38 @@ async def test_a_bad_dictionary_is_an_error_at_the_start(
 
 async def start_with(start_server: StartServer, path: str) -> None:
     await start_server(WS_DICTIONARY=path)
+
+
+async def test_a_refusal_after_the_upgrade_is_in_a_subprotocol_of_the_client(
+    start_server: StartServer,
+) -> None:
+    server = await start_server(
+        NATS_URL="nats://127.0.0.1:1",
+        WS_CLOSE_REFUSED="true",
+        WS_COMPRESSION="deflate",
+        WS_ALLOWED_ORIGINS="https://odin.example",
+    )
+    for name in (Z1, Subprotocol("trio-odin")):
+        async with connect(
+            url_of(server), subprotocols=[name], origin=Origin("https://other.example")
+        ) as client:
+            assert client.subprotocol == name
+            assert client.protocol.extensions == []
+            with pytest.raises(ConnectionClosed) as closed:
+                await client.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 4403
+
+
+async def test_a_reload_changes_what_new_connections_get(start_server: StartServer) -> None:
+    server = await start_server(NATS_URL="nats://127.0.0.1:1")
+    environment = {"NATS_URL": "nats://127.0.0.1:1", "WS_COMPRESSION": "deflate"}
+    async with connect(url_of(server)) as before:
+        server.reload(lambda: environment)
+        async with connect(url_of(server)) as after:
+            for client, extensions in ((before, 0), (after, 1)):
+                assert len(client.protocol.extensions) == extensions
+                await client.send('{"type":"heartbeat"}')
+                assert json.loads(await client.recv())["type"] == "pong"
+            assert server.snapshot().fan_out.encodings == {"plain": 1, "deflate": 1}
+    await wait_until(lambda: not any(server.snapshot().fan_out.encodings.values()))
