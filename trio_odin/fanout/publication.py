@@ -133,7 +133,7 @@ class Publication:
         if encoding is PLAIN:
             digits = b"%d" % seq
             return self._heads[len(digits)] + digits + self._tail
-        body = self._bodies.get(encoding) or self._add_body(encoding, encoding.body(self._tail))
+        body = self._body(encoding)
         return encoding.start(seq, len(body)) + body
 
     def pieces(
@@ -147,16 +147,26 @@ class Publication:
             skipped_total: how many gave way on the connection up to here; 0 is not reported.
             encoding: that of the connection.
         """
-        keys = _skipped_keys(skipped, skipped_total)
-        end = encoding.end(keys) if keys else b""
-        body = self._open_body(encoding) if keys else self._body(encoding)
+        body, end = self._shared(skipped, skipped_total, encoding)
         return encoding.start(seq, len(body) + len(end)), body, end
 
     def frame_bytes(
         self, seq: int, skipped: int = 0, skipped_total: int = 0, encoding: Encoding = PLAIN
     ) -> int:
         """The length of a frame, without making it."""
-        return sum(map(len, self.pieces(seq, skipped, skipped_total, encoding)))
+        body, end = self._shared(skipped, skipped_total, encoding)
+        rest = len(body) + len(end)
+        return len(encoding.start(seq, rest)) + rest
+
+    def _shared(
+        self, skipped: int, skipped_total: int, encoding: Encoding
+    ) -> tuple[bytes | memoryview, bytes]:
+        """What follows the number of a message: the body, and the end with the skipped counts."""
+        if not skipped and not skipped_total:
+            return self._body(encoding), b""
+        keys = b"%b%d" % (_SKIPPED_KEY, skipped) if skipped else b""
+        keys += b"%b%d" % (_TOTAL_KEY, skipped_total) if skipped_total else b""
+        return self._open_body(encoding), encoding.end(keys)
 
     def _body(self, encoding: Encoding) -> bytes:
         if encoding is PLAIN:
@@ -175,9 +185,3 @@ class Publication:
         if self.kept.on_growth is not None:
             self.kept.on_growth(self.kept)
         return body
-
-
-def _skipped_keys(skipped: int, skipped_total: int) -> bytes:
-    """The keys that report what was skipped; none if nothing is to be reported."""
-    keys = b"%b%d" % (_SKIPPED_KEY, skipped) if skipped else b""
-    return keys + (b"%b%d" % (_TOTAL_KEY, skipped_total) if skipped_total else b"")
