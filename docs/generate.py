@@ -54,7 +54,7 @@ RECORDS = (
 _PEAK_STAGE, _MOST_STAGE = 6, 7
 _WIDTH = 95
 _FAILURE_MAX = 200
-_VERDICTS = ("OK", "NON-STRICT", "INFORMATIONAL", "UNIMPLEMENTED")
+_VERDICTS = ("OK", "NON-STRICT", "INFORMATIONAL")
 _HOLDS: Final = {True: "yes", False: "**no**", None: "not run"}
 _T = TypeVar("_T")
 
@@ -126,8 +126,7 @@ def _conformance() -> _Conformance:
     remarks: dict[str, list[str]] = {}
     for section in kept["sections"]:
         for case, remark in section["remarks"].items():
-            name = f"{section['number']}.{case}" if case == "*" else case
-            remarks.setdefault(remark, []).append(name)
+            remarks.setdefault(remark, []).append(case)
     others = {verdict for section in sections for verdict in section.verdicts} - set(_VERDICTS)
     return _Conformance(
         tool=kept["tool"],

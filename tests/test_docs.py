@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 import click
 import msgspec
@@ -28,6 +29,7 @@ from trio_odin.fanout.batch import Batch
 from trio_odin.fanout.feed import Feed
 from trio_odin.fanout.notices import Notices
 from trio_odin.fanout.outbound import Outbound
+from trio_odin.fanout.publication import Publication
 from trio_odin.fanout.rates import Rates
 from trio_odin.fanout.registry import Registry
 from trio_odin.fanout.replay_buffer import ReplayBuffer
@@ -46,6 +48,8 @@ from trio_odin.upstream.gaps import Gap, Mark
 from trio_odin.upstream.nats_message import NatsMessage
 from trio_odin.upstream.status import NatsStatus
 from trio_odin.wire.commands import ErrorCode
+from trio_odin.wire.compression import Z1
+from trio_odin.wire.dictionary import built_in
 
 ROOT = Path(__file__).parent.parent
 UNIX_MS = 1759027038365
@@ -60,6 +64,12 @@ def _generate() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def python_in(page: str) -> str:
+    """The one program in Python on a page."""
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    return str(code)
 
 
 @pytest.mark.parametrize(
@@ -183,8 +193,8 @@ def test_the_examples_of_the_protocol_page_are_true() -> None:
 
 
 def _example_lines(page: Path) -> list[tuple[str, str]]:
-    blocks = re.findall(r"^```\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.splitlines()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    lines = [line for language, block in blocks if not language for line in block.splitlines()]
     return [(line[0], line[2:]) for line in lines]
 
 
@@ -194,7 +204,7 @@ class _Me:
     def __init__(self) -> None:
         self.batches: list[Batch] = []
 
-    def take_batch(self, batch: Batch, _: dict[int, bytes]) -> bool:
+    def take_batch(self, batch: Batch, _: dict[Any, bytes]) -> bool:
         self.batches.append(batch)
         return True
 
@@ -311,3 +321,21 @@ def test_every_command_that_a_page_shows_exists_with_its_options(page: Path) -> 
         options = {option for parameter in command.params for option in parameter.opts}
         for option in re.findall(r"--[a-z-]+", rest.split("#")[0].split("&&")[0]):
             assert option in options | {"--help"}
+
+
+def test_the_client_of_few_bytes_on_the_protocol_page_works() -> None:
+    page = (ROOT / "docs" / "protocol.md").read_text()
+    dictionary = built_in()
+    announcement = dictionary.announcement().decode()
+    assert f"`{announcement}`" in page
+    assert f"`trio-odin.z1.{dictionary.id}`" in page
+    code: dict[str, Any] = {}
+    exec(python_in(page), code)
+    encoding = Z1(dictionary.content)
+    one = Publication("BTC.trade", b'{"price":64123.5}', offset=1, unix_ms=UNIX_MS)
+    for seq in (1, 127, 128, 2**40):
+        for skipped in (0, 3):
+            frame = b"".join(one.pieces(seq, skipped, encoding=encoding))
+            plain = b"".join(one.pieces(seq, skipped))
+            found = code["read"](frame[2:], dictionary.content)
+            assert list(found.items()) == list(json.loads(plain[plain.index(b'{"') :]).items())

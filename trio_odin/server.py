@@ -53,6 +53,7 @@ from trio_odin.overload.process import (
     resident_bytes,
 )
 from trio_odin.overload.turns import Turns
+from trio_odin.settings.dictionary_file import dictionary_of
 from trio_odin.settings.reload import Apply, ReadEnvironment, reload_settings
 from trio_odin.settings.settings import Settings
 from trio_odin.telemetry.log_lines import lines_dropped
@@ -60,6 +61,7 @@ from trio_odin.telemetry.logs import set_log_level
 from trio_odin.upstream.bridge import Bridge
 from trio_odin.upstream.gaps import Mark
 from trio_odin.upstream.nats_message import NatsMessage, Newest
+from trio_odin.wire.dictionary import Dictionary
 from trio_odin.workers.parent_link import ParentLink
 
 _COLLECT_SECONDS = 0.25
@@ -84,13 +86,14 @@ async def serve(
 
     Raises:
         AddressUnavailable: it cannot listen at its address.
-        SettingError: the keys of tokens cannot be used.
+        SettingError: the keys of tokens or the dictionary cannot be used.
 
     Cancellation: every connection is cut at once; `Server.drain` is the polite way.
     """
     authorizer = Authorizer(settings)
+    dictionary = dictionary_of(settings)
     async with _sockets(settings, inherited) as (queues, admin_listeners):
-        server = Server(settings, authorizer, queues, parent_link, admin_listeners)
+        server = Server(settings, authorizer, queues, parent_link, admin_listeners, dictionary)
         try:
             server.begin(task_status)
             async with trio.open_nursery() as nursery:
@@ -157,6 +160,7 @@ class Server:
         queues: Queues,
         parent_link: ParentLink | None = None,
         admin_listeners: Sequence[trio.SocketListener] = (),
+        dictionary: Dictionary | None = None,
     ) -> None:
         self.ledger = Ledger()
         self.finished = trio.Event()
@@ -185,7 +189,7 @@ class Server:
             deadline_seconds=settings.keepalive_seconds,
             why_ended=lambda connection: authorizer.why_ended(connection.session.grant),
         )
-        pages = Pages(self.gather, has_metrics=not admin_listeners)
+        pages = Pages(self.gather, has_metrics=not admin_listeners, dictionary=dictionary)
         self.admin = AdminPort(pages.respond_to_admin, self.ledger.traffic)
         self.listener = Listener(
             hub=self.hub,
@@ -195,6 +199,7 @@ class Server:
             authorizer=authorizer,
             respond=pages.respond,
             settings=settings,
+            dictionary=dictionary,
         )
         self.port = Port(queues, self.listener)
         self.addresses = self.port.addresses

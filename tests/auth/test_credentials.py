@@ -101,6 +101,8 @@ TOKEN = b"aa.bb-_.cc"
         request(b"authorization: bearer   " + TOKEN),
         request(b"Authorization: Basic abc", b"Authorization: Bearer " + TOKEN),
         request(b"Sec-WebSocket-Protocol: trio-odin, bearer." + TOKEN),
+        request(b"Sec-WebSocket-Protocol: trio-odin.z1, bearer." + TOKEN),
+        request(b"Sec-WebSocket-Protocol: trio-odin.z1.0123456789abcdef, bearer." + TOKEN),
         request(b"Sec-WebSocket-Protocol: bearer." + TOKEN + b",trio-odin,other"),
         request(b"Sec-WebSocket-Protocol: trio-odin", b"Sec-WebSocket-Protocol: bearer." + TOKEN),
         request(query=b"access_token=" + TOKEN),

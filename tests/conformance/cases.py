@@ -26,14 +26,7 @@ SECTIONS = {
     "12": "compression of messages",
     "13": "compression with every parameter",
 }
-# Any other verdict needs a reason.
 GOOD = {"OK", "NON-STRICT", "INFORMATIONAL"}
-_NO_COMPRESSION = (
-    "No extension is negotiated: what is sent to ten thousand clients would be compressed ten "
-    "thousand times, and what they send could be inflated without bound. The case ends in order, "
-    "with 1000."
-)
-REASONS = {"12": _NO_COMPRESSION, "13": _NO_COMPRESSION}
 
 
 @attrs.frozen
@@ -50,9 +43,8 @@ class Outcome:
 
     @property
     def is_accepted(self) -> bool:
-        """Whether it is good, or not implemented for a documented reason."""
-        is_missing = self.verdict == "UNIMPLEMENTED" and self.section in REASONS
-        return self.verdict in GOOD or is_missing
+        """Whether it is good."""
+        return self.verdict in GOOD
 
 
 @attrs.frozen
@@ -63,7 +55,7 @@ class Section:
     about: str
     verdicts: dict[str, int]
     remarks: dict[str, str]
-    """What is to be said about single cases, or about all under `*`."""
+    """What is to be said about single cases."""
 
 
 @attrs.frozen
@@ -108,14 +100,8 @@ def report(outcomes: Iterable[Outcome], began: Provenance) -> Report:
                 number,
                 SECTIONS.get(number, ""),
                 dict(Counter(outcome.verdict for outcome in outcomes)),
-                _remarks(number, outcomes),
+                {one.case: one.remark for one in outcomes if one.verdict != "OK"},
             )
             for number, outcomes in sections.items()
         ],
     )
-
-
-def _remarks(number: str, outcomes: Iterable[Outcome]) -> dict[str, str]:
-    if number in REASONS:
-        return {"*": REASONS[number]}
-    return {outcome.case: outcome.remark for outcome in outcomes if outcome.verdict != "OK"}

@@ -8,9 +8,9 @@ from __future__ import annotations
 from trio_odin.connection.connection import Connection
 from trio_odin.settings.reading import read_settings
 from trio_odin.settings.settings import Settings
-from trio_odin.wire.frames import FIN, text_frame
+from trio_odin.wire.frames import Opcode, text_frame
 
-_BINARY_FRAME = bytes((FIN | 0x2,))
+_TEXT_TO_BINARY = Opcode.TEXT ^ Opcode.BINARY
 
 
 # Room for larger messages, in more pieces, than those of a client.
@@ -20,6 +20,7 @@ ENVIRONMENT = {
     "WS_COMMAND_RATE": "0",
     "WS_CPU_REJECT_THRESHOLD": "0",
     "WS_WRITE_DEADLINE": "30s",
+    "WS_COMPRESSION": "deflate",
     # A ping by the server in the middle of a case is correct, but the case does not expect it.
     "WS_PING_INTERVAL": "1h",
     "WS_KEEPALIVE_TIMEOUT": "2h",
@@ -34,7 +35,8 @@ def settings() -> Settings:
 
 async def send_back(connection: Connection, message: str | bytes) -> None:
     """Replaces `Connection._take`, which executes a command."""
-    if isinstance(message, str):
-        await connection._send(text_frame(message.encode()))
-    else:
-        await connection._send(_BINARY_FRAME + text_frame(message)[1:])
+    text = message.encode() if isinstance(message, str) else message
+    frame = connection.outbound.encoding.ready(text_frame(text))
+    if isinstance(message, bytes):
+        frame = bytes((frame[0] ^ _TEXT_TO_BINARY,)) + frame[1:]
+    await connection._send(frame)

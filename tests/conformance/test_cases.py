@@ -13,9 +13,11 @@ from tests.lab.origin import ORIGIN
 from trio_odin.connection.connection import Connection
 from trio_odin.server import serve
 
-QUICK = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.2.*", "6.4.*", "7.*", "10.*"]
+QUICK = ["1.*", "2.*", "3.*", "4.*", "5.*", "6.2.*", "6.4.*", "7.*", "10.*", "12.1.1", "13.3.1"]
 
 
+# kosoku leaves the texts of section 12 open.
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")
 async def test_the_frame_layer_conforms(
     nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -29,14 +31,13 @@ async def test_the_frame_layer_conforms(
     assert server.ledger.traffic.closed["internal_error"] == 0
 
 
-def test_a_case_may_be_unimplemented_with_a_reason_and_none_may_fail() -> None:
+def test_no_case_may_fail() -> None:
     verdicts = {
         ("1.1.1", "OK"): True,
         ("6.4.1", "NON-STRICT"): True,
         ("7.13.1", "INFORMATIONAL"): True,
-        ("13.1.1", "UNIMPLEMENTED"): True,
+        ("13.1.1", "UNIMPLEMENTED"): False,
         ("13.1.1", "FAILED"): False,
-        ("5.1", "UNIMPLEMENTED"): False,
         ("7.1.1", "UNCLEAN"): False,
         ("7.1.1", "WRONG CODE"): False,
         ("1.1.1", "ERROR"): False,
@@ -45,14 +46,14 @@ def test_a_case_may_be_unimplemented_with_a_reason_and_none_may_fail() -> None:
         assert Outcome(case, verdict, "").is_accepted is is_accepted
 
 
-def test_the_table_has_counts_and_reasons() -> None:
+def test_the_table_has_counts_and_remarks() -> None:
     outcomes = [
         Outcome("1.1.1", "OK", "fine"),
         Outcome("1.1.2", "NON-STRICT", "late"),
-        Outcome("12.1.1", "UNIMPLEMENTED", "no"),
+        Outcome("12.1.1", "OK", "fine"),
     ]
     first, second = report(outcomes, ORIGIN).sections
     assert (first.number, first.verdicts) == ("1", {"OK": 1, "NON-STRICT": 1})
     assert first.remarks == {"1.1.2": "late"}
-    assert second.verdicts == {"UNIMPLEMENTED": 1}
-    assert set(second.remarks) == {"*"}
+    assert second.verdicts == {"OK": 1}
+    assert second.remarks == {}

@@ -20,6 +20,7 @@ from trio_odin.ledger.reasons import CloseReason, Invalid, Shed
 from trio_odin.settings.reading import read_settings
 from trio_odin.settings.settings import Settings
 from trio_odin.upstream.nats_message import NatsMessage
+from trio_odin.wire.compression import PLAIN, Encoding
 
 
 @attrs.define(eq=False)
@@ -28,6 +29,7 @@ class Recorder:
 
     frames: list[bytes] = attrs.field(factory=list)
     deferred: list[Publication] | None = None
+    encoding: Encoding = PLAIN
     writes: int = 0
     seq: int = 0
 

@@ -56,7 +56,7 @@ class Client:
     is_busy: bool = False
     owes_notice: bool = False
 
-    def take_batch(self, batch: Batch, _: dict[int, bytes]) -> bool:
+    def take_batch(self, batch: Batch, _: dict[Any, bytes]) -> bool:
         """As `Outbound` does."""
         if not self.is_busy:
             self.on_batch(self, batch)

@@ -11,7 +11,7 @@ import atheris
 
 
 def main() -> None:
-    packages = ["trio_odin.core", "trio_odin.net", "trio_odin.server", "wsproto", "h11"]
+    packages = ["trio_odin.wire", "trio_odin.net", "trio_odin.connection", "wsproto", "h11"]
     with atheris.instrument_imports(include=packages):
         from tests.fuzz.targets import TARGETS  # noqa: PLC0415
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import struct
+import zlib
 
 from hypothesis import strategies as st
 
 from tests.server_rig import UPGRADE
 from trio_odin.lab.fleet.dialects import masked_frame
 
-_FIN = 0x80
+_FIN, _RSV1 = 0x80, 0x40
+
+
+def _deflated(text: bytes) -> bytes:
+    """As a client sends it with permessage-deflate."""
+    compressor = zlib.compressobj(wbits=-15)
+    return (compressor.compress(text) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
+
+
 _ATTACKS = [
     '{"type":"subscribe","channels":' + "[" * 5000,
     "[" * 100_000,
@@ -93,20 +102,42 @@ _frames = st.one_of(
     st.builds(masked_frame, st.integers(0, 255), _payloads),
     st.binary(max_size=20),
 )
+_deflated_frames = st.builds(
+    lambda first, text: masked_frame(first, _deflated(text)),
+    st.sampled_from([_FIN | _RSV1 | 1, _FIN | _RSV1 | 2, _RSV1 | 1, _RSV1, _FIN | _RSV1 | 9]),
+    st.one_of(_payloads, st.sampled_from([b"\0" * 100_000])),
+)
+_deflated_streams = st.lists(st.one_of(_frames, _deflated_frames), max_size=12).map(b"".join)
 _streams = st.lists(_frames, max_size=12).map(b"".join)
 _in_pieces = st.builds(
     lambda size, data: bytes([size]) + data, st.integers(0, 255), _mutated(_streams)
+)
+
+_deflated_in_pieces = st.builds(
+    lambda size, data: bytes([size]) + data, st.integers(0, 255), _mutated(_deflated_streams)
 )
 
 _names = st.sampled_from(
     [
         "Host", "Connection", "Upgrade", "Sec-WebSocket-Key", "Sec-WebSocket-Version", "X", "",
         "Content-Length", "Transfer-Encoding", "Expect", "Origin", "Sec-WebSocket-Protocol",
+        "Sec-WebSocket-Extensions",
     ]
 )  # fmt: skip
 _values = st.one_of(
     st.sampled_from(
-        ["a", "Upgrade", "websocket", "13", "dGhlIHNhbXBsZSBub25jZQ==", "chunked", "5", " " * 3000]
+        [
+            "a",
+            "Upgrade",
+            "websocket",
+            "13",
+            "dGhlIHNhbXBsZSBub25jZQ==",
+            "chunked",
+            "5",
+            " " * 3000,
+            "trio-odin.z1, bearer.x",
+            "permessage-deflate; client_max_window_bits",
+        ]
     ),
     st.text(st.characters(max_codepoint=255), max_size=20),
 )
@@ -141,11 +172,17 @@ INPUTS: dict[str, st.SearchStrategy[bytes]] = {
     "commands": st.one_of(_lines, _mutated(_lines), st.binary()),
     "head": st.one_of(_heads, _mutated(_heads), st.binary()),
     "frames": st.one_of(_in_pieces, st.binary()),
+    "deflated": st.one_of(_deflated_in_pieces, _payloads.map(_deflated), st.binary()),
     "whole": st.one_of(_requests, _in_pieces, st.binary()),
 }
 SEEDS: dict[str, list[bytes]] = {
     "commands": [text.encode(errors="replace") for text in _ATTACKS],
     "head": [UPGRADE.partition(b"\r\n")[2]],
     "frames": [b"\xff" + masked_frame(0x81, b'{"type":"heartbeat"}') + masked_frame(0x89, b"x")],
+    "deflated": [
+        b"\xff" + masked_frame(0xC1, _deflated(b'{"type":"heartbeat"}')),
+        b"\xff" + masked_frame(0xC1, _deflated(b"\0" * 1_000_000)),
+        _deflated(b"\0" * 1_000_000),
+    ],
     "whole": [b"\xff" + UPGRADE, b"\xff" + masked_frame(0x01, b"a") + masked_frame(0x80, b"b")],
 }

@@ -7,6 +7,7 @@ with a code that is meant for the peer.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,10 @@ from trio_odin.upstream.nats_message import NatsMessage
 from trio_odin.upstream.status import NatsStatus
 from trio_odin.wire import handshake
 from trio_odin.wire.commands import parse_command
+from trio_odin.wire.dictionary import built_in
 from trio_odin.wire.handshake import Rejected, Upgrade
+from trio_odin.wire.inflate import Inflate, InflateError
+from trio_odin.wire.negotiation import Encodings
 
 _MESSAGE_BYTES = 512
 _FRAGMENTS = 8
@@ -86,7 +90,8 @@ def _check_upgrade(answer: Upgrade) -> None:
     client = h11.Connection(h11.CLIENT)
     host = ("Host", "a")
     client.send(h11.Request(method="GET", target="/ws", headers=[host, ("Upgrade", "websocket")]))
-    client.receive_data(answer.response())
+    encodings = Encodings(built_in(), has_deflate=True)
+    client.receive_data(answer.response(answer.agree(encodings)))
     event = client.next_event()
     assert isinstance(event, h11.InformationalResponse)
     assert event.status_code == 101
@@ -98,7 +103,35 @@ def frames(data: bytes) -> None:
     trio.run(_read_frames, pieces)
 
 
-async def _read_frames(pieces: list[bytes]) -> None:
+def deflated(data: bytes) -> None:
+    """The same with permessage-deflate, and as one message without frames."""
+    trio.run(_read_deflated_frames, _pieces(data))
+    _inflate(data)
+
+
+def _inflate(data: bytes) -> None:
+    """Feed one message, in two pieces; zlib itself must agree."""
+    inflate = Inflate(window_bits=15, max_bytes=_MESSAGE_BYTES)
+    half = len(data) // 2
+    ours: bytes | None
+    theirs: bytes | None
+    try:
+        ours = inflate.feed(data[:half]) + inflate.feed(data[half:]) + inflate.end()
+    except InflateError:
+        ours = None
+    try:
+        theirs = zlib.decompressobj(-15).decompress(data + b"\0\0\xff\xff", _MESSAGE_BYTES + 4)
+    except zlib.error:
+        theirs = None
+    # What follows the limit is not looked at.
+    assert ours == theirs or (theirs is None and len(ours or b"") == _MESSAGE_BYTES + 4)
+
+
+async def _read_deflated_frames(pieces: list[bytes]) -> None:
+    await _read_frames(pieces, client_window_bits=15)
+
+
+async def _read_frames(pieces: list[bytes], client_window_bits: int = 0) -> None:
     near, far = trio.testing.memory_stream_pair()
     taken: list[str | bytes] = []
 
@@ -111,6 +144,7 @@ async def _read_frames(pieces: list[bytes]) -> None:
         max_fragments=_FRAGMENTS,
         take=take,
         may_answer_ping=lambda: True,
+        client_window_bits=client_window_bits,
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(websocket.read)
@@ -133,7 +167,7 @@ async def _read_frames(pieces: list[bytes]) -> None:
     assert websocket.closed is not None
     assert all(len(message) <= _MESSAGE_BYTES for message in taken)
     assert len(closes) <= 1
-    if refused is None or refused == 1002:
+    if not client_window_bits and (refused is None or refused == 1002):
         _compare(b"".join(pieces), taken, is_broken=refused == 1002)
 
 
@@ -232,5 +266,6 @@ TARGETS: dict[str, Callable[[bytes], Any]] = {
     "commands": commands,
     "head": head,
     "frames": frames,
+    "deflated": deflated,
     "whole": whole,
 }

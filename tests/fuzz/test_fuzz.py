@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.fuzz.inputs import INPUTS, SEEDS
 from tests.fuzz.targets import TARGETS
 
-EXAMPLES = {"commands": 60, "head": 60, "frames": 60, "whole": 30}
+EXAMPLES = {"commands": 60, "head": 60, "frames": 60, "deflated": 60, "whole": 30}
 
 
 @pytest.mark.parametrize("name", TARGETS)

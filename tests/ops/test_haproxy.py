@@ -20,6 +20,7 @@ from tests.ops.tools import require
 from tests.ops.users import User, check_books
 from trio_odin.lab.load.pages import get
 from trio_odin.settings.reading import read_settings
+from trio_odin.wire.dictionary import built_in
 
 _ADDRESSES = {"WS1_ADDR": "127.0.0.1:3004", "WS2_ADDR": "127.0.0.1:3014"}
 
@@ -57,11 +58,12 @@ def test_an_idle_websocket_is_the_servers_to_end() -> None:
 
 
 @pytest.mark.ops
-async def test_only_ws_and_health_are_public(tmp_path: Path) -> None:
+async def test_only_what_clients_need_is_public(tmp_path: Path) -> None:
     async with site(tmp_path) as it:
         assert await it.proxy.page("/health") == 200
         assert await it.proxy.page("/ws") == 426
         assert await it.proxy.page("/ready") == 200  # HAProxy's own
+        assert await it.proxy.page(built_in().path) == 200
         for path in ("/metrics", "//metrics", "/ws/../metrics", "/metrics?/ws", "/", "/stats"):
             assert await it.proxy.page(path) == 404, path
         for node in it.nodes:

@@ -267,12 +267,12 @@ def test_everything_finds_the_pods_and_their_ports(example: list[Manifest]) -> N
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
     assert {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]} == ports
     (rule,) = one(example, "Ingress")["spec"]["rules"]
-    (path,) = rule["http"]["paths"]
-    assert path["path"] == "/ws"
-    backend = path["backend"]["service"]
-    assert backend["port"]["name"] in {
-        port["name"] for port in one(example, "Service", backend["name"])["spec"]["ports"]
-    }
+    assert [path["path"] for path in rule["http"]["paths"]] == ["/ws", "/dictionary"]
+    for path in rule["http"]["paths"]:
+        backend = path["backend"]["service"]
+        assert backend["port"]["name"] in {
+            port["name"] for port in one(example, "Service", backend["name"])["spec"]["ports"]
+        }
 
 
 def test_clients_do_not_reach_metrics_and_only_prometheus_reaches_the_admin_port(

@@ -222,6 +222,16 @@ EXAMPLES = {
     "WS_SNAPSHOT_EVENTS": whole(1, 1_000_000),
     "WS_MAX_PATTERNS": whole(0, 1_000_000),
     "WS_MIN_EVERY_MS": whole(50, 60_000),
+    "WS_DICTIONARY": Examples(
+        "",
+        {"odin.dict": Path("odin.dict"), "off": Path("off"), "/etc/odin/d": Path("/etc/odin/d")},
+        [],
+    ),
+    "WS_COMPRESSION": Examples(
+        "off or deflate",
+        {"off": "off", "Deflate": "deflate", " off ": "off"},
+        ["on", "true", "gzip", "z1", "br"],
+    ),
     "WS_SLOW_POLICY": Examples(
         "evict, conflate or drop",
         {"evict": "evict", "Conflate": "conflate", " drop ": "drop"},
@@ -481,7 +491,7 @@ def test_limits_origins_and_keys_are_reloadable() -> None:
         "WS_MAX_BROADCAST_RATE", "WS_MAX_CHANNELS", "WS_COMMAND_BURST", "WS_COMMAND_RATE",
         "WS_RESUME_CHANNEL_EVENTS", "WS_RESUME_EVENTS",
         "WS_ALLOWED_ORIGINS", "WS_JWT_KEYS", "WS_JWT_ALGORITHMS", "WS_JWT_ISSUER",
-        "WS_JWT_AUDIENCE", "WS_MAX_HEAD_BYTES", "WS_MAX_HEADERS", "LOG_LEVEL",
+        "WS_JWT_AUDIENCE", "WS_MAX_HEAD_BYTES", "WS_MAX_HEADERS", "LOG_LEVEL", "WS_COMPRESSION",
     } == names  # fmt: skip
 
 

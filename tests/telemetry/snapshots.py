@@ -34,6 +34,7 @@ IDLE = Snapshot(
     ),
     fan_out=FanOutStats(
         connections=0,
+        encodings={},
         subscription_counts=[],
         channels=0,
         inbound_waiting=0,

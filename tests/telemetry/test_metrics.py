@@ -49,6 +49,7 @@ DASHBOARD = {
 # The label of each labelled series, and the values that exist from the start.
 LABELS = {
     "ws_connections_rejected_total": ("reason", {one.label for one in Rejection}),
+    "ws_connections_by_encoding": ("encoding", {"plain", "z1", "deflate"}),
     "ws_connections_closed_total": ("reason", {one.label for one in CloseReason}),
     "ws_deliveries_dropped_total": ("reason", {one.value for one in Dropped}),
     "ws_nats_gaps_total": ("reason", {one.value for one in GapReason}),
@@ -158,6 +159,7 @@ BUSY = snapshot(
     uptime_seconds=4001.5,
     log_lines_dropped=4002,
     connections=4002,
+    encodings={"plain": 4201, "z1": 4202},
     max_connections=4003,
     channels=4004,
     reconnects=4005,
@@ -187,6 +189,9 @@ BUSY = snapshot(
 EXPECTED: list[tuple[str, dict[str, str], float]] = [
     ("ws_connections_current", {}, 4002),
     ("ws_connections_active", {}, 4002),
+    ("ws_connections_by_encoding", {"encoding": "plain"}, 4201),
+    ("ws_connections_by_encoding", {"encoding": "z1"}, 4202),
+    ("ws_connections_by_encoding", {"encoding": "deflate"}, 0),
     ("ws_connections_total", {}, 3001),
     ("ws_connections_rejected_total", {"reason": "at_capacity"}, 3002),
     ("ws_connections_rejected_total", {"reason": "something_new"}, 3003),

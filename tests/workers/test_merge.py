@@ -97,11 +97,13 @@ def test_figures_of_two_workers_in_numbers() -> None:
     one = snapshot(connections=3, channels=4, cpu_percent=20.0, memory_bytes=100, tasks=7,
                    subscription_counts=[1, 2, 2], inbound_capacity=10, cpu_seconds=1.0,
                    loop_busy_percent=80.0, lag_seconds=0.1, paused_percent=10, pending_handshakes=3,
+                   encodings={"plain": 1, "z1": 2},
                    outbox_bytes_limit=7, reconnects=1, uptime_seconds=9.0,
                    log_lines_dropped=1, replay_bytes_limit=6)  # fmt: skip
     two = snapshot(connections=1, channels=5, cpu_percent=60.0, memory_bytes=150, tasks=5,
                    subscription_counts=[3], inbound_capacity=10, cpu_seconds=2.5,
                    loop_busy_percent=70.0, lag_seconds=0.2, paused_percent=30, pending_handshakes=4,
+                   encodings={"deflate": 1, "plain": 0},
                    group_memory_bytes=900, outbox_bytes_limit=7, reconnects=0,
                    uptime_seconds=2.0, log_lines_dropped=2, replay_bytes_limit=6)  # fmt: skip
     whole = merged(one, two, past=Past().with_ended(ended))
@@ -127,6 +129,7 @@ def test_figures_of_two_workers_in_numbers() -> None:
     )
     assert (whole.fan_out.outbox_bytes_limit, whole.fan_out.replay_bytes_limit) == (14, 12)
     assert whole.fan_out.subscription_counts == [1, 2, 2, 3]
+    assert whole.fan_out.encodings == {"plain": 1, "z1": 2, "deflate": 1}
     assert (whole.nats.reconnects, whole.process.cpu_seconds, whole.uptime_seconds) == (
         6,
         13.5,

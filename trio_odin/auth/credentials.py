@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterator
 from urllib.parse import parse_qsl
 
 from trio_odin.ledger.reasons import Rejection
-from trio_odin.wire.handshake import SUBPROTOCOL, Rejected, Upgrade, reject
+from trio_odin.wire.handshake import Rejected, Upgrade, reject
+from trio_odin.wire.negotiation import SUBPROTOCOL, is_ours
 
 TOKEN_MAX_BYTES = 4096
 _SUBPROTOCOL_PREFIX = b"bearer."
@@ -34,7 +35,7 @@ def token_in(upgrade: Upgrade) -> bytes | Rejected:
         return reject(Rejection.UNAUTHORIZED, headers=_challenge())
     if len(tokens) > 1:
         return _bad_request("The request needs one token, at one place")
-    if in_subprotocol and SUBPROTOCOL not in upgrade.subprotocols:
+    if in_subprotocol and not any(map(is_ours, upgrade.subprotocols)):
         # A browser gives up unless one of its subprotocols is selected, and a secret must not be.
         return _bad_request(f"Offer the subprotocol {SUBPROTOCOL.decode()} beside the token's")
     return tokens[0]

@@ -16,6 +16,7 @@ from trio_odin import __version__
 # The module NAME defines `NAME_command`.
 _NAMES = (
     "bench",
+    "dictionary",
     "lab",
     "load",
     "plan",

@@ -29,6 +29,7 @@ from trio_odin.ledger.reasons import CloseReason
 from trio_odin.overload.turnover import note_command, note_end
 from trio_odin.settings.settings import Settings
 from trio_odin.wire.frames import close_frame
+from trio_odin.wire.negotiation import NO_COMPRESSION, Agreed
 
 # How long a peer may take to answer a close frame.
 _CLOSE_HANDSHAKE_SECONDS = 3.0
@@ -75,10 +76,12 @@ class Connection:
         log: ConnectionLog,
         grant: Grant | None = None,
         identity: Identity = UNKNOWN,
+        agreed: Agreed = NO_COMPRESSION,
     ) -> None:
         """Wrap `stream`, on which the request for a WebSocket was received.
 
-        `grant` is what the client's token allows; None if no token was needed.
+        `grant` is what the client's token allows; None if no token was needed. `agreed` is what was
+        chosen from the client's offers.
         """
         self.number = next(_numbers)
         self.identity = identity
@@ -92,6 +95,7 @@ class Connection:
             ledger=hub.ledger,
             owner=self,
             turns=hub.turns,
+            encoding=agreed.encoding,
         )
         self.session = Session(
             self.outbound,
@@ -111,6 +115,7 @@ class Connection:
             max_fragments=settings.max_fragments,
             take=self._take,
             may_answer_ping=self._may_answer_ping,
+            client_window_bits=agreed.client_window_bits,
         )
         self._hub = hub
         self._log = log
@@ -133,7 +138,9 @@ class Connection:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 try:
-                    await self._read(upgrade)
+                    reading = self._read(upgrade)
+                    del upgrade  # this frame lives as long as the connection
+                    await reading
                 finally:
                     self._nursery = None  # it takes no task any more
                 nursery.cancel_scope.cancel(reason="the connection has ended")
@@ -153,6 +160,7 @@ class Connection:
     async def _read(self, upgrade: bytes) -> None:
         try:
             await self._send(upgrade)
+            del upgrade
             await self._websocket.read()
         # Not caught outside the nursery, whose exception group would be a reference cycle.
         except Exception:  # noqa: BLE001 - a fault in one connection must not end the others

@@ -11,6 +11,11 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 from trio_websocket._impl import CloseReason  # not exported, but the type of a public property
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
+from wsproto.extensions import Extension
+from wsproto.frame_protocol import CloseReason as FrameCloseReason
+from wsproto.frame_protocol import FrameDecoder, FrameProtocol, Opcode, RsvBits
+
+from trio_odin.wire.inflate import Inflate, InflateError
 
 __all__ = ["ServerWebSocket"]
 
@@ -19,18 +24,78 @@ _PIECES_MAX = 64
 _TOO_BIG = 1009
 
 
+class _Inflating(Extension):
+    """permessage-deflate for what the client sends. Control frames and our own pass unchanged."""
+
+    name = "permessage-deflate"
+
+    def __init__(self, inflate: Inflate) -> None:
+        self._inflate = inflate
+        self._is_compressed = False
+
+    def enabled(self) -> bool:
+        """Whether it was negotiated: it exists only then."""
+        return True
+
+    def offer(self) -> bool:
+        """What a client would offer."""
+        return False
+
+    def frame_inbound_header(
+        self,
+        proto: FrameDecoder | FrameProtocol,
+        opcode: Opcode,
+        rsv: RsvBits,
+        payload_length: int,
+    ) -> RsvBits | FrameCloseReason:
+        """Allow RSV1 on the first frame of a message (RFC 7692, 6)."""
+        is_first = opcode in {Opcode.TEXT, Opcode.BINARY}
+        if is_first:
+            self._is_compressed = rsv.rsv1
+        return RsvBits(is_first, False, False)
+
+    def frame_inbound_payload_data(
+        self, proto: FrameDecoder | FrameProtocol, data: bytes
+    ) -> bytes | FrameCloseReason:
+        """Inflate a part of a frame."""
+        if not self._is_compressed or _is_control(proto):
+            return data
+        try:
+            return self._inflate.feed(data)
+        except InflateError:
+            return FrameCloseReason.INVALID_FRAME_PAYLOAD_DATA
+
+    def frame_inbound_complete(
+        self, proto: FrameDecoder | FrameProtocol, fin: bool
+    ) -> bytes | FrameCloseReason | None:
+        """Inflate the end of a message."""
+        if not fin or not self._is_compressed or _is_control(proto):
+            return None
+        try:
+            return self._inflate.end()
+        except InflateError:
+            return FrameCloseReason.INVALID_FRAME_PAYLOAD_DATA
+
+
+def _is_control(proto: FrameDecoder | FrameProtocol) -> bool:
+    header = proto.header if isinstance(proto, FrameDecoder) else None
+    return header is not None and header.opcode.iscontrol()
+
+
 class _Protocol:
     """wsproto's frames and closing handshake, after the opening one.
 
     wsproto's parser takes 3 KiB, and most clients send a few commands in hours: so it exists only
-    while a message is incomplete or the connection closes.
+    while a message is incomplete or the connection closes. What inflates outlives it, as a message
+    may refer to earlier ones.
     """
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_connection", "_inflate")
     client = False
 
-    def __init__(self) -> None:
+    def __init__(self, inflate: Inflate | None = None) -> None:
         self._connection: Connection | None = None
+        self._inflate = inflate
 
     @property
     def state(self) -> ConnectionState:
@@ -53,7 +118,10 @@ class _Protocol:
 
     def _awake(self) -> Connection:
         if self._connection is None:
-            self._connection = Connection(ConnectionType.SERVER)
+            extensions: list[Extension] = []
+            if self._inflate is not None:
+                extensions.append(_Inflating(self._inflate))
+            self._connection = Connection(ConnectionType.SERVER, extensions)
         return self._connection
 
     def _rest(self) -> None:
@@ -107,15 +175,21 @@ class ServerWebSocket(WebSocketConnection):
         max_fragments: int,
         take: Callable[[str | bytes], Awaitable[None]],
         may_answer_ping: Callable[[], bool],
+        client_window_bits: int = 0,
     ) -> None:
         """Wrap `stream`; `take` is called with each message, one after the other.
 
         A message longer than `max_message_bytes`, or in more than `max_fragments` frames, ends the
-        connection with 1009. A ping for which `may_answer_ping` returns False is ignored.
+        connection with 1009. A ping for which `may_answer_ping` returns False is ignored. Unless
+        `client_window_bits` is 0, the client may deflate messages, see `Inflate`; the limit is for
+        what they become.
         """
         # Not super().__init__(): what that sets is made once, below the class.
         self._stream = stream
-        self._wsproto: Any = _Protocol()
+        inflate = None
+        if client_window_bits:
+            inflate = Inflate(window_bits=client_window_bits, max_bytes=max_message_bytes)
+        self._wsproto: Any = _Protocol(inflate)
         self._take = take
         self.refused_with: int | None = None
         self._may_answer_ping = may_answer_ping

@@ -47,7 +47,7 @@ class Batch(Publication):
             b",".join([part.fragment for part in parts]),
         )
         batch = cls.__new__(cls)
-        batch._set("", tail, _NOT_KEPT)  # noqa: SLF001
+        batch._set("", tail, _NOT_KEPT, bodies={})  # noqa: SLF001
         batch.events = len(parts)
         batch.skipped = sum(part.skipped for part in parts)
         return batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Hashable, Iterator
 from contextlib import suppress
 from itertools import chain, islice
@@ -87,6 +88,7 @@ class Hub(Generic[M]):
         self.ticks = Ticks()
         self.registry: Registry[Outbound] = Registry(self.ticks.rates)
         self.members: dict[M, None] = {}
+        self._encodings: Counter[str] = Counter()
         self.ledger = ledger
         self._feed = Feed(
             max_age_seconds=settings.stream_max_age_seconds,
@@ -131,6 +133,7 @@ class Hub(Generic[M]):
         outboxes, replay = self.outbox_rules.budget, self.replay_budget
         return FanOutStats(
             connections=len(self.members),
+            encodings=dict(self._encodings),
             subscription_counts=self.registry.subscription_counts(),
             channels=self.registry.channel_count(),
             # Not the memory channel's own count: a message on its way to the hub is not in it.
@@ -147,11 +150,13 @@ class Hub(Generic[M]):
     def join(self, member: M) -> None:
         """Add `member`, which can be subscribed from now on; see `leave`."""
         self.members[member] = None
+        self._encodings[member.outbound.encoding.label] += 1
         self.ledger.traffic.accepted += 1
 
     def leave(self, member: M, reason: CloseReason) -> None:
         """Remove `member`, which has ended for `reason`, with all its subscriptions."""
         del self.members[member]
+        self._encodings[member.outbound.encoding.label] -= 1
         self.registry.remove(member.outbound)
         self.ledger.traffic.closed[reason.label] += 1
 

@@ -22,7 +22,7 @@ waits, `fanout/slow_consumers.py` decides whether something may wait, and for ho
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -39,6 +39,7 @@ from trio_odin.fanout.slow_consumers import OutboxRules, QueuedMessage
 from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.reasons import CloseReason, Dropped
 from trio_odin.overload.turns import Turns
+from trio_odin.wire.compression import PLAIN, Encoding
 from trio_odin.wire.frames import PING
 
 # A larger frame costs more to keep for every seq until the fan-out ends than to make again.
@@ -55,9 +56,10 @@ class Outbound(OrderedStream):
     Attributes:
         deferred: messages for the next turn or `flush`, which do not have a number yet; None if it
             has no place in the flush queue. Only `defer` below adds to it.
+        encoding: how the client gets events and ready text.
     """
 
-    __slots__ = ("_replay_buffer", "deferred")
+    __slots__ = ("_replay_buffer", "deferred", "encoding")
 
     def __init__(
         self,
@@ -68,29 +70,34 @@ class Outbound(OrderedStream):
         ledger: Ledger,
         owner: Owner,
         turns: Turns | None = None,
+        encoding: Encoding = PLAIN,
     ) -> None:
         """Wrap `stream`."""
         super().__init__(stream, rules=rules, ledger=ledger, owner=owner, turns=turns)
+        self.encoding = encoding
         self._replay_buffer = replay_buffer
         self.deferred: list[Publication] | None = None
 
-    def deliver(self, publication: Publication, frames: dict[int, bytes]) -> int:
+    def deliver(self, publication: Publication, frames: dict[Hashable, bytes]) -> int:
         """Number one message, keep it for replay, and hand it over without waiting.
 
         Args:
             publication: the event to deliver.
-            frames: frames of this publication by `seq`, shared by all its subscribers; added to.
+            frames: frames of this publication, shared by all its subscribers; added to. The key is
+                `seq`, or for encodings that are not plain a pair of both.
 
         Returns:
             The bytes written, if the whole frame was written at once: `fan_out` counts these. 0 if
             it was queued or dropped, which is counted here.
         """
         seq = self._replay_buffer.append(publication)
-        frame = frames.get(seq)
+        encoding = self.encoding
+        key = seq if encoding is PLAIN else (encoding, seq)
+        frame = frames.get(key)
         if frame is None:
-            frame = publication.frame(seq)
+            frame = publication.frame(seq, encoding)
             if len(frame) <= _SHARED_FRAME_MAX_BYTES:
-                frames[seq] = frame
+                frames[key] = frame
         sent = 0
         if self._state is IDLE:
             socket = self.socket
@@ -104,10 +111,10 @@ class Outbound(OrderedStream):
                 return 0
             if sent == len(frame):
                 return sent
-        self._judge(self._queue(QueuedMessage(publication, seq, sent)))
+        self._judge(self._queue(QueuedMessage(publication, seq, sent, encoding=encoding)))
         return 0
 
-    def take_batch(self, batch: Batch, frames: dict[int, bytes]) -> bool:
+    def take_batch(self, batch: Batch, frames: dict[Hashable, bytes]) -> bool:
         """Send the batch of a tick, if the socket takes it now; `frames` as in `deliver`.
 
         Returns:
@@ -117,11 +124,12 @@ class Outbound(OrderedStream):
         if self._state is not IDLE:
             return False
         seq = self._replay_buffer.seq + 1
-        frame = frames.get(seq)
+        key = self.encoding, seq
+        frame = frames.get(key)
         if frame is None:
-            frame = batch.frame(seq)
+            frame = batch.frame(seq, self.encoding)
             if len(frame) <= _SHARED_FRAME_MAX_BYTES:
-                frames[seq] = frame
+                frames[key] = frame
         try:
             sent = self.socket.write_now(self.socket.file, frame)
         except BlockingIOError:
@@ -138,7 +146,8 @@ class Outbound(OrderedStream):
             self._ledger.deliveries.written += batch.events
             self._ledger.traffic.bytes_sent += sent
         else:
-            self._queue(QueuedMessage(batch, seq, sent))  # there is room: nothing waited
+            # There is room: nothing waited.
+            self._queue(QueuedMessage(batch, seq, sent, encoding=self.encoding))
         return True
 
     def send_batch(self, batch: Batch) -> None:
@@ -181,7 +190,10 @@ class Outbound(OrderedStream):
         if written < len(deferred):
             # All are tried before one judgement: the writer had no turn between them.
             rest = enumerate(deferred[written:], first + written)
-            self._judge(*[self._queue(QueuedMessage(one, seq)) for seq, one in rest])
+            encoding = self.encoding
+            self._judge(
+                *[self._queue(QueuedMessage(one, seq, encoding=encoding)) for seq, one in rest]
+            )
 
     def _write_what_fits(
         self,
@@ -191,12 +203,12 @@ class Outbound(OrderedStream):
         is_resent: bool = False,
     ) -> int:
         """Write, joined, what the socket takes now. Returns how many; one half written counts."""
-        written, whole = 0, len(publications)
+        written, whole, encoding = 0, len(publications), self.encoding
         while self._state is IDLE and written < whole:
             frames: list[bytes] = []
             size, at = 0, written
             while at < whole and size < JOINED_MAX_BYTES:
-                frame = publications[at].frame(numbers[at])
+                frame = publications[at].frame(numbers[at], encoding)
                 frames.append(frame)
                 size += len(frame)
                 at += 1
@@ -223,7 +235,13 @@ class Outbound(OrderedStream):
 
     def _queueable(self, publication: Publication, seq: int, is_resent: bool) -> QueuedMessage:
         is_replayed = is_resent and seq <= self._replay_buffer.seq
-        return QueuedMessage(publication, seq, is_resent=is_resent, is_replayed=is_replayed)
+        return QueuedMessage(
+            publication,
+            seq,
+            is_resent=is_resent,
+            is_replayed=is_replayed,
+            encoding=self.encoding,
+        )
 
     def _judge(self, *refusals: Dropped | None) -> None:
         # The limit for all outboxes together is not the fault of this one client.
@@ -260,8 +278,8 @@ class Outbound(OrderedStream):
             await self._wait_written(last)
 
     def _send_or_queue(self, ready: bytes) -> QueuedBytes | None:
-        """Send ready bytes, maybe none. If anything waits after that, returns the last of it."""
-        rest = self._send_what_fits(ready) if ready else b""
+        """Send ready frames, maybe none. If anything waits after that, returns the last of it."""
+        rest = self._send_what_fits(self.encoding.ready(ready)) if ready else b""
         if self._state is IDLE and not rest:
             return None
         return self._queue_bytes(rest)
@@ -277,6 +295,10 @@ class Outbound(OrderedStream):
             sent += 1
         self._ledger.deliveries.matched += sent
         return sent
+
+    def send_soon(self, data: bytes) -> bool:
+        """Send ready text frames after all that waits; see `OrderedStream.send_soon`."""
+        return super().send_soon(self.encoding.ready(data))
 
     def ping(self) -> None:
         """Send a WebSocket ping if the socket takes it now; otherwise skip it.
@@ -325,7 +347,7 @@ def fan_out(publication: Publication, subscribers: Iterable[Outbound], ledger: L
     There is no checkpoint in here, so the registry cannot change during the loop. Connections that
     came together are at the same `seq`, so a frame is often shared by many.
     """
-    frames: dict[int, bytes] = {}
+    frames: dict[Hashable, bytes] = {}
     matched = written = sent_bytes = 0
     for subscriber in subscribers:
         matched += 1

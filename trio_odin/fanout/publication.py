@@ -1,26 +1,26 @@
 """A publication, and its bytes on the wire: framed once, numbered per connection.
 
 All subscribers of a publication get the same message but for `seq`, which is its first key. So the
-bytes after `seq` are made once and shared; a connection's frame is put together from three pieces:
+bytes after `seq`, the *tail*, are made once and shared; a frame is put together from three pieces:
 
     frame head + '{"seq":'   |   "1207"   |   ',"ts":1759027038365,"type":…}'
     one per total length         per seq       one per publication
+
+For a connection with another encoding (`wire/compression.py`) a body made of the tail takes its
+place, from the first such connection on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Hashable
 from typing import Final
 
 import msgspec
 
-from trio_odin.wire.frames import Opcode, frame_head
+from trio_odin.wire.compression import PLAIN, Encoding, plain_heads
 
 EVENT_TYPE: Final = "price:update"
 PRIORITY: Final = 1
-_SEQ_KEY: Final = b'{"seq":'
-_DIGITS_MAX: Final = 20  # 64 bits
 _SKIPPED_KEY: Final = b',"skipped":'
 _TOTAL_KEY: Final = b',"skipped_total":'
 _SNAPSHOT_END: Final = b',"snapshot":true}'
@@ -30,22 +30,31 @@ class Kept:
     """What replay buffers hold of a publication; all of them hold the same one.
 
     Its bytes can be released wherever it is held, without effect on outboxes: see `ReplayBudget`.
+
+    Attributes:
+        bodies: what other encodings have made of the tail; of the publication, too.
+        on_growth: called when something is added to them.
     """
 
-    __slots__ = ("__weakref__", "_channel", "_tail")
+    __slots__ = ("__weakref__", "_channel", "_tail", "bodies", "on_growth")
 
-    def __init__(self, channel: str, tail: bytes) -> None:
+    def __init__(
+        self, channel: str, tail: bytes, bodies: dict[Hashable, bytes] | None = None
+    ) -> None:
         self._channel = channel
         self._tail: bytes | None = tail
+        self.bodies = {} if bodies is None else bodies
+        self.on_growth: Callable[[Kept], object] | None = None
 
     @property
     def size(self) -> int:
         """How many bytes it holds."""
-        return len(self._tail or b"")
+        return len(self._tail or b"") + sum(map(len, self.bodies.values()))
 
     def let_go(self) -> None:
         """Release the bytes."""
-        self._tail = None
+        self._tail = self.on_growth = None
+        self.bodies = {}  # not cleared: outboxes have the other one
 
     def publication(self) -> Publication | None:
         """The publication again, sharing its bytes; None if they were released."""
@@ -61,7 +70,7 @@ class Publication:
         events: how many events it has.
     """
 
-    __slots__ = ("_heads", "_tail", "channel", "kept")
+    __slots__ = ("_bodies", "_heads", "_tail", "channel", "kept")
     events: int = 1
 
     def __init__(
@@ -105,13 +114,17 @@ class Publication:
         self._set(channel, tail, kept)
         return self
 
-    def _set(self, channel: str, tail: bytes, kept: Kept) -> None:
+    def _set(
+        self, channel: str, tail: bytes, kept: Kept, bodies: dict[Hashable, bytes] | None = None
+    ) -> None:
         self.channel, self._tail, self.kept = channel, tail, kept
-        self._heads = _heads(len(tail))
+        self._heads = plain_heads(len(tail))
+        self._bodies = kept.bodies if bodies is None else bodies
 
     def again(self) -> Publication:
         """The same, to be kept for replay anew."""
-        return Publication._of(self.channel, self._tail, Kept(self.channel, self._tail))
+        kept = Kept(self.channel, self._tail, self._bodies)
+        return Publication._of(self.channel, self._tail, kept)
 
     def as_published(self) -> Publication:
         """The same event, not as a snapshot."""
@@ -124,50 +137,63 @@ class Publication:
         """The same event, which says that so many older ones of its channel gave way to it."""
         if not skipped:
             return self
-        tail = self._tail[:-1] + _ending(skipped, 0)
+        tail = self._tail[:-1] + b"%b%d}" % (_SKIPPED_KEY, skipped)
         return Publication._of(self.channel, tail, Kept(self.channel, tail))
 
-    def frame(self, seq: int) -> bytes:
+    def frame(self, seq: int, encoding: Encoding = PLAIN) -> bytes:
         """The whole WebSocket frame of this publication as message number `seq`."""
-        digits = b"%d" % seq
-        return self._heads[len(digits)] + digits + self._tail
+        if encoding is PLAIN:
+            digits = b"%d" % seq
+            return self._heads[len(digits)] + digits + self._tail
+        body = self._body(encoding)
+        return encoding.start(seq, len(body)) + body
 
     def pieces(
-        self, seq: int, skipped: int = 0, skipped_total: int = 0
-    ) -> tuple[bytes, memoryview, bytes]:
+        self, seq: int, skipped: int = 0, skipped_total: int = 0, encoding: Encoding = PLAIN
+    ) -> tuple[bytes, bytes | memoryview, bytes]:
         """The same in pieces, without a copy of what is shared, and with the skipped counts.
 
         Args:
             seq: the number of the message.
             skipped: how many older messages of its channel gave way to it.
             skipped_total: how many gave way on the connection up to here; 0 is not reported.
+            encoding: that of the connection.
         """
-        digits, end = b"%d" % seq, _ending(skipped, skipped_total)
-        tail = memoryview(self._tail)[: -1 if end else None]
-        return _head(len(digits) + len(tail) + len(end)) + digits, tail, end
+        body, end = self._shared(skipped, skipped_total, encoding)
+        return encoding.start(seq, len(body) + len(end)), body, end
 
-    def frame_bytes(self, seq: int, skipped: int = 0, skipped_total: int = 0) -> int:
+    def frame_bytes(
+        self, seq: int, skipped: int = 0, skipped_total: int = 0, encoding: Encoding = PLAIN
+    ) -> int:
         """The length of a frame, without making it."""
-        end = _ending(skipped, skipped_total)
-        length = len(str(seq)) + len(self._tail) - bool(end) + len(end)
-        return len(_head(length)) + length
+        body, end = self._shared(skipped, skipped_total, encoding)
+        rest = len(body) + len(end)
+        return len(encoding.start(seq, rest)) + rest
 
+    def _shared(
+        self, skipped: int, skipped_total: int, encoding: Encoding
+    ) -> tuple[bytes | memoryview, bytes]:
+        """What follows the number of a message: the body, and the end with the skipped counts."""
+        if not skipped and not skipped_total:
+            return self._body(encoding), b""
+        keys = b"%b%d" % (_SKIPPED_KEY, skipped) if skipped else b""
+        keys += b"%b%d" % (_TOTAL_KEY, skipped_total) if skipped_total else b""
+        return self._open_body(encoding), encoding.end(keys)
 
-def _ending(skipped: int, skipped_total: int) -> bytes:
-    """The end of a message that reports what was skipped; empty if nothing is to be reported."""
-    if not skipped and not skipped_total:
-        return b""
-    keys = b"%b%d" % (_SKIPPED_KEY, skipped) if skipped else b""
-    keys += b"%b%d" % (_TOTAL_KEY, skipped_total) if skipped_total else b""
-    return keys + b"}"
+    def _body(self, encoding: Encoding) -> bytes:
+        if encoding is PLAIN:
+            return self._tail
+        return self._bodies.get(encoding) or self._add_body(encoding, encoding.body(self._tail))
 
+    def _open_body(self, encoding: Encoding) -> bytes | memoryview:
+        """The body of messages that report what was skipped."""
+        if encoding is PLAIN:
+            return memoryview(self._tail)[:-1]
+        key = (encoding, "open")
+        return self._bodies.get(key) or self._add_body(key, encoding.open_body(self._tail))
 
-@lru_cache(maxsize=4096)
-def _heads(tail_bytes: int) -> Sequence[bytes]:
-    """The heads of a frame with a tail of this length, by the number of digits of its `seq`."""
-    return [_head(digits + tail_bytes) for digits in range(_DIGITS_MAX + 1)]
-
-
-@lru_cache(maxsize=4096)
-def _head(length_behind: int) -> bytes:
-    return frame_head(Opcode.TEXT, len(_SEQ_KEY) + length_behind) + _SEQ_KEY
+    def _add_body(self, key: Hashable, body: bytes) -> bytes:
+        self._bodies[key] = body
+        if self.kept.on_growth is not None:
+            self.kept.on_growth(self.kept)
+        return body

@@ -40,10 +40,16 @@ class ReplayBudget:
     def add(self, kept: Kept) -> None:
         """Count `kept`, unless it is counted already, and release the oldest to make room."""
         reference = ref(kept, self._forget)
-        if reference in self._sizes:
-            return
-        self._sizes[reference] = size = kept.size + _OVERHEAD_BYTES
-        self.used_bytes += size
+        if reference not in self._sizes:
+            self._sizes[reference] = 0
+            kept.on_growth = self._count
+            self._count(kept)
+
+    def _count(self, kept: Kept) -> None:
+        """Count `kept` as large as it is now: events are compressed only when they are sent."""
+        reference, size = ref(kept), kept.size + _OVERHEAD_BYTES
+        self.used_bytes += size - self._sizes[reference]
+        self._sizes[reference] = size
         while self.used_bytes > self.limit_bytes:
             oldest = next(iter(self._sizes))
             if (one := oldest()) is not None:

@@ -19,6 +19,7 @@ from trio_odin.fanout.publication import Publication
 from trio_odin.ledger.counters import Deliveries
 from trio_odin.ledger.reasons import Dropped
 from trio_odin.overload.byte_budget import ByteBudget
+from trio_odin.wire.compression import PLAIN, Encoding
 
 FULL_OUTBOXES_IN_A_ROW = 3
 # To remove superseded messages is to go through the whole outbox: only if they are 1/8 of it.
@@ -58,6 +59,7 @@ class QueuedMessage:
         is_replayed: whether it was sent before under the same number.
         skipped_total: how many messages of all channels it reports as skipped; 0: it reports none.
         dropped_before: how many messages with lower numbers were dropped.
+        encoding: that of the connection.
     """
 
     publication: Publication
@@ -69,11 +71,14 @@ class QueuedMessage:
     is_replayed: bool = False
     skipped_total: int = 0
     dropped_before: int = 0
+    encoding: Encoding = PLAIN
 
     def pieces(self) -> list[memoryview]:
         """The bytes that are still to be written, in pieces."""
         rest, sent = [], self.sent
-        for piece in self.publication.pieces(self.seq, self.skipped, self.skipped_total):
+        for piece in self.publication.pieces(
+            self.seq, self.skipped, self.skipped_total, self.encoding
+        ):
             if sent < len(piece):
                 rest.append(memoryview(piece)[sent:])
             sent = max(0, sent - len(piece))
@@ -82,7 +87,9 @@ class QueuedMessage:
     @property
     def size(self) -> int:
         """How many bytes are still to be written."""
-        whole = self.publication.frame_bytes(self.seq, self.skipped, self.skipped_total)
+        whole = self.publication.frame_bytes(
+            self.seq, self.skipped, self.skipped_total, self.encoding
+        )
         return whole - self.sent
 
 

@@ -6,7 +6,7 @@ whose socket takes nothing at a tick gets the merged batch at the next one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 import trio
 
@@ -102,7 +102,7 @@ class Ticks:
         self, cohort: Cohort[Outbound], batch: Batch, before: int, notices: Notices
     ) -> None:
         """Send all members that are not odd the same batch: what came after the number `before`."""
-        frames: dict[int, bytes] = {}
+        frames: dict[Hashable, bytes] = {}
         while cohort.unserved:
             member, _ = cohort.unserved.popitem()
             if not self._send(member, batch, frames, notices):
@@ -119,7 +119,11 @@ class Ticks:
             member.cohort.slot.settle(member)
 
     def _send(
-        self, member: Member[Outbound], batch: Batch, frames: dict[int, bytes], notices: Notices
+        self,
+        member: Member[Outbound],
+        batch: Batch,
+        frames: dict[Hashable, bytes],
+        notices: Notices,
     ) -> bool:
         outbound = member.subscriber
         return notices.has_told(outbound) and outbound.take_batch(batch, frames)

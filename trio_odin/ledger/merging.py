@@ -60,6 +60,12 @@ def _union(values: Sequence[Iterable[Any]]) -> list[Any]:
     return sorted(set(chain.from_iterable(values)))
 
 
+def _counts(values: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """One value for each key of any of them, in order."""
+    keys = dict.fromkeys(chain.from_iterable(values))
+    return {key: sum(value.get(key, 0) for value in values) for key in keys}
+
+
 def _seconds(state: Any) -> float:
     """How long a state has lasted: the state is that number, or has it as `seconds`."""
     return float(getattr(state, "seconds", state))
@@ -87,6 +93,7 @@ ANY: Final = Rule(any)
 SAME: Final = Rule(_same)
 CONCATENATED: Final = Rule(_concatenated)
 UNION: Final = Rule(_union)
+COUNTS: Final = Rule(_counts)
 # A state in which any worker may be: that of the one in it longest; None: no worker is in it.
 LONGEST: Final = Rule(_longest)
 # A state in which all workers must be: it began with the last one; None: one is not in it.

@@ -8,7 +8,7 @@ applies the rules.
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import attrs
 
@@ -19,6 +19,7 @@ from trio_odin.ledger.merging import (
     ANY,
     CONCATENATED,
     COUNTER,
+    COUNTS,
     LONGEST,
     LONGEST_OR_NEVER,
     MAX,
@@ -113,6 +114,7 @@ class FanOutStats:
     """Connections, and what waits for them.
 
     Attributes:
+        encodings: how many connections get their events in each encoding.
         subscription_counts: for each client that has any, the number of its subscriptions.
         channels: channels with a subscriber. Most have one in every worker, and sending all names
             would cost as much as clients care to make it cost, so this is the number of the worker
@@ -124,6 +126,7 @@ class FanOutStats:
     """
 
     connections: int = merged(SUM)
+    encodings: Mapping[str, int] = merged(COUNTS)
     subscription_counts: Sequence[int] = merged(CONCATENATED)
     channels: int = merged(MAX)
     inbound_waiting: int = merged(SUM)

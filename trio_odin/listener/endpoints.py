@@ -10,6 +10,7 @@ from trio_odin.ledger.snapshot import Snapshot
 from trio_odin.net.http import Request, Response
 from trio_odin.telemetry.exposition import CONTENT_TYPE, render
 from trio_odin.telemetry.health import HealthReport, health, ready
+from trio_odin.wire.dictionary import Dictionary
 
 _WELCOME = f"""trio-odin {__version__}: NATS token events, over WebSocket, to whom they concern.
 
@@ -25,12 +26,15 @@ Connect a WebSocket to /ws on this port and send one JSON object per text frame:
 You get exactly the events of your channels, numbered by "seq": a gap means a loss. All of it is in
 docs/protocol.md.
 
+    /dictionary/ID   what events have in common, for the subprotocol trio-odin.z1
+
     /health   how it is (JSON)
     /ready    whether it takes clients (200 or 503)"""
 _METRICS_LINE = "\n    /metrics  for Prometheus"
 
 _NOT_FOUND = Response.text(404, "Not found; see / for what there is")
 _NOT_ALL = Response.text(503, "The parent of the workers does not answer; see /health")
+_FOREVER = (("Cache-Control", "public, max-age=31536000, immutable"),)
 _READING = {"GET", "HEAD"}
 _ALLOWED = "GET, HEAD, OPTIONS"
 # RFC 9110, 9.3.7. Load balancers use it for health checks, and browsers for preflights (Fetch).
@@ -47,14 +51,22 @@ _OPTIONS = Response(
 class Pages:
     """Answers `/`, `/health`, `/ready` and `/metrics`, from the snapshot that `gather` returns.
 
-    If `has_metrics` is false, /metrics is only at WS_ADMIN_ADDR.
+    If `has_metrics` is false, /metrics is only at WS_ADMIN_ADDR. With a `dictionary`, clients get
+    it at its path. The path names the content, so a cache may keep it forever.
     """
 
     def __init__(
-        self, gather: Callable[[], Awaitable[Snapshot]], *, has_metrics: bool = True
+        self,
+        gather: Callable[[], Awaitable[Snapshot]],
+        *,
+        has_metrics: bool = True,
+        dictionary: Dictionary | None = None,
     ) -> None:
         self._gather = gather
         self._has_metrics = has_metrics
+        self._dictionary_path = None if dictionary is None else dictionary.path
+        content = b"" if dictionary is None else dictionary.content
+        self._dictionary = Response(200, content, "application/octet-stream", _FOREVER)
 
     async def respond(self, request: Request) -> Response:
         """Answer a request at WS_ADDR. Waits for nothing but `gather`."""
@@ -63,6 +75,8 @@ class Pages:
                 return Response.text(200, _WELCOME + _METRICS_LINE * self._has_metrics)
             case "/metrics" if not self._has_metrics:
                 return _NOT_FOUND
+            case self._dictionary_path if request.method in _READING:
+                return self._dictionary
             case "/ws" if request.method in _READING:
                 return Response.text(
                     426,

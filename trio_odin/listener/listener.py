@@ -43,8 +43,10 @@ from trio_odin.overload.admission import Admission
 from trio_odin.overload.meters import LoopMeter
 from trio_odin.settings.settings import Settings
 from trio_odin.wire import handshake
+from trio_odin.wire.dictionary import Dictionary
 from trio_odin.wire.frames import close_frame
 from trio_odin.wire.handshake import Rejected, Upgrade, reject
+from trio_odin.wire.negotiation import NO_COMPRESSION, Agreed, Encodings
 
 _log = structlog.get_logger("listener")
 
@@ -92,13 +94,14 @@ class _Admitted(NamedTuple):
     """A client that is admitted: the response that completes the handshake, and what goes with it.
 
     `owner` is what its connections are counted by, if they are; `grant` is what its token allows;
-    `identity` is for the log.
+    `identity` is for the log; `agreed` is what was chosen from its offers.
     """
 
     response: bytes
     owner: str | None
     grant: Grant | None
     identity: Identity
+    agreed: Agreed = NO_COMPRESSION
 
 
 class Listener:
@@ -120,8 +123,10 @@ class Listener:
         respond: Respond,
         settings: Settings,
         loop: LoopMeter | None = None,
+        dictionary: Dictionary | None = None,
     ) -> None:
         self._hub = hub
+        self._encodings = Encodings(dictionary, has_deflate=settings.compression == "deflate")
         self._wheel = wheel
         self._admission = admission
         self._authorizer = authorizer
@@ -155,6 +160,7 @@ class Listener:
         self._limits = HeadLimits(settings.max_head_bytes, settings.max_headers)
         self._acceptor.set_rate(settings.accepts_per_second)
         self._pending_handshakes.most = settings.max_pending_handshakes
+        self._encodings.has_deflate = settings.compression == "deflate"
         self.session_limits = self._session_limits()
 
     def _session_limits(self) -> SessionLimits:
@@ -199,8 +205,9 @@ class Listener:
                 candidate = _Candidate(stream, head)
                 answer = self._judge(candidate)
                 if isinstance(answer, _Admitted):
-                    del head, candidate  # the rest of this frame lives as long as the connection
-                    await self._connect(stream, answer)
+                    connected = self._connect(stream, answer)
+                    del head, candidate, answer  # this frame lives as long as the connection
+                    await connected
                 else:
                     await self._refuse(candidate, answer)
         except Exception:  # noqa: BLE001 - an error in one request must not end the others
@@ -226,14 +233,16 @@ class Listener:
             upgrade: Upgrade | Rejected = candidate.upgrade
             if upgrade is _NOT_PARSED:  # some checks come first
                 upgrade = handshake.parse(candidate.head)
-            if isinstance(upgrade, Upgrade) and handshake.SUBPROTOCOL in upgrade.subprotocols:
-                frame = close_frame(_CLOSE_CODES[rejected.status], _reason_of(rejected))
-                await send_last_bytes(
-                    candidate.stream,
-                    upgrade.response() + frame,
-                    self._settings.write_deadline_seconds,
-                )
-                return
+            if isinstance(upgrade, Upgrade):
+                agreed = self._encodings.agree(upgrade.subprotocols, b"")
+                if agreed.subprotocol:
+                    frame = close_frame(_CLOSE_CODES[rejected.status], _reason_of(rejected))
+                    await send_last_bytes(
+                        candidate.stream,
+                        upgrade.response(agreed._replace(greeting=frame)),
+                        self._settings.write_deadline_seconds,
+                    )
+                    return
         await self._send_last(candidate.stream, rejected)
 
     async def _receive_head(self, stream: trio.abc.HalfCloseableStream) -> bytes | None:
@@ -263,7 +272,9 @@ class Listener:
         upgrade, address = candidate.upgrade, candidate.address
         agent = user_agent(upgrade.headers.get(b"user-agent", b""))
         identity = Identity(None if address is None else str(address), agent)
-        return _Admitted(upgrade.response(), candidate.owner, candidate.grant, identity)
+        agreed = upgrade.agree(self._encodings)
+        response = upgrade.response(agreed)
+        return _Admitted(response, candidate.owner, candidate.grant, identity, agreed)
 
     @staticmethod
     def _rejected(candidate: _Candidate, checks: Iterable[_Check]) -> Rejected | None:
@@ -342,7 +353,7 @@ class Listener:
 
     async def _connect(self, stream: trio.abc.Stream, admitted: _Admitted) -> None:
         self.admitted += 1
-        upgrade, owner, grant, identity = admitted
+        upgrade, owner, grant, identity, agreed = admitted
         if owner is not None:
             self._from_address[owner] += 1
         try:
@@ -354,8 +365,11 @@ class Listener:
                 log=self.connection_log,
                 grant=grant,
                 identity=identity,
+                agreed=agreed,
             )
-            await connection.run(upgrade, self._wheel)
+            running = connection.run(upgrade, self._wheel)
+            del admitted, upgrade, agreed
+            await running
         finally:
             self.admitted -= 1
             if owner is not None:

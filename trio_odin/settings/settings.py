@@ -301,6 +301,22 @@ class Settings:
         help="Whether a mirror of the stream, JS_STREAM_NAME with _NEWEST behind it, keeps the "
         "newest event of each channel longer than JS_STREAM_MAX_AGE.",
     )
+    dictionary: Path | None = setting(
+        "WS_DICTIONARY",
+        "",
+        values.path,
+        help="File with the dictionary of the subprotocol trio-odin.z1, see trio-odin dictionary; "
+        "empty: the built-in one; off: the subprotocol is not selected.",
+        show=shown_path,
+    )
+    compression: str = setting(
+        "WS_COMPRESSION",
+        "off",
+        values.Choice(("off", "deflate")),
+        help="deflate: events are compressed for clients that offer permessage-deflate; off: only "
+        "for those that offer the subprotocol trio-odin.z1.",
+        reloads=True,
+    )
     max_message_bytes: int = setting(
         "WS_MAX_MESSAGE_BYTES",
         "16384",

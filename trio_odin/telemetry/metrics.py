@@ -18,6 +18,7 @@ from trio_odin.ledger.durations import Durations
 from trio_odin.ledger.reasons import CloseReason, Dropped, GapReason, Invalid, Rejection, Shed
 from trio_odin.ledger.snapshot import Snapshot
 from trio_odin.wire.commands import ErrorCode
+from trio_odin.wire.compression import Z1, Deflate, Plain
 
 _Value: TypeAlias = float | Mapping[Any, int]
 
@@ -60,6 +61,13 @@ SERIES = (
         "Connections open now",
         lambda s: s.fan_out.connections,
         alias="ws_connections_active",
+    ),
+    Series(
+        "ws_connections_by_encoding",
+        "Connections open now, by how their events are encoded",
+        lambda s: s.fan_out.encodings,
+        label="encoding",
+        values=[encoding.label for encoding in (Plain, Z1, Deflate)],
     ),
     Series("ws_connections_total", "Connections opened", lambda s: s.ledger.traffic.accepted),
     Series(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from enum import IntEnum
 
 # RFC 6455, 5.2: a length up to 125 is its own field, 126 announces 16 bits, 127 announces 64 bits.
 _LENGTH_7_BITS_MAX = 125
 _LENGTH_16_BITS_MAX = 0xFFFF
 FIN = 0x80
+RSV1 = 0x40  # RFC 7692, 6: the message is compressed
 _MASK_BYTES = 4
 _LONGEST_HEAD_BYTES = 10
 # RFC 6455, 5.5: a control frame carries at most 125 bytes, two of which are the close code.
@@ -19,23 +21,38 @@ class Opcode(IntEnum):
     """The opcodes that this server itself sends or looks for (RFC 6455, 5.2)."""
 
     TEXT = 0x1
+    BINARY = 0x2
     CLOSE = 0x8
     PING = 0x9
     PONG = 0xA
 
 
-def frame_head(opcode: Opcode, length: int) -> bytes:
+def frame_head(opcode: Opcode, length: int, *, is_compressed: bool = False) -> bytes:
     """The head of a frame with a payload of `length` bytes."""
+    first = FIN | opcode | RSV1 * is_compressed
     if length <= _LENGTH_7_BITS_MAX:
-        return bytes((FIN | opcode, length))
+        return bytes((first, length))
     if length <= _LENGTH_16_BITS_MAX:
-        return struct.pack("!BBH", FIN | opcode, 126, length)
-    return struct.pack("!BBQ", FIN | opcode, 127, length)
+        return struct.pack("!BBH", first, 126, length)
+    return struct.pack("!BBQ", first, 127, length)
 
 
 def text_frame(payload: bytes) -> bytes:
     """A whole text message in one frame. `payload` must be UTF-8."""
     return frame_head(Opcode.TEXT, len(payload)) + payload
+
+
+def payloads_of(frames: bytes) -> Iterator[bytes]:
+    """The payloads of whole frames of this server, one after the other."""
+    start = 0
+    while start < len(frames):
+        length, extra = frames[start + 1], 0
+        if length > _LENGTH_7_BITS_MAX:
+            extra = 2 if length == _LENGTH_7_BITS_MAX + 1 else 8
+            length = int.from_bytes(frames[start + 2 : start + 2 + extra], "big")
+        start += 2 + extra
+        yield frames[start : start + length]
+        start += length
 
 
 def close_frame(code: int, reason: str) -> bytes:

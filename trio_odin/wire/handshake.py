@@ -14,6 +14,7 @@ from hashlib import sha1
 from typing import Final, NamedTuple
 
 from trio_odin.ledger.reasons import Rejection
+from trio_odin.wire.negotiation import Agreed, Encodings
 
 # RFC 9110, 7.2: a name, an IPv4 address or an IPv6 address in brackets, and an optional port.
 _HOST_PATTERN = rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?"
@@ -36,8 +37,7 @@ _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _KEY_BYTES: Final = 16
 _VERSION: Final = b"13"
 _VERSION_HEADERS: Final = (("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13"))
-# Selected if a client offers it. One that offers its token as another subprotocol needs this.
-SUBPROTOCOL: Final = b"trio-odin"
+_NO_COMPRESSION: Final = Encodings()
 
 
 class Rejected(NamedTuple):
@@ -79,15 +79,25 @@ class Upgrade(NamedTuple):
         offered = self.headers.get(b"sec-websocket-protocol", b"")
         return [name.strip() for name in offered.split(b",")]
 
-    def response(self) -> bytes:
-        """The response that completes the handshake: no extension, one subprotocol at most."""
+    def agree(self, encodings: Encodings) -> Agreed:
+        """What is used of what the client offers."""
+        extensions = self.headers.get(b"sec-websocket-extensions", b"")
+        return encodings.agree(self.subprotocols, extensions)
+
+    def response(self, agreed: Agreed | None = None) -> bytes:
+        """The response that completes the handshake, and what comes before everything else.
+
+        Args:
+            agreed: what the server agrees to; default: to no compression.
+        """
         key = self.headers[b"sec-websocket-key"]
         accept = b64encode(sha1(key + _GUID, usedforsecurity=False).digest())
-        is_offered = SUBPROTOCOL in self.subprotocols
-        selected = b"Sec-WebSocket-Protocol: %b\r\n" % SUBPROTOCOL if is_offered else b""
+        subprotocol, extensions, *_, greeting = agreed or self.agree(_NO_COMPRESSION)
+        selected = b"Sec-WebSocket-Protocol: %b\r\n" % subprotocol if subprotocol else b""
+        used = b"Sec-WebSocket-Extensions: %b\r\n" % extensions if extensions else b""
         return (
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Accept: %b\r\n%b\r\n" % (accept, selected)
+            b"Sec-WebSocket-Accept: %b\r\n%b%b\r\n%b" % (accept, selected, used, greeting)
         )
 
 

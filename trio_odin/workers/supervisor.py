@@ -32,6 +32,7 @@ from trio_odin.auth.authorize import verifier_of
 from trio_odin.ledger.snapshot import Snapshot
 from trio_odin.net.listening import Address, AddressUnavailable, bind_shared, reserved_address
 from trio_odin.overload.process import cpu_seconds, resident_bytes
+from trio_odin.settings.dictionary_file import dictionary_of
 from trio_odin.settings.reading import changes, read_settings, variables
 from trio_odin.settings.reload import ReadEnvironment, log_failed_reload, log_reload
 from trio_odin.settings.setting_field import SettingError
@@ -126,7 +127,8 @@ class Supervisor:
         try:
             environment = read()
             settings = read_settings(environment)
-            verifier_of(settings)  # with unusable keys no later worker could start
+            verifier_of(settings)  # with unusable files no later worker could start
+            dictionary_of(settings)
         except SettingError as error:
             self._past.ledger.traffic.reloads["failed"] += 1
             log_failed_reload(error)

@@ -1,0 +1,93 @@
+"""`trio-odin dictionary`, without NATS; with it in tests/e2e/test_dictionary.py."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from trio_odin.cli.dictionary import dictionary_command
+from trio_odin.wire.dictionary import built_in
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(dictionary_command, arguments)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """400 events of another site, in the form of `--from`."""
+    path = tmp_path / "events.txt"
+    lines = [
+        b'T%d.order\t{"venue": "amm-%d", "side": "%b", "amount": %d, "by": "0x%040x"}\n'
+        % (n % 50, n % 2, [b"bid", b"ask"][n % 2], n * 7919, n)
+        for n in range(400)
+    ]
+    path.write_bytes(b"".join(lines))
+    return path
+
+
+def test_the_market_makes_the_dictionary_of_the_package(tmp_path: Path) -> None:
+    out = tmp_path / "odin.dict"
+    ended = run("--market", "--out", str(out))
+    assert ended.exit_code == 0, ended.output
+    assert out.read_bytes() == built_in().content
+    assert f"WS_DICTIONARY={out}" in ended.output
+
+
+def test_a_file_makes_a_dictionary_that_saves_more(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "odin.dict"
+    ended = run("--from", str(file), "--out", str(out), "--size", "1000")
+    assert ended.exit_code == 0, ended.output
+    assert len(out.read_bytes()) <= 1000
+    for text in (b'"venue": "', b'"amount": ', b'"by": "', b'"bid', b'"ask'):
+        assert text in out.read_bytes()
+    assert b"0x" not in out.read_bytes()
+    assert "data.side: ask, bid" in ended.output
+    table = re.findall(
+        r"^  (plain|permessage-deflate|z1,.*?)  +((?:\d+ +){3}\d+)$", ended.output, re.MULTILINE
+    )
+    figures = {name.partition(" (")[0]: [int(one) for one in row.split()] for name, row in table}
+    plain, deflate, known, ours = figures.values()
+    assert list(figures)[2:] == ["z1, built-in dictionary", "z1, this dictionary"]
+    for place in range(4):
+        assert plain[place] > deflate[place] > ours[place]
+        assert known[place] > ours[place]
+
+
+def test_without_out_nothing_is_written(file: Path) -> None:
+    before = set(file.parent.iterdir())
+    ended = run("--from", str(file), "--events", "100")
+    assert ended.exit_code == 0
+    assert "Bytes an event, of 50:" in ended.output
+    assert set(file.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--from", "/nowhere/events"], "does not exist"),
+        (["--market", "--from", "FILE"], "--market and --from: allowed is one of them"),
+        (["--from", "BAD"], "line 2: allowed is a channel, a tab and a JSON payload"),
+        (["--from", "SHORT"], "2 events: allowed is 20 or more"),
+        (["--market", "--size", "63"], "64<=x<=32768"),
+        (["--market", "--size", "32769"], "64<=x<=32768"),
+        (["--market", "--events", "19"], "20<=x<=100000"),
+        (["--seconds", "nan"], "nan"),
+        (["--seconds", "0"], "0<x<=86400"),
+        (["--market", "--out", "/nowhere/odin.dict"], "--out '/nowhere/odin.dict': No such file"),
+        (["--nats", "http://x"], "NATS_URL"),
+    ],
+)
+def test_a_mistake_is_named_and_ends_with_2(
+    arguments: list[str], complaint: str, file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad").write_bytes(b"A.b\t1\nA.b 1\n")
+    (tmp_path / "short").write_bytes(b"A.b\t1\nA.b\t2\n")
+    paths = {"FILE": str(file), "BAD": str(tmp_path / "bad"), "SHORT": str(tmp_path / "short")}
+    ended = run(*(paths.get(argument, argument) for argument in arguments))
+    assert ended.exit_code == 2
+    assert complaint in ended.output
+    assert "Traceback" not in ended.output

@@ -1,0 +1,80 @@
+"""`trio-odin dictionary` with a real NATS server."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.e2e.nats import free_port, nats_client
+from trio_odin.demo.samples import of_market
+from trio_odin.demo.sampling import SamplingError, sample
+
+pytestmark = pytest.mark.e2e
+
+COMMAND = [sys.executable, "-m", "trio_odin", "dictionary"]
+
+
+async def test_events_are_taken_from_nats(nats_url: str, tmp_path: Path) -> None:
+    out = tmp_path / "odin.dict"
+    options = ["--nats", nats_url, "--events", "100", "--seconds", "30", "--out", str(out)]
+    async with trio.open_nursery() as nursery, nats_client(nats_url) as nats:
+        await nursery.start(publish_forever, nats)
+        with trio.fail_after(40):
+            ended = await trio.run_process(
+                [*COMMAND, *options], capture_stdout=True, capture_stderr=True
+            )
+        nursery.cancel_scope.cancel()
+    assert b"Bytes an event, of 50:" in ended.stdout
+    assert b"of 100 events" in ended.stderr
+    assert b'"priceChange24h":' in out.read_bytes()
+
+
+async def publish_forever(nats: object, *, task_status: trio.TaskStatus[None]) -> None:
+    task_status.started()
+    for channel, payload in of_market(100_000):
+        await nats.publish(f"odin.token.{channel}", payload)  # type: ignore[attr-defined]
+        await trio.sleep(0.002)
+
+
+async def test_a_sample_has_what_a_server_would_send(nats_url: str) -> None:
+    progress: list[str] = []
+    async with trio.open_nursery() as nursery, nats_client(nats_url) as nats:
+
+        async def publish() -> None:
+            while True:
+                await nats.publish("odin.token.A.trade", b'{"a":1}')
+                await nats.publish("odin.token.A.trade", b"no json")
+                await nats.publish("odin.token.A", b"1")
+                await nats.publish("odin.other.B.x.more", b"2")
+                await nats.flush()
+                await trio.sleep(0.01)
+
+        nursery.start_soon(publish)
+        found = await sample([nats_url], "odin.>", most=10, seconds=20, tell=progress.append)
+        nursery.cancel_scope.cancel()
+    assert len(found) == 10
+    assert {(one.channel, json.dumps(json.loads(one.payload))) for one in found} == {
+        ("A.trade", '{"a": 1}'),
+        ("B.x", "2"),
+    }
+    assert progress[0] == "0 of 10 events"
+
+
+async def test_the_time_ends_a_sample(nats_url: str) -> None:
+    assert await sample([nats_url], "odin.>", most=10, seconds=0.3, tell=lambda _: None) == []
+
+
+async def test_a_nats_that_is_not_there_is_named() -> None:
+    url = f"nats://127.0.0.1:{free_port()}"
+    with pytest.raises(SamplingError, match=r"NATS: .*refused"):
+        await sample([url], "odin.>", most=10, seconds=5, tell=lambda _: None)
+    ended = await trio.run_process(
+        [*COMMAND, "--nats", url], capture_stderr=True, capture_stdout=True, check=False
+    )
+    assert ended.returncode == 2
+    assert b"refused" in ended.stderr
+    assert b"Traceback" not in ended.stderr
