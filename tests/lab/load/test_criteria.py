@@ -35,6 +35,7 @@ FOUND = [
     ("lost", {"lost": 3}, 3, "3"),
     ("unseen", {"unseen": 2}, 2, "2"),
     ("gaps", {"gaps": 4}, 4, "4"),
+    ("unexplained", {"unexplained": 4}, 4, "4"),
     ("repeated", {"repeated": 5}, 5, "5"),
     ("foreign", {"foreign": 6}, 6, "6"),
     ("unreadable", {"unreadable": 7}, 7, "7"),
