@@ -24,7 +24,17 @@ import msgspec
 from trio_odin.lab import figures
 from trio_odin.lab.bench.plot import plot
 from trio_odin.lab.bench.record import BenchReport
-from trio_odin.lab.bench.report import SUMMARY_HEAD, beside, latencies_by_rate, rows, summary
+from trio_odin.lab.bench.report import (
+    COMPRESSION_HEAD,
+    RATES_HEAD,
+    SUMMARY_HEAD,
+    beside,
+    compression_rows,
+    latencies_by_rate,
+    rates_rows,
+    rows,
+    summary,
+)
 from trio_odin.lab.load.criteria import tally
 from trio_odin.lab.load.result import LoadResult
 from trio_odin.lab.model.fit import fit
@@ -191,7 +201,11 @@ def _templates() -> jinja2.Environment:
         "bench": bench_runs(),
         "larger": [run for name in larger for run in bench_runs(name)],
         "beside": beside,
+        "compression_head": COMPRESSION_HEAD,
+        "compression_rows": compression_rows,
         "latencies_by_rate": latencies_by_rate,
+        "rates_head": RATES_HEAD,
+        "rates_rows": rates_rows,
         "rows": rows,
         "summary": summary,
         "summary_head": SUMMARY_HEAD,
