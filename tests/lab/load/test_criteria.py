@@ -32,6 +32,8 @@ FOUND = [
     ("pace", {"rate": 10.0, "hold_seconds": 30.0, "published": 285}, 0.95, "95 %"),
     ("published", {"publications": 1234}, 1234, "1,234"),
     ("per_event", {"delivered": 2000, "publications": 20}, 100, "100"),
+    ("writes", {"frames_per_second": 9_876.4}, 9_876.4, "9,876"),
+    ("bytes", {"delivery_wire_bytes": 136.6}, 136.6, "137"),
     ("lost", {"lost": 3}, 3, "3"),
     ("unseen", {"unseen": 2}, 2, "2"),
     ("gaps", {"gaps": 4}, 4, "4"),

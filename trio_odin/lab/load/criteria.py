@@ -126,6 +126,10 @@ FIGURES = {
     "per_event": Figure(
         "deliveries an event", lambda r: r.delivered / max(1, r.publications), _count
     ),
+    "writes": Figure("messages with events, a second", lambda r: r.frames_per_second, _count),
+    "bytes": Figure(
+        "bytes a delivery, with TCP/IP headers", lambda r: r.delivery_wire_bytes, _count
+    ),
     "lost": Figure("deliveries lost", lambda r: r.lost, _count),
     "unseen": Figure("events that reached nobody", lambda r: r.unseen, _count),
     "gaps": Figure("missing numbers of seq", lambda r: r.gaps, _count),
