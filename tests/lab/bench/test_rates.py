@@ -65,9 +65,10 @@ async def test_with_rates_every_delivery_is_made_or_explained(
 
 def test_compression_is_measured_in_every_encoding_at_w_and_with_batches() -> None:
     cases = list(PLAN.compression_cases())
-    assert [(case.users, case.encoding, case.workload.every_ms) for case in cases] == [
-        *(("W", encoding, 0) for encoding in ENCODINGS),
-        *(("home", encoding, 1000) for encoding in ENCODINGS),
+    assert [(case.users, case.encoding, case.workload.every_ms, case.rate) for case in cases] == [
+        *(("W", encoding, 0, 20.0) for encoding in ENCODINGS),
+        *(("home", encoding, 1000, 20.0) for encoding in ENCODINGS),
+        *(("home", encoding, 1000, 200.0) for encoding in ENCODINGS),
     ]
     assert {case.workload.home_share for case in cases[3:]} == {1.0}
 
@@ -103,4 +104,4 @@ async def test_each_encoding_is_measured_with_a_server_of_its_own(
         assert stage.connection_kib is not None
     plain, z1, deflate = (stage.delivery_bytes for stage in found[:3])
     assert z1 < deflate < plain
-    assert [row[3] for row in compression_rows(report)] == [*ENCODINGS, "z1"]
+    assert [row[4] for row in compression_rows(report)] == [*ENCODINGS, "z1"]

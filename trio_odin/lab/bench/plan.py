@@ -113,11 +113,20 @@ class BenchPlan:
                         )
 
     def compression_cases(self) -> Iterator[Case]:
-        """The loads of the stage of compression: in each encoding W, and home users at a rate."""
+        """The loads of the stage of compression: in each encoding W, and home users at a rate.
+
+        These also with a faster market: the cost of a batch follows from batches of two sizes.
+        """
         home = attrs.evolve(self.workload, home_share=1.0, every_ms=_EVERY_MS[0])
-        for users, workload in (("W", self.workload), ("home", home)):
+        loads = (("W", self.workload, 1), ("home", home, 1), ("home", home, 10))
+        for users, workload, multiple in loads:
             for encoding in ENCODINGS:
-                yield Case(users=users, workload=workload, rate=self.rate, encoding=encoding)
+                yield Case(
+                    users=users,
+                    workload=workload,
+                    rate=self.rate * multiple,
+                    encoding=encoding,
+                )
 
     def only_hold(self) -> BenchPlan:
         """The same without the stages after workload W."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import attrs
 import msgspec
 
 from trio_odin.lab.load.result import LoadResult
+from trio_odin.lab.model.wire import Sample
 from trio_odin.lab.provenance import Provenance
 
 KIB = 1024
@@ -51,6 +52,7 @@ class Stage:
         skipped: deliveries that gave way to newer ones of their channel, as was reported.
         unexplained: breaks of a channel's chain that were not reported.
         frames_per_second: messages with events: the server's writes, unless it joins them.
+        frames_events: events of such a message.
         delivery_bytes, delivery_wire_bytes: of one delivery, see `LoadResult`.
         connection_kib: memory that a connection has added to a new server.
         published_late_ms: greatest delay of a publication; the latencies include it.
@@ -86,6 +88,7 @@ class Stage:
     skipped: int = 0
     unexplained: int = 0
     frames_per_second: float = 0.0
+    frames_events: float = 1.0
     delivery_bytes: float = 0.0
     delivery_wire_bytes: float = 0.0
     connection_kib: float | None = None
@@ -126,6 +129,7 @@ class Stage:
             skipped=load.skipped,
             unexplained=load.unexplained,
             frames_per_second=load.frames_per_second,
+            frames_events=load.received_per_second / (load.frames_per_second or math.inf),
             delivery_bytes=load.delivery_bytes,
             delivery_wire_bytes=load.delivery_wire_bytes,
             connection_kib=server.connection_kib,
@@ -214,6 +218,18 @@ class TargetReport:
     def named(self, name: str) -> list[Stage]:
         """All stages of that name."""
         return [stage for stage in self.stages if stage.name == name]
+
+    def wire_samples(self) -> Iterator[Sample]:
+        """What the stage of compression says about the bytes of an event."""
+        for stage in self.named("compression"):
+            if stage.is_complete and stage.frames_per_second:
+                yield Sample(
+                    encoding=stage.encoding,
+                    is_batched=bool(stage.every_ms),
+                    bytes_of_event=stage.delivery_wire_bytes,
+                    events_of_write=stage.frames_events,
+                    us_of_event=stage.cpu_us,
+                )
 
     @property
     def peak(self) -> Stage | None:

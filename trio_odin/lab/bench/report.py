@@ -99,7 +99,8 @@ RATES_HEAD = (
     *("deliveries a second", "bytes a delivery", "p50 / p99", "skipped", "unexplained"),
 )
 COMPRESSION_HEAD = (
-    *("server", "users", "an update", "encoding", "bytes a delivery", "bytes of plain"),
+    *("server", "users", "an update", "events a second", "encoding", "bytes a delivery"),
+    "bytes of plain",
     *("CPU a delivery", "CPU of plain", "memory a connection", "over plain", "unexplained"),
 )
 USERS = {
@@ -131,7 +132,8 @@ def compression_rows(report: BenchReport) -> Iterator[tuple[str, ...]]:
             if stage.encoding == "plain":
                 plain = stage
             yield (
-                *(target.title, USERS[stage.users], _update(stage), stage.encoding),
+                *(target.title, USERS[stage.users], _update(stage), f"{stage.rate:,g}"),
+                stage.encoding,
                 f"{stage.delivery_wire_bytes:,.0f}",
                 _times(stage, plain, lambda s: s.delivery_wire_bytes),
                 _figure(stage.cpu_us, "{:.1f} µs") or NOTHING,
