@@ -237,17 +237,21 @@ class TargetReport:
         ramp = [stage for stage in self.stages if stage.name == "ramp" and stage.is_complete]
         return max(ramp, key=lambda stage: stage.per_second, default=None)
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it has, or should have, other stages than those of trio-odin alone."""
+        alone = self.named("rates") + self.named("compression")
+        return len(alone) < len(self.stages) or not self.stages
+
     def is_perfect(self, connections: int) -> bool:
         """Whether all `connections` were made, and nothing was lost or repeated below the ramp.
 
         Without W there must be nothing but the stages of trio-odin alone.
         """
-        alone = self.named("rates") + self.named("compression")
-        is_held = len(alone) < len(self.stages) or not self.stages
         is_connected = self.storm is not None and self.storm.connected == connections
         return (
             self.failure is None
-            and (not is_held or (is_connected and self.stage("W") is not None))
+            and (not self.is_held or (is_connected and self.stage("W") is not None))
             and all(
                 stage.is_complete and not stage.disconnects
                 for stage in self.stages

@@ -98,12 +98,12 @@ class Step:
     """
 
     standing: Standing
-    events: list[KnownEvent] = attrs.field(factory=list)
-    skipped: int = 0
-    unexplained: int = 0
-    repeated: int = 0
-    foreign: int = 0
-    arrivals: Counter[int] = attrs.field(factory=Counter)
+    events: list[KnownEvent]
+    skipped: int
+    unexplained: int
+    repeated: int
+    foreign: int
+    arrivals: dict[int, int] = attrs.field(factory=dict)
 
 
 class Batch:
@@ -117,8 +117,8 @@ class Batch:
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self.size = len(parts)
-        self.order = max(part.event.order for part in parts)
-        self.due_ns = max(part.event.due_ns for part in parts)
+        self.order = max([part[0].order for part in parts])
+        self.due_ns = max([part[0].due_ns for part in parts])
         self.steps: dict[Standing, Step] = {}
         self._parts = parts
 
@@ -130,25 +130,26 @@ class Batch:
         return step
 
     def _made(self, standing: Standing) -> Step:
-        marks = dict(standing.marks)
-        step = Step(attrs.evolve(standing, marks=marks))
+        # In a cohort of one it is made for each frame: some 24 rounds, so names are local.
+        channels, marks = standing.channels, dict(standing.marks)
+        events: list[KnownEvent] = []
+        all_skipped = unexplained = repeated = foreign = 0
         for event, offset, prev, skipped in self._parts:
-            last, last_offset, received, skipped_before = marks.get(event.channel, _NO_MARK)
-            if event.channel not in standing.channels and event.channel:
-                step.foreign += 1
-            elif event.order and event.order <= last:
-                step.repeated += 1
+            channel, order = event.channel, event.order
+            last, last_offset, received, skipped_before = marks.get(channel, _NO_MARK)
+            if channel not in channels and channel:
+                foreign += 1
+            elif order and order <= last:
+                repeated += 1
             else:
                 # Who skips nothing has the event before this one.
-                step.unexplained += bool(
-                    not skipped and prev and last_offset and prev != last_offset
-                )
-                step.skipped += skipped
-                step.events.append(event)
-                marks[event.channel] = (
-                    event.order or last, offset, received + 1, skipped_before + skipped
-                )  # fmt: skip
-        return step
+                if not skipped and prev and last_offset and prev != last_offset:
+                    unexplained += 1
+                all_skipped += skipped
+                events.append(event)
+                marks[channel] = (order or last, offset, received + 1, skipped_before + skipped)
+        after = Standing(channels, standing.is_counted, marks)
+        return Step(after, events, all_skipped, unexplained, repeated, foreign)
 
 
 class _Entry(msgspec.Struct):

@@ -243,7 +243,8 @@ class Books:
             self._repeated += batch.size - 1  # of one it is counted
             return
         step = batch.step(subscriber.standing or self.standing_of(subscriber))
-        step.arrivals[now_ns // NS_PER_BUCKET] += 1
+        arrivals, arrival = step.arrivals, now_ns // NS_PER_BUCKET
+        arrivals[arrival] = arrivals.get(arrival, 0) + 1
         self._skipped += step.skipped
         subscriber.standing = step.standing
         subscriber.order = max(subscriber.order, batch.order)
@@ -261,7 +262,7 @@ class Books:
             for step in found.steps.values()
         ]
         for step in steps:
-            times = step.arrivals.total()
+            times = sum(step.arrivals.values())
             self._unexplained += step.unexplained * times
             self._repeated += step.repeated * times
             self._foreign += step.foreign * times
