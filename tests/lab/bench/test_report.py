@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from tests.lab.bench.made_up import COMPRESSION, RATES, STORM, W, report_of
-from tests.lab.load.made_up import load_result
+from tests.lab.load.made_up import WORKLOAD, load_result
 from trio_odin.lab.bench.record import BenchReport, Stage, TargetReport, as_json
 from trio_odin.lab.bench.report import (
     COMPRESSION_HEAD,
@@ -174,11 +174,12 @@ def test_each_encoding_is_compared_with_plain_text_of_the_same_users() -> None:
         dict(zip(COMPRESSION_HEAD, row, strict=True)) for row in compression_rows(report_of(ALONE))
     ]
     _, z1, plain_batches, z1_batches = found
-    assert (z1["bytes a delivery"], z1["bytes of plain"]) == ("140", "0.35 ×")
+    assert (z1["bytes a delivery"], z1["of a plain event"]) == ("140", "0.35 ×")
     assert (z1["CPU a delivery"], z1["CPU of plain"]) == ("6.0 µs", "1.00 ×")
     assert (z1["memory a connection"], z1["over plain"]) == ("10.2 KiB", "+0.25 KiB")
     assert plain_batches["over plain"] == "+0.00 KiB"
-    assert z1_batches["bytes of plain"] == "0.30 ×"
+    assert z1_batches["of a plain event"] == "0.22 ×"
+    assert plain_batches["of a plain event"] == "0.75 ×"
     assert (z1_batches["users"], z1_batches["over plain"]) == ("home page", DASH)
 
 
@@ -238,6 +239,41 @@ def test_a_stage_has_the_figures_of_its_load() -> None:
     assert stage.p99_ms == pytest.approx(40, rel=0.01)
     assert (stage.disconnects, stage.client_us, stage.frames_per_read) == (3, 20, 1.5)
     assert (stage.others_cores, stage.published_late_ms) == (0, 7)
+
+
+def test_a_stage_has_the_rate_and_the_bytes_of_its_load() -> None:
+    load = load_result(
+        workload=attrs.evolve(WORKLOAD, every_ms=250),
+        encoding="z1",
+        skipped=70,
+        unexplained=1,
+        received_per_second=5_000.0,
+        frames_per_second=1_250.0,
+        delivery_bytes=80.5,
+        delivery_wire_bytes=93.5,
+        server=ServerFigures(connection_kib=10.5),
+    )
+    stage = Stage.of("rates", load, 0.0, "mix")
+    assert (stage.users, stage.every_ms, stage.encoding) == ("mix", 250, "z1")
+    assert (stage.skipped, stage.unexplained, stage.is_complete) == (70, 1, False)
+    assert (stage.frames_per_second, stage.frames_events) == (1_250, 4)
+    assert (stage.delivery_bytes, stage.delivery_wire_bytes) == (80.5, 93.5)
+    assert stage.connection_kib == 10.5
+
+
+def test_the_model_gets_the_bytes_of_complete_loads_with_compression() -> None:
+    broken = attrs.evolve(COMPRESSION[0], lost=1)
+    samples = list(attrs.evolve(ALONE, stages=[*RATES, *COMPRESSION, broken]).wire_samples())
+    assert not samples  # without frames there is nothing to divide
+    stages = [
+        attrs.evolve(stage, frames_per_second=100.0, frames_events=4.5)
+        for stage in (*RATES, *COMPRESSION, broken)
+    ]
+    samples = list(attrs.evolve(ALONE, stages=stages).wire_samples())
+    assert [(s.encoding, s.is_batched, s.bytes_of_event) for s in samples] == [
+        ("plain", False, 400.0), ("z1", False, 140.0), ("plain", True, 300.0), ("z1", True, 90.0),
+    ]  # fmt: skip
+    assert {(s.events_of_write, s.us_of_event) for s in samples} == {(4.5, 6.0)}
 
 
 def test_a_load_on_a_remote_server_leaves_its_cost_unknown() -> None:
