@@ -131,6 +131,12 @@ def test_the_table_is_printed_with_the_failures_below_it() -> None:
     assert text.rstrip().endswith("broken: broken did not start: no such file")
 
 
+def test_a_bench_without_a_finished_target_says_on_what_it_was() -> None:
+    output = io.StringIO()
+    render(report_of(), Console(file=output, width=200))
+    assert "network: loopback" in output.getvalue()
+
+
 def test_a_bench_over_the_bridge_says_so() -> None:
     output = io.StringIO()
     report = attrs.evolve(report_of(OURS), network="bridge")

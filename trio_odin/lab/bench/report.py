@@ -245,7 +245,7 @@ def render(report: BenchReport, console: Console) -> None:
         table.add_column(target.title, justify="right")
     for label, cells in rows(report):
         table.add_row(label, *cells)
-    if any(target.is_held for target in report.targets):
+    if not report.targets or any(target.is_held for target in report.targets):
         console.print(table)
     _render_rows("Rates", RATES_HEAD, list(rates_rows(report)), console)
     _render_rows("Compression", COMPRESSION_HEAD, list(compression_rows(report)), console)
