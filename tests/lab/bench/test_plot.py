@@ -56,7 +56,7 @@ def test_the_stages_of_rates_and_compression_have_a_panel_each(tmp_path: Path) -
     )
     for text in (
         *(">every event<", ">an update every 1,000 ms<", ">events per second of the market<"),
-        *(">z1, batches<", ">plain, single events<", ">140<"),
+        *(">z1, batches at 100/s<", ">plain, single<", ">140<"),
     ):
         assert text in drawn
         assert text not in without

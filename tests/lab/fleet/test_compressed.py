@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from hashlib import sha256
@@ -46,7 +47,7 @@ TICK = (Sent(1, BTC), Sent(4, ETH, 3, 2))
 
 
 @contextmanager
-def pages(**bodies: bytes) -> Iterator[int]:
+def pages(bodies: dict[str, bytes], tls: ssl.SSLContext | None = None) -> Iterator[int]:
     """The port of a server with a dictionary at each of these names."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -60,6 +61,8 @@ def pages(**bodies: bytes) -> Iterator[int]:
             pass
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -137,7 +140,7 @@ def connected(rig: Rig, answer: bytes) -> None:
 
 def test_a_dictionary_is_fetched_once_and_binary_messages_are_read() -> None:
     with (
-        pages(**{ID: DICTIONARY}) as port,
+        pages({ID: DICTIONARY}) as port,
         rig_of(encoding="z1", connections=2, workload=RATED) as rig,
     ):
         told = text_frame(
@@ -160,7 +163,7 @@ def test_a_dictionary_is_fetched_once_and_binary_messages_are_read() -> None:
 
 
 def test_another_dictionary_or_none_is_refused() -> None:
-    with pages(known=b"another", **{ID: DICTIONARY}) as port:
+    with pages({"known": b"another", ID: DICTIONARY}) as port:
         assert fetch(plan(port), f"/dictionary/{ID}", ID) == DICTIONARY
         with pytest.raises(DictionaryUnavailable, match="not the announced one"):
             fetch(plan(port), "/dictionary/known", ID)

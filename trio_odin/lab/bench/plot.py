@@ -231,7 +231,8 @@ def _draw_rates(axes: Axes, stages: Sequence[Stage]) -> None:
 def _draw_bytes(axes: Axes, stages: Sequence[Stage]) -> None:
     """Draw a bar for each encoding, with single events and with batches."""
     labels = [
-        f"{stage.encoding}, {'batches' if stage.every_ms else 'single events'}" for stage in stages
+        f"{stage.encoding}, " + (f"batches at {stage.rate:g}/s" if stage.every_ms else "single")
+        for stage in stages
     ]
     places = range(len(stages))
     colours = [_COLOURS[bool(stage.every_ms)] for stage in stages]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import socket
 import ssl
 
 from trio_odin.lab.fleet.encodings import has_id
@@ -22,14 +23,10 @@ def fetch(plan: FleetPlan, path: str, identity: str) -> bytes:
     Raises:
         DictionaryUnavailable: there is none, or another one.
     """
-    if plan.is_tls:
-        context = ssl.create_default_context()
-        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-            plan.name or plan.host, plan.port, timeout=_SECONDS, context=context
-        )
-    else:
-        connection = http.client.HTTPConnection(plan.host, plan.port, timeout=_SECONDS)
+    # To the address of the other connections, whatever the name resolves to now.
+    connection = http.client.HTTPConnection(plan.name or plan.host, plan.port)
     try:
+        connection.sock = _connected(plan)
         connection.request("GET", path)
         answer = connection.getresponse()
         body = answer.read(_MAX_BYTES)
@@ -42,3 +39,15 @@ def fetch(plan: FleetPlan, path: str, identity: str) -> bytes:
     if not has_id(body, identity):
         raise DictionaryUnavailable(f"the dictionary is not the announced one, {identity!r}")
     return body
+
+
+def _connected(plan: FleetPlan) -> socket.socket:
+    plain = socket.create_connection((plan.host, plan.port), _SECONDS)
+    if not plan.is_tls:
+        return plain
+    try:
+        context = ssl.create_default_context()
+        return context.wrap_socket(plain, server_hostname=plan.name or plan.host)
+    except OSError:
+        plain.close()
+        raise

@@ -238,6 +238,11 @@ class LoadResult:
         """The share of the connections that succeeded."""
         return self.connected / self.connections
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether every event came by itself, as text."""
+        return not self.workload.every_ms and self.encoding == "plain"
+
     def as_json(self) -> bytes:
         """Indented JSON with the names of the attributes."""
         return msgspec.json.format(msgspec.json.encode(self), indent=1)

@@ -164,8 +164,7 @@ def _is_usable(stage: StageResult) -> bool:
     _check_figures(stage.number, load)
     return (
         load.workload.is_filtered
-        and not load.workload.every_ms
-        and load.encoding == "plain"
+        and load.is_plain
         and bool(load.workload.channels)
         and load.reconnects is None
         and not load.interrupted
