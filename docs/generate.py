@@ -101,7 +101,9 @@ def costs() -> Costs:
     found = fit(lab().stages, source="the lab, " + lab().provenance.day)
     runs = bench_runs()
     samples = [sample for run in runs for target in run.targets for sample in target.wire_samples()]
-    wire = fit_wire(samples, source="trio-odin bench", date=runs[0].provenance.day)
+    wire = fit_wire(
+        samples, source="trio-odin bench --only compression", date=runs[0].provenance.day
+    )
     return found if wire is None else attrs.evolve(found, wire=wire)
 
 
