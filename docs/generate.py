@@ -24,12 +24,25 @@ import msgspec
 from trio_odin.lab import figures
 from trio_odin.lab.bench.plot import plot
 from trio_odin.lab.bench.record import BenchReport
-from trio_odin.lab.bench.report import SUMMARY_HEAD, beside, latencies_by_rate, rows, summary
+from trio_odin.lab.bench.report import (
+    COMPRESSION_HEAD,
+    RATES_HEAD,
+    SUMMARY_HEAD,
+    beside,
+    compression_rows,
+    latencies_by_rate,
+    rates_rows,
+    rows,
+    summary,
+)
+from trio_odin.lab.capacity.stages import NORMAL_RATE, PEAK_RATE
 from trio_odin.lab.load.criteria import tally
 from trio_odin.lab.load.result import LoadResult
+from trio_odin.lab.model.bill import Egress, egress
 from trio_odin.lab.model.fit import fit
-from trio_odin.lab.model.model import Costs
-from trio_odin.lab.model.tables import write_costs
+from trio_odin.lab.model.model import Costs, Demand
+from trio_odin.lab.model.tables import read_prices, write_costs
+from trio_odin.lab.model.wire import ENCODINGS, fit_wire
 from trio_odin.lab.provenance import UNKNOWN, Provenance, origin_of, server_commits_since
 from trio_odin.lab.rehearsals import RehearsalReport
 from trio_odin.lab.reliability import FaultReport
@@ -84,8 +97,25 @@ def _passed(number: int) -> LoadResult:
 
 
 def costs() -> Costs:
-    """What the model takes for measured, from the same run."""
-    return fit(lab().stages, source="the lab, " + lab().provenance.day)
+    """What the model takes for measured: from the same run, and bytes from the bench if known."""
+    found = fit(lab().stages, source="the lab, " + lab().provenance.day)
+    runs = bench_runs()
+    samples = [sample for run in runs for target in run.targets for sample in target.wire_samples()]
+    wire = fit_wire(
+        samples, source="trio-odin bench --only compression", date=runs[0].provenance.day
+    )
+    return found if wire is None else attrs.evolve(found, wire=wire)
+
+
+def _egress() -> list[tuple[Egress, Egress]]:
+    """The traffic of the plan's users at its two loads, by rate and encoding."""
+    found, tiers = costs(), read_prices().tariff.egress
+    ways = [(every_ms, encoding) for every_ms in (0, 1000) for encoding in ENCODINGS]
+
+    def of(rate: float, every_ms: int, encoding: str) -> Egress:
+        return egress(Demand(rate=rate, every_ms=every_ms, encoding=encoding), found, tiers)
+
+    return [(of(NORMAL_RATE, *way), of(PEAK_RATE, *way)) for way in ways]
 
 
 def bench_runs(name: str = "benchmarks.json") -> list[BenchReport]:
@@ -186,11 +216,19 @@ def _templates() -> jinja2.Environment:
         "peak": _passed(_PEAK_STAGE),
         "most": _passed(_MOST_STAGE),
         "error": error,
+        "egress": _egress(),
+        "egress_users": Demand().users,
+        "prices_date": read_prices().network_date,
+        "wire": costs().wire,
         "tally": tally,
         "bench": bench_runs(),
         "larger": [run for name in larger for run in bench_runs(name)],
         "beside": beside,
+        "compression_head": COMPRESSION_HEAD,
+        "compression_rows": compression_rows,
         "latencies_by_rate": latencies_by_rate,
+        "rates_head": RATES_HEAD,
+        "rates_rows": rates_rows,
         "rows": rows,
         "summary": summary,
         "summary_head": SUMMARY_HEAD,
@@ -225,8 +263,9 @@ def part(path: Path, **parts: str) -> str:
 
 
 def readme() -> str:
-    """README.md with three targets of the bench, and the lab's claim."""
-    parts = {"benchmarks": "readme-benchmarks.md", "capacity": "readme-capacity.md"}
+    """README.md with three targets of the bench, the lab's claim, and the cost of the traffic."""
+    names = ("benchmarks", "capacity", "egress")
+    parts = {name: f"readme-{name}.md" for name in names}
     return part(ROOT / "README.md", **parts)
 
 

@@ -22,7 +22,7 @@ from trio_odin.cli.progress import telling
 from trio_odin.demo.nats_server import BrokerUnavailable
 from trio_odin.lab.bench.bridge import ON_RUNNER, over_bridge, run_on_runner
 from trio_odin.lab.bench.interpreter import Interpreter, interpreter_at
-from trio_odin.lab.bench.plan import BenchPlan
+from trio_odin.lab.bench.plan import STAGES, BenchPlan
 from trio_odin.lab.bench.record import BenchReport, as_json
 from trio_odin.lab.bench.report import render, render_summary
 from trio_odin.lab.bench.runner import Progress, run_benches
@@ -64,6 +64,15 @@ def _require_each_once(names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise click.BadParameter(f"{name!r}: it is there twice, and may be only once")
+
+
+def _stages(_: click.Context, __: click.Parameter, text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    stages = text.replace(" ", "").split(",")
+    if not set(stages) <= set(STAGES):
+        raise click.BadParameter(f"{text!r}: allowed are {', '.join(STAGES)}, with commas")
+    return stages
 
 
 def _peers(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> list[Target]:
@@ -173,6 +182,12 @@ def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path 
     help="Run the main workload and nothing after it; for many connections.",
 )
 @click.option(
+    "--only",
+    callback=_stages,
+    metavar="STAGE,…",
+    help=f"Run these stages only: {', '.join(STAGES)}.  [default: all, with --quick hold]",
+)
+@click.option(
     "--bridge",
     is_flag=True,
     help="Run over veth pairs and a bridge, not loopback; needs root, Linux, iproute2, util-linux.",
@@ -220,6 +235,7 @@ def bench_command(
     *,
     quick: bool,
     only_hold: bool,
+    only: list[str] | None,
     bridge: bool,
     on_runner: bool,
 ) -> None:
@@ -231,7 +247,10 @@ def bench_command(
     turn: all clients connect and subscribe, 200 at a time; nothing is published; 30 events a second
     to 24 of 200 channels each (W); the same while one client in a hundred never reads; the rate
     doubles, three times at most; and 12 events a second to 16 channels each. Each stage is a load
-    like that of `trio-odin load`, with new connections.
+    like that of `trio-odin load`, with new connections. Two stages are about trio-odin alone and
+    take some minutes. Rates: the plan's users and W ask for an update every 1,000 or 250 ms, while
+    the market has 30, 300 and 3,000 events a second. Compression: the bytes, CPU and memory of
+    each encoding, at W and for home pages with an update every second.
 
     A --peer runs elsewhere; its CPU and memory are measured only with its pid on this machine. It
     must take its events from the NATS server of --nats, to which the bench publishes for it.
@@ -244,6 +263,7 @@ def bench_command(
       trio-odin bench --quick
       trio-odin bench --runs 5 --targets odin,nats --json figures.json --plot figures.svg
       trio-odin bench --quick --targets odin,nats --bridge
+      trio-odin bench --targets odin --only rates,compression --json figures.json
       trio-odin bench --targets odin-6 --connections 100000 --hold 60 --only-hold --rate 1
 
     Exit code 0 means that trio-odin lost and duplicated no event, 1 that it did.
@@ -260,10 +280,24 @@ def bench_command(
     plan = over_bridge(plan, hosts_of(prefix)) if on_runner else plan
     plan = plan.quick() if quick else plan
     plan = plan.only_hold() if only_hold else plan
+    if only is not None:
+        if only_hold:
+            fail("--only cannot be combined with --only-hold")
+        plan = _only(plan, only)
     plan = attrs.evolve(
         plan, connections=connections or plan.connections, hold_seconds=hold or plan.hold_seconds
     )
     _carry_out(plan, count, json_file, plot_file)
+
+
+def _only(plan: BenchPlan, stages: list[str]) -> BenchPlan:
+    """The plan with these stages, and the targets that have any of them."""
+    plan = plan.only(stages)
+    if not plan.is_held:
+        plan = attrs.evolve(plan, targets=[target for target in plan.targets if target.is_ours])
+    if not plan.targets:
+        fail(f"--only {','.join(stages)}: --targets must have odin or odin-N")
+    return plan
 
 
 def _run_on_runner(prefix: str, peers: list[Target]) -> NoReturn:

@@ -14,6 +14,7 @@ from trio_odin.cli.common import NumberRange, require_extra, run
 from trio_odin.cli.market import tokens_option
 from trio_odin.cli.progress import telling
 from trio_odin.lab.capacity.stages import HOME_SHARE, STAGES, TOKENS
+from trio_odin.lab.fleet.encodings import ENCODINGS
 from trio_odin.lab.fleet.limits import LoadImpossible
 from trio_odin.lab.fleet.workload import Workload
 from trio_odin.lab.load.criteria import INTEGRITY, Criterion, at_least, at_most, checks
@@ -132,6 +133,21 @@ def _expectations(function: Callable[..., None]) -> Callable[..., None]:
 )
 @tokens_option
 @click.option(
+    "--every-ms",
+    type=click.IntRange(min=0, max=3_600_000),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Ask for at most one update of a channel in N milliseconds; 0: every event.",
+)
+@click.option(
+    "--encoding",
+    type=click.Choice(ENCODINGS),
+    default="plain",
+    show_default=True,
+    help="Offer the subprotocol trio-odin.z1, or permessage-deflate (deflate).",
+)
+@click.option(
     "--hold",
     type=NumberRange(min=0, min_open=True),
     default=30.0,
@@ -206,6 +222,8 @@ def load_command(
     mix: float | None,
     unfiltered: bool,
     tokens: list[str],
+    every_ms: int,
+    encoding: str,
     hold: float,
     idle: float,
     ramp: float,
@@ -236,6 +254,11 @@ def load_command(
           --hold 1800 --expect-success 1.0 --expect-cpu-below 0.3 --json load.json
       trio-odin load ws://10.0.0.2:3004/ws --plan 10k --publisher http://10.0.0.3:3003
 
+    With --every-ms each connection must have received or been told to have skipped all events of
+    each channel, and the latency includes the wait for the tick. Without a --publisher that this
+    load starts and stops it is unknown how many these are; then only the chain of `prev` is
+    checked. Bytes are those that the clients read: WebSocket frames, before TLS.
+
     Latency counts from the time at which the publisher planned an event, so no lateness is hidden.
     Between machines, their clocks must agree.
     """  # noqa: D301 - click needs the character, not the backslash
@@ -246,6 +269,7 @@ def load_command(
         home_share=mix,
         seed=seed,
         is_filtered=not unfiltered,
+        every_ms=every_ms,
     )
     plan = LoadPlan(
         url=url,
@@ -260,6 +284,7 @@ def load_command(
         rate=rate,
         publisher_url=publisher,
         processes=processes,
+        encoding=encoding,
         health_url=health_url or health_beside(url),
     )
     _carry_out(plan, [*INTEGRITY, *_criteria(expected)], json_file)

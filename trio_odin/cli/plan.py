@@ -16,6 +16,7 @@ from trio_odin.lab.model.comparison import Quote, compare
 from trio_odin.lab.model.fit import BadFigure, TooLittle, fit, predictions
 from trio_odin.lab.model.model import ENDLESS, Costs, Demand, Instance
 from trio_odin.lab.model.tables import Prices, read_costs, read_prices
+from trio_odin.lab.model.wire import ENCODINGS
 from trio_odin.lab.report.folder import read_verdict
 from trio_odin.lab.verdict import LabResult
 
@@ -23,6 +24,7 @@ _TABLE_CHARS = 100
 _TOKENS_MAX = 1_000_000
 _VCPUS_MAX = 1_024
 _MIB_MAX = 2**30
+_EVERY_MS = (0, 1000, 250)
 
 
 def _home_share(_: click.Context, __: click.Parameter, text: str) -> float:
@@ -95,6 +97,18 @@ def _lab_result(_: click.Context, __: click.Parameter, path: Path | None) -> Lab
     help="Size of an event; affects only the network and its cost.",
 )
 @click.option(
+    "--every-ms",
+    type=click.IntRange(min=0, max=3_600_000),
+    metavar="N",
+    help="Users ask for at most one update of a channel in N milliseconds; 0: for every event.  "
+    "[default: traffic of 0, 250 and 1000, machines of 0]",
+)
+@click.option(
+    "--encoding",
+    type=click.Choice(ENCODINGS),
+    help="Encoding of the events.  [default: traffic of all, machines of plain]",
+)
+@click.option(
     "--machine",
     default="e2-standard-2",
     metavar="NAME",
@@ -150,6 +164,8 @@ def plan_command(
     tokens: int,
     rate: float,
     payload_bytes: int,
+    every_ms: int | None,
+    encoding: str | None,
     machine: str,
     workers: int,
     spare: int,
@@ -158,7 +174,10 @@ def plan_command(
     lab_result: LabResult | None,
     json_file: BinaryIO | None,
 ) -> None:
-    """Compute the machines that a number of users needs, and their cost a month.
+    """Compute the traffic to a number of users, the machines that they need, and the cost a month.
+
+    The traffic comes first, as it costs most: of every event, or of the newest event of each
+    channel at each tick of a rate (--every-ms); as plain text or compressed (--encoding).
 
     An event goes to all subscribers of its token, so deliveries a second are users × subscriptions
     ÷ tokens × events a second. CPU is deliveries times the cost of each; memory is users times the
@@ -167,6 +186,7 @@ def plan_command(
 
     \b
       trio-odin plan --users 50000 --home 60% --rate 30 --workers 2
+      trio-odin plan --rate 30 --every-ms 1000 --encoding z1
       trio-odin plan --machine e2-small --target-cpu 60 --json figures.json
       trio-odin plan --machine 4,16384,120 --workers 3 --users 40000
       trio-odin plan --fit docs/capacity
@@ -183,6 +203,8 @@ def plan_command(
             tokens=tokens,
             rate=rate,
             payload_bytes=payload_bytes,
+            every_ms=every_ms or 0,
+            encoding=encoding or "plain",
         )
     except ValueError as error:
         raise click.UsageError(
@@ -198,8 +220,16 @@ def plan_command(
         target_cpu_percent=target_cpu,
         spare=spare,
         predictions=None if lab_result is None else predictions(lab_result),
+        ways=_ways(every_ms, encoding),
     )
     _show(quote, json_file)
+
+
+def _ways(every_ms: int | None, encoding: str | None) -> list[tuple[int, str]]:
+    """The rates and encodings to compare: those that were given, or all usual ones."""
+    rates = _EVERY_MS if every_ms is None else [every_ms]
+    encodings = ENCODINGS if encoding is None else [encoding]
+    return [(rate, one) for rate in rates for one in encodings]
 
 
 def _show(quote: Quote, json_file: BinaryIO | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import attrs
+
 from tests.lab.origin import ORIGIN
 from trio_odin.lab.bench.record import BenchReport, Stage, Storm, TargetReport
 
@@ -31,6 +33,42 @@ W = Stage(
     client_us=1.0,
     client_cores=0.5,
 )
+RATES = [
+    attrs.evolve(
+        W,
+        name="rates",
+        users=users,
+        every_ms=every_ms,
+        rate=rate,
+        cores=cores,
+        skipped=skipped,
+        frames_per_second=9_000.0,
+        delivery_wire_bytes=330.4,
+    )
+    for users, every_ms, rate, cores, skipped in [
+        ("mix", 0, 30.0, 0.44, 0),
+        ("mix", 1000, 30.0, 0.11, 5),
+        ("mix", 1000, 3000.0, 0.31, 5_000),
+        ("W", 1000, 30.0, 0.7, 6),
+    ]
+]
+COMPRESSION = [
+    attrs.evolve(
+        W,
+        name="compression",
+        users=users,
+        every_ms=every_ms,
+        encoding=encoding,
+        delivery_wire_bytes=wire_bytes,
+        connection_kib=kib,
+    )
+    for users, every_ms, encoding, wire_bytes, kib in [
+        ("W", 0, "plain", 400.0, 10.0),
+        ("W", 0, "z1", 140.0, 10.25),
+        ("home", 1000, "plain", 300.0, 12.0),
+        ("home", 1000, "z1", 90.0, None),
+    ]
+]
 
 
 def report_of(*targets: TargetReport) -> BenchReport:

@@ -6,9 +6,9 @@ from pathlib import Path
 import attrs
 import pytest
 
-from tests.lab.bench.made_up import STORM, W, report_of
+from tests.lab.bench.made_up import COMPRESSION, RATES, STORM, W, report_of
 from trio_odin.lab.bench.plot import plot, short_title
-from trio_odin.lab.bench.record import TargetReport
+from trio_odin.lab.bench.record import Stage, TargetReport
 
 RAMP = attrs.evolve(W, name="ramp", rate=200.0, received=3900, lost=100, p99_ms=900.0)
 MOST = attrs.evolve(STORM, connected=9_990)
@@ -30,7 +30,10 @@ PARTIAL = [
 ]
 
 
-@pytest.mark.parametrize("targets", [WHOLE, PARTIAL, WHOLE + PARTIAL, []])
+RATED = attrs.evolve(WHOLE[0], stages=[*WHOLE[0].stages, *RATES, *COMPRESSION])
+
+
+@pytest.mark.parametrize("targets", [WHOLE, PARTIAL, WHOLE + PARTIAL, [], [RATED]])
 def test_an_svg_names_every_target_and_unit_and_is_reproducible(
     targets: list[TargetReport], tmp_path: Path
 ) -> None:
@@ -43,6 +46,26 @@ def test_an_svg_names_every_target_and_unit_and_is_reproducible(
         assert f">{short_title(target)}<" in text
     for unit in (">µs<", ">KiB<", ">seconds<", ">deliveries per second<", ">p99 latency, ms<"):
         assert unit in text
+
+
+def test_the_stages_of_rates_and_compression_have_a_panel_each(tmp_path: Path) -> None:
+    plot(report_of(*WHOLE), tmp_path / "without.svg")
+    plot(report_of(RATED), tmp_path / "with.svg")
+    without, drawn = (
+        html.unescape((tmp_path / name).read_text()) for name in ("without.svg", "with.svg")
+    )
+    for text in (
+        *(">every event<", ">an update every 1,000 ms<", ">events per second of the market<"),
+        *(">z1, batches at 100/s<", ">plain, single<", ">140<"),
+    ):
+        assert text in drawn
+        assert text not in without
+
+
+@pytest.mark.parametrize("stages", [RATES, COMPRESSION, RATES[:1]])
+def test_one_of_the_two_stages_is_enough(stages: list[Stage], tmp_path: Path) -> None:
+    plot(report_of(attrs.evolve(RATED, stages=stages, storm=None)), tmp_path / "one.svg")
+    assert (tmp_path / "one.svg").stat().st_size > 1000
 
 
 def test_a_png_is_a_png(tmp_path: Path) -> None:

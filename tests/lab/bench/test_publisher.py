@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Sequence
 
 import pytest
 import trio
@@ -20,9 +21,9 @@ class Publishing:
         self.events: list[Event] = []
         self._pause = pause
 
-    async def __call__(self, event: Event) -> None:
-        await trio.sleep(self._pause)
-        self.events.append(event)
+    async def __call__(self, events: Sequence[Event]) -> None:
+        await trio.sleep(self._pause * len(events))
+        self.events += events
 
 
 async def published(rate: float, seconds: float, pause: float = 0.0) -> tuple[_Publisher, int]:

@@ -9,10 +9,21 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from tests.lab.bench.made_up import STORM, W, report_of
-from tests.lab.load.made_up import load_result
+from tests.lab.bench.made_up import COMPRESSION, RATES, STORM, W, report_of
+from tests.lab.load.made_up import WORKLOAD, load_result
 from trio_odin.lab.bench.record import BenchReport, Stage, TargetReport, as_json
-from trio_odin.lab.bench.report import beside, latencies_by_rate, render, rows, summary
+from trio_odin.lab.bench.report import (
+    COMPRESSION_HEAD,
+    RATES_HEAD,
+    amiss,
+    beside,
+    compression_rows,
+    latencies_by_rate,
+    rates_rows,
+    render,
+    rows,
+    summary,
+)
 from trio_odin.lab.fleet.latency import durations
 from trio_odin.lab.load.result import ServerFigures
 
@@ -120,6 +131,12 @@ def test_the_table_is_printed_with_the_failures_below_it() -> None:
     assert text.rstrip().endswith("broken: broken did not start: no such file")
 
 
+def test_a_bench_without_a_finished_target_says_on_what_it_was() -> None:
+    output = io.StringIO()
+    render(report_of(), Console(file=output, width=200))
+    assert "network: loopback" in output.getvalue()
+
+
 def test_a_bench_over_the_bridge_says_so() -> None:
     output = io.StringIO()
     report = attrs.evolve(report_of(OURS), network="bridge")
@@ -132,6 +149,74 @@ def test_a_record_without_a_network_is_of_loopback() -> None:
     (old,) = json.loads(as_json([report_of(OURS)]))
     del old["network"]
     assert msgspec.convert(old, BenchReport).network == "loopback"
+
+
+# --- rates and compression
+
+ALONE = TargetReport(name="odin", title="trio-odin", is_ours=True, stages=[*RATES, *COMPRESSION])
+
+
+def test_each_load_with_a_rate_has_a_row() -> None:
+    found = [dict(zip(RATES_HEAD, row, strict=True)) for row in rates_rows(report_of(FLOOR, ALONE))]
+    assert len(found) == len(RATES)
+    assert found[2] == {
+        "server": "trio-odin",
+        "users": "80 % home page, 20 % one token",
+        "an update": "every 1,000 ms",
+        "events a second": "3,000",
+        "CPU": "0.31 cores",
+        "writes a second": "9,000",
+        "deliveries a second": "50,000",
+        "bytes a delivery": "330",
+        "p50 / p99": "3 / 25 ms",
+        "skipped": "5,000",
+        "unexplained": "0",
+    }
+    assert found[0]["an update"] == "of every event"
+
+
+def test_each_encoding_is_compared_with_plain_text_of_the_same_users() -> None:
+    found = [
+        dict(zip(COMPRESSION_HEAD, row, strict=True)) for row in compression_rows(report_of(ALONE))
+    ]
+    _, z1, plain_batches, z1_batches = found
+    assert (z1["bytes a delivery"], z1["of a plain event"]) == ("140", "0.35 ×")
+    assert (z1["CPU a delivery"], z1["CPU of plain"]) == ("6.0 µs", "1.00 ×")
+    assert (z1["memory a connection"], z1["over plain"]) == ("10.2 KiB", "+0.25 KiB")
+    assert plain_batches["over plain"] == "+0.00 KiB"
+    assert z1_batches["of a plain event"] == "0.23 ×"
+    assert plain_batches["of a plain event"] == "0.75 ×"
+    assert (z1_batches["users"], z1_batches["over plain"]) == ("home page", DASH)
+
+
+def test_the_stages_of_trio_odin_alone_are_printed_without_the_table_of_the_others() -> None:
+    output = io.StringIO()
+    render(report_of(ALONE), Console(file=output, width=200))
+    text = output.getvalue()
+    assert "Rates" in text
+    assert "Compression" in text
+    assert "connected and subscribed" not in text
+
+
+def test_what_is_amiss_names_the_rate_or_the_encoding() -> None:
+    stages = [attrs.evolve(RATES[2], unexplained=2), attrs.evolve(COMPRESSION[3], lost=1)]
+    assert list(amiss(attrs.evolve(ALONE, stages=stages))) == [
+        (
+            "not complete in rates (mix, every 1,000 ms) at 3000 events a second: "
+            "lost 0, repeated 0, foreign 0, gaps 0, unexplained 2"
+        ),
+        (
+            "not complete in compression (home, every 1,000 ms, z1) at 100 events a second: "
+            "lost 1, repeated 0, foreign 0, gaps 0, unexplained 0"
+        ),
+    ]
+
+
+def test_without_w_only_the_stages_of_trio_odin_alone_can_be_perfect() -> None:
+    assert report_of(ALONE).is_perfect
+    assert not report_of(attrs.evolve(ALONE, stages=[])).is_perfect
+    broken = [*RATES, attrs.evolve(RATES[0], unexplained=1)]
+    assert not report_of(attrs.evolve(ALONE, stages=broken)).is_perfect
 
 
 # --- results of a load
@@ -160,6 +245,41 @@ def test_a_stage_has_the_figures_of_its_load() -> None:
     assert stage.p99_ms == pytest.approx(40, rel=0.01)
     assert (stage.disconnects, stage.client_us, stage.frames_per_read) == (3, 20, 1.5)
     assert (stage.others_cores, stage.published_late_ms) == (0, 7)
+
+
+def test_a_stage_has_the_rate_and_the_bytes_of_its_load() -> None:
+    load = load_result(
+        workload=attrs.evolve(WORKLOAD, every_ms=250),
+        encoding="z1",
+        skipped=70,
+        unexplained=1,
+        received_per_second=5_000.0,
+        frames_per_second=1_250.0,
+        delivery_bytes=80.5,
+        delivery_wire_bytes=93.5,
+        server=ServerFigures(connection_kib=10.5),
+    )
+    stage = Stage.of("rates", load, 0.0, "mix")
+    assert (stage.users, stage.every_ms, stage.encoding) == ("mix", 250, "z1")
+    assert (stage.skipped, stage.unexplained, stage.is_complete) == (70, 1, False)
+    assert (stage.frames_per_second, stage.frames_events) == (1_250, 4)
+    assert (stage.delivery_bytes, stage.delivery_wire_bytes) == (80.5, 93.5)
+    assert stage.connection_kib == 10.5
+
+
+def test_the_model_gets_the_bytes_of_complete_loads_with_compression() -> None:
+    broken = attrs.evolve(COMPRESSION[0], lost=1)
+    samples = list(attrs.evolve(ALONE, stages=[*RATES, *COMPRESSION, broken]).wire_samples())
+    assert not samples  # without frames there is nothing to divide
+    stages = [
+        attrs.evolve(stage, frames_per_second=100.0, frames_events=4.5)
+        for stage in (*RATES, *COMPRESSION, broken)
+    ]
+    samples = list(attrs.evolve(ALONE, stages=stages).wire_samples())
+    assert [(s.encoding, s.is_batched, s.bytes_of_event) for s in samples] == [
+        ("plain", False, 400.0), ("z1", False, 140.0), ("plain", True, 300.0), ("z1", True, 90.0),
+    ]  # fmt: skip
+    assert {(s.events_of_write, s.us_of_event) for s in samples} == {(4.5, 6.0)}
 
 
 def test_a_load_on_a_remote_server_leaves_its_cost_unknown() -> None:

@@ -100,7 +100,7 @@ async def test_a_small_lab_on_loopback_checks_and_measures(tmp_path: Path) -> No
 
     assert not result.passed
     assert not result.interrupted
-    assert result.not_run == [1, *range(5, 14)]
+    assert result.not_run == [1, *range(5, 16)]
     assert result.settings["WS_MAX_CONNECTIONS"] == "10000"
     assert result.provenance.settings == changed_settings(SERVER_SETTINGS)
     assert [number for number, _ in told.begun] == [2, 3, 4]
@@ -203,9 +203,9 @@ def test_down_removes_the_leftovers_of_a_killed_lab_on_loopback(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--stages", "0"], "'0': allowed are all, or numbers from 1 to 13"),
-        (["--stages", "2-14"], "'2-14': allowed are all, or numbers from 1 to 13"),
-        (["--stages", "one"], "'one': allowed are all, or numbers from 1 to 13"),
+        (["--stages", "0"], "'0': allowed are all, or numbers from 1 to 15"),
+        (["--stages", "2-16"], "'2-16': allowed are all, or numbers from 1 to 15"),
+        (["--stages", "one"], "'one': allowed are all, or numbers from 1 to 15"),
         (["--hold", "4"], "4.0 is not in the range"),
         (["--prefix", "Odin-1", "--stages", "1"], "Odin-1"),
     ],
@@ -248,6 +248,6 @@ def test_down_takes_the_prefix_of_a_lab() -> None:
 
 def test_the_help_names_every_stage() -> None:
     done = subprocess.run([*LAB, "--help"], capture_output=True, text=True, timeout=30, check=True)
-    for number in range(1, 14):
+    for number in range(1, 16):
         assert stage_of(number).title in done.stdout
     assert "\\b" not in done.stdout

@@ -24,7 +24,7 @@ def bounds(number: int, source: str) -> dict[str, float]:
 
 
 def test_the_stages_are_numbered_from_one_without_a_gap() -> None:
-    assert [stage.number for stage in STAGES] == list(range(1, 14))
+    assert [stage.number for stage in STAGES] == list(range(1, 16))
     assert len({stage.title for stage in STAGES}) == len(STAGES)
 
 
@@ -45,6 +45,14 @@ def test_the_plans_tests_have_the_plans_figures(
     stage = stage_of(number)
     assert (stage.connections, stage.rate) == (connections, rate)
     assert bounds(number, "plan") == bound
+
+
+def test_rates_and_compression_have_a_stage_each_with_all_users() -> None:
+    rates, compression = stage_of(14), stage_of(15)
+    assert (rates.connections, rates.rate, rates.every_ms) == (10_000, 300, 1_000)
+    assert bounds(14, "ours") | {"writes": 10_000, "cores": 0.5, "lost": 0} == bounds(14, "ours")
+    assert (compression.connections, compression.encoding) == (10_000, "z1")
+    assert bounds(15, "ours")["bytes"] == pytest.approx(0.45 * 371, abs=0.5)
 
 
 def test_the_plan_holds_its_fifth_test_for_half_an_hour() -> None:

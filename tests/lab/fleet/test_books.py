@@ -52,8 +52,10 @@ def figures(books: Books) -> dict[str, Any]:
 
 
 def of_numbers(books: Books) -> dict[str, Any]:
-    """The same by number only, and without the latencies."""
+    """The same by number only, without the latencies, and without what only batches have."""
     found = figures(books)
+    assert found.pop("frames") == found["received"]
+    assert (found.pop("skipped"), found.pop("unexplained")) == (0, 0)
     del found["buckets"]
     found["deliveries"] = {number: times for (number, _), times in found["deliveries"].items()}
     return found

@@ -16,7 +16,9 @@ from trio_odin.lab.fleet.dialects import Odin
 from trio_odin.lab.fleet.events import KINDS, Event, bench_event, market_event, payload_of
 
 CHANNEL = st.from_regex(r"[A-Z0-9]{1,10}\.[a-z]{1,10}", fullmatch=True)
-EVENTS = st.builds(Event, st.integers(0, 10**9), st.integers(0, 10**18), CHANNEL, st.just(True))
+EVENTS = st.builds(
+    Event, st.integers(0, 10**9), st.integers(0, 10**18), CHANNEL, st.just(True), st.just(0)
+)
 AROUND = st.binary(max_size=30).map(lambda some: some.replace(b'"', b"'"))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -26,6 +28,20 @@ JSON = st.recursive(
 
 
 # --- the bench's
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_event_has_the_number_of_those_that_gave_way_to_it(kind: str) -> None:
+    payload = payload_of(Event(7, 1000, "BTC.trade"), 60)
+    tail = (
+        b',"ts":1000,"type":"price:update","priority":1,"data":%b,"channel":"BTC.trade"' % payload
+    )
+    found = KINDS[kind].event_in(tail + b',"offset":9,"skipped":12,"skipped_total":30}')
+    assert found is not None
+    assert (found.channel, found.skipped) == ("BTC.trade", 12)
+    found = KINDS[kind].event_in(tail + b',"offset":9}')
+    assert found is not None
+    assert found.skipped == 0
 
 
 @given(EVENTS, st.integers(0, 500), AROUND, AROUND)

@@ -18,6 +18,11 @@ from tests.lab.fleet.rig import (
     figures,
     rig_of,
 )
+from tests.lab.fleet.test_compressed import ID, pages
+from tests.lab.fleet.wire import DICTIONARY
+from trio_odin.lab.fleet.dictionary import DictionaryUnavailable, fetch
+from trio_odin.lab.fleet.plan import FleetPlan
+from trio_odin.lab.fleet.workload import Workload
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +138,24 @@ def test_the_host_of_an_ipv6_address_is_in_brackets() -> None:
         client, far = rig.client(step="connect")
         rig.fleet.advance(client.socket.fileno())
         assert b"\r\nHost: [::1]:80\r\n" in far.recv(4096)
+
+
+def test_a_dictionary_comes_over_tls_from_the_address_of_the_connections(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name is not one that could be resolved."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    with pages({ID: DICTIONARY}, context) as port:
+        plan = FleetPlan(
+            host="127.0.0.1",
+            port=port,
+            name="odin.test",
+            is_tls=True,
+            workload=Workload(channels=[]),
+            connections=1,
+        )
+        with pytest.raises(DictionaryUnavailable, match="certificate verify failed"):
+            fetch(plan, f"/dictionary/{ID}", ID)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert fetch(plan, f"/dictionary/{ID}", ID) == DICTIONARY

@@ -60,7 +60,16 @@ def test_the_flags_become_a_plan(carried: Carried) -> None:
         *("wss://odin.example/ws", "--connections", "500", "--channels-per-connection", "3"),
         *("--tokens", "BTC,ETH,SOL", "--hold", "7", "--idle", "2", "--ramp", "50", "--reconnect"),
         *("--churn", "5", "--cut", "--publisher", "http://x:3003", "--rate", "12"),
-        *("--processes", "2", "--health-url", "http://x:3004/health", "--seed", "9"),
+        *(
+            "--encoding",
+            "z1",
+            "--processes",
+            "2",
+            "--health-url",
+            "http://x:3004/health",
+            "--seed",
+            "9",
+        ),
     )
     assert ended.exit_code == 0, ended.output
     plan = carried.plan
@@ -72,6 +81,13 @@ def test_the_flags_become_a_plan(carried: Carried) -> None:
     assert plan.workload.channels == ["BTC.trade", "ETH.trade", "SOL.trade"]
     assert (plan.workload.channels_per_connection, plan.workload.seed) == (3, 9)
     assert plan.workload.is_filtered
+    assert plan.encoding == "z1"
+
+
+def test_a_rate_is_a_part_of_the_workload(carried: Carried) -> None:
+    ended = load("--every-ms", "1000", "--encoding", "deflate")
+    assert ended.exit_code == 0, ended.output
+    assert (carried.plan.workload.every_ms, carried.plan.encoding) == (1000, "deflate")
 
 
 def test_a_test_of_the_plan_sets_the_flags_that_are_not_given(carried: Carried) -> None:
@@ -114,6 +130,7 @@ def test_without_flags_the_plan_is_that_of_the_help_text(carried: Carried) -> No
     assert plan.health_url == "http://127.0.0.1:3002/health"
     assert (plan.publisher_url, plan.rate, plan.workload.home_share) == (None, None, None)
     assert len(plan.workload.channels) == 10
+    assert (plan.workload.every_ms, plan.encoding) == (0, "plain")
 
 
 @pytest.mark.parametrize(
@@ -154,6 +171,8 @@ def test_a_malformed_mix_is_refused_with_the_allowed_form(text: str) -> None:
         (["ws://[x/ws"], "'ws://[x/ws' is no address like ws://127.0.0.1:3002/ws"),
         (["--health-url", "x"], "'x' is no address of a server's health page"),
         (["--churn", "1", "--connections", "1"], "allowed is 2 connections or more"),
+        (["--every-ms", "250", "--cut"], "250 ms with a cut: then it is unknown what is missing"),
+        (["--every-ms", "250", "--unfiltered"], "250 ms without a subscription"),
         (
             ["--channels-per-connection", "11"],
             "11 channels a connection: with 10 tokens, allowed is 1 to 10",
@@ -173,9 +192,9 @@ def test_an_impossible_plan_gives_a_sentence_and_exit_code_2(
 @pytest.mark.parametrize(
     ("outcome", "code", "said"),
     [
-        (load_result(), 0, "passed: 11 of 11 criteria"),
+        (load_result(), 0, "passed: 12 of 12 criteria"),
         (load_result(lost=1), 1, "not met: deliveries lost: at most 0, measured 1"),
-        (load_result(lost=1), 1, "NOT passed: 10 of 11 criteria"),
+        (load_result(lost=1), 1, "NOT passed: 11 of 12 criteria"),
         (load_result(connected=99), 1, "not met: connected and subscribed: at least 100 %"),
         (load_result(publications=0), 1, "not tested: no event came"),
         (load_result(received=0), 0, "no event came: somebody has to publish"),

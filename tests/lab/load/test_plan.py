@@ -58,6 +58,7 @@ from trio_odin.lab.load.result import Progress, Sample
         ({"churn_per_second": -2.5}, "churn of -2.5 a second: allowed is a number, 0 or more"),
         ({"rate": 0.0}, "rate of 0 a second: allowed is a number above 0"),
         ({"rate": math.nan}, "rate of nan a second: allowed is a number above 0"),
+        ({"workload": attrs.evolve(WORKLOAD, every_ms=-1)}, "an update every -1 ms: allowed is 0"),
         (
             {"churn_per_second": 5.0, "connections": 1},
             "churn of 5 a second with 1 connections: allowed is 2 connections or more",

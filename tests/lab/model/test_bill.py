@@ -28,9 +28,9 @@ def forecast_of(users: int) -> Forecast:
     return forecast(Demand(users=users, rate=1.0), PLAN_COSTS, MACHINE)
 
 
-def items(users: int, **options: int) -> dict[str, Item]:
+def items(users: int, spare: int = 1) -> dict[str, Item]:
     demand = Demand(users=users, rate=1.0)
-    found = bill(demand, forecast_of(users), MACHINE, TARIFF, **options)
+    found = bill(demand, forecast_of(users), MACHINE, TARIFF, spare=spare)
     return {item.what: item for item in found}
 
 

@@ -182,6 +182,8 @@ def test_stages_without_plain_figures_do_not_count() -> None:
         with_load(odd, lost=1),
         with_load(odd, workload=attrs.evolve(workload, channels=[])),
         with_load(odd, workload=attrs.evolve(workload, is_filtered=False)),
+        with_load(odd, workload=attrs.evolve(workload, every_ms=1000)),
+        with_load(odd, encoding="z1"),
         with_load(odd, interrupted=True),
         with_load(odd, received_per_second=0.0),
         with_load(odd, hold_seconds=0.0),

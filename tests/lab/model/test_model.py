@@ -18,6 +18,7 @@ from trio_odin.lab.model.model import (
     forecast,
 )
 from trio_odin.lab.model.tables import read_costs, read_prices, write_costs
+from trio_odin.lab.model.wire import FIRST_WIRE
 
 MACHINE = read_prices().machines["e2-standard-2"]
 OURS = Costs(
@@ -167,7 +168,7 @@ def test_the_network_bounds_large_events() -> None:
     large = Demand(payload_bytes=20_000, rate=1)
     found = forecast(large, OURS, MACHINE, workers=2)
     assert found.bound_by == "network"
-    sent = large.of(found.max_connections).bytes_per_second * 8 / 1e9
+    sent = large.of(found.max_connections).bytes_per_second(FIRST_WIRE) * 8 / 1e9
     assert sent == pytest.approx(4, rel=1e-3)
     unknown = attrs.evolve(MACHINE, egress_gbit=None)
     assert forecast(large, OURS, unknown).max_by_network == ENDLESS
@@ -205,16 +206,20 @@ def test_an_event_costs_less_at_a_higher_rate() -> None:
 
 def test_the_bytes_include_the_envelope_tls_and_headers() -> None:
     demand = Demand()
-    each = demand.bytes_per_second / demand.writes_per_second
+    each = demand.bytes_per_second(FIRST_WIRE) / demand.writes_per_second
     # TCP and IP take 52 bytes, a TLS record 22.
     assert 200 + 52 + 22 + 80 < each < 200 + 52 + 22 + 140
     large = Demand(payload_bytes=10_000)
     # Eight segments of 1,448 bytes.
-    assert large.bytes_per_second / large.writes_per_second - each == pytest.approx(9800 + 7 * 52)
-    assert demand.bytes_per_month == pytest.approx(demand.bytes_per_second * 2.628e6)
+    assert large.bytes_per_second(FIRST_WIRE) / large.writes_per_second - each == pytest.approx(
+        9800 + 7 * 52
+    )
+    assert demand.bytes_per_month(FIRST_WIRE) == pytest.approx(
+        demand.bytes_per_second(FIRST_WIRE) * 2.628e6
+    )
     # A record has at most 16,384 bytes, so this payload takes two.
     larger = Demand(payload_bytes=20_000)
-    more = larger.bytes_per_second / larger.writes_per_second - each
+    more = larger.bytes_per_second(FIRST_WIRE) / larger.writes_per_second - each
     assert (round(more) - 19_800 - 22) % 52 == 0
 
 

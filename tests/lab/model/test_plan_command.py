@@ -12,6 +12,8 @@ from click.testing import CliRunner, Result
 from tests.lab.model.stages import SHAPES, TRUTH, lab_of, stages_of
 from trio_odin.cli import plan as plan_module
 from trio_odin.cli.plan import plan_command
+from trio_odin.lab.model.tables import read_costs
+from trio_odin.lab.model.wire import ENCODINGS
 from trio_odin.lab.report.series import without_series, write_series
 
 
@@ -271,3 +273,61 @@ def test_the_help_shows_examples() -> None:
     result = plan("--help")
     assert "  trio-odin plan --users 50000 --home 60% --rate 30 --workers 2\n" in result.output
     assert "\\b" not in result.output
+
+
+# --- traffic
+
+
+def egress_of(tmp_path: Path, *arguments: str) -> list[dict[str, Any]]:
+    path = tmp_path / "figures.json"
+    result = plan(*arguments, "--json", str(path))
+    assert result.exit_code == 0, result.output
+    found: list[dict[str, Any]] = json.loads(path.read_bytes())["egress"]
+    return found
+
+
+def test_the_traffic_comes_first_by_every_rate_and_encoding(tmp_path: Path) -> None:
+    output = plan().output
+    assert output.index("Traffic to the users") < output.index("On e2-standard-2")
+    found = egress_of(tmp_path)
+    assert [(one["every_ms"], one["encoding"]) for one in found] == [
+        (every_ms, encoding) for every_ms in (0, 1000, 250) for encoding in ENCODINGS
+    ]
+    assert found[0]["month_tb"] == pytest.approx(15.0, abs=0.05)
+    assert round(found[0]["monthly_usd"]) == 1435
+    assert f"{found[5]['monthly_usd']:,.0f}" in output
+
+
+def test_a_rate_or_an_encoding_selects_rows_and_is_that_of_the_machines(tmp_path: Path) -> None:
+    found = egress_of(tmp_path, "--every-ms", "500", "--rate", "30")
+    assert [(one["every_ms"], one["encoding"]) for one in found] == [
+        (500, encoding) for encoding in ENCODINGS
+    ]
+    (one,) = egress_of(tmp_path, "--every-ms", "1000", "--encoding", "z1", "--rate", "30")
+    said = words(plan("--every-ms", "1000", "--encoding", "z1", "--rate", "30"))
+    assert "an update every 1,000 ms at most; z1: " in said
+    assert "8,190 writes a second" in said
+    assert f"GiB │ {one['monthly_usd']:,.0f}" in said
+    assert one["writes_per_second"] == pytest.approx(8190, abs=1)
+    assert [row["every_ms"] for row in egress_of(tmp_path, "--encoding", "deflate")] == [
+        0, 1000, 250,
+    ]  # fmt: skip
+
+
+def test_the_source_of_the_bytes_is_named() -> None:
+    costs = read_costs()
+    assert costs is not None
+    assert f"Bytes, with TCP/IP headers and TLS: {costs.wire.source}" in words(plan())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--every-ms", "-1"], "-1 is not in the range"),
+        (["--encoding", "gzip"], "'gzip' is not one of 'plain', 'deflate', 'z1'"),
+    ],
+)
+def test_a_wrong_rate_or_encoding_is_refused(arguments: list[str], sentence: str) -> None:
+    result = plan(*arguments)
+    assert result.exit_code == 2
+    assert sentence in words(result)

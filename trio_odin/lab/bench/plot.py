@@ -1,4 +1,8 @@
-"""Draws the results of a bench in one figure: three bar panels, and a line per target."""
+"""Draws the results of a bench in one figure: three bar panels, and a line per target.
+
+With the stage of rates there are two more panels: CPU against the market's rate, and the bytes of a
+delivery.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,16 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-from trio_odin.lab.bench.record import BenchReport, TargetReport, w_of
+from trio_odin.lab.bench.record import BenchReport, Stage, TargetReport, w_of
 
 SUFFIXES = (".svg", ".png")
 # An inch of an SVG is 96 pixels of a browser: the figure is 900 wide.
 _WIDTH_INCHES = 900 / 96
 _BAR_INCHES, _FRAME_INCHES, _LINES_INCHES = 0.36, 1.45, 3.7
+_RATES_INCHES = 3.2
 _LEGEND_COLUMNS = 4
 _PNG_DPI = 192
 _TITLE_MAX = 24
@@ -68,12 +73,28 @@ def plot(report: BenchReport, path: Path) -> None:
         mpl.rcdefaults()
         mpl.rcParams.update(_RC)
         bars_inches = _FRAME_INCHES + _BAR_INCHES * max(1, len(report.targets))
-        figure = Figure((_WIDTH_INCHES, bars_inches + _LINES_INCHES), layout="constrained")
-        grid = figure.add_gridspec(2, 3, height_ratios=(bars_inches, _LINES_INCHES))
-        _draw_bars([figure.add_subplot(grid[0, column]) for column in range(3)], report)
-        _draw_latency(figure, figure.add_subplot(grid[1, :]), report.targets)
+        alone = _with_rates(report)
+        inches = bars_inches + _LINES_INCHES
+        whole = inches + _RATES_INCHES * (alone is not None)
+        figure = Figure((_WIDTH_INCHES, whole), layout="constrained")
+        upper: FigureBase = figure
+        if alone is not None:
+            ratios = (inches, _RATES_INCHES)
+            upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=ratios)[:, 0]
+            rates, sizes = lower.subplots(1, 2)
+            _draw_rates(rates, alone.named("rates"))
+            _draw_bytes(sizes, alone.named("compression"))
+        grid = upper.add_gridspec(2, 3, height_ratios=(bars_inches, _LINES_INCHES))
+        _draw_bars([upper.add_subplot(grid[0, column]) for column in range(3)], report)
+        _draw_latency(upper, upper.add_subplot(grid[1, :]), report.targets)
         metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
         figure.savefig(path, dpi=_PNG_DPI, facecolor="white", metadata=metadata)
+
+
+def _with_rates(report: BenchReport) -> TargetReport | None:
+    """The first target with the stages of trio-odin alone."""
+    alone = (one for one in report.targets if one.named("rates") or one.named("compression"))
+    return next(alone, None)
 
 
 def short_title(target: TargetReport) -> str:
@@ -144,7 +165,7 @@ def _bars(
     axes.set_xlabel(unit)
 
 
-def _draw_latency(figure: Figure, axes: Axes, targets: Sequence[TargetReport]) -> None:
+def _draw_latency(figure: FigureBase, axes: Axes, targets: Sequence[TargetReport]) -> None:
     """Draw a line per target in the order of the steps; past its peak a line turns back."""
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -181,3 +202,47 @@ def _draw_latency(figure: Figure, axes: Axes, targets: Sequence[TargetReport]) -
     axes.grid(linewidth=0.6)
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", ncols=_LEGEND_COLUMNS)
+
+
+def _draw_rates(axes: Axes, stages: Sequence[Stage]) -> None:
+    """Draw a line for each rate that the plan's users ask for; without a rate first."""
+    axes.set_xscale("log")
+    mixed = [stage for stage in stages if stage.users == "mix" and stage.cores is not None]
+    for number, every_ms in enumerate(sorted({stage.every_ms for stage in mixed})):
+        line = sorted((s.rate, s.cores) for s in mixed if s.every_ms == every_ms)
+        axes.plot(
+            *zip(*line, strict=True),
+            color=_COLOURS[number % len(_COLOURS)],
+            marker=_MARKERS[number % len(_MARKERS)],
+            label=f"an update every {every_ms:,} ms" if every_ms else "every event",
+        )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.set_title("CPU against the market, the plan's users")
+    axes.set_xlabel("events per second of the market")
+    axes.set_ylabel("cores")
+    axes.grid(linewidth=0.6)
+    if mixed:
+        axes.legend()
+
+
+def _draw_bytes(axes: Axes, stages: Sequence[Stage]) -> None:
+    """Draw a bar for each encoding, with single events and with batches."""
+    labels = [
+        f"{stage.encoding}, " + (f"batches at {stage.rate:g}/s" if stage.every_ms else "single")
+        for stage in stages
+    ]
+    places = range(len(stages))
+    colours = [_COLOURS[bool(stage.every_ms)] for stage in stages]
+    bars = axes.barh(places, [stage.delivery_wire_bytes for stage in stages], 0.62, color=colours)
+    axes.bar_label(bars, fmt="{:,.0f}", padding=4)
+    axes.margins(x=0.15)
+    axes.set_yticks(places, labels)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x", linewidth=0.6)
+    axes.set_title("Bytes per delivery, with TCP/IP headers")
+    axes.set_xlabel("bytes")

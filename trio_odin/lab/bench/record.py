@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import attrs
 import msgspec
 
 from trio_odin.lab.load.result import LoadResult
+from trio_odin.lab.model.wire import Sample
 from trio_odin.lab.provenance import Provenance
 
 KIB = 1024
@@ -46,6 +47,14 @@ class Stage:
         client_us: CPU of the clients per delivery.
         client_cores: CPU of the clients by time; `busiest_client_cores`: of the busiest process.
         others_cores: CPU of the machine by time that was used by other programs.
+        users, every_ms, encoding: of the stages "rates" and "compression": the workload, the rate
+            that each connection asks for, and how its events are encoded.
+        skipped: deliveries that gave way to newer ones of their channel, as was reported.
+        unexplained: breaks of a channel's chain that were not reported.
+        frames_per_second: messages with events: the server's writes, unless it joins them.
+        frames_events: events of such a message.
+        delivery_bytes, delivery_wire_bytes: of one delivery, see `LoadResult`.
+        connection_kib: memory that a connection has added to a new server.
         published_late_ms: greatest delay of a publication; the latencies include it.
     """
 
@@ -73,9 +82,19 @@ class Stage:
     published_late_ms: float = 0.0
     median_p99_ms: float = 0.0
     worst_p99_ms: float = 0.0
+    users: str = "W"
+    every_ms: int = 0
+    encoding: str = "plain"
+    skipped: int = 0
+    unexplained: int = 0
+    frames_per_second: float = 0.0
+    frames_events: float = 1.0
+    delivery_bytes: float = 0.0
+    delivery_wire_bytes: float = 0.0
+    connection_kib: float | None = None
 
     @classmethod
-    def of(cls, name: str, load: LoadResult, published_late_ms: float) -> Stage:
+    def of(cls, name: str, load: LoadResult, published_late_ms: float, users: str = "W") -> Stage:
         """Make a stage from the figures of a load's hold."""
         server, latency = load.server, load.latency
         user_us, cpu_us = server.delivery_user_us, server.delivery_us
@@ -104,6 +123,16 @@ class Stage:
             published_late_ms=published_late_ms,
             median_p99_ms=load.fairness.median_p99_ms if load.fairness else 0.0,
             worst_p99_ms=load.fairness.worst_p99_ms if load.fairness else 0.0,
+            users=users,
+            every_ms=load.workload.every_ms,
+            encoding=load.encoding,
+            skipped=load.skipped,
+            unexplained=load.unexplained,
+            frames_per_second=load.frames_per_second,
+            frames_events=load.received_per_second / (load.frames_per_second or math.inf),
+            delivery_bytes=load.delivery_bytes,
+            delivery_wire_bytes=load.delivery_wire_bytes,
+            connection_kib=server.connection_kib,
         )
 
     @property
@@ -125,8 +154,18 @@ class Stage:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every delivery was made exactly once."""
-        return not (self.lost or self.repeated or self.foreign or self.gaps)
+        """Whether every delivery was made exactly once, or reported as skipped."""
+        return not (self.lost or self.repeated or self.foreign or self.gaps or self.unexplained)
+
+    @property
+    def title(self) -> str:
+        """Its name, with what distinguishes it from others of that name."""
+        rate = f"every {self.every_ms:,} ms" if self.every_ms else "every event"
+        if self.name == "rates":
+            return f"rates ({self.users}, {rate})"
+        if self.name == "compression":
+            return f"compression ({self.users}, {rate}, {self.encoding})"
+        return self.name
 
 
 @attrs.frozen(kw_only=True)
@@ -176,11 +215,49 @@ class TargetReport:
         """The stage of that name; the last one if there are several."""
         return next((stage for stage in reversed(self.stages) if stage.name == name), None)
 
+    def named(self, name: str) -> list[Stage]:
+        """All stages of that name."""
+        return [stage for stage in self.stages if stage.name == name]
+
+    def wire_samples(self) -> Iterator[Sample]:
+        """What the stage of compression says about the bytes of an event."""
+        for stage in self.named("compression"):
+            if stage.is_complete and stage.frames_per_second:
+                yield Sample(
+                    encoding=stage.encoding,
+                    is_batched=bool(stage.every_ms),
+                    bytes_of_event=stage.delivery_wire_bytes,
+                    events_of_write=stage.frames_events,
+                    us_of_event=stage.cpu_us,
+                )
+
     @property
     def peak(self) -> Stage | None:
         """The fastest step of the ramp of those that lost nothing."""
         ramp = [stage for stage in self.stages if stage.name == "ramp" and stage.is_complete]
         return max(ramp, key=lambda stage: stage.per_second, default=None)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it has, or should have, other stages than those of trio-odin alone."""
+        alone = self.named("rates") + self.named("compression")
+        return len(alone) < len(self.stages) or not self.stages
+
+    def is_perfect(self, connections: int) -> bool:
+        """Whether all `connections` were made, and nothing was lost or repeated below the ramp.
+
+        Without W there must be nothing but the stages of trio-odin alone.
+        """
+        is_connected = self.storm is not None and self.storm.connected == connections
+        return (
+            self.failure is None
+            and (not self.is_held or (is_connected and self.stage("W") is not None))
+            and all(
+                stage.is_complete and not stage.disconnects
+                for stage in self.stages
+                if stage.name != "ramp"
+            )
+        )
 
     @property
     def steps(self) -> list[Stage]:
@@ -210,24 +287,18 @@ class BenchReport:
     network: str = "loopback"
 
     @property
+    def has_rates(self) -> bool:
+        """Whether it has the stages of trio-odin alone."""
+        return any(one.named("rates") or one.named("compression") for one in self.targets)
+
+    @property
     def is_perfect(self) -> bool:
         """Whether trio-odin connected everybody, and lost and repeated nothing below the ramp.
 
         This does not apply to the others: a loss is one of their figures.
         """
         ours = [target for target in self.targets if target.is_ours]
-        return all(
-            target.failure is None
-            and target.storm is not None
-            and target.storm.connected == self.connections
-            and target.stage("W") is not None
-            and all(
-                stage.is_complete and not stage.disconnects
-                for stage in target.stages
-                if stage.name != "ramp"
-            )
-            for target in ours
-        )
+        return all(target.is_perfect(self.connections) for target in ours)
 
 
 def why_not(load: LoadResult) -> dict[str, int]:

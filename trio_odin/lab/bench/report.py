@@ -94,6 +94,86 @@ def _ratio(base: Stage | None, stage: Stage) -> str | None:
     return f"{stage.cpu_us / base.cpu_us:.2f}"
 
 
+RATES_HEAD = (
+    *("server", "users", "an update", "events a second", "CPU", "writes a second"),
+    *("deliveries a second", "bytes a delivery", "p50 / p99", "skipped", "unexplained"),
+)
+COMPRESSION_HEAD = (
+    *("server", "users", "an update", "events a second", "encoding", "bytes a delivery"),
+    "of a plain event",
+    *("CPU a delivery", "CPU of plain", "memory a connection", "over plain", "unexplained"),
+)
+USERS = {
+    "mix": "80 % home page, 20 % one token",
+    "home": "home page",
+    "W": "random channels (W)",
+}
+"""Names of the workloads, for people."""
+
+
+def rates_rows(report: BenchReport) -> Iterator[tuple[str, ...]]:
+    """A row of the columns `RATES_HEAD` for each load of the stage of rates."""
+    for target in report.targets:
+        for stage in target.named("rates"):
+            yield (
+                *(target.title, USERS[stage.users], _update(stage), f"{stage.rate:,g}"),
+                _figure(stage.cores, "{:.2f} cores") or NOTHING,
+                *(f"{stage.frames_per_second:,.0f}", f"{stage.per_second:,.0f}"),
+                *(f"{stage.delivery_wire_bytes:,.0f}", _latency(stage), f"{stage.skipped:,}"),
+                f"{unexplained(stage):,}",
+            )
+
+
+def compression_rows(report: BenchReport) -> Iterator[tuple[str, ...]]:
+    """A row of the columns `COMPRESSION_HEAD` for each load of the stage of compression.
+
+    Bytes are compared with those of single events in plain text, as batches save some themselves;
+    CPU and memory with plain text of the same users.
+    """
+    for target in report.targets:
+        plain: Stage | None = None
+        single: Stage | None = None
+        for stage in target.named("compression"):
+            if stage.encoding == "plain":
+                plain = stage
+                single = stage if not stage.every_ms else single
+            yield (
+                *(target.title, USERS[stage.users], _update(stage), f"{stage.rate:,g}"),
+                stage.encoding,
+                f"{stage.delivery_wire_bytes:,.0f}",
+                _times(stage, single, lambda s: s.delivery_wire_bytes),
+                _figure(stage.cpu_us, "{:.1f} µs") or NOTHING,
+                _times(stage, plain, lambda s: s.cpu_us),
+                _figure(stage.connection_kib, "{:.1f} KiB") or NOTHING,
+                _added_kib(stage, plain),
+                f"{unexplained(stage):,}",
+            )
+
+
+def unexplained(stage: Stage) -> int:
+    """Deliveries and numbers that are missing without a word, or came twice."""
+    return stage.lost + stage.gaps + stage.unexplained + stage.repeated + stage.foreign
+
+
+def _update(stage: Stage) -> str:
+    return f"every {stage.every_ms:,} ms" if stage.every_ms else "of every event"
+
+
+def _latency(stage: Stage) -> str:
+    return f"{stage.p50_ms:,.0f} / {stage.p99_ms:,.0f} ms"
+
+
+def _times(stage: Stage, plain: Stage | None, read: Callable[[Stage], float | None]) -> str:
+    value, base = read(stage), None if plain is None else read(plain)
+    return NOTHING if value is None or not base else f"{value / base:.2f} ×"
+
+
+def _added_kib(stage: Stage, plain: Stage | None) -> str:
+    if plain is None or plain.connection_kib is None or stage.connection_kib is None:
+        return NOTHING
+    return f"{stage.connection_kib - plain.connection_kib:+.2f} KiB"
+
+
 SUMMARY_HEAD = ("CPU per delivery", "memory per connection", "p99", "peak of a full core")
 
 
@@ -165,10 +245,26 @@ def render(report: BenchReport, console: Console) -> None:
         table.add_column(target.title, justify="right")
     for label, cells in rows(report):
         table.add_row(label, *cells)
-    console.print(table)
+    if not report.targets or any(target.is_held for target in report.targets):
+        console.print(table)
+    _render_rows("Rates", RATES_HEAD, list(rates_rows(report)), console)
+    _render_rows("Compression", COMPRESSION_HEAD, list(compression_rows(report)), console)
     for target in report.targets:
         for sentence in amiss(target):
             console.print(f"{target.title}: {sentence}", style="red")
+
+
+def _render_rows(
+    title: str, head: Sequence[str], cells: Sequence[Sequence[str]], console: Console
+) -> None:
+    if not cells:
+        return
+    table = Table(title=title)
+    for column in head:
+        table.add_column(column, justify="right")
+    for row in cells:
+        table.add_row(*row)
+    console.print(table)
 
 
 def render_summary(runs: Sequence[BenchReport], console: Console) -> None:
@@ -190,11 +286,11 @@ def amiss(target: TargetReport) -> Iterator[str]:
         for why, count in target.storm.failures.items():
             yield f"{count:,} not connected: {why}"
     for stage in target.stages:
-        where = f"in {stage.name} at {stage.rate:g} events a second"
+        where = f"in {stage.title} at {stage.rate:g} events a second"
         if stage.disconnects:
             yield f"{stage.disconnects:,} cut off {where}"
         if not stage.is_complete:
-            counts = ("lost", "repeated", "foreign", "gaps")
+            counts = ("lost", "repeated", "foreign", "gaps", "unexplained")
             told = ", ".join(f"{name} {getattr(stage, name):,}" for name in counts)
             yield f"not complete {where}: {told}"
         if stage.busiest_client_cores > _CLIENT_FULL_CORES:

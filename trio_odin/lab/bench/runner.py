@@ -7,6 +7,9 @@ run_bench()
     ├── publisher          nats-py, on an open-loop schedule
     └── for each stage: a load, with its own connections
 
+The stage of rates has a new server, and so has each load of the stage of compression, as a used
+server keeps memory.
+
 Latency is counted from the planned moment of a publication, so a publisher or a server that is
 late cannot hide it (no coordinated omission).
 """
@@ -15,16 +18,18 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from importlib import metadata
 from typing import Any
 
 import attrs
 import trio
 
+from trio_odin.demo.market import Market
 from trio_odin.demo.nats_server import BrokerUnavailable, NatsServer, run_nats_server
-from trio_odin.demo.publishing import Publish, publishing
-from trio_odin.lab.bench.plan import BenchPlan
+from trio_odin.demo.publishing import PublishMany, publishing_many
+from trio_odin.lab.bench.plan import BenchPlan, Case
 from trio_odin.lab.bench.record import BenchReport, Stage, TargetReport, why_not
 from trio_odin.lab.bench.targets import (
     OUR_SETTINGS,
@@ -46,6 +51,10 @@ from trio_odin.wire.errors import first_error
 
 _STEPS_MAX = 3
 _LEAD_NS = 50_000_000
+# Of a fast market some events are published together: it would take a core for itself. That makes
+# them up to 2 ms late, which the latencies include.
+_AT_ONCE = 64
+_NAP_NS = 2_000_000
 _NEVER_NS = 2**63
 
 # Takes the current measurement, and a line about it.
@@ -97,15 +106,7 @@ def bench_report(plan: BenchPlan, began: Provenance) -> BenchReport:
 async def _measured(target: Target, plan: BenchPlan, run: str, progress: Progress) -> TargetReport:
     bench = _TargetBench(target, plan, f"{run}{target.title}", progress)
     try:
-        async with trio.open_nursery() as nursery:
-            broker = NatsServer(plan.peers_nats_url, "", 0)
-            if target.url is None:
-                place = plan.broker_at if target.command else plan.server_at
-                broker = await nursery.start(run_nats_server, place.address, place.within)
-            running: Running = await nursery.start(run_target, target, broker, plan.server_at)
-            async with publishing(broker.url, name="bench") as publish:
-                await bench.run(running, publish)
-            nursery.cancel_scope.cancel(reason="measured")
+        await bench.run()
     except* NobodyConnected as group:
         bench.failed(str(first_error(group)))
     except* (LoadImpossible, BrokerUnavailable):
@@ -130,7 +131,7 @@ class _Publisher(PublisherControl):
     def __init__(
         self,
         load: LoadPlan,
-        publish: Callable[[Event], Awaitable[None]],
+        publish: Callable[[Sequence[Event]], Awaitable[None]],
         numbers: Iterator[int],
         nursery: trio.Nursery,
     ) -> None:
@@ -170,16 +171,25 @@ class _Publisher(PublisherControl):
             self._has_ended.set()
 
     async def _publish_all(self, start_ns: int) -> None:
+        due: list[Event] = []
         for tick, number in enumerate(self._numbers):
             due_ns = start_ns + round(tick * self._interval_ns)
-            with trio.move_on_after(max(0.0, (due_ns - time.monotonic_ns()) / 1e9)):
-                await self._is_over.wait()
+            if due and (due_ns > time.monotonic_ns() or len(due) == _AT_ONCE):
+                await self._publish_due(due)
+                due = []
+            if (wait_ns := due_ns - time.monotonic_ns()) > 0:
+                with trio.move_on_after(max(wait_ns, _NAP_NS) / 1e9):
+                    await self._is_over.wait()
             if due_ns > self._until_ns:
-                return
-            self.late_ms = max(self.late_ms, (time.monotonic_ns() - due_ns) / 1e6)
-            event = Event(number, due_ns, self._channels[number * 7 % len(self._channels)])
-            self._published.append((event.channel, number))
-            await self._publish(event)
+                break
+            due.append(Event(number, due_ns, self._channels[number * 7 % len(self._channels)]))
+        await self._publish_due(due)
+
+    async def _publish_due(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self.late_ms = max(self.late_ms, (time.monotonic_ns() - event.due_ns) / 1e6)
+            self._published.append((event.channel, event.number))
+        await self._publish(events)
 
 
 class _TargetBench:
@@ -191,15 +201,41 @@ class _TargetBench:
         self._plan = plan
         self._title = title
         self._progress = progress
-        self._numbers = itertools.count(1)
+        self._market: Market | None = None
 
     def failed(self, why: str) -> None:
         self.report = attrs.evolve(self.report, failure=why)
 
-    async def run(self, running: Running, publish: Publish) -> None:
-        """Run all stages; those above W only for a target that could carry W."""
-        self._running = running
-        self._publish = publish
+    async def run(self) -> None:
+        """Run all stages."""
+        plan, target = self._plan, self._target
+        if plan.is_held:
+            async with self._serving(target):
+                await self._hold()
+        if target.is_ours and plan.rates_seconds:
+            async with self._serving(target):
+                await self._rates()
+        if target.is_ours and plan.compression_seconds:
+            await self._compression()
+
+    @asynccontextmanager
+    async def _serving(self, target: Target) -> AsyncIterator[None]:
+        """Run a new server, and its broker, in the block."""
+        plan = self._plan
+        async with trio.open_nursery() as nursery:
+            broker = NatsServer(plan.peers_nats_url, "", 0)
+            if target.url is None:
+                place = plan.broker_at if target.command else plan.server_at
+                broker = await nursery.start(run_nats_server, place.address, place.within)
+            self._running: Running = await nursery.start(run_target, target, broker, plan.server_at)
+            self._numbers = itertools.count(1)
+            async with publishing_many(broker.url, name="bench") as publish:
+                self._publish: PublishMany = publish
+                yield
+            nursery.cancel_scope.cancel(reason="measured")
+
+    async def _hold(self) -> None:
+        """W, and the stages above it only for a target that could carry W."""
         plan = self._plan
         w = await self._stage("W", self._load_plan(idle_seconds=plan.idle_seconds))
         if not self._carried(w):
@@ -212,6 +248,40 @@ class _TargetBench:
             workload = attrs.evolve(plan.workload, channels_per_connection=plan.plan_channels)
             smaller = self._load_plan(workload=workload, hold_seconds=plan.plan_seconds)
             await self._stage("plan", attrs.evolve(smaller, rate=plan.plan_rate))
+
+    async def _rates(self) -> None:
+        """Each case; without a rate a faster market only while the server could carry it."""
+        refused: set[str] = set()
+        for case in self._plan.rate_cases():
+            is_raw = not case.workload.every_ms
+            if is_raw and case.users in refused:
+                continue
+            stage = await self._case("rates", case, self._plan.rates_seconds)
+            if is_raw and not self._carried(stage):
+                refused.add(case.users)
+
+    async def _compression(self) -> None:
+        """Each case with a new server, and payloads of the market: they compress as real ones do.
+
+        They have no number, so an event is known by its place in the stream, which is new too.
+        """
+        for case in self._plan.compression_cases():
+            setting = {"WS_COMPRESSION": case.encoding} if case.encoding == "deflate" else {}
+            target = attrs.evolve(self._target, environment={**self._target.environment, **setting})
+            self._market = Market(self._plan.seed)
+            async with self._serving(target):
+                await self._case("compression", case, self._plan.compression_seconds)
+            self._market = None
+
+    async def _case(self, name: str, case: Case, seconds: float) -> Stage:
+        plan = self._load_plan(
+            workload=case.workload,
+            rate=case.rate,
+            encoding=case.encoding,
+            hold_seconds=seconds,
+            kind="bench" if self._market is None else "market",
+        )
+        return await self._stage(name, plan, case.users)
 
     def _carried(self, stage: Stage) -> bool:
         return stage.p99_ms < self._plan.ramp_p99_ms and not stage.lost
@@ -231,15 +301,17 @@ class _TargetBench:
         )
         return attrs.evolve(plan, **changes)
 
-    async def _stage(self, name: str, plan: LoadPlan) -> Stage:
+    async def _stage(self, name: str, plan: LoadPlan, users: str = "W") -> Stage:
         """Carry out a load, and note its figures."""
+        every = f", an update every {ms:,} ms" if (ms := plan.workload.every_ms) else ""
+        encoding = "" if plan.encoding == "plain" else f", {plan.encoding}"
 
         def tell(progress: LoadProgress) -> None:
-            what = f"{self._title}: {name}: {plan.rate:g} events a second"
+            what = f"{self._title}: {name}: {plan.rate:g} events a second{every}{encoding}"
             self._progress(what, f"{what}: {progress.line()}")
 
         async with trio.open_nursery() as nursery:
-            publisher = _Publisher(plan, self._publish_event, self._numbers, nursery)
+            publisher = _Publisher(plan, self._publish_events, self._numbers, nursery)
             async with loading(plan, tell, self._running, publisher) as load:
                 result = await load.run()
         if name == "W":
@@ -248,14 +320,20 @@ class _TargetBench:
             raise TargetFailed(
                 f"{result.connected:,} of {plan.connections:,} connected: {why_not(result)}"
             )
-        stage = Stage.of(name, result, publisher.late_ms)
+        stage = Stage.of(name, result, publisher.late_ms, users)
         self.report.stages.append(stage)
         return stage
 
-    async def _publish_event(self, event: Event) -> None:
+    async def _publish_events(self, events: Sequence[Event]) -> None:
         await self._publish(
-            f"odin.token.{event.channel}", payload_of(event, self._plan.payload_bytes)
+            [(f"odin.token.{event.channel}", self._payload(event)) for event in events]
         )
+
+    def _payload(self, event: Event) -> bytes:
+        if self._market is None:
+            return payload_of(event, self._plan.payload_bytes)
+        due_ns = event.due_ns + time.time_ns() - time.monotonic_ns()
+        return self._market.trade(event.channel.partition(".")[0], due_ns // 1_000_000)
 
     async def _with_stalled_clients(self, plan: LoadPlan) -> None:
         """Repeat the load while some clients, subscribed to every channel, never read."""

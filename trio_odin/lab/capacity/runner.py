@@ -60,7 +60,7 @@ from trio_odin.wire.errors import first_error
 _OVERHEAD_SECONDS = 15.0
 _LOAD_SPARE_SECONDS = 600.0
 _CHECKS_SECONDS = 90.0
-_PROCESSES_FROM = 50_000.0  # deliveries a second above which one process of clients is not enough
+_PROCESSES_FROM = 50_000.0  # frames a second above which one process of clients is not enough
 
 
 @attrs.frozen(kw_only=True)
@@ -394,7 +394,8 @@ class _Lab:
     def _load_arguments(self, stage: Stage, server: Running, hold: float) -> list[str]:
         """The arguments that a user would type on another host."""
         subscriptions = ["--mix", f"home={HOME_SHARE:g},token={1 - HOME_SHARE:.3g}"]
-        deliveries = stage.connections * stage.rate * (0.2 if stage.is_filtered else 1.0)
+        events = stage.rate * (0.2 if stage.is_filtered else 1.0)
+        frames = stage.connections * (1000 / stage.every_ms if stage.every_ms else events)
         arguments = [
             *("load", f"ws://{server.address}/ws"),
             *("--connections", str(stage.connections)),
@@ -404,7 +405,8 @@ class _Lab:
             *("--rate", f"{stage.rate:g}"),
             *("--idle", f"{self._plan.idle_seconds:g}", "--hold", f"{hold:g}"),
             *("--seed", str(self._plan.seed)),
-            *("--processes", "2" if deliveries > _PROCESSES_FROM else "1"),
+            *("--processes", "2" if frames > _PROCESSES_FROM else "1"),
+            *("--every-ms", str(stage.every_ms), "--encoding", stage.encoding),
         ]
         if stage.is_cut:
             arguments.append("--cut")

@@ -38,8 +38,11 @@ from typing import TypeAlias, cast
 import attrs
 import msgspec
 
+from trio_odin.lab.fleet.batches import tallies
 from trio_odin.lab.fleet.books import Books, Subscriber
 from trio_odin.lab.fleet.dialects import DIALECTS, masked_frame, upgrade_request
+from trio_odin.lab.fleet.dictionary import DictionaryUnavailable, fetch
+from trio_odin.lab.fleet.encodings import Z1, Unreadable, announced, encoding_of
 from trio_odin.lab.fleet.events import KINDS
 from trio_odin.lab.fleet.latency import p99_step
 from trio_odin.lab.fleet.limits import LoadImpossible, require_files
@@ -54,6 +57,8 @@ _CLOSE, _PING = 0x88, 0x89
 _TEXT, _RESERVED = 0x81, 0x83
 _LENGTH_16_BITS, _LENGTH_64_BITS = 126, 127
 _HEAD_BYTES, _LONG_HEAD_BYTES = 2, 4
+# IPv4 without options, TCP with timestamps (RFC 7323), of the 1,500 bytes in an Ethernet frame.
+_SEGMENT_BYTES = 1500 - 52
 _LOOK_SECONDS = 0.001
 _LATE_LOOK_SECONDS = 0.25
 # They take some milliseconds: a client asks for the upgrade as soon as it is connected.
@@ -78,6 +83,7 @@ class _Client(Subscriber):
         rest: the beginning of a frame; `partial`: the beginning of a message of the dialect.
         refusal: the reason why there will be no events.
         old_order: the order that an earlier connection had reached.
+        is_whole: it is the first connection, so that it should receive all events.
     """
 
     socket: _Socket = attrs.field(init=False)
@@ -92,6 +98,7 @@ class _Client(Subscriber):
     close_reason: str = ""
     refusal: str = ""
     old_order: int = 0
+    is_whole: bool = True
 
     @property
     def is_silent(self) -> bool:
@@ -106,6 +113,9 @@ class _Client(Subscriber):
         self.rest = self.partial = b""
         self.seq = 0
         self.old_order = self.order
+        if self.was_subscribed:
+            self.is_whole = False
+            self.standing = self.standing and self.standing.after_a_break()
         self.is_leaving = False
         self.close_reason = self.refusal = ""
 
@@ -117,6 +127,7 @@ class Fleet:
         self._plan = plan
         self._dialect = DIALECTS[plan.dialect]
         self._kind = KINDS[plan.kind]
+        self._encoding = encoding_of(plan.encoding)
         self._books = Books(self._dialect, self._kind)
         self._epoll = select.epoll()
         self._tls = ssl.create_default_context() if plan.is_tls else None
@@ -190,7 +201,10 @@ class Fleet:
                     self._look_at_all()
                 return self._so_far
         return Progress(
-            connections=self._subscribed, pending=self._pending(), received=self._books.total
+            connections=self._subscribed,
+            pending=self._pending(),
+            received=self._books.total,
+            skipped=self._books.skipped,
         )
 
     def _pending(self) -> int:
@@ -211,6 +225,12 @@ class Fleet:
         clients = self._clients.values()
         self._so_far.silent = sum(1 for client in clients if client.is_silent)
         self._so_far.p99_steps = [p99_step(client.steps) for client in clients if client.steps]
+        if self._plan.workload.every_ms:
+            self._so_far.tallies = tallies(
+                self._books.standing_of(client)
+                for client in clients
+                if client.is_whole and client.step is None
+            )
 
     # ---- due work
 
@@ -369,7 +389,8 @@ class Fleet:
     def _ask_for_upgrade(self, fd: int, client: _Client) -> None:
         host = self._plan.name or self._plan.host
         host = f"[{host}]" if ":" in host else host
-        self._send(client, upgrade_request(f"{host}:{self._plan.port}", self._plan.path))
+        offer = self._encoding.header
+        self._send(client, upgrade_request(f"{host}:{self._plan.port}", self._plan.path, offer))
         client.step = "upgrade"
         self._epoll.modify(fd, select.EPOLLIN)
 
@@ -397,6 +418,9 @@ class Fleet:
             client.rest += data
         elif head.startswith(b"HTTP/1.1 101 "):
             client.rest = b""
+            if self._encoding.accepted not in f"{head.decode(errors='replace').lower()}\r\n":
+                self._refused(client, f"the server does not speak {self._plan.encoding}")
+                return
             self._greet(fd, client)
             if behind:
                 self._take(fd, client, behind)
@@ -406,7 +430,8 @@ class Fleet:
     def _greet(self, fd: int, client: _Client) -> None:
         if self._plan.workload.is_filtered:
             client.step = "subscribe"
-            self._send(client, self._dialect.greeting(sorted(client.channels)))
+            greeting = self._dialect.greeting(sorted(client.channels), self._plan.workload.every_ms)
+            self._send(client, greeting)
         else:
             self._acknowledged(fd, client)
 
@@ -536,6 +561,8 @@ class Fleet:
             data = b""
         if data:
             self._since.reads += 1
+            self._since.bytes += len(data)
+            self._since.packets += -(-len(data) // _SEGMENT_BYTES)
             self._take(fd, client, data)
         else:
             self._ended(fd, client)
@@ -561,6 +588,7 @@ class Fleet:
         size = len(data)
         position = 0
         take_known = self._books.take_known
+        encoded_head = self._encoding.head
         while size - position >= _HEAD_BYTES:
             head, length = data[position], data[position + 1]
             start = position + _HEAD_BYTES
@@ -578,6 +606,8 @@ class Fleet:
             payload = data[start:end]
             if head & _CONTROL:
                 self._control(client, head, payload)
+            elif head == encoded_head:
+                self._encoded(fd, client, payload, now_ns)
             elif client.partial or not take_known(client, payload, now_ns):
                 self._payload(fd, client, payload, now_ns)
             position = end
@@ -593,6 +623,20 @@ class Fleet:
             client.close_reason = f"{code} {payload[2:].decode(errors='replace')}".strip()
             self._send(client, masked_frame(_CLOSE, payload[:2]))
 
+    def _encoded(self, fd: int, client: _Client, payload: bytes, now_ns: int) -> None:
+        encoding, is_taken = self._encoding, False
+        try:
+            try:
+                seq, shared = encoding.split(payload)
+            except Unreadable:
+                self._payload(fd, client, encoding.whole(payload), now_ns)
+                return
+            is_taken = self._books.take_encoded(client, seq, shared, encoding.text, now_ns)
+        except Unreadable:
+            pass
+        if not is_taken:
+            self._since.unreadable += 1
+
     def _payload(self, fd: int, client: _Client, payload: bytes, now_ns: int) -> None:
         units, client.partial = self._dialect.units(client.partial + payload)
         for unit in units:
@@ -606,10 +650,14 @@ class Fleet:
             client.step == "subscribe"
             and (subscribed := self._dialect.subscribed(unit, asked)) is not None
         ):
-            if subscribed >= asked:
-                self._acknowledged(fd, client)
-            else:
+            if subscribed < asked:
                 self._refused(client, f"subscribed to {subscribed} of {asked} channels")
+            elif not self._is_granted(client, unit):
+                self._refused(client, "the server grants no rate")
+            else:
+                self._acknowledged(fd, client)
+        elif isinstance(self._encoding, Z1) and (told := announced(unit)) is not None:
+            self._learn_dictionary(client, self._encoding, *told)
         elif (answer := self._dialect.answer(unit)) is not None:
             self._send(client, answer)
         elif self._dialect.is_error(unit):
@@ -618,6 +666,24 @@ class Fleet:
                 self._refused(client, "the subscription was refused")
         elif not self._dialect.is_known(unit):
             self._since.unreadable += 1
+
+    def _is_granted(self, client: _Client, acknowledgement: bytes) -> bool:
+        """Whether it gets a rate, if it has asked for one."""
+        if not self._plan.workload.every_ms:
+            return True
+        granted = self._dialect.granted_ms(acknowledgement)
+        if granted and not client.was_subscribed:
+            self._so_far.granted_ms[granted] += 1
+        return granted > 0
+
+    def _learn_dictionary(self, client: _Client, z1: Z1, identity: str, path: str) -> None:
+        """Fetch the dictionary for the first connection; it is the same for all others."""
+        if z1.dictionary is not None:
+            return
+        try:
+            z1.dictionary = fetch(self._plan, path, identity)
+        except DictionaryUnavailable as error:
+            self._refused(client, str(error)[:_REASON_CHARACTERS])
 
     def _refused(self, client: _Client, why: str) -> None:
         """Give the connection up, after everything that was read with this message."""

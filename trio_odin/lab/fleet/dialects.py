@@ -7,7 +7,7 @@ import os
 import re
 from base64 import b64encode
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -24,12 +24,12 @@ def masked_frame(head: int, payload: bytes) -> bytes:
     return bytes((head, 0x80 | 126)) + len(payload).to_bytes(2, "big") + _NO_MASK + payload
 
 
-def upgrade_request(host: str, path: str) -> bytes:
-    """The opening handshake (RFC 6455, 4.1)."""
+def upgrade_request(host: str, path: str, offer: str = "") -> bytes:
+    """The opening handshake (RFC 6455, 4.1). `offer`: more header lines, each with its end."""
     key = b64encode(os.urandom(16)).decode()
     return (
         f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{offer}\r\n"
     ).encode()
 
 
@@ -38,11 +38,15 @@ class _Message(msgspec.Struct):
 
 
 class _Acknowledgement(msgspec.Struct):
-    """An acknowledgement. Without `count`, the channels themselves give it."""
+    """An acknowledgement. Without `count`, the channels themselves give it.
+
+    `every_ms` is the granted rate, absent if none was asked for, or none is known.
+    """
 
     type: Literal["subscription_ack"]
     subscribed: list[str] = []  # msgspec copies it for every instance
     count: int | None = None
+    every_ms: int = 0
 
 
 _read_message = msgspec.json.Decoder(_Message).decode
@@ -52,9 +56,13 @@ _read_acknowledgement = msgspec.json.Decoder(_Acknowledgement).decode
 class Dialect:
     """The particulars of one kind of server; this base has none."""
 
-    def greeting(self, channels: Sequence[str]) -> bytes:
-        """The frames that subscribe to `channels`."""
+    def greeting(self, channels: Sequence[str], every_ms: int = 0) -> bytes:
+        """The frames that subscribe to `channels`, at a rate if the dialect has rates."""
         raise NotImplementedError
+
+    def granted_ms(self, payload: bytes) -> int:
+        """The rate that the acknowledgement `payload` grants; 0: every event."""
+        return 0
 
     def subscribed(self, payload: bytes, asked: int) -> int | None:
         """The number of `asked` channels that `payload` confirms; None: it confirms nothing.
@@ -89,9 +97,11 @@ class Odin(Dialect):
 
     _SEQ: Final = b'{"seq":'
 
-    def greeting(self, channels: Sequence[str]) -> bytes:
+    def greeting(self, channels: Sequence[str], every_ms: int = 0) -> bytes:
         """One command."""
-        command = {"type": "subscribe", "channels": list(channels)}
+        command: dict[str, Any] = {"type": "subscribe", "channels": list(channels)}
+        if every_ms:
+            command["every_ms"] = every_ms
         return masked_frame(_TEXT, json.dumps(command, separators=(",", ":")).encode())
 
     def subscribed(self, payload: bytes, asked: int) -> int | None:
@@ -101,6 +111,10 @@ class Odin(Dialect):
         except msgspec.DecodeError:
             return None
         return len(reply.subscribed) if reply.count is None else reply.count
+
+    def granted_ms(self, payload: bytes) -> int:
+        """The reply to the command has it."""
+        return _read_acknowledgement(payload).every_ms
 
     def is_error(self, payload: bytes) -> bool:
         """The reply to a command that was not carried out."""
@@ -132,7 +146,7 @@ class Nats(Dialect):
 
     _MSG = re.compile(rb"MSG \S+ \S+ (?:\S+ )?(\d+)\r\n")
 
-    def greeting(self, channels: Sequence[str]) -> bytes:
+    def greeting(self, channels: Sequence[str], every_ms: int = 0) -> bytes:
         """CONNECT, the SUBs, and a PING; its PONG shows that they were carried out."""
         lines = ['CONNECT {"verbose":false,"pedantic":false,"lang":"bench","version":"1"}']
         lines += [f"SUB odin.token.{channel} {channel}" for channel in channels]
@@ -176,7 +190,7 @@ class Nats(Dialect):
 class Centrifugo(Dialect):
     """Centrifugo's JSON protocol over its bidirectional WebSocket, a line each."""
 
-    def greeting(self, channels: Sequence[str]) -> bytes:
+    def greeting(self, channels: Sequence[str], every_ms: int = 0) -> bytes:
         """Connect is command 1, then one subscribe for each channel; the last id stands for all."""
         commands = [{"id": 1, "connect": {}}]
         commands += [

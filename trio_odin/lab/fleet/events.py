@@ -21,6 +21,8 @@ import attrs
 import msgspec
 
 _MARKS = re.compile(rb'"n":(\d+),"t":(\d+),"c":"([^"]+)"')
+# The bench's own payload has no such key.
+_SKIPPED = re.compile(rb',"skipped":(\d+)')
 _NS_PER_MS: Final = 1_000_000
 _MS_MAX: Final = 2**50  # far beyond any date, and no overflow in nanoseconds
 _DIGEST_BYTES: Final = 6
@@ -34,12 +36,14 @@ class Event(NamedTuple):
         due_ns: planned time of publishing, by the clock of its kind.
         channel: its channel.
         is_ordered: numbers rise with the order of publishing.
+        skipped: older events of its channel that gave way to it, as the server reports.
     """
 
     number: int
     due_ns: int
     channel: str
     is_ordered: bool = True
+    skipped: int = 0
 
 
 def payload_of(event: Event, size_bytes: int) -> bytes:
@@ -51,7 +55,15 @@ def payload_of(event: Event, size_bytes: int) -> bytes:
 def bench_event(unit: bytes) -> Event | None:
     """The bench's event in `unit`, any bytes around a payload."""
     found = _MARKS.search(unit)
-    return found and Event(int(found[1]), int(found[2]), found[3].decode(errors="replace"))
+    if found is None:
+        return None
+    skipped = _SKIPPED.search(unit)
+    return Event(
+        number=int(found[1]),
+        due_ns=int(found[2]),
+        channel=found[3].decode(errors="replace"),
+        skipped=0 if skipped is None else int(skipped[1]),
+    )
 
 
 class _Envelope(msgspec.Struct):
@@ -61,6 +73,7 @@ class _Envelope(msgspec.Struct):
     data: msgspec.Raw
     channel: str = ""
     offset: int | None = None
+    skipped: int = 0
 
 
 class _Payload(msgspec.Struct):
@@ -82,7 +95,8 @@ def market_event(unit: bytes) -> Event | None:
     # does not, as it differs between servers.
     has_offset = envelope.offset is not None
     number = envelope.offset if has_offset else _digest(envelope.data)
-    return Event(number or 0, int(due_ms * _NS_PER_MS), envelope.channel, has_offset)
+    due_ns = int(due_ms * _NS_PER_MS)
+    return Event(number or 0, due_ns, envelope.channel, has_offset, envelope.skipped)
 
 
 def _digest(data: msgspec.Raw) -> int:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import attrs
 
+from trio_odin.lab.fleet.batches import Tally
 from trio_odin.lab.fleet.books import Received
 from trio_odin.lab.fleet.workload import Workload
 
@@ -29,6 +30,7 @@ class FleetPlan:
         path: of the WebSocket.
         dialect: a key of `DIALECTS`.
         kind: of the events, a key of `KINDS`.
+        encoding: of the events on the wire, one of `ENCODINGS`.
         workload: subscriptions of each connection.
         first: the number of this fleet's first connection in the workload.
         connections: number of connections.
@@ -51,6 +53,7 @@ class FleetPlan:
     path: str = "/ws"
     dialect: str = "odin"
     kind: str = "bench"
+    encoding: str = "plain"
     workload: Workload
     first: int = 0
     connections: int
@@ -110,11 +113,13 @@ class Progress:
         connections: subscribed now.
         pending: connections still to be made by the plan.
         received: events so far.
+        skipped: events so far that were reported to have given way to these.
     """
 
     connections: int
     pending: int
     received: int
+    skipped: int = 0
 
 
 @attrs.define(kw_only=True)
@@ -126,6 +131,9 @@ class Collected:
         connections: subscribed now.
         pending: still to be connected.
         reads: reads from sockets; fewer than events where the server joins frames.
+        bytes: those of these reads: WebSocket frames with their heads, without TLS.
+        packets: the fewest TCP segments of an Ethernet in which they can have come, 1,448 bytes
+            each at most. What the server writes to a connection within a millisecond is one read.
         disconnects: connections that the server ended, by code and reason.
         churned: connections that were closed and replaced on purpose.
         error_replies: errors that the server sent.
@@ -137,6 +145,8 @@ class Collected:
     connections: int = 0
     pending: int = 0
     reads: int = 0
+    bytes: int = 0
+    packets: int = 0
     disconnects: dict[str, int] = attrs.field(factory=Counter)
     churned: int = 0
     error_replies: int = 0
@@ -161,6 +171,9 @@ class Summary:
         lost: connections that were lost and will come back; `back` of them did.
         first_lost, last_back: monotonic seconds of this machine, 0 if there were none.
         back_buckets: times from a connection's loss to its acknowledged subscription.
+        granted_ms: connections by the rate that they were granted, if they asked for one.
+        tallies: events of each channel that counted connections account for, if they asked for a
+            rate. Those that are not connected any more, or not for the first time, are left out.
         p99_steps: p99 of each counted connection since the command "watch"; see `p99_step`.
     """
 
@@ -177,4 +190,6 @@ class Summary:
     first_lost: float = attrs.field(default=0.0, metadata={"merge": _first})
     last_back: float = attrs.field(default=0.0, metadata={"merge": max})
     back_buckets: dict[int, int] = attrs.field(factory=Counter)
+    granted_ms: dict[int, int] = attrs.field(factory=Counter)
+    tallies: list[Tally] = attrs.field(factory=list)
     p99_steps: list[int] = attrs.field(factory=list)

@@ -23,6 +23,8 @@ class Workload:
             `home_tokens` channels, each of the others holds one, at random.
         seed: of the samples.
         is_filtered: False: nobody subscribes, and everybody should receive everything.
+        every_ms: the rate that each connection asks for: at most one update of a channel in so
+            many milliseconds; 0: every event.
     """
 
     channels: Sequence[str]
@@ -31,6 +33,7 @@ class Workload:
     home_tokens: int = 30
     seed: int = 0
     is_filtered: bool = True
+    every_ms: int = 0
 
     @property
     def home_channels(self) -> list[str]:

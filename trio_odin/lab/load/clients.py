@@ -40,6 +40,7 @@ async def fleet_plans(plan: LoadPlan) -> list[FleetPlan]:
             path=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
             dialect=plan.dialect,
             kind=plan.kind,
+            encoding=plan.encoding,
             workload=plan.workload,
             first=first,
             connections=share,

@@ -38,6 +38,7 @@ class LoadPlan:
         processes: least number of client processes.
         dialect: protocol of the server, a key of `DIALECTS`.
         kind: of the events, a key of `KINDS`.
+        encoding: of the events on the wire, one of `ENCODINGS`.
         is_sampled: take a sample each second. False: one sample at the end of the idle time and of
             the hold, as sampling disturbs a publisher in this process.
         health_url: the server's /health, with /metrics beside it; None: its figures stay unknown.
@@ -58,6 +59,7 @@ class LoadPlan:
     processes: int = 1
     dialect: str = "odin"
     kind: str = "market"
+    encoding: str = "plain"
     is_sampled: bool = True
     health_url: str | None = attrs.field(
         default=attrs.Factory(lambda plan: health_beside(plan.url), takes_self=True)
@@ -122,6 +124,7 @@ class LoadPlan:
         ):
             if not 0 <= number < math.inf:
                 yield f"{what.format(number)}: allowed is a number, 0 or more"
+        yield from self._wrong_rates()
         if self.rate is not None and not 0 < self.rate < math.inf:
             yield f"rate of {self.rate:g} a second: allowed is a number above 0"
         if self.churn_per_second and self.connections < 2:
@@ -129,6 +132,15 @@ class LoadPlan:
                 f"churn of {self.churn_per_second:g} a second with {self.connections} connections: "
                 "allowed is 2 connections or more"
             )
+
+    def _wrong_rates(self) -> Iterator[str]:
+        every_ms = self.workload.every_ms
+        if every_ms < 0:
+            yield f"an update every {every_ms} ms: allowed is 0 or more"
+        if every_ms and not self.workload.is_filtered:
+            yield f"an update every {every_ms} ms without a subscription: a rate belongs to one"
+        if every_ms and self.is_cut:
+            yield f"an update every {every_ms} ms with a cut: then it is unknown what is missing"
 
 
 def is_address(url: str, schemes: Set[str]) -> bool:

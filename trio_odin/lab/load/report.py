@@ -64,6 +64,9 @@ def rows(result: LoadResult) -> Iterator[tuple[str, str]]:
 def _connection_rows(result: LoadResult) -> Iterator[tuple[str, str]]:
     yield "connections", f"{result.connected:,} of {result.connections:,} connected and subscribed"
     yield "channels each", f"{result.workload.mean_subscriptions:g} on average"
+    if result.workload.every_ms:
+        granted = ", ".join(f"{ms:,} ms" for ms in sorted(result.granted_ms)) or _UNKNOWN
+        yield "rate", f"an update every {result.workload.every_ms:,} ms; granted: {granted}"
     yield (
         "connect + subscribe",
         f"{result.connect_seconds:.2f} s; each {_durations(result.connect_ms)}",
@@ -95,25 +98,42 @@ def _delivery_rows(result: LoadResult) -> Iterator[tuple[str, str]]:
             f"in the {result.hold_seconds:.0f} s of the hold"
         ),
     )
+    yield (
+        "on the wire",
+        (
+            f"{result.frames_per_second:,.0f} writes a second, {result.encoding}; "
+            f"{result.delivery_bytes:,.0f} bytes a delivery, "
+            f"{result.delivery_wire_bytes:,.0f} with TCP/IP headers"
+        ),
+    )
     if result.silent:
         yield "silent", f"{result.silent:,} connections received nothing"
     yield (
         "breaches",
         (
-            f"{result.gaps:,} missing numbers, {result.repeated:,} repeated, {result.foreign:,} "
+            f"{result.gaps:,} missing numbers, {result.unexplained:,} breaks of a chain, "
+            f"{result.repeated:,} repeated, {result.foreign:,} "
             f"foreign, {result.unreadable:,} unreadable, {result.error_replies:,} error replies"
         ),
     )
-    yield (
-        "completeness",
-        (
-            f"{result.delivered:,} of {result.expected:,} deliveries of the "
-            f"{result.publications:,} events not too near an end of the hold; {result.lost:,} lost"
-            if result.publications
-            else "not tested: no event came that was not too near an end of the hold"
-        ),
-    )
+    yield "completeness", _completeness(result)
     yield "latency", _durations(result.latency)
+
+
+def _completeness(result: LoadResult) -> str:
+    if result.workload.every_ms and not result.expected:
+        return (
+            f"not tested: with a rate it takes a --publisher; {result.delivered:,} events "
+            f"received, {result.skipped:,} reported as skipped"
+        )
+    if not result.publications:
+        return "not tested: no event came that was not too near an end of the hold"
+    which = "" if result.workload.every_ms else " not too near an end of the hold"
+    skipped = f"{result.skipped:,} reported as skipped, " if result.workload.every_ms else ""
+    return (
+        f"{result.delivered:,} of {result.expected:,} deliveries of the {result.publications:,} "
+        f"events{which}; {skipped}{result.lost:,} lost"
+    )
 
 
 def _server_rows(result: LoadResult) -> Iterator[tuple[str, str]]:

@@ -134,6 +134,8 @@ class LoadResult:
         connections: number of planned connections.
         rate: events a second requested from the publisher, None if the load did not control it.
         hold_seconds: actual length of the hold.
+        encoding: of the events on the wire, one of `ENCODINGS`.
+        granted_ms: connections by the rate that they were granted, if they asked for one.
         arrival_seconds: from the start of the hold until the last event had come.
         interrupted: the user ended it early.
         connected: connections whose handshake succeeded and whose subscription to all their
@@ -154,14 +156,24 @@ class LoadResult:
         foreign: envelopes of a channel that the connection did not subscribe to.
         unreadable: frames that are not a message of a known form.
         error_replies: errors that the server sent.
+        unexplained: events before which one is missing in their channel, by `prev`, although none
+            was reported as skipped.
         frames_per_read: events by reads from sockets in the hold; above 1 if the server joins
             frames.
+        frames_per_second: messages with events in the hold: one each, or the batch of a tick.
+        delivery_bytes: bytes of the WebSocket in the hold, heads included, by received events.
+        delivery_wire_bytes: the same with 52 bytes for each TCP segment of up to 1,448 bytes, an
+            IPv4 header and a TCP header with timestamps. Segments are counted from the reads, so
+            what the server sends to a connection within a millisecond counts as sent together.
+            TLS, acknowledgements and the frames of Ethernet are not included.
         publications: received events within the window of the hold; all events of the hold if the
             publisher lists them.
         published: events during the hold by the publisher's own count, if it was asked.
         unseen: number of these, on channels with a subscriber, that reached nobody.
         expected, delivered, lost: deliveries of the publications to the connections that are not
-            replaced on purpose.
+            replaced on purpose. With a rate the events that a channel's newest one replaced are
+            `skipped`; lost is what a connection neither received nor was told of, or was told of
+            too much.
         latency: from the planned moment of an event to its receipt, so lateness cannot hide (no
             coordinated omission). Events after the end of the hold are included, unless all
             connections were cut then.
@@ -176,6 +188,8 @@ class LoadResult:
     date: str
     connections: int
     rate: float | None = None
+    encoding: str = "plain"
+    granted_ms: dict[int, int] = attrs.field(factory=dict)
     hold_seconds: float = 0.0
     arrival_seconds: float = 0.0
     interrupted: bool = False
@@ -199,13 +213,18 @@ class LoadResult:
     foreign: int = 0
     unreadable: int = 0
     error_replies: int = 0
+    unexplained: int = 0
     frames_per_read: float = 0.0
+    frames_per_second: float = 0.0
+    delivery_bytes: float = 0.0
+    delivery_wire_bytes: float = 0.0
     publications: int = 0
     published: int | None = None
     unseen: int | None = None
     expected: int = 0
     delivered: int = 0
     lost: int = 0
+    skipped: int = 0
     latency: Durations | None = None
     fairness: Fairness | None = None
     client_cores: float = 0.0
@@ -218,6 +237,11 @@ class LoadResult:
     def success(self) -> float:
         """The share of the connections that succeeded."""
         return self.connected / self.connections
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every event came by itself, as text."""
+        return not self.workload.every_ms and self.encoding == "plain"
 
     def as_json(self) -> bytes:
         """Indented JSON with the names of the attributes."""

@@ -23,7 +23,7 @@ from trio_odin.lab.fleet.latency import durations, fairness, percentile_ms
 from trio_odin.lab.fleet.limits import LoadImpossible
 from trio_odin.lab.fleet.plan import Collected, Summary, merged
 from trio_odin.lab.load.clients import fleet_plans
-from trio_odin.lab.load.events import Events
+from trio_odin.lab.load.events import Completeness, Events, with_rates
 from trio_odin.lab.load.plan import LoadPlan
 from trio_odin.lab.load.publisher import PublisherControl
 from trio_odin.lab.load.result import LoadResult, Progress, Reconnects, Sample
@@ -43,6 +43,7 @@ _QUIET_SECONDS = 2.0
 # still be on its way.
 _MARGIN_NS = 1_000_000_000
 _MARGIN_SHARE = 4
+_HEADERS_BYTES = 52
 
 
 class LoadAbandoned(Exception):
@@ -252,24 +253,27 @@ class Load:
         """
         if not self._windows:
             return
+        # The last events of a rate come with its last tick.
+        tick_seconds = self._plan.workload.every_ms / 1000
         last = -1
         began = time.monotonic()
         now = began
-        while now - began < _ARRIVAL_SECONDS:
-            received = (await self._crowd.progress()).received
+        while now - began < _ARRIVAL_SECONDS + 2 * tick_seconds:
+            at = await self._crowd.progress()
             now = time.monotonic()  # a fleet that is behind answers late
-            if received != last:
-                last, self._arrived = received, now
+            if at.received != last:
+                last, self._arrived = at.received, now
             quiet_from = self._arrived if self._publisher.is_ours else began
-            if self._has_all(received) or now - quiet_from >= _QUIET_SECONDS:
+            is_quiet = now - quiet_from >= _QUIET_SECONDS + 2 * tick_seconds
+            if is_quiet or self._has_all(at.received + at.skipped):
                 break
             await trio.sleep(_SHORT_TICK_SECONDS)
         await self._look("closing")
 
-    def _has_all(self, received: int) -> bool:
-        """Whether all due events have come, as far as that is known."""
+    def _has_all(self, accounted: int) -> bool:
+        """Whether all due events have come or were skipped, as far as that is known."""
         events = self._publisher.events
-        return events is not None and received >= sum(
+        return events is not None and accounted >= sum(
             self._subscribers.get(channel, 0) for channel, _ in events
         )
 
@@ -341,7 +345,7 @@ class Load:
 
     def _result(self, summary: Summary) -> LoadResult:
         plan, total, held = self._plan, self._total, self._held
-        came = self._events.completeness(self._subscribers, self._windows, self._publisher.events)
+        came = self._completeness(summary)
         seconds = self._pages.hold_seconds
         return LoadResult(
             url=plan.url,
@@ -350,6 +354,8 @@ class Load:
             date=self._date,
             connections=plan.connections,
             rate=plan.rate if self._publisher.is_ours else None,
+            encoding=plan.encoding,
+            granted_ms=summary.granted_ms,
             hold_seconds=seconds,
             arrival_seconds=self._arrived - self._pages.hold[0].at if self._windows else 0.0,
             interrupted=self._was_cut_short,
@@ -373,15 +379,22 @@ class Load:
             foreign=total.received.foreign,
             unreadable=total.unreadable,
             error_replies=total.error_replies,
+            unexplained=total.received.unexplained,
             publications=came.publications,
             published=self._publisher.published,
-            unseen=self._unseen(),
+            unseen=self._unseen(came),
             expected=came.expected,
             delivered=came.delivered,
             lost=came.lost,
+            skipped=came.skipped,
             latency=durations(self._latencies),
             fairness=fairness(summary.p99_steps),
             frames_per_read=_ratio(held.received.received, held.reads),
+            frames_per_second=_ratio(held.received.frames, seconds),
+            delivery_bytes=_ratio(held.bytes, held.received.received),
+            delivery_wire_bytes=_ratio(
+                held.bytes + held.packets * _HEADERS_BYTES, held.received.received
+            ),
             client_cores=_ratio(held.cpu_seconds, seconds),
             busiest_client_cores=_ratio(self._busiest_cpu, seconds),
             server=server_figures(self._pages, summary.connected, held.received.received),
@@ -389,7 +402,17 @@ class Load:
             series=self._series,
         )
 
-    def _unseen(self) -> int | None:
+    def _completeness(self, summary: Summary) -> Completeness:
+        published = self._publisher.events
+        if not self._plan.workload.every_ms:
+            return self._events.completeness(self._subscribers, self._windows, published)
+        if self._publisher.is_ours:
+            return with_rates(self._subscribers, summary.tallies, published)
+        # Somebody else published before and after: it is unknown what a connection should have.
+        seen, received = len(self._events), self._total.received
+        return Completeness(seen, 0, received.received, 0, received.skipped)
+
+    def _unseen(self, came: Completeness) -> int | None:
         """Events with a subscriber that reached nobody; None if unknown."""
         published = self._publisher.published
         # While all are cut, events rightly reach nobody.
@@ -399,7 +422,9 @@ class Load:
         if not all(self._subscribers.get(name) for name in self._plan.workload.channels):
             # Events of channels without a subscriber; only the server counts them.
             unwanted = self._pages.end.since(self._pages.published_from, UNMATCHED)
-        return None if unwanted is None else max(0, published - int(unwanted) - len(self._events))
+        # With a rate an event may be skipped by all.
+        seen = came.publications if self._plan.workload.every_ms else len(self._events)
+        return None if unwanted is None else max(0, published - int(unwanted) - seen)
 
 
 def _ratio(part: float, whole: float) -> float:

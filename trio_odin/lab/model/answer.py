@@ -10,16 +10,15 @@ from rich.console import Console
 from rich.table import Table
 
 from trio_odin.lab.figures import NOTHING, deviation, figure
-from trio_odin.lab.model.bill import PLAN_USERS
+from trio_odin.lab.model.bill import PLAN_USERS, Egress
 from trio_odin.lab.model.comparison import Column, Quote, SetupCosts
 from trio_odin.lab.model.model import (
     ENDLESS,
-    MEASURED_PAYLOAD_BYTES,
     Costs,
-    Demand,
     Forecast,
     Instance,
 )
+from trio_odin.lab.model.wire import MEASURED_PAYLOAD_BYTES
 from trio_odin.lab.verdict import Prediction
 
 # The CPU of an event was measured with one payload, and applies to payloads of similar size.
@@ -32,7 +31,8 @@ _Row: TypeAlias = tuple[str, str, str, str]
 
 def render(quote: Quote, console: Console) -> None:
     """Print the tables and the sentences."""
-    console.print(demand_sentence(quote.demand))
+    console.print(demand_sentence(quote))
+    console.print(_egress_table(quote.egress))
     console.print(_table(quote))
     if quote.bill:
         console.print(_bill_table(quote))
@@ -43,17 +43,46 @@ def render(quote: Quote, console: Console) -> None:
         console.print(sentence)
 
 
-def demand_sentence(demand: Demand) -> str:
+def demand_sentence(quote: Quote) -> str:
     """The demand on the server, in a sentence."""
+    demand, wire = quote.demand, quote.answer.costs.wire
+    rate = "" if not demand.every_ms else f"; an update every {demand.every_ms:,} ms at most"
+    encoding = "" if demand.encoding == "plain" else f"; {demand.encoding}"
     return (
         f"{_count(demand.users, 'user')}, {demand.home_share * 100:g} % on the home page with "
         f"{demand.home_tokens:,} of {_count(demand.tokens, 'token')}, the others with one each; "
-        f"{_count(demand.rate, 'event')} a second of {demand.payload_bytes:,} bytes: "
-        f"{_count(demand.subscribers_per_token, 'subscriber')} a token, "
+        f"{_count(demand.rate, 'event')} a second of {demand.payload_bytes:,} bytes{rate}"
+        f"{encoding}: {_count(demand.subscribers_per_token, 'subscriber')} a token, "
         f"{_count(demand.writes_per_second, 'write')} a second, "
-        f"{demand.bytes_per_second * 8 / 1e6:,.1f} Mbit/s "
-        f"in TLS ({demand.bytes_per_month / 2**40:,.1f} TiB a month)."
+        f"{demand.bytes_per_second(wire) * 8 / 1e6:,.1f} Mbit/s "
+        f"in TLS ({demand.bytes_per_month(wire) / 2**40:,.1f} TiB a month)."
     )
+
+
+EGRESS_HEAD = (
+    *("an update", "encoding", "writes a second", "events a second", "bytes an event"),
+    *("TB a month", "USD a month", "cores"),
+)
+
+
+def egress_rows(found: Sequence[Egress]) -> Iterator[tuple[str, ...]]:
+    """A row of the columns `EGRESS_HEAD` for each way to send the events."""
+    for one in found:
+        yield (
+            f"every {one.every_ms:,} ms" if one.every_ms else "every event",
+            *(one.encoding, f"{one.writes_per_second:,.0f}", f"{one.deliveries_per_second:,.0f}"),
+            *(f"{one.delivery_bytes:,.0f}", figure(one.month_tb), f"{one.monthly_usd:,.0f}"),
+            figure(one.cores),
+        )
+
+
+def _egress_table(found: Sequence[Egress]) -> Table:
+    table = Table(title="Traffic to the users", title_justify="left")
+    for number, column in enumerate(EGRESS_HEAD):
+        table.add_column(column, justify="right", no_wrap=not number)
+    for row in egress_rows(found):
+        table.add_row(*row)
+    return table
 
 
 def sentences(quote: Quote) -> Iterator[str]:
@@ -164,7 +193,9 @@ def _plan_says(quote: Quote) -> str:
 
 def _left_out(quote: Quote) -> str:
     cores = "" if quote.measured is None else " A core is taken to be like one measured on."
+    wire = quote.answer.costs.wire
     return (
+        f"Bytes, with TCP/IP headers and TLS: {wire.source}, {wire.date}. "
         f"Prices: {quote.prices}. Discounts, disks and logs are not in them. Latency and the "
         f"kernel's memory for sockets are not forecast: docs/capacity.md has what the lab saw."
         f"{cores}"

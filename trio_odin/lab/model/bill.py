@@ -12,9 +12,11 @@ from collections.abc import Sequence
 
 import attrs
 
-from trio_odin.lab.model.model import Demand, Forecast, Instance
+from trio_odin.lab.model.model import Costs, Demand, Forecast, Instance
+from trio_odin.lab.model.wire import FIRST_WIRE, Wire
 
 _GIB = 2**30
+_TB = 10**12
 _GIB_OF_A_TIB = 1024
 
 
@@ -93,7 +95,13 @@ class Tariff:
 
 
 def bill(
-    demand: Demand, found: Forecast, instance: Instance, tariff: Tariff, *, spare: int = 1
+    demand: Demand,
+    found: Forecast,
+    instance: Instance,
+    tariff: Tariff,
+    *,
+    spare: int = 1,
+    wire: Wire = FIRST_WIRE,
 ) -> list[Item]:
     """All items for a demand that is possible by `found`.
 
@@ -103,13 +111,14 @@ def bill(
         instance: the server's machine.
         tariff: prices of everything else.
         spare: machines in addition to those that the users need.
+        wire: bytes of the encodings.
 
     Raises:
         ValueError: no number of machines is enough.
     """
     if found.instances is None:
         raise ValueError(f"no number of {instance.name} is enough")
-    gib = demand.bytes_per_month / _GIB
+    gib = demand.bytes_per_month(wire) / _GIB
     items = [
         _machines("server", instance, found.instances),
         _machines("server to spare", instance, spare),
@@ -128,6 +137,45 @@ def bill(
         ),
     ]
     return [item for item in items if item.count]
+
+
+@attrs.frozen(kw_only=True)
+class Egress:
+    """The traffic of a demand to its users, with TCP/IP headers and in TLS.
+
+    Args:
+        every_ms, encoding: see `Demand`.
+        deliveries_per_second: events.
+        delivery_bytes: those of a month by its deliveries.
+        month_tb: 10¹² bytes a month.
+        monthly_usd: by the tiers of the tariff.
+        cores: CPU of the server, in one process.
+    """
+
+    every_ms: int
+    encoding: str
+    writes_per_second: float
+    deliveries_per_second: float
+    delivery_bytes: float
+    month_tb: float
+    monthly_usd: float
+    cores: float
+
+
+def egress(demand: Demand, costs: Costs, tiers: Sequence[EgressTier]) -> Egress:
+    """The traffic of a demand, and its cost."""
+    sent, deliveries = demand.bytes_per_second(costs.wire), demand.deliveries_per_second
+    month = demand.bytes_per_month(costs.wire)
+    return Egress(
+        every_ms=demand.every_ms,
+        encoding=demand.encoding,
+        writes_per_second=demand.writes_per_second,
+        deliveries_per_second=deliveries,
+        delivery_bytes=sent / deliveries if deliveries else 0.0,
+        month_tb=month / _TB,
+        monthly_usd=egress_usd(month / _GIB, tiers),
+        cores=costs.cores_of(demand),
+    )
 
 
 def _machines(what: str, instance: Instance, count: int) -> Item:

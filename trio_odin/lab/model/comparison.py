@@ -9,9 +9,11 @@ import msgspec
 
 from trio_odin.lab.model.bill import (
     PLAN_SETUPS,
+    Egress,
     Item,
     Setup,
     bill,
+    egress,
     production_usd,
     setup_usd,
 )
@@ -60,6 +62,7 @@ class Quote:
     """The whole answer of `trio-odin plan`.
 
     Args:
+        egress: the traffic by each rate and encoding that was asked for, and its cost.
         prices: source and date of the prices.
         bill: the things to buy, by the answer; empty if no number of instances is enough.
         setups: V1 and V2 of the plan.
@@ -71,6 +74,7 @@ class Quote:
     demand: Demand
     instance: Instance
     prices: str
+    egress: Sequence[Egress]
     bill: Sequence[Item]
     setups: Sequence[SetupCosts]
     workers: int
@@ -109,8 +113,21 @@ def compare(
     target_cpu_percent: float = 75.0,
     spare: int = 1,
     predictions: Mapping[int, Sequence[Prediction]] | None = None,
+    ways: Sequence[tuple[int, str]] = (),
 ) -> Quote:
-    """Forecast the demand by the plan's costs, and by measured ones if there are any."""
+    """Forecast the demand by the plan's costs, and by measured ones if there are any.
+
+    Args:
+        demand: of the users; its rate and encoding are those of the machines and the bill.
+        instance: the server's machine.
+        prices: of everything.
+        measured: costs; None: there are none.
+        workers: processes on each machine.
+        target_cpu_percent: how much of the usable cores to use at most.
+        spare: machines in addition to those that the users need.
+        predictions: those of the lab to which the costs were fitted.
+        ways: rates and encodings whose traffic is compared; none: those of the demand.
+    """
 
     def found_on(machine: Instance, costs: Costs) -> Forecast:
         return forecast(
@@ -144,7 +161,17 @@ def compare(
             f"{prices.currency}; machines: {prices.source}, {prices.date}; balancer and traffic: "
             f"Google's list, {prices.network_date}"
         ),
-        bill=bill(demand, best, instance, prices.tariff, spare=spare) if possible else [],
+        egress=[
+            egress(
+                attrs.evolve(demand, every_ms=every_ms, encoding=encoding),
+                answer,
+                prices.tariff.egress,
+            )
+            for every_ms, encoding in ways or [(demand.every_ms, demand.encoding)]
+        ],
+        bill=bill(demand, best, instance, prices.tariff, spare=spare, wire=answer.wire)
+        if possible
+        else [],
         setups=[of_setup(setup) for setup in PLAN_SETUPS],
         workers=workers,
         target_cpu_percent=target_cpu_percent,

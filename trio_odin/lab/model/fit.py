@@ -152,7 +152,8 @@ def _fit_where(
 def _is_usable(stage: StageResult) -> bool:
     """Whether it was a plain hold with events, with known CPU and memory above 0.
 
-    Without filtering, writes are joined and a delivery has another cost.
+    Without filtering, writes are joined and a delivery has another cost; so it has with a rate or
+    compressed.
 
     Raises:
         BadFigure: one is below 0, or beyond all measure.
@@ -163,6 +164,7 @@ def _is_usable(stage: StageResult) -> bool:
     _check_figures(stage.number, load)
     return (
         load.workload.is_filtered
+        and load.is_plain
         and bool(load.workload.channels)
         and load.reconnects is None
         and not load.interrupted

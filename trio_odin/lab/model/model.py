@@ -24,24 +24,15 @@ from typing import Final
 
 import attrs
 
-from trio_odin.fanout.publication import Publication
+from trio_odin.lab.model.wire import FIRST_WIRE, Wire
 from trio_odin.overload.process import files_needed
 
 KIB: Final = 1024
 # More than any demand: it stands for "not bound by this".
 ENDLESS: Final = 100_000_000
-# IPv4 without options, TCP with timestamps (RFC 7323); the rest of an Ethernet frame's 1,500.
-_HEADERS_BYTES = 52
-_SEGMENT_BYTES = 1500 - _HEADERS_BYTES
-# A TLS 1.3 record (RFC 8446, 5.2): its header, its content type, the tag of AES-GCM.
-_RECORD_BYTES = 16_384
-_RECORD_OVERHEAD_BYTES = 5 + 1 + 16
 _MONTH_SECONDS = 365 / 12 * 86_400
 # The cost of an event is known to fall up to here; at higher rates it is taken as constant.
 JOINED_MAX_RATE: Final = 3000.0
-MEASURED_PAYLOAD_BYTES: Final = 200
-"""The events of the lab, whose CPU is what `Costs` know."""
-
 # Above it the connections, a few KiB each, do not fit into the CPU's caches.
 _CACHED_CONNECTIONS = 1000
 
@@ -69,6 +60,7 @@ class Costs:
         uses_all_cores: one process uses every core; a trio process uses one.
         source: source of the figures, for people.
         date: of the measurement, YYYY-MM-DD.
+        wire: bytes of the encodings, and the CPU that these and batches add.
     """
 
     connection_kib: float
@@ -87,6 +79,7 @@ class Costs:
     uses_all_cores: bool = False
     source: str = ""
     date: str = ""
+    wire: Wire = FIRST_WIRE
 
     def delivery_us_among(self, connections: int) -> float:
         """CPU of one delivery among so many connections."""
@@ -107,6 +100,13 @@ class Costs:
             + deliveries * self.delivery_us_among(connections)
         )
         return self.base_cores * processes + us / 1e6
+
+    def cores_of(self, demand: Demand, *, processes: int = 1) -> float:
+        """CPU by time of a demand: that of its writes, and of its batches and its encoding."""
+        writes = demand.writes_per_second
+        events = demand.deliveries_per_second if demand.every_ms else 0.0
+        cores = self.cores(demand.users, demand.rate, writes, processes=processes)
+        return cores + self.wire.added_cores(demand.encoding, writes, events)
 
     def memory_mib(self, connections: int, *, processes: int = 1) -> float:
         """Resident memory of the processes, without the kernel's part."""
@@ -140,6 +140,9 @@ class Demand:
         tokens: number of tokens, over which the events are spread evenly.
         rate: events a second over all tokens.
         payload_bytes: size of an event, as it is published.
+        every_ms: the users ask for at most one update of a channel in so many milliseconds; 0: for
+            every event.
+        encoding: of the events on the wire.
 
     Raises:
         ValueError: the home page shows more tokens than there are.
@@ -151,6 +154,8 @@ class Demand:
     tokens: int = 200
     rate: float = 12.0
     payload_bytes: int = 200
+    every_ms: int = 0
+    encoding: str = "plain"
 
     def __attrs_post_init__(self) -> None:
         if self.home_tokens > self.tokens:
@@ -172,31 +177,43 @@ class Demand:
 
     @property
     def writes_per_second(self) -> float:
-        """Deliveries a second: the plan's writes."""
-        return self.rate * self.subscribers_per_token
+        """Messages a second to all users: the plan's writes. With a rate, ticks with any event."""
+        if not self.every_ms:
+            return self.rate * self.subscribers_per_token
+        return sum(users * self._happens(channels) for users, channels in self._users())
 
     @property
-    def bytes_per_second(self) -> float:
+    def deliveries_per_second(self) -> float:
+        """Events a second to all users. With a rate, the newest of each channel at each tick."""
+        if not self.every_ms:
+            return self.writes_per_second
+        return sum(users * channels * self._happens(1) for users, channels in self._users())
+
+    def _users(self) -> tuple[tuple[float, int], tuple[float, int]]:
+        """The users of the home page and the others, and the channels of each."""
+        at_home = self.users * self.home_share
+        return (at_home, self.home_tokens), (self.users - at_home, 1)
+
+    def _happens(self, channels: int) -> float:
+        """Ticks a second at which any of so many channels has changed, by Poisson's law."""
+        seconds = self.every_ms / 1000
+        return -math.expm1(-self.rate / self.tokens * channels * seconds) / seconds
+
+    def bytes_per_second(self, wire: Wire) -> float:
         """Bytes a second on the network, towards the users.
 
-        The envelope is trio-odin's, its numbers in their fourth and seventh digit, not compressed,
-        in TLS; each TCP segment has 52 bytes of headers. Acknowledgements and keepalive are not
-        included.
+        The envelope is trio-odin's, its numbers in their fourth and seventh digit, in TLS; each TCP
+        segment has 52 bytes of headers. Acknowledgements and keepalive are not included.
         """
-        return self.writes_per_second * _packet_bytes(self.payload_bytes)
+        writes = self.writes_per_second
+        if not self.every_ms:
+            return wire.bytes_of_singles(self.encoding, self.payload_bytes, writes)
+        events = self.deliveries_per_second
+        return wire.bytes_of_batches(self.encoding, self.payload_bytes, writes, events)
 
-    @property
-    def bytes_per_month(self) -> float:
+    def bytes_per_month(self, wire: Wire) -> float:
         """The same in a month of 365 / 12 days."""
-        return self.bytes_per_second * _MONTH_SECONDS
-
-
-def _packet_bytes(payload_bytes: int) -> int:
-    payload = b'"%b"' % (b"x" * (payload_bytes - 2))
-    publication = Publication("TOKEN.trade", payload, offset=1_000_000, unix_ms=10**12)
-    frame = len(publication.frame(1000))
-    sent = frame + math.ceil(frame / _RECORD_BYTES) * _RECORD_OVERHEAD_BYTES
-    return sent + math.ceil(sent / _SEGMENT_BYTES) * _HEADERS_BYTES
+        return self.bytes_per_second(wire) * _MONTH_SECONDS
 
 
 @attrs.frozen(kw_only=True)
@@ -245,7 +262,7 @@ class Forecast:
         monthly_usd: cost of all instances.
         connections: on each instance; all users if no number is enough. The following are per
             instance, too.
-        writes_per_second: deliveries.
+        writes_per_second: messages with events: deliveries, or batches.
         delivery_us: CPU of one delivery, among so many connections.
         usable_cores: part of the limit that the processes can use; `target_cores`: may use.
         cpu_percent: of the limit, as the server itself reports it.
@@ -302,8 +319,7 @@ class _Place:
         return files_needed(connections, self.processes) - files_needed(0, self.processes)
 
     def cores(self, connections: int) -> float:
-        writes = self.demand.of(connections).writes_per_second
-        return self.costs.cores(connections, self.demand.rate, writes, processes=self.processes)
+        return self.costs.cores_of(self.demand.of(connections), processes=self.processes)
 
     def _fullest_cores(self, connections: int) -> float:
         alone = self.costs.cores(0, self.demand.rate, 0)
@@ -326,7 +342,7 @@ class _Place:
         return files_needed(connections, self.processes)
 
     def egress_gbit(self, connections: int) -> float:
-        return self.demand.of(connections).bytes_per_second * 8 / 1e9
+        return self.demand.of(connections).bytes_per_second(self.costs.wire) * 8 / 1e9
 
 
 def forecast(

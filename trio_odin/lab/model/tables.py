@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Iterator
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -66,9 +67,19 @@ def read_costs(file: Path | Traversable = _PACKAGE / "costs.toml") -> Costs | No
 
 def write_costs(path: Path, costs: Costs) -> None:
     """Write costs in the format of `read_costs`, with 4 digits."""
-    known = {name: value for name, value in attrs.asdict(costs).items() if value is not None}
-    lines = (f"{name} = {_toml(value)}\n" for name, value in known.items())
-    path.write_text(_COSTS_HEAD + "".join(lines), encoding="utf-8")
+    path.write_text(_COSTS_HEAD + "".join(_table("", attrs.asdict(costs))), encoding="utf-8")
+
+
+def _table(name: str, values: dict[str, Any]) -> Iterator[str]:
+    """The lines of a table of TOML, and of those in it."""
+    if name:
+        yield f"\n[{name}]\n"
+    for key, value in values.items():
+        if value is not None and not isinstance(value, dict):
+            yield f"{key} = {_toml(value)}\n"
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _table(f"{name}.{key}" if name else key, value)
 
 
 def _toml(value: Any) -> str:
