@@ -22,15 +22,18 @@ _BUILT_IN: Final = "dictionary.bin"
 
 @attrs.frozen(slots=False)
 class Dictionary:
-    """A dictionary: what is most common is at its end."""
+    """A dictionary: what is most common is at its end.
 
-    content: bytes = attrs.field()
+    Raises:
+        ValueError: it is empty or too large.
+    """
 
-    @content.validator
-    def _check(self, _: object, content: bytes) -> None:
-        if not content:
+    content: bytes
+
+    def __attrs_post_init__(self) -> None:
+        if not self.content:
             raise ValueError("it is empty")
-        if len(content) > DICTIONARY_MAX_BYTES:
+        if len(self.content) > DICTIONARY_MAX_BYTES:
             raise ValueError(f"it has more than {DICTIONARY_MAX_BYTES:,} bytes")
 
     @cached_property
@@ -51,4 +54,4 @@ class Dictionary:
 
 def built_in() -> Dictionary:
     """The dictionary of the package."""
-    return Dictionary(files(__package__).joinpath(_BUILT_IN).read_bytes())
+    return Dictionary(files("trio_odin.wire").joinpath(_BUILT_IN).read_bytes())
