@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Final
 
-import msgspec
-
 from trio_odin.demo.samples import Sample
+from trio_odin.fanout.batch import Batch
 from trio_odin.fanout.publication import Publication
+from trio_odin.fanout.updates import Updates
+from trio_odin.upstream.nats_message import NatsMessage
 from trio_odin.wire.compression import Encoding
 
 # IPv4 and TCP with timestamps, for each packet of an Ethernet.
@@ -25,37 +25,34 @@ _BATCH: Final = 5
 
 def texts_of(samples: Sequence[Sample]) -> list[bytes]:
     """The messages with these events, one by one and in batches, as z1 deflates them."""
-    tails = [*tails_of(samples, 1), *tails_of(samples, _BATCH)]
-    return [b"{" + tail[1:] for tail in tails]
+    messages = [*messages_of(samples, 1), *messages_of(samples, _BATCH)]
+    return [b"{" + bytes(message.pieces(_SEQ)[1])[1:] for message in messages]
 
 
 def bytes_an_event(samples: Sequence[Sample], encoding: Encoding, batch: int) -> float:
     """The mean over `samples`, if `batch` of them are in one message, with all headers."""
-    whole = 0
-    for tail in tails_of(samples, batch):
-        body = encoding.body(tail)
-        frame = len(encoding.start(_SEQ, len(body))) + len(body)
+    whole = events = 0
+    for message in messages_of(samples, batch):
+        frame = message.frame_bytes(_SEQ, encoding=encoding)
         whole += frame + _HEADER_BYTES * -(-frame // _PACKET_BYTES)
-    return whole / len(samples)
+        events += message.events
+    return whole / events
 
 
-def tails_of(samples: Sequence[Sample], batch: int) -> Iterator[bytes]:
-    """The tails of the messages with these events: see `wire/compression.py`."""
-    elements: list[bytes] = []
+def messages_of(samples: Sequence[Sample], batch: int) -> Iterator[Publication]:
+    """The messages with these events, `batch` of them in each: with one, every event."""
+    updates, sent = Updates(), 0
     before: dict[str, int] = {}
     for number, (channel, payload) in enumerate(samples):
         offset, unix_ms = _OFFSET + number, _START_MS + number * _MS_BETWEEN
         prev = before.get(channel)
         before[channel] = offset
         if batch == 1:
-            publication = Publication(channel, payload, offset=offset, unix_ms=unix_ms, prev=prev)
-            yield bytes(publication.pieces(_SEQ)[1])
+            yield Publication(channel, payload, offset=offset, unix_ms=unix_ms, prev=prev)
             continue
-        last = b"" if prev is None else b'"prev":%d,' % prev
-        elements.append(
-            b'{"channel":%b,"offset":%d,%b"ts":%d,"data":%b}'
-            % (msgspec.json.encode(channel), offset, last, unix_ms, payload)
-        )
-    rest = iter(elements)
-    while group := list(islice(rest, batch)):
-        yield b',"ts":%d,"type":"price:batch","events":[%b]}' % (_START_MS, b",".join(group))
+        message = NatsMessage(f"odin.token.{channel}", payload, offset, 0.0, unix_ms)
+        updates.add(channel, message, prev)
+        changed = updates.after(sent).updates.values()
+        if len(changed) == batch or number == len(samples) - 1:
+            yield Batch.of((update, sent) for update in changed)
+            sent = updates.number

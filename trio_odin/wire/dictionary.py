@@ -17,22 +17,24 @@ import msgspec
 # RFC 1951, 2: no distance is larger, so what is before that is never referred to.
 DICTIONARY_MAX_BYTES: Final = 32 * 1024
 _ID_DIGITS: Final = 16
-_PACKAGE: Final = "trio_odin.wire"
 _BUILT_IN: Final = "dictionary.bin"
-
-
-def _check_size(_: object, __: object, content: bytes) -> None:
-    if not content:
-        raise ValueError("it is empty")
-    if len(content) > DICTIONARY_MAX_BYTES:
-        raise ValueError(f"it has more than {DICTIONARY_MAX_BYTES:,} bytes")
 
 
 @attrs.frozen(slots=False)
 class Dictionary:
-    """A dictionary: what is most common is at its end."""
+    """A dictionary: what is most common is at its end.
 
-    content: bytes = attrs.field(validator=_check_size)
+    Raises:
+        ValueError: it is empty or too large.
+    """
+
+    content: bytes
+
+    def __attrs_post_init__(self) -> None:
+        if not self.content:
+            raise ValueError("it is empty")
+        if len(self.content) > DICTIONARY_MAX_BYTES:
+            raise ValueError(f"it has more than {DICTIONARY_MAX_BYTES:,} bytes")
 
     @cached_property
     def id(self) -> str:
@@ -52,4 +54,4 @@ class Dictionary:
 
 def built_in() -> Dictionary:
     """The dictionary of the package."""
-    return Dictionary(files(_PACKAGE).joinpath(_BUILT_IN).read_bytes())
+    return Dictionary(files("trio_odin.wire").joinpath(_BUILT_IN).read_bytes())
