@@ -90,8 +90,9 @@ def _flow() -> Section:
             graph(
                 "Deliveries a second",
                 runbook(
-                    "By outcome. `conflated`: replaced by a newer event. If written stays below"
-                    " addressed for long, outboxes fill up.",
+                    "By outcome. `conflated`: replaced by a newer event, as the client reads too"
+                    " slowly; `skipped`: as it has a rate. If all of them stay below addressed"
+                    " for long, outboxes fill up.",
                     "DeliveriesDropped",
                 ),
                 [
@@ -99,6 +100,7 @@ def _flow() -> Section:
                     Line(
                         "sum(rate(ws_deliveries_conflated_total@[$__rate_interval]))", "conflated"
                     ),
+                    Line("sum(rate(ws_deliveries_skipped_total@[$__rate_interval]))", "skipped"),
                     Line("sum(rate(ws_deliveries_dropped_total@[$__rate_interval]))", "dropped"),
                     Line(
                         "sum(rate(ws_deliveries_matched_total@[$__rate_interval]))",
