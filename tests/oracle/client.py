@@ -9,7 +9,7 @@ import json
 import random
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import trio
@@ -19,7 +19,7 @@ from websockets.http11 import Response
 from websockets.protocol import OPEN
 from websockets.uri import parse_uri
 
-from tests.oracle.follower import Follower, Message
+from tests.oracle.follower import Follower, Message, Rate
 
 _CONNECT_SECONDS = 4.0
 # Longer than the server may wait for NATS before it answers.
@@ -146,17 +146,36 @@ async def _upgraded(stream: trio.SocketStream, port: int) -> Link:
 class Client:
     """Follows its channels forever, whatever happens to its connections.
 
+    Args:
+        name: its name in findings.
+        follower: see below.
+        rng: of its decisions.
+        spare: further channels that it may add.
+        rate: the rate for these.
+        choices: the rates between which it changes, by name; in the end it has the first one.
+
     Attributes:
         follower: its knowledge.
         refusals: number of refused connections.
     """
 
-    def __init__(self, name: str, follower: Follower, rng: random.Random, spare: list[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        follower: Follower,
+        rng: random.Random,
+        spare: list[str],
+        *,
+        rate: Rate = 0,
+        choices: Mapping[str, Sequence[Rate]] | None = None,
+    ) -> None:
         self.name = name
         self.follower = follower
         self.refusals = 0
         self._rng = rng
-        self._spare = spare  # further channels that it may add
+        self._spare = spare
+        self._rate = rate
+        self._choices = choices or {}
         self._link: Link | None = None
         self._server = 0
         self._scope = trio.CancelScope()
@@ -196,7 +215,7 @@ class Client:
         self._scope.cancel()
 
     def settle(self) -> None:
-        """Keep the channels from now on, and close the half-open connection."""
+        """Keep the channels from now on, end pauses, and close the half-open connection."""
         self._is_changing = False
         while self._parked:
             self._parked.pop().reset()
@@ -254,6 +273,8 @@ class Client:
                 raise Broken("silence")
             for text in texts:
                 self.follower.receive(text)
+            if (command := self.follower.next_command()) is not None:
+                await link.send(command)
             if link.ended:
                 raise Broken(link.ended)
             if link.budget is not None and link.budget <= 0:
@@ -272,9 +293,14 @@ class Client:
 
     def _next_command(self) -> Message:
         follower, rng = self.follower, self._rng
-        if not self._is_changing or rng.random() < 0.8:
+        if not self._is_changing:
+            return self._last_rates() or follower.ask()
+        if rng.random() < 0.8:
             return follower.ask()
-        single = sorted(follower.channels.difference(*follower.patterns.values()))
+        if self._choices and rng.random() < 0.7:
+            return self._another_rate()
+        matched = frozenset[str]().union(*follower.patterns.values())
+        single = sorted(follower.names.keys() - follower.patterns.keys() - matched)
         if len(single) > 2 and rng.random() < 0.5:
             dropped = rng.choice(single)
             self._spare.append(dropped)
@@ -282,4 +308,29 @@ class Client:
         if not self._spare:
             return follower.ask()
         added = self._spare.pop(rng.randrange(len(self._spare)))
-        return follower.add([added], is_resume=rng.random() < 0.5)
+        return follower.add([added], self._rate, is_resume=rng.random() < 0.5)
+
+    def _another_rate(self) -> Message:
+        """Change the rate of a name, or of all that have the same one, or pause them."""
+        follower, rng = self.follower, self._rng
+        names = sorted(self._choices.keys() & follower.names.keys())
+        if not names:
+            return follower.ask()
+        name = rng.choice(names)
+        now, choices = follower.names[name], self._choices[name]
+        alike = [one for one in self._choices if follower.names.get(one, -1) == now]
+        rate = rng.choice([rate for rate in choices if rate != now])
+        return follower.change_rate([name] if rng.random() < 0.5 else alike, rate)
+
+    def _last_rates(self) -> Message | None:
+        """Bring the names with choices to their last rate, those of one rate at a time."""
+        follower = self.follower
+        for rate in dict.fromkeys(choices[0] for choices in self._choices.values()):
+            others = [
+                name
+                for name, choices in self._choices.items()
+                if choices[0] == rate and follower.names.get(name, rate) != rate
+            ]
+            if others:
+                return follower.change_rate(others, rate)
+        return None
