@@ -295,10 +295,10 @@ class Client:
         follower, rng = self.follower, self._rng
         if not self._is_changing:
             return self._last_rates() or follower.ask()
+        if self._choices and rng.random() < 0.4:
+            return self._another_rate()
         if rng.random() < 0.8:
             return follower.ask()
-        if self._choices and rng.random() < 0.7:
-            return self._another_rate()
         matched = frozenset[str]().union(*follower.patterns.values())
         single = sorted(follower.names.keys() - follower.patterns.keys() - matched)
         if len(single) > 2 and rng.random() < 0.5:
