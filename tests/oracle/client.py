@@ -300,7 +300,8 @@ class Client:
         if rng.random() < 0.8:
             return follower.ask()
         matched = frozenset[str]().union(*follower.patterns.values())
-        single = sorted(follower.names.keys() - follower.patterns.keys() - matched)
+        own = follower.names.keys() - follower.patterns.keys()
+        single = sorted(one for one in own if one not in matched or one in self._choices)
         if len(single) > 2 and rng.random() < 0.5:
             dropped = rng.choice(single)
             self._spare.append(dropped)
@@ -308,7 +309,8 @@ class Client:
         if not self._spare:
             return follower.ask()
         added = self._spare.pop(rng.randrange(len(self._spare)))
-        return follower.add([added], self._rate, is_resume=rng.random() < 0.5)
+        rate = rng.choice(self._choices[added]) if added in self._choices else self._rate
+        return follower.add([added], rate, is_resume=rng.random() < 0.5)
 
     def _another_rate(self) -> Message:
         """Change the rate of a name, or of all that have the same one, or pause them."""

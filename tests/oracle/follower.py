@@ -137,15 +137,21 @@ class Follower:
         return self._resume_at(*groups[0]) if groups else None
 
     def add(self, names: Iterable[str], rate: Rate = 0, *, is_resume: bool) -> Message:
-        """Subscribe to further names, from now on or from the position of their rate on."""
+        """Subscribe to further names, from now on or from the position of their rate on.
+
+        What it has already, by another name, cannot be resumed.
+        """
         added = frozenset(names)
-        position = self._position_at(rate) if is_resume else None
+        is_new = not self._alike(added, self.names)
+        position = self._position_at(rate) if is_resume and is_new else None
+        self._level(added)
         self.names |= dict.fromkeys(added, rate)
         return self._resume_at(added, rate, position)
 
     def change_rate(self, names: Iterable[str], rate: Rate) -> Message:
         """Get names that it has at another rate."""
         changed = frozenset(names)
+        self._level(changed)
         self.names |= dict.fromkeys(changed, rate)
         if rate is not None:
             self._note(judge.Paused, channels=self._matched(changed), is_over=True)
@@ -154,6 +160,7 @@ class Follower:
     def drop(self, names: Iterable[str]) -> Message:
         """Unsubscribe from names."""
         dropped = frozenset(names)
+        self._level(dropped)
         for name in dropped:
             del self.names[name]
             self.positions.pop(name, None)
@@ -171,6 +178,26 @@ class Follower:
         self._resume = None
         self._commands.clear()
         self._note(judge.Broke, why=why)
+
+    def _level(self, names: Iterable[str]) -> None:
+        """Bring these and all names with the same channels to the lowest of their positions.
+
+        A command about them may move a channel with an event that still waits for its tick.
+        """
+        alike = self._alike(names, self.names)
+        lowest = self._lowest(map(self.positions.get, alike))
+        if lowest is None:
+            return
+        for name in {*alike, *names}:
+            self.positions[name] = lowest
+            self._largest.pop(name, None)
+            if lowest.epoch == self._epoch:
+                self._largest[name] = lowest.offset
+
+    def _alike(self, names: Iterable[str], among: Iterable[str]) -> list[str]:
+        """The names with a channel of these names, themselves included."""
+        channels = self._matched(names)
+        return [one for one in among if not channels.isdisjoint(self._stand_for(one))]
 
     def _groups(self) -> list[tuple[frozenset[str], Rate, Position | None]]:
         """What it wants and has not requested yet: by rate, the fastest first, and by epoch.
@@ -350,8 +377,9 @@ class Follower:
         return [one for one, own in self._held.items() if own == rate and one not in moving]
 
     def _moving(self) -> frozenset[str]:
-        """The names of commands that are not answered yet."""
-        return frozenset(name for one in self._commands.values() for name in one.names)
+        """The names that commands are about which are not answered yet; see `_level`."""
+        names = [name for one in self._commands.values() for name in one.names]
+        return frozenset([*names, *self._alike(names, self._held)])
 
     def _raise(self, names: Iterable[str], offset: int) -> None:
         resumed = self._resume.names if self._resume else frozenset[str]()
@@ -372,7 +400,11 @@ class Follower:
         before = {channel: self._rate_of(channel) for channel in self._matched(self._held)}
         # Between two ticks, what is due comes with the next one, and not before this message.
         is_between = command.rate is None or command.rate > 0
-        due = [name for name in names if is_between and self._held.get(name)]
+        due = [
+            name
+            for name in names
+            if is_between and any(before.get(one) for one in self._stand_for(name))
+        ]
         self._held |= dict.fromkeys(names, command.rate)
         if not command.is_resume:
             self._take_position(offset)

@@ -323,7 +323,7 @@ class _Habit:
         rate: for most names.
         patterns: from which it chooses.
         choices: the rates between which it changes for some names, the last one first.
-        is_mixed: whether it has some of the channels of its patterns at each event, too.
+        is_mixed: whether it has some of the channels of its patterns at another rate, too.
     """
 
     rate: Rate = 0
@@ -337,7 +337,7 @@ _HABITS = [
     _Habit(),
     _Habit(100),
     _Habit(250, patterns=[one for one in _PATTERNS if one]),
-    _Habit(250, patterns=[["*.social"], ["*.trade"], [">"]], choices=(0, None), is_mixed=True),
+    _Habit(250, patterns=[["*.social"], ["*.trade"], [">"]], choices=(0, 100, None), is_mixed=True),
     _Habit(patterns=[[], ["C1.*"]], choices=(100, 0, 250, None)),
 ]
 
@@ -351,12 +351,12 @@ def _client(name: str, habit: _Habit, rng: random.Random) -> Client:
     names: dict[str, Rate] = dict.fromkeys([*single, *patterns], habit.rate)
     changing: dict[str, tuple[Rate, ...]] = {}
     if habit.choices:
-        # Of a channel that its pattern matches, too, it wants each event, or what the pattern has.
+        # Of the names of a channel, the fastest counts: its own or the pattern.
         often = [one for one in single if one in matched or rng.random() < 0.7] or single
         changing = dict.fromkeys(often, habit.choices)
         if not habit.is_mixed:
             changing |= dict.fromkeys(patterns, habit.choices)
-        names.update({one: choices[0] for one, choices in changing.items()})
+        names.update({one: rng.choice(choices) for one, choices in changing.items()})
     spare = [one for one in CHANNELS if one not in single and one not in matched]
     follower = Follower(names, patterns=patterns, with_snapshot=rng.random() < 0.5)
     return Client(name, follower, own, spare, rate=habit.rate, choices=changing)
