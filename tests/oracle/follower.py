@@ -398,24 +398,31 @@ class Follower:
         if epoch is not None and epoch != self._epoch:
             self._enter(epoch)
         before = {channel: self._rate_of(channel) for channel in self._matched(self._held)}
-        # Between two ticks, what is due comes with the next one, and not before this message.
-        is_between = command.rate is None or command.rate > 0
-        due = [
-            name
-            for name in names
-            if is_between and any(before.get(one) for one in self._stand_for(name))
-        ]
         self._held |= dict.fromkeys(names, command.rate)
         if not command.is_resume:
             self._take_position(offset)
             if offset is not None:
-                same_rate = (self._largest.get(name, 0) for name in self._at(command.rate))
-                self._raise(names.difference(due), max(offset, *same_rate))
+                self._begin(command, before, offset)
                 self._note_due(before, offset)
             self._note_began(names, before, offset)
         paused = frozenset(one for one in self._matched(names) if self._rate_of(one) is None)
         if paused:
             self._note(judge.Paused, channels=paused)
+
+    def _begin(self, command: _Command, before: Mapping[str, Rate], offset: int) -> None:
+        """Take the position of names that have just been acknowledged.
+
+        From one rate to another, what is due comes at a tick, and not before the acknowledgement.
+        """
+        is_between = command.rate is None or command.rate > 0
+        same_rate = [self._largest.get(name, 0) for name in self._at(command.rate)]
+        for name in command.names:
+            if not is_between or not any(before.get(one) for one in self._stand_for(name)):
+                self._raise([name], max(offset, *same_rate))
+            elif name not in self.positions:
+                alike = self._alike([name], self.positions)
+                lowest = self._lowest(map(self.positions.get, alike))
+                self._raise([name], lowest.offset if lowest else 0)
 
     def _note_due(self, before: Mapping[str, Rate], offset: int) -> None:
         """All was sent of a channel that has left or reached every event, or ended a pause."""
@@ -429,15 +436,17 @@ class Follower:
         self, names: Collection[str], before: Mapping[str, Rate], offset: int | None
     ) -> None:
         channels = self._matched(names) - before.keys()
-        position = None if offset is None else self.positions.get(next(iter(names)))
-        is_behind = offset is not None and position is not None and offset < position.offset
+        position = self.positions.get(next(iter(names)))
+        reached = None
+        if offset is not None:
+            reached = max(offset, position.offset) if position else offset
         if channels:
             self._note(
                 judge.Began,
                 channels=channels,
-                epoch=position.epoch if position else None,
-                offset=position.offset if position else None,
-                behind_at=offset if is_behind else None,
+                epoch=None if reached is None else self._epoch,
+                offset=reached,
+                behind_at=None if offset == reached else offset,
             )
 
     def _enter(self, epoch: str) -> None:
