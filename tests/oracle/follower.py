@@ -14,6 +14,7 @@ import itertools
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -28,6 +29,8 @@ Rate: TypeAlias = int | None
 _DATA = re.compile(r'"data":(\{.*\}),"channel":"')
 _DATA_IN_BATCH = re.compile(r'"data":(\{[^{}]*\})\}')
 
+# One more tick than a rate allows when the stream changes, or the server drains.
+_EXTRA_TICKS = 1
 # What changes no conclusion.
 _CHANGE_NOTHING = {"server:draining", "upstream", "snapshot_done"}
 
@@ -83,6 +86,9 @@ class Follower:
     _largest: dict[str, int] = attrs.field(factory=dict)  # by name, the offset within it
     _held: dict[str, Rate] = attrs.field(factory=dict)  # acknowledged on this connection
     _resume: _Command | None = None
+    # By rate: when this connection asked for it first, and how many ticks came.
+    _asked_ms: dict[int, float] = attrs.field(factory=dict)
+    _ticks: Counter[int] = attrs.field(factory=Counter)
     # By epoch and channel: the offset up to which events may come again, as it resumes from a
     # position before it; and the last offset. Then the epochs left for an older one.
     _again_to: dict[tuple[str, str], int] = attrs.field(factory=dict)
@@ -115,6 +121,8 @@ class Follower:
         """The first command of a new connection; `next_command` has the others."""
         self._commands.clear()
         self._held.clear()
+        self._asked_ms.clear()
+        self._ticks.clear()
         self._epoch = None
         (names, rate, position), *others = self._groups()
         self._note(
@@ -243,6 +251,8 @@ class Follower:
         message["id"] = self._id_of(command)
         if rate != 0 or self._held:
             message["every_ms"] = rate
+        if rate:
+            self._asked_ms.setdefault(rate, now_ms())
         if self.with_snapshot:
             message["snapshot"] = True
         if after is None:
@@ -319,8 +329,18 @@ class Follower:
         to = max(event["offset"] for event in events)
         # What is due before an acknowledgement is of the names of this command only.
         is_tick = self._matched(self._moving()).isdisjoint(channels)
+        if is_tick:
+            self._count_tick(self._rate_of(channels[0]), text)
         for event, payload in zip(events, payloads, strict=True):
             self._take_event(event, payload, message["seq"], batch_to=to, is_position=is_tick)
+
+    def _count_tick(self, rate: Rate, text: str) -> None:
+        """Count a tick. The first one is not before it was asked for, and each takes its time."""
+        if rate:
+            self._ticks[rate] += 1
+            least_ms = (self._ticks[rate] - 1 - _EXTRA_TICKS) * rate
+            if now_ms() - self._asked_ms[rate] < least_ms:
+                self.errors.append(f"{self._ticks[rate]} times, more than every {rate} ms: {text}")
 
     def _take_event(
         self,
@@ -468,6 +488,7 @@ class Follower:
         )
         if epoch is not None and epoch != self._epoch:
             self._enter(epoch)
+            self._ticks -= Counter(dict.fromkeys(self._ticks, _EXTRA_TICKS))
             self._raise(self._held, last or 0 if message["reason"] in {"start", "core"} else 0)
 
     def _take_position(self, offset: int | None) -> None:

@@ -217,6 +217,7 @@ async def _imbalances(world: World) -> list[Finding]:
     findings = []
     for server in world.servers:
         assert server.process is not None
+        await server.process.wait_ready()  # it may have been started without any client
         page = await server.process.metrics()
         outcomes = sum(page[name] for name in _OUTCOMES)
         lost = page["ws_deliveries_matched_total"] - outcomes

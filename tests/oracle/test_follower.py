@@ -248,3 +248,24 @@ def test_messages_of_the_wrong_kind_are_kept_as_errors() -> None:
     talk = Rates(A_x=100)
     command = talk.it.open() | {"every_ms": 200}
     assert talk.ack(command, 5).it.errors
+
+
+def test_a_tick_takes_its_time() -> None:
+    talk = Rates(A_x=60_000, B_x=30_000).begin(5).batch(("A.x", 6)).batch(("B.x", 7))
+    talk.batch(("A.x", 8))
+    assert talk.it.errors == [], "one more may come when the server drains"
+    assert "more than every 60000 ms" in talk.batch(("A.x", 9)).it.errors[0]
+
+
+def test_a_channel_that_leaves_a_rate_takes_its_position_along() -> None:
+    """What waited for the tick of its own name comes with the tick of the pattern."""
+    patterns = {">": frozenset({"A.x", "B.x"})}
+    talk = Rates(patterns, A_x=100)
+    talk.it.names[">"] = 250
+    talk.begin(5).batch(("B.x", 9))
+    talk.it.drop(["A.x"])
+    talk.batch(("B.x", 12))
+    assert talk.again() == [([">"], 250, 5)], "6 to 8 of A may have waited"
+    talk.batch(("A.x", 13))
+    talk.it.add(["A.x"], 100, is_resume=False)
+    assert talk.again() == [(["A.x"], 100, 13), ([">"], 250, 13)]
