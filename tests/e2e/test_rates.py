@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from websockets.trio.client import ClientConnection, connect
 
-from tests.e2e.conftest import StartServer, client_of, receive, url_of, wait_for_nats
-from tests.e2e.nats import nats_client
+from tests.e2e.conftest import (
+    StartServer,
+    client_of,
+    ending_of,
+    receive,
+    url_of,
+    wait_for_nats,
+)
+from tests.e2e.nats import nats_client, running_nats
+from tests.e2e.test_positions import FILE_STREAM
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
@@ -36,6 +47,20 @@ def values(batch: dict[str, Any]) -> dict[str, tuple[Any, int]]:
     """By channel: the newest value, and how many gave way to it."""
     assert batch["type"] == "price:batch"
     return {one["channel"]: (one["data"], one.get("skipped", 0)) for one in batch["events"]}
+
+
+@attrs.define
+class Tally:
+    """What came of each channel: the newest value, and how many events, skipped ones included."""
+
+    newest: dict[str, int] = attrs.field(factory=dict)
+    counts: Counter[str] = attrs.field(factory=Counter)
+
+    def take(self, *batches: dict[str, Any]) -> None:
+        for batch in batches:
+            for channel, (value, skipped) in values(batch).items():
+                self.newest[channel] = value
+                self.counts[channel] += 1 + skipped
 
 
 async def test_a_rate_gives_the_newest_of_each_channel_in_one_message(
@@ -115,3 +140,84 @@ async def test_a_client_that_does_not_read_gets_a_merged_batch_later(
     assert (received, last) == (published, published)
     assert most > 3, "the batches of several ticks were merged"
     assert server.ledger.traffic.closed["peer_closed"] == 1
+
+
+async def test_a_drain_sends_what_is_due_before_it_closes(
+    start_server: StartServer, nats_url: str
+) -> None:
+    """It does not wait for the ticks, and ends no pause."""
+    server = await start_server(NATS_URL=nats_url)
+    await wait_for_nats(server)
+    async with connect(url_of(server)) as client:
+        await say(client, "A.x", every_ms=60_000)
+        await say(client, "B.x", every_ms=30_000)
+        await say(client, "C.x", every_ms=None)
+        await publish(nats_url, ("A.x", 1), ("B.x", 1), ("C.x", 1), ("A.x", 2), ("A.x", 3))
+        await wait_until(lambda: server.ledger.publications.fanned_out == 5)
+        server.drain()
+        ending = await ending_of(client)
+    assert (ending.code, len(ending.reconnect_in_ms)) == (1001, 1)
+    tally = Tally()
+    tally.take(*ending.events)  # mostly one, but a tick may have come first
+    assert tally.newest == {"A.x": 3, "B.x": 1}
+    assert tally.counts == {"A.x": 3, "B.x": 1}
+    deliveries = server.ledger.deliveries
+    assert (deliveries.matched, deliveries.written, deliveries.skipped) == (4, 2, 2)
+
+
+async def test_a_restart_of_nats_loses_nothing_at_a_rate(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """What waits for its tick or for the end of a pause waits over the restart, too."""
+    with running_nats(tmp_path) as nats:
+        async with nats_client(nats.url) as operator:
+            await operator.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", FILE_STREAM)
+        server = await start_server(NATS_URL=nats.url)
+        await wait_for_nats(server)
+        async with connect(url_of(server)) as client:
+            await say(client, "A.x", every_ms=100, notices=True)
+            await say(client, "B.x", every_ms=60_000)
+            await say(client, "C.x", every_ms=None)
+            await publish(nats.url, *[("A.x", number) for number in range(1, 11)])
+            await publish(nats.url, ("B.x", 1), ("C.x", 1), ("B.x", 2))
+            await wait_until(lambda: server.ledger.publications.fanned_out == 13)
+            nats.stop()
+            nats.start()
+            await publish(nats.url, *[("A.x", number) for number in range(11, 21)])
+            await publish(nats.url, ("B.x", 3), ("C.x", 2))
+            tally = Tally()
+            while tally.newest.get("A.x") != 20:
+                tally.take(await receive(client))
+            await wait_until(lambda: server.ledger.publications.fanned_out == 25)
+            *due, ack = await say(client, "B.x", "C.x", every_ms=0)
+            tally.take(*due)
+            assert tally.newest == {"A.x": 20, "B.x": 3, "C.x": 2}
+            assert tally.counts == {"A.x": 20, "B.x": 3, "C.x": 2}
+            assert ack["offset"] == 25
+            assert due[-1]["seq"] < 25
+
+
+async def test_what_is_due_of_an_old_stream_comes_before_the_notice_of_the_new_one(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    with running_nats(tmp_path) as nats:
+        server = await start_server(NATS_URL=nats.url)
+        await wait_for_nats(server)
+        async with connect(url_of(server)) as client:
+            (ack,) = await say(client, "A.x", every_ms=60_000, notices=True)
+            await publish(nats.url, ("A.x", 1), ("A.x", 2))
+            await wait_until(lambda: server.ledger.publications.fanned_out == 2)
+            nats.stop()  # the stream is in memory
+            nats.start()
+            tally = Tally()
+            while (message := await receive(client))["type"] == "price:batch":
+                tally.take(message)
+            assert (tally.newest, tally.counts) == ({"A.x": 2}, {"A.x": 2})
+            assert (message["type"], message["reason"]) == ("gap", "stream")
+            assert message["epoch"] != ack["epoch"]
+            await publish(nats.url, ("A.x", 3))
+            await wait_until(lambda: server.ledger.publications.fanned_out == 3)
+            *due, ack = await say(client, "A.x", every_ms=0)
+            tally.take(*due)
+            assert due[-1]["events"][0]["offset"] == ack["offset"] == 1
+            assert (tally.newest, tally.counts) == ({"A.x": 3}, {"A.x": 3})

@@ -7,12 +7,16 @@
         ├── publisher.py    numbered events, and which of them NATS acknowledged
         ├── recorder.py     reads the stream independently
         └── client.py       a socket that can be cut at any byte …
-              └── follower.py    … and its owner's conclusions, by the three rules of the page
+              └── follower.py    … and its owner's conclusions, by the rules of the page
 
     truth.py      the content of the stream, from all observations: lives and places
     judge.py      compares each client's conclusions with it
     run.py        several worlds at once, and their sum
 
-A run ends with a verdict: the number of events delivered, the number declared missing, and the
-violations of the page: losses without a declaration, repeats, and the like.
+Some clients get every event; others have rates, change them and pause. At a rate an event stands
+for the older ones of its channel that it `skipped`, and the judge counts these.
+
+A run ends with a verdict: the number of events delivered, skipped, and declared missing, and the
+violations of the page: losses without a declaration, repeats, wrong counts, and the like. At the
+end the ledger of each server has to balance.
 """

@@ -62,7 +62,8 @@ def line_of(outcome: Outcome) -> str:
         f"{outcome.kind}: {outcome.faults.total()} faults in {outcome.seconds:.0f} s, "
         f"{outcome.events} events in {outcome.lives} lives of the stream; "
         f"{verdict.connections} connections, {verdict.delivered} delivered ({outcome.share:.1%}), "
-        f"{verdict.declared} declared missing; {verdict.count('silent loss')} silent losses, "
+        f"{verdict.skipped} skipped at a rate, {verdict.declared} declared missing; "
+        f"{verdict.count('silent loss')} silent losses, "
         f"{verdict.count('repeat')} repeats, {len(verdict.findings)} findings; "
         f"seed {outcome.seed}"
     )

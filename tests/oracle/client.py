@@ -9,7 +9,7 @@ import json
 import random
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 import trio
@@ -19,12 +19,15 @@ from websockets.http11 import Response
 from websockets.protocol import OPEN
 from websockets.uri import parse_uri
 
-from tests.oracle.follower import Follower, Message
+from tests.oracle.follower import Follower, Message, Rate
 
 _CONNECT_SECONDS = 4.0
 # Longer than the server may wait for NATS before it answers.
 _SILENCE_SECONDS = 9.0
 _PIECE = 65_536
+# What a narrow connection takes is little: its server's socket is full after some 30 KiB.
+_NARROW_BYTES = 2048
+_NARROW_SEGMENT = 536
 
 
 class Broken(Exception):
@@ -103,15 +106,19 @@ class Link:
         self._stream.socket.close()
 
 
-async def connect(port: int) -> Link:
+async def connect(port: int, *, is_narrow: bool = False) -> Link:
     """Open a WebSocket to a local port.
+
+    Args:
+        port: the port.
+        is_narrow: whether a server with much to send soon finds that the socket takes nothing.
 
     Raises:
         Broken: the server cannot be reached, or refuses.
     """
     with trio.move_on_after(_CONNECT_SECONDS):
         try:
-            stream = await trio.open_tcp_stream("127.0.0.1", port)
+            stream = await _connected(port, is_narrow=is_narrow)
         except OSError as error:
             raise Broken("no server") from error
         try:
@@ -120,6 +127,19 @@ async def connect(port: int) -> Link:
             await trio.aclose_forcefully(stream)
             raise
     raise Broken("no answer to the request")
+
+
+async def _connected(port: int, *, is_narrow: bool) -> trio.SocketStream:
+    end = trio.socket.socket()
+    try:
+        if is_narrow:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NARROW_BYTES)
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _NARROW_SEGMENT)
+        await end.connect(("127.0.0.1", port))
+    except BaseException:
+        end.close()
+        raise
+    return trio.SocketStream(end)
 
 
 async def _upgraded(stream: trio.SocketStream, port: int) -> Link:
@@ -146,17 +166,39 @@ async def _upgraded(stream: trio.SocketStream, port: int) -> Link:
 class Client:
     """Follows its channels forever, whatever happens to its connections.
 
+    Args:
+        name: its name in findings.
+        follower: see below.
+        rng: of its decisions.
+        spare: further channels that it may add.
+        rate: the rate for these.
+        choices: the rates between which it changes, by name; in the end it has the first one.
+        is_narrow: see `connect`.
+
     Attributes:
         follower: its knowledge.
         refusals: number of refused connections.
     """
 
-    def __init__(self, name: str, follower: Follower, rng: random.Random, spare: list[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        follower: Follower,
+        rng: random.Random,
+        spare: list[str],
+        *,
+        rate: Rate = 0,
+        choices: Mapping[str, Sequence[Rate]] | None = None,
+        is_narrow: bool = False,
+    ) -> None:
         self.name = name
         self.follower = follower
         self.refusals = 0
         self._rng = rng
-        self._spare = spare  # further channels that it may add
+        self._spare = spare
+        self._rate = rate
+        self._choices = choices or {}
+        self._is_narrow = is_narrow
         self._link: Link | None = None
         self._server = 0
         self._scope = trio.CancelScope()
@@ -196,7 +238,7 @@ class Client:
         self._scope.cancel()
 
     def settle(self) -> None:
-        """Keep the channels from now on, and close the half-open connection."""
+        """Keep the channels from now on, end pauses, and close the half-open connection."""
         self._is_changing = False
         while self._parked:
             self._parked.pop().reset()
@@ -207,7 +249,7 @@ class Client:
             while True:
                 port = ports[self._server % len(ports)]
                 try:
-                    self._link = await connect(port)
+                    self._link = await connect(port, is_narrow=self._is_narrow)
                 except Broken:
                     self.refusals += 1
                     self._server += 1
@@ -254,6 +296,8 @@ class Client:
                 raise Broken("silence")
             for text in texts:
                 self.follower.receive(text)
+            if (command := self.follower.next_command()) is not None:
+                await link.send(command)
             if link.ended:
                 raise Broken(link.ended)
             if link.budget is not None and link.budget <= 0:
@@ -272,9 +316,15 @@ class Client:
 
     def _next_command(self) -> Message:
         follower, rng = self.follower, self._rng
-        if not self._is_changing or rng.random() < 0.8:
+        if not self._is_changing:
+            return self._last_rates() or follower.ask()
+        if self._choices and rng.random() < 0.4:
+            return self._another_rate()
+        if rng.random() < 0.8:
             return follower.ask()
-        single = sorted(follower.channels.difference(*follower.patterns.values()))
+        matched = frozenset[str]().union(*follower.patterns.values())
+        own = follower.names.keys() - follower.patterns.keys()
+        single = sorted(one for one in own if one not in matched or one in self._choices)
         if len(single) > 2 and rng.random() < 0.5:
             dropped = rng.choice(single)
             self._spare.append(dropped)
@@ -282,4 +332,30 @@ class Client:
         if not self._spare:
             return follower.ask()
         added = self._spare.pop(rng.randrange(len(self._spare)))
-        return follower.add([added], is_resume=rng.random() < 0.5)
+        rate = rng.choice(self._choices[added]) if added in self._choices else self._rate
+        return follower.add([added], rate, is_resume=rng.random() < 0.5)
+
+    def _another_rate(self) -> Message:
+        """Change the rate of a name, or of all that have the same one, or pause them."""
+        follower, rng = self.follower, self._rng
+        names = sorted(self._choices.keys() & follower.names.keys())
+        if not names:
+            return follower.ask()
+        name = rng.choice(names)
+        now, choices = follower.names[name], self._choices[name]
+        alike = [one for one in self._choices if follower.names.get(one, -1) == now]
+        rate = rng.choice([rate for rate in choices if rate != now])
+        return follower.change_rate([name] if rng.random() < 0.5 else alike, rate)
+
+    def _last_rates(self) -> Message | None:
+        """Bring the names with choices to their last rate, those of one rate at a time."""
+        follower = self.follower
+        for rate in dict.fromkeys(choices[0] for choices in self._choices.values()):
+            others = [
+                name
+                for name, choices in self._choices.items()
+                if choices[0] == rate and follower.names.get(name, rate) != rate
+            ]
+            if others:
+                return follower.change_rate(others, rate)
+        return None

@@ -4,6 +4,9 @@ A client's journal is a list of the entries below, in the client's order. For ea
 judge keeps the place up to which everything is settled: delivered, declared missing, or not owed.
 A later event or stated position settles the events in between, if none is missing, or if the
 missing ones are declared, by the rules of docs/protocol.md. Everything else is a finding.
+
+At a rate an event stands for the older ones that it `skipped`. That number has to be exact: it is
+compared with the events of the channel since the last one of it on the same connection.
 """
 
 from __future__ import annotations
@@ -36,11 +39,16 @@ class Entry:
 
 @attrs.frozen(kw_only=True)
 class Opened(Entry):
-    """A connection has subscribed; with a position, it is owed its channels from there on."""
+    """A connection has subscribed; with a position, it is owed its channels from there on.
+
+    `later`: channels that it will request from another position; see `Resuming`.
+    """
 
     channels: Channels
     epoch: str | None = None
     offset: int | None = None
+    at_a_rate: bool = False
+    later: Channels = frozenset()
 
 
 @attrs.frozen(kw_only=True)
@@ -50,19 +58,30 @@ class Resuming(Entry):
     channels: Channels
     epoch: str
     offset: int
+    at_a_rate: bool = False
 
 
 @attrs.frozen(kw_only=True)
 class Began(Entry):
     """Channels are acknowledged, and owed from the client's position on; None: from now on.
 
-    `is_behind`: the server has stated a lower position, and may send the events in between, too.
+    `behind_at`: the server has stated this lower position, and may send the events in between, too.
+    `is_at_least`: it may have been further when it stated that, as an event waited for its tick.
     """
 
     channels: Channels
     epoch: str | None
     offset: int | None
-    is_behind: bool = False
+    behind_at: int | None = None
+    is_at_least: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Paused(Entry):
+    """A pause of channels is acknowledged; or its end is requested."""
+
+    channels: Channels
+    is_over: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -79,6 +98,7 @@ class Event(Entry):
 
     `is_ignored`: it came again, where the page says that it may. `prev`: the offset of the event
     before it in its channel. `is_snapshot`: it is the newest of its channel, for a new subscriber.
+    `skipped`: how many older ones gave way to it. `batch_to`: the largest offset of its batch.
     """
 
     epoch: str | None
@@ -91,14 +111,17 @@ class Event(Entry):
     is_ignored: bool = False
     prev: int | None = None
     is_snapshot: bool = False
+    skipped: int | None = 0
+    batch_to: int | None = None
 
 
 @attrs.frozen(kw_only=True)
 class Stated(Entry):
-    """A position: all events of the channels up to there have been sent."""
+    """A position: all events up to there have been sent, of these channels; None: of all."""
 
     epoch: str
     offset: int
+    channels: Channels | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -110,10 +133,15 @@ class Incomplete(Entry):
 
 @attrs.frozen(kw_only=True)
 class Resumed(Entry):
-    """A resume has ended, at a position if the server knows one."""
+    """A resume has ended, at a position if the server knows one.
+
+    `channels`: to which the position applies; None: to all. `is_at_least`: as of `Began`.
+    """
 
     epoch: str | None
     offset: int | None
+    channels: Channels | None = None
+    is_at_least: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -145,12 +173,13 @@ class Finding:
 
 @attrs.define
 class Verdict:
-    """The sum over clients. `declared` events are missing with a notice.
+    """The sum over clients. `declared` events are missing with a notice, `skipped` ones counted.
 
     `needless`: resumes that were incomplete, although the server must keep the missed events.
     """
 
     delivered: int = 0
+    skipped: int = 0
     declared: int = 0
     ignored: int = 0
     notices: int = 0
@@ -188,7 +217,27 @@ class _Resume:
 
     channels: Channels
     after: Place
+    at_a_rate: bool = False
     incomplete: Channels = frozenset()
+
+
+@attrs.frozen
+class _Claim:
+    """What an event says about older ones: how many of them it skipped.
+
+    Attributes:
+        event: the event.
+        skipped: the number.
+        older: those that there were since the last one of its channel on this connection.
+        unknown: how many more there may have been, as the fate of some events is not known.
+        is_resumed: whether it came in a resume.
+    """
+
+    event: Event
+    skipped: int
+    older: list[Place]
+    unknown: int
+    is_resumed: bool
 
 
 def judge(client: str, journal: Sequence[Entry], truth: Truth) -> Verdict:
@@ -214,11 +263,22 @@ class _Case:
         # The life of an epoch that can stand for two; see `_place`.
         self._life_in: dict[str, int] = {}
         self._delivered: set[int] = set()
+        self._skipped: set[int] = set()
+        self._paused: set[str] = set()
+        # The place up to which this connection has sent a channel, for the count of `skipped`; and
+        # the last event of a channel on it.
+        self._sent_to: dict[str, Place] = {}
+        self._last: dict[str, Place] = {}
+        # What events whose place is unknown have skipped.
+        self._carried: dict[str, int] = {}
+        # Counts that are wrong, unless a declaration follows that explains them.
+        self._claims: list[_Claim] = []
         # The events received on this connection, and their life by epoch.
         self._came: set[int] = set()
         self._came_of: dict[str | None, int] = {}
         self._covers: list[_Cover] = []
         self._seq = 0
+        self._batch_to: int | None = None
         self._resume: _Resume | None = None
         # Missing events of a resume that may still be declared incomplete.
         self._unresumed: dict[Place, str] = {}
@@ -231,11 +291,12 @@ class _Case:
         self._is_open = False
         self._handlers: dict[type[Entry], Callable[[Any], None]] = {
             Opened: self._open,
-            Resuming: lambda entry: self._ask(entry.channels, self._locate(entry)),
+            Resuming: self._ask,
             Began: self._begin,
+            Paused: self._pause,
             Left: self._leave,
             Event: self._receive,
-            Stated: lambda entry: self._state(self._locate(entry), entry.at_ms),
+            Stated: lambda one: self._state(self._locate(one), one.at_ms, one.channels),
             Incomplete: self._take_incomplete,
             Resumed: self._end_resume,
             Gap: self._notice,
@@ -258,34 +319,39 @@ class _Case:
     def _open(self, entry: Opened) -> None:
         self.verdict.connections += 1
         self._seq = 0
+        self._batch_to = None
         self._notice_ms = float("-inf")
         self._reached = START
         self._is_open = False
-        self._came.clear()
-        self._came_of.clear()
-        self._leaving.clear()
+        for of_the_connection in (self._came, self._came_of, self._leaving, self._paused):
+            of_the_connection.clear()
+        for by_channel in (self._sent_to, self._last, self._carried):
+            by_channel.clear()
+        kept, later = entry.channels | entry.later, entry.later
         if entry.epoch is None:  # nothing is owed from before
-            self._settled.clear()
-            self._vague.clear()
-            self._unresumed.clear()
-        else:
-            self._settled = {
-                channel: place
-                for channel, place in self._settled.items()
-                if channel in entry.channels
-            }
+            kept = later
+            self._vague &= later
+            self._unresumed = {at: one for at, one in self._unresumed.items() if one in later}
+        self._settled = {channel: at for channel, at in self._settled.items() if channel in kept}
+        if entry.epoch is not None:
             after = self._locate(entry)
             self._early = {
-                channel: place for channel, place in self._early.items() if after < place
+                channel: place
+                for channel, place in self._early.items()
+                if after < place or channel in later
             }
-            self._ask(entry.channels, after)
+            self._ask(entry)
 
-    def _ask(self, channels: Channels, after: Place) -> None:
-        self._resume = _Resume(channels, after)
+    def _ask(self, entry: Opened | Resuming) -> None:
+        channels, after = entry.channels, self._locate(entry)
+        self._resume = _Resume(channels, after, entry.at_a_rate)
         for channel in channels:
             if channel in self._vague:
                 self._settled[channel] = min(after, self._settled[channel])
-            self._settled.setdefault(channel, after)
+            settled = self._settled.setdefault(channel, after)
+            if after < settled:  # what it did not want then may come now
+                self._early[channel] = max(settled, self._early.get(channel, START))
+            self._sent_to[channel] = after
         self._vague -= channels
 
     def _begin(self, entry: Began) -> None:
@@ -294,13 +360,27 @@ class _Case:
             self._vague |= entry.channels - self._settled.keys()
         else:
             place = self._locate(entry)
+        if entry.is_at_least:
+            place = max(place, self._truth.place_at(entry.at_ms))
+            self._early |= dict.fromkeys(entry.channels, place)
+        elif entry.epoch is not None and entry.offset is not None:
+            behind_at = entry.offset if entry.behind_at is None else entry.behind_at
+            sent_to = Place(place.life, behind_at)
+            self._sent_to |= dict.fromkeys(entry.channels, sent_to)
         for channel in entry.channels:
             self._settled.setdefault(channel, place)
-            if entry.is_behind:
+            if entry.behind_at is not None:
                 self._early[channel] = place
+
+    def _pause(self, entry: Paused) -> None:
+        if entry.is_over:
+            self._paused -= entry.channels
+        else:
+            self._paused |= entry.channels
 
     def _leave(self, entry: Left) -> None:
         self._vague -= entry.channels
+        self._paused -= entry.channels
         for channel in entry.channels:
             self._settled.pop(channel, None)
             self._early.pop(channel, None)
@@ -316,13 +396,22 @@ class _Case:
         if event.is_snapshot:
             self._take_snapshot(event)
             return
+        if event.channel in self._paused and not self._is_resuming(event.channel):
+            self._find("paused", event.at_ms, f"{event.channel}: #{event.number} in a pause")
+        place = self._truth.places.get(event.number)
+        is_backwards = place is not None and place < self._last.get(event.channel, START)
+        self._take_skipped(event, place)
         if event.is_ignored:
             self.verdict.ignored += 1
-            if is_repeat:
-                text = f"{event.channel}: #{event.number} twice on one connection"
-                self._find("repeat", event.at_ms, text)
-            return
-        settled, place = self._wanted(event), self._truth.places.get(event.number)
+            if is_repeat or is_backwards:
+                kind = "repeat" if is_repeat else "reorder"
+                text = f"{event.channel}: #{event.number}, ignored, again on one connection"
+                self._find(kind, event.at_ms, text)
+        else:
+            self._take_live(event, place, is_backwards=is_backwards)
+
+    def _take_live(self, event: Event, place: Place | None, *, is_backwards: bool) -> None:
+        settled = self._wanted(event)
         if settled is None or place is None:  # its place is unknown
             return
         if place.life > self._came_of.setdefault(event.epoch, place.life):
@@ -331,15 +420,63 @@ class _Case:
         self._came_of[event.epoch] = place.life
         if event.epoch is not None:
             self._life_in[event.epoch] = place.life
+        is_due = settled < place or place <= self._early.get(event.channel, START)
         if event.number in self._delivered:
             self._find("repeat", event.at_ms, f"{event.channel}: {self._name(place)}")
-        elif place <= settled and place > self._early.get(event.channel, START):
+        elif is_backwards or not is_due:
             text = f"{event.channel}: {self._name(place)}, though all up to {settled} was sent"
             self._find("reorder", event.at_ms, text)
         self._delivered.add(event.number)
         self.verdict.delivered += 1
-        self._reach(Place(place.life, place.offset - 1))
+        # The older events of a batch may be from before the loss.
+        if event.batch_to is None or event.batch_to == event.offset:
+            self._reach(Place(place.life, place.offset - 1))
         self._settle([event.channel], place, event.at_ms)
+
+    def _is_resuming(self, channel: str) -> bool:
+        return self._resume is not None and channel in self._resume.channels
+
+    def _take_skipped(self, event: Event, place: Place | None) -> None:
+        """Check how many events gave way to this one, and take these as accounted for."""
+        channel = event.channel
+        if event.skipped is None:
+            self._find("unknown skipped", event.at_ms, f"{channel}: #{event.number}")
+        skipped = (event.skipped or 0) + self._carried.pop(channel, 0)
+        if place is None:
+            self._carried[channel] = skipped
+            return
+        sent_to = self._sent_to.get(channel)
+        self._sent_to[channel] = place
+        self._last[channel] = max(place, self._last.get(channel, START))
+        self.verdict.skipped += skipped
+        resume = self._resume if self._is_resuming(channel) else None
+        is_at_a_rate = event.batch_to is not None or (resume is not None and resume.at_a_rate)
+        if sent_to is None:  # what it is counted from is not known
+            older = self._truth.between(channel, self._settled.get(channel, place), place)[:-1]
+            self._account_for(older[max(0, len(older) - skipped) :])
+        elif sent_to < place and (is_at_a_rate or skipped):
+            older = self._truth.between(channel, sent_to, place)[:-1]
+            unknown = self._truth.unplaced(channel, sent_to, place)
+            claim = _Claim(event, skipped, older, unknown, is_resumed=resume is not None)
+            self._account_for(older)
+            if not self._is_true(claim):
+                self._claims.append(claim)
+                self._end_of_patience(event.at_ms)
+
+    def _account_for(self, places: Iterable[Place]) -> None:
+        self._skipped.update(map(self._truth.number_at, places))
+
+    def _is_true(self, claim: _Claim) -> bool:
+        """Whether so many were skipped. Those that are declared lost may be counted, or not."""
+        channel = claim.event.channel
+        owed = [place for place in claim.older if not self._is_covered(channel, place)]
+        return len(owed) <= claim.skipped <= len(claim.older) + claim.unknown
+
+    def _refute(self, claim: _Claim) -> None:
+        event, count = claim.event, len(claim.older)
+        kind = "silent loss" if claim.skipped < count else "wrong skipped"
+        text = f"{event.channel}: #{event.number} has skipped {claim.skipped}, but there were"
+        self._find(kind, event.at_ms, f"{text} {count}")
 
     def _wanted(self, event: Event) -> Place | None:
         """Up to where its channel is settled; None if the client does not want it."""
@@ -373,10 +510,11 @@ class _Case:
 
     def _check(self, event: Event) -> None:
         """Check that the event is as it was published and stored."""
-        if event.seq != self._seq + 1:
+        is_same_batch = event.batch_to is not None and event.batch_to == self._batch_to
+        if event.seq != self._seq + 1 and not (is_same_batch and event.seq == self._seq):
             text = f"{event.seq} after {self._seq}"
             self._find("seq hole", event.at_ms, text)
-        self._seq = event.seq
+        self._seq, self._batch_to = event.seq, event.batch_to
         truth, number = self._truth, event.number
         sent = truth.sent.get(number)
         if sent is None or sent.channel != event.channel or sent.payload != event.payload:
@@ -399,9 +537,10 @@ class _Case:
             self._is_open = False
             self._declare(_Cover(START, place))
 
-    def _state(self, place: Place, at_ms: float) -> None:
+    def _state(self, place: Place, at_ms: float, channels: Channels | None = None) -> None:
         self._reach(place)
-        self._settle(self._settled, place, at_ms)
+        of = self._settled if channels is None else self._settled.keys() & channels
+        self._settle(list(of), place, at_ms)
 
     def _settle(self, channels: Iterable[str], to: Place, at_ms: float) -> None:
         """Settle these channels up to `to`: each event has come, or is missing."""
@@ -415,12 +554,16 @@ class _Case:
 
     def _is_missing(self, channel: str, place: Place) -> bool:
         """Whether the event neither came nor is declared; a declared one is counted."""
-        if self._truth.number_at(place) in self._delivered:
+        number = self._truth.number_at(place)
+        if number in self._delivered or number in self._skipped:
             return False
-        if any(cover.covers(channel, place) for cover in self._covers):
+        if self._is_covered(channel, place):
             self.verdict.declared += 1
             return False
         return True
+
+    def _is_covered(self, channel: str, place: Place) -> bool:
+        return any(cover.covers(channel, place) for cover in self._covers)
 
     def _miss(self, channel: str, place: Place, at_ms: float) -> None:
         if self._resume is not None and channel in self._resume.channels:
@@ -435,7 +578,7 @@ class _Case:
         if self._resume is None:
             self._find("foreign", entry.at_ms, "resume_incomplete, without a command")
         else:
-            self._resume.incomplete = entry.channels
+            self._resume.incomplete = entry.channels & self._resume.channels
 
     def _end_resume(self, entry: Resumed) -> None:
         resume, self._resume = self._resume, None
@@ -453,12 +596,20 @@ class _Case:
             lives = self._truth.lives_of(entry.epoch) if entry.epoch else []
             latest = Place(max(to.life, *lives), to.offset) if lives else to
             self._declare(_Cover(START, latest, resume.incomplete))
+        if place is not None and not entry.is_at_least:
+            self._sent_to |= dict.fromkeys(resume.channels, place)
+        for channel in resume.incomplete if entry.is_at_least else ():
+            self._sent_to.pop(channel, None)
+        self._claims = [
+            attrs.evolve(one, is_resumed=False) for one in self._claims if not self._is_true(one)
+        ]
+        self._end_of_patience(entry.at_ms)
         missing, self._unresumed = self._unresumed, {}
         for lost, channel in missing.items():
             if channel in self._settled and self._is_missing(channel, lost):
                 self._miss(channel, lost, entry.at_ms)
         if place is not None:
-            self._state(place, entry.at_ms)
+            self._state(place, entry.at_ms, entry.channels)
 
     def _is_kept(self, resume: _Resume, to: Place, at_ms: float) -> bool:
         """Whether a server that has reached NATS has all missed events, and may send them."""
@@ -480,6 +631,8 @@ class _Case:
             # Everything before the new stream; if nobody saw an event of that, until now.
             now = self._truth.place_at(gap.at_ms)
             self._declare(_Cover(START, now if life is None else Place(life, 0)))
+            begin = START if life is None else Place(life, 0)
+            self._sent_to = dict.fromkeys(self._sent_to, begin)
             # The client may know the stream from a server that saw it earlier.
             self._early |= {
                 channel: place for channel, place in self._settled.items() if place.life == life
@@ -498,6 +651,7 @@ class _Case:
 
     def _declare(self, cover: _Cover) -> None:
         self._covers.append(cover)
+        self._claims = [one for one in self._claims if not self._is_true(one)]
         for place, (channel, _) in list(self._untold.items()):
             if cover.covers(channel, place):
                 del self._untold[place]
@@ -505,13 +659,28 @@ class _Case:
 
     def _break(self, entry: Broke) -> None:
         self._resume = None
+        self._forget_resumed_claims()
         if entry.at_ms - self._notice_ms <= _SUMMED_UP_MS + _LATE_MS:
             # "Take a loss for possible, too, when a connection breaks within a second".
             self._declare(_Cover(self._noticed, self._reached))
         self._end_of_patience(float("inf"))
 
+    def _forget_resumed_claims(self) -> None:
+        """A broken resume declares nothing, and its events come again, or newer ones."""
+        for claim in [one for one in self._claims if one.is_resumed]:
+            self._claims.remove(claim)
+            for place in claim.older:
+                self._skipped.discard(self._truth.number_at(place))
+                self._unresumed[place] = claim.event.channel
+
     def _end_of_patience(self, now_ms: float) -> None:
         """The second in which a notice could have declared a loss is over."""
+        for claim in [one for one in self._claims if not one.is_resumed]:
+            at_ms = claim.event.at_ms
+            is_told = at_ms - self._notice_ms <= _SUMMED_UP_MS + _LATE_MS
+            if not is_told or now_ms - at_ms > _SUMMED_UP_MS + _LATE_MS:
+                self._claims.remove(claim)
+                self._refute(claim)
         for place, (channel, at_ms) in list(self._untold.items()):
             if now_ms - at_ms > _SUMMED_UP_MS + _LATE_MS:
                 del self._untold[place]

@@ -23,6 +23,15 @@ _LOOK_SECONDS = 0.05
 # Concurrent worlds. On a small machine more of them would mostly wait for each other.
 _TOGETHER = 4
 
+# What became of each delivery.
+_OUTCOMES = [
+    "ws_messages_sent_total",
+    "ws_deliveries_queued",
+    "ws_deliveries_conflated_total",
+    "ws_deliveries_skipped_total",
+    "ws_deliveries_dropped_total",
+]
+
 Say = Callable[[str], None]
 
 
@@ -66,6 +75,7 @@ def check(outcomes: list[Outcome]) -> None:
         assert not verdict.findings, "\n".join([f"seed {outcome.seed}", *shown])
         assert outcome.faults.total() > 0
         assert verdict.delivered > 0
+        assert verdict.skipped > 0, "no client had a rate"
         assert outcome.events > _RATE_MIN * outcome.seconds, f"{outcome.events} events"
         assert outcome.undecided <= _UNDECIDED_MAX * outcome.events, f"{outcome.undecided} events"
         if KINDS[outcome.kind].is_gentle:
@@ -134,6 +144,7 @@ async def _run_world(
         note("heals")
         await world.heal()
         late = await _settle(world)
+        late += await _imbalances(world)
     truth, verdict = _verdict_on(world)
     verdict.findings += late
     _write_down(folder, world, history, verdict)
@@ -199,6 +210,22 @@ async def _settle(world: World) -> list[Finding]:
         for channel in sorted(client.follower.channels)
         if (number := last.get(channel)) not in client.follower.numbers
     ]
+
+
+async def _imbalances(world: World) -> list[Finding]:
+    """Check the ledger of each server, also by the numbers that an operator sees."""
+    findings = []
+    for server in world.servers:
+        assert server.process is not None
+        await server.process.wait_ready()  # it may have been started without any client
+        page = await server.process.metrics()
+        outcomes = sum(page[name] for name in _OUTCOMES)
+        lost = page["ws_deliveries_matched_total"] - outcomes
+        if lost or page["ws_ledger_imbalance"]:
+            detail = f"{lost:.0f} deliveries; in all {page['ws_ledger_imbalance']:.0f}"
+            name = server.folder.name
+            findings.append(Finding(kind="imbalance", client=name, at_ms=now_ms(), detail=detail))
+    return findings
 
 
 def _write_down(folder: Path, world: World, history: list[str], verdict: Verdict) -> None:

@@ -15,6 +15,7 @@ from tests.oracle.judge import (
     Incomplete,
     Left,
     Opened,
+    Paused,
     Resumed,
     Resuming,
     Stated,
@@ -51,9 +52,9 @@ class Life:
         self.now_ms = 100_000.0
         self._seq = 0
 
-    def open(self, epoch: str | None = None, offset: int | None = None) -> Life:
+    def open(self, epoch: str | None = None, offset: int | None = None, **more: Any) -> Life:
         self._seq = 0
-        return self.add(Opened, channels=_ALL, epoch=epoch, offset=offset)
+        return self.add(Opened, **{"channels": _ALL, "epoch": epoch, "offset": offset} | more)
 
     def fresh(self, offset: int = 0, epoch: str = "one") -> Life:
         """A first connection, acknowledged at an offset."""
@@ -76,6 +77,24 @@ class Life:
             self.add(Event, **(content | changes))
         return self
 
+    def batch(self, *events: tuple[int, int | None]) -> Life:
+        """A tick, with the number of each event and how many it skipped."""
+        to = (events[-1][0] - 1) % _PER_LIFE + 1
+        for number, skipped in events:
+            self.got(number, skipped=skipped, batch_to=to, seq=self._seq + 1)
+            self._seq -= 1
+        self._seq += 1
+        return self
+
+    def resumes(self, channel: str, offset: int) -> Life:
+        """A command that resumes one channel at a rate."""
+        return self.add(
+            Resuming, channels=frozenset({channel}), epoch="one", offset=offset, at_a_rate=True
+        )
+
+    def pauses(self, channel: str, *, is_over: bool = False) -> Life:
+        return self.add(Paused, channels=frozenset({channel}), is_over=is_over)
+
     def incomplete(self) -> Life:
         return self.add(Incomplete, channels=_ALL)
 
@@ -87,8 +106,11 @@ class Life:
     ) -> Life:
         return self.add(Gap, reason=reason, first=first, last=last, epoch=epoch)
 
-    def resumed(self, offset: int | None, epoch: str | None = "one") -> Life:
-        return self.add(Resumed, epoch=epoch, offset=offset)
+    def resumed(
+        self, offset: int | None, epoch: str | None = "one", channels: str | None = None
+    ) -> Life:
+        of = None if channels is None else frozenset({channels})
+        return self.add(Resumed, epoch=epoch, offset=offset, channels=of)
 
     def wait(self, ms: float) -> Life:
         self.now_ms += ms
@@ -269,7 +291,7 @@ def test_a_channel_without_a_position_is_owed_from_its_resume_on() -> None:
 
 def test_a_server_that_lags_may_send_up_to_the_position() -> None:
     life = Life().add(Opened, channels=frozenset({A}), epoch="one", offset=6).resumed(6)
-    life.add(Began, channels=frozenset({B}), epoch="one", offset=6, is_behind=True)
+    life.add(Began, channels=frozenset({B}), epoch="one", offset=6, behind_at=2)
     assert life.got(4, 8).findings() == []
     assert life.broke().open("one", 8).got(6).findings() == ["reorder"]
 
@@ -388,3 +410,203 @@ def test_an_event_must_be_as_it_was_published_and_stored(
     changes: dict[str, Any], kind: str
 ) -> None:
     assert kind in Life().fresh().got(1, 2).got(3, **changes).findings()
+
+
+def test_an_event_at_a_rate_stands_for_those_that_it_skipped() -> None:
+    life = Life().fresh().batch((5, 2), (6, 2)).batch((8, 0)).batch((9, 1), (10, 0))
+    verdict = life.verdict()
+    assert [one.kind for one in verdict.findings] == ["never came"] * 10, "of the second life"
+    assert (verdict.delivered, verdict.skipped, verdict.declared) == (5, 5, 0)
+
+
+@pytest.mark.parametrize(
+    ("skipped", "kind"),
+    [(0, "silent loss"), (1, "silent loss"), (3, "wrong skipped"), (None, "unknown skipped")],
+)
+def test_what_an_event_has_skipped_is_counted_exactly(skipped: int | None, kind: str) -> None:
+    """Three events of A came before 7, of which 1 was delivered."""
+    assert Life().fresh().batch((1, 0)).batch((7, 2)).findings() == []
+    assert kind in Life().fresh().batch((1, 0)).batch((7, skipped)).findings()
+
+
+def test_an_update_that_was_conflated_is_counted_too() -> None:
+    assert Life().fresh().got(1, 2).got(7, skipped=2).findings() == []
+    assert Life().fresh().got(1, 2).got(7, skipped=1).findings() == ["silent loss"]
+
+
+def test_a_batch_is_one_message() -> None:
+    life = Life().fresh().batch((1, 0), (2, 0)).batch((3, 0)).batch((5, 0))
+    assert life.findings() == []
+    life = Life().fresh().batch((1, 0), (2, 0)).got(3, seq=1, batch_to=3)
+    assert life.findings() == ["seq hole"], "two batches have two numbers"
+
+
+def test_an_event_twice_in_batches_is_a_repeat() -> None:
+    assert Life().fresh().batch((3, 1)).batch((3, 0)).findings() == ["repeat"]
+    assert Life().fresh().batch((3, 1), (3, 0)).findings() == ["repeat"]
+
+
+def test_an_older_event_in_a_later_batch_is_found() -> None:
+    assert Life().fresh().batch((5, 2)).batch((3, 1)).findings() == ["reorder"]
+    life = Life().fresh(offset=2).broke().open("one", 2, at_a_rate=True).resumed(2)
+    assert life.batch((6, 1)).batch((4, 0)).findings() == ["reorder"]
+
+
+def test_the_last_event_before_the_end_must_come_at_a_rate_too() -> None:
+    life = Life().fresh().batch((9, 4), (10, 4)).gap("stream", None, None, "two")
+    verdict = life.batch((18, 3), (19, 4)).verdict()
+    assert [(one.kind, one.detail) for one in verdict.findings] == [
+        ("never came", "B.b: #20 at 10 of life 1")
+    ]
+
+
+def test_what_is_declared_lost_may_be_counted_as_skipped_or_not() -> None:
+    for skipped in (1, 2, 3):
+        life = Life().fresh().batch((1, 0)).gap("window", 3, 5).wait(5000).batch((9, skipped))
+        assert life.findings() == ([] if skipped != 0 else ["silent loss"])
+    life = Life().fresh().batch((1, 0)).gap("window", 3, 5).wait(5000)
+    assert life.batch((9, 0)).findings() == ["silent loss"], "7 is not declared"
+    life = Life().fresh().batch((1, 0)).gap("window", 3, 5).wait(5000)
+    assert life.batch((9, 4)).findings() == ["wrong skipped"]
+
+
+def test_a_count_in_the_second_after_a_notice_waits_for_the_next_one() -> None:
+    told = Life().fresh().gap("window", 1, 1).batch((7, 1))
+    assert (
+        told.wait(900).gap("window", 3, 3).wait(5000).stated(7).findings().count("silent loss") == 3
+    )
+    not_told = Life().fresh().gap("window", 1, 1).batch((7, 1))
+    assert not_told.wait(900).gap("window", 2, 2).wait(5000).broke().findings() == ["silent loss"]
+
+
+def test_a_resume_at_a_rate_brings_the_newest_and_counts_from_the_position() -> None:
+    life = Life().fresh().batch((1, 0), (2, 0)).broke().open("one", 2, at_a_rate=True)
+    life.got(7, skipped=2).got(8, skipped=2).resumed(8).batch((9, 0))
+    assert life.findings() == []
+    for wrong in (1, 3):
+        life = Life().fresh().batch((1, 0), (2, 0)).broke().open("one", 2, at_a_rate=True)
+        life.got(7, skipped=wrong).got(8, skipped=2).resumed(8)
+        assert life.findings() == ["silent loss" if wrong == 1 else "wrong skipped"]
+    life = Life().fresh().batch((1, 0), (2, 0)).broke().open("one", 2, at_a_rate=True)
+    assert life.got(7, skipped=0).resumed(7).findings() == ["silent loss"] * 3, "2 × B, too"
+
+
+def test_an_incomplete_resume_at_a_rate_counts_what_it_knows() -> None:
+    life = Life().fresh().batch((1, 0), (2, 0)).broke().open("one", 2, at_a_rate=True)
+    assert life.got(7, skipped=1).incomplete().resumed(8).batch((9, 0)).findings() == []
+    assert life.batch((10, 1)).findings() == ["wrong skipped"], "it counts anew after the resume"
+
+
+def test_the_count_starts_anew_with_the_gap_of_a_new_stream() -> None:
+    """The server has named an epoch of which nobody got an event, so its offsets mean nothing."""
+    life = Life().fresh().batch((1, 0), (2, 0)).broke()
+    life.now_ms = 2100  # the second life is there
+    life.open("one", 2, at_a_rate=True).incomplete().resumed(4, "unheard of")
+    life.gap("stream", None, None, "two")
+    assert life.batch((15, 2)).findings() == []
+    assert life.wait(5000).batch((19, 0)).findings() == ["silent loss"]
+
+
+def test_the_count_of_a_broken_resume_declares_nothing() -> None:
+    life = Life().fresh().batch((1, 0), (2, 0)).broke().open("one", 2, at_a_rate=True)
+    life.got(7, skipped=1).broke().open("one", 2, at_a_rate=True)
+    again = life.got(7, skipped=2, is_ignored=True).got(8, skipped=2)
+    assert again.resumed(8).findings() == []
+    life = Life().fresh().batch((1, 0), (2, 0)).broke().open("one", 2, at_a_rate=True)
+    life.got(7, skipped=1).broke().open("one", 7, at_a_rate=True).got(8, skipped=0)
+    assert "silent loss" in life.resumed(8).findings()
+
+
+def test_a_resume_from_before_what_came_counts_from_its_position() -> None:
+    """At another rate the client has more; the position of this one is lower."""
+    life = Life().fresh().batch((7, 3)).broke().open("one", 0, at_a_rate=True)
+    life.got(7, skipped=3, is_ignored=True).got(8, skipped=3).resumed(8)
+    assert life.findings() == []
+    life = Life().fresh().batch((7, 3)).broke().open("one", 0, at_a_rate=True)
+    assert life.got(7, skipped=3).findings() == ["repeat"]
+
+
+def test_channels_of_another_rate_are_resumed_from_another_position() -> None:
+    def life() -> Life:
+        life = Life().fresh().got(1).batch((2, 0)).got(3, 5).broke()
+        life.open("one", 5, channels=frozenset({A}), later=frozenset({B}))
+        return life.resumed(5, channels=A)
+
+    right = life().resumes(B, 2).got(8, skipped=2).resumed(8, channels=B).got(7, 9)
+    assert right.findings() == []
+    too_far = life().resumes(B, 4).got(8, skipped=1).resumed(8, channels=B).got(7, 9)
+    assert too_far.findings() == ["silent loss"], "4 still waited for its tick"
+    of_a = life().resumes(B, 2).got(8, skipped=2).resumed(8, channels=B).got(9)
+    assert of_a.findings() == ["silent loss"], "7, of the other rate"
+
+
+def test_a_position_says_nothing_of_channels_at_a_rate() -> None:
+    def life() -> Life:
+        return Life().fresh().got(1)
+
+    of_a = life().add(Stated, epoch="one", offset=4, channels=frozenset({A}))
+    assert of_a.findings() == ["silent loss"], "3, of A"
+    of_b = life().add(Stated, epoch="one", offset=2, channels=frozenset({A}))
+    assert of_b.batch((4, 1)).findings() == []
+
+
+def test_what_is_due_comes_before_the_end_of_a_pause_is_acknowledged() -> None:
+    due = {"epoch": "one", "offset": 6, "channels": frozenset({B})}
+    life = Life().fresh().pauses(B).got(1, 3, 5).pauses(B, is_over=True)
+    assert life.batch((6, 2)).add(Stated, **due).batch((8, 0)).findings() == []
+    life = Life().fresh().pauses(B).got(1, 3, 5).pauses(B, is_over=True)
+    assert life.add(Stated, **due).findings() == ["silent loss"] * 3
+
+
+def test_nothing_comes_in_a_pause() -> None:
+    assert Life().fresh().pauses(B).got(1).batch((2, 0)).findings() == ["paused"]
+    life = Life().fresh().got(1, 2).pauses(B).resumes(B, 2)
+    assert life.got(4, skipped=0).resumed(4).findings() == ["silent loss"], (
+        "3; a resume may bring it"
+    )
+
+
+def test_an_event_whose_place_is_unknown_may_be_among_the_skipped() -> None:
+    evidence = Evidence()
+    for number in range(1, 5):
+        evidence.sent[number] = Sent(A, f'{{"n":{number}}}', number * 100)
+        evidence.epochs["one"].add(number)
+        if number != 3:  # NATS has lost it, after the server had it
+            evidence.saw(number, number, number * 100)
+    for skipped, expected in [(0, ["silent loss"]), (1, []), (2, []), (3, ["wrong skipped"])]:
+        life = Life().add(Opened, channels=frozenset({A}))
+        life.add(Began, channels=frozenset({A}), epoch="one", offset=0).got(1, offset=1)
+        life.add(
+            Event,
+            epoch="one",
+            channel=A,
+            number=4,
+            offset=4,
+            stored_ms=400,
+            payload='{"n":4}',
+            seq=2,
+            skipped=skipped,
+            batch_to=4,
+        )
+        found = judge("it", life.journal, Truth(evidence)).findings
+        assert [one.kind for one in found] == expected
+
+
+def test_a_channel_is_owed_from_its_subscription_if_the_position_is_lower() -> None:
+    life = Life().open()
+    life.now_ms = 350  # the events up to 3 are in the stream
+    life.add(Began, channels=_ALL, epoch="one", offset=1, is_at_least=True)
+    assert life.batch((4, 0), (5, 0)).findings() == [], "2 and 3 were before"
+    assert life.batch((8, 0)).findings() == ["silent loss"], "6"
+    life = Life().open()
+    life.now_ms = 350
+    life.add(Began, channels=_ALL, epoch="one", offset=1, is_at_least=True)
+    assert life.batch((3, 0), (4, 0)).findings() == [], "or 3 was after it"
+
+
+def test_a_resume_that_ends_at_a_lower_position_is_complete_up_to_there() -> None:
+    life = Life().fresh().batch((1, 0), (2, 0)).broke().open("one", 2, at_a_rate=True)
+    life.got(7, skipped=2).got(8, skipped=2)
+    life.add(Resumed, epoch="one", offset=4, is_at_least=True)
+    assert life.batch((9, 0)).findings() == []
+    assert life.batch((10, 1)).findings() == ["wrong skipped"]

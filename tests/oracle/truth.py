@@ -95,6 +95,11 @@ class Truth:
             for epoch, numbers in evidence.epochs.items()
         }
         self._heard = evidence.heard
+        self._dated = sorted((self.places[number], ms) for number, ms in self.stored_ms.items())
+        self._unplaced: dict[str, list[float]] = defaultdict(list)
+        for number, sent in evidence.sent.items():
+            if number not in self.places:
+                self._unplaced[sent.channel].append(sent.at_ms)
 
     @property
     def lives(self) -> int:
@@ -137,6 +142,20 @@ class Truth:
         """The last event that was stored before a time."""
         index = bisect_right(self._times, at_ms, key=lambda entry: entry[0])
         return self._times[index - 1][1] if index else START
+
+    def unplaced(self, channel: str, after: Place, to: Place) -> int:
+        """How many more events a channel may have had between two places.
+
+        They were published about then, and it is not known what became of them.
+        """
+        times = self._unplaced.get(channel, [])
+        begin, end = self._stored_by(after) - _NEAR_MS, self._stored_by(to) + _NEAR_MS
+        return bisect_right(times, end) - bisect_right(times, begin)
+
+    def _stored_by(self, place: Place) -> float:
+        """When the last event up to a place was stored, as far as that is known."""
+        index = bisect_right(self._dated, place, key=lambda entry: entry[0])
+        return self._dated[index - 1][1] if index else float("-inf")
 
     def was_after(self, place: Place, at_ms: float) -> bool:
         """Whether all events after a place were stored after a time."""

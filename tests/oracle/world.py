@@ -18,7 +18,7 @@ from tests.e2e.nats import NatsServer, Network, free_port, nats_client, start_ne
 from tests.e2e.nats_cluster import cluster_in
 from tests.faults.server import ServerProcess, start
 from tests.oracle.client import Client
-from tests.oracle.follower import Follower
+from tests.oracle.follower import Follower, Rate
 from tests.oracle.publisher import Publisher
 from tests.oracle.recorder import Recorder
 from tests.oracle.truth import Evidence
@@ -171,7 +171,9 @@ class World:
         self._turn = itertools.count()
         self.recorder = Recorder(self.evidence, STREAM, self.next_port)
         self.publisher = Publisher(self.evidence, CHANNELS, self.rate, rng, self.next_port)
-        self.clients = [_client(f"client{number}", rng) for number in range(6)]
+        self.clients = [
+            _client(f"client{number}", habit, rng) for number, habit in enumerate(_HABITS)
+        ]
 
     @property
     def ports(self) -> list[int]:
@@ -309,19 +311,68 @@ class World:
             node.stop()
 
 
-def _client(name: str, rng: random.Random) -> Client:
-    channels = rng.sample(CHANNELS, rng.randint(2, 12))
-    spare = [channel for channel in CHANNELS if channel not in channels]
-    own = random.Random(rng.random())
-    patterns = {name: _matched(name) for name in rng.choice(_PATTERNS)}
-    channels = sorted({*channels, *itertools.chain(*patterns.values())})
-    spare = [channel for channel in spare if channel not in channels]
-    follower = Follower(set(channels), patterns=patterns, with_snapshot=rng.random() < 0.5)
-    return Client(name, follower, own, spare)
-
-
 # What a client requests by patterns; most have none.
 _PATTERNS: list[list[str]] = [[], [], ["C1.*"], ["C2.*", "C3.>"], ["*.social"], [">"]]
+
+
+@attrs.frozen
+class _Habit:
+    """What a client wants.
+
+    Attributes:
+        rate: for most names.
+        patterns: from which it chooses.
+        choices: the rates between which it changes for some names, the last one first.
+        is_mixed: whether it has some of the channels of its patterns at another rate, too.
+    """
+
+    rate: Rate = 0
+    patterns: list[list[str]] = attrs.field(factory=lambda: _PATTERNS)
+    choices: tuple[Rate, ...] = ()
+    is_mixed: bool = False
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether its socket takes little. At a rate nothing is lost by that."""
+        return self.rate != 0 and not self.choices
+
+
+_HABITS = [
+    _Habit(),
+    _Habit(),
+    _Habit(100),
+    _Habit(250, patterns=[one for one in _PATTERNS if one]),
+    _Habit(250, patterns=[["*.social"], ["*.trade"], [">"]], choices=(0, 100, None), is_mixed=True),
+    _Habit(patterns=[[], ["C1.*"]], choices=(100, 0, 250, None)),
+]
+
+
+def _client(name: str, habit: _Habit, rng: random.Random) -> Client:
+    channels = rng.sample(CHANNELS, rng.randint(2, 12))
+    patterns = {name: _matched(name) for name in rng.choice(habit.patterns)}
+    matched = frozenset[str]().union(*patterns.values())
+    own = random.Random(rng.random())
+    single = [one for one in channels if habit.is_mixed or one not in matched]
+    names: dict[str, Rate] = dict.fromkeys([*single, *patterns], habit.rate)
+    changing: dict[str, tuple[Rate, ...]] = {}
+    if habit.choices:
+        # Of the names of a channel, the fastest counts: its own or the pattern.
+        often = [one for one in single if one in matched or rng.random() < 0.7] or single
+        changing = dict.fromkeys(often, habit.choices)
+        if not habit.is_mixed:
+            changing |= dict.fromkeys(patterns, habit.choices)
+        names.update({one: rng.choice(choices) for one, choices in changing.items()})
+    spare = [one for one in CHANNELS if one not in single and one not in matched]
+    follower = Follower(names, patterns=patterns, with_snapshot=rng.random() < 0.5)
+    return Client(
+        name,
+        follower,
+        own,
+        spare,
+        rate=habit.rate,
+        choices=changing,
+        is_narrow=habit.is_narrow,
+    )
 
 
 def _matched(pattern: str) -> frozenset[str]:
