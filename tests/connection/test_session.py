@@ -1197,6 +1197,18 @@ def test_a_bad_rate_is_explained(client: Client, bad: str, place: str) -> None:
     assert client.registry.count("me") == 0
 
 
+@pytest.mark.parametrize("text", ['"everyMs":1000', '"data":{"channels":["A.x"],"everyMs":0}'])
+def test_a_rate_as_javascript_would_spell_it_is_explained(client: Client, text: str) -> None:
+    (error,) = client.say(f'{{"type":"subscribe","channels":["A.x"],{text}}}')
+    assert error["code"] == "INVALID_COMMAND"
+    assert error["message"] == "Unknown key `everyMs`: did you mean `every_ms`?"
+
+
+def test_a_rate_of_no_channels_is_not_granted(client: Client) -> None:
+    (ack,) = client.say('{"type":"subscribe","channels":[],"every_ms":500}')
+    assert ack == {"type": "subscription_ack", "subscribed": [], "count": 0}
+
+
 def test_the_rate_in_data_wins(client: Client) -> None:
     text = '{"type":"subscribe","every_ms":0,"data":{"channels":["A.x"],"every_ms":null}}'
     assert client.say(text)[0]["every_ms"] is None

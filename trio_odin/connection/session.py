@@ -201,7 +201,7 @@ class Session(Generic[S]):
                 ack["epoch"] = self._resume_buffer.epoch
                 if not is_resume:  # a resume states its position at its end
                     ack["offset"] = self._position()
-            if command.states_rate:
+            if command.states_rate and allowed:
                 ack["every_ms"] = rate
             if command_id is not None:
                 ack |= self._refused(refusals)
@@ -471,7 +471,9 @@ class Session(Generic[S]):
             if sent < replay.asked:
                 is_cut = sent < len(replay.kept)
                 capacity = self._limits.replay_capacity
-                kept = f"Only the last {capacity} messages are kept"
+                has_rate = self._subscriber in self._registry.rates
+                no_batches = ", and no batches of a rate" if has_rate else ""
+                kept = f"Only the last {capacity} messages are kept{no_batches}"
                 message = _CUT_SHORT if is_cut else kept
                 incomplete = {"type": "replay_incomplete", **counts, "message": message}
                 frames.append(_reply(incomplete, command_id))

@@ -131,6 +131,7 @@ class _Wishes(msgspec.Struct):
     epoch: str | None = None
     snapshot: bool | None = None
     every_ms: _Rate = msgspec.UNSET
+    everyMs: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # noqa: N815 - see `_no_misspelt_rate`
 
 
 class _ChannelsCommand(_Identified):
@@ -143,6 +144,7 @@ class _ChannelsCommand(_Identified):
     epoch: str | None = None
     snapshot: bool | None = None
     every_ms: _Rate = msgspec.UNSET
+    everyMs: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # noqa: N815
 
 
 class _Questions(msgspec.Struct):
@@ -328,6 +330,7 @@ def _shown(word: str) -> str:
 
 def _subscribe_of(text: str) -> Subscribe:
     command = _channels_command.decode(text)
+    _refuse_misspelt_rate(command)
     every_ms = command.every_ms
     if command.data is not None and command.data.every_ms is not msgspec.UNSET:
         every_ms = command.data.every_ms
@@ -342,6 +345,17 @@ def _subscribe_of(text: str) -> Subscribe:
         0 if every_ms is msgspec.UNSET else every_ms,
         states_rate,
     )
+
+
+def _refuse_misspelt_rate(command: _ChannelsCommand) -> None:
+    """Refuse what programs in JavaScript would write; ignored, it costs the traffic of all events.
+
+    Raises:
+        msgspec.ValidationError: the command has such a key.
+    """
+    for keys in filter(None, (command, command.data)):
+        if keys.everyMs is not msgspec.UNSET:
+            raise msgspec.ValidationError("Unknown key `everyMs`: did you mean `every_ms`?")
 
 
 def _unsubscribe_of(text: str) -> Unsubscribe:
