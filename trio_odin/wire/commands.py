@@ -353,9 +353,9 @@ def _refuse_misspelt_rate(command: _ChannelsCommand) -> None:
     Raises:
         msgspec.ValidationError: the command has such a key.
     """
-    for keys in filter(None, (command, command.data)):
-        if keys.everyMs is not msgspec.UNSET:
-            raise msgspec.ValidationError("Unknown key `everyMs`: did you mean `every_ms`?")
+    given = [command.everyMs, msgspec.UNSET if command.data is None else command.data.everyMs]
+    if given != [msgspec.UNSET, msgspec.UNSET]:
+        raise msgspec.ValidationError("Unknown key `everyMs`: did you mean `every_ms`?")
 
 
 def _unsubscribe_of(text: str) -> Unsubscribe:
