@@ -1253,6 +1253,41 @@ def test_a_position_stays_below_what_still_waits_for_a_tick(client: Client) -> N
     assert ack["offset"] == 4, "that was sent"
 
 
+@pytest.mark.parametrize("more", ['"snapshot":true', '"after":0'])
+def test_what_is_due_is_numbered_before_what_follows(client: Client, more: str) -> None:
+    event_at(client, 1, "B.x")
+    client.say('{"type":"subscribe","channels":["A.x"],"every_ms":null}')
+    event_at(client, 2)
+    text = '{"type":"subscribe","channels":["A.x","B.x"],"every_ms":0,"epoch":"e",' + more + "}"
+    answers = client.say(text)
+    assert [one["seq"] for one in answers if "seq" in one] == [1, 2]
+    assert client.session.replay_buffer.seq == 2
+
+
+def test_commands_that_look_at_many_channels_are_charged_for_it() -> None:
+    client = Client(limits=SessionLimits(command_burst=10, commands_per_second=0.001))
+    client.say('{"type":"subscribe","channels":[">"],"every_ms":60000}')
+    for number in range(1, 1001):
+        event_at(client, number, f"T{number}.x")
+    client.say('{"type":"unsubscribe","channels":[]}')
+    client.say('{"type":"unsubscribe","channels":["not.held"]}')
+    assert client.say('{"type":"heartbeat","nats":true}')[0]["offset"] == 0, "the first waits"
+    assert client.say('{"type":"heartbeat","nats":true}')[0]["type"] == "pong"
+    (error,) = client.say('{"type":"heartbeat"}')
+    assert error["code"] == "RATE_LIMIT_EXCEEDED"
+
+
+def test_nothing_is_held_back_for_ever(client: Client) -> None:
+    text = '{"type":"subscribe","channels":["A.x"],"epoch":"e","after":%d}'
+    assert [one["type"] for one in client.say(text % 2**40)] == [
+        "subscription_ack",
+        "resume_incomplete",
+        "resumed",
+    ]
+    event_at(client, 1)
+    assert "me" in client.registry.subscribers_from("A.x", 1)
+
+
 def test_a_pause_does_not_hold_the_position_back(client: Client) -> None:
     client.say('{"type":"subscribe","channels":["A.x"],"every_ms":null}')
     event_at(client, 1)
@@ -1272,7 +1307,7 @@ def test_a_resume_at_a_rate_brings_the_newest_of_each_channel(client: Client) ->
         ("A.y", 5, 1),
     ]
     assert resumed["sent"] == 2
-    assert client.registry.rates.owed("me") is None, "nothing comes again at the next tick"
+    assert not client.registry.rates.owed("me"), "nothing comes again at the next tick"
 
 
 def test_events_that_another_server_sent_do_not_come_at_a_tick(client: Client) -> None:
@@ -1280,10 +1315,9 @@ def test_events_that_another_server_sent_do_not_come_at_a_tick(client: Client) -
     client.say('{"type":"subscribe","channels":["A.x"],"every_ms":1000,"after":3,"epoch":"e"}')
     event_at(client, 2)
     event_at(client, 3)
-    assert client.registry.rates.owed("me") is None
+    assert not client.registry.rates.owed("me")
     event_at(client, 4)
-    owed = client.registry.rates.owed("me")
-    assert owed is not None
+    (owed,) = client.registry.rates.owed("me")
     (content,) = objects_of([owed.frame(1)])
     ((event,),) = [content["events"]]
     assert (event["offset"], event.get("skipped")) == (4, None)

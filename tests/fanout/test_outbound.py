@@ -1176,26 +1176,6 @@ async def test_a_batch_that_the_socket_does_not_take_has_no_number(
     rig.check_the_end()
 
 
-async def test_a_slow_reader_of_batches_shows_signs_of_life(ends: Ends) -> None:
-    left, right = ends
-    rig = Rig(left)
-    frame = batch(50_000).frame(1)
-    # A batch that is taken in part begins to wait, so the socket is filled by hand.
-    with suppress(BlockingIOError):
-        while True:
-            os.write(left.socket.fileno(), frame)
-    assert not rig.outbound.take_batch(batch(), {})
-    heard_at = rig.outbound.heard_at
-    await trio.sleep(0.01)
-    assert not rig.outbound.take_batch(batch(), {})
-    assert rig.outbound.heard_at == heard_at, "nothing was read"
-    os.set_blocking(right.socket.fileno(), False)
-    os.read(right.socket.fileno(), 1000)
-    rig.outbound.take_batch(batch(60_000), {})
-    assert rig.outbound.heard_at >= heard_at
-    rig.check_the_end()
-
-
 async def test_a_batch_to_a_peer_that_has_gone_evicts_it(ends: Ends) -> None:
     left, right = ends
     rig = Rig(left)
@@ -1242,8 +1222,51 @@ async def test_a_batch_without_room_is_counted_as_dropped(ends: Ends) -> None:
     rig.outbound.send_batch(batch())
     deliveries = rig.ledger.deliveries
     assert deliveries.dropped[Dropped.OUTBOX_FULL] == 2
-    assert deliveries.skipped == 4
+    assert deliveries.skipped == deliveries.batches == 0, "nobody was told of any"
     assert deliveries.imbalance() == 0
+    rig.check_the_end()
+
+
+async def test_batches_do_not_replace_each_other(ends: Ends, nursery: trio.Nursery) -> None:
+    left, right = ends
+    rig = Rig(left, policy=SlowPolicy.CONFLATE)
+    wire = b""
+    while rig.ledger.deliveries.queued == 0:
+        wire += rig.offer(publication(50_000))
+    last = rig.replay_buffer.seq
+    rig.outbound.send_batch(batch())
+    rig.outbound.send_batch(batch(30))
+    assert rig.ledger.deliveries.conflated == 0
+    wire += batch().frame(last + 1) + batch(30).frame(last + 2)
+    rig.run_writer_in(nursery)
+    assert await receive_exactly(right, len(wire)) == wire
+    with trio.fail_after(5):
+        while rig.ledger.deliveries.queued:
+            await trio.sleep(0.01)
+    assert rig.ledger.deliveries.imbalance() == 0
+    rig.check_the_end()
+
+
+async def test_a_socket_that_took_nothing_is_asked_before_the_next_batch(ends: Ends) -> None:
+    left, right = ends
+    rig = Rig(left)
+    assert rig.outbound.may_take()
+    with suppress(BlockingIOError):
+        while True:
+            os.write(left.socket.fileno(), b"x" * 50_000)
+    assert rig.outbound.may_take(), "it did not take nothing yet"
+    assert not rig.outbound.take_batch(batch(), {})
+    assert not rig.outbound.may_take()
+    heard_at = rig.outbound.heard_at
+    await trio.sleep(0.01)
+    assert not rig.outbound.may_take()
+    assert rig.outbound.heard_at == heard_at, "nothing was read"
+    os.set_blocking(right.socket.fileno(), False)
+    with suppress(BlockingIOError):
+        while True:
+            os.read(right.socket.fileno(), 1_000_000)
+    assert rig.outbound.may_take()
+    assert rig.outbound.heard_at > heard_at, "reading is a sign of life"
     rig.check_the_end()
 
 

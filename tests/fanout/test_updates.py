@@ -72,7 +72,7 @@ def test_a_channel_that_is_not_kept_is_forgotten() -> None:
     updates = Updates()
     for channel in CHANNELS:
         updates.add(channel, message(channel), None)
-    updates.keep(["A.x", "B.x"])
+    updates.forget_where(lambda update: update.channel.endswith(".y"))
     updates.forget("B.x")
     updates.forget("never seen")
     assert list(updates.channels()) == ["A.x"]

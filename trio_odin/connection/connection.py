@@ -245,8 +245,8 @@ class Connection:
             return
         owed = self._hub.registry.rates.owed(self.outbound)
         self._hub.registry.remove(self.outbound)
-        if owed is not None:  # a client resumes after the last event that it got
-            self.outbound.send_batch(owed)
+        for batch in owed:  # a client resumes after the last event that it got
+            self.outbound.send_batch(batch)
         self._end_within(self._settings.drain_seconds)
         frame = self._websocket.start_closing(reason.code or 0, reason.text)
         if frame is None:  # the peer has begun to close already

@@ -50,6 +50,8 @@ _NAMED_CHANNELS_MAX = 8
 _REFUSED_MAX = 256
 # Names in one answer.
 _LISTED_MAX = 256
+# Far more than a server is ever behind another one.
+_AHEAD_MAX = 1 << 16
 # To look at as many channels costs about as much as a command.
 _CHANNELS_A_COMMAND = 250
 # Why a resume, a replay or a snapshot is incomplete.
@@ -155,6 +157,12 @@ class Session(Generic[S]):
         command = parse_command(text)
         self.last_command = type(command)
         self._traffic.commands[self.last_command.__name__.lower()] += 1
+        looked_at = self._registry.rates.looked_at
+        answers = self._execute(command, now, unix_ms)
+        self._charge_for(self._registry.rates.looked_at - looked_at)
+        return answers
+
+    def _execute(self, command: Command, now: float, unix_ms: int) -> list[Answer]:
         match command:
             case Subscribe():
                 return self._subscribe(command)
@@ -194,7 +202,7 @@ class Session(Generic[S]):
         held = self._registry.channels(self._subscriber) if needs_wanted else ()
         rate = self._granted(command)
         due, count = self._subscribe_at(rate, allowed)
-        replies: list[Answer] = [] if due is None else [due]
+        replies: list[Answer] = [*due]
         if allowed or not channels or command_id is not None:
             ack = {"type": "subscription_ack", "subscribed": allowed, "count": count}
             if is_told or is_resume:
@@ -215,7 +223,9 @@ class Session(Generic[S]):
             added = ChannelSet(name for name in allowed if name not in before.names)
             wanted = Wanted(added, before)
             replies.append(
-                self._resume(command, wanted) if is_resume else self._snapshot(command, wanted)
+                self._resume(command, wanted, len(due))
+                if is_resume
+                else self._snapshot(command, wanted, len(due))
             )
         return replies
 
@@ -224,11 +234,9 @@ class Session(Generic[S]):
             return EVERY_EVENT
         return granted(command.every_ms, least_ms=self._limits.least_every_ms)
 
-    def _subscribe_at(self, rate: Rate, names: list[str]) -> tuple[Batch | None, int]:
+    def _subscribe_at(self, rate: Rate, names: list[str]) -> tuple[list[Batch], int]:
         """Have the client get `names` at `rate`; returns what is due before, and its channels."""
         registry, subscriber = self._registry, self._subscriber
-        if subscriber in registry.rates and any(map(is_pattern, registry.channels(subscriber))):
-            self._charge_for(len(registry.rates.updates))
         due = registry.set_rate(subscriber, names, rate)
         if rate == EVERY_EVENT:
             return due, registry.subscribe(subscriber, names)
@@ -281,8 +289,11 @@ class Session(Generic[S]):
         more = {"refused_total": len(refused)} if len(refused) > _REFUSED_MAX else {}
         return {"refused": refused[:_REFUSED_MAX], **more} if refused else {}
 
-    def _snapshot(self, command: Subscribe, wanted: Wanted) -> Resend:
-        """The newest event of each channel that the command adds, and the end of these."""
+    def _snapshot(self, command: Subscribe, wanted: Wanted, due: int) -> Resend:
+        """The newest event of each channel that the command adds, and the end of these.
+
+        `due`: how many messages are numbered before.
+        """
         found, chosen = self._newest_of(wanted)
         publications = [event.snapshot() for event in chosen]
 
@@ -294,7 +305,7 @@ class Session(Generic[S]):
                 done["message"] = _CUT_SHORT if sent < len(chosen) else _MANY
             return [_reply(done, command.id)]
 
-        return Resend(list(enumerate(publications, self.replay_buffer.seq + 1)), finish)
+        return Resend(list(enumerate(publications, self.replay_buffer.seq + due + 1)), finish)
 
     def _newest_of(self, wanted: Wanted) -> tuple[list[NewestEvent], list[NewestEvent]]:
         """The newest event of each channel that is wanted, and as many of them as are sent."""
@@ -313,8 +324,11 @@ class Session(Generic[S]):
             self._limits.replay_budget.add(publication.kept)
             self.replay_buffer.append(publication)
 
-    def _resume(self, command: Subscribe, wanted: Wanted) -> Resend:
-        """The events in `wanted` after `after`, as further messages of this connection."""
+    def _resume(self, command: Subscribe, wanted: Wanted, due: int) -> Resend:
+        """The events in `wanted` after `after`, as further messages of this connection.
+
+        `due`: how many messages are numbered before.
+        """
         publications, incomplete = self._missed(command, wanted)
 
         def finish(sent: int) -> list[bytes]:
@@ -338,7 +352,7 @@ class Session(Generic[S]):
             resumed = {"type": "resumed", "sent": sent, "offset": position}
             return [*frames, _reply(resumed, command.id)]
 
-        return Resend(list(enumerate(publications, self.replay_buffer.seq + 1)), finish)
+        return Resend(list(enumerate(publications, self.replay_buffer.seq + due + 1)), finish)
 
     def _missed(self, command: Subscribe, wanted: Wanted) -> Missed:
         after, epoch, resume_buffer = command.after, command.epoch, self._resume_buffer
@@ -383,7 +397,10 @@ class Session(Generic[S]):
         """Whether the client was on a server that had more of this epoch than this one."""
         position, epoch = self._resume_buffer.position, command.epoch
         is_known = epoch is not None and epoch == self._resume_buffer.epoch
-        return is_known and position is not None and (command.after or 0) > position
+        if not is_known or position is None:
+            return False
+        # Nothing is held back for ever, whatever a client says where it was.
+        return position < (command.after or 0) <= position + _AHEAD_MAX
 
     def _list(self, command: Channels) -> bytes:
         """A page of the channels that have had an event, with the offset of the newest."""

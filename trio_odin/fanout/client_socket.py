@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import termios
 from array import array
 from collections.abc import Callable, Coroutine, Iterable
@@ -73,7 +74,7 @@ class ClientSocket:
         self._traffic = traffic
         self._flight = flight
         self._turns = turns
-        self._unread = 0  # when the socket took nothing, see `note_progress`
+        self._unread = 0  # when the socket took nothing, see `may_take`
         self._missing = 0  # bytes of a partly received frame, see `missing_after`
         self.heard_at = trio.current_time()
 
@@ -131,16 +132,27 @@ class ClientSocket:
         """Whether it can be written to by its file number."""
         return self._socket is not None
 
-    def note_progress(self) -> None:
-        """Note, when the socket takes nothing, whether the client has read since the last time.
-
-        That is a sign of life: a client that reads slowly gets no pings, for want of room.
-        """
+    def note_full(self) -> None:
+        """Note that the socket took nothing; see `may_take`."""
         if self._socket is not None:
-            unread = _unread_bytes(self._socket)
-            if unread < self._unread:
-                self.heard_at = trio.current_time()
+            self._unread = _unread_bytes(self._socket)
+
+    def may_take(self) -> bool:
+        """Whether the socket has room again, after it took nothing. Costs nothing if it did.
+
+        That the client has read since then is a sign of life: a client that reads slowly gets no
+        pings, for want of room.
+        """
+        if self._socket is None or not self._unread:
+            return True
+        unread = _unread_bytes(self._socket)
+        if unread < self._unread:
+            self.heard_at = trio.current_time()
             self._unread = unread
+        has_room = _has_room(self._socket)
+        if has_room:
+            self._unread = 0
+        return has_room
 
     def receive_some(self, max_bytes: int | None = None) -> Coroutine[Any, Any, bytes | bytearray]:
         """Receive from the client. Anything that it sends, even a pong, is a sign of life.
@@ -222,6 +234,12 @@ def _unread_bytes(socket: trio.socket.SocketType) -> int:
     with suppress(OSError):  # the peer has gone: the write will notice
         fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, unread)
     return unread[0]
+
+
+def _has_room(socket: trio.socket.SocketType) -> bool:
+    room = select.poll()
+    room.register(socket.fileno(), select.POLLOUT)
+    return bool(room.poll(0))
 
 
 def _take_nothing(file: int, data: bytes | memoryview) -> int:

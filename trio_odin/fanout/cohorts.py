@@ -17,7 +17,7 @@ from operator import attrgetter
 from typing import Final, Generic, TypeAlias, TypeVar
 
 from trio_odin.fanout.updates import Changes, Update, Updates
-from trio_odin.wire.channels import ChannelSet, is_pattern, patterns_for
+from trio_odin.wire.channels import ChannelSet, is_pattern, overlap, patterns_for
 
 S = TypeVar("S", bound=Hashable)
 
@@ -91,8 +91,10 @@ class Member(Generic[S]):
 
     def note_other(self, channel: str, number: int) -> None:
         """Let `number` count for `channel` until the next tick."""
-        self.other = (self.other or {}) | {channel: number}
-        self.cohort.slot.settle(self)
+        if self.other is None:
+            self.other = {}
+            self.cohort.slot.settle(self)
+        self.other[channel] = number
 
     def forget_uncovered(self) -> None:
         """Forget the numbers of channels that are not its own any longer."""
@@ -207,6 +209,12 @@ class Cohort(Generic[S]):
         self.before, self.since = self.since, number
         if not is_quiet:
             self.unserved = {one: None for one in self.members if one not in self.odd}
+
+    def overlaps(self, name: str) -> bool:
+        """Whether some channel belongs to it and to `name`, of which one is a pattern."""
+        if is_pattern(name):
+            return any(overlap(name, one) for one in self.names())
+        return not self.patterns.isdisjoint(patterns_for(name))
 
     def changed(self, changes: Changes) -> list[Update]:
         """Those of `changes` that belong to it, oldest first."""

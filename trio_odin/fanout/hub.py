@@ -85,7 +85,7 @@ class Hub(Generic[M]):
     def __init__(self, settings: Settings, ledger: Ledger, turns: Turns | None = None) -> None:
         self.turns = turns
         self.taken = 0
-        self.ticks = Ticks()
+        self.ticks = Ticks(max_batch_bytes=settings.outbox_bytes)
         self.registry: Registry[Outbound] = Registry(self.ticks.rates)
         self.members: dict[M, None] = {}
         self._encodings: Counter[str] = Counter()
@@ -205,8 +205,6 @@ class Hub(Generic[M]):
             return
         if isinstance(item, Mark):
             await self.notices.tell_due()  # a report under way names the old epoch
-            if item.epoch != self.resume_buffer.epoch:
-                await self.ticks.serve_all(self.notices)  # these are of the old one
             self.note(item)
             await self._let_settled_go_on()
             return
@@ -224,6 +222,7 @@ class Hub(Generic[M]):
         is_first = not self.resume_buffer.is_entered
         if mark.epoch != self.resume_buffer.epoch:
             self.registry.forget_floors()
+            self.registry.rates.updates.leave_stream()
         self._feed.note(mark)
         if is_first:
             self._unsettled_until = trio.current_time() + _SETTLE_SECONDS

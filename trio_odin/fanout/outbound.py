@@ -134,7 +134,7 @@ class Outbound(OrderedStream):
             sent = self.socket.write_now(self.socket.file, frame)
         except BlockingIOError:
             if self.socket.is_file:
-                self.socket.note_progress()
+                self.socket.note_full()
                 return False
             sent = 0
         except OSError:
@@ -150,19 +150,29 @@ class Outbound(OrderedStream):
             self._queue(QueuedMessage(batch, seq, sent, encoding=self.encoding))
         return True
 
+    def may_take(self) -> bool:
+        """Whether `take_batch` might succeed. A socket that took nothing is asked again."""
+        return self._state is IDLE and self.socket.may_take()
+
     def send_batch(self, batch: Batch) -> None:
-        """Send a batch after all that waits, whatever the socket takes, without waiting.
+        """Send a batch after all that waits, like an event, without waiting.
 
         For what is due before something else follows: a command's answer, or the end.
         """
         self.flush()
-        if not self.is_ending:
+        if self.is_ending:
+            return
+        dropped = self._ledger.deliveries.dropped.total()
+        if sent := self.deliver(batch, {}):
+            self._ledger.deliveries.written += batch.events
+            self._ledger.traffic.bytes_sent += sent
+        if self._ledger.deliveries.dropped.total() == dropped:
             self._count_batch(batch)
-            if sent := self.deliver(batch, {}):
-                self._ledger.deliveries.written += batch.events
-                self._ledger.traffic.bytes_sent += sent
+        else:
+            self._ledger.deliveries.matched += batch.events
 
     def _count_batch(self, batch: Batch) -> None:
+        """Count a batch that was written or waits; of one that was dropped none is skipped."""
         deliveries = self._ledger.deliveries
         deliveries.matched += batch.events + batch.skipped
         deliveries.skipped += batch.skipped

@@ -65,7 +65,7 @@ class Publication:
     """One event of one channel. Immutable; shared by every outbox it is in.
 
     Attributes:
-        channel: the channel of the event.
+        channel: the channel of the event; empty for a batch.
         kept: what replay buffers hold of it.
         events: how many events it has.
     """

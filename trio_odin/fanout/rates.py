@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from itertools import count
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 import attrs
 
@@ -43,6 +43,16 @@ class _Own(Generic[S]):
     rank: int
     members: dict[Rate, Member[S]] = attrs.field(factory=dict)
 
+    def has_all(self, names: Iterable[str], rate: Rate) -> bool:
+        """Whether it has all `names` at `rate` already, or at `EVERY_EVENT` none of them here."""
+        at_rate = self.members.get(rate)
+        others = [member.cohort for other, member in self.members.items() if other != rate]
+        return all(
+            (rate == EVERY_EVENT or (at_rate is not None and name in at_rate.cohort))
+            and not any(name in cohort for cohort in others)
+            for name in names
+        )
+
     def covering(self, channel: str) -> tuple[Rate, Member[S]] | None:
         """The rate that `channel` has, and the membership; None if it has none here."""
         return next((one for one in self.in_order() if one[1].cohort.covers(channel)), None)
@@ -54,6 +64,10 @@ class _Own(Generic[S]):
     @property
     def has_patterns(self) -> bool:
         return any(member.cohort.patterns for member in self.members.values())
+
+
+# An update, and the number up to which somebody was sent everything of its channel.
+Unsent: TypeAlias = tuple[Update, int]
 
 
 class _Position(NamedTuple):
@@ -71,14 +85,20 @@ class Rates(Generic[S]):
 
     Args:
         wake: called when there is a slot that is to tick and was not there before.
+        max_batch_bytes: about as much goes into one message, and always one event.
 
     Attributes:
         updates: the newest event of each channel that is wanted here.
         slots: those that tick and have members, by rate and tick.
+        looked_at: how many updates were looked at for single subscribers so far.
     """
 
-    def __init__(self, wake: Callable[[], None] = _nothing_woken) -> None:
+    def __init__(
+        self, wake: Callable[[], None] = _nothing_woken, *, max_batch_bytes: int = 1024 * 1024
+    ) -> None:
         self.updates = Updates()
+        self.looked_at = 0
+        self._max_batch_bytes = max_batch_bytes
         self.slots: dict[tuple[int, int], Slot[S]] = {}
         self._paused: Slot[S] = Slot(None, 0)
         self._wake = wake
@@ -159,7 +179,7 @@ class Rates(Generic[S]):
         rate: Rate,
         *,
         every_event: tuple[Collection[str], Collection[str]] = ((), ()),
-    ) -> Batch | None:
+    ) -> list[Batch]:
         """Have `subscriber` get `names` at `rate` from now on.
 
         Args:
@@ -171,23 +191,25 @@ class Rates(Generic[S]):
 
         Returns:
             What has to be sent before anything else: the newest of what was not sent yet, where
-            every event is sent from now on, or a pause ends. None if there is nothing.
+            every event is sent from now on, or a pause ends. Mostly one batch or none.
         """
+        before, after = every_event
         own = self._own.get(subscriber)
         if own is None:
             if rate == EVERY_EVENT:
-                return None
+                return []
             own = self._own[subscriber] = _Own(next(self._ranks))
-        before, after = every_event
+        elif len(before) == len(after) and own.has_all(names, rate):
+            return []
         positions = self._positions(own, names, before)
         self._apply(subscriber, own, names, rate)
         self._exclude(own, after)
         for member in own.members.values():
             member.forget_uncovered()
-        batch = self._pass_on(own, positions, after)
+        due = self._pass_on(own, positions, after)
         if not own.members:
             del self._own[subscriber]
-        return batch
+        return self._batches(due)
 
     def remove(self, subscriber: S) -> None:
         """Remove a subscriber, if it is here."""
@@ -196,20 +218,39 @@ class Rates(Generic[S]):
             self._release(subscriber, list(member.cohort.names()))
             self._leave(member)
 
-    def owed(self, subscriber: S) -> Batch | None:
-        """What `subscriber` was not sent yet, but what it has paused; None if that is nothing."""
-        return batch_of(self._unsent(subscriber))
+    def owed(self, subscriber: S) -> list[Batch]:
+        """What `subscriber` was not sent yet, except for what it has paused."""
+        return self._batches(self._unsent(subscriber))
 
-    def _unsent(self, subscriber: S) -> list[tuple[Update, int]]:
+    def _batches(self, changed: list[Unsent]) -> list[Batch]:
+        batches = []
+        while changed:
+            batch, changed = self.batch_of(changed)
+            batches.append(batch)
+        return batches
+
+    def batch_of(self, changed: list[Unsent]) -> tuple[Batch, list[Unsent]]:
+        """The batch of the oldest of `changed`, not empty, and those for which it has no room."""
+        changed.sort(key=lambda one: one[0].number)
+        size = 0
+        for fitting, (update, _) in enumerate(changed):
+            size += update.size
+            if size > self._max_batch_bytes and fitting:
+                return Batch.of(changed[:fitting]), changed[fitting:]
+        return Batch.of(changed), []
+
+    def _unsent(self, subscriber: S) -> list[Unsent]:
         own = self._own.get(subscriber)
         members = own.members if own else {}
         running = [member for rate, member in members.items() if rate is not None]
-        return [one for member in running for one in member.changed(self.updates)]
+        unsent = [one for member in running for one in member.changed(self.updates)]
+        self.looked_at += len(unsent)
+        return unsent
 
     def reached(self, subscriber: S, position: int) -> int:
         """Up to this offset, at most `position`, `subscriber` lacks nothing that is not paused."""
-        lacking = (update.first_offset(since) - 1 for update, since in self._unsent(subscriber))
-        return min([position, *lacking])
+        offsets = (update.first_offset(since) for update, since in self._unsent(subscriber))
+        return min([position, *(offset - 1 for offset in offsets if offset is not None)])
 
     def _positions(
         self, own: _Own[S], names: Collection[str], every_event: Collection[str]
@@ -225,6 +266,7 @@ class Rates(Generic[S]):
             updates = list(changes.updates.values()) if changes else []
         else:
             updates = [update for name in names if (update := self.updates.get(name))]
+        self.looked_at += len(updates)
         fastest = ChannelSet(every_event)
         positions: dict[str, _Position] = {}
         for update in updates:
@@ -238,9 +280,9 @@ class Rates(Generic[S]):
 
     def _pass_on(
         self, own: _Own[S], positions: dict[str, _Position], every_event: Collection[str]
-    ) -> Batch | None:
+    ) -> list[Unsent]:
         """Let each channel go on from its position at the rate that it has now; see `change`."""
-        due: list[tuple[Update, int]] = []
+        due: list[Unsent] = []
         fastest = ChannelSet(every_event)
         for channel, (before, update, since) in positions.items():
             at = own.covering(channel)
@@ -253,7 +295,7 @@ class Rates(Generic[S]):
                 since = update.number
             if at is not None:
                 _continue_from(at[1], update, since)
-        return batch_of(due)
+        return due
 
     def _apply(self, subscriber: S, own: _Own[S], names: Collection[str], rate: Rate) -> None:
         added = list(names) if rate != EVERY_EVENT else []
@@ -302,8 +344,7 @@ class Rates(Generic[S]):
         for _, member in own.in_order():
             cohort = member.cohort
             if mixes:
-                excluded = faster if cohort.patterns else filter(is_pattern, faster)
-                cohort.slot.move(member, (), (), frozenset(excluded))
+                cohort.slot.move(member, (), (), frozenset(filter(cohort.overlaps, faster)))
                 faster.update(cohort.names())
             elif cohort.excluded:
                 cohort.slot.move(member, (), (), frozenset())
@@ -344,14 +385,24 @@ class Rates(Generic[S]):
         for name in gone:
             del self._names[name]
             self._floors.pop(name, None)
-        patterns = self._patterns.intersection(gone)
-        self._patterns -= patterns
-        if patterns:
-            self.updates.keep(list(filter(self.wants, self.updates.channels())))
-        else:
-            for name in gone:
-                if not self.wants(name):
-                    self.updates.forget(name)
+        self._patterns.difference_update(gone)
+        if not self._names:
+            self.updates.clear()
+        for name in gone:
+            if not is_pattern(name) and not self.wants(name):
+                self.updates.forget(name)
+
+    def forget_needless(self) -> None:
+        """Forget the updates that nobody is owed any more. This looks at all members.
+
+        Between two calls those are kept that everybody has got, and those of names that nobody has
+        any more.
+        """
+        members = (member for own in self._own.values() for member in own.members.values())
+        oldest = min((member.oldest for member in members), default=0)
+        self.updates.forget_where(
+            lambda update: update.number <= oldest or not self.wants(update.channel)
+        )
 
     def hold_back(self, subscriber: S, names: Iterable[str], offset: int) -> None:
         """Skip the events of `names`, which are here, up to `offset`: see `Registry.hold_back`."""
@@ -376,9 +427,3 @@ def _continue_from(member: Member[S], update: Update, since: int) -> None:
     newest = update.number
     if min(since, newest) != min(member.since_of(update.channel), newest):
         member.note_other(update.channel, since)
-
-
-def batch_of(changed: list[tuple[Update, int]]) -> Batch | None:
-    """The batch of updates, each with the number of the last one before it; None if of none."""
-    changed.sort(key=lambda one: one[0].number)
-    return Batch.of(changed) if changed else None

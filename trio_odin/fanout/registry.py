@@ -114,20 +114,20 @@ class Registry(Generic[S]):
         self.told_gone: set[S] = set()
         self._floors: dict[str, dict[S, int]] = {}
 
-    def set_rate(self, subscriber: S, channels: Collection[str], rate: Rate) -> Batch | None:
+    def set_rate(self, subscriber: S, channels: Collection[str], rate: Rate) -> list[Batch]:
         """Have `subscriber` get `channels` at `rate`, whether it is subscribed to them or not.
 
         At `EVERY_EVENT`, `subscribe` has to follow. Returns what has to be sent before anything
         else; see `Rates.change`.
         """
         if rate == EVERY_EVENT and subscriber not in self.rates:
-            return None
+            return []
         names = dict.fromkeys(channels)
         floors = held_back(self._floors, subscriber, names)
         floors |= self.rates.held_back(subscriber, names)
         before = after = self._at_every_event(subscriber)
         if rate == EVERY_EVENT:
-            after = [*before, *names]
+            after = list(dict.fromkeys([*before, *names]))
         else:
             self._unsubscribe(subscriber, names)
             after = self._at_every_event(subscriber)

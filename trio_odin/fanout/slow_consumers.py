@@ -169,7 +169,9 @@ class Backlog:
             self._untaken = message.seq - self.skipped_total
         message.dropped_before = self.dropped
         channel = message.publication.channel
-        older = None if message.is_resent else self._newest.get(channel)
+        # Nothing gives way to a batch, nor it to anything: it has no channel.
+        can_conflate = bool(channel) and not message.is_resent
+        older = self._newest.get(channel) if can_conflate else None
         if older is not None:
             message.skipped = older.skipped + 1
         size, freed = message.size, older.size if older else 0
@@ -191,7 +193,7 @@ class Backlog:
             self.conflated += 1
             self._deliveries.conflated += 1
         may_give_way = self._rules.policy is SlowPolicy.CONFLATE and not message.sent
-        if may_give_way and not message.is_resent:
+        if may_give_way and can_conflate:
             self._newest[channel] = message
         return None
 

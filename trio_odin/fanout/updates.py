@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -75,16 +75,24 @@ class Update:
         self._message, self._prev = message, prev
         self._fragment = self._part = None
 
+    @property
+    def size(self) -> int:
+        """About the bytes that it takes in a batch."""
+        return len(self._message.payload)
+
     def skipped(self, since: int) -> int | None:
         """How many events after number `since` came before this one; None: more than are known."""
         return None if since < self._known_after else self.counted(since)
 
-    def first_offset(self, since: int) -> int:
-        """The offset of the first event that is known and came after number `since`; there is one.
+    def first_offset(self, since: int) -> int | None:
+        """The offset of the first event after number `since`; there is one.
 
-        0 without offsets.
+        None without offsets, or if it was of an earlier stream. 1, which is the least, if it is not
+        known any more.
         """
-        return self._offsets[bisect_right(self._numbers, since)]
+        if since < self._known_after:
+            return 1
+        return self._offsets[bisect_right(self._numbers, since)] or None
 
     def counted(self, since: int) -> int:
         """The same, as far as they are known."""
@@ -93,6 +101,12 @@ class Update:
     def __len__(self) -> int:
         """How many events are counted."""
         return len(self._numbers)
+
+    def leave_stream(self) -> None:
+        """Have no offset any longer: the stream that it counted in has gone."""
+        self._message, self._prev = self._message._replace(offset=None), None
+        self._offsets = array("Q", bytes(8 * len(self._offsets)))
+        self._fragment = self._part = None
 
     def forget(self, before: int) -> int:
         """Count no events up to the number `before`, except this one. Returns how many those are.
@@ -203,11 +217,21 @@ class Updates:
             self._asked, self._changes = asked, Changes(reversed(later))
         return self._changes
 
-    def keep(self, channels: Iterable[str]) -> None:
-        """Forget all channels but these."""
-        kept = set(channels)
-        for channel in [one for one in self._updates if one not in kept]:
-            self.forget(channel)
+    def leave_stream(self) -> None:
+        """Note that offsets count anew: the events here are those of a stream that has gone."""
+        for update in self._updates.values():
+            update.leave_stream()
+
+    def clear(self) -> None:
+        """Forget all channels."""
+        self._updates.clear()
+        self._counted = 0
+        self._asked = (-1, -1)
+
+    def forget_where(self, is_needless: Callable[[Update], bool]) -> None:
+        """Forget the channels of such updates."""
+        for update in list(filter(is_needless, self._updates.values())):
+            self.forget(update.channel)
 
     def forget(self, channel: str) -> None:
         """Forget one channel, if it is here."""

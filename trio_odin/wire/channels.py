@@ -55,6 +55,18 @@ def patterns_for(channel: str) -> tuple[str, ...]:
     return (f"{symbol}.*", f"{symbol}.>", f"*.{event_type}", "*.*", "*.>", ">")
 
 
+def overlap(one: str, other: str) -> bool:
+    """Whether some channel matches both names."""
+    return all(
+        a == b or "*" in {a, b} for a, b in zip(_two_parts(one), _two_parts(other), strict=True)
+    )
+
+
+def _two_parts(name: str) -> tuple[str, str]:
+    symbol, _, event_type = name.replace(">", "*").partition(".")
+    return symbol, event_type or "*"
+
+
 class ChannelSet:
     """The channels that some `names` stand for.
 
