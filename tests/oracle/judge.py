@@ -619,6 +619,8 @@ class _Case:
             # Everything before the new stream; if nobody saw an event of that, until now.
             now = self._truth.place_at(gap.at_ms)
             self._declare(_Cover(START, now if life is None else Place(life, 0)))
+            begin = START if life is None else Place(life, 0)
+            self._sent_to = dict.fromkeys(self._sent_to, begin)
             # The client may know the stream from a server that saw it earlier.
             self._early |= {
                 channel: place for channel, place in self._settled.items() if place.life == life

@@ -497,6 +497,16 @@ def test_an_incomplete_resume_at_a_rate_counts_what_it_knows() -> None:
     assert life.batch((10, 1)).findings() == ["wrong skipped"], "it counts anew after the resume"
 
 
+def test_the_count_starts_anew_with_the_gap_of_a_new_stream() -> None:
+    """The server has named an epoch of which nobody got an event, so its offsets mean nothing."""
+    life = Life().fresh().batch((1, 0), (2, 0)).broke()
+    life.now_ms = 2100  # the second life is there
+    life.open("one", 2, at_a_rate=True).incomplete().resumed(4, "unheard of")
+    life.gap("stream", None, None, "two")
+    assert life.batch((15, 2)).findings() == []
+    assert life.wait(5000).batch((19, 0)).findings() == ["silent loss"]
+
+
 def test_the_count_of_a_broken_resume_declares_nothing() -> None:
     life = Life().fresh().batch((1, 0), (2, 0)).broke().open("one", 2, at_a_rate=True)
     life.got(7, skipped=1).broke().open("one", 2, at_a_rate=True)
