@@ -8,7 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from tests.connection.client import objects_of
 from trio_odin.fanout.registry import Registry, _Channel
+from trio_odin.upstream.nats_message import NatsMessage
+from trio_odin.wire.rates import EVERY_EVENT
 
 SUBSCRIBERS = st.integers(0, 3)
 CHANNELS = st.sampled_from(["A.trade", "B.trade", "C.trade", "D.social", "E.social"])
@@ -298,3 +301,54 @@ def test_what_is_held_back_under_one_name_comes_under_another() -> None:
     registry.subscribe("back", ["*.trade"])
     assert set(registry.subscribers_from("A.trade", 15)) == {"back", "live"}
     assert list(registry.subscribers_from("A.social", 15)) == []
+
+
+def _add(registry: Registry[str], channel: str, offset: int) -> None:
+    message = NatsMessage(f"odin.token.{channel}", b"%d" % offset, offset, 0.0, offset)
+    if registry.rates.wants(channel):
+        registry.rates.add(channel, message, None)
+
+
+def _owed(registry: Registry[str], subscriber: str) -> list[int]:
+    """The offsets of what waits for a tick."""
+    batch = registry.rates.owed(subscriber)
+    assert batch is not None
+    (content,) = objects_of([batch.frame(1)])
+    return [event["offset"] for event in content["events"]]
+
+
+def test_what_is_held_back_under_one_name_comes_under_another_at_a_rate() -> None:
+    """The client resumes its rates one by one, and has come further at that of the pattern."""
+    registry: Registry[str] = Registry()
+    registry.set_rate("back", ["A.trade"], 100)
+    registry.set_rate("back", [">"], 250)
+    registry.hold_back("back", [">"], 10)
+    _add(registry, "A.trade", 9)
+    _add(registry, "A.social", 10)
+    assert _owed(registry, "back") == [9]
+    registry.set_rate("one", ["A.trade", "A.*"], 100)
+    registry.hold_back("one", ["A.*"], 20)
+    _add(registry, "A.trade", 15)
+    assert _owed(registry, "one") == [15]
+
+
+def test_what_is_held_back_stays_so_when_the_rate_changes() -> None:
+    registry: Registry[str] = Registry()
+    registry.subscribe("it", ["A.trade"])
+    registry.hold_back("it", ["A.trade"], 10)
+    for rate in (100, None, 250):
+        registry.set_rate("it", ["A.trade"], rate)
+    _add(registry, "A.trade", 8)
+    assert registry.rates.owed("it") is None
+    assert registry.set_rate("it", ["A.trade"], EVERY_EVENT) is None
+    registry.subscribe("it", ["A.trade"])
+    assert list(registry.subscribers_from("A.trade", 9)) == []
+    registry.set_rate("it", ["A.trade"], 250)
+    _add(registry, "A.trade", 10)
+    assert registry.rates.owed("it") is None
+    _add(registry, "A.trade", 11)
+    assert _owed(registry, "it") == [11]
+    registry.unsubscribe("it", ["A.trade"])
+    registry.set_rate("it", ["A.trade"], 250)
+    _add(registry, "A.trade", 10)
+    assert _owed(registry, "it") == [10], "it was dropped meanwhile"

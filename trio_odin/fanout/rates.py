@@ -103,21 +103,29 @@ class Rates(Generic[S]):
         """Take in the next event of a channel that is wanted."""
         number = self.updates.add(channel, message, prev)
         if self._floors and message.offset is not None:
-            for name in {channel, *patterns_for(channel)}.intersection(self._floors):
-                self._hold_back(name, channel, message.offset, number)
+            names = {channel, *patterns_for(channel)}.intersection(self._names)
+            if not names.isdisjoint(self._floors):
+                self._hold_back(names, channel, message.offset, number)
 
-    def _hold_back(self, name: str, channel: str, offset: int, number: int) -> None:
-        """Skip the event for those to whom another server has sent it."""
-        floors = self._floors[name]
-        for subscriber, floor in list(floors.items()):
-            if offset > floor:
+    def _hold_back(self, names: set[str], channel: str, offset: int, number: int) -> None:
+        """Skip the event for those to whom another server has sent it.
+
+        That holds if it is held back under each of the `names` by which it belongs to its rate.
+        """
+        held: set[S] = set()
+        for name in names.intersection(self._floors):
+            floors = self._floors[name]
+            for subscriber in [one for one, floor in floors.items() if floor < offset]:
                 del floors[subscriber]
-                continue
-            for member in self._own[subscriber].members.values():
-                if member.cohort.covers(channel):
+            held.update(floors)
+            if not floors:
+                del self._floors[name]
+        for subscriber in held:
+            if (at := self._own[subscriber].covering(channel)) is not None:
+                _, member = at
+                own = [name for name in names if name in member.cohort]
+                if all(subscriber in self._floors.get(name, ()) for name in own):
                     member.note_other(channel, number)
-        if not floors:
-            del self._floors[name]
 
     def forget_floors(self) -> None:
         """Hold nothing back from now on, because offsets count anew."""
@@ -349,6 +357,18 @@ class Rates(Generic[S]):
         """Skip the events of `names`, which are here, up to `offset`: see `Registry.hold_back`."""
         for name in names:
             self._floors.setdefault(name, {})[subscriber] = offset
+
+    def held_back(self, subscriber: S, names: Iterable[str]) -> dict[str, int]:
+        """Up to which offset the events of `names` are skipped, for those that are."""
+        return held_back(self._floors, subscriber, names)
+
+
+def held_back(
+    floors: dict[str, dict[S, int]], subscriber: S, names: Iterable[str]
+) -> dict[str, int]:
+    """What `floors` have of `subscriber`, by name."""
+    some = ((name, floors[name]) for name in names if name in floors)
+    return {name: here[subscriber] for name, here in some if subscriber in here}
 
 
 def _continue_from(member: Member[S], update: Update, since: int) -> None:

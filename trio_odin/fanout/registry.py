@@ -13,7 +13,7 @@ from itertools import chain, count
 from typing import Generic, TypeVar
 
 from trio_odin.fanout.batch import Batch
-from trio_odin.fanout.rates import Rates
+from trio_odin.fanout.rates import Rates, held_back
 from trio_odin.upstream.gaps import Gaps
 from trio_odin.wire.channels import is_pattern, patterns_for
 from trio_odin.wire.rates import EVERY_EVENT, Rate
@@ -123,13 +123,21 @@ class Registry(Generic[S]):
         if rate == EVERY_EVENT and subscriber not in self.rates:
             return None
         names = dict.fromkeys(channels)
+        floors = held_back(self._floors, subscriber, names)
+        floors |= self.rates.held_back(subscriber, names)
         before = after = self._at_every_event(subscriber)
         if rate == EVERY_EVENT:
             after = [*before, *names]
         else:
             self._unsubscribe(subscriber, names)
             after = self._at_every_event(subscriber)
-        return self.rates.change(subscriber, names, rate, every_event=(before, after))
+        due = self.rates.change(subscriber, names, rate, every_event=(before, after))
+        for name, offset in floors.items():  # what is held back stays so
+            if rate == EVERY_EVENT:
+                self._floors.setdefault(name, {})[subscriber] = offset
+            else:
+                self.rates.hold_back(subscriber, [name], offset)
+        return due
 
     def subscribe(self, subscriber: S, channels: Iterable[str]) -> int:
         """Add subscriptions to every event; see `set_rate` for those that have another rate.
