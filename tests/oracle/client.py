@@ -25,6 +25,9 @@ _CONNECT_SECONDS = 4.0
 # Longer than the server may wait for NATS before it answers.
 _SILENCE_SECONDS = 9.0
 _PIECE = 65_536
+# What a narrow connection takes is little: its server's socket is full after some 30 KiB.
+_NARROW_BYTES = 2048
+_NARROW_SEGMENT = 536
 
 
 class Broken(Exception):
@@ -103,15 +106,19 @@ class Link:
         self._stream.socket.close()
 
 
-async def connect(port: int) -> Link:
+async def connect(port: int, *, is_narrow: bool = False) -> Link:
     """Open a WebSocket to a local port.
+
+    Args:
+        port: the port.
+        is_narrow: whether a server with much to send soon finds that the socket takes nothing.
 
     Raises:
         Broken: the server cannot be reached, or refuses.
     """
     with trio.move_on_after(_CONNECT_SECONDS):
         try:
-            stream = await trio.open_tcp_stream("127.0.0.1", port)
+            stream = await _connected(port, is_narrow=is_narrow)
         except OSError as error:
             raise Broken("no server") from error
         try:
@@ -120,6 +127,19 @@ async def connect(port: int) -> Link:
             await trio.aclose_forcefully(stream)
             raise
     raise Broken("no answer to the request")
+
+
+async def _connected(port: int, *, is_narrow: bool) -> trio.SocketStream:
+    end = trio.socket.socket()
+    try:
+        if is_narrow:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NARROW_BYTES)
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _NARROW_SEGMENT)
+        await end.connect(("127.0.0.1", port))
+    except BaseException:
+        end.close()
+        raise
+    return trio.SocketStream(end)
 
 
 async def _upgraded(stream: trio.SocketStream, port: int) -> Link:
@@ -153,6 +173,7 @@ class Client:
         spare: further channels that it may add.
         rate: the rate for these.
         choices: the rates between which it changes, by name; in the end it has the first one.
+        is_narrow: see `connect`.
 
     Attributes:
         follower: its knowledge.
@@ -168,6 +189,7 @@ class Client:
         *,
         rate: Rate = 0,
         choices: Mapping[str, Sequence[Rate]] | None = None,
+        is_narrow: bool = False,
     ) -> None:
         self.name = name
         self.follower = follower
@@ -176,6 +198,7 @@ class Client:
         self._spare = spare
         self._rate = rate
         self._choices = choices or {}
+        self._is_narrow = is_narrow
         self._link: Link | None = None
         self._server = 0
         self._scope = trio.CancelScope()
@@ -226,7 +249,7 @@ class Client:
             while True:
                 port = ports[self._server % len(ports)]
                 try:
-                    self._link = await connect(port)
+                    self._link = await connect(port, is_narrow=self._is_narrow)
                 except Broken:
                     self.refusals += 1
                     self._server += 1

@@ -17,6 +17,9 @@ _ACK = re.compile(rb"MSG acks\.(\d+) 1 (?:\d+ )?\d+\r\n(\{.*?\})\r\n")
 _CONNECT = b'CONNECT {"verbose":false,"protocol":1}\r\nSUB acks.* 1\r\n'
 _AGAIN_SECONDS = 0.05
 _SILENCE_SECONDS = 1.5
+_BYTES = 200
+_LARGE_BYTES = 10_000
+_LARGE = 0.05  # share of the events that may be large
 _ACKNOWLEDGED = 0.6  # share of events with an acknowledgement, the others are plain messages
 
 
@@ -96,7 +99,8 @@ class Publisher:
     ) -> None:
         self._number += 1
         number = self._number
-        padding = "x" * self._rng.randrange(200)
+        is_large = self._rng.random() < _LARGE
+        padding = "x" * self._rng.randrange(_LARGE_BYTES if is_large else _BYTES)
         payload = json.dumps({"n": number, "of": channel, "pad": padding}, separators=(",", ":"))
         self._evidence.sent[number] = Sent(channel, payload, now_ms())
         reply = f" acks.{number}" if is_acknowledged else ""

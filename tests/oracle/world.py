@@ -331,6 +331,11 @@ class _Habit:
     choices: tuple[Rate, ...] = ()
     is_mixed: bool = False
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether its socket takes little. At a rate nothing is lost by that."""
+        return self.rate != 0 and not self.choices
+
 
 _HABITS = [
     _Habit(),
@@ -359,7 +364,15 @@ def _client(name: str, habit: _Habit, rng: random.Random) -> Client:
         names.update({one: rng.choice(choices) for one, choices in changing.items()})
     spare = [one for one in CHANNELS if one not in single and one not in matched]
     follower = Follower(names, patterns=patterns, with_snapshot=rng.random() < 0.5)
-    return Client(name, follower, own, spare, rate=habit.rate, choices=changing)
+    return Client(
+        name,
+        follower,
+        own,
+        spare,
+        rate=habit.rate,
+        choices=changing,
+        is_narrow=habit.is_narrow,
+    )
 
 
 def _matched(pattern: str) -> frozenset[str]:
