@@ -5,7 +5,8 @@ received texts.
 
 What it wants are names, channels or patterns, each at a rate. It resumes the names of each rate by
 a command of their own, from the newest offset that it has at this rate: at another rate it may be
-further, while an event of these still waits on the server for its tick.
+further, while an event of these still waits on the server for its tick. A position that the server
+states is one for all rates, but not for what is paused.
 """
 
 from __future__ import annotations
@@ -396,6 +397,17 @@ class Follower:
         moving = self._moving()
         return [one for one, own in self._held.items() if own == rate and one not in moving]
 
+    def _running(self) -> list[str]:
+        """The names that are not paused and keep their rate, to which positions apply."""
+        return [one for rate in {*self._held.values()} - {None} for one in self._at(rate)]
+
+    def _running_channels(self) -> frozenset[str]:
+        return self._matched(self._running()) - self._matched(self._moving())
+
+    def _has_rate_besides(self, names: Collection[str]) -> bool:
+        """Whether an event of other names may wait for its tick."""
+        return any(rate for name, rate in self._held.items() if name not in names)
+
     def _moving(self) -> frozenset[str]:
         """The names that commands are about which are not answered yet; see `_level`."""
         names = [name for one in self._commands.values() for name in one.names]
@@ -467,6 +479,7 @@ class Follower:
                 epoch=None if reached is None else self._epoch,
                 offset=reached,
                 behind_at=None if offset == reached else offset,
+                is_at_least=self._has_rate_besides(names),
             )
 
     def _enter(self, epoch: str) -> None:
@@ -492,17 +505,13 @@ class Follower:
             self._raise(self._held, last or 0 if message["reason"] in {"start", "core"} else 0)
 
     def _take_position(self, offset: int | None) -> None:
-        """Take a position that the server states. None is not a position: the third rule.
-
-        At a rate it is none either: an event up to there may still wait for its tick.
-        """
+        """Take a position that the server states. None is not a position: the third rule."""
         if offset is None or self._epoch is None:
             return
-        at_every_event = self._at(0)
         if not self.is_resuming:
-            channels = self._matched(at_every_event)
+            channels = self._running_channels()
             self._note(judge.Stated, epoch=self._epoch, offset=offset, channels=channels)
-        self._raise(at_every_event, offset)
+        self._raise(self._running(), offset)
         if self._resume is not None and self._resume.rate == 0:
             self._raise(self._resume.names, offset)
 
@@ -511,12 +520,17 @@ class Follower:
         if resume is None:
             self.errors.append(f"no resume: {message}")
             return
-        resumed = {one for one in self._matched(resume.names) if self._rate_of(one) == resume.rate}
-        channels = self._matched(self._at(0)) | resumed
-        self._note(judge.Resumed, epoch=self._epoch, offset=offset, channels=channels)
+        resumed = [one for one in self._matched(resume.names) if self._rate_of(one) is None]
+        self._note(
+            judge.Resumed,
+            epoch=self._epoch,
+            offset=offset,
+            channels=self._running_channels().union(resumed),
+            is_at_least=self._has_rate_besides(resume.names),
+        )
         self._resume = None
         if offset is not None:
-            self._raise({*self._at(0), *resume.names}, offset)
+            self._raise({*self._running(), *resume.names}, offset)
 
     def _note(self, kind: type[Entry], **content: Any) -> None:
         self.journal.append(kind(at_ms=now_ms(), **content))

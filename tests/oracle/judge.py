@@ -66,12 +66,14 @@ class Began(Entry):
     """Channels are acknowledged, and owed from the client's position on; None: from now on.
 
     `behind_at`: the server has stated this lower position, and may send the events in between, too.
+    `is_at_least`: it may have been further when it stated that, as an event waited for its tick.
     """
 
     channels: Channels
     epoch: str | None
     offset: int | None
     behind_at: int | None = None
+    is_at_least: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -131,11 +133,15 @@ class Incomplete(Entry):
 
 @attrs.frozen(kw_only=True)
 class Resumed(Entry):
-    """A resume has ended, at a position if the server knows one."""
+    """A resume has ended, at a position if the server knows one.
+
+    `channels`: to which the position applies; None: to all. `is_at_least`: as of `Began`.
+    """
 
     epoch: str | None
     offset: int | None
-    channels: Channels | None = None  # to which the position applies; None: all
+    channels: Channels | None = None
+    is_at_least: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -354,6 +360,10 @@ class _Case:
             self._vague |= entry.channels - self._settled.keys()
         else:
             place = self._locate(entry)
+        if entry.is_at_least:
+            place = max(place, self._truth.place_at(entry.at_ms))
+            self._early |= dict.fromkeys(entry.channels, place)
+        elif entry.epoch is not None and entry.offset is not None:
             behind_at = entry.offset if entry.behind_at is None else entry.behind_at
             sent_to = Place(place.life, behind_at)
             self._sent_to |= dict.fromkeys(entry.channels, sent_to)
@@ -586,8 +596,10 @@ class _Case:
             lives = self._truth.lives_of(entry.epoch) if entry.epoch else []
             latest = Place(max(to.life, *lives), to.offset) if lives else to
             self._declare(_Cover(START, latest, resume.incomplete))
-        if place is not None:
+        if place is not None and not entry.is_at_least:
             self._sent_to |= dict.fromkeys(resume.channels, place)
+        for channel in resume.incomplete if entry.is_at_least else ():
+            self._sent_to.pop(channel, None)
         self._claims = [
             attrs.evolve(one, is_resumed=False) for one in self._claims if not self._is_true(one)
         ]

@@ -189,10 +189,26 @@ class Rates:
 
 def test_each_rate_is_resumed_from_the_newest_offset_that_came_at_it() -> None:
     talk = Rates(A_x=0, B_x=100, C_x=250).begin(5).update("A.x", 9).batch(("B.x", 7))
-    talk.says("pong", nats="connected", offset=12)
-    assert talk.again() == [(["A.x"], 0, 12), (["B.x"], 100, 7), (["C.x"], 250, 5)]
+    assert talk.again() == [(["A.x"], 0, 9), (["B.x"], 100, 7), (["C.x"], 250, 5)]
     talk.batch(("C.x", 13))
-    assert talk.again() == [(["A.x"], 0, 12), (["B.x"], 100, 7), (["C.x"], 250, 13)]
+    assert talk.again() == [(["A.x"], 0, 9), (["B.x"], 100, 7), (["C.x"], 250, 13)]
+
+
+def test_a_position_that_the_server_states_is_one_for_all_rates_but_a_pause() -> None:
+    talk = Rates(A_x=0, B_x=100, C_x=None).begin(5).update("A.x", 12)
+    talk.says("pong", nats="connected", offset=8)
+    assert talk.again() == [(["A.x"], 0, 12), (["B.x"], 100, 8), (["C.x"], None, 5)]
+    stated = [one for one in talk.it.journal if isinstance(one, judge.Stated)]
+    assert stated[-1].channels == frozenset({"A.x", "B.x"})
+
+
+def test_a_position_may_be_lower_than_that_of_a_new_channel() -> None:
+    """It is that of an event at a rate which waits for its tick."""
+    talk = Rates(A_x=0).begin(5)
+    talk.ack(talk.it.add(["B.x"], 100, is_resume=False), 7)
+    talk.ack(talk.it.add(["C.x"], 100, is_resume=False), 9)
+    began = [one for one in talk.it.journal if isinstance(one, judge.Began)]
+    assert [one.is_at_least for one in began] == [False, False, True]
 
 
 def test_the_events_of_a_batch_are_those_of_one_message() -> None:
@@ -206,8 +222,8 @@ def test_the_events_of_a_batch_are_those_of_one_message() -> None:
 def test_what_is_due_before_an_acknowledgement_is_no_position_of_other_names() -> None:
     talk = Rates(A_x=100, B_x=100).begin(5)
     command = talk.it.change_rate(["A.x"], 0)
-    talk.batch(("A.x", 9)).ack(command, 10)
-    assert talk.again() == [(["A.x"], 0, 10), (["B.x"], 100, 5)], "6 to 9 of B may wait"
+    talk.batch(("A.x", 9)).ack(command, 7)
+    assert talk.again() == [(["A.x"], 0, 7), (["B.x"], 100, 7)], "8 of B may wait"
 
 
 def test_a_change_that_is_not_acknowledged_brings_no_position() -> None:
@@ -235,9 +251,9 @@ def test_a_pattern_is_resumed_after_its_faster_channels() -> None:
 
 def test_events_that_come_again_at_a_rate_are_ignored() -> None:
     talk = Rates(A_x=0, B_x=100).begin(5).update("A.x", 9)
-    talk.ack(talk.it.change_rate(["A.x"], 100), 10)
+    talk.ack(talk.it.change_rate(["A.x"], 100), 7)
     talk.it.broke("test")
-    assert talk.it.open()["after"] == 5, "that of B"
+    assert talk.it.open()["after"] == 7, "8 of B waited"
     talk.update("A.x", 9).update("B.x", 8)
     assert [one.offset for one in talk.it.events() if one.is_ignored] == [9]
 

@@ -590,3 +590,23 @@ def test_an_event_whose_place_is_unknown_may_be_among_the_skipped() -> None:
         )
         found = judge("it", life.journal, Truth(evidence)).findings
         assert [one.kind for one in found] == expected
+
+
+def test_a_channel_is_owed_from_its_subscription_if_the_position_is_lower() -> None:
+    life = Life().open()
+    life.now_ms = 350  # the events up to 3 are in the stream
+    life.add(Began, channels=_ALL, epoch="one", offset=1, is_at_least=True)
+    assert life.batch((4, 0), (5, 0)).findings() == [], "2 and 3 were before"
+    assert life.batch((8, 0)).findings() == ["silent loss"], "6"
+    life = Life().open()
+    life.now_ms = 350
+    life.add(Began, channels=_ALL, epoch="one", offset=1, is_at_least=True)
+    assert life.batch((3, 0), (4, 0)).findings() == [], "or 3 was after it"
+
+
+def test_a_resume_that_ends_at_a_lower_position_is_complete_up_to_there() -> None:
+    life = Life().fresh().batch((1, 0), (2, 0)).broke().open("one", 2, at_a_rate=True)
+    life.got(7, skipped=2).got(8, skipped=2)
+    life.add(Resumed, epoch="one", offset=4, is_at_least=True)
+    assert life.batch((9, 0)).findings() == []
+    assert life.batch((10, 1)).findings() == ["wrong skipped"]
