@@ -903,6 +903,28 @@ def test_an_oversized_resume_is_cut_to_the_newest_and_reported() -> None:
     assert client.traffic.resumed_incompletely == 1
 
 
+def test_a_resume_at_a_rate_is_complete_however_many_events_it_skips() -> None:
+    """The newest event of each channel is what a client with a rate lacks."""
+    client = Client(SessionLimits(resume_channel_events=2, resume_events=3))
+    happen(client, "ETH.trade", *["BTC.trade"] * 9)
+    _, *missed, end = come_back(client, 0, "BTC.trade", "ETH.trade", every_ms=1000)
+    assert [(one["channel"], one["offset"], one.get("skipped", 0)) for one in missed] == [
+        ("ETH.trade", 1, 0),
+        ("BTC.trade", 10, 8),
+    ]
+    assert end == {"type": "resumed", "sent": 2, "offset": 10}
+    assert client.traffic.resumed_incompletely == 0
+
+
+def test_a_resume_at_a_rate_has_as_many_channels_as_a_snapshot() -> None:
+    client = Client(SessionLimits(snapshot_events=2))
+    happen(client, "A.trade", "B.trade", "C.trade", "A.trade")
+    names = ["A.trade", "B.trade", "C.trade"]
+    _, *missed, incomplete, end = come_back(client, 0, *names, every_ms=1000)
+    assert len(missed) == end["sent"] == 2
+    assert sorted([*incomplete["channels"], *(one["channel"] for one in missed)]) == names
+
+
 def test_a_chatty_channel_does_not_displace_a_quiet_one() -> None:
     client = Client(SessionLimits(resume_events=3))
     happen(client, "ETH.trade", *["BTC.trade"] * 9)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from itertools import islice
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -317,8 +316,6 @@ class Session(Generic[S]):
     def _resume(self, command: Subscribe, wanted: Wanted) -> Resend:
         """The events in `wanted` after `after`, as further messages of this connection."""
         publications, incomplete = self._missed(command, wanted)
-        if command.every_ms != EVERY_EVENT:
-            publications = _newest_of_each(publications)
 
         def finish(sent: int) -> list[bytes]:
             self._note_sent(publications[:sent])
@@ -365,6 +362,7 @@ class Session(Generic[S]):
             self._newest_events,
             most,
             with_snapshot=command.snapshot,
+            newest_only=command.every_ms != EVERY_EVENT,
         )
 
     def _position(self) -> int | None:
@@ -486,15 +484,6 @@ class Session(Generic[S]):
     def _error(self, code: ErrorCode, message: str, command_id: CommandId = None) -> bytes:
         self._traffic.errors[code.value] += 1
         return _reply({"type": "error", "code": code.value, "message": message}, command_id)
-
-
-def _newest_of_each(publications: list[Publication]) -> list[Publication]:
-    """The newest of each channel, which says how many gave way to it, oldest first."""
-    counts = Counter(one.channel for one in publications)
-    newest: dict[str, Publication] = {}
-    for one in reversed(publications):
-        newest.setdefault(one.channel, one)
-    return [one.instead_of(counts[one.channel] - 1) for one in reversed(newest.values())]
 
 
 def _split(channels: list[str], is_good: Callable[[str], bool]) -> tuple[list[str], list[str]]:

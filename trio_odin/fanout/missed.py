@@ -79,6 +79,7 @@ def missed(
     most: Most,
     *,
     with_snapshot: bool = False,
+    newest_only: bool = False,
 ) -> Missed:
     """The newest events of the `wanted` channels after offset `after`.
 
@@ -89,8 +90,11 @@ def missed(
         newest_events: the newest event of each channel.
         most: how many events at most.
         with_snapshot: whether an incomplete channel gets its newest event only, as a snapshot.
+        newest_only: whether each channel gets its newest event only, which says how many gave way
+            to it. Of `most`, only `newest` counts then.
     """
-    events, cut = _kept(after, wanted, resume_buffer, most)
+    events, cut = _kept(after, wanted, resume_buffer, None if newest_only else most)
+    room = most.newest if newest_only else most.in_all + most.newest
     is_all_kept, is_settled = resume_buffer.has_all_after(after), resume_buffer.is_settled
     publications: list[tuple[int, Publication]] = []
     incomplete: list[str] = []
@@ -99,7 +103,7 @@ def missed(
         newest = newest_events.get(channel)
         if not mine and newest is not None and (newest.offset or 0) > after:
             mine = [newest]  # those before it are not kept any more
-        has_room = len(publications) < most.in_all + most.newest or not mine
+        has_room = len(publications) < room or not mine
         reached = max(after, mine[0].offset or 0) if mine else after
         is_known = is_settled and reached >= newest_events.known_after
         if (
@@ -107,14 +111,14 @@ def missed(
             and channel not in cut
             and (is_all_kept or (is_known and _is_chain(after, mine)))
         ):
-            publications += [(event.offset or 0, event.publication()) for event in mine]
+            publications += _sent(mine, newest_only=newest_only)
             continue
         incomplete.append(channel)
         if has_room and with_snapshot:
             if newest is not None and (newest.offset or 0) > after:  # else the client has better
                 publications.append((newest.offset or 0, newest.snapshot()))
         elif has_room and not with_snapshot:
-            publications += [(event.offset or 0, event.publication()) for event in mine]
+            publications += _sent(mine, newest_only=newest_only)
     if not is_all_kept and (not is_settled or after < newest_events.known_after):
         incomplete += wanted.added.patterns  # they may match more channels than are known
     if len(incomplete) > _NAMED_MAX:
@@ -123,8 +127,18 @@ def missed(
     return Missed([publication for _, publication in publications], incomplete)
 
 
+def _sent(
+    events: Sequence[ResumableEvent | NewestEvent], *, newest_only: bool
+) -> list[tuple[int, Publication]]:
+    """What is sent of the events of a channel, the newest first, with their offsets."""
+    if newest_only and events:
+        newest = events[0]
+        return [(newest.offset or 0, newest.publication().instead_of(len(events) - 1))]
+    return [(event.offset or 0, event.publication()) for event in events]
+
+
 def _kept(
-    after: int, wanted: Wanted, resume_buffer: ResumeBuffer, most: Most
+    after: int, wanted: Wanted, resume_buffer: ResumeBuffer, most: Most | None
 ) -> tuple[dict[str, list[ResumableEvent | NewestEvent]], set[str]]:
     """The events that are kept, by channel and the newest first; and where there were too many."""
     events: dict[str, list[ResumableEvent | NewestEvent]] = {}
@@ -135,7 +149,7 @@ def _kept(
         if channel is None or channel not in wanted:
             continue
         mine = events.setdefault(channel, [])
-        if mine and (len(mine) >= most.of_each or taken >= most.in_all):
+        if mine and most and (len(mine) >= most.of_each or taken >= most.in_all):
             cut.add(channel)
         else:
             mine.append(event)
