@@ -589,13 +589,7 @@ class _Case:
         if entry.epoch is not None and entry.offset is not None:
             place = self._locate(entry)
         if resume.incomplete:
-            if place is not None and self._is_kept(resume, place, entry.at_ms):
-                self.verdict.needless += 1
-            to = place or self._truth.place_at(entry.at_ms)
-            # "Load the state anew": the state includes everything before.
-            lives = self._truth.lives_of(entry.epoch) if entry.epoch else []
-            latest = Place(max(to.life, *lives), to.offset) if lives else to
-            self._declare(_Cover(START, latest, resume.incomplete))
+            self._declare_incomplete(resume, entry, place)
         if place is not None and not entry.is_at_least:
             self._sent_to |= dict.fromkeys(resume.channels, place)
         for channel in resume.incomplete if entry.is_at_least else ():
@@ -610,6 +604,17 @@ class _Case:
                 self._miss(channel, lost, entry.at_ms)
         if place is not None:
             self._state(place, entry.at_ms, entry.channels)
+
+    def _declare_incomplete(self, resume: _Resume, entry: Resumed, place: Place | None) -> None:
+        """Declare what the client loads anew: the state includes everything before."""
+        if place is not None and self._is_kept(resume, place, entry.at_ms):
+            self.verdict.needless += 1
+        to = place or START
+        if place is None or entry.is_at_least:  # up to this answer
+            to = max(to, self._truth.place_at(entry.at_ms))
+        lives = self._truth.lives_of(entry.epoch) if entry.epoch else []
+        latest = Place(max(to.life, *lives), to.offset) if lives else to
+        self._declare(_Cover(START, latest, resume.incomplete))
 
     def _is_kept(self, resume: _Resume, to: Place, at_ms: float) -> bool:
         """Whether a server that has reached NATS has all missed events, and may send them."""

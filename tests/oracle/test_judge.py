@@ -610,3 +610,13 @@ def test_a_resume_that_ends_at_a_lower_position_is_complete_up_to_there() -> Non
     life.add(Resumed, epoch="one", offset=4, is_at_least=True)
     assert life.batch((9, 0)).findings() == []
     assert life.batch((10, 1)).findings() == ["wrong skipped"]
+
+
+def test_an_incomplete_resume_declares_up_to_its_answer() -> None:
+    """Its position may be lower: that of an event at a rate which waits for its tick."""
+    for offset, is_at_least, expected in [(4, True, []), (4, False, ["silent loss"])]:
+        life = Life().fresh().batch((1, 0), (2, 0)).broke().open("one", 2, at_a_rate=True)
+        life.now_ms = 650  # the events up to 6 are in the stream
+        life.incomplete()
+        life.add(Resumed, epoch="one", offset=offset, is_at_least=is_at_least)
+        assert life.batch((7, 0)).findings() == expected, "5 came before the answer"
