@@ -383,7 +383,8 @@ class _Case:
         self._paused -= entry.channels
         for channel in entry.channels:
             self._settled.pop(channel, None)
-            self._early.pop(channel, None)
+            for of_channel in (self._early, self._sent_to, self._last, self._carried):
+                of_channel.pop(channel, None)
         if entry.is_acknowledged:
             self._leaving -= entry.channels
         else:

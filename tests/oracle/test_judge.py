@@ -620,3 +620,12 @@ def test_an_incomplete_resume_declares_up_to_its_answer() -> None:
         life.incomplete()
         life.add(Resumed, epoch="one", offset=offset, is_at_least=is_at_least)
         assert life.batch((7, 0)).findings() == expected, "5 came before the answer"
+
+
+def test_the_count_starts_anew_when_a_channel_comes_back() -> None:
+    life = Life().fresh().batch((1, 0), (2, 0))
+    life.left(B, is_acknowledged=False).left(B, is_acknowledged=True)
+    life.now_ms = 450  # 4 was while it was away
+    life.add(Began, channels=frozenset({B}), epoch="one", offset=3, is_at_least=True)
+    assert life.batch((5, 1), (6, 0)).findings() == []
+    assert life.batch((10, 0)).findings() == ["silent loss"]
