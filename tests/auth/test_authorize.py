@@ -25,6 +25,7 @@ from trio_odin.settings.reading import read_settings
 from trio_odin.settings.setting_field import SettingError
 from trio_odin.telemetry.logs import configure_logs
 from trio_odin.wire.handshake import Rejected, Upgrade, parse
+from trio_odin.wire.negotiation import Encodings
 
 OLD, NEW = rsa_signer("old"), ec_signer("new")
 
@@ -45,7 +46,7 @@ def authorize(
 ) -> object:
     upgrade = parse(request(token, origin))
     assert isinstance(upgrade, Upgrade)
-    return authorizer.authorize(upgrade)
+    return authorizer.authorize(upgrade, Encodings())
 
 
 # --- admission

@@ -8,8 +8,13 @@ from hypothesis import strategies as st
 
 from trio_odin.auth.credentials import TOKEN_MAX_BYTES, check_origin, excess_of, token_in
 from trio_odin.ledger.reasons import Rejection
+from trio_odin.wire.dictionary import Dictionary
 from trio_odin.wire.handshake import Rejected, Upgrade, parse, reject
+from trio_odin.wire.negotiation import Encodings
 
+DICTIONARY = Dictionary(b'{"ts":')
+OURS = b"trio-odin.z1." + DICTIONARY.id.encode()
+ENCODINGS = Encodings(DICTIONARY)
 ALLOWED = {b"https://example.com", b"http://localhost:3000"}
 
 
@@ -102,7 +107,7 @@ TOKEN = b"aa.bb-_.cc"
         request(b"Authorization: Basic abc", b"Authorization: Bearer " + TOKEN),
         request(b"Sec-WebSocket-Protocol: trio-odin, bearer." + TOKEN),
         request(b"Sec-WebSocket-Protocol: trio-odin.z1, bearer." + TOKEN),
-        request(b"Sec-WebSocket-Protocol: trio-odin.z1.0123456789abcdef, bearer." + TOKEN),
+        request(b"Sec-WebSocket-Protocol: " + OURS + b", bearer." + TOKEN),
         request(b"Sec-WebSocket-Protocol: bearer." + TOKEN + b",trio-odin,other"),
         request(b"Sec-WebSocket-Protocol: trio-odin", b"Sec-WebSocket-Protocol: bearer." + TOKEN),
         request(query=b"access_token=" + TOKEN),
@@ -112,7 +117,7 @@ TOKEN = b"aa.bb-_.cc"
     ids=str,
 )
 def test_a_token_is_found_at_each_of_its_places(upgrade: Upgrade) -> None:
-    assert token_in(upgrade) == TOKEN
+    assert token_in(upgrade, ENCODINGS) == TOKEN
 
 
 @pytest.mark.parametrize(
@@ -131,7 +136,7 @@ def test_a_token_is_found_at_each_of_its_places(upgrade: Upgrade) -> None:
     ids=str,
 )
 def test_a_token_in_another_place_is_ignored(upgrade: Upgrade) -> None:
-    rejected = token_in(upgrade)
+    rejected = token_in(upgrade, ENCODINGS)
     assert rejected == reject(Rejection.UNAUTHORIZED, headers=(("WWW-Authenticate", "Bearer"),))
 
 
@@ -154,23 +159,37 @@ PROTOCOL = b"Sec-WebSocket-Protocol: trio-odin, bearer." + TOKEN
     ids=str,
 )
 def test_more_than_one_token_is_a_bad_request(upgrade: Upgrade) -> None:
-    rejected = token_in(upgrade)
+    rejected = token_in(upgrade, ENCODINGS)
     assert isinstance(rejected, Rejected)
     assert (rejected.status, rejected.reason.label) == (400, "bad_request")
     assert rejected.headers == (("WWW-Authenticate", 'Bearer error="invalid_request"'),)
     assert rejected.text == "The request needs one token, at one place"
 
 
-def test_a_token_as_subprotocol_needs_a_selectable_one_beside_it() -> None:
-    rejected = token_in(request(b"Sec-WebSocket-Protocol: bearer." + TOKEN))
+@pytest.mark.parametrize(
+    ("offered", "encodings"),
+    [
+        (b"", ENCODINGS),
+        (b"chat, ", ENCODINGS),
+        (b"trio-odin.z1.0123456789abcdef, ", ENCODINGS),
+        (b"trio-odin.z1, ", Encodings(None)),
+        (OURS + b", ", Encodings(None)),
+    ],
+)
+def test_a_token_as_subprotocol_needs_one_beside_it_that_is_selected(
+    offered: bytes, encodings: Encodings
+) -> None:
+    upgrade = request(b"Sec-WebSocket-Protocol: " + offered + b"bearer." + TOKEN)
+    rejected = token_in(upgrade, encodings)
     assert isinstance(rejected, Rejected)
     assert rejected.status == 400
-    assert "subprotocol trio-odin" in rejected.text
+    assert "subprotocol trio-odin " in rejected.text
+    assert b"Sec-WebSocket-Protocol" not in upgrade.response(upgrade.agree(encodings))
 
 
 def test_a_token_has_a_maximum_length() -> None:
     longest = b"x" * TOKEN_MAX_BYTES
-    assert token_in(request(b"Authorization: Bearer " + longest)) == longest
+    assert token_in(request(b"Authorization: Bearer " + longest), ENCODINGS) == longest
     assert excess_of(longest) is None
     rejected = excess_of(b"x" + longest)
     assert isinstance(rejected, Rejected)
@@ -191,5 +210,5 @@ def test_any_input_gives_a_token_or_a_refusal(
         b"Sec-WebSocket-Protocol:" + b"".join(protocols),
         query=b"".join(query),
     )
-    assert isinstance(token_in(upgrade), bytes | Rejected)
+    assert isinstance(token_in(upgrade, ENCODINGS), bytes | Rejected)
     assert b"bearer" not in upgrade.response().lower()

@@ -17,6 +17,7 @@ from wsproto.extensions import PerMessageDeflate
 from tests.connection.test_websocket import Taken
 from trio_odin.connection.websocket import ServerWebSocket
 from trio_odin.lab.fleet.dialects import masked_frame
+from trio_odin.overload.byte_budget import ByteBudget
 
 FIN, RSV1, RSV2 = 0x80, 0x40, 0x20
 TEXT, CONTINUATION, PING = 1, 0, 9
@@ -133,15 +134,55 @@ async def test_a_broken_rule_ends_the_connection(
     assert rig.websocket.refused_with == code
 
 
-@pytest.mark.parametrize("text", [b"\0" * 10_000_000, "ä".encode() * 5_000_000])
-async def test_a_bomb_is_refused_and_not_inflated(nursery: trio.Nursery, text: bytes) -> None:
+EMPTY_BLOCK, LAST_BLOCK = b"\0\0\0\xff\xff", b"\3\0"
+BOMBS = [
+    deflated(b"\0" * 10_000_000),
+    deflated("ä".encode() * 5_000_000),
+    deflated("€".encode() * 1000),
+    EMPTY_BLOCK * 500,
+    LAST_BLOCK + b"x" * 5000,
+]
+
+
+@pytest.mark.parametrize("data", BOMBS)
+async def test_a_bomb_is_refused_and_not_inflated(nursery: trio.Nursery, data: bytes) -> None:
     rig = Rig(nursery, max_message_bytes=1000)
-    await rig.client.stream.send_all(masked_frame(FIN | RSV1 | TEXT, deflated(text)))
+    await rig.client.stream.send_all(masked_frame(FIN | RSV1 | TEXT, data))
     closing = await rig.client.receive()
     assert isinstance(closing, CloseConnection)
     assert (closing.code, closing.reason) == (1009, "Exceeded maximum message size: 1000 bytes")
     assert rig.websocket.refused_with == 1009
     assert rig.taken == []
+
+
+@pytest.mark.parametrize("piece", [EMPTY_BLOCK, LAST_BLOCK])
+async def test_a_frame_without_end_is_refused(nursery: trio.Nursery, piece: bytes) -> None:
+    rig = Rig(nursery, max_message_bytes=1000)
+    head = bytes([FIN | RSV1 | TEXT, 0xFF]) + (2**40).to_bytes(8, "big") + bytes(4)
+    await rig.client.stream.send_all(head + piece * 100)
+    await trio.testing.wait_all_tasks_blocked()
+    assert rig.websocket.refused_with is None
+    for _ in range(10):
+        await rig.client.stream.send_all(piece * 100)
+    closing = await rig.client.receive()
+    assert isinstance(closing, CloseConnection)
+    assert closing.code == 1009
+
+
+async def test_what_is_kept_of_earlier_messages_has_a_limit(nursery: trio.Nursery) -> None:
+    windows = ByteBudget(limit_bytes=300)
+    rigs = [Rig(nursery, takes_over=True, windows=windows) for _ in range(2)]
+    for rig in rigs:
+        await rig.client.send(TextMessage("x" + "1234567890" * 20))
+        await trio.testing.wait_all_tasks_blocked()
+    assert windows.used_bytes == 201
+    for rig in rigs:
+        await rig.client.send(TextMessage("y" + "1234567890" * 9))
+        await trio.testing.wait_all_tasks_blocked()
+    assert [(len(rig.taken), rig.websocket.refused_with) for rig in rigs] == [(2, None), (1, 1007)]
+    for rig in rigs:
+        rig.websocket.let_go()
+    assert windows.used_bytes == 0
 
 
 @pytest.mark.parametrize("size", [999, 1000, 1001])

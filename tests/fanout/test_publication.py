@@ -8,7 +8,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.connection.client import frames_of, objects_of, texts_of
+from trio_odin.fanout.batch import Batch
 from trio_odin.fanout.publication import Publication
+from trio_odin.fanout.updates import Update
+from trio_odin.upstream.nats_message import NatsMessage
+from trio_odin.wire.compression import plain_heads
 from trio_odin.wire.payload import why_invalid
 
 KEYS = ["seq", "ts", "type", "priority", "data", "channel", "offset"]
@@ -101,6 +105,18 @@ def test_publications_of_many_lengths_have_their_own_heads() -> None:
         frame = Publication("A.b", b'"%b"' % (b"x" * size), offset=None, unix_ms=1).frame(1)
         (parsed,) = frames_of(frame)
         assert parsed.payload == message(1, 1, b'"%b"' % (b"x" * size), "A.b", None)
+
+
+def test_batches_leave_the_heads_of_events_alone() -> None:
+    before = plain_heads.cache_info()
+    for size in range(100):
+        update = Update("A.b")
+        update.take(1, NatsMessage("odin.token.A.b", b"1" * (size + 1), None, 0.0, 1), None)
+        batch = Batch.of([(update, 0)])
+        for seq in (9, 10):
+            (content,) = objects_of([batch.frame(seq)])
+            assert content["seq"] == seq
+    assert plain_heads.cache_info() == before
 
 
 def test_the_same_publication_serves_any_number_of_connections() -> None:

@@ -20,6 +20,14 @@ def _deflated(text: bytes) -> bytes:
     return (compressor.compress(text) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 
+def _finished(text: bytes) -> bytes:
+    """The same with a block that is marked as the last."""
+    compressor = zlib.compressobj(wbits=-15)
+    return compressor.compress(text) + compressor.flush()
+
+
+_EMPTY_BLOCK, _EMPTY_LAST_BLOCK = b"\0\0\0\xff\xff", b"\3\0"
+
 _ATTACKS = [
     '{"type":"subscribe","channels":' + "[" * 5000,
     "[" * 100_000,
@@ -102,10 +110,22 @@ _frames = st.one_of(
     st.builds(masked_frame, st.integers(0, 255), _payloads),
     st.binary(max_size=20),
 )
+_blocks = st.one_of(
+    _payloads.map(lambda text: _deflated(text) + b"\0\0\xff\xff"),
+    _payloads.map(_finished),
+    st.sampled_from([b"\0" * 100_000]).map(_deflated),
+    st.builds(
+        lambda block, times: block * times,
+        st.sampled_from([_EMPTY_BLOCK, _EMPTY_LAST_BLOCK]),
+        st.integers(1, 900),
+    ),
+    st.binary(max_size=4),
+)
+_deflated_messages = st.lists(_blocks, max_size=6).map(b"".join)
 _deflated_frames = st.builds(
-    lambda first, text: masked_frame(first, _deflated(text)),
+    masked_frame,
     st.sampled_from([_FIN | _RSV1 | 1, _FIN | _RSV1 | 2, _RSV1 | 1, _RSV1, _FIN | _RSV1 | 9]),
-    st.one_of(_payloads, st.sampled_from([b"\0" * 100_000])),
+    st.one_of(_payloads.map(_deflated), _deflated_messages),
 )
 _deflated_streams = st.lists(st.one_of(_frames, _deflated_frames), max_size=12).map(b"".join)
 _streams = st.lists(_frames, max_size=12).map(b"".join)
@@ -172,7 +192,9 @@ INPUTS: dict[str, st.SearchStrategy[bytes]] = {
     "commands": st.one_of(_lines, _mutated(_lines), st.binary()),
     "head": st.one_of(_heads, _mutated(_heads), st.binary()),
     "frames": st.one_of(_in_pieces, st.binary()),
-    "deflated": st.one_of(_deflated_in_pieces, _payloads.map(_deflated), st.binary()),
+    "deflated": st.one_of(
+        _deflated_in_pieces, _payloads.map(_deflated), _mutated(_deflated_messages), st.binary()
+    ),
     "whole": st.one_of(_requests, _in_pieces, st.binary()),
 }
 SEEDS: dict[str, list[bytes]] = {
@@ -183,6 +205,13 @@ SEEDS: dict[str, list[bytes]] = {
         b"\xff" + masked_frame(0xC1, _deflated(b'{"type":"heartbeat"}')),
         b"\xff" + masked_frame(0xC1, _deflated(b"\0" * 1_000_000)),
         _deflated(b"\0" * 1_000_000),
+        _finished(b"Hello ") + _deflated(b"World"),
+        _finished(b"Hello ") + b"garbage",
+        _EMPTY_LAST_BLOCK * 63 + b"\0",
+        _EMPTY_LAST_BLOCK * 64 + b"\0",
+        _EMPTY_BLOCK * 1000,
+        b"\xff" + masked_frame(0xC1, _EMPTY_BLOCK * 1000),
+        b"\xff" + masked_frame(0xC1, _finished(b"Hello ") + b"x" * 5000),
     ],
     "whole": [b"\xff" + UPGRADE, b"\xff" + masked_frame(0x01, b"a") + masked_frame(0x80, b"b")],
 }

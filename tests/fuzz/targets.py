@@ -28,6 +28,7 @@ from trio_odin.fanout.registry import Registry
 from trio_odin.fanout.replay_buffer import ReplayBuffer
 from trio_odin.fanout.resume_buffer import ResumeBuffer
 from trio_odin.ledger.counters import Traffic
+from trio_odin.overload.byte_budget import ByteBudget
 from trio_odin.upstream.nats_message import NatsMessage
 from trio_odin.upstream.status import NatsStatus
 from trio_odin.wire import handshake
@@ -39,6 +40,9 @@ from trio_odin.wire.negotiation import Encodings
 
 _MESSAGE_BYTES = 512
 _FRAGMENTS = 8
+# What deflated text may have in addition, and how many streams.
+_BLOCK_HEADS_BYTES = 1024
+_STREAMS = 64
 _LONGEST_HEAD_BYTES = 14
 _CODES = {1002, 1007, 1009}
 # A reply repeats the bad channel names, each one cut.
@@ -110,21 +114,46 @@ def deflated(data: bytes) -> None:
 
 
 def _inflate(data: bytes) -> None:
-    """Feed one message, in two pieces; zlib itself must agree."""
-    inflate = Inflate(window_bits=15, max_bytes=_MESSAGE_BYTES)
+    """Feed one message, in two pieces; zlib must agree if it is asked byte by byte."""
+    budget = ByteBudget(limit_bytes=_MESSAGE_BYTES)
+    inflate = Inflate(window_bits=15, max_bytes=_MESSAGE_BYTES, budget=budget)
     half = len(data) // 2
     ours: bytes | None
-    theirs: bytes | None
     try:
-        ours = inflate.feed(data[:half]) + inflate.feed(data[half:]) + inflate.end()
+        for piece in (data[:half], data[half:]):
+            inflate.feed(piece)
+        ours = inflate.end()
     except InflateError:
         ours = None
-    try:
-        theirs = zlib.decompressobj(-15).decompress(data + b"\0\0\xff\xff", _MESSAGE_BYTES + 4)
-    except zlib.error:
-        theirs = None
-    # What follows the limit is not looked at.
-    assert ours == theirs or (theirs is None and len(ours or b"") == _MESSAGE_BYTES + 4)
+    if len(data) > _MESSAGE_BYTES + _BLOCK_HEADS_BYTES:
+        assert inflate.is_excessive
+    else:
+        theirs = _inflated_by_bytes(data + b"\0\0\xff\xff")
+        is_excessive = theirs is not None and len(theirs) > _MESSAGE_BYTES
+        assert (b"" if is_excessive else theirs) == ours
+        assert is_excessive == inflate.is_excessive
+    inflate.let_go()
+    assert not budget.used_bytes
+
+
+def _inflated_by_bytes(data: bytes) -> bytes | None:
+    """What zlib inflates, one byte after the other, up to the limit; None: it is not deflated.
+
+    A byte is never after the end of a stream then: it begins another one (RFC 7692, 7.2.1).
+    """
+    text, streams = b"", 0
+    stream = None
+    for octet in data:
+        if stream is None or stream.eof:
+            stream = zlib.decompressobj(-15, zdict=text)
+            streams += 1
+        try:
+            text += stream.decompress(bytes((octet,)), _MESSAGE_BYTES + 1 - len(text))
+        except zlib.error:
+            return None
+        if len(text) > _MESSAGE_BYTES:
+            break
+    return text if streams <= _STREAMS else None
 
 
 async def _read_deflated_frames(pieces: list[bytes]) -> None:

@@ -142,6 +142,13 @@ def test_any_header_gives_an_answer_or_none(header: bytes) -> None:
     assert agreed is None or agreed.answer.isascii()
 
 
+@pytest.mark.parametrize("before", [b"a,", b"a;b=c,", b",", b"permessage-deflate; unknown,"])
+def test_only_the_first_offers_are_looked_at(before: bytes) -> None:
+    assert agree_on_deflate(before * 15 + b"permessage-deflate") is not None
+    assert agree_on_deflate(before * 16 + b"permessage-deflate") is None
+    assert agree_on_deflate(b"permessage-deflate," + before * 4000 + b'"') is not None
+
+
 @pytest.mark.parametrize(
     "header",
     [

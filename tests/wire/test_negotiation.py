@@ -9,7 +9,7 @@ from tests.wire.test_handshake import GOOD, head
 from trio_odin.wire.compression import PLAIN, Z1, Deflate
 from trio_odin.wire.dictionary import DICTIONARY_MAX_BYTES, Dictionary, built_in
 from trio_odin.wire.handshake import Upgrade, parse
-from trio_odin.wire.negotiation import Encodings, is_ours
+from trio_odin.wire.negotiation import Encodings
 
 DICTIONARY = Dictionary(b'{"type":"price:update"}')
 ID = DICTIONARY.id.encode()
@@ -94,11 +94,6 @@ def test_extensions_of_several_header_lines_are_one_list() -> None:
     lines = [b"Sec-WebSocket-Extensions: x-other", b"sec-websocket-extensions: " + DEFLATE]
     headers, _ = headers_of(Encodings(has_deflate=True), *lines)
     assert headers["Sec-WebSocket-Extensions"].endswith("client_max_window_bits=9")
-
-
-def test_our_subprotocols_are_known_whatever_dictionary_they_name() -> None:
-    assert all(map(is_ours, [b"trio-odin", b"trio-odin.z1", b"trio-odin.z1.0123"]))
-    assert not any(map(is_ours, [b"", b"trio", b"trio-odin.", b"trio-odin.z2", b"bearer.x"]))
 
 
 def test_a_dictionary_is_named_by_its_content() -> None:

@@ -13,6 +13,7 @@ from trio_odin.ledger.reasons import CloseReason
 from trio_odin.settings.setting_field import SettingError, shown_path
 from trio_odin.settings.settings import Settings
 from trio_odin.wire.handshake import Rejected, Upgrade
+from trio_odin.wire.negotiation import Encodings
 
 if TYPE_CHECKING:
     from trio_odin.auth.tokens import Verifier
@@ -50,12 +51,15 @@ class Authorizer:
         if verifier is not None:
             _log.info("keys.loaded", keys=len(verifier.keys))
 
-    def authorize(self, upgrade: Upgrade) -> Grant | Rejected | None:
-        """Return the grant of the request, or reject it; None if no token is needed."""
+    def authorize(self, upgrade: Upgrade, encodings: Encodings) -> Grant | Rejected | None:
+        """Return the grant of the request, or reject it; None if no token is needed.
+
+        `encodings` is what the server can use, see `token_in`.
+        """
         rejected = check_origin(upgrade, self._origins)
         if rejected is not None or self._verifier is None:
             return rejected
-        token = token_in(upgrade)
+        token = token_in(upgrade, encodings)
         return token if isinstance(token, Rejected) else self.verify(token)
 
     def verify(self, token: bytes) -> Grant | Rejected | None:

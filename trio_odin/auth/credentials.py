@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 
 from trio_odin.ledger.reasons import Rejection
 from trio_odin.wire.handshake import Rejected, Upgrade, reject
-from trio_odin.wire.negotiation import SUBPROTOCOL, is_ours
+from trio_odin.wire.negotiation import SUBPROTOCOL, Encodings
 
 TOKEN_MAX_BYTES = 4096
 _SUBPROTOCOL_PREFIX = b"bearer."
@@ -26,8 +26,13 @@ def check_origin(upgrade: Upgrade, allowed: Collection[bytes]) -> Rejected | Non
     return None if not allowed or origin is None or origin in allowed else _FOREIGN
 
 
-def token_in(upgrade: Upgrade) -> bytes | Rejected:
-    """Return the one token of the request, unverified; rejected if there is none to verify."""
+def token_in(upgrade: Upgrade, encodings: Encodings) -> bytes | Rejected:
+    """Return the one token of the request, unverified; rejected if there is none to verify.
+
+    Args:
+        upgrade: the request.
+        encodings: what the server can use, of which it selects one of the subprotocols offered.
+    """
     in_subprotocol = list(_in_subprotocols(upgrade))
     tokens = [*_in_authorization(upgrade), *in_subprotocol, *_in_query(upgrade)]
     if not tokens:
@@ -35,7 +40,7 @@ def token_in(upgrade: Upgrade) -> bytes | Rejected:
         return reject(Rejection.UNAUTHORIZED, headers=_challenge())
     if len(tokens) > 1:
         return _bad_request("The request needs one token, at one place")
-    if in_subprotocol and not any(map(is_ours, upgrade.subprotocols)):
+    if in_subprotocol and not encodings.agree(upgrade.subprotocols, b"").subprotocol:
         # A browser gives up unless one of its subprotocols is selected, and a secret must not be.
         return _bad_request(f"Offer the subprotocol {SUBPROTOCOL.decode()} beside the token's")
     return tokens[0]

@@ -116,6 +116,7 @@ class Connection:
             take=self._take,
             may_answer_ping=self._may_answer_ping,
             client_window_bits=agreed.client_window_bits,
+            windows=hub.window_budget,
         )
         self._hub = hub
         self._log = log

@@ -15,6 +15,7 @@ from wsproto.extensions import Extension
 from wsproto.frame_protocol import CloseReason as FrameCloseReason
 from wsproto.frame_protocol import FrameDecoder, FrameProtocol, Opcode, RsvBits
 
+from trio_odin.overload.byte_budget import ByteBudget
 from trio_odin.wire.inflate import Inflate, InflateError
 
 __all__ = ["ServerWebSocket"]
@@ -57,18 +58,16 @@ class _Inflating(Extension):
     def frame_inbound_payload_data(
         self, proto: FrameDecoder | FrameProtocol, data: bytes
     ) -> bytes | FrameCloseReason:
-        """Inflate a part of a frame."""
+        """Take a part of a frame: the message is inflated at its end."""
         if not self._is_compressed or _is_control(proto):
             return data
-        try:
-            return self._inflate.feed(data)
-        except InflateError:
-            return FrameCloseReason.INVALID_FRAME_PAYLOAD_DATA
+        self._inflate.feed(data)
+        return b""
 
     def frame_inbound_complete(
         self, proto: FrameDecoder | FrameProtocol, fin: bool
     ) -> bytes | FrameCloseReason | None:
-        """Inflate the end of a message."""
+        """Inflate a message that is complete."""
         if not fin or not self._is_compressed or _is_control(proto):
             return None
         try:
@@ -101,6 +100,11 @@ class _Protocol:
     def state(self) -> ConnectionState:
         """Which side has begun to close."""
         return ConnectionState.OPEN if self._connection is None else self._connection.state
+
+    @property
+    def is_excessive(self) -> bool:
+        """Whether the peer has deflated a message that is too large."""
+        return self._inflate is not None and self._inflate.is_excessive
 
     def send(self, event: Event) -> bytes:
         """The frame of `event`."""
@@ -140,6 +144,12 @@ class _Protocol:
             self._connection._proto._parse_more.close()  # noqa: SLF001
             self._connection = None
 
+    def end(self) -> None:
+        """Drop everything: the connection has ended."""
+        self.let_go()
+        if self._inflate is not None:
+            self._inflate.let_go()
+
 
 class ServerWebSocket(WebSocketConnection):
     """Reads frames, answers pings and does the closing handshake, after the opening handshake.
@@ -176,19 +186,25 @@ class ServerWebSocket(WebSocketConnection):
         take: Callable[[str | bytes], Awaitable[None]],
         may_answer_ping: Callable[[], bool],
         client_window_bits: int = 0,
+        windows: ByteBudget | None = None,
     ) -> None:
         """Wrap `stream`; `take` is called with each message, one after the other.
 
         A message longer than `max_message_bytes`, or in more than `max_fragments` frames, ends the
         connection with 1009. A ping for which `may_answer_ping` returns False is ignored. Unless
         `client_window_bits` is 0, the client may deflate messages, see `Inflate`; the limit is for
-        what they become.
+        what they become, and a little higher for what they are. `windows` is what may be kept of
+        earlier messages, of all clients.
         """
         # Not super().__init__(): what that sets is made once, below the class.
         self._stream = stream
         inflate = None
         if client_window_bits:
-            inflate = Inflate(window_bits=client_window_bits, max_bytes=max_message_bytes)
+            inflate = Inflate(
+                window_bits=client_window_bits,
+                max_bytes=max_message_bytes,
+                budget=windows or ByteBudget(),
+            )
         self._wsproto: Any = _Protocol(inflate)
         self._take = take
         self.refused_with: int | None = None
@@ -252,7 +268,7 @@ class ServerWebSocket(WebSocketConnection):
         self._fragments += event.frame_finished
         if data:
             self._pieces.append(data)
-        if self._bytes > self._max_bytes:
+        if self._bytes > self._max_bytes or self._wsproto.is_excessive:
             await self._refuse(f"Exceeded maximum message size: {self._max_bytes} bytes")
         elif self._fragments > self._max_fragments:
             await self._refuse(f"Exceeded maximum number of fragments: {self._max_fragments}")
@@ -290,8 +306,11 @@ class ServerWebSocket(WebSocketConnection):
             await super()._handle_close_connection_event(event)
 
     def let_go(self) -> None:
-        """Break wsproto's reference cycle, which the garbage collector would not find for long."""
-        self._wsproto.let_go()
+        """Release what outlives a message, and break wsproto's reference cycle.
+
+        The garbage collector would not find that for long.
+        """
+        self._wsproto.end()
 
     def start_closing(self, code: int, reason: str) -> bytes | None:
         """Begin the closing handshake, which `read` completes. The frame; None if it has begun."""

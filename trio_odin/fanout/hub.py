@@ -24,7 +24,12 @@ from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.reasons import CloseReason, GapReason, Invalid, Shed
 from trio_odin.ledger.snapshot import FanOutStats
 from trio_odin.net.token_bucket import TokenBucket
-from trio_odin.overload.budgets import inbound_bytes, outboxes_bytes, replay_bytes
+from trio_odin.overload.budgets import (
+    inbound_bytes,
+    outboxes_bytes,
+    replay_bytes,
+    windows_bytes,
+)
 from trio_odin.overload.byte_budget import ByteBudget
 from trio_odin.overload.turns import Turns
 from trio_odin.settings.settings import Settings
@@ -75,6 +80,8 @@ class Hub(Generic[M]):
         inbound_budget: bytes that may wait in the inbound queue.
         outbox_rules: what may wait for each connection, and for all.
         replay_budget: what all connections together keep for replay.
+        window_budget: what is kept of earlier messages of clients that refer to them when they
+            deflate others.
         nats_status: what sessions may report of NATS.
         is_filtering: whether a connection gets only what it is subscribed to; if not, everything.
         taken: messages taken from the inbound queue so far.
@@ -113,6 +120,7 @@ class Hub(Generic[M]):
         )
         self.inbound_budget = ByteBudget(inbound_bytes(settings))
         self.replay_budget = ReplayBudget(replay_bytes(settings))
+        self.window_budget = ByteBudget(windows_bytes(settings))
         self._inbound_capacity = settings.inbound_capacity
         self._invalid_events = InvalidEventLog()
         self._flush_queue = FlushQueue(ledger)

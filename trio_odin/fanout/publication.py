@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from trio_odin.wire.compression import PLAIN, Encoding, plain_heads
+from trio_odin.wire.compression import PLAIN, Encoding, plain_head, plain_heads
 
 EVENT_TYPE: Final = "price:update"
 PRIORITY: Final = 1
@@ -118,7 +118,9 @@ class Publication:
         self, channel: str, tail: bytes, kept: Kept, bodies: dict[Hashable, bytes] | None = None
     ) -> None:
         self.channel, self._tail, self.kept = channel, tail, kept
-        self._heads = plain_heads(len(tail))
+        # Few batches are as long as another: they would make heads for nothing, and have those of
+        # events forgotten.
+        self._heads = plain_heads(len(tail)) if bodies is None else None
         self._bodies = kept.bodies if bodies is None else bodies
 
     def again(self) -> Publication:
@@ -144,6 +146,8 @@ class Publication:
         """The whole WebSocket frame of this publication as message number `seq`."""
         if encoding is PLAIN:
             digits = b"%d" % seq
+            if self._heads is None:
+                return plain_head(len(self._tail), len(digits)) + digits + self._tail
             return self._heads[len(digits)] + digits + self._tail
         body = self._body(encoding)
         return encoding.start(seq, len(body)) + body

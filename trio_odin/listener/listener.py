@@ -318,7 +318,7 @@ class Listener:
 
     def _check_credentials(self, candidate: _Candidate) -> Rejected | None:
         """Its origin, and its token, whose signature is the most costly check."""
-        grant = self._authorizer.authorize(candidate.upgrade)
+        grant = self._authorizer.authorize(candidate.upgrade, self._encodings)
         if isinstance(grant, Rejected):
             return grant
         candidate.grant = grant

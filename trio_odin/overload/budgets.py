@@ -10,6 +10,7 @@ from trio_odin.settings.settings import Settings
 _OUTBOXES_PART = 4
 _REPLAY_PART = 8
 _INBOUND_PART = 8
+_WINDOWS_PART = 64
 
 
 def inbound_bytes(settings: Settings) -> int:
@@ -25,6 +26,11 @@ def outboxes_bytes(settings: Settings) -> int:
 def replay_bytes(settings: Settings) -> int:
     """Bytes that all connections together may keep for replay."""
     return settings.total_replay_bytes or _memory_bytes(settings) // _REPLAY_PART
+
+
+def windows_bytes(settings: Settings) -> int:
+    """Bytes that each worker may keep of what clients deflated, for their next messages."""
+    return _memory_bytes(settings) // _WINDOWS_PART // settings.workers
 
 
 def _memory_bytes(settings: Settings) -> int:

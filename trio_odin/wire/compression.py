@@ -88,7 +88,7 @@ class Plain(Encoding):
     def start(self, seq: int, rest: int) -> bytes:
         """The head of a text frame, and the key `seq`."""
         digits = b"%d" % seq
-        return plain_heads(rest)[len(digits)] + digits
+        return plain_head(rest, len(digits)) + digits
 
     def end(self, keys: bytes) -> bytes:
         """The keys and a brace."""
@@ -165,7 +165,7 @@ class Deflate(Encoding):
     def start(self, seq: int, rest: int) -> bytes:
         """The head of a compressed text frame, and a stored block with the key `seq`."""
         digits = b"%d" % seq
-        return _deflate_heads(rest)[len(digits)] + digits
+        return _deflate_head(rest, len(digits)) + digits
 
     def end(self, keys: bytes) -> bytes:
         """The content of a stored block, and the type of an empty one."""
@@ -210,23 +210,22 @@ def _stored_frame(payload: bytes) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def plain_heads(rest: int) -> list[bytes]:
-    """The heads of a text frame with `rest` bytes after `seq`, by the number of its digits."""
-    return [
-        frame_head(Opcode.TEXT, len(SEQ_KEY) + digits + rest) + SEQ_KEY
-        for digits in range(_DIGITS_MAX + 1)
-    ]
+def plain_head(rest: int, digits: int) -> bytes:
+    """The head of a text frame with `digits` of `seq`, and `rest` bytes after them."""
+    return frame_head(Opcode.TEXT, len(SEQ_KEY) + digits + rest) + SEQ_KEY
 
 
 @lru_cache(maxsize=4096)
-def _deflate_heads(rest: int) -> list[bytes]:
+def plain_heads(rest: int) -> list[bytes]:
+    """The same for each number of digits. For events, many of which are as long as another."""
+    return [plain_head(rest, digits) for digits in range(_DIGITS_MAX + 1)]
+
+
+@lru_cache(maxsize=4096)
+def _deflate_head(rest: int, digits: int) -> bytes:
     """The same for a compressed frame: the block with `seq` is a stored one."""
-    heads = []
-    for digits in range(_DIGITS_MAX + 1):
-        block = _STORED_TYPE + _stored_content(SEQ_KEY + bytes(digits))[: -digits or None]
-        length = len(block) + digits + rest
-        heads.append(frame_head(Opcode.TEXT, length, is_compressed=True) + block)
-    return heads
+    block = _STORED_TYPE + _stored_content(SEQ_KEY + bytes(digits))[: -digits or None]
+    return frame_head(Opcode.TEXT, len(block) + digits + rest, is_compressed=True) + block
 
 
 @lru_cache(maxsize=4096)

@@ -28,6 +28,9 @@ NARROW_WINDOW_BITS: Final = 9
 # earlier messages all the same so much is kept.
 _CLIENT_WINDOW_BITS: Final = 9
 
+# No client has more offers. The others are not looked at: a header may have thousands.
+_OFFERS_MAX: Final = 16
+
 _Parameters: TypeAlias = dict[bytes, bytes | None]
 
 
@@ -49,7 +52,8 @@ def agree_on_deflate(header: bytes) -> Agreed | None:
     """Accept the first offer of permessage-deflate that can be served; None if there is none.
 
     An offer with an unknown parameter, a parameter twice, or a value that is not allowed is
-    declined, and so is everything in a header that is malformed. None of that ends the handshake.
+    declined, and so is everything in a header that is malformed, and what comes after 16 offers.
+    None of that ends the handshake.
 
     Args:
         header: the value of `Sec-WebSocket-Extensions`.
@@ -59,10 +63,12 @@ def agree_on_deflate(header: bytes) -> Agreed | None:
 
 
 def _offers(header: bytes) -> list[tuple[bytes, _Parameters | None]]:
-    """The name and the parameters of each offer, in order; None: one of them is there twice."""
+    """The name and the parameters of each of the first offers; None: one of them is there twice."""
     offers: list[tuple[bytes, _Parameters | None]] = []
     start = 0
-    while start < len(header):
+    for _ in range(_OFFERS_MAX):
+        if start == len(header):
+            break
         offer = _OFFER.match(header, start)
         if offer is None:
             return []

@@ -76,8 +76,3 @@ def _z1_by_name(dictionary: Dictionary) -> dict[bytes, Agreed]:
     encoding, greeting = Z1(dictionary.content), text_frame(dictionary.announcement())
     names = (_Z1_WITH_ID + dictionary.id.encode(), Z1_SUBPROTOCOL)
     return {name: Agreed(name, encoding=encoding, greeting=greeting) for name in names}
-
-
-def is_ours(subprotocol: bytes) -> bool:
-    """Whether the name is one of this server's subprotocols, whatever dictionary it names."""
-    return subprotocol in {SUBPROTOCOL, Z1_SUBPROTOCOL} or subprotocol.startswith(_Z1_WITH_ID)
