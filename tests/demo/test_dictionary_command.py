@@ -75,9 +75,9 @@ def test_without_out_nothing_is_written(file: Path) -> None:
         (["--nats", "nats://a", "--from", "FILE"], "--nats and --from: allowed is one of them"),
         (["--from", "BAD"], "line 2: allowed is a channel, a tab and a JSON payload"),
         (["--from", "SHORT"], "2 events: allowed is 20 or more"),
-        (["--market", "--size", "63"], "64<=x<=32768"),
-        (["--market", "--size", "32769"], "64<=x<=32768"),
-        (["--market", "--events", "19"], "20<=x<=100000"),
+        (["--market", "--size", "63"], "allowed is a whole number from 64 to 32,768"),
+        (["--market", "--size", "32769"], "allowed is a whole number from 64 to 32,768"),
+        (["--market", "--events", "19"], "allowed is a whole number from 20 to 100,000"),
         (["--seconds", "nan"], "nan"),
         (["--seconds", "0"], "0<x<=86400"),
         (

@@ -14,7 +14,7 @@ import trio
 from click.core import ParameterSource
 from rich.console import Console
 
-from trio_odin.cli.common import NumberRange, fail, flag, run, settings_from
+from trio_odin.cli.common import NumberRange, WholeRange, fail, flag, run, settings_from
 from trio_odin.cli.progress import telling
 from trio_odin.demo.samples import BadLine, Sample, of_lines, of_market
 from trio_odin.demo.sampling import SamplingError, sample
@@ -48,7 +48,7 @@ def _new_file(_: click.Context, __: click.Parameter, path: Path | None) -> Path 
 )
 @click.option(
     "--events",
-    type=click.IntRange(min=_EVENTS_MIN, max=100_000),
+    type=WholeRange(min=_EVENTS_MIN, max=100_000),
     default=3_000,
     show_default=True,
     help="Take at most this number of events.",
@@ -73,7 +73,7 @@ def _new_file(_: click.Context, __: click.Parameter, path: Path | None) -> Path 
 )
 @click.option(
     "--size",
-    type=click.IntRange(min=64, max=DICTIONARY_MAX_BYTES),
+    type=WholeRange(min=64, max=DICTIONARY_MAX_BYTES),
     default=4_096,
     show_default=True,
     help="Largest size of the dictionary, in bytes. A client loads it once.",
