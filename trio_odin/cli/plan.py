@@ -232,8 +232,8 @@ def plan_command(
 
 
 def _ways(every_ms: int | None, encoding: str | None) -> list[tuple[int, str]]:
-    """The rates and encodings to compare: those that were given, or all usual ones."""
-    rates = _EVERY_MS if every_ms is None else [every_ms]
+    """The rates and encodings to compare: every event and what was given, or all usual ones."""
+    rates = _EVERY_MS if every_ms is None else sorted({0, every_ms})
     encodings = ENCODINGS if encoding is None else [encoding]
     return [(rate, one) for rate in rates for one in encodings]
 

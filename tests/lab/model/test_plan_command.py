@@ -306,9 +306,9 @@ def test_the_traffic_comes_first_by_every_rate_and_encoding(tmp_path: Path) -> N
 def test_a_rate_or_an_encoding_selects_rows_and_is_that_of_the_machines(tmp_path: Path) -> None:
     found = egress_of(tmp_path, "--every-ms", "500", "--rate", "30")
     assert [(one["every_ms"], one["encoding"]) for one in found] == [
-        (500, encoding) for encoding in ENCODINGS
+        (every_ms, encoding) for every_ms in (0, 500) for encoding in ENCODINGS
     ]
-    (one,) = egress_of(tmp_path, "--every-ms", "1000", "--encoding", "z1", "--rate", "30")
+    _, one = egress_of(tmp_path, "--every-ms", "1000", "--encoding", "z1", "--rate", "30")
     said = words(plan("--every-ms", "1000", "--encoding", "z1", "--rate", "30"))
     assert "200 bytes, of a channel at most one every 1,000 ms, sent as z1. That makes " in said
     assert "8,190 writes a second" in said
@@ -342,14 +342,15 @@ def test_a_wrong_rate_or_encoding_is_refused(arguments: list[str], sentence: str
 @pytest.mark.parametrize(("asked", "given"), [(1, 100), (120, 200), (60_000, 60_000), (0, 0)])
 def test_a_rate_is_the_one_that_a_server_grants(asked: int, given: int, tmp_path: Path) -> None:
     arguments = ("--every-ms", str(asked), "--encoding", "z1")
-    (one,) = egress_of(tmp_path, *arguments)
-    assert one["every_ms"] == given
+    found = egress_of(tmp_path, *arguments)
+    assert [one["every_ms"] for one in found] == sorted({0, given}), "beside every event"
     told = f"at most one every {given:,} ms (asked: {asked:,})"
     assert (told in words(plan(*arguments))) == (asked != given)
 
 
 def test_a_rate_that_is_dearer_than_every_event_is_explained() -> None:
     assert "Every 250 ms may cost more than every event: so few events" in words(plan())
+    assert "Every 200 ms may cost more" in words(plan("--every-ms", "120"))
     assert "may cost more" not in words(plan("--rate", "300"))
     assert "takes the tokens in turn" not in words(plan("--every-ms", "0"))
 
