@@ -8,11 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from tests.server_rig import UPGRADE
 from tests.waiting import wait_until
 from trio_odin.server import Server, serve
 from trio_odin.settings.reading import read_settings
+from trio_odin.wire.dictionary import built_in
 
 
 async def test_a_server_that_hands_over_answers_all_accepted_clients(
@@ -38,6 +40,26 @@ async def test_a_server_that_hands_over_answers_all_accepted_clients(
             server.hand_over()
         await server.finished.wait()
     assert answers == [b"HTTP/1.1 101"] * 30
+
+
+async def test_the_log_has_the_dictionary_and_what_rates_skipped(nursery: trio.Nursery) -> None:
+    variables = {
+        "WS_ADDR": "127.0.0.1:0",
+        "NATS_URL": "nats://127.0.0.1:1",
+        "METRICS_INTERVAL": "1s",
+    }
+    with capture_logs() as lines:
+        server: Server = await nursery.start(serve, read_settings(variables))
+        server.ledger.deliveries.matched = server.ledger.deliveries.skipped = 3
+        with trio.fail_after(30):
+            await wait_until(lambda: any(line["event"] == "summary" for line in lines))
+            server.drain()
+            await server.finished.wait()
+    by_event = {line["event"]: line for line in lines}
+    assert by_event["server.listening"]["dictionary"] == built_in().id
+    assert by_event["summary"]["skipped"] == 3
+    assert by_event["drain.finished"]["skipped"] == 3
+    assert by_event["drain.finished"]["imbalance"] == 0
 
 
 class Node:

@@ -166,6 +166,7 @@ class Server:
         self.finished = trio.Event()
         self.admin_addresses: list[Address] = [bound_address(one) for one in admin_listeners]
         self._settings = settings
+        self._dictionary_id = "" if dictionary is None else dictionary.id
         self._parent_link = parent_link
         self._started_at = trio.current_time()
         # When it is full, the bridge sheds the newest message and counts it.
@@ -222,6 +223,7 @@ class Server:
             "server.listening",
             addresses=[str(address) for address in self.addresses],
             admin=[str(address) for address in self.admin_addresses],
+            dictionary=self._dictionary_id,
         )
         task_status.started(self)
 
@@ -308,6 +310,7 @@ class Server:
                 written=deliveries.written,
                 queued=deliveries.queued,
                 conflated=deliveries.conflated,
+                skipped=deliveries.skipped,
                 dropped=deliveries.dropped.total(),
                 cpu_percent=round(self.load_monitor.load.cpu_percent, 1),
                 nats=self.hub.nats_status.is_connected,
@@ -323,6 +326,7 @@ class Server:
             matched=deliveries.matched,
             written=deliveries.written,
             conflated=deliveries.conflated,
+            skipped=deliveries.skipped,
             dropped={reason.value: number for reason, number in deliveries.dropped.items()},
             imbalance=snapshot.imbalance,
         )
@@ -363,6 +367,7 @@ class Server:
                 cpu_seconds=cpu_seconds(),
                 log_lines_dropped=lines_dropped(),
                 builds=[Build.here(settings.revision)],
+                dictionaries=[self._dictionary_id] if self._dictionary_id else [],
             ),
             limits=Limits(
                 max_connections=settings.max_connections,

@@ -34,7 +34,8 @@ def test_the_market_makes_the_dictionary_of_the_package(tmp_path: Path) -> None:
     ended = run("--market", "--out", str(out))
     assert ended.exit_code == 0, ended.output
     assert out.read_bytes() == built_in().content
-    assert f"WS_DICTIONARY={out}" in ended.output
+    assert f"Use it with WS_DICTIONARY={out}" in ended.output
+    assert ended.output.splitlines()[-1] == f"Wrote {out} ({built_in().id})"
 
 
 def test_a_file_makes_a_dictionary_that_saves_more(file: Path, tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_without_out_nothing_is_written(file: Path) -> None:
     before = set(file.parent.iterdir())
     ended = run("--from", str(file), "--events", "100")
     assert ended.exit_code == 0
-    assert "Bytes an event, of 50:" in ended.output
+    assert "Bytes an event, measured with 50 events:" in ended.output
     assert set(file.parent.iterdir()) == before
 
 
@@ -69,16 +70,21 @@ def test_without_out_nothing_is_written(file: Path) -> None:
     ("arguments", "complaint"),
     [
         (["--from", "/nowhere/events"], "does not exist"),
-        (["--market", "--from", "FILE"], "--market and --from: allowed is one of them"),
+        (["--market", "--from", "FILE"], "--from and --market: allowed is one of them"),
+        (["--market", "--nats", "nats://a"], "--nats and --market: allowed is one of them"),
+        (["--nats", "nats://a", "--from", "FILE"], "--nats and --from: allowed is one of them"),
         (["--from", "BAD"], "line 2: allowed is a channel, a tab and a JSON payload"),
         (["--from", "SHORT"], "2 events: allowed is 20 or more"),
-        (["--market", "--size", "63"], "64<=x<=32768"),
-        (["--market", "--size", "32769"], "64<=x<=32768"),
-        (["--market", "--events", "19"], "20<=x<=100000"),
+        (["--market", "--size", "63"], "allowed is a whole number from 64 to 32,768"),
+        (["--market", "--size", "32769"], "allowed is a whole number from 64 to 32,768"),
+        (["--market", "--events", "19"], "allowed is a whole number from 20 to 100,000"),
         (["--seconds", "nan"], "nan"),
         (["--seconds", "0"], "0<x<=86400"),
-        (["--market", "--out", "/nowhere/odin.dict"], "--out '/nowhere/odin.dict': No such file"),
-        (["--nats", "http://x"], "NATS_URL"),
+        (
+            ["--from", "BAD", "--out", "/nowhere/odin.dict"],
+            "'--out': '/nowhere/odin.dict': allowed",
+        ),
+        (["--nats", "http://x"], "NATS_URL='http://x': allowed is"),
     ],
 )
 def test_a_mistake_is_named_and_ends_with_2(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import zlib
 from collections.abc import AsyncIterator
@@ -349,11 +350,15 @@ async def test_a_dictionary_comes_from_a_file_or_not_at_all(
         greeting = json.loads(await client.recv())
     assert (greeting["type"], greeting["bytes"]) == ("dictionary", 23)
     assert (await fetched(server, greeting["url"]))[1] == file.read_bytes()
+    assert greeting["url"].encode() in (await fetched(server, "/"))[1]
+    assert json.loads((await fetched(server, "/health"))[1])["dictionary"] == greeting["id"]
     assert (await fetched(server, built_in().path))[0].startswith("HTTP/1.1 404 ")
     server = await start_server(NATS_URL="nats://127.0.0.1:1", WS_DICTIONARY="off")
     async with connect(url_of(server), subprotocols=[Z1, Subprotocol("trio-odin")]) as client:
         assert client.subprotocol == "trio-odin"
     assert (await fetched(server, built_in().path))[0].startswith("HTTP/1.1 404 ")
+    assert b"/dictionary/" not in (await fetched(server, "/"))[1]
+    assert json.loads((await fetched(server, "/health"))[1])["dictionary"] == ""
 
 
 @pytest.mark.parametrize(
@@ -367,10 +372,13 @@ async def test_a_dictionary_comes_from_a_file_or_not_at_all(
 async def test_a_bad_dictionary_is_an_error_at_the_start(
     start_server: StartServer, tmp_path: Path, content: bytes | None, reason: str
 ) -> None:
-    file = tmp_path / "odin.dict"
+    file = tmp_path / "odin"
     if content is not None:
         file.write_bytes(content)
-    with pytest.RaisesGroup(pytest.RaisesExc(SettingError, match=reason), flatten_subgroups=True):
+    complaint = f"WS_DICTIONARY='{re.escape(str(file))}': allowed is .*{reason}"
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(SettingError, match=complaint), flatten_subgroups=True
+    ):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(start_with, start_server, str(file))
 

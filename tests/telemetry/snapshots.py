@@ -67,6 +67,7 @@ IDLE = Snapshot(
         cpu_seconds=1.5,
         log_lines_dropped=0,
         builds=[Build("1.2.3", "3.12.1", "abcdef")],
+        dictionaries=["ca4a8ef0f4b3ba4a"],
     ),
     limits=Limits(
         max_connections=100,

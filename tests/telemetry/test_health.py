@@ -64,6 +64,7 @@ SHAPE = {
     },
     "workers": {"configured": int, "alive": int, "restarts": int, "connections": list},
     "version": str,
+    "dictionary": str,
 }
 
 
@@ -148,6 +149,7 @@ def test_a_healthy_server_word_for_word() -> None:
         },
         "workers": {"configured": 1, "alive": 1, "restarts": 0, "connections": [0]},
         "version": "1.2.3",
+        "dictionary": "ca4a8ef0f4b3ba4a",
     }  # fmt: skip
 
 

@@ -48,6 +48,27 @@ _METAVARS = {
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
+class WholeRange(click.IntRange):
+    """A whole number from a range, with an error message that says which range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read a number.
+
+        Raises:
+            click.BadParameter: it is outside the range, or not a whole number.
+        """
+        try:
+            number: int = super().convert(value, param, ctx)
+        except click.BadParameter:
+            limits = (
+                f", {self.min:,} or more"
+                if self.max is None
+                else (f" from {self.min:,} to {self.max:,}")
+            )
+            self.fail(f"{str(value)!r}: allowed is a whole number{limits}", param, ctx)
+        return number
+
+
 class NumberRange(click.FloatRange):
     """A number from a range. Click alone accepts `nan`, which no comparison rejects."""
 

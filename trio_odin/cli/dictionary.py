@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import click
+import trio
+from click.core import ParameterSource
 from rich.console import Console
 
-from trio_odin.cli.common import NumberRange, fail, flag, run, settings_from
+from trio_odin.cli.common import NumberRange, WholeRange, fail, flag, run, settings_from
 from trio_odin.cli.progress import telling
 from trio_odin.demo.samples import BadLine, Sample, of_lines, of_market
 from trio_odin.demo.sampling import SamplingError, sample
 from trio_odin.demo.savings import bytes_an_event, texts_of
+from trio_odin.signals import end_signals
 from trio_odin.upstream.stream import SUBJECT
 from trio_odin.wire.compression import PLAIN, Z1, Deflate, Encoding
 from trio_odin.wire.dictionary import DICTIONARY_MAX_BYTES, Dictionary, built_in
@@ -25,6 +29,16 @@ from trio_odin.wire.shapes import enumerated_values, make_dictionary
 _EVENTS_MIN: Final = 20
 _BATCHES: Final = (1, 5, 15, 30)
 _SHOWN_VALUES: Final = 12
+_INTERRUPTED: Final = 130
+
+
+def _new_file(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+    """Check that the file can be written, without touching it: a server may be reading it."""
+    if path is not None and not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise click.BadParameter(
+            f"{str(path)!r}: allowed is a file that can be written, in a folder that exists"
+        )
+    return path
 
 
 @click.command("dictionary", short_help="Make a dictionary of your events, and show what it saves.")
@@ -34,7 +48,7 @@ _SHOWN_VALUES: Final = 12
 )
 @click.option(
     "--events",
-    type=click.IntRange(min=_EVENTS_MIN, max=100_000),
+    type=WholeRange(min=_EVENTS_MIN, max=100_000),
     default=3_000,
     show_default=True,
     help="Take at most this number of events.",
@@ -59,17 +73,21 @@ _SHOWN_VALUES: Final = 12
 )
 @click.option(
     "--size",
-    type=click.IntRange(min=64, max=DICTIONARY_MAX_BYTES),
+    type=WholeRange(min=64, max=DICTIONARY_MAX_BYTES),
     default=4_096,
     show_default=True,
     help="Largest size of the dictionary, in bytes. A client loads it once.",
 )
 @click.option(
     "--out",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=_new_file,
     help="Write the dictionary to this file, for WS_DICTIONARY.",
 )
+@click.pass_context
 def dictionary_command(
+    context: click.Context,
+    /,
     subject: str,
     events: int,
     seconds: float,
@@ -93,20 +111,49 @@ def dictionary_command(
     It is made of the first half of the events, and measured with the second half: bytes an event
     with the headers of WebSocket, TCP and IP, one event in a message and several in a batch.
 
+    It takes events until it has --events of them, or for --seconds, whichever is first. Ctrl-C ends
+    that earlier: the events until then are used, and the exit code is 130.
+
     \b
       trio-odin dictionary --nats nats://127.0.0.1:4222 --out odin.dict
       WS_DICTIONARY=odin.dict trio-odin serve
     """  # noqa: D301 - click needs the character, not the backslash
-    if market and file is not None:
-        fail("--market and --from: allowed is one of them")
+    _check_source(context)
+    is_interrupted = False
     if market:
         samples = of_market(events)
     elif file is not None:
         samples = _read(file, events)
     else:
-        samples = _listen(flags, subject, events, seconds)
+        samples, is_interrupted = _listen(flags, subject, events, seconds)
+    if is_interrupted and len(samples) < _EVENTS_MIN:
+        fail(f"interrupted after {len(samples)} events; nothing was written", _INTERRUPTED)
+    if file is None and not samples:
+        fail(f"no event came on {subject!r} within {seconds:g} s; see --subject and --seconds")
     if len(samples) < _EVENTS_MIN:
-        fail(f"{len(samples)} events: allowed is {_EVENTS_MIN} or more; see --seconds")
+        more = "" if file is not None else "; see --seconds"
+        fail(f"{len(samples)} events: allowed is {_EVENTS_MIN} or more{more}")
+    if is_interrupted:
+        click.echo(f"interrupted: {len(samples):,} events taken\n")
+    _report(samples, size, out)
+    if is_interrupted:
+        context.exit(_INTERRUPTED)
+
+
+def _check_source(context: click.Context) -> None:
+    """Refuse options that name more than one source of the events."""
+    options = {"NATS_URL": "--nats", "file": "--from", "market": "--market"}
+    given = [
+        option
+        for name, option in options.items()
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if len(given) > 1:
+        fail(f"{' and '.join(given)}: allowed is one of them")
+
+
+def _report(samples: Sequence[Sample], size: int, out: Path | None) -> None:
+    """Make the dictionary, show what is in it and what it saves, and write it to `out`."""
     made_of, measured = samples[: len(samples) // 2], samples[len(samples) // 2 :]
     texts = texts_of(made_of)
     content = make_dictionary(texts, size)
@@ -122,7 +169,7 @@ def dictionary_command(
         out.write_bytes(content)
     except OSError as error:
         fail(f"--out {str(out)!r}: {error.strerror}")
-    click.echo(f"\nWrote {out}. Use it with WS_DICTIONARY={out}")
+    click.echo(f"\nUse it with WS_DICTIONARY={out}\nWrote {out} ({dictionary.id})")
 
 
 def _read(file: Path, most: int) -> list[Sample]:
@@ -136,16 +183,34 @@ def _read(file: Path, most: int) -> list[Sample]:
 
 def _listen(
     flags: dict[str, str | None], subject: str, events: int, seconds: float
-) -> list[Sample]:
+) -> tuple[list[Sample], bool]:
+    """The events on NATS, and whether Ctrl-C ended the taking of them."""
     urls = settings_from(flags).nats_urls
+    stop = trio.CancelScope()
     with telling(Console(stderr=True)) as tell:
+        take = partial(sample, urls, subject, most=events, seconds=seconds, stop=stop)
         samples = run(
-            partial(
-                sample, urls, subject, most=events, seconds=seconds, tell=partial(tell, "sampling")
-            ),
+            partial(_until_signal, partial(take, tell=partial(tell, "sampling")), stop),
             SamplingError,
         )
-    return [] if samples == "interrupted" else list(samples)
+    # Ctrl-C may come before there is a handler for it.
+    return ([], True) if samples == "interrupted" else (samples, stop.cancel_called)
+
+
+async def _until_signal(
+    take: Callable[[], Awaitable[list[Sample]]], stop: trio.CancelScope
+) -> list[Sample]:
+    with end_signals() as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_on_signal, signals, stop)
+            samples = await take()
+            nursery.cancel_scope.cancel(reason="the events are taken")
+    return samples
+
+
+async def _cancel_on_signal(signals: AsyncIterator[int], stop: trio.CancelScope) -> None:
+    await anext(signals)
+    stop.cancel(reason="a signal")
 
 
 def _show_values(values: Mapping[str, Sequence[str]]) -> None:
@@ -167,7 +232,7 @@ def _show_savings(samples: Sequence[Sample], dictionary: Dictionary) -> None:
         f"z1, this dictionary ({len(dictionary.content):,} bytes)": Z1(dictionary.content),
     }
     heads = ["one event", *(f"{batch} at once" for batch in _BATCHES[1:])]
-    click.echo(f"\nBytes an event, of {len(samples):,}:\n")
+    click.echo(f"\nBytes an event, measured with {len(samples):,} events:\n")
     click.echo(" " * 43 + "".join(f"{head:>12}" for head in heads))
     for name, encoding in encodings.items():
         figures = [bytes_an_event(samples, encoding, batch) for batch in _BATCHES]

@@ -8,9 +8,10 @@ from functools import partial
 from typing import BinaryIO
 
 import click
+import msgspec
 from rich.console import Console
 
-from trio_odin.cli.common import NumberRange, require_extra, run
+from trio_odin.cli.common import NumberRange, WholeRange, require_extra, run
 from trio_odin.cli.market import tokens_option
 from trio_odin.cli.progress import telling
 from trio_odin.lab.capacity.stages import HOME_SHARE, STAGES, TOKENS
@@ -113,10 +114,10 @@ def _expectations(function: Callable[..., None]) -> Callable[..., None]:
     help="Run a capacity test of the plan: its connections, mix, tokens, rate, time and "
     "expectations replace the defaults here.",
 )
-@click.option("--connections", type=click.IntRange(min=1), default=1000, show_default=True)
+@click.option("--connections", type=WholeRange(min=1), default=1000, show_default=True)
 @click.option(
     "--channels-per-connection",
-    type=click.IntRange(min=1),
+    type=WholeRange(min=1),
     default=1,
     show_default=True,
     help="Number of the tokens' trade channels that each connection samples.",
@@ -134,7 +135,7 @@ def _expectations(function: Callable[..., None]) -> Callable[..., None]:
 @tokens_option
 @click.option(
     "--every-ms",
-    type=click.IntRange(min=0, max=3_600_000),
+    type=WholeRange(min=0, max=3_600_000),
     default=0,
     show_default=True,
     metavar="N",
@@ -193,7 +194,7 @@ def _expectations(function: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--processes",
-    type=click.IntRange(min=1, max=64),
+    type=WholeRange(min=1, max=64),
     default=1,
     show_default=True,
     help="Client processes, at least; always one for each 18,000 connections.",
@@ -212,7 +213,7 @@ def _expectations(function: Callable[..., None]) -> Callable[..., None]:
     "json_file",
     type=click.File("wb", lazy=False),
     metavar="FILE",
-    help="Also write the figures to this file, with a sample of each second.",
+    help="Also write the figures and criteria to this file, with a sample of each second.",
 )
 def load_command(
     *,
@@ -306,7 +307,8 @@ def _carry_out(plan: LoadPlan, criteria: Sequence[Criterion], json_file: BinaryI
     found = checks(result, criteria)
     render(result, found, console)
     if json_file is not None:
-        json_file.write(result.as_json() + b"\n")
+        content = msgspec.to_builtins(result) | {"checks": msgspec.to_builtins(found)}
+        json_file.write(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
     if result.interrupted:
         sys.exit(_INTERRUPTED)
     sys.exit(0 if all(check.is_met for check in found) else 1)

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import click
 from rich.console import Console
 
-from trio_odin.cli.common import NumberRange, require_extra
+from trio_odin.cli.common import NumberRange, WholeRange, require_extra
 from trio_odin.lab.model.answer import render
 from trio_odin.lab.model.comparison import Quote, compare
 from trio_odin.lab.model.fit import BadFigure, TooLittle, fit, predictions
@@ -19,12 +19,15 @@ from trio_odin.lab.model.tables import Prices, read_costs, read_prices
 from trio_odin.lab.model.wire import ENCODINGS
 from trio_odin.lab.report.folder import read_verdict
 from trio_odin.lab.verdict import LabResult
+from trio_odin.settings.reading import read_settings
+from trio_odin.wire.rates import RATES_MS, granted
 
 _TABLE_CHARS = 100
 _TOKENS_MAX = 1_000_000
 _VCPUS_MAX = 1_024
 _MIB_MAX = 2**30
-_EVERY_MS = (0, 1000, 250)
+_EVERY_MS = (0, 250, 1000)
+_LEAST_MS = read_settings({}).least_every_ms
 
 
 def _home_share(_: click.Context, __: click.Parameter, text: str) -> float:
@@ -52,7 +55,7 @@ def _lab_result(_: click.Context, __: click.Parameter, path: Path | None) -> Lab
 )
 @click.option(
     "--users",
-    type=click.IntRange(min=1, max=ENDLESS),
+    type=WholeRange(min=1, max=ENDLESS),
     default=10_000,
     show_default=True,
     help="Number of users, with one connection each.",
@@ -68,14 +71,14 @@ def _lab_result(_: click.Context, __: click.Parameter, path: Path | None) -> Lab
 )
 @click.option(
     "--home-tokens",
-    type=click.IntRange(min=1, max=_TOKENS_MAX),
+    type=WholeRange(min=1, max=_TOKENS_MAX),
     default=30,
     show_default=True,
     help="Number of tokens on the home page.",
 )
 @click.option(
     "--tokens",
-    type=click.IntRange(min=1, max=_TOKENS_MAX),
+    type=WholeRange(min=1, max=_TOKENS_MAX),
     default=200,
     show_default=True,
     help="Number of tokens in total.",
@@ -90,7 +93,7 @@ def _lab_result(_: click.Context, __: click.Parameter, path: Path | None) -> Lab
 @click.option(
     "--payload",
     "payload_bytes",
-    type=click.IntRange(min=2, max=1_048_576),
+    type=WholeRange(min=2, max=1_048_576),
     default=200,
     metavar="BYTES",
     show_default=True,
@@ -98,9 +101,10 @@ def _lab_result(_: click.Context, __: click.Parameter, path: Path | None) -> Lab
 )
 @click.option(
     "--every-ms",
-    type=click.IntRange(min=0, max=3_600_000),
+    type=WholeRange(min=0, max=RATES_MS[-1]),
     metavar="N",
-    help="Users ask for at most one update of a channel in N milliseconds; 0: for every event.  "
+    help="Users ask for at most one update of a channel in N milliseconds; 0: for every event. "
+    "The rate is the one that a server grants: the next longer one that it has.  "
     "[default: traffic of 0, 250 and 1000, machines of 0]",
 )
 @click.option(
@@ -117,14 +121,14 @@ def _lab_result(_: click.Context, __: click.Parameter, path: Path | None) -> Lab
 )
 @click.option(
     "--workers",
-    type=click.IntRange(min=1, max=64),
+    type=WholeRange(min=1, max=64),
     default=1,
     show_default=True,
     help="Processes on each machine; each uses one core at most.",
 )
 @click.option(
     "--spare",
-    type=click.IntRange(min=0, max=100),
+    type=WholeRange(min=0, max=100),
     default=1,
     show_default=True,
     help="Extra machines, in case one fails.",
@@ -176,8 +180,8 @@ def plan_command(
 ) -> None:
     """Compute the traffic to a number of users, the machines that they need, and the cost a month.
 
-    The traffic comes first, as it costs most: of every event, or of the newest event of each
-    channel at each tick of a rate (--every-ms); as plain text or compressed (--encoding).
+    After the answer comes the traffic, as it costs most: of every event, or of the newest event of
+    each channel at each tick of a rate (--every-ms); as plain text or compressed (--encoding).
 
     An event goes to all subscribers of its token, so deliveries a second are users × subscriptions
     ÷ tokens × events a second. CPU is deliveries times the cost of each; memory is users times the
@@ -195,6 +199,7 @@ def plan_command(
     small stages predicts the large ones. Exit code 0 means that there is an answer, 1 that no
     number of these machines is enough.
     """  # noqa: D301 - click needs the character, not the backslash
+    given_ms = None if every_ms is None else granted(every_ms, least_ms=_LEAST_MS)
     try:
         demand = Demand(
             users=users,
@@ -203,7 +208,7 @@ def plan_command(
             tokens=tokens,
             rate=rate,
             payload_bytes=payload_bytes,
-            every_ms=every_ms or 0,
+            every_ms=given_ms or 0,
             encoding=encoding or "plain",
         )
     except ValueError as error:
@@ -220,14 +225,15 @@ def plan_command(
         target_cpu_percent=target_cpu,
         spare=spare,
         predictions=None if lab_result is None else predictions(lab_result),
-        ways=_ways(every_ms, encoding),
+        ways=_ways(given_ms, encoding),
+        asked_every_ms=every_ms,
     )
     _show(quote, json_file)
 
 
 def _ways(every_ms: int | None, encoding: str | None) -> list[tuple[int, str]]:
-    """The rates and encodings to compare: those that were given, or all usual ones."""
-    rates = _EVERY_MS if every_ms is None else [every_ms]
+    """The rates and encodings to compare: every event and what was given, or all usual ones."""
+    rates = _EVERY_MS if every_ms is None else sorted({0, every_ms})
     encodings = ENCODINGS if encoding is None else [encoding]
     return [(rate, one) for rate in rates for one in encodings]
 

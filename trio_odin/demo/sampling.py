@@ -32,10 +32,12 @@ async def sample(
     most: int,
     seconds: float,
     tell: Callable[[str], object],
+    stop: trio.CancelScope | None = None,
 ) -> list[Sample]:
     """Subscribe to `subject`, and return what is published: `most` events, or those of `seconds`.
 
-    What a server would not send to anybody is left out. `tell` is called with the progress.
+    What a server would not send to anybody is left out. `tell` is called with the progress. If
+    `stop` is cancelled, the events until then are returned.
 
     Raises:
         SamplingError: there is no connection to NATS, it was lost, or NATS refuses.
@@ -53,20 +55,21 @@ async def sample(
             samples.append(Sample(channel, message.data))
 
     try:
-        async with (
-            trio_asyncio.open_loop(),
-            trio_asyncio.aio_as_trio(
-                nats_link(urls, name="trio-odin dictionary", on_error=_ignore)
-            ) as link,
-        ):
-            await trio_asyncio.aio_as_trio(link.client.listen)(subject, take)
-            await trio_asyncio.aio_as_trio(link.client.flush)(timeout=_FLUSH_SECONDS)
-            with trio.move_on_after(seconds):
-                while len(samples) < most and room > 0:
-                    if link.lost_by is not None:
-                        raise link.lost_by
-                    tell(f"{len(samples):,} of {most:,} events")
-                    await trio.sleep(_LOOK_SECONDS)
+        with stop or trio.CancelScope():
+            async with (
+                trio_asyncio.open_loop(),
+                trio_asyncio.aio_as_trio(
+                    nats_link(urls, name="trio-odin dictionary", on_error=_ignore)
+                ) as link,
+            ):
+                await trio_asyncio.aio_as_trio(link.client.listen)(subject, take)
+                await trio_asyncio.aio_as_trio(link.client.flush)(timeout=_FLUSH_SECONDS)
+                with trio.move_on_after(seconds):
+                    while len(samples) < most and room > 0:
+                        if link.lost_by is not None:
+                            raise link.lost_by
+                        tell(f"{len(samples):,} of {most:,} events")
+                        await trio.sleep(_LOOK_SECONDS)
     except* (OSError, nats.errors.Error) as group:
         raise SamplingError(f"NATS: {first_error(group)}") from None
     return samples

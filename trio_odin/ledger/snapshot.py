@@ -198,12 +198,15 @@ class ProcessStats:
     Attributes:
         memory_bytes: resident memory.
         builds: the builds that run; more than one while a new version replaces another.
+        dictionaries: the ids of the dictionaries in use: more than one if the file was replaced
+            while the server ran.
     """
 
     memory_bytes: int = merged(SUM)
     cpu_seconds: float = merged(COUNTER)
     log_lines_dropped: int = merged(COUNTER)
     builds: Sequence[Build] = merged(UNION)
+    dictionaries: Sequence[str] = merged(UNION)
 
 
 @attrs.frozen

@@ -26,11 +26,10 @@ Connect a WebSocket to /ws on this port and send one JSON object per text frame:
 You get exactly the events of your channels, numbered by "seq": a gap means a loss. All of it is in
 docs/protocol.md.
 
-    /dictionary/ID   what events have in common, for the subprotocol trio-odin.z1
-
     /health   how it is (JSON)
     /ready    whether it takes clients (200 or 503)"""
 _METRICS_LINE = "\n    /metrics  for Prometheus"
+_DICTIONARY_LINE = "\n    {}  what events have in common, for trio-odin.z1"
 
 _NOT_FOUND = Response.text(404, "Not found; see / for what there is")
 _NOT_ALL = Response.text(503, "The parent of the workers does not answer; see /health")
@@ -65,6 +64,9 @@ class Pages:
         self._gather = gather
         self._has_metrics = has_metrics
         self._dictionary_path = None if dictionary is None else dictionary.path
+        self._welcome = _WELCOME + _METRICS_LINE * has_metrics
+        if dictionary is not None:
+            self._welcome += _DICTIONARY_LINE.format(dictionary.path)
         content = b"" if dictionary is None else dictionary.content
         self._dictionary = Response(200, content, "application/octet-stream", _FOREVER)
 
@@ -72,7 +74,7 @@ class Pages:
         """Answer a request at WS_ADDR. Waits for nothing but `gather`."""
         match request.path:
             case "/" if request.method in _READING:
-                return Response.text(200, _WELCOME + _METRICS_LINE * self._has_metrics)
+                return Response.text(200, self._welcome)
             case "/metrics" if not self._has_metrics:
                 return _NOT_FOUND
             case self._dictionary_path if request.method in _READING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from trio_odin.settings.setting_field import SettingError, shown_path
+from trio_odin.settings.setting_field import SettingError
 from trio_odin.settings.settings import Settings
 from trio_odin.wire.dictionary import DICTIONARY_MAX_BYTES, Dictionary, built_in
 
@@ -31,6 +31,6 @@ def dictionary_of(settings: Settings) -> Dictionary | None:
     except ValueError as error:
         reason = str(error)
     raise SettingError(
-        f"WS_DICTIONARY='{shown_path(str(path))}': allowed is off, or a file of at most "
+        f"WS_DICTIONARY={str(path)!r}: allowed is off, or a file of at most "
         f"{DICTIONARY_MAX_BYTES:,} bytes ({reason})"
     )

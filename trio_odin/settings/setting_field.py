@@ -18,6 +18,9 @@ RELOADS, ALLOWED, SHOW = "reloads", "allowed", "show"
 # What comes before a password in a URL without an @; a token comes after the scheme.
 _WITHOUT_A_HOST = re.compile(r"^((?:\w+:)?//(?:[^:]*:)?|[^:]*:|).+", re.DOTALL)
 
+# A wrong scheme hides nothing that the right one would show.
+_WEB_SCHEME = re.compile(r"^(?:http|ws)s?://")
+
 # An absolute path, or the name of a file. A key has neither form.
 _PATH_LIKE = re.compile(r"|/[\w./+~-]*|[\w./~-]{0,40}\.[A-Za-z]{2,5}")
 
@@ -72,7 +75,7 @@ def _shown_url(url: str) -> str:
     if "@" in url:
         return _without_credentials(url)
     try:
-        NatsUrl.parse(url)
+        NatsUrl.parse(_WEB_SCHEME.sub("nats://", url))
     except ValueError:
         return _WITHOUT_A_HOST.sub(r"\1…", url)
     return url

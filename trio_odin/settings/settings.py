@@ -307,7 +307,6 @@ class Settings:
         values.path,
         help="File with the dictionary of the subprotocol trio-odin.z1, see trio-odin dictionary; "
         "empty: the built-in one; off: the subprotocol is not selected.",
-        show=shown_path,
     )
     compression: str = setting(
         "WS_COMPRESSION",

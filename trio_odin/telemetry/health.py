@@ -69,6 +69,7 @@ def health(snapshot: Snapshot, unix_time: float) -> HealthReport:
             "connections": list(snapshot.workers.connections),
         },
         "version": ", ".join(sorted({build.version for build in snapshot.process.builds})),
+        "dictionary": ", ".join(sorted(snapshot.process.dictionaries)),
     }
     return HealthReport(503 if errors else 200, content)
 

@@ -22,6 +22,7 @@ from trio_odin.cli import load as command
 from trio_odin.cli.load import load_command
 from trio_odin.lab.fleet.limits import LoadImpossible
 from trio_odin.lab.load.plan import LoadPlan
+from trio_odin.lab.load.report import rows
 from trio_odin.lab.load.result import LoadResult, Progress, Sample, ServerFigures
 from trio_odin.lab.load.runner import LoadAbandoned
 
@@ -237,6 +238,59 @@ def test_an_expectation_of_an_unknown_figure_does_not_hold(flag: str, carried: C
     ended = load(flag, "1000")
     assert ended.exit_code == 1
     assert "measured unknown" in ended.stdout
+
+
+def test_what_is_not_known_is_named_with_the_reason(carried: Carried, tmp_path: Path) -> None:
+    carried.outcome = load_result(unseen=None)
+    file = tmp_path / "load.json"
+    ended = load("--json", str(file))
+    assert ended.exit_code == 0, ended.output
+    reason = "it takes a --publisher that counts what it publishes, and no --cut"
+    said = " ".join(ended.output.split())
+    assert f"not known: events that reached nobody: {reason}" in said
+    assert "passed: 11 of 11 criteria, 1 not known" in said
+    (unknown,) = [c for c in json.loads(file.read_bytes())["checks"] if not c["is_known"]]
+    assert (unknown["what"], unknown["why_unknown"]) == ("events that reached nobody", reason)
+    carried.outcome = load_result()
+    assert "not known" not in load().output
+
+
+@pytest.mark.parametrize(
+    ("figures", "shown", "hidden"),
+    [
+        (
+            {"cores": 0.5, "delivery_us": 12.34, "idle_cores": 0.01, "connect_us": 300.0},
+            ["12.3 µs a delivery", "300 µs a connect", "0.010 cores idle"],
+            ["too few"],
+        ),
+        (
+            {"cores": 0.03, "delivery_us": 1612.9},
+            ["too few deliveries to say what one costs"],
+            ["1,612.9", "idle", "a connect"],
+        ),
+        ({"cores": 0.3, "delivery_us": 99.9, "idle_cores": 0.2}, ["too few deliveries"], ["99.9"]),
+        ({"cores": None}, ["unknown"], ["µs", "too few"]),
+        (
+            {"base_mib": 60.0, "held_mib": 60.1, "connection_kib": 0.0},
+            ["not measurable: the server had memory from before"],
+            ["KiB"],
+        ),
+        ({"base_mib": 50.0, "held_mib": 60.0, "connection_kib": 10.24}, ["10.2 KiB a"], ["not m"]),
+    ],
+)
+def test_only_costs_that_mean_something_are_shown(
+    figures: dict[str, Any], shown: list[str], hidden: list[str]
+) -> None:
+    found = dict(rows(load_result(server=ServerFigures(**figures))))
+    said = f"{found['server CPU']}\n{found['server memory']}"
+    assert [text for text in shown if text not in said] == []
+    assert [text for text in hidden if text in said] == []
+
+
+def test_a_number_that_is_not_allowed_is_shown_with_what_is() -> None:
+    ended = load("--connections", "10k")
+    assert ended.exit_code == 2
+    assert "'10k': allowed is a whole number, 1 or more" in " ".join(ended.output.split())
 
 
 @pytest.mark.parametrize("interrupted", [False, True])

@@ -93,7 +93,7 @@ async def test_a_server_that_repeats_a_number_fails() -> None:
     with stand_in([1, 2, 2]) as url:
         result = await carried_out(plan_alone(url))
     assert (result.received, result.repeated, result.gaps) == (30, 10, 0)
-    assert "envelopes repeated or late" in not_met(result)
+    assert "events repeated or late" in not_met(result)
 
 
 async def test_a_server_that_sends_nothing_fails_with_all_silent() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,10 @@ def test_measured_costs_stand_beside_the_plans(monkeypatch: pytest.MonkeyPatch) 
     assert result.exit_code == 0
     assert "measured costs" in result.output
     assert "× 0.0272" in result.output  # memory of a connection
-    assert "1 worker, a core each at most, can use 1 of its 1.9 cores" in words(result)
+    assert (
+        "1 worker can use 1 of the 1.9 cores of a machine, one core each at most. The answer uses"
+        in words(result)
+    )
     assert "By the plan's costs: 1 × e2-standard-2" in words(result)
 
 
@@ -156,16 +160,17 @@ def test_an_impossible_demand_is_reported_with_exit_code_1() -> None:
         (["--machine", "m5"], "'m5': allowed are e2-micro, e2-small, e2-medium, e2-standard-2"),
         (["--machine", "4,1024"], "'4,1024': allowed are e2-micro"),
         (["--machine", "0,1024,5"], "or numbers above 0 as VCPUS,MIB,USD"),
-        (["--users", "0"], "0 is not in the range"),
+        (["--users", "0"], "'0': allowed is a whole number from 1 to 100,000,000"),
+        (["--users", "10k"], "'10k': allowed is a whole number from 1 to 100,000,000"),
         (["--rate", "nan"], "'nan': allowed is a number"),
         (["--target-cpu", "101"], "101.0 is not in the range"),
         (["--target-cpu", "nan"], "'nan': allowed is a number"),
-        (["--payload", "1"], "1 is not in the range"),
+        (["--payload", "1"], "'1': allowed is a whole number from 2 to 1,048,576"),
         (["--fit", "no/such.json"], "no/such.json cannot be read: No such file or directory"),
         (["--fit", "tests"], "tests/verdict.json cannot be read: No such file"),
-        (["--tokens", "2000000"], "2000000 is not in the range"),
-        (["--home-tokens", "2000000"], "2000000 is not in the range"),
-        (["--users", "1000000000"], "1000000000 is not in the range"),
+        (["--tokens", "2000000"], "'2000000': allowed is a whole number from 1 to"),
+        (["--home-tokens", "2000000"], "'2000000': allowed is a whole number"),
+        (["--users", "1000000000"], "'1000000000': allowed is a whole number"),
     ],
 )
 def test_bad_input_is_refused_with_a_sentence(arguments: list[str], complaint: str) -> None:
@@ -291,26 +296,26 @@ def test_the_traffic_comes_first_by_every_rate_and_encoding(tmp_path: Path) -> N
     assert output.index("Traffic to the users") < output.index("On e2-standard-2")
     found = egress_of(tmp_path)
     assert [(one["every_ms"], one["encoding"]) for one in found] == [
-        (every_ms, encoding) for every_ms in (0, 1000, 250) for encoding in ENCODINGS
+        (every_ms, encoding) for every_ms in (0, 250, 1000) for encoding in ENCODINGS
     ]
     assert found[0]["month_tb"] == pytest.approx(15.0, abs=0.05)
     assert round(found[0]["monthly_usd"]) == 1435
-    assert f"{found[5]['monthly_usd']:,.0f}" in output
+    assert f"{found[8]['monthly_usd']:,.0f}" in output
 
 
 def test_a_rate_or_an_encoding_selects_rows_and_is_that_of_the_machines(tmp_path: Path) -> None:
     found = egress_of(tmp_path, "--every-ms", "500", "--rate", "30")
     assert [(one["every_ms"], one["encoding"]) for one in found] == [
-        (500, encoding) for encoding in ENCODINGS
+        (every_ms, encoding) for every_ms in (0, 500) for encoding in ENCODINGS
     ]
-    (one,) = egress_of(tmp_path, "--every-ms", "1000", "--encoding", "z1", "--rate", "30")
+    _, one = egress_of(tmp_path, "--every-ms", "1000", "--encoding", "z1", "--rate", "30")
     said = words(plan("--every-ms", "1000", "--encoding", "z1", "--rate", "30"))
-    assert "an update every 1,000 ms at most; z1: " in said
+    assert "200 bytes, of a channel at most one every 1,000 ms, sent as z1. That makes " in said
     assert "8,190 writes a second" in said
-    assert f"GiB │ {one['monthly_usd']:,.0f}" in said
+    assert f"GiB ({one['month_tb']:.2f} TB) │ {one['monthly_usd']:,.0f}" in said
     assert one["writes_per_second"] == pytest.approx(8190, abs=1)
     assert [row["every_ms"] for row in egress_of(tmp_path, "--encoding", "deflate")] == [
-        0, 1000, 250,
+        0, 250, 1000,
     ]  # fmt: skip
 
 
@@ -323,7 +328,8 @@ def test_the_source_of_the_bytes_is_named() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--every-ms", "-1"], "-1 is not in the range"),
+        (["--every-ms", "-1"], "'-1': allowed is a whole number from 0 to 60,000"),
+        (["--every-ms", "70000"], "'70000': allowed is a whole number from 0 to 60,000"),
         (["--encoding", "gzip"], "'gzip' is not one of 'plain', 'deflate', 'z1'"),
     ],
 )
@@ -331,3 +337,35 @@ def test_a_wrong_rate_or_encoding_is_refused(arguments: list[str], sentence: str
     result = plan(*arguments)
     assert result.exit_code == 2
     assert sentence in words(result)
+
+
+@pytest.mark.parametrize(("asked", "given"), [(1, 100), (120, 200), (60_000, 60_000), (0, 0)])
+def test_a_rate_is_the_one_that_a_server_grants(asked: int, given: int, tmp_path: Path) -> None:
+    arguments = ("--every-ms", str(asked), "--encoding", "z1")
+    found = egress_of(tmp_path, *arguments)
+    assert [one["every_ms"] for one in found] == sorted({0, given}), "beside every event"
+    told = f"at most one every {given:,} ms (asked: {asked:,})"
+    assert (told in words(plan(*arguments))) == (asked != given)
+
+
+def test_a_rate_that_is_dearer_than_every_event_is_explained() -> None:
+    assert "Every 250 ms may cost more than every event: so few events" in words(plan())
+    assert "Every 200 ms may cost more" in words(plan("--every-ms", "120"))
+    assert "may cost more" not in words(plan("--rate", "300"))
+    assert "takes the tokens in turn" not in words(plan("--every-ms", "0"))
+
+
+def test_the_answer_comes_first_and_no_row_is_empty() -> None:
+    result = plan()
+    assert result.output.startswith("10,000 users at 12 events a second need 1 × e2-standard-2")
+    assert "CPU of a write, to 1,000 users" in result.output
+    assert "each doubling" not in result.output
+
+
+def test_a_terminal_of_80_columns_cuts_no_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "_TABLE_CHARS", 80)
+    result = plan("--rate", "3000")
+    assert result.output.count("\n") > 50
+    assert "…" not in result.output
+    row = r"^every 250 ms, deflate +[\d,]+ +[\d,]+ +\d+ +[\d.,]+ +[\d,]+ +[\d.]+ *$"
+    assert re.search(row, result.output, re.MULTILINE)

@@ -18,6 +18,7 @@ class Check:
         is_met: the criterion is met, or the figure is unknown and that is excused.
         is_known: the figure could be measured.
         source: origin of the criterion, "plan" or "ours".
+        why_unknown: why it could not be measured, in words; "" if it could, or if nobody knows.
     """
 
     what: str
@@ -26,6 +27,7 @@ class Check:
     is_met: bool
     is_known: bool = True
     source: str = "plan"
+    why_unknown: str = ""
 
 
 def tally(checks: Sequence[Check], noun: str = "") -> str:
@@ -38,11 +40,19 @@ def tally(checks: Sequence[Check], noun: str = "") -> str:
 
 @attrs.frozen
 class Figure:
-    """A figure that a criterion can bound. `show` writes it for people."""
+    """A figure that a criterion can bound.
+
+    Args:
+        title: name for people.
+        of: finds it in a result; None: it could not be measured.
+        show: writes it for people.
+        why_unknown: why it cannot be measured in some loads.
+    """
 
     title: str
     of: Callable[[LoadResult], float | None]
     show: Callable[[float], str]
+    why_unknown: str = ""
 
 
 def _count(value: float) -> str:
@@ -112,16 +122,31 @@ def _churned(result: LoadResult) -> float | None:
     return result.churned / planned if planned else None
 
 
+_NO_PAGE = "the server's /metrics, beside --health-url, does not have it"
+_NO_COUNT = "it takes a --publisher that counts what it publishes, and no --cut"
+_NO_PACE = "it takes --rate, and a --publisher that counts what it publishes"
+
 FIGURES = {
     "success": Figure("connected and subscribed", lambda r: r.success, _share),
     "rejected": Figure("connections refused", lambda r: sum(r.rejections.values()), _count),
-    "cpu": Figure("CPU of the limit, mean", lambda r: _hundredth(r.server.percent), _share),
-    "cores": Figure("CPU of the server", lambda r: r.server.cores, lambda v: f"{v:.2f} cores"),
-    "memory": Figure("resident memory", lambda r: r.server.held_mib, _mib),
-    "p99": Figure("p99 latency", lambda r: r.latency.p99_ms if r.latency else None, _ms),
-    "drift": Figure("p99 at the end by p99 at first", _drift, lambda value: f"{value:.2f} times"),
+    "cpu": Figure(
+        "CPU of the limit, mean", lambda r: _hundredth(r.server.percent), _share, _NO_PAGE
+    ),
+    "cores": Figure(
+        "CPU of the server", lambda r: r.server.cores, lambda v: f"{v:.2f} cores", _NO_PAGE
+    ),
+    "memory": Figure("resident memory", lambda r: r.server.held_mib, _mib, _NO_PAGE),
+    "p99": Figure(
+        "p99 latency", lambda r: r.latency.p99_ms if r.latency else None, _ms, "no event came"
+    ),
+    "drift": Figure(
+        "p99 at the end by p99 at first",
+        _drift,
+        lambda value: f"{value:.2f} times",
+        "the hold was too short",
+    ),
     "held": Figure("connected at the end of the hold", _held, _share),
-    "pace": Figure("events published, of those planned", _pace, _share),
+    "pace": Figure("events published, of those planned", _pace, _share, _NO_PACE),
     "published": Figure("events received by anybody", lambda r: r.publications, _count),
     "per_event": Figure(
         "deliveries an event", lambda r: r.delivered / max(1, r.publications), _count
@@ -131,17 +156,17 @@ FIGURES = {
         "bytes a delivery, with TCP/IP headers", lambda r: r.delivery_wire_bytes, _count
     ),
     "lost": Figure("deliveries lost", lambda r: r.lost, _count),
-    "unseen": Figure("events that reached nobody", lambda r: r.unseen, _count),
+    "unseen": Figure("events that reached nobody", lambda r: r.unseen, _count, _NO_COUNT),
     "gaps": Figure("missing numbers of seq", lambda r: r.gaps, _count),
     "unexplained": Figure("breaks of a channel's chain", lambda r: r.unexplained, _count),
-    "repeated": Figure("envelopes repeated or late", lambda r: r.repeated, _count),
-    "foreign": Figure("envelopes of other channels", lambda r: r.foreign, _count),
+    "repeated": Figure("events repeated or late", lambda r: r.repeated, _count),
+    "foreign": Figure("events of other channels", lambda r: r.foreign, _count),
     "unreadable": Figure("frames of no known form", lambda r: r.unreadable, _count),
     "errors": Figure("error replies", lambda r: r.error_replies, _count),
     "disconnects": Figure(
         "connections cut off by the server", lambda r: sum(r.disconnects.values()), _count
     ),
-    "imbalance": Figure("imbalance of the ledger", lambda r: r.server.imbalance, _count),
+    "imbalance": Figure("imbalance of the ledger", lambda r: r.server.imbalance, _count, _NO_PAGE),
     "returned": Figure("came back after the cut", _returned, _share),
     "return_seconds": Figure(
         "seconds until all were back",
@@ -150,7 +175,10 @@ FIGURES = {
     ),
     "churned": Figure("connections replaced, of those planned", _churned, _share),
     "growth": Figure(
-        "growth of the memory in the second half", _growth, lambda value: f"{value:+.2f} %"
+        "growth of the memory in the second half",
+        _growth,
+        lambda value: f"{value:+.2f} %",
+        "the hold was too short, or the server's /metrics does not have it",
     ),
 }
 
@@ -189,6 +217,7 @@ class Criterion:
             is_met=is_met,
             is_known=value is not None,
             source=self.source,
+            why_unknown=figure.why_unknown if value is None else "",
         )
 
 

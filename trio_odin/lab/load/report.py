@@ -9,9 +9,14 @@ from rich.table import Table
 
 from trio_odin.lab.fleet.latency import Durations
 from trio_odin.lab.load.criteria import Check, tally
-from trio_odin.lab.load.result import LoadResult
+from trio_odin.lab.load.result import LoadResult, ServerFigures
 
 _UNKNOWN = "unknown"
+# CPU of an idle server, where it was not measured.
+_IDLE_CORES = 0.02
+# Below these nothing is known of a single delivery or connection.
+_CLEARLY = 2
+_GROWN_MIB = 0.5
 
 
 def render(result: LoadResult, checks: Sequence[Check], console: Console) -> None:
@@ -27,6 +32,10 @@ def render(result: LoadResult, checks: Sequence[Check], console: Console) -> Non
             console.print(
                 f"not met: {check.what}: {check.wanted}, measured {check.measured}", style="red"
             )
+    for check in checks:
+        if check.is_met and not check.is_known:
+            why = f": {check.why_unknown}" if check.why_unknown else ""
+            console.print(f"not known: {check.what}{why}", style="yellow")
     for sentence in advice(result):
         console.print(sentence, style="yellow")
     console.print(verdict(result, checks))
@@ -94,7 +103,7 @@ def _delivery_rows(result: LoadResult) -> Iterator[tuple[str, str]]:
     yield (
         "received",
         (
-            f"{result.received:,} envelopes in all; {result.received_per_second:,.0f} a second "
+            f"{result.received:,} events in all; {result.received_per_second:,.0f} a second "
             f"in the {result.hold_seconds:.0f} s of the hold"
         ),
     )
@@ -139,24 +148,8 @@ def _completeness(result: LoadResult) -> str:
 def _server_rows(result: LoadResult) -> Iterator[tuple[str, str]]:
     server = result.server
     yield "server's health", ", then ".join(result.health) or _UNKNOWN
-    yield (
-        "server CPU",
-        (
-            f"{_figure(server.cores, 'cores', 2)} in the hold, {_figure(server.percent, '%', 1)} "
-            f"of its limit; {_figure(server.delivery_us, 'µs a delivery', 1)}, "
-            f"{_figure(server.connect_us, 'µs a connect', 0)}, "
-            f"{_figure(server.idle_cores, 'cores idle', 3)}"
-        ),
-    )
-    yield (
-        "server memory",
-        (
-            f"{_figure(server.base_mib, 'MiB', 1)} before, "
-            f"{_figure(server.connected_mib, 'MiB', 1)} connected, "
-            f"{_figure(server.held_mib, 'MiB', 1)} at the end; "
-            f"{_figure(server.connection_kib, 'KiB a connection', 1)}"
-        ),
-    )
+    yield "server CPU", "; ".join(_server_cpu(server))
+    yield "server memory", _server_memory(server)
     yield (
         "client CPU",
         (
@@ -164,6 +157,36 @@ def _server_rows(result: LoadResult) -> Iterator[tuple[str, str]]:
             f"{result.busiest_client_cores:.2f}"
         ),
     )
+
+
+def _server_cpu(server: ServerFigures) -> Iterator[str]:
+    if server.cores is None:
+        yield _UNKNOWN
+        return
+    yield (f"{server.cores:.2f} cores in the hold, {_figure(server.percent, '%', 1)} of its limit")
+    idle_cores = max(_IDLE_CORES, server.idle_cores or 0.0)
+    if server.delivery_us is None or server.cores < _CLEARLY * idle_cores:
+        yield "too few deliveries to say what one costs"
+    else:
+        yield f"{server.delivery_us:,.1f} µs a delivery"
+    if server.connect_us is not None:
+        yield f"{server.connect_us:,.0f} µs a connect"
+    if server.idle_cores is not None:
+        yield f"{server.idle_cores:.3f} cores idle"
+
+
+def _server_memory(server: ServerFigures) -> str:
+    base, held = server.base_mib, server.held_mib
+    if base is None or held is None:
+        return _UNKNOWN
+    if server.connection_kib is None:
+        each = "no connection"
+    elif held - base < _GROWN_MIB:
+        each = "that of a connection is not measurable: the server had memory from before"
+    else:
+        each = f"{server.connection_kib:,.1f} KiB a connection"
+    connected = _figure(server.connected_mib, "MiB", 1)
+    return f"{base:,.1f} MiB before, {connected} connected, {held:,.1f} MiB at the end; {each}"
 
 
 def _durations(found: Durations | None) -> str:

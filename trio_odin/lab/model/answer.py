@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from trio_odin.lab.figures import NOTHING, deviation, figure
-from trio_odin.lab.model.bill import PLAN_USERS, Egress
+from trio_odin.lab.model.bill import GIB, PLAN_USERS, TB, Egress
 from trio_odin.lab.model.comparison import Column, Quote, SetupCosts
 from trio_odin.lab.model.model import (
     ENDLESS,
@@ -31,8 +32,11 @@ _Row: TypeAlias = tuple[str, str, str, str]
 
 def render(quote: Quote, console: Console) -> None:
     """Print the tables and the sentences."""
+    console.print(_need(quote))
     console.print(demand_sentence(quote))
     console.print(_egress_table(quote.egress))
+    for note in _egress_notes(quote):
+        console.print(note)
     console.print(_table(quote))
     if quote.bill:
         console.print(_bill_table(quote))
@@ -46,22 +50,26 @@ def render(quote: Quote, console: Console) -> None:
 def demand_sentence(quote: Quote) -> str:
     """The demand on the server, in a sentence."""
     demand, wire = quote.demand, quote.answer.costs.wire
-    rate = "" if not demand.every_ms else f"; an update every {demand.every_ms:,} ms at most"
-    encoding = "" if demand.encoding == "plain" else f"; {demand.encoding}"
+    rate = ""
+    if demand.every_ms:
+        asked = quote.asked_every_ms
+        why = f" (asked: {asked:,})" if asked not in (None, demand.every_ms) else ""
+        rate = f", of a channel at most one every {demand.every_ms:,} ms{why}"
+    encoding = "" if demand.encoding == "plain" else f", sent as {demand.encoding}"
     return (
         f"{_count(demand.users, 'user')}, {demand.home_share * 100:g} % on the home page with "
         f"{demand.home_tokens:,} of {_count(demand.tokens, 'token')}, the others with one each; "
         f"{_count(demand.rate, 'event')} a second of {demand.payload_bytes:,} bytes{rate}"
-        f"{encoding}: {_count(demand.subscribers_per_token, 'subscriber')} a token, "
+        f"{encoding}. That makes {_count(demand.subscribers_per_token, 'subscriber')} a token, "
         f"{_count(demand.writes_per_second, 'write')} a second, "
         f"{demand.bytes_per_second(wire) * 8 / 1e6:,.1f} Mbit/s "
-        f"in TLS ({demand.bytes_per_month(wire) / 2**40:,.1f} TiB a month)."
+        f"in TLS ({figure(demand.bytes_per_month(wire) / TB)} TB a month)."
     )
 
 
 EGRESS_HEAD = (
-    *("an update", "encoding", "writes a second", "events a second", "bytes an event"),
-    *("TB a month", "USD a month", "cores"),
+    *("sent", "writes\na second", "events\na second", "bytes\nan event"),
+    *("TB\na month", "USD\na month", "cores"),
 )
 
 
@@ -69,25 +77,58 @@ def egress_rows(found: Sequence[Egress]) -> Iterator[tuple[str, ...]]:
     """A row of the columns `EGRESS_HEAD` for each way to send the events."""
     for one in found:
         yield (
-            f"every {one.every_ms:,} ms" if one.every_ms else "every event",
-            *(one.encoding, f"{one.writes_per_second:,.0f}", f"{one.deliveries_per_second:,.0f}"),
+            f"every {_period(one.every_ms)}, {one.encoding}",
+            *(f"{one.writes_per_second:,.0f}", f"{one.deliveries_per_second:,.0f}"),
             *(f"{one.delivery_bytes:,.0f}", figure(one.month_tb), f"{one.monthly_usd:,.0f}"),
             figure(one.cores),
         )
 
 
+def _period(every_ms: int) -> str:
+    if not every_ms:
+        return "event"
+    return f"{every_ms} ms" if every_ms % 1000 else f"{every_ms // 1000} s"
+
+
 def _egress_table(found: Sequence[Egress]) -> Table:
-    table = Table(title="Traffic to the users", title_justify="left")
+    # 80 columns are enough for it, so there are no rules between the columns.
+    table = Table(
+        title="Traffic to the users",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for number, column in enumerate(EGRESS_HEAD):
-        table.add_column(column, justify="right", no_wrap=not number)
+        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
     for row in egress_rows(found):
         table.add_row(*row)
     return table
 
 
+def _egress_notes(quote: Quote) -> Iterator[str]:
+    """What the columns of the traffic mean, and why a rate may be dearer than every event."""
+    yield (
+        "A write is one message to one user. It carries one event or, with a rate, all channels "
+        "that changed since the last tick. Events are counted for each user who gets them."
+    )
+    usd = {(one.every_ms, one.encoding): one.monthly_usd for one in quote.egress}
+    dearer = {rate for (rate, encoding), cost in usd.items() if cost > usd.get((0, encoding), cost)}
+    if dearer:
+        named = " and ".join(f"{rate:,} ms" for rate in sorted(dearer))
+        yield (
+            f"Every {named} may cost more than every event: so few events share a tick that the "
+            "bytes that each batch adds outweigh those it saves."
+        )
+    if any(rate for rate, _ in usd):
+        yield (
+            "With a rate, each event is taken to be of a random token. The simulated market takes "
+            "the tokens in turn, so a test with it gives other figures."
+        )
+
+
 def sentences(quote: Quote) -> Iterator[str]:
-    """The answer in words, with its limits."""
-    yield _need(quote)
+    """The limits of the answer, in words."""
     if quote.is_possible:
         yield _limits(quote)
         yield from _beyond(quote)
@@ -127,13 +168,14 @@ def _machines(quote: Quote, found: Forecast) -> str:
 
 def _limits(quote: Quote) -> str:
     found, instance = quote.answer.forecast, quote.instance
-    used = f"{found.usable_cores:g} of its {instance.cpu_limit:g} cores"
+    used = f"{found.usable_cores:g} of the {instance.cpu_limit:g} cores of a machine"
     if quote.answer.costs.uses_all_cores:
-        who = f"One process uses {used}"
+        who = f"One process can use {used}"
     else:
-        who = f"{_count(quote.workers, 'worker')}, a core each at most, can use {used}"
+        who = f"{_count(quote.workers, 'worker')} can use {used}, one core each at most"
     return (
-        f"{who}, of which {quote.target_cpu_percent:g} % is the target. One instance holds up to "
+        f"{who}. The answer uses at most {quote.target_cpu_percent:g} % of that, "
+        f"{found.target_cores:.3g} cores. One machine holds up to "
         f"{_count(found.max_connections, 'connection')}, bound by {found.bound_by}."
         f"{_shared_core(instance)}{_too_many_workers(quote)}"
     )
@@ -222,7 +264,9 @@ def _table(quote: Quote) -> Table:
         table.add_column(f"measured costs\n{_origin(costs)}", justify="right")
         table.add_column("measured\n÷ plan", justify="right")
     for label, *cells in rows(quote):
-        table.add_row(label, *(cells if quote.measured is not None else cells[:1]))
+        shown = cells if quote.measured is not None else cells[:1]
+        if any(cell not in ("", NOTHING) for cell in shown):
+            table.add_row(label, *shown)
     return table
 
 
@@ -245,8 +289,8 @@ def rows(quote: Quote) -> Iterator[_Row]:
         return label, _cell(left, form), _cell(right, form), ratio
 
     # A cost of 0 was not asked for, or was too small to be found.
-    yield row("CPU of a delivery, up to 1,000", lambda c: c.costs.delivery_us or None, "{:.1f} µs")
-    yield row("  each doubling of these adds", lambda c: c.costs.doubling_us or None, "{:.1f} µs")
+    yield row("CPU of a write, to 1,000 users", lambda c: c.costs.delivery_us or None, "{:.1f} µs")
+    yield row("  each doubling of users adds", lambda c: c.costs.doubling_us or None, "{:.1f} µs")
     rate = quote.demand.rate
     yield row("  of an event", lambda c: c.costs.event_us(rate) or None, "{:,.0f} µs")
     yield row("  of a connect", lambda c: c.costs.connect_us or None, "{:,.0f} µs")
@@ -267,7 +311,7 @@ def rows(quote: Quote) -> Iterator[_Row]:
     each = partial(row, has_ratio=is_alike)
     yield each("each: connections", lambda c: c.forecast.connections)
     yield each("  writes a second", lambda c: c.forecast.writes_per_second)
-    yield each("  CPU of a delivery there", lambda c: c.forecast.delivery_us, "{:.1f} µs")
+    yield each("  CPU of a write there", lambda c: c.forecast.delivery_us, "{:.1f} µs")
     yield each("  CPU", lambda c: c.forecast.cores, "{:.2f} cores")
     of_limit = f"  of its {quote.instance.cpu_limit:g} cores"
     yield each(of_limit, lambda c: c.forecast.cpu_percent, "{:.1f} %")
@@ -288,7 +332,10 @@ def _bill_table(quote: Quote) -> Table:
     for head in ("", "how many", "of what", "USD"):
         table.add_column(head, justify="left" if head in ("", "of what") else "right")
     for item in quote.bill:
-        table.add_row(item.what, f"{item.count:,.0f}", item.unit, f"{item.monthly_usd:,.0f}")
+        # Google's price is by GiB.
+        tb = f" ({figure(item.count * GIB / TB)} TB)" if item.unit == "GiB" else ""
+        usd = f"{item.monthly_usd:,.0f}"
+        table.add_row(item.what, f"{item.count:,.0f}", f"{item.unit}{tb}", usd)
     table.add_section()
     table.add_row("all", "", "", f"{quote.monthly_usd:,.0f}")
     return table

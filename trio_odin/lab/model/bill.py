@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 import attrs
 
 from trio_odin.lab.model.model import Costs, Demand, Forecast, Instance
 from trio_odin.lab.model.wire import FIRST_WIRE, Wire
 
-_GIB = 2**30
-_TB = 10**12
+GIB: Final = 2**30
+TB: Final = 10**12
 _GIB_OF_A_TIB = 1024
 
 
@@ -118,7 +119,7 @@ def bill(
     """
     if found.instances is None:
         raise ValueError(f"no number of {instance.name} is enough")
-    gib = demand.bytes_per_month(wire) / _GIB
+    gib = demand.bytes_per_month(wire) / GIB
     items = [
         _machines("server", instance, found.instances),
         _machines("server to spare", instance, spare),
@@ -172,8 +173,8 @@ def egress(demand: Demand, costs: Costs, tiers: Sequence[EgressTier]) -> Egress:
         writes_per_second=demand.writes_per_second,
         deliveries_per_second=deliveries,
         delivery_bytes=sent / deliveries if deliveries else 0.0,
-        month_tb=month / _TB,
-        monthly_usd=egress_usd(month / _GIB, tiers),
+        month_tb=month / TB,
+        monthly_usd=egress_usd(month / GIB, tiers),
         cores=costs.cores_of(demand),
     )
 

@@ -69,6 +69,8 @@ class Quote:
         plan: by the plan's costs.
         measured: by measured costs; None if only the plan's were requested, or there are none.
         predictions: those of the lab's stages to which the costs were fitted, by number.
+        asked_every_ms: the rate that was asked for; that of the demand is the one that a server
+            grants for it. None: none was.
     """
 
     demand: Demand
@@ -82,6 +84,7 @@ class Quote:
     plan: Column
     measured: Column | None = None
     predictions: Mapping[int, Sequence[Prediction]] = attrs.field(factory=dict)
+    asked_every_ms: int | None = None
 
     @property
     def answer(self) -> Column:
@@ -114,6 +117,7 @@ def compare(
     spare: int = 1,
     predictions: Mapping[int, Sequence[Prediction]] | None = None,
     ways: Sequence[tuple[int, str]] = (),
+    asked_every_ms: int | None = None,
 ) -> Quote:
     """Forecast the demand by the plan's costs, and by measured ones if there are any.
 
@@ -127,6 +131,7 @@ def compare(
         spare: machines in addition to those that the users need.
         predictions: those of the lab to which the costs were fitted.
         ways: rates and encodings whose traffic is compared; none: those of the demand.
+        asked_every_ms: the rate that was asked for, if any.
     """
 
     def found_on(machine: Instance, costs: Costs) -> Forecast:
@@ -178,4 +183,5 @@ def compare(
         plan=column(PLAN_COSTS),
         measured=None if measured is None else column(measured),
         predictions=predictions or {},
+        asked_every_ms=asked_every_ms,
     )
