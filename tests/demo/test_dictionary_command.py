@@ -46,7 +46,8 @@ def test_a_file_makes_a_dictionary_that_saves_more(file: Path, tmp_path: Path) -
     for text in (b'"venue": "', b'"amount": ', b'"by": "', b'"bid', b'"ask'):
         assert text in out.read_bytes()
     assert b"0x" not in out.read_bytes()
-    assert "data.side: ask, bid" in ended.output
+    assert "  data.side:\n    ask\n    bid\n" in ended.output
+    assert not (tmp_path / "odin.dict.strings").exists()
     table = re.findall(
         r"^  (plain|permessage-deflate|z1,.*?)  +((?:\d+ +){3}\d+)$", ended.output, re.MULTILINE
     )
@@ -56,6 +57,22 @@ def test_a_file_makes_a_dictionary_that_saves_more(file: Path, tmp_path: Path) -
     for place in range(4):
         assert plain[place] > deflate[place] > ours[place]
         assert known[place] > ours[place]
+
+
+def test_very_many_strings_are_listed_in_a_file(tmp_path: Path) -> None:
+    file, out = tmp_path / "events.txt", tmp_path / "odin.dict"
+    symbols = [f"{a}{b}" for a in "ABCDEFGHIJKLMNOPQRST" for b in "ABCDEFGHIJKL"]
+    file.write_text(
+        "".join(f'{symbol}.trade\t{{"n": {n}}}\n' for n, symbol in enumerate(symbols * 10))
+    )
+    ended = run("--from", str(file), "--out", str(out), "--size", "32768")
+    assert ended.exit_code == 0, ended.output
+    listed = (tmp_path / "odin.dict.strings").read_text().split()
+    assert set(symbols) <= set(listed)
+    assert f"They are in {out}.strings" in ended.output.replace("\n", " ")
+    assert "AA" not in ended.output
+    whole = run("--from", str(file), "--size", "32768").output
+    assert set(symbols) <= set(whole.split())
 
 
 def test_without_out_nothing_is_written(file: Path) -> None:

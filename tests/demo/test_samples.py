@@ -6,10 +6,9 @@ from collections import Counter
 import pytest
 
 from trio_odin.demo.samples import BadLine, Sample, of_lines, of_market
-from trio_odin.demo.savings import bytes_an_event, texts_of
+from trio_odin.demo.savings import bytes_an_event, dictionary_of, texts_of
 from trio_odin.wire.compression import PLAIN, Z1, Deflate
 from trio_odin.wire.dictionary import built_in
-from trio_odin.wire.shapes import make_dictionary
 
 SIZE = 4096
 
@@ -54,11 +53,11 @@ def test_a_bad_line_is_named(line: bytes, complaint: str) -> None:
 
 def test_messages_have_the_form_of_the_protocol() -> None:
     samples = of_market(11)
-    single = [json.loads(text) for text in texts_of(samples)[:11]]
+    single = [json.loads(text) for text in texts_of(samples)]
     assert all(
         {"ts", "type", "priority", "data", "channel", "offset"} <= one.keys() for one in single
     )
-    batches = [json.loads(text) for text in texts_of(samples)[11:]]
+    batches = [json.loads(text) for text in texts_of(samples, 5)]
     assert batches
     assert {one["type"] for one in batches} == {"price:batch"}
     assert {len(one["events"]) for one in batches[:-1]} <= {5}
@@ -72,7 +71,7 @@ def test_messages_have_the_form_of_the_protocol() -> None:
 
 def test_the_dictionary_of_the_package_is_that_of_the_market() -> None:
     made_of = of_market(3000)[:1500]
-    assert make_dictionary(texts_of(made_of), SIZE) == built_in().content, (
+    assert dictionary_of(made_of, SIZE) == built_in().content, (
         "run: trio-odin dictionary --market --out trio_odin/wire/dictionary.bin"
     )
 

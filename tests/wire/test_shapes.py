@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_odin.wire.compression import Z1
-from trio_odin.wire.shapes import _tokens, enumerated_values, make_dictionary
+from trio_odin.wire.shapes import _tokens, make_dictionary, public_strings
 
 SIZE = 4096
 
@@ -55,12 +55,25 @@ def test_what_is_enumerated_is_in_it() -> None:
         lambda n: f"{'long ' * 20}{n % 2}",
         lambda n: 12_345,
         lambda n: [12_345, 67_890][n % 2],
+        lambda n: f"{'ab'[n % 2]}@example.com",
+        lambda n: "4111 1111 1111 1111",
+        lambda n: "+44 20 79 46 09",
+        lambda n: "555-01-23",
+        lambda n: "10.0.0.1",
+        lambda n: "::1",
+        lambda n: "GB29 NWBK 6016 1331 9268 19",
+        lambda n: "AB 12 3 4.5",
+        lambda n: "eyJhbGciOiJub25lIn0.e30.",
+        lambda n: "k3J9xQ2m",
+        lambda n: "sessiona1b23",
+        lambda n: "\uff14\uff11\uff11\uff11\uff11",
+        lambda n: "\u0664\u0661\u0661\u0661\u0661",
     ],
 )
 def test_what_may_be_private_is_not(value: Any) -> None:
     for made in (made_of(who=value, x=lambda n: n), made_of(more={"list": 1}, who=value)):
         assert '"who": ' in made
-        assert not any(str(value(number)) in made for number in range(100))
+        assert not any(json.dumps(value(n)).strip('"') in made for n in range(100))
 
 
 def test_the_keys_of_a_table_are_values() -> None:
@@ -79,7 +92,66 @@ def test_channels_of_many_symbols_have_few_event_types() -> None:
     assert '.trade", "x": 1}' in made
     assert '.social"' in made
     assert "TKN" not in made
-    assert enumerated_values(objects)["channel.event type"] == [".social", ".trade"]
+    assert public_strings(made.encode(), objects)["channel.event type"] == [".social", ".trade"]
+
+
+@pytest.mark.parametrize(("count", "is_in"), [(16, True), (18, False)])
+def test_few_values_of_a_payload_are_enumerated(count: int, is_in: bool) -> None:
+    made = make_dictionary(texts(2000, data=lambda n: {"who": f"name {n % count:x}."}), SIZE)
+    assert (b"name" in made) == is_in
+    assert b'"who": ' in made
+
+
+def test_symbols_of_channels_are_public_wherever_they_are() -> None:
+    objects = texts(
+        2000, data=lambda n: {"id": f"TKN{n % 90}"}, channel=lambda n: f"TKN{n % 90}.trade"
+    )
+    made = make_dictionary(objects, SIZE)
+    found = public_strings(made, objects)
+    assert len(found["data.id"]) == len(found["channel.symbol"]) == 90
+
+
+def test_batches_add_nothing_of_payloads() -> None:
+    """Only the newest event of each channel is in a batch, so shares may be others there."""
+    payloads = [{"who": f"name{n % 4}" if n < 100 else f"rare{n}"} for n in range(200)]
+    singles = texts(200, data=payloads.__getitem__, channel="A.b")
+    batches = texts(25, events=lambda n: [{"data": payloads[n * 4 + k]} for k in range(4)])
+    assert b"name" in make_dictionary(batches, SIZE), "else the test means nothing"
+    made = make_dictionary(singles, SIZE, batches)
+    assert b"name" not in made
+    assert b'"events": [{"data": {"who": "' in made
+
+
+def test_every_string_that_is_in_it_is_listed() -> None:
+    objects = texts(
+        200,
+        data=lambda n: {"side": ["buy", "sell"][n % 2], "k\u202ey": "\u009bx", "\x1b": 7},
+        channel=lambda n: f"{'AB'[n % 2]}.trade",
+        events=[{"x": "ours"}],
+    )
+    made = make_dictionary(objects, SIZE)
+    raw = [text.decode("unicode_escape").encode() for text in objects]
+    assert public_strings(made, objects) == {
+        "channel.event type": [".trade"],
+        "channel.symbol": ["A", "B"],
+        "data.\\u001b": ["7"],
+        "data.k\\u202ey": ["\\u009bx"],
+        "data.side": ["buy", "sell"],
+        "data.keys": ["\\u001b", "k\\u202ey", "side"],
+    }
+    found = public_strings(make_dictionary(raw, SIZE), raw)
+    assert found["data.k\\u202ey"] == ["\\x9bx"]
+    assert public_strings(b"nothing of them", objects) == {}
+
+
+@given(st.lists(st.dictionaries(st.text(max_size=3), st.text(max_size=9), max_size=3), max_size=9))
+def test_what_is_listed_can_be_shown(payloads: list[dict[str, str]]) -> None:
+    objects = [
+        json.dumps({"data": payload}, ensure_ascii=False).encode(errors="replace")
+        for payload in payloads * 9
+    ]
+    found = public_strings(make_dictionary(objects, SIZE), objects)
+    assert all(text.isprintable() for place in found for text in (place, *found[place]))
 
 
 def test_the_most_useful_is_at_the_end_and_the_size_is_kept() -> None:

@@ -18,17 +18,18 @@ from trio_odin.cli.common import NumberRange, WholeRange, fail, flag, run, setti
 from trio_odin.cli.progress import telling
 from trio_odin.demo.samples import BadLine, Sample, of_lines, of_market
 from trio_odin.demo.sampling import SamplingError, sample
-from trio_odin.demo.savings import bytes_an_event, texts_of
+from trio_odin.demo.savings import bytes_an_event, dictionary_of, texts_of
 from trio_odin.signals import end_signals
 from trio_odin.upstream.stream import SUBJECT
 from trio_odin.wire.compression import PLAIN, Z1, Deflate, Encoding
 from trio_odin.wire.dictionary import DICTIONARY_MAX_BYTES, Dictionary, built_in
 from trio_odin.wire.extensions import WINDOW_BITS
-from trio_odin.wire.shapes import enumerated_values, make_dictionary
+from trio_odin.wire.shapes import public_strings
 
 _EVENTS_MIN: Final = 20
 _BATCHES: Final = (1, 5, 15, 30)
-_SHOWN_VALUES: Final = 12
+# More strings than this are for an editor, not for a terminal.
+_SHOWN_STRINGS_MAX: Final = 200
 _INTERRUPTED: Final = 130
 
 
@@ -104,9 +105,11 @@ def dictionary_command(
     what all events have in common is never sent. The server has a dictionary for the simulated
     market; one of your own events saves more.
 
-    The dictionary is public. It has keys, punctuation, channel names, and strings that come again
-    and again at the same place, such as "buy". It has no prices, names or numbers of single events.
-    The command lists the strings: look at them before you use it.
+    The dictionary is public. It has keys, punctuation, channel names, and strings of which at most
+    16 make up nearly all at their place, such as "buy". It has no numbers of three digits or more,
+    and nothing that looks like an e-mail address, an account or a token. The command lists all
+    strings in it: look at them before you use it. If they are very many and there is --out FILE,
+    the list is in FILE.strings.
 
     It is made of the first half of the events, and measured with the second half: bytes an event
     with the headers of WebSocket, TCP and IP, one event in a message and several in a batch.
@@ -155,12 +158,11 @@ def _check_source(context: click.Context) -> None:
 def _report(samples: Sequence[Sample], size: int, out: Path | None) -> None:
     """Make the dictionary, show what is in it and what it saves, and write it to `out`."""
     made_of, measured = samples[: len(samples) // 2], samples[len(samples) // 2 :]
-    texts = texts_of(made_of)
-    content = make_dictionary(texts, size)
+    content = dictionary_of(made_of, size)
     if not content:
         fail(f"{len(samples)} events have nothing in common")
     dictionary = Dictionary(content)
-    _show_values(enumerated_values(texts))
+    _show_strings(public_strings(content, texts_of(made_of)), out)
     _show_savings(measured, dictionary)
     if out is None:
         click.echo("\n--out FILE writes the dictionary.")
@@ -213,14 +215,24 @@ async def _cancel_on_signal(signals: AsyncIterator[int], stop: trio.CancelScope)
     stop.cancel(reason="a signal")
 
 
-def _show_values(values: Mapping[str, Sequence[str]]) -> None:
-    click.echo("What the dictionary may have of your events, by place:\n")
-    for place, strings in values.items():
-        if not place.startswith(("data", "channel")):
-            continue  # our own keys
-        more = len(strings) - _SHOWN_VALUES
-        shown = ", ".join(strings[:_SHOWN_VALUES]) + (f" and {more} more" if more > 0 else "")
-        click.echo(f"  {place}: {shown}")
+def _show_strings(found: Mapping[str, Sequence[str]], out: Path | None) -> None:
+    """List each string on a line of its own, in a file beside `out` if there are very many."""
+    lines = [
+        line
+        for place, strings in found.items()
+        for line in (f"  {place}:", *(f"    {text}" for text in strings))
+    ]
+    count = sum(map(len, found.values()))
+    if count <= _SHOWN_STRINGS_MAX or out is None:
+        click.echo(f"The dictionary has these strings of your events ({count}), by place:\n")
+        click.echo("\n".join(lines))
+        return
+    path = out.with_name(out.name + ".strings")
+    try:
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        fail(f"--out {str(out)!r}: {path}: {error.strerror}")
+    click.echo(f"The dictionary has {count} strings of your events. They are in {path}: read them.")
 
 
 def _show_savings(samples: Sequence[Sample], dictionary: Dictionary) -> None:

@@ -11,6 +11,7 @@ from trio_odin.fanout.publication import Publication
 from trio_odin.fanout.updates import Updates
 from trio_odin.upstream.nats_message import NatsMessage
 from trio_odin.wire.compression import Encoding
+from trio_odin.wire.shapes import make_dictionary
 
 # IPv4 and TCP with timestamps, for each packet of an Ethernet.
 _HEADER_BYTES: Final = 20 + 32
@@ -23,10 +24,15 @@ _MS_BETWEEN: Final = 33
 _BATCH: Final = 5
 
 
-def texts_of(samples: Sequence[Sample]) -> list[bytes]:
-    """The messages with these events, one by one and in batches, as z1 deflates them."""
-    messages = [*messages_of(samples, 1), *messages_of(samples, _BATCH)]
+def texts_of(samples: Sequence[Sample], batch: int = 1) -> list[bytes]:
+    """The messages with these events, `batch` of them in each, as z1 deflates them."""
+    messages = messages_of(samples, batch)
     return [b"{" + bytes(message.pieces(_SEQ)[1])[1:] for message in messages]
+
+
+def dictionary_of(samples: Sequence[Sample], size: int) -> bytes:
+    """What messages with these events have in common, one by one and in batches."""
+    return make_dictionary(texts_of(samples), size, texts_of(samples, _BATCH))
 
 
 def bytes_an_event(samples: Sequence[Sample], encoding: Encoding, batch: int) -> float:
