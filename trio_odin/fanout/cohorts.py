@@ -3,7 +3,7 @@
 A connection is a member of one cohort for each of its rates. A cohort has the channels, a slot the
 rate and the tick:
 
-    slot (1000 ms, tick 7 of 20) ── cohort {BTC.trade, ETH.trade} ── member, member, member …
+    slot (1000 ms, tick 8 of 20) ── cohort {BTC.trade, ETH.trade} ── member, member, member …
                                  └─ cohort {BTC.*} ── member
 """
 
@@ -198,6 +198,13 @@ class Cohort(Generic[S]):
             bool(self.patterns) and not self.patterns.isdisjoint(patterns_for(channel))
         )
         return is_named and channel not in self._faster
+
+    def pass_over(self, updates: Updates) -> bool:
+        """Whether there is nothing to send. Then everybody was sent everything there is."""
+        if self.odd or not updates.after(self.since).are_apart(self.exact, self.patterns):
+            return False
+        self.before = self.since = updates.number
+        return True
 
     def begin_tick(self, number: int, *, is_quiet: bool) -> None:
         """Have everybody be sent everything up to the event of this number: `unserved`, then `odd`.

@@ -62,7 +62,10 @@ class Ticks:
                 del self._due[key]
                 if (slot := self.rates.slots.get(key)) is not None:
                     for cohort in list(slot.cohorts.values()):
-                        await self._serve(cohort, notices)
+                        if not cohort.pass_over(self.rates.updates):
+                            await self._serve(cohort, notices)
+                        if self._is_slice_over():
+                            await self._give_way()
             if now >= forget_at:
                 forget_at = now + _FORGET_TICKS
                 self.rates.forget_needless()
@@ -86,8 +89,8 @@ class Ticks:
         for member in odd:
             if member.cohort is cohort and member in cohort.members:
                 self._serve_odd(member, notices)
-                await self._give_way()
-        await self._give_way()
+                if self._is_slice_over():
+                    await self._give_way()
 
     async def _serve_alike(
         self, cohort: Cohort[Outbound], unsent: list[Unsent], notices: Notices
@@ -103,7 +106,8 @@ class Ticks:
             else:
                 member.since = before
                 cohort.slot.settle(member)
-            await self._give_way()
+            if self._is_slice_over():
+                await self._give_way()
 
     def _serve_odd(self, member: Member[Outbound], notices: Notices) -> None:
         """Serve a member that gets something else than its cohort."""
@@ -130,11 +134,13 @@ class Ticks:
         outbound = member.subscriber
         return notices.has_told(outbound) and outbound.take_batch(batch, frames)
 
+    def _is_slice_over(self) -> bool:
+        return trio.current_time() >= self._slice_ends_at
+
     async def _give_way(self) -> None:
-        """Let all other tasks have a turn after each slice of the work."""
-        if trio.current_time() >= self._slice_ends_at:
-            await trio.lowlevel.checkpoint()
-            self._slice_ends_at = trio.current_time() + self._slice_seconds
+        """Let all other tasks have a turn."""
+        await trio.lowlevel.checkpoint()
+        self._slice_ends_at = trio.current_time() + self._slice_seconds
 
 
 def _owe(member: Member[Outbound], rest: Sequence[Unsent]) -> None:

@@ -152,6 +152,10 @@ class Changes:
         self._names = frozenset(self.updates)
         self._by_pattern: dict[str, list[str]] | None = None
 
+    def are_apart(self, exact: set[str], patterns: set[str]) -> bool:
+        """Whether it is certain, at a glance, that none is among them or matches one."""
+        return not patterns and self._names.isdisjoint(exact)
+
     def matching(self, exact: set[str], patterns: set[str]) -> set[str]:
         """Those of them that are among `exact` or match one of `patterns`."""
         found = self._names & exact
