@@ -155,6 +155,8 @@ class Follower:
         position = self._position_at(rate) if is_resume and is_new else None
         self._level(added)
         self.names |= dict.fromkeys(added, rate)
+        if position is not None:  # that of the first rule, however far the others get meanwhile
+            self.positions |= dict.fromkeys(added, position)
         return self._resume_at(added, rate, position)
 
     def change_rate(self, names: Iterable[str], rate: Rate) -> Message:

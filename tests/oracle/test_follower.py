@@ -233,6 +233,13 @@ def test_a_change_that_is_not_acknowledged_brings_no_position() -> None:
     assert talk.again() == [(["A.x", "B.x"], 0, 5)]
 
 
+def test_a_resume_without_an_answer_begins_again_where_it_was() -> None:
+    talk = Rates(A_x=100).begin(5)
+    talk.it.add(["B.x"], 100, is_resume=True)
+    talk.batch(("A.x", 9))
+    assert talk.again() == [(["A.x", "B.x"], 100, 5)], "8 of B may be missing"
+
+
 def test_a_pause_keeps_its_position_until_it_ends() -> None:
     talk = Rates(A_x=0, B_x=None).begin(5).update("A.x", 9)
     assert talk.again() == [(["A.x"], 0, 9), (["B.x"], None, 5)]
