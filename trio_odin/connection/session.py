@@ -399,7 +399,7 @@ class Session(Generic[S]):
         is_known = epoch is not None and epoch == self._resume_buffer.epoch
         if not is_known or position is None:
             return False
-        # Nothing is held back for ever, whatever a client says where it was.
+        # Nothing is held back without end, whatever position a client states.
         return position < (command.after or 0) <= position + _AHEAD_MAX
 
     def _list(self, command: Channels) -> bytes:

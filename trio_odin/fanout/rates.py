@@ -397,10 +397,10 @@ class Rates(Generic[S]):
                 self.updates.forget(name)
 
     def forget_needless(self) -> None:
-        """Forget the updates that nobody is owed any more. This looks at all members.
+        """Forget the updates that nobody is owed now. This looks at all members.
 
-        Between two calls those are kept that everybody has got, and those of names that nobody has
-        any more.
+        Until the next call it keeps those that everybody has got, and those of names without
+        subscribers.
         """
         members = (member for own in self._own.values() for member in own.members.values())
         oldest = min((member.oldest for member in members), default=0)

@@ -63,7 +63,7 @@ class Update:
         self.number = 0
         self._numbers = array("Q")
         self._offsets = array("Q")
-        self._known_after = 0  # events up to this number are not counted any more
+        self._known_after = 0  # events up to this number are no longer counted
         self._fragment: tuple[int | None, bytes] | None = None
         self._part: Part | None = None
 
@@ -88,7 +88,7 @@ class Update:
         """The offset of the first event after number `since`; there is one.
 
         None without offsets, or if it was of an earlier stream. 1, which is the least, if it is not
-        known any more.
+        known.
         """
         if since < self._known_after:
             return 1
