@@ -322,10 +322,16 @@ class Follower:
 
     def _take_batch(self, message: Message, text: str) -> None:
         """Take a batch: it is of one rate, or has all that was due before the connection ends."""
-        events, payloads = message["events"], _DATA_IN_BATCH.findall(text)
-        if len(payloads) != len(events):
+        every, payloads = message["events"], _DATA_IN_BATCH.findall(text)
+        if len(payloads) != len(every):
             self.errors.append(f"unreadable: {text}")
             return
+        # Those without an offset are of a stream that has gone.
+        placed = [one for one in zip(every, payloads, strict=True) if "offset" in one[0]]
+        if not placed:
+            self._note(judge.OfGoneStream, seq=message["seq"])
+            return
+        events = [event for event, _ in placed]
         channels = [event["channel"] for event in events]
         if not self._commands and any(self._rate_of(channel) == 0 for channel in channels):
             self.errors.append(f"in a batch: {text}")
@@ -334,7 +340,7 @@ class Follower:
         is_tick = self._matched(self._moving()).isdisjoint(channels)
         if is_tick:
             self._count_tick(self._rate_of(channels[0]), text)
-        for event, payload in zip(events, payloads, strict=True):
+        for event, payload in placed:
             self._take_event(event, payload, message["seq"], batch_to=to, is_position=is_tick)
 
     def _count_tick(self, rate: Rate, text: str) -> None:

@@ -116,6 +116,16 @@ class Event(Entry):
 
 
 @attrs.frozen(kw_only=True)
+class OfGoneStream(Entry):
+    """A batch with nothing but events of a stream that has gone, which have no offset.
+
+    What a client lacked when the stream went is declared, so nothing follows from them.
+    """
+
+    seq: int
+
+
+@attrs.frozen(kw_only=True)
 class Stated(Entry):
     """A position: all events up to there have been sent, of these channels; None: of all."""
 
@@ -296,6 +306,7 @@ class _Case:
             Paused: self._pause,
             Left: self._leave,
             Event: self._receive,
+            OfGoneStream: lambda one: self._check_seq(one.seq, None, one.at_ms),
             Stated: lambda one: self._state(self._locate(one), one.at_ms, one.channels),
             Incomplete: self._take_incomplete,
             Resumed: self._end_resume,
@@ -509,13 +520,15 @@ class _Case:
             text = f"{self._name(place)} has prev {event.prev}, but there was {last}"
             self._find("wrong prev", event.at_ms, text)
 
+    def _check_seq(self, seq: int, batch_to: int | None, at_ms: float) -> None:
+        is_same_batch = batch_to is not None and batch_to == self._batch_to
+        if seq != self._seq + 1 and not (is_same_batch and seq == self._seq):
+            self._find("seq hole", at_ms, f"{seq} after {self._seq}")
+        self._seq, self._batch_to = seq, batch_to
+
     def _check(self, event: Event) -> None:
         """Check that the event is as it was published and stored."""
-        is_same_batch = event.batch_to is not None and event.batch_to == self._batch_to
-        if event.seq != self._seq + 1 and not (is_same_batch and event.seq == self._seq):
-            text = f"{event.seq} after {self._seq}"
-            self._find("seq hole", event.at_ms, text)
-        self._seq, self._batch_to = event.seq, event.batch_to
+        self._check_seq(event.seq, event.batch_to, event.at_ms)
         truth, number = self._truth, event.number
         sent = truth.sent.get(number)
         if sent is None or sent.channel != event.channel or sent.payload != event.payload:

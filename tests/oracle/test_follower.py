@@ -219,6 +219,17 @@ def test_the_events_of_a_batch_are_those_of_one_message() -> None:
     assert talk.again() == [(["A.x", "B.x"], 100, 8)]
 
 
+def test_events_of_a_stream_that_has_gone_only_have_a_number() -> None:
+    talk = Rates(A_x=100, B_x=100).begin(5)
+    old = {"channel": "A.x", "ts": 1, "data": {"n": 3}}
+    talk.says("price:batch", seq=1, ts=1, events=[old])
+    assert isinstance(talk.it.journal[-1], judge.OfGoneStream)
+    new = {"channel": "B.x", "offset": 6, "ts": 1, "data": {"n": 6}}
+    talk.says("price:batch", seq=2, ts=1, events=[old, new])
+    assert [one.offset for one in talk.it.events()] == [6]
+    assert talk.again() == [(["A.x", "B.x"], 100, 6)]
+
+
 def test_what_is_due_before_an_acknowledgement_is_no_position_of_other_names() -> None:
     talk = Rates(A_x=100, B_x=100).begin(5)
     command = talk.it.change_rate(["A.x"], 0)
