@@ -296,7 +296,7 @@ class RatesMachine(RuleBasedStateMachine):
             for channel, events in client.lacking.items()
             if events
         }
-        assert lacking <= set(self.registry.rates.updates.channels())
+        assert lacking <= self.registry.rates.updates.after(0).updates.keys()
 
     # ---- what always holds
 

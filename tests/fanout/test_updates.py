@@ -75,7 +75,6 @@ def test_a_channel_that_is_not_kept_is_forgotten() -> None:
     updates.forget_where(lambda update: update.channel.endswith(".y"))
     updates.forget("B.x")
     updates.forget("never seen")
-    assert list(updates.channels()) == ["A.x"]
     assert list(updates.after(0).updates) == ["A.x"]
 
 

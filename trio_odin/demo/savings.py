@@ -9,13 +9,11 @@ from trio_odin.demo.samples import Sample
 from trio_odin.fanout.batch import Batch
 from trio_odin.fanout.publication import Publication
 from trio_odin.fanout.updates import Updates
+from trio_odin.net.segments import with_headers
 from trio_odin.upstream.nats_message import NatsMessage
 from trio_odin.wire.compression import Encoding
 from trio_odin.wire.shapes import make_dictionary
 
-# IPv4 and TCP with timestamps, for each packet of an Ethernet.
-_HEADER_BYTES: Final = 20 + 32
-_PACKET_BYTES: Final = 1448
 # Numbers of a connection and a stream that have been there for a while.
 _SEQ: Final = 10_000
 _OFFSET: Final = 1_000_000
@@ -39,8 +37,7 @@ def bytes_an_event(samples: Sequence[Sample], encoding: Encoding, batch: int) ->
     """The mean over `samples`, if `batch` of them are in one message, with all headers."""
     whole = events = 0
     for message in messages_of(samples, batch):
-        frame = message.frame_bytes(_SEQ, encoding=encoding)
-        whole += frame + _HEADER_BYTES * -(-frame // _PACKET_BYTES)
+        whole += with_headers(message.frame_bytes(_SEQ, encoding=encoding))
         events += message.events
     return whole / events
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -243,7 +243,3 @@ class Updates:
         update = self._updates.pop(channel, None)
         if update is not None:
             self._counted -= len(update)
-
-    def channels(self) -> Iterator[str]:
-        """The channels that have an event here."""
-        return iter(self._updates)

@@ -47,6 +47,7 @@ from trio_odin.lab.fleet.events import KINDS
 from trio_odin.lab.fleet.latency import p99_step
 from trio_odin.lab.fleet.limits import LoadImpossible, require_files
 from trio_odin.lab.fleet.plan import Collected, FleetPlan, Progress, Summary
+from trio_odin.net.segments import segments
 
 _Socket: TypeAlias = socket.socket
 
@@ -57,8 +58,6 @@ _CLOSE, _PING = 0x88, 0x89
 _TEXT, _RESERVED = 0x81, 0x83
 _LENGTH_16_BITS, _LENGTH_64_BITS = 126, 127
 _HEAD_BYTES, _LONG_HEAD_BYTES = 2, 4
-# IPv4 without options, TCP with timestamps (RFC 7323), of the 1,500 bytes in an Ethernet frame.
-_SEGMENT_BYTES = 1500 - 52
 _LOOK_SECONDS = 0.001
 _LATE_LOOK_SECONDS = 0.25
 # They take some milliseconds: a client asks for the upgrade as soon as it is connected.
@@ -562,7 +561,7 @@ class Fleet:
         if data:
             self._since.reads += 1
             self._since.bytes += len(data)
-            self._since.packets += -(-len(data) // _SEGMENT_BYTES)
+            self._since.packets += segments(len(data))
             self._take(fd, client, data)
         else:
             self._ended(fd, client)

@@ -29,6 +29,7 @@ from trio_odin.lab.load.publisher import PublisherControl
 from trio_odin.lab.load.result import LoadResult, Progress, Reconnects, Sample
 from trio_odin.lab.load.server import UNMATCHED, Moments, Server, Statement, server_figures
 from trio_odin.lab.machine import this_machine
+from trio_odin.net.segments import HEADERS_BYTES
 
 _TICK_SECONDS = 1.0
 _SHORT_TICK_SECONDS = 0.25
@@ -43,7 +44,6 @@ _QUIET_SECONDS = 2.0
 # still be on its way.
 _MARGIN_NS = 1_000_000_000
 _MARGIN_SHARE = 4
-_HEADERS_BYTES = 52
 
 
 class LoadAbandoned(Exception):
@@ -393,7 +393,7 @@ class Load:
             frames_per_second=_ratio(held.received.frames, seconds),
             delivery_bytes=_ratio(held.bytes, held.received.received),
             delivery_wire_bytes=_ratio(
-                held.bytes + held.packets * _HEADERS_BYTES, held.received.received
+                held.bytes + held.packets * HEADERS_BYTES, held.received.received
             ),
             client_cores=_ratio(held.cpu_seconds, seconds),
             busiest_client_cores=_ratio(self._busiest_cpu, seconds),

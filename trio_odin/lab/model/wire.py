@@ -19,12 +19,10 @@ from typing import Final
 import attrs
 
 from trio_odin.fanout.publication import Publication
+from trio_odin.net.segments import with_headers
 
 ENCODINGS: Final[tuple[str, ...]] = ("plain", "deflate", "z1")
 
-# IPv4 without options, TCP with timestamps (RFC 7323); the rest of an Ethernet frame's 1,500.
-_HEADERS_BYTES = 52
-_SEGMENT_BYTES = 1500 - _HEADERS_BYTES
 # A TLS 1.3 record (RFC 8446, 5.2): its header, its content type, the tag of AES-GCM.
 _RECORD_BYTES = 16_384
 _RECORD_OVERHEAD_BYTES = 5 + 1 + 16
@@ -109,7 +107,7 @@ FIRST_WIRE: Final = Wire(
 def _packet_bytes(payload_bytes: int) -> int:
     frame = _frame_bytes(payload_bytes)
     sent = frame + math.ceil(frame / _RECORD_BYTES) * _RECORD_OVERHEAD_BYTES
-    return sent + math.ceil(sent / _SEGMENT_BYTES) * _HEADERS_BYTES
+    return with_headers(sent)
 
 
 def _frame_bytes(payload_bytes: int) -> int:
