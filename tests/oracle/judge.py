@@ -651,7 +651,8 @@ class _Case:
             now = self._truth.place_at(gap.at_ms)
             self._declare(_Cover(START, now if life is None else Place(life, 0)))
             begin = START if life is None else Place(life, 0)
-            self._sent_to = dict.fromkeys(self._sent_to, begin)
+            # A server that had a part of the old stream waiting for a tick may count that, too.
+            self._sent_to = {channel: min(at, begin) for channel, at in self._sent_to.items()}
             # The client may know the stream from a server that saw it earlier.
             self._early |= {
                 channel: place for channel, place in self._settled.items() if place.life == life

@@ -507,6 +507,18 @@ def test_the_count_starts_anew_with_the_gap_of_a_new_stream() -> None:
     assert life.wait(5000).batch((19, 0)).findings() == ["silent loss"]
 
 
+def test_what_was_skipped_in_the_old_stream_may_be_counted_in_the_new_one() -> None:
+    """Of channel A there are four events in the old stream after 1, and 11 and 13 in the new."""
+    for skipped in range(8):
+        life = Life().fresh().batch((1, 0)).gap("stream", None, None, "two").wait(5000)
+        expected = ["silent loss"] if skipped < 2 else ["wrong skipped"] if skipped > 6 else []
+        assert life.batch((15, skipped)).findings()[: len(expected) or None] == expected
+    life = Life().fresh().batch((1, 0)).gap("stream", None, None, "two").batch((15, 6))
+    assert life.batch((19, 1)).findings() == [], "it counts once"
+    life = Life().fresh().batch((1, 0)).gap("stream", None, None, "two").batch((15, 6))
+    assert life.wait(5000).batch((19, 2)).findings() == ["wrong skipped"]
+
+
 def test_the_count_of_a_broken_resume_declares_nothing() -> None:
     life = Life().fresh().batch((1, 0), (2, 0)).broke().open("one", 2, at_a_rate=True)
     life.got(7, skipped=1).broke().open("one", 2, at_a_rate=True)
