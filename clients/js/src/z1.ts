@@ -1,0 +1,50 @@
+// `trio-odin.z1`: a third of the bytes. See "Fewer bytes" in docs/protocol.md.
+
+import { inflateSync } from "fflate";
+import type { Compression } from "./index.js";
+
+const PREFIX = "trio-odin.z1";
+const utf8 = new TextDecoder();
+
+/**
+ * Have a feed read compressed messages: `connect(url, { compression: z1() })`.
+ *
+ * It loads the server's dictionary by HTTP, once, and keeps it for the connections that follow.
+ */
+export function z1(): Compression {
+  const dictionaries = new Map<string, Uint8Array>();
+  return {
+    offers: () => [...[...dictionaries.keys()].map((id) => `${PREFIX}.${id}`).reverse(), PREFIX],
+    reader(protocol, url) {
+      if (!protocol.startsWith(PREFIX)) return null;
+      let dictionary = dictionaries.get(protocol.slice(PREFIX.length + 1));
+      return {
+        get isReady() {
+          return !!dictionary;
+        },
+        async prepare({ id, url: path }) {
+          dictionary = dictionaries.get(id);
+          if (dictionary) return;
+          const answer = await fetch(new URL(path, url.replace(/^ws/, "http")));
+          if (!answer.ok) throw new Error(`no dictionary ${id}: ${answer.status}`);
+          dictionary = new Uint8Array(await answer.arrayBuffer());
+          dictionaries.set(id, dictionary);
+        },
+        read(data) {
+          const bytes = new Uint8Array(data);
+          let seq = 0;
+          let unit = 1;
+          let at = 0;
+          let byte: number;
+          do {
+            byte = bytes[at++] as number;
+            seq += (byte & 0x7f) * unit;
+            unit *= 128;
+          } while (byte > 0x7f);
+          const body = inflateSync(bytes.subarray(at), { dictionary: dictionary as Uint8Array });
+          return { seq, ...JSON.parse(utf8.decode(body)) };
+        },
+      };
+    },
+  };
+}
