@@ -47,50 +47,50 @@ def draw(world: World, rng: random.Random) -> Fault:
 
 
 async def _cut(world: World, rng: random.Random) -> str:
-    client, count = rng.choice(world.clients), round(rng.lognormvariate(6, 1.5)) + 1
+    client, count = rng.choice(world.breakable), round(rng.lognormvariate(6, 1.5)) + 1
     client.cut_after(count)
     return f"{client.name} after {count} bytes"
 
 
 async def _cut_command(world: World, rng: random.Random) -> str:
-    client, share = rng.choice(world.clients), rng.random()
+    client, share = rng.choice(world.breakable), rng.random()
     client.cut_command(share)
     return f"{client.name} in a command, at {share:.0%}"
 
 
 async def _cut_all(world: World, rng: random.Random) -> str:
-    for client in world.clients:
+    for client in world.breakable:
         client.cut_after(rng.randrange(1, 400))
     return "every client"
 
 
 async def _stall(world: World, rng: random.Random) -> str:
-    client, seconds = rng.choice(world.clients), rng.uniform(0.2, 2.0)
+    client, seconds = rng.choice(world.breakable), rng.uniform(0.2, 2.0)
     client.stall(seconds)
     return f"{client.name} for {seconds:.1f} s"
 
 
 async def _abandon(world: World, rng: random.Random) -> str:
-    client = rng.choice(world.clients)
+    client = rng.choice(world.breakable)
     client.abandon()
     return client.name
 
 
 async def _stay_away(world: World, rng: random.Random) -> str:
-    client, seconds = rng.choice(world.clients), rng.uniform(0.5, 2) * KEPT_SECONDS
+    client, seconds = rng.choice(world.breakable), rng.uniform(0.5, 2) * KEPT_SECONDS
     client.stay_away(seconds)
     return f"{client.name} for {seconds:.1f} s"
 
 
 async def _move(world: World, rng: random.Random) -> str:
-    client = rng.choice(world.clients)
+    client = rng.choice(world.breakable)
     client.move()
     return client.name
 
 
 async def _move_all(world: World, rng: random.Random) -> str:
     del rng
-    for client in world.clients:
+    for client in world.breakable:
         client.move()
     return "every client"
 
@@ -167,7 +167,7 @@ async def _hold_back(world: World, rng: random.Random) -> str:
         return ""
     server.network.hold(seconds)
     await trio.sleep(seconds * rng.uniform(0.2, 0.8))
-    for client in rng.sample(world.clients, len(world.clients) // 2):
+    for client in rng.sample(world.breakable, len(world.breakable) // 2):
         client.move()
     return f"{server.folder.name} by {seconds:.1f} s"
 

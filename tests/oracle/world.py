@@ -6,7 +6,7 @@ import datetime as dt
 import itertools
 import random
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tests.e2e.nats_cluster import cluster_in
 from tests.faults.server import ServerProcess, start
 from tests.oracle.client import Client
 from tests.oracle.follower import Follower, Rate
+from tests.oracle.libraries.players import Make, Player
 from tests.oracle.publisher import Publisher
 from tests.oracle.recorder import Recorder
 from tests.oracle.truth import Evidence
@@ -143,11 +144,20 @@ class World:
         is_as_wanted: the stream has the right storage, as far as is known.
         is_remaking: a fault has deleted the stream and makes it anew.
         evidence: the published events and the observations.
+        players: client libraries.
+        breakable: the clients, of either kind, to which faults happen.
         nodes: of NATS.
         nursery: for the tasks that heal faults.
     """
 
-    def __init__(self, kind: Kind, folder: Path, rng: random.Random, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        folder: Path,
+        rng: random.Random,
+        nursery: trio.Nursery,
+        make_players: Make | None = None,
+    ) -> None:
         self.kind = kind
         # A resume brings 100 events of a channel: those of the chattiest one in 4 s at 80 events/s.
         self.rate = rng.uniform(50, 80 if kind.is_gentle else 200)
@@ -171,9 +181,12 @@ class World:
         self._turn = itertools.count()
         self.recorder = Recorder(self.evidence, STREAM, self.next_port)
         self.publisher = Publisher(self.evidence, CHANNELS, self.rate, rng, self.next_port)
+        self.players = make_players(self.evidence, nursery) if make_players else []
         self.clients = [
-            _client(f"client{number}", habit, rng) for number, habit in enumerate(_HABITS)
+            _client(f"client{number}", habit, rng)
+            for number, habit in enumerate(() if make_players else _HABITS)
         ]
+        self.breakable: Sequence[Client | Player] = self.players or self.clients
 
     @property
     def ports(self) -> list[int]:
@@ -386,10 +399,15 @@ def _matched(pattern: str) -> frozenset[str]:
 
 
 @asynccontextmanager
-async def running_world(kind: Kind, folder: Path, rng: random.Random) -> AsyncIterator[World]:
-    """Start all parts; they end with the block, whatever happens."""
+async def running_world(
+    kind: Kind, folder: Path, rng: random.Random, *, make_players: Make | None = None
+) -> AsyncIterator[World]:
+    """Start all parts; they end with the block, whatever happens.
+
+    `make_players` makes client libraries, instead of the clients that know only docs/protocol.md.
+    """
     async with trio.open_nursery() as nursery:
-        world = World(kind, folder, rng, nursery)
+        world = World(kind, folder, rng, nursery, make_players)
         try:
             for node in world.nodes:
                 node.start()
@@ -403,7 +421,7 @@ async def running_world(kind: Kind, folder: Path, rng: random.Random) -> AsyncIt
             nursery.start_soon(world.keep_stream)
             nursery.start_soon(world.recorder.run)
             nursery.start_soon(world.publisher.run)
-            for client in world.clients:
+            for client in world.breakable:
                 nursery.start_soon(client.run, world.ports)
             yield world
         finally:
