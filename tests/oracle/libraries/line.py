@@ -25,6 +25,7 @@ class Line:
         self.is_down = False
         self._nursery = nursery
         self._to = to
+        self._next_budget: int | None = None
         self._wires: set[_Wire] = set()
 
     def cut(self) -> None:
@@ -32,8 +33,11 @@ class Line:
         for wire in list(self._wires):
             wire.reset()
 
-    def cut_after(self, count: int) -> None:
-        """Reset each connection after so many more bytes from the server."""
+    def cut_after(self, count: int, *, is_next: bool = False) -> None:
+        """Reset each connection, or the next one, after so many more bytes from the server."""
+        if is_next:
+            self._next_budget = count
+            self.cut()
         for wire in self._wires:
             wire.budget = count
 
@@ -64,6 +68,7 @@ class Line:
             await near.aclose()
             return
         wire = _Wire(near, far)
+        wire.budget, self._next_budget = self._next_budget, None
         self._wires.add(wire)
         try:
             await wire.run()

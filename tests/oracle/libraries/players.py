@@ -19,7 +19,7 @@ from tests.oracle.libraries.verdict import Item
 from tests.oracle.truth import Evidence
 from trio_odin.wire.channels import ChannelSet
 
-LIBRARY = Path(__file__).parents[3] / "clients" / "js"
+LIBRARY = Path(os.environ.get("ORACLE_LIBRARY", Path(__file__).parents[3] / "clients" / "js"))
 _FOLDER = Path(__file__).parent
 # A dead network has to be noticed within the time of a fault.
 _OPTIONS = {"heartbeatMs": 1000, "pongMs": 1500, "dialMs": 2500, "retryMaxMs": 1000}
@@ -70,9 +70,12 @@ class Player:
     # ---- faults, as those of `tests.oracle.client.Client`
 
     def cut_after(self, count: int) -> None:
-        """Reset the connection after `count` more bytes from the server."""
+        """Reset the connection after `count` more bytes from the server.
+
+        Or reset it now, and the next one after as many bytes, which is often within a resume.
+        """
         for line in self.lines:
-            line.cut_after(count)
+            line.cut_after(count, is_next=count % 2 == 1)
 
     def cut_command(self, share: float) -> None:
         """Reset the connection in the middle of its next command."""
