@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import attrs
 
-from trio_odin.client.items import Dial, Drop, Event, Gap, Options, Output, Rate, Send, State
+from trio_odin.client.items import Dial, Drop, Event, Options, Output, Rate, Send, State
 
 Message = dict[str, Any]
 

@@ -1,0 +1,192 @@
+"""What a user has of a server: events, gaps and the state of the connection, until it is closed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trio_odin.client.driver import Driver, Signal
+from trio_odin.client.errors import ClientError
+from trio_odin.client.items import Deliver, Event, Gap, Rate, Refused, State
+from trio_odin.client.queues import Policy, queue_of
+from trio_odin.client.subscription import Items, Subscription
+from trio_odin.wire.channels import CHANNEL_RULE, is_name
+
+# The subscription that a feed is made with. It also gets the states.
+_OWN = 0
+
+
+class Feed:
+    """A connection to a server, or to the next one, until it is closed.
+
+    A loop over it gives the events of the channels that it was made with.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        channels: str | Sequence[str],
+        *,
+        every_ms: Rate,
+        with_snapshot: bool,
+        queue: Policy,
+    ) -> None:
+        """Want channels from the beginning.
+
+        Raises:
+            ClientError: the name of a channel is malformed.
+        """
+        self._driver = driver
+        self._core = driver.core
+        self._queue: Policy = queue
+        self._full: set[int] = set()
+        self._changed = driver.new_signal()
+        self._own = Subscription(self, _OWN, _names(channels), queue_of(queue))
+        self._subscriptions = {_OWN: self._own}
+        self._count = 0
+        driver.deliver = self._deliver
+        if self._own.channels:
+            self._want(_OWN, every_ms, with_snapshot=with_snapshot)
+
+    def __aiter__(self) -> Items[Event]:
+        return aiter(self._own)
+
+    def items(self) -> Items[Event | Gap | Refused | State]:
+        """Everything in its order: events, gaps, refused names, and how the connection is."""
+        return self._own.items()
+
+    @property
+    def state(self) -> State:
+        """How the connection is; of several, the worst one."""
+        return self._core.state
+
+    @property
+    def bytes_received(self) -> int:
+        """The size of all messages until now, as they came."""
+        return self._driver.bytes_received
+
+    def now_ms(self) -> float:
+        """The time on the clock of `State.at` and `State.retry_at`, in milliseconds."""
+        return self._driver.now_ms()
+
+    def newest(self, channel: str) -> Event | None:
+        """The newest event of a channel that is subscribed to, if there was one."""
+        return self._core.newest(channel)
+
+    def set_rate(self, every_ms: Rate) -> None:
+        """Change the rate of the channels that it was made with; see `Subscription.set_rate`."""
+        self._own.set_rate(every_ms)
+
+    def subscribe(
+        self,
+        channels: str | Sequence[str],
+        *,
+        every_ms: Rate = 0,
+        snapshot: bool = True,
+        queue: Policy | None = None,
+    ) -> Subscription:
+        """Ask for channels and patterns, over the same connection.
+
+        Args:
+            channels: a name such as `BTC.trade` or `*.liquidity`, or several of them.
+            every_ms: at most one event of each channel in so many ms; 0: all; None: paused.
+            snapshot: whether the newest event of each channel comes first.
+            queue: what happens to what is not taken; default: as for the feed.
+
+        Raises:
+            ClientError: a name is malformed; or the server has said no for good.
+        """
+        names = _names(channels)
+        self._count += 1
+        policy = self._queue if queue is None else queue
+        subscription = Subscription(self, self._count, names, queue_of(policy))
+        if not self.is_over():
+            self._subscriptions[self._count] = subscription
+            self._want(self._count, every_ms, with_snapshot=snapshot)
+        return subscription
+
+    async def wait_live(self) -> None:
+        """Wait until it is connected and has everything that was asked for.
+
+        Raises:
+            ClientError: the server has said no for good, or the feed is closed.
+        """
+        while self.state.name != "live":
+            if self.is_over():
+                raise ClientError("the feed is closed")
+            await self._changed.wait()
+
+    async def aclose(self) -> None:
+        """Close it in order, which takes a second at most. Loops over it end.
+
+        If cancelled, the sockets are cut.
+        """
+        self._driver.act(self._core.close)
+        await self._driver.wait_idle()
+
+    # ---- for subscriptions
+
+    def new_signal(self) -> Signal:
+        """Make a signal that tasks can wait for."""
+        return self._driver.new_signal()
+
+    def is_over(self) -> bool:
+        """Whether it was closed.
+
+        Raises:
+            ClientError: the server has said no for good.
+        """
+        if self.state.name == "closed" and self.state.cause:
+            raise ClientError(f"{self._driver.target.shown}: {self.state.cause}")
+        return self.state.name == "closed"
+
+    def set_rate_of(self, number: int, every_ms: Rate) -> None:
+        """Change the rate of a subscription."""
+        self._driver.act(self._core.set_rate, number, every_ms)
+
+    def unsubscribe(self, number: int) -> None:
+        """End a subscription."""
+        del self._subscriptions[number]
+        self._driver.act(self._core.unsubscribe, number)
+
+    def hold(self, number: int) -> None:
+        """Stop reading: the queue of this subscription is full."""
+        self._full.add(number)
+        self._driver.hold()
+
+    def release(self, number: int) -> None:
+        """Read on, unless another queue is full: this one has room again."""
+        self._full.discard(number)
+        if not self._full:
+            self._driver.release()
+
+    # ---- inside
+
+    def _want(self, number: int, every_ms: Rate, *, with_snapshot: bool) -> None:
+        if every_ms is not None and every_ms < 0:
+            raise ClientError(f"{every_ms} ms: allowed is 0, or more, or None for a pause")
+        names = self._subscriptions[number].channels
+        subscribe = self._core.subscribe
+        self._driver.act(subscribe, number, names, every_ms, with_snapshot=with_snapshot)
+
+    def _deliver(self, output: Deliver | State) -> None:
+        if isinstance(output, Deliver):
+            for number in output.subscriptions:
+                if (subscription := self._subscriptions.get(number)) is not None:
+                    subscription.put(output.item)
+            return
+        if (own := self._subscriptions.get(_OWN)) is not None:
+            own.put(output)
+        changed, self._changed = self._changed, self.new_signal()
+        changed.set()
+        if output.name == "closed":
+            for subscription in self._subscriptions.values():
+                subscription.wake()
+
+
+def _names(channels: str | Sequence[str]) -> tuple[str, ...]:
+    """The names of channels and patterns; raises ClientError for anything else."""
+    names = (channels,) if isinstance(channels, str) else tuple(channels)
+    for name in names:
+        if not is_name(name):
+            raise ClientError(f"{name!r}: {CHANNEL_RULE}; or * for a part, or > for all")
+    return names

@@ -1,0 +1,129 @@
+"""What waits for a slow consumer: the newest of each channel, or everything up to a limit."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Hashable
+from typing import Final, Literal, TypeAlias
+
+import attrs
+
+from trio_odin.client.items import Event, Gap, Refused, State
+
+Item: TypeAlias = Event | Gap | Refused | State
+Policy: TypeAlias = Literal["newest", "wait"]
+
+# For the policy `wait`. The message that fills a queue is still taken whole, 1 MiB at most.
+_FULL_FROM: Final = 1_000
+
+
+class Queue(ABC):
+    """Items of one subscription that wait to be taken.
+
+    Attributes:
+        is_full: whether no further message should be read from the socket.
+        has_room: whether reading can go on, once it was full.
+    """
+
+    is_full: bool = False
+    has_room: bool = True
+
+    @abstractmethod
+    def put(self, item: Item) -> None:
+        """Add an item."""
+
+    @abstractmethod
+    def take(self) -> Item | None:
+        """Remove the first item, if there is one."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Remove all."""
+
+
+class Newest(Queue):
+    """Keeps the newest event of each channel; what it replaces counts as `skipped`.
+
+    It has at most one event for each channel, one gap for each reason, a refusal for each name, and
+    one state. What is replaced loses its place, so that a busy channel does not hold up the others.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[Hashable, Item] = {}
+
+    def put(self, item: Item) -> None:
+        """Add an item."""
+        key = _key(item)
+        older = self._waiting.pop(key, None)
+        self._waiting[key] = item if older is None else _merged(older, item)
+
+    def take(self) -> Item | None:
+        """Remove the first item, if there is one."""
+        for key in self._waiting:
+            return self._waiting.pop(key)
+        return None
+
+    def clear(self) -> None:
+        """Remove all."""
+        self._waiting.clear()
+
+
+def _key(item: Item) -> Hashable:
+    if isinstance(item, Event):
+        return item.channel
+    if isinstance(item, Gap):
+        return Gap, item.reason
+    if isinstance(item, Refused):
+        return Refused, item.channel
+    return State
+
+
+def _merged(older: Item, item: Item) -> Item:
+    if isinstance(item, Event) and isinstance(older, Event):
+        is_counted = older.skipped is not None and item.skipped is not None
+        skipped = older.skipped + 1 + item.skipped if is_counted else None  # type: ignore[operator]
+        return attrs.evolve(item, skipped=skipped)
+    if isinstance(item, Gap) and isinstance(older, Gap):
+        is_counted = older.missed is not None and item.missed is not None
+        missed = older.missed + item.missed if is_counted else None  # type: ignore[operator]
+        channels = tuple(dict.fromkeys((*older.channels, *item.channels)))
+        return Gap(channels=channels, missed=missed, reason=item.reason)
+    return item
+
+
+class InOrder(Queue):
+    """Keeps every item. When it is full the socket is not read any further until it is half empty.
+
+    States do not fill it: one that nobody saw gives way to the next.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Item] = deque()
+
+    def put(self, item: Item) -> None:
+        """Add an item."""
+        if isinstance(item, State) and self._waiting and isinstance(self._waiting[-1], State):
+            self._waiting.pop()
+        self._waiting.append(item)
+        self._measure()
+
+    def take(self) -> Item | None:
+        """Remove the first item, if there is one."""
+        item = self._waiting.popleft() if self._waiting else None
+        self._measure()
+        return item
+
+    def clear(self) -> None:
+        """Remove all."""
+        self._waiting.clear()
+        self._measure()
+
+    def _measure(self) -> None:
+        self.is_full = len(self._waiting) >= _FULL_FROM
+        self.has_room = len(self._waiting) <= _FULL_FROM // 2
+
+
+def queue_of(policy: Policy) -> Queue:
+    """A queue by its name."""
+    return Newest() if policy == "newest" else InOrder()

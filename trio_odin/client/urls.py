@@ -1,0 +1,62 @@
+"""The address of a server: `ws://127.0.0.1:3002/ws`."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import attrs
+
+from trio_odin.client.errors import ClientError
+
+_PORTS = {"ws": 80, "wss": 443}
+
+
+@attrs.frozen
+class Address:
+    """Where a URL leads to.
+
+    Attributes:
+        host, port: for the socket; the host without the brackets of an IPv6 address.
+        authority: for the header `Host`.
+        resource: the path and the query.
+        is_tls: whether it is `wss`.
+        shown: the URL without what may be secret: a token in its query, a password.
+    """
+
+    host: str
+    port: int
+    authority: str
+    resource: str
+    is_tls: bool
+    shown: str
+
+    @classmethod
+    def of(cls, url: str) -> Address:
+        """Read a URL.
+
+        Raises:
+            ClientError: it is not the URL of a WebSocket.
+        """
+        shown = shown_url(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+            if parts.scheme not in _PORTS or not parts.hostname or port == 0:
+                raise ValueError("allowed is a URL like ws://127.0.0.1:3002/ws")
+        except ValueError as error:
+            raise ClientError(f"cannot connect to {shown}: {error}") from error
+        path = parts.path or "/"
+        return cls(
+            host=parts.hostname,
+            port=port or _PORTS[parts.scheme],
+            authority=parts.netloc.rpartition("@")[2],
+            resource=f"{path}?{parts.query}" if parts.query else path,
+            is_tls=parts.scheme == "wss",
+            shown=shown,
+        )
+
+
+def shown_url(url: str) -> str:
+    """The URL without the parts that may be secret."""
+    scheme, separator, rest = url.partition("?")[0].rpartition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
