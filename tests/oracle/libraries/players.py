@@ -6,6 +6,7 @@ import json
 import os
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -121,12 +122,13 @@ class Player:
             "compressed": self.is_compressed,
             "subscriptions": [{"names": one.names, "everyMs": one.every_ms} for one in self.parts],
         }
-        play = {"node": self._play_script, "browser": self._play_script}[self.kind]
-        await play(config)
+        if self.kind in {"node", "browser"}:
+            command = ["node", str(_FOLDER / f"{self.kind}.mjs"), str(LIBRARY)]
+        else:
+            command = [sys.executable, "-m", f"{__package__}.play", self.kind]
+        await self._play([*command, json.dumps(config)])
 
-    async def _play_script(self, config: Message) -> None:
-        script = _FOLDER / f"{self.kind}.mjs"
-        command = ["node", str(script), str(LIBRARY), json.dumps(config)]
+    async def _play(self, command: list[str]) -> None:
         process = await trio.lowlevel.open_process(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ
         )
