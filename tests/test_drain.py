@@ -56,18 +56,18 @@ async def drain(rig: Rig, rate: float, seconds: float = 30.0) -> float:
     return trio.current_time() - began
 
 
-async def test_each_client_gets_its_own_time_and_a_1001_then(
+async def test_each_client_gets_its_own_time_and_a_1001_two_seconds_later(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     rig = Rig(nursery)
     clients = await leavers(rig, nursery, 20)
     began = trio.current_time()
     took = await drain(rig, rate=10)
-    assert took <= 2.0
+    assert took <= 2.0 + 2.0
     for client in clients:
         ((told_at, milliseconds),) = client.notices
         assert told_at == began
-        assert client.closed_at - began == pytest.approx(milliseconds / 1000, abs=0.001)
+        assert client.closed_at - began == pytest.approx(milliseconds / 1000 + 2, abs=0.001)
         assert client.code == 1001
     closed = sorted(client.closed_at for client in clients)
     gaps = [after - before for before, after in pairwise(closed)]
@@ -112,7 +112,7 @@ async def test_a_client_that_leaves_by_itself_is_not_waited_for(
 
     for client in clients:
         nursery.start_soon(obey, client)
-    assert await drain(rig, rate=1) <= 5
+    assert await drain(rig, rate=1) == 0
     assert rig.ledger.traffic.closed == {"peer_closed": 5}
 
 
@@ -142,7 +142,7 @@ async def test_a_client_that_never_reads_is_cut_in_time(
     rig.check_balance()
 
 
-async def test_a_client_with_a_full_outbox_is_closed_at_its_slot(
+async def test_a_client_with_a_full_outbox_is_closed_soon_after_its_slot(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     rig = Rig(nursery, WS_OUTBOX_CAPACITY="2", WS_WRITE_DEADLINE="60s")
@@ -153,5 +153,5 @@ async def test_a_client_with_a_full_outbox_is_closed_at_its_slot(
         rig.publish("BTC.trade")
         await trio.testing.wait_all_tasks_blocked()
     rig.publish("BTC.trade")
-    assert await drain(rig, rate=2000) < 1
+    assert await drain(rig, rate=2000) < 2 + 1
     rig.check_balance()

@@ -4,6 +4,10 @@ A client that has to leave reconnects at once, somewhere else. So connections ar
 the other, no faster than a server accepts them:
 
     0 ──► notice of the slot to all ──► slots, 1 / rate apart ──► flush, handshake ──► cut ──► exit
+                                          └─ each is closed some time after its slot
+
+A client that connects elsewhere at its slot, and leaves here when it has everything there, has no
+moment without a connection.
 """
 
 from __future__ import annotations
@@ -36,6 +40,9 @@ _EXIT_SECONDS, _EXIT_SHARE = 3.0, 0.2
 # About 5 ms of notices; then readers and fan-outs have their turn.
 _NOTICES_BETWEEN_CHECKPOINTS = 200
 
+# How long a client may have two connections: for a handshake, a command and a resume.
+_BOTH_SECONDS, _BOTH_SHARE = 2.0, 0.1
+
 _log = structlog.get_logger("server")
 
 
@@ -44,11 +51,13 @@ class DrainPlan:
     """The schedule of a drain, in seconds from its beginning.
 
     Attributes:
-        slots: time at which each connection is closed, one after the other.
+        slots: time at which each client is to connect elsewhere, one after the other.
+        both_seconds: time from then on until its connection here is closed.
         cut_seconds: time at which connections still open are closed forcibly.
     """
 
     slots: Sequence[float]
+    both_seconds: float
     cut_seconds: float
 
 
@@ -66,13 +75,16 @@ def plan_drain(
             so that servers that drain together do not send their clients away in step.
     """
     cut_seconds = drain_seconds - min(_EXIT_SECONDS, drain_seconds * _EXIT_SHARE)
-    window = cut_seconds - min(_CLOSING_SECONDS, drain_seconds * _CLOSING_SHARE)
+    both_seconds = min(_BOTH_SECONDS, drain_seconds * _BOTH_SHARE)
+    closed_by = cut_seconds - min(_CLOSING_SECONDS, drain_seconds * _CLOSING_SHARE)
+    window = closed_by - both_seconds
     apart = min(1 / reconnects_per_second, window / max(1, connections))
-    return DrainPlan([(number + phase) * apart for number in range(connections)], cut_seconds)
+    slots = [(number + phase) * apart for number in range(connections)]
+    return DrainPlan(slots, both_seconds, cut_seconds)
 
 
 def notice(seconds: float) -> bytes:
-    """Return the frame that tells a client when to reconnect elsewhere; it is closed here then."""
+    """Return the frame that tells a client when to reconnect elsewhere."""
     milliseconds = max(0, round(seconds * 1000))
     return text_frame(b'{"type":"server:draining","reconnect_in_ms":%d}' % milliseconds)
 
@@ -137,7 +149,7 @@ async def send_away(
     reconnects_per_second: float,
     drain_seconds: float,
 ) -> None:
-    """Tell each client when to reconnect elsewhere, close it at that moment, and cut the rest.
+    """Tell each client when to reconnect elsewhere, close it soon after that, and cut the rest.
 
     Clients get events until then. Returns when no connection is left, in time for the process to
     end within `drain_seconds`. No client may be admitted meanwhile.
@@ -158,15 +170,21 @@ async def send_away(
     ]
     with trio.move_on_at(began + plan.cut_seconds):
         await _announce(slots)
-        for slot, connection in slots:
-            await trio.sleep_until(slot)
-            connection.leave()
-        await listener.wait_empty()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_close_each, slots, plan.both_seconds)
+            await listener.wait_empty()
+            nursery.cancel_scope.cancel(reason="all have left")
     if hub.members:
         _log.warning("drain.cut", connections=len(hub.members))
     for connection in list(hub.members):
         connection.evict(CloseReason.DRAINING)
     await listener.wait_empty()
+
+
+async def _close_each(slots: Iterable[tuple[float, Connection]], both_seconds: float) -> None:
+    for slot, connection in slots:
+        await trio.sleep_until(slot + both_seconds)
+        connection.leave()
 
 
 async def _announce(slots: Iterable[tuple[float, Connection]]) -> None:

@@ -1,0 +1,228 @@
+"""`python -m tests.oracle.libraries.rolling`: thousands of Python clients in a rolling restart.
+
+Clients of `trio_odin.client` in some processes hold connections to two workers, which SIGUSR2
+replaces one by one. The events of each channel are numbered, so a client sees by itself whether one
+is missing or comes again. In the end each has to have the last event of each of its channels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from tests.e2e.nats import NatsClient, NatsServer, nats_client, running_nats
+from tests.faults.server import ServerProcess, serving
+from trio_odin.client import Event, Gap, State, connect
+
+_CHANNELS = [f"T{number}.trade" for number in range(100)]
+_EACH = 5
+_RATE = 30.0
+_AT_ONCE = 40
+_UP_SECONDS, _ROLLED_SECONDS, _LAST_SECONDS = 400.0, 400.0, 90.0
+
+
+class _Crowd:
+    """The clients of one process; `seen` counts what they got."""
+
+    def __init__(self) -> None:
+        self.seen: Counter[str] = Counter()
+        self.newest: dict[int, dict[str, int]] = {}
+        self._starting = trio.CapacityLimiter(_AT_ONCE)
+
+    async def play(self, number: int, url: str) -> None:
+        """One client, until cancelled."""
+        newest = self.newest[number] = {}
+        channels = random.Random(number).sample(_CHANNELS, _EACH)
+        await self._starting.acquire_on_behalf_of(number)
+        try:
+            async with connect(url, channels, queue="wait") as feed:
+                await feed.wait_live()
+                self.seen["began"] += 1
+                self._starting.release_on_behalf_of(number)
+                async for item in feed.items():
+                    self._take(item, newest)
+        finally:
+            self.seen["ended"] += 1
+
+    def _take(self, item: object, newest: dict[str, int]) -> None:
+        match item:
+            case Event():
+                count, before = item.data["n"], newest.get(item.channel)
+                self.seen["events"] += 1
+                if before is not None and count != before + 1:
+                    self.seen["missing" if count > before else "repeated"] += 1
+                newest[item.channel] = count
+            case Gap():
+                self.seen["gaps"] += 1
+            case State():
+                self.seen[item.name] += 1
+            case _:
+                self.seen["refused"] += 1
+
+    def lacking(self, last: dict[str, int]) -> int:
+        """How many clients lack the last event of a channel."""
+        return sum(
+            any(count != last.get(channel) for channel, count in newest.items())
+            or len(newest) < _EACH
+            for newest in self.newest.values()
+        )
+
+
+async def _child(url: str, first: int, count: int) -> None:
+    """Play clients; answer lines on the standard input: the last counts, or empty ones."""
+    crowd = _Crowd()
+    async with trio.open_nursery() as nursery:
+        for number in range(first, first + count):
+            nursery.start_soon(crowd.play, number, url)
+        while line := await trio.to_thread.run_sync(sys.stdin.readline):
+            last = json.loads(line)
+            answer = dict(crowd.seen) | {"lacking": crowd.lacking(last)}
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
+        nursery.cancel_scope.cancel(reason="enough was seen")
+
+
+class _Children:
+    def __init__(self, url: str, clients: int, processes: int) -> None:
+        each = -(-clients // processes)
+        self._processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", __spec__.name, "--child", url, str(first), str(each)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            for first in range(0, clients, each)
+        ]
+
+    async def ask(self, last: dict[str, int]) -> Counter[str]:
+        """What all clients have seen until now."""
+        return await trio.to_thread.run_sync(self._ask, last)
+
+    def _ask(self, last: dict[str, int]) -> Counter[str]:
+        seen: Counter[str] = Counter()
+        for process in self._processes:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps(last).encode() + b"\n")
+            process.stdin.flush()
+            seen.update(json.loads(process.stdout.readline()))
+        return seen
+
+    def cpu_seconds(self) -> float:
+        """The CPU time of all of them."""
+        ticks = 0
+        for process in self._processes:
+            fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def mib(self) -> float:
+        """The memory of all of them."""
+        pages = sum(
+            int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+            for process in self._processes
+        )
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1024**2
+
+    def end(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+
+async def _publish(nats: NatsServer, last: dict[str, int], until: trio.Event) -> None:
+    """Publish numbered events, `_RATE` a second, and in the end one of each channel."""
+    async with nats_client(nats.url) as client:
+        rng = random.Random(1)
+        while not until.is_set():
+            await _publish_one(client, rng.choice(_CHANNELS), last)
+            await trio.sleep(1 / _RATE)
+        for channel in _CHANNELS:
+            await _publish_one(client, channel, last)
+        await client.flush()
+
+
+async def _publish_one(client: NatsClient, channel: str, last: dict[str, int]) -> None:
+    last[channel] = last.get(channel, 0) + 1
+    payload = json.dumps({"n": last[channel]}).encode()
+    await client.publish(f"odin.token.{channel}", payload)
+
+
+async def _drill(clients: int, processes: int) -> int:
+    with tempfile.TemporaryDirectory(prefix="rolling-") as name:
+        folder = Path(name)
+        with running_nats(folder) as nats:
+            settings = {"WS_MAX_CONNECTIONS": "0", "WS_CPU_REJECT_THRESHOLD": "0"}
+            settings |= {"WS_CPU_PAUSE_THRESHOLD": "0", "WS_LAG_REJECT_MS": "0"}
+            async with serving(folder, nats.url, workers=2, **settings) as server:
+                return await _watch(server, nats, clients, processes)
+
+
+async def _watch(server: ServerProcess, nats: NatsServer, clients: int, processes: int) -> int:
+    last: dict[str, int] = {}
+    is_over = trio.Event()
+    children = _Children(f"ws://127.0.0.1:{server.port}/ws", clients, processes)
+    begun = time.monotonic()
+
+    def say(text: str) -> None:
+        sys.stdout.write(f"{time.monotonic() - begun:6.1f} s  {text}\n")
+        sys.stdout.flush()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_publish, nats, last, is_over)
+            with trio.fail_after(_UP_SECONDS):
+                while (seen := await children.ask(last))["began"] < clients:
+                    say(f"{seen['began']:,} of {clients:,} clients are live")
+                    await trio.sleep(5)
+            say(f"all are live, {children.mib() * 1024 / clients:.1f} KiB a client")
+            await trio.sleep(5)
+            workers, cpu, at = server.workers(), children.cpu_seconds(), time.monotonic()
+            server.signal(signal.SIGUSR2)
+            with trio.fail_after(_ROLLED_SECONDS):
+                while not any("rolling.finished" in line for line in server.log_lines()):
+                    await trio.sleep(1)
+            took = time.monotonic() - at
+            cpu = children.cpu_seconds() - cpu
+            assert set(workers).isdisjoint(server.workers()), "the workers are the same ones"
+            say(f"both workers are replaced, after {took:.0f} s; clients used {cpu:.0f} s of CPU")
+            await trio.sleep(5)
+            is_over.set()
+        with trio.move_on_after(_LAST_SECONDS):
+            while (seen := await children.ask(last))["lacking"]:
+                await trio.sleep(1)
+        seen = await children.ask(last)
+        say(", ".join(f"{key} {count:,}" for key, count in sorted(seen.items())))
+        bad = sum(seen[key] for key in ("missing", "repeated", "refused", "ended", "lacking"))
+        say(f"{bad} of {clients:,} clients have a fault, {seen['gaps']} gaps")
+        return 1 if bad or seen["gaps"] else 0
+    finally:
+        children.end()
+
+
+def main() -> int:
+    """Run the drill; the exit code is 1 if anything was lost, told as lost, or repeated."""
+    if sys.argv[1:2] == ["--child"]:
+        trio.run(_child, sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+        return 0
+    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__)
+    parser.add_argument("--clients", type=int, default=10_000)
+    parser.add_argument("--processes", type=int, default=3)
+    options = parser.parse_args()
+    return trio.run(partial(_drill, options.clients, options.processes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
