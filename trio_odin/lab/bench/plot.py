@@ -6,7 +6,8 @@ delivery.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,23 +73,41 @@ def plot(report: BenchReport, path: Path) -> None:
         # Ignore the user's matplotlibrc.
         mpl.rcdefaults()
         mpl.rcParams.update(_RC)
-        bars_inches = _FRAME_INCHES + _BAR_INCHES * max(1, len(report.targets))
-        alone = _with_rates(report)
-        inches = bars_inches + _LINES_INCHES
-        whole = inches + _RATES_INCHES * (alone is not None)
-        figure = Figure((_WIDTH_INCHES, whole), layout="constrained")
-        upper: FigureBase = figure
-        if alone is not None:
-            ratios = (inches, _RATES_INCHES)
-            upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=ratios)[:, 0]
-            rates, sizes = lower.subplots(1, 2)
-            _draw_rates(rates, alone.named("rates"))
-            _draw_bytes(sizes, alone.named("compression"))
-        grid = upper.add_gridspec(2, 3, height_ratios=(bars_inches, _LINES_INCHES))
-        _draw_bars([upper.add_subplot(grid[0, column]) for column in range(3)], report)
-        _draw_latency(upper, upper.add_subplot(grid[1, :]), report.targets)
+        parts = _parts(report)
+        heights = [inches for inches, _ in parts]
+        figure = Figure((_WIDTH_INCHES, sum(heights)), layout="constrained")
+        rows = figure.subfigures(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for row, (_, draw) in zip(rows, parts, strict=True):
+            draw(row)
         metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
         figure.savefig(path, dpi=_PNG_DPI, facecolor="white", metadata=metadata)
+
+
+def _parts(report: BenchReport) -> list[tuple[float, Callable[[FigureBase], None]]]:
+    """What there is to draw, from top to bottom, and the height of each."""
+    alone = _with_rates(report)
+    parts: list[tuple[float, Callable[[FigureBase], None]]] = []
+    if alone is None or any(target.stage("W") for target in report.targets):
+        bars_inches = _FRAME_INCHES + _BAR_INCHES * max(1, len(report.targets))
+        parts.append((bars_inches + _LINES_INCHES, partial(_draw_all, report, bars_inches)))
+    if alone is not None:
+        parts.append((_RATES_INCHES, partial(_draw_alone, alone)))
+    return parts
+
+
+def _draw_all(report: BenchReport, bars_inches: float, part: FigureBase) -> None:
+    grid = part.add_gridspec(2, 3, height_ratios=(bars_inches, _LINES_INCHES))
+    _draw_bars([part.add_subplot(grid[0, column]) for column in range(3)], report)
+    _draw_latency(part, part.add_subplot(grid[1, :]), report.targets)
+
+
+def _draw_alone(target: TargetReport, part: FigureBase) -> None:
+    rates, encodings = target.named("rates"), target.named("compression")
+    panels = part.subplots(1, bool(rates) + bool(encodings), squeeze=False)[0]
+    if rates:
+        _draw_rates(panels[0], rates)
+    if encodings:
+        _draw_bytes(panels[-1], encodings)
 
 
 def _with_rates(report: BenchReport) -> TargetReport | None:
