@@ -473,7 +473,7 @@ def _channels_in(command: SubscribeCommand | UnsubscribeCommand) -> list[str]:
     return channels
 
 
-def _wish(command: SubscribeCommand | UnsubscribeCommand, key: str) -> Any:
+def _wish(command: SubscribeCommand | UnsubscribeCommand | TokenCommand, key: str) -> Any:
     """The value of `key`, in `data` or at the top level."""
     inner = None if command.data is None else getattr(command.data, key)
     return getattr(command, key) if inner is None else inner
@@ -487,7 +487,7 @@ def _list_of(text: str) -> Channels:
 
 def _token_of(text: str) -> Token:
     command = _token.decode(text)
-    token = command.data.token if command.data else command.token
+    token = _wish(command, "token")
     if token is None:
         raise msgspec.ValidationError("token needs `token`, a text")
     return Token(token, command.id)
