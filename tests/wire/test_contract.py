@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tests.test_docs import example_lines
 from trio_odin.cli.asyncapi import asyncapi_command
+from trio_odin.client import messages as client_messages
 from trio_odin.fanout.batch import Batch
 from trio_odin.fanout.publication import Publication
 from trio_odin.fanout.updates import Update
@@ -47,6 +48,11 @@ def problems_of_message(content: dict[str, Any]) -> list[str]:
     return problems(content, schema)
 
 
+def type_of(message: type[msgspec.Struct]) -> str:
+    schema = DOCUMENT["components"]["schemas"][message.__name__]
+    return str(schema["properties"]["type"]["const"])
+
+
 def is_command(text: str) -> bool:
     """Whether a text is a command of the contract."""
     try:
@@ -74,6 +80,31 @@ def test_the_command_prints_it_or_writes_a_file(tmp_path: Path) -> None:
     ended = CliRunner().invoke(asyncapi_command, ["--out", str(tmp_path / "no" / "file")])
     assert ended.exit_code == 2
     assert "--out" in ended.output
+
+
+@pytest.mark.parametrize(
+    ("language", "path"),
+    [("typescript", "clients/js/src/messages.ts"), ("python", "trio_odin/client/messages.py")],
+)
+def test_the_types_of_a_language_are_current(language: str, path: str) -> None:
+    made = CliRunner().invoke(asyncapi_command, ["--types", language])
+    assert (ROOT / path).read_text() == made.output, (
+        f"run: trio-odin asyncapi --types {language} --out {path}"
+    )
+
+
+def test_the_types_of_python_take_the_examples() -> None:
+    """msgspec reads the dictionaries as strictly as a type checker would."""
+    decoder = msgspec.json.Decoder(dict[str, Any])
+    types = vars(client_messages)
+    for message in MESSAGES:
+        assert message.__name__ in types
+    for kind, text in example_lines(PAGE):
+        if kind != "<":
+            continue
+        content = decoder.decode(text)
+        (name,) = (one.__name__ for one in MESSAGES if type_of(one) == content["type"])
+        assert msgspec.convert(content, type=types[name]) == content
 
 
 def test_all_schemas_are_schemas_and_all_references_lead_somewhere() -> None:

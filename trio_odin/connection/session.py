@@ -42,7 +42,7 @@ from trio_odin.wire.handshake import Rejected
 from trio_odin.wire.messages import (
     ChannelEntry,
     ChannelList,
-    Error,
+    ErrorReply,
     Pong,
     Refusal,
     ReplayDone,
@@ -509,7 +509,7 @@ class Session(Generic[S]):
 
     def _error(self, code: ErrorCode, message: str, command_id: CommandId = None) -> bytes:
         self._traffic.errors[code.value] += 1
-        return _reply(Error(code, message), command_id)
+        return _reply(ErrorReply(code, message), command_id)
 
 
 def _split(channels: list[str], is_good: Callable[[str], bool]) -> tuple[list[str], list[str]]:

@@ -21,7 +21,7 @@ from trio_odin.wire.messages import (
     ChannelList,
     DictionaryNotice,
     Draining,
-    Error,
+    ErrorReply,
     GapNotice,
     Pong,
     PriceBatch,
@@ -46,18 +46,18 @@ _ANSWERS: Final[Mapping[str, _Types]] = {
     "subscribe": (
         PriceBatch,
         SubscriptionAck,
-        Error,
+        ErrorReply,
         Upstream,
         PriceUpdate,
         SnapshotDone,
         ResumeIncomplete,
         Resumed,
     ),
-    "unsubscribe": (UnsubscriptionAck, Error),
-    "heartbeat": (Pong, Error),
-    "replay": (PriceUpdate, ReplayIncomplete, ReplayDone, Error),
-    "channels": (ChannelList, Error),
-    "token": (TokenAck, Error),
+    "unsubscribe": (UnsubscriptionAck, ErrorReply),
+    "heartbeat": (Pong, ErrorReply),
+    "replay": (PriceUpdate, ReplayIncomplete, ReplayDone, ErrorReply),
+    "channels": (ChannelList, ErrorReply),
+    "token": (TokenAck, ErrorReply),
 }
 # What comes by itself.
 _SENT: Final[Mapping[str, tuple[str, _Types]]] = {

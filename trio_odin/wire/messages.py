@@ -275,7 +275,7 @@ class TokenAck(Reply, tag="token_ack"):
     count: int
 
 
-class Error(Reply, tag="error"):
+class ErrorReply(Reply, tag="error"):
     """A command was refused, or a part of it. The connection stays open.
 
     Attributes:
@@ -356,7 +356,7 @@ MESSAGES: Final[tuple[type[msgspec.Struct], ...]] = (
     ChannelList,
     Pong,
     TokenAck,
-    Error,
+    ErrorReply,
     GapNotice,
     Upstream,
     Draining,
