@@ -67,12 +67,13 @@ def reference(name: str) -> Schema:
 
 def descriptions(struct: type) -> tuple[str, dict[str, str]]:
     """The text of a docstring, and those of its attributes and of the inherited ones."""
-    text, _, attributes = inspect.cleandoc(struct.__doc__ or "").partition("\n\nAttributes:\n")
-    base = struct.__base__
-    found = {} if base in {None, object, msgspec.Struct} else descriptions(base)[1]
-    for name, words in _ATTRIBUTE.findall(attributes):
-        words = " ".join(words.split())
-        found[name.rstrip("_")] = words[0].upper() + words[1:]
+    found: dict[str, str] = {}
+    text = ""
+    for one in reversed(struct.__mro__):
+        text, _, attributes = inspect.cleandoc(one.__doc__ or "").partition("\n\nAttributes:\n")
+        for name, words in _ATTRIBUTE.findall(attributes):
+            words = " ".join(words.split())
+            found[name.rstrip("_")] = words[0].upper() + words[1:]
     return text, found
 
 
