@@ -60,6 +60,15 @@ def imports(session: nox.Session) -> None:
     session.run("lint-imports")
 
 
+@nox.session(venv_backend="none")
+def asyncapi(session: nox.Session) -> None:
+    """Check docs/asyncapi.json with the official parser; needs npm, and its registry once."""
+    parser = Path("ops/asyncapi")
+    if not (parser / "node_modules").exists():
+        session.run("npm", "ci", "--silent", f"--prefix={parser}", external=True)
+    session.run("node", str(parser / "check.mjs"), "docs/asyncapi.json", external=True)
+
+
 @nox.session
 def conformance(session: nox.Session) -> None:
     """Run Autobahn's cases against the frame layer; `-- --keep` makes docs/conformance.json."""

@@ -156,7 +156,7 @@ def test_the_costs_of_the_model_are_those_of_the_lab(tmp_path: Path) -> None:
 
 
 def test_the_examples_of_the_protocol_page_are_true() -> None:
-    lines = _example_lines(ROOT / "docs" / "protocol.md")
+    lines = example_lines(ROOT / "docs" / "protocol.md")
     ticks = Ticks()
     me = _Me()
     registry: Registry[_Me] = Registry(cast("Rates[_Me]", ticks.rates))
@@ -192,7 +192,7 @@ def test_the_examples_of_the_protocol_page_are_true() -> None:
     assert len(lines) > 45
 
 
-def _example_lines(page: Path) -> list[tuple[str, str]]:
+def example_lines(page: Path) -> list[tuple[str, str]]:
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
     lines = [line for language, block in blocks if not language for line in block.splitlines()]
     return [(line[0], line[2:]) for line in lines]

@@ -16,6 +16,7 @@ import random
 from collections.abc import Iterable, Sequence
 
 import attrs
+import msgspec
 import structlog
 import trio
 
@@ -27,6 +28,7 @@ from trio_odin.listener.port import Port
 from trio_odin.overload.admission import Admission
 from trio_odin.settings.settings import Settings
 from trio_odin.wire.frames import text_frame
+from trio_odin.wire.messages import Draining
 
 # The lab measured 188 to 289 µs of CPU per connect and subscribe (docs/capacity.md). At this rate,
 # which is also the default of WS_ACCEPT_RATE, a server that accepts them has half a core left.
@@ -86,7 +88,7 @@ def plan_drain(
 def notice(seconds: float) -> bytes:
     """Return the frame that tells a client when to reconnect elsewhere."""
     milliseconds = max(0, round(seconds * 1000))
-    return text_frame(b'{"type":"server:draining","reconnect_in_ms":%d}' % milliseconds)
+    return text_frame(msgspec.json.encode(Draining(milliseconds)))
 
 
 class Drain:

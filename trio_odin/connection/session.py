@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from itertools import islice
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import attrs
 import msgspec
@@ -39,6 +39,23 @@ from trio_odin.wire.commands import (
 )
 from trio_odin.wire.frames import text_frame
 from trio_odin.wire.handshake import Rejected
+from trio_odin.wire.messages import (
+    ChannelEntry,
+    ChannelList,
+    ErrorReply,
+    Pong,
+    Refusal,
+    ReplayDone,
+    ReplayIncomplete,
+    Reply,
+    Resumed,
+    ResumeIncomplete,
+    SnapshotDone,
+    SubscriptionAck,
+    TokenAck,
+    UnsubscriptionAck,
+    nats_state,
+)
 from trio_odin.wire.rates import EVERY_EVENT, Rate, granted
 
 _Refusal: TypeAlias = tuple[ErrorCode, list[str], str]
@@ -168,14 +185,13 @@ class Session(Generic[S]):
                 return self._subscribe(command)
             case Unsubscribe(channels, command_id):
                 count = self._registry.unsubscribe(self._subscriber, channels)
-                ack = {"type": "unsubscription_ack", "unsubscribed": channels, "count": count}
-                return [_reply(ack, command_id)]
+                return [_reply(UnsubscriptionAck(channels, count), command_id)]
             case Replay(first, last, command_id):
                 last = self.replay_buffer.seq if last is None else last
                 return [self._replay(first, last, command_id)]
             case Heartbeat(command_id, about_nats):
-                pong = {"type": "pong", "ts": unix_ms}
-                return [_reply(pong | self._freshness(now) if about_nats else pong, command_id)]
+                pong = self._freshness(now, unix_ms) if about_nats else Pong(unix_ms)
+                return [_reply(pong, command_id)]
             case Channels():
                 return [self._list(command)]
             case Token(token, command_id):
@@ -204,15 +220,15 @@ class Session(Generic[S]):
         due, count = self._subscribe_at(rate, allowed)
         replies: list[Answer] = [*due]
         if allowed or not channels or command_id is not None:
-            ack = {"type": "subscription_ack", "subscribed": allowed, "count": count}
+            ack = SubscriptionAck(allowed, count)
             if is_told or is_resume:
-                ack["epoch"] = self._resume_buffer.epoch
+                ack.epoch = self._resume_buffer.epoch
                 if not is_resume:  # a resume states its position at its end
-                    ack["offset"] = self._position()
+                    ack.offset = self._position()
             if command.states_rate and allowed:
-                ack["every_ms"] = rate
+                ack.every_ms = rate
             if command_id is not None:
-                ack |= self._refused(refusals)
+                self._name_refused(ack, refusals)
             replies.append(_reply(ack, command_id))
         if command_id is None:
             replies += self._errors(refusals)
@@ -279,15 +295,15 @@ class Session(Generic[S]):
             for code, refused, reason in refusals
         ]
 
-    def _refused(self, refusals: list[_Refusal]) -> dict[str, Any]:
-        """What a program reads of the refused names, in the acknowledgement."""
-        refused = [
-            {"channel": name, "code": code.value} for code, names, _ in refusals for name in names
-        ]
+    def _name_refused(self, ack: SubscriptionAck, refusals: list[_Refusal]) -> None:
+        """Put what a program reads of the refused names into the acknowledgement."""
+        refused = [Refusal(name, code) for code, names, _ in refusals for name in names]
         for code, _, _ in refusals:
             self._traffic.errors[code.value] += 1
-        more = {"refused_total": len(refused)} if len(refused) > _REFUSED_MAX else {}
-        return {"refused": refused[:_REFUSED_MAX], **more} if refused else {}
+        if refused:
+            ack.refused = refused[:_REFUSED_MAX]
+        if len(refused) > _REFUSED_MAX:
+            ack.refused_total = len(refused)
 
     def _snapshot(self, command: Subscribe, wanted: Wanted, due: int) -> Resend:
         """The newest event of each channel that the command adds, and the end of these.
@@ -300,9 +316,9 @@ class Session(Generic[S]):
         def finish(sent: int) -> list[bytes]:
             self._note_sent(publications[:sent])
             self._traffic.snapshots += sent
-            done = {"type": "snapshot_done", "sent": sent, "total": len(found)}
+            done = SnapshotDone(sent, len(found))
             if sent < len(found):
-                done["message"] = _CUT_SHORT if sent < len(chosen) else _MANY
+                done.message = _CUT_SHORT if sent < len(chosen) else _MANY
             return [_reply(done, command.id)]
 
         return Resend(list(enumerate(publications, self.replay_buffer.seq + due + 1)), finish)
@@ -341,16 +357,14 @@ class Session(Generic[S]):
                     position = command.after
             else:
                 self._traffic.resumed_incompletely += 1
-                report = {
-                    "type": "resume_incomplete",
-                    "after": command.after,
-                    "sent": sent,
-                    "message": _CUT_SHORT if cut else _FORGOTTEN,
-                    "channels": list(dict.fromkeys([*incomplete, *cut])),
-                }
+                report = ResumeIncomplete(
+                    after=command.after or 0,
+                    sent=sent,
+                    message=_CUT_SHORT if cut else _FORGOTTEN,
+                    channels=list(dict.fromkeys([*incomplete, *cut])),
+                )
                 frames.append(_reply(report, command.id))
-            resumed = {"type": "resumed", "sent": sent, "offset": position}
-            return [*frames, _reply(resumed, command.id)]
+            return [*frames, _reply(Resumed(sent, position), command.id)]
 
         return Resend(list(enumerate(publications, self.replay_buffer.seq + due + 1)), finish)
 
@@ -413,16 +427,15 @@ class Session(Generic[S]):
             later = (one for one in allowed if one.startswith(prefix) and one > command.after)
             names = iter(sorted(later))
         listed = list(islice(names, _LISTED_MAX))
-        page: dict[str, Any] = {
-            "type": "channels",
-            "channels": [
-                {"channel": name, "offset": event.offset}
+        page = ChannelList(
+            [
+                ChannelEntry(name, event.offset)
                 for name in listed
                 if (event := newest_events.get(name)) is not None
-            ],
-        }
+            ]
+        )
         if next(names, None) is not None:
-            page["next"] = listed[-1]
+            page.next = listed[-1]
         return _reply(page, command.id)
 
     def _renew(self, token: str, command_id: CommandId) -> bytes:
@@ -438,22 +451,18 @@ class Session(Generic[S]):
         held = self._registry.channels(self._subscriber)
         ended = [] if grant is None else [name for name in held if not grant.allows(name)]
         count = self._registry.unsubscribe(self._subscriber, ended)
-        ack = {
-            "type": "token_ack",
-            "expires_at": None if grant is None else int(grant.expires_at),
-            "unsubscribed": ended,
-            "count": count,
-        }
-        return _reply(ack, command_id)
+        expires_at = None if grant is None else int(grant.expires_at)
+        return _reply(TokenAck(expires_at, ended, count), command_id)
 
-    def _freshness(self, now: float) -> dict[str, Any]:
+    def _freshness(self, now: float, unix_ms: int) -> Pong:
         nats_status = self._nats_status
-        return {
-            "nats": "connected" if nats_status.is_connected else "disconnected",
-            "age_ms": _milliseconds(nats_status.age_seconds(now)),
-            "event_age_ms": _milliseconds(nats_status.event_age_seconds(now)),
-            "offset": self._position(),
-        }
+        return Pong(
+            unix_ms,
+            nats_state(is_connected=nats_status.is_connected),
+            _milliseconds(nats_status.age_seconds(now)),
+            _milliseconds(nats_status.event_age_seconds(now)),
+            self._position(),
+        )
 
     def _within_limits(self, names: list[str]) -> tuple[list[str], list[str], list[str]]:
         """Split `names` into those within the limits, too many channels, and too many patterns."""
@@ -483,7 +492,6 @@ class Session(Generic[S]):
 
         def finish(sent: int) -> list[bytes]:
             self._traffic.replayed += sent
-            counts = {"sent": sent, "total": replay.asked}
             frames = []
             if sent < replay.asked:
                 is_cut = sent < len(replay.kept)
@@ -492,17 +500,16 @@ class Session(Generic[S]):
                 no_batches = ", and no batches of a rate" if has_rate else ""
                 kept = f"Only the last {capacity} messages are kept{no_batches}"
                 message = _CUT_SHORT if is_cut else kept
-                incomplete = {"type": "replay_incomplete", **counts, "message": message}
-                frames.append(_reply(incomplete, command_id))
+                frames.append(_reply(ReplayIncomplete(sent, replay.asked, message), command_id))
             if command_id is not None:  # who gave an id waits for an answer
-                frames.append(_reply({"type": "replay_done", **counts}, command_id))
+                frames.append(_reply(ReplayDone(sent, replay.asked), command_id))
             return frames
 
         return Resend(replay.kept, finish)
 
     def _error(self, code: ErrorCode, message: str, command_id: CommandId = None) -> bytes:
         self._traffic.errors[code.value] += 1
-        return _reply({"type": "error", "code": code.value, "message": message}, command_id)
+        return _reply(ErrorReply(code, message), command_id)
 
 
 def _split(channels: list[str], is_good: Callable[[str], bool]) -> tuple[list[str], list[str]]:
@@ -513,10 +520,10 @@ def _split(channels: list[str], is_good: Callable[[str], bool]) -> tuple[list[st
     return good, [channel for channel in channels if not is_good(channel)]
 
 
-def _reply(content: dict[str, Any], command_id: CommandId) -> bytes:
+def _reply(reply: Reply, command_id: CommandId) -> bytes:
     if command_id is not None:
-        content["id"] = command_id
-    return text_frame(msgspec.json.encode(content))
+        reply.id = command_id
+    return text_frame(msgspec.json.encode(reply))
 
 
 def _milliseconds(seconds: float | None) -> int | None:

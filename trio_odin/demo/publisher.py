@@ -27,6 +27,7 @@ import trio_asyncio
 
 from trio_odin.demo.control import Control, Run, Schedule
 from trio_odin.demo.market import DEFAULT_TOKENS, Market
+from trio_odin.demo.shares import DEFAULT_EVENTS, Draw, Shares
 from trio_odin.net.http import Request, Response, serve_request
 from trio_odin.net.listening import Address, bound_address, open_listeners
 from trio_odin.upstream.nats_link import NatsLink, Outage
@@ -43,12 +44,17 @@ _log = structlog.get_logger("publisher")
 
 @attrs.frozen
 class PublisherSettings:
-    """How a publisher runs. `rate` is messages a second over all tokens."""
+    """How a publisher runs. `rate` is messages a second over all tokens.
+
+    `events` are the event types, and `shares` is how the events are spread over the tokens.
+    """
 
     address: Address = attrs.field(factory=lambda: Address("", 3003))
     nats_urls: Sequence[str] = ("nats://127.0.0.1:4222",)
     rate: float = 12.0
     tokens: Sequence[str] = DEFAULT_TOKENS
+    events: Sequence[str] = DEFAULT_EVENTS
+    shares: Shares = "even"
     autostart: bool = True
     seed: int | None = None
 
@@ -73,6 +79,7 @@ class Publisher:
         self._is_to_start = settings.autostart
         self._run: Run | None = None
         self._schedule = Schedule(rate=settings.rate, start=0)
+        self._draw = Draw(settings.tokens)
         self._number = 0
 
     @property
@@ -180,6 +187,13 @@ class Publisher:
             _log.info("run.started", rate=run.rate, tokens=len(run.tokens))
             self._run = run
             self._schedule = Schedule(rate=run.rate, start=trio.current_time())
+            self._draw = Draw(
+                run.tokens,
+                events=self._settings.events,
+                shares=self._settings.shares,
+                rate=run.rate,
+                seed=self._settings.seed,
+            )
             self._number = 0
         now = trio.current_time()
         due = self._schedule.take_due(min(now, run.ends_at))
@@ -196,29 +210,30 @@ class Publisher:
         self.control.stats.errors += too_late
         ticks = range(number + too_late, number + count)
         for start in range(0, len(ticks), _BATCH_MAX):
-            await self._publish(run, ticks[start : start + _BATCH_MAX])
+            await self._publish(ticks[start : start + _BATCH_MAX])
 
-    async def _publish(self, run: Run, ticks: Sequence[int]) -> None:
-        """Publish some ticks, each token in its turn."""
+    async def _publish(self, ticks: Sequence[int]) -> None:
+        """Publish an event for each of some ticks."""
         stats, sent = self.control.stats, 0  # a new run has its own statistics
         try:
             if self._link is not None and self._link.is_up:
-                batch = self._batch(run, ticks)
+                batch = self._batch(ticks)
                 # One crossing into asyncio for all due ticks, as a crossing costs 0.1 ms.
                 sent = await trio_asyncio.aio_as_trio(partial(_publish_batch, self._link, batch))()
         finally:
             stats.published += sent
             stats.errors += len(ticks) - sent
 
-    def _batch(self, run: Run, ticks: Sequence[int]) -> list[tuple[str, bytes]]:
+    def _batch(self, ticks: Sequence[int]) -> list[tuple[str, bytes]]:
         """The subjects and payloads of some ticks."""
         batch = []
         clocks_apart = time.time() - trio.current_time()
         for tick in ticks:
-            token = run.tokens[tick % len(run.tokens)]
+            token, event_type = self._draw.take(tick)
             # The due time, not the time of sending: a latency measured by it includes our lateness.
             unix_ms = round((clocks_apart + self._schedule.due_at(tick)) * 1000)
-            batch.append((f"odin.token.{token}.trade", self._market.trade(token, unix_ms)))
+            channel, payload = self._market.event(token, event_type, unix_ms)
+            batch.append((f"odin.token.{channel}", payload))
         return batch
 
 

@@ -5,26 +5,16 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from trio_odin.demo.market import Market, first_tokens
+from trio_odin.demo.shares import Draw
 from trio_odin.wire.channels import CHANNEL_RULE, is_channel
 from trio_odin.wire.payload import why_invalid
+from trio_odin.wire.payloads import EVENT_TYPES
 
-# docs/protocol.md. The simulated market has trades only, so of the others only the names are known.
-_OTHER_EVENT_TYPES: Final = (
-    "liquidity",
-    "metadata",
-    "social",
-    "favorites",
-    "creation",
-    "analytics",
-    "balances",
-)
 _MARKET_TOKENS: Final = 30
-_TRADES_BETWEEN_OTHERS: Final = 20
 _START_MS: Final = 1_759_027_038_365
 _MS_BETWEEN: Final = 33
 _SEED: Final = 1
@@ -42,18 +32,19 @@ class BadLine(ValueError):
 
 
 def of_market(count: int) -> list[Sample]:
-    """Events of the simulated market, the same each time."""
-    market, choose = Market(_SEED), random.Random(_SEED)
-    tokens = first_tokens(_MARKET_TOKENS)
-    samples = []
-    for number in range(count):
-        token = choose.choice(tokens)
-        if number % _TRADES_BETWEEN_OTHERS == _TRADES_BETWEEN_OTHERS - 1:
-            samples.append(Sample(f"{token}.{choose.choice(_OTHER_EVENT_TYPES)}", b"{}"))
-        else:
-            trade = market.trade(token, _START_MS + number * _MS_BETWEEN)
-            samples.append(Sample(f"{token}.trade", trade))
-    return samples
+    """Events of the simulated market, of all types, the same each time."""
+    market = Market(_SEED)
+    draw = Draw(
+        first_tokens(_MARKET_TOKENS),
+        events=EVENT_TYPES,
+        shares="zipf",
+        rate=1000 / _MS_BETWEEN,
+        seed=_SEED,
+    )
+    return [
+        Sample(*market.event(*draw.take(number), _START_MS + number * _MS_BETWEEN))
+        for number in range(count)
+    ]
 
 
 def of_lines(lines: Iterable[bytes]) -> list[Sample]:

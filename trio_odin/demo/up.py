@@ -24,6 +24,7 @@ from rich.text import Text
 
 from trio_odin.demo.nats_server import run_nats_server
 from trio_odin.demo.publisher import Publisher, PublisherSettings, publish
+from trio_odin.demo.shares import Shares
 from trio_odin.net.listening import Address
 from trio_odin.server import Server, serve
 from trio_odin.settings.settings import Settings
@@ -41,6 +42,8 @@ class UpPlan:
     settings_for: Callable[[str], Settings]
     rate: float
     tokens: Sequence[str]
+    events: Sequence[str]
+    shares: Shares
     duration_seconds: float = math.inf
 
 
@@ -66,6 +69,8 @@ async def _start_levels(plan: UpPlan, signals: AsyncIterator[int], console: Cons
                     nats_urls=[nats_url],
                     rate=plan.rate,
                     tokens=plan.tokens,
+                    events=plan.events,
+                    shares=plan.shares,
                 ),
             )
             await _serve_and_show(plan, nats_url, publisher, signals, console)
@@ -102,13 +107,14 @@ def _where_to_connect(
     plan: UpPlan, server: Server, publisher: Publisher, nats_url: str
 ) -> RenderableType:
     here = server.addresses[0].connectable
-    channel = f"{plan.tokens[0]}.trade"
+    channel = f"{plan.tokens[0]}.{plan.events[0]}"
+    types = plan.events[0] if len(plan.events) == 1 else "*"
     rows = Table.grid(padding=(0, 2))
     for what, where in (
         ("WebSocket", f"ws://{here}/ws"),
         ("Health", f"http://{here}/health   /ready   /metrics"),
         ("Publisher", f"http://{publisher.address.connectable}/stats   /control"),
-        ("NATS", f"{nats_url}   subjects odin.token.*.trade"),
+        ("NATS", f"{nats_url}   subjects odin.token.*.{types}"),
     ):
         rows.add_row(Text(f"  {what}", "bold"), Text(where))
     title = Text(f"trio-odin is up: {plan.rate:g} events a second of {_named(plan.tokens)}", "bold")

@@ -11,6 +11,7 @@ import msgspec
 from trio_odin.fanout.batch import Batch
 from trio_odin.fanout.publication import Publication
 from trio_odin.wire.frames import text_frame
+from trio_odin.wire.messages import Upstream, nats_state
 
 
 @attrs.frozen
@@ -35,5 +36,4 @@ Answer: TypeAlias = bytes | Resend | Batch
 
 def upstream_notice(*, is_connected: bool) -> bytes:
     """The frame that says whether the server is connected to NATS."""
-    state = "connected" if is_connected else "disconnected"
-    return text_frame(msgspec.json.encode({"type": "upstream", "nats": state}))
+    return text_frame(msgspec.json.encode(Upstream(nats_state(is_connected=is_connected))))

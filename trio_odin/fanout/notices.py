@@ -28,6 +28,7 @@ from trio_odin.ledger.reasons import GapReason
 from trio_odin.upstream.gaps import Gap, Gaps, Losses, joined
 from trio_odin.upstream.status import NatsStatus
 from trio_odin.wire.frames import text_frame
+from trio_odin.wire.messages import GapNotice
 
 # Shedding can go on for hours: the log sums it up over this time.
 _LOG_SECONDS = 10.0
@@ -172,19 +173,9 @@ class Notices:
         return outbound not in self._owing
 
     def _frames(self, gaps: Gaps, unix_ms: int) -> bytes:
-        return b"".join(
-            text_frame(
-                msgspec.json.encode(
-                    {
-                        "type": "gap",
-                        "reason": gap.reason.value,
-                        "missed": gap.missed,
-                        "from": gap.first,
-                        "to": gap.last,
-                        "epoch": self._resume_buffer.epoch,
-                        "ts": unix_ms,
-                    }
-                )
-            )
+        epoch = self._resume_buffer.epoch
+        notices = (
+            GapNotice(gap.reason, gap.missed, gap.first, gap.last, epoch, unix_ms)
             for gap in gaps.values()
         )
+        return b"".join(text_frame(msgspec.json.encode(notice)) for notice in notices)

@@ -10,6 +10,7 @@ from trio_odin.ledger.snapshot import Snapshot
 from trio_odin.net.http import Request, Response
 from trio_odin.telemetry.exposition import CONTENT_TYPE, render
 from trio_odin.telemetry.health import HealthReport, health, ready
+from trio_odin.wire import contract
 from trio_odin.wire.dictionary import Dictionary
 
 _WELCOME = f"""trio-odin {__version__}: NATS token events, over WebSocket, to whom they concern.
@@ -27,13 +28,15 @@ You get exactly the events of your channels, numbered by "seq": a gap means a lo
 docs/protocol.md.
 
     /health   how it is (JSON)
-    /ready    whether it takes clients (200 or 503)"""
+    /ready    whether it takes clients (200 or 503)
+    {contract.PATH}  all messages, for programs (AsyncAPI)"""
 _METRICS_LINE = "\n    /metrics  for Prometheus"
 _DICTIONARY_LINE = "\n    {}  what events have in common, for trio-odin.z1"
 
 _NOT_FOUND = Response.text(404, "Not found; see / for what there is")
 _NOT_ALL = Response.text(503, "The parent of the workers does not answer; see /health")
 _FOREVER = (("Cache-Control", "public, max-age=31536000, immutable"),)
+_AN_HOUR = (("Cache-Control", "public, max-age=3600"),)
 _READING = {"GET", "HEAD"}
 _ALLOWED = "GET, HEAD, OPTIONS"
 # RFC 9110, 9.3.7. Load balancers use it for health checks, and browsers for preflights (Fetch).
@@ -50,8 +53,9 @@ _OPTIONS = Response(
 class Pages:
     """Answers `/`, `/health`, `/ready` and `/metrics`, from the snapshot that `gather` returns.
 
-    If `has_metrics` is false, /metrics is only at WS_ADMIN_ADDR. With a `dictionary`, clients get
-    it at its path. The path names the content, so a cache may keep it forever.
+    `/asyncapi.json` is the contract of /ws. If `has_metrics` is false, /metrics is only at
+    WS_ADMIN_ADDR. With a `dictionary`, clients get it at its path. The path names the content, so a
+    cache may keep it forever.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Pages:
             self._welcome += _DICTIONARY_LINE.format(dictionary.path)
         content = b"" if dictionary is None else dictionary.content
         self._dictionary = Response(200, content, "application/octet-stream", _FOREVER)
+        self._contract = Response(200, contract.asyncapi_json(), "application/json", _AN_HOUR)
 
     async def respond(self, request: Request) -> Response:
         """Answer a request at WS_ADDR. Waits for nothing but `gather`."""
@@ -79,6 +84,8 @@ class Pages:
                 return _NOT_FOUND
             case self._dictionary_path if request.method in _READING:
                 return self._dictionary
+            case contract.PATH if request.method in _READING:
+                return self._contract
             case "/ws" if request.method in _READING:
                 return Response.text(
                     426,

@@ -112,87 +112,190 @@ Command: TypeAlias = (
 )
 
 
-# The forms on the wire. msgspec ignores unknown keys, as the existing clients expect.
+# The forms on the wire; `contract.py` makes the AsyncAPI document of those without an underscore.
+# msgspec ignores unknown keys, as the existing clients expect. A key whose default is None may be
+# null, which is the same as without it.
 class _Typed(msgspec.Struct):
     type: str
 
 
 class _Identified(msgspec.Struct):
-    id: str | int | None = None
+    id: CommandId = None
 
 
+_Id: TypeAlias = Annotated[
+    CommandId, msgspec.Meta(description="It comes back in each answer to the command.")
+]
 _Rate: TypeAlias = Annotated[int, msgspec.Meta(ge=0)] | msgspec.UnsetType | None
+_Misspelt: TypeAlias = Annotated[
+    msgspec.Raw | msgspec.UnsetType, msgspec.Meta(extra_json_schema={"not": {}})
+]
 
 
-class _Wishes(msgspec.Struct):
+class SubscribeKeys(msgspec.Struct):
+    """The keys of `subscribe`, in `data` or at the top level; `data` wins.
+
+    Attributes:
+        channels: channels such as `BTC.trade`, and patterns such as `*.trade`, `BTC.*` and `>`.
+        snapshot: whether to send the newest event of each channel that the command adds first.
+        every_ms: at most one message in so many milliseconds, with the newest event of each
+            channel; 0, or absent: every event; null: a pause.
+        after: your position: send what you missed since this offset first.
+        epoch: the epoch that `after` counts in, if you know it.
+        notices: whether to send gaps and the state of NATS; absent: as before.
+        everyMs: refused: it is `every_ms`.
+    """
+
     channels: list[str] | None = None
-    notices: bool | None = None
-    after: int | None = None
-    epoch: str | None = None
     snapshot: bool | None = None
     every_ms: _Rate = msgspec.UNSET
-    everyMs: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # noqa: N815 - see `_no_misspelt_rate`
-
-
-class _ChannelsCommand(_Identified):
-    """Each key in `data` or at the top level: `{"data":{"channels":[…]}}`, `{"channels":[…]}`."""
-
-    data: _Wishes | None = None
-    channels: list[str] | None = None
-    notices: bool | None = None
     after: int | None = None
     epoch: str | None = None
-    snapshot: bool | None = None
-    every_ms: _Rate = msgspec.UNSET
-    everyMs: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET  # noqa: N815
+    notices: bool | None = None
+    everyMs: _Misspelt = msgspec.UNSET  # noqa: N815 - see `_refuse_misspelt_rate`
 
 
-class _Questions(msgspec.Struct):
+class SubscribeCommand(SubscribeKeys):
+    """Subscribe to channels and patterns, or change their rate.
+
+    Attributes:
+        data: the same keys, as an alternative to the top level.
+    """
+
+    data: SubscribeKeys | None = None
+    id: _Id = None
+
+
+class UnsubscribeKeys(msgspec.Struct):
+    """The keys of `unsubscribe`, in `data` or at the top level; `data` wins.
+
+    Attributes:
+        channels: channels and patterns, by the names that you subscribed to.
+    """
+
+    channels: list[str] | None = None
+
+
+class UnsubscribeCommand(UnsubscribeKeys):
+    """Unsubscribe from channels and patterns.
+
+    Attributes:
+        data: the same keys, as an alternative to the top level.
+    """
+
+    data: UnsubscribeKeys | None = None
+    id: _Id = None
+
+
+class HeartbeatKeys(msgspec.Struct):
+    """The keys of `heartbeat`, in `data` or at the top level; `data` wins.
+
+    Attributes:
+        nats: whether to report on NATS, and your position.
+    """
+
     nats: bool = False
 
 
-class _HeartbeatCommand(_Identified):
-    data: _Questions | None = None
-    nats: bool = False
+class HeartbeatCommand(HeartbeatKeys):
+    """Ask whether the server is there; the answer is `pong`.
+
+    Attributes:
+        data: the same keys, as an alternative to the top level.
+    """
+
+    data: HeartbeatKeys | None = None
+    id: _Id = None
 
 
-class _Range(msgspec.Struct):
+class ReplayKeys(msgspec.Struct):
+    """Which messages to send again, by `seq`: `from` and `to`, or `since`.
+
+    Attributes:
+        from_: the first one.
+        to: the last one.
+        since: the one before the first; up to the newest.
+    """
+
     from_: int | None = msgspec.field(name="from", default=None)
     to: int | None = None
     since: int | None = None
 
 
-class _ReplayCommand(_Identified):
-    data: _Range = msgspec.field(default_factory=_Range)
+class ReplayCommand(msgspec.Struct):
+    """Send some of the last messages of this connection again.
+
+    Attributes:
+        data: which messages.
+    """
+
+    data: ReplayKeys = msgspec.field(default_factory=ReplayKeys)
+    id: _Id = None
 
 
-class _Page(msgspec.Struct):
+class ChannelsKeys(msgspec.Struct):
+    """The keys of `channels`, in `data` or at the top level; `data` wins.
+
+    Attributes:
+        prefix: the channels whose names begin with it.
+        after: the channels after this name, which is `next` of the answer before.
+    """
+
     prefix: str = ""
     after: str = ""
 
 
-class _ListCommand(_Identified):
-    data: _Page | None = None
-    prefix: str = ""
-    after: str = ""
+class ChannelsCommand(ChannelsKeys):
+    """Ask which channels there are.
+
+    Attributes:
+        data: the same keys, as an alternative to the top level.
+    """
+
+    data: ChannelsKeys | None = None
+    id: _Id = None
 
 
-class _NewToken(msgspec.Struct):
-    token: str
+class TokenKeys(msgspec.Struct):
+    """The key of `token`, in `data` or at the top level; `data` wins.
 
+    Attributes:
+        token: a JSON Web Token of the same user.
+    """
 
-class _TokenCommand(_Identified):
-    data: _NewToken | None = None
     token: str | None = None
+
+
+class TokenCommand(TokenKeys):
+    """Use a new token, before the old one expires.
+
+    Attributes:
+        data: the same key, as an alternative to the top level.
+    """
+
+    data: TokenKeys | None = None
+    id: _Id = None
+
+
+# By the `type` of the command, which is read first: of two in an object the last one counts.
+COMMANDS: Final[Mapping[str, type[msgspec.Struct]]] = {
+    "subscribe": SubscribeCommand,
+    "unsubscribe": UnsubscribeCommand,
+    "heartbeat": HeartbeatCommand,
+    "replay": ReplayCommand,
+    "channels": ChannelsCommand,
+    "token": TokenCommand,
+}
 
 
 _typed = msgspec.json.Decoder(_Typed)
 _identified = msgspec.json.Decoder(_Identified)
-_channels_command = msgspec.json.Decoder(_ChannelsCommand)
-_heartbeat_command = msgspec.json.Decoder(_HeartbeatCommand)
-_replay_command = msgspec.json.Decoder(_ReplayCommand)
-_list_command = msgspec.json.Decoder(_ListCommand)
-_token_command = msgspec.json.Decoder(_TokenCommand)
+_subscribe = msgspec.json.Decoder(SubscribeCommand)
+_unsubscribe = msgspec.json.Decoder(UnsubscribeCommand)
+_heartbeat = msgspec.json.Decoder(HeartbeatCommand)
+_replay = msgspec.json.Decoder(ReplayCommand)
+_channels = msgspec.json.Decoder(ChannelsCommand)
+_token = msgspec.json.Decoder(TokenCommand)
 
 
 _RANGE_KEYS = frozenset({"from", "to", "since"})
@@ -329,7 +432,7 @@ def _shown(word: str) -> str:
 
 
 def _subscribe_of(text: str) -> Subscribe:
-    command = _channels_command.decode(text)
+    command = _subscribe.decode(text)
     _refuse_misspelt_rate(command)
     every_ms = command.every_ms
     if command.data is not None and command.data.every_ms is not msgspec.UNSET:
@@ -347,7 +450,7 @@ def _subscribe_of(text: str) -> Subscribe:
     )
 
 
-def _refuse_misspelt_rate(command: _ChannelsCommand) -> None:
+def _refuse_misspelt_rate(command: SubscribeCommand) -> None:
     """Refuse what programs in JavaScript would write; ignored, it costs the traffic of all events.
 
     Raises:
@@ -359,32 +462,32 @@ def _refuse_misspelt_rate(command: _ChannelsCommand) -> None:
 
 
 def _unsubscribe_of(text: str) -> Unsubscribe:
-    command = _channels_command.decode(text)
+    command = _unsubscribe.decode(text)
     return Unsubscribe(_channels_in(command), command.id)
 
 
-def _channels_in(command: _ChannelsCommand) -> list[str]:
+def _channels_in(command: SubscribeCommand | UnsubscribeCommand) -> list[str]:
     channels: list[str] | None = _wish(command, "channels")
     if channels is None:
         raise msgspec.ValidationError("Object missing required field `channels` - at `$.data`")
     return channels
 
 
-def _wish(command: _ChannelsCommand, key: str) -> Any:
+def _wish(command: SubscribeCommand | UnsubscribeCommand | TokenCommand, key: str) -> Any:
     """The value of `key`, in `data` or at the top level."""
     inner = None if command.data is None else getattr(command.data, key)
     return getattr(command, key) if inner is None else inner
 
 
 def _list_of(text: str) -> Channels:
-    command = _list_command.decode(text)
-    page = command.data or _Page(command.prefix, command.after)
+    command = _channels.decode(text)
+    page = command.data or ChannelsKeys(command.prefix, command.after)
     return Channels(page.prefix, page.after, command.id)
 
 
 def _token_of(text: str) -> Token:
-    command = _token_command.decode(text)
-    token = command.data.token if command.data else command.token
+    command = _token.decode(text)
+    token = _wish(command, "token")
     if token is None:
         raise msgspec.ValidationError("token needs `token`, a text")
     return Token(token, command.id)
@@ -393,7 +496,7 @@ def _token_of(text: str) -> Token:
 def _heartbeat_of(text: str) -> Heartbeat:
     """Read a heartbeat, whatever else is in it: clients send all sorts of data with theirs."""
     try:
-        command = _heartbeat_command.decode(text)
+        command = _heartbeat.decode(text)
     except (msgspec.DecodeError, RecursionError):
         return Heartbeat(_id_of(text))
     asked = command.nats if command.data is None else command.data.nats
@@ -401,11 +504,11 @@ def _heartbeat_of(text: str) -> Heartbeat:
 
 
 def _replay_of(text: str) -> Replay:
-    command = _replay_command.decode(text)
+    command = _replay.decode(text)
     match command.data:
-        case _Range(from_=int(first), to=int(last), since=None):
+        case ReplayKeys(from_=int(first), to=int(last), since=None):
             return Replay(first, last, command.id)
-        case _Range(from_=None, to=None, since=int(since)):
+        case ReplayKeys(from_=None, to=None, since=int(since)):
             return Replay(since + 1, None, command.id)
         case _:
             raise msgspec.ValidationError('Expected {"from":N,"to":M} or {"since":N} - at `$.data`')

@@ -14,6 +14,8 @@ from typing import Final
 import attrs
 import msgspec
 
+from trio_odin.wire.messages import DictionaryNotice
+
 # RFC 1951, 2: no distance is larger, so what is before that is never referred to.
 DICTIONARY_MAX_BYTES: Final = 32 * 1024
 _ID_DIGITS: Final = 16
@@ -48,8 +50,7 @@ class Dictionary:
 
     def announcement(self) -> bytes:
         """The first message on a connection that uses it, as JSON."""
-        facts = {"type": "dictionary", "id": self.id, "bytes": len(self.content), "url": self.path}
-        return msgspec.json.encode(facts)
+        return msgspec.json.encode(DictionaryNotice(self.id, len(self.content), self.path))
 
 
 def built_in() -> Dictionary:
