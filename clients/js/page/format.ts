@@ -1,8 +1,6 @@
 // How numbers, times and reasons read.
 
 const numbers = new Map<number, Intl.NumberFormat>();
-const FIGURE_SPACE = "\u2007";
-const MOST_DECIMALS = 6;
 
 /** Decimals that suit a price: the smaller, the more. They stay while the price is of that size. */
 export function decimalsFor(price: number): number {
@@ -10,7 +8,7 @@ export function decimalsFor(price: number): number {
   if (size >= 1000) return 2;
   if (size >= 10) return 3;
   if (size >= 0.1) return 4;
-  return size >= 0.001 || size === 0 ? MOST_DECIMALS : 8;
+  return size >= 0.001 || size === 0 ? 6 : 8;
 }
 
 function fixed(decimals: number): Intl.NumberFormat {
@@ -22,10 +20,7 @@ function fixed(decimals: number): Intl.NumberFormat {
   return format;
 }
 
-/** A price, with room behind it, so that the points of a column are below each other. */
-export function showPrice(price: number, decimals: number): string {
-  return fixed(decimals).format(price) + FIGURE_SPACE.repeat(Math.max(0, MOST_DECIMALS - decimals));
-}
+export const showPrice = (price: number, decimals: number): string => fixed(decimals).format(price);
 
 /** A change in percent, always with its sign: colour alone says nothing to many. */
 export function showChange(percent: number): string {
@@ -34,7 +29,7 @@ export function showChange(percent: number): string {
   return `${percent < 0 ? "−" : "+"}${text} %`;
 }
 
-const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 4 });
+const compact = new Intl.NumberFormat("en", { notation: "compact", minimumSignificantDigits: 3, maximumSignificantDigits: 3 });
 
 export const showCompact = (value: number): string => compact.format(value);
 

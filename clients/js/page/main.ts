@@ -9,7 +9,7 @@ import { createSide } from "./side.js";
 import { createTable, MAX_ROWS, type Order } from "./table.js";
 
 // Nobody reads faster, and each frame costs.
-const PAINT_EVERY_MS = 100;
+const PAINT_EVERY_MS = 200;
 const SECONDS_AVERAGED = 5;
 const TITLES = {
   connecting: "Connecting",
@@ -29,6 +29,8 @@ const side = createSide(() => select(null));
 const address = new URL("ws", location.href);
 address.protocol = address.protocol.replace("http", "ws");
 
+const openedAt = showTime(Date.now()).slice(0, -3);
+
 let feed: Feed;
 let subscription: Subscription | null = null;
 let wanted: string[] = [];
@@ -39,12 +41,12 @@ let selected: string | null = null;
 
 let isPlanned = false;
 let paintedAt = 0;
+let unmark: ReturnType<typeof setTimeout> | undefined;
 
-function plan(waitMs = 0): void {
+function plan(): void {
   if (isPlanned || document.hidden) return;
   isPlanned = true;
-  const wait = Math.max(waitMs, paintedAt + PAINT_EVERY_MS - Date.now());
-  setTimeout(() => requestAnimationFrame(paint), Math.max(0, wait));
+  setTimeout(() => requestAnimationFrame(paint), Math.max(0, paintedAt + PAINT_EVERY_MS - Date.now()));
 }
 
 function paint(): void {
@@ -52,8 +54,10 @@ function paint(): void {
   paintedAt = Date.now();
   const markMs = table.paint(paintedAt);
   showNote();
+  setText(part("#change"), table.isDaily ? "24 h" : `Since ${openedAt}`);
   showSelected();
-  if (markMs) plan(markMs);
+  clearTimeout(unmark);
+  if (markMs) unmark = setTimeout(plan, markMs);
 }
 
 function setText(element: HTMLElement, text: string): void {

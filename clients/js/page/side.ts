@@ -32,6 +32,7 @@ export function createSide(closed: () => void) {
 
   function show(section: HTMLElement | null): void {
     details.hidden = section !== details;
+    part("#invitation").hidden = section === details;
     side.classList.toggle("is-open", section !== null);
     side.classList.toggle("has-gaps", section === gaps);
   }

@@ -5,11 +5,11 @@
 
 import type { Event } from "../src/index.js";
 import { showAge, showChange, showCompact, showPrice, summarize } from "./format.js";
-import { addPoint, change, createQuote, POINTS, type Quote, STEP_MS, take, trendPath, volume } from "./quote.js";
+import { addPoint, change, createQuote, dayChange, POINTS, type Quote, STEP_MS, take, trendPath, volume } from "./quote.js";
 
 /** A page with more rows is slow to lay out and no easier to read. */
 export const MAX_ROWS = 250;
-const FLASH_MS = 700;
+const MARK_MS = 500;
 
 export type Order = "channel" | "price" | "change";
 
@@ -51,6 +51,7 @@ export function createTable(body: HTMLElement, template: HTMLTemplateElement, ch
   let by: Order = "channel";
   let isDescending = false;
   let isMoved = false;
+  let isDaily = false;
   let sampledAt = Date.now();
   // How far the server's clock is ahead, or rather behind: the least that an event seems to take.
   let skew: number | null = null;
@@ -62,6 +63,7 @@ export function createTable(body: HTMLElement, template: HTMLTemplateElement, ch
       const arrival = createQuote(event);
       quotes.set(event.channel, arrival);
       arrivals.push(arrival);
+      isDaily ||= dayChange(arrival) !== null;
     }
     if (!event.isSnapshot) {
       const delay = Date.now() - event.unixMs;
@@ -164,11 +166,13 @@ export function createTable(body: HTMLElement, template: HTMLTemplateElement, ch
       return;
     }
     const text = showPrice(price, quote.decimals);
+    const decimals = String(quote.decimals);
+    if (row.price.dataset.decimals !== decimals) row.price.dataset.decimals = decimals;
     if (row.price.textContent !== text) {
       setText(row.price, text);
       if (quote.before !== null && quote.before !== price) {
         showMove(row, Math.sign(price - quote.before));
-        row.markedUntil = now + FLASH_MS;
+        row.markedUntil = now + MARK_MS;
       }
     }
     const percent = change(quote);
@@ -231,6 +235,10 @@ export function createTable(body: HTMLElement, template: HTMLTemplateElement, ch
     tick,
     quote: (channel: string): Quote | undefined => quotes.get(channel),
     buttons: (): HTMLButtonElement[] => [...body.querySelectorAll("button")],
+    /** Whether changes are those of 24 hours. */
+    get isDaily() {
+      return isDaily;
+    },
     get size() {
       return quotes.size;
     },
