@@ -23,7 +23,10 @@ const { outputFiles } = await build({
   write: false,
 });
 const built = (name) => outputFiles.find(({ path }) => path.endsWith(name)).text;
-const lines = (name) => readFileSync(here(name), "utf8").split("\n").map((line) => line.trim());
+const lines = (name) =>
+  readFileSync(here(name), "utf8")
+    .split("\n")
+    .map((line) => line.trim());
 
 const files = {
   "index.html": lines("index.html").filter(Boolean).join("\n"),

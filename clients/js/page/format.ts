@@ -29,7 +29,11 @@ export function showChange(percent: number): string {
   return `${percent < 0 ? "−" : "+"}${text} %`;
 }
 
-const compact = new Intl.NumberFormat("en", { notation: "compact", minimumSignificantDigits: 3, maximumSignificantDigits: 3 });
+const compact = new Intl.NumberFormat("en", {
+  notation: "compact",
+  minimumSignificantDigits: 3,
+  maximumSignificantDigits: 3,
+});
 
 export const showCompact = (value: number): string => compact.format(value);
 
@@ -84,5 +88,7 @@ export function summarize(data: unknown): string {
 }
 
 function showNumber(value: number): string {
-  return Math.abs(value) >= 1e6 ? showCompact(value) : value.toLocaleString("en", { maximumFractionDigits: 6 });
+  return Math.abs(value) >= 1e6
+    ? showCompact(value)
+    : value.toLocaleString("en", { maximumFractionDigits: 6 });
 }

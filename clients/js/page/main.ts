@@ -14,6 +14,7 @@ const SECONDS_AVERAGED = 5;
 const TITLES = {
   connecting: "Connecting",
   live: "Live",
+  paused: "Paused",
   stale: "Stale",
   offline: "Offline",
   closed: "Ended",
@@ -67,7 +68,8 @@ function setText(element: HTMLElement, text: string): void {
 function showNote(): void {
   const { size } = table;
   const all = size.toLocaleString("en");
-  if (size > MAX_ROWS) setText(note, `The first ${MAX_ROWS} of ${all} channels. Name fewer above to see others.`);
+  if (size > MAX_ROWS)
+    setText(note, `The first ${MAX_ROWS} of ${all} channels. Name fewer above to see others.`);
   else if (size) setText(note, size === 1 ? "1 channel" : `${all} channels`);
   else setText(note, `No event of ${wanted.join(", ")} yet. Upper and lower case matter.`);
 }
@@ -107,7 +109,7 @@ function setRate(chosen: Rate): void {
 // ---- the connection
 
 let retryAt: number | null = null;
-let isOffline = false;
+let offlineSince: number | null = null;
 
 function open(token?: string): void {
   let isGiven = false;
@@ -136,25 +138,25 @@ function askToken(cause: string): void {
 
 function showState({ name, cause, at, retryAt: next }: State): void {
   // A try to connect is a part of being offline, until it succeeds.
-  isOffline = name === "offline" || (name === "connecting" && isOffline);
-  const isPaused = rate === null && name === "live";
-  const shown = isPaused ? "paused" : isOffline ? "offline" : name;
-  retryAt = next;
+  const isTrying = name === "connecting" && offlineSince !== null;
+  if (name === "offline") offlineSince ??= at;
+  else if (!isTrying) offlineSince = null;
+  const shown = isTrying ? "offline" : name === "live" && rate === null ? "paused" : name;
   body.dataset.state = shown;
-  const [title, why] = [part("#state strong"), part("#state span")];
-  setText(title, isPaused ? "Paused" : isOffline ? TITLES.offline : TITLES[name]);
-  if (name !== "connecting" || !isOffline) {
-    const since = name === "offline" && !why.textContent ? `since ${showTime(at)}: ` : "";
-    setText(why, isPaused ? "" : `${since}${cause}`);
+  setText(part("#state strong"), TITLES[shown]);
+  if (!isTrying) {
+    const since = offlineSince === null ? "" : `, since ${showTime(offlineSince)}`;
+    setText(part("#state span"), cause && `${cause}${since}`);
   }
   part("#entry").hidden = name !== "closed" || !/token/i.test(cause);
-  document.title = `${shown === "live" ? "" : `${title.textContent}: `}Prices · trio-odin`;
+  document.title = `${shown === "live" ? "" : `${TITLES[shown]}: `}Prices · trio-odin`;
+  retryAt = next;
   showRetry();
 }
 
 function showRetry(): void {
-  const seconds = retryAt === null ? null : Math.ceil((retryAt - Date.now()) / 1000);
-  const text = seconds === null ? (isOffline ? "trying now" : "") : `again in ${Math.max(0, seconds)} s`;
+  let text = offlineSince === null ? "" : "trying now";
+  if (retryAt !== null) text = `again in ${Math.max(0, Math.ceil((retryAt - Date.now()) / 1000))} s`;
   setText(part("#retry"), text);
 }
 
@@ -223,16 +225,16 @@ part("#prices thead").addEventListener("click", ({ target }) => {
 part("#prices tbody").addEventListener("click", ({ target }) => {
   const row = (target as Element).closest("tr");
   if (!row || getSelection()?.type === "Range") return;
-  focusOn(row.querySelector("button") as HTMLButtonElement);
+  makeReachable(row.querySelector("button") as HTMLButtonElement);
   const channel = row.dataset.channel as string;
   if (channel === selected) side.close();
   else select(channel);
 });
 
-function focusOn(button: HTMLButtonElement): void {
+// Tab goes to one row of the table, and the arrows from there to the others.
+function makeReachable(button: HTMLButtonElement): void {
   for (const other of table.buttons()) other.tabIndex = -1;
   button.tabIndex = 0;
-  button.focus();
 }
 
 part("#prices tbody").addEventListener("keydown", (event) => {
@@ -242,7 +244,8 @@ part("#prices tbody").addEventListener("keydown", (event) => {
   const button = to === undefined ? undefined : buttons[to];
   if (at < 0 || !button) return;
   event.preventDefault();
-  focusOn(button);
+  makeReachable(button);
+  button.focus();
 });
 
 document.addEventListener("keydown", (event) => {
@@ -273,4 +276,3 @@ open();
 subscribe();
 document.addEventListener("visibilitychange", wake);
 wake();
-

@@ -6,6 +6,8 @@ import { decimalsFor } from "./format.js";
 /** Points of a trend, and the time between two of them. */
 export const POINTS = 90;
 export const STEP_MS = 2_000;
+// A short trend does not fill the width: a line through two points looks like more than it is.
+const LEAST_POINTS = 20;
 
 export interface Quote {
   readonly channel: string;
@@ -75,17 +77,18 @@ export function addPoint({ price, points }: Quote): void {
   if (points.length > POINTS) points.shift();
 }
 
-/** The trend as an SVG path in a box of 100 × 20. A change below 0.02 % stays almost flat. */
+/** The trend as an SVG path in a box of 100 × 20, now at its right. What is below 0.02 % is flat. */
 export function trendPath({ points, price }: Quote): string {
   if (points.length < 2 || price === null) return "";
   const low = Math.min(...points);
   const high = Math.max(...points);
   const span = Math.max(high - low, Math.abs(price) * 2e-4) || 1;
   const middle = (low + high) / 2;
-  const step = 100 / (points.length - 1);
+  const step = 100 / (Math.max(points.length, LEAST_POINTS) - 1);
+  const start = 100 - step * (points.length - 1);
   return points
     .map((point, at) => {
-      const x = (at * step).toFixed(1);
+      const x = (start + at * step).toFixed(1);
       const y = (10 - ((point - middle) / span) * 16).toFixed(1);
       return `${at ? "L" : "M"}${x} ${y}`;
     })

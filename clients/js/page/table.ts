@@ -5,7 +5,18 @@
 
 import type { Event } from "../src/index.js";
 import { showAge, showChange, showCompact, showPrice, summarize } from "./format.js";
-import { addPoint, change, createQuote, dayChange, POINTS, type Quote, STEP_MS, take, trendPath, volume } from "./quote.js";
+import {
+  addPoint,
+  change,
+  createQuote,
+  dayChange,
+  POINTS,
+  type Quote,
+  STEP_MS,
+  take,
+  trendPath,
+  volume,
+} from "./quote.js";
 
 /** A page with more rows is slow to lay out and no easier to read. */
 export const MAX_ROWS = 250;
