@@ -74,15 +74,18 @@ const REASONS: Record<string, string> = {
 
 export const showReason = (reason: string): string => REASONS[reason] ?? reason;
 
+// What each event has, and times, are no news.
+const DULL = /^(?:type|tokenId|source|nonce)$|time/i;
+const VALUES_SHOWN = 5;
+
 /** What an event without a price says, in a line: its first values. */
 export function summarize(data: unknown): string {
   if (typeof data !== "object" || data === null) return String(data);
   const parts: string[] = [];
   for (const [key, value] of Object.entries(data)) {
-    if (["type", "tokenId", "timestamp", "source", "nonce"].includes(key)) continue;
-    if (typeof value === "object") continue;
+    if (DULL.test(key) || typeof value === "object") continue;
     parts.push(`${key} ${typeof value === "number" ? showNumber(value) : value}`);
-    if (parts.length === 4) break;
+    if (parts.length === VALUES_SHOWN) break;
   }
   return parts.join(" · ");
 }

@@ -13,6 +13,8 @@ export interface Quote {
   readonly channel: string;
   readonly symbol: string;
   readonly kind: string;
+  /** What it is sorted by. */
+  readonly name: string;
   event: Event;
   /** Null if the events of the channel have no price. */
   price: number | null;
@@ -35,6 +37,7 @@ export function createQuote(event: Event): Quote {
     channel: event.channel,
     symbol,
     kind,
+    name: kind === "trade" ? symbol : event.channel,
     event,
     price: null,
     before: null,

@@ -70,9 +70,9 @@ export function createSide(closed: () => void) {
     list.prepend(entry);
     if (list.children.length > GAPS_SHOWN) list.lastElementChild?.remove();
     nothing.hidden = true;
-    counter.textContent = isUnknown ? `${known || ""}?` : String(known);
+    counter.textContent = !isUnknown ? String(known) : known ? `${known}+` : "some";
     counter.dataset.some = "";
-    counter.setAttribute("aria-label", `${counter.textContent}: show what was missed`);
+    counter.setAttribute("aria-label", `${counter.textContent}, show which`);
   }
 
   function close(): void {

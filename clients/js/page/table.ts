@@ -42,7 +42,8 @@ const KEYS: Record<Order, (quote: Quote) => number> = {
   price: (quote) => quote.price ?? -Infinity,
   change: (quote) => change(quote) ?? -Infinity,
 };
-const byName = (one: Quote, other: Quote): number => (one.channel < other.channel ? -1 : 1);
+// The trades of a symbol, which have its price, come before its other events.
+const byName = (one: Quote, other: Quote): number => (one.name < other.name ? -1 : 1);
 
 function setText(element: Element, text: string): void {
   const node = element.firstChild as Text | null;
