@@ -90,6 +90,16 @@ function subscribe(): void {
   history.replaceState(null, "", isUsual ? location.pathname : `#${encodeURIComponent(names.value.trim())}`);
 }
 
+// What the address names behind its #.
+function readAddress(): void {
+  try {
+    names.value = decodeURIComponent(location.hash.slice(1)) || EVERY_TRADE;
+  } catch {
+    names.value = EVERY_TRADE;
+  }
+  subscribe();
+}
+
 function follow(): void {
   subscription = feed.subscribe(wanted, { everyMs: document.hidden ? null : rate });
   subscription.on("event", (event) => {
@@ -222,9 +232,10 @@ part("#prices thead").addEventListener("click", ({ target }) => {
   table.sort(by, isDescending);
 });
 
-part("#prices tbody").addEventListener("click", ({ target }) => {
+part("#prices tbody").addEventListener("click", ({ target, detail }) => {
   const row = (target as Element).closest("tr");
-  if (!row || getSelection()?.type === "Range") return;
+  // Whoever marks text with the mouse wants to copy it.
+  if (!row || (detail > 0 && getSelection()?.type === "Range")) return;
   makeReachable(row.querySelector("button") as HTMLButtonElement);
   const channel = row.dataset.channel as string;
   if (channel === selected) side.close();
@@ -271,8 +282,8 @@ function wake(): void {
 
 setText(part("#host"), location.host);
 (document.querySelector(`#rate input[value="${rate}"]`) as HTMLInputElement).checked = true;
-names.value = decodeURIComponent(location.hash.slice(1)) || EVERY_TRADE;
 open();
-subscribe();
+readAddress();
+addEventListener("hashchange", readAddress);
 document.addEventListener("visibilitychange", wake);
 wake();
