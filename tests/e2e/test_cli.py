@@ -54,7 +54,7 @@ def test_up_runs_and_ends_by_itself_with_everything_started() -> None:
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
     addresses = re.findall(
-        r"^  (\w+) +((?:http|ws|nats)://127\.0\.0\.1:\d+\S*)", ended.stdout, re.M
+        r"^  (\w+) +((?:http|ws|nats)://127\.0\.0\.1:\d+\S*)", ended.stdout, re.MULTILINE
     )
     assert [what for what, _ in addresses] == ["Page", "WebSocket", "Health", "Publisher", "NATS"]
     page, websocket = (where for _, where in addresses[:2])

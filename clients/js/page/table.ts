@@ -114,7 +114,7 @@ export function createTable(body: HTMLElement, template: HTMLTemplateElement, ch
 
   function takeArrivals(): void {
     if (!arrivals.length) return;
-    order.push(...arrivals);
+    order.push(...arrivals.sort(byName));
     arrivals = [];
     isMoved = true;
     const sign = isDescending ? -1 : 1;
