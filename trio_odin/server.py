@@ -42,6 +42,7 @@ from trio_odin.ledger.snapshot import Build, Limits, ProcessStats, Snapshot, Wor
 from trio_odin.listener.admin import AdminPort
 from trio_odin.listener.endpoints import Pages
 from trio_odin.listener.listener import Listener
+from trio_odin.listener.page import Page
 from trio_odin.listener.port import Port, Queues
 from trio_odin.net.listening import Address, bound_address, inherited_sockets, open_listeners
 from trio_odin.overload.load import OtherWorkers
@@ -190,7 +191,12 @@ class Server:
             deadline_seconds=settings.keepalive_seconds,
             why_ended=lambda connection: authorizer.why_ended(connection.session.grant),
         )
-        pages = Pages(self.gather, has_metrics=not admin_listeners, dictionary=dictionary)
+        pages = Pages(
+            self.gather,
+            has_metrics=not admin_listeners,
+            dictionary=dictionary,
+            page=Page() if settings.page == "on" else None,
+        )
         self.admin = AdminPort(pages.respond_to_admin, self.ledger.traffic)
         self.listener = Listener(
             hub=self.hub,

@@ -53,10 +53,22 @@ def test_up_runs_and_ends_by_itself_with_everything_started() -> None:
     ended = run("up", "--addr", "127.0.0.1:0", "--duration", "2", "--rate", "20")
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
-    assert re.search(r"ws://127\.0\.0\.1:\d+/ws", ended.stdout)
+    addresses = re.findall(
+        r"^  (\w+) +((?:http|ws|nats)://127\.0\.0\.1:\d+\S*)", ended.stdout, re.MULTILINE
+    )
+    assert [what for what, _ in addresses] == ["Page", "WebSocket", "Health", "Publisher", "NATS"]
+    page, websocket = (where for _, where in addresses[:2])
+    assert websocket == page.replace("http", "ws") + "ws"
     counted = re.search(r"Stopped in order after (\d+) messages in", ended.stdout)
     assert counted is not None
     assert 20 <= int(counted[1]) <= 40
+
+
+def test_up_names_no_page_that_is_switched_off() -> None:
+    ended = run("up", "--addr", "127.0.0.1:0", "--duration", "0.5", WS_PAGE="off")
+    assert ended.returncode == 0, ended.stderr
+    assert "WebSocket" in ended.stdout
+    assert "Page" not in ended.stdout
 
 
 @pytest.mark.parametrize("command", [["up"], ["serve"], ["publish"]])

@@ -202,6 +202,11 @@ EXAMPLES = {
          "https://example.com:\uff18\uff10", "app:// localhost", "https://example.com:", "https://example.com:443",
          "http://[::1]:80"],
     ),
+    "WS_PAGE": Examples(
+        "on or off",
+        {"on": "on", "Off": "off", " off ": "off"},
+        ["true", "1", "yes", "none"],
+    ),
     "WS_JWT_KEYS": PATH,
     "WS_JWT_ALGORITHMS": Examples(
         "some of HS256, RS256, ES256, separated by commas",

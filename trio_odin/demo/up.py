@@ -86,8 +86,10 @@ async def _serve_and_show(
     console: Console,
 ) -> None:
     async with trio.open_nursery() as nursery:
-        server: Server = await nursery.start(serve, plan.settings_for(nats_url))
-        console.print(_where_to_connect(plan, server, publisher, nats_url))
+        settings = plan.settings_for(nats_url)
+        server: Server = await nursery.start(serve, settings)
+        has_page = settings.page == "on"
+        console.print(_where_to_connect(plan, server, publisher, nats_url, has_page=has_page))
         nursery.start_soon(
             partial(
                 drain_on_signal,
@@ -104,13 +106,14 @@ async def _serve_and_show(
 
 
 def _where_to_connect(
-    plan: UpPlan, server: Server, publisher: Publisher, nats_url: str
+    plan: UpPlan, server: Server, publisher: Publisher, nats_url: str, *, has_page: bool
 ) -> RenderableType:
     here = server.addresses[0].connectable
     channel = f"{plan.tokens[0]}.{plan.events[0]}"
     types = plan.events[0] if len(plan.events) == 1 else "*"
     rows = Table.grid(padding=(0, 2))
     for what, where in (
+        *([("Page", f"http://{here}/")] if has_page else []),
         ("WebSocket", f"ws://{here}/ws"),
         ("Health", f"http://{here}/health   /ready   /metrics"),
         ("Publisher", f"http://{publisher.address.connectable}/stats   /control"),

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from trio_odin import __version__
 from trio_odin.ledger.snapshot import Snapshot
+from trio_odin.listener.page import FOREVER, VARY, Page
 from trio_odin.net.http import Request, Response
 from trio_odin.telemetry.exposition import CONTENT_TYPE, render
 from trio_odin.telemetry.health import HealthReport, health, ready
@@ -35,7 +36,6 @@ _DICTIONARY_LINE = "\n    {}  what events have in common, for trio-odin.z1"
 
 _NOT_FOUND = Response.text(404, "Not found; see / for what there is")
 _NOT_ALL = Response.text(503, "The parent of the workers does not answer; see /health")
-_FOREVER = (("Cache-Control", "public, max-age=31536000, immutable"),)
 _AN_HOUR = (("Cache-Control", "public, max-age=3600"),)
 _READING = {"GET", "HEAD"}
 _ALLOWED = "GET, HEAD, OPTIONS"
@@ -55,7 +55,8 @@ class Pages:
 
     `/asyncapi.json` is the contract of /ws. If `has_metrics` is false, /metrics is only at
     WS_ADMIN_ADDR. With a `dictionary`, clients get it at its path. The path names the content, so a
-    cache may keep it forever.
+    cache may keep it forever. With a `page`, browsers get it at `/`, and other programs the text as
+    without it.
     """
 
     def __init__(
@@ -64,22 +65,28 @@ class Pages:
         *,
         has_metrics: bool = True,
         dictionary: Dictionary | None = None,
+        page: Page | None = None,
     ) -> None:
         self._gather = gather
+        self._page = page
         self._has_metrics = has_metrics
         self._dictionary_path = None if dictionary is None else dictionary.path
         self._welcome = _WELCOME + _METRICS_LINE * has_metrics
         if dictionary is not None:
             self._welcome += _DICTIONARY_LINE.format(dictionary.path)
         content = b"" if dictionary is None else dictionary.content
-        self._dictionary = Response(200, content, "application/octet-stream", _FOREVER)
+        self._dictionary = Response(200, content, "application/octet-stream", (FOREVER,))
         self._contract = Response(200, contract.asyncapi_json(), "application/json", _AN_HOUR)
 
     async def respond(self, request: Request) -> Response:
         """Answer a request at WS_ADDR. Waits for nothing but `gather`."""
+        if self._page is not None and request.method in _READING:
+            response = self._page.respond(request)
+            if response is not None:
+                return response
         match request.path:
             case "/" if request.method in _READING:
-                return Response.text(200, self._welcome)
+                return Response.text(200, self._welcome, headers=(VARY,) if self._page else ())
             case "/metrics" if not self._has_metrics:
                 return _NOT_FOUND
             case self._dictionary_path if request.method in _READING:

@@ -173,6 +173,12 @@ class Settings:
         "with 4401, 4403, 4429 or 4503, which a page can read.",
         reloads=True,
     )
+    page: str = setting(
+        "WS_PAGE",
+        "on",
+        values.Choice(("on", "off")),
+        help="on: browsers get a page with live prices at /; off: the text that programs get.",
+    )
     jwt_keys: Path | None = setting(
         "WS_JWT_KEYS",
         "",

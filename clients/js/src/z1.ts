@@ -25,7 +25,8 @@ export function z1(): Compression {
         async prepare({ id, url: path }) {
           dictionary = dictionaries.get(id);
           if (dictionary) return;
-          const answer = await fetch(new URL(path, url.replace(/^ws/, "http")));
+          // Beside the WebSocket: a proxy may have put all of the server under a path.
+          const answer = await fetch(new URL(`.${path}`, url.replace(/^ws/, "http")));
           if (!answer.ok) throw new Error(`no dictionary ${id}: ${answer.status}`);
           dictionary = new Uint8Array(await answer.arrayBuffer());
           dictionaries.set(id, dictionary);
