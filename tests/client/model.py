@@ -133,8 +133,7 @@ class Session:
         waiting = [
             one.events[0].offset - 1
             for channel, one in self.pending.items()
-            if self.rate_of(channel) is not None
-            and one.events[0].epoch == self.node.stream.epoch
+            if self.rate_of(channel) is not None and one.events[0].epoch == self.node.stream.epoch
         ]
         return min([position, *waiting])
 
@@ -236,8 +235,7 @@ class Session:
         found = [
             event
             for channel, event in self.node.newest.items()
-            if not {*added}.isdisjoint(names_for(channel))
-            and before.isdisjoint(names_for(channel))
+            if not {*added}.isdisjoint(names_for(channel)) and before.isdisjoint(names_for(channel))
         ]
         return sorted(found, key=lambda event: event.offset)
 
@@ -250,7 +248,8 @@ class Session:
         is_ours = message["epoch"] == node.stream.epoch
         incomplete: list[str] = []
         if position is not None and is_ours and position < after:
-            self.floors |= dict.fromkeys(added, after)
+            for name in added:
+                self.floors[name] = after
             self.reply({"type": "resumed", "sent": 0, "offset": after}, message["id"])
             return
         if position is None or not is_ours:
@@ -266,7 +265,7 @@ class Session:
     def send_missed(
         self, after: int, position: int, added: list[str], before: set[str], message: Message
     ) -> list[str]:
-        """Send what was missed of each channel, or its newest event; returns the incomplete ones."""
+        """Send what was missed of each channel, or its newest event; returns what is incomplete."""
         node = self.node
         missed: dict[str, list[Published]] = {}
         for event in node.stream.after(after, position):
@@ -308,7 +307,7 @@ class Node:
         complete_after: every event after this offset is kept.
         lost: the numbers of the events that it has shed.
         losing: how many of the next events it sheds.
-        """
+    """
 
     clock: Callable[[], float]
     stream: Stream
@@ -404,4 +403,3 @@ class Node:
         for session in self.sessions:
             if session.has_notices:
                 session.send(message)
-

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.client.world import CHANNELS, NAMES, World
 
-EXAMPLES = int(os.environ.get("SIMULATION_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("SIMULATION_EXAMPLES", "100"))
 
 _node = st.integers(0, 2)
 _ms = st.sampled_from([0, 1, 50, 400, 1500, 4000, 12_000])
@@ -86,9 +86,7 @@ _settings = settings(
 def test_nothing_is_lost_untold_twice_or_late(
     script: list[tuple[Any, ...]], nodes: int, keeps: int, channels_max: int, max_channels: int
 ) -> None:
-    world = World(
-        nodes=nodes, keeps=keeps, channels_max=channels_max, max_channels=max_channels
-    )
+    world = World(nodes=nodes, keeps=keeps, channels_max=channels_max, max_channels=max_channels)
     _run(world, script)
 
 
@@ -96,5 +94,36 @@ def test_nothing_is_lost_untold_twice_or_late(
 @given(script=_scripts(*_mild), nodes=st.integers(1, 3))
 def test_no_gap_is_told_where_nothing_is_lost(script: list[tuple[Any, ...]], nodes: int) -> None:
     world = World(nodes=nodes, keeps=1000, channels_max=256, max_channels=256)
+    _run(world, script)
+    assert world.gaps == []
+
+
+_moves = st.one_of(
+    _pass_time,
+    _publish,
+    _publish,
+    _action("subscribe", _names, _rate, st.just(True)),
+    _action("unsubscribe", st.integers(0, 9)),
+    _action("set_rate", st.integers(0, 9), _rate),
+    _action("break_connections", _node),
+    _action("lag", _node, st.sampled_from([0, 30])),
+)
+
+
+@_settings
+@given(
+    first=st.lists(st.tuples(_names, st.sampled_from([0, 1000, 5000])), min_size=2, max_size=4),
+    script=st.lists(_moves, min_size=3, max_size=25),
+    nodes=st.integers(1, 2),
+)
+def test_names_that_move_between_rates_lose_nothing(
+    first: list[tuple[frozenset[str], int]], script: list[tuple[Any, ...]], nodes: int
+) -> None:
+    world = World(nodes=nodes, keeps=1000, channels_max=256, max_channels=256)
+    for names, every_ms in first:
+        world.subscribe(names, every_ms, True)
+    world.publish([*CHANNELS])
+    world.pass_time(6000)
+    world.publish([*CHANNELS])
     _run(world, script)
     assert world.gaps == []

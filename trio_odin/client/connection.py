@@ -130,9 +130,7 @@ class Connection:
     _is_noticed: bool = False
     _command: _Command | None = None
     _command_ids: int = 0
-    _credit: float = _BURST
-    _credit_at: float = 0
-    _next_command_at: float = 0
+    _next_at: float = -inf
     _seq: int = 0
     _skipped_total: int = 0
     _hole: tuple[int, int] | None = None  # numbers of events that the server has dropped
@@ -144,7 +142,6 @@ class Connection:
         """Begin with the commands."""
         self.is_open = True
         self._answer_by = inf
-        self._credit_at = now
         self._ask_at = now + self._feed.options.heartbeat_ms
         self._steady_at = now + _STEADY_MS
         self.pump(now)
@@ -159,8 +156,7 @@ class Connection:
 
     def deadline(self) -> float:
         """When `tick` has something to do."""
-        is_due = self.is_open and not (self._is_left or self._command or self.is_settled)
-        next_at = self._next_command_at if is_due else inf
+        next_at = self._next_at if self._is_ready() else inf
         return min(self._answer_by, self._pong_by, self._ask_at, self.leave_at, next_at)
 
     def tick(self, now: float) -> str:
@@ -189,22 +185,19 @@ class Connection:
 
     def pump(self, now: float) -> None:
         """Send the next command, if one is due and none waits for its answer."""
-        if not self.is_open or self._is_left or self._command or self.is_settled:
-            return
-        self._credit = min(_BURST, self._credit + (now - self._credit_at) / _COMMAND_EVERY_MS)
-        self._credit_at = now
-        if self._next_command_at > now:
-            return
-        if self._credit < 1:
-            self._next_command_at = now + _COMMAND_EVERY_MS
+        if not self._is_ready() or self._next_at > now:
             return
         message = self._next_command()
         if message is None:
             self.is_settled = self.was_settled = True
-        else:
-            self._credit -= 1
-            self._answer_by = now + self._feed.options.answer_ms
-            self.send(message)
+            return
+        earliest = now - (_BURST - 1) * _COMMAND_EVERY_MS
+        self._next_at = max(self._next_at, earliest) + _COMMAND_EVERY_MS
+        self._answer_by = now + self._feed.options.answer_ms
+        self.send(message)
+
+    def _is_ready(self) -> bool:
+        return self.is_open and not (self._is_left or self._command or self.is_settled)
 
     def _next_command(self) -> Message | None:
         wanted = self._wanted
@@ -260,13 +253,8 @@ class Connection:
         """Take a message. Returns why the connection is to be given up, if it is."""
         self._pong_by = inf
         kind = message["type"]
-        if kind == "price:update":
-            self._take_update(now, message)
-        elif kind == "price:batch":
-            self._count(message)
-            for event in message["events"]:
-                self._take_event(event, is_alone=False)
-            self._raise(now, message["events"])
+        if "seq" in message:
+            self._take_events(now, message)
         elif self._command and message.get("id") == self._command.id:
             self._answer_by = inf
             self._take_answer(now, self._command, message)
@@ -289,12 +277,15 @@ class Connection:
         elif kind == "token_ack":
             self._take_token_ack(message)
 
-    def _take_update(self, now: float, message: Message) -> None:
-        if self._count(message):
-            self._take_event(message, is_alone=True)
-            self._raise(now, [message])
-        elif "offset" in message:  # a replay, of which it is known whether it is older
-            self._take_event(message, is_alone=False)
+    def _take_events(self, now: float, message: Message) -> None:
+        """Take an event, or several in a batch. What is not new is a replay, and may be older."""
+        events = message.get("events", [message])
+        is_new = self._count(message)
+        for event in events:
+            if is_new or "offset" in event:
+                self._take_event(event, is_alone=is_new and "events" not in message)
+        if is_new and self._is_steady(now):
+            self._raise(events)
 
     def _count(self, message: Message) -> bool:
         """Note the number of a message; whether it is a new one. Report what was dropped before."""
@@ -327,10 +318,8 @@ class Connection:
         )
         self._feed.deliver(event, is_alone=is_alone)
 
-    def _raise(self, now: float, events: Iterable[Message]) -> None:
+    def _raise(self, events: Iterable[Message]) -> None:
         """Move the positions of the rates of these events on."""
-        if not self._is_steady(now):
-            return
         for event in events:
             rates = [self.held[one] for one in names_for(event["channel"]) if one in self.held]
             if rates:
@@ -380,7 +369,7 @@ class Connection:
         kind = message["type"]
         if kind == "error":
             if message["code"] == "RATE_LIMIT_EXCEEDED":
-                self._next_command_at = now + _LIMITED_MS
+                self._next_at = now + _LIMITED_MS
             else:
                 for name in command.names:
                     self.held.pop(name, None)

@@ -94,9 +94,7 @@ class Core:
         self._is_asked = False
         self._outputs: list[Output] = []
         self._links: list[Link] = []
-        self._link_of: dict[str, Link] = {}
         self._subscriptions: dict[int, _Subscription] = {}
-        self._holders: dict[str, list[_Subscription]] = {}
         self._newest: dict[str, Event] = {}
         self._gapped: set[str] = set()  # channels with a gap after their newest event
         self._conns = 0
@@ -200,7 +198,7 @@ class Core:
         self._enter(now)
         if is_hidden != self._is_hidden:
             self._is_hidden = is_hidden
-            self._update(now, list(self._holders))
+            self._update(now, [name for link in self._links for name in link.wanted.rates])
         self._leave(now)
 
     # ---- for the user
@@ -221,8 +219,6 @@ class Core:
         self._enter(now)
         one = _Subscription(number, dict.fromkeys(names), every_ms, with_snapshot)
         self._subscriptions[number] = one
-        for name in one.names:
-            self._holders.setdefault(name, []).append(one)
         known = [channel for channel in self._newest if one.has(channel)]
         if every_ms is None:
             one.withheld.update(known)
@@ -246,10 +242,6 @@ class Core:
         """End a subscription."""
         self._enter(now)
         if (one := self._subscriptions.pop(number, None)) is not None:
-            for name in one.names:
-                self._holders[name].remove(one)
-                if not self._holders[name]:
-                    del self._holders[name]
             self._update(now, one.names)
         self._leave(now)
 
@@ -326,15 +318,12 @@ class Core:
                 gap = Gap(channels=channels, missed=missed, reason=reason)
                 self._put(Deliver((one.id,), gap))
 
-    def refuse(self, link: Link, name: str, code: str) -> None:
+    def refuse(self, link: Link, name: str, code: str, *, is_full: bool) -> None:
         """The server does not give a name on this link: try another link, or report it."""
-        limit = link.max_patterns if is_pattern(name) else link.max_channels
-        if code.startswith("TOO_MANY_") and limit > 0:
+        if is_full:
             link.unwant(name)
-            del self._link_of[name]
             self._moved.append(name)
-        elif name in self._holders:
-            numbers = tuple(one.id for one in self._holders[name])
+        elif numbers := tuple(one.id for one in self._holders(name)):
             self._put(Deliver(numbers, Refused(channel=name, code=code)))
 
     def forget(self, names: Iterable[str]) -> None:
@@ -392,17 +381,16 @@ class Core:
         if self._closed is not None:
             return
         for name in names:
-            holders = self._holders.get(name)
-            link = self._link_of.get(name)
+            holders = self._holders(name)
+            link = next((one for one in self._links if name in one.wanted.rates), None)
             if holders:
-                if link is None:
-                    link = self._link_of[name] = self._link_for(now, name)
+                room = (one for one in self._links if one.has_room_for(name))
+                link = link or next(room, None) or self._add_link(now)
                 rate = self._rate_of(holders)
                 if link.wanted.rates.get(name, "none") != rate:
                     link.want(name, rate)
             elif link is not None:
                 link.unwant(name)
-                del self._link_of[name]
         for link in self._links[1:]:
             if not link.wanted.rates:
                 link.close()
@@ -410,20 +398,20 @@ class Core:
         for link in self._links:
             link.pump(now)
 
-    def _link_for(self, now: float, name: str) -> Link:
-        found = (link for link in self._links if link.has_room_for(name))
-        return next(found, None) or self._add_link(now)
-
     def _add_link(self, now: float) -> Link:
         link = Link(self)
         self._links.append(link)
         link.dial(now)
         return link
 
+    def _holders(self, name: str) -> list[_Subscription]:
+        return [one for one in self._subscriptions.values() if name in one.names]
+
     def _receivers(self, channel: str) -> list[_Subscription]:
-        """The subscriptions that have a channel, each once."""
-        found = {one.id: one for name in names_for(channel) for one in self._holders.get(name, ())}
-        return list(found.values())
+        names = names_for(channel)
+        return [
+            one for one in self._subscriptions.values() if not one.names.keys().isdisjoint(names)
+        ]
 
     def _deliver_newest(self, one: _Subscription, channels: Iterable[str]) -> None:
         for channel in channels:

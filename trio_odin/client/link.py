@@ -26,10 +26,10 @@ from trio_odin.client.items import Rate, State
 _SOON_MS: Final = 1_000
 _DOUBLED_MAX: Final = 16
 
-_NEW_TOKEN: Final = {401, 4001, 4401}
-_NEVER_AGAIN: Final = {403, 1002, 1003, 1007, 1009, 1010, 4403}
-_NEVER_FROM: Final = 4500
-_SAY_WHEN: Final = {429, 503, 4429, 4503}
+# A status of HTTP, the same after an upgrade with 4 before it, or a close code.
+_NEW_TOKEN = re.compile("4?401|4001")
+_NEVER_AGAIN = re.compile("4?403|100[2379]|1010|4[5-9]..")
+_SAY_WHEN = re.compile("4?(429|503)")
 _GOING_AWAY: Final = 1001
 _LEFT: Final = 4000
 _SECONDS = re.compile(r"(\d+) ?s")
@@ -50,8 +50,8 @@ class Feed(Recipient, Protocol):
         """The token was refused; whether there may be another one."""
         ...
 
-    def refuse(self, link: Link, name: str, code: str) -> None:
-        """The server does not give a name on this link."""
+    def refuse(self, link: Link, name: str, code: str, *, is_full: bool) -> None:
+        """The server does not give a name on this link, which may be full."""
 
     def fail(self, cause: str) -> None:
         """End everything for good."""
@@ -62,30 +62,27 @@ class Link:
 
     Attributes:
         wanted: the names, each with its rate, and where they are.
-        max_channels: how many names it takes.
-        max_patterns: how many of these may be patterns.
     """
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
         self.wanted = Wanted()
-        self.max_channels = feed.options.max_channels
-        self.max_patterns = feed.options.max_patterns
+        self._max_channels = feed.options.max_channels
+        self._max_patterns = feed.options.max_patterns
         self._current: Connection | None = None
         self._leaving: Connection | None = None
         self._tries = 0
         self._attempts = 0
         self._retry_at = inf
         self._cause = ""
-        self._waits_for_token = False
 
     # ---- what is wanted
 
     def has_room_for(self, name: str) -> bool:
         """Whether one more name fits."""
         rates = self.wanted.rates
-        is_room = not is_pattern(name) or sum(map(is_pattern, rates)) < self.max_patterns
-        return is_room and len(rates) < self.max_channels
+        is_room = not is_pattern(name) or sum(map(is_pattern, rates)) < self._max_patterns
+        return is_room and len(rates) < self._max_channels
 
     def want(self, name: str, rate: Rate) -> None:
         """Want `name` at `rate` from now on."""
@@ -132,14 +129,18 @@ class Link:
             return
         wanted.refused.add(name)
         taken = wanted.rates.keys() - wanted.refused
+        # It may have room on another link, unless the server takes none at all.
+        is_full = False
         if code == "TOO_MANY_CHANNELS":
-            self.max_channels = len(taken)
+            self._max_channels = len(taken)
+            is_full = bool(taken)
         if code == "TOO_MANY_PATTERNS":
-            self.max_patterns = sum(map(is_pattern, taken))
+            self._max_patterns = sum(map(is_pattern, taken))
+            is_full = self._max_patterns > 0
         if name in wanted.owed:  # wherever it goes, it begins anew there
             wanted.owed.discard(name)
             self._feed.declare([name], None, "resume")
-        self._feed.refuse(self, name, code)
+        self._feed.refuse(self, name, code, is_full=is_full)
 
     # ---- connections
 
@@ -153,7 +154,6 @@ class Link:
         """Open a connection, once there is a token if one is needed."""
         self._retry_at = inf
         number = self._feed.dial(self._tries)
-        self._waits_for_token = number is None
         if number is None:
             return
         self.wanted.refused.clear()
@@ -170,17 +170,19 @@ class Link:
         current = self._current
         return current is None or not current.is_open or current.id == number
 
+    def _waits_for_token(self) -> bool:
+        return self._current is None and self._retry_at == inf
+
     def take_token(self, now: float, token: str) -> None:
         """A token has come: dial with it, or send it on the open connection."""
-        if self._waits_for_token:
+        if self._waits_for_token():
             self.dial(now)
         elif self._current is not None and self._current.is_open:
             self._current.send({"type": "token", "token": token})
 
     def token_failed(self, now: float, cause: str) -> None:
         """There is no token: ask again later."""
-        if self._waits_for_token:
-            self._waits_for_token = False
+        if self._waits_for_token():
             self._retry(now, cause)
 
     def opened(self, now: float, number: int) -> None:
@@ -206,25 +208,33 @@ class Link:
         conn = self._conn(number)
         if conn is None:
             return
-        if conn is self._leaving:
-            self._leaving = None
-            self._feed.forget(conn.held)
+        was_current = conn is self._current
+        self._end(conn)
+        if not was_current:
             return
-        self._leave_current()
-        self._feed.forget(conn.held)
         if not conn.was_settled:
             self._tries += 1
-        says_when = code in _SAY_WHEN
-        is_final = code in _NEVER_AGAIN or (code >= _NEVER_FROM and not says_when)
-        if is_final or (code in _NEW_TOKEN and not self._feed.has_other_token()):
+        text = str(code)
+        needs_token, says_when = _NEW_TOKEN.fullmatch(text), _SAY_WHEN.fullmatch(text)
+        is_final = _NEVER_AGAIN.fullmatch(text) and not says_when
+        if is_final or (needs_token and not self._feed.has_other_token()):
             self._feed.fail(cause)
+            return
+        seconds = _SECONDS.search(cause) if says_when else None
+        wait_ms = int(seconds[1]) * 1000 if seconds else 0
+        self._retry(now, cause, wait_ms, is_soon=bool(needs_token) or code == _GOING_AWAY)
+
+    def _end(self, conn: Connection, code: int | None = None) -> None:
+        """A connection has ended, or ends now with a code. The next one owes what it had."""
+        if code is not None:
+            self._feed.drop(conn.id, code)
+        if conn is self._current:
+            self._leave_current()
         else:
-            seconds = _SECONDS.search(cause) if says_when else None
-            wait_ms = int(seconds[1]) * 1000 if seconds else 0
-            self._retry(now, cause, wait_ms, is_soon=code in {_GOING_AWAY, *_NEW_TOKEN})
+            self._leaving = None
+        self._feed.forget(conn.held)
 
     def _leave_current(self) -> None:
-        """Note that the next connection owes what this one had."""
         if self._current is not None:
             self.wanted.owed |= self._current.held.keys() & self.wanted.rates.keys()
             self._current = None
@@ -245,7 +255,8 @@ class Link:
 
     def _hand_over(self, now: float) -> None:
         """Connect elsewhere first, and leave this connection when the new one has everything."""
-        self._drop_leaving()
+        if self._leaving is not None:
+            self._end(self._leaving, 1000)
         self._leaving = self._current
         self._leave_current()
         if self._leaving is not None:
@@ -256,21 +267,16 @@ class Link:
 
     def _release(self) -> None:
         """Let the connection before go, once this one has everything."""
-        if self._current is not None and self._current.is_settled:
-            self._drop_leaving()
-
-    def _drop_leaving(self, code: int = 1000) -> None:
-        if self._leaving is not None:
-            self._feed.drop(self._leaving.id, code)
-            self._feed.forget(self._leaving.held)
-            self._leaving = None
+        if self._leaving is not None and self._current is not None and self._current.is_settled:
+            self._end(self._leaving, 1000)
 
     def thaw(self, now: float) -> None:
         """Drop what has piled up while the process did not run, and connect anew."""
-        self._drop_leaving(_LEFT)
-        if self._current is not None and self._current.is_open:
-            self._feed.drop(self._current.id, _LEFT)
-            self._leave_current()
+        was_open = self._current is not None and self._current.is_open
+        for conn in self._conns():
+            if conn.is_open:
+                self._end(conn, _LEFT)
+        if was_open:
             self._cause = "frozen"
             self.dial(now)
 
@@ -278,20 +284,15 @@ class Link:
         """Find out at once whether the network is there."""
         if self._retry_at < inf:
             self._attempts = 0
-            self.dial(now)
+            self._retry_at = now
         for conn in self._conns():
             conn.ask(now)
         self.tick(now)
 
     def close(self) -> None:
         """End everything."""
-        self._drop_leaving()
-        if self._current is not None:
-            self._feed.drop(self._current.id, 1000)
-            self._feed.forget(self._current.held)
-        self._current = None
-        self._retry_at = inf
-        self._waits_for_token = False
+        for conn in self._conns():
+            self._end(conn, 1000)
 
     # ---- time
 

@@ -62,8 +62,7 @@ export function namesFor(channel: string): string[] {
 /** As many of the names as fit into one command. */
 function fitting(names: string[]): string[] {
   let chars = 0;
-  const over = names.findIndex((name) => (chars += name.length + 3) > COMMAND_CHARS);
-  return over < 0 ? names : names.slice(0, over);
+  return names.filter((name) => (chars += name.length + 3) <= COMMAND_CHARS);
 }
 
 /**
@@ -90,9 +89,7 @@ export function createConnection(
   let commandId = 0;
   let commandNames: string[] = [];
   let commandRate: Rate = 0;
-  let credit = BURST;
-  let creditAt = 0;
-  let nextAt = 0;
+  let nextAt = -Infinity;
   let lastSeq = 0;
   let lastTotal = 0;
   // The first and the last number of what the server has dropped, if it has.
@@ -108,17 +105,10 @@ export function createConnection(
 
   // Send the next command, if one is due and none waits for its answer.
   function pump(now: number): void {
-    if (!isReady()) return;
-    credit = Math.min(BURST, credit + (now - creditAt) / COMMAND_EVERY_MS);
-    creditAt = now;
-    if (nextAt > now) return;
-    if (credit < 1) {
-      nextAt = now + COMMAND_EVERY_MS;
-      return;
-    }
+    if (!isReady() || nextAt > now) return;
     const message = nextCommand();
     if (message) {
-      credit--;
+      nextAt = Math.max(nextAt, now - (BURST - 1) * COMMAND_EVERY_MS) + COMMAND_EVERY_MS;
       answerBy = now + options.answerMs;
       send(id, message);
     } else conn.isSettled = conn.wasSettled = true;
@@ -148,24 +138,23 @@ export function createConnection(
   }
 
   function subscribe(channels: string[], rate: Rate, after?: Position): Message {
-    const message: Message = { type: "subscribe", channels };
-    if (channels.length) message.snapshot = true;
-    if (rate !== 0 || channels.some((name) => held.has(name))) message.every_ms = rate;
-    if (after) {
-      message.after = after.offset;
-      message.epoch = after.epoch;
-    }
-    if (!isNoticed) message.notices = true;
-    const last = after ? "resumed" : channels.length ? "snapshot_done" : "subscription_ack";
-    return expect(last, message, channels, rate);
+    const some = channels.length > 0;
+    const message = {
+      type: "subscribe",
+      channels,
+      snapshot: some || undefined,
+      every_ms: rate !== 0 || channels.some((name) => held.has(name)) ? rate : undefined,
+      ...(after && { after: after.offset, epoch: after.epoch }),
+      notices: !isNoticed || undefined,
+    };
+    return expect(after ? "resumed" : some ? "snapshot_done" : "subscription_ack", message, channels, rate);
   }
 
-  function expect(last: string, message: Message, names: string[] = [], rate: Rate = 0): Message {
+  function expect(last: string, message: object, names: string[] = [], rate: Rate = 0): Message {
     endsWith = last;
     commandNames = names;
     commandRate = rate;
-    message.id = ++commandId;
-    return message;
+    return { ...message, id: ++commandId };
   }
 
   // ---- messages
@@ -190,18 +179,26 @@ export function createConnection(
     if (counts()) declare(rates.keys(), missed, reason);
   }
 
-  function takeEvent(message: Message, isAlone: boolean): void {
-    const { channel, data, ts, offset, prev, skipped = 0, snapshot = false } = message;
-    const event = { channel, data, unixMs: ts, offset, prev, skipped, isSnapshot: snapshot };
-    deliver({ ...event, epoch: conn.epoch }, isAlone);
+  // Take an event, or several in a batch. What is not new is a replay, which may be an older one.
+  function takeEvents(now: number, message: Message): void {
+    const { events = [message] } = message;
+    const isNew = count(message);
+    for (const { channel, data, ts, offset, prev, skipped = 0, snapshot = false } of events) {
+      if (!isNew && offset === undefined) continue;
+      const { epoch } = conn;
+      deliver(
+        { channel, data, unixMs: ts, offset, prev, skipped, isSnapshot: snapshot, epoch },
+        isNew && !message.events,
+      );
+    }
+    if (isNew && isSteady(now)) raise(events);
   }
 
   // Whether all that came until now is known to be complete, or reported.
   const isSteady = (now: number): boolean => conn.isSettled && now >= steadyAt && counts();
 
   // Move the positions of the rates of these events on.
-  function raise(now: number, events: Message[]): void {
-    if (!isSteady(now)) return;
+  function raise(events: Message[]): void {
     for (const { channel, offset } of events) {
       const names = namesFor(channel).filter((name) => held.has(name));
       if (names.length) move(fastest(names.map((name) => held.get(name) as Rate)), offset, Math.max);
@@ -299,7 +296,6 @@ export function createConnection(
     opened(now: number): void {
       conn.isOpen = true;
       answerBy = Infinity;
-      creditAt = now;
       askAt = now + options.heartbeatMs;
       steadyAt = now + STEADY_MS;
       pump(now);
@@ -337,18 +333,8 @@ export function createConnection(
     received(now: number, message: Message): string | undefined {
       const { type } = message;
       pongBy = Infinity;
-      if (type === "price:update") {
-        if (count(message)) {
-          takeEvent(message, true);
-          raise(now, [message]);
-        } else if (message.offset !== undefined) {
-          takeEvent(message, false); // a replay, of which it is known whether it is older
-        }
-      } else if (type === "price:batch") {
-        count(message);
-        for (const event of message.events) takeEvent(event, false);
-        raise(now, message.events);
-      } else if (type === "pong") takePong(now, message);
+      if (message.seq) takeEvents(now, message);
+      else if (type === "pong") takePong(now, message);
       else if (type === "upstream") conn.isWell = message.nats === "connected";
       else if (type === "server:draining") {
         if (!isLeft) conn.leaveAt = now + message.reconnect_in_ms;

@@ -20,7 +20,7 @@ import type { Event, Host, Message, Options, Rate, State } from "./types.js";
 // Time must not pass unnoticed for longer than this: see `Options.freezeMs`.
 const TICK_MS = 2_000;
 const REFRESH_MS = 30_000;
-const WORST_LAST = ["live", "stale", "connecting", "offline"];
+const WORST_FIRST = ["offline", "connecting", "stale", "live"];
 
 export const DEFAULTS: Options = {
   dialMs: 10_000,
@@ -59,8 +59,6 @@ export function createCore(
 ) {
   const options = { ...DEFAULTS, ...changed };
   const subscriptions = new Map<number, Subscription>();
-  const holders = new Map<string, Subscription[]>();
-  const linkOf = new Map<string, Link>();
   const newest = new Map<string, Event>();
   const gapped = new Set<string>(); // channels with a gap after their newest event
   const outputs: (() => void)[] = [];
@@ -86,7 +84,7 @@ export function createCore(
     dial(tries) {
       if (needsToken && token === null) {
         askToken();
-        return null;
+        return;
       }
       const id = ++connIds;
       const its = token;
@@ -101,20 +99,19 @@ export function createCore(
     },
     deliver,
     declare,
-    refuse(link, name, code) {
-      if (code.startsWith("TOO_MANY_") && link.takes(name)) {
+    refuse(link, name, code, isFull) {
+      if (isFull) {
         link.unwant(name);
-        linkOf.delete(name);
         moved.push(name);
         return;
       }
-      const ids = (holders.get(name) ?? []).map(({ id }) => id);
+      const ids = holdersOf(name).map(({ id }) => id);
       if (ids.length) put(() => host.refused(ids, { channel: name, code }));
     },
     forget(names) {
       for (const name of names) {
         for (const channel of isPattern(name) ? newest.keys() : [name]) {
-          if (receiversOf(channel).size) continue;
+          if (receiversOf(channel).length) continue;
           newest.delete(channel);
           gapped.delete(channel);
         }
@@ -176,15 +173,21 @@ export function createCore(
         moved = [];
         update(now, names);
       }
-      const { name, cause, retryAt } = worst();
-      if (name !== state.name || cause !== state.cause || retryAt !== state.retryAt) {
-        const its: State = { name, cause, at: now, retryAt };
-        state = its;
-        put(() => host.state(its));
+      const [name, cause, retryAt] = worst();
+      const its: State = { name, cause, at: state.at, retryAt };
+      if (JSON.stringify(its) !== JSON.stringify(state)) {
+        state = { ...its, at: now };
+        put(() => host.state(state));
       }
       flush();
     };
   }
+
+  /** Wrap what each link has to hear of. */
+  const each = <Args extends unknown[]>(act: (link: Link, now: number, ...args: Args) => void) =>
+    at<Args>((now, ...args) => {
+      for (const link of links) act(link, now, ...args);
+    });
 
   // Call the host, which may call back: what that brings is appended, and comes after the rest.
   function flush(): void {
@@ -197,32 +200,25 @@ export function createCore(
     }
   }
 
-  function worst(): Omit<State, "at"> {
-    if (closed !== null) return { name: "closed", cause: closed, retryAt: null };
+  function worst(): ReturnType<Link["state"]> {
+    if (closed !== null) return ["closed", closed, null];
     const states = links.map((link) => link.state());
-    const rank = (one: Omit<State, "at">): number => WORST_LAST.indexOf(one.name);
-    return states.reduce((one, other) => (rank(other) > rank(one) ? other : one), {
-      name: states.length ? "live" : "connecting",
-      cause: "",
-      retryAt: null,
-    });
+    states.sort(([one], [other]) => WORST_FIRST.indexOf(one) - WORST_FIRST.indexOf(other));
+    return states[0] ?? ["connecting", "", null];
   }
 
   // Pass on what is wanted of these names, and have the links act.
   function update(now: number, names: Iterable<string>): void {
     if (closed !== null) return;
     for (const name of names) {
-      const those = holders.get(name);
-      let link = linkOf.get(name);
-      if (those) {
-        if (!link) linkOf.set(name, (link = linkFor(now, name)));
+      const those = holdersOf(name);
+      let link = links.find((one) => one.rates.has(name));
+      if (those.length) {
+        link ??= links.find((one) => one.hasRoomFor(name)) ?? addLink(now);
         let rate = fastest(those.map(({ everyMs }) => everyMs));
         if (isHidden && rate) rate = Math.max(rate, options.hiddenEveryMs);
         if (link.rates.get(name) !== rate) link.want(name, rate);
-      } else if (link) {
-        link.unwant(name);
-        linkOf.delete(name);
-      }
+      } else link?.unwant(name);
     }
     links = links.filter((link, index) => {
       const isNeeded = !index || link.rates.size;
@@ -232,9 +228,6 @@ export function createCore(
     for (const link of links) link.pump(now);
   }
 
-  const linkFor = (now: number, name: string): Link =>
-    links.find((link) => link.hasRoomFor(name)) ?? addLink(now);
-
   function addLink(now: number): Link {
     const link = createLink(feed);
     links.push(link);
@@ -242,9 +235,12 @@ export function createCore(
     return link;
   }
 
-  /** The subscriptions that have a channel, each once. */
-  function receiversOf(channel: string): Set<Subscription> {
-    return new Set(namesFor(channel).flatMap((name) => holders.get(name) ?? []));
+  const holdersOf = (name: string): Subscription[] =>
+    [...subscriptions.values()].filter(({ names }) => names.has(name));
+
+  function receiversOf(channel: string): Subscription[] {
+    const names = namesFor(channel);
+    return [...subscriptions.values()].filter((one) => names.some((name) => one.names.has(name)));
   }
 
   function deliverNewest({ id }: Subscription, channels: Iterable<string>): void {
@@ -262,17 +258,13 @@ export function createCore(
       if (!links.length && closed === null) addLink(now);
     }),
     /** A socket is open, and commands can be sent. */
-    opened: at((now, conn: number) => {
-      for (const link of links) link.opened(now, conn);
-    }),
+    opened: each((link, now, conn: number) => link.opened(now, conn)),
     /** A message has arrived. */
-    received: at((now, conn: number, message: Message) => {
-      for (const link of links) link.received(now, conn, message);
-    }),
+    received: each((link, now, conn: number, message: Message) => link.received(now, conn, message)),
     /** A socket was not opened or has ended: close code, status of the HTTP answer, or 1006. */
-    lost: at((now, conn: number, code: number, cause: string) => {
-      for (const link of links) link.lost(now, conn, code, cause);
-    }),
+    lost: each((link, now, conn: number, code: number, cause: string) =>
+      link.lost(now, conn, code, cause),
+    ),
     /** Here is a token, and for how long it is valid, if that is known. */
     takeToken: at((now, text: string, validMs: number | null) => {
       isAsked = false;
@@ -304,14 +296,12 @@ export function createCore(
     // ---- for the environment
 
     /** The network may be back, or somebody looks again: find out at once. */
-    probe: at((now) => {
-      for (const link of links) link.probe(now);
-    }),
+    probe: each((link, now) => link.probe(now)),
     /** Nobody looks, or somebody does again: see `Options.hiddenEveryMs`. */
     hide: at((now, hidden: boolean) => {
       if (hidden === isHidden) return;
       isHidden = hidden;
-      update(now, holders.keys());
+      update(now, links.flatMap((link) => [...link.rates.keys()]));
     }),
 
     // ---- for the user
@@ -329,7 +319,6 @@ export function createCore(
         withheld: new Set(),
       };
       subscriptions.set(id, one);
-      for (const name of one.names) holders.set(name, [...(holders.get(name) ?? []), one]);
       const known = [...newest.keys()].filter((channel) => has(one.names, channel));
       if (one.everyMs === null) one.withheld = new Set(known);
       else if (one.withSnapshot) deliverNewest(one, known);
@@ -351,11 +340,6 @@ export function createCore(
       const one = subscriptions.get(id);
       if (!one) return;
       subscriptions.delete(id);
-      for (const name of one.names) {
-        const others = (holders.get(name) ?? []).filter((other) => other !== one);
-        if (others.length) holders.set(name, others);
-        else holders.delete(name);
-      }
       update(now, one.names);
     }),
     /** End everything. */

@@ -11,24 +11,25 @@ import {
   type Recipient,
   type Wanted,
 } from "./connection.js";
-import type { Message, Rate, State } from "./types.js";
+import type { Message, Rate, StateName } from "./types.js";
 
 // "At once" for many clients: they are spread over this time.
 const SOON_MS = 1_000;
 const DOUBLED_MAX = 16;
 
-const NEW_TOKEN = [401, 4001, 4401];
-const NEVER_AGAIN = [403, 1002, 1003, 1007, 1009, 1010, 4403];
-const SAY_WHEN = [429, 503, 4429, 4503];
+// A status of HTTP, the same after an upgrade with 4 before it, or a close code.
+const NEW_TOKEN = /^(4?401|4001)$/;
+const NEVER_AGAIN = /^(4?403|100[2379]|1010|4[5-9]..)$/;
+const SAY_WHEN = /^4?(429|503)$/;
 const LEFT = 4000;
 
 /** What a link needs of the core that has it. */
 export interface Feed extends Recipient {
   random(): number;
-  dial(tries: number): number | null;
+  dial(tries: number): number | undefined;
   drop(conn: number, code: number): void;
   hasOtherToken(): boolean;
-  refuse(link: Link, name: string, code: string): void;
+  refuse(link: Link, name: string, code: string, isFull: boolean): void;
   fail(cause: string): void;
 }
 
@@ -48,14 +49,11 @@ export function createLink(feed: Feed) {
   let attempts = 0;
   let retryAt = Infinity;
   let cause = "";
-  let waitsForToken = false;
 
   const conns = (): Connection[] => [current, leaving].filter((conn) => conn !== undefined);
   const connOf = (id: number): Connection | undefined => conns().find((conn) => conn.id === id);
 
   // ---- what is wanted
-
-  const patternCount = (names: Iterable<string>): number => [...names].filter(isPattern).length;
 
   // Take the lower of two positions along with a name that changes its rate: an event of the slower
   // rate may wait for its tick. A pattern may leave channels to names at any rate: then all go on
@@ -91,11 +89,14 @@ export function createLink(feed: Feed) {
     if (!rates.has(name)) return;
     refused.add(name);
     const taken = [...rates.keys()].filter((one) => !refused.has(one));
-    if (code === "TOO_MANY_CHANNELS") maxChannels = taken.length;
-    if (code === "TOO_MANY_PATTERNS") maxPatterns = patternCount(taken);
+    const patterns = taken.filter(isPattern);
+    // It may have room on another link, unless the server takes none at all.
+    let isFull = false;
+    if (code === "TOO_MANY_CHANNELS") isFull = (maxChannels = taken.length) > 0;
+    if (code === "TOO_MANY_PATTERNS") isFull = (maxPatterns = patterns.length) > 0;
     // Wherever it goes, it begins anew there.
     if (owed.delete(name)) feed.declare([name], null, "resume");
-    feed.refuse(link, name, code);
+    feed.refuse(link, name, code, isFull);
   }
 
   // ---- connections
@@ -103,36 +104,42 @@ export function createLink(feed: Feed) {
   function dial(now: number): void {
     retryAt = Infinity;
     const id = feed.dial(tries);
-    waitsForToken = id === null;
-    if (id === null) return;
+    if (!id) return;
     refused.clear();
     const counts = (): boolean => !current?.isOpen || current.id === id;
     current = createConnection(id, wanted, feed, counts, refuse, now + options.dialMs);
   }
 
-  function lost(now: number, id: number, code: number, why: string): void {
-    const conn = connOf(id);
-    if (!conn) return;
-    if (conn === leaving) {
-      leaving = undefined;
-      return forget(conn.held.keys());
-    }
-    leaveCurrent();
+  // A connection has ended, or ends now with a code. The next one owes what it had.
+  function end(conn: Connection, code?: number): void {
+    if (code) drop(conn.id, code);
+    if (conn === current) leaveCurrent();
+    else leaving = undefined;
     forget(conn.held.keys());
-    if (!conn.wasSettled) tries++;
-    const needsToken = NEW_TOKEN.includes(code);
-    const saysWhen = SAY_WHEN.includes(code);
-    const isFinal = NEVER_AGAIN.includes(code) || (code >= 4500 && !saysWhen);
-    if (isFinal || (needsToken && !feed.hasOtherToken())) return feed.fail(why);
-    const [, seconds = 0] = (saysWhen && /(\d+) ?s/.exec(why)) || [];
-    retry(now, why, +seconds * 1000, needsToken || code === 1001);
   }
 
-  // Note that the next connection owes what this one had.
   function leaveCurrent(): void {
     for (const name of current?.held.keys() ?? []) if (rates.has(name)) owed.add(name);
     current = undefined;
   }
+
+  function lost(now: number, id: number, code: number, why: string): void {
+    const conn = connOf(id);
+    if (!conn) return;
+    const wasCurrent = conn === current;
+    end(conn);
+    if (!wasCurrent) return;
+    if (!conn.wasSettled) tries++;
+    const text = `${code}`;
+    const needsToken = NEW_TOKEN.test(text);
+    const saysWhen = SAY_WHEN.test(text);
+    const isFinal = NEVER_AGAIN.test(text) && !saysWhen;
+    if (isFinal || (needsToken && !feed.hasOtherToken())) return feed.fail(why);
+    const seconds = (saysWhen && /(\d+) ?s/.exec(why)?.[1]) || 0;
+    retry(now, why, +seconds * 1000, needsToken || code === 1001);
+  }
+
+  const waitsForToken = (): boolean => !current && retryAt === Infinity;
 
   function retry(now: number, why: string, waitMs: number, isSoon: boolean): void {
     const most = Math.min(options.retryMaxMs, options.retryMinMs * 2 ** attempts);
@@ -149,7 +156,7 @@ export function createLink(feed: Feed) {
 
   // Connect elsewhere first, and leave this connection when the new one has everything.
   function handOver(now: number): void {
-    dropLeaving(1000);
+    if (leaving) end(leaving, 1000);
     leaving = current;
     leaveCurrent();
     leaving?.leave();
@@ -160,14 +167,7 @@ export function createLink(feed: Feed) {
 
   // Let the connection before go, once this one has everything.
   function release(): void {
-    if (current?.isSettled) dropLeaving(1000);
-  }
-
-  function dropLeaving(code: number): void {
-    if (!leaving) return;
-    drop(leaving.id, code);
-    forget(leaving.held.keys());
-    leaving = undefined;
+    if (leaving && current?.isSettled) end(leaving, 1000);
   }
 
   function tick(now: number): void {
@@ -184,10 +184,8 @@ export function createLink(feed: Feed) {
     // ---- what is wanted
 
     rates,
-    /** Whether it takes any name such as this one. */
-    takes: (name: string): boolean => (isPattern(name) ? maxPatterns : maxChannels) > 0,
     hasRoomFor(name: string): boolean {
-      const isRoom = !isPattern(name) || patternCount(rates.keys()) < maxPatterns;
+      const isRoom = !isPattern(name) || [...rates.keys()].filter(isPattern).length < maxPatterns;
       return isRoom && rates.size < maxChannels;
     },
     want(name: string, rate: Rate): void {
@@ -221,20 +219,17 @@ export function createLink(feed: Feed) {
       release();
     },
     takeToken(now: number, token: string): void {
-      if (waitsForToken) dial(now);
+      if (waitsForToken()) dial(now);
       else if (current?.isOpen) feed.send(current.id, { type: "token", token });
     },
     tokenFailed(now: number, why: string): void {
-      if (!waitsForToken) return;
-      waitsForToken = false;
-      retry(now, why, 0, false);
+      if (waitsForToken()) retry(now, why, 0, false);
     },
     /** Drop what has piled up while the page did not run, and connect anew. */
     thaw(now: number): void {
-      dropLeaving(LEFT);
-      if (!current?.isOpen) return;
-      drop(current.id, LEFT);
-      leaveCurrent();
+      const wasOpen = current?.isOpen;
+      for (const conn of conns()) if (conn.isOpen) end(conn, LEFT);
+      if (!wasOpen) return;
       cause = "frozen";
       dial(now);
     },
@@ -242,30 +237,22 @@ export function createLink(feed: Feed) {
     probe(now: number): void {
       if (retryAt < Infinity) {
         attempts = 0;
-        dial(now);
+        retryAt = now;
       }
       for (const conn of conns()) conn.ask(now);
       tick(now);
     },
     close(): void {
-      dropLeaving(1000);
-      if (current) {
-        drop(current.id, 1000);
-        forget(current.held.keys());
-      }
-      current = undefined;
-      retryAt = Infinity;
-      waitsForToken = false;
+      for (const conn of conns()) end(conn, 1000);
     },
     deadline: (): number => Math.min(retryAt, ...conns().map((conn) => conn.deadline())),
-    state(): Omit<State, "at"> {
+    /** Its name, the cause, and when it connects again. */
+    state(): [StateName, string, number | null] {
       const conn = leaving && !current?.wasSettled ? leaving : current;
-      if (!conn && retryAt < Infinity) return { name: "offline", cause, retryAt };
-      if (!conn?.wasSettled) return { name: "connecting", cause, retryAt: null };
-      if (!conn.isWell) {
-        return { name: "stale", cause: "the server has no connection to NATS", retryAt: null };
-      }
-      return { name: "live", cause: "", retryAt: null };
+      if (!conn && retryAt < Infinity) return ["offline", cause, retryAt];
+      if (!conn?.wasSettled) return ["connecting", cause, null];
+      if (!conn.isWell) return ["stale", "the server has no connection to NATS", null];
+      return ["live", "", null];
     },
   };
   return link;
