@@ -102,7 +102,7 @@ class World:
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._deferred: list[tuple[Node, Session, Message]] = []
-        self._is_subscribing = False
+        self._is_of_the_user = False
         for every_ms in TICKS_MS:
             self._repeat(every_ms, partial(self._tick_all, every_ms))
         self._repeat(1000, self._tell_all)
@@ -252,9 +252,9 @@ class World:
             assert found.number != before.number, f"twice: {event} to {one.id}"
             assert found.number > before.number, f"older after newer: {event} to {one.id}"
             self._check_hole(one, before, found, event)
-        elif self._is_subscribing:
+        elif self._is_of_the_user:
             one.first_values.add(channel)
-        if not self._is_subscribing:
+        if not self._is_of_the_user:
             one.first_values.discard(channel)
         one.last[channel] = found
         one.explained.pop(channel, None)
@@ -330,9 +330,9 @@ class World:
         number = next(self._ids)
         self.subscribers[number] = Subscriber(number, names, every_ms, with_snapshot)
         self.core.subscribe(self.now, number, sorted(names), every_ms, with_snapshot=with_snapshot)
-        self._is_subscribing = True
+        self._is_of_the_user = True
         self.carry_out()
-        self._is_subscribing = False
+        self._is_of_the_user = False
 
     def unsubscribe(self, choice: int) -> None:
         if self.subscribers:
@@ -348,7 +348,9 @@ class World:
                 one.paused.update(CHANNELS)
             one.every_ms = every_ms
             self.core.set_rate(self.now, one.id, every_ms)
+            self._is_of_the_user = True
             self.carry_out()
+            self._is_of_the_user = False
 
     def hide(self, is_hidden: bool) -> None:
         self.core.hide(self.now, is_hidden=is_hidden)

@@ -208,6 +208,8 @@ class Connection:
             return {"type": "replay", "data": {"from": first, "to": last}, "id": number}
         gone = _fitting([name for name in self.held if name not in wanted.rates])
         if gone:
+            for name in gone:  # if it is wanted again, it begins anew
+                del self.held[name]
             number = self._expect("unsubscription_ack", gone)
             return {"type": "unsubscribe", "channels": gone, "id": number}
         todo = {
@@ -377,8 +379,6 @@ class Connection:
         elif kind == "subscription_ack":
             self._take_ack(command, message)
         elif kind == "unsubscription_ack":
-            for name in command.names:
-                self.held.pop(name, None)
             self._feed.forget(command.names)
         elif kind == "resume_incomplete":
             self._feed.declare(message["channels"], None, "resume")

@@ -232,7 +232,7 @@ class Link:
             self._leave_current()
         else:
             self._leaving = None
-        self._feed.forget(conn.held)
+        self._feed.forget([">"])
 
     def _leave_current(self) -> None:
         if self._current is not None:

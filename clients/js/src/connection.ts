@@ -122,6 +122,7 @@ export function createConnection(
     }
     const gone = fitting([...held.keys()].filter((name) => !rates.has(name)));
     if (gone.length) {
+      for (const name of gone) held.delete(name); // if it is wanted again, it begins anew
       return expect("unsubscription_ack", { type: "unsubscribe", channels: gone }, gone);
     }
     const todo = [...rates].filter(
@@ -247,10 +248,8 @@ export function createConnection(
         }
       }
     } else if (type === "subscription_ack") takeAck(message);
-    else if (type === "unsubscription_ack") {
-      for (const name of commandNames) held.delete(name);
-      forget(commandNames);
-    } else if (type === "resume_incomplete") declare(message.channels, null, "resume");
+    else if (type === "unsubscription_ack") forget(commandNames);
+    else if (type === "resume_incomplete") declare(message.channels, null, "resume");
     else if (type === "resumed") {
       // The new position of a rate, once nothing of it is owed.
       const isOwed = [...owed].some((name) => rates.get(name) === commandRate);

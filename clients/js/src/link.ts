@@ -115,7 +115,7 @@ export function createLink(feed: Feed) {
     if (code) drop(conn.id, code);
     if (conn === current) leaveCurrent();
     else leaving = undefined;
-    forget(conn.held.keys());
+    forget([">"]);
   }
 
   function leaveCurrent(): void {
