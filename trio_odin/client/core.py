@@ -7,7 +7,9 @@ core exists in TypeScript, and tests/client/vectors has what both of them have t
             │
           Core      which name has which rate, who gets an event, and whether it is a newer one
             │ 1 : n
-          Link      up to 256 names: connections, positions, commands
+          Link      up to 256 names, over all connections: when to dial, when to leave
+            │ 1 : 1, or 2 in a hand-over
+      Connection    commands, positions, signs of life
             │
     opened, received, lost, tick              the sockets and the clock
 """
@@ -16,29 +18,31 @@ from __future__ import annotations
 
 import random as _random
 from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from typing import Final
 
 import attrs
 
+from trio_odin.client.connection import Message, is_pattern, names_for, speed
 from trio_odin.client.items import (
     AskToken,
     Deliver,
+    Dial,
+    Drop,
     Event,
     Gap,
     Options,
     Output,
     Rate,
     Refused,
+    Send,
     State,
 )
-from trio_odin.client.link import Link, Message, is_pattern, names_for, speed
+from trio_odin.client.link import Link
 
-# An event of an older stream can come from a server that lags, within seconds.
-_EPOCHS_MAX: Final = 3
-# While a connection is open, time must not pass unnoticed for longer than this.
+# Time must not pass unnoticed for longer than this: see `Options.freeze_ms`.
 _TICK_MS: Final = 2_000
 _REFRESH_MS: Final = 30_000
-_MOVED_ON: Final = {"TOO_MANY_CHANNELS", "TOO_MANY_PATTERNS"}
 _WORST_LAST: Final = ("live", "stale", "connecting", "offline")
 
 
@@ -47,10 +51,14 @@ class _Subscription:
     """Names that are wanted together. `withheld`: channels with an event in a pause."""
 
     id: int
-    names: tuple[str, ...]
+    names: dict[str, None]
     every_ms: Rate
     with_snapshot: bool
     withheld: set[str] = attrs.field(factory=set)
+
+    def has(self, name: str) -> bool:
+        """Whether `name` is one of its names, or a channel that one of them matches."""
+        return not self.names.keys().isdisjoint(_forms(name))
 
 
 class Core:
@@ -82,19 +90,13 @@ class Core:
         self._urls = list(urls)
         self._needs_token = needs_token
         self._token: str | None = None
-        self._token_until = float("inf")
+        self._refresh_at = inf
         self._is_asked = False
         self._outputs: list[Output] = []
         self._links: list[Link] = []
-        self._link_of: dict[str, Link] = {}
         self._subscriptions: dict[int, _Subscription] = {}
-        self._holders: dict[str, list[_Subscription]] = {}
         self._newest: dict[str, Event] = {}
-        self._last: dict[str, dict[str, int]] = {}  # by epoch and channel
-        # A gap of a name after the last event of a channel explains a hole.
-        self._serial = 0
-        self._event_serials: dict[str, int] = {}
-        self._gap_serials: dict[str, int] = {}
+        self._gapped: set[str] = set()  # channels with a gap after their newest event
         self._conns = 0
         self._is_hidden = False
         self._seen_at: float | None = None
@@ -111,9 +113,8 @@ class Core:
     def start(self, now: float) -> None:
         """Begin to connect."""
         self._enter(now)
-        if not self._links:
-            self._add_link()
-            self._links[0].dial(now)
+        if not self._links and self._closed is None:
+            self._add_link(now)
         self._leave(now)
 
     def opened(self, now: float, conn: int) -> None:
@@ -149,7 +150,11 @@ class Core:
         self._enter(now)
         self._is_asked = False
         self._token = token
-        self._token_until = float("inf") if valid_ms is None else now + valid_ms
+        # If it seems to have expired, a clock is wrong: the server will say so.
+        is_known = valid_ms is not None and valid_ms > 0
+        self._refresh_at = inf
+        if valid_ms is not None and is_known:
+            self._refresh_at = now + max(valid_ms - _REFRESH_MS, valid_ms / 2)
         for link in self._links:
             link.take_token(now, token)
         self._leave(now)
@@ -165,8 +170,8 @@ class Core:
     def tick(self, now: float) -> None:
         """Do what is due. To be called at `deadline`, or after it."""
         self._enter(now)
-        if self._token is not None and self._token_until - _REFRESH_MS <= now:
-            self._token_until = float("inf")  # once; then the server says that it has expired
+        if self._refresh_at <= now:
+            self._refresh_at = inf  # once; then the server says that it has expired
             self._ask_token()
         for link in self._links:
             link.tick(now)
@@ -174,14 +179,10 @@ class Core:
 
     def deadline(self) -> float | None:
         """When to call `tick`; None: not before something else has happened."""
-        if self.state.name == "closed":
+        if self._closed is not None or self._seen_at is None:
             return None
-        times = [time for link in self._links if (time := link.deadline()) is not None]
-        if times and self._seen_at is not None and any(link.conns() for link in self._links):
-            times.append(self._seen_at + _TICK_MS)
-        if self._token is not None and self._token_until != float("inf"):
-            times.append(self._token_until - _REFRESH_MS)
-        return min(times, default=None)
+        times = [link.deadline() for link in self._links]
+        return min([self._seen_at + _TICK_MS, self._refresh_at, *times])
 
     # ---- for the environment
 
@@ -190,7 +191,6 @@ class Core:
         self._enter(now)
         for link in self._links:
             link.probe(now)
-            link.tick(now)
         self._leave(now)
 
     def hide(self, now: float, *, is_hidden: bool) -> None:
@@ -198,7 +198,7 @@ class Core:
         self._enter(now)
         if is_hidden != self._is_hidden:
             self._is_hidden = is_hidden
-            self._update(now, list(self._holders))
+            self._update(now, [name for link in self._links for name in link.wanted.rates])
         self._leave(now)
 
     # ---- for the user
@@ -217,38 +217,32 @@ class Core:
         Of several subscriptions to a name, the fastest rate counts for all of them.
         """
         self._enter(now)
-        names = tuple(dict.fromkeys(names))
-        subscription = _Subscription(number, names, every_ms, with_snapshot)
-        self._subscriptions[number] = subscription
-        for name in subscription.names:
-            self._holders.setdefault(name, []).append(subscription)
+        one = _Subscription(number, dict.fromkeys(names), every_ms, with_snapshot)
+        self._subscriptions[number] = one
+        known = [channel for channel in self._newest if one.has(channel)]
         if every_ms is None:
-            subscription.withheld.update(self._matching(subscription))
+            one.withheld.update(known)
         elif with_snapshot:
-            self._deliver_newest(subscription, self._matching(subscription))
-        self._update(now, subscription.names)
+            self._deliver_newest(one, known)
+        self._update(now, one.names)
         self._leave(now)
 
     def set_rate(self, now: float, number: int, every_ms: Rate) -> None:
         """Change the rate of a subscription. When a pause ends, the newest events come."""
         self._enter(now)
-        if (subscription := self._subscriptions.get(number)) is not None:
-            subscription.every_ms = every_ms
+        if (one := self._subscriptions.get(number)) is not None:
+            one.every_ms = every_ms
             if every_ms is not None:
-                withheld, subscription.withheld = subscription.withheld, set()
-                self._deliver_newest(subscription, withheld)
-            self._update(now, subscription.names)
+                withheld, one.withheld = one.withheld, set()
+                self._deliver_newest(one, withheld)
+            self._update(now, one.names)
         self._leave(now)
 
     def unsubscribe(self, now: float, number: int) -> None:
         """End a subscription."""
         self._enter(now)
-        if (subscription := self._subscriptions.pop(number, None)) is not None:
-            for name in subscription.names:
-                self._holders[name].remove(subscription)
-                if not self._holders[name]:
-                    del self._holders[name]
-            self._update(now, subscription.names)
+        if (one := self._subscriptions.pop(number, None)) is not None:
+            self._update(now, one.names)
         self._leave(now)
 
     def close(self, now: float) -> None:
@@ -263,31 +257,24 @@ class Core:
 
     # ---- what a link needs
 
-    def put(self, output: Output) -> None:
-        """Have the shell do something."""
-        self._outputs.append(output)
-
-    def next_conn(self) -> int:
-        """The number of a new connection."""
+    def dial(self, tries: int) -> int | None:
+        """Have a socket opened; returns its number. Without a token one is asked for: None."""
+        if self._needs_token and self._token is None:
+            self._ask_token()
+            return None
         self._conns += 1
+        self._put(Dial(self._conns, self._urls[tries % len(self._urls)], self._token))
         return self._conns
 
-    def url(self, number: int) -> str:
-        """The URL of a try."""
-        return self._urls[number % len(self._urls)]
+    def send(self, conn: int, message: Message) -> None:
+        """Have a message sent."""
+        self._put(Send(conn, message))
 
-    def has_token(self, link: Link) -> bool:
-        """Whether a connection can be opened; if not, a token is asked for."""
-        if not self._needs_token or self._token is not None:
-            return True
-        self._ask_token()
-        return False
+    def drop(self, conn: int, code: int) -> None:
+        """Have a socket closed."""
+        self._put(Drop(conn, code))
 
-    def token_now(self) -> str | None:
-        """The token for a new connection."""
-        return self._token
-
-    def forget_token(self) -> bool:
+    def has_other_token(self) -> bool:
         """The token was refused; whether there may be another one."""
         self._token = None
         return self._needs_token
@@ -295,106 +282,69 @@ class Core:
     def _ask_token(self) -> None:
         if not self._is_asked:
             self._is_asked = True
-            self.put(AskToken())
+            self._put(AskToken())
 
     def deliver(self, event: Event, *, is_alone: bool) -> None:
         """Hand an event out, unless it is not newer than the last one of its channel.
 
         If it `is_alone`, the event before it in its channel must have come.
         """
-        channel = event.channel
-        if event.offset is not None and event.epoch is not None:
-            last = self._last_of(event.epoch)
-            before = last.get(channel)
-            if before is not None:
-                if event.offset <= before:
-                    return
-                if is_alone and event.skipped == 0 and (event.prev or 0) > before:
-                    self._find_hole(channel)
-            last[channel] = event.offset
-        self._event_serials[channel] = self._serial
-        receivers = self._receivers(channel)
-        if not receivers:
-            return
+        channel, before = event.channel, self._newest.get(event.channel)
+        if before is not None:
+            if not _is_newer(event, before):
+                return
+            if is_alone and channel not in self._gapped and _is_hole(before, event):
+                self.declare([channel], None, "hole")
+        self._gapped.discard(channel)
         self._newest[channel] = event
         numbers = []
-        for subscription in receivers:
-            if subscription.every_ms is None:
-                subscription.withheld.add(channel)
-            elif subscription.with_snapshot or not event.is_snapshot:
-                numbers.append(subscription.id)
+        for one in self._receivers(channel):
+            if one.every_ms is None:
+                one.withheld.add(channel)
+            # What follows another event is news to everybody.
+            elif one.with_snapshot or before is not None or not event.is_snapshot:
+                numbers.append(one.id)
         if numbers:
-            self.put(Deliver(tuple(numbers), event))
-
-    def _last_of(self, epoch: str) -> dict[str, int]:
-        last = self._last.get(epoch)
-        if last is None:
-            while len(self._last) >= _EPOCHS_MAX:
-                del self._last[next(iter(self._last))]
-            last = self._last[epoch] = {}
-        return last
-
-    def _find_hole(self, channel: str) -> None:
-        since = self._event_serials.get(channel, 0)
-        if all(self._gap_serials.get(name, 0) <= since for name in names_for(channel)):
-            self.declare([channel], None, "hole")
+            self._put(Deliver(tuple(numbers), event))
 
     def declare(self, names: Iterable[str], missed: int | None, reason: str) -> None:
         """Report a gap to whoever wants one of `names`."""
-        self._serial += 1
-        gone = list(names)
-        self._gap_serials |= dict.fromkeys(gone, self._serial)
-        by_subscription: dict[int, list[str]] = {}
-        for name in gone:
-            for subscription in self._interested(name):
-                by_subscription.setdefault(subscription.id, []).append(name)
-        together: dict[tuple[str, ...], list[int]] = {}
-        for number, its in by_subscription.items():
-            together.setdefault(tuple(its), []).append(number)
-        for channels, numbers in together.items():
-            gap = Gap(channels=channels, missed=missed, reason=reason)
-            self.put(Deliver(tuple(numbers), gap))
+        gone = dict.fromkeys(names)
+        self._gapped.update(
+            channel for channel in self._newest if not gone.keys().isdisjoint(names_for(channel))
+        )
+        for one in self._subscriptions.values():
+            if channels := tuple(name for name in gone if one.has(name)):
+                gap = Gap(channels=channels, missed=missed, reason=reason)
+                self._put(Deliver((one.id,), gap))
 
-    def _interested(self, name: str) -> list[_Subscription]:
-        return self._receivers(name) if not is_pattern(name) else self._holders.get(name, [])
-
-    def refuse(self, link: Link, name: str, code: str) -> None:
+    def refuse(self, link: Link, name: str, code: str, *, is_full: bool) -> None:
         """The server does not give a name on this link: try another link, or report it."""
-        limit = link.max_patterns if is_pattern(name) else link.max_channels
-        if code in _MOVED_ON and limit > 0:
+        if is_full:
             link.unwant(name)
-            del self._link_of[name]
             self._moved.append(name)
-            return
-        numbers = tuple(subscription.id for subscription in self._holders.get(name, ()))
-        if numbers:
-            self.put(Deliver(numbers, Refused(channel=name, code=code)))
+        elif numbers := tuple(one.id for one in self._holders(name)):
+            self._put(Deliver(numbers, Refused(channel=name, code=code)))
 
     def forget(self, names: Iterable[str]) -> None:
-        """Forget the events of names that are no longer subscribed to."""
+        """The server sends nothing of these names now. Forget what nobody wants."""
         for name in names:
-            gone = [name] if not is_pattern(name) else list(self._event_serials)
-            for channel in gone:
+            for channel in list(self._newest) if is_pattern(name) else [name]:
                 if not self._receivers(channel):
                     self._newest.pop(channel, None)
-                    self._event_serials.pop(channel, None)
-                    self._gap_serials.pop(channel, None)
-                    for last in self._last.values():
-                        last.pop(channel, None)
-
-    def restart_offsets(self, epoch: str) -> None:
-        """The offsets of `epoch` have started again."""
-        self._last.pop(epoch, None)
+                    self._gapped.discard(channel)
 
     def fail(self, cause: str) -> None:
         """End everything for good."""
+        self._closed = cause
         for link in self._links:
             link.close()
         self._links.clear()
-        self._link_of.clear()
-        self._closed = cause
 
     # ---- inside
+
+    def _put(self, output: Output) -> None:
+        self._outputs.append(output)
 
     def _enter(self, now: float) -> None:
         limit = self.options.hidden_freeze_ms if self._is_hidden else self.options.freeze_ms
@@ -404,16 +354,13 @@ class Core:
                 link.thaw(now)
 
     def _leave(self, now: float) -> None:
-        moved, self._moved = self._moved, []
-        self._update(now, moved)
-        state = self._state()
-        if (state.name, state.cause, state.retry_at) != (
-            self.state.name,
-            self.state.cause,
-            self.state.retry_at,
-        ):
+        while self._moved:
+            moved, self._moved = self._moved, []
+            self._update(now, moved)
+        state = attrs.evolve(self._state(), at=self.state.at)
+        if state != self.state:
             self.state = attrs.evolve(state, at=now)
-            self.put(self.state)
+            self._put(self.state)
 
     def _state(self) -> State:
         if self._closed is not None:
@@ -434,54 +381,61 @@ class Core:
         if self._closed is not None:
             return
         for name in names:
-            holders = self._holders.get(name)
-            link = self._link_of.get(name)
+            holders = self._holders(name)
+            link = next((one for one in self._links if name in one.wanted.rates), None)
             if holders:
-                if link is None:
-                    link = self._link_of[name] = self._link_for(now, name)
+                room = (one for one in self._links if one.has_room_for(name))
+                link = link or next(room, None) or self._add_link(now)
                 rate = self._rate_of(holders)
-                if link.wants.get(name, "none") != rate:
+                if link.wanted.rates.get(name, "none") != rate:
                     link.want(name, rate)
             elif link is not None:
                 link.unwant(name)
-                del self._link_of[name]
         for link in self._links[1:]:
-            if not link.wants:
+            if not link.wanted.rates:
                 link.close()
                 self._links.remove(link)
         for link in self._links:
             link.pump(now)
 
-    def _link_for(self, now: float, name: str) -> Link:
-        for link in self._links:
-            if link.has_room_for(name):
-                return link
-        link = self._add_link()
+    def _add_link(self, now: float) -> Link:
+        link = Link(self)
+        self._links.append(link)
         link.dial(now)
         return link
 
-    def _add_link(self) -> Link:
-        link = Link(self)
-        self._links.append(link)
-        return link
+    def _holders(self, name: str) -> list[_Subscription]:
+        return [one for one in self._subscriptions.values() if name in one.names]
 
     def _receivers(self, channel: str) -> list[_Subscription]:
-        """The subscriptions that have a channel, each once."""
-        found = {
-            subscription.id: subscription
-            for name in names_for(channel)
-            for subscription in self._holders.get(name, ())
-        }
-        return list(found.values())
+        names = names_for(channel)
+        return [
+            one for one in self._subscriptions.values() if not one.names.keys().isdisjoint(names)
+        ]
 
-    def _matching(self, subscription: _Subscription) -> list[str]:
-        """The channels of a subscription that have an event."""
-        names = set(subscription.names)
-        if any(map(is_pattern, names)):
-            return [one for one in self._newest if not names.isdisjoint(names_for(one))]
-        return [one for one in subscription.names if one in self._newest]
-
-    def _deliver_newest(self, subscription: _Subscription, channels: Iterable[str]) -> None:
+    def _deliver_newest(self, one: _Subscription, channels: Iterable[str]) -> None:
         for channel in channels:
             if (event := self._newest.get(channel)) is not None:
-                self.put(Deliver((subscription.id,), attrs.evolve(event, is_snapshot=True)))
+                self._put(Deliver((one.id,), attrs.evolve(event, is_snapshot=True)))
+
+
+def _forms(name: str) -> tuple[str, ...]:
+    return (name,) if is_pattern(name) else names_for(name)
+
+
+def _is_newer(event: Event, before: Event) -> bool:
+    """Whether an event is newer than `before` of the same channel."""
+    is_counted = event.offset is not None and before.offset is not None
+    if is_counted and event.epoch == before.epoch:
+        return (event.offset or 0) > (before.offset or 0)
+    # Without offsets, events are new as they come, but a first value may be one that has come. And
+    # a server that lags can bring an event of an older stream, or one without an offset.
+    has_order = event.epoch is None or before.epoch is None
+    return (has_order and not event.is_snapshot) or event.unix_ms > before.unix_ms
+
+
+def _is_hole(before: Event, event: Event) -> bool:
+    """Whether there was an event between the two that should have come as well."""
+    if event.epoch != before.epoch or before.offset is None or event.is_snapshot:
+        return False
+    return event.skipped == 0 and (event.prev or 0) > before.offset

@@ -5,21 +5,22 @@
 //
 //    subscribe, setRate, unsubscribe           the user
 //            │
-//          core      which name has which rate, who gets an event, and whether it is a newer one
+//          core       which name has which rate, who gets an event, and whether it is a newer one
 //            │ 1 : n
-//          link      up to 256 names: connections, positions, commands
+//          link       up to 256 names, over all connections: when to dial, when to leave
+//            │ 1 : 1, or 2 in a hand-over
+//       connection    commands, positions, signs of life
 //            │
 //    opened, received, lost, tick              the sockets and the clock
 
-import { createLink, type Feed, isPattern, type Link, namesFor, speed } from "./link.js";
-import type { Event, Gap, Host, Message, Options, Rate, State } from "./types.js";
+import { fastest, isPattern, namesFor } from "./connection.js";
+import { createLink, type Feed, type Link } from "./link.js";
+import type { Event, Host, Message, Options, Rate, State } from "./types.js";
 
-// An event of an older stream can come from a server that lags, within seconds.
-const EPOCHS_MAX = 3;
-// While a connection is open, time must not pass unnoticed for longer than this.
+// Time must not pass unnoticed for longer than this: see `Options.freezeMs`.
 const TICK_MS = 2_000;
 const REFRESH_MS = 30_000;
-const WORST_LAST = ["live", "stale", "connecting", "offline"];
+const WORST_FIRST = ["offline", "connecting", "stale", "live"];
 
 export const DEFAULTS: Options = {
   dialMs: 10_000,
@@ -38,7 +39,7 @@ export const DEFAULTS: Options = {
 
 interface Subscription {
   readonly id: number;
-  readonly names: readonly string[];
+  readonly names: ReadonlySet<string>;
   everyMs: Rate;
   readonly withSnapshot: boolean;
   /** Channels with an event in a pause. */
@@ -58,145 +59,104 @@ export function createCore(
 ) {
   const options = { ...DEFAULTS, ...changed };
   const subscriptions = new Map<number, Subscription>();
-  const holders = new Map<string, Subscription[]>();
-  const linkOf = new Map<string, Link>();
   const newest = new Map<string, Event>();
-  // The last offset by epoch and channel.
-  const last = new Map<string, Map<string, number>>();
-  // A gap of a name after the last event of a channel explains a hole.
-  const eventSerials = new Map<string, number>();
-  const gapSerials = new Map<string, number>();
-  let serial = 0;
+  const gapped = new Set<string>(); // channels with a gap after their newest event
+  const outputs: (() => void)[] = [];
+  let isCalling = false;
   let links: Link[] = [];
   let state: State = { name: "connecting", cause: "", at: 0, retryAt: null };
   let token: string | null = null;
-  let tokenUntil = Infinity;
+  let refreshAt = Infinity;
   let isAsked = false;
   let connIds = 0;
   let isHidden = false;
-  let seenAt: number | null = null;
+  let seenAt = Infinity;
   let closed: string | null = null;
   let moved: string[] = []; // names that need another link
 
   // ---- what a link needs
 
+  const put = (output: () => void): unknown => outputs.push(output);
+
   const feed: Feed = {
     options,
     random,
-    nextConn: () => ++connIds,
-    dial: (conn, tries) => host.dial(conn, urls[tries % urls.length] as string, token),
-    send: host.send,
-    drop: host.drop,
-    hasToken() {
-      if (!needsToken || token !== null) return true;
-      askToken();
-      return false;
+    dial(tries) {
+      if (needsToken && token === null) {
+        askToken();
+        return;
+      }
+      const id = ++connIds;
+      const its = token;
+      put(() => host.dial(id, urls[tries % urls.length] as string, its));
+      return id;
     },
-    forgetToken() {
+    send: (conn, message) => put(() => host.send(conn, message)),
+    drop: (conn, code) => put(() => host.drop(conn, code)),
+    hasOtherToken() {
       token = null;
       return needsToken;
     },
     deliver,
     declare,
-    refuse(link, name, code) {
-      if (code.startsWith("TOO_MANY_") && link.takes(name)) {
+    refuse(link, name, code, isFull) {
+      if (isFull) {
         link.unwant(name);
-        linkOf.delete(name);
         moved.push(name);
         return;
       }
-      const ids = (holders.get(name) ?? []).map(({ id }) => id);
-      if (ids.length) host.refused(ids, { channel: name, code });
+      const ids = holdersOf(name).map(({ id }) => id);
+      if (ids.length) put(() => host.refused(ids, { channel: name, code }));
     },
-    forget,
-    restartOffsets: (epoch) => last.delete(epoch),
-    fail,
+    forget(names) {
+      for (const name of names) {
+        for (const channel of isPattern(name) ? newest.keys() : [name]) {
+          if (receiversOf(channel).length) continue;
+          newest.delete(channel);
+          gapped.delete(channel);
+        }
+      }
+    },
+    fail(cause) {
+      closed = cause;
+      for (const link of links) link.close();
+      links = [];
+    },
   };
 
   function askToken(): void {
-    if (!isAsked) {
-      isAsked = true;
-      host.askToken();
-    }
+    if (!isAsked) put(host.askToken);
+    isAsked = true;
   }
 
   // Hand an event out, unless it is not newer than the last one of its channel. If it is alone, the
   // event before it in its channel must have come.
   function deliver(event: Event, isAlone: boolean): void {
-    const { channel, epoch, offset } = event;
-    if (offset !== undefined && epoch !== null) {
-      const offsets = lastOf(epoch);
-      const before = offsets.get(channel);
-      if (before !== undefined) {
-        if (offset <= before) return;
-        if (isAlone && event.skipped === 0 && (event.prev ?? 0) > before) findHole(channel);
-      }
-      offsets.set(channel, offset);
+    const { channel } = event;
+    const before = newest.get(channel);
+    if (before) {
+      if (!isNewer(event, before)) return;
+      if (isAlone && !gapped.has(channel) && isHole(before, event)) declare([channel], null, "hole");
     }
-    eventSerials.set(channel, serial);
-    const receivers = receiversOf(channel);
-    if (!receivers.size) return;
+    gapped.delete(channel);
     newest.set(channel, event);
     const ids: number[] = [];
-    for (const { id, everyMs, withSnapshot, withheld } of receivers) {
+    for (const { id, everyMs, withSnapshot, withheld } of receiversOf(channel)) {
       if (everyMs === null) withheld.add(channel);
-      else if (withSnapshot || !event.isSnapshot) ids.push(id);
+      // What follows another event is news to everybody.
+      else if (withSnapshot || before || !event.isSnapshot) ids.push(id);
     }
-    if (ids.length) host.event(ids, event);
-  }
-
-  function lastOf(epoch: string): Map<string, number> {
-    let offsets = last.get(epoch);
-    if (!offsets) {
-      for (const oldest of last.keys()) if (last.size >= EPOCHS_MAX) last.delete(oldest);
-      last.set(epoch, (offsets = new Map()));
-    }
-    return offsets;
-  }
-
-  function findHole(channel: string): void {
-    const since = eventSerials.get(channel) ?? 0;
-    if (namesFor(channel).every((name) => (gapSerials.get(name) ?? 0) <= since)) {
-      declare([channel], null, "hole");
-    }
+    if (ids.length) put(() => host.event(ids, event));
   }
 
   // Report a gap to whoever wants one of the names.
   function declare(names: Iterable<string>, missed: number | null, reason: string): void {
-    serial++;
-    const bySubscription = new Map<Subscription, string[]>();
-    for (const name of names) {
-      gapSerials.set(name, serial);
-      for (const one of isPattern(name) ? (holders.get(name) ?? []) : receiversOf(name)) {
-        bySubscription.set(one, [...(bySubscription.get(one) ?? []), name]);
-      }
+    const gone = new Set(names);
+    for (const channel of newest.keys()) if (has(gone, channel)) gapped.add(channel);
+    for (const { id, names: its } of subscriptions.values()) {
+      const channels = [...gone].filter((name) => has(its, name));
+      if (channels.length) put(() => host.gap([id], { channels, missed, reason }));
     }
-    const together = new Map<string, [number[], Gap]>();
-    for (const [{ id }, channels] of bySubscription) {
-      const key = channels.join();
-      const entry = together.get(key);
-      if (entry) entry[0].push(id);
-      else together.set(key, [[id], { channels, missed, reason }]);
-    }
-    for (const [ids, gap] of together.values()) host.gap(ids, gap);
-  }
-
-  // Forget the events of names that are no longer subscribed to.
-  function forget(names: Iterable<string>): void {
-    for (const name of names) {
-      for (const channel of isPattern(name) ? [...eventSerials.keys()] : [name]) {
-        if (receiversOf(channel).size) continue;
-        for (const map of [newest, eventSerials, gapSerials, ...last.values()]) map.delete(channel);
-      }
-    }
-  }
-
-  // End everything for good.
-  function fail(cause: string): void {
-    for (const link of links) link.close();
-    links = [];
-    linkOf.clear();
-    closed = cause;
   }
 
   // ---- inside
@@ -204,89 +164,89 @@ export function createCore(
   /** Wrap what happens from outside: first what time brings, then what follows. */
   function at<Args extends unknown[]>(act: (now: number, ...args: Args) => void) {
     return (now: number, ...args: Args): void => {
-      const before = seenAt ?? now;
+      const isFrozen = now - seenAt > (isHidden ? options.hiddenFreezeMs : options.freezeMs);
       seenAt = now;
-      if (now - before > (isHidden ? options.hiddenFreezeMs : options.freezeMs)) {
-        for (const link of links) link.thaw(now);
-      }
+      if (isFrozen) for (const link of links) link.thaw(now);
       act(now, ...args);
-      const names = moved;
-      moved = [];
-      update(now, names);
-      const { name, cause, retryAt } = worst();
-      if (name !== state.name || cause !== state.cause || retryAt !== state.retryAt) {
-        state = { name, cause, at: now, retryAt };
-        host.state(state);
+      while (moved.length) {
+        const names = moved;
+        moved = [];
+        update(now, names);
       }
+      const [name, cause, retryAt] = worst();
+      const its: State = { name, cause, at: state.at, retryAt };
+      if (JSON.stringify(its) !== JSON.stringify(state)) {
+        state = { ...its, at: now };
+        put(() => host.state(state));
+      }
+      flush();
     };
   }
 
-  function worst(): Omit<State, "at"> {
-    if (closed !== null) return { name: "closed", cause: closed, retryAt: null };
-    const states = links.map((link) => link.state());
-    const rank = (one: Omit<State, "at">): number => WORST_LAST.indexOf(one.name);
-    return states.reduce((one, other) => (rank(other) > rank(one) ? other : one), {
-      name: states.length ? "live" : "connecting",
-      cause: "",
-      retryAt: null,
+  /** Wrap what each link has to hear of. */
+  const each = <Args extends unknown[]>(act: (link: Link, now: number, ...args: Args) => void) =>
+    at<Args>((now, ...args) => {
+      for (const link of links) act(link, now, ...args);
     });
+
+  // Call the host, which may call back: what that brings is appended, and comes after the rest.
+  function flush(): void {
+    if (isCalling) return;
+    isCalling = true;
+    try {
+      for (let output = outputs.shift(); output; output = outputs.shift()) output();
+    } finally {
+      isCalling = false;
+    }
   }
 
-  function rateOf(those: Subscription[]): Rate {
-    const rates = those.map(({ everyMs }) => everyMs);
-    const rate = rates.reduce((one, other) => (speed(other) < speed(one) ? other : one));
-    return isHidden && rate ? Math.max(rate, options.hiddenEveryMs) : rate;
+  function worst(): ReturnType<Link["state"]> {
+    if (closed !== null) return ["closed", closed, null];
+    const states = links.map((link) => link.state());
+    states.sort(([one], [other]) => WORST_FIRST.indexOf(one) - WORST_FIRST.indexOf(other));
+    return states[0] ?? ["connecting", "", null];
   }
 
   // Pass on what is wanted of these names, and have the links act.
   function update(now: number, names: Iterable<string>): void {
     if (closed !== null) return;
     for (const name of names) {
-      const those = holders.get(name);
-      let link = linkOf.get(name);
-      if (those) {
-        if (!link) linkOf.set(name, (link = linkFor(now, name)));
-        const rate = rateOf(those);
-        if (link.wants.get(name) !== rate) link.want(name, rate);
-      } else if (link) {
-        link.unwant(name);
-        linkOf.delete(name);
-      }
+      const those = holdersOf(name);
+      let link = links.find((one) => one.rates.has(name));
+      if (those.length) {
+        link ??= links.find((one) => one.hasRoomFor(name)) ?? addLink(now);
+        let rate = fastest(those.map(({ everyMs }) => everyMs));
+        if (isHidden && rate) rate = Math.max(rate, options.hiddenEveryMs);
+        if (link.rates.get(name) !== rate) link.want(name, rate);
+      } else link?.unwant(name);
     }
     links = links.filter((link, index) => {
-      const isNeeded = !index || link.wants.size;
+      const isNeeded = !index || link.rates.size;
       if (!isNeeded) link.close();
       return isNeeded;
     });
     for (const link of links) link.pump(now);
   }
 
-  function linkFor(now: number, name: string): Link {
-    const link = links.find((one) => one.hasRoomFor(name)) ?? addLink();
-    if (!link.isConnected() && link.deadline() === Infinity) link.dial(now);
-    return link;
-  }
-
-  function addLink(): Link {
+  function addLink(now: number): Link {
     const link = createLink(feed);
     links.push(link);
+    link.dial(now);
     return link;
   }
 
-  /** The subscriptions that have a channel, each once. */
-  function receiversOf(channel: string): Set<Subscription> {
-    return new Set(namesFor(channel).flatMap((name) => holders.get(name) ?? []));
-  }
+  const holdersOf = (name: string): Subscription[] =>
+    [...subscriptions.values()].filter(({ names }) => names.has(name));
 
-  /** The channels of a subscription that have an event. */
-  function matching({ names }: Subscription): string[] {
-    return [...newest.keys()].filter((channel) => namesFor(channel).some((one) => names.includes(one)));
+  function receiversOf(channel: string): Subscription[] {
+    const names = namesFor(channel);
+    return [...subscriptions.values()].filter((one) => names.some((name) => one.names.has(name)));
   }
 
   function deliverNewest({ id }: Subscription, channels: Iterable<string>): void {
     for (const channel of channels) {
       const event = newest.get(channel);
-      if (event) host.event([id], { ...event, isSnapshot: true });
+      if (event) put(() => host.event([id], { ...event, isSnapshot: true }));
     }
   }
 
@@ -295,25 +255,23 @@ export function createCore(
 
     /** Begin to connect. */
     start: at((now) => {
-      if (!links.length && closed === null) addLink().dial(now);
+      if (!links.length && closed === null) addLink(now);
     }),
     /** A socket is open, and commands can be sent. */
-    opened: at((now, conn: number) => {
-      for (const link of links) link.opened(now, conn);
-    }),
+    opened: each((link, now, conn: number) => link.opened(now, conn)),
     /** A message has arrived. */
-    received: at((now, conn: number, message: Message) => {
-      for (const link of links) link.received(now, conn, message);
-    }),
+    received: each((link, now, conn: number, message: Message) => link.received(now, conn, message)),
     /** A socket was not opened or has ended: close code, status of the HTTP answer, or 1006. */
-    lost: at((now, conn: number, code: number, cause: string) => {
-      for (const link of links) link.lost(now, conn, code, cause);
-    }),
+    lost: each((link, now, conn: number, code: number, cause: string) =>
+      link.lost(now, conn, code, cause),
+    ),
     /** Here is a token, and for how long it is valid, if that is known. */
     takeToken: at((now, text: string, validMs: number | null) => {
       isAsked = false;
       token = text;
-      tokenUntil = now + (validMs ?? Infinity);
+      // If it seems to have expired, a clock is wrong: the server will say so.
+      const isKnown = validMs !== null && validMs > 0;
+      refreshAt = isKnown ? now + Math.max(validMs - REFRESH_MS, validMs / 2) : Infinity;
       for (const link of links) link.takeToken(now, text);
     }),
     /** There is no token now. */
@@ -323,8 +281,8 @@ export function createCore(
     }),
     /** Do what is due. To be called at `deadline`, or after it. */
     tick: at((now) => {
-      if (token !== null && tokenUntil - REFRESH_MS <= now) {
-        tokenUntil = Infinity; // once; then the server says that it has expired
+      if (refreshAt <= now) {
+        refreshAt = Infinity; // once; then the server says that it has expired
         askToken();
       }
       for (const link of links) link.tick(now);
@@ -332,27 +290,18 @@ export function createCore(
     /** When to call `tick`; Infinity: not before something else has happened. */
     deadline(): number {
       if (closed !== null) return Infinity;
-      const times = links.map((link) => link.deadline());
-      if (seenAt !== null && links.some((link) => link.isConnected())) times.push(seenAt + TICK_MS);
-      if (token !== null) times.push(tokenUntil - REFRESH_MS);
-      return Math.min(...times);
+      return Math.min(seenAt + TICK_MS, refreshAt, ...links.map((link) => link.deadline()));
     },
 
     // ---- for the environment
 
     /** The network may be back, or somebody looks again: find out at once. */
-    probe: at((now) => {
-      for (const link of links) {
-        link.probe(now);
-        link.tick(now);
-      }
-    }),
+    probe: each((link, now) => link.probe(now)),
     /** Nobody looks, or somebody does again: see `Options.hiddenEveryMs`. */
     hide: at((now, hidden: boolean) => {
-      if (hidden !== isHidden) {
-        isHidden = hidden;
-        update(now, holders.keys());
-      }
+      if (hidden === isHidden) return;
+      isHidden = hidden;
+      update(now, links.flatMap((link) => [...link.rates.keys()]));
     }),
 
     // ---- for the user
@@ -364,15 +313,15 @@ export function createCore(
     subscribe: at((now, id: number, names: Iterable<string>, everyMs?: Rate, snapshot?: boolean) => {
       const one: Subscription = {
         id,
-        names: [...new Set(names)],
+        names: new Set(names),
         everyMs: everyMs === undefined ? 0 : everyMs,
         withSnapshot: snapshot !== false,
         withheld: new Set(),
       };
-      subscriptions.set(one.id, one);
-      for (const name of one.names) holders.set(name, [...(holders.get(name) ?? []), one]);
-      if (one.everyMs === null) one.withheld = new Set(matching(one));
-      else if (one.withSnapshot) deliverNewest(one, matching(one));
+      subscriptions.set(id, one);
+      const known = [...newest.keys()].filter((channel) => has(one.names, channel));
+      if (one.everyMs === null) one.withheld = new Set(known);
+      else if (one.withSnapshot) deliverNewest(one, known);
       update(now, one.names);
     }),
     /** Change the rate of a subscription. When a pause ends, the newest events come. */
@@ -381,9 +330,8 @@ export function createCore(
       if (!one) return;
       one.everyMs = everyMs;
       if (everyMs !== null) {
-        const { withheld } = one;
+        deliverNewest(one, one.withheld);
         one.withheld = new Set();
-        deliverNewest(one, withheld);
       }
       update(now, one.names);
     }),
@@ -392,18 +340,32 @@ export function createCore(
       const one = subscriptions.get(id);
       if (!one) return;
       subscriptions.delete(id);
-      for (const name of one.names) {
-        const others = (holders.get(name) ?? []).filter((other) => other !== one);
-        if (others.length) holders.set(name, others);
-        else holders.delete(name);
-      }
       update(now, one.names);
     }),
     /** End everything. */
-    close: at(() => fail("")),
+    close: at(() => feed.fail("")),
     /** The newest event of a channel that is subscribed to, if there was one. */
     newest: (channel: string): Event | undefined => newest.get(channel),
     /** The state of the worst link. */
     state: (): State => state,
   };
 }
+
+/** Whether a name is among the names, or a channel that one of them matches. */
+const has = (names: ReadonlySet<string>, name: string): boolean =>
+  (isPattern(name) ? [name] : namesFor(name)).some((one) => names.has(one));
+
+// Whether an event is newer than one of the same channel. Without offsets, events are new as they
+// come, but a first value may be one that has come. And a server that lags can bring an event of an
+// older stream, or one without an offset.
+function isNewer(event: Event, before: Event): boolean {
+  if (event.epoch === before.epoch && event.offset !== undefined && before.offset !== undefined) {
+    return event.offset > before.offset;
+  }
+  const hasOrder = event.epoch === null || before.epoch === null;
+  return (hasOrder && !event.isSnapshot) || event.unixMs > before.unixMs;
+}
+
+// Whether there was an event between the two that should have come as well.
+const isHole = (before: Event, { epoch, prev, skipped, isSnapshot }: Event): boolean =>
+  epoch === before.epoch && !isSnapshot && skipped === 0 && (prev ?? 0) > (before.offset ?? Infinity);
