@@ -21,7 +21,7 @@ from websockets.typing import Subprotocol
 
 from trio_odin.client.driver import CLOSE_SECONDS, MESSAGE_MAX_BYTES, Conn, Driver, Target
 from trio_odin.client.errors import Ended, closed, failed, refused
-from trio_odin.client.feed import Feed
+from trio_odin.client.feed import Feed, Wish
 from trio_odin.client.items import Options, Rate
 from trio_odin.client.queues import Policy
 from trio_odin.client.tokens import TokenSource
@@ -56,11 +56,12 @@ async def connect(
     used.
     """
     target = Target.of(url, token=token, options=options, is_compressed=compression)
+    wish = Wish.of(channels, every_ms, snapshot, queue)
     error: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
             driver = _AsyncioDriver(target, group, ssl)
-            feed = Feed(driver, channels, every_ms=every_ms, with_snapshot=snapshot, queue=queue)
+            feed = Feed(driver, wish)
             driver.start(driver.run)
             try:
                 yield feed

@@ -26,7 +26,7 @@ from trio_websocket import (
 
 from trio_odin.client.driver import CLOSE_SECONDS, MESSAGE_MAX_BYTES, Conn, Driver, Target
 from trio_odin.client.errors import Ended, closed, failed, refused
-from trio_odin.client.feed import Feed
+from trio_odin.client.feed import Feed, Wish
 from trio_odin.client.items import Options, Rate
 from trio_odin.client.queues import Policy
 from trio_odin.client.tokens import TokenSource
@@ -89,11 +89,12 @@ async def connect(
     cancelled, the sockets are cut.
     """
     target = Target.of(url, token=token, options=options, is_compressed=compression)
+    wish = Wish.of(channels, every_ms, snapshot, queue)
     error: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
             driver = _TrioDriver(target, nursery, ssl)
-            feed = Feed(driver, channels, every_ms=every_ms, with_snapshot=snapshot, queue=queue)
+            feed = Feed(driver, wish)
             nursery.start_soon(driver.run)
             try:
                 yield feed
