@@ -56,7 +56,7 @@ class Feed:
     def __init__(self, driver: Driver, wish: Wish) -> None:
         self._driver = driver
         self._core = driver.core
-        self._queue = wish.queue
+        self._queue: Policy = wish.queue
         self._full: set[int] = set()
         self._changed = driver.new_signal()
         self._subscriptions: dict[int, Subscription] = {}
@@ -112,7 +112,7 @@ class Feed:
         Raises:
             ClientError: an argument is none that there is; or the server has said no for good.
         """
-        policy: Policy = self._queue if queue is None else queue
+        policy = self._queue if queue is None else queue
         return self._subscribe(Wish.of(channels, every_ms, snapshot, policy))
 
     async def wait_live(self) -> None:
