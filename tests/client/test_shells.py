@@ -13,7 +13,7 @@ from tests.client.rig import Library, Place, recording
 from tests.e2e.nats import NatsClient, nats_client
 from tests.signing import secret_signer
 from tests.waiting import wait_until
-from trio_odin.client import ClientError, Options, State, z1
+from trio_odin.client import ClientError, Options, Position, State, z1
 
 pytestmark = pytest.mark.e2e
 
@@ -47,6 +47,33 @@ async def test_it_resumes_after_a_restart_and_misses_nothing(
     assert client.data == [1, 2, 3, 4, 5]
     assert not client.gaps
     assert [state.name for state in client.states if state.name == "offline"]
+
+
+async def test_it_begins_after_a_position_of_an_earlier_run(
+    library: Library, nats_url: str
+) -> None:
+    place = Place(nats_url)
+    async with nats_client(nats_url) as nats, place.serving():
+        async with recording(library, place.url, "BTC.trade") as client:
+            await client.until_live()
+            await publish(nats, 1)
+            await client.until_data(1)
+        last = client.events[-1]
+        await publish(nats, 2, 3)
+        assert last.epoch is not None
+        assert last.offset is not None
+        after = Position(last.epoch, last.offset)
+        async with recording(library, place.url, "BTC.trade", after=after, queue="wait") as again:
+            await again.until_data(2, 3)
+            await again.until_live()
+            await publish(nats, 4)
+            await again.until_data(2, 3, 4)
+        assert not again.gaps
+        elsewhere = Position("another", 1)
+        async with recording(library, place.url, "BTC.trade", after=elsewhere) as lost:
+            await lost.until_data(4)
+            await wait_until(lambda: lost.gaps)
+        assert lost.gaps[0].reason == "resume"
 
 
 async def test_it_hands_over_when_the_server_drains(library: Library, nats_url: str) -> None:

@@ -101,6 +101,20 @@ def test_a_taken_port_gives_one_sentence_and_exit_code_2(
         (["up", "--duration", "nan"], {}, "'--duration': 'nan': allowed is a number"),
         (["publish", "--tokens", "B C"], {}, "'B C'"),
         (["watch", "BTC.trade", "--url", "http://x"], {}, "http://x"),
+        (["watch", "BTC"], {}, "'BTC': a channel is SYMBOL.event_type"),
+        (
+            ["watch", "BTC.trade", "--every", "often"],
+            {},
+            "'often': allowed is a whole number from 0 to",
+        ),
+        (["watch", "BTC.trade", "--every", "-1"], {}, "60,000, or pause"),
+        (["watch", "BTC.trade", "--after", "5"], {}, "--after and --epoch: both are needed"),
+        (["watch", "BTC.trade", "--token-file", "/nowhere"], {}, "--token-file '/nowhere': "),
+        (
+            ["watch", "BTC.trade", "--token-file", "/nowhere"],
+            {"TRIO_ODIN_TOKEN": "x"},
+            "only one of these is allowed",
+        ),
     ],
 )
 def test_bad_input_gives_a_sentence_with_the_value_and_exit_code_2(

@@ -12,25 +12,31 @@ import click
 from rich.console import Console
 
 from trio_odin.cli.common import WholeRange, fail, run
-from trio_odin.client import ClientError
+from trio_odin.client import ClientError, Position
 from trio_odin.client.tokens import TokenSource
 from trio_odin.demo.watch import Ending, Wanted, watch
 from trio_odin.demo.watch_lines import Lines
 from trio_odin.demo.watch_table import LiveTable
 
 _EVERY_MAX_MS = 60_000
+_PAUSE = -1
 
 
-class _Every(click.ParamType["int"]):
+class _Every(WholeRange):
     """Milliseconds; a pause is -1, as None would be no answer."""
 
-    name = "MS|pause"
-
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read it."""
+        """Read it.
+
+        Raises:
+            click.BadParameter: it is neither.
+        """
         if value == "pause":
-            return -1
-        return WholeRange(0, _EVERY_MAX_MS).convert(value, param, ctx)
+            return _PAUSE
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            self.fail(f"{error.message}, or pause", param, ctx)
 
 
 @click.command("watch", short_help="Show what a server sends.")
@@ -45,7 +51,7 @@ class _Every(click.ParamType["int"]):
 )
 @click.option(
     "--every",
-    type=_Every(),
+    type=_Every(0, _EVERY_MAX_MS),
     default=0,
     metavar="MS|pause",
     help="At most one event of each channel in so many milliseconds.  [default: every event]",
@@ -56,6 +62,13 @@ class _Every(click.ParamType["int"]):
     show_default=True,
     help="Begin with the newest event of each channel.",
 )
+@click.option(
+    "--after",
+    type=WholeRange(0),
+    metavar="OFFSET",
+    help="Begin with what follows this offset, as far as the server keeps it; with --epoch.",
+)
+@click.option("--epoch", help="The stream of that offset, as the lines of JSON name it.")
 @click.option(
     "--token",
     envvar="TRIO_ODIN_TOKEN",
@@ -75,6 +88,8 @@ def watch_command(
     urls: tuple[str, ...],
     every: int,
     snapshot: bool,
+    after: int | None,
+    epoch: str | None,
     token: str | None,
     token_file: Path | None,
     count: int | None,
@@ -90,11 +105,14 @@ def watch_command(
     It exits with 0 after Ctrl-C or --count, and with 1 if the server cannot be reached at first, or
     says no for good.
     """
+    if (after is None) != (epoch is None):
+        fail("--after and --epoch: both are needed, as an offset is that of one stream")
     wanted = Wanted(
         urls=urls,
         channels=channels,
-        every_ms=None if every < 0 else every,
+        every_ms=None if every == _PAUSE else every,
         with_snapshot=snapshot,
+        after=None if after is None or epoch is None else Position(epoch, after),
         token=_token_source(token, token_file),
         count=count,
     )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from trio_odin.client.errors import ClientError
 from trio_odin.client.feed import Feed
 from trio_odin.client.items import Event, Gap, Options, Rate, Refused, State
+from trio_odin.client.link import Position
 from trio_odin.client.subscription import Subscription
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
     "Feed",
     "Gap",
     "Options",
+    "Position",
     "Rate",
     "Refused",
     "State",

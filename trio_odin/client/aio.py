@@ -23,6 +23,7 @@ from trio_odin.client.driver import CLOSE_SECONDS, MESSAGE_MAX_BYTES, Conn, Driv
 from trio_odin.client.errors import Ended, closed, failed, refused
 from trio_odin.client.feed import Feed, Wish
 from trio_odin.client.items import Options, Rate
+from trio_odin.client.link import Position
 from trio_odin.client.queues import Policy
 from trio_odin.client.tokens import TokenSource
 from trio_odin.client.urls import Address
@@ -44,6 +45,7 @@ async def connect(
     *,
     every_ms: Rate = 0,
     snapshot: bool = True,
+    after: Position | None = None,
     token: TokenSource | None = None,
     options: Options | None = None,
     queue: Policy = "newest",
@@ -56,7 +58,7 @@ async def connect(
     used.
     """
     target = Target.of(url, token=token, options=options, is_compressed=compression)
-    wish = Wish.of(channels, every_ms, snapshot, queue)
+    wish = Wish.of(channels, every_ms, snapshot, queue, after)
     error: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:

@@ -31,7 +31,7 @@ from trio_odin.client.items import (
     Refused,
     State,
 )
-from trio_odin.client.link import Link, Message, is_pattern, names_for, speed
+from trio_odin.client.link import Link, Message, Position, is_pattern, names_for, speed
 
 # An event of an older stream can come from a server that lags, within seconds.
 _EPOCHS_MAX: Final = 3
@@ -114,6 +114,16 @@ class Core:
         if not self._links:
             self._add_link()
             self._links[0].dial(now)
+        self._leave(now)
+
+    def begin_after(self, now: float, epoch: str, offset: int) -> None:
+        """Begin with what follows a position that an earlier program had reached.
+
+        To be called after `subscribe`, before anything is open.
+        """
+        self._enter(now)
+        for link in self._links:
+            link.begin_after(Position(epoch, offset))
         self._leave(now)
 
     def opened(self, now: float, conn: int) -> None:

@@ -10,6 +10,7 @@ import attrs
 from trio_odin.client.driver import Driver, Signal
 from trio_odin.client.errors import ClientError
 from trio_odin.client.items import Deliver, Event, Gap, Rate, Refused, State
+from trio_odin.client.link import Position
 from trio_odin.client.queues import POLICIES, Policy, queue_of
 from trio_odin.client.subscription import Items, Subscription
 from trio_odin.wire.channels import CHANNEL_RULE, is_name
@@ -26,10 +27,16 @@ class Wish:
     every_ms: Rate
     with_snapshot: bool
     queue: Policy
+    after: Position | None = None
 
     @classmethod
     def of(
-        cls, channels: str | Sequence[str], every_ms: Rate, snapshot: bool, queue: Policy
+        cls,
+        channels: str | Sequence[str],
+        every_ms: Rate,
+        snapshot: bool,
+        queue: Policy,
+        after: Position | None = None,
     ) -> Wish:
         """Check it.
 
@@ -44,7 +51,7 @@ class Wish:
             raise ClientError(f"every_ms={every_ms}: allowed is 0 or more, or None for a pause")
         if queue not in POLICIES:
             raise ClientError(f"queue={queue!r}: allowed is one of {', '.join(POLICIES)}")
-        return cls(names, every_ms, snapshot, queue)
+        return cls(names, every_ms, snapshot, queue, after)
 
 
 class Feed:
@@ -184,6 +191,8 @@ class Feed:
                 wish.every_ms,
                 with_snapshot=wish.with_snapshot,
             )
+            if wish.after is not None:
+                self._driver.act(self._core.begin_after, *wish.after)
         return subscription
 
     def _deliver(self, output: Deliver | State) -> None:

@@ -170,6 +170,10 @@ class Link:
         self._lower(name, before, rate)
         self._unsettle()
 
+    def begin_after(self, position: Position) -> None:
+        """Begin what is wanted with what follows a position. To be called before it is open."""
+        self._positions = dict.fromkeys(self.wants.values(), position)
+
     def unwant(self, name: str) -> None:
         """Want `name` no longer."""
         rate = self.wants.pop(name)

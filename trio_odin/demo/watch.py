@@ -8,7 +8,7 @@ from typing import Protocol
 import attrs
 import trio
 
-from trio_odin.client import ClientError, Event, Feed, Options, Rate, State, connect
+from trio_odin.client import ClientError, Event, Feed, Options, Position, Rate, State, connect
 from trio_odin.client.queues import Item, Policy
 from trio_odin.client.tokens import TokenSource
 from trio_odin.client.urls import shown_url
@@ -24,6 +24,7 @@ class Wanted:
     channels: Sequence[str]
     every_ms: Rate = 0
     with_snapshot: bool = True
+    after: Position | None = None
     token: TokenSource | None = None
     options: Options | None = None
     count: int | None = None
@@ -65,6 +66,7 @@ async def watch(wanted: Wanted, view: View) -> Ending:
         wanted.channels,
         every_ms=wanted.every_ms,
         snapshot=wanted.with_snapshot,
+        after=wanted.after,
         token=wanted.token,
         options=wanted.options,
         queue=view.policy,
