@@ -12,7 +12,7 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "imports", "types", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-EVERYTHING = ".[auth,demo,lab]"
+EVERYTHING = ".[auth,client,demo,lab]"
 
 
 def install(session: nox.Session, *groups: str) -> None:

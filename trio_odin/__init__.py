@@ -11,6 +11,7 @@ Layout, in reading order:
     workers/, signals        several processes as one server: supervisor, slots, parent link
     wire/, ledger/, net/     frames and commands; counters and reasons; addresses and HTTP
     settings/, telemetry/    every setting; metrics, health and logs
+    client/                  the Python client: a pure core, and its shells for trio and asyncio
     demo/, lab/, cli/        trying it; measuring it from outside; one module per command
 """
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import urllib.request
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from threading import Timer
 
 import click
 import pytest
@@ -111,6 +115,20 @@ def test_a_taken_port_gives_one_sentence_and_exit_code_2(
         (["publish", "--events", "trades"], {}, "'trades': allowed is all, or some of trade, "),
         (["up", "--shares", "fair"], {}, "'fair' is not one of 'even', 'zipf'"),
         (["watch", "BTC.trade", "--url", "http://x"], {}, "http://x"),
+        (["watch", "BTC"], {}, "'BTC': a channel is SYMBOL.event_type"),
+        (
+            ["watch", "BTC.trade", "--every", "often"],
+            {},
+            "'often': allowed is a whole number from 0 to",
+        ),
+        (["watch", "BTC.trade", "--every", "-1"], {}, "60,000, or pause"),
+        (["watch", "BTC.trade", "--after", "5"], {}, "--after and --epoch: both are needed"),
+        (["watch", "BTC.trade", "--token-file", "/nowhere"], {}, "--token-file '/nowhere': "),
+        (
+            ["watch", "BTC.trade", "--token-file", "/nowhere"],
+            {"TRIO_ODIN_TOKEN": "x"},
+            "only one of these is allowed",
+        ),
     ],
 )
 def test_bad_input_gives_a_sentence_with_the_value_and_exit_code_2(
@@ -275,36 +293,77 @@ async def test_up_leaves_nothing_behind_after_ctrl_c() -> None:
     await wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
 
 
-async def test_watch_prints_messages_until_the_server_leaves() -> None:
-    port = free_port()
-    up = await start("up", "--addr", f"127.0.0.1:{port}", "--duration", "4", "--rate", "50")
-    url = await ready(port)
-    watch = await start("watch", "BTC.trade", "--url", url)
-    code, out, err = await ended(watch)
-    lines = out.splitlines()
-    assert (code, err) == (0, f"trio-odin: {url} closed with 1001 Server is shutting down\n")
-    assert '"subscription_ack"' in lines[0]
-    assert len(lines) > 3
-    assert all('"channel":"BTC.trade"' in line for line in lines[1:-1])
-    assert '"server:draining"' in lines[-1]
-    await ended(up)
-
-
-async def test_watch_begins_with_the_newest_events_and_ends_at_ctrl_c() -> None:
+async def test_watch_prints_a_line_for_each_item_until_ctrl_c() -> None:
     port = free_port()
     up = await start("up", "--addr", f"127.0.0.1:{port}", "--duration", "20", "--rate", "50")
     url = await ready(port)
     await trio.sleep(1)
-    watch = await start("watch", "--snapshot", "*.trade", "--url", url)
+    watch = await start("watch", "*.trade", "--url", url)
     await trio.sleep(2)
     watch.send_signal(signal.SIGINT)
     code, out, err = await ended(watch)
     lines = [json.loads(line) for line in out.splitlines()]
     assert (code, err) == (0, "trio-odin: interrupted\n")
-    assert lines[0]["subscribed"] == ["*.trade"]
-    done = next(number for number, one in enumerate(lines) if one["type"] == "snapshot_done")
-    assert done > 1
-    assert all(one["snapshot"] for one in lines[1:done])
+    assert {"type": "state", "state": "live"}.items() <= next(
+        line for line in lines if line["type"] == "state"
+    ).items()
+    events = [line for line in lines if line["type"] == "price:update"]
+    assert len(events) > 10
+    assert events[0]["snapshot"]
+    assert "snapshot" not in events[-1]
+    assert all(event["data"]["tokenId"] == event["channel"].split(".")[0] for event in events)
+    up.send_signal(signal.SIGINT)
+    await ended(up)
+
+
+async def test_watch_ends_with_1_if_there_is_no_server() -> None:
+    url = f"ws://127.0.0.1:{free_port()}/ws"
+    code, out, err = await ended(await start("watch", "BTC.trade", "--url", url))
+    assert (code, out) == (1, "")
+    assert err == f"trio-odin: cannot connect to {url}: Connection refused\n"
+
+
+def _on_a_terminal(*arguments: str, seconds: float, columns: int, lines: int) -> tuple[int, str]:
+    """Run a command on a terminal of this size and interrupt it; its exit code and its output."""
+    terminal, inner = os.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        env={**os.environ, "TERM": "xterm"},
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+    )
+    os.close(inner)
+    timer = Timer(seconds, process.send_signal, [signal.SIGINT])
+    timer.start()
+    written = b""
+    with process, suppress(OSError):  # which is how a terminal ends
+        while True:
+            written += os.read(terminal, 65536)
+    timer.join()
+    os.close(terminal)
+    return process.returncode, written.decode()
+
+
+async def test_watch_is_a_table_on_a_terminal() -> None:
+    port = free_port()
+    up = await start("up", "--addr", f"127.0.0.1:{port}", "--duration", "20", "--rate", "50")
+    url = await ready(port)
+    arguments = ["watch", "*.trade", "SOL.none", "--url", url]
+    code, written = await trio.to_thread.run_sync(
+        partial(_on_a_terminal, *arguments, seconds=4, columns=80, lines=24)
+    )
+    assert code == 0
+    enter, leave = "\x1b[?1049h", "\x1b[?1049l"
+    assert written.count(enter) == written.count(leave) == 1, "the terminal is given back"
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.rpartition(leave)[2])
+    shown = last.splitlines()
+    assert shown[0].split() == ["channel", "price", "change", "age", "events/s", "gaps"]
+    assert any(re.match(r"BTC\.trade +[\d,.]+ +[+-]\d+\.\d\d % 24h", line) for line in shown)
+    assert any(re.match(r"SOL\.none +no event yet", line) for line in shown)
+    assert any(line.startswith("● live · ") for line in shown)
+    assert shown[-1] == "trio-odin: interrupted"
     up.send_signal(signal.SIGINT)
     await ended(up)
 

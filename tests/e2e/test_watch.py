@@ -1,44 +1,55 @@
-"""`trio-odin watch` against real sockets: it shows messages, or the reason for none."""
+"""`trio-odin watch` against real sockets: it shows events, or the reason for none."""
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
-import trio_odin.demo.watch as module
+from tests.client.rig import Place
 from tests.e2e.conftest import StartServer, url_of
+from tests.e2e.nats import nats_client
 from tests.lab.fleet.test_tls import certificate  # noqa: F401 - a fixture
 from tests.signing import rsa_signer, write_key_set
-from trio_odin.demo.watch import WatchError, watch
+from tests.waiting import wait_until
+from trio_odin.client import ClientError, Options
+from trio_odin.demo.watch import Ending, Wanted, watch
+from trio_odin.demo.watch_lines import Lines
 
 pytestmark = pytest.mark.e2e
 
 NOWHERE = "nats://127.0.0.1:1"
 
 
-async def shown(url: str) -> list[str]:
-    """Watch until the first message has come."""
+async def first_line(url: str) -> dict[str, Any]:
+    """Watch until the first line has come."""
     lines: list[str] = []
 
-    def show(line: str) -> bool:
+    def write(line: str) -> None:
         lines.append(line)
-        return False
+        raise BrokenPipeError
 
     with trio.fail_after(20):
-        assert await watch(url, ["BTC.trade"], show) == "nobody reads any more"
-    return lines
+        wanted = Wanted(urls=[url], channels=["BTC.trade"])
+        assert (await watch(wanted, Lines(write))).sentence == "nobody reads any more"
+    (line,) = lines
+    found: dict[str, Any] = json.loads(line)
+    return found
 
 
-async def complaint(url: str) -> str:
-    with trio.fail_after(20), pytest.raises(WatchError) as caught:
-        await watch(url, ["BTC.trade"], bool)
-    return str(caught.value)
+async def complaint(url: str, **options: Any) -> str:
+    wanted = Wanted(urls=[url], channels=["BTC.trade"], options=Options(**options))
+    with trio.fail_after(20):
+        ending = await watch(wanted, Lines(lambda _: None))
+    assert ending.is_failure
+    return ending.sentence
 
 
 @asynccontextmanager
@@ -59,12 +70,13 @@ async def answering(
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
-async def test_it_shows_the_messages(host: str, start_server: StartServer) -> None:
+async def test_it_shows_what_comes(host: str, start_server: StartServer) -> None:
     if host == "[::1]" and not socket.has_dualstack_ipv6():
         pytest.skip("no IPv6 here")
     server = await start_server(NATS_URL=NOWHERE, WS_ADDR=f"{host}:0")
-    (line,) = await shown(f"ws://{host}:{server.addresses[0].port}/ws?x=1")
-    assert line == '{"type":"subscription_ack","subscribed":["BTC.trade"],"count":1}'
+    line = await first_line(f"ws://{host}:{server.addresses[0].port}/ws?x=1")
+    assert (line["type"], line["state"]) == ("state", "stale")
+    assert line["cause"] == "the server has no connection to NATS"
 
 
 async def test_tls_at_a_plain_port_is_named_as_the_reason(start_server: StartServer) -> None:
@@ -109,11 +121,9 @@ async def _say_nothing(_: trio.SocketStream) -> None:
 async def test_there_is_always_a_reason_for_a_failure(
     answer: Callable[[trio.SocketStream], Awaitable[None]],
     scheme: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_CONNECT_SECONDS", 0.5)
     async with answering(answer) as address:
-        said = await complaint(f"{scheme}://{address}/ws")
+        said = await complaint(f"{scheme}://{address}/ws", dial_ms=500)
     place, _, reason = said.partition(f"{address}/ws")
     assert place.endswith(f"{scheme}://")
     assert len(reason) > 10, said
@@ -131,7 +141,6 @@ async def test_a_token_in_the_url_is_not_repeated(start_server: StartServer) -> 
         f"ws://user:SECRET@{address}/nothing?access_token=SECRET",
         f"wss://user:SECRET@{address}/ws?access_token=SECRET",
         "ws://user:SECRET@127.0.0.1:1/ws?access_token=SECRET",
-        "http://user:SECRET@a?access_token=SECRET",
     ):
         said = await complaint(url)
         assert "SECRET" not in said
@@ -144,4 +153,58 @@ async def test_a_refusal_is_shown_in_the_words_of_the_server(
     keys = write_key_set(tmp_path / "keys.json", rsa_signer("one"))
     server = await start_server(NATS_URL=NOWHERE, WS_JWT_KEYS=str(keys))
     url = url_of(server)
-    assert await complaint(url) == f"{url} answers 401: A token is needed"
+    reason = "the server answers 401: A token is needed"
+    assert await complaint(url) == f"cannot connect to {url}: {reason}"
+
+
+async def test_bad_input_is_an_error_that_names_it() -> None:
+    for url, channel, sentence in (
+        ("http://user:SECRET@a?access_token=SECRET", "BTC.trade", "cannot connect to http://a: "),
+        ("ws://a", "BTC", "'BTC': a channel is SYMBOL.event_type"),
+    ):
+        with pytest.raises(ClientError, match=sentence) as caught:
+            await watch(Wanted(urls=[url], channels=[channel]), Lines(lambda _: None))
+        assert "SECRET" not in str(caught.value)
+
+
+async def test_the_next_server_is_tried_before_it_gives_up(start_server: StartServer) -> None:
+    server = await start_server(NATS_URL=NOWHERE)
+    urls = ["ws://127.0.0.1:1/ws", url_of(server)]
+    lines: list[dict[str, Any]] = []
+
+    def write(line: str) -> None:
+        lines.append(json.loads(line))
+        if lines[-1]["state"] == "stale":
+            raise BrokenPipeError
+
+    await watch(Wanted(urls=urls, channels=["BTC.trade"]), Lines(write))
+    assert lines[0]["state"] == "offline"
+
+
+async def test_it_goes_on_after_a_restart_and_ends_after_a_number_of_events(
+    nats_url: str,
+) -> None:
+    place = Place(nats_url)
+    lines: list[dict[str, Any]] = []
+    endings: list[Ending] = []
+
+    async def run() -> None:
+        wanted = Wanted(urls=[place.url], channels=["BTC.trade"], count=2)
+        view = Lines(lambda line: lines.append(json.loads(line)))
+        endings.append(await watch(wanted, view))
+
+    async with nats_client(nats_url) as nats, trio.open_nursery() as nursery:
+        async with place.serving():
+            nursery.start_soon(run)
+            await wait_until(lambda: lines and lines[-1].get("state") == "live")
+            await nats.publish("odin.token.BTC.trade", b'{"price":1}')
+            await nats.flush()
+            await wait_until(lambda: lines[-1]["type"] == "price:update")
+        async with place.serving():
+            await nats.publish("odin.token.BTC.trade", b'{"price":2}')
+            await nats.flush()
+            await wait_until(lambda: endings)
+    assert endings == [Ending("2 events")]
+    events = [line for line in lines if line["type"] == "price:update"]
+    assert [event["data"] for event in events] == [{"price": 1}, {"price": 2}]
+    assert events[1].items() >= {"offset": 2, "prev": 1, "channel": "BTC.trade"}.items()

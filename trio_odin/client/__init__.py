@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from trio_odin.client.connection import Position
 from trio_odin.client.errors import ClientError
 from trio_odin.client.feed import Feed
 from trio_odin.client.items import Event, Gap, Options, Rate, Refused, State
@@ -31,6 +32,7 @@ __all__ = [
     "Feed",
     "Gap",
     "Options",
+    "Position",
     "Rate",
     "Refused",
     "State",

@@ -19,9 +19,10 @@ from websockets.asyncio.client import connect as open_websocket
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
 
+from trio_odin.client.connection import Position
 from trio_odin.client.driver import CLOSE_SECONDS, MESSAGE_MAX_BYTES, Conn, Driver, Target
 from trio_odin.client.errors import Ended, closed, failed, refused
-from trio_odin.client.feed import Feed
+from trio_odin.client.feed import Feed, Wish
 from trio_odin.client.items import Options, Rate
 from trio_odin.client.queues import Policy
 from trio_odin.client.tokens import TokenSource
@@ -44,6 +45,7 @@ async def connect(
     *,
     every_ms: Rate = 0,
     snapshot: bool = True,
+    after: Position | None = None,
     token: TokenSource | None = None,
     options: Options | None = None,
     queue: Policy = "newest",
@@ -56,11 +58,12 @@ async def connect(
     used.
     """
     target = Target.of(url, token=token, options=options, is_compressed=compression)
+    wish = Wish.of(channels, every_ms, snapshot, queue, after)
     error: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
             driver = _AsyncioDriver(target, group, ssl)
-            feed = Feed(driver, channels, every_ms=every_ms, with_snapshot=snapshot, queue=queue)
+            feed = Feed(driver, wish)
             driver.start(driver.run)
             try:
                 yield feed

@@ -23,7 +23,7 @@ from typing import Final
 
 import attrs
 
-from trio_odin.client.connection import Message, is_pattern, names_for, speed
+from trio_odin.client.connection import Message, Position, is_pattern, names_for, speed
 from trio_odin.client.items import (
     AskToken,
     Deliver,
@@ -115,6 +115,16 @@ class Core:
         self._enter(now)
         if not self._links and self._closed is None:
             self._add_link(now)
+        self._leave(now)
+
+    def begin_after(self, now: float, epoch: str, offset: int) -> None:
+        """Begin with what follows a position that an earlier program had reached.
+
+        To be called after `subscribe`, before anything is open.
+        """
+        self._enter(now)
+        for link in self._links:
+            link.begin_after(Position(epoch, offset))
         self._leave(now)
 
     def opened(self, now: float, conn: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -72,7 +73,7 @@ def failed(failure: BaseException) -> Ended:
             return Ended(_LOST, why, is_hopeless=cause.reason == "WRONG_VERSION_NUMBER")
         if isinstance(cause, h11.ProtocolError):
             return Ended(_LOST, "what answers does not speak HTTP, is it wss:// ?")
-    said = [str(cause) for cause in reversed(causes) if str(cause)]
+    said = [_text(cause) for cause in reversed(causes) if _text(cause)]
     return Ended(_LOST, said[0] if said else "it closed the connection without an answer")
 
 
@@ -86,6 +87,13 @@ def _causes(failure: BaseException | None) -> Iterator[BaseException]:
         failure = first_error(failure)
         yield failure
         failure = failure.__cause__
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        # Libraries have other texts for the same; the numbers of resolvers are negative.
+        return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
+    return str(error)
 
 
 def _phrase(status: int) -> str:

@@ -2,17 +2,56 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
+import attrs
+
+from trio_odin.client.connection import Position
 from trio_odin.client.driver import Driver, Signal
 from trio_odin.client.errors import ClientError
 from trio_odin.client.items import Deliver, Event, Gap, Rate, Refused, State
-from trio_odin.client.queues import Policy, queue_of
+from trio_odin.client.queues import POLICIES, Policy, queue_of
 from trio_odin.client.subscription import Items, Subscription
 from trio_odin.wire.channels import CHANNEL_RULE, is_name
 
 # The subscription that a feed is made with. It also gets the states.
 _OWN = 0
+
+
+@attrs.frozen
+class Wish:
+    """What a subscription asks for; see `Feed.subscribe`."""
+
+    names: tuple[str, ...]
+    every_ms: Rate
+    with_snapshot: bool
+    queue: Policy
+    after: Position | None = None
+
+    @classmethod
+    def of(
+        cls,
+        channels: str | Sequence[str],
+        every_ms: Rate,
+        snapshot: bool,
+        queue: Policy,
+        after: Position | None = None,
+    ) -> Wish:
+        """Check it.
+
+        Raises:
+            ClientError: a name, the rate or the queue is none that there is.
+        """
+        names = (channels,) if isinstance(channels, str) else tuple(channels)
+        for name in names:
+            if not is_name(name):
+                raise ClientError(f"{name!r}: {CHANNEL_RULE}; or * for a part, or > for all")
+        if every_ms is not None and every_ms < 0:
+            raise ClientError(f"every_ms={every_ms}: allowed is 0 or more, or None for a pause")
+        if queue not in POLICIES:
+            raise ClientError(f"queue={queue!r}: allowed is one of {', '.join(POLICIES)}")
+        return cls(names, every_ms, snapshot, queue, after)
 
 
 class Feed:
@@ -21,31 +60,16 @@ class Feed:
     A loop over it gives the events of the channels that it was made with.
     """
 
-    def __init__(
-        self,
-        driver: Driver,
-        channels: str | Sequence[str],
-        *,
-        every_ms: Rate,
-        with_snapshot: bool,
-        queue: Policy,
-    ) -> None:
-        """Want channels from the beginning.
-
-        Raises:
-            ClientError: the name of a channel is malformed.
-        """
+    def __init__(self, driver: Driver, wish: Wish) -> None:
         self._driver = driver
         self._core = driver.core
-        self._queue: Policy = queue
+        self._queue: Policy = wish.queue
         self._full: set[int] = set()
         self._changed = driver.new_signal()
-        self._own = Subscription(self, _OWN, _names(channels), queue_of(queue))
-        self._subscriptions = {_OWN: self._own}
-        self._count = 0
+        self._subscriptions: dict[int, Subscription] = {}
+        self._count = itertools.count(_OWN)
         driver.deliver = self._deliver
-        if self._own.channels:
-            self._want(_OWN, every_ms, with_snapshot=with_snapshot)
+        self._own = self._subscribe(wish)
 
     def __aiter__(self) -> Items[Event]:
         return aiter(self._own)
@@ -93,16 +117,10 @@ class Feed:
             queue: what happens to what is not taken; default: as for the feed.
 
         Raises:
-            ClientError: a name is malformed; or the server has said no for good.
+            ClientError: an argument is none that there is; or the server has said no for good.
         """
-        names = _names(channels)
-        self._count += 1
         policy = self._queue if queue is None else queue
-        subscription = Subscription(self, self._count, names, queue_of(policy))
-        if not self.is_over():
-            self._subscriptions[self._count] = subscription
-            self._want(self._count, every_ms, with_snapshot=snapshot)
-        return subscription
+        return self._subscribe(Wish.of(channels, every_ms, snapshot, policy))
 
     async def wait_live(self) -> None:
         """Wait until it is connected and has everything that was asked for.
@@ -161,12 +179,21 @@ class Feed:
 
     # ---- inside
 
-    def _want(self, number: int, every_ms: Rate, *, with_snapshot: bool) -> None:
-        if every_ms is not None and every_ms < 0:
-            raise ClientError(f"{every_ms} ms: allowed is 0, or more, or None for a pause")
-        names = self._subscriptions[number].channels
-        subscribe = self._core.subscribe
-        self._driver.act(subscribe, number, names, every_ms, with_snapshot=with_snapshot)
+    def _subscribe(self, wish: Wish) -> Subscription:
+        number = next(self._count)
+        subscription = Subscription(self, number, wish.names, queue_of(wish.queue))
+        self._subscriptions[number] = subscription
+        if wish.names and not self.is_over():
+            self._driver.act(
+                self._core.subscribe,
+                number,
+                wish.names,
+                wish.every_ms,
+                with_snapshot=wish.with_snapshot,
+            )
+            if wish.after is not None:
+                self._driver.act(self._core.begin_after, *wish.after)
+        return subscription
 
     def _deliver(self, output: Deliver | State) -> None:
         if isinstance(output, Deliver):
@@ -181,12 +208,3 @@ class Feed:
         if output.name == "closed":
             for subscription in self._subscriptions.values():
                 subscription.wake()
-
-
-def _names(channels: str | Sequence[str]) -> tuple[str, ...]:
-    """The names of channels and patterns; raises ClientError for anything else."""
-    names = (channels,) if isinstance(channels, str) else tuple(channels)
-    for name in names:
-        if not is_name(name):
-            raise ClientError(f"{name!r}: {CHANNEL_RULE}; or * for a part, or > for all")
-    return names

@@ -24,9 +24,10 @@ from trio_websocket import (
     wrap_client_stream,
 )
 
+from trio_odin.client.connection import Position
 from trio_odin.client.driver import CLOSE_SECONDS, MESSAGE_MAX_BYTES, Conn, Driver, Target
 from trio_odin.client.errors import Ended, closed, failed, refused
-from trio_odin.client.feed import Feed
+from trio_odin.client.feed import Feed, Wish
 from trio_odin.client.items import Options, Rate
 from trio_odin.client.queues import Policy
 from trio_odin.client.tokens import TokenSource
@@ -57,6 +58,7 @@ async def connect(
     *,
     every_ms: Rate = 0,
     snapshot: bool = True,
+    after: Position | None = None,
     token: TokenSource | None = None,
     options: Options | None = None,
     queue: Policy = "newest",
@@ -72,6 +74,8 @@ async def connect(
         channels: a name such as `BTC.trade` or `*.liquidity`, or several of them.
         every_ms: at most one event of each channel in so many milliseconds; 0: all; None: paused.
         snapshot: whether the newest event of each channel comes first.
+        after: begin with what follows this position: the epoch and offset of the last event of an
+            earlier run. What the server does not keep any longer is reported as a gap.
         token: a JSON Web Token, or a function that gives one, which may be asynchronous. It is
             called before the first connection, before a token expires, and when one is refused.
         options: times and limits.
@@ -89,11 +93,12 @@ async def connect(
     cancelled, the sockets are cut.
     """
     target = Target.of(url, token=token, options=options, is_compressed=compression)
+    wish = Wish.of(channels, every_ms, snapshot, queue, after)
     error: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
             driver = _TrioDriver(target, nursery, ssl)
-            feed = Feed(driver, channels, every_ms=every_ms, with_snapshot=snapshot, queue=queue)
+            feed = Feed(driver, wish)
             nursery.start_soon(driver.run)
             try:
                 yield feed

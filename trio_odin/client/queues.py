@@ -14,6 +14,7 @@ from trio_odin.client.items import Event, Gap, Refused, State
 Item: TypeAlias = Event | Gap | Refused | State
 Policy: TypeAlias = Literal["newest", "wait"]
 
+POLICIES: Final = ("newest", "wait")
 # For the policy `wait`. The message that fills a queue is still taken whole, 1 MiB at most.
 _FULL_FROM: Final = 1_000
 

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+
+import trio
+
+from trio_odin.client import Event, Gap, Refused, State
+from trio_odin.demo.watch_lines import Lines, described
+
+
+def test_an_event_has_the_keys_of_the_protocol() -> None:
+    event = Event(channel="BTC.trade", data={"price": 1.5}, unix_ms=5)
+    assert described(event, 9) == {
+        "type": "price:update",
+        "channel": "BTC.trade",
+        "ts": 5,
+        "data": {"price": 1.5},
+    }
+    whole = Event(
+        channel="BTC.trade",
+        data=None,
+        unix_ms=5,
+        offset=4,
+        prev=3,
+        skipped=2,
+        is_snapshot=True,
+        epoch="e",
+    )
+    assert (
+        described(whole, 9).items()
+        >= {
+            "data": None,
+            "offset": 4,
+            "prev": 3,
+            "epoch": "e",
+            "skipped": 2,
+            "snapshot": True,
+        }.items()
+    )
+    uncounted = Event(channel="BTC.trade", data=1, unix_ms=5, skipped=None)
+    assert described(uncounted, 9)["skipped"] is None
+
+
+def test_everything_else_has_a_type_of_its_own() -> None:
+    gap = Gap(channels=("BTC.trade", "*.social"), missed=None, reason="window")
+    assert described(gap, 9) == {
+        "type": "gap",
+        "ts": 9,
+        "channels": ("BTC.trade", "*.social"),
+        "missed": None,
+        "reason": "window",
+    }
+    assert described(Refused(channel="A.b", code="FORBIDDEN_CHANNEL"), 9) == {
+        "type": "refused",
+        "ts": 9,
+        "channel": "A.b",
+        "code": "FORBIDDEN_CHANNEL",
+    }
+    assert described(State(name="live"), 9) == {"type": "state", "ts": 9, "state": "live"}
+    offline = State(name="offline", cause="no answer", at=1_000, retry_at=1_250.4)
+    assert described(offline, 9) == {
+        "type": "state",
+        "ts": 9,
+        "state": "offline",
+        "cause": "no answer",
+        "retry_in_ms": 250,
+    }
+
+
+async def test_each_line_is_one_object() -> None:
+    lines: list[str] = []
+    view = Lines(lines.append)
+    await view.take(Event(channel="BTC.trade", data={"text": "a\nb"}, unix_ms=5))
+    assert "\n" not in lines[0]
+    assert json.loads(lines[0])["data"] == {"text": "a\nb"}
+
+
+async def test_a_full_pipe_blocks_nobody_else() -> None:
+    release = trio.Event()
+
+    def write(_: str) -> None:
+        trio.from_thread.run(release.wait)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Lines(write).take, State(name="live"))
+        await trio.sleep(0.01)
+        release.set()
