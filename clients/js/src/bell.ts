@@ -7,11 +7,16 @@ export function createBell<Events extends object>() {
     has: (name: keyof Events): boolean => !!listeners.get(name)?.size,
     on<Name extends keyof Events>(name: Name, listener: Listener<Events[Name]>): () => void {
       const those = listeners.get(name) ?? new Set();
-      listeners.set(name, those.add(listener as Listener<never>));
-      return () => those.delete(listener as Listener<never>);
+      // One of its own: a function that is added twice is called twice, and removed once.
+      const one = (value: Events[Name]): void => listener(value);
+      listeners.set(name, those.add(one));
+      return () => those.delete(one);
     },
     ring<Name extends keyof Events>(name: Name, value: Events[Name]): void {
-      for (const listener of listeners.get(name) ?? []) {
+      const those = listeners.get(name);
+      // A copy: a listener that adds one while it is called would never come to an end.
+      for (const listener of [...(those ?? [])]) {
+        if (!those?.has(listener)) continue;
         try {
           (listener as Listener<Events[Name]>)(value);
         } catch (error) {
