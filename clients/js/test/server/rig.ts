@@ -9,7 +9,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Published } from "./judge.js";
 
-const PYTHON = process.env.TRIO_ODIN_PYTHON ?? "python";
+export const PYTHON = process.env.TRIO_ODIN_PYTHON ?? "python";
 const START_MS = 20_000;
 
 export const TOKENS = "ADA AVAX BNB BTC DOGE ETH LINK MATIC SOL XRP".split(" ");
