@@ -4,7 +4,6 @@ export type Listener<T> = (value: T) => void;
 export function createBell<Events extends object>() {
   const listeners = new Map<keyof Events, Set<Listener<never>>>();
   return {
-    has: (name: keyof Events): boolean => !!listeners.get(name)?.size,
     on<Name extends keyof Events>(name: Name, listener: Listener<Events[Name]>): () => void {
       const those = listeners.get(name) ?? new Set();
       // One of its own: a function that is added twice is called twice, and removed once.
@@ -12,11 +11,12 @@ export function createBell<Events extends object>() {
       listeners.set(name, those.add(one));
       return () => those.delete(one);
     },
-    ring<Name extends keyof Events>(name: Name, value: Events[Name]): void {
-      const those = listeners.get(name);
+    /** Whether there was one to tell. */
+    ring<Name extends keyof Events>(name: Name, value: Events[Name]): boolean {
       // A copy: a listener that adds one while it is called would never come to an end.
-      for (const listener of [...(those ?? [])]) {
-        if (!those?.has(listener)) continue;
+      const those = [...(listeners.get(name) ?? [])];
+      for (const listener of those) {
+        if (!listeners.get(name)?.has(listener)) continue;
         try {
           (listener as Listener<Events[Name]>)(value);
         } catch (error) {
@@ -26,6 +26,7 @@ export function createBell<Events extends object>() {
           });
         }
       }
+      return those.length > 0;
     },
   };
 }

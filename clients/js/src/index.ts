@@ -145,25 +145,11 @@ export function connect(url: string | readonly string[], options: ConnectOptions
         socket?.close(code);
       },
       askToken,
-      event(to, event) {
-        due.push(() => {
-          for (const id of to) subscriptions.get(id)?.take(event);
-        });
-      },
-      gap(to, gap) {
-        due.push(() => {
-          for (const id of to) subscriptions.get(id)?.bell.ring("gap", gap);
-        });
-      },
+      event: (to, event) => tell(to, (one) => one.take(event)),
+      gap: (to, gap) => tell(to, ({ bell }) => bell.ring("gap", gap)),
       refused(to, { channel, code }) {
         const error = new FeedError(code, `The server does not give ${channel}: ${code}`, channel);
-        due.push(() => {
-          for (const id of to) {
-            const its = subscriptions.get(id)?.bell;
-            if (its?.has("refused")) its.ring("refused", error);
-            else if (its) console.warn(error);
-          }
-        });
+        tell(to, ({ bell }) => bell.ring("refused", error) || console.warn(error));
       },
       state(state) {
         due.push(() => {
@@ -174,6 +160,15 @@ export function connect(url: string | readonly string[], options: ConnectOptions
     },
     { needsToken: !!token, options: numbers },
   );
+
+  function tell(to: number[], how: (one: ReturnType<typeof createSubscription>) => void): void {
+    due.push(() => {
+      for (const id of to) {
+        const one = subscriptions.get(id);
+        if (one) how(one);
+      }
+    });
+  }
 
   // Report something to the core, hand out what follows, and see when it wants to be called next.
   function act(report: (now: number) => void): void {
@@ -230,13 +225,9 @@ export function connect(url: string | readonly string[], options: ConnectOptions
       sockets.delete(conn);
       act((now) => core.lost(now, conn, code, cause));
     };
-    const giveUp = (error: unknown): void => {
-      socket.close();
-      lost(1006, String(error));
-    };
     const opened = (): void => {
       isOpen = true;
-      act((now) => core.opened(now, conn));
+      if (isOurs()) act((now) => core.opened(now, conn));
     };
     const refused = async (): Promise<void> => {
       if (isRefused || !isOurs()) return;
@@ -245,28 +236,23 @@ export function connect(url: string | readonly string[], options: ConnectOptions
     };
     const read = (data: unknown): Message =>
       typeof data === "string" ? JSON.parse(data) : (reader as Reader).read(data as ArrayBuffer);
-    const received = (data: unknown): void => {
+    const received = async (data: unknown): Promise<void> => {
       if (!isOurs()) return;
       try {
-        const message = read(data);
-        act((now) => core.received(now, conn, message));
+        if (isOpen) {
+          const message = read(data);
+          act((now) => core.received(now, conn, message));
+        } else if (early) early.push(data);
+        else {
+          early = [];
+          await reader?.prepare(read(data));
+          opened();
+          for (const one of early) received(one);
+        }
       } catch (error) {
         // What follows it would be taken for complete.
-        giveUp(error);
-      }
-    };
-    const prepare = async (data: unknown): Promise<void> => {
-      if (early) {
-        early.push(data);
-        return;
-      }
-      early = [];
-      try {
-        await reader?.prepare(read(data));
-        if (isOurs()) opened();
-        for (const one of early) received(one);
-      } catch (error) {
-        giveUp(error);
+        socket.close();
+        lost(1006, `${error}`);
       }
     };
     try {
@@ -279,15 +265,13 @@ export function connect(url: string | readonly string[], options: ConnectOptions
     sockets.set(conn, socket);
     socket.binaryType = "arraybuffer";
     socket.onopen = () => {
-      if (!isOurs()) return;
       reader = compression?.reader(socket.protocol, to) ?? null;
       if (!reader || reader.isReady) opened();
     };
     socket.onmessage = ({ data }) => {
       if (!isOurs()) return;
       bell.ring("bytes", data.length ?? data.byteLength);
-      if (isOpen) received(data);
-      else prepare(data);
+      received(data);
     };
     // Node's WebSocket fires no `close` after a refused handshake.
     socket.onerror = () => {

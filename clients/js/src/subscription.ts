@@ -64,8 +64,9 @@ export function createSubscription(
   let ended: { error?: FeedError } | null = null;
 
   function take(event: Event): void {
+    const isHeard = bell.ring("event", event);
     for (const loop of loops) {
-      if (loop === unused && bell.has("event")) continue;
+      if (loop === unused && isHeard) continue;
       const { waiting, wake } = loop;
       const { channel } = event;
       const older = waiting.get(channel);
@@ -75,7 +76,6 @@ export function createSubscription(
       waiting.set(channel, { ...event, skipped });
       wake?.();
     }
-    bell.ring("event", event);
   }
 
   function end(error?: FeedError): void {
