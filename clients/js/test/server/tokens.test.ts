@@ -1,4 +1,4 @@
-// Tokens and refusals, against real servers.
+// Tokens, against a real server.
 
 import { createHmac } from "node:crypto";
 import { writeFileSync } from "node:fs";
@@ -81,22 +81,4 @@ describe.skipIf(skipped).each(sockets)("tokens, with %s", (_, WebSocket) => {
     await until("closed", () => feed.state.name === "closed");
     expect(feed.state.cause).toMatch(/token/i);
   });
-});
-
-describe.skipIf(skipped).each(sockets)("a refusal, with %s", (_, WebSocket) => {
-  test.each(["false", "true"])(
-    "for too many connections is waited out, as a close code: %s",
-    async (closes) => {
-      const server = await rig.server(nats, { WS_MAX_CONNECTIONS: "1", WS_CLOSE_REFUSED: closes });
-      const { feed: first } = await follow(server.url, { WebSocket });
-      const feed = open(server.url, { WebSocket, retryMinMs: 10, retryMaxMs: 50 });
-      await until("refused", () => feed.state.name === "offline");
-      expect(feed.state.cause).toMatch(/^Server at capacity/);
-      const waitMs = (feed.state.retryAt as number) - Date.now();
-      expect(waitMs).toBeGreaterThan(500);
-      first.close();
-      await live(feed);
-      await server.kill();
-    },
-  );
 });
