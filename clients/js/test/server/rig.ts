@@ -292,8 +292,13 @@ export class Relay {
     for (const socket of this.pairs) socket.resume();
   }
 
-  close(): void {
+  /** Close all connections that there are. */
+  cut(): void {
     for (const socket of this.pairs) socket.destroy();
+  }
+
+  close(): void {
+    this.cut();
     this.server.close();
   }
 }
