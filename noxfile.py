@@ -126,7 +126,7 @@ def ops(session: nox.Session) -> None:
 
 @nox.session
 def js(session: nox.Session) -> None:
-    """Build, check and test clients/js; `-- --browser`: in Chromium too, `-- --record FILE`."""
+    """Build, test and check clients/js; `-- --browser`: in Chromium too, `-- --record FILE`."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         session.skip("clients/js needs Node 20 or later and npm, and there is none on PATH")
     install(session)
@@ -134,7 +134,7 @@ def js(session: nox.Session) -> None:
     record = [str(Path(name).resolve()) for name in session.posargs[1:]]
     session.chdir("clients/js")
     session.run("npm", "ci", "--no-audit", "--no-fund", "--silent", external=True)
-    for script in ("build", "check", "test"):
+    for script in ("build", "test", "check"):
         session.run("npm", "run", "--silent", script, external=True)
     if browser:
         environment = {"FAULTS_RECORD": record[0]} if record else {}

@@ -171,8 +171,8 @@ export function connect(url: string | readonly string[], options: ConnectOptions
   }
 
   // Report something to the core, hand out what follows, and see when it wants to be called next.
-  function act(report: (now: number) => void): void {
-    report(clock());
+  function act<Args extends unknown[]>(report: (now: number, ...args: Args) => void, ...args: Args): void {
+    report(clock(), ...args);
     const at = core.deadline();
     if (at < timerAt) {
       clearTimeout(timer);
@@ -202,9 +202,9 @@ export function connect(url: string | readonly string[], options: ConnectOptions
         }),
       ]);
       if (!text) throw "none given";
-      act((now) => core.takeToken(now, text, validMs(text)));
+      act(core.takeToken, text, validMs(text));
     } catch (error) {
-      act((now) => core.tokenFailed(now, `no token: ${error}`));
+      act(core.tokenFailed, `no token: ${error}`);
     } finally {
       clearTimeout(late);
     }
@@ -223,11 +223,11 @@ export function connect(url: string | readonly string[], options: ConnectOptions
     const lost = (code: number, cause: string): void => {
       if (!isOurs()) return;
       sockets.delete(conn);
-      act((now) => core.lost(now, conn, code, cause));
+      act(core.lost, conn, code, cause);
     };
     const opened = (): void => {
       isOpen = true;
-      if (isOurs()) act((now) => core.opened(now, conn));
+      if (isOurs()) act(core.opened, conn);
     };
     const refused = async (): Promise<void> => {
       if (isRefused || !isOurs()) return;
@@ -241,7 +241,7 @@ export function connect(url: string | readonly string[], options: ConnectOptions
       try {
         if (isOpen) {
           const message = read(data);
-          act((now) => core.received(now, conn, message));
+          act(core.received, conn, message);
         } else if (early) early.push(data);
         else {
           early = [];
@@ -259,7 +259,7 @@ export function connect(url: string | readonly string[], options: ConnectOptions
       socket = new Socket(to, offers);
     } catch (error) {
       // The page may not connect there at all, so there is no point in trying again.
-      queueMicrotask(() => act((now) => core.lost(now, conn, 403, String(error))));
+      queueMicrotask(() => act(core.lost, conn, 403, String(error)));
       return;
     }
     sockets.set(conn, socket);
@@ -291,17 +291,11 @@ export function connect(url: string | readonly string[], options: ConnectOptions
     subscriptions.clear();
   }
 
-  function watch(target: EventTarget | undefined, names: string, report: (now: number) => void): void {
-    for (const name of names.split(" ")) {
-      target?.addEventListener?.(name, () => act(report), { signal: closed.signal });
-    }
-  }
-
-  const world = globalThis as typeof globalThis & Partial<Window>;
-  const page: Document | undefined = world.document;
+  const page: Document | undefined = globalThis.document;
+  // The network may be back, and somebody may look again, or nobody.
   const look = (now: number): void => {
     core.hide(now, !!page?.hidden);
-    if (!page?.hidden) core.probe(now);
+    core.probe(now);
   };
   // A browser keeps a page for "back" only if nothing is open; and what a frozen page does not read
   // piles up. The next event, or the core's timer, brings new connections.
@@ -312,15 +306,17 @@ export function connect(url: string | readonly string[], options: ConnectOptions
       core.lost(now, conn, 1001, "the page is frozen");
     }
   };
-  act((now) => {
-    core.start(now);
-    core.hide(now, !!page?.hidden);
-  });
-  watch(world as EventTarget, "online offline pageshow", core.probe);
-  watch(world as EventTarget, "pagehide", leave);
-  watch(page, "freeze", leave);
-  watch(page, "resume", core.probe);
-  watch(page, "visibilitychange", look);
+  const watch = (names: string, report: (now: number) => void): void => {
+    for (const name of names.split(" ")) {
+      // Those of the document pass here, too, if they are captured.
+      const how = { capture: true, signal: closed.signal };
+      globalThis.addEventListener?.(name, () => act(report), how);
+    }
+  };
+  act(core.start);
+  act(look);
+  watch("online offline pageshow resume visibilitychange", look);
+  watch("pagehide freeze", leave);
 
   return {
     get state() {
@@ -332,23 +328,21 @@ export function connect(url: string | readonly string[], options: ConnectOptions
       const names = [channels].flat();
       const id = ++ids;
       let { everyMs = 0 } = asked;
-      let isSubscribed = false;
       const one = createSubscription(names, {
         setRate(rate) {
           everyMs = rate;
-          if (isSubscribed) act((now) => core.setRate(now, id, rate));
+          act(core.setRate, id, rate);
         },
         close() {
           subscriptions.delete(id);
-          if (isSubscribed) act((now) => core.unsubscribe(now, id));
+          act(core.unsubscribe, id);
         },
       });
       subscriptions.set(id, one);
       // First the caller adds its listeners.
       queueMicrotask(() => {
         if (!subscriptions.has(id)) return;
-        isSubscribed = true;
-        act((now) => core.subscribe(now, id, names, everyMs, asked.snapshot));
+        act(core.subscribe, id, names, everyMs, asked.snapshot);
         if (core.state().name === "closed") end(core.state());
       });
       return one.forUser as Subscription<Data>;

@@ -37,7 +37,8 @@ export function z1(): Compression {
           // Until it is here: a server of another version, or a page that may not load it.
           isPlain = true;
           const signal = AbortSignal.timeout(LOAD_MS);
-          const answer = await fetch(new URL(path, url.replace("ws", "http")), { signal });
+          // Beside the WebSocket: a proxy may have put all of the server under a path.
+          const answer = await fetch(new URL(`.${path}`, url.replace("ws", "http")), { signal });
           if (!answer.ok) throw new Error(`no dictionary ${id}: ${answer.status}`);
           dictionary = new Uint8Array(await answer.arrayBuffer());
           dictionaries.set(id, dictionary);

@@ -55,10 +55,9 @@ export class FakeSocket {
     this.onclose?.({ code, reason });
   }
 
-  /** Acknowledge the last command, as a server that knows no first values. */
-  accept(offset = 0): void {
-    const { channels, id, every_ms } = this.sent.at(-1) as Message;
-    this.say({ type: "subscription_ack", subscribed: channels, id, epoch: "e", offset, every_ms });
+  /** Acknowledge a command, the last one if none is named, as a server that knows no first values. */
+  accept({ channels, id, every_ms }: Message = this.sent.at(-1) as Message): void {
+    this.say({ type: "subscription_ack", subscribed: channels, id, epoch: "e", offset: 0, every_ms });
     this.say({ type: "snapshot_done", sent: 0, total: 0, id });
   }
 }

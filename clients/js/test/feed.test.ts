@@ -444,12 +444,11 @@ describe("a reader of compressed messages", () => {
 
 describe("a page", () => {
   function stubPage() {
-    const page = Object.assign(new EventTarget(), { hidden: false });
+    const page = { hidden: false };
     const world = new EventTarget();
     vi.stubGlobal("document", page);
     vi.stubGlobal("addEventListener", world.addEventListener.bind(world));
-    const fire = (target: EventTarget, name: string) => target.dispatchEvent(new globalThis.Event(name));
-    return { page, world, fire };
+    return { page, fire: (name: string) => world.dispatchEvent(new globalThis.Event(name)) };
   }
 
   test("that is hidden asks for less, and for all when it is seen again", async () => {
@@ -461,22 +460,22 @@ describe("a page", () => {
     socket.open();
     socket.accept();
     page.hidden = true;
-    fire(page, "visibilitychange");
-    expect(socket.sent.at(-1)).toMatchObject({ channels: ["A.x"], every_ms: 5_000 });
-    socket.accept();
+    fire("visibilitychange");
+    expect(socket.sent.at(-2)).toMatchObject({ channels: ["A.x"], every_ms: 5_000 });
+    socket.accept(socket.sent.at(-2));
     page.hidden = false;
-    fire(page, "visibilitychange");
+    fire("visibilitychange");
     expect(socket.sent.slice(-2)).toMatchObject([{ every_ms: 250 }, { type: "heartbeat" }]);
     feed.close();
   });
 
   test("that is frozen leaves at once and is back at once", async () => {
-    const { page, fire } = stubPage();
+    const { fire } = stubPage();
     const { feed, socket } = await liveWith("A.x");
-    fire(page, "freeze");
+    fire("freeze");
     expect(socket.closedWith).toBe(1000);
     vi.setSystemTime(Date.now() + 60_000);
-    fire(page, "resume");
+    fire("resume");
     expect(FakeSocket.all).toHaveLength(2);
     FakeSocket.last.open();
     expect(FakeSocket.last.sent).toMatchObject([{ channels: ["A.x"], after: 0, epoch: "e" }]);
@@ -484,33 +483,32 @@ describe("a page", () => {
   });
 
   test("that goes into the cache for back has no socket, and a new one on return", async () => {
-    const { world, fire } = stubPage();
+    const { fire } = stubPage();
     const { socket, feed } = await liveWith("A.x");
-    fire(world, "pagehide");
+    fire("pagehide");
     expect(socket.closedWith).toBe(1000);
-    fire(world, "pageshow");
+    fire("pageshow");
     expect(FakeSocket.all).toHaveLength(2);
     feed.close();
   });
 
   test("without network is told after one heartbeat, and dials when it is back", async () => {
-    const { world, fire } = stubPage();
+    const { fire } = stubPage();
     const { feed, socket } = await liveWith("A.x");
-    fire(world, "offline");
+    fire("offline");
     expect(socket.sent.at(-1)).toMatchObject({ type: "heartbeat" });
     vi.advanceTimersByTime(4_000);
     expect(feed.state.name).toBe("offline");
-    fire(world, "online");
+    fire("online");
     expect(FakeSocket.all).toHaveLength(2);
     feed.close();
   });
 
   test("keeps no listener of a feed that is closed", async () => {
-    const { page, world, fire } = stubPage();
+    const { fire } = stubPage();
     const { feed } = await liveWith("A.x");
     feed.close();
-    for (const name of ["visibilitychange", "resume"]) fire(page, name);
-    for (const name of ["online", "pageshow"]) fire(world, name);
+    for (const name of ["visibilitychange", "resume", "online", "pageshow", "freeze"]) fire(name);
     expect(FakeSocket.all).toHaveLength(1);
     expect(vi.getTimerCount()).toBe(0);
   });
