@@ -11,7 +11,16 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { type Entry, judge, matches, type Verdict } from "../test/server/judge.js";
-import { type Program, PYTHON, type Relay, Rig, TOKENS, until, whyNoServer } from "../test/server/rig.js";
+import {
+  example,
+  type Program,
+  PYTHON,
+  type Relay,
+  Rig,
+  TOKENS,
+  until,
+  whyNoServer,
+} from "../test/server/rig.js";
 import { Chromium, findChromium, type Page } from "./chromium.js";
 
 const PER_SECOND = 30;
@@ -162,6 +171,7 @@ let chromium: Chromium;
 let pages: Server;
 let origin: Record<string, unknown>;
 const rows = new Map<string, Row>();
+let examplePage = "";
 let hiddenTab: Record<"visible_bytes" | "hidden_bytes", number> | undefined;
 
 beforeAll(async () => {
@@ -172,7 +182,9 @@ beforeAll(async () => {
   const root = join(import.meta.dirname, "..");
   pages = createServer(({ url = "" }, answer) => {
     try {
-      const content = readFileSync(join(root, new URL(url, "http://here").pathname));
+      const content = url.startsWith("/example")
+        ? examplePage
+        : readFileSync(join(root, new URL(url, "http://here").pathname));
       answer.setHeader("content-type", types[url.split(".").at(-1) ?? ""] ?? "text/plain");
       answer.end(content);
     } catch {
@@ -288,6 +300,27 @@ describe.skipIf(skipped)("a hidden tab", () => {
     hiddenTab = { visible_bytes: Math.round(seen / 10), hidden_bytes: Math.round(hidden / 10) };
     expect(hidden).toBeLessThan(seen / 3);
     expect(again * 2).toBeGreaterThan(seen / 2);
+    await page.close();
+  });
+});
+
+describe.skipIf(skipped)("the page for npm", () => {
+  test("has a program that shows prices", async () => {
+    const nats = await rig.nats();
+    const server = await rig.server(nats);
+    const publisher = await rig.publisher(nats);
+    publisher.run(PER_SECOND);
+    const map = JSON.stringify({ imports: { "trio-odin": "/dist/index.js" } });
+    examplePage = `<!doctype html><script type="importmap">${map}</script>${example("html", server.url)}`;
+    const { port } = pages.address() as { port: number };
+    const page = await chromium.open(`http://127.0.0.1:${port}/example.html`);
+    const shown = () => page.evaluate<string>("document.querySelector('ul')?.innerText ?? ''");
+    await until("both prices", async () => (await shown()).split("\n").length === 2);
+    expect((await shown()).split("\n").sort()).toEqual([
+      expect.stringMatching(/^BTC\.trade \d+$/),
+      expect.stringMatching(/^ETH\.trade \d+$/),
+    ]);
+    expect(await page.evaluate<string>("prices.className")).toBe("live");
     await page.close();
   });
 });

@@ -2,7 +2,7 @@
 
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { createServer, type Socket, connect as tcpConnect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -10,6 +10,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import type { Published } from "./judge.js";
 
 export const PYTHON = process.env.TRIO_ODIN_PYTHON ?? "python";
+const EXAMPLE_URL = "wss://prices.example.com/ws";
 const START_MS = 20_000;
 
 export const TOKENS = "ADA AVAX BNB BTC DOGE ETH LINK MATIC SOL XRP".split(" ");
@@ -23,6 +24,14 @@ export function whyNoServer(): string {
   } catch (error) {
     return `${PYTHON} has no trio-odin with the extra demo (TRIO_ODIN_PYTHON): ${String(error).split("\n")[0]}`;
   }
+}
+
+/** The program in a language on the page for npm, with the address of a server. */
+export function example(language: string, url: string): string {
+  const readme = readFileSync(join(import.meta.dirname, "../../README.md"), "utf8");
+  const code = readme.split(`\n\`\`\`${language}\n`)[1]?.split("\n```\n")[0];
+  if (!code?.includes(EXAMPLE_URL)) throw new Error(`README.md has no program in ${language}`);
+  return code.replace(EXAMPLE_URL, url);
 }
 
 /** Try until it gives something. */
@@ -158,7 +167,7 @@ export class Program {
 }
 
 /**
- * Publishes `{n, sentAt}` to each token's `trade` in turn, and keeps what JetStream has confirmed.
+ * Publishes `{price, n, sentAt}` to each token's `trade` in turn, and keeps what JetStream has confirmed.
  * It speaks NATS itself: a connection, publications that ask for a confirmation, and pongs.
  */
 export class Publisher {
@@ -224,7 +233,7 @@ export class Publisher {
     const published: Published = { channel, n, at: Date.now() };
     const reply = `_acks.${this.published.push(published)}`;
     this.byReply.set(reply, published);
-    const payload = JSON.stringify({ n, sentAt: published.at });
+    const payload = JSON.stringify({ price: n, n, sentAt: published.at });
     this.socket?.write(`PUB odin.token.${channel} ${reply} ${payload.length}\r\n${payload}\r\n`);
     return published;
   }
