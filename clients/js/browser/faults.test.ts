@@ -305,7 +305,7 @@ describe.skipIf(skipped)("a hidden tab", () => {
 });
 
 describe.skipIf(skipped)("the page for npm", () => {
-  test("has a program that shows prices", async () => {
+  test('has a program that shows prices, after "back" as well', async () => {
     const nats = await rig.nats();
     const server = await rig.server(nats);
     const publisher = await rig.publisher(nats);
@@ -321,6 +321,16 @@ describe.skipIf(skipped)("the page for npm", () => {
       expect.stringMatching(/^ETH\.trade \d+$/),
     ]);
     expect(await page.evaluate<string>("prices.className")).toBe("live");
+
+    // A browser keeps it for "back", as nothing is open then, and it goes on.
+    await page.evaluate("isKept = true; location.href = '/browser/naive.js'");
+    await until("the other page", async () => !(await page.evaluate<boolean>("!!window.prices")));
+    const publishedThen = publisher.published.length;
+    await page.evaluate("history.back()");
+    await until("the page again", () => page.evaluate<boolean>("!!window.prices"));
+    const newest = () => page.evaluate<number>("+/BTC.trade (.+)/.exec(prices.innerText)[1]");
+    await until("new prices", async () => (await newest()) > publishedThen / TOKENS.length + 5);
+    expect(await page.evaluate<boolean>("window.isKept")).toBe(true);
     await page.close();
   });
 });
