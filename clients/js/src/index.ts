@@ -347,6 +347,10 @@ export function connect(url: string | readonly string[], options: ConnectOptions
       });
       return one.forUser as Subscription<Data>;
     },
-    close: () => act(core.close),
+    close() {
+      act(core.close);
+      // At once: what was about to be handed out is not.
+      end(core.state());
+    },
   };
 }

@@ -197,6 +197,18 @@ describe("a listener", () => {
     expect(socket.sent.at(-1)).toMatchObject({ type: "unsubscribe", channels: ["A.x"] });
   });
 
+  test("that closes the feed is not called again", async () => {
+    const { feed, subscription, socket } = await liveWith("A.x");
+    const prices: number[] = [];
+    subscription.on("event", ({ data }) => {
+      prices.push(data.price);
+      feed.close();
+    });
+    socket.say({ seq: 1, ts: 1, type: "price:batch", events: [event("A.x", 1), event("A.x", 2)] });
+    expect(prices).toEqual([1]);
+    expect(feed.state.name).toBe("closed");
+  });
+
   test("that changes the rate or closes the feed does so after the message", async () => {
     const { feed, subscription, socket } = await liveWith("A.x");
     const seen: unknown[] = [];
