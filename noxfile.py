@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import nox
@@ -130,6 +131,23 @@ def ops(session: nox.Session) -> None:
     install(session, "tests")
     # An empty expression: also the quick ones, which run with all other tests as well.
     session.run("pytest", "tests/ops", "-m", "", *session.posargs)
+
+
+@nox.session
+def js(session: nox.Session) -> None:
+    """Build, test and check clients/js; `-- --browser`: in Chromium too, `-- --record FILE`."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        session.skip("clients/js needs Node 20 or later and npm, and there is none on PATH")
+    install(session)
+    browser = session.posargs[:1] in (["--browser"], ["--record"])
+    record = [str(Path(name).resolve()) for name in session.posargs[1:]]
+    session.chdir("clients/js")
+    session.run("npm", "ci", "--no-audit", "--no-fund", "--silent", external=True)
+    for script in ("build", "test", "check"):
+        session.run("npm", "run", "--silent", script, external=True)
+    if browser:
+        environment = {"FAULTS_RECORD": record[0]} if record else {}
+        session.run("npm", "run", "--silent", "browser", external=True, env=environment)
 
 
 NODE_PEERS = ["@based/uws@20.6.0", "nats@2"]

@@ -60,6 +60,7 @@ RECORDS = (
     "benchmarks.json",
     "benchmarks-scale-18000.json",
     "capacity/verdict.json",
+    "clients/faults.json",
     "conformance.json",
     "rehearsals.json",
     "reliability.json",
@@ -167,6 +168,12 @@ def _conformance() -> _Conformance:
     )
 
 
+def _clients() -> dict[str, Any]:
+    """The record of faults in a browser, with what two clients made of each."""
+    kept = _record("clients/faults.json", dict[str, Any])
+    return kept | {"provenance": msgspec.convert(kept["provenance"], Provenance)}
+
+
 # ---- pages
 
 
@@ -232,6 +239,7 @@ def _templates() -> jinja2.Environment:
         "rows": rows,
         "summary": summary,
         "summary_head": SUMMARY_HEAD,
+        "clients": _clients(),
         "conformance": _conformance(),
         "faults": _record("reliability.json", FaultReport),
         "rehearsals": _record("rehearsals.json", RehearsalReport),
@@ -278,7 +286,15 @@ def _runbook(name: str) -> str:
     return part(DOCS / name, rehearsals="rehearsals.md")
 
 
-_WHOLE = ("benchmarks", "capacity", "configuration", "conformance", "metrics", "reliability")
+_WHOLE = (
+    "benchmarks",
+    "capacity",
+    "clients/faults",
+    "configuration",
+    "conformance",
+    "metrics",
+    "reliability",
+)
 PAGES: dict[str, Callable[[], str]] = {f"{name}.md": partial(page, f"{name}.md") for name in _WHOLE}
 PAGES |= {
     name: partial(_runbook, name) for name in ("runbooks/migration.md", "runbooks/rollback.md")

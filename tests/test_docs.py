@@ -77,6 +77,7 @@ def python_in(page: str) -> str:
     [
         "benchmarks.md",
         "capacity.md",
+        "clients/faults.md",
         "configuration.md",
         "conformance.md",
         "metrics.md",
@@ -97,6 +98,7 @@ def test_generated_pages_are_current(page: str) -> None:
         ("benchmarks.json", "README.md"),
         ("capacity/verdict.json", "docs/capacity.md"),
         ("capacity/verdict.json", "README.md"),
+        ("clients/faults.json", "docs/clients/faults.md"),
         ("conformance.json", "docs/conformance.md"),
         ("rehearsals.json", "docs/runbooks/migration.md"),
         ("rehearsals.json", "docs/runbooks/rollback.md"),

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trio_odin.client import Event, Feed, Gap, Refused, State
-from trio_odin.client.link import is_pattern, names_for
+from trio_odin.client.connection import is_pattern, names_for
 from trio_odin.client.queues import Item, Policy
 
 _RATE_SECONDS: Final = 10

@@ -1,7 +1,7 @@
 // The live page: a feed, a table, and what is around it.
 
+import { namesFor } from "../src/connection.js";
 import { connect, type Feed, type Rate, type State, type Subscription } from "../src/index.js";
-import { namesFor } from "../src/link.js";
 import { z1 } from "../src/z1.js";
 import { showBytes, showPerSecond, showTime } from "./format.js";
 import { EVERY_TRADE, readNames } from "./names.js";

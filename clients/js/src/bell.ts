@@ -4,14 +4,19 @@ export type Listener<T> = (value: T) => void;
 export function createBell<Events extends object>() {
   const listeners = new Map<keyof Events, Set<Listener<never>>>();
   return {
-    has: (name: keyof Events): boolean => !!listeners.get(name)?.size,
     on<Name extends keyof Events>(name: Name, listener: Listener<Events[Name]>): () => void {
       const those = listeners.get(name) ?? new Set();
-      listeners.set(name, those.add(listener as Listener<never>));
-      return () => those.delete(listener as Listener<never>);
+      // One of its own: a function that is added twice is called twice, and removed once.
+      const one = (value: Events[Name]): void => listener(value);
+      listeners.set(name, those.add(one));
+      return () => those.delete(one);
     },
-    ring<Name extends keyof Events>(name: Name, value: Events[Name]): void {
-      for (const listener of listeners.get(name) ?? []) {
+    /** Whether there was one to tell. */
+    ring<Name extends keyof Events>(name: Name, value: Events[Name]): boolean {
+      // A copy: a listener that adds one while it is called would never come to an end.
+      const those = [...(listeners.get(name) ?? [])];
+      for (const listener of those) {
+        if (!listeners.get(name)?.has(listener)) continue;
         try {
           (listener as Listener<Events[Name]>)(value);
         } catch (error) {
@@ -21,6 +26,7 @@ export function createBell<Events extends object>() {
           });
         }
       }
+      return those.length > 0;
     },
   };
 }

@@ -125,9 +125,7 @@ export function createConnection(
       for (const name of gone) held.delete(name); // if it is wanted again, it begins anew
       return expect("unsubscription_ack", { type: "unsubscribe", channels: gone }, gone);
     }
-    const todo = [...rates].filter(
-      ([name, rate]) => held.get(name) !== rate && !refused.has(name),
-    );
+    const todo = [...rates].filter(([name, rate]) => held.get(name) !== rate && !refused.has(name));
     if (!todo.length) return isNoticed ? undefined : subscribe([], 0);
     // What is owed comes first, as a channel cannot be resumed that another name brings. And the
     // fastest first: a channel of several names belongs to the fastest one.
@@ -182,7 +180,7 @@ export function createConnection(
 
   // Take an event, or several in a batch. What is not new is a replay, which may be an older one.
   function takeEvents(now: number, message: Message): void {
-    const { events = [message] } = message;
+    const events: Message[] = message.type === "price:batch" ? message.events : [message];
     const isNew = count(message);
     for (const { channel, data, ts, offset, prev, skipped = 0, snapshot = false } of events) {
       if (!isNew && offset === undefined) continue;
@@ -307,8 +305,7 @@ export function createConnection(
       answerBy = conn.leaveAt = Infinity;
     },
 
-    deadline: (): number =>
-      Math.min(answerBy, pongBy, askAt, conn.leaveAt, isReady() ? nextAt : Infinity),
+    deadline: (): number => Math.min(answerBy, pongBy, askAt, conn.leaveAt, isReady() ? nextAt : Infinity),
 
     /** Do what is due. Returns why it is to be given up, if it is. */
     tick(now: number): string | undefined {

@@ -262,9 +262,7 @@ export function createCore(
     /** A message has arrived. */
     received: each((link, now, conn: number, message: Message) => link.received(now, conn, message)),
     /** A socket was not opened or has ended: close code, status of the HTTP answer, or 1006. */
-    lost: each((link, now, conn: number, code: number, cause: string) =>
-      link.lost(now, conn, code, cause),
-    ),
+    lost: each((link, now, conn: number, code: number, cause: string) => link.lost(now, conn, code, cause)),
     /** Here is a token, and for how long it is valid, if that is known. */
     takeToken: at((now, text: string, validMs: number | null) => {
       isAsked = false;
@@ -301,7 +299,10 @@ export function createCore(
     hide: at((now, hidden: boolean) => {
       if (hidden === isHidden) return;
       isHidden = hidden;
-      update(now, links.flatMap((link) => [...link.rates.keys()]));
+      update(
+        now,
+        links.flatMap((link) => [...link.rates.keys()]),
+      );
     }),
 
     // ---- for the user

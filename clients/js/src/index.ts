@@ -3,7 +3,7 @@
 // Resource handling: a feed has a socket or more, and one timer, until `close`.
 
 import { createBell, type Listener } from "./bell.js";
-import { createCore } from "./core.js";
+import { createCore, DEFAULTS } from "./core.js";
 import { createSubscription, FeedError, type Subscription } from "./subscription.js";
 import type { Event, Message, Options, Rate, State } from "./types.js";
 
@@ -35,7 +35,10 @@ export interface ConnectOptions extends Partial<Options> {
   /** `z1()` of `trio-odin/z1`: a third of the bytes. */
   compression?: Compression;
   /** The WebSocket to use, where there is none built in (Node 20). */
-  WebSocket?: new (url: string, protocols?: string[]) => WebSocket;
+  WebSocket?: new (
+    url: string,
+    protocols?: string[],
+  ) => WebSocket;
 }
 
 export interface SubscribeOptions {
@@ -54,20 +57,27 @@ export interface Feed {
     channels: string | readonly string[],
     options?: SubscribeOptions,
   ): Subscription<Data>;
-  /** Listen to the state, or to the size of each message in bytes; the result ends that. */
+  /**
+   * Listen to the state, or to the length of each message: bytes, of text characters. The result ends
+   * that.
+   */
   on(name: "state", listener: Listener<State>): () => void;
   on(name: "bytes", listener: Listener<number>): () => void;
   close(): void;
 }
 
 const PROBE_MS = 3_000;
+// Timers of browsers hold 24 days at most; after an hour the core is asked again.
+const TIMER_MOST_MS = 3_600_000;
+// Whatever this machine's clock says, a token is not asked for more often than twice a minute.
+const VALID_LEAST_MS = 60_000;
 
 /** How long a JSON Web Token is valid from now on; null if it does not say. */
 function validMs(token: string): number | null {
   try {
     const claims = (token.split(".")[1] as string).replace(/-/g, "+").replace(/_/g, "/");
     const { exp } = JSON.parse(atob(claims));
-    return typeof exp === "number" ? exp * 1000 - Date.now() : null;
+    return exp > 0 ? Math.max(exp * 1000 - Date.now(), VALID_LEAST_MS) : null;
   } catch {
     return null;
   }
@@ -76,36 +86,56 @@ function validMs(token: string): number | null {
 // A browser does not say why a handshake was refused. A plain request to the same address does.
 async function whyRefused(url: string, token: string | null): Promise<[number, string]> {
   try {
-    const address = new URL(url.replace(/^ws/, "http"));
+    const address = new URL(url.replace("ws", "http"));
     if (token) address.searchParams.set("access_token", token);
     const answer = await fetch(address, { cache: "no-store", signal: AbortSignal.timeout(PROBE_MS) });
     const { status } = answer;
+    const text = (await answer.text()).trim().slice(0, 200);
     if (status === 426) return [1006, "the connection was refused"];
     const wait = answer.headers.get("retry-after");
-    return [status, `${(await answer.text()).trim()}${wait ? `; again in ${wait} s` : ""}`];
+    return [status, `${text || status}${wait ? `; again in ${wait} s` : ""}`];
   } catch {
-    return [1006, "no network, or no server"];
+    return [1006, "no network, or no server that answers"];
   }
+}
+
+/** Unix time in milliseconds, which never goes back. That it leaps while a machine sleeps is wanted. */
+function createClock(): () => number {
+  let ahead = 0;
+  let last = 0;
+  return () => {
+    ahead = Math.max(ahead, last - Date.now());
+    return (last = Date.now() + ahead);
+  };
 }
 
 /**
  * Connect to a server, and connect again whenever that is needed.
  *
- * @param url `wss://prices.example.com/ws`, or several of them, which are tried in turn.
+ * @param url `wss://prices.example.com/ws`, or `/ws` of this page's server, or several of them, which
+ *   are tried in turn.
+ * @throws TypeError if it is not a URL; FeedError if there is no WebSocket.
  */
 export function connect(url: string | readonly string[], options: ConnectOptions = {}): Feed {
   const { token, compression, WebSocket: Socket = globalThis.WebSocket, ...numbers } = options;
   if (!Socket) throw new FeedError("NO_WEBSOCKET", "There is no WebSocket here: pass one as option");
+  const urls = [url].flat().map((one) => {
+    return new URL(one, globalThis.location?.href).href.replace(/^http/, "ws");
+  });
   const sockets = new Map<number, WebSocket>();
   const subscriptions = new Map<number, ReturnType<typeof createSubscription>>();
   const bell = createBell<{ state: State; bytes: number }>();
-  const watched: (() => void)[] = [];
+  const closed = new AbortController();
+  const clock = createClock();
+  // What the core hands out while it works. Users get it afterwards, as they may call it again.
+  const due: (() => void)[] = [];
+  let isHandingOut = false;
   let ids = 0;
   let timer: ReturnType<typeof setTimeout> | undefined;
   let timerAt = Infinity;
 
   const core = createCore(
-    typeof url === "string" ? [url] : url,
+    urls,
     {
       dial,
       send: (conn, message) => sockets.get(conn)?.send(JSON.stringify(message)),
@@ -114,45 +144,70 @@ export function connect(url: string | readonly string[], options: ConnectOptions
         sockets.delete(conn);
         socket?.close(code);
       },
-      async askToken() {
-        try {
-          const text = (await token?.()) as string;
-          act((now) => core.takeToken(now, text, validMs(text)));
-        } catch (error) {
-          act((now) => core.tokenFailed(now, `no token: ${error}`));
-        }
-      },
-      event(ids, event) {
-        for (const id of ids) subscriptions.get(id)?.take(event);
-      },
-      gap(ids, gap) {
-        for (const id of ids) subscriptions.get(id)?.ring("gap", gap);
-      },
-      refused(ids, { channel, code }) {
+      askToken,
+      event: (to, event) => tell(to, (one) => one.take(event)),
+      gap: (to, gap) => tell(to, ({ bell }) => bell.ring("gap", gap)),
+      refused(to, { channel, code }) {
         const error = new FeedError(code, `The server does not give ${channel}: ${code}`, channel);
-        for (const id of ids) subscriptions.get(id)?.ring("refused", error);
+        tell(to, ({ bell }) => bell.ring("refused", error) || console.warn(error));
       },
       state(state) {
-        if (state.name === "closed") end();
-        bell.ring("state", state);
+        due.push(() => {
+          bell.ring("state", state);
+          if (state.name === "closed") end(state);
+        });
       },
     },
     { needsToken: !!token, options: numbers },
   );
 
-  // Report something to the core, and see when it wants to be called next.
-  function act(report: (now: number) => void): void {
-    report(Date.now());
+  function tell(to: number[], how: (one: ReturnType<typeof createSubscription>) => void): void {
+    due.push(() => {
+      for (const id of to) {
+        const one = subscriptions.get(id);
+        if (one) how(one);
+      }
+    });
+  }
+
+  // Report something to the core, hand out what follows, and see when it wants to be called next.
+  function act<Args extends unknown[]>(report: (now: number, ...args: Args) => void, ...args: Args): void {
+    report(clock(), ...args);
     const at = core.deadline();
-    if (at === timerAt) return;
-    clearTimeout(timer);
-    timerAt = at;
-    if (at === Infinity) return;
-    const ring = (): void => {
-      timerAt = Infinity;
-      act(core.tick);
-    };
-    timer = setTimeout(ring, Math.max(0, at - Date.now()));
+    if (at < timerAt) {
+      clearTimeout(timer);
+      timerAt = at;
+      timer = setTimeout(ring, Math.min(at - clock(), TIMER_MOST_MS));
+    }
+    if (isHandingOut) return;
+    isHandingOut = true;
+    for (const handOut of due) handOut();
+    due.length = 0;
+    isHandingOut = false;
+  }
+
+  function ring(): void {
+    timerAt = Infinity;
+    act(core.tick);
+  }
+
+  async function askToken(): Promise<void> {
+    let late: ReturnType<typeof setTimeout> | undefined;
+    try {
+      const text = await Promise.race([
+        // Not at once: the core is at work.
+        Promise.resolve().then(token),
+        new Promise<never>((_, reject) => {
+          late = setTimeout(reject, numbers.answerMs ?? DEFAULTS.answerMs, "no answer");
+        }),
+      ]);
+      if (!text) throw "none given";
+      act(core.takeToken, text, validMs(text));
+    } catch (error) {
+      act(core.tokenFailed, `no token: ${error}`);
+    } finally {
+      clearTimeout(late);
+    }
   }
 
   function dial(conn: number, to: string, text: string | null): void {
@@ -161,27 +216,50 @@ export function connect(url: string | readonly string[], options: ConnectOptions
     let reader: Reader | null = null;
     let isOpen = false;
     let isRefused = false;
+    // What has come while the reader was prepared.
+    let early: unknown[] | null = null;
     let socket: WebSocket;
     const isOurs = (): boolean => sockets.get(conn) === socket;
     const lost = (code: number, cause: string): void => {
       if (!isOurs()) return;
       sockets.delete(conn);
-      act((now) => core.lost(now, conn, code, cause));
+      act(core.lost, conn, code, cause);
     };
     const opened = (): void => {
       isOpen = true;
-      act((now) => core.opened(now, conn));
+      if (isOurs()) act(core.opened, conn);
     };
     const refused = async (): Promise<void> => {
       if (isRefused || !isOurs()) return;
       isRefused = true;
       lost(...(await whyRefused(to, text)));
     };
+    const read = (data: unknown): Message =>
+      typeof data === "string" ? JSON.parse(data) : (reader as Reader).read(data as ArrayBuffer);
+    const received = async (data: unknown): Promise<void> => {
+      if (!isOurs()) return;
+      try {
+        if (isOpen) {
+          const message = read(data);
+          act(core.received, conn, message);
+        } else if (early) early.push(data);
+        else {
+          early = [];
+          await reader?.prepare(read(data));
+          opened();
+          for (const one of early) received(one);
+        }
+      } catch (error) {
+        // What follows it would be taken for complete.
+        socket.close();
+        lost(1006, `${error}`);
+      }
+    };
     try {
       socket = new Socket(to, offers);
     } catch (error) {
-      // Not a URL: there is no point in trying again.
-      queueMicrotask(() => act((now) => core.lost(now, conn, 403, String(error))));
+      // The page may not connect there at all, so there is no point in trying again.
+      queueMicrotask(() => act(core.lost, conn, 403, String(error)));
       return;
     }
     sockets.set(conn, socket);
@@ -192,20 +270,8 @@ export function connect(url: string | readonly string[], options: ConnectOptions
     };
     socket.onmessage = ({ data }) => {
       if (!isOurs()) return;
-      const isText = typeof data === "string";
-      bell.ring("bytes", isText ? data.length : data.byteLength);
-      if (!isText && !reader) return;
-      const message: Message = isText ? JSON.parse(data) : reader?.read(data);
-      if (isOpen) act((now) => core.received(now, conn, message));
-      else {
-        reader?.prepare(message).then(
-          () => isOurs() && opened(),
-          (error) => {
-            lost(1006, String(error));
-            socket.close();
-          },
-        );
-      }
+      bell.ring("bytes", data.length ?? data.byteLength);
+      received(data);
     };
     // Node's WebSocket fires no `close` after a refused handshake.
     socket.onerror = () => {
@@ -217,33 +283,40 @@ export function connect(url: string | readonly string[], options: ConnectOptions
     };
   }
 
-  function end(): void {
+  function end({ cause }: State): void {
+    closed.abort();
     clearTimeout(timer);
-    for (const stop of watched) stop();
-    for (const one of subscriptions.values()) one.end();
+    const error = cause ? new FeedError("CLOSED", cause) : undefined;
+    for (const one of subscriptions.values()) one.end(error);
     subscriptions.clear();
   }
 
-  function watch(target: EventTarget | undefined, name: string, report: (now: number) => void): void {
-    if (!target?.addEventListener) return;
-    const listener = (): void => act(report);
-    target.addEventListener(name, listener);
-    watched.push(() => target.removeEventListener(name, listener));
-  }
-
-  const page = globalThis.document as Document | undefined;
-  const hide = (now: number): void => core.hide(now, !!page?.hidden);
-  act((now) => {
-    core.start(now);
-    hide(now);
-  });
-  watch(globalThis as unknown as EventTarget, "online", core.probe);
-  watch(globalThis as unknown as EventTarget, "pageshow", core.probe);
-  watch(page, "resume", core.probe);
-  watch(page, "visibilitychange", (now) => {
-    hide(now);
-    if (!page?.hidden) core.probe(now);
-  });
+  const page: Document | undefined = globalThis.document;
+  // The network may be back, and somebody may look again, or nobody.
+  const look = (now: number): void => {
+    core.hide(now, !!page?.hidden);
+    core.probe(now);
+  };
+  // A browser keeps a page for "back" only if nothing is open; and what a frozen page does not read
+  // piles up. The next event, or the core's timer, brings new connections.
+  const leave = (now: number): void => {
+    for (const [conn, socket] of sockets) {
+      sockets.delete(conn);
+      socket.close(1000);
+      core.lost(now, conn, 1001, "the page is frozen");
+    }
+  };
+  const watch = (names: string, report: (now: number) => void): void => {
+    for (const name of names.split(" ")) {
+      // Those of the document pass here, too, if they are captured.
+      const how = { capture: true, signal: closed.signal };
+      globalThis.addEventListener?.(name, () => act(report), how);
+    }
+  };
+  act(core.start);
+  act(look);
+  watch("online offline pageshow resume visibilitychange", look);
+  watch("pagehide freeze", leave);
 
   return {
     get state() {
@@ -252,30 +325,32 @@ export function connect(url: string | readonly string[], options: ConnectOptions
     newest: <Data>(channel: string) => core.newest(channel) as Event<Data> | undefined,
     on: bell.on as Feed["on"],
     subscribe<Data>(channels: string | readonly string[], asked: SubscribeOptions = {}) {
-      const names = typeof channels === "string" ? [channels] : [...channels];
+      const names = [channels].flat();
       const id = ++ids;
       let { everyMs = 0 } = asked;
-      let isSubscribed = false;
       const one = createSubscription(names, {
         setRate(rate) {
           everyMs = rate;
-          if (isSubscribed) act((now) => core.setRate(now, id, rate));
+          act(core.setRate, id, rate);
         },
         close() {
           subscriptions.delete(id);
-          if (isSubscribed) act((now) => core.unsubscribe(now, id));
+          act(core.unsubscribe, id);
         },
       });
       subscriptions.set(id, one);
       // First the caller adds its listeners.
       queueMicrotask(() => {
         if (!subscriptions.has(id)) return;
-        isSubscribed = true;
-        act((now) => core.subscribe(now, id, names, everyMs, asked.snapshot));
-        if (core.state().name === "closed") end();
+        act(core.subscribe, id, names, everyMs, asked.snapshot);
+        if (core.state().name === "closed") end(core.state());
       });
       return one.forUser as Subscription<Data>;
     },
-    close: () => act(core.close),
+    close() {
+      act(core.close);
+      // At once: what was about to be handed out is not.
+      end(core.state());
+    },
   };
 }

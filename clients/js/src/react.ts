@@ -1,13 +1,6 @@
 // React: a component shows the newest event of a channel, and renders once a frame at most.
 
-import {
-  createContext,
-  useCallback,
-  useContext,
-  useEffect,
-  useRef,
-  useSyncExternalStore,
-} from "react";
+import { createContext, useCallback, useContext, useEffect, useMemo, useSyncExternalStore } from "react";
 import type { Event, Feed, Rate, State, Subscription } from "./index.js";
 
 /** The feed for the components below: `<FeedContext.Provider value={feed}>`. */
@@ -34,6 +27,38 @@ function inNextFrame(notify: () => void): void {
   due.add(notify);
 }
 
+/** What one component shows of a channel: it stands still while the component is paused. */
+function createStore<Data>(feed: Feed, channel: string) {
+  let everyMs: Rate = 0;
+  let subscription: Subscription<Data> | null = null;
+  let event: Event<Data> | undefined;
+  let shown: Event<Data> | undefined;
+  return {
+    newest: () => (shown ??= feed.newest<Data>(channel)),
+    setRate(rate: Rate): void {
+      if (rate === everyMs) return;
+      everyMs = rate;
+      subscription?.setRate(rate);
+    },
+    subscribe(notify: () => void): () => void {
+      const one = feed.subscribe<Data>(channel, { everyMs });
+      const show = (): void => {
+        shown = event;
+        notify();
+      };
+      one.on("event", (newer) => {
+        event = newer;
+        inNextFrame(show);
+      });
+      subscription = one;
+      return () => {
+        due.delete(show);
+        one.close();
+      };
+    },
+  };
+}
+
 function useFeed(given: Feed | undefined): Feed {
   const around = useContext(FeedContext);
   const feed = given ?? around;
@@ -47,27 +72,10 @@ export function useChannel<Data = unknown>(
   { everyMs = 0, feed: given }: UseChannelOptions = {},
 ): Event<Data> | undefined {
   const feed = useFeed(given);
-  const subscription = useRef<Subscription | null>(null);
-  const rate = useRef(everyMs);
-  const subscribe = useCallback(
-    (notify: () => void) => {
-      const one = feed.subscribe(channel, { everyMs: rate.current });
-      const show = (): void => inNextFrame(notify);
-      one.on("event", show);
-      subscription.current = one;
-      return () => {
-        due.delete(notify);
-        one.close();
-      };
-    },
-    [feed, channel],
-  );
-  useEffect(() => {
-    if (rate.current !== everyMs) subscription.current?.setRate(everyMs);
-    rate.current = everyMs;
-  }, [everyMs]);
-  const newest = useCallback(() => feed.newest<Data>(channel), [feed, channel]);
-  return useSyncExternalStore(subscribe, newest, () => undefined);
+  const store = useMemo(() => createStore<Data>(feed, channel), [feed, channel]);
+  // Before the subscription is made, which React does in an effect of its own, later than this.
+  useEffect(() => store.setRate(everyMs), [store, everyMs]);
+  return useSyncExternalStore(store.subscribe, store.newest, () => undefined);
 }
 
 /** The state of the feed. */

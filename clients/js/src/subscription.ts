@@ -1,19 +1,22 @@
-// What a user has of some channels: a loop over events, or listeners.
+// What a user has of some channels: loops over events, or listeners.
 
 import { createBell, type Listener } from "./bell.js";
 import type { Event, Gap, Rate } from "./types.js";
 
-/** What went wrong; `code` is one of docs/protocol.md, or `NO_WEBSOCKET`. */
+/**
+ * What went wrong; `code` is one of docs/protocol.md, `NO_WEBSOCKET`, or `CLOSED`: the feed has
+ * ended for good, and the message says why.
+ */
 export class FeedError extends Error {
-  readonly code: string;
-  /** The channel or pattern that is refused, if it is about one. */
-  readonly channel: string | undefined;
+  override readonly name = "FeedError";
 
-  constructor(code: string, message: string, channel?: string) {
+  constructor(
+    readonly code: string,
+    message: string,
+    /** The channel or pattern that is refused, if it is about one. */
+    readonly channel?: string,
+  ) {
     super(message);
-    this.name = "FeedError";
-    this.code = code;
-    this.channel = channel;
   }
 }
 
@@ -27,12 +30,14 @@ export interface SubscriptionEvents<Data> {
  * Some channels and patterns of a feed.
  *
  * Its loop gives the newest event of each channel: while the body of the loop waits, a newer event
- * takes the place of the one before, which counts as `skipped`. The loop ends when the subscription
- * does, and `break` ends the subscription. Listeners get every event.
+ * takes the place of the one before, which counts as `skipped`. Several loops get the same events.
+ * `break` in the last of them ends the subscription. A loop ends when the subscription does; it
+ * throws a `FeedError` if the feed has ended for another reason than `close()`. Listeners get every
+ * event.
  */
 export interface Subscription<Data = unknown> extends AsyncIterable<Event<Data>> {
   readonly channels: readonly string[];
-  /** Add a listener; the result removes it. */
+  /** Add a listener; the result removes it. A refusal that nobody listens to is a warning. */
   on<Name extends keyof SubscriptionEvents<Data>>(
     name: Name,
     listener: Listener<SubscriptionEvents<Data>[Name]>,
@@ -42,68 +47,76 @@ export interface Subscription<Data = unknown> extends AsyncIterable<Event<Data>>
   close(): void;
 }
 
+/** What waits for a loop: the newest event of each channel, in the order of the first one. */
+interface Loop {
+  readonly waiting: Map<string, Event>;
+  wake?: () => void;
+}
+
 export function createSubscription(
   channels: readonly string[],
   { setRate, close }: { setRate: (everyMs: Rate) => void; close: () => void },
 ) {
   const bell = createBell<SubscriptionEvents<unknown>>();
-  const waiting = new Map<string, Event>();
-  let isIterated = false;
-  let isEnded = false;
-  let wake: (() => void) | null = null;
+  // What comes before the first loop waits for it.
+  let unused: Loop | null = { waiting: new Map() };
+  const loops = new Set<Loop>([unused]);
+  let ended: { error?: FeedError } | null = null;
 
   function take(event: Event): void {
-    bell.ring("event", event);
-    if (!isIterated && bell.has("event")) return;
-    const { channel } = event;
-    const older = waiting.get(channel);
-    if (older) {
-      waiting.delete(channel);
-      const isCounted = older.skipped !== null && event.skipped !== null;
-      const skipped = isCounted ? older.skipped + 1 + event.skipped : null;
+    const isHeard = bell.ring("event", event);
+    for (const loop of loops) {
+      if (loop === unused && isHeard) continue;
+      const { waiting, wake } = loop;
+      const { channel } = event;
+      const older = waiting.get(channel);
+      let { skipped } = event;
+      if (older && skipped !== null) skipped = older.skipped === null ? null : older.skipped + 1 + skipped;
+      // Not behind the others: the busiest channel would never have its turn.
       waiting.set(channel, { ...event, skipped });
-    } else waiting.set(channel, event);
-    wake?.();
+      wake?.();
+    }
   }
 
-  function end(): void {
-    isEnded = true;
-    wake?.();
+  function end(error?: FeedError): void {
+    ended ??= { error };
+    for (const { wake } of loops) wake?.();
   }
 
   const forUser: Subscription = {
     channels,
     on: bell.on,
     setRate(everyMs) {
-      if (!isEnded) setRate(everyMs);
+      if (!ended) setRate(everyMs);
     },
     close() {
-      if (isEnded) return;
-      waiting.clear();
+      if (ended) return;
+      for (const { waiting } of loops) waiting.clear();
       end();
       close();
     },
     async *[Symbol.asyncIterator]() {
-      isIterated = true;
+      const loop: Loop = unused ?? { waiting: new Map() };
+      unused = null;
+      loops.add(loop);
+      const { waiting } = loop;
       try {
         while (true) {
           for (const [channel, event] of waiting) {
             waiting.delete(channel);
             yield event;
-            if (isEnded) break;
           }
-          if (isEnded && !waiting.size) return;
-          if (!waiting.size) {
-            await new Promise<void>((resolve) => {
-              wake = resolve;
-            });
-            wake = null;
-          }
+          if (ended?.error) throw ended.error;
+          if (ended) return;
+          await new Promise<void>((resolve) => {
+            loop.wake = resolve;
+          });
         }
       } finally {
-        forUser.close();
+        loops.delete(loop);
+        if (!loops.size) forUser.close();
       }
     },
   };
-  return { forUser, ring: bell.ring, take, end };
+  return { forUser, bell, take, end };
 }

@@ -4,17 +4,26 @@ import { inflateSync } from "fflate";
 import type { Compression } from "./index.js";
 
 const PREFIX = "trio-odin.z1";
+const LOAD_MS = 10_000;
 const utf8 = new TextDecoder();
 
 /**
  * Have a feed read compressed messages: `connect(url, { compression: z1() })`.
  *
- * It loads the server's dictionary by HTTP, once, and keeps it for the connections that follow.
+ * It loads the server's dictionary by HTTP, once, and keeps it for the connections that follow. Where
+ * it cannot be loaded, the next connection has text.
  */
 export function z1(): Compression {
   const dictionaries = new Map<string, Uint8Array>();
+  let isPlain = false;
   return {
-    offers: () => [...[...dictionaries.keys()].map((id) => `${PREFIX}.${id}`).reverse(), PREFIX],
+    offers() {
+      if (isPlain) {
+        isPlain = false;
+        return [];
+      }
+      return [...[...dictionaries.keys()].map((id) => `${PREFIX}.${id}`).reverse(), PREFIX];
+    },
     reader(protocol, url) {
       if (!protocol.startsWith(PREFIX)) return null;
       let dictionary = dictionaries.get(protocol.slice(PREFIX.length + 1));
@@ -25,11 +34,15 @@ export function z1(): Compression {
         async prepare({ id, url: path }) {
           dictionary = dictionaries.get(id);
           if (dictionary) return;
+          // Until it is here: a server of another version, or a page that may not load it.
+          isPlain = true;
+          const signal = AbortSignal.timeout(LOAD_MS);
           // Beside the WebSocket: a proxy may have put all of the server under a path.
-          const answer = await fetch(new URL(`.${path}`, url.replace(/^ws/, "http")));
+          const answer = await fetch(new URL(`.${path}`, url.replace("ws", "http")), { signal });
           if (!answer.ok) throw new Error(`no dictionary ${id}: ${answer.status}`);
           dictionary = new Uint8Array(await answer.arrayBuffer());
           dictionaries.set(id, dictionary);
+          isPlain = false;
         },
         read(data) {
           const bytes = new Uint8Array(data);

@@ -1,44 +1,61 @@
 // `node browser.mjs LIBRARY CONFIG`: the library in Chromium; lines go to standard output.
 
-import { readFile } from "node:fs/promises";
+import { spawn } from "node:child_process";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { createServer } from "node:http";
 import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const [library, text] = process.argv.slice(2);
-const { chromium } = createRequire(`${library}/package.json`)("playwright-core");
+const { WebSocketServer } = createRequire(`${library}/package.json`)("ws");
 const player = fileURLToPath(new URL("./player.mjs", import.meta.url));
 const page = `<!doctype html><meta charset="utf-8"><title>player</title><script type="module">
   import { connect } from "/dist/index.js";
   import { z1 } from "/dist/z1.js";
   import { play } from "/player.mjs";
-  const config = await window.config();
-  config.options.compression = config.compressed ? z1() : undefined;
-  play(connect, config, (line) => window.report(line));
+  const lines = new WebSocket(location.href.replace("http", "ws"));
+  const report = (line) => lines.send(line);
+  addEventListener("error", ({ message }) => report(JSON.stringify({ kind: "error", at: 0, message })));
+  lines.onmessage = ({ data }) => {
+    const config = JSON.parse(data);
+    config.options.compression = config.compressed ? z1() : undefined;
+    play(connect, config, report);
+  };
 </script>`;
 const server = createServer(async (request, response) => {
-  const path = new URL(request.url, "http://localhost").pathname;
+  const { pathname } = new URL(request.url, "http://localhost");
   try {
-    if (path === "/") response.setHeader("content-type", "text/html").end(page);
+    if (pathname === "/") response.setHeader("content-type", "text/html").end(page);
     else {
-      const file = path === "/player.mjs" ? player : `${library}${path}`;
+      const file = pathname === "/player.mjs" ? player : `${library}${pathname}`;
       response.setHeader("content-type", "text/javascript").end(await readFile(file));
     }
   } catch {
     response.writeHead(404).end();
   }
 });
-await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-  args: ["--no-sandbox", "--disable-gpu"],
+new WebSocketServer({ server }).on("connection", (socket) => {
+  socket.on("message", (line) => process.stdout.write(`${line}\n`));
+  socket.send(text);
 });
-const tab = await (await browser.newContext()).newPage();
-tab.on("pageerror", (error) => console.log(JSON.stringify({ kind: "error", at: Date.now(), text: String(error) })));
-await tab.exposeFunction("report", (line) => console.log(line));
-await tab.exposeFunction("config", () => JSON.parse(text));
-await tab.goto(`http://127.0.0.1:${server.address().port}/`);
+await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+const profile = await mkdtemp(join(tmpdir(), "player-"));
+const browser = spawn(
+  process.env.CHROMIUM ?? "chromium",
+  [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    `--user-data-dir=${profile}`,
+    `http://127.0.0.1:${server.address().port}/`,
+  ],
+  { stdio: "ignore", detached: true },
+);
 process.stdin.resume().on("end", async () => {
-  await browser.close();
+  process.kill(-browser.pid, "SIGKILL");
+  await rm(profile, { recursive: true, force: true, maxRetries: 5 }).catch(() => {});
   process.exit(0);
 });
