@@ -172,12 +172,18 @@ export function connect(url: string | readonly string[], options: ConnectOptions
 
   // Report something to the core, hand out what follows, and see when it wants to be called next.
   function act<Args extends unknown[]>(report: (now: number, ...args: Args) => void, ...args: Args): void {
-    report(clock(), ...args);
-    const at = core.deadline();
+    const now = clock();
+    report(now, ...args);
+    let at = core.deadline();
+    if (at <= now) {
+      // Not by a timer: a server that drains at once closes with the next message.
+      core.tick(now);
+      at = core.deadline();
+    }
     if (at < timerAt) {
       clearTimeout(timer);
       timerAt = at;
-      timer = setTimeout(ring, Math.min(at - clock(), TIMER_MOST_MS));
+      timer = setTimeout(ring, Math.min(at - now, TIMER_MOST_MS));
     }
     if (isHandingOut) return;
     isHandingOut = true;

@@ -119,6 +119,16 @@ describe("a connection", () => {
   });
 });
 
+test("a server that drains at once is left before it closes", async () => {
+  const { feed, socket } = await liveWith("A.x");
+  const states = statesOf(feed);
+  socket.say({ type: "server:draining", reconnect_in_ms: 0 });
+  socket.end(1001, "Server is shutting down");
+  expect(FakeSocket.all).toHaveLength(2);
+  expect(states.map(({ name, cause }) => [name, cause])).toEqual([["connecting", "draining"]]);
+  feed.close();
+});
+
 describe("a refused handshake", () => {
   test.each([
     [403, "Origin not allowed", "closed"],
@@ -154,14 +164,17 @@ describe("a refused handshake", () => {
 });
 
 describe("a message", () => {
-  test.each(["{", "null", '{"type":"price:batch","seq":1}'])("%s ends the connection", async (text) => {
-    const { feed, socket } = await liveWith("A.x");
-    socket.say(text);
-    expect(feed.state.name).toBe("offline");
-    expect(socket.readyState).toBe(2);
-    vi.advanceTimersByTime(1_000);
-    expect(FakeSocket.all).toHaveLength(2);
-  });
+  test.each(["{", "null", '{"type":"price:batch","seq":1,"events":[null]}'])(
+    "%s ends the connection",
+    async (text) => {
+      const { feed, socket } = await liveWith("A.x");
+      socket.say(text);
+      expect(feed.state.name).toBe("offline");
+      expect(socket.readyState).toBe(2);
+      vi.advanceTimersByTime(1_000);
+      expect(FakeSocket.all).toHaveLength(2);
+    },
+  );
 
   test("of a connection that was given up is ignored", async () => {
     const { subscription, socket } = await liveWith("A.x");
