@@ -93,6 +93,7 @@ class Link:
     def begin_after(self, position: Position) -> None:
         """Begin what is wanted with what follows a position. To be called before it is open."""
         self.wanted.positions = dict.fromkeys(self.wanted.rates.values(), position)
+        self.wanted.owed = set(self.wanted.rates)
 
     def unwant(self, name: str) -> None:
         """Want `name` no longer."""
