@@ -135,16 +135,22 @@ def ops(session: nox.Session) -> None:
 
 @nox.session
 def js(session: nox.Session) -> None:
-    """Build, test and check clients/js; `-- --browser`: in Chromium too, `-- --record FILE`."""
+    """Build, test and check clients/js; `-- --browser`: in Chromium too, `-- --record FILE`.
+
+    `-- --quick` leaves out what needs servers.
+    """
     if shutil.which("node") is None or shutil.which("npm") is None:
         session.skip("clients/js needs Node 20 or later and npm, and there is none on PATH")
-    install(session)
+    is_quick = session.posargs[:1] == ["--quick"]
+    if not is_quick:
+        install(session)
     browser = session.posargs[:1] in (["--browser"], ["--record"])
     record = [str(Path(name).resolve()) for name in session.posargs[1:]]
     session.chdir("clients/js")
     session.run("npm", "ci", "--no-audit", "--no-fund", "--silent", external=True)
-    for script in ("build", "test", "check"):
-        session.run("npm", "run", "--silent", script, external=True)
+    without = ["--", "--exclude", "test/server/**"] if is_quick else []
+    for script in (["build"], ["test", *without], ["check"]):
+        session.run("npm", "run", "--silent", *script, external=True)
     if browser:
         environment = {"FAULTS_RECORD": record[0]} if record else {}
         session.run("npm", "run", "--silent", "browser", external=True, env=environment)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.e2e
 
 _ROOT: Final = Path(__file__).parents[2]
 _PACKAGE: Final = _ROOT / "clients" / "js"
-_BLOCK: Final = re.compile(r"^```(python|js)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK: Final = re.compile(r"^```(python|jsx?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SECONDS: Final = 30.0
 
 
@@ -123,3 +123,36 @@ def test_an_example_in_javascript_prints_prices(
     command = ["node", "--no-warnings", "--experimental-websocket", str(program)]
     lines = _lines_of(command, 6, tmp_path)
     assert any(re.search(r"\d\.\d", line) for line in lines), lines
+
+
+# Shows what the component `App` of an example has on its page.
+_SHOW: Final = """
+import { Window } from "happy-dom";
+import { createRoot } from "react-dom/client";
+globalThis.window = new Window();
+globalThis.document = window.document;
+globalThis.requestAnimationFrame = (frame) => setTimeout(frame, 16);
+const box = document.body.appendChild(document.createElement("div"));
+createRoot(box).render(<App />);
+setInterval(() => console.log(box.textContent), 200);
+"""
+
+
+@pytest.mark.parametrize("example", _examples("jsx"), ids=str)
+def test_an_example_of_react_shows_prices(example: _Example, address: str, tmp_path: Path) -> None:
+    bundler = _PACKAGE / "node_modules" / ".bin" / "esbuild"
+    if shutil.which("node") is None or not (_PACKAGE / "dist" / "react.js").exists():
+        pytest.skip("it needs Node, and the package built: `nox -s js`")
+    (tmp_path / "node_modules").mkdir()
+    for name in ("react", "react-dom", "happy-dom", "scheduler"):
+        (tmp_path / "node_modules" / name).symlink_to(_PACKAGE / "node_modules" / name)
+    (tmp_path / "node_modules" / "trio-odin").symlink_to(_PACKAGE)
+    code = example.code.replace("127.0.0.1:3002", address)
+    (tmp_path / "example.jsx").write_text(code.replace("import.meta.env.", "({}).") + _SHOW)
+    how = ["--bundle", "--platform=node", "--format=esm", "--jsx=automatic", "--log-level=error"]
+    how += ["--packages=external", "--outfile=example.mjs", "example.jsx"]
+    subprocess.run([str(bundler), *how], cwd=tmp_path, check=True)
+    lines = _lines_of(
+        ["node", "--no-warnings", "--experimental-websocket", "example.mjs"], 12, tmp_path
+    )
+    assert re.search(r"live.*\d", lines[-1]), lines
