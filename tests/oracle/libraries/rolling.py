@@ -8,6 +8,7 @@ is missing or comes again. In the end each has to have the last event of each of
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import random
@@ -17,44 +18,58 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
 from tests.e2e.nats import NatsClient, NatsServer, nats_client, running_nats
 from tests.faults.server import ServerProcess, serving
-from trio_odin.client import Event, Gap, State, connect
+from trio_odin.client import Event, Gap, Options, State, aio, connect
 
 _CHANNELS = [f"T{number}.trade" for number in range(100)]
 _EACH = 5
 _RATE = 30.0
-_AT_ONCE = 40
+_AT_ONCE = 20
+_RECONNECTS = 200
 _UP_SECONDS, _ROLLED_SECONDS, _LAST_SECONDS = 400.0, 400.0, 90.0
 
 
 class _Crowd:
     """The clients of one process; `seen` counts what they got."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, connect: Callable[..., Any], starting: trio.Semaphore | asyncio.Semaphore
+    ) -> None:
         self.seen: Counter[str] = Counter()
         self.newest: dict[int, dict[str, int]] = {}
-        self._starting = trio.CapacityLimiter(_AT_ONCE)
+        self._connect = connect
+        self._starting = starting
 
     async def play(self, number: int, url: str) -> None:
         """One client, until cancelled."""
         newest = self.newest[number] = {}
         channels = random.Random(number).sample(_CHANNELS, _EACH)
-        await self._starting.acquire_on_behalf_of(number)
+        await self._starting.acquire()
         try:
-            async with connect(url, channels, queue="wait") as feed:
+            # A loop with thousands of clients that all connect at once is busy, and not frozen.
+            options = Options(freeze_ms=60_000)
+            async with self._connect(url, channels, queue="wait", options=options) as feed:
                 await feed.wait_live()
                 self.seen["began"] += 1
-                self._starting.release_on_behalf_of(number)
+                self._starting.release()
                 async for item in feed.items():
                     self._take(item, newest)
         finally:
             self.seen["ended"] += 1
+
+    def answer(self, line: str) -> None:
+        """Print what was seen; `line` has the last number of each channel."""
+        answer = dict(self.seen) | {"lacking": self.lacking(json.loads(line))}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
 
     def _take(self, item: object, newest: dict[str, int]) -> None:
         match item:
@@ -80,26 +95,36 @@ class _Crowd:
         )
 
 
-async def _child(url: str, first: int, count: int) -> None:
-    """Play clients; answer lines on the standard input: the last counts, or empty ones."""
-    crowd = _Crowd()
+async def _play_on_trio(url: str, numbers: range) -> None:
+    """Play clients; answer the lines of the standard input."""
+    crowd = _Crowd(connect, trio.Semaphore(_AT_ONCE))
     async with trio.open_nursery() as nursery:
-        for number in range(first, first + count):
+        for number in numbers:
             nursery.start_soon(crowd.play, number, url)
         while line := await trio.to_thread.run_sync(sys.stdin.readline):
-            last = json.loads(line)
-            answer = dict(crowd.seen) | {"lacking": crowd.lacking(last)}
-            sys.stdout.write(json.dumps(answer) + "\n")
-            sys.stdout.flush()
+            crowd.answer(line)
         nursery.cancel_scope.cancel(reason="enough was seen")
 
 
+async def _play_on_asyncio(url: str, numbers: range) -> None:
+    crowd = _Crowd(aio.connect, asyncio.Semaphore(_AT_ONCE))
+    async with asyncio.TaskGroup() as tasks:
+        playing = [tasks.create_task(crowd.play(number, url)) for number in numbers]
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            crowd.answer(line)
+        for task in playing:
+            task.cancel()
+
+
 class _Children:
-    def __init__(self, url: str, clients: int, processes: int) -> None:
+    def __init__(self, library: str, url: str, clients: int, processes: int) -> None:
         each = -(-clients // processes)
         self._processes = [
             subprocess.Popen(
-                [sys.executable, "-m", __spec__.name, "--child", url, str(first), str(each)],
+                [
+                    *(sys.executable, "-m", __spec__.name, "--child", library, url),
+                    *(str(first), str(min(first + each, clients))),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
@@ -160,68 +185,77 @@ async def _publish_one(client: NatsClient, channel: str, last: dict[str, int]) -
     await client.publish(f"odin.token.{channel}", payload)
 
 
-async def _drill(clients: int, processes: int) -> int:
+async def _drill(library: str, clients: int, processes: int) -> int:
     with tempfile.TemporaryDirectory(prefix="rolling-") as name:
         folder = Path(name)
         with running_nats(folder) as nats:
             settings = {"WS_MAX_CONNECTIONS": "0", "WS_CPU_REJECT_THRESHOLD": "0"}
             settings |= {"WS_CPU_PAUSE_THRESHOLD": "0", "WS_LAG_REJECT_MS": "0"}
+            # All clients are on this machine, which has to connect them, too.
+            settings |= {"WS_ACCEPT_RATE": str(_RECONNECTS), "WS_DRAIN_SECONDS": "120s"}
             async with serving(folder, nats.url, workers=2, **settings) as server:
-                return await _watch(server, nats, clients, processes)
+                url = f"ws://127.0.0.1:{server.port}/ws"
+                children = _Children(library, url, clients, processes)
+                try:
+                    return await _watch(server, nats, clients, children)
+                finally:
+                    children.end()
 
 
-async def _watch(server: ServerProcess, nats: NatsServer, clients: int, processes: int) -> int:
+async def _watch(server: ServerProcess, nats: NatsServer, clients: int, children: _Children) -> int:
     last: dict[str, int] = {}
     is_over = trio.Event()
-    children = _Children(f"ws://127.0.0.1:{server.port}/ws", clients, processes)
     begun = time.monotonic()
 
     def say(text: str) -> None:
         sys.stdout.write(f"{time.monotonic() - begun:6.1f} s  {text}\n")
         sys.stdout.flush()
 
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_publish, nats, last, is_over)
-            with trio.fail_after(_UP_SECONDS):
-                while (seen := await children.ask(last))["began"] < clients:
-                    say(f"{seen['began']:,} of {clients:,} clients are live")
-                    await trio.sleep(5)
-            say(f"all are live, {children.mib() * 1024 / clients:.1f} KiB a client")
-            await trio.sleep(5)
-            workers, cpu, at = server.workers(), children.cpu_seconds(), time.monotonic()
-            server.signal(signal.SIGUSR2)
-            with trio.fail_after(_ROLLED_SECONDS):
-                while not any("rolling.finished" in line for line in server.log_lines()):
-                    await trio.sleep(1)
-            took = time.monotonic() - at
-            cpu = children.cpu_seconds() - cpu
-            assert set(workers).isdisjoint(server.workers()), "the workers are the same ones"
-            say(f"both workers are replaced, after {took:.0f} s; clients used {cpu:.0f} s of CPU")
-            await trio.sleep(5)
-            is_over.set()
-        with trio.move_on_after(_LAST_SECONDS):
-            while (seen := await children.ask(last))["lacking"]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_publish, nats, last, is_over)
+        with trio.fail_after(_UP_SECONDS):
+            while (seen := await children.ask(last))["began"] < clients:
+                say(f"{seen['began']:,} of {clients:,} clients are live")
+                await trio.sleep(5)
+        say(f"all are live, {children.mib() * 1024 / clients:.1f} KiB a client")
+        await trio.sleep(5)
+        workers, cpu, at = server.workers(), children.cpu_seconds(), time.monotonic()
+        server.signal(signal.SIGUSR2)
+        with trio.fail_after(_ROLLED_SECONDS):
+            while not any("rolling.finished" in line for line in server.log_lines()):
                 await trio.sleep(1)
-        seen = await children.ask(last)
-        say(", ".join(f"{key} {count:,}" for key, count in sorted(seen.items())))
-        bad = sum(seen[key] for key in ("missing", "repeated", "refused", "ended", "lacking"))
-        say(f"{bad} of {clients:,} clients have a fault, {seen['gaps']} gaps")
-        return 1 if bad or seen["gaps"] else 0
-    finally:
-        children.end()
+        took = time.monotonic() - at
+        cpu = children.cpu_seconds() - cpu
+        assert set(workers).isdisjoint(server.workers()), "the workers are the same ones"
+        say(f"both workers are replaced, after {took:.0f} s; clients used {cpu:.0f} s of CPU")
+        await trio.sleep(5)
+        is_over.set()
+    with trio.move_on_after(_LAST_SECONDS):
+        while (seen := await children.ask(last))["lacking"]:
+            await trio.sleep(1)
+    seen = await children.ask(last)
+    say(", ".join(f"{key} {count:,}" for key, count in sorted(seen.items())))
+    bad = sum(seen[key] for key in ("missing", "repeated", "refused", "ended", "lacking"))
+    say(f"{bad} of {clients:,} clients have a fault, {seen['gaps']} gaps")
+    return 1 if bad or seen["gaps"] else 0
 
 
 def main() -> int:
     """Run the drill; the exit code is 1 if anything was lost, told as lost, or repeated."""
     if sys.argv[1:2] == ["--child"]:
-        trio.run(_child, sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+        library, url = sys.argv[2:4]
+        numbers = range(int(sys.argv[4]), int(sys.argv[5]))
+        if library == "trio":
+            trio.run(_play_on_trio, url, numbers)
+        else:
+            asyncio.run(_play_on_asyncio(url, numbers))
         return 0
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__)
     parser.add_argument("--clients", type=int, default=10_000)
     parser.add_argument("--processes", type=int, default=3)
+    parser.add_argument("--library", choices=["trio", "asyncio"], default="asyncio")
     options = parser.parse_args()
-    return trio.run(partial(_drill, options.clients, options.processes))
+    return trio.run(partial(_drill, options.library, options.clients, options.processes))
 
 
 if __name__ == "__main__":
