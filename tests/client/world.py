@@ -312,15 +312,19 @@ class World:
     def _check_end(self, one: Subscriber, channel: str) -> None:
         newest = next((it for it in reversed(self.truth) if it.channel == channel), None)
         before = one.last.get(channel)
-        if newest is None or before is newest:
+        if newest is None or before is newest or not one.refused.isdisjoint(names_for(channel)):
             return
         if before is None:
             # Without a first value, a subscription begins when the server answers.
             is_known = all(newest in node.newest.values() for node in self.nodes)
-            if not is_known or not one.with_snapshot or one.refused:
+            if not is_known or not one.with_snapshot:
                 return
         reasons = one.explained.get(channel, set())
-        assert not reasons.isdisjoint(_NEVER_HEALED), (
+        # A server does not have it.
+        is_shed = any(newest.number in node.lost for node in self.nodes)
+        has_gone = is_shed or newest.epoch != self.streams[-1].epoch
+        is_told = reasons or channel in one.first_values  # the loss may be from before it came
+        assert (is_told and has_gone) or not reasons.isdisjoint(_NEVER_HEALED), (
             f"{one.id} has {before} and not {newest}; told: {reasons}"
         )
 
@@ -433,7 +437,7 @@ class World:
         """The network ends them, and both sides know."""
         for socket in self._sockets_of(number):
             self._drop(socket)
-            del self.sockets[socket.id]
+            self.sockets.pop(socket.id, None)
             self._tell_core(partial(self.core.lost, self.now, socket.id, 1006, "broken"))
 
     def cut(self, number: int) -> None:

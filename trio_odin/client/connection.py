@@ -144,7 +144,6 @@ class Connection:
         self._answer_by = inf
         self._ask_at = now + self._feed.options.heartbeat_ms
         self._steady_at = now + _STEADY_MS
-        self.pump(now)
 
     def leave(self) -> None:
         """Go on with what it has, and send no more commands: the next connection takes over."""
@@ -169,7 +168,6 @@ class Connection:
             self._ask_at = now + self._feed.options.heartbeat_ms
             self._pong_by = min(self._pong_by, now + self._feed.options.pong_ms)
             self.send({"type": "heartbeat", "data": {"nats": True}})
-        self.pump(now)
         return ""
 
     def ask(self, now: float) -> None:
@@ -184,12 +182,17 @@ class Connection:
         self._feed.send(self.id, message)
 
     def pump(self, now: float) -> None:
-        """Send the next command, if one is due and none waits for its answer."""
+        """Send the next command, if one is due and none waits for its answer.
+
+        To be called after each input.
+        """
         if not self._is_ready() or self._next_at > now:
             return
         message = self._next_command()
         if message is None:
             self.is_settled = self.was_settled = True
+            for rate in self._wanted.positions.keys() - self.held.values():
+                del self._wanted.positions[rate]
             return
         earliest = now - (_BURST - 1) * _COMMAND_EVERY_MS
         self._next_at = max(self._next_at, earliest) + _COMMAND_EVERY_MS
@@ -262,10 +265,8 @@ class Connection:
             self._take_answer(now, self._command, message)
         else:
             self._take_notice(now, kind, message)
-        if kind == "replay_incomplete":  # the newest event of a channel may be among them
-            return "too slow"
-        self.pump(now)
-        return ""
+        # The newest event of a channel may be among those that cannot be replayed.
+        return "too slow" if kind == "replay_incomplete" else ""
 
     def _take_notice(self, now: float, kind: str, message: Message) -> None:
         if kind == "pong":

@@ -119,8 +119,6 @@ class Link:
         known = [positions[rate] for rate in rates if rate in positions]
         if known:
             positions |= dict.fromkeys(rates, min(known, key=place))
-        for rate in positions.keys() - self.wanted.rates.values():
-            del positions[rate]
 
     def _refuse(self, name: str, code: str) -> None:
         """Note that the server does not give a name, and how many it does give."""
@@ -190,7 +188,6 @@ class Link:
         conn = self._conn(number)
         if conn is not None and not conn.is_open:
             conn.opened(now)
-            self._release()
 
     def received(self, now: float, number: int, message: Message) -> None:
         """Take a message from the connection."""
@@ -201,7 +198,6 @@ class Link:
             self._attempts = 0
         if why := conn.received(now, message):
             self._give_up(now, conn, why)
-        self._release()
 
     def lost(self, now: float, number: int, code: int, cause: str) -> None:
         """The connection was not made, or has ended: with a close code, or a status of HTTP."""
@@ -265,11 +261,6 @@ class Link:
         self._cause = "draining"
         self.dial(now)
 
-    def _release(self) -> None:
-        """Let the connection before go, once this one has everything."""
-        if self._leaving is not None and self._current is not None and self._current.is_settled:
-            self._end(self._leaving, 1000)
-
     def thaw(self, now: float) -> None:
         """Drop what has piled up while the process did not run, and connect anew."""
         was_open = self._current is not None and self._current.is_open
@@ -309,13 +300,13 @@ class Link:
         for conn in self._conns():
             if why := conn.tick(now):
                 self._give_up(now, conn, why)
-        self._release()
 
     def pump(self, now: float) -> None:
-        """Have the connection go on towards what is wanted."""
+        """Go on towards what is wanted, and let the connection before go, once this one has it."""
         if self._current is not None:
             self._current.pump(now)
-            self._release()
+            if self._leaving is not None and self._current.is_settled:
+                self._end(self._leaving, 1000)
 
     # ---- state
 
@@ -329,5 +320,5 @@ class Link:
         if conn is None or not conn.was_settled:
             return State(name="connecting", cause=self._cause)
         if not conn.is_well:
-            return State(name="stale", cause="the server has no connection to NATS")
+            return State(name="stale", cause="NATS is away")
         return State(name="live")

@@ -103,7 +103,7 @@ export function createConnection(
 
   // ---- commands
 
-  // Send the next command, if one is due and none waits for its answer.
+  // Send the next command, if one is due and none waits for its answer. Called after each input.
   function pump(now: number): void {
     if (!isReady() || nextAt > now) return;
     const message = nextCommand();
@@ -111,7 +111,11 @@ export function createConnection(
       nextAt = Math.max(nextAt, now - (BURST - 1) * COMMAND_EVERY_MS) + COMMAND_EVERY_MS;
       answerBy = now + options.answerMs;
       send(id, message);
-    } else conn.isSettled = conn.wasSettled = true;
+    } else {
+      conn.isSettled = conn.wasSettled = true;
+      const its = [...held.values()];
+      for (const rate of positions.keys()) if (!its.includes(rate)) positions.delete(rate);
+    }
   }
 
   function nextCommand(): Message | undefined {
@@ -213,7 +217,7 @@ export function createConnection(
     pick: (before: number, offset: number) => number,
   ): void {
     const { epoch } = conn;
-    if (offset == null || epoch === null) return;
+    if (offset == null || !epoch) return;
     const at = positions.get(rate);
     positions.set(rate, { epoch, offset: at?.epoch === epoch ? pick(at.offset, offset) : offset });
   }
@@ -297,7 +301,6 @@ export function createConnection(
       answerBy = Infinity;
       askAt = now + options.heartbeatMs;
       steadyAt = now + STEADY_MS;
-      pump(now);
     },
 
     /** Go on with what it has, and send no more commands: the next connection takes over. */
@@ -319,7 +322,6 @@ export function createConnection(
         pongBy = Math.min(pongBy, now + options.pongMs);
         send(id, { type: "heartbeat", data: { nats: true } });
       }
-      pump(now);
       return;
     },
 
@@ -351,9 +353,7 @@ export function createConnection(
         takeAnswer(now, message);
       }
       // The newest event of a channel may be among those that cannot be replayed.
-      if (type === "replay_incomplete") return "too slow";
-      pump(now);
-      return;
+      return type === "replay_incomplete" ? "too slow" : undefined;
     },
   };
   return conn;
