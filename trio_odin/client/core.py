@@ -23,7 +23,7 @@ from typing import Final
 
 import attrs
 
-from trio_odin.client.connection import Message, is_pattern, names_for, speed
+from trio_odin.client.connection import Message, Position, is_pattern, names_for, speed
 from trio_odin.client.items import (
     AskToken,
     Deliver,
@@ -100,7 +100,8 @@ class Core:
         self._links: list[Link] = []
         self._subscriptions: dict[int, _Subscription] = {}
         self._newest: dict[str, Event] = {}
-        self._gapped: set[str] = set()  # channels with a gap after their newest event
+        # Of the channels with a gap after their newest event, why.
+        self._gapped: dict[str, str] = {}
         self._conns = 0
         self._is_hidden = False
         self._seen_at: float | None = None
@@ -119,6 +120,16 @@ class Core:
         self._enter(now)
         if not self._links and self._closed is None:
             self._add_link(now)
+        self._leave(now)
+
+    def begin_after(self, now: float, epoch: str, offset: int) -> None:
+        """Begin with what follows a position that an earlier program had reached.
+
+        To be called after `subscribe`, before anything is open.
+        """
+        self._enter(now)
+        for link in self._links:
+            link.begin_after(Position(epoch, offset))
         self._leave(now)
 
     def opened(self, now: float, conn: int) -> None:
@@ -224,7 +235,11 @@ class Core:
         one = _Subscription(number, dict.fromkeys(names), every_ms, with_snapshot)
         one.withheld = {name: None for name in self._newest if with_snapshot and one.has(name)}
         self._subscriptions[number] = one
+        may_be_old = [name for name in one.withheld if name in self._gapped]
         self._release(one)
+        for name in may_be_old:
+            gap = Gap(channels=(name,), missed=None, reason=self._gapped[name])
+            self._put(Deliver((number,), gap))
         self._changed = list(one.names)
         self._leave(now)
 
@@ -294,7 +309,9 @@ class Core:
                 return
             if is_alone and channel not in self._gapped and _is_hole(before, event):
                 self.declare([channel], None, "hole")
-        self._gapped.discard(channel)
+            if event.is_snapshot and event.prev != before.offset:
+                event = attrs.evolve(event, skipped=None)
+        self._gapped.pop(channel, None)
         self._newest[channel] = event
         numbers = []
         for one in self._receivers(channel):
@@ -309,9 +326,9 @@ class Core:
     def declare(self, names: Iterable[str], missed: int | None, reason: str) -> None:
         """Report a gap to whoever wants one of `names`."""
         gone = dict.fromkeys(names)
-        self._gapped.update(
-            channel for channel in self._newest if not gone.keys().isdisjoint(names_for(channel))
-        )
+        for channel in self._newest:
+            if not gone.keys().isdisjoint(names_for(channel)):
+                self._gapped[channel] = reason
         for one in self._subscriptions.values():
             if channels := tuple(name for name in gone if one.has(name)):
                 gap = Gap(channels=channels, missed=missed, reason=reason)
@@ -331,7 +348,7 @@ class Core:
             for channel in list(self._newest) if is_pattern(name) else [name]:
                 if not self._receivers(channel):
                     self._newest.pop(channel, None)
-                    self._gapped.discard(channel)
+                    self._gapped.pop(channel, None)
 
     def fail(self, cause: str) -> None:
         """End everything for good."""

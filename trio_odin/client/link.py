@@ -90,6 +90,11 @@ class Link:
         self.wanted.rates[name] = rate
         self._lower(name, before, rate)
 
+    def begin_after(self, position: Position) -> None:
+        """Begin what is wanted with what follows a position. To be called before it is open."""
+        self.wanted.positions |= dict.fromkeys(self.wanted.rates.values(), position)
+        self.wanted.owed |= self.wanted.rates.keys()
+
     def unwant(self, name: str) -> None:
         """Want `name` no longer."""
         rate = self.wanted.rates.pop(name)

@@ -60,7 +60,7 @@ export function createCore(
   const options = { ...DEFAULTS, ...given };
   const subscriptions = new Map<number, Subscription>();
   const newest = new Map<string, Event>();
-  const gapped = new Set<string>(); // channels with a gap after their newest event
+  const gapped = new Map<string, string>(); // channels with a gap after their newest event, and why
   const outputs: (() => void)[] = [];
   let isCalling = false;
   let links: Link[] = [];
@@ -138,6 +138,7 @@ export function createCore(
       if (!isNewer(event, before)) return;
       if (isAlone && !gapped.has(channel) && isHole(before, event)) declare([channel], null, "hole");
     }
+    if (before && event.isSnapshot && event.prev !== before.offset) event = { ...event, skipped: null };
     gapped.delete(channel);
     newest.set(channel, event);
     const ids: number[] = [];
@@ -152,7 +153,7 @@ export function createCore(
   // Report a gap to whoever wants one of the names.
   function declare(names: Iterable<string>, missed: number | null, reason: string): void {
     const gone = new Set(names);
-    for (const channel of newest.keys()) if (has(gone, channel)) gapped.add(channel);
+    for (const channel of newest.keys()) if (has(gone, channel)) gapped.set(channel, reason);
     for (const { id, names: its } of subscriptions.values()) {
       const channels = [...gone].filter((name) => has(its, name));
       if (channels.length) put(() => host.gap([id], { channels, missed, reason }));
@@ -316,6 +317,10 @@ export function createCore(
       const one = { id, names: its, everyMs, withSnapshot, withheld: new Set(known) };
       subscriptions.set(id, one);
       release(one);
+      for (const name of known) {
+        const reason = gapped.get(name);
+        if (reason) put(() => host.gap([id], { channels: [name], missed: null, reason }));
+      }
       changed = [...its];
     }),
     /** Change the rate of a subscription. When a pause ends, the newest events come. */

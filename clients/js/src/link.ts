@@ -13,6 +13,8 @@ import {
 } from "./connection.js";
 import type { Message, Rate, StateName } from "./types.js";
 
+export { namesFor } from "./connection.js";
+
 // "At once" for many clients: they are spread over this time.
 const SOON_MS = 1_000;
 const DOUBLED_MAX = 16;
