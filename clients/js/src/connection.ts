@@ -129,9 +129,7 @@ export function createConnection(
       for (const name of gone) held.delete(name); // if it is wanted again, it begins anew
       return expect("unsubscription_ack", { type: "unsubscribe", channels: gone }, gone);
     }
-    const todo = [...rates].filter(
-      ([name, rate]) => held.get(name) !== rate && !refused.has(name),
-    );
+    const todo = [...rates].filter(([name, rate]) => held.get(name) !== rate && !refused.has(name));
     if (!todo.length) return isNoticed ? undefined : subscribe([], 0);
     // What is owed comes first, as a channel cannot be resumed that another name brings. And the
     // fastest first: a channel of several names belongs to the fastest one.
@@ -310,8 +308,7 @@ export function createConnection(
       answerBy = conn.leaveAt = Infinity;
     },
 
-    deadline: (): number =>
-      Math.min(answerBy, pongBy, askAt, conn.leaveAt, isReady() ? nextAt : Infinity),
+    deadline: (): number => Math.min(answerBy, pongBy, askAt, conn.leaveAt, isReady() ? nextAt : Infinity),
 
     /** Do what is due. Returns why it is to be given up, if it is. */
     tick(now: number): string | undefined {

@@ -263,9 +263,7 @@ export function createCore(
     /** A message has arrived. */
     received: each((link, now, conn: number, message: Message) => link.received(now, conn, message)),
     /** A socket was not opened or has ended: close code, status of the HTTP answer, or 1006. */
-    lost: each((link, now, conn: number, code: number, cause: string) =>
-      link.lost(now, conn, code, cause),
-    ),
+    lost: each((link, now, conn: number, code: number, cause: string) => link.lost(now, conn, code, cause)),
     /** Here is a token, and for how long it is valid, if that is known. */
     takeToken: at((now, text: string, validMs: number | null) => {
       isAsked = false;
@@ -311,18 +309,20 @@ export function createCore(
      * Want channels and patterns, as subscription `id`. Of several subscriptions to a name, the
      * fastest rate counts for all of them.
      */
-    subscribe: at((_, id: number, names: Iterable<string>, everyMs: Rate = 0, withSnapshot: boolean = true) => {
-      const its = new Set(names);
-      const known = [...newest.keys()].filter((channel) => withSnapshot && has(its, channel));
-      const one = { id, names: its, everyMs, withSnapshot, withheld: new Set(known) };
-      subscriptions.set(id, one);
-      release(one);
-      for (const name of known) {
-        const reason = gapped.get(name);
-        if (reason) put(() => host.gap([id], { channels: [name], missed: null, reason }));
-      }
-      changed = [...its];
-    }),
+    subscribe: at(
+      (_, id: number, names: Iterable<string>, everyMs: Rate = 0, withSnapshot: boolean = true) => {
+        const its = new Set(names);
+        const known = [...newest.keys()].filter((channel) => withSnapshot && has(its, channel));
+        const one = { id, names: its, everyMs, withSnapshot, withheld: new Set(known) };
+        subscriptions.set(id, one);
+        release(one);
+        for (const name of known) {
+          const reason = gapped.get(name);
+          if (reason) put(() => host.gap([id], { channels: [name], missed: null, reason }));
+        }
+        changed = [...its];
+      },
+    ),
     /** Change the rate of a subscription. When a pause ends, the newest events come. */
     setRate: at((_, id: number, everyMs: Rate) => {
       const one = subscriptions.get(id);

@@ -3,7 +3,7 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
 import { createCore } from "../src/core.js";
-import type { Event, Host, Options, Rate } from "../src/types.js";
+import type { Event, Host, Options } from "../src/types.js";
 
 type Step = { at?: number; do?: [string, ...unknown[]]; then?: unknown[]; deadline?: number | null };
 
@@ -122,11 +122,7 @@ describe("a host that calls back", () => {
     expect(outputs).toEqual([
       A1,
       B2,
-      [
-        "send",
-        1,
-        { type: "subscribe", channels: ["A.t", "B.t"], snapshot: true, every_ms: 1000, id: 2 },
-      ],
+      ["send", 1, { type: "subscribe", channels: ["A.t", "B.t"], snapshot: true, every_ms: 1000, id: 2 }],
       ["event", [2], { channel: "B.t", data: 2, ts: 2, offset: 2, snapshot: true, epoch: "e1" }],
     ]);
   });
@@ -146,11 +142,7 @@ describe("a host that calls back", () => {
       else core.subscribe(3000, 2, ["B.t"], 0, false);
     });
     core.received(3000, 1, BATCH);
-    expect(outputs).toEqual([
-      A1,
-      B2,
-      ["send", 1, { type: "unsubscribe", channels: ["A.t", "B.t"], id: 2 }],
-    ]);
+    expect(outputs).toEqual([A1, B2, ["send", 1, { type: "unsubscribe", channels: ["A.t", "B.t"], id: 2 }]]);
   });
 
   test("It may throw, and the rest comes all the same", () => {
