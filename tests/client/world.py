@@ -56,7 +56,7 @@ class Subscriber:
         last: the newest event of each channel that it got.
         begun: its names that a server has acknowledged: from then on it is owed their events.
         early: channels of which it got nothing since they began.
-        explained: channels with a gap after the last event.
+        explained: why, and when last, of the channels with a gap after the last event.
         paused: channels whose events may have been withheld since the last one.
         unexplained: channels with a first value that followed others, until a gap says so.
     """
@@ -68,7 +68,7 @@ class Subscriber:
     last: dict[str, Published] = attrs.field(factory=dict)
     begun: set[str] = attrs.field(factory=set)
     early: set[str] = attrs.field(factory=set)
-    explained: dict[str, set[str]] = attrs.field(factory=dict)
+    explained: dict[str, dict[str, float]] = attrs.field(factory=dict)
     paused: set[str] = attrs.field(factory=set)
     unexplained: dict[str, str] = attrs.field(factory=dict)
     refused: set[str] = attrs.field(factory=set)
@@ -97,6 +97,7 @@ class World:
         self.subscribers: dict[int, Subscriber] = {}
         self.latency = 5.0
         self.has_dropped = False
+        self.has_rates = False
         self.has_one_link = min(channels_max, max_channels) >= len(NAMES)
         self.lags = [0.0] * nodes
         self.is_frozen = False
@@ -263,8 +264,16 @@ class World:
         else:
             one.early.discard(channel)
         one.last[channel] = found
-        one.explained.pop(channel, None)
+        self._forget_gaps(one, channel)
         one.paused.discard(channel)
+
+    def _forget_gaps(self, one: Subscriber, channel: str) -> None:
+        """Of a gap before this event. At a rate, the event may have waited from before the gap."""
+        waited = max(TICKS_MS) + 1000 if self.has_rates else 0
+        gaps = one.explained.pop(channel, {})
+        late = {reason: at for reason, at in gaps.items() if at > self.now - waited}
+        if late:
+            one.explained[channel] = late
 
     def _check_hole(
         self, one: Subscriber, before: Published, found: Published, event: Event
@@ -291,7 +300,7 @@ class World:
     def _take_gap(self, one: Subscriber, gap: Gap) -> None:
         for channel in CHANNELS:
             if not {*gap.channels}.isdisjoint(names_for(channel)):
-                one.explained.setdefault(channel, set()).add(gap.reason)
+                one.explained.setdefault(channel, {})[gap.reason] = self.now
                 if gap.reason == "resume":
                     one.unexplained.pop(channel, None)
 
@@ -330,7 +339,7 @@ class World:
             is_known = all(newest in node.newest.values() for node in self.nodes)
             if not is_known or not one.with_snapshot:
                 return
-        reasons = one.explained.get(channel, set())
+        reasons = one.explained.get(channel, {}).keys()
         # A server does not have it.
         is_shed = any(newest.number in node.lost for node in self.nodes)
         has_gone = is_shed or newest.epoch != self.streams[-1].epoch
@@ -343,6 +352,7 @@ class World:
 
     def subscribe(self, names: frozenset[str], every_ms: Rate, with_snapshot: bool) -> None:
         number = next(self._ids)
+        self.has_rates |= every_ms != 0
         begun = {name for one in self.subscribers.values() for name in one.begun & names}
         one = Subscriber(number, names, every_ms, with_snapshot, begun=begun)
         self.subscribers[number] = one
@@ -362,6 +372,7 @@ class World:
             if one.every_ms is None or every_ms is None:
                 one.paused.update(CHANNELS)
             one.every_ms = every_ms
+            self.has_rates |= every_ms != 0
             self.core.set_rate(self.now, one.id, every_ms)
             self.carry_out()
 

@@ -19,8 +19,12 @@ from trio_odin.client.connection import (
     Recipient,
     Wanted,
     is_pattern,
+    names_for,
+    speed,
 )
 from trio_odin.client.items import Rate, State
+
+__all__ = ["Feed", "Link", "Message", "Position", "is_pattern", "names_for", "speed"]
 
 # "At once" for many clients: they are spread over this time.
 _SOON_MS: Final = 1_000
