@@ -67,6 +67,7 @@ class Session:
     pending: dict[str, Pending] = attrs.field(factory=dict)
     floors: dict[str, int] = attrs.field(factory=dict)
     drops: int = 0
+    _dropped: Published | None = None  # the first one since something was sent
     limited: int = 0
 
     def rate_of(self, channel: str) -> Rate | str:
@@ -97,7 +98,9 @@ class Session:
         self.kept.pop(self.seq - _REPLAY_MAX, None)
         if self.drops:
             self.drops -= 1
+            self._dropped = self._dropped or event
         else:
+            self._dropped = None
             self.send(message)
 
     def content(self, event: Published) -> Message:
@@ -122,6 +125,7 @@ class Session:
             skipped = len(one.events) - 1
             part = self.content(one.events[-1])
             events.append(part | {"skipped": skipped} if skipped else part)
+        self._dropped = None
         message = {"type": "price:batch", "seq": self.seq, "ts": 0, "events": events}
         self.send(message)
 
@@ -135,6 +139,8 @@ class Session:
             for channel, one in self.pending.items()
             if self.rate_of(channel) is not None and one.events[0].epoch == self.node.stream.epoch
         ]
+        if self._dropped and self._dropped.epoch == self.node.stream.epoch:
+            waiting.append(self._dropped.offset - 1)  # no number shows that it is missing yet
         return min([position, *waiting])
 
     # ---- commands

@@ -60,8 +60,18 @@ def _scripts(*faults: st.SearchStrategy[Any]) -> st.SearchStrategy[list[tuple[An
     return st.lists(st.one_of(some), max_size=60)
 
 
-def _run(world: World, script: list[tuple[Any, ...]]) -> None:
-    world.pass_time(50)
+_first = st.lists(st.tuples(_names, st.sampled_from([0, 0, 1000, 5000])), max_size=4)
+
+
+def _run(
+    world: World, first: list[tuple[frozenset[str], int]], script: list[tuple[Any, ...]]
+) -> None:
+    """Run a script with subscriptions that have had events, and positions."""
+    for names, every_ms in first:
+        world.subscribe(names, every_ms, True)
+    world.publish([*CHANNELS])
+    world.pass_time(6000)
+    world.publish([*CHANNELS])
     for name, *args in script:
         world.log.append(f"{world.now:.0f} {name} {args}")
         getattr(world, name)(*args)
@@ -77,6 +87,7 @@ _settings = settings(
 
 @_settings
 @given(
+    first=_first,
     script=_scripts(*_mild, *_lossy),
     nodes=st.integers(1, 3),
     keeps=st.sampled_from([3, 20, 1000]),
@@ -84,17 +95,24 @@ _settings = settings(
     max_channels=st.sampled_from([2, 256]),
 )
 def test_nothing_is_lost_untold_twice_or_late(
-    script: list[tuple[Any, ...]], nodes: int, keeps: int, channels_max: int, max_channels: int
+    first: list[tuple[frozenset[str], int]],
+    script: list[tuple[Any, ...]],
+    nodes: int,
+    keeps: int,
+    channels_max: int,
+    max_channels: int,
 ) -> None:
     world = World(nodes=nodes, keeps=keeps, channels_max=channels_max, max_channels=max_channels)
-    _run(world, script)
+    _run(world, first, script)
 
 
 @_settings
-@given(script=_scripts(*_mild), nodes=st.integers(1, 3))
-def test_no_gap_is_told_where_nothing_is_lost(script: list[tuple[Any, ...]], nodes: int) -> None:
+@given(first=_first, script=_scripts(*_mild), nodes=st.integers(1, 3))
+def test_no_gap_is_told_where_nothing_is_lost(
+    first: list[tuple[frozenset[str], int]], script: list[tuple[Any, ...]], nodes: int
+) -> None:
     world = World(nodes=nodes, keeps=1000, channels_max=256, max_channels=256)
-    _run(world, script)
+    _run(world, first, script)
     assert world.gaps == []
 
 
@@ -112,7 +130,7 @@ _moves = st.one_of(
 
 @_settings
 @given(
-    first=st.lists(st.tuples(_names, st.sampled_from([0, 1000, 5000])), min_size=2, max_size=4),
+    first=_first,
     script=st.lists(_moves, min_size=3, max_size=25),
     nodes=st.integers(1, 2),
 )
@@ -120,10 +138,5 @@ def test_names_that_move_between_rates_lose_nothing(
     first: list[tuple[frozenset[str], int]], script: list[tuple[Any, ...]], nodes: int
 ) -> None:
     world = World(nodes=nodes, keeps=1000, channels_max=256, max_channels=256)
-    for names, every_ms in first:
-        world.subscribe(names, every_ms, True)
-    world.publish([*CHANNELS])
-    world.pass_time(6000)
-    world.publish([*CHANNELS])
-    _run(world, script)
+    _run(world, first, script)
     assert world.gaps == []

@@ -111,6 +111,8 @@ class Connection:
         is_well: whether the server has NATS, and that has said so lately.
         leave_at: when to connect elsewhere.
         epoch: the stream that its offsets count in.
+        jumped: channels whose newest event has come in a resume, which has not said yet that events
+            before it are missing.
     """
 
     id: int
@@ -126,6 +128,7 @@ class Connection:
     is_well: bool = True
     leave_at: float = inf
     epoch: str | None = None
+    jumped: set[str] = attrs.field(factory=set)
     _is_left: bool = False
     _is_noticed: bool = False
     _command: _Command | None = None
@@ -144,7 +147,6 @@ class Connection:
         self._answer_by = inf
         self._ask_at = now + self._feed.options.heartbeat_ms
         self._steady_at = now + _STEADY_MS
-        self.pump(now)
 
     def leave(self) -> None:
         """Go on with what it has, and send no more commands: the next connection takes over."""
@@ -169,7 +171,6 @@ class Connection:
             self._ask_at = now + self._feed.options.heartbeat_ms
             self._pong_by = min(self._pong_by, now + self._feed.options.pong_ms)
             self.send({"type": "heartbeat", "data": {"nats": True}})
-        self.pump(now)
         return ""
 
     def ask(self, now: float) -> None:
@@ -184,12 +185,17 @@ class Connection:
         self._feed.send(self.id, message)
 
     def pump(self, now: float) -> None:
-        """Send the next command, if one is due and none waits for its answer."""
+        """Send the next command, if one is due and none waits for its answer.
+
+        To be called after each input.
+        """
         if not self._is_ready() or self._next_at > now:
             return
         message = self._next_command()
         if message is None:
             self.is_settled = self.was_settled = True
+            for rate in self._wanted.positions.keys() - self.held.values():
+                del self._wanted.positions[rate]
             return
         earliest = now - (_BURST - 1) * _COMMAND_EVERY_MS
         self._next_at = max(self._next_at, earliest) + _COMMAND_EVERY_MS
@@ -262,10 +268,8 @@ class Connection:
             self._take_answer(now, self._command, message)
         else:
             self._take_notice(now, kind, message)
-        if kind == "replay_incomplete":  # the newest event of a channel may be among them
-            return "too slow"
-        self.pump(now)
-        return ""
+        # The newest event of a channel may be among those that cannot be replayed.
+        return "too slow" if kind == "replay_incomplete" else ""
 
     def _take_notice(self, now: float, kind: str, message: Message) -> None:
         if kind == "pong":
@@ -318,6 +322,8 @@ class Connection:
             is_snapshot=message.get("snapshot", False),
             epoch=self.epoch,
         )
+        if event.is_snapshot and self._command and self._command.ends_with == "resumed":
+            self.jumped.add(event.channel)
         self._feed.deliver(event, is_alone=is_alone)
 
     def _raise(self, events: Iterable[Message]) -> None:
@@ -384,6 +390,7 @@ class Connection:
             self._feed.declare(message["channels"], None, "resume")
         elif kind == "resumed":
             self._end_resume(command.rate, message["offset"])
+            self.jumped.clear()
         if kind in {"error", command.ends_with}:
             self._command = None
 

@@ -48,13 +48,17 @@ _WORST_LAST: Final = ("live", "stale", "connecting", "offline")
 
 @attrs.define(eq=False)
 class _Subscription:
-    """Names that are wanted together. `withheld`: channels with an event in a pause."""
+    """Names that are wanted together.
+
+    Attributes:
+        withheld: channels of which it has not got the newest event, as it is paused.
+    """
 
     id: int
     names: dict[str, None]
     every_ms: Rate
     with_snapshot: bool
-    withheld: set[str] = attrs.field(factory=set)
+    withheld: dict[str, None] = attrs.field(factory=dict)
 
     def has(self, name: str) -> bool:
         """Whether `name` is one of its names, or a channel that one of them matches."""
@@ -96,12 +100,13 @@ class Core:
         self._links: list[Link] = []
         self._subscriptions: dict[int, _Subscription] = {}
         self._newest: dict[str, Event] = {}
-        self._gapped: set[str] = set()  # channels with a gap after their newest event
+        # Of the channels with a gap after their newest event, why.
+        self._gapped: dict[str, str] = {}
         self._conns = 0
         self._is_hidden = False
         self._seen_at: float | None = None
         self._closed: str | None = None  # the cause
-        self._moved: list[str] = []  # names that need another link
+        self._changed: list[str] = []  # names that may need another rate or link
 
     # ---- for the shell
 
@@ -208,7 +213,7 @@ class Core:
         self._enter(now)
         if is_hidden != self._is_hidden:
             self._is_hidden = is_hidden
-            self._update(now, [name for link in self._links for name in link.wanted.rates])
+            self._changed = [name for link in self._links for name in link.wanted.rates]
         self._leave(now)
 
     # ---- for the user
@@ -228,13 +233,14 @@ class Core:
         """
         self._enter(now)
         one = _Subscription(number, dict.fromkeys(names), every_ms, with_snapshot)
+        one.withheld = {name: None for name in self._newest if with_snapshot and one.has(name)}
         self._subscriptions[number] = one
-        known = [channel for channel in self._newest if one.has(channel)]
-        if every_ms is None:
-            one.withheld.update(known)
-        elif with_snapshot:
-            self._deliver_newest(one, known)
-        self._update(now, one.names)
+        may_be_old = [name for name in one.withheld if name in self._gapped]
+        self._release(one)
+        for name in may_be_old:
+            gap = Gap(channels=(name,), missed=None, reason=self._gapped[name])
+            self._put(Deliver((number,), gap))
+        self._changed = list(one.names)
         self._leave(now)
 
     def set_rate(self, now: float, number: int, every_ms: Rate) -> None:
@@ -242,17 +248,15 @@ class Core:
         self._enter(now)
         if (one := self._subscriptions.get(number)) is not None:
             one.every_ms = every_ms
-            if every_ms is not None:
-                withheld, one.withheld = one.withheld, set()
-                self._deliver_newest(one, withheld)
-            self._update(now, one.names)
+            self._release(one)
+            self._changed = list(one.names)
         self._leave(now)
 
     def unsubscribe(self, now: float, number: int) -> None:
         """End a subscription."""
         self._enter(now)
         if (one := self._subscriptions.pop(number, None)) is not None:
-            self._update(now, one.names)
+            self._changed = list(one.names)
         self._leave(now)
 
     def close(self, now: float) -> None:
@@ -305,12 +309,14 @@ class Core:
                 return
             if is_alone and channel not in self._gapped and _is_hole(before, event):
                 self.declare([channel], None, "hole")
-        self._gapped.discard(channel)
+            if event.is_snapshot and event.prev != before.offset:
+                event = attrs.evolve(event, skipped=None)
+        self._gapped.pop(channel, None)
         self._newest[channel] = event
         numbers = []
         for one in self._receivers(channel):
             if one.every_ms is None:
-                one.withheld.add(channel)
+                one.withheld[channel] = None
             # What follows another event is news to everybody.
             elif one.with_snapshot or before is not None or not event.is_snapshot:
                 numbers.append(one.id)
@@ -320,9 +326,9 @@ class Core:
     def declare(self, names: Iterable[str], missed: int | None, reason: str) -> None:
         """Report a gap to whoever wants one of `names`."""
         gone = dict.fromkeys(names)
-        self._gapped.update(
-            channel for channel in self._newest if not gone.keys().isdisjoint(names_for(channel))
-        )
+        for channel in self._newest:
+            if not gone.keys().isdisjoint(names_for(channel)):
+                self._gapped[channel] = reason
         for one in self._subscriptions.values():
             if channels := tuple(name for name in gone if one.has(name)):
                 gap = Gap(channels=channels, missed=missed, reason=reason)
@@ -332,7 +338,7 @@ class Core:
         """The server does not give a name on this link: try another link, or report it."""
         if is_full:
             link.unwant(name)
-            self._moved.append(name)
+            self._changed.append(name)
         elif numbers := tuple(one.id for one in self._holders(name)):
             self._put(Deliver(numbers, Refused(channel=name, code=code)))
 
@@ -342,7 +348,7 @@ class Core:
             for channel in list(self._newest) if is_pattern(name) else [name]:
                 if not self._receivers(channel):
                     self._newest.pop(channel, None)
-                    self._gapped.discard(channel)
+                    self._gapped.pop(channel, None)
 
     def fail(self, cause: str) -> None:
         """End everything for good."""
@@ -364,9 +370,7 @@ class Core:
                 link.thaw(now)
 
     def _leave(self, now: float) -> None:
-        while self._moved:
-            moved, self._moved = self._moved, []
-            self._update(now, moved)
+        self._update(now)
         state = attrs.evolve(self._state(), at=self.state.at)
         if state != self.state:
             self.state = attrs.evolve(state, at=now)
@@ -386,11 +390,11 @@ class Core:
             return max(rate, self.options.hidden_every_ms)
         return rate
 
-    def _update(self, now: float, names: Iterable[str]) -> None:
-        """Pass on what is wanted of these names, and have the links act."""
+    def _update(self, now: float) -> None:
+        """Pass on what is wanted of the names that have changed, and have the links act."""
         if self._closed is not None:
             return
-        for name in names:
+        for name in self._changed:
             holders = self._holders(name)
             link = next((one for one in self._links if name in one.wanted.rates), None)
             if holders:
@@ -401,6 +405,7 @@ class Core:
                     link.want(name, rate)
             elif link is not None:
                 link.unwant(name)
+        self._changed = []
         for link in self._links[1:]:
             if not link.wanted.rates:
                 link.close()
@@ -423,10 +428,14 @@ class Core:
             one for one in self._subscriptions.values() if not one.names.keys().isdisjoint(names)
         ]
 
-    def _deliver_newest(self, one: _Subscription, channels: Iterable[str]) -> None:
-        for channel in channels:
+    def _release(self, one: _Subscription) -> None:
+        """Hand out the newest events that a subscription has not got, unless it is paused."""
+        if one.every_ms is None:
+            return
+        for channel in one.withheld:
             if (event := self._newest.get(channel)) is not None:
                 self._put(Deliver((one.id,), attrs.evolve(event, is_snapshot=True)))
+        one.withheld = {}
 
 
 def _forms(name: str) -> tuple[str, ...]:

@@ -25,8 +25,8 @@ class Event:
         unix_ms: when NATS stored it.
         offset: its number in the stream `epoch`; None without JetStream.
         prev: the offset of the event before it in its channel; None if unknown.
-        skipped: how many older events of the channel gave way to this one; None if they were too
-            many to be counted.
+        skipped: how many older events of the channel gave way to this one; None if that is not
+            known.
         is_snapshot: whether it is the newest event from before, and not a new one.
         epoch: the stream that `offset` and `prev` count in; None without JetStream.
     """
@@ -88,7 +88,7 @@ class Refused:
 class Dial:
     """Open a socket to `url`, which is known as `conn` from now on; with a token, if there is one.
 
-    The answer is `Core.opened`, `Core.refused` or `Core.closed`.
+    The answer is `Core.opened` or `Core.lost`.
     """
 
     conn: int

@@ -19,8 +19,12 @@ from trio_odin.client.connection import (
     Recipient,
     Wanted,
     is_pattern,
+    names_for,
+    speed,
 )
 from trio_odin.client.items import Rate, State
+
+__all__ = ["Feed", "Link", "Message", "Position", "is_pattern", "names_for", "speed"]
 
 # "At once" for many clients: they are spread over this time.
 _SOON_MS: Final = 1_000
@@ -92,8 +96,8 @@ class Link:
 
     def begin_after(self, position: Position) -> None:
         """Begin what is wanted with what follows a position. To be called before it is open."""
-        self.wanted.positions = dict.fromkeys(self.wanted.rates.values(), position)
-        self.wanted.owed = set(self.wanted.rates)
+        self.wanted.positions |= dict.fromkeys(self.wanted.rates.values(), position)
+        self.wanted.owed |= self.wanted.rates.keys()
 
     def unwant(self, name: str) -> None:
         """Want `name` no longer."""
@@ -124,8 +128,6 @@ class Link:
         known = [positions[rate] for rate in rates if rate in positions]
         if known:
             positions |= dict.fromkeys(rates, min(known, key=place))
-        for rate in positions.keys() - self.wanted.rates.values():
-            del positions[rate]
 
     def _refuse(self, name: str, code: str) -> None:
         """Note that the server does not give a name, and how many it does give."""
@@ -195,7 +197,6 @@ class Link:
         conn = self._conn(number)
         if conn is not None and not conn.is_open:
             conn.opened(now)
-            self._release()
 
     def received(self, now: float, number: int, message: Message) -> None:
         """Take a message from the connection."""
@@ -206,7 +207,6 @@ class Link:
             self._attempts = 0
         if why := conn.received(now, message):
             self._give_up(now, conn, why)
-        self._release()
 
     def lost(self, now: float, number: int, code: int, cause: str) -> None:
         """The connection was not made, or has ended: with a close code, or a status of HTTP."""
@@ -233,6 +233,8 @@ class Link:
         """A connection has ended, or ends now with a code. The next one owes what it had."""
         if code is not None:
             self._feed.drop(conn.id, code)
+        if conn.jumped:
+            self._feed.declare(conn.jumped, None, "resume")
         if conn is self._current:
             self._leave_current()
         else:
@@ -269,11 +271,6 @@ class Link:
         self._tries += 1
         self._cause = "draining"
         self.dial(now)
-
-    def _release(self) -> None:
-        """Let the connection before go, once this one has everything."""
-        if self._leaving is not None and self._current is not None and self._current.is_settled:
-            self._end(self._leaving, 1000)
 
     def thaw(self, now: float) -> None:
         """Drop what has piled up while the process did not run, and connect anew."""
@@ -314,13 +311,13 @@ class Link:
         for conn in self._conns():
             if why := conn.tick(now):
                 self._give_up(now, conn, why)
-        self._release()
 
     def pump(self, now: float) -> None:
-        """Have the connection go on towards what is wanted."""
+        """Go on towards what is wanted, and let the connection before go, once this one has it."""
         if self._current is not None:
             self._current.pump(now)
-            self._release()
+            if self._leaving is not None and self._current.is_settled:
+                self._end(self._leaving, 1000)
 
     # ---- state
 
@@ -334,5 +331,5 @@ class Link:
         if conn is None or not conn.was_settled:
             return State(name="connecting", cause=self._cause)
         if not conn.is_well:
-            return State(name="stale", cause="the server has no connection to NATS")
+            return State(name="stale", cause="NATS is away")
         return State(name="live")

@@ -103,7 +103,7 @@ export function createConnection(
 
   // ---- commands
 
-  // Send the next command, if one is due and none waits for its answer.
+  // Send the next command, if one is due and none waits for its answer. Called after each input.
   function pump(now: number): void {
     if (!isReady() || nextAt > now) return;
     const message = nextCommand();
@@ -111,7 +111,11 @@ export function createConnection(
       nextAt = Math.max(nextAt, now - (BURST - 1) * COMMAND_EVERY_MS) + COMMAND_EVERY_MS;
       answerBy = now + options.answerMs;
       send(id, message);
-    } else conn.isSettled = conn.wasSettled = true;
+    } else {
+      conn.isSettled = conn.wasSettled = true;
+      const its = [...held.values()];
+      for (const rate of positions.keys()) if (!its.includes(rate)) positions.delete(rate);
+    }
   }
 
   function nextCommand(): Message | undefined {
@@ -185,6 +189,7 @@ export function createConnection(
     for (const { channel, data, ts, offset, prev, skipped = 0, snapshot = false } of events) {
       if (!isNew && offset === undefined) continue;
       const { epoch } = conn;
+      if (snapshot && endsWith === "resumed") conn.jumped.add(channel);
       deliver(
         { channel, data, unixMs: ts, offset, prev, skipped, isSnapshot: snapshot, epoch },
         isNew && !message.events,
@@ -211,7 +216,7 @@ export function createConnection(
     pick: (before: number, offset: number) => number,
   ): void {
     const { epoch } = conn;
-    if (offset == null || epoch === null) return;
+    if (offset == null || !epoch) return;
     const at = positions.get(rate);
     positions.set(rate, { epoch, offset: at?.epoch === epoch ? pick(at.offset, offset) : offset });
   }
@@ -249,6 +254,7 @@ export function createConnection(
     else if (type === "unsubscription_ack") forget(commandNames);
     else if (type === "resume_incomplete") declare(message.channels, null, "resume");
     else if (type === "resumed") {
+      conn.jumped.clear();
       // The new position of a rate, once nothing of it is owed.
       const isOwed = [...owed].some((name) => rates.get(name) === commandRate);
       if (!isOwed) move(commandRate, message.offset, (_, reached) => reached);
@@ -288,6 +294,8 @@ export function createConnection(
     leaveAt: Infinity,
     /** The stream that its offsets count in. */
     epoch: null as string | null,
+    /** Channels whose newest event has come in a resume, which has not said yet what is missing. */
+    jumped: new Set<string>(),
     pump,
 
     opened(now: number): void {
@@ -295,7 +303,6 @@ export function createConnection(
       answerBy = Infinity;
       askAt = now + options.heartbeatMs;
       steadyAt = now + STEADY_MS;
-      pump(now);
     },
 
     /** Go on with what it has, and send no more commands: the next connection takes over. */
@@ -316,7 +323,6 @@ export function createConnection(
         pongBy = Math.min(pongBy, now + options.pongMs);
         send(id, { type: "heartbeat", data: { nats: true } });
       }
-      pump(now);
       return;
     },
 
@@ -348,9 +354,7 @@ export function createConnection(
         takeAnswer(now, message);
       }
       // The newest event of a channel may be among those that cannot be replayed.
-      if (type === "replay_incomplete") return "too slow";
-      pump(now);
-      return;
+      return type === "replay_incomplete" ? "too slow" : undefined;
     },
   };
   return conn;

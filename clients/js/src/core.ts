@@ -42,8 +42,8 @@ interface Subscription {
   readonly names: ReadonlySet<string>;
   everyMs: Rate;
   readonly withSnapshot: boolean;
-  /** Channels with an event in a pause. */
-  withheld: Set<string>;
+  /** Channels of which it has not got the newest event, as it is paused. */
+  readonly withheld: Set<string>;
 }
 
 export type Core = ReturnType<typeof createCore>;
@@ -53,14 +53,14 @@ export function createCore(
   host: Host,
   {
     needsToken = false,
-    options: changed = {},
+    options: given = {},
     random = Math.random,
   }: { needsToken?: boolean; options?: Partial<Options>; random?: () => number } = {},
 ) {
-  const options = { ...DEFAULTS, ...changed };
+  const options = { ...DEFAULTS, ...given };
   const subscriptions = new Map<number, Subscription>();
   const newest = new Map<string, Event>();
-  const gapped = new Set<string>(); // channels with a gap after their newest event
+  const gapped = new Map<string, string>(); // channels with a gap after their newest event, and why
   const outputs: (() => void)[] = [];
   let isCalling = false;
   let links: Link[] = [];
@@ -72,7 +72,7 @@ export function createCore(
   let isHidden = false;
   let seenAt = Infinity;
   let closed: string | null = null;
-  let moved: string[] = []; // names that need another link
+  let changed: string[] = []; // names that may need another rate or link
 
   // ---- what a link needs
 
@@ -102,7 +102,7 @@ export function createCore(
     refuse(link, name, code, isFull) {
       if (isFull) {
         link.unwant(name);
-        moved.push(name);
+        changed.push(name);
         return;
       }
       const ids = holdersOf(name).map(({ id }) => id);
@@ -138,6 +138,7 @@ export function createCore(
       if (!isNewer(event, before)) return;
       if (isAlone && !gapped.has(channel) && isHole(before, event)) declare([channel], null, "hole");
     }
+    if (before && event.isSnapshot && event.prev !== before.offset) event = { ...event, skipped: null };
     gapped.delete(channel);
     newest.set(channel, event);
     const ids: number[] = [];
@@ -152,7 +153,7 @@ export function createCore(
   // Report a gap to whoever wants one of the names.
   function declare(names: Iterable<string>, missed: number | null, reason: string): void {
     const gone = new Set(names);
-    for (const channel of newest.keys()) if (has(gone, channel)) gapped.add(channel);
+    for (const channel of newest.keys()) if (has(gone, channel)) gapped.set(channel, reason);
     for (const { id, names: its } of subscriptions.values()) {
       const channels = [...gone].filter((name) => has(its, name));
       if (channels.length) put(() => host.gap([id], { channels, missed, reason }));
@@ -168,11 +169,7 @@ export function createCore(
       seenAt = now;
       if (isFrozen) for (const link of links) link.thaw(now);
       act(now, ...args);
-      while (moved.length) {
-        const names = moved;
-        moved = [];
-        update(now, names);
-      }
+      update(now);
       const [name, cause, retryAt] = worst();
       const its: State = { name, cause, at: state.at, retryAt };
       if (JSON.stringify(its) !== JSON.stringify(state)) {
@@ -207,10 +204,10 @@ export function createCore(
     return states[0] ?? ["connecting", "", null];
   }
 
-  // Pass on what is wanted of these names, and have the links act.
-  function update(now: number, names: Iterable<string>): void {
+  // Pass on what is wanted of the names that have changed, and have the links act.
+  function update(now: number): void {
     if (closed !== null) return;
-    for (const name of names) {
+    for (const name of changed) {
       const those = holdersOf(name);
       let link = links.find((one) => one.rates.has(name));
       if (those.length) {
@@ -220,6 +217,7 @@ export function createCore(
         if (link.rates.get(name) !== rate) link.want(name, rate);
       } else link?.unwant(name);
     }
+    changed = [];
     links = links.filter((link, index) => {
       const isNeeded = !index || link.rates.size;
       if (!isNeeded) link.close();
@@ -243,11 +241,14 @@ export function createCore(
     return [...subscriptions.values()].filter((one) => names.some((name) => one.names.has(name)));
   }
 
-  function deliverNewest({ id }: Subscription, channels: Iterable<string>): void {
-    for (const channel of channels) {
+  // Hand out the newest events of a subscription that has not got them, unless it is paused.
+  function release({ id, everyMs, withheld }: Subscription): void {
+    if (everyMs === null) return;
+    for (const channel of withheld) {
       const event = newest.get(channel);
       if (event) put(() => host.event([id], { ...event, isSnapshot: true }));
     }
+    withheld.clear();
   }
 
   return {
@@ -296,13 +297,10 @@ export function createCore(
     /** The network may be back, or somebody looks again: find out at once. */
     probe: each((link, now) => link.probe(now)),
     /** Nobody looks, or somebody does again: see `Options.hiddenEveryMs`. */
-    hide: at((now, hidden: boolean) => {
+    hide: at((_, hidden: boolean) => {
       if (hidden === isHidden) return;
       isHidden = hidden;
-      update(
-        now,
-        links.flatMap((link) => [...link.rates.keys()]),
-      );
+      changed = links.flatMap((link) => [...link.rates.keys()]);
     }),
 
     // ---- for the user
@@ -311,37 +309,32 @@ export function createCore(
      * Want channels and patterns, as subscription `id`. Of several subscriptions to a name, the
      * fastest rate counts for all of them.
      */
-    subscribe: at((now, id: number, names: Iterable<string>, everyMs?: Rate, snapshot?: boolean) => {
-      const one: Subscription = {
-        id,
-        names: new Set(names),
-        everyMs: everyMs === undefined ? 0 : everyMs,
-        withSnapshot: snapshot !== false,
-        withheld: new Set(),
-      };
-      subscriptions.set(id, one);
-      const known = [...newest.keys()].filter((channel) => has(one.names, channel));
-      if (one.everyMs === null) one.withheld = new Set(known);
-      else if (one.withSnapshot) deliverNewest(one, known);
-      update(now, one.names);
-    }),
+    subscribe: at(
+      (_, id: number, names: Iterable<string>, everyMs: Rate = 0, withSnapshot: boolean = true) => {
+        const its = new Set(names);
+        const known = [...newest.keys()].filter((channel) => withSnapshot && has(its, channel));
+        const one = { id, names: its, everyMs, withSnapshot, withheld: new Set(known) };
+        subscriptions.set(id, one);
+        release(one);
+        for (const name of known) {
+          const reason = gapped.get(name);
+          if (reason) put(() => host.gap([id], { channels: [name], missed: null, reason }));
+        }
+        changed = [...its];
+      },
+    ),
     /** Change the rate of a subscription. When a pause ends, the newest events come. */
-    setRate: at((now, id: number, everyMs: Rate) => {
+    setRate: at((_, id: number, everyMs: Rate) => {
       const one = subscriptions.get(id);
       if (!one) return;
       one.everyMs = everyMs;
-      if (everyMs !== null) {
-        deliverNewest(one, one.withheld);
-        one.withheld = new Set();
-      }
-      update(now, one.names);
+      release(one);
+      changed = [...one.names];
     }),
     /** End a subscription. */
-    unsubscribe: at((now, id: number) => {
-      const one = subscriptions.get(id);
-      if (!one) return;
+    unsubscribe: at((_, id: number) => {
+      changed = [...(subscriptions.get(id)?.names ?? [])];
       subscriptions.delete(id);
-      update(now, one.names);
     }),
     /** End everything. */
     close: at(() => feed.fail("")),
@@ -360,13 +353,11 @@ const has = (names: ReadonlySet<string>, name: string): boolean =>
 // come, but a first value may be one that has come. And a server that lags can bring an event of an
 // older stream, or one without an offset.
 function isNewer(event: Event, before: Event): boolean {
-  if (event.epoch === before.epoch && event.offset !== undefined && before.offset !== undefined) {
-    return event.offset > before.offset;
-  }
-  const hasOrder = event.epoch === null || before.epoch === null;
-  return (hasOrder && !event.isSnapshot) || event.unixMs > before.unixMs;
+  const { epoch, offset, isSnapshot, unixMs } = event;
+  if (epoch === before.epoch && offset && before.offset) return offset > before.offset;
+  return ((!epoch || !before.epoch) && !isSnapshot) || unixMs > before.unixMs;
 }
 
 // Whether there was an event between the two that should have come as well.
-const isHole = (before: Event, { epoch, prev, skipped, isSnapshot }: Event): boolean =>
-  epoch === before.epoch && !isSnapshot && skipped === 0 && (prev ?? 0) > (before.offset ?? Infinity);
+const isHole = (before: Event, { epoch, prev = 0, skipped, isSnapshot }: Event): boolean =>
+  epoch === before.epoch && !isSnapshot && skipped === 0 && prev > (before.offset ?? prev);

@@ -13,6 +13,8 @@ import {
 } from "./connection.js";
 import type { Message, Rate, StateName } from "./types.js";
 
+export { namesFor } from "./connection.js";
+
 // "At once" for many clients: they are spread over this time.
 const SOON_MS = 1_000;
 const DOUBLED_MAX = 16;
@@ -71,8 +73,6 @@ export function createLink(feed: Feed) {
       .flatMap((rate) => positions.get(rate) ?? [])
       .sort((one, other) => place(one) - place(other));
     if (lowest) for (const rate of moved) positions.set(rate, lowest);
-    const left = [...rates.values()];
-    for (const rate of positions.keys()) if (!left.includes(rate)) positions.delete(rate);
   }
 
   function unwant(name: string): void {
@@ -113,6 +113,7 @@ export function createLink(feed: Feed) {
   // A connection has ended, or ends now with a code. The next one owes what it had.
   function end(conn: Connection, code?: number): void {
     if (code) drop(conn.id, code);
+    if (conn.jumped.size) feed.declare(conn.jumped, null, "resume");
     if (conn === current) leaveCurrent();
     else leaving = undefined;
     forget([">"]);
@@ -165,11 +166,6 @@ export function createLink(feed: Feed) {
     dial(now);
   }
 
-  // Let the connection before go, once this one has everything.
-  function release(): void {
-    if (leaving && current?.isSettled) end(leaving, 1000);
-  }
-
   function tick(now: number): void {
     if (retryAt <= now) dial(now);
     if (current && current.leaveAt <= now) handOver(now);
@@ -177,7 +173,6 @@ export function createLink(feed: Feed) {
       const why = conn.tick(now);
       if (why) giveUp(now, conn, why);
     }
-    release();
   }
 
   const link = {
@@ -194,9 +189,10 @@ export function createLink(feed: Feed) {
       lower(name, before, rate);
     },
     unwant,
+    /** Go on towards what is wanted, and let the connection before go, once this one has it. */
     pump(now: number): void {
       current?.pump(now);
-      release();
+      if (leaving && current?.isSettled) end(leaving, 1000);
     },
 
     // ---- connections
@@ -206,9 +202,7 @@ export function createLink(feed: Feed) {
     tick,
     opened(now: number, id: number): void {
       const conn = connOf(id);
-      if (!conn || conn.isOpen) return;
-      conn.opened(now);
-      release();
+      if (conn && !conn.isOpen) conn.opened(now);
     },
     received(now: number, id: number, message: Message): void {
       const conn = connOf(id);
@@ -216,7 +210,6 @@ export function createLink(feed: Feed) {
       if (conn === current) attempts = 0;
       const why = conn.received(now, message);
       if (why) giveUp(now, conn, why);
-      release();
     },
     takeToken(now: number, token: string): void {
       if (waitsForToken()) dial(now);
@@ -251,7 +244,7 @@ export function createLink(feed: Feed) {
       const conn = leaving && !current?.wasSettled ? leaving : current;
       if (!conn && retryAt < Infinity) return ["offline", cause, retryAt];
       if (!conn?.wasSettled) return ["connecting", cause, null];
-      if (!conn.isWell) return ["stale", "the server has no connection to NATS", null];
+      if (!conn.isWell) return ["stale", "NATS is away", null];
       return ["live", "", null];
     },
   };

@@ -13,7 +13,7 @@ export interface Event<Data = unknown> {
   readonly offset?: number;
   /** The offset of the event before it in its channel, if it is known. */
   readonly prev?: number;
-  /** How many older events of the channel gave way to this one; null: too many to be counted. */
+  /** How many older events of the channel gave way to this one; null if that is not known. */
   readonly skipped: number | null;
   /** Whether it is the newest event from before, and not a new one. */
   readonly isSnapshot: boolean;

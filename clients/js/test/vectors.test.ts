@@ -3,7 +3,7 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
 import { createCore } from "../src/core.js";
-import type { Event, Host, Options, Rate } from "../src/types.js";
+import type { Event, Host, Options } from "../src/types.js";
 
 type Step = { at?: number; do?: [string, ...unknown[]]; then?: unknown[]; deadline?: number | null };
 
