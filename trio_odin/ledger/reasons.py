@@ -14,7 +14,7 @@ class Rejection(Enum):
     The answer may have a text of its own that says more. `HALF_OPEN` gets no answer.
     """
 
-    SHUTTING_DOWN = ("shutting_down", "Server is shutting down", 503, 5)
+    SHUTTING_DOWN = ("shutting_down", "Server is shutting down", 503, 1)
     AT_CAPACITY = ("at_capacity", "Server at capacity", 503, 5)
     FILES = ("files", "Server at capacity", 503, 5)
     MEMORY = ("memory", "Server overloaded", 503, 5)
