@@ -9,6 +9,7 @@ import heapq
 from collections.abc import Callable
 from functools import partial
 from itertools import count
+from math import inf
 from typing import Any
 
 import attrs
@@ -54,8 +55,7 @@ class Subscriber:
 
     Attributes:
         last: the newest event of each channel that it got.
-        begun: its names that a server has acknowledged: from then on it is owed their events.
-        early: channels of which it got nothing since they began.
+        begun: the first event that it is owed by each name: the one after the acknowledgement.
         explained: why, and when last, of the channels with a gap after the last event.
         paused: channels whose events may have been withheld since the last one.
         unexplained: channels with a first value that followed others, until a gap says so.
@@ -66,12 +66,16 @@ class Subscriber:
     every_ms: Rate
     with_snapshot: bool
     last: dict[str, Published] = attrs.field(factory=dict)
-    begun: set[str] = attrs.field(factory=set)
-    early: set[str] = attrs.field(factory=set)
+    begun: dict[str, int] = attrs.field(factory=dict)
     explained: dict[str, dict[str, float]] = attrs.field(factory=dict)
     paused: set[str] = attrs.field(factory=set)
     unexplained: dict[str, str] = attrs.field(factory=dict)
     refused: set[str] = attrs.field(factory=set)
+
+    def begin(self, channel: str) -> float:
+        """The first event of a channel that it is owed."""
+        begun = [float(self.begun[one]) for one in names_for(channel) if one in self.begun]
+        return min(begun, default=inf)
 
     def has(self, channel: str) -> bool:
         return not self.names.isdisjoint(names_for(channel))
@@ -102,6 +106,7 @@ class World:
         self.lags = [0.0] * nodes
         self.is_frozen = False
         self.log: list[str] = []
+        self._thawing: list[Callable[[], None]] = []
         self.gaps: list[Gap] = []
         self._ids = count(1)
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
@@ -187,7 +192,7 @@ class World:
             if self.sockets.get(conn) is not socket or socket.is_cut:
                 return
             if self.is_frozen:
-                self.later(100, answer)
+                self._thawing.append(answer)
             elif not node.is_up or node.is_draining:
                 code, text = (503, "Server is shutting down") if node.is_up else (1006, "refused")
                 del self.sockets[conn]
@@ -227,7 +232,7 @@ class World:
             if self.sockets.get(socket.id) is not socket or socket.is_cut:
                 return
             if self.is_frozen:
-                self.later(50, arrive)
+                self._thawing.append(arrive)
                 return
             self.log.append(f"{self.now:.0f} < {socket.id} {message}")
             if isinstance(message, tuple):
@@ -236,7 +241,8 @@ class World:
             else:
                 if message["type"] == "subscription_ack":
                     for one in self.subscribers.values():
-                        one.begun |= one.names.intersection(message["subscribed"])
+                        for name in one.names.intersection(message["subscribed"]):
+                            one.begun.setdefault(name, len(self.truth))
                 self._tell_core(lambda: self.core.received(self.now, socket.id, message))
 
         socket.down_at = max(socket.down_at, self.now + self.latency)
@@ -259,10 +265,6 @@ class World:
             assert found.number != before.number, f"twice: {event} to {one.id}"
             assert found.number > before.number, f"older after newer: {event} to {one.id}"
             self._check_hole(one, before, found, event)
-        if one.begun.isdisjoint(names_for(channel)):
-            one.early.add(channel)
-        else:
-            one.early.discard(channel)
         one.last[channel] = found
         self._forget_gaps(one, channel)
         one.paused.discard(channel)
@@ -279,13 +281,14 @@ class World:
         self, one: Subscriber, before: Published, found: Published, event: Event
     ) -> None:
         channel = found.channel
-        missing = self._between(channel, before, found)
+        begin = one.begin(channel)
+        missing = [it for it in self._between(channel, before, found) if it.number >= begin]
         # A first value for a name on another link may come before what waits for its tick.
         is_strict = self.has_one_link and event.is_snapshot
         is_uncounted = event.skipped is None and not is_strict
         if is_uncounted or len(missing) <= (event.skipped or 0):
             return
-        if channel in one.explained or channel in one.paused or channel in one.early:
+        if channel in one.explained or channel in one.paused:
             return
         what = f"{one.id} lacks {[lost.number for lost in missing]} before {event}"
         if event.is_snapshot:
@@ -306,7 +309,6 @@ class World:
 
     def settle(self) -> None:
         """Heal everything, let it be quiet, and see that nothing is owed."""
-        self.is_frozen = False
         for number, node in enumerate(self.nodes):
             node.losing = 0
             node.forbidden.clear()
@@ -334,17 +336,15 @@ class World:
         before = one.last.get(channel)
         if newest is None or before is newest or not one.refused.isdisjoint(names_for(channel)):
             return
-        if before is None:
-            # Without a first value, a subscription begins when the server answers.
+        if newest.number < one.begin(channel):  # of what was before, only a first value is owed
             is_known = all(newest in node.newest.values() for node in self.nodes)
-            if not is_known or not one.with_snapshot:
-                return
+            assert not is_known or not one.with_snapshot, f"{one.id} has no {newest}"
+            return
         reasons = one.explained.get(channel, {}).keys()
         # A server does not have it.
         is_shed = any(newest.number in node.lost for node in self.nodes)
         has_gone = is_shed or newest.epoch != self.streams[-1].epoch
-        is_told = reasons or channel in one.early  # the loss may be from before it began
-        assert (is_told and has_gone) or not reasons.isdisjoint(_NEVER_HEALED), (
+        assert (reasons and has_gone) or not reasons.isdisjoint(_NEVER_HEALED), (
             f"{one.id} has {before} and not {newest}; told: {reasons}"
         )
 
@@ -353,7 +353,11 @@ class World:
     def subscribe(self, names: frozenset[str], every_ms: Rate, with_snapshot: bool) -> None:
         number = next(self._ids)
         self.has_rates |= every_ms != 0
-        begun = {name for one in self.subscribers.values() for name in one.begun & names}
+        begun = {
+            name: len(self.truth)
+            for one in self.subscribers.values()
+            for name in one.begun.keys() & names
+        }
         one = Subscriber(number, names, every_ms, with_snapshot, begun=begun)
         self.subscribers[number] = one
         self.core.subscribe(self.now, number, sorted(names), every_ms, with_snapshot=with_snapshot)
@@ -388,6 +392,9 @@ class World:
         self.is_frozen = True
         self.pass_time(ms)
         self.is_frozen = False
+        waiting, self._thawing = self._thawing, []
+        for do in waiting:
+            do()
 
     # ---- actions of the publisher and of NATS
 

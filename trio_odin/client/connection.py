@@ -83,7 +83,7 @@ class Recipient(Protocol):
         """Take the report of a gap."""
 
     def forget(self, names: Iterable[str]) -> None:
-        """The server sends nothing more of these names."""
+        """Forget what nobody wants of these names."""
 
 
 @attrs.define(eq=False)

@@ -343,10 +343,11 @@ class Core:
             self._put(Deliver(numbers, Refused(channel=name, code=code)))
 
     def forget(self, names: Iterable[str]) -> None:
-        """The server sends nothing of these names now. Forget what nobody wants."""
+        """Forget what nobody wants of these names, unless the server sends it all the same."""
         for name in names:
             for channel in list(self._newest) if is_pattern(name) else [name]:
-                if not self._receivers(channel):
+                is_sent = any(link.holds(channel) for link in self._links)
+                if not is_sent and not self._receivers(channel):
                     self._newest.pop(channel, None)
                     self._gapped.pop(channel, None)
 

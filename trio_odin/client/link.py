@@ -105,8 +105,12 @@ class Link:
         self.wanted.owed.discard(name)
         self.wanted.refused.discard(name)
         self._lower(name, rate, rate)
-        if self._current is None or name not in self._current.held:
-            self._feed.forget([name])
+        self._feed.forget([name])
+
+    def holds(self, channel: str) -> bool:
+        """Whether the server sends a channel, by whatever name."""
+        held = self._current.held if self._current else {}
+        return not held.keys().isdisjoint(names_for(channel))
 
     def _lower(self, name: str, before: Rate, after: Rate) -> None:
         """Take the lower of two positions along with a name that changes its rate.

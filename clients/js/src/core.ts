@@ -111,7 +111,8 @@ export function createCore(
     forget(names) {
       for (const name of names) {
         for (const channel of isPattern(name) ? newest.keys() : [name]) {
-          if (receiversOf(channel).length) continue;
+          // The server may send it all the same, by another name that has not ended yet.
+          if (receiversOf(channel).length || links.some((link) => link.holds(channel))) continue;
           newest.delete(channel);
           gapped.delete(channel);
         }

@@ -7,13 +7,14 @@ import {
   type Connection,
   createConnection,
   isPattern,
+  namesFor,
   type Position,
   type Recipient,
   type Wanted,
 } from "./connection.js";
 import type { Message, Rate, StateName } from "./types.js";
 
-export { namesFor } from "./connection.js";
+export { namesFor };
 
 // "At once" for many clients: they are spread over this time.
 const SOON_MS = 1_000;
@@ -81,7 +82,7 @@ export function createLink(feed: Feed) {
     owed.delete(name);
     refused.delete(name);
     lower(name, rate, rate);
-    if (!current?.held.has(name)) forget([name]);
+    forget([name]);
   }
 
   // Note that the server does not give a name, and how many it does give.
@@ -189,6 +190,8 @@ export function createLink(feed: Feed) {
       lower(name, before, rate);
     },
     unwant,
+    /** Whether the server sends a channel, by whatever name. */
+    holds: (channel: string): boolean => namesFor(channel).some((name) => current?.held.has(name)),
     /** Go on towards what is wanted, and let the connection before go, once this one has it. */
     pump(now: number): void {
       current?.pump(now);
