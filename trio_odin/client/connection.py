@@ -26,6 +26,7 @@ _COMMAND_EVERY_MS: Final = 200
 _LIMITED_MS: Final = 2_000
 # For a second after its start or a gap a server may keep further losses to itself.
 _STEADY_MS: Final = 2_000
+_STAY_MS: Final = 1_000
 
 
 class Position(NamedTuple):
@@ -81,6 +82,9 @@ class Recipient(Protocol):
 
     def declare(self, names: Iterable[str], missed: int | None, reason: str) -> None:
         """Take the report of a gap."""
+
+    def follow(self, before: str | None, epoch: str | None) -> None:
+        """The stream `epoch` has taken the place of another one."""
 
     def forget(self, names: Iterable[str]) -> None:
         """Forget what nobody wants of these names."""
@@ -140,12 +144,14 @@ class Connection:
     _ask_at: float = inf
     _pong_by: float = inf
     _steady_at: float = inf
+    _opened_at: float = inf
 
     def opened(self, now: float) -> None:
         """Begin with the commands."""
         self.is_open = True
         self._answer_by = inf
         self._ask_at = now + self._feed.options.heartbeat_ms
+        self._opened_at = now
         self._steady_at = now + _STEADY_MS
 
     def leave(self) -> None:
@@ -277,7 +283,8 @@ class Connection:
         elif kind == "upstream":
             self.is_well = message["nats"] == "connected"
         elif kind == "server:draining" and not self._is_left:
-            self.leave_at = now + message["reconnect_in_ms"]
+            # Not at once, however often servers that leave follow each other.
+            self.leave_at = max(now + message["reconnect_in_ms"], self._opened_at + _STAY_MS)
         elif kind == "gap":
             self._take_gap(now, message)
         elif kind == "token_ack":
@@ -290,7 +297,7 @@ class Connection:
         for event in events:
             if is_new or "offset" in event:
                 self._take_event(event, is_alone=is_new and "events" not in message)
-        if is_new and self._is_steady(now):
+        if is_new and self.is_steady(now):
             self._raise(events)
 
     def _count(self, message: Message) -> bool:
@@ -333,7 +340,7 @@ class Connection:
             if rates:
                 self._move(min(rates, key=speed), event.get("offset"), max)
 
-    def _is_steady(self, now: float) -> bool:
+    def is_steady(self, now: float) -> bool:
         """Whether all that came until now is known to be complete, or reported."""
         return self.is_settled and now >= self._steady_at and self.counts()
 
@@ -349,13 +356,16 @@ class Connection:
     def _take_pong(self, now: float, message: Message) -> None:
         is_old = (message.get("age_ms") or 0) > self._feed.options.stale_ms
         self.is_well = message.get("nats") != "disconnected" and not is_old
-        if self._is_steady(now):
+        if self.is_steady(now):
             for rate in {*self.held.values()} - {None}:
                 self._move(rate, message.get("offset"), max)
 
     def _take_gap(self, now: float, message: Message) -> None:
         epoch, reason, positions = message["epoch"], message["reason"], self._wanted.positions
-        is_new, self.epoch = epoch != self.epoch, epoch
+        is_new = epoch != self.epoch
+        if is_new:
+            self._feed.follow(self.epoch, epoch)
+        self.epoch = epoch
         self._steady_at = now + _STEADY_MS
         if is_new and self.counts():
             reached = message["to"] or 0 if reason in {"start", "core"} else 0

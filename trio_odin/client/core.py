@@ -43,6 +43,8 @@ from trio_odin.client.link import Link
 # Time must not pass unnoticed for longer than this: see `Options.freeze_ms`.
 _TICK_MS: Final = 2_000
 _REFRESH_MS: Final = 30_000
+_AGAIN_MS: Final = 5_000
+_SUCCESSIONS_MAX: Final = 8
 _WORST_LAST: Final = ("live", "stale", "connecting", "offline")
 
 
@@ -78,6 +80,7 @@ class Core:
 
     Attributes:
         state: the state of the worst link.
+        has_others: whether there are other servers, if one says no.
     """
 
     def __init__(
@@ -92,10 +95,13 @@ class Core:
         self.random = random
         self.state = State(name="connecting")
         self._urls = list(urls)
+        self.has_others = len(self._urls) > 1
         self._needs_token = needs_token
         self._token: str | None = None
         self._refresh_at = inf
         self._is_asked = False
+        # Which stream has followed which, of the last ones.
+        self._successions: dict[tuple[str | None, str | None], None] = {}
         self._outputs: list[Output] = []
         self._links: list[Link] = []
         self._subscriptions: dict[int, _Subscription] = {}
@@ -178,6 +184,8 @@ class Core:
         """There is no token now."""
         self._enter(now)
         self._is_asked = False
+        if self._token is not None:  # it is still valid
+            self._refresh_at = now + _AGAIN_MS
         for link in self._links:
             link.token_failed(now, cause)
         self._leave(now)
@@ -305,7 +313,7 @@ class Core:
         """
         channel, before = event.channel, self._newest.get(event.channel)
         if before is not None:
-            if not _is_newer(event, before):
+            if not self._is_newer(event, before):
                 return
             if is_alone and channel not in self._gapped and _is_hole(before, event):
                 self.declare([channel], None, "hole")
@@ -331,8 +339,30 @@ class Core:
                 self._gapped[channel] = reason
         for one in self._subscriptions.values():
             if channels := tuple(name for name in gone if one.has(name)):
-                gap = Gap(channels=channels, missed=missed, reason=reason)
+                # How many of them it lacks is known if it wants all of them.
+                its = missed if len(channels) == len(gone) else None
+                gap = Gap(channels=channels, missed=its, reason=reason)
                 self._put(Deliver((one.id,), gap))
+
+    def follow(self, before: str | None, epoch: str | None) -> None:
+        """Note that the stream `epoch` has taken the place of another one."""
+        self._successions[before, epoch] = None
+        while len(self._successions) > _SUCCESSIONS_MAX:
+            del self._successions[next(iter(self._successions))]
+
+    def _is_newer(self, event: Event, before: Event) -> bool:
+        """Whether an event is newer than `before` of the same channel."""
+        is_counted = event.offset is not None and before.offset is not None
+        if is_counted and event.epoch == before.epoch:
+            return (event.offset or 0) > (before.offset or 0)
+        # Without offsets, events are new as they come, but a first value may be one that has come.
+        # And a server that lags can bring an event of an older stream, or one without an offset:
+        # times tell, unless it is known which stream is newer. The clock of another NATS node may
+        # be behind.
+        has_order = event.epoch is None or before.epoch is None
+        is_next = event.offset is not None and (before.epoch, event.epoch) in self._successions
+        is_new = (has_order and not event.is_snapshot) or is_next
+        return is_new or event.unix_ms > before.unix_ms
 
     def refuse(self, link: Link, name: str, code: str, *, is_full: bool) -> None:
         """The server does not give a name on this link: try another link, or report it."""
@@ -441,17 +471,6 @@ class Core:
 
 def _forms(name: str) -> tuple[str, ...]:
     return (name,) if is_pattern(name) else names_for(name)
-
-
-def _is_newer(event: Event, before: Event) -> bool:
-    """Whether an event is newer than `before` of the same channel."""
-    is_counted = event.offset is not None and before.offset is not None
-    if is_counted and event.epoch == before.epoch:
-        return (event.offset or 0) > (before.offset or 0)
-    # Without offsets, events are new as they come, but a first value may be one that has come. And
-    # a server that lags can bring an event of an older stream, or one without an offset.
-    has_order = event.epoch is None or before.epoch is None
-    return (has_order and not event.is_snapshot) or event.unix_ms > before.unix_ms
 
 
 def _is_hole(before: Event, event: Event) -> bool:

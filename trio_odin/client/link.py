@@ -36,13 +36,15 @@ _NEVER_AGAIN = re.compile("4?403|100[2379]|1010|4[5-9]..")
 _SAY_WHEN = re.compile("4?(429|503)")
 _GOING_AWAY: Final = 1001
 _LEFT: Final = 4000
-_SECONDS = re.compile(r"(\d+) ?s")
+_SECONDS = re.compile(r"again in (\d+) s$")
+_WAIT_MAX_MS: Final = 60_000
 
 
 class Feed(Recipient, Protocol):
     """What a link needs of the core that has it."""
 
     random: Callable[[], float]
+    has_others: bool
 
     def dial(self, tries: int) -> int | None:
         """Have a socket opened; returns its number. Without a token one is asked for: None."""
@@ -207,7 +209,8 @@ class Link:
         conn = self._conn(number)
         if conn is None or not conn.is_open:
             return
-        if conn is self._current:
+        # Not before: else a server that fails after its first answer is asked again without end.
+        if conn is self._current and conn.is_steady(now):
             self._attempts = 0
         if why := conn.received(now, message):
             self._give_up(now, conn, why)
@@ -229,8 +232,8 @@ class Link:
         if is_final or (needs_token and not self._feed.has_other_token()):
             self._feed.fail(cause)
             return
-        seconds = _SECONDS.search(cause) if says_when else None
-        wait_ms = int(seconds[1]) * 1000 if seconds else 0
+        seconds = _SECONDS.search(cause) if says_when and not self._feed.has_others else None
+        wait_ms = min(int(seconds[1]) * 1000, _WAIT_MAX_MS) if seconds else 0
         self._retry(now, cause, wait_ms, is_soon=bool(needs_token) or code == _GOING_AWAY)
 
     def _end(self, conn: Connection, code: int | None = None) -> None:
@@ -282,9 +285,12 @@ class Link:
         for conn in self._conns():
             if conn.is_open:
                 self._end(conn, _LEFT)
-        if was_open:
+        if was_open and self._attempts == 0:
+            self._attempts = 1
             self._cause = "frozen"
             self.dial(now)
+        elif was_open:  # again: a program that is too busy gets no more work by it
+            self._retry(now, "frozen")
 
     def probe(self, now: float) -> None:
         """Find out at once whether the network is there."""

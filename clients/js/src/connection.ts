@@ -15,6 +15,7 @@ const COMMAND_EVERY_MS = 200;
 const LIMITED_MS = 2_000;
 // For a second after its start or a gap a server may keep further losses to itself.
 const STEADY_MS = 2_000;
+const STAY_MS = 1_000;
 
 /** Everything up to `offset` of the stream `epoch` came. */
 export interface Position {
@@ -40,6 +41,7 @@ export interface Recipient {
   send(conn: number, message: object): void;
   deliver(event: Event, isAlone: boolean): void;
   declare(names: Iterable<string>, missed: number | null, reason: string): void;
+  follow(before: string | null, epoch: string | null): void;
   forget(names: Iterable<string>): void;
 }
 
@@ -75,7 +77,7 @@ function fitting(names: string[]): string[] {
 export function createConnection(
   id: number,
   { rates, owed, refused, positions }: Wanted,
-  { options, send, deliver, declare, forget }: Recipient,
+  { options, send, deliver, declare, follow, forget }: Recipient,
   counts: () => boolean,
   refuse: (name: string, code: string) => void,
   answerBy: number,
@@ -98,6 +100,7 @@ export function createConnection(
   let askAt = Infinity;
   let pongBy = Infinity;
   let steadyAt = Infinity;
+  let openedAt = Infinity;
 
   const isReady = (): boolean => conn.isOpen && !isLeft && !endsWith && !conn.isSettled;
 
@@ -229,6 +232,7 @@ export function createConnection(
 
   function takeGap(now: number, { epoch, reason, to }: Message): void {
     const isNew = epoch !== conn.epoch;
+    if (isNew) follow(conn.epoch, epoch);
     conn.epoch = epoch;
     steadyAt = now + STEADY_MS;
     if (isNew && counts()) {
@@ -296,12 +300,14 @@ export function createConnection(
     epoch: null as string | null,
     /** Channels whose newest event has come in a resume, which has not said yet what is missing. */
     jumped: new Set<string>(),
+    isSteady,
     pump,
 
     opened(now: number): void {
       conn.isOpen = true;
       answerBy = Infinity;
       askAt = now + options.heartbeatMs;
+      openedAt = now;
       steadyAt = now + STEADY_MS;
     },
 
@@ -339,7 +345,8 @@ export function createConnection(
       else if (type === "pong") takePong(now, message);
       else if (type === "upstream") conn.isWell = message.nats === "connected";
       else if (type === "server:draining") {
-        if (!isLeft) conn.leaveAt = now + message.reconnect_in_ms;
+        // Not at once, however often servers that leave follow each other.
+        if (!isLeft) conn.leaveAt = Math.max(now + message.reconnect_in_ms, openedAt + STAY_MS);
       } else if (type === "gap") takeGap(now, message);
       else if (type === "token_ack") {
         // The token may allow what was refused, and not allow what there is.

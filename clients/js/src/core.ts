@@ -20,6 +20,8 @@ import type { Event, Host, Message, Options, Rate, State } from "./types.js";
 // Time must not pass unnoticed for longer than this: see `Options.freezeMs`.
 const TICK_MS = 2_000;
 const REFRESH_MS = 30_000;
+const AGAIN_MS = 5_000;
+const SUCCESSIONS_MAX = 8;
 const WORST_FIRST = ["offline", "connecting", "stale", "live"];
 
 export const DEFAULTS: Options = {
@@ -67,6 +69,8 @@ export function createCore(
   let state: State = { name: "connecting", cause: "", at: 0, retryAt: null };
   let token: string | null = null;
   let refreshAt = Infinity;
+  // Which stream has followed which, of the last ones.
+  let successions: string[] = [];
   let isAsked = false;
   let connIds = 0;
   let isHidden = false;
@@ -108,6 +112,10 @@ export function createCore(
       const ids = holdersOf(name).map(({ id }) => id);
       if (ids.length) put(() => host.refused(ids, { channel: name, code }));
     },
+    hasOthers: urls.length > 1,
+    follow(before, epoch) {
+      successions = [...successions, `${before} ${epoch}`].slice(-SUCCESSIONS_MAX);
+    },
     forget(names) {
       for (const name of names) {
         for (const channel of isPattern(name) ? newest.keys() : [name]) {
@@ -128,6 +136,16 @@ export function createCore(
   function askToken(): void {
     if (!isAsked) put(host.askToken);
     isAsked = true;
+  }
+
+  // Whether an event is newer than one of the same channel. Without offsets, events are new as they
+  // come, but a first value may be one that has come. And a server that lags can bring an event of an
+  // older stream, or one without an offset: times tell, unless it is known which stream is newer. The
+  // clock of another NATS node may be behind.
+  function isNewer({ epoch, offset, isSnapshot, unixMs }: Event, before: Event): boolean {
+    if (epoch === before.epoch && offset && before.offset) return offset > before.offset;
+    const isNext = offset && successions.includes(`${before.epoch} ${epoch}`);
+    return !!isNext || ((!epoch || !before.epoch) && !isSnapshot) || unixMs > before.unixMs;
   }
 
   // Hand an event out, unless it is not newer than the last one of its channel. If it is alone, the
@@ -157,7 +175,9 @@ export function createCore(
     for (const channel of newest.keys()) if (has(gone, channel)) gapped.set(channel, reason);
     for (const { id, names: its } of subscriptions.values()) {
       const channels = [...gone].filter((name) => has(its, name));
-      if (channels.length) put(() => host.gap([id], { channels, missed, reason }));
+      // How many of them it lacks is known if it wants all of them.
+      const lost = channels.length === gone.size ? missed : null;
+      if (channels.length) put(() => host.gap([id], { channels, missed: lost, reason }));
     }
   }
 
@@ -277,6 +297,7 @@ export function createCore(
     /** There is no token now. */
     tokenFailed: at((now, cause: string) => {
       isAsked = false;
+      if (token !== null) refreshAt = now + AGAIN_MS; // it is still valid
       for (const link of links) link.tokenFailed(now, cause);
     }),
     /** Do what is due. To be called at `deadline`, or after it. */
@@ -349,15 +370,6 @@ export function createCore(
 /** Whether a name is among the names, or a channel that one of them matches. */
 const has = (names: ReadonlySet<string>, name: string): boolean =>
   (isPattern(name) ? [name] : namesFor(name)).some((one) => names.has(one));
-
-// Whether an event is newer than one of the same channel. Without offsets, events are new as they
-// come, but a first value may be one that has come. And a server that lags can bring an event of an
-// older stream, or one without an offset.
-function isNewer(event: Event, before: Event): boolean {
-  const { epoch, offset, isSnapshot, unixMs } = event;
-  if (epoch === before.epoch && offset && before.offset) return offset > before.offset;
-  return ((!epoch || !before.epoch) && !isSnapshot) || unixMs > before.unixMs;
-}
 
 // Whether there was an event between the two that should have come as well.
 const isHole = (before: Event, { epoch, prev = 0, skipped, isSnapshot }: Event): boolean =>

@@ -19,6 +19,7 @@ export { namesFor };
 // "At once" for many clients: they are spread over this time.
 const SOON_MS = 1_000;
 const DOUBLED_MAX = 16;
+const WAIT_MAX_MS = 60_000;
 
 // A status of HTTP, the same after an upgrade with 4 before it, or a close code.
 const NEW_TOKEN = /^(4?401|4001)$/;
@@ -32,6 +33,7 @@ export interface Feed extends Recipient {
   dial(tries: number): number | undefined;
   drop(conn: number, code: number): void;
   hasOtherToken(): boolean;
+  readonly hasOthers: boolean;
   refuse(link: Link, name: string, code: string, isFull: boolean): void;
   fail(cause: string): void;
 }
@@ -137,8 +139,8 @@ export function createLink(feed: Feed) {
     const saysWhen = SAY_WHEN.test(text);
     const isFinal = NEVER_AGAIN.test(text) && !saysWhen;
     if (isFinal || (needsToken && !feed.hasOtherToken())) return feed.fail(why);
-    const seconds = (saysWhen && /(\d+) ?s/.exec(why)?.[1]) || 0;
-    retry(now, why, +seconds * 1000, needsToken || code === 1001);
+    const seconds = (saysWhen && !feed.hasOthers && /again in (\d+) s$/.exec(why)?.[1]) || 0;
+    retry(now, why, Math.min(+seconds * 1000, WAIT_MAX_MS), needsToken || code === 1001);
   }
 
   const waitsForToken = (): boolean => !current && retryAt === Infinity;
@@ -210,7 +212,8 @@ export function createLink(feed: Feed) {
     received(now: number, id: number, message: Message): void {
       const conn = connOf(id);
       if (!conn?.isOpen) return;
-      if (conn === current) attempts = 0;
+      // Not before: else a server that fails after its first answer is asked again without end.
+      if (conn === current && conn.isSteady(now)) attempts = 0;
       const why = conn.received(now, message);
       if (why) giveUp(now, conn, why);
     },
@@ -226,6 +229,9 @@ export function createLink(feed: Feed) {
       const wasOpen = current?.isOpen;
       for (const conn of conns()) if (conn.isOpen) end(conn, LEFT);
       if (!wasOpen) return;
+      // Again: a program that is too busy gets no more work by it.
+      if (attempts) return retry(now, "frozen", 0, false);
+      attempts = 1;
       cause = "frozen";
       dial(now);
     },
