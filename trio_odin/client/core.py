@@ -106,8 +106,8 @@ class Core:
         self._links: list[Link] = []
         self._subscriptions: dict[int, _Subscription] = {}
         self._newest: dict[str, Event] = {}
-        # Of the channels with a gap after their newest event, why.
-        self._gapped: dict[str, str] = {}
+        # Of the channels with gaps after their newest event, by which name, and why.
+        self._gaps: dict[str, dict[str, str]] = {}
         self._conns = 0
         self._is_hidden = False
         self._seen_at: float | None = None
@@ -243,10 +243,11 @@ class Core:
         one = _Subscription(number, dict.fromkeys(names), every_ms, with_snapshot)
         one.withheld = {name: None for name in self._newest if with_snapshot and one.has(name)}
         self._subscriptions[number] = one
-        may_be_old = [name for name in one.withheld if name in self._gapped]
+        may_be_old = [name for name in one.withheld if self._gaps.get(name)]
         self._release(one)
         for name in may_be_old:
-            gap = Gap(channels=(name,), missed=None, reason=self._gapped[name])
+            reason = next(iter(self._gaps[name].values()))
+            gap = Gap(channels=(name,), missed=None, reason=reason)
             self._put(Deliver((number,), gap))
         self._changed = list(one.names)
         self._leave(now)
@@ -312,17 +313,19 @@ class Core:
         If it `is_alone`, the event before it in its channel must have come.
         """
         channel, before = event.channel, self._newest.get(event.channel)
+        receivers = self._receivers(channel)
+        told_by = self._gaps.pop(channel, {})
         if before is not None:
             if not self._is_newer(event, before):
+                self._gaps[channel] = told_by
                 return
-            if is_alone and channel not in self._gapped and _is_hole(before, event):
-                self.declare([channel], None, "hole")
+            if is_alone and _is_hole(before, event):
+                self._report_hole(channel, receivers, told_by)
             if event.is_snapshot and event.prev != before.offset:
                 event = attrs.evolve(event, skipped=None)
-        self._gapped.pop(channel, None)
         self._newest[channel] = event
         numbers = []
-        for one in self._receivers(channel):
+        for one in receivers:
             if one.every_ms is None:
                 one.withheld[channel] = None
             # What follows another event is news to everybody.
@@ -331,12 +334,21 @@ class Core:
         if numbers:
             self._put(Deliver(tuple(numbers), event))
 
+    def _report_hole(
+        self, channel: str, receivers: Iterable[_Subscription], told_by: Iterable[str]
+    ) -> None:
+        """Report events that are missing to those who were not told of a gap there."""
+        for one in receivers:
+            if channel not in told_by and one.names.keys().isdisjoint(told_by):
+                gap = Gap(channels=(channel,), missed=None, reason="hole")
+                self._put(Deliver((one.id,), gap))
+
     def declare(self, names: Iterable[str], missed: int | None, reason: str) -> None:
         """Report a gap to whoever wants one of `names`."""
         gone = dict.fromkeys(names)
         for channel in self._newest:
-            if not gone.keys().isdisjoint(names_for(channel)):
-                self._gapped[channel] = reason
+            for name in gone.keys() & {*names_for(channel)}:
+                self._gaps.setdefault(channel, {})[name] = reason
         for one in self._subscriptions.values():
             if channels := tuple(name for name in gone if one.has(name)):
                 # How many of them it lacks is known if it wants all of them.
@@ -379,7 +391,7 @@ class Core:
                 is_sent = any(link.holds(channel) for link in self._links)
                 if not is_sent and not self._receivers(channel):
                     self._newest.pop(channel, None)
-                    self._gapped.pop(channel, None)
+                    self._gaps.pop(channel, None)
 
     def fail(self, cause: str) -> None:
         """End everything for good."""

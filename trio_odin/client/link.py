@@ -92,7 +92,8 @@ class Link:
 
     def want(self, name: str, rate: Rate) -> None:
         """Want `name` at `rate` from now on."""
-        before = self.wanted.rates.get(name, rate)
+        held = self._current.held if self._current else {}  # it may not have ended yet
+        before = self.wanted.rates.get(name, held.get(name, rate))
         self.wanted.rates[name] = rate
         self._lower(name, before, rate)
 

@@ -62,7 +62,8 @@ export function createCore(
   const options = { ...DEFAULTS, ...given };
   const subscriptions = new Map<number, Subscription>();
   const newest = new Map<string, Event>();
-  const gapped = new Map<string, string>(); // channels with a gap after their newest event, and why
+  // Of the channels with gaps after their newest event, by which name, and why.
+  const gaps = new Map<string, Map<string, string>>();
   const outputs: (() => void)[] = [];
   let isCalling = false;
   let links: Link[] = [];
@@ -122,7 +123,7 @@ export function createCore(
           // The server may send it all the same, by another name that has not ended yet.
           if (receiversOf(channel).length || links.some((link) => link.holds(channel))) continue;
           newest.delete(channel);
-          gapped.delete(channel);
+          gaps.delete(channel);
         }
       }
     },
@@ -153,15 +154,16 @@ export function createCore(
   function deliver(event: Event, isAlone: boolean): void {
     const { channel } = event;
     const before = newest.get(channel);
+    const receivers = receiversOf(channel);
     if (before) {
       if (!isNewer(event, before)) return;
-      if (isAlone && !gapped.has(channel) && isHole(before, event)) declare([channel], null, "hole");
+      if (isAlone && isHole(before, event)) reportHole(channel, receivers);
+      if (event.isSnapshot && event.prev !== before.offset) event = { ...event, skipped: null };
     }
-    if (before && event.isSnapshot && event.prev !== before.offset) event = { ...event, skipped: null };
-    gapped.delete(channel);
+    gaps.delete(channel);
     newest.set(channel, event);
     const ids: number[] = [];
-    for (const { id, everyMs, withSnapshot, withheld } of receiversOf(channel)) {
+    for (const { id, everyMs, withSnapshot, withheld } of receivers) {
       if (everyMs === null) withheld.add(channel);
       // What follows another event is news to everybody.
       else if (withSnapshot || before || !event.isSnapshot) ids.push(id);
@@ -169,10 +171,23 @@ export function createCore(
     if (ids.length) put(() => host.event(ids, event));
   }
 
+  // Report events that are missing to those who were not told of a gap there.
+  function reportHole(channel: string, receivers: Subscription[]): void {
+    const toldBy = [...(gaps.get(channel)?.keys() ?? [])];
+    for (const { id, names } of receivers) {
+      if (toldBy.some((name) => name === channel || names.has(name))) continue;
+      put(() => host.gap([id], { channels: [channel], missed: null, reason: "hole" }));
+    }
+  }
+
   // Report a gap to whoever wants one of the names.
   function declare(names: Iterable<string>, missed: number | null, reason: string): void {
     const gone = new Set(names);
-    for (const channel of newest.keys()) if (has(gone, channel)) gapped.set(channel, reason);
+    for (const channel of newest.keys()) {
+      for (const name of namesFor(channel)) {
+        if (gone.has(name)) gaps.set(channel, (gaps.get(channel) ?? new Map()).set(name, reason));
+      }
+    }
     for (const { id, names: its } of subscriptions.values()) {
       const channels = [...gone].filter((name) => has(its, name));
       // How many of them it lacks is known if it wants all of them.
@@ -339,7 +354,7 @@ export function createCore(
         subscriptions.set(id, one);
         release(one);
         for (const name of known) {
-          const reason = gapped.get(name);
+          const [reason] = gaps.get(name)?.values() ?? [];
           if (reason) put(() => host.gap([id], { channels: [name], missed: null, reason }));
         }
         changed = [...its];

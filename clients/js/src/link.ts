@@ -187,7 +187,9 @@ export function createLink(feed: Feed) {
       return isRoom && rates.size < maxChannels;
     },
     want(name: string, rate: Rate): void {
-      const before = rates.has(name) ? (rates.get(name) as Rate) : rate;
+      // It may not have ended yet.
+      const its = rates.has(name) ? rates : current?.held.has(name) ? current.held : undefined;
+      const before = its ? (its.get(name) as Rate) : rate;
       rates.set(name, rate);
       lower(name, before, rate);
     },
