@@ -239,11 +239,11 @@ class World:
                 del self.sockets[socket.id]
                 self._tell_core(lambda: self.core.lost(self.now, socket.id, *message))
             else:
-                if message["type"] == "subscription_ack":
+                self._tell_core(lambda: self.core.received(self.now, socket.id, message))
+                if message["type"] == "subscription_ack" and socket.id in self.sockets:
                     for one in self.subscribers.values():
                         for name in one.names.intersection(message["subscribed"]):
                             one.begun.setdefault(name, len(self.truth))
-                self._tell_core(lambda: self.core.received(self.now, socket.id, message))
 
         socket.down_at = max(socket.down_at, self.now + self.latency)
         self.later(socket.down_at - self.now, arrive)

@@ -267,6 +267,9 @@ class Connection:
         """Take a message. Returns why the connection is to be given up, if it is."""
         self._pong_by = inf
         kind = message["type"]
+        if kind == "subscription_ack" and "epoch" in message:  # also on one that is left
+            self.epoch = message["epoch"]
+            self._is_noticed = True
         if "seq" in message:
             self._take_events(now, message)
         elif self._command and message.get("id") == self._command.id:
@@ -406,9 +409,6 @@ class Connection:
 
     def _take_ack(self, command: _Command, message: Message) -> None:
         names, owed = message["subscribed"], self._wanted.owed
-        if "epoch" in message:
-            self.epoch = message["epoch"]
-            self._is_noticed = True
         if command.ends_with != "resumed":
             without = [name for name in names if name in owed]
             if without:  # there was no position to resume them from

@@ -92,8 +92,7 @@ class Link:
 
     def want(self, name: str, rate: Rate) -> None:
         """Want `name` at `rate` from now on."""
-        held = self._current.held if self._current else {}  # it may not have ended yet
-        before = self.wanted.rates.get(name, held.get(name, rate))
+        before = self.wanted.rates.get(name, rate)
         self.wanted.rates[name] = rate
         self._lower(name, before, rate)
 
@@ -250,9 +249,14 @@ class Link:
         self._feed.forget([">"])
 
     def _leave_current(self) -> None:
-        if self._current is not None:
-            self.wanted.owed |= self._current.held.keys() & self.wanted.rates.keys()
-            self._current = None
+        if self._current is None:
+            return
+        for name, its in self._current.held.items():
+            if name in self.wanted.rates:
+                self.wanted.owed.add(name)
+                if its != self.wanted.rates[name]:  # it had not come so far
+                    self._lower(name, its, self.wanted.rates[name])
+        self._current = None
 
     def _retry(self, now: float, cause: str, wait_ms: float = 0, *, is_soon: bool = False) -> None:
         options = self._feed.options

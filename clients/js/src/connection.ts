@@ -268,10 +268,6 @@ export function createConnection(
 
   function takeAck(message: Message): void {
     const names: string[] = message.subscribed;
-    if (message.epoch !== undefined) {
-      conn.epoch = message.epoch;
-      isNoticed = true;
-    }
     if (endsWith !== "resumed") {
       const without = names.filter((name) => owed.has(name));
       // There was no position to resume them from.
@@ -341,6 +337,10 @@ export function createConnection(
     received(now: number, message: Message): string | undefined {
       const { type } = message;
       pongBy = Infinity;
+      if (type === "subscription_ack" && message.epoch !== undefined) {
+        conn.epoch = message.epoch; // also on one that is left
+        isNoticed = true;
+      }
       if (message.seq) takeEvents(now, message);
       else if (type === "pong") takePong(now, message);
       else if (type === "upstream") conn.isWell = message.nats === "connected";

@@ -123,7 +123,12 @@ export function createLink(feed: Feed) {
   }
 
   function leaveCurrent(): void {
-    for (const name of current?.held.keys() ?? []) if (rates.has(name)) owed.add(name);
+    for (const [name, its] of current?.held ?? []) {
+      const rate = rates.get(name);
+      if (rate === undefined) continue;
+      owed.add(name);
+      if (its !== rate) lower(name, its, rate); // it had not come so far
+    }
     current = undefined;
   }
 
@@ -187,9 +192,7 @@ export function createLink(feed: Feed) {
       return isRoom && rates.size < maxChannels;
     },
     want(name: string, rate: Rate): void {
-      // It may not have ended yet.
-      const its = rates.has(name) ? rates : current?.held.has(name) ? current.held : undefined;
-      const before = its ? (its.get(name) as Rate) : rate;
+      const before = rates.has(name) ? (rates.get(name) as Rate) : rate;
       rates.set(name, rate);
       lower(name, before, rate);
     },
