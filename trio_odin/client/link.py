@@ -36,7 +36,7 @@ _NEVER_AGAIN = re.compile("4?403|100[2379]|1010|4[5-9]..")
 _SAY_WHEN = re.compile("4?(429|503)")
 _GOING_AWAY: Final = 1001
 _LEFT: Final = 4000
-_SECONDS = re.compile(r"again in (\d+) s$")
+_SECONDS = re.compile(r"again in (\d{1,6}) s$")
 _WAIT_MAX_MS: Final = 60_000
 
 

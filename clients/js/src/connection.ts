@@ -190,7 +190,9 @@ export function createConnection(
     const events: Message[] = message.type === "price:batch" ? message.events : [message];
     const isNew = count(message);
     for (const { channel, data, ts, offset, prev, skipped = 0, snapshot = false } of events) {
-      if (!isNew && offset === undefined) continue;
+      if (typeof channel !== "string") throw new TypeError("an event without a channel");
+      // Without offsets what comes twice is not known: of two connections the new one counts.
+      if (offset === undefined && !(isNew && counts())) continue;
       const { epoch } = conn;
       if (snapshot && endsWith === "resumed") conn.jumped.add(channel);
       deliver(
@@ -346,7 +348,7 @@ export function createConnection(
       else if (type === "upstream") conn.isWell = message.nats === "connected";
       else if (type === "server:draining") {
         // Not at once, however often servers that leave follow each other.
-        if (!isLeft) conn.leaveAt = Math.max(now + message.reconnect_in_ms, openedAt + STAY_MS);
+        if (!isLeft) conn.leaveAt = Math.max(now + (+message.reconnect_in_ms || 0), openedAt + STAY_MS);
       } else if (type === "gap") takeGap(now, message);
       else if (type === "token_ack") {
         // The token may allow what was refused, and not allow what there is.

@@ -144,7 +144,7 @@ export function createLink(feed: Feed) {
     const saysWhen = SAY_WHEN.test(text);
     const isFinal = NEVER_AGAIN.test(text) && !saysWhen;
     if (isFinal || (needsToken && !feed.hasOtherToken())) return feed.fail(why);
-    const seconds = (saysWhen && !feed.hasOthers && /again in (\d+) s$/.exec(why)?.[1]) || 0;
+    const seconds = (saysWhen && !feed.hasOthers && /again in (\d{1,6}) s$/.exec(why)?.[1]) || 0;
     retry(now, why, Math.min(+seconds * 1000, WAIT_MAX_MS), needsToken || code === 1001);
   }
 

@@ -122,6 +122,7 @@ describe("a connection", () => {
 test("a server that drains at once is left before it closes", async () => {
   const { feed, socket } = await liveWith("A.x");
   const states = statesOf(feed);
+  vi.advanceTimersByTime(3_000); // else it stays for a second, however often servers leave
   socket.say({ type: "server:draining", reconnect_in_ms: 0 });
   socket.end(1001, "Server is shutting down");
   expect(FakeSocket.all).toHaveLength(2);
@@ -433,8 +434,8 @@ describe("a reader of compressed messages", () => {
     z.finish();
     await settle();
     expect(socket.sent).toMatchObject([{ type: "subscribe", channels: ["A.x"] }]);
-    // The notice has been heard as well.
-    vi.advanceTimersByTime(50);
+    // The notice has been heard as well. A connection is kept for a second.
+    vi.advanceTimersByTime(1_000);
     expect(FakeSocket.all).toHaveLength(2);
     feed.close();
   });
