@@ -105,3 +105,9 @@ def test_a_close_has_a_cause_in_any_case() -> None:
             1006,
             "the connection was lost",
         )
+
+
+def test_a_path_of_the_server_is_beside_its_websocket() -> None:
+    assert Address.of("ws://a/ws?token=/x").beside("/dictionary/1") == "/dictionary/1"
+    assert Address.of("ws://a/odin/ws").beside("/dictionary/1") == "/odin/dictionary/1"
+    assert Address.of("ws://a").beside("/dictionary/1") == "/dictionary/1"

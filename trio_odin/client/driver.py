@@ -37,7 +37,7 @@ from trio_odin.client.items import (
 )
 from trio_odin.client.tokens import TokenSource, valid_ms
 from trio_odin.client.urls import Address
-from trio_odin.client.z1 import Reader, Unreadable, offers
+from trio_odin.client.z1 import Message, Reader, Unreadable, offers
 
 _T = TypeVar("_T")
 
@@ -47,6 +47,9 @@ MESSAGE_MAX_BYTES: Final = 16 * 1024 * 1024
 CLOSE_SECONDS: Final = 1.0
 _TOKEN_SECONDS: Final = 30.0
 _LOST: Final = 1006
+# What the core does not expect of a message: a key that is missing, a value of another type.
+_MALFORMED: Final = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+_KIND_CHARS: Final = 40
 _FOREVER: Final = float("inf")
 # It goes on while the machine sleeps, so that the core notices that.
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -167,7 +170,7 @@ class Driver(ABC):
         self._conns: dict[int, Conn] = {}
         self._serving = 0
         self._was_open = False
-        self._is_plain_next = False
+        self._plain: set[Address] = set()  # where no dictionary could be loaded
         self._held_at: float | None = None
         self._held_ms = 0.0
         self._alarm_at = _FOREVER
@@ -267,7 +270,7 @@ class Driver(ABC):
             while True:
                 data = await socket.receive()
                 self.bytes_received += len(data)
-                self.act(self.core.received, conn.number, reader.read(data))
+                self._receive(conn, reader.read(data))
                 while self._held_at is not None:
                     await self._room.wait()
         except Unreadable as error:
@@ -276,12 +279,24 @@ class Driver(ABC):
     # ---- inside
 
     async def _prepare(self, conn: Conn, socket: Socket, reader: Reader) -> None:
-        # Servers may be on their way to another dictionary: the next try does without.
-        self._is_plain_next = True
-        reader.prepare(await socket.receive())
-        if reader.wanted is not None:
-            reader.take_dictionary(await self.fetch(conn.address, reader.wanted))
-        self._is_plain_next = False
+        try:
+            reader.prepare(await socket.receive())
+            if reader.wanted is not None:
+                path = conn.address.beside(reader.wanted)
+                reader.take_dictionary(await self.fetch(conn.address, path))
+        finally:
+            # Servers may be on their way to another dictionary, or a proxy does not give it.
+            if not reader.is_ready:
+                self._plain.add(conn.address)
+
+    def _receive(self, conn: Conn, message: Message) -> None:
+        if not message:
+            return  # not for us
+        try:
+            self.act(self.core.received, conn.number, message)
+        except _MALFORMED as error:
+            kind = str(message.get("type"))[:_KIND_CHARS]
+            raise Unreadable(f"an unreadable message, {kind!r}: {error!r}") from error
 
     def _carry_out(self, output: Output) -> None:
         if isinstance(output, Send):
@@ -296,11 +311,11 @@ class Driver(ABC):
             self.start(self._ask_token)
 
     def _dial(self, dial: Dial) -> None:
-        is_compressed = self.target.is_compressed and not self._is_plain_next
-        self._is_plain_next = False
+        address = self._addresses[int(dial.url)]
+        is_compressed = self.target.is_compressed and address not in self._plain
         conn = Conn(
             dial.conn,
-            self._addresses[int(dial.url)],
+            address,
             dial.token or self._fixed_token,
             offers(is_compressed=is_compressed),
         )

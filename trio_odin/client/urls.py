@@ -55,6 +55,10 @@ class Address:
             shown=shown,
         )
 
+    def beside(self, path: str) -> str:
+        """Where a path of the server is: a proxy may have put all of it under one of its own."""
+        return self.resource.partition("?")[0].rpartition("/")[0] + path
+
 
 def shown_url(url: str) -> str:
     """The URL without the parts that may be secret."""

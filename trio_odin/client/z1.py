@@ -22,6 +22,8 @@ _DICTIONARY_MAX_BYTES: Final = 1024 * 1024
 _MESSAGE_MAX_BYTES: Final = 64 * 1024 * 1024
 _KEPT_MAX: Final = 8  # the last ones; a server has one at a time
 _VARINT_MAX_BYTES: Final = 10
+# msgspec nests no deeper than Python does.
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeError, zlib.error, IndexError, RecursionError)
 _dictionaries: dict[str, bytes] = {}
 _decoder = msgspec.json.Decoder(Message)
 
@@ -107,7 +109,7 @@ class Reader:
             if inflate.unconsumed_tail:
                 raise Unreadable(f"a message of more than {_MESSAGE_MAX_BYTES} bytes")
             return {"seq": seq, **_decoder.decode(text)}
-        except (msgspec.DecodeError, UnicodeError, zlib.error, IndexError) as error:
+        except _UNREADABLE as error:
             raise Unreadable(f"a message cannot be read: {error}") from error
 
 

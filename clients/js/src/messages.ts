@@ -430,7 +430,9 @@ export interface Upstream {
   readonly nats: "connected" | "disconnected";
 }
 
-/** The server shuts down. It closes this connection with 1001 at the time it names. */
+/**
+ * The server shuts down. It closes this connection with 1001, up to 2 s after the time it names.
+ */
 export interface Draining {
   readonly type: "server:draining";
   /** When to connect again, to this address or another: not earlier. */
