@@ -7,6 +7,17 @@ import { createCore, DEFAULTS } from "./core.js";
 import { createSubscription, FeedError, type Subscription } from "./subscription.js";
 import type { Event, Message, Options, Rate, State } from "./types.js";
 
+export type {
+  Balance,
+  Candle,
+  Creation,
+  EventData,
+  Favorites,
+  Liquidity,
+  Metadata,
+  Social,
+  Trade,
+} from "./messages.js";
 export { FeedError, type Subscription, type SubscriptionEvents } from "./subscription.js";
 export type { Event, Gap, Options, Rate, Refused, State, StateName } from "./types.js";
 
@@ -86,9 +97,12 @@ function validMs(token: string): number | null {
 // A browser does not say why a handshake was refused. A plain request to the same address does.
 async function whyRefused(url: string, token: string | null): Promise<[number, string]> {
   try {
-    const address = new URL(url.replace("ws", "http"));
-    if (token) address.searchParams.set("access_token", token);
-    const answer = await fetch(address, { cache: "no-store", signal: AbortSignal.timeout(PROBE_MS) });
+    const answer = await fetch(url.replace("ws", "http"), {
+      cache: "no-store",
+      // Not in the address, which proxies log.
+      headers: token ? { Authorization: `Bearer ${token}` } : {},
+      signal: AbortSignal.timeout(PROBE_MS),
+    });
     const { status } = answer;
     const text = (await answer.text()).trim().slice(0, 200);
     if (status === 426) return [1006, "the connection was refused"];

@@ -1,18 +1,20 @@
 // The shell around the core, with fake sockets and a fake clock.
 
-import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
-import type { Event, Feed, FeedError, Gap, State } from "../src/index.js";
+import { afterEach, beforeEach, describe, expect, expectTypeOf, test, vi } from "vitest";
+import type { Candle, Event, EventData, Feed, FeedError, Gap, State, Trade } from "../src/index.js";
 import { connect } from "../src/index.js";
 import { connectToFakes, event, FakeSocket, liveWith, settle, useFakeClock } from "./fakes.js";
 
 const answers: (Response | Error)[] = [];
 const asked: string[] = [];
+const credentials: (string | null)[] = [];
 
 beforeEach(() => {
   useFakeClock();
-  answers.length = asked.length = 0;
-  vi.stubGlobal("fetch", async (url: URL) => {
-    asked.push(String(url));
+  answers.length = asked.length = credentials.length = 0;
+  vi.stubGlobal("fetch", async (url: string, { headers }: RequestInit) => {
+    asked.push(url);
+    credentials.push(new Headers(headers).get("authorization"));
     const answer = answers.shift() ?? new TypeError("failed to fetch");
     if (answer instanceof Error) throw answer;
     return answer;
@@ -95,6 +97,7 @@ describe("a connection", () => {
     FakeSocket.last.end();
     await settle();
     expect(asked).toEqual(["http://one/ws"]);
+    expect(credentials).toEqual([null]);
   });
 
   test("survives a second clock that goes back, and no time runs backwards", async () => {
@@ -196,6 +199,16 @@ describe("a message", () => {
     socket.say('{"type":"pong"}');
     expect(lengths).toEqual([15]);
   });
+});
+
+test("payloads have types", async () => {
+  const feed = connectToFakes();
+  const trades = feed.subscribe<Trade>("*.trade");
+  trades.on("event", ({ data }) => expectTypeOf(data.price).toEqualTypeOf<number>());
+  const candles = feed.subscribe<Candle>("*.analytics");
+  candles.on("event", ({ data }) => expectTypeOf(data.isFinal).toEqualTypeOf<boolean>());
+  expectTypeOf<EventData["trade"]>().toEqualTypeOf<Trade | undefined>();
+  feed.close();
 });
 
 describe("a listener", () => {
@@ -381,7 +394,9 @@ describe("a token", () => {
     answers.push(new Response("Token expired", { status: 401 }));
     FakeSocket.last.end();
     await settle();
-    expect(asked).toEqual(["http://one/ws?access_token=t1"]);
+    // Not in the address: proxies log it.
+    expect(asked).toEqual(["http://one/ws"]);
+    expect(credentials).toEqual(["Bearer t1"]);
     vi.advanceTimersByTime(1_000);
     await settle();
     expect(FakeSocket.last.offers).toContain("bearer.t2");
