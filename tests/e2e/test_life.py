@@ -271,7 +271,8 @@ async def test_a_rolling_restart_refuses_nobody_and_loses_nothing(tmp_path: Path
             await wait_until(lambda: log.visits > 20)
             running.process.send_signal(signal.SIGUSR2)
             await wait_for_rollings(running, 2)
-            await trio.sleep(0.2)
+            # The old ones keep their clients for two seconds more.
+            await wait_until(lambda: len(children_of(running.process.pid)) == 2)
             log.is_over = True
         assert log.refused == []
         assert log.not_ready == []

@@ -76,7 +76,7 @@ async def test_it_shows_what_comes(host: str, start_server: StartServer) -> None
     server = await start_server(NATS_URL=NOWHERE, WS_ADDR=f"{host}:0")
     line = await first_line(f"ws://{host}:{server.addresses[0].port}/ws?x=1")
     assert (line["type"], line["state"]) == ("state", "stale")
-    assert line["cause"] == "the server has no connection to NATS"
+    assert line["cause"] == "NATS is away"
 
 
 async def test_tls_at_a_plain_port_is_named_as_the_reason(start_server: StartServer) -> None:
