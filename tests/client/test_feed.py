@@ -106,12 +106,16 @@ async def test_a_loop_over_events_warns_of_a_refused_name() -> None:
     async with connect(NOWHERE) as feed:
         subscription = feed.subscribe("BTC.trade")
         subscription.put(Refused(channel="BTC.trade", code="FORBIDDEN_CHANNEL"))
-        with (
-            pytest.warns(ClientWarning, match="'BTC.trade': 'FORBIDDEN_CHANNEL'") as warned,
-            trio.move_on_after(0.05),
-        ):
+
+        async def follow() -> None:
             async for _ in subscription:
                 pytest.fail("there was no event")
+
+        with (
+            trio.move_on_after(0.05),
+            pytest.warns(ClientWarning, match="'BTC.trade': 'FORBIDDEN_CHANNEL'") as warned,
+        ):
+            await follow()
         assert warned[0].filename == __file__
 
 
