@@ -13,7 +13,7 @@ import trio
 from tests.client.rig import Library, Place, recording
 from tests.e2e.nats import nats_client
 from tests.waiting import wait_until
-from trio_odin.client import ClientError, Subscription, aio, connect
+from trio_odin.client import ClientError, ClientWarning, Refused, Subscription, aio, connect
 from trio_odin.server import Server
 
 NOWHERE = "ws://127.0.0.1:1/ws"
@@ -100,6 +100,23 @@ async def test_wrong_arguments_are_named() -> None:
         with pytest.raises(ClientError, match=sentence):
             async with connect(**{"url": NOWHERE, **arguments}):  # type: ignore[arg-type]
                 pass
+
+
+async def test_a_loop_over_events_warns_of_a_refused_name() -> None:
+    async with connect(NOWHERE) as feed:
+        subscription = feed.subscribe("BTC.trade")
+        subscription.put(Refused(channel="BTC.trade", code="FORBIDDEN_CHANNEL"))
+
+        async def follow() -> None:
+            async for _ in subscription:
+                pytest.fail("there was no event")
+
+        with (
+            trio.move_on_after(0.05),
+            pytest.warns(ClientWarning, match="'BTC.trade': 'FORBIDDEN_CHANNEL'") as warned,
+        ):
+            await follow()
+        assert warned[0].filename == __file__
 
 
 def channels_of(server: Server) -> int:

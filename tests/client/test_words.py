@@ -111,3 +111,10 @@ def test_a_path_of_the_server_is_beside_its_websocket() -> None:
     assert Address.of("ws://a/ws?token=/x").beside("/dictionary/1") == "/dictionary/1"
     assert Address.of("ws://a/odin/ws").beside("/dictionary/1") == "/odin/dictionary/1"
     assert Address.of("ws://a").beside("/dictionary/1") == "/dictionary/1"
+
+
+def test_a_cause_can_be_written_to_a_terminal() -> None:
+    assert closed(1001, "a\x1b[2J\x9b1mé").cause == "a\\x1b[2J\\x9b1mé"
+    assert refused(URL, 503, "\x1b]0;x\x07", "\x1b").cause == (
+        "the server answers 503: \\x1b]0;x\\x07; again in \\x1b s"
+    )

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from trio_odin.client.connection import Position
-from trio_odin.client.errors import ClientError
+from trio_odin.client.errors import ClientError, ClientWarning
 from trio_odin.client.feed import Feed
 from trio_odin.client.items import Event, Gap, Options, Rate, Refused, State
 from trio_odin.client.subscription import Subscription
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ClientError",
+    "ClientWarning",
     "Event",
     "Feed",
     "Gap",

@@ -23,20 +23,29 @@ class ClientError(Exception):
     """What is asked for will never work, or the server has said no for good; in a sentence."""
 
 
+class ClientWarning(UserWarning):
+    """Something that a loop over events alone does not show: a name that the server refuses."""
+
+
 class Ended(Exception):
     """A socket was not opened, or has ended.
 
     Attributes:
         code: the close code, the status of HTTP, or 1006.
-        cause: why.
+        cause: why; it can be written to a terminal, whatever the server has said.
         is_hopeless: whether it was no better at the next try, if it has never been.
     """
 
     def __init__(self, code: int, cause: str, *, is_hopeless: bool = False) -> None:
         super().__init__(code, cause)
         self.code = code
-        self.cause = cause
+        self.cause = printable(cause)
         self.is_hopeless = is_hopeless
+
+
+def printable(text: str) -> str:
+    """The text with its control characters escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def closed(code: int | None, reason: str | None) -> Ended:

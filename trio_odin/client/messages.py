@@ -525,7 +525,7 @@ class Upstream(TypedDict):
 
 
 class Draining(TypedDict):
-    """The server shuts down. It closes this connection with 1001, up to 2 s after the time it names.
+    """The server shuts down. It closes this connection with 1001 up to 2 s after its time.
 
     Attributes:
         reconnect_in_ms: When to connect again, to this address or another: not earlier.

@@ -5,11 +5,13 @@ Nothing here depends on trio or asyncio, except that the feed gives signals of o
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Generic, Protocol, TypeVar
 
 from trio_odin.client.driver import Signal
+from trio_odin.client.errors import ClientWarning
 from trio_odin.client.items import Event, Gap, Rate, Refused, State
 from trio_odin.client.queues import Item, Queue
 
@@ -31,6 +33,8 @@ class _Feed(Protocol):
 class Items(Generic[_T]):
     """An asynchronous iterator over items of one kind. It ends with the subscription or the feed.
 
+    One over events alone gives a ClientWarning for each name that the server refuses.
+
     Raises:
         ClientError: the server has said no for good.
 
@@ -50,6 +54,9 @@ class Items(Generic[_T]):
         while (item := await self._next_item()) is not None:
             if isinstance(item, self._kinds):
                 return item  # type: ignore[return-value]
+            if isinstance(item, Refused):
+                what = f"the server refuses {item.channel!r}: {item.code!r}; see items()"
+                warnings.warn(what, ClientWarning, stacklevel=2)
         raise StopAsyncIteration
 
 

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from trio_odin.client import Event, Feed, Gap, Refused, State
 from trio_odin.client.connection import is_pattern, names_for
+from trio_odin.client.errors import printable
 from trio_odin.client.queues import Item, Policy
 
 _RATE_SECONDS: Final = 10
@@ -192,7 +193,9 @@ def table_of(rows: list[Row], now: float, unix_ms: float, width: int, height: in
     hidden = len(rows) - room + 1 if len(rows) > room else 0
     for row in rows[: len(rows) - hidden]:
         cells = _cells(row, now, unix_ms, int(width * _PRICE_SHARE))
-        table.add_row(Text(row.name, overflow="ellipsis"), *(cells[name] for name in columns))
+        table.add_row(
+            Text(printable(row.name), overflow="ellipsis"), *(cells[name] for name in columns)
+        )
     if hidden:
         table.add_row(Text(f"… and {hidden} more", "dim"))
     return table
@@ -201,7 +204,7 @@ def table_of(rows: list[Row], now: float, unix_ms: float, width: int, height: in
 def _cells(row: Row, now: float, unix_ms: float, price_width: int) -> dict[str, Text]:
     event = row.event
     if event is None:
-        why = f"refused: {row.refused}" if row.refused else "no event yet"
+        why = f"refused: {printable(row.refused)}" if row.refused else "no event yet"
         price, age, rate = Text(why, "red" if row.refused else "dim"), "", ""
     else:
         price = _price(row, event.data, price_width)
@@ -225,7 +228,7 @@ def _price(row: Row, data: Any, width: int) -> Text:
         before = row.price if row.before is None else row.before
         colour = "" if before == row.price else "green" if row.price > before else "red"
         return Text(price_text(row.price), colour)
-    text = msgspec.json.encode(data).decode()
+    text = printable(msgspec.json.encode(data).decode())
     if cell_len(text) > width:
         text = set_cell_size(text, max(1, width - 1)) + "…"
     return Text(text)

@@ -320,7 +320,7 @@ class Upstream(msgspec.Struct, tag_field="type", tag="upstream"):
 
 
 class Draining(msgspec.Struct, tag_field="type", tag="server:draining"):
-    """The server shuts down. It closes this connection with 1001, up to 2 s after the time it names.
+    """The server shuts down. It closes this connection with 1001 up to 2 s after its time.
 
     Attributes:
         reconnect_in_ms: when to connect again, to this address or another: not earlier.

@@ -430,9 +430,7 @@ export interface Upstream {
   readonly nats: "connected" | "disconnected";
 }
 
-/**
- * The server shuts down. It closes this connection with 1001, up to 2 s after the time it names.
- */
+/** The server shuts down. It closes this connection with 1001 up to 2 s after its time. */
 export interface Draining {
   readonly type: "server:draining";
   /** When to connect again, to this address or another: not earlier. */
