@@ -26,7 +26,7 @@ _COMMAND_EVERY_MS: Final = 200
 _LIMITED_MS: Final = 2_000
 # For a second after its start or a gap a server may keep further losses to itself.
 _STEADY_MS: Final = 2_000
-_STAY_MS: Final = 1_000
+_STAY_MS: Final = 200
 
 
 class Position(NamedTuple):

@@ -15,7 +15,7 @@ const COMMAND_EVERY_MS = 200;
 const LIMITED_MS = 2_000;
 // For a second after its start or a gap a server may keep further losses to itself.
 const STEADY_MS = 2_000;
-const STAY_MS = 1_000;
+const STAY_MS = 200;
 
 /** Everything up to `offset` of the stream `epoch` came. */
 export interface Position {
