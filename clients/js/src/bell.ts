@@ -11,6 +11,7 @@ export function createBell<Events extends object>() {
       listeners.set(name, those.add(one));
       return () => those.delete(one);
     },
+    hasListener: (name: keyof Events): boolean => !!listeners.get(name)?.size,
     /** Whether there was one to tell. */
     ring<Name extends keyof Events>(name: Name, value: Events[Name]): boolean {
       // A copy: a listener that adds one while it is called would never come to an end.

@@ -31,9 +31,10 @@ export interface SubscriptionEvents<Data> {
  *
  * Its loop gives the newest event of each channel: while the body of the loop waits, a newer event
  * takes the place of the one before, which counts as `skipped`. Several loops get the same events.
- * `break` in the last of them ends the subscription. A loop ends when the subscription does; it
- * throws a `FeedError` if the feed has ended for another reason than `close()`. Listeners get every
- * event.
+ * `break` in the last of them ends the subscription, unless it has a listener for events. A loop ends
+ * when the subscription does; it throws a `FeedError` if the feed has ended for another reason than
+ * `close()`. Listeners get every event; the first one also what came before it, the newest of each
+ * channel.
  */
 export interface Subscription<Data = unknown> extends AsyncIterable<Event<Data>> {
   readonly channels: readonly string[];
@@ -58,12 +59,22 @@ export function createSubscription(
   { setRate, close }: { setRate: (everyMs: Rate) => void; close: () => void },
 ) {
   const bell = createBell<SubscriptionEvents<unknown>>();
-  // What comes before the first loop waits for it.
+  // What comes before the first loop or listener waits for it.
   let unused: Loop | null = { waiting: new Map() };
   const loops = new Set<Loop>([unused]);
   let ended: { error?: FeedError } | null = null;
 
+  function handOver(): void {
+    if (ended || !unused || !bell.hasListener("event")) return;
+    for (const [channel, event] of unused.waiting) {
+      unused.waiting.delete(channel);
+      bell.ring("event", event);
+    }
+  }
+
   function take(event: Event): void {
+    // First what is older.
+    handOver();
     const isHeard = bell.ring("event", event);
     for (const loop of loops) {
       if (loop === unused && isHeard) continue;
@@ -85,7 +96,11 @@ export function createSubscription(
 
   const forUser: Subscription = {
     channels,
-    on: bell.on,
+    on(name, listener) {
+      // Once the caller has what ends it.
+      queueMicrotask(handOver);
+      return bell.on(name, listener);
+    },
     setRate(everyMs) {
       if (!ended) setRate(everyMs);
     },
@@ -114,7 +129,7 @@ export function createSubscription(
         }
       } finally {
         loops.delete(loop);
-        if (!loops.size) forUser.close();
+        if (!loops.size && !bell.hasListener("event")) forUser.close();
       }
     },
   };

@@ -138,6 +138,76 @@ test("nothing is kept for a loop while a listener has it", async () => {
   expect(await stepper(subscription).next()).toEqual(["A.x", 2, 0]);
 });
 
+test("the first listener gets what came before it, the newest of each channel, and once", async () => {
+  const { subscription, socket } = await liveWith("*.x");
+  for (const [channel, offset] of [
+    ["A.x", 1],
+    ["B.x", 2],
+    ["A.x", 3],
+  ] as const)
+    socket.say(event(channel, offset));
+  const heard: unknown[] = [];
+  const hear = ({ channel, data, skipped }: Event<{ price: number }>) =>
+    heard.push([channel, data.price, skipped]);
+  subscription.on("gap", () => {});
+  await settle();
+  subscription.on("event", hear);
+  expect(heard).toEqual([]);
+  await settle();
+  const waited = [
+    ["A.x", 3, 1],
+    ["B.x", 2, 0],
+  ];
+  expect(heard).toEqual(waited);
+  subscription.on("event", () => {});
+  await settle();
+  socket.say(event("A.x", 4));
+  expect(heard).toEqual([...waited, ["A.x", 4, 0]]);
+});
+
+test("what waited for a listener comes before newer events, and not after the end", async () => {
+  const { subscription, socket } = await liveWith("A.x");
+  const heard: number[] = [];
+  socket.say(event("A.x", 1));
+  subscription.on("event", ({ data }) => heard.push(data.price));
+  socket.say(event("A.x", 2));
+  await settle();
+  expect(heard).toEqual([1, 2]);
+
+  const { feed, subscription: other, socket: its } = await liveWith("A.x");
+  its.say(event("A.x", 1));
+  other.on("event", ({ data }) => heard.push(data.price));
+  feed.close();
+  await settle();
+  expect(heard).toEqual([1, 2]);
+});
+
+test("break does not end a subscription that has a listener for events", async () => {
+  const { subscription, socket } = await liveWith("A.x");
+  const loop = stepper(subscription);
+  const heard: number[] = [];
+  const stop = subscription.on("event", ({ data }) => heard.push(data.price));
+  socket.say(event("A.x", 1));
+  const next = loop.next();
+  await settle();
+  socket.say(event("A.x", 2));
+  await next;
+  await loop.leave();
+  socket.say(event("A.x", 3));
+  expect(heard).toEqual([1, 2, 3]);
+  expect(socket.sent).toHaveLength(1);
+
+  stop();
+  subscription.on("gap", () => {});
+  const second = stepper(subscription);
+  const its = second.next();
+  await settle();
+  socket.say(event("A.x", 4));
+  expect(await its).toEqual(["A.x", 4, 0]);
+  await second.leave();
+  expect(socket.sent.at(-1)).toMatchObject({ type: "unsubscribe", channels: ["A.x"] });
+});
+
 test("a function that is added twice is removed once", async () => {
   const { subscription, socket } = await liveWith("A.x");
   const listener = vi.fn();
