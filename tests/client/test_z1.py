@@ -135,3 +135,10 @@ def test_a_download_that_fails_says_why(data: bytes, sentence: str) -> None:
 def test_a_path_that_is_none_is_not_asked_for() -> None:
     with pytest.raises(Unreadable):
         Download("a:1", "/x\r\nHost: b")
+
+
+def test_a_number_that_is_too_large_is_read_all_the_same() -> None:
+    reader = Reader("trio-odin")
+    text = '{"type":"price:update","data":{"price":1e400,"n":%s}}'
+    assert reader.read(text % 5)["data"] == {"price": float("inf"), "n": 5}
+    assert reader.read(text % ("9" * 5000))["data"]["n"] == float("inf")

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as open_websocket
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
 from trio_odin.client.connection import Position
@@ -35,7 +35,8 @@ _RECEIVE_BYTES: Final = 4096
 _NORMAL: Final = 1000
 # Frames that wait for the driver before the library stops reading.
 _FRAMES_MAX: Final = 16
-_FAILURES = (Ended, InvalidHandshake, ConnectionClosed, OSError, UnicodeError, EOFError)
+# Among the exceptions of websockets: a redirect to what is no WebSocket.
+_FAILURES = (Ended, WebSocketException, OSError, UnicodeError, EOFError)
 
 
 @asynccontextmanager
@@ -203,9 +204,8 @@ async def _close(websocket: ClientConnection, conn: Conn) -> None:
 
 
 def _closed(error: ConnectionClosed) -> Ended:
-    # Without a close frame of the server: lost, or it sent what cannot be.
-    frame = error.rcvd or error.sent
-    return closed(frame.code, frame.reason) if frame else closed(None, None)
+    # Without a close frame of the server: lost, or it sent what cannot be, which may pass.
+    return closed(error.rcvd.code, error.rcvd.reason) if error.rcvd else closed(None, None)
 
 
 def _ended(address: Address, failure: BaseException) -> Ended:

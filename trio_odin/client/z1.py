@@ -7,6 +7,7 @@ one that was loaded once serves all feeds of the process.
 from __future__ import annotations
 
 import hashlib
+import json
 import zlib
 from typing import Any, Final
 
@@ -23,7 +24,9 @@ _MESSAGE_MAX_BYTES: Final = 64 * 1024 * 1024
 _KEPT_MAX: Final = 8  # the last ones; a server has one at a time
 _VARINT_MAX_BYTES: Final = 10
 # msgspec nests no deeper than Python does.
-_UNREADABLE: Final = (msgspec.DecodeError, UnicodeError, zlib.error, IndexError, RecursionError)
+_UNREADABLE: Final = (ValueError, TypeError, zlib.error, IndexError, RecursionError)
+# Python reads no longer ones from text.
+_DIGITS_MAX: Final = 4_000
 _dictionaries: dict[str, bytes] = {}
 _decoder = msgspec.json.Decoder(Message)
 
@@ -100,7 +103,7 @@ class Reader:
         """
         try:
             if isinstance(data, str):
-                return _decoder.decode(data)
+                return _read(data)
             if self._dictionary is None:
                 return {}
             seq, start = _varint(data)
@@ -108,9 +111,24 @@ class Reader:
             text = inflate.decompress(memoryview(data)[start:], _MESSAGE_MAX_BYTES)
             if inflate.unconsumed_tail:
                 raise Unreadable(f"a message of more than {_MESSAGE_MAX_BYTES} bytes")
-            return {"seq": seq, **_decoder.decode(text)}
+            return {"seq": seq, **_read(text)}
         except _UNREADABLE as error:
             raise Unreadable(f"a message cannot be read: {error}") from error
+
+
+def _read(text: str | bytes) -> Message:
+    try:
+        return _decoder.decode(text)
+    except msgspec.DecodeError:
+        # A number that is too large for a float is JSON all the same: as in JavaScript, infinite.
+        message: Message = json.loads(text, parse_int=_whole)
+        if not isinstance(message, dict):
+            raise
+        return message
+
+
+def _whole(digits: str) -> int | float:
+    return int(digits) if len(digits) < _DIGITS_MAX else float(digits)
 
 
 def _varint(data: bytes) -> tuple[int, int]:
