@@ -78,8 +78,6 @@ export interface Feed {
 }
 
 const PROBE_MS = 3_000;
-// Timers of browsers hold 24 days at most; after an hour the core is asked again.
-const TIMER_MOST_MS = 3_600_000;
 // Whatever this machine's clock says, a token is not asked for more often than twice a minute.
 const VALID_LEAST_MS = 60_000;
 
@@ -132,7 +130,7 @@ function createClock(): () => number {
  */
 export function connect(url: string | readonly string[], options: ConnectOptions = {}): Feed {
   const { token, compression, WebSocket: Socket = globalThis.WebSocket, ...numbers } = options;
-  if (!Socket) throw new FeedError("NO_WEBSOCKET", "There is no WebSocket here: pass one as option");
+  if (!Socket) throw new FeedError("NO_WEBSOCKET", "Pass a WebSocket: there is none here");
   const urls = [url].flat().map((one) => {
     return new URL(one, globalThis.location?.href).href.replace(/^http/, "ws");
   });
@@ -197,7 +195,7 @@ export function connect(url: string | readonly string[], options: ConnectOptions
     if (at < timerAt) {
       clearTimeout(timer);
       timerAt = at;
-      timer = setTimeout(ring, Math.min(at - now, TIMER_MOST_MS));
+      timer = setTimeout(ring, at - now);
     }
     if (isHandingOut) return;
     isHandingOut = true;
@@ -235,7 +233,6 @@ export function connect(url: string | readonly string[], options: ConnectOptions
     if (text) offers.push(`bearer.${text}`);
     let reader: Reader | null = null;
     let isOpen = false;
-    let isRefused = false;
     // What has come while the reader was prepared.
     let early: unknown[] | null = null;
     let socket: WebSocket;
@@ -250,8 +247,9 @@ export function connect(url: string | readonly string[], options: ConnectOptions
       if (isOurs()) act(core.opened, conn);
     };
     const refused = async (): Promise<void> => {
-      if (isRefused || !isOurs()) return;
-      isRefused = true;
+      if (!isOurs()) return;
+      // Once: an error and a close tell the same.
+      socket.onerror = socket.onclose = null;
       lost(...(await whyRefused(to, text)));
     };
     const read = (data: unknown): Message =>
@@ -279,7 +277,7 @@ export function connect(url: string | readonly string[], options: ConnectOptions
       socket = new Socket(to, offers);
     } catch (error) {
       // The page may not connect there at all, so there is no point in trying again.
-      queueMicrotask(() => act(core.lost, conn, 403, String(error)));
+      queueMicrotask(() => act(core.lost, conn, 403, `${error}`));
       return;
     }
     sockets.set(conn, socket);
@@ -306,15 +304,13 @@ export function connect(url: string | readonly string[], options: ConnectOptions
   function end({ cause }: State): void {
     closed.abort();
     clearTimeout(timer);
-    const error = cause ? new FeedError("CLOSED", cause) : undefined;
-    for (const one of subscriptions.values()) one.end(error);
+    for (const one of subscriptions.values()) one.end(cause && new FeedError("CLOSED", cause));
     subscriptions.clear();
   }
 
-  const page: Document | undefined = globalThis.document;
   // The network may be back, and somebody may look again, or nobody.
   const look = (now: number): void => {
-    core.hide(now, !!page?.hidden);
+    core.hide(now, !!globalThis.document?.hidden);
     core.probe(now);
   };
   // A browser keeps a page for "back" only if nothing is open; and what a frozen page does not read
