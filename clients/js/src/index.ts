@@ -64,6 +64,7 @@ export interface Feed {
   readonly state: State;
   /** The newest event of a channel that is subscribed to. */
   newest<Data = unknown>(channel: string): Event<Data> | undefined;
+  /** @throws TypeError if the rate is neither null nor a number from 0 on. */
   subscribe<Data = unknown>(
     channels: string | readonly string[],
     options?: SubscribeOptions,
@@ -80,6 +81,12 @@ export interface Feed {
 const PROBE_MS = 3_000;
 // Whatever this machine's clock says, a token is not asked for more often than twice a minute.
 const VALID_LEAST_MS = 60_000;
+
+// NaN, of a field that is empty, would be asked for again and again.
+function checkRate(rate: Rate): void {
+  if (Number.isFinite(rate) ? (rate as number) < 0 : rate !== null)
+    throw new TypeError(`everyMs ${rate}: allowed is 0 or more, or null`);
+}
 
 /** How long a JSON Web Token is valid from now on; null if it does not say. */
 function validMs(token: string): number | null {
@@ -344,8 +351,10 @@ export function connect(url: string | readonly string[], options: ConnectOptions
       const names = [channels].flat();
       const id = ++ids;
       let { everyMs = 0 } = asked;
+      checkRate(everyMs);
       const one = createSubscription(names, {
         setRate(rate) {
+          checkRate(rate);
           everyMs = rate;
           act(core.setRate, id, rate);
         },

@@ -43,7 +43,7 @@ export interface Subscription<Data = unknown> extends AsyncIterable<Event<Data>>
     name: Name,
     listener: Listener<SubscriptionEvents<Data>[Name]>,
   ): () => void;
-  /** Change the rate; see `SubscribeOptions.everyMs`. */
+  /** Change the rate; see `SubscribeOptions.everyMs`. Throws a TypeError if it is none. */
   setRate(everyMs: Rate): void;
   close(): void;
 }
