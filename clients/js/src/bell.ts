@@ -11,13 +11,14 @@ export function createBell<Events extends object>() {
       listeners.set(name, those.add(one));
       return () => those.delete(one);
     },
-    hasListener: (name: keyof Events): boolean => !!listeners.get(name)?.size,
+    count: (name: keyof Events): number => listeners.get(name)?.size ?? 0,
     /** Whether there was one to tell. */
     ring<Name extends keyof Events>(name: Name, value: Events[Name]): boolean {
       // A copy: a listener that adds one while it is called would never come to an end.
-      const those = [...(listeners.get(name) ?? [])];
+      const its = listeners.get(name) ?? new Set();
+      const those = [...its];
       for (const listener of those) {
-        if (!listeners.get(name)?.has(listener)) continue;
+        if (!its.has(listener)) continue;
         try {
           (listener as Listener<Events[Name]>)(value);
         } catch (error) {

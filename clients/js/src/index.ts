@@ -64,6 +64,7 @@ export interface Feed {
   readonly state: State;
   /** The newest event of a channel that is subscribed to. */
   newest<Data = unknown>(channel: string): Event<Data> | undefined;
+  /** @throws TypeError if the rate is neither null nor a number from 0 on. */
   subscribe<Data = unknown>(
     channels: string | readonly string[],
     options?: SubscribeOptions,
@@ -78,10 +79,14 @@ export interface Feed {
 }
 
 const PROBE_MS = 3_000;
-// Timers of browsers hold 24 days at most; after an hour the core is asked again.
-const TIMER_MOST_MS = 3_600_000;
 // Whatever this machine's clock says, a token is not asked for more often than twice a minute.
 const VALID_LEAST_MS = 60_000;
+
+// NaN, of a field that is empty, would be asked for again and again.
+function checkRate(rate: Rate): void {
+  if (Number.isFinite(rate) ? (rate as number) < 0 : rate !== null)
+    throw new TypeError(`everyMs ${rate}: allowed is 0 or more, or null`);
+}
 
 /** How long a JSON Web Token is valid from now on; null if it does not say. */
 function validMs(token: string): number | null {
@@ -132,7 +137,7 @@ function createClock(): () => number {
  */
 export function connect(url: string | readonly string[], options: ConnectOptions = {}): Feed {
   const { token, compression, WebSocket: Socket = globalThis.WebSocket, ...numbers } = options;
-  if (!Socket) throw new FeedError("NO_WEBSOCKET", "There is no WebSocket here: pass one as option");
+  if (!Socket) throw new FeedError("NO_WEBSOCKET", "Pass a WebSocket: there is none here");
   const urls = [url].flat().map((one) => {
     return new URL(one, globalThis.location?.href).href.replace(/^http/, "ws");
   });
@@ -197,7 +202,7 @@ export function connect(url: string | readonly string[], options: ConnectOptions
     if (at < timerAt) {
       clearTimeout(timer);
       timerAt = at;
-      timer = setTimeout(ring, Math.min(at - now, TIMER_MOST_MS));
+      timer = setTimeout(ring, at - now);
     }
     if (isHandingOut) return;
     isHandingOut = true;
@@ -235,7 +240,6 @@ export function connect(url: string | readonly string[], options: ConnectOptions
     if (text) offers.push(`bearer.${text}`);
     let reader: Reader | null = null;
     let isOpen = false;
-    let isRefused = false;
     // What has come while the reader was prepared.
     let early: unknown[] | null = null;
     let socket: WebSocket;
@@ -250,8 +254,9 @@ export function connect(url: string | readonly string[], options: ConnectOptions
       if (isOurs()) act(core.opened, conn);
     };
     const refused = async (): Promise<void> => {
-      if (isRefused || !isOurs()) return;
-      isRefused = true;
+      if (!isOurs()) return;
+      // Once: an error and a close tell the same.
+      socket.onerror = socket.onclose = null;
       lost(...(await whyRefused(to, text)));
     };
     const read = (data: unknown): Message =>
@@ -279,7 +284,7 @@ export function connect(url: string | readonly string[], options: ConnectOptions
       socket = new Socket(to, offers);
     } catch (error) {
       // The page may not connect there at all, so there is no point in trying again.
-      queueMicrotask(() => act(core.lost, conn, 403, String(error)));
+      queueMicrotask(() => act(core.lost, conn, 403, `${error}`));
       return;
     }
     sockets.set(conn, socket);
@@ -306,15 +311,13 @@ export function connect(url: string | readonly string[], options: ConnectOptions
   function end({ cause }: State): void {
     closed.abort();
     clearTimeout(timer);
-    const error = cause ? new FeedError("CLOSED", cause) : undefined;
-    for (const one of subscriptions.values()) one.end(error);
+    for (const one of subscriptions.values()) one.end(cause && new FeedError("CLOSED", cause));
     subscriptions.clear();
   }
 
-  const page: Document | undefined = globalThis.document;
   // The network may be back, and somebody may look again, or nobody.
   const look = (now: number): void => {
-    core.hide(now, !!page?.hidden);
+    core.hide(now, !!globalThis.document?.hidden);
     core.probe(now);
   };
   // A browser keeps a page for "back" only if nothing is open; and what a frozen page does not read
@@ -348,8 +351,10 @@ export function connect(url: string | readonly string[], options: ConnectOptions
       const names = [channels].flat();
       const id = ++ids;
       let { everyMs = 0 } = asked;
+      checkRate(everyMs);
       const one = createSubscription(names, {
         setRate(rate) {
+          checkRate(rate);
           everyMs = rate;
           act(core.setRate, id, rate);
         },

@@ -43,7 +43,7 @@ export interface Subscription<Data = unknown> extends AsyncIterable<Event<Data>>
     name: Name,
     listener: Listener<SubscriptionEvents<Data>[Name]>,
   ): () => void;
-  /** Change the rate; see `SubscribeOptions.everyMs`. */
+  /** Change the rate; see `SubscribeOptions.everyMs`. Throws a TypeError if it is none. */
   setRate(everyMs: Rate): void;
   close(): void;
 }
@@ -62,10 +62,10 @@ export function createSubscription(
   // What comes before the first loop or listener waits for it.
   let unused: Loop | null = { waiting: new Map() };
   const loops = new Set<Loop>([unused]);
-  let ended: { error?: FeedError } | null = null;
+  let ended: { error?: FeedError | "" } | null = null;
 
   function handOver(): void {
-    if (ended || !unused || !bell.hasListener("event")) return;
+    if (ended || !unused || !bell.count("event")) return;
     for (const [channel, event] of unused.waiting) {
       unused.waiting.delete(channel);
       bell.ring("event", event);
@@ -79,9 +79,8 @@ export function createSubscription(
     for (const loop of loops) {
       if (loop === unused && isHeard) continue;
       const { waiting, wake } = loop;
-      const { channel } = event;
+      let { channel, skipped } = event;
       const older = waiting.get(channel);
-      let { skipped } = event;
       if (older && skipped !== null) skipped = older.skipped === null ? null : older.skipped + 1 + skipped;
       // Not behind the others: the busiest channel would never have its turn.
       waiting.set(channel, { ...event, skipped });
@@ -89,7 +88,7 @@ export function createSubscription(
     }
   }
 
-  function end(error?: FeedError): void {
+  function end(error?: FeedError | ""): void {
     ended ??= { error };
     for (const { wake } of loops) wake?.();
   }
@@ -101,9 +100,7 @@ export function createSubscription(
       queueMicrotask(handOver);
       return bell.on(name, listener);
     },
-    setRate(everyMs) {
-      if (!ended) setRate(everyMs);
-    },
+    setRate,
     close() {
       if (ended) return;
       for (const { waiting } of loops) waiting.clear();
@@ -129,7 +126,7 @@ export function createSubscription(
         }
       } finally {
         loops.delete(loop);
-        if (!loops.size && !bell.hasListener("event")) forUser.close();
+        if (!loops.size && !bell.count("event")) forUser.close();
       }
     },
   };

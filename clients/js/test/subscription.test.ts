@@ -251,3 +251,14 @@ test("a rate that is set before the subscription is made is that of the command"
   expect(FakeSocket.last.sent).toMatchObject([{ channels: ["A.x", "B.x"], every_ms: 1_000 }]);
   feed.close();
 });
+
+test.each([Number.NaN, -1, Infinity, "250", {}])("%s is no rate, and nothing is sent", async (value) => {
+  const { feed, subscription, socket } = await liveWith("A.x");
+  const everyMs = value as number;
+  const error = new TypeError(`everyMs ${value}: allowed is 0 or more, or null`);
+  expect(() => feed.subscribe("B.x", { everyMs })).toThrow(error);
+  expect(() => subscription.setRate(everyMs)).toThrow(error);
+  await settle();
+  expect(socket.sent).toHaveLength(1);
+  feed.close();
+});
