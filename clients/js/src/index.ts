@@ -64,7 +64,7 @@ export interface Feed {
   readonly state: State;
   /** The newest event of a channel that is subscribed to. */
   newest<Data = unknown>(channel: string): Event<Data> | undefined;
-  /** @throws TypeError if the rate is neither null nor a number from 0 on. */
+  /** @throws TypeError if the rate is neither null nor a number from 0 on, or a name is none. */
   subscribe<Data = unknown>(
     channels: string | readonly string[],
     options?: SubscribeOptions,
@@ -81,6 +81,8 @@ export interface Feed {
 const PROBE_MS = 3_000;
 // Whatever this machine's clock says, a token is not asked for more often than twice a minute.
 const VALID_LEAST_MS = 60_000;
+
+const NAME = /^(?!.{65})(>|(\*|[\w-]+)\.([*>]|[\w-]+))$/;
 
 // NaN, of a field that is empty, would be asked for again and again.
 function checkRate(rate: Rate): void {
@@ -352,6 +354,10 @@ export function connect(url: string | readonly string[], options: ConnectOptions
       const id = ++ids;
       let { everyMs = 0 } = asked;
       checkRate(everyMs);
+      for (const name of names) {
+        if (!name?.match?.(NAME))
+          throw new TypeError(`channel ${name}: allowed is A.b, A.*, *.b or >, of 64 characters`);
+      }
       const one = createSubscription(names, {
         setRate(rate) {
           checkRate(rate);

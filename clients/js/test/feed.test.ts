@@ -301,15 +301,15 @@ describe("a listener", () => {
 
     const refusals: FeedError[] = [];
     const feed = connectToFakes();
-    feed.subscribe("A").on("refused", (error) => refusals.push(error));
+    feed.subscribe("A.x").on("refused", (error) => refusals.push(error));
     const warn = vi.spyOn(console, "warn").mockReturnValue();
-    feed.subscribe("A");
+    feed.subscribe("A.x");
     await settle();
     FakeSocket.last.open();
     const { id } = FakeSocket.last.sent[0] as { id: number };
-    const refused = [{ channel: "A", code: "INVALID_CHANNEL" }];
+    const refused = [{ channel: "A.x", code: "FORBIDDEN_CHANNEL" }];
     FakeSocket.last.say({ type: "subscription_ack", subscribed: [], id, refused, epoch: "e", offset: 0 });
-    expect(refusals).toMatchObject([{ name: "FeedError", code: "INVALID_CHANNEL", channel: "A" }]);
+    expect(refusals).toMatchObject([{ name: "FeedError", code: "FORBIDDEN_CHANNEL", channel: "A.x" }]);
     expect(warn).toHaveBeenCalledExactlyOnceWith(refusals[0]);
   });
 });

@@ -262,3 +262,26 @@ test.each([Number.NaN, -1, Infinity, "250", {}])("%s is no rate, and nothing is 
   expect(socket.sent).toHaveLength(1);
   feed.close();
 });
+
+test.each(["", "A", "A.", "A.x.y", "A*.x", "A.x ", ">.x", `A.${"x".repeat(63)}`, undefined, 1.5])(
+  "%j is no channel, and nothing is sent",
+  async (value) => {
+    const { feed, socket } = await liveWith("A.x");
+    const error = new TypeError(`channel ${value}: allowed is A.b, A.*, *.b or >, of 64 characters`);
+    expect(() => feed.subscribe(["B.x", value as string])).toThrow(error);
+    await settle();
+    expect(socket.sent).toHaveLength(1);
+    feed.close();
+  },
+);
+
+test.each(["A_1-b.x-Y", ">", "*.x", "A.*", "A.>", "*.*", "*.>", `A.${"x".repeat(62)}`])(
+  "%s is a channel or a pattern",
+  async (name) => {
+    const { feed, socket } = await liveWith("B.y");
+    feed.subscribe(name);
+    await settle();
+    expect(socket.sent.at(-1)).toMatchObject({ type: "subscribe", channels: [name] });
+    feed.close();
+  },
+);
