@@ -44,7 +44,6 @@ from trio_odin.client.link import Link
 _TICK_MS: Final = 2_000
 _REFRESH_MS: Final = 30_000
 _AGAIN_MS: Final = 5_000
-_SUCCESSIONS_MAX: Final = 8
 _WORST_LAST: Final = ("live", "stale", "connecting", "offline")
 
 
@@ -100,8 +99,8 @@ class Core:
         self._token: str | None = None
         self._refresh_at = inf
         self._is_asked = False
-        # Which stream has followed which, of the last ones.
-        self._successions: dict[tuple[str | None, str | None], None] = {}
+        # Which stream has followed which, the last time.
+        self._succession: tuple[str | None, str | None] = None, None
         self._outputs: list[Output] = []
         self._links: list[Link] = []
         self._subscriptions: dict[int, _Subscription] = {}
@@ -358,9 +357,7 @@ class Core:
 
     def follow(self, before: str | None, epoch: str | None) -> None:
         """Note that the stream `epoch` has taken the place of another one."""
-        self._successions[before, epoch] = None
-        while len(self._successions) > _SUCCESSIONS_MAX:
-            del self._successions[next(iter(self._successions))]
+        self._succession = before, epoch
 
     def _is_newer(self, event: Event, before: Event) -> bool:
         """Whether an event is newer than `before` of the same channel."""
@@ -372,7 +369,7 @@ class Core:
         # times tell, unless it is known which stream is newer. The clock of another NATS node may
         # be behind.
         has_order = event.epoch is None or before.epoch is None
-        is_next = event.offset is not None and (before.epoch, event.epoch) in self._successions
+        is_next = event.offset is not None and (before.epoch, event.epoch) == self._succession
         is_new = (has_order and not event.is_snapshot) or is_next
         return is_new or event.unix_ms > before.unix_ms
 

@@ -190,7 +190,7 @@ export function createConnection(
     const events: Message[] = message.type === "price:batch" ? message.events : [message];
     const isNew = count(message);
     for (const { channel, data, ts, offset, prev, skipped = 0, snapshot = false } of events) {
-      if (typeof channel !== "string") throw new TypeError("an event without a channel");
+      if (typeof channel !== "string") throw new TypeError("no channel");
       // Without offsets what comes twice is not known: of two connections the new one counts.
       if (offset === undefined && !(isNew && counts())) continue;
       const { epoch } = conn;

@@ -21,7 +21,6 @@ import type { Event, Host, Message, Options, Rate, State } from "./types.js";
 const TICK_MS = 2_000;
 const REFRESH_MS = 30_000;
 const AGAIN_MS = 5_000;
-const SUCCESSIONS_MAX = 8;
 const WORST_FIRST = ["offline", "connecting", "stale", "live"];
 
 export const DEFAULTS: Options = {
@@ -70,8 +69,8 @@ export function createCore(
   let state: State = { name: "connecting", cause: "", at: 0, retryAt: null };
   let token: string | null = null;
   let refreshAt = Infinity;
-  // Which stream has followed which, of the last ones.
-  let successions: string[] = [];
+  // Which stream has followed which, the last time.
+  let succession = "";
   let isAsked = false;
   let connIds = 0;
   let isHidden = false;
@@ -115,7 +114,7 @@ export function createCore(
     },
     hasOthers: urls.length > 1,
     follow(before, epoch) {
-      successions = [...successions, `${before} ${epoch}`].slice(-SUCCESSIONS_MAX);
+      succession = `${before} ${epoch}`;
     },
     forget(names) {
       for (const name of names) {
@@ -145,7 +144,7 @@ export function createCore(
   // clock of another NATS node may be behind.
   function isNewer({ epoch, offset, isSnapshot, unixMs }: Event, before: Event): boolean {
     if (epoch === before.epoch && offset && before.offset) return offset > before.offset;
-    const isNext = offset && successions.includes(`${before.epoch} ${epoch}`);
+    const isNext = offset && succession === `${before.epoch} ${epoch}`;
     return !!isNext || ((!epoch || !before.epoch) && !isSnapshot) || unixMs > before.unixMs;
   }
 

@@ -356,7 +356,7 @@ export function connect(url: string | readonly string[], options: ConnectOptions
       checkRate(everyMs);
       for (const name of names) {
         if (!name?.match?.(NAME))
-          throw new TypeError(`channel ${name}: allowed is A.b, A.*, *.b or >, of 64 characters`);
+          throw new TypeError(`channel ${name}: allowed is A.b, A.*, *.b, >`);
       }
       const one = createSubscription(names, {
         setRate(rate) {
