@@ -355,8 +355,7 @@ export function connect(url: string | readonly string[], options: ConnectOptions
       let { everyMs = 0 } = asked;
       checkRate(everyMs);
       for (const name of names) {
-        if (!name?.match?.(NAME))
-          throw new TypeError(`channel ${name}: allowed is A.b, A.*, *.b, >`);
+        if (!name?.match?.(NAME)) throw new TypeError(`channel ${name}: allowed is A.b, A.*, *.b, >`);
       }
       const one = createSubscription(names, {
         setRate(rate) {

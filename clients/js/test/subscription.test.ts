@@ -267,7 +267,7 @@ test.each(["", "A", "A.", "A.x.y", "A*.x", "A.x ", ">.x", `A.${"x".repeat(63)}`,
   "%j is no channel, and nothing is sent",
   async (value) => {
     const { feed, socket } = await liveWith("A.x");
-    const error = new TypeError(`channel ${value}: allowed is A.b, A.*, *.b or >, of 64 characters`);
+    const error = new TypeError(`channel ${value}: allowed is A.b, A.*, *.b, >`);
     expect(() => feed.subscribe(["B.x", value as string])).toThrow(error);
     await settle();
     expect(socket.sent).toHaveLength(1);
