@@ -143,7 +143,7 @@ def js(session: nox.Session) -> None:
         session.skip("clients/js needs Node 20 or later and npm, and there is none on PATH")
     is_quick = session.posargs[:1] == ["--quick"]
     if not is_quick:
-        install(session)
+        install(session, "tests")
     browser = session.posargs[:1] in (["--browser"], ["--record"])
     record = [str(Path(name).resolve()) for name in session.posargs[1:]]
     session.chdir("clients/js")
@@ -154,6 +154,8 @@ def js(session: nox.Session) -> None:
     if browser:
         environment = {"FAULTS_RECORD": record[0]} if record else {}
         session.run("npm", "run", "--silent", "browser", external=True, env=environment)
+        session.chdir("../..")
+        session.run("pytest", "tests/page", "-m", "")
 
 
 NODE_PEERS = ["@based/uws@20.6.0", "nats@2"]
