@@ -58,6 +58,7 @@ COSTS = ROOT / "trio_odin" / "lab" / "model" / "costs.toml"
 REPORT = DOCS / "capacity" / "report.html"
 RECORDS = (
     "benchmarks.json",
+    "benchmarks-rates.json",
     "benchmarks-scale-18000.json",
     "capacity/verdict.json",
     "clients/faults.json",
@@ -100,7 +101,7 @@ def _passed(number: int) -> LoadResult:
 def costs() -> Costs:
     """What the model takes for measured: from the same run, and bytes from the bench if known."""
     found = fit(lab().stages, source="the lab, " + lab().provenance.day)
-    runs = bench_runs()
+    runs = bench_runs(_RATES)
     samples = [sample for run in runs for target in run.targets for sample in target.wire_samples()]
     wire = fit_wire(
         samples, source="trio-odin bench --only compression", date=runs[0].provenance.day
@@ -117,6 +118,10 @@ def _egress() -> list[tuple[Egress, Egress]]:
         return egress(Demand(rate=rate, every_ms=every_ms, encoding=encoding), found, tiers)
 
     return [(of(NORMAL_RATE, *way), of(PEAK_RATE, *way)) for way in ways]
+
+
+# The stages about this server alone, which take as long as all others.
+_RATES = "benchmarks-rates.json"
 
 
 def bench_runs(name: str = "benchmarks.json") -> list[BenchReport]:
@@ -229,6 +234,7 @@ def _templates() -> jinja2.Environment:
         "wire": costs().wire,
         "tally": tally,
         "bench": bench_runs(),
+        "rated": bench_runs(_RATES)[0],
         "larger": [run for name in larger for run in bench_runs(name)],
         "beside": beside,
         "compression_head": COMPRESSION_HEAD,
@@ -334,6 +340,7 @@ def main() -> None:
         return
     if options.plot:
         plot(bench_runs()[0], DOCS / "benchmarks.svg")
+        plot(bench_runs(_RATES)[0], DOCS / "benchmarks-rates.svg")
     for name, written in PAGES.items():
         (DOCS / name).write_text(written(), encoding="utf-8")
     (ROOT / "README.md").write_text(readme(), encoding="utf-8")

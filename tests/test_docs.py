@@ -95,6 +95,7 @@ def test_generated_pages_are_current(page: str) -> None:
     ("record", "page"),
     [
         ("benchmarks.json", "docs/benchmarks.md"),
+        ("benchmarks-rates.json", "docs/benchmarks.md"),
         ("benchmarks.json", "README.md"),
         ("capacity/verdict.json", "docs/capacity.md"),
         ("capacity/verdict.json", "README.md"),
