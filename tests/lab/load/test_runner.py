@@ -216,7 +216,7 @@ async def test_refused_connections_are_counted_by_their_status(rig: Rig) -> None
 
 
 async def test_a_server_stopped_in_the_hold_is_shown_with_its_reason(rig: Rig) -> None:
-    with serving(rig.nats_url) as server:
+    with serving(rig.nats_url, WS_DRAIN_SECONDS="2s") as server:
         stop = InPhase("hold", server.process.terminate)
         result = await carried_out(plan_on(rig, server.websocket_url), stop)
     assert result.disconnects == {"1001 Server is shutting down": 40}

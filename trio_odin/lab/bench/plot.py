@@ -6,6 +6,7 @@ delivery.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -81,6 +82,16 @@ def plot(report: BenchReport, path: Path) -> None:
             draw(row)
         metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
         figure.savefig(path, dpi=_PNG_DPI, facecolor="white", metadata=metadata)
+    if path.suffix == ".svg":
+        _number_clips(path)
+
+
+def _number_clips(path: Path) -> None:
+    """Name what clips by numbers: matplotlib does by the last digits of its layout, which vary."""
+    text = path.read_text(encoding="utf-8")
+    for number, name in enumerate(re.findall(r'<clipPath id="(\w+)"', text)):
+        text = text.replace(name, f"clip{number}")
+    path.write_text(text, encoding="utf-8")
 
 
 def _parts(report: BenchReport) -> list[tuple[float, Callable[[FigureBase], None]]]:
