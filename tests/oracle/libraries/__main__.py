@@ -16,7 +16,8 @@ import attrs
 import trio
 
 from tests.oracle.faults import draw
-from tests.oracle.libraries.players import Player, maker, now_ms
+from tests.oracle.follower import now_ms
+from tests.oracle.libraries.players import Player, maker
 from tests.oracle.libraries.verdict import Tally, judge
 from tests.oracle.truth import Truth
 from tests.oracle.world import CHANNELS, KINDS, Kind, World, running_world

@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -196,10 +195,6 @@ def draw_parts(channels: Sequence[str], rng: random.Random) -> list[Part]:
         Part(names, every_ms, frozenset(one for one in channels if one in ChannelSet(names)))
         for names, every_ms in parts
     ]
-
-
-def now_ms() -> float:
-    return time.time() * 1000
 
 
 Make: TypeAlias = Callable[[Evidence, trio.Nursery], list[Player]]

@@ -287,11 +287,6 @@ class BenchReport:
     network: str = "loopback"
 
     @property
-    def has_rates(self) -> bool:
-        """Whether it has the stages of trio-odin alone."""
-        return any(one.named("rates") or one.named("compression") for one in self.targets)
-
-    @property
     def is_perfect(self) -> bool:
         """Whether trio-odin connected everybody, and lost and repeated nothing below the ramp.
 
