@@ -6,7 +6,6 @@ delivery.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import LogLocator, StrMethodFormatter
+from matplotlib.transforms import Bbox
 
 from trio_odin.lab.bench.record import BenchReport, Stage, TargetReport, w_of
 
@@ -26,6 +26,7 @@ _BAR_INCHES, _FRAME_INCHES, _LINES_INCHES = 0.36, 1.45, 3.7
 _RATES_INCHES = 3.2
 _LEGEND_COLUMNS = 4
 _PNG_DPI = 192
+_LAYOUT_DIGITS = 4  # of the figure's size: less than a tenth of a pixel
 _TITLE_MAX = 24
 _SHORT_TITLES = {
     "nats": "nats-server",
@@ -80,18 +81,24 @@ def plot(report: BenchReport, path: Path) -> None:
         rows = figure.subfigures(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]
         for row, (_, draw) in zip(rows, parts, strict=True):
             draw(row)
+        _settle(figure)
         metadata = {"Date": None, "Creator": None} if path.suffix == ".svg" else {"Software": None}
         figure.savefig(path, dpi=_PNG_DPI, facecolor="white", metadata=metadata)
-    if path.suffix == ".svg":
-        _number_clips(path)
 
 
-def _number_clips(path: Path) -> None:
-    """Name what clips by numbers: matplotlib does by the last digits of its layout, which vary."""
-    text = path.read_text(encoding="utf-8")
-    for number, name in enumerate(re.findall(r'<clipPath id="(\w+)"', text)):
-        text = text.replace(name, f"clip{number}")
-    path.write_text(text, encoding="utf-8")
+def _settle(figure: Figure) -> None:
+    """Lay out once, and on a grid: the last digits of what the solver finds vary."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for part in figure.subfigs:
+        _round(part.bbox_relative)
+        for axes in part.axes:
+            axes.set_position(_round(axes.get_position()))
+
+
+def _round(box: Bbox) -> Bbox:
+    box.set_points(box.get_points().round(_LAYOUT_DIGITS))
+    return box
 
 
 def _parts(report: BenchReport) -> list[tuple[float, Callable[[FigureBase], None]]]:
