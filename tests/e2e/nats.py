@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import secrets
 import signal
 import socket
@@ -21,21 +22,32 @@ from trio_odin.demo.nats_server import find_nats_server
 def free_port() -> int:
     """A free port that the kernel does not give away, so that it stays free for a while.
 
-    It is chosen at random, as other tests look for ports at the same time.
+    Each one is given once, and processes of pytest-xdist have shares of the range: between the
+    choice and the start of a server nobody else takes the port. Other programs may, so it is chosen
+    at random.
     """
     while True:
         port = secrets.choice(_ports())
+        if port in _given:
+            continue
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _given.add(port)
             return port
+
+
+_given: set[int] = set()
 
 
 @functools.cache
 def _ports() -> range:
-    """The ports below the kernel's range, or above, if that range is nearly everything."""
+    """This process' share of the ports below the kernel's range, or above, whichever are more."""
     first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     below, above = range(min(10_000, first // 2), first), range(last + 1, 65_536)
-    return max(below, above, key=len)
+    ports = max(below, above, key=len)
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return ports[number % count :: count]
 
 
 @attrs.define

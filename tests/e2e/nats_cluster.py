@@ -31,6 +31,7 @@ server_name: {name}
 listen: "127.0.0.1:{port}"
 http: "127.0.0.1:{monitoring}"
 cluster {{ name: drill, listen: "127.0.0.1:{route}", routes: [{routes}] }}
+log_file: "{log}"
 jetstream {{ store_dir: "{folder}" }}
 accounts {{ $SYS {{ users: [{{user: system, password: system}}] }} }}
 lame_duck_duration: "30s"
@@ -197,6 +198,7 @@ def cluster_in(folder: Path, *, grace_seconds: float = 1.0) -> NatsCluster:
                 route=route,
                 routes=", ".join(f'"nats://127.0.0.1:{other}"' for other in routes),
                 folder=home / "store",
+                log=home / "log",
                 grace_seconds=grace_seconds,
             )
         )
@@ -213,6 +215,9 @@ async def running_cluster(
     cluster.start()
     try:
         await cluster.wait_ready()
+        # Two would be ready as well, but never make a stream of three replicas.
+        ended = [node.folder.name for node in cluster.nodes if not node.is_running]
+        assert not ended, f"{ended} could not start, see the log in their folder"
         yield cluster
     finally:
         cluster.stop()
