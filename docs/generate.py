@@ -62,6 +62,7 @@ RECORDS = (
     "benchmarks-scale-18000.json",
     "capacity/verdict.json",
     "clients/faults.json",
+    "clients/random-faults.json",
     "conformance.json",
     "rehearsals.json",
     "reliability.json",
@@ -175,7 +176,24 @@ def _conformance() -> _Conformance:
 
 def _clients() -> dict[str, Any]:
     """The record of faults in a browser, with what two clients made of each."""
-    kept = _record("clients/faults.json", dict[str, Any])
+    return _with_origin(_record("clients/faults.json", dict[str, Any]))
+
+
+def _random_faults() -> dict[str, Any]:
+    """The record of random faults under all client libraries, with sums over the worlds."""
+    kept = _with_origin(_record("clients/random-faults.json", dict[str, Any]))
+    done: Counter[str] = Counter()
+    players: dict[str, Counter[str]] = {}
+    for world in kept["worlds"]:
+        done.update(world["faults"])
+        for name, its in world["players"].items():
+            players.setdefault(name, Counter()).update(its)
+    rates = [world["per_second"] for world in kept["worlds"]]
+    sums = {"faults": done, "players": players, "least": min(rates), "most": max(rates)}
+    return kept | sums | {"events": sum(world["events"] for world in kept["worlds"])}
+
+
+def _with_origin(kept: dict[str, Any]) -> dict[str, Any]:
     return kept | {"provenance": msgspec.convert(kept["provenance"], Provenance)}
 
 
@@ -246,6 +264,7 @@ def _templates() -> jinja2.Environment:
         "summary": summary,
         "summary_head": SUMMARY_HEAD,
         "clients": _clients(),
+        "random_faults": _random_faults(),
         "conformance": _conformance(),
         "faults": _record("reliability.json", FaultReport),
         "rehearsals": _record("rehearsals.json", RehearsalReport),

@@ -100,6 +100,7 @@ def test_generated_pages_are_current(page: str) -> None:
         ("capacity/verdict.json", "docs/capacity.md"),
         ("capacity/verdict.json", "README.md"),
         ("clients/faults.json", "docs/clients/faults.md"),
+        ("clients/random-faults.json", "docs/clients/faults.md"),
         ("conformance.json", "docs/conformance.md"),
         ("rehearsals.json", "docs/runbooks/migration.md"),
         ("rehearsals.json", "docs/runbooks/rollback.md"),

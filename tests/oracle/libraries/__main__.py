@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import attrs
+import msgspec
 import trio
 
 from tests.oracle.faults import draw
@@ -21,6 +22,7 @@ from tests.oracle.libraries.players import Player, maker
 from tests.oracle.libraries.verdict import Tally, judge
 from tests.oracle.truth import Truth
 from tests.oracle.world import CHANNELS, KINDS, Kind, World, running_world
+from trio_odin.lab.provenance import Provenance, provenance
 
 _SETTLE_SECONDS = 60.0
 _ASK_AGAIN_SECONDS = 12.0
@@ -37,6 +39,7 @@ class Outcome:
     faults: Counter[str]
     events: int
     lives: int
+    seconds: float
     tallies: dict[str, Tally]
     states: dict[str, Counter[str]]
 
@@ -48,6 +51,7 @@ async def _run_world(
     make = maker(players, CHANNELS, random.Random(rng.random()))
     done: Counter[str] = Counter()
     history: list[str] = []
+    begun_ms = now_ms()
     async with running_world(kind, folder, rng, make_players=make) as world:
         for server in world.servers:
             await server.wait_up()
@@ -67,6 +71,7 @@ async def _run_world(
                     print(f"{kind.name}: {done.total()} of {faults} faults", flush=True)
         await world.heal()
         missing = await _settle(world)
+    seconds = (now_ms() - begun_ms) / 1000
     truth = Truth(world.evidence)
     tallies: dict[str, Tally] = {}
     states: dict[str, Counter[str]] = {}
@@ -82,7 +87,8 @@ async def _run_world(
         states.setdefault(player.kind, Counter()).update(player.states)
     found = [text for tally in tallies.values() for text in tally.findings]
     (folder / "history").write_text("\n".join([*history, *found]) + "\n")
-    return Outcome(kind.name, seed, done, len(truth.places), truth.lives, tallies, states)
+    events = len(truth.places)
+    return Outcome(kind.name, seed, done, events, truth.lives, seconds, tallies, states)
 
 
 async def _settle(world: World) -> list[str]:
@@ -147,6 +153,36 @@ async def _run_all(options: argparse.Namespace, folder: Path) -> list[Outcome]:
     return outcomes
 
 
+def _record(
+    options: argparse.Namespace, origin: Provenance, outcomes: list[Outcome]
+) -> dict[str, object]:
+    """What docs/clients/faults.md is made from."""
+    worlds = []
+    for one in sorted(outcomes, key=lambda one: options.worlds.index(one.world)):
+        players = {
+            kind: {
+                "delivered": tally.delivered,
+                "skipped": tally.skipped,
+                "reported": tally.declared,
+                "gaps": tally.gaps,
+                "lost": tally.count("silent loss"),
+                "doubled": tally.count("repeat"),
+                "older": tally.count("older"),
+                "findings": len(tally.findings),
+            }
+            for kind, tally in one.tallies.items()
+        }
+        kept = {name: getattr(one, name) for name in ("world", "faults", "events", "lives")}
+        worlds.append(kept | {"per_second": round(one.events / one.seconds), "players": players})
+    record = "--record docs/clients/random-faults.json"
+    how = f"--faults {options.faults} --seed {options.seed} {record}"
+    return {
+        "provenance": msgspec.to_builtins(origin),
+        "command": f"python -m tests.oracle.libraries {how}",
+        "worlds": worlds,
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.oracle.libraries", description=__doc__)
     parser.add_argument("--faults", type=int, default=200, help="in all worlds together")
@@ -160,12 +196,12 @@ def main() -> int:
     parser.add_argument("--show", type=int, default=20, help="findings of each kind to show")
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    origin = provenance()
     print(f"seed {options.seed}, {options.faults} faults in {', '.join(options.worlds)}")
     with tempfile.TemporaryDirectory(prefix="oracle-") as own:
         outcomes = trio.run(partial(_run_all, options, options.folder or Path(own)))
     if options.record is not None:
-        content = {"seed": options.seed, "worlds": [attrs.asdict(one) for one in outcomes]}
-        options.record.write_text(json.dumps(content, indent=1) + "\n")
+        options.record.write_text(json.dumps(_record(options, origin, outcomes), indent=1) + "\n")
     findings = sum(len(tally.findings) for one in outcomes for tally in one.tallies.values())
     print(f"{findings} findings")
     return 1 if findings else 0
