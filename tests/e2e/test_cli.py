@@ -75,6 +75,19 @@ def test_up_names_no_page_that_is_switched_off() -> None:
     assert "Page" not in ended.stdout
 
 
+def test_up_ends_quietly_when_its_reader_has_gone() -> None:
+    options = ["up", "--addr", "127.0.0.1:0", "--duration", "3"]
+    with subprocess.Popen(
+        [*COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=30) == 1
+
+
 @pytest.mark.parametrize("command", [["up"], ["serve"], ["publish"]])
 def test_a_taken_port_gives_one_sentence_and_exit_code_2(
     command: list[str], tmp_path: Path

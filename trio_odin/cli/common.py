@@ -212,7 +212,7 @@ def run(function: Callable[[], Any], *mistakes: type[Exception]) -> Any:
     """Run under trio; turn a mistake of the user into an error message and exit code 2.
 
     A lack of memory or threads becomes an error message and exit code 1: the next attempt may
-    succeed.
+    succeed. If nobody reads the output, the exit code is 1, too, and there is nothing to say.
 
     Args:
         function: asynchronous; Ctrl-C ends it, unless it handles that itself.
@@ -223,11 +223,14 @@ def run(function: Callable[[], Any], *mistakes: type[Exception]) -> Any:
     """
     result = "interrupted"
     complaint = shortage = ""
+    is_unread = False
     expected: tuple[type[Exception], ...] = (AddressUnavailable, *mistakes)
     try:
         result = trio.run(function, strict_exception_groups=True)
     except* KeyboardInterrupt:
         pass
+    except* SystemExit:
+        is_unread = True  # what rich makes of a reader such as `head` that has gone
     except* expected as group:
         complaint = str(first_error(group))  # an exit here would become part of a group
     except* (MemoryError, RuntimeError) as group:
@@ -238,6 +241,8 @@ def run(function: Callable[[], Any], *mistakes: type[Exception]) -> Any:
         fail(complaint)
     if shortage:
         fail(shortage, exit_code=1)
+    if is_unread:
+        sys.exit(1)
     return result
 
 
