@@ -212,6 +212,13 @@ def lock(session: nox.Session) -> None:
 
 
 @nox.session
+def release(session: nox.Session) -> None:
+    """Build wheel, sdist, npm package and image, and check them; `-- --tag v0.1.0` for real."""
+    session.install("--quiet", *nox.project.dependency_groups(PROJECT, "release"))
+    session.run("python", "ops/release/release.py", *session.posargs)
+
+
+@nox.session
 def dashboards(session: nox.Session) -> None:
     """Make Grafana's dashboards anew."""
     install(session, "tests")
