@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import TextMessage
 
 from tests.connection.client import as_sent
+from tests.scripts import load_script
 from tests.telemetry.snapshots import balanced
 from trio_odin.auth.grants import Grant
 from trio_odin.cli import main
@@ -57,13 +57,7 @@ UNIX_MS = 1759027038365
 
 @cache
 def _generate() -> ModuleType:
-    path = ROOT / "docs" / "generate.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "docs" / "generate.py")
 
 
 def python_in(page: str) -> str:

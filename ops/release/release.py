@@ -2,9 +2,9 @@
 
     python ops/release/release.py [--out FOLDER] [--tag v0.1.0]
 
-Into the folder go the wheel and the sdist, the npm package, the image where there is a Docker engine,
-what each is made of (CycloneDX), and SHA256SUMS. Nothing is published. It needs git, npm and the dependency
-group `release`.
+Into the folder go the wheel and the sdist, the npm package, the image where there is a Docker
+engine, what each is made of (CycloneDX), and SHA256SUMS. Nothing is published. It needs git, npm
+and the dependency group `release`.
 """
 
 from __future__ import annotations
@@ -59,13 +59,15 @@ def main() -> int:
     options = parser.parse_args()
     try:
         version = version_of(ROOT)
+        if options.tag not in {None, f"v{version}"}:
+            parser.error(f"--tag {options.tag!r}: of version {version} it is 'v{version}'")
         check_versions(ROOT, version)
         if options.tag is not None:
-            check_tag(ROOT, options.tag, version)
+            check_is_final(ROOT, version)
         make(options.out.resolve(), version)
     except ReleaseError as error:
         print(f"release: {error}", file=sys.stderr)
-        return 2 if options.tag is not None and "tag" in str(error) else 1
+        return 1
     return 0
 
 
@@ -84,21 +86,18 @@ def check_versions(root: Path, version: str) -> None:
         other = json.loads((root / "clients" / "js" / name).read_text(encoding="utf-8"))["version"]
         if other != version:
             raise ReleaseError(
-                f"clients/js/{name} has version {other}, trio_odin has {version}: they are released together"
+                f"clients/js/{name} has version {other} and trio_odin {version}: "
+                "they are released together"
             )
 
 
-def check_tag(root: Path, tag: str, version: str) -> None:
-    """The tag is the version's, the changelog has a heading for it, and all is committed."""
-    if tag != f"v{version}":
-        raise ReleaseError(
-            f"tag {tag!r} is not allowed: the version is {version}, so its tag is v{version}"
-        )
+def check_is_final(root: Path, version: str) -> None:
+    """The changelog has a heading for the version, and all is committed."""
     heading = f"## [{version}] - "
     if heading not in (root / "CHANGELOG.md").read_text(encoding="utf-8"):
-        raise ReleaseError(f"CHANGELOG.md has no heading {heading + 'DATE'!r} for the tag {tag}")
-    if changed := _git("status", "--porcelain"):
-        raise ReleaseError(f"what has the tag {tag} must be committed, and this is not:\n{changed}")
+        raise ReleaseError(f"CHANGELOG.md has no heading '{heading}DATE'")
+    if changed := _git("status", "--porcelain", folder=root):
+        raise ReleaseError(f"what is tagged must be committed, and this is not:\n{changed}")
 
 
 def make(out: Path, version: str) -> None:
@@ -176,10 +175,12 @@ def _build_image(tree: Path, out: Path, version: str) -> Path | None:
 def _install_python(package: Path, home: Path, extras: str) -> Path:
     """Install it into a fresh environment; returns its interpreter."""
     _say(f"{package.name} in a fresh environment")
-    venv.create(home, with_pip=True)
+    venv.create(home)
     python = home / "bin" / "python"
     what = f"{package}[{extras}]" if extras else str(package)
-    _run(str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", what)
+    # Without a pip inside, so that the list of parts has nothing that the package does not need.
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
+    _run(*pip, "install", "--quiet", what)
     version = _output(str(home / "bin" / "trio-odin"), "--version", folder=home)
     print(f"  {version}")
     return python
@@ -244,8 +245,8 @@ def _say(what: str) -> None:
     print(f"release: {what} …", flush=True)
 
 
-def _git(*arguments: str) -> str:
-    return _output("git", *arguments, folder=ROOT)
+def _git(*arguments: str, folder: Path = ROOT) -> str:
+    return _output("git", *arguments, folder=folder)
 
 
 def _quiet(*command: str) -> int:

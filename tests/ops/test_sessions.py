@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from types import ModuleType
 from typing import Any
 
@@ -11,6 +10,7 @@ from click.testing import CliRunner
 
 from tests.lab.load.made_up import load_result
 from tests.ops.conftest import ROOT
+from tests.scripts import load_script
 from trio_odin.cli import load, main
 from trio_odin.demo.control import Control, Run
 from trio_odin.lab.load.plan import LoadPlan
@@ -18,12 +18,7 @@ from trio_odin.lab.load.plan import LoadPlan
 
 @pytest.fixture(scope="module")
 def noxfile() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("noxfile", ROOT / "noxfile.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "noxfile.py")
 
 
 class Session:
