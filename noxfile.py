@@ -212,6 +212,16 @@ def lock(session: nox.Session) -> None:
 
 
 @nox.session
+def site(session: nox.Session) -> None:
+    """Make the documentation as a site, in site/VERSION; a link that leads nowhere fails."""
+    install(session, "site")
+    say_version = "import trio_odin; print(trio_odin.__version__)"
+    version = (session.run("python", "-c", say_version, silent=True) or "").strip()
+    options = ["-q", "-W", "--keep-going", "-c", "docs/site"]
+    session.run("sphinx-build", *options, "docs", f"site/{version}")
+
+
+@nox.session
 def release(session: nox.Session) -> None:
     """Build wheel, sdist, npm package and image, and check them; `-- --tag v0.1.0` for real."""
     session.install("--quiet", *nox.project.dependency_groups(PROJECT, "release"))

@@ -76,3 +76,13 @@ def test_a_tag_of_another_version_is_a_mistake_of_the_user() -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert f"--tag 'v9': of version {__version__} it is 'v{__version__}'" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), [("ci", "bash .ci/run"), ("release", "nox -s release -- --tag")]
+)
+def test_the_workflow_is_valid_and_runs_what_developers_run(name: str, command: str) -> None:
+    workflow = ROOT / ".github" / "workflows" / f"{name}.yml"
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema"]
+    subprocess.run([*check, "vendor.github-workflows", str(workflow)], check=True)
+    assert command in workflow.read_text()
