@@ -47,7 +47,7 @@ from trio_odin.lab.provenance import UNKNOWN, Provenance, origin_of, server_comm
 from trio_odin.lab.rehearsals import RehearsalReport
 from trio_odin.lab.reliability import FaultReport
 from trio_odin.lab.report.folder import read_verdict, report_html
-from trio_odin.lab.report.summary import error
+from trio_odin.lab.report.summary import comparisons, error
 from trio_odin.lab.verdict import LabResult
 from trio_odin.settings.reading import IGNORED, variables
 from trio_odin.telemetry import metrics
@@ -243,6 +243,7 @@ def _templates() -> jinja2.Environment:
         "variables": variables(),
         "ignored": IGNORED,
         "lab": lab(),
+        "comparisons": list(comparisons(lab())),
         "peak": _passed(_PEAK_STAGE),
         "most": _passed(_MOST_STAGE),
         "error": error,
@@ -311,6 +312,11 @@ def _runbook(name: str) -> str:
     return part(DOCS / name, rehearsals="rehearsals.md")
 
 
+def _migration() -> str:
+    path = DOCS / "runbooks" / "migration.md"
+    return part(path, **{"against-go": "against-go.md", "rehearsals": "rehearsals.md"})
+
+
 _WHOLE = (
     "benchmarks",
     "capacity",
@@ -322,7 +328,8 @@ _WHOLE = (
 )
 PAGES: dict[str, Callable[[], str]] = {f"{name}.md": partial(page, f"{name}.md") for name in _WHOLE}
 PAGES |= {
-    name: partial(_runbook, name) for name in ("runbooks/migration.md", "runbooks/rollback.md")
+    "runbooks/migration.md": _migration,
+    "runbooks/rollback.md": partial(_runbook, "runbooks/rollback.md"),
 }
 
 

@@ -93,6 +93,7 @@ def test_generated_pages_are_current(page: str) -> None:
         ("benchmarks.json", "README.md"),
         ("capacity/verdict.json", "docs/capacity.md"),
         ("capacity/verdict.json", "README.md"),
+        ("capacity/verdict.json", "docs/runbooks/migration.md"),
         ("clients/faults.json", "docs/clients/faults.md"),
         ("clients/random-faults.json", "docs/clients/faults.md"),
         ("conformance.json", "docs/conformance.md"),
