@@ -37,7 +37,9 @@ def running_chromium(program: str, folder: Path) -> Iterator[Chromium]:
         file = folder / "DevToolsActivePort"
         until(lambda: file.exists() and file.read_text().count("\n"), what="where Chromium listens")
         port, path = file.read_text().split("\n")[:2]
-        with connect(f"ws://127.0.0.1:{port}{path}", max_size=None) as socket:
+        # No pings: while a test does something else, nobody reads the pongs behind the events.
+        address = f"ws://127.0.0.1:{port}{path}"
+        with connect(address, max_size=None, ping_interval=None) as socket:
             yield Chromium(socket)
     finally:
         process.kill()

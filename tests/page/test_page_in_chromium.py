@@ -15,8 +15,10 @@ from pathlib import Path
 from socket import SHUT_WR, create_connection, socket
 
 import pytest
+import trio
 
-from tests.e2e.nats import free_port
+from tests.e2e.nats import free_port, nats_client, running_nats
+from tests.faults.server import start
 from tests.page.chromium import Chromium, Page, find_chromium, running_chromium
 from tests.signing import secret_signer, write_key_set
 from tests.waiting import until
@@ -244,13 +246,119 @@ def test_it_says_that_the_server_is_gone_and_comes_back(chromium: Chromium) -> N
 
 def test_more_channels_than_anyone_reads_are_counted(chromium: Chromium) -> None:
     with (
-        running_up(free_port(), "--rate", "300", "--tokens", "400") as url,
+        running_up(free_port(), "--rate", "300", "--tokens", "400", "--shares", "even") as url,
         chromium.page(url) as page,
     ):
         page.until("document.querySelector('#note').textContent.includes('of 400')")
         assert "The first 250 of 400 channels" in page.text("#note")
         assert page.run("document.querySelectorAll('tbody tr').length") == 250
         assert page.run(SYMBOLS) == sorted(page.run(SYMBOLS))
+
+
+def test_the_details_go_with_their_channel(chromium: Chromium, url: str) -> None:
+    with chromium.page(url, width=360) as page:
+        page.until(IS_LIVE)
+        page.run("document.querySelector('tr[data-channel=\"ADA.trade\"]').click()")
+        page.until("document.querySelector('#details h2').textContent === 'ADA.trade'")
+        search(page, "ADA BTC")
+        page.until(f"{SYMBOLS}.join() === 'ADA,BTC'")
+        assert page.run("document.querySelector('#side').classList.contains('is-open')")
+        search(page, "BTC")
+        page.until(f"{SYMBOLS}.join() === 'BTC'")
+        page.until("!document.querySelector('#side').classList.contains('is-open')")
+        assert page.run("document.querySelector('#details').hidden")
+        assert page.complaints() == []
+
+
+def test_names_without_an_event_are_listed(page: Page) -> None:
+    search(page, "BTC.trade NOPE.trade *.liquidity")
+    page.until(f"{SYMBOLS}.join() === 'BTC'")
+    page.until(
+        "document.querySelector('#note').textContent"
+        " === '1 channel. No event of NOPE.trade, *.liquidity yet.'"
+    )
+    search(page, "BTC.trade")
+    page.until("document.querySelector('#note').textContent === '1 channel'")
+
+
+def test_a_delay_is_named_once(chromium: Chromium) -> None:
+    """The server is full: the countdown beside the cause says when the page tries again."""
+    with (
+        running_up(free_port(), WS_MAX_CONNECTIONS="1") as url,
+        chromium.page(url) as first,
+        chromium.page(url) as second,
+    ):
+        pages = [first, second]
+        state = "document.body.dataset.state"
+        until(
+            lambda: sorted(page.run(state) for page in pages) == ["live", "offline"],
+            what="one page too many",
+        )
+        (refused,) = (page for page in pages if page.run(state) == "offline")
+        refused.until("/^again in \\d+ s$/.test(document.querySelector('#retry').textContent)")
+        assert "again in" not in refused.text("#state")
+        assert len(refused.text("#state span")) > 10
+
+
+# What publishers can send, and no market does.
+ODD_PRICES = {
+    "HUGE": "1e308",
+    "MINUS": "-1e308",
+    "TINY": "1e-300",
+    "BEYOND": "1e999",
+    "ZERO": "0",
+    "MILLIONS": "1234567.891",
+    "__proto__": "1",
+    "constructor": "2",
+    "-": "3",
+    "1E5": "4",
+    "W" * 58: "5",
+}
+
+
+@pytest.mark.parametrize("width", [360, 800, 1440])
+def test_odd_names_and_numbers_stay_in_their_cells(
+    chromium: Chromium, odd_market: str, width: int
+) -> None:
+    with chromium.page(odd_market, width=width) as page:
+        page.until(f"{SYMBOLS}.length === {len(ODD_PRICES)}")
+        assert sorted(page.run(SYMBOLS)) == sorted(ODD_PRICES)
+        page.run("new Promise((done) => setTimeout(done, 3500))")  # some points of the trends
+        paths = page.run(
+            "[...document.querySelectorAll('.trend path')].map((p) => p.getAttribute('d'))"
+        )
+        assert any(paths)
+        assert not [path for path in paths if "NaN" in path or "Infinity" in path]
+        for name in ODD_PRICES:
+            page.run(f"document.querySelector('tr[data-channel=\"{name}.trade\"]').click()")
+            page.until(f"document.querySelector('#details h2').textContent === '{name}.trade'")
+        assert page.run("document.documentElement.scrollWidth") <= width
+        figures = "tr:not(.plain) :is(.price, .change, .volume, .age)"
+        cells = f"[...document.querySelectorAll('tbody {figures}')]"
+        wide = f"{cells}.filter((one) => one.scrollWidth > one.clientWidth)"
+        assert page.run(f"{wide}.map((one) => one.textContent)") == []
+        assert page.complaints() == []
+
+
+@pytest.fixture(scope="module")
+def odd_market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that had the events of `ODD_PRICES`."""
+    folder = tmp_path_factory.mktemp("odd")
+    with running_nats(folder / "nats") as nats:
+        server = start(folder, nats.url)
+        try:
+            trio.run(server.wait_ready)
+            trio.run(_publish_odd_prices, nats.url)
+            yield f"http://127.0.0.1:{server.port}/"
+        finally:
+            server.kill()
+
+
+async def _publish_odd_prices(nats_url: str) -> None:
+    async with nats_client(nats_url) as client:
+        for name, price in ODD_PRICES.items():
+            data = f'{{"price":{price},"volume24h":{price},"tokenId":"{name}"}}'
+            await client.publish(f"odin.token.{name}.trade", data.encode())
 
 
 def test_a_server_with_tokens_gets_one(chromium: Chromium, tmp_path: Path) -> None:

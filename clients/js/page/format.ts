@@ -5,6 +5,7 @@ const numbers = new Map<number, Intl.NumberFormat>();
 /** Decimals that suit a price: the smaller, the more. They stay while the price is of that size. */
 export function decimalsFor(price: number): number {
   const size = Math.abs(price);
+  if (size >= 1e6) return 0;
   if (size >= 1000) return 2;
   if (size >= 10) return 3;
   if (size >= 0.1) return 4;
@@ -20,11 +21,20 @@ function fixed(decimals: number): Intl.NumberFormat {
   return format;
 }
 
-export const showPrice = (price: number, decimals: number): string => fixed(decimals).format(price);
+/** 1.235e9, with the minus of all other numbers. */
+const scientific = (value: number, decimals: number): string =>
+  value.toExponential(decimals).replace("e+", "e").replace(/^-/, "−");
+
+export function showPrice(price: number, decimals: number): string {
+  const size = Math.abs(price);
+  const fits = size === 0 || (size >= 1e-6 && size < 1e9);
+  return fits ? fixed(decimals).format(price) : scientific(price, 3);
+}
 
 /** A change in percent, always with its sign: colour alone says nothing to many. */
 export function showChange(percent: number): string {
-  const text = fixed(2).format(Math.abs(percent));
+  const size = Math.abs(percent);
+  const text = size < 1e5 ? fixed(size < 1e3 ? 2 : 0).format(size) : scientific(size, 0);
   if (+text === 0) return `${text} %`;
   return `${percent < 0 ? "−" : "+"}${text} %`;
 }
@@ -35,7 +45,10 @@ const compact = new Intl.NumberFormat("en", {
   maximumSignificantDigits: 3,
 });
 
-export const showCompact = (value: number): string => compact.format(value);
+export function showCompact(value: number): string {
+  const size = Math.abs(value);
+  return size === 0 || (size >= 0.001 && size < 1e15) ? compact.format(value) : scientific(value, 0);
+}
 
 /** An age in the largest unit that fits: 3 s, 5 min, 2 h, 4 d. */
 export function showAge(ms: number): string {
@@ -59,6 +72,9 @@ export const showPerSecond = (perSecond: number): string =>
 const clock = new Intl.DateTimeFormat("en", { timeStyle: "medium", hourCycle: "h23" });
 
 export const showTime = (unixMs: number): string => clock.format(unixMs);
+
+/** The cause of a state without the delay, which the page counts down. */
+export const showCause = (cause: string): string => cause.replace(/; again in \d+ s$/, "");
 
 const REASONS: Record<string, string> = {
   resume: "after a lost connection",

@@ -3,7 +3,7 @@
 import { namesFor } from "../src/connection.js";
 import { connect, type Feed, type Rate, type State, type Subscription } from "../src/index.js";
 import { z1 } from "../src/z1.js";
-import { showBytes, showPerSecond, showTime } from "./format.js";
+import { showBytes, showCause, showPerSecond, showTime } from "./format.js";
 import { EVERY_TRADE, readNames } from "./names.js";
 import { createSide } from "./side.js";
 import { createTable, MAX_ROWS, type Order } from "./table.js";
@@ -11,6 +11,7 @@ import { createTable, MAX_ROWS, type Order } from "./table.js";
 // Nobody reads faster, and each frame costs.
 const PAINT_EVERY_MS = 200;
 const SECONDS_AVERAGED = 5;
+const NAMES_SHOWN = 5;
 const TITLES = {
   connecting: "Connecting",
   live: "Live",
@@ -55,7 +56,7 @@ function paint(): void {
   paintedAt = Date.now();
   const markMs = table.paint(paintedAt);
   showNote();
-  setText(part("#change"), table.isDaily ? "24 h" : `Since ${openedAt}`);
+  if (table.size) setText(part("#change"), table.isDaily ? "24 h" : `Since ${openedAt}`);
   showSelected();
   clearTimeout(unmark);
   if (markMs) unmark = setTimeout(plan, markMs);
@@ -68,10 +69,18 @@ function setText(element: HTMLElement, text: string): void {
 function showNote(): void {
   const { size } = table;
   const all = size.toLocaleString("en");
+  const missing = wanted.filter((name) => !table.has(name));
+  const none = `No event of ${listed(missing)} yet.`;
+  // There may be more: a server sends first values up to a limit, and others as they come.
   if (size > MAX_ROWS)
-    setText(note, `The first ${MAX_ROWS} of ${all} channels. Name fewer above to see others.`);
-  else if (size) setText(note, size === 1 ? "1 channel" : `${all} channels`);
-  else setText(note, `No event of ${wanted.join(", ")} yet. Upper and lower case matter.`);
+    setText(note, `The first ${MAX_ROWS} of ${all} channels so far. Name fewer above to see others.`);
+  else if (!size) setText(note, `${none} Upper and lower case matter.`);
+  else setText(note, `${size === 1 ? "1 channel" : `${all} channels`}${missing.length ? `. ${none}` : ""}`);
+}
+
+function listed(those: string[]): string {
+  const more = those.length - NAMES_SHOWN;
+  return more > 0 ? `${those.slice(0, NAMES_SHOWN).join(", ")} and ${more} more` : those.join(", ");
 }
 
 // ---- what is subscribed to
@@ -86,6 +95,7 @@ function subscribe(): void {
   follow();
   before?.close();
   table.keepOnly((channel) => namesFor(channel).some((name) => wanted.includes(name)));
+  if (selected !== null && !table.quote(selected)) side.close();
   const isUsual = wanted.join() === EVERY_TRADE;
   history.replaceState(null, "", isUsual ? location.pathname : `#${encodeURIComponent(names.value.trim())}`);
 }
@@ -156,7 +166,7 @@ function showState({ name, cause, at, retryAt: next }: State): void {
   setText(part("#state strong"), TITLES[shown]);
   if (!isTrying) {
     const since = offlineSince === null ? "" : `, since ${showTime(offlineSince)}`;
-    setText(part("#state span"), cause && `${cause}${since}`);
+    setText(part("#state span"), cause && `${showCause(cause)}${since}`);
   }
   part("#entry").hidden = name !== "closed" || !/token/i.test(cause);
   document.title = `${shown === "live" ? "" : `${TITLES[shown]}: `}Prices · trio-odin`;

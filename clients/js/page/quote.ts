@@ -3,9 +3,10 @@
 import type { Event } from "../src/index.js";
 import { decimalsFor } from "./format.js";
 
-/** Points of a trend, and the time between two of them. */
+/** Points of a trend, and the time between two of them; less while the page is new. */
 export const POINTS = 90;
 export const STEP_MS = 2_000;
+export const FIRST_STEP_MS = 1_000;
 // A short trend does not fill the width: a line through two points looks like more than it is.
 const LEAST_POINTS = 20;
 
@@ -28,7 +29,7 @@ export interface Quote {
 
 const numberIn = (data: unknown, key: string): number | null => {
   const value = (data as Record<string, unknown> | null)?.[key];
-  return typeof value === "number" ? value : null;
+  return Number.isFinite(value) ? (value as number) : null;
 };
 
 export function createQuote(event: Event): Quote {
@@ -70,7 +71,8 @@ export const dayChange = ({ event }: Quote): number | null => numberIn(event.dat
 export function change(quote: Quote): number | null {
   const { price, opening } = quote;
   if (price === null) return null;
-  return dayChange(quote) ?? (opening ? (price / opening - 1) * 100 : null);
+  const since = opening ? (price / opening - 1) * 100 : Number.NaN;
+  return dayChange(quote) ?? (Number.isFinite(since) ? since : null);
 }
 
 /** Add the current price to the trend. */
@@ -80,12 +82,21 @@ export function addPoint({ price, points }: Quote): void {
   if (points.length > POINTS) points.shift();
 }
 
+/** Keep every other point of a trend, the newest one among them. */
+export function thin({ points }: Quote): void {
+  const kept = points.filter((_, at) => (points.length - at) % 2);
+  points.splice(0, points.length, ...kept);
+}
+
 /** The trend as an SVG path in a box of 100 × 20, now at its right. What is below 0.02 % is flat. */
-export function trendPath({ points, price }: Quote): string {
-  if (points.length < 2 || price === null) return "";
+export function trendPath({ points: prices, price }: Quote): string {
+  if (prices.length < 2 || price === null) return "";
+  // As shares of the greatest: no difference of theirs is beyond all numbers.
+  const unit = Math.max(...prices.map(Math.abs)) || 1;
+  const points = prices.map((one) => one / unit);
   const low = Math.min(...points);
   const high = Math.max(...points);
-  const span = Math.max(high - low, Math.abs(price) * 2e-4) || 1;
+  const span = Math.max(high - low, Math.abs(price / unit) * 2e-4) || 1;
   const middle = (low + high) / 2;
   const step = 100 / (Math.max(points.length, LEAST_POINTS) - 1);
   const start = 100 - step * (points.length - 1);

@@ -3,6 +3,7 @@
 // Events only mark what has changed. Painting happens in a frame of the browser, touches only the
 // cells whose text differs, and never moves a row.
 
+import { namesFor } from "../src/connection.js";
 import type { Event } from "../src/index.js";
 import { showAge, showChange, showCompact, showPrice, summarize } from "./format.js";
 import {
@@ -10,10 +11,12 @@ import {
   change,
   createQuote,
   dayChange,
+  FIRST_STEP_MS,
   POINTS,
   type Quote,
   STEP_MS,
   take,
+  thin,
   trendPath,
   volume,
 } from "./quote.js";
@@ -21,6 +24,10 @@ import {
 /** A page with more rows is slow to lay out and no easier to read. */
 export const MAX_ROWS = 250;
 const MARK_MS = 500;
+// As wide as a digit: a figure that becomes shorter begins where it did.
+const FIGURE_SPACE = "\u2007";
+const CHANGE_CHARS = "+1.00 %".length;
+const AGE_CHARS = "10 s".length;
 
 export type Order = "channel" | "price" | "change";
 
@@ -51,6 +58,8 @@ function setText(element: Element, text: string): void {
   else if (node.data !== text) node.data = text;
 }
 
+const pad = (text: string, chars: number): string => text.padStart(chars, FIGURE_SPACE);
+
 export type Table = ReturnType<typeof createTable>;
 
 /** Fill `body` with copies of `template`; `changed` is called when something waits to be painted. */
@@ -58,6 +67,8 @@ export function createTable(body: HTMLElement, template: HTMLTemplateElement, ch
   const quotes = new Map<string, Quote>();
   const rows = new Map<Quote, Row>();
   const dirty = new Set<Quote>();
+  // All names that channels of the table match.
+  const matched = new Set<string>();
   let order: Quote[] = [];
   let arrivals: Quote[] = [];
   let by: Order = "channel";
@@ -65,6 +76,7 @@ export function createTable(body: HTMLElement, template: HTMLTemplateElement, ch
   let isMoved = false;
   let isDaily = false;
   let sampledAt = Date.now();
+  let stepMs = FIRST_STEP_MS;
   // How far the server's clock is ahead, or rather behind: the least that an event seems to take.
   let skew: number | null = null;
 
@@ -74,6 +86,8 @@ export function createTable(body: HTMLElement, template: HTMLTemplateElement, ch
     else {
       const arrival = createQuote(event);
       quotes.set(event.channel, arrival);
+      addPoint(arrival);
+      for (const name of namesFor(event.channel)) matched.add(name);
       arrivals.push(arrival);
       isDaily ||= dayChange(arrival) !== null;
     }
@@ -94,6 +108,8 @@ export function createTable(body: HTMLElement, template: HTMLTemplateElement, ch
       quotes.delete(channel);
       dirty.delete(quote);
     }
+    matched.clear();
+    for (const name of [...quotes.keys()].flatMap(namesFor)) matched.add(name);
     order = order.filter(({ channel }) => quotes.has(channel));
     arrivals = arrivals.filter(({ channel }) => quotes.has(channel));
     isMoved = true;
@@ -128,7 +144,6 @@ export function createTable(body: HTMLElement, template: HTMLTemplateElement, ch
     setText(part("b"), quote.symbol);
     // Of the usual kind nothing is said.
     setText(part("i"), quote.kind === "trade" ? "" : quote.kind);
-    element.classList.toggle("plain", quote.price === null);
     return {
       quote,
       element,
@@ -173,7 +188,9 @@ export function createTable(body: HTMLElement, template: HTMLTemplateElement, ch
   function paintRow(row: Row, now: number): void {
     const { quote } = row;
     const { price } = quote;
+    row.element.classList.toggle("plain", price === null);
     if (price === null) {
+      delete row.price.dataset.decimals;
       setText(row.price, summarize(quote.event.data));
       return;
     }
@@ -188,7 +205,7 @@ export function createTable(body: HTMLElement, template: HTMLTemplateElement, ch
       }
     }
     const percent = change(quote);
-    setText(row.change, percent === null ? "" : showChange(percent));
+    setText(row.change, percent === null ? "" : pad(showChange(percent), CHANGE_CHARS));
     const sign = percent === null ? "0" : String(Math.sign(Math.round(percent * 100)));
     if (row.change.dataset.sign !== sign) row.change.dataset.sign = sign;
     const traded = volume(quote);
@@ -201,7 +218,7 @@ export function createTable(body: HTMLElement, template: HTMLTemplateElement, ch
   }
 
   function paintAge({ quote, age }: Row, now: number): void {
-    setText(age, showAge(now - quote.event.unixMs - (skew ?? 0)));
+    setText(age, pad(showAge(now - quote.event.unixMs - (skew ?? 0)), AGE_CHARS));
   }
 
   /** Paint what has changed. Returns how long a mark stays that has to be taken back; 0: none does. */
@@ -230,13 +247,18 @@ export function createTable(body: HTMLElement, template: HTMLTemplateElement, ch
   /** Let a second pass: ages, and now and then a point of each trend. */
   function tick(now: number): void {
     for (const row of rows.values()) paintAge(row, now);
-    const steps = Math.min(POINTS, Math.floor((now - sampledAt) / STEP_MS));
+    const steps = Math.min(POINTS, Math.floor((now - sampledAt) / stepMs));
     if (!steps) return;
-    sampledAt = steps < POINTS ? sampledAt + steps * STEP_MS : now;
-    for (const { quote, trend } of rows.values()) {
+    sampledAt = steps < POINTS ? sampledAt + steps * stepMs : now;
+    for (const { quote } of rows.values()) {
       for (let step = 0; step < steps; step++) addPoint(quote);
-      trend.setAttribute("d", trendPath(quote));
     }
+    // At first a trend grows quickly; once one is full, all show a longer time.
+    if (stepMs < STEP_MS && [...quotes.values()].some(({ points }) => points.length === POINTS)) {
+      stepMs = STEP_MS;
+      for (const quote of quotes.values()) thin(quote);
+    }
+    for (const { quote, trend } of rows.values()) trend.setAttribute("d", trendPath(quote));
   }
 
   return {
@@ -246,6 +268,8 @@ export function createTable(body: HTMLElement, template: HTMLTemplateElement, ch
     paint,
     tick,
     quote: (channel: string): Quote | undefined => quotes.get(channel),
+    /** Whether there is a channel of this name, which may be a pattern. */
+    has: (name: string): boolean => matched.has(name),
     buttons: (): HTMLButtonElement[] => [...body.querySelectorAll("button")],
     /** Whether changes are those of 24 hours. */
     get isDaily() {

@@ -138,7 +138,11 @@ function createClock(): () => number {
  * @throws TypeError if it is not a URL; FeedError if there is no WebSocket.
  */
 export function connect(url: string | readonly string[], options: ConnectOptions = {}): Feed {
-  const { token, compression, WebSocket: Socket = globalThis.WebSocket, ...numbers } = options;
+  const { token, compression, WebSocket: Socket = globalThis.WebSocket } = options;
+  const numbers = { ...DEFAULTS };
+  // What is undefined is not given.
+  let name: keyof Options;
+  for (name in numbers) numbers[name] = options[name] ?? numbers[name];
   if (!Socket) throw new FeedError("NO_WEBSOCKET", "Pass a WebSocket: there is none here");
   const urls = [url].flat().map((one) => {
     return new URL(one, globalThis.location?.href).href.replace(/^http/, "ws");
@@ -160,11 +164,7 @@ export function connect(url: string | readonly string[], options: ConnectOptions
     {
       dial,
       send: (conn, message) => sockets.get(conn)?.send(JSON.stringify(message)),
-      drop(conn, code) {
-        const socket = sockets.get(conn);
-        sockets.delete(conn);
-        socket?.close(code);
-      },
+      drop,
       askToken,
       event: (to, event) => tell(to, (one) => one.take(event)),
       gap: (to, gap) => tell(to, ({ bell }) => bell.ring("gap", gap)),
@@ -175,7 +175,7 @@ export function connect(url: string | readonly string[], options: ConnectOptions
       state(state) {
         due.push(() => {
           bell.ring("state", state);
-          if (state.name === "closed") end(state);
+          if (state.name === "closed") end();
         });
       },
     },
@@ -213,6 +213,12 @@ export function connect(url: string | readonly string[], options: ConnectOptions
     isHandingOut = false;
   }
 
+  function drop(conn: number, code: number): void {
+    const socket = sockets.get(conn);
+    sockets.delete(conn);
+    socket?.close(code);
+  }
+
   function ring(): void {
     timerAt = Infinity;
     act(core.tick);
@@ -225,10 +231,10 @@ export function connect(url: string | readonly string[], options: ConnectOptions
         // Not at once: the core is at work.
         Promise.resolve().then(token),
         new Promise<never>((_, reject) => {
-          late = setTimeout(reject, numbers.answerMs ?? DEFAULTS.answerMs, "no answer");
+          late = setTimeout(reject, numbers.answerMs, "no answer");
         }),
       ]);
-      if (!text) throw "none given";
+      if (!text || typeof text !== "string") throw `${text ? typeof text : "none"} given`;
       act(core.takeToken, text, validMs(text));
     } catch (error) {
       act(core.tokenFailed, `no token: ${error}`);
@@ -240,10 +246,10 @@ export function connect(url: string | readonly string[], options: ConnectOptions
   function dial(conn: number, to: string, text: string | null): void {
     const offers = [...(compression?.offers() ?? []), "trio-odin"];
     if (text) offers.push(`bearer.${text}`);
-    let reader: Reader | null = null;
+    let reader: Reader | null | undefined;
     let isOpen = false;
     // What has come while the reader was prepared.
-    let early: unknown[] | null = null;
+    let early: unknown[] | undefined;
     let socket: WebSocket;
     const isOurs = (): boolean => sockets.get(conn) === socket;
     const lost = (code: number, cause: string): void => {
@@ -266,10 +272,8 @@ export function connect(url: string | readonly string[], options: ConnectOptions
     const received = async (data: unknown): Promise<void> => {
       if (!isOurs()) return;
       try {
-        if (isOpen) {
-          const message = read(data);
-          act(core.received, conn, message);
-        } else if (early) early.push(data);
+        if (isOpen) act(core.received, conn, read(data));
+        else if (early) early.push(data);
         else {
           early = [];
           await reader?.prepare(read(data));
@@ -292,7 +296,7 @@ export function connect(url: string | readonly string[], options: ConnectOptions
     sockets.set(conn, socket);
     socket.binaryType = "arraybuffer";
     socket.onopen = () => {
-      reader = compression?.reader(socket.protocol, to) ?? null;
+      reader = compression?.reader(socket.protocol, to);
       if (!reader || reader.isReady) opened();
     };
     socket.onmessage = ({ data }) => {
@@ -310,7 +314,8 @@ export function connect(url: string | readonly string[], options: ConnectOptions
     };
   }
 
-  function end({ cause }: State): void {
+  function end(): void {
+    const { cause } = core.state();
     closed.abort();
     clearTimeout(timer);
     for (const one of subscriptions.values()) one.end(cause && new FeedError("CLOSED", cause));
@@ -325,18 +330,15 @@ export function connect(url: string | readonly string[], options: ConnectOptions
   // A browser keeps a page for "back" only if nothing is open; and what a frozen page does not read
   // piles up. The next event, or the core's timer, brings new connections.
   const leave = (now: number): void => {
-    for (const [conn, socket] of sockets) {
-      sockets.delete(conn);
-      socket.close(1000);
+    for (const conn of sockets.keys()) {
+      drop(conn, 1000);
       core.lost(now, conn, 1001, "the page is frozen");
     }
   };
   const watch = (names: string, report: (now: number) => void): void => {
-    for (const name of names.split(" ")) {
-      // Those of the document pass here, too, if they are captured.
-      const how = { capture: true, signal: closed.signal };
-      globalThis.addEventListener?.(name, () => act(report), how);
-    }
+    // Those of the document pass here, too, if they are captured.
+    const how = { capture: true, signal: closed.signal };
+    for (const name of names.split(" ")) globalThis.addEventListener?.(name, () => act(report), how);
   };
   act(core.start);
   act(look);
@@ -373,14 +375,14 @@ export function connect(url: string | readonly string[], options: ConnectOptions
       queueMicrotask(() => {
         if (!subscriptions.has(id)) return;
         act(core.subscribe, id, names, everyMs, asked.snapshot);
-        if (core.state().name === "closed") end(core.state());
+        if (closed.signal.aborted) end();
       });
       return one.forUser as Subscription<Data>;
     },
     close() {
       act(core.close);
       // At once: what was about to be handed out is not.
-      end(core.state());
+      end();
     },
   };
 }

@@ -14,6 +14,7 @@ const utf8 = new TextDecoder();
  * it cannot be loaded, the next connection has text.
  */
 export function z1(): Compression {
+  // By the subprotocol that names each.
   const dictionaries = new Map<string, Uint8Array>();
   let isPlain = false;
   return {
@@ -22,26 +23,27 @@ export function z1(): Compression {
         isPlain = false;
         return [];
       }
-      return [...[...dictionaries.keys()].map((id) => `${PREFIX}.${id}`).reverse(), PREFIX];
+      return [...[...dictionaries.keys()].reverse(), PREFIX];
     },
     reader(protocol, url) {
       if (!protocol.startsWith(PREFIX)) return null;
-      let dictionary = dictionaries.get(protocol.slice(PREFIX.length + 1));
+      let dictionary = dictionaries.get(protocol);
       return {
         get isReady() {
           return !!dictionary;
         },
         async prepare({ id, url: path }) {
-          dictionary = dictionaries.get(id);
+          const name = `${PREFIX}.${id}`;
+          dictionary = dictionaries.get(name);
           if (dictionary) return;
           // Until it is here: a server of another version, or a page that may not load it.
           isPlain = true;
           const signal = AbortSignal.timeout(LOAD_MS);
           // Beside the WebSocket: a proxy may have put all of the server under a path.
           const answer = await fetch(new URL(`.${path}`, url.replace("ws", "http")), { signal });
-          if (!answer.ok) throw new Error(`no dictionary ${id}: ${answer.status}`);
+          if (!answer.ok) throw `no dictionary ${id}: ${answer.status}`;
           dictionary = new Uint8Array(await answer.arrayBuffer());
-          dictionaries.set(id, dictionary);
+          dictionaries.set(name, dictionary);
           isPlain = false;
         },
         read(data) {

@@ -84,6 +84,15 @@ describe("a connection", () => {
     expect(FakeSocket.last.closedWith).toBe(4000);
   });
 
+  test("takes an option that is undefined for one that is not given", () => {
+    const feed = connectToFakes({ dialMs: undefined, answerMs: undefined, retryMinMs: undefined });
+    vi.advanceTimersByTime(9_999);
+    expect(feed.state.name).toBe("connecting");
+    vi.advanceTimersByTime(1);
+    expect(feed.state).toMatchObject({ name: "offline", cause: "no answer" });
+    expect(feed.state.retryAt).toBeLessThanOrEqual(Date.now() + 500);
+  });
+
   test("of Node fires an error alone when it is refused", async () => {
     const feed = connectToFakes();
     FakeSocket.last.onerror?.();
@@ -332,15 +341,20 @@ describe("a token", () => {
       "no token: down",
     ],
     ["gives none", () => "", "no token: none given"],
-  ])("function that %s is called again later", async (_, token, cause) => {
-    const call = vi.fn(token);
-    const feed = connectToFakes({ token: call });
-    await settle();
-    expect(feed.state).toMatchObject({ name: "offline", cause });
-    vi.advanceTimersByTime(500);
-    await settle();
-    expect(call).toHaveBeenCalledTimes(2);
-  });
+    ["gives an object", () => ({ token: "abc" }), "no token: object given"],
+    ["gives a number", () => 7, "no token: number given"],
+  ] as [string, () => string, string][])(
+    "function that %s is called again later",
+    async (_, token, cause) => {
+      const call = vi.fn(token);
+      const feed = connectToFakes({ token: call });
+      await settle();
+      expect(feed.state).toMatchObject({ name: "offline", cause });
+      vi.advanceTimersByTime(500);
+      await settle();
+      expect(call).toHaveBeenCalledTimes(2);
+    },
+  );
 
   test("function that hangs has a deadline, and its late answer is not used", async () => {
     const resolves: ((token: string) => void)[] = [];

@@ -3,7 +3,9 @@ import {
   decimalsFor,
   showAge,
   showBytes,
+  showCause,
   showChange,
+  showCompact,
   showPerSecond,
   showPrice,
   summarize,
@@ -16,6 +18,10 @@ test.each([
   [0.0698051, "0.069805"],
   [0.00001234, "0.00001234"],
   [0, "0.000000"],
+  [1_234_567.8, "1,234,568"],
+  [1e308, "1.000e308"],
+  [-2.5e15, "−2.500e15"],
+  [3.21e-9, "3.210e-9"],
 ])("the price %d has as many decimals as its size needs", (price, shown) => {
   expect(showPrice(price, decimalsFor(price))).toBe(shown);
 });
@@ -25,6 +31,8 @@ test.each([
   [-0.456, "−0.46 %"],
   [-0.001, "0.00 %"],
   [0, "0.00 %"],
+  [1_234.56, "+1,235 %"],
+  [-1e308, "−1e308 %"],
 ])("the change %d has a sign unless it is none", (percent, shown) => {
   expect(showChange(percent)).toBe(shown);
 });
@@ -48,6 +56,17 @@ test("rates have a digit behind the point while they are small", () => {
     "150 kB/s",
     "2.5 MB/s",
   ]);
+});
+
+test("large numbers are short", () => {
+  const shown = ["1.23K", "5.68B", "0.00", "1e18", "−1e308", "1e-300"];
+  expect([1_234, 5.678e9, 0, 1e18, -1e308, 1e-300].map(showCompact)).toEqual(shown);
+  expect(summarize({ total: 1e308 })).toBe("total 1e308");
+});
+
+test("a cause leaves out the delay, which is counted down beside it", () => {
+  expect(showCause("Server is full; again in 12 s")).toBe("Server is full");
+  expect(showCause("no sign of life")).toBe("no sign of life");
 });
 
 test("an event without a price is shown by its first plain values", () => {

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { addPoint, change, createQuote, POINTS, take, trendPath } from "../../page/quote.js";
+import { addPoint, change, createQuote, POINTS, take, thin, trendPath } from "../../page/quote.js";
 import type { Event } from "../../src/index.js";
 
 const event = (data: unknown): Event => ({
@@ -51,4 +51,41 @@ test("a trend ends at the right, higher prices are above, and it forgets the old
   for (let point = 0; point < POINTS; point++) addPoint(quote);
   expect(quote.points).toEqual(Array(POINTS).fill(110));
   expect(trendPath(quote)).toMatch(/^M0\.0 10\.0(L[\d.]+ 10\.0)+$/);
+});
+
+test("a number that is not finite is no price, and neither is a change that is none", () => {
+  for (const price of [Number.NaN, Infinity, -Infinity]) {
+    expect(createQuote(event({ price })).price).toBe(null);
+  }
+  const quote = createQuote(event({ price: 1e-300 }));
+  take(quote, event({ price: 1e300 }));
+  expect(change(quote)).toBe(null);
+  expect(createQuote(event({ price: 1, priceChange24h: Infinity })).price).toBe(1);
+});
+
+test.each([[[1e308, -1e308]], [[1e-320, 2e-320]], [[0, 0]], [[1e308, 1e308]], [[1, 1e308, 1]]])(
+  "the trend of %j stays in its box",
+  (prices) => {
+    const quote = createQuote(event({ price: prices[0] }));
+    for (const price of prices) {
+      take(quote, event({ price }));
+      addPoint(quote);
+    }
+    const points = trendPath(quote).slice(1).split("L");
+    expect(points).toHaveLength(prices.length);
+    for (const point of points) {
+      expect(point).toMatch(/^[\d.]+ [\d.]+$/);
+      expect(Number(point.split(" ")[1])).toBeLessThanOrEqual(20);
+    }
+  },
+);
+
+test("half of a trend's points are half as many over the same time", () => {
+  const quote = createQuote(event({ price: 0 }));
+  for (const price of [1, 2, 3, 4, 5]) {
+    take(quote, event({ price }));
+    addPoint(quote);
+  }
+  thin(quote);
+  expect(quote.points).toEqual([1, 3, 5]);
 });
