@@ -118,3 +118,14 @@ def test_a_cause_can_be_written_to_a_terminal() -> None:
     assert refused(URL, 503, "\x1b]0;x\x07", "\x1b").cause == (
         "the server answers 503: \\x1b]0;x\\x07; again in \\x1b s"
     )
+
+
+def test_a_redirect_is_named_without_what_may_be_secret() -> None:
+    ended = refused(URL, 302, "Found", None, "https://u:p@b/ws?token=SECRET")
+    assert ended.cause == (
+        "the server answers 302: it redirects to https://b/ws, which is not followed"
+    )
+    assert refused(URL, 301, "", None, "/x\x1b[2J").cause == (
+        "the server answers 301: it redirects to /x\\x1b[2J, which is not followed"
+    )
+    assert "SECRET" not in refused(URL, 503, "", None, "https://b/?SECRET").cause

@@ -35,7 +35,7 @@ from trio_odin.client.items import (
     Send,
     State,
 )
-from trio_odin.client.tokens import TokenSource, valid_ms
+from trio_odin.client.tokens import TokenSource, TokenUnusable, usable, valid_ms
 from trio_odin.client.urls import Address
 from trio_odin.client.z1 import Message, Reader, Unreadable, offers
 
@@ -130,18 +130,30 @@ class Target:
         """Read the URLs.
 
         Raises:
-            ClientError: one is malformed, or there is none.
+            ClientError: one is malformed, or there is none; or the token cannot be sent.
         """
         urls = [url] if isinstance(url, str) else url
         addresses = [Address.of(one) for one in urls]
         if not addresses:
             raise ClientError("no URL: at least one is needed, like ws://127.0.0.1:3002/ws")
+        if token is not None and not callable(token):
+            usable(token)
         return cls(addresses=addresses, token=token, options=options, is_compressed=is_compressed)
 
     @property
     def shown(self) -> str:
         """The URLs, for people."""
         return " or ".join(address.shown for address in self.addresses)
+
+
+class _Core(Core):
+    """The core, with what a shell alone needs of it."""
+
+    def give_up(self, now: float, cause: str) -> None:
+        """End everything for good."""
+        self._enter(now)
+        self.fail(cause)
+        self._leave(now)
 
 
 class Driver(ABC):
@@ -159,7 +171,7 @@ class Driver(ABC):
         # A token that stays the same is not asked for again: a server that refuses it says no.
         self._fixed_token = target.token if isinstance(target.token, str) else None
         self._addresses = dict(enumerate(target.addresses))
-        self.core = Core(
+        self.core = _Core(
             [str(number) for number in self._addresses],
             needs_token=callable(target.token),
             options=target.options,
@@ -357,6 +369,10 @@ class Driver(ABC):
     async def _ask_token(self) -> None:
         try:
             token = await self.within(_TOKEN_SECONDS, self._token)
+        except TokenUnusable as error:
+            # A fault of the program, which does not go away by itself.
+            self.act(self.core.give_up, str(error))
+            return
         except Exception as error:  # noqa: BLE001 - the user's function: it may go better next time
             self.act(self.core.token_failed, f"no token: {error!r}")
             return
@@ -367,8 +383,8 @@ class Driver(ABC):
 
     async def _token(self) -> str:
         source = self.target.token
-        token = source() if callable(source) else source
-        return await token if inspect.isawaitable(token) else str(token)
+        token: Any = source() if callable(source) else source
+        return usable(await token if inspect.isawaitable(token) else token)
 
 
 def _ignore(_: object) -> None:

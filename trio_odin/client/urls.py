@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from trio_odin.client.errors import ClientError
+from trio_odin.client.errors import ClientError, shown_url
 
 _PORTS = {"ws": 80, "wss": 443}
 
@@ -58,9 +58,3 @@ class Address:
     def beside(self, path: str) -> str:
         """Where a path of the server is: a proxy may have put all of it under one of its own."""
         return self.resource.partition("?")[0].rpartition("/")[0] + path
-
-
-def shown_url(url: str) -> str:
-    """The URL without the parts that may be secret."""
-    scheme, separator, rest = url.partition("?")[0].rpartition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

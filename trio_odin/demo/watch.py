@@ -9,9 +9,9 @@ import attrs
 import trio
 
 from trio_odin.client import ClientError, Event, Feed, Options, Position, Rate, State, connect
+from trio_odin.client.errors import shown_url
 from trio_odin.client.queues import Item, Policy
 from trio_odin.client.tokens import TokenSource
-from trio_odin.client.urls import shown_url
 
 _REDRAW_SECONDS = 0.25
 
