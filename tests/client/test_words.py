@@ -58,11 +58,17 @@ def test_an_address_is_read(
 
 
 @pytest.mark.parametrize(
-    "url", ["", "a", "http://a/ws", "ws://", "ws://a:0", "ws://a:x", "ws://[a"]
+    "url",
+    [
+        *["", "a", "http://a/ws", "ws://", "ws://a:0", "ws://a:x", "ws://[a", "ws://a:99999"],
+        *[" ws://a", "ws://a/w s", "ws://a\n", "ws://a\x00b", "ws://é/ws", "ws://a/é", "ws://a..b"],
+        "ws://" + "a" * 70,
+    ],
 )
 def test_what_is_no_address_is_an_error(url: str) -> None:
-    with pytest.raises(ClientError, match="cannot connect to"):
+    with pytest.raises(ClientError, match="cannot connect to") as raised:
         Address.of(url)
+    assert str(raised.value).isprintable()
 
 
 def test_a_refusal_has_the_words_of_the_server_and_its_time() -> None:

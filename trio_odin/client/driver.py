@@ -23,6 +23,7 @@ from typing import Any, Final, Protocol, TypeVar
 import attrs
 import msgspec
 
+from trio_odin.client.connection import Position
 from trio_odin.client.core import Core
 from trio_odin.client.errors import ClientError, Ended, for_core
 from trio_odin.client.items import (
@@ -35,6 +36,7 @@ from trio_odin.client.items import (
     Send,
     State,
 )
+from trio_odin.client.queues import Mark
 from trio_odin.client.tokens import TokenSource, TokenUnusable, usable, valid_ms
 from trio_odin.client.urls import Address
 from trio_odin.client.z1 import Message, Reader, Unreadable, offers
@@ -149,6 +151,28 @@ class Target:
 class _Core(Core):
     """The core, with what a shell alone needs of it."""
 
+    def position(self) -> Position | None:
+        """Everything up to it has come, or its loss was reported; None if that is not known.
+
+        Several links and rates have positions each: it is the lowest one. Those of paused channels
+        count only if there are no others, as they stay where the pause began.
+        """
+        lowest: Position | None = None
+        for link in self._links:
+            wanted = link.wanted
+            if not wanted.rates:
+                continue
+            positions = [at for rate, at in wanted.positions.items() if rate is not None]
+            positions = positions or [*wanted.positions.values()]
+            if not positions:
+                return None
+            for at in positions:
+                if lowest is not None and at.epoch != lowest.epoch:
+                    return None
+                if lowest is None or at.offset < lowest.offset:
+                    lowest = at
+        return lowest
+
     def give_up(self, now: float, cause: str) -> None:
         """End everything for good."""
         self._enter(now)
@@ -163,6 +187,7 @@ class Driver(ABC):
         target: where it connects to.
         core: what it carries out.
         deliver: takes what is for the user.
+        mark: how many inputs there were, and the last known position before the newest of them.
         bytes_received: the size of all messages, as they came.
     """
 
@@ -177,6 +202,7 @@ class Driver(ABC):
             options=target.options,
         )
         self.deliver: Callable[[Deliver | State], None] = _ignore
+        self.mark: Mark = (0, None)
         self.bytes_received = 0
         self._clock = clock
         self._conns: dict[int, Conn] = {}
@@ -220,8 +246,13 @@ class Driver(ABC):
         """The time on the clock of the core."""
         return (self._clock() if self._held_at is None else self._held_at) - self._held_ms
 
+    def position(self) -> Position | None:
+        """The last known position of what has come; see `Feed.position`."""
+        return self.core.position() or self.mark[1]
+
     def act(self, report: Callable[..., None], *args: Any, **options: Any) -> None:
         """Report something to the core, and carry out what it wants done."""
+        self.mark = self.mark[0] + 1, self.position()
         report(self.now_ms(), *args, **options)
         for output in self.core.take():
             if isinstance(output, Deliver | State):
