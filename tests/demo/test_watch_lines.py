@@ -50,7 +50,7 @@ def test_everything_else_has_a_type_of_its_own() -> None:
         "channels": ("BTC.trade", "*.social"),
         "missed": None,
         "reason": "window",
-        "why": "the server was without NATS for longer than the stream keeps events",
+        "why": "the server was without NATS for too long",
     }
     assert described(Refused(channel="A.b", code="FORBIDDEN_CHANNEL"), 9) == {
         "type": "refused",

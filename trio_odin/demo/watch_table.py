@@ -20,7 +20,7 @@ from trio_odin.client import Event, Feed, Gap, Refused, State
 from trio_odin.client.connection import is_pattern, names_for
 from trio_odin.client.errors import printable
 from trio_odin.client.queues import Item, Policy
-from trio_odin.demo.watch_words import absence_of, json_text, why_of
+from trio_odin.demo.watch_words import hint_for, json_text, why_of
 
 _RATE_SECONDS: Final = 10
 _DATA_CHARS: Final = 60
@@ -134,7 +134,17 @@ class Rows:
         first, *others = (printable(channel) for channel in gap.channels)
         more = f" and {len(others)} more" if others else ""
         ago = duration(now - at)
-        return f"gap {ago} ago: {missed} of {first}{more} are missing: {why_of(gap.reason)}"
+        return f"gap {ago} ago, {missed} of {first}{more}: {why_of(gap.reason)}"
+
+    @property
+    def hint(self) -> str:
+        """Which name may be meant by one that has had no event; empty if there is none."""
+        silent = [row.name for row in self.in_order() if not row.event and not row.refused]
+        found = [(name, hint) for name in silent if (hint := hint_for(name))]
+        if not found:
+            return ""
+        more = f" ({len(found) - 1} more like it)" if len(found) > 1 else ""
+        return f"{found[0][0]}: did you mean {found[0][1]} ?{more}"
 
     @property
     def has_events(self) -> bool:
@@ -199,8 +209,11 @@ class LiveTable:
         self._bytes_before = feed.bytes_received
         rates = (self._events.rate(now), self._bytes.rate(now))
         state = state_line(feed.state, feed.now_ms(), *rates)
-        gap = self._rows.last_gap(now)
-        lines = [Text(gap, "yellow", no_wrap=True, overflow="ellipsis")] if gap else []
+        lines = [
+            Text(line, "yellow", no_wrap=True, overflow="ellipsis")
+            for line in (self._rows.hint, self._rows.last_gap(now))
+            if line
+        ]
         width, height = self._console.size
         height -= len(lines)
         table = table_of(self._rows.in_order(), now, time.time() * 1000, width, height)
@@ -230,7 +243,7 @@ def table_of(rows: list[Row], now: float, unix_ms: float, width: int, height: in
 def _cells(row: Row, now: float, unix_ms: float, price_width: int) -> dict[str, Text]:
     event = row.event
     if event is None:
-        why = f"refused: {printable(row.refused)}" if row.refused else absence_of(row.name)
+        why = f"refused: {printable(row.refused)}" if row.refused else "no event yet"
         price, age, rate = Text(why, "red" if row.refused else "dim"), "", ""
     else:
         price = _price(row, event.data, price_width)
@@ -300,7 +313,9 @@ def price_text(price: float) -> str:
 
 def percent_text(percent: float) -> str:
     """A change in percent, without the sign for it."""
-    return f"{percent:+.2f}" if abs(percent) < _LARGE_PERCENT else f"{percent:+.3g}"
+    if abs(percent) < _LARGE_PERCENT:
+        return f"{round(percent, 2) + 0.0:+.2f}"  # no -0.00
+    return f"{percent:+.3g}"
 
 
 def count_text(count: float) -> str:

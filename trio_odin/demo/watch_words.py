@@ -12,15 +12,15 @@ from trio_odin.wire.channels import is_name
 
 # The reasons of `Gap`.
 _WHY: Final = {
-    "resume": "the server no longer has all that was missed without a connection",
-    "slow": "this program, or its network, takes events too slowly",
-    "hole": "an event names another one before it, which has not come",
-    "start": "the server had not reached NATS when you subscribed",
-    "window": "the server was without NATS for longer than the stream keeps events",
+    "resume": "missed while offline, and no longer kept",
+    "slow": "taken too slowly by this program or its network",
+    "hole": "the event before another one has not come",
+    "start": "published before the server had reached NATS",
+    "window": "the server was without NATS for too long",
     "stream": "the stream of NATS was made anew or emptied",
-    "core": "the server was without NATS, which keeps nothing without JetStream",
+    "core": "published while the server was without NATS",
     "unreadable": "the server could not read an event",
-    "shed": "more events arrived than the server could handle",
+    "shed": "more than the server could handle",
 }
 
 
@@ -33,7 +33,7 @@ def json_text(data: Any) -> str:
 
 
 def why_of(reason: str) -> str:
-    """Why there is a gap, as a sentence."""
+    """Why there is a gap, in words that fit on a line."""
     return _WHY.get(reason, printable(reason))
 
 
@@ -42,12 +42,6 @@ def hint_for(name: str) -> str:
     symbol, dot, kind = name.partition(".")
     meant = f"{symbol.upper()}.{kind if dot else '*'}"
     return meant if meant != name and is_name(meant) else ""
-
-
-def absence_of(name: str) -> str:
-    """That a name has not had an event."""
-    hint = hint_for(name)
-    return f"no event yet, is it {hint} ?" if hint else "no event yet"
 
 
 def question_for(name: str) -> str:
