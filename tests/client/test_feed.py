@@ -105,7 +105,7 @@ async def test_wrong_arguments_are_named() -> None:
 async def test_a_loop_over_events_warns_of_a_refused_name() -> None:
     async with connect(NOWHERE) as feed:
         subscription = feed.subscribe("BTC.trade")
-        subscription.put(Refused(channel="BTC.trade", code="FORBIDDEN_CHANNEL"))
+        subscription.put(Refused(channel="BTC.trade", code="FORBIDDEN_CHANNEL"), (0, None))
 
         async def follow() -> None:
             async for _ in subscription:

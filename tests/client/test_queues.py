@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trio_odin.client.connection import Position
 from trio_odin.client.items import Event, Gap, Refused, State
-from trio_odin.client.queues import Item, queue_of
+from trio_odin.client.queues import Item, Policy, queue_of
 
 CHANNELS = ["BTC.trade", "ETH.trade", "SOL.social"]
 
@@ -97,3 +99,21 @@ def test_states_that_nobody_takes_do_not_pile_up() -> None:
     assert not queue.is_full
     assert queue.take() == State(name="connecting")
     assert queue.take() is None
+
+
+@pytest.mark.parametrize("policy", ["newest", "wait"])
+def test_the_oldest_mark_is_that_of_what_waits_longest(policy: Policy) -> None:
+    queue = queue_of(policy)
+    assert queue.oldest() is None
+    queue.put(State(name="live"), (1, None))
+    assert queue.oldest() is None, "nobody may ever take it"
+    marks = [(number, Position("e", number)) for number in range(6)]
+    queue.put(event("BTC.trade", 2), marks[2])
+    queue.put(Gap(channels=("BTC.trade",), missed=1, reason="slow"), marks[3])
+    queue.put(Gap(channels=("BTC.trade",), missed=1, reason="slow"), marks[4])
+    queue.put(event("BTC.trade", 5), marks[5])
+    # Of events the newest one is enough, a gap is never given up.
+    assert queue.oldest() == (marks[3] if policy == "newest" else marks[2])
+    while queue.take() is not None:
+        pass
+    assert queue.oldest() is None

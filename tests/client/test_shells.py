@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from itertools import count
 from pathlib import Path
@@ -9,10 +10,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.client.rig import Library, Place, recording
+from tests.client.rig import Library, Place, Recording, recording
 from tests.e2e.nats import NatsClient, nats_client
 from tests.signing import secret_signer
-from tests.waiting import wait_until
+from tests.waiting import until_answer, wait_until
 from trio_odin.client import ClientError, Options, Position, State, z1
 
 pytestmark = pytest.mark.e2e
@@ -76,6 +77,77 @@ async def test_it_begins_after_a_position_of_an_earlier_run(
         assert lost.gaps[0].reason == "resume"
 
 
+async def position_of(client: Recording) -> Position | None:
+    """Where it is, asked for where the client runs."""
+    feed, found = client.feed, []
+    assert feed is not None
+    client.call(lambda: found.append(feed.position()))
+    await wait_until(lambda: found)
+    return found[0]
+
+
+async def test_it_goes_on_from_its_position_on_another_day(library: Library, nats_url: str) -> None:
+    place = Place(nats_url)
+    async with nats_client(nats_url) as nats, place.serving():
+        async with recording(library, place.url, "BTC.trade", queue="wait") as client:
+            await client.until_live()
+            await publish(nats, 1, 2)
+            await client.until_data(1, 2)
+            client.is_paused = True
+            await publish(nats, 3)
+            await client.until_data(3)
+            await publish(nats, 4, 5)
+            assert client.feed is not None
+            feed = client.feed
+            await wait_until(lambda: getattr(feed.newest("BTC.trade"), "data", None) == 5)
+            after = await position_of(client)
+        assert client.data == [1, 2, 3], "two events were not taken"
+        assert after is not None
+        taken = client.events[-1]
+        assert taken.offset is not None
+        assert after.epoch == taken.epoch
+        assert after.offset <= taken.offset
+        assert feed.position() == after, "also after the end"
+        await publish(nats, 6)
+        async with recording(library, place.url, "BTC.trade", after=after, queue="wait") as again:
+            await again.until_data(4, 5, 6)
+        offsets = [event.offset for event in again.events]
+        assert len(set(offsets)) == len(offsets)
+        assert not again.gaps
+
+
+async def test_its_position_moves_on_with_what_is_taken(library: Library, nats_url: str) -> None:
+    place = Place(nats_url)
+    async with (
+        nats_client(nats_url) as nats,
+        place.serving(),
+        recording(library, place.url, "BTC.trade", queue="wait") as client,
+    ):
+        await client.until_live()
+        began = await position_of(client)
+        assert began is not None
+        numbers = count(1)
+
+        async def has_moved() -> bool:
+            await publish(nats, next(numbers))
+            at = await position_of(client)
+            return at is not None and at.offset > began.offset + 5
+
+        await until_answer(has_moved, what="the position has moved")
+        await publish(nats, 1000)
+        await client.until_data(1000)
+        client.is_paused = True
+        # The first one is taken, those after it wait.
+        await publish(nats, 1001)
+        await client.until_data(1001)
+        await publish(nats, 1002, 1003)
+        feed = client.feed
+        assert feed is not None
+        await wait_until(lambda: getattr(feed.newest("BTC.trade"), "data", None) == 1003)
+        last = client.events[-1]
+        assert await position_of(client) == Position(str(last.epoch), last.offset or 0)
+
+
 async def test_it_hands_over_when_the_server_drains(library: Library, nats_url: str) -> None:
     """Of two servers the other one takes over, before the first one has closed."""
     first, second = Place(nats_url), Place(nats_url)
@@ -124,22 +196,33 @@ async def test_a_token_that_the_server_refuses_is_replaced(
     place = Place(nats_url)
     keys = tmp_path / "secret"
     keys.write_bytes(secret_signer().private)
-    tokens = iter(["", secret_signer().token(expires_in=-60)])
+    clients: list[Recording] = []
+    calls = count(1)
+
+    async def seen(cause: str) -> None:
+        # A state gives way to the next one if it was not taken by then.
+        while not clients or not any(cause in state.cause for state in clients[0].states):
+            await sleep(0.01)
 
     async def token() -> str:
-        one = next(tokens, secret_signer().token())
-        if not one:
+        call = next(calls)
+        if call == 1:
             raise RuntimeError("the shop is closed")
-        return one
+        if call == 2:
+            await seen("the shop is closed")
+            return secret_signer().token(expires_in=-60)
+        await seen("401: The token has expired")
+        return secret_signer().token()
+
+    sleep = trio.sleep if library == "trio" else asyncio.sleep
 
     async with (
         place.serving(WS_JWT_KEYS=str(keys), WS_JWT_ALGORITHMS="HS256"),
         recording(library, place.url, "BTC.trade", token=token, options=HASTY) as client,
     ):
+        clients.append(client)
         await client.until_live()
-    causes = [state.cause for state in client.states if state.name == "offline"]
-    assert any("the shop is closed" in cause for cause in causes)
-    assert any("401: The token has expired" in cause for cause in causes)
+    assert next(calls) == 4, "it was called three times, and waited for both causes"
 
 
 async def test_a_fixed_token_that_the_server_refuses_is_the_end(

@@ -58,11 +58,17 @@ def test_an_address_is_read(
 
 
 @pytest.mark.parametrize(
-    "url", ["", "a", "http://a/ws", "ws://", "ws://a:0", "ws://a:x", "ws://[a"]
+    "url",
+    [
+        *["", "a", "http://a/ws", "ws://", "ws://a:0", "ws://a:x", "ws://[a", "ws://a:99999"],
+        *[" ws://a", "ws://a/w s", "ws://a\n", "ws://a\x00b", "ws://é/ws", "ws://a/é", "ws://a..b"],
+        "ws://" + "a" * 70,
+    ],
 )
 def test_what_is_no_address_is_an_error(url: str) -> None:
-    with pytest.raises(ClientError, match="cannot connect to"):
+    with pytest.raises(ClientError, match="cannot connect to") as raised:
         Address.of(url)
+    assert str(raised.value).isprintable()
 
 
 def test_a_refusal_has_the_words_of_the_server_and_its_time() -> None:
@@ -118,3 +124,14 @@ def test_a_cause_can_be_written_to_a_terminal() -> None:
     assert refused(URL, 503, "\x1b]0;x\x07", "\x1b").cause == (
         "the server answers 503: \\x1b]0;x\\x07; again in \\x1b s"
     )
+
+
+def test_a_redirect_is_named_without_what_may_be_secret() -> None:
+    ended = refused(URL, 302, "Found", None, "https://u:p@b/ws?token=SECRET")
+    assert ended.cause == (
+        "the server answers 302: it redirects to https://b/ws, which is not followed"
+    )
+    assert refused(URL, 301, "", None, "/x\x1b[2J").cause == (
+        "the server answers 301: it redirects to /x\\x1b[2J, which is not followed"
+    )
+    assert "SECRET" not in refused(URL, 503, "", None, "https://b/?SECRET").cause

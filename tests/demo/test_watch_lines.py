@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import trio
 
 from trio_odin.client import Event, Gap, Refused, State
@@ -49,6 +50,7 @@ def test_everything_else_has_a_type_of_its_own() -> None:
         "channels": ("BTC.trade", "*.social"),
         "missed": None,
         "reason": "window",
+        "why": "the server was without NATS for too long",
     }
     assert described(Refused(channel="A.b", code="FORBIDDEN_CHANNEL"), 9) == {
         "type": "refused",
@@ -85,3 +87,25 @@ async def test_a_full_pipe_blocks_nobody_else() -> None:
         nursery.start_soon(Lines(write).take, State(name="live"))
         await trio.sleep(0.01)
         release.set()
+
+
+async def test_once_it_is_live_it_names_what_has_never_had_an_event() -> None:
+    lines: list[str] = []
+    view = Lines(lines.append, ["BTC.trade", "*.social", "*.trade", "sol.none", "A.refused"])
+    await view.take(Event(channel="BTC.trade", data=1, unix_ms=5, is_snapshot=True))
+    await view.take(Refused(channel="A.refused", code="FORBIDDEN_CHANNEL"))
+    await view.take(State(name="live"))
+    await view.take(State(name="live"))
+    found = [json.loads(line) for line in lines]
+    assert [(one["channel"], one.get("hint")) for one in found if one["type"] == "no_event"] == [
+        ("*.social", None),
+        ("sol.none", "SOL.none"),
+    ]
+
+
+@pytest.mark.parametrize("text", ["a\x9b2Jb\x7f", "a\u2028\u2029\x85b", "\ud800", 10**30])
+async def test_a_line_is_nothing_but_text_to_a_terminal(text: object) -> None:
+    lines: list[str] = []
+    await Lines(lines.append).take(Event(channel="A.b", data={"text": text}, unix_ms=5))
+    assert lines[0].isprintable()
+    assert json.loads(lines[0])["data"] == {"text": text}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from trio_odin.demo.watch_table import (
     PerSecond,
     Rows,
     duration,
+    percent_text,
     price_text,
     size,
     state_line,
@@ -80,8 +82,8 @@ def test_a_name_that_is_refused_says_why() -> None:
 @given(
     st.lists(
         st.tuples(
-            st.from_regex(r"\A[A-Z]{1,30}\.[a-z]{1,30}\Z"),
-            st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False), st.text()),
+            st.from_regex(r"\A[A-Z]{1,30}\.[a-z]{1,30}\Z") | st.text(),
+            st.one_of(st.none(), st.floats(), st.integers(), st.just(10**400), st.text()),
         ),
         max_size=60,
     ),
@@ -91,10 +93,58 @@ def test_a_name_that_is_refused_says_why() -> None:
 def test_it_fits_into_any_terminal(events: list[tuple[str, Any]], width: int, height: int) -> None:
     rows = Rows(["BTC.trade", "*.social"], 0.0)
     for channel, data in events:
-        rows.take(event(channel, {"price": data} if isinstance(data, float) else data), 1.0)
+        is_number = isinstance(data, float | int)
+        rows.take(event(channel, {"price": data} if is_number else data), 1.0)
     lines = drawn(rows, width, height)
     assert len(lines) <= height - 1, "the last line is for the state"
     assert all(cell_len(line) <= width for line in lines)
+
+
+HUGE = [1e308, -1e308, 10**400, -(10**400), math.inf, -math.inf, math.nan, 1e-308, 2**70]
+
+
+@pytest.mark.parametrize("price", HUGE)
+@pytest.mark.parametrize("before", [1, 1e-308, *HUGE])
+def test_no_number_widens_the_table(price: float, before: float) -> None:
+    rows = Rows(["BTC.trade"], 0.0)
+    rows.take(event("BTC.trade", {"price": before}), 1.0)
+    rows.take(event("BTC.trade", {"price": price}, skipped=10**30), 1.0)
+    rows.take(Gap(channels=("BTC.trade",), missed=10**30, reason="slow"), 2.0)
+    header, line = drawn(rows, 120)
+    assert header.split() == ["channel", "price", "change", "age", "events/s", "gaps"]
+    assert cell_len(line) < 80
+    assert "…" not in line
+    rows.take(event("BTC.trade", {"price": 1, "priceChange24h": price}), 2.0)
+    assert "…" not in drawn(rows, 120)[1]
+    assert cell_len(state_line(State(name="live"), 0, 1e308, 0).plain) < 80
+
+
+@pytest.mark.parametrize("data", ["\ud800", 10**30, [10**30], {"a": "\ud800"}, "a\r\nb", "\x9b2J"])
+def test_whatever_json_can_hold_is_shown_on_one_line(data: Any) -> None:
+    rows = Rows([], 0.0)
+    rows.take(event("A\nB\x1b[2J\u2028.trade", data), 1.0)
+    lines = drawn(rows, 120)
+    assert len(lines) == 2
+    assert lines[1].isprintable()
+    assert "A\\nB\\x1b[2J\\u2028.trade" in lines[1]
+
+
+def test_the_last_gap_is_explained() -> None:
+    rows = Rows(["BTC.trade"], 0.0)
+    assert rows.last_gap(0.0) == ""
+    rows.take(Gap(channels=("BTC.trade",), missed=7, reason="slow"), 10.0)
+    assert rows.last_gap(12.0) == (
+        "gap 2.0 s ago, 7 events of BTC.trade: taken too slowly by this program or its network"
+    )
+    rows.take(Gap(channels=("BTC.trade", "x\n"), missed=None, reason="new\n"), 20.0)
+    assert rows.last_gap(20.0) == "gap 0.0 s ago, events of BTC.trade and 1 more: new\\n"
+
+
+def test_a_name_in_small_letters_gets_a_hint() -> None:
+    rows = Rows(["btc.trade", "ETH.trade", "btc.*"], 0.0)
+    assert rows.hint == "btc.trade: did you mean BTC.trade ? (1 more like it)"
+    rows.take(event("btc.trade", 1), 1.0)
+    assert rows.hint == ""
 
 
 def test_rows_that_do_not_fit_are_counted() -> None:
@@ -125,6 +175,9 @@ def test_a_rate_is_that_of_the_last_ten_seconds() -> None:
 
 
 def test_numbers_are_short() -> None:
+    assert [percent_text(one) for one in (-0.001, 0.005, -1.5, 1e7)] == [
+        *["+0.00", "+0.01", "-1.50", "+1e+07"]
+    ]
     prices = [64_000.123456, 3.14159265, 0.0000123456789, -2_000.0, 0]
     assert [price_text(one) for one in prices] == [
         "64,000.12",

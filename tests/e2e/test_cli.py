@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from threading import Timer
 import click
 import pytest
 import trio
+from click.testing import CliRunner
 from websockets.exceptions import InvalidStatus
 from websockets.trio.client import connect
 
@@ -129,6 +131,8 @@ def test_a_taken_port_gives_one_sentence_and_exit_code_2(
         (["up", "--shares", "fair"], {}, "'fair' is not one of 'even', 'zipf'"),
         (["watch", "BTC.trade", "--url", "http://x"], {}, "http://x"),
         (["watch", "BTC"], {}, "'BTC': a channel is SYMBOL.event_type"),
+        (["watch", "btc"], {}, "letters, digits, _ and -; did you mean BTC.* ?"),
+        (["watch", "B\nC.trade"], {}, "'B\\nC.trade': a channel is"),
         (
             ["watch", "BTC.trade", "--every", "often"],
             {},
@@ -247,6 +251,16 @@ async def ended(process: trio.Process) -> tuple[int, str, str]:
         return await process.wait(), printed["out"].decode(), printed["err"].decode()
 
 
+async def has_client(port: int) -> bool:
+    """Whether a client is connected to the server on `port`."""
+
+    def ask() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    return "\nws_connections_current 1.0\n" in await trio.to_thread.run_sync(ask)
+
+
 async def ready(port: int) -> str:
     """Wait until the server on `port` accepts clients and has NATS; its WebSocket address."""
 
@@ -258,7 +272,7 @@ async def ready(port: int) -> str:
         finally:
             connection.close()
 
-    with trio.fail_after(15):
+    with trio.fail_after(30):
         while True:
             try:
                 if await trio.to_thread.run_sync(ask) == 200:
@@ -312,6 +326,7 @@ async def test_watch_prints_a_line_for_each_item_until_ctrl_c() -> None:
     url = await ready(port)
     await trio.sleep(1)
     watch = await start("watch", "*.trade", "--url", url)
+    await until_answer(partial(has_client, port), what="it is connected")
     await trio.sleep(2)
     watch.send_signal(signal.SIGINT)
     code, out, err = await ended(watch)
@@ -336,27 +351,71 @@ async def test_watch_ends_with_1_if_there_is_no_server() -> None:
     assert err == f"trio-odin: cannot connect to {url}: Connection refused\n"
 
 
-def _on_a_terminal(*arguments: str, seconds: float, columns: int, lines: int) -> tuple[int, str]:
-    """Run a command on a terminal of this size and interrupt it; its exit code and its output."""
+def _on_a_terminal(
+    number: int, *arguments: str, sign: bytes, seconds: float = 0
+) -> tuple[int, bytes]:
+    """Run a command on a terminal of 80 columns; its exit code and its output.
+
+    It gets a signal so many seconds after it has written `sign`.
+    """
     terminal, inner = os.openpty()
-    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = {**os.environ, "TERM": "xterm"}
     process = subprocess.Popen(
-        [*COMMAND, *arguments],
-        env={**os.environ, "TERM": "xterm"},
-        stdin=inner,
-        stdout=inner,
-        stderr=inner,
+        [*COMMAND, *arguments], env=environment, stdin=inner, stdout=inner, stderr=inner
     )
     os.close(inner)
-    timer = Timer(seconds, process.send_signal, [signal.SIGINT])
-    timer.start()
+    timer = Timer(seconds, process.send_signal, [number])
     written = b""
     with process, suppress(OSError):  # which is how a terminal ends
         while True:
             written += os.read(terminal, 65536)
-    timer.join()
+            if sign in written and not timer.ident:
+                timer.start()
+    if timer.ident:
+        timer.join()
     os.close(terminal)
-    return process.returncode, written.decode()
+    return process.returncode, written
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("sign", [b"\x1b[?1049h", "● ".encode()], ids=["at once", "later"])
+def test_watch_gives_the_terminal_back_at_any_signal(number: signal.Signals, sign: bytes) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"ws://127.0.0.1:{silent.getsockname()[1]}/ws"
+        arguments = ["watch", "BTC.trade", "--url", url]
+        code, written = _on_a_terminal(number, *arguments, sign=sign)
+    assert code == 0
+    assert written.count(b"\x1b[?1049h") == written.count(b"\x1b[?1049l") == 1
+    assert written.count(b"\x1b[?25l") == written.count(b"\x1b[?25h") == 1
+    word = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+    assert written.endswith(f"trio-odin: {word}\r\n".encode())
+
+
+def test_ctrl_c_before_a_command_has_begun_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trio_odin.cli.import_module", interrupted)
+    ended = CliRunner().invoke(main, ["watch", "BTC.trade"])
+    assert (ended.exit_code, ended.output) == (130, "trio-odin: interrupted\n")
+
+
+async def test_watch_names_what_has_never_had_an_event() -> None:
+    port = free_port()
+    up = await start("up", "--addr", f"127.0.0.1:{port}", "--duration", "30", "--rate", "50")
+    url = await ready(port)
+    watch = await start("watch", "BTC.trade", "sol.none", "--url", url, "--count", "5")
+    code, out, _ = await ended(watch)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    (silent,) = [line for line in lines if line["type"] == "no_event"]
+    assert silent["channel"] == "sol.none"
+    assert silent["hint"] == "SOL.none"
+    up.send_signal(signal.SIGINT)
+    await ended(up)
 
 
 async def test_watch_is_a_table_on_a_terminal() -> None:
@@ -364,9 +423,11 @@ async def test_watch_is_a_table_on_a_terminal() -> None:
     up = await start("up", "--addr", f"127.0.0.1:{port}", "--duration", "20", "--rate", "50")
     url = await ready(port)
     arguments = ["watch", "*.trade", "SOL.none", "--url", url]
-    code, written = await trio.to_thread.run_sync(
-        partial(_on_a_terminal, *arguments, seconds=4, columns=80, lines=24)
+    live = "● live".encode()
+    code, output = await trio.to_thread.run_sync(
+        partial(_on_a_terminal, signal.SIGINT, *arguments, sign=live, seconds=3)
     )
+    written = output.decode()
     assert code == 0
     enter, leave = "\x1b[?1049h", "\x1b[?1049l"
     assert written.count(enter) == written.count(leave) == 1, "the terminal is given back"

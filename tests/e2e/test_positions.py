@@ -194,11 +194,14 @@ async def test_a_cluster_stream_that_comes_back_empty_is_another_one(
         await wait_for_nats(server)
         async with talk_to(server) as held:
             ack = await held.subscribe(notices=True)
-            await publish(other.url, 20)
+            # Where the stream is: another node may not know yet that somebody wants it.
+            await publish(home.url, 20)
             assert len(await held.events(20)) == 20
             home.stop()
             home.start()
             await cluster.wait_ready()
+            # Until the stream is there again, nothing is stored, and a question gets an error.
+            assert await cluster.stream_leader("ODIN_TOKENS") is home
             # It grows past the old position before the server looks at it.
             created = await cluster.request("$JS.API.STREAM.INFO.ODIN_TOKENS")
             assert created["created"] == made["created"], "or this shows nothing"

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from typing import Any
 
-import click
+try:
+    import click
 
-from trio_odin import __version__
+    from trio_odin import __version__
+except KeyboardInterrupt:
+    # Nothing has begun: no traceback.
+    raise SystemExit(130) from None
 
 # The module NAME defines `NAME_command`.
 _NAMES = (
@@ -47,7 +52,20 @@ class _Commands(Mapping[str, click.Command]):
         return len(_NAMES)
 
 
+class _Group(click.Group):
+    """Commands, of which none prints more than a line when it is interrupted early."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Call a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # also while its module is imported
+            click.echo("trio-odin: interrupted", err=True)
+            ctx.exit(130)
+
+
 @click.group(
+    cls=_Group,
     commands=_Commands(),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

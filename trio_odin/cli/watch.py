@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import click
 from rich.console import Console
 
 from trio_odin.cli.common import WholeRange, fail, run
+from trio_odin.cli.interrupts import noted_signals, until_signal
 from trio_odin.client import ClientError, Position
 from trio_odin.client.tokens import TokenSource
-from trio_odin.demo.watch import Ending, Wanted, watch
+from trio_odin.demo.watch import Ending, View, Wanted, watch
 from trio_odin.demo.watch_lines import Lines
 from trio_odin.demo.watch_table import LiveTable
 
@@ -100,10 +102,11 @@ def watch_command(
     A channel is a name such as BTC.trade, or a pattern such as 'BTC.*', '*.trade' or '>'.
 
     On a terminal it is a table. The change is that of 24 hours if the events have one, else that
-    since the first price. Otherwise each event, gap and state is a line of JSON; `type` says which.
+    since the first price. Otherwise each event, gap and state is a line of JSON; `type` says which,
+    and `no_event` that a name has never had one, or not lately.
 
-    It exits with 0 after Ctrl-C or --count, and with 1 if the server cannot be reached at first, or
-    says no for good.
+    It exits with 0 after Ctrl-C, SIGTERM or --count, and with 1 if the server cannot be reached at
+    first, or says no for good.
     """
     if (after is None) != (epoch is None):
         fail("--after and --epoch: both are needed, as an offset is that of one stream")
@@ -117,16 +120,25 @@ def watch_command(
         count=count,
     )
     console = Console()
-    if is_json or not sys.stdout.isatty() or console.is_dumb_terminal:
-        ending = run(partial(watch, wanted, Lines(_write)), ClientError)
-    else:
-        with LiveTable(channels, console) as table:
-            ending = run(partial(watch, wanted, table), ClientError)
-    _end(ending)
+    with noted_signals() as noted:
+        if is_json or not sys.stdout.isatty() or console.is_dumb_terminal:
+            view = Lines(_write, channels if snapshot and after is None else ())
+            ending = _run(wanted, view, noted)
+        else:
+            with LiveTable(channels, console) as table:
+                ending = _run(wanted, table, noted)
+        with suppress(OSError):  # the terminal has gone
+            _end(ending)
+
+
+def _run(wanted: Wanted, view: View, noted: list[int]) -> Ending | str:
+    function = partial(until_signal, noted, partial(watch, wanted, view))
+    ending: Ending | str = run(function, ClientError)
+    return ending
 
 
 def _end(ending: Ending | str) -> None:
-    if isinstance(ending, str):  # Ctrl-C
+    if isinstance(ending, str):  # a signal
         click.echo(f"trio-odin: {ending}", err=True)
     elif ending.is_failure:
         fail(ending.sentence, exit_code=1)

@@ -35,7 +35,6 @@ _RECEIVE_BYTES: Final = 4096
 _NORMAL: Final = 1000
 # Frames that wait for the driver before the library stops reading.
 _FRAMES_MAX: Final = 16
-# Among the exceptions of websockets: a redirect to what is no WebSocket.
 _FAILURES = (Ended, WebSocketException, OSError, UnicodeError, EOFError)
 
 
@@ -55,8 +54,7 @@ async def connect(
 ) -> AsyncIterator[Feed]:
     """Connect to a server, and connect again whenever that is needed, until the block ends.
 
-    It is the same as `trio_odin.client.connect`, for asyncio. Proxies of the environment are not
-    used.
+    It is the same as `trio_odin.client.connect`, for asyncio.
     """
     target = Target.of(url, token=token, options=options, is_compressed=compression)
     wish = Wish.of(channels, every_ms, snapshot, queue, after)
@@ -116,6 +114,12 @@ class _AsyncioDriver(Driver):
             if not timeout.expired():
                 raise  # of the function itself
             return None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # What the function waited for was cancelled, and not this task, which nobody awaits.
+            raise RuntimeError("what it waited for was cancelled") from None
 
     async def serve(self, conn: Conn) -> Ended:
         conn.handle = asyncio.current_task()
@@ -143,7 +147,7 @@ class _AsyncioDriver(Driver):
         address = conn.address
         scheme = "wss" if address.is_tls else "ws"
         headers = [] if conn.token is None else [("Authorization", f"Bearer {conn.token}")]
-        return await open_websocket(
+        return await _Opening(
             f"{scheme}://{address.authority}{address.resource}",
             subprotocols=[Subprotocol(one) for one in conn.offers],
             additional_headers=headers,
@@ -173,6 +177,14 @@ class _AsyncioDriver(Driver):
             return body
         finally:
             writer.transport.abort()
+
+
+class _Opening(open_websocket):
+    """A handshake that follows no redirect, as on trio."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        """Keep the answer, which is an error."""
+        return exc
 
 
 class _AsyncioSocket:
@@ -212,8 +224,13 @@ def _ended(address: Address, failure: BaseException) -> Ended:
     if isinstance(failure, InvalidStatus):
         response = failure.response
         text = (response.body or b"").decode(errors="replace")
+        headers = response.headers
         return refused(
-            address.shown, response.status_code, text, response.headers.get("Retry-After")
+            address.shown,
+            response.status_code,
+            text,
+            headers.get("Retry-After"),
+            headers.get("Location"),
         )
     return failed(failure)
 

@@ -23,6 +23,7 @@ from typing import Any, Final, Protocol, TypeVar
 import attrs
 import msgspec
 
+from trio_odin.client.connection import Position
 from trio_odin.client.core import Core
 from trio_odin.client.errors import ClientError, Ended, for_core
 from trio_odin.client.items import (
@@ -35,7 +36,8 @@ from trio_odin.client.items import (
     Send,
     State,
 )
-from trio_odin.client.tokens import TokenSource, valid_ms
+from trio_odin.client.queues import Mark
+from trio_odin.client.tokens import TokenSource, TokenUnusable, usable, valid_ms
 from trio_odin.client.urls import Address
 from trio_odin.client.z1 import Message, Reader, Unreadable, offers
 
@@ -130,18 +132,52 @@ class Target:
         """Read the URLs.
 
         Raises:
-            ClientError: one is malformed, or there is none.
+            ClientError: one is malformed, or there is none; or the token cannot be sent.
         """
         urls = [url] if isinstance(url, str) else url
         addresses = [Address.of(one) for one in urls]
         if not addresses:
             raise ClientError("no URL: at least one is needed, like ws://127.0.0.1:3002/ws")
+        if token is not None and not callable(token):
+            usable(token)
         return cls(addresses=addresses, token=token, options=options, is_compressed=is_compressed)
 
     @property
     def shown(self) -> str:
         """The URLs, for people."""
         return " or ".join(address.shown for address in self.addresses)
+
+
+class _Core(Core):
+    """The core, with what a shell alone needs of it."""
+
+    def position(self) -> Position | None:
+        """Everything up to it has come, or its loss was reported; None if that is not known.
+
+        Several links and rates have positions each: it is the lowest one. Those of paused channels
+        count only if there are no others, as they stay where the pause began.
+        """
+        lowest: Position | None = None
+        for link in self._links:
+            wanted = link.wanted
+            if not wanted.rates:
+                continue
+            positions = [at for rate, at in wanted.positions.items() if rate is not None]
+            positions = positions or [*wanted.positions.values()]
+            if not positions:
+                return None
+            for at in positions:
+                if lowest is not None and at.epoch != lowest.epoch:
+                    return None
+                if lowest is None or at.offset < lowest.offset:
+                    lowest = at
+        return lowest
+
+    def give_up(self, now: float, cause: str) -> None:
+        """End everything for good."""
+        self._enter(now)
+        self.fail(cause)
+        self._leave(now)
 
 
 class Driver(ABC):
@@ -151,6 +187,7 @@ class Driver(ABC):
         target: where it connects to.
         core: what it carries out.
         deliver: takes what is for the user.
+        mark: how many inputs there were, and the last known position before the newest of them.
         bytes_received: the size of all messages, as they came.
     """
 
@@ -159,12 +196,13 @@ class Driver(ABC):
         # A token that stays the same is not asked for again: a server that refuses it says no.
         self._fixed_token = target.token if isinstance(target.token, str) else None
         self._addresses = dict(enumerate(target.addresses))
-        self.core = Core(
+        self.core = _Core(
             [str(number) for number in self._addresses],
             needs_token=callable(target.token),
             options=target.options,
         )
         self.deliver: Callable[[Deliver | State], None] = _ignore
+        self.mark: Mark = (0, None)
         self.bytes_received = 0
         self._clock = clock
         self._conns: dict[int, Conn] = {}
@@ -208,8 +246,13 @@ class Driver(ABC):
         """The time on the clock of the core."""
         return (self._clock() if self._held_at is None else self._held_at) - self._held_ms
 
+    def position(self) -> Position | None:
+        """The last known position of what has come; see `Feed.position`."""
+        return self.core.position() or self.mark[1]
+
     def act(self, report: Callable[..., None], *args: Any, **options: Any) -> None:
         """Report something to the core, and carry out what it wants done."""
+        self.mark = self.mark[0] + 1, self.position()
         report(self.now_ms(), *args, **options)
         for output in self.core.take():
             if isinstance(output, Deliver | State):
@@ -357,6 +400,10 @@ class Driver(ABC):
     async def _ask_token(self) -> None:
         try:
             token = await self.within(_TOKEN_SECONDS, self._token)
+        except TokenUnusable as error:
+            # A fault of the program, which does not go away by itself.
+            self.act(self.core.give_up, str(error))
+            return
         except Exception as error:  # noqa: BLE001 - the user's function: it may go better next time
             self.act(self.core.token_failed, f"no token: {error!r}")
             return
@@ -367,8 +414,8 @@ class Driver(ABC):
 
     async def _token(self) -> str:
         source = self.target.token
-        token = source() if callable(source) else source
-        return await token if inspect.isawaitable(token) else str(token)
+        token: Any = source() if callable(source) else source
+        return usable(await token if inspect.isawaitable(token) else token)
 
 
 def _ignore(_: object) -> None:

@@ -56,15 +56,28 @@ def closed(code: int | None, reason: str | None) -> Ended:
     return Ended(code, reason or f"closed with {code}")
 
 
-def refused(url: str, status: int, text: str, retry_after: str | None) -> Ended:
-    """The end of a handshake by an answer of HTTP."""
+def refused(
+    url: str, status: int, text: str, retry_after: str | None, location: str | None = None
+) -> Ended:
+    """The end of a handshake by an answer of HTTP.
+
+    A redirect is not followed: it would show the token to another server than the user has named.
+    """
     why = text.strip().partition("\n")[0][:_TEXT_CHARS]
-    if status not in _REFUSALS:
+    if location and status in range(300, 400):
+        why = f"it redirects to {shown_url(location)[:_TEXT_CHARS]}, which is not followed"
+    elif status not in _REFUSALS:
         scheme, _, rest = url.partition("://")
         why = f"there is no WebSocket, is it {scheme}://{rest.partition('/')[0]}/ws ?"
     when = f"; again in {retry_after} s" if retry_after else ""
     cause = f"the server answers {status}: {why or _phrase(status)}{when}"
     return Ended(status, cause, is_hopeless=status not in _MAY_CHANGE)
+
+
+def shown_url(url: str) -> str:
+    """The URL without the parts that may be secret: a token in its query, a password."""
+    scheme, separator, rest = url.partition("?")[0].rpartition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
 def failed(failure: BaseException) -> Ended:

@@ -11,7 +11,7 @@ from trio_odin.client.connection import Position
 from trio_odin.client.driver import Driver, Signal
 from trio_odin.client.errors import ClientError
 from trio_odin.client.items import Deliver, Event, Gap, Rate, Refused, State
-from trio_odin.client.queues import POLICIES, Policy, queue_of
+from trio_odin.client.queues import POLICIES, Policy, number_of, queue_of
 from trio_odin.client.subscription import Items, Subscription
 from trio_odin.wire.channels import CHANNEL_RULE, is_name
 
@@ -65,6 +65,7 @@ class Feed:
         self._core = driver.core
         self._queue: Policy = wish.queue
         self._full: set[int] = set()
+        self._live_waiters = 0
         self._changed = driver.new_signal()
         self._subscriptions: dict[int, Subscription] = {}
         self._count = itertools.count(_OWN)
@@ -122,16 +123,42 @@ class Feed:
         policy = self._queue if queue is None else queue
         return self._subscribe(Wish.of(channels, every_ms, snapshot, policy))
 
+    def position(self) -> Position | None:
+        """Where to go on another day: the `after` of the next `connect`.
+
+        All events up to it were taken from the feed and its subscriptions, or given up by the
+        policy `newest`, or their loss was reported by a gap that was taken. It may lie some seconds
+        behind: events that come twice have the same `offset`. None before the server has given a
+        position, and without JetStream. It can also be asked for after the end of the feed.
+        """
+        marks = (one.oldest() for one in self._subscriptions.values())
+        first = min((mark for mark in marks if mark is not None), key=number_of, default=None)
+        return self._driver.position() if first is None else first[1]
+
     async def wait_live(self) -> None:
         """Wait until it is connected and has everything that was asked for.
 
+        Until then full queues keep what comes, even if nobody takes it.
+
         Raises:
-            ClientError: the server has said no for good, or the feed is closed.
+            ClientError: the server has said no for good, the feed is closed, or a hundred thousand
+                items wait in a queue of the policy `wait`.
         """
-        while self.state.name != "live":
-            if self.is_over():
-                raise ClientError("the feed is closed")
-            await self._changed.wait()
+        self._live_waiters += 1
+        self._driver.release()
+        try:
+            while self.state.name != "live":
+                if self.is_over():
+                    raise ClientError("the feed is closed")
+                if any(one.is_crowded() for one in self._subscriptions.values()):
+                    raise ClientError(
+                        "too much waits to be taken before it is live: take items meanwhile, or "
+                        "ask for fewer channels"
+                    )
+                await self._changed.wait()
+        finally:
+            self._live_waiters -= 1
+            self._hold_if_full()
 
     async def aclose(self) -> None:
         """Close it in order, which takes a second at most. Loops over it end.
@@ -169,7 +196,7 @@ class Feed:
     def hold(self, number: int) -> None:
         """Stop reading: the queue of this subscription is full."""
         self._full.add(number)
-        self._driver.hold()
+        self._hold_if_full()
 
     def release(self, number: int) -> None:
         """Read on, unless another queue is full: this one has room again."""
@@ -178,6 +205,14 @@ class Feed:
             self._driver.release()
 
     # ---- inside
+
+    def _hold_if_full(self) -> None:
+        if self._full and not self._live_waiters:
+            self._driver.hold()
+
+    def _change(self) -> None:
+        changed, self._changed = self._changed, self._driver.new_signal()
+        changed.set()
 
     def _subscribe(self, wish: Wish) -> Subscription:
         number = next(self._count)
@@ -199,12 +234,14 @@ class Feed:
         if isinstance(output, Deliver):
             for number in output.subscriptions:
                 if (subscription := self._subscriptions.get(number)) is not None:
-                    subscription.put(output.item)
+                    subscription.put(output.item, self._driver.mark)
+                    if self._live_waiters and subscription.is_crowded():
+                        self._driver.hold()
+                        self._change()
             return
         if (own := self._subscriptions.get(_OWN)) is not None:
-            own.put(output)
-        changed, self._changed = self._changed, self.new_signal()
-        changed.set()
+            own.put(output, self._driver.mark)
+        self._change()
         if output.name == "closed":
             for subscription in self._subscriptions.values():
                 subscription.wake()

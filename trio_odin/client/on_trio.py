@@ -92,6 +92,8 @@ async def connect(
         ClientError: a URL or a name is malformed; in a loop over the feed: the server has said no
             for good, or what answers at the only URL is no such server.
 
+    Redirects are not followed, and proxies of the environment are not used.
+
     An exception of the block comes out as it is. The block ends in order, within a second; if it is
     cancelled, the sockets are cut.
     """
@@ -207,13 +209,21 @@ class _TrioSocket:
         try:
             return await self._websocket.get_message()
         except ConnectionClosed as error:
-            raise _closed(error) from error
+            raise self._closed(error) from error
 
     async def send(self, text: str) -> None:
         try:
             await self._websocket.send_message(text)
         except ConnectionClosed as error:
-            raise _closed(error) from error
+            raise self._closed(error) from error
+
+    def _closed(self, error: ConnectionClosed) -> Ended:
+        # trio-websocket also has a reason if it was the one that found a fault. What came is
+        # nothing that the server has said, and may be better the next time.
+        by_server = self._websocket._for_testing_peer_closed_connection.is_set()  # noqa: SLF001
+        if error.reason is None or not by_server:
+            return closed(None, None)
+        return closed(error.reason.code, error.reason.reason)
 
 
 class _HandshakeStream(trio.abc.Stream):
@@ -264,16 +274,15 @@ async def _shake_hands(nursery: trio.Nursery, stream: _Stream, conn: Conn) -> We
     return websocket
 
 
-def _closed(error: ConnectionClosed) -> Ended:
-    return closed(error.reason.code, error.reason.reason) if error.reason else closed(None, None)
-
-
 def _ended(address: Address, failure: BaseException) -> Ended:
     if isinstance(failure, ConnectionRejected):
         headers = dict(failure.headers)
         text = (failure.body or b"").decode(errors="replace")
-        wait = headers.get(b"retry-after", b"").decode("ascii", "replace")
-        return refused(address.shown, failure.status_code, text, wait)
+        wait, location = (
+            headers.get(name, b"").decode("ascii", "replace")
+            for name in (b"retry-after", b"location")
+        )
+        return refused(address.shown, failure.status_code, text, wait, location)
     return failed(failure)
 
 

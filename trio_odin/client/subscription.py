@@ -13,7 +13,7 @@ from typing import Generic, Protocol, TypeVar
 from trio_odin.client.driver import Signal
 from trio_odin.client.errors import ClientWarning
 from trio_odin.client.items import Event, Gap, Rate, Refused, State
-from trio_odin.client.queues import Item, Queue
+from trio_odin.client.queues import Item, Mark, Queue
 
 _T = TypeVar("_T")
 _EVERYTHING = (Event, Gap, Refused, State)
@@ -116,13 +116,21 @@ class Subscription:
 
     # ---- for the feed
 
-    def put(self, item: Item) -> None:
+    def put(self, item: Item, mark: Mark) -> None:
         """Have an item wait for whoever iterates."""
-        self._queue.put(item)
+        self._queue.put(item, mark)
         if self._queue.is_full and not self._is_full:
             self._is_full = True
             self._feed.hold(self._number)
         self.wake()
+
+    def oldest(self) -> Mark | None:
+        """The mark of the first event or gap that waits, if there is one."""
+        return self._queue.oldest()
+
+    def is_crowded(self) -> bool:
+        """Whether so much waits that no more can be read, whatever is waited for."""
+        return self._queue.is_crowded
 
     def wake(self) -> None:
         """Have loops look again."""

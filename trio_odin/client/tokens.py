@@ -1,21 +1,53 @@
-"""For how long a JSON Web Token is valid: the client does not check it, but renews it in time."""
+"""JSON Web Tokens: whether one can be sent, and for how long it is valid.
+
+The client does not check a token's signature, but renews it in time.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 import msgspec
 
+from trio_odin.client.errors import ClientError
+
 # A token that stays the same, or a function that gives one, which may be asynchronous.
 TokenSource: TypeAlias = str | Callable[[], str | Awaitable[str]]
 
 
+# Those of `Authorization: Bearer`, see RFC 6750. A line break would begin another header.
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+
+
+class TokenUnusable(ClientError):
+    """It cannot be sent as a token. The message does not show it."""
+
+
 class _Claims(msgspec.Struct):
     exp: float | None = None
+
+
+def usable(token: object) -> str:
+    """Return the token as it is.
+
+    Raises:
+        TokenUnusable: it is another type than `str`, empty, or has characters that no token has.
+    """
+    if not isinstance(token, str):
+        raise TokenUnusable(f"the token is of the type {type(token).__name__}: allowed is str")
+    if not token:
+        raise TokenUnusable("the token is empty: leave it out, or give a JSON Web Token")
+    if _TOKEN.fullmatch(token) is None:
+        raise TokenUnusable(
+            "the token has a line break, a space or another character that is not allowed: "
+            "allowed are the printable characters of ASCII without the space"
+        )
+    return token
 
 
 def valid_ms(token: str) -> float | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlsplit
 
 import attrs
 
-from trio_odin.client.errors import ClientError
+from trio_odin.client.errors import ClientError, printable, shown_url
 
+# The two libraries would fail in ways of their own, and some characters be dropped silently.
+_STRANGE = re.compile(r"[^\x21-\x7e]")
 _PORTS = {"ws": 80, "wss": 443}
 
 
@@ -37,12 +40,18 @@ class Address:
         Raises:
             ClientError: it is not the URL of a WebSocket.
         """
-        shown = shown_url(url)
+        shown = printable(shown_url(url))
         try:
+            if _STRANGE.search(url):
+                raise ValueError(
+                    "allowed are the printable characters of ASCII without the space: others are "
+                    "written like %20, or xn-- in the name of a host"
+                )
             parts = urlsplit(url)
             port = parts.port
             if parts.scheme not in _PORTS or not parts.hostname or port == 0:
                 raise ValueError("allowed is a URL like ws://127.0.0.1:3002/ws")
+            parts.hostname.encode("idna")  # no label is empty or too long
         except ValueError as error:
             raise ClientError(f"cannot connect to {shown}: {error}") from error
         path = parts.path or "/"
@@ -58,9 +67,3 @@ class Address:
     def beside(self, path: str) -> str:
         """Where a path of the server is: a proxy may have put all of it under one of its own."""
         return self.resource.partition("?")[0].rpartition("/")[0] + path
-
-
-def shown_url(url: str) -> str:
-    """The URL without the parts that may be secret."""
-    scheme, separator, rest = url.partition("?")[0].rpartition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

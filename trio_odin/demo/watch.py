@@ -9,9 +9,11 @@ import attrs
 import trio
 
 from trio_odin.client import ClientError, Event, Feed, Options, Position, Rate, State, connect
+from trio_odin.client.errors import shown_url
 from trio_odin.client.queues import Item, Policy
 from trio_odin.client.tokens import TokenSource
-from trio_odin.client.urls import shown_url
+from trio_odin.demo.watch_words import question_for
+from trio_odin.wire.channels import CHANNEL_RULE, is_name
 
 _REDRAW_SECONDS = 0.25
 
@@ -61,6 +63,9 @@ async def watch(wanted: Wanted, view: View) -> Ending:
 
     Cancellation cuts the connection.
     """
+    for name in wanted.channels:
+        if not is_name(name):
+            raise ClientError(f"{name!r}: {CHANNEL_RULE}{question_for(name)}")
     async with connect(
         wanted.urls,
         wanted.channels,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import attrs
-import msgspec
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -19,6 +20,7 @@ from trio_odin.client import Event, Feed, Gap, Refused, State
 from trio_odin.client.connection import is_pattern, names_for
 from trio_odin.client.errors import printable
 from trio_odin.client.queues import Item, Policy
+from trio_odin.demo.watch_words import hint_for, json_text, why_of
 
 _RATE_SECONDS: Final = 10
 _DATA_CHARS: Final = 60
@@ -26,6 +28,8 @@ _PRICE_SHARE: Final = 0.4
 # The table gives up its last columns first.
 _COLUMNS: Final = (("price", 0), ("change", 36), ("age", 46), ("events/s", 56), ("gaps", 66))
 _LINES_BESIDE: Final = 2  # the names of the columns, and the state
+# From here on all digits would need more room than they are worth.
+_LARGE, _LARGE_PERCENT, _LARGE_RATE = 1e12, 1e5, 1e6
 _COLOURS: Final = {"live": "green", "stale": "yellow", "offline": "red", "closed": "red"}
 _SECOND, _MINUTE, _HOUR, _DAY = 1, 60, 3600, 86_400
 
@@ -47,7 +51,7 @@ class PerSecond:
     def rate(self, now: float) -> float:
         """So many a second."""
         since = now - _RATE_SECONDS
-        total = sum(count for second, count in self._counts if second >= since)
+        total = real(sum(count for second, count in self._counts if second >= since))
         return total / min(_RATE_SECONDS, max(1.0, now - self._began))
 
 
@@ -63,6 +67,7 @@ class Row:
     price: float | None = None
     gaps: int = 0
     missed: int | None = 0
+    reason: str = ""  # of the last gap
     refused: str = ""
 
     def take(self, event: Event, now: float) -> None:
@@ -76,9 +81,10 @@ class Row:
             if self.first_price is None:
                 self.first_price = price
 
-    def lose(self, missed: int | None) -> None:
+    def lose(self, missed: int | None, reason: str) -> None:
         """Note a gap."""
         self.gaps += 1
+        self.reason = reason
         self.missed = None if missed is None or self.missed is None else self.missed + missed
 
     @property
@@ -88,10 +94,10 @@ class Row:
             return ""
         percent = number_of(self.event.data, "priceChange24h")
         if percent is not None:
-            return f"{percent:+.2f} % 24h"
+            return f"{percent_text(percent)} % 24h"
         if self.price is None or not self.first_price:
             return ""
-        return f"{(self.price / self.first_price - 1) * 100:+.2f} %"
+        return f"{percent_text((self.price / self.first_price - 1) * 100)} %"
 
 
 class Rows:
@@ -99,6 +105,7 @@ class Rows:
 
     def __init__(self, names: Sequence[str], now: float) -> None:
         self._rows = {name: Row(name, PerSecond(now)) for name in names}
+        self._last_gap: tuple[Gap, float] | None = None
 
     def take(self, item: Item, now: float) -> None:
         """Note an item."""
@@ -113,9 +120,31 @@ class Rows:
             missed = item.missed if len(missing) == 1 else None
             for row in self._rows.values():
                 if not missing.isdisjoint(names_for(row.name)):
-                    row.lose(missed)
+                    row.lose(missed, item.reason)
+            self._last_gap = item, now
         elif isinstance(item, Refused) and item.channel in self._rows:
             self._rows[item.channel].refused = item.code
+
+    def last_gap(self, now: float) -> str:
+        """What was lost last, when, and why; empty if nothing was."""
+        if self._last_gap is None:
+            return ""
+        gap, at = self._last_gap
+        missed = "events" if gap.missed is None else f"{count_text(gap.missed)} events"
+        first, *others = (printable(channel) for channel in gap.channels)
+        more = f" and {len(others)} more" if others else ""
+        ago = duration(now - at)
+        return f"gap {ago} ago, {missed} of {first}{more}: {why_of(gap.reason)}"
+
+    @property
+    def hint(self) -> str:
+        """Which name may be meant by one that has had no event; empty if there is none."""
+        silent = [row.name for row in self.in_order() if not row.event and not row.refused]
+        found = [(name, hint) for name in silent if (hint := hint_for(name))]
+        if not found:
+            return ""
+        more = f" ({len(found) - 1} more like it)" if len(found) > 1 else ""
+        return f"{found[0][0]}: did you mean {found[0][1]} ?{more}"
 
     @property
     def has_events(self) -> bool:
@@ -158,7 +187,11 @@ class LiveTable:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.stop()
+        with suppress(OSError):  # the terminal has gone
+            self._live.stop()
+            self._print_last()
+
+    def _print_last(self) -> None:
         if self._last is not None and self._rows.has_events:
             self._console.print(self._last)  # what was last seen stays
 
@@ -176,9 +209,15 @@ class LiveTable:
         self._bytes_before = feed.bytes_received
         rates = (self._events.rate(now), self._bytes.rate(now))
         state = state_line(feed.state, feed.now_ms(), *rates)
+        lines = [
+            Text(line, "yellow", no_wrap=True, overflow="ellipsis")
+            for line in (self._rows.hint, self._rows.last_gap(now))
+            if line
+        ]
         width, height = self._console.size
+        height -= len(lines)
         table = table_of(self._rows.in_order(), now, time.time() * 1000, width, height)
-        self._last = Group(table, state)
+        self._last = Group(table, *lines, state)
         self._live.update(self._last, refresh=True)
 
 
@@ -208,10 +247,10 @@ def _cells(row: Row, now: float, unix_ms: float, price_width: int) -> dict[str, 
         price, age, rate = Text(why, "red" if row.refused else "dim"), "", ""
     else:
         price = _price(row, event.data, price_width)
-        age = duration(max(0.0, unix_ms - event.unix_ms) / 1000)
-        rate = f"{row.rate.rate(now):.1f}"
-    missed = "" if row.missed is None else f" ({row.missed:,})"
-    gaps = f"{row.gaps}{missed}" if row.gaps else ""
+        age = duration(max(0.0, unix_ms - real(event.unix_ms)) / 1000)
+        rate = rate_text(row.rate.rate(now))
+    missed = "" if row.missed is None else f" ({count_text(row.missed)})"
+    gaps = f"{count_text(row.gaps)}{missed}" if row.gaps else ""
     change = row.change
     colour = "red" if change.startswith("-") else "green"
     return {
@@ -228,7 +267,7 @@ def _price(row: Row, data: Any, width: int) -> Text:
         before = row.price if row.before is None else row.before
         colour = "" if before == row.price else "green" if row.price > before else "red"
         return Text(price_text(row.price), colour)
-    text = printable(msgspec.json.encode(data).decode())
+    text = printable(json_text(data))
     if cell_len(text) > width:
         text = set_cell_size(text, max(1, width - 1)) + "…"
     return Text(text)
@@ -243,26 +282,56 @@ def state_line(state: State, now_ms: float, events: float, received: float) -> T
         line.append(f", again in {duration(max(0.0, state.retry_at - now_ms) / 1000)}")
     if state.cause and state.name != "live":
         line.append(f": {state.cause}")
-    line.append(f" · {events:.1f} events/s · {size(received)}/s", "dim")
+    line.append(f" · {rate_text(events)} events/s · {size(received)}/s", "dim")
     return line
 
 
 def number_of(data: Any, key: str) -> float | None:
-    """The number under a key of an event's data, if there is one."""
+    """The number under a key of an event's data, if there is one; a very large one is infinite."""
     value = data.get(key) if isinstance(data, dict) else None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if is_number else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return real(value)
+
+
+def real(number: float) -> float:
+    """The number as a float; a whole one that is too large for that is infinite."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 def price_text(price: float) -> str:
     """A price with as many decimals as make a difference."""
+    if abs(price) >= _LARGE:
+        return f"{price:.6g}"
     if abs(price) >= 1000:
         return f"{price:,.2f}"
     return f"{price:,.4f}" if abs(price) >= 1 else f"{price:.6g}"
 
 
+def percent_text(percent: float) -> str:
+    """A change in percent, without the sign for it."""
+    if abs(percent) < _LARGE_PERCENT:
+        return f"{round(percent, 2) + 0.0:+.2f}"  # no -0.00
+    return f"{percent:+.3g}"
+
+
+def count_text(count: float) -> str:
+    """How many; of very many only roughly."""
+    return f"{count:,}" if abs(count) < _LARGE else f"{real(count):.3g}"
+
+
+def rate_text(rate: float) -> str:
+    """How many a second."""
+    return f"{rate:.1f}" if rate < _LARGE_RATE else f"{rate:.3g}"
+
+
 def duration(seconds: float) -> str:
     """A time in its largest unit."""
+    if seconds >= _LARGE:
+        return f"{real(seconds):.3g} s"
     if seconds < 10 * _SECOND:
         return f"{seconds:.1f} s"
     for unit, name, most in ((_SECOND, "s", _MINUTE), (_MINUTE, "min", _HOUR), (_HOUR, "h", _DAY)):
