@@ -12,13 +12,12 @@ import {
   type Recipient,
   type Wanted,
 } from "./connection.js";
-import type { Message, Rate, StateName } from "./types.js";
+import type { Message, Rate } from "./types.js";
 
 export { namesFor };
 
 // "At once" for many clients: they are spread over this time.
 const SOON_MS = 1_000;
-const DOUBLED_MAX = 16;
 const WAIT_MAX_MS = 60_000;
 
 // A status of HTTP, the same after an upgrade with 4 before it, or a close code.
@@ -144,7 +143,7 @@ export function createLink(feed: Feed) {
     const saysWhen = SAY_WHEN.test(text);
     const isFinal = NEVER_AGAIN.test(text) && !saysWhen;
     if (isFinal || (needsToken && !feed.hasOtherToken())) return feed.fail(why);
-    const seconds = (saysWhen && !feed.hasOthers && /again in (\d{1,6}) s$/.exec(why)?.[1]) || 0;
+    const seconds = (saysWhen && !feed.hasOthers && /again in (\d+) s$/.exec(why)?.[1]) || 0;
     retry(now, why, Math.min(+seconds * 1000, WAIT_MAX_MS), needsToken || code === 1001);
   }
 
@@ -153,7 +152,7 @@ export function createLink(feed: Feed) {
   function retry(now: number, why: string, waitMs: number, isSoon: boolean): void {
     const most = Math.min(options.retryMaxMs, options.retryMinMs * 2 ** attempts);
     retryAt = now + waitMs + feed.random() * (isSoon && !attempts ? SOON_MS : most);
-    attempts = Math.min(attempts + 1, DOUBLED_MAX);
+    attempts++;
     cause = why;
   }
 
@@ -211,8 +210,7 @@ export function createLink(feed: Feed) {
     lost,
     tick,
     opened(now: number, id: number): void {
-      const conn = connOf(id);
-      if (conn && !conn.isOpen) conn.opened(now);
+      connOf(id)?.opened(now);
     },
     received(now: number, id: number, message: Message): void {
       const conn = connOf(id);
@@ -253,13 +251,13 @@ export function createLink(feed: Feed) {
       for (const conn of conns()) end(conn, 1000);
     },
     deadline: (): number => Math.min(retryAt, ...conns().map((conn) => conn.deadline())),
-    /** Its name, the cause, and when it connects again. */
-    state(): [StateName, string, number | null] {
+    /** Its name in `STATES`, the cause, and when it connects again. */
+    state(): [number, string, number | null] {
       const conn = leaving && !current?.wasSettled ? leaving : current;
-      if (!conn && retryAt < Infinity) return ["offline", cause, retryAt];
-      if (!conn?.wasSettled) return ["connecting", cause, null];
-      if (!conn.isWell) return ["stale", "NATS is away", null];
-      return ["live", "", null];
+      if (!conn && retryAt < Infinity) return [0, cause, retryAt];
+      if (!conn?.wasSettled) return [1, cause, null];
+      if (!conn.isWell) return [2, "NATS is away", null];
+      return [3, "", null];
     },
   };
   return link;
