@@ -390,9 +390,12 @@ class Connection:
         """The token may allow what was refused, and not allow what there is."""
         self._wanted.refused.clear()
         self.is_settled = False
-        for name in message["unsubscribed"]:
+        self._reject(message["unsubscribed"], "FORBIDDEN_CHANNEL")
+
+    def _reject(self, names: Iterable[str], code: str) -> None:
+        for name in names:
             self.held.pop(name, None)
-            self.refuse(name, "FORBIDDEN_CHANNEL")
+            self.refuse(name, code)
 
     def _take_answer(self, now: float, command: _Command, message: Message) -> None:
         kind = message["type"]
@@ -400,23 +403,26 @@ class Connection:
             if message["code"] == "RATE_LIMIT_EXCEEDED":
                 self._next_at = now + _LIMITED_MS
             else:
-                for name in command.names:
-                    self.held.pop(name, None)
-                    self.refuse(name, message["code"])
+                self._reject(command.names, message["code"])
         elif kind == "subscription_ack":
-            self._take_ack(command, message)
+            self._take_ack(now, command, message)
         elif kind == "unsubscription_ack":
             self._feed.forget(command.names)
         elif kind == "resume_incomplete":
             self._feed.declare(message["channels"], None, "resume")
+        elif kind == "snapshot_done" and message["sent"] < message["total"]:
+            self._feed.declare(command.names, message["total"] - message["sent"], "snapshot")
         elif kind == "resumed":
             self._end_resume(command.rate, message["offset"])
             self.jumped.clear()
         if kind in {"error", command.ends_with}:
             self._command = None
 
-    def _take_ack(self, command: _Command, message: Message) -> None:
+    def _take_ack(self, now: float, command: _Command, message: Message) -> None:
         names, owed = message["subscribed"], self._wanted.owed
+        # It neither gives nor refuses any of them.
+        if command.names and "refused" not in message and {*names}.isdisjoint(command.names):
+            self._next_at = now + _LIMITED_MS
         if command.ends_with != "resumed":
             without = [name for name in names if name in owed]
             if without:  # there was no position to resume them from

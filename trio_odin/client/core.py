@@ -224,7 +224,7 @@ class Core:
         self._enter(now)
         if is_hidden != self._is_hidden:
             self._is_hidden = is_hidden
-            self._changed = [name for link in self._links for name in link.wanted.rates]
+            self._changed = list(self._holders)
         self._leave(now)
 
     # ---- for the user
@@ -240,7 +240,8 @@ class Core:
     ) -> None:
         """Want channels and patterns, as the subscription `number`.
 
-        Of several subscriptions to a name, the fastest rate counts for all of them.
+        Of several subscriptions to a name or channel, the fastest rate counts for all of them: a
+        slower one gets the events of the faster one, too.
         """
         self._enter(now)
         one = _Subscription(number, dict.fromkeys(names), every_ms, with_snapshot)
@@ -330,7 +331,7 @@ class Core:
                 self._report_hole(channel, receivers, told_by)
             if event.is_snapshot and event.prev != before.offset:
                 event = attrs.evolve(event, skipped=None)
-        self._newest[channel] = event
+        self._keep(event)
         numbers = []
         for one in receivers:
             if one.every_ms is None:
@@ -340,6 +341,19 @@ class Core:
                 numbers.append(one.id)
         if numbers:
             self._put(Deliver(tuple(numbers), event))
+
+    def _keep(self, event: Event) -> None:
+        """Keep the newest event of its channel, and forget the one that came first, if need be."""
+        newest = self._newest
+        newest.pop(event.channel, None)
+        newest[event.channel] = event
+        if len(newest) > self.options.max_newest:
+            oldest = next(iter(newest))
+            kept = newest.pop(oldest)
+            if oldest in self._holders:
+                newest[oldest] = kept
+            else:
+                self._gaps.pop(oldest, None)
 
     def _report_hole(
         self, channel: str, receivers: Iterable[_Subscription], told_by: Iterable[str]
@@ -353,18 +367,25 @@ class Core:
     def declare(self, names: Iterable[str], missed: int | None, reason: str) -> None:
         """Report a gap to whoever wants one of `names`."""
         gone = dict.fromkeys(names)
-        for channel in self._newest if any(map(is_pattern, gone)) else self._newest.keys() & gone:
-            for name in gone.keys() & {*names_for(channel)}:
-                self._gaps.setdefault(channel, {})[name] = reason
+        is_first = reason == "snapshot"  # then nothing is missing after the newest events
+        if not is_first:
+            self._mark(gone, reason)
         lacking: dict[int, list[str]] = {}
         for name in gone:
             for one in self._receivers(name):
-                lacking.setdefault(one.id, []).append(name)
+                if one.with_snapshot or not is_first:
+                    lacking.setdefault(one.id, []).append(name)
         for number, channels in lacking.items():
             # How many of them it lacks is known if it wants all of them.
             its = missed if len(channels) == len(gone) else None
             gap = Gap(channels=tuple(channels), missed=its, reason=reason)
             self._put(Deliver((number,), gap))
+
+    def _mark(self, gone: Mapping[str, None], reason: str) -> None:
+        """Note a gap after the newest events of these names."""
+        for channel in self._newest if any(map(is_pattern, gone)) else self._newest.keys() & gone:
+            for name in gone.keys() & {*names_for(channel)}:
+                self._gaps.setdefault(channel, {})[name] = reason
 
     def follow(self, before: str | None, epoch: str | None) -> None:
         """Note that the stream `epoch` has taken the place of another one."""

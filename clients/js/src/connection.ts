@@ -193,7 +193,6 @@ export function createConnection(
     if (message.seq <= oldSeq) return;
     const isRaising = isNew && isSteady(now);
     for (const { channel, data, ts, offset, prev, skipped = 0, snapshot = false } of events) {
-      if (typeof channel !== "string") throw new TypeError("no channel");
       // Without offsets what comes twice is not known: of two connections the new one counts.
       if (offset === undefined && !(isNew && counts())) continue;
       const { epoch } = conn;
@@ -251,17 +250,20 @@ export function createConnection(
   function takeAnswer(now: number, message: Message): void {
     const { type } = message;
     if (type === "error") {
-      if (message.code === "RATE_LIMIT_EXCEEDED") nextAt = now + LIMITED_MS;
-      else {
+      if (message.code === "RATE_LIMIT_EXCEEDED") {
+        nextAt = now + LIMITED_MS;
+      } else {
         for (const name of commandNames) {
           held.delete(name);
           refuse(name, message.code);
         }
       }
-    } else if (type === "subscription_ack") takeAck(message);
+    } else if (type === "subscription_ack") takeAck(now, message);
     else if (type === "unsubscription_ack") forget(commandNames);
     else if (type === "resume_incomplete") declare(message.channels, null, "resume");
-    else if (type === "resumed") {
+    else if (message.sent < message.total) {
+      declare(commandNames, message.total - message.sent, "snapshot");
+    } else if (type === "resumed") {
       conn.jumped.clear();
       // The new position of a rate, once nothing of it is owed.
       const isOwed = [...owed].some((name) => rates.get(name) === commandRate);
@@ -270,19 +272,22 @@ export function createConnection(
     if (type === "error" || type === endsWith) endsWith = "";
   }
 
-  function takeAck(message: Message): void {
-    const names: string[] = message.subscribed;
+  function takeAck(now: number, { subscribed: names, offset, refused: those }: Message): void {
+    // It neither gives nor refuses any of them.
+    if (!those && commandNames[0] && !commandNames.some((name) => names.includes(name))) {
+      nextAt = now + LIMITED_MS;
+    }
     if (endsWith !== "resumed") {
-      const without = names.filter((name) => owed.has(name));
+      const without = names.filter((name: string) => owed.has(name));
       // There was no position to resume them from.
       if (without.length) declare(without, null, "resume");
-      move(commandRate, message.offset, Math.min);
+      move(commandRate, offset, Math.min);
     }
     for (const name of names) {
       held.set(name, commandRate);
       owed.delete(name);
     }
-    for (const { channel, code } of message.refused ?? []) refuse(channel, code);
+    for (const { channel, code } of those ?? []) refuse(channel, code);
   }
 
   const conn = {
@@ -347,9 +352,9 @@ export function createConnection(
       }
       if (message.seq) takeEvents(now, message);
       else if (message.nats) takeNats(now, message);
-      else if (type === "server:draining") {
+      else if (type === "server:draining" && !isLeft) {
         // Not at once, however often servers that leave follow each other.
-        if (!isLeft) conn.leaveAt = Math.max(now + (+message.reconnect_in_ms || 0), openedAt + STAY_MS);
+        conn.leaveAt = Math.max(now + (+message.reconnect_in_ms || 0), openedAt + STAY_MS);
       } else if (type === "gap") takeGap(now, message);
       else if (type === "token_ack") {
         // The token may allow what was refused, and not allow what there is.

@@ -37,6 +37,7 @@ export const DEFAULTS: Options = {
   retryMaxMs: 20_000,
   maxChannels: 256,
   maxPatterns: 16,
+  maxNewest: 65_536,
 };
 
 interface Subscription {
@@ -55,6 +56,8 @@ type Rest<Name extends Told> = Parameters<Link[Name]> extends [number, ...infer 
 // What is to be called of the host, and with what.
 type Output = { [Name in keyof Host]: [Name, ...Parameters<Host[Name]>] }[keyof Host];
 
+type LinkState = ReturnType<Link["state"]>;
+
 export type Core = ReturnType<typeof createCore>;
 
 export function createCore(
@@ -71,8 +74,8 @@ export function createCore(
   // By name, the subscriptions that want it.
   const holders = new Map<string, Subscription[]>();
   const newest = new Map<string, Event>();
-  // Of the channels with gaps after their newest event, by which name, and why.
-  const gaps = new Map<string, Map<string, string>>();
+  // Of newest events with gaps after them: by which name, and why.
+  const gaps = new WeakMap<Event, Map<string, string>>();
   const outputs: Output[] = [];
   let isCalling = false;
   let links: Link[] = [];
@@ -131,7 +134,6 @@ export function createCore(
           // The server may send it all the same, by another name that has not ended yet.
           if (receiversOf(channel).length || links.some((link) => link.holds(channel))) continue;
           newest.delete(channel);
-          gaps.delete(channel);
         }
       }
     },
@@ -160,45 +162,54 @@ export function createCore(
   // Hand an event out, unless it is not newer than the last one of its channel. If it is alone, the
   // event before it in its channel must have come.
   function deliver(event: Event, isAlone: boolean): void {
-    const { channel } = event;
+    const { channel, epoch, prev, skipped, isSnapshot } = event;
     const before = newest.get(channel);
     const receivers = receiversOf(channel);
     if (before) {
       if (!isNewer(event, before)) return;
-      if (isAlone && isHole(before, event)) reportHole(channel, receivers);
-      if (event.isSnapshot && event.prev !== before.offset) event = { ...event, skipped: null };
+      const isNext = isAlone && epoch === before.epoch && !isSnapshot && skipped === 0;
+      // There was one between the two that should have come as well. It is reported to those who were
+      // not told of a gap there.
+      if (isNext && (prev as number) > (before.offset as number)) {
+        const toldBy = [...(gaps.get(before)?.keys() ?? [])];
+        for (const { id, names } of receivers) {
+          if (toldBy.some((name) => name === channel || names.has(name))) continue;
+          put("gap", [id], { channels: [channel], missed: null, reason: "hole" });
+        }
+      }
+      if (isSnapshot && prev !== before.offset) event = { ...event, skipped: null };
     }
-    gaps.delete(channel);
+    newest.delete(channel);
     newest.set(channel, event);
+    if (newest.size > options.maxNewest) {
+      const [oldest = ""] = newest.keys();
+      const kept = newest.get(oldest) as Event;
+      newest.delete(oldest);
+      if (holders.has(oldest)) newest.set(oldest, kept);
+    }
     const ids: number[] = [];
     for (const { id, everyMs, withSnapshot, withheld } of receivers) {
       if (everyMs === null) withheld.add(channel);
       // What follows another event is news to everybody.
-      else if (withSnapshot || before || !event.isSnapshot) ids.push(id);
+      else if (withSnapshot || before || !isSnapshot) ids.push(id);
     }
     if (ids.length) put("event", ids, event);
-  }
-
-  // Report events that are missing to those who were not told of a gap there.
-  function reportHole(channel: string, receivers: Subscription[]): void {
-    const toldBy = [...(gaps.get(channel)?.keys() ?? [])];
-    for (const { id, names } of receivers) {
-      if (toldBy.some((name) => name === channel || names.has(name))) continue;
-      put("gap", [id], { channels: [channel], missed: null, reason: "hole" });
-    }
   }
 
   // Report a gap to whoever wants one of the names.
   function declare(names: Iterable<string>, missed: number | null, reason: string): void {
     const gone = new Set(names);
-    for (const channel of newest.keys()) {
+    const isFirst = reason === "snapshot"; // then nothing is missing after the newest events
+    for (const [channel, event] of newest) {
       for (const name of namesFor(channel)) {
-        if (gone.has(name)) gaps.set(channel, (gaps.get(channel) ?? new Map()).set(name, reason));
+        if (!isFirst && gone.has(name)) gaps.set(event, (gaps.get(event) ?? new Map()).set(name, reason));
       }
     }
     const lacking = new Map<number, string[]>();
     for (const name of gone) {
-      for (const { id } of receiversOf(name)) lacking.set(id, [...(lacking.get(id) ?? []), name]);
+      for (const { id, withSnapshot } of receiversOf(name)) {
+        if (withSnapshot || !isFirst) lacking.set(id, [...(lacking.get(id) ?? []), name]);
+      }
     }
     for (const [id, channels] of lacking) {
       // How many of them it lacks is known if it wants all of them.
@@ -216,7 +227,9 @@ export function createCore(
       if (isFrozen) tell("thaw", now);
       act(now, ...args);
       update(now);
-      const [rank, cause, retryAt] = worst();
+      // The state of the worst link.
+      const states = links.map((link) => link.state()).sort(([one], [other]) => one - other);
+      const [rank, cause, retryAt] = closed === null ? (states[0] as LinkState) : [4, closed, null];
       const its: State = { name: STATES[rank] as StateName, cause, at: state.at, retryAt };
       if (JSON.stringify(its) !== JSON.stringify(state)) {
         state = { ...its, at: now };
@@ -247,12 +260,6 @@ export function createCore(
     }
   }
 
-  function worst(): ReturnType<Link["state"]> {
-    if (closed !== null) return [4, closed, null];
-    const states = links.map((link) => link.state());
-    return states.sort(([one], [other]) => one - other)[0] ?? [1, "", null];
-  }
-
   // Pass on what is wanted of the names that have changed, and have the links act.
   function update(now: number): void {
     if (closed !== null) return;
@@ -270,11 +277,8 @@ export function createCore(
       }
     }
     changed = [];
-    links = links.filter((link, index) => {
-      const isNeeded = !index || link.rates.size;
-      if (!isNeeded) link.close();
-      return isNeeded;
-    });
+    // One stays, if only to know whether the server is there.
+    links = links.filter((link, index) => !index || link.rates.size || link.close());
     tell("pump", now);
   }
 
@@ -318,8 +322,7 @@ export function createCore(
       isAsked = false;
       token = text;
       // If it seems to have expired, a clock is wrong: the server will say so.
-      const isKnown = validMs !== null && validMs > 0;
-      refreshAt = isKnown ? now + Math.max(validMs - REFRESH_MS, validMs / 2) : Infinity;
+      refreshAt = validMs && validMs > 0 ? now + Math.max(validMs - REFRESH_MS, validMs / 2) : Infinity;
       tell("takeToken", now, text);
     }),
     /** There is no token now. */
@@ -349,7 +352,7 @@ export function createCore(
     /** Nobody looks, or somebody does again: see `Options.hiddenEveryMs`. */
     hide: at((_, hidden: boolean) => {
       isHidden = hidden;
-      changed = links.flatMap((link) => [...link.rates.keys()]);
+      changed = [...holders.keys()];
     }),
 
     // ---- for the user
@@ -371,7 +374,7 @@ export function createCore(
         for (const name of its) holders.set(name, [...holdersOf(name), one]);
         release(one);
         for (const name of known) {
-          const [reason] = gaps.get(name)?.values() ?? [];
+          const [reason] = gaps.get(newest.get(name) as Event)?.values() ?? [];
           if (reason) put("gap", [id], { channels: [name], missed: null, reason });
         }
         changed = [...its];
@@ -407,7 +410,3 @@ export function createCore(
 
 /** A pattern, or all names of a channel. */
 const formsOf = (name: string): string[] => (isPattern(name) ? [name] : namesFor(name));
-
-// Whether there was an event between the two that should have come as well.
-const isHole = (before: Event, { epoch, prev = 0, skipped, isSnapshot }: Event): boolean =>
-  epoch === before.epoch && !isSnapshot && skipped === 0 && prev > (before.offset ?? prev);

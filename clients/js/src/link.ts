@@ -54,7 +54,7 @@ export function createLink(feed: Feed) {
   let retryAt = Infinity;
   let cause = "";
 
-  const conns = (): Connection[] => [current, leaving].filter((conn) => conn !== undefined);
+  const conns = (): Connection[] => [current, leaving].filter((conn) => !!conn);
   const connOf = (id: number): Connection | undefined => conns().find((conn) => conn.id === id);
 
   // ---- what is wanted
@@ -62,13 +62,13 @@ export function createLink(feed: Feed) {
   // Take the lower of two positions along with a name that changes its rate: an event of the slower
   // rate may wait for its tick. A pattern may leave channels to names at any rate: then all go on
   // from the lowest one. That is always safe: what comes twice is known by its offset.
-  function lower(name: string, before: Rate, after: Rate): void {
+  function lower(name: string, after: Rate, before = after): void {
     for (const conn of conns()) conn.isSettled = false;
     const moved = new Set([before, after]);
     if ([name, ...rates.keys()].some(isPattern)) {
       for (const rate of positions.keys()) if (rate !== null) moved.add(rate);
     }
-    const epoch = current ? current.epoch : null;
+    const epoch = current?.epoch;
     // In another epoch it is further behind, whatever its number.
     const place = (at: Position): number => (at.epoch === epoch ? at.offset : at.offset - 2 ** 53);
     const [lowest] = [...moved]
@@ -82,7 +82,7 @@ export function createLink(feed: Feed) {
     rates.delete(name);
     owed.delete(name);
     refused.delete(name);
-    lower(name, rate, rate);
+    lower(name, rate);
     forget([name]);
   }
 
@@ -91,11 +91,10 @@ export function createLink(feed: Feed) {
     if (!rates.has(name)) return;
     refused.add(name);
     const taken = [...rates.keys()].filter((one) => !refused.has(one));
-    const patterns = taken.filter(isPattern);
     // It may have room on another link, unless the server takes none at all.
     let isFull = false;
     if (code === "TOO_MANY_CHANNELS") isFull = (maxChannels = taken.length) > 0;
-    if (code === "TOO_MANY_PATTERNS") isFull = (maxPatterns = patterns.length) > 0;
+    if (code === "TOO_MANY_PATTERNS") isFull = (maxPatterns = taken.filter(isPattern).length) > 0;
     // Wherever it goes, it begins anew there.
     if (owed.delete(name)) feed.declare([name], null, "resume");
     feed.refuse(link, name, code, isFull);
@@ -126,7 +125,7 @@ export function createLink(feed: Feed) {
       const rate = rates.get(name);
       if (rate === undefined) continue;
       owed.add(name);
-      if (its !== rate) lower(name, its, rate); // it had not come so far
+      if (its !== rate) lower(name, rate, its); // it had not come so far
     }
     current = undefined;
   }
@@ -191,9 +190,9 @@ export function createLink(feed: Feed) {
       return isRoom && rates.size < maxChannels;
     },
     want(name: string, rate: Rate): void {
-      const before = rates.has(name) ? (rates.get(name) as Rate) : rate;
+      const before = rates.get(name);
       rates.set(name, rate);
-      lower(name, before, rate);
+      lower(name, rate, before);
     },
     unwant,
     /** Whether the server sends a channel, by whatever name. */
