@@ -139,6 +139,7 @@ class Connection:
     _command_ids: int = 0
     _next_at: float = -inf
     _seq: int = 0
+    _old_seq: int = -1  # up to this number its messages were of another stream
     _skipped_total: int = 0
     _hole: tuple[int, int] | None = None  # numbers of events that the server has dropped
     _ask_at: float = inf
@@ -277,8 +278,10 @@ class Connection:
             self._take_answer(now, self._command, message)
         else:
             self._take_notice(now, kind, message)
-        # The newest event of a channel may be among those that cannot be replayed.
-        return "too slow" if kind == "replay_incomplete" else ""
+        # The newest event of a channel may be among those that cannot be replayed. And what of a
+        # hole came before the stream changed, and what after, is not known.
+        is_torn = self._hole is not None and self._hole[0] == self._old_seq + 1
+        return "too slow" if kind == "replay_incomplete" or is_torn else ""
 
     def _take_notice(self, now: float, kind: str, message: Message) -> None:
         if kind == "pong":
@@ -297,10 +300,13 @@ class Connection:
         """Take an event, or several in a batch. What is not new is a replay, and may be older."""
         events = message.get("events", [message])
         is_new = self._count(message)
+        # What is replayed has the offsets of its own stream.
+        if not is_new and message["seq"] <= self._old_seq:
+            return
         for event in events:
             # Without offsets what comes twice is not known: of two connections the new one counts.
             if "offset" in event or (is_new and self.counts()):
-                self._take_event(event, is_alone=is_new and "events" not in message)
+                self._take_event(event, is_alone="events" not in message)
         if is_new and self.is_steady(now):
             self._raise(events)
 
@@ -369,6 +375,7 @@ class Connection:
         is_new = epoch != self.epoch
         if is_new:
             self._feed.follow(self.epoch, epoch)
+            self._old_seq, self._hole = self._seq, None
         self.epoch = epoch
         self._steady_at = now + _STEADY_MS
         if is_new and self.counts():
@@ -383,9 +390,12 @@ class Connection:
         """The token may allow what was refused, and not allow what there is."""
         self._wanted.refused.clear()
         self.is_settled = False
-        for name in message["unsubscribed"]:
+        self._reject(message["unsubscribed"], "FORBIDDEN_CHANNEL")
+
+    def _reject(self, names: Iterable[str], code: str) -> None:
+        for name in names:
             self.held.pop(name, None)
-            self.refuse(name, "FORBIDDEN_CHANNEL")
+            self.refuse(name, code)
 
     def _take_answer(self, now: float, command: _Command, message: Message) -> None:
         kind = message["type"]
@@ -393,23 +403,26 @@ class Connection:
             if message["code"] == "RATE_LIMIT_EXCEEDED":
                 self._next_at = now + _LIMITED_MS
             else:
-                for name in command.names:
-                    self.held.pop(name, None)
-                    self.refuse(name, message["code"])
+                self._reject(command.names, message["code"])
         elif kind == "subscription_ack":
-            self._take_ack(command, message)
+            self._take_ack(now, command, message)
         elif kind == "unsubscription_ack":
             self._feed.forget(command.names)
         elif kind == "resume_incomplete":
             self._feed.declare(message["channels"], None, "resume")
+        elif kind == "snapshot_done" and message["sent"] < message["total"]:
+            self._feed.declare(command.names, message["total"] - message["sent"], "snapshot")
         elif kind == "resumed":
             self._end_resume(command.rate, message["offset"])
             self.jumped.clear()
         if kind in {"error", command.ends_with}:
             self._command = None
 
-    def _take_ack(self, command: _Command, message: Message) -> None:
+    def _take_ack(self, now: float, command: _Command, message: Message) -> None:
         names, owed = message["subscribed"], self._wanted.owed
+        # It neither gives nor refuses any of them.
+        if command.names and "refused" not in message and {*names}.isdisjoint(command.names):
+            self._next_at = now + _LIMITED_MS
         if command.ends_with != "resumed":
             without = [name for name in names if name in owed]
             if without:  # there was no position to resume them from

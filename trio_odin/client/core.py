@@ -17,7 +17,7 @@ core exists in TypeScript, and tests/client/vectors has what both of them have t
 from __future__ import annotations
 
 import random as _random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
 from typing import Final
 
@@ -61,9 +61,12 @@ class _Subscription:
     with_snapshot: bool
     withheld: dict[str, None] = attrs.field(factory=dict)
 
-    def has(self, name: str) -> bool:
-        """Whether `name` is one of its names, or a channel that one of them matches."""
-        return not self.names.keys().isdisjoint(_forms(name))
+    def known(self, newest: Mapping[str, Event]) -> list[str]:
+        """Its channels that are in `newest`."""
+        # Not each of very many channels for each subscription.
+        some = newest if any(map(is_pattern, self.names)) else self.names
+        names = self.names.keys()
+        return [one for one in some if one in newest and not names.isdisjoint(names_for(one))]
 
 
 class Core:
@@ -104,6 +107,7 @@ class Core:
         self._outputs: list[Output] = []
         self._links: list[Link] = []
         self._subscriptions: dict[int, _Subscription] = {}
+        self._holders: dict[str, dict[int, _Subscription]] = {}  # by name, those that want it
         self._newest: dict[str, Event] = {}
         # Of the channels with gaps after their newest event, by which name, and why.
         self._gaps: dict[str, dict[str, str]] = {}
@@ -220,7 +224,7 @@ class Core:
         self._enter(now)
         if is_hidden != self._is_hidden:
             self._is_hidden = is_hidden
-            self._changed = [name for link in self._links for name in link.wanted.rates]
+            self._changed = list(self._holders)
         self._leave(now)
 
     # ---- for the user
@@ -236,12 +240,15 @@ class Core:
     ) -> None:
         """Want channels and patterns, as the subscription `number`.
 
-        Of several subscriptions to a name, the fastest rate counts for all of them.
+        Of several subscriptions to a name or channel, the fastest rate counts for all of them: a
+        slower one gets the events of the faster one, too.
         """
         self._enter(now)
         one = _Subscription(number, dict.fromkeys(names), every_ms, with_snapshot)
-        one.withheld = {name: None for name in self._newest if with_snapshot and one.has(name)}
+        one.withheld = dict.fromkeys(one.known(self._newest) if with_snapshot else ())
         self._subscriptions[number] = one
+        for name in one.names:
+            self._holders.setdefault(name, {})[number] = one
         may_be_old = [name for name in one.withheld if self._gaps.get(name)]
         self._release(one)
         for name in may_be_old:
@@ -265,6 +272,8 @@ class Core:
         self._enter(now)
         if (one := self._subscriptions.pop(number, None)) is not None:
             self._changed = list(one.names)
+            for name in one.names:
+                self._holders[name].pop(number)
         self._leave(now)
 
     def close(self, now: float) -> None:
@@ -322,7 +331,7 @@ class Core:
                 self._report_hole(channel, receivers, told_by)
             if event.is_snapshot and event.prev != before.offset:
                 event = attrs.evolve(event, skipped=None)
-        self._newest[channel] = event
+        self._keep(event)
         numbers = []
         for one in receivers:
             if one.every_ms is None:
@@ -332,6 +341,19 @@ class Core:
                 numbers.append(one.id)
         if numbers:
             self._put(Deliver(tuple(numbers), event))
+
+    def _keep(self, event: Event) -> None:
+        """Keep the newest event of its channel, and forget the one that came first, if need be."""
+        newest = self._newest
+        newest.pop(event.channel, None)
+        newest[event.channel] = event
+        if len(newest) > self.options.max_newest:
+            oldest = next(iter(newest))
+            kept = newest.pop(oldest)
+            if oldest in self._holders:
+                newest[oldest] = kept
+            else:
+                self._gaps.pop(oldest, None)
 
     def _report_hole(
         self, channel: str, receivers: Iterable[_Subscription], told_by: Iterable[str]
@@ -345,15 +367,25 @@ class Core:
     def declare(self, names: Iterable[str], missed: int | None, reason: str) -> None:
         """Report a gap to whoever wants one of `names`."""
         gone = dict.fromkeys(names)
-        for channel in self._newest:
+        is_first = reason == "snapshot"  # then nothing is missing after the newest events
+        if not is_first:
+            self._mark(gone, reason)
+        lacking: dict[int, list[str]] = {}
+        for name in gone:
+            for one in self._receivers(name):
+                if one.with_snapshot or not is_first:
+                    lacking.setdefault(one.id, []).append(name)
+        for number, channels in lacking.items():
+            # How many of them it lacks is known if it wants all of them.
+            its = missed if len(channels) == len(gone) else None
+            gap = Gap(channels=tuple(channels), missed=its, reason=reason)
+            self._put(Deliver((number,), gap))
+
+    def _mark(self, gone: Mapping[str, None], reason: str) -> None:
+        """Note a gap after the newest events of these names."""
+        for channel in self._newest if any(map(is_pattern, gone)) else self._newest.keys() & gone:
             for name in gone.keys() & {*names_for(channel)}:
                 self._gaps.setdefault(channel, {})[name] = reason
-        for one in self._subscriptions.values():
-            if channels := tuple(name for name in gone if one.has(name)):
-                # How many of them it lacks is known if it wants all of them.
-                its = missed if len(channels) == len(gone) else None
-                gap = Gap(channels=channels, missed=its, reason=reason)
-                self._put(Deliver((one.id,), gap))
 
     def follow(self, before: str | None, epoch: str | None) -> None:
         """Note that the stream `epoch` has taken the place of another one."""
@@ -378,15 +410,15 @@ class Core:
         if is_full:
             link.unwant(name)
             self._changed.append(name)
-        elif numbers := tuple(one.id for one in self._holders(name)):
+        elif numbers := tuple(one.id for one in self._holders_of(name)):
             self._put(Deliver(numbers, Refused(channel=name, code=code)))
 
     def forget(self, names: Iterable[str]) -> None:
         """Forget what nobody wants of these names, unless the server sends it all the same."""
         for name in names:
             for channel in list(self._newest) if is_pattern(name) else [name]:
-                is_sent = any(link.holds(channel) for link in self._links)
-                if not is_sent and not self._receivers(channel):
+                is_wanted = bool(self._receivers(channel))
+                if not is_wanted and not any(link.holds(channel) for link in self._links):
                     self._newest.pop(channel, None)
                     self._gaps.pop(channel, None)
 
@@ -435,7 +467,7 @@ class Core:
         if self._closed is not None:
             return
         for name in self._changed:
-            holders = self._holders(name)
+            holders = self._holders_of(name)
             link = next((one for one in self._links if name in one.wanted.rates), None)
             if holders:
                 room = (one for one in self._links if one.has_room_for(name))
@@ -443,8 +475,10 @@ class Core:
                 rate = self._rate_of(holders)
                 if link.wanted.rates.get(name, "none") != rate:
                     link.want(name, rate)
-            elif link is not None:
-                link.unwant(name)
+            else:
+                self._holders.pop(name, None)
+                if link is not None:
+                    link.unwant(name)
         self._changed = []
         for link in self._links[1:]:
             if not link.wanted.rates:
@@ -459,14 +493,15 @@ class Core:
         link.dial(now)
         return link
 
-    def _holders(self, name: str) -> list[_Subscription]:
-        return [one for one in self._subscriptions.values() if name in one.names]
+    def _holders_of(self, name: str) -> list[_Subscription]:
+        return list(self._holders.get(name, {}).values())
 
-    def _receivers(self, channel: str) -> list[_Subscription]:
-        names = names_for(channel)
-        return [
-            one for one in self._subscriptions.values() if not one.names.keys().isdisjoint(names)
-        ]
+    def _receivers(self, name: str) -> list[_Subscription]:
+        """Those that want a pattern, or a channel by any name: first those that name it."""
+        found: dict[int, _Subscription] = {}
+        for one in _forms(name):
+            found |= self._holders.get(one, {})
+        return list(found.values())
 
     def _release(self, one: _Subscription) -> None:
         """Hand out the newest events that a subscription has not got, unless it is paused."""

@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeAlias
 
 import attrs
 
-# Milliseconds between two events of a channel; 0 is every event, None a pause.
+# Milliseconds between two events of a channel; 0 is every event, None a pause. Of several
+# subscriptions to a channel the fastest rate counts: a slower one gets those events, too.
 Rate: TypeAlias = int | None
 StateName: TypeAlias = Literal["connecting", "live", "stale", "offline", "closed"]
 
@@ -49,8 +50,9 @@ class Gap:
         channels: the channels and patterns that may lack events.
         missed: how many are missing in all of them; None if unknown.
         reason: `resume`, after a lost connection; `slow`, as this client reads too slowly; `hole`,
-            found by the number of the event before; or what the server says: `start`, `window`,
-            `stream`, `core`, `unreadable` or `shed`, see docs/protocol.md.
+            found by the number of the event before; `snapshot`, as a server sends at most 1,000
+            first values at once; or what the server says: `start`, `window`, `stream`, `core`,
+            `unreadable` or `shed`, see docs/protocol.md.
     """
 
     channels: tuple[str, ...]
@@ -145,6 +147,9 @@ class Options:
         retry_max_ms: the greatest delay.
         max_channels: channels and patterns on one connection. Further ones get another.
         max_patterns: patterns on one connection.
+        max_newest: of how many channels the newest event is kept: of those that had one last, and
+            of all that are subscribed to by name. Of another one an event that comes twice is
+            handed out twice.
     """
 
     dial_ms: float = 10_000
@@ -159,3 +164,4 @@ class Options:
     retry_max_ms: float = 20_000
     max_channels: int = 256
     max_patterns: int = 16
+    max_newest: int = 65_536

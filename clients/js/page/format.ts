@@ -80,6 +80,7 @@ const REASONS: Record<string, string> = {
   resume: "after a lost connection",
   slow: "this page read too slowly",
   hole: "found by the numbers of the events",
+  snapshot: "first values that the server left out, as there were too many",
   start: "the server had just started",
   window: "the server was without NATS for too long",
   stream: "the stream in NATS was made anew",

@@ -95,8 +95,9 @@ export function createConnection(
   let lastSeq = 0;
   let lastTotal = 0;
   // The first and the last number of what the server has dropped, if it has.
-  let holeFrom = 0;
-  let holeTo = 0;
+  let hole: { from: number; to: number } | undefined;
+  // Up to this number its messages were of another stream.
+  let oldSeq = -1;
   let askAt = Infinity;
   let pongBy = Infinity;
   let steadyAt = Infinity;
@@ -122,9 +123,9 @@ export function createConnection(
   }
 
   function nextCommand(): Message | undefined {
-    if (holeTo) {
-      const data = { from: holeFrom, to: holeTo };
-      holeTo = 0;
+    if (hole) {
+      const data = hole;
+      hole = undefined;
       return expect("replay_done", { type: "replay", data });
     }
     const gone = fitting([...held.keys()].filter((name) => !rates.has(name)));
@@ -170,8 +171,7 @@ export function createConnection(
     if (seq <= lastSeq) return false;
     const missed = seq - lastSeq - 1 - (total - lastTotal);
     if (missed > 0) {
-      if (!holeTo) holeFrom = lastSeq + 1;
-      holeTo = seq - 1;
+      hole = { from: hole?.from ?? lastSeq + 1, to: seq - 1 };
       lose(missed, "slow");
     }
     lastSeq = seq;
@@ -187,32 +187,28 @@ export function createConnection(
 
   // Take an event, or several in a batch. What is not new is a replay, which may be an older one.
   function takeEvents(now: number, message: Message): void {
-    const events: Message[] = message.type === "price:batch" ? message.events : [message];
+    const events: Message[] = message.events ?? [message];
     const isNew = count(message);
+    // What is replayed has the offsets of its own stream.
+    if (message.seq <= oldSeq) return;
+    const isRaising = isNew && isSteady(now);
     for (const { channel, data, ts, offset, prev, skipped = 0, snapshot = false } of events) {
-      if (typeof channel !== "string") throw new TypeError("no channel");
       // Without offsets what comes twice is not known: of two connections the new one counts.
       if (offset === undefined && !(isNew && counts())) continue;
       const { epoch } = conn;
       if (snapshot && endsWith === "resumed") conn.jumped.add(channel);
       deliver(
         { channel, data, unixMs: ts, offset, prev, skipped, isSnapshot: snapshot, epoch },
-        isNew && !message.events,
+        !message.events,
       );
+      // Move the position of its rate on.
+      const its = namesFor(channel).filter((name) => isRaising && held.has(name));
+      if (its.length) move(fastest(its.map((name) => held.get(name) as Rate)), offset, Math.max);
     }
-    if (isNew && isSteady(now)) raise(events);
   }
 
   // Whether all that came until now is known to be complete, or reported.
   const isSteady = (now: number): boolean => conn.isSettled && now >= steadyAt && counts();
-
-  // Move the positions of the rates of these events on.
-  function raise(events: Message[]): void {
-    for (const { channel, offset } of events) {
-      const names = namesFor(channel).filter((name) => held.has(name));
-      if (names.length) move(fastest(names.map((name) => held.get(name) as Rate)), offset, Math.max);
-    }
-  }
 
   // Move a position within this epoch to the one that is picked, or into it.
   function move(
@@ -226,7 +222,8 @@ export function createConnection(
     positions.set(rate, { epoch, offset: at?.epoch === epoch ? pick(at.offset, offset) : offset });
   }
 
-  function takePong(now: number, { nats, age_ms, offset }: Message): void {
+  // Take a pong that reports on NATS, or a notice that does.
+  function takeNats(now: number, { nats, age_ms, offset }: Message): void {
     conn.isWell = nats !== "disconnected" && !(age_ms > options.staleMs);
     if (!isSteady(now)) return;
     for (const rate of held.values()) if (rate !== null) move(rate, offset, Math.max);
@@ -234,7 +231,11 @@ export function createConnection(
 
   function takeGap(now: number, { epoch, reason, to }: Message): void {
     const isNew = epoch !== conn.epoch;
-    if (isNew) follow(conn.epoch, epoch);
+    if (isNew) {
+      follow(conn.epoch, epoch);
+      oldSeq = lastSeq;
+      hole = undefined;
+    }
     conn.epoch = epoch;
     steadyAt = now + STEADY_MS;
     if (isNew && counts()) {
@@ -249,17 +250,20 @@ export function createConnection(
   function takeAnswer(now: number, message: Message): void {
     const { type } = message;
     if (type === "error") {
-      if (message.code === "RATE_LIMIT_EXCEEDED") nextAt = now + LIMITED_MS;
-      else {
+      if (message.code === "RATE_LIMIT_EXCEEDED") {
+        nextAt = now + LIMITED_MS;
+      } else {
         for (const name of commandNames) {
           held.delete(name);
           refuse(name, message.code);
         }
       }
-    } else if (type === "subscription_ack") takeAck(message);
+    } else if (type === "subscription_ack") takeAck(now, message);
     else if (type === "unsubscription_ack") forget(commandNames);
     else if (type === "resume_incomplete") declare(message.channels, null, "resume");
-    else if (type === "resumed") {
+    else if (message.sent < message.total) {
+      declare(commandNames, message.total - message.sent, "snapshot");
+    } else if (type === "resumed") {
       conn.jumped.clear();
       // The new position of a rate, once nothing of it is owed.
       const isOwed = [...owed].some((name) => rates.get(name) === commandRate);
@@ -268,19 +272,22 @@ export function createConnection(
     if (type === "error" || type === endsWith) endsWith = "";
   }
 
-  function takeAck(message: Message): void {
-    const names: string[] = message.subscribed;
+  function takeAck(now: number, { subscribed: names, offset, refused: those }: Message): void {
+    // It neither gives nor refuses any of them.
+    if (!those && commandNames[0] && !commandNames.some((name) => names.includes(name))) {
+      nextAt = now + LIMITED_MS;
+    }
     if (endsWith !== "resumed") {
-      const without = names.filter((name) => owed.has(name));
+      const without = names.filter((name: string) => owed.has(name));
       // There was no position to resume them from.
       if (without.length) declare(without, null, "resume");
-      move(commandRate, message.offset, Math.min);
+      move(commandRate, offset, Math.min);
     }
     for (const name of names) {
       held.set(name, commandRate);
       owed.delete(name);
     }
-    for (const { channel, code } of message.refused ?? []) refuse(channel, code);
+    for (const { channel, code } of those ?? []) refuse(channel, code);
   }
 
   const conn = {
@@ -344,11 +351,10 @@ export function createConnection(
         isNoticed = true;
       }
       if (message.seq) takeEvents(now, message);
-      else if (type === "pong") takePong(now, message);
-      else if (type === "upstream") conn.isWell = message.nats === "connected";
-      else if (type === "server:draining") {
+      else if (message.nats) takeNats(now, message);
+      else if (type === "server:draining" && !isLeft) {
         // Not at once, however often servers that leave follow each other.
-        if (!isLeft) conn.leaveAt = Math.max(now + (+message.reconnect_in_ms || 0), openedAt + STAY_MS);
+        conn.leaveAt = Math.max(now + (+message.reconnect_in_ms || 0), openedAt + STAY_MS);
       } else if (type === "gap") takeGap(now, message);
       else if (type === "token_ack") {
         // The token may allow what was refused, and not allow what there is.
@@ -362,8 +368,9 @@ export function createConnection(
         answerBy = Infinity;
         takeAnswer(now, message);
       }
-      // The newest event of a channel may be among those that cannot be replayed.
-      return type === "replay_incomplete" ? "too slow" : undefined;
+      // The newest event of a channel may be among those that cannot be replayed. And what of a hole
+      // came before the stream changed, and what after, is not known.
+      return type === "replay_incomplete" || hole?.from === oldSeq + 1 ? "too slow" : undefined;
     },
   };
   return conn;

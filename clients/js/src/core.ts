@@ -15,13 +15,14 @@
 
 import { fastest, isPattern, namesFor } from "./connection.js";
 import { createLink, type Feed, type Link } from "./link.js";
-import type { Event, Host, Message, Options, Rate, State } from "./types.js";
+import type { Event, Host, Options, Rate, State, StateName } from "./types.js";
 
 // Time must not pass unnoticed for longer than this: see `Options.freezeMs`.
 const TICK_MS = 2_000;
 const REFRESH_MS = 30_000;
 const AGAIN_MS = 5_000;
-const WORST_FIRST = ["offline", "connecting", "stale", "live"];
+// The worst first, but for the end.
+const STATES: StateName[] = ["offline", "connecting", "stale", "live", "closed"];
 
 export const DEFAULTS: Options = {
   dialMs: 10_000,
@@ -36,6 +37,7 @@ export const DEFAULTS: Options = {
   retryMaxMs: 20_000,
   maxChannels: 256,
   maxPatterns: 16,
+  maxNewest: 65_536,
 };
 
 interface Subscription {
@@ -46,6 +48,15 @@ interface Subscription {
   /** Channels of which it has not got the newest event, as it is paused. */
   readonly withheld: Set<string>;
 }
+
+// What each link hears of, and what it is given besides the time.
+type Told = "opened" | "received" | "lost" | "takeToken" | "tokenFailed" | "tick" | "probe" | "thaw" | "pump";
+type Rest<Name extends Told> = Parameters<Link[Name]> extends [number, ...infer Args] ? Args : never;
+
+// What is to be called of the host, and with what.
+type Output = { [Name in keyof Host]: [Name, ...Parameters<Host[Name]>] }[keyof Host];
+
+type LinkState = ReturnType<Link["state"]>;
 
 export type Core = ReturnType<typeof createCore>;
 
@@ -60,10 +71,12 @@ export function createCore(
 ) {
   const options = { ...DEFAULTS, ...given };
   const subscriptions = new Map<number, Subscription>();
+  // By name, the subscriptions that want it.
+  const holders = new Map<string, Subscription[]>();
   const newest = new Map<string, Event>();
-  // Of the channels with gaps after their newest event, by which name, and why.
-  const gaps = new Map<string, Map<string, string>>();
-  const outputs: (() => void)[] = [];
+  // Of newest events with gaps after them: by which name, and why.
+  const gaps = new WeakMap<Event, Map<string, string>>();
+  const outputs: Output[] = [];
   let isCalling = false;
   let links: Link[] = [];
   let state: State = { name: "connecting", cause: "", at: 0, retryAt: null };
@@ -80,7 +93,7 @@ export function createCore(
 
   // ---- what a link needs
 
-  const put = (output: () => void): unknown => outputs.push(output);
+  const put = (...output: Output): unknown => outputs.push(output);
 
   const feed: Feed = {
     options,
@@ -91,12 +104,11 @@ export function createCore(
         return;
       }
       const id = ++connIds;
-      const its = token;
-      put(() => host.dial(id, urls[tries % urls.length] as string, its));
+      put("dial", id, urls[tries % urls.length] as string, token);
       return id;
     },
-    send: (conn, message) => put(() => host.send(conn, message)),
-    drop: (conn, code) => put(() => host.drop(conn, code)),
+    send: (conn, message) => put("send", conn, message),
+    drop: (conn, code) => put("drop", conn, code),
     hasOtherToken() {
       token = null;
       return needsToken;
@@ -110,7 +122,7 @@ export function createCore(
         return;
       }
       const ids = holdersOf(name).map(({ id }) => id);
-      if (ids.length) put(() => host.refused(ids, { channel: name, code }));
+      if (ids.length) put("refused", ids, { channel: name, code });
     },
     hasOthers: urls.length > 1,
     follow(before, epoch) {
@@ -122,7 +134,6 @@ export function createCore(
           // The server may send it all the same, by another name that has not ended yet.
           if (receiversOf(channel).length || links.some((link) => link.holds(channel))) continue;
           newest.delete(channel);
-          gaps.delete(channel);
         }
       }
     },
@@ -134,7 +145,7 @@ export function createCore(
   };
 
   function askToken(): void {
-    if (!isAsked) put(host.askToken);
+    if (!isAsked) put("askToken");
     isAsked = true;
   }
 
@@ -151,47 +162,58 @@ export function createCore(
   // Hand an event out, unless it is not newer than the last one of its channel. If it is alone, the
   // event before it in its channel must have come.
   function deliver(event: Event, isAlone: boolean): void {
-    const { channel } = event;
+    const { channel, epoch, prev, skipped, isSnapshot } = event;
     const before = newest.get(channel);
     const receivers = receiversOf(channel);
     if (before) {
       if (!isNewer(event, before)) return;
-      if (isAlone && isHole(before, event)) reportHole(channel, receivers);
-      if (event.isSnapshot && event.prev !== before.offset) event = { ...event, skipped: null };
+      const isNext = isAlone && epoch === before.epoch && !isSnapshot && skipped === 0;
+      // There was one between the two that should have come as well. It is reported to those who were
+      // not told of a gap there.
+      if (isNext && (prev as number) > (before.offset as number)) {
+        const toldBy = [...(gaps.get(before)?.keys() ?? [])];
+        for (const { id, names } of receivers) {
+          if (toldBy.some((name) => name === channel || names.has(name))) continue;
+          put("gap", [id], { channels: [channel], missed: null, reason: "hole" });
+        }
+      }
+      if (isSnapshot && prev !== before.offset) event = { ...event, skipped: null };
     }
-    gaps.delete(channel);
+    newest.delete(channel);
     newest.set(channel, event);
+    if (newest.size > options.maxNewest) {
+      const [oldest = ""] = newest.keys();
+      const kept = newest.get(oldest) as Event;
+      newest.delete(oldest);
+      if (holders.has(oldest)) newest.set(oldest, kept);
+    }
     const ids: number[] = [];
     for (const { id, everyMs, withSnapshot, withheld } of receivers) {
       if (everyMs === null) withheld.add(channel);
       // What follows another event is news to everybody.
-      else if (withSnapshot || before || !event.isSnapshot) ids.push(id);
+      else if (withSnapshot || before || !isSnapshot) ids.push(id);
     }
-    if (ids.length) put(() => host.event(ids, event));
-  }
-
-  // Report events that are missing to those who were not told of a gap there.
-  function reportHole(channel: string, receivers: Subscription[]): void {
-    const toldBy = [...(gaps.get(channel)?.keys() ?? [])];
-    for (const { id, names } of receivers) {
-      if (toldBy.some((name) => name === channel || names.has(name))) continue;
-      put(() => host.gap([id], { channels: [channel], missed: null, reason: "hole" }));
-    }
+    if (ids.length) put("event", ids, event);
   }
 
   // Report a gap to whoever wants one of the names.
   function declare(names: Iterable<string>, missed: number | null, reason: string): void {
     const gone = new Set(names);
-    for (const channel of newest.keys()) {
+    const isFirst = reason === "snapshot"; // then nothing is missing after the newest events
+    for (const [channel, event] of newest) {
       for (const name of namesFor(channel)) {
-        if (gone.has(name)) gaps.set(channel, (gaps.get(channel) ?? new Map()).set(name, reason));
+        if (!isFirst && gone.has(name)) gaps.set(event, (gaps.get(event) ?? new Map()).set(name, reason));
       }
     }
-    for (const { id, names: its } of subscriptions.values()) {
-      const channels = [...gone].filter((name) => has(its, name));
+    const lacking = new Map<number, string[]>();
+    for (const name of gone) {
+      for (const { id, withSnapshot } of receiversOf(name)) {
+        if (withSnapshot || !isFirst) lacking.set(id, [...(lacking.get(id) ?? []), name]);
+      }
+    }
+    for (const [id, channels] of lacking) {
       // How many of them it lacks is known if it wants all of them.
-      const lost = channels.length === gone.size ? missed : null;
-      if (channels.length) put(() => host.gap([id], { channels, missed: lost, reason }));
+      put("gap", [id], { channels, missed: channels.length === gone.size ? missed : null, reason });
     }
   }
 
@@ -202,41 +224,40 @@ export function createCore(
     return (now: number, ...args: Args): void => {
       const isFrozen = now - seenAt > (isHidden ? options.hiddenFreezeMs : options.freezeMs);
       seenAt = now;
-      if (isFrozen) for (const link of links) link.thaw(now);
+      if (isFrozen) tell("thaw", now);
       act(now, ...args);
       update(now);
-      const [name, cause, retryAt] = worst();
-      const its: State = { name, cause, at: state.at, retryAt };
+      // The state of the worst link.
+      const states = links.map((link) => link.state()).sort(([one], [other]) => one - other);
+      const [rank, cause, retryAt] = closed === null ? (states[0] as LinkState) : [4, closed, null];
+      const its: State = { name: STATES[rank] as StateName, cause, at: state.at, retryAt };
       if (JSON.stringify(its) !== JSON.stringify(state)) {
         state = { ...its, at: now };
-        put(() => host.state(state));
+        put("state", state);
       }
       flush();
     };
   }
 
   /** Wrap what each link has to hear of. */
-  const each = <Args extends unknown[]>(act: (link: Link, now: number, ...args: Args) => void) =>
-    at<Args>((now, ...args) => {
-      for (const link of links) act(link, now, ...args);
-    });
+  const each = <Name extends Told>(name: Name) => at<Rest<Name>>((now, ...args) => tell(name, now, ...args));
+
+  function tell<Name extends Told>(name: Name, now: number, ...args: Rest<Name>): void {
+    for (const link of links) (link[name] as (now: number, ...args: unknown[]) => void)(now, ...args);
+  }
 
   // Call the host, which may call back: what that brings is appended, and comes after the rest.
   function flush(): void {
     if (isCalling) return;
     isCalling = true;
     try {
-      for (let output = outputs.shift(); output; output = outputs.shift()) output();
+      while (outputs[0]) {
+        const [name, ...args] = outputs.shift() as Output;
+        (host[name] as (...args: unknown[]) => void)(...args);
+      }
     } finally {
       isCalling = false;
     }
-  }
-
-  function worst(): ReturnType<Link["state"]> {
-    if (closed !== null) return ["closed", closed, null];
-    const states = links.map((link) => link.state());
-    states.sort(([one], [other]) => WORST_FIRST.indexOf(one) - WORST_FIRST.indexOf(other));
-    return states[0] ?? ["connecting", "", null];
   }
 
   // Pass on what is wanted of the names that have changed, and have the links act.
@@ -250,15 +271,15 @@ export function createCore(
         let rate = fastest(those.map(({ everyMs }) => everyMs));
         if (isHidden && rate) rate = Math.max(rate, options.hiddenEveryMs);
         if (link.rates.get(name) !== rate) link.want(name, rate);
-      } else link?.unwant(name);
+      } else {
+        holders.delete(name);
+        link?.unwant(name);
+      }
     }
     changed = [];
-    links = links.filter((link, index) => {
-      const isNeeded = !index || link.rates.size;
-      if (!isNeeded) link.close();
-      return isNeeded;
-    });
-    for (const link of links) link.pump(now);
+    // One stays, if only to know whether the server is there.
+    links = links.filter((link, index) => !index || link.rates.size || link.close());
+    tell("pump", now);
   }
 
   function addLink(now: number): Link {
@@ -268,20 +289,17 @@ export function createCore(
     return link;
   }
 
-  const holdersOf = (name: string): Subscription[] =>
-    [...subscriptions.values()].filter(({ names }) => names.has(name));
+  const holdersOf = (name: string): Subscription[] => holders.get(name) ?? [];
 
-  function receiversOf(channel: string): Subscription[] {
-    const names = namesFor(channel);
-    return [...subscriptions.values()].filter((one) => names.some((name) => one.names.has(name)));
-  }
+  /** Those that want a pattern, or a channel by any name. */
+  const receiversOf = (name: string): Subscription[] => [...new Set(formsOf(name).flatMap(holdersOf))];
 
   // Hand out the newest events of a subscription that has not got them, unless it is paused.
   function release({ id, everyMs, withheld }: Subscription): void {
     if (everyMs === null) return;
     for (const channel of withheld) {
       const event = newest.get(channel);
-      if (event) put(() => host.event([id], { ...event, isSnapshot: true }));
+      if (event) put("event", [id], { ...event, isSnapshot: true });
     }
     withheld.clear();
   }
@@ -294,25 +312,24 @@ export function createCore(
       if (!links.length && closed === null) addLink(now);
     }),
     /** A socket is open, and commands can be sent. */
-    opened: each((link, now, conn: number) => link.opened(now, conn)),
+    opened: each("opened"),
     /** A message has arrived. */
-    received: each((link, now, conn: number, message: Message) => link.received(now, conn, message)),
+    received: each("received"),
     /** A socket was not opened or has ended: close code, status of the HTTP answer, or 1006. */
-    lost: each((link, now, conn: number, code: number, cause: string) => link.lost(now, conn, code, cause)),
+    lost: each("lost"),
     /** Here is a token, and for how long it is valid, if that is known. */
     takeToken: at((now, text: string, validMs: number | null) => {
       isAsked = false;
       token = text;
       // If it seems to have expired, a clock is wrong: the server will say so.
-      const isKnown = validMs !== null && validMs > 0;
-      refreshAt = isKnown ? now + Math.max(validMs - REFRESH_MS, validMs / 2) : Infinity;
-      for (const link of links) link.takeToken(now, text);
+      refreshAt = validMs && validMs > 0 ? now + Math.max(validMs - REFRESH_MS, validMs / 2) : Infinity;
+      tell("takeToken", now, text);
     }),
     /** There is no token now. */
     tokenFailed: at((now, cause: string) => {
       isAsked = false;
       if (token !== null) refreshAt = now + AGAIN_MS; // it is still valid
-      for (const link of links) link.tokenFailed(now, cause);
+      tell("tokenFailed", now, cause);
     }),
     /** Do what is due. To be called at `deadline`, or after it. */
     tick: at((now) => {
@@ -320,7 +337,7 @@ export function createCore(
         refreshAt = Infinity; // once; then the server says that it has expired
         askToken();
       }
-      for (const link of links) link.tick(now);
+      tell("tick", now);
     }),
     /** When to call `tick`; Infinity: not before something else has happened. */
     deadline(): number {
@@ -331,12 +348,11 @@ export function createCore(
     // ---- for the environment
 
     /** The network may be back, or somebody looks again: find out at once. */
-    probe: each((link, now) => link.probe(now)),
+    probe: each("probe"),
     /** Nobody looks, or somebody does again: see `Options.hiddenEveryMs`. */
     hide: at((_, hidden: boolean) => {
-      if (hidden === isHidden) return;
       isHidden = hidden;
-      changed = links.flatMap((link) => [...link.rates.keys()]);
+      changed = [...holders.keys()];
     }),
 
     // ---- for the user
@@ -348,13 +364,18 @@ export function createCore(
     subscribe: at(
       (_, id: number, names: Iterable<string>, everyMs: Rate = 0, withSnapshot: boolean = true) => {
         const its = new Set(names);
-        const known = [...newest.keys()].filter((channel) => withSnapshot && has(its, channel));
+        // Not each of very many channels for each subscription.
+        const some = [...its].some(isPattern) ? newest.keys() : its;
+        const known = [...some].filter((channel) => {
+          return withSnapshot && newest.has(channel) && namesFor(channel).some((name) => its.has(name));
+        });
         const one = { id, names: its, everyMs, withSnapshot, withheld: new Set(known) };
         subscriptions.set(id, one);
+        for (const name of its) holders.set(name, [...holdersOf(name), one]);
         release(one);
         for (const name of known) {
-          const [reason] = gaps.get(name)?.values() ?? [];
-          if (reason) put(() => host.gap([id], { channels: [name], missed: null, reason }));
+          const [reason] = gaps.get(newest.get(name) as Event)?.values() ?? [];
+          if (reason) put("gap", [id], { channels: [name], missed: null, reason });
         }
         changed = [...its];
       },
@@ -371,6 +392,12 @@ export function createCore(
     unsubscribe: at((_, id: number) => {
       changed = [...(subscriptions.get(id)?.names ?? [])];
       subscriptions.delete(id);
+      for (const name of changed) {
+        holders.set(
+          name,
+          holdersOf(name).filter((one) => one.id !== id),
+        );
+      }
     }),
     /** End everything. */
     close: at(() => feed.fail("")),
@@ -381,10 +408,5 @@ export function createCore(
   };
 }
 
-/** Whether a name is among the names, or a channel that one of them matches. */
-const has = (names: ReadonlySet<string>, name: string): boolean =>
-  (isPattern(name) ? [name] : namesFor(name)).some((one) => names.has(one));
-
-// Whether there was an event between the two that should have come as well.
-const isHole = (before: Event, { epoch, prev = 0, skipped, isSnapshot }: Event): boolean =>
-  epoch === before.epoch && !isSnapshot && skipped === 0 && prev > (before.offset ?? prev);
+/** A pattern, or all names of a channel. */
+const formsOf = (name: string): string[] => (isPattern(name) ? [name] : namesFor(name));

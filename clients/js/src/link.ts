@@ -12,13 +12,12 @@ import {
   type Recipient,
   type Wanted,
 } from "./connection.js";
-import type { Message, Rate, StateName } from "./types.js";
+import type { Message, Rate } from "./types.js";
 
 export { namesFor };
 
 // "At once" for many clients: they are spread over this time.
 const SOON_MS = 1_000;
-const DOUBLED_MAX = 16;
 const WAIT_MAX_MS = 60_000;
 
 // A status of HTTP, the same after an upgrade with 4 before it, or a close code.
@@ -55,7 +54,7 @@ export function createLink(feed: Feed) {
   let retryAt = Infinity;
   let cause = "";
 
-  const conns = (): Connection[] => [current, leaving].filter((conn) => conn !== undefined);
+  const conns = (): Connection[] => [current, leaving].filter((conn) => !!conn);
   const connOf = (id: number): Connection | undefined => conns().find((conn) => conn.id === id);
 
   // ---- what is wanted
@@ -63,13 +62,13 @@ export function createLink(feed: Feed) {
   // Take the lower of two positions along with a name that changes its rate: an event of the slower
   // rate may wait for its tick. A pattern may leave channels to names at any rate: then all go on
   // from the lowest one. That is always safe: what comes twice is known by its offset.
-  function lower(name: string, before: Rate, after: Rate): void {
+  function lower(name: string, after: Rate, before = after): void {
     for (const conn of conns()) conn.isSettled = false;
     const moved = new Set([before, after]);
     if ([name, ...rates.keys()].some(isPattern)) {
       for (const rate of positions.keys()) if (rate !== null) moved.add(rate);
     }
-    const epoch = current ? current.epoch : null;
+    const epoch = current?.epoch;
     // In another epoch it is further behind, whatever its number.
     const place = (at: Position): number => (at.epoch === epoch ? at.offset : at.offset - 2 ** 53);
     const [lowest] = [...moved]
@@ -83,7 +82,7 @@ export function createLink(feed: Feed) {
     rates.delete(name);
     owed.delete(name);
     refused.delete(name);
-    lower(name, rate, rate);
+    lower(name, rate);
     forget([name]);
   }
 
@@ -92,11 +91,10 @@ export function createLink(feed: Feed) {
     if (!rates.has(name)) return;
     refused.add(name);
     const taken = [...rates.keys()].filter((one) => !refused.has(one));
-    const patterns = taken.filter(isPattern);
     // It may have room on another link, unless the server takes none at all.
     let isFull = false;
     if (code === "TOO_MANY_CHANNELS") isFull = (maxChannels = taken.length) > 0;
-    if (code === "TOO_MANY_PATTERNS") isFull = (maxPatterns = patterns.length) > 0;
+    if (code === "TOO_MANY_PATTERNS") isFull = (maxPatterns = taken.filter(isPattern).length) > 0;
     // Wherever it goes, it begins anew there.
     if (owed.delete(name)) feed.declare([name], null, "resume");
     feed.refuse(link, name, code, isFull);
@@ -127,7 +125,7 @@ export function createLink(feed: Feed) {
       const rate = rates.get(name);
       if (rate === undefined) continue;
       owed.add(name);
-      if (its !== rate) lower(name, its, rate); // it had not come so far
+      if (its !== rate) lower(name, rate, its); // it had not come so far
     }
     current = undefined;
   }
@@ -144,7 +142,7 @@ export function createLink(feed: Feed) {
     const saysWhen = SAY_WHEN.test(text);
     const isFinal = NEVER_AGAIN.test(text) && !saysWhen;
     if (isFinal || (needsToken && !feed.hasOtherToken())) return feed.fail(why);
-    const seconds = (saysWhen && !feed.hasOthers && /again in (\d{1,6}) s$/.exec(why)?.[1]) || 0;
+    const seconds = (saysWhen && !feed.hasOthers && /again in (\d+) s$/.exec(why)?.[1]) || 0;
     retry(now, why, Math.min(+seconds * 1000, WAIT_MAX_MS), needsToken || code === 1001);
   }
 
@@ -153,7 +151,7 @@ export function createLink(feed: Feed) {
   function retry(now: number, why: string, waitMs: number, isSoon: boolean): void {
     const most = Math.min(options.retryMaxMs, options.retryMinMs * 2 ** attempts);
     retryAt = now + waitMs + feed.random() * (isSoon && !attempts ? SOON_MS : most);
-    attempts = Math.min(attempts + 1, DOUBLED_MAX);
+    attempts++;
     cause = why;
   }
 
@@ -192,9 +190,9 @@ export function createLink(feed: Feed) {
       return isRoom && rates.size < maxChannels;
     },
     want(name: string, rate: Rate): void {
-      const before = rates.has(name) ? (rates.get(name) as Rate) : rate;
+      const before = rates.get(name);
       rates.set(name, rate);
-      lower(name, before, rate);
+      lower(name, rate, before);
     },
     unwant,
     /** Whether the server sends a channel, by whatever name. */
@@ -211,8 +209,7 @@ export function createLink(feed: Feed) {
     lost,
     tick,
     opened(now: number, id: number): void {
-      const conn = connOf(id);
-      if (conn && !conn.isOpen) conn.opened(now);
+      connOf(id)?.opened(now);
     },
     received(now: number, id: number, message: Message): void {
       const conn = connOf(id);
@@ -253,13 +250,13 @@ export function createLink(feed: Feed) {
       for (const conn of conns()) end(conn, 1000);
     },
     deadline: (): number => Math.min(retryAt, ...conns().map((conn) => conn.deadline())),
-    /** Its name, the cause, and when it connects again. */
-    state(): [StateName, string, number | null] {
+    /** Its name in `STATES`, the cause, and when it connects again. */
+    state(): [number, string, number | null] {
       const conn = leaving && !current?.wasSettled ? leaving : current;
-      if (!conn && retryAt < Infinity) return ["offline", cause, retryAt];
-      if (!conn?.wasSettled) return ["connecting", cause, null];
-      if (!conn.isWell) return ["stale", "NATS is away", null];
-      return ["live", "", null];
+      if (!conn && retryAt < Infinity) return [0, cause, retryAt];
+      if (!conn?.wasSettled) return [1, cause, null];
+      if (!conn.isWell) return [2, "NATS is away", null];
+      return [3, "", null];
     },
   };
   return link;

@@ -1,4 +1,7 @@
-/** The time between two events of a channel in milliseconds; 0 is every event, null a pause. */
+/**
+ * The time between two events of a channel in milliseconds; 0 is every event, null a pause. Of several
+ * subscriptions to a channel the fastest rate counts: a slower one gets those events, too.
+ */
 export type Rate = number | null;
 
 /** An event of a channel. */
@@ -29,8 +32,8 @@ export interface Gap {
   readonly missed: number | null;
   /**
    * `resume`: after a lost connection; `slow`: this client reads too slowly; `hole`: found by the
-   * number of the event before; or what the server says: `start`, `window`, `stream`, `core`,
-   * `unreadable`, `shed`.
+   * number of the event before; `snapshot`: a server sends at most 1,000 first values at once; or
+   * what the server says: `start`, `window`, `stream`, `core`, `unreadable`, `shed`.
    */
   readonly reason: string;
 }
@@ -81,6 +84,11 @@ export interface Options {
   maxChannels: number;
   /** Patterns on one connection. */
   maxPatterns: number;
+  /**
+   * Of how many channels the newest event is kept: of those that had one last, and of all that are
+   * subscribed to by name. Of another one an event that comes twice is handed out twice.
+   */
+  maxNewest: number;
 }
 
 // What the core does with its outputs, in the order in which it calls them.
