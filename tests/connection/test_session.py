@@ -1253,6 +1253,19 @@ def test_a_position_stays_below_what_still_waits_for_a_tick(client: Client) -> N
     assert ack["offset"] == 4, "that was sent"
 
 
+def test_no_position_is_stated_while_a_loss_cannot_be_seen(client: Client) -> None:
+    event_at(client, 1)
+    buffer = client.session.replay_buffer
+    buffer.seq = buffer.dropped = 7  # as when the outbox is full
+    (pong,) = client.say('{"type":"heartbeat","nats":true}')
+    assert pong["offset"] is None
+    (ack,) = client.say('{"type":"subscribe","channels":["B.x"],"notices":true}')
+    assert ack["offset"] is None
+    buffer.seq = 8  # its number shows the client that 7 is missing
+    (pong,) = client.say('{"type":"heartbeat","nats":true}')
+    assert pong["offset"] == 1
+
+
 @pytest.mark.parametrize("more", ['"snapshot":true', '"after":0'])
 def test_what_is_due_is_numbered_before_what_follows(client: Client, more: str) -> None:
     event_at(client, 1, "B.x")

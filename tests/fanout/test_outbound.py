@@ -545,9 +545,11 @@ async def test_a_client_that_may_miss_events_sees_a_gap_and_stays(nursery: trio.
     for _ in range(100):
         rig.offer(publication())
     assert rig.ledger.deliveries.dropped == {Dropped.OUTBOX_FULL: 96}
+    assert rig.replay_buffer.dropped == rig.replay_buffer.seq == 100
     rig.run_writer_in(nursery)
     await trio.testing.wait_all_tasks_blocked()
     rig.offer(publication())
+    assert (rig.replay_buffer.dropped, rig.replay_buffer.seq) == (100, 101)
     await trio.testing.wait_all_tasks_blocked()
     messages = envelopes_of(bytes(await theirs.receive_some()))
     assert [e["seq"] for e in messages] == [1, 2, 3, 4, 101]

@@ -276,10 +276,32 @@ class Core:
                 self._holders[name].pop(number)
         self._leave(now)
 
-    def close(self, now: float) -> None:
-        """End everything."""
+    def position(self) -> Position | None:
+        """Everything up to it has come, or its loss was reported; None if that is not known.
+
+        Several links and rates have positions each: it is the lowest one. Those of paused channels
+        count only if there are no others, as they stay where the pause began.
+        """
+        lowest: Position | None = None
+        for link in self._links:
+            wanted = link.wanted
+            if not wanted.rates:
+                continue
+            positions = [at for rate, at in wanted.positions.items() if rate is not None]
+            positions = positions or [*wanted.positions.values()]
+            if not positions:
+                return None
+            for at in positions:
+                if lowest is not None and at.epoch != lowest.epoch:
+                    return None
+                if lowest is None or at.offset < lowest.offset:
+                    lowest = at
+        return lowest
+
+    def close(self, now: float, cause: str = "") -> None:
+        """End everything, for a cause if something is wrong."""
         self._enter(now)
-        self.fail("")
+        self.fail(cause)
         self._leave(now)
 
     def newest(self, channel: str) -> Event | None:
@@ -318,7 +340,8 @@ class Core:
     def deliver(self, event: Event, *, is_alone: bool) -> None:
         """Hand an event out, unless it is not newer than the last one of its channel.
 
-        If it `is_alone`, the event before it in its channel must have come.
+        If it `is_alone`, the event before it in its channel must have come. What came between two
+        streams is not known, and who knows an event of the former one has to be told.
         """
         channel, before = event.channel, self._newest.get(event.channel)
         receivers = self._receivers(channel)
@@ -327,10 +350,11 @@ class Core:
             if not self._is_newer(event, before):
                 self._gaps[channel] = told_by
                 return
-            if is_alone and _is_hole(before, event):
+            if event.is_snapshot:
+                if event.prev != before.offset:
+                    event = attrs.evolve(event, skipped=None)
+            elif event.epoch != before.epoch or (is_alone and _is_hole(before, event)):
                 self._report_hole(channel, receivers, told_by)
-            if event.is_snapshot and event.prev != before.offset:
-                event = attrs.evolve(event, skipped=None)
         self._keep(event)
         numbers = []
         for one in receivers:
@@ -518,7 +542,5 @@ def _forms(name: str) -> tuple[str, ...]:
 
 
 def _is_hole(before: Event, event: Event) -> bool:
-    """Whether there was an event between the two that should have come as well."""
-    if event.epoch != before.epoch or before.offset is None or event.is_snapshot:
-        return False
-    return event.skipped == 0 and (event.prev or 0) > before.offset
+    """Whether there was an event between these two of a stream that should have come as well."""
+    return event.skipped == 0 and (event.prev or 0) > (before.offset or inf)

@@ -148,38 +148,6 @@ class Target:
         return " or ".join(address.shown for address in self.addresses)
 
 
-class _Core(Core):
-    """The core, with what a shell alone needs of it."""
-
-    def position(self) -> Position | None:
-        """Everything up to it has come, or its loss was reported; None if that is not known.
-
-        Several links and rates have positions each: it is the lowest one. Those of paused channels
-        count only if there are no others, as they stay where the pause began.
-        """
-        lowest: Position | None = None
-        for link in self._links:
-            wanted = link.wanted
-            if not wanted.rates:
-                continue
-            positions = [at for rate, at in wanted.positions.items() if rate is not None]
-            positions = positions or [*wanted.positions.values()]
-            if not positions:
-                return None
-            for at in positions:
-                if lowest is not None and at.epoch != lowest.epoch:
-                    return None
-                if lowest is None or at.offset < lowest.offset:
-                    lowest = at
-        return lowest
-
-    def give_up(self, now: float, cause: str) -> None:
-        """End everything for good."""
-        self._enter(now)
-        self.fail(cause)
-        self._leave(now)
-
-
 class Driver(ABC):
     """The tasks of a feed, but for what depends on the library.
 
@@ -196,7 +164,7 @@ class Driver(ABC):
         # A token that stays the same is not asked for again: a server that refuses it says no.
         self._fixed_token = target.token if isinstance(target.token, str) else None
         self._addresses = dict(enumerate(target.addresses))
-        self.core = _Core(
+        self.core = Core(
             [str(number) for number in self._addresses],
             needs_token=callable(target.token),
             options=target.options,
@@ -402,7 +370,7 @@ class Driver(ABC):
             token = await self.within(_TOKEN_SECONDS, self._token)
         except TokenUnusable as error:
             # A fault of the program, which does not go away by itself.
-            self.act(self.core.give_up, str(error))
+            self.act(self.core.close, str(error))
             return
         except Exception as error:  # noqa: BLE001 - the user's function: it may go better next time
             self.act(self.core.token_failed, f"no token: {error!r}")

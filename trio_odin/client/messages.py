@@ -452,7 +452,7 @@ class Pong(TypedDict):
             nothing has come.
         event_age_ms: Milliseconds since an event of any channel came; null if none has come.
         offset: A position: every event of your channels up to it was sent before this, except for
-            channels that are paused; null if it is not known.
+            channels that are paused; null if it is not known, or if your newest event was dropped.
         id: The `id` of the command, if it had one.
     """
 

@@ -224,7 +224,7 @@ class Session(Generic[S]):
             if is_told or is_resume:
                 ack.epoch = self._resume_buffer.epoch
                 if not is_resume:  # a resume states its position at its end
-                    ack.offset = self._position()
+                    ack.offset = self._stated_position()
             if command.states_rate and allowed:
                 ack.every_ms = rate
             if command_id is not None:
@@ -400,6 +400,14 @@ class Session(Generic[S]):
             return None
         return self._registry.rates.reached(self._subscriber, position)
 
+    def _stated_position(self) -> int | None:
+        """As `_position`, but None while the client cannot know that its newest event was dropped.
+
+        It would take the position for its own, and miss that event after a reconnect.
+        """
+        is_hidden_loss = 0 < self.replay_buffer.dropped == self.replay_buffer.seq
+        return None if is_hidden_loss else self._position()
+
     def _nothing_known(self, command: Subscribe, wanted: Wanted) -> Missed:
         """Nothing is known of what was missed: what there is in this case is the newest events."""
         is_perhaps_older = command.epoch is None and command.after is not None
@@ -461,7 +469,7 @@ class Session(Generic[S]):
             nats_state(is_connected=nats_status.is_connected),
             _milliseconds(nats_status.age_seconds(now)),
             _milliseconds(nats_status.event_age_seconds(now)),
-            self._position(),
+            self._stated_position(),
         )
 
     def _within_limits(self, names: list[str]) -> tuple[list[str], list[str], list[str]]:

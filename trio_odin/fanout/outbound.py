@@ -254,6 +254,9 @@ class Outbound(OrderedStream):
         )
 
     def _judge(self, *refusals: Dropped | None) -> None:
+        """Take what became of the newest numbers, of which the last one counts for `dropped`."""
+        if refusals[-1] is not None:
+            self._replay_buffer.dropped = self._replay_buffer.seq
         # The limit for all outboxes together is not the fault of this one client.
         if self._outbox.is_too_slow(had_room=not _FULL.intersection(refusals)):
             self._owner.evict(CloseReason.OUTBOX_FULL)

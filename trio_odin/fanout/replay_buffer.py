@@ -71,12 +71,14 @@ class ReplayBuffer:
     Attributes:
         seq: the last number given.
         kept: the last publications; the newest one has number `seq`.
+        dropped: the last number whose message was dropped; the client sees it missing only when
+            a later number comes.
     """
 
-    __slots__ = ("_capacity", "kept", "seq")
+    __slots__ = ("_capacity", "dropped", "kept", "seq")
 
     def __init__(self, capacity: int) -> None:
-        self.seq = 0
+        self.seq = self.dropped = 0
         self._capacity = capacity
         self.kept: deque[Kept] | None = None  # most of a kilobyte, even without any
 

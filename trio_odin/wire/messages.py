@@ -251,7 +251,7 @@ class Pong(Reply, tag="pong"):
             nothing has come.
         event_age_ms: milliseconds since an event of any channel came; null if none has come.
         offset: a position: every event of your channels up to it was sent before this, except for
-            channels that are paused; null if it is not known.
+            channels that are paused; null if it is not known, or if your newest event was dropped.
     """
 
     ts: int

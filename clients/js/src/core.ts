@@ -160,24 +160,24 @@ export function createCore(
   }
 
   // Hand an event out, unless it is not newer than the last one of its channel. If it is alone, the
-  // event before it in its channel must have come.
+  // event before it in its channel must have come. What came between two streams is not known.
   function deliver(event: Event, isAlone: boolean): void {
     const { channel, epoch, prev, skipped, isSnapshot } = event;
     const before = newest.get(channel);
     const receivers = receiversOf(channel);
     if (before) {
       if (!isNewer(event, before)) return;
-      const isNext = isAlone && epoch === before.epoch && !isSnapshot && skipped === 0;
-      // There was one between the two that should have come as well. It is reported to those who were
-      // not told of a gap there.
-      if (isNext && (prev as number) > (before.offset as number)) {
+      const isHole = isAlone && !skipped && (prev as number) > (before.offset as number);
+      if (isSnapshot) {
+        if (prev !== before.offset) event = { ...event, skipped: null };
+      } else if (epoch !== before.epoch || isHole) {
+        // One between the two should have come as well: for those who were not told of a gap there.
         const toldBy = [...(gaps.get(before)?.keys() ?? [])];
         for (const { id, names } of receivers) {
           if (toldBy.some((name) => name === channel || names.has(name))) continue;
           put("gap", [id], { channels: [channel], missed: null, reason: "hole" });
         }
       }
-      if (isSnapshot && prev !== before.offset) event = { ...event, skipped: null };
     }
     newest.delete(channel);
     newest.set(channel, event);

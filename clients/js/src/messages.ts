@@ -372,7 +372,7 @@ export interface Pong {
   readonly event_age_ms?: number | null;
   /**
    * A position: every event of your channels up to it was sent before this, except for channels
-   * that are paused; null if it is not known.
+   * that are paused; null if it is not known, or if your newest event was dropped.
    */
   readonly offset?: number | null;
   /** The `id` of the command, if it had one. */
