@@ -59,6 +59,7 @@ from trio_odin.settings.reload import Apply, ReadEnvironment, reload_settings
 from trio_odin.settings.settings import Settings
 from trio_odin.telemetry.log_lines import lines_dropped
 from trio_odin.telemetry.logs import set_log_level
+from trio_odin.upstream.access import OF_THE_URL, NatsAccess, access_of
 from trio_odin.upstream.bridge import Bridge
 from trio_odin.upstream.gaps import Mark
 from trio_odin.upstream.nats_message import NatsMessage, Newest
@@ -87,14 +88,17 @@ async def serve(
 
     Raises:
         AddressUnavailable: it cannot listen at its address.
-        SettingError: the keys of tokens or the dictionary cannot be used.
+        SettingError: the keys of tokens, the dictionary or the login to NATS cannot be used.
 
     Cancellation: every connection is cut at once; `Server.drain` is the polite way.
     """
     authorizer = Authorizer(settings)
     dictionary = dictionary_of(settings)
+    access = access_of(settings)
     async with _sockets(settings, inherited) as (queues, admin_listeners):
-        server = Server(settings, authorizer, queues, parent_link, admin_listeners, dictionary)
+        server = Server(
+            settings, authorizer, queues, parent_link, admin_listeners, dictionary, access
+        )
         try:
             server.begin(task_status)
             async with trio.open_nursery() as nursery:
@@ -162,6 +166,7 @@ class Server:
         parent_link: ParentLink | None = None,
         admin_listeners: Sequence[trio.SocketListener] = (),
         dictionary: Dictionary | None = None,
+        access: NatsAccess = OF_THE_URL,
     ) -> None:
         self.ledger = Ledger()
         self.finished = trio.Event()
@@ -185,6 +190,7 @@ class Server:
             self.hub.nats_status,
             self.load_monitor.shedder,
             backfill_max=min(RESUME_EVENTS_MAX, settings.inbound_capacity // 2),
+            access=access,
         )
         self.wheel = PingWheel(
             interval_seconds=settings.ping_interval_seconds,

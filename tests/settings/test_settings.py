@@ -124,6 +124,20 @@ EXAMPLES = {
     ),
     "WS_RELOAD_FILE": PATH,
     "NATS_URL_FILE": PATH,
+    "NATS_USER": TEXT,
+    "NATS_PASSWORD_FILE": PATH,
+    "NATS_TOKEN_FILE": PATH,
+    "NATS_NKEY_FILE": PATH,
+    "NATS_CREDS_FILE": PATH,
+    "NATS_TLS_CA": PATH,
+    "NATS_TLS_CERT": PATH,
+    "NATS_TLS_KEY": PATH,
+    "NATS_TLS_FIRST": Examples(
+        "true, false, 1, 0, yes or no",
+        {"true": True, "TRUE": True, "1": True, "yes": True, "false": False, "False": False,
+         "0": False, "no": False},
+        ["on", "2", "tru", "disabled"],
+    ),
     "NATS_URL": Examples(
         "nats://host:port, several separated by commas",
         {

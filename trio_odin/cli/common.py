@@ -25,6 +25,7 @@ from trio_odin.settings.reading import (
 from trio_odin.settings.setting_field import SettingError
 from trio_odin.settings.settings import Settings
 from trio_odin.telemetry.logs import configure_logs
+from trio_odin.upstream.access import NatsAccess, access_of
 from trio_odin.wire.errors import first_error
 
 _FLAGS = {
@@ -115,6 +116,14 @@ def settings_of(
         return read_settings(environment), environment
     except SettingError as error:
         fail(_as_given(str(error)))
+
+
+def nats_access_of(settings: Settings) -> NatsAccess:
+    """Return how to log in to NATS; exit if a file for that cannot be used."""
+    try:
+        return access_of(settings)
+    except SettingError as error:
+        fail(str(error))
 
 
 def environment_with(flags: Mapping[str, str | None]) -> dict[str, str]:
