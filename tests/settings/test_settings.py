@@ -122,6 +122,8 @@ EXAMPLES = {
         {":9102": Address("", 9102), "127.0.0.1:0": Address("127.0.0.1", 0)},
         ["9102", "localhost", ":65536", "a..b:1", ":9_1"],
     ),
+    "WS_TLS_CERT": PATH,
+    "WS_TLS_KEY": PATH,
     "WS_RELOAD_FILE": PATH,
     "NATS_URL_FILE": PATH,
     "NATS_USER": TEXT,
@@ -511,6 +513,7 @@ def test_limits_origins_and_keys_are_reloadable() -> None:
         "WS_RESUME_CHANNEL_EVENTS", "WS_RESUME_EVENTS",
         "WS_ALLOWED_ORIGINS", "WS_JWT_KEYS", "WS_JWT_ALGORITHMS", "WS_JWT_ISSUER",
         "WS_JWT_AUDIENCE", "WS_MAX_HEAD_BYTES", "WS_MAX_HEADERS", "LOG_LEVEL", "WS_COMPRESSION",
+        "WS_TLS_CERT", "WS_TLS_KEY",
     } == names  # fmt: skip
 
 

@@ -25,6 +25,23 @@ class Settings:
     address: Address = setting(
         "WS_ADDR", ":3002", Address.parse, help="Listen on this address; [::] means IPv4 and IPv6."
     )
+    tls_cert: Path | None = setting(
+        "WS_TLS_CERT",
+        "",
+        values.path,
+        help="File with a certificate and its chain in PEM: WS_ADDR then speaks TLS (wss, https) "
+        "and nothing else; empty: a proxy does that.",
+        reloads=True,
+        show=shown_path,
+    )
+    tls_key: Path | None = setting(
+        "WS_TLS_KEY",
+        "",
+        values.path,
+        help="File with its private key; empty: it is in the file of the certificate.",
+        reloads=True,
+        show=shown_path,
+    )
     admin_address: Address | None = setting(
         "WS_ADMIN_ADDR",
         "",
