@@ -17,6 +17,7 @@ from trio_odin import __version__
 _NAMES = (
     "asyncapi",
     "bench",
+    "completion",
     "dictionary",
     "lab",
     "load",

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 import structlog
 import trio
+from click.shell_completion import CompletionItem
 
 from trio_odin.net.listening import AddressUnavailable
 from trio_odin.overload.process import files_needed, open_files, raise_file_limit, resident_bytes
@@ -44,6 +45,13 @@ _METAVARS = {
     "--workers": "N|auto",
     "--addr": "[HOST]:PORT",
     "--nats": "URL[,URL…]",
+}
+
+# What a shell may complete: the words that a flag has to choose from.
+_WORDS = {
+    option: metavar.removeprefix("N|").split("|")
+    for option, metavar in _METAVARS.items()
+    if "|" in metavar
 }
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -97,6 +105,9 @@ def flag(option: str, *, default: str | None = None) -> Callable[[_F], _F]:
         envvar=variable,
         default=default,
         metavar=_METAVARS.get(option, "TEXT"),
+        shell_complete=lambda _, __, begun: [
+            CompletionItem(word) for word in _WORDS.get(option, ()) if word.startswith(begun)
+        ],
         help=f"{known.help}  [env: {variable}; default: {default or known.default}]",
     )
 

@@ -100,6 +100,11 @@ class TotalClient(Client):
         """Whether the server itself has JetStream; another one of its cluster may have it."""
         return self._server_info.get("jetstream") is True
 
+    @property
+    def says_its_version(self) -> str:
+        """The version of the server, as it says."""
+        return str(self._server_info.get("version", "of unknown version"))
+
     async def listen(self, subject: str, on_message: OnMessage) -> int:
         """Subscribe; returns a number for `unlisten`.
 
