@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -18,9 +19,11 @@ from websockets.trio.client import ClientConnection, connect
 import trio_odin.client
 from tests.certificates import Certificates, make_certificates
 from tests.e2e.conftest import StartServer, ending_of, receive, wait_for_nats
-from tests.e2e.nats import NatsServer, nats_client, running_nats
+from tests.e2e.nats import NatsServer, free_port, nats_client, running_nats
+from tests.e2e.test_cli import ended, ready, start
+from tests.e2e.test_workers import ENOUGH
 from tests.waiting import wait_until
-from trio_odin.lab.load.pages import parse_metrics
+from trio_odin.lab.load.pages import get, parse_metrics
 from trio_odin.server import Server
 from trio_odin.settings.setting_field import SettingError
 
@@ -358,6 +361,44 @@ async def test_a_reload_takes_on_a_new_certificate_for_new_connections(
         assert "cannot be set or removed while the server runs" in capsys.readouterr().out
         assert await serial_of(server, renewed) == 2
     assert server.ledger.traffic.reloads == {"ok": 1, "failed": 2}
+
+
+async def test_workers_take_on_a_new_certificate(
+    files: Certificates, tmp_path: Path, nats: NatsServer
+) -> None:
+    port, admin = free_port(), free_port()
+    given = variables(files) | {"NATS_URL": nats.url, "WS_ADMIN_ADDR": f"127.0.0.1:{admin}"}
+    process = await start("serve", "--workers", "2", "--addr", f"127.0.0.1:{port}", **given)
+    try:
+        await ready(admin)
+
+        def serials(of: Certificates) -> set[int]:
+            """Those of enough connections to meet both workers."""
+            found = set()
+            for _ in range(ENOUGH):
+                with (
+                    socket.create_connection(("127.0.0.1", port), 10) as plain,
+                    trusting(of).wrap_socket(plain, server_hostname="localhost") as stream,
+                ):
+                    found.add(int(str((stream.getpeercert() or {})["serialNumber"]), 16))
+            return found
+
+        assert await trio.to_thread.run_sync(serials, files) == {1}
+        renewed = make_certificates(tmp_path / "tls", "localhost", serial=2)
+        process.send_signal(signal.SIGHUP)
+        with trio.fail_after(20):
+            while True:
+                with suppress(ssl.SSLError):  # the old one is of another authority
+                    if await trio.to_thread.run_sync(serials, renewed) == {2}:
+                        break
+                await trio.sleep(0.1)
+        page = await get(f"http://127.0.0.1:{admin}/metrics")
+        assert page is not None
+        assert 0 < parse_metrics(page.body.decode())["ws_tls_certificate_seconds_left"] < 86_401
+    finally:
+        process.terminate()
+        code, _, errors = await ended(process)
+    assert code == 0, errors
 
 
 async def test_a_certificate_that_cannot_be_used_ends_the_start(
