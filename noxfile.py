@@ -13,7 +13,7 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "imports", "types", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-EVERYTHING = ".[auth,client,demo,lab]"
+EVERYTHING = ".[auth,client,demo,lab,nkeys]"
 
 
 def install(session: nox.Session, *groups: str) -> None:
@@ -206,7 +206,7 @@ def lock(session: nox.Session) -> None:
     # hdrhistogram names them, and needs them to be built only.
     lock += ["--no-emit-package=pbr", "--no-emit-package=setuptools"]
     lock += session.posargs or ["--upgrade"]
-    extras = ["--extra=auth", "--extra=load"]
+    extras = ["--extra=auth", "--extra=load", "--extra=nkeys"]
     session.run(*lock, *extras, "pyproject.toml", "--output-file=requirements.lock")
     session.run(*lock, str(to_build), "--output-file=requirements-build.lock")
 

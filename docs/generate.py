@@ -28,12 +28,14 @@ from trio_odin.lab.bench.report import (
     COMPRESSION_HEAD,
     RATES_HEAD,
     SUMMARY_HEAD,
+    TLS_HEAD,
     beside,
     compression_rows,
     latencies_by_rate,
     rates_rows,
     rows,
     summary,
+    tls_rows,
 )
 from trio_odin.lab.capacity.stages import NORMAL_RATE, PEAK_RATE
 from trio_odin.lab.load.criteria import tally
@@ -262,8 +264,10 @@ def _templates() -> jinja2.Environment:
         "rates_head": RATES_HEAD,
         "rates_rows": rates_rows,
         "rows": rows,
+        "rated_tls": list(tls_rows(bench_runs(_RATES)[0])),
         "summary": summary,
         "summary_head": SUMMARY_HEAD,
+        "tls_head": TLS_HEAD,
         "clients": _clients(),
         "random_faults": _random_faults(),
         "conformance": _conformance(),

@@ -24,8 +24,10 @@ class Certificates:
     key: Path
 
 
-def make_certificates(folder: Path, *names: str) -> Certificates:
-    """Make a certificate for `names`, which may be addresses; it is valid for a day."""
+def make_certificates(
+    folder: Path, *names: str, valid_for: dt.timedelta = _DAY, serial: int | None = None
+) -> Certificates:
+    """Make a certificate for `names`, which may be addresses, and an authority that signed it."""
     folder.mkdir(parents=True, exist_ok=True)
     files = Certificates(folder / "ca.pem", folder / "certificate.pem", folder / "key.pem")
     authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
@@ -37,7 +39,7 @@ def make_certificates(folder: Path, *names: str) -> Certificates:
     )
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a test's server")])
     certificate = (
-        _begin(subject, issuer, key)
+        _begin(subject, issuer, key, valid_for, serial)
         .add_extension(x509.SubjectAlternativeName([_general(n) for n in names]), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
@@ -54,7 +56,11 @@ def make_certificates(folder: Path, *names: str) -> Certificates:
 
 
 def _begin(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    valid_for: dt.timedelta = _DAY,
+    serial: int | None = None,
 ) -> x509.CertificateBuilder:
     now = dt.datetime.now(dt.UTC)
     return (
@@ -62,9 +68,9 @@ def _begin(
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _DAY)
-        .not_valid_after(now + _DAY)
+        .serial_number(serial or x509.random_serial_number())
+        .not_valid_before(now - 10 * _DAY)
+        .not_valid_after(now + valid_for)
     )
 
 

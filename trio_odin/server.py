@@ -44,7 +44,9 @@ from trio_odin.listener.endpoints import Pages
 from trio_odin.listener.listener import Listener
 from trio_odin.listener.page import Page
 from trio_odin.listener.port import Port, Queues
+from trio_odin.listener.tls import renewed_tls_identity, tls_identity_of
 from trio_odin.net.listening import Address, bound_address, inherited_sockets, open_listeners
+from trio_odin.net.tls_stream import TlsIdentity
 from trio_odin.overload.load import OtherWorkers
 from trio_odin.overload.load_monitor import LoadMonitor
 from trio_odin.overload.process import (
@@ -59,6 +61,7 @@ from trio_odin.settings.reload import Apply, ReadEnvironment, reload_settings
 from trio_odin.settings.settings import Settings
 from trio_odin.telemetry.log_lines import lines_dropped
 from trio_odin.telemetry.logs import set_log_level
+from trio_odin.upstream.access import OF_THE_URL, NatsAccess, access_of
 from trio_odin.upstream.bridge import Bridge
 from trio_odin.upstream.gaps import Mark
 from trio_odin.upstream.nats_message import NatsMessage, Newest
@@ -87,14 +90,19 @@ async def serve(
 
     Raises:
         AddressUnavailable: it cannot listen at its address.
-        SettingError: the keys of tokens or the dictionary cannot be used.
+        SettingError: the keys of tokens, the dictionary, the login to NATS or the certificate
+            cannot be used.
 
     Cancellation: every connection is cut at once; `Server.drain` is the polite way.
     """
     authorizer = Authorizer(settings)
     dictionary = dictionary_of(settings)
+    access = access_of(settings)
+    tls = tls_identity_of(settings)
     async with _sockets(settings, inherited) as (queues, admin_listeners):
-        server = Server(settings, authorizer, queues, parent_link, admin_listeners, dictionary)
+        server = Server(
+            settings, authorizer, queues, parent_link, admin_listeners, dictionary, access, tls
+        )
         try:
             server.begin(task_status)
             async with trio.open_nursery() as nursery:
@@ -162,11 +170,14 @@ class Server:
         parent_link: ParentLink | None = None,
         admin_listeners: Sequence[trio.SocketListener] = (),
         dictionary: Dictionary | None = None,
+        access: NatsAccess = OF_THE_URL,
+        tls: TlsIdentity | None = None,
     ) -> None:
         self.ledger = Ledger()
         self.finished = trio.Event()
         self.admin_addresses: list[Address] = [bound_address(one) for one in admin_listeners]
         self._settings = settings
+        self._authorizer = authorizer
         self._dictionary_id = "" if dictionary is None else dictionary.id
         self._parent_link = parent_link
         self._started_at = trio.current_time()
@@ -185,6 +196,7 @@ class Server:
             self.hub.nats_status,
             self.load_monitor.shedder,
             backfill_max=min(RESUME_EVENTS_MAX, settings.inbound_capacity // 2),
+            access=access,
         )
         self.wheel = PingWheel(
             interval_seconds=settings.ping_interval_seconds,
@@ -207,13 +219,14 @@ class Server:
             respond=pages.respond,
             settings=settings,
             dictionary=dictionary,
+            tls=tls,
         )
         self.port = Port(queues, self.listener)
         self.addresses = self.port.addresses
         self._drain = Drain(self.hub, self.listener, self.port, self.load_monitor.admission)
         # These apply new settings, in this order. Only the first may refuse them.
         self._reloads: list[Apply] = [
-            authorizer.reload,
+            self._reload_files,
             self.load_monitor.reload,
             self.hub.reload,
             self._bridge.reload,
@@ -229,6 +242,7 @@ class Server:
             "server.listening",
             addresses=[str(address) for address in self.addresses],
             admin=[str(address) for address in self.admin_addresses],
+            tls=self._settings.tls_cert is not None,
             dictionary=self._dictionary_id,
         )
         task_status.started(self)
@@ -255,6 +269,16 @@ class Server:
         self._settings = reload_settings(
             self._settings, read, apply=self._reloads, results=self.ledger.traffic.reloads
         )
+
+    def _reload_files(self, settings: Settings) -> None:
+        """Take on the keys and the certificate, both or neither.
+
+        Raises:
+            SettingError: a file cannot be used, or TLS would have to be switched on or off.
+        """
+        tls = renewed_tls_identity(self._settings, settings)
+        self._authorizer.reload(settings)
+        self.listener.renew(tls)
 
     def roll(self) -> None:
         """Refuse a rolling restart: that takes several workers."""

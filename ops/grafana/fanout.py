@@ -407,12 +407,26 @@ def _clients() -> Section:
                         "failed accepts a second",
                     ),
                 ],
+                width=6,
+            ),
+            graph(
+                "Certificate",
+                "Days until the certificate of the port expires. Nothing where a proxy speaks TLS.",
+                [
+                    Line(
+                        "min by (instance) (ws_tls_certificate_seconds_left@ < Inf) / 86400",
+                        "{{instance}}",
+                    )
+                ],
+                empty="a proxy speaks TLS",
+                width=6,
             ),
             graph(
                 "Connections by worker",
                 "The kernel spreads them unevenly. A worker far below the others has just started.",
                 [Line("ws_worker_connections@", "{{instance}}, worker {{worker}}")],
                 stacked=True,
+                width=6,
             ),
             graph(
                 "Open files",
@@ -422,6 +436,7 @@ def _clients() -> Section:
                     Line("process_max_fds@", "limit of {{instance}}", dashed=True),
                 ],
                 empty="several workers",
+                width=6,
             ),
         ],
     )

@@ -14,6 +14,7 @@ import trio
 from click.testing import CliRunner, Result
 
 import trio_odin.cli.ready as module
+from tests.certificates import make_certificates
 from tests.e2e.conftest import StartServer, wait_for_nats
 from tests.e2e.nats import free_port
 from tests.e2e.test_cli import ended, start
@@ -26,7 +27,9 @@ from trio_odin.settings.reading import read_settings
 pytestmark = pytest.mark.e2e
 
 NOWHERE = "nats://127.0.0.1:1"
-NO_VARIABLES = {"WS_ADDR": None, "WS_ADMIN_ADDR": None, "WS_RELOAD_FILE": None}
+NO_VARIABLES = {
+    "WS_ADDR": None, "WS_ADMIN_ADDR": None, "WS_RELOAD_FILE": None, "WS_TLS_CERT": None
+}  # fmt: skip
 
 
 async def check(*arguments: str, **variables: str) -> Result:
@@ -35,6 +38,11 @@ async def check(*arguments: str, **variables: str) -> Result:
         CliRunner().invoke, main, ["ready", *arguments], env={**NO_VARIABLES, **variables}
     )
     return await trio.to_thread.run_sync(invoke)
+
+
+def last_line(result: Result) -> str:
+    """What the command printed: lines of the server's log may come before."""
+    return result.stdout.splitlines()[-1]
 
 
 @asynccontextmanager
@@ -73,6 +81,25 @@ async def test_it_answers_no_with_a_reason_before_that(start_server: StartServer
     )
     either = {f'{said}{{"ready":false,"reasons":["{reason}"]}}' for reason in reasons}
     assert either & set(result.output.splitlines()), result.output
+
+
+async def test_it_asks_with_tls_if_the_port_speaks_it(
+    start_server: StartServer, nats_url: str, tmp_path: Path
+) -> None:
+    files = make_certificates(tmp_path, "prices.example")
+    tls = {"WS_TLS_CERT": str(files.certificate), "WS_TLS_KEY": str(files.key)}
+    server = await start_server(NATS_URL=nats_url, WS_ADMIN_ADDR="127.0.0.1:0", **tls)
+    await wait_for_nats(server)
+    address = str(server.addresses[0])
+    result = await check(WS_ADDR=address, **tls)
+    assert (result.exit_code, last_line(result)) == (0, f"https://{address}/ready: ready")
+    admin = str(server.admin_addresses[0])
+    result = await check(WS_ADDR=address, WS_ADMIN_ADDR=admin, **tls)
+    assert (result.exit_code, last_line(result)) == (0, f"http://{admin}/ready: ready")
+    # Another server's certificate has to be right.
+    result = await check("--url", f"https://{address}/ready")
+    assert result.exit_code == 1
+    assert "certificate verify failed" in result.output
 
 
 async def test_it_asks_at_the_metrics_address_if_there_is_one(

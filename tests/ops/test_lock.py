@@ -18,7 +18,7 @@ from tests.ops.tools import run, tool
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TO_RUN = ROOT / "requirements.lock"
 TO_BUILD = ROOT / "requirements-build.lock"
-EXTRAS = ("auth", "load")
+EXTRAS = ("auth", "load", "nkeys")
 RENEW = "run: nox -s lock"
 
 

@@ -186,6 +186,7 @@ def test_the_texts_are_those_of_the_wire_document() -> None:
         "unauthorized": (401, "A token is needed"),
         "bad_request": (400, "Bad request"),
         "timeout": (408, "Request not complete in time"),
+        "tls": (0, ""),
         "half_open": (0, ""),
     }
     come_back = [reason for reason in Rejection if reason.status in {429, 503}]

@@ -122,8 +122,24 @@ EXAMPLES = {
         {":9102": Address("", 9102), "127.0.0.1:0": Address("127.0.0.1", 0)},
         ["9102", "localhost", ":65536", "a..b:1", ":9_1"],
     ),
+    "WS_TLS_CERT": PATH,
+    "WS_TLS_KEY": PATH,
     "WS_RELOAD_FILE": PATH,
     "NATS_URL_FILE": PATH,
+    "NATS_USER": TEXT,
+    "NATS_PASSWORD_FILE": PATH,
+    "NATS_TOKEN_FILE": PATH,
+    "NATS_NKEY_FILE": PATH,
+    "NATS_CREDS_FILE": PATH,
+    "NATS_TLS_CA": PATH,
+    "NATS_TLS_CERT": PATH,
+    "NATS_TLS_KEY": PATH,
+    "NATS_TLS_FIRST": Examples(
+        "true, false, 1, 0, yes or no",
+        {"true": True, "TRUE": True, "1": True, "yes": True, "false": False, "False": False,
+         "0": False, "no": False},
+        ["on", "2", "tru", "disabled"],
+    ),
     "NATS_URL": Examples(
         "nats://host:port, several separated by commas",
         {
@@ -497,6 +513,7 @@ def test_limits_origins_and_keys_are_reloadable() -> None:
         "WS_RESUME_CHANNEL_EVENTS", "WS_RESUME_EVENTS",
         "WS_ALLOWED_ORIGINS", "WS_JWT_KEYS", "WS_JWT_ALGORITHMS", "WS_JWT_ISSUER",
         "WS_JWT_AUDIENCE", "WS_MAX_HEAD_BYTES", "WS_MAX_HEADERS", "LOG_LEVEL", "WS_COMPRESSION",
+        "WS_TLS_CERT", "WS_TLS_KEY",
     } == names  # fmt: skip
 
 

@@ -61,7 +61,9 @@ IDLE = Snapshot(
         group_memory_bytes=0,
         memory_limit_bytes=1024 * 1024 * 1024,
     ),
-    listener=ListenerStats(pending_handshakes=0, is_out_of_files=False),
+    listener=ListenerStats(
+        pending_handshakes=0, is_out_of_files=False, certificate_seconds_left=None
+    ),
     process=ProcessStats(
         memory_bytes=64 * 1024 * 1024,
         cpu_seconds=1.5,

@@ -303,7 +303,14 @@ def test_any_bytes_end_the_connection_only_in_expected_ways(
 
 def test_the_overridden_methods_still_exist_in_nats_py() -> None:
     ours = {name for name in vars(TotalClient) if not name.startswith("__")}
-    new = {"says_it_has_jetstream", "listen", "unlisten", "publish_now", "_listen_before"}
+    new = {
+        "says_it_has_jetstream",
+        "says_its_version",
+        "listen",
+        "unlisten",
+        "publish_now",
+        "_listen_before",
+    }
     new |= {"_take_messages", "_message_of", "_take_first", "_take"}
     assert ours - new
     for name in ours - new:

@@ -22,6 +22,7 @@ except KeyboardInterrupt:
 _NAMES = (
     "asyncapi",
     "bench",
+    "completion",
     "dictionary",
     "lab",
     "load",

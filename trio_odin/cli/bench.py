@@ -247,10 +247,11 @@ def bench_command(
     turn: all clients connect and subscribe, 200 at a time; nothing is published; 30 events a second
     to 24 of 200 channels each (W); the same while one client in a hundred never reads; the rate
     doubles, three times at most; and 12 events a second to 16 channels each. Each stage is a load
-    like that of `trio-odin load`, with new connections. Two stages are about trio-odin alone and
+    like that of `trio-odin load`, with new connections. Three stages are about trio-odin alone and
     take some minutes. Rates: the plan's users and W ask for an update every 1,000 or 250 ms, while
     the market has 30, 300 and 3,000 events a second. Compression: the bytes, CPU and memory of
-    each encoding, at W and for home pages with an update every second.
+    each encoding, at W and for home pages with an update every second. TLS: W without it and with
+    it, which needs the program openssl.
 
     A --peer runs elsewhere; its CPU and memory are measured only with its pid on this machine. It
     must take its events from the NATS server of --nats, to which the bench publishes for it.

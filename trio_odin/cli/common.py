@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 import structlog
 import trio
+from click.shell_completion import CompletionItem
 
 from trio_odin.net.listening import AddressUnavailable
 from trio_odin.overload.process import files_needed, open_files, raise_file_limit, resident_bytes
@@ -25,6 +26,7 @@ from trio_odin.settings.reading import (
 from trio_odin.settings.setting_field import SettingError
 from trio_odin.settings.settings import Settings
 from trio_odin.telemetry.logs import configure_logs
+from trio_odin.upstream.access import NatsAccess, access_of
 from trio_odin.wire.errors import first_error
 
 _FLAGS = {
@@ -43,6 +45,13 @@ _METAVARS = {
     "--workers": "N|auto",
     "--addr": "[HOST]:PORT",
     "--nats": "URL[,URL…]",
+}
+
+# What a shell may complete: the words that a flag has to choose from.
+_WORDS = {
+    option: metavar.removeprefix("N|").split("|")
+    for option, metavar in _METAVARS.items()
+    if "|" in metavar
 }
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -96,6 +105,9 @@ def flag(option: str, *, default: str | None = None) -> Callable[[_F], _F]:
         envvar=variable,
         default=default,
         metavar=_METAVARS.get(option, "TEXT"),
+        shell_complete=lambda _, __, begun: [
+            CompletionItem(word) for word in _WORDS.get(option, ()) if word.startswith(begun)
+        ],
         help=f"{known.help}  [env: {variable}; default: {default or known.default}]",
     )
 
@@ -115,6 +127,14 @@ def settings_of(
         return read_settings(environment), environment
     except SettingError as error:
         fail(_as_given(str(error)))
+
+
+def nats_access_of(settings: Settings) -> NatsAccess:
+    """Return how to log in to NATS; exit if a file for that cannot be used."""
+    try:
+        return access_of(settings)
+    except SettingError as error:
+        fail(str(error))
 
 
 def environment_with(flags: Mapping[str, str | None]) -> dict[str, str]:

@@ -14,7 +14,15 @@ import trio
 from click.core import ParameterSource
 from rich.console import Console
 
-from trio_odin.cli.common import NumberRange, WholeRange, fail, flag, run, settings_from
+from trio_odin.cli.common import (
+    NumberRange,
+    WholeRange,
+    fail,
+    flag,
+    nats_access_of,
+    run,
+    settings_from,
+)
 from trio_odin.cli.progress import telling
 from trio_odin.demo.samples import BadLine, Sample, of_lines, of_market
 from trio_odin.demo.sampling import SamplingError, sample
@@ -187,10 +195,19 @@ def _listen(
     flags: dict[str, str | None], subject: str, events: int, seconds: float
 ) -> tuple[list[Sample], bool]:
     """The events on NATS, and whether Ctrl-C ended the taking of them."""
-    urls = settings_from(flags).nats_urls
+    settings = settings_from(flags)
+    access = nats_access_of(settings)
     stop = trio.CancelScope()
     with telling(Console(stderr=True)) as tell:
-        take = partial(sample, urls, subject, most=events, seconds=seconds, stop=stop)
+        take = partial(
+            sample,
+            settings.nats_urls,
+            subject,
+            most=events,
+            seconds=seconds,
+            stop=stop,
+            access=access,
+        )
         samples = run(
             partial(_until_signal, partial(take, tell=partial(tell, "sampling")), stop),
             SamplingError,

@@ -7,7 +7,7 @@ from functools import partial
 import click
 import trio
 
-from trio_odin.cli.common import fail, flag, run, settings_from, start_logs
+from trio_odin.cli.common import fail, flag, nats_access_of, run, settings_from, start_logs
 from trio_odin.cli.market import events_option, rate_option, shares_option, tokens_option
 from trio_odin.demo.publisher import PublisherSettings, publish
 from trio_odin.demo.shares import Shares
@@ -54,6 +54,7 @@ def publish_command(
     plan = PublisherSettings(
         address=_address(addr),
         nats_urls=settings.nats_urls,
+        access=nats_access_of(settings),
         rate=rate,
         tokens=tokens,
         events=events,

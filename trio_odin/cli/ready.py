@@ -11,16 +11,23 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import click
 
 from trio_odin.net.address import Address
 from trio_odin.settings.assignments import parse_assignments
 
+if TYPE_CHECKING:
+    import ssl
+
 _DEADLINE_SECONDS = 2.0
 _ANSWER_MAX_BYTES = 65_536
 _SAID_MAX = 200
-_URL = re.compile(r"http://(?P<address>[^/?#@\s]+)(?P<page>/[^\s#]*)?")
+_URL = re.compile(
+    r"(?P<scheme>http|https(?=://[^/]*:\d))://(?P<address>[^/?#@\s]+)(?P<page>/[^\s#]*)?"
+)
 _STATUS = re.compile(rb"HTTP/1\.[01] (?P<status>\d{3})\b")
 
 
@@ -37,8 +44,10 @@ def ready_command(url: str | None) -> None:
     WS_ADDR. --url may name a page of any other program that answers 200 while all is well.
     """
     try:
+        # Its certificate is for the name that clients use, which is not known here.
+        is_verified = url is not None
         url = url or _url_of(os.environ)
-        _ask(url)
+        _ask(url, is_verified=is_verified)
     except _NotReady as reason:
         click.echo(f"trio-odin: {url or 'not ready'}: {reason}", err=True)
         sys.exit(1)  # 2, as for other mistakes, is reserved by Docker
@@ -52,8 +61,11 @@ def _url_of(environment: Mapping[str, str]) -> str:
         _NotReady: no server could run with this environment.
     """
     given = {**environment, **_reload_file(environment.get("WS_RELOAD_FILE", "").strip())}
-    set_ = (given.get(name, "").strip() for name in ("WS_ADMIN_ADDR", "WS_ADDR"))
-    return f"http://{_address(next(filter(None, set_), ':3002')).connectable}/ready"
+    admin, address, tls = (
+        given.get(name, "").strip() for name in ("WS_ADMIN_ADDR", "WS_ADDR", "WS_TLS_CERT")
+    )
+    scheme = "https" if tls and not admin else "http"  # the admin port is always plain
+    return f"{scheme}://{_address(admin or address or ':3002').connectable}/ready"
 
 
 def _reload_file(path: str) -> Mapping[str, str]:
@@ -78,8 +90,8 @@ def _address(text: str) -> Address:
         raise _NotReady(f"{text!r}: allowed is {error}") from None
 
 
-def _ask(url: str) -> None:
-    """Ask for a page.
+def _ask(url: str, *, is_verified: bool) -> None:
+    """Ask for a page; `is_verified`: the certificate, if the server has one, must be for that URL.
 
     Raises:
         _NotReady: the answer is not a 200, or does not come in time.
@@ -89,7 +101,12 @@ def _ask(url: str) -> None:
         raise _NotReady("allowed is a URL like http://127.0.0.1:3002/ready")
     address = _address(parts["address"])
     try:
-        answer = _get(address, parts["page"] or "/ready", time.monotonic() + _DEADLINE_SECONDS)
+        answer = _get(
+            address,
+            parts["page"] or "/ready",
+            time.monotonic() + _DEADLINE_SECONDS,
+            _tls(is_verified=is_verified) if parts["scheme"] == "https" else None,
+        )
     except TimeoutError:
         raise _NotReady(f"no answer within {_DEADLINE_SECONDS:g} s") from None
     except (OSError, UnicodeError) as error:  # UnicodeError: the name cannot be that of a host
@@ -103,7 +120,17 @@ def _ask(url: str) -> None:
         raise _NotReady(f"{status['status'].decode()} {said}".strip())
 
 
-def _get(address: Address, page: str, deadline: float) -> bytes:
+def _tls(*, is_verified: bool) -> ssl.SSLContext:
+    import ssl  # noqa: PLC0415 - most checks are without it
+
+    context = ssl.create_default_context()
+    if not is_verified:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _get(address: Address, page: str, deadline: float, tls: ssl.SSLContext | None) -> bytes:
     """Return the whole answer to a request; it ends with the connection.
 
     Raises:
@@ -111,7 +138,10 @@ def _get(address: Address, page: str, deadline: float) -> bytes:
         TimeoutError: the deadline passed.
     """
     peer = (address.host, address.port)
-    with socket.create_connection(peer, timeout=_seconds_until(deadline)) as sock:
+    with ExitStack() as stack:
+        sock = stack.enter_context(socket.create_connection(peer, timeout=_seconds_until(deadline)))
+        if tls is not None:
+            sock = stack.enter_context(tls.wrap_socket(sock, server_hostname=address.host))
         request = f"GET {page} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
         sock.sendall(request.encode())
         answer = b""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeAlias
@@ -14,6 +16,7 @@ import trio
 
 from trio_odin.cli.common import (
     check_memory_limit,
+    fail,
     flag,
     raise_limit_of_files,
     run,
@@ -60,12 +63,24 @@ _Live: TypeAlias = Callable[[], Awaitable[None]]
 @flag("--workers")
 @flag("--log-level")
 @flag("--log-format")
+@click.option(
+    "--check",
+    "is_check",
+    is_flag=True,
+    help="Check settings, files, ports, limits and NATS, print a line about each, and exit.",
+)
+@click.option("--json", "is_json", is_flag=True, help="With --check: print one JSON object.")
 # Its number, and the file number of its link.
 @click.option("--as-worker", nargs=2, type=int, hidden=True)
 # The sockets that it inherits: the number of their worker, and their file number.
 @click.option("--socket", "sockets", multiple=True, nargs=2, type=int, hidden=True)
 def serve_command(
-    as_worker: tuple[int, int] | None, sockets: tuple[tuple[int, int], ...], **flags: str | None
+    as_worker: tuple[int, int] | None,
+    sockets: tuple[tuple[int, int], ...],
+    *,
+    is_check: bool,
+    is_json: bool,
+    **flags: str | None,
 ) -> None:
     """Serve NATS token events to WebSocket clients.
 
@@ -76,12 +91,46 @@ def serve_command(
     it, and closes the connection. A second signal stops immediately. SIGHUP reads the file and the
     keys again; started from a terminal, SIGHUP drains, because a terminal sends it when it closes.
     SIGUSR2 replaces the workers one after the other and refuses no client. SIGUSR1 is ignored.
+
+    --check tells whether a server could serve here: exit code 0 if it could, 1 if a check has
+    failed, 2 if a setting is wrong. It changes nothing, neither here nor in NATS. The port of a
+    server that runs already is not free.
     """
+    if is_json and not is_check:
+        fail("--json needs --check")
     faulthandler.enable()  # write the stack also if a signal ends the process
-    if as_worker is not None:
+    if is_check:
+        _check(partial(with_reload_file_and, flags), is_json=is_json)
+    elif as_worker is not None:
         _serve_as_worker(settings_from(flags), *as_worker, sockets)
     else:
         _serve(partial(with_reload_file_and, flags))
+
+
+def _check(read: ReadEnvironment, *, is_json: bool) -> None:
+    # Imported here: a server that serves does not need it.
+    from trio_odin.check import Finding, check  # noqa: PLC0415
+
+    settings, environment = settings_of(read)
+    check_memory_limit(settings, settings.workers)
+    # What goes wrong is in the findings; a log between them would not be JSON.
+    configure_logs("critical", settings.log_format)
+    findings: list[Finding] = []
+
+    def tell(finding: Finding) -> None:
+        findings.append(finding)
+        if not is_json:
+            click.echo(f"{finding.result.value:8} {finding.what:17} {finding.text}")
+
+    is_good = run(partial(check, settings, environment, tell))
+    if is_good == "interrupted":
+        sys.exit(130)
+    if is_json:
+        checks = [
+            {"check": one.what, "result": one.result.value, "text": one.text} for one in findings
+        ]
+        click.echo(json.dumps({"ok": is_good, "checks": checks}, indent=2, ensure_ascii=False))
+    sys.exit(0 if is_good else 1)
 
 
 def _serve(read: ReadEnvironment) -> None:

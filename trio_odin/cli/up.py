@@ -22,6 +22,7 @@ from trio_odin.cli.market import events_option, rate_option, shares_option, toke
 from trio_odin.demo.nats_server import BrokerUnavailable
 from trio_odin.demo.shares import Shares
 from trio_odin.demo.up import UpPlan, up
+from trio_odin.settings.reading import NATS_ACCESS
 from trio_odin.settings.setting_field import SettingError
 
 
@@ -64,7 +65,7 @@ def up_command(
         )
     plan = UpPlan(
         settings_for=lambda nats_url: settings_from(
-            {**flags, "NATS_URL": nats_url, "NATS_URL_FILE": ""}
+            {**flags, **dict.fromkeys(NATS_ACCESS, ""), "NATS_URL": nats_url}
         ),
         rate=rate,
         tokens=tokens,

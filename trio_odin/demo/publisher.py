@@ -30,6 +30,7 @@ from trio_odin.demo.market import DEFAULT_TOKENS, Market
 from trio_odin.demo.shares import DEFAULT_EVENTS, Draw, Shares
 from trio_odin.net.http import Request, Response, serve_request
 from trio_odin.net.listening import Address, bound_address, open_listeners
+from trio_odin.upstream.access import OF_THE_URL, NatsAccess
 from trio_odin.upstream.nats_link import NatsLink, Outage
 
 # No pause is longer, so `configure` takes effect soon, however low the rate.
@@ -51,6 +52,7 @@ class PublisherSettings:
 
     address: Address = attrs.field(factory=lambda: Address("", 3003))
     nats_urls: Sequence[str] = ("nats://127.0.0.1:4222",)
+    access: NatsAccess = OF_THE_URL
     rate: float = 12.0
     tokens: Sequence[str] = DEFAULT_TOKENS
     events: Sequence[str] = DEFAULT_EVENTS
@@ -74,7 +76,7 @@ class Publisher:
         self._market = Market(settings.seed)
         self._started_at = trio.current_time()
         self._link: NatsLink | None = None
-        self._outage = Outage(_log, settings.nats_urls)
+        self._outage = Outage(_log, settings.nats_urls, settings.access)
         self._changed = trio.Event()
         self._is_to_start = settings.autostart
         self._run: Run | None = None

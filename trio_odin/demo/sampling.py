@@ -10,6 +10,7 @@ import trio_asyncio
 from nats.aio.msg import Msg
 
 from trio_odin.demo.samples import Sample
+from trio_odin.upstream.access import OF_THE_URL, NatsAccess
 from trio_odin.upstream.nats_link import NatsLink, nats_link
 from trio_odin.wire.channels import channel_of_subject
 from trio_odin.wire.errors import first_error
@@ -33,6 +34,7 @@ async def sample(
     seconds: float,
     tell: Callable[[str], object],
     stop: trio.CancelScope | None = None,
+    access: NatsAccess = OF_THE_URL,
 ) -> list[Sample]:
     """Subscribe to `subject`, and return what is published: `most` events, or those of `seconds`.
 
@@ -59,7 +61,7 @@ async def sample(
             async with (
                 trio_asyncio.open_loop(),
                 trio_asyncio.aio_as_trio(
-                    nats_link(urls, name="trio-odin dictionary", on_error=_ignore)
+                    nats_link(urls, name="trio-odin dictionary", on_error=_ignore, access=access)
                 ) as link,
             ):
                 await trio_asyncio.aio_as_trio(link.client.listen)(subject, take)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import ssl
 import termios
 from array import array
 from collections.abc import Callable, Coroutine, Iterable
@@ -19,6 +20,7 @@ import trio
 from trio_odin.fanout.flight import FlightEvent, FlightRecorder
 from trio_odin.ledger.counters import Traffic
 from trio_odin.net.http import linger
+from trio_odin.net.tls_stream import TlsStream, socket_of
 from trio_odin.overload.turns import Turns
 from trio_odin.wire.frames import PONG_BYTES, PONG_HEAD, missing_after
 
@@ -67,10 +69,12 @@ class ClientSocket:
     ) -> None:
         """Wrap `stream`. A socket is used by its file number, another stream by its methods."""
         self.stream = stream
-        self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
+        self._socket = socket_of(stream)
         self.file = self._socket.fileno() if self._socket else -1
         self.write_now: Callable[[int, bytes | memoryview], int]
         self.write_now = os.write if self._socket else _take_nothing
+        if isinstance(stream, TlsStream):
+            self.write_now = stream.write_now
         self._traffic = traffic
         self._flight = flight
         self._turns = turns
@@ -163,6 +167,8 @@ class ClientSocket:
         """
         if self._socket is None:
             return self._receive_from_stream(max_bytes)
+        if isinstance(self.stream, TlsStream):
+            return self._receive_from_tls(self.stream, max_bytes or _RECEIVE_BYTES)
         return self._receive_from_socket(self._socket, max_bytes or _RECEIVE_BYTES)
 
     async def _receive_from_stream(self, max_bytes: int | None) -> bytes | bytearray:
@@ -171,7 +177,7 @@ class ClientSocket:
         return data
 
     async def _receive_from_socket(
-        self, socket: trio.socket.SocketType, max_bytes: int
+        self, socket: trio.socket.SocketType | ssl.SSLSocket, max_bytes: int
     ) -> bytes | bytearray:
         """Read once the socket is readable.
 
@@ -190,12 +196,38 @@ class ClientSocket:
                 continue
             except OSError as error:
                 raise trio.BrokenResourceError from error
-            self._heard(data)
-            if self._is_bare_pong(data):
-                self._flight.add(FlightEvent.PONG, self.heard_at)
-                continue  # its arrival is all that it says, and ten thousand add up
-            self._missing = missing_after(data, self._missing)
-            return data
+            if self._is_to_return(data):
+                return data
+
+    async def _receive_from_tls(self, stream: TlsStream, max_bytes: int) -> bytes | bytearray:
+        """The same for TLS, where what one read leaves is decrypted already."""
+        while True:
+            if self.is_stopped:
+                raise trio.ClosedResourceError
+            if not stream.has_more:
+                await trio.lowlevel.wait_readable(stream.socket)
+            if self._turns is not None and self._turns.are_over():
+                await self._turns.wait()
+            try:
+                data = stream.read_now(max_bytes)
+            except BlockingIOError:  # a part of a record, or one without data
+                continue
+            except ssl.SSLWantWriteError:
+                await stream.wait_to_answer()
+                continue
+            except OSError as error:
+                raise trio.BrokenResourceError from error
+            if self._is_to_return(data):
+                return data
+
+    def _is_to_return(self, data: bytes) -> bool:
+        """Take note of what was received: whether it is of interest to the reader."""
+        self._heard(data)
+        if self._is_bare_pong(data):
+            self._flight.add(FlightEvent.PONG, self.heard_at)
+            return False  # its arrival is all that it says, and ten thousand add up
+        self._missing = missing_after(data, self._missing)
+        return True
 
     def _heard(self, data: bytes | bytearray) -> None:
         self.heard_at = trio.current_time()
@@ -228,7 +260,7 @@ class ClientSocket:
         await self.stream.aclose()
 
 
-def _unread_bytes(socket: trio.socket.SocketType) -> int:
+def _unread_bytes(socket: trio.socket.SocketType | ssl.SSLSocket) -> int:
     """How many bytes the peer has not acknowledged to the kernel; see tcp(7), SIOCOUTQ."""
     unread = array("i", [0])
     with suppress(OSError):  # the peer has gone: the write will notice
@@ -236,7 +268,7 @@ def _unread_bytes(socket: trio.socket.SocketType) -> int:
     return unread[0]
 
 
-def _has_room(socket: trio.socket.SocketType) -> bool:
+def _has_room(socket: trio.socket.SocketType | ssl.SSLSocket) -> bool:
     room = select.poll()
     room.register(socket.fileno(), select.POLLOUT)
     return bool(room.poll(0))

@@ -11,7 +11,7 @@ from enum import Enum
 class Rejection(Enum):
     """Why a connection is rejected: metric label; text, status and Retry-After of the answer.
 
-    The answer may have a text of its own that says more. `HALF_OPEN` gets no answer.
+    The answer may have a text of its own that says more. `TLS` and `HALF_OPEN` get no answer.
     """
 
     SHUTTING_DOWN = ("shutting_down", "Server is shutting down", 503, 1)
@@ -25,6 +25,7 @@ class Rejection(Enum):
     UNAUTHORIZED = ("unauthorized", "A token is needed", 401, 0)
     BAD_REQUEST = ("bad_request", "Bad request", 400, 0)
     TIMEOUT = ("timeout", "Request not complete in time", 408, 0)
+    TLS = ("tls", "", 0, 0)
     HALF_OPEN = ("half_open", "", 0, 0)
 
     def __init__(self, label: str, text: str, status: int, retry_after_seconds: int) -> None:

@@ -185,10 +185,16 @@ class LoadStats:
 
 @attrs.frozen
 class ListenerStats:
-    """Pending handshakes, and whether the process is out of file descriptors."""
+    """Pending handshakes, and whether the process is out of file descriptors.
+
+    Attributes:
+        certificate_seconds_left: how long the certificate of the port is valid, negative after
+            that; None: the port does not speak TLS.
+    """
 
     pending_handshakes: int = merged(SUM)
     is_out_of_files: bool = merged(ALL, STAYING)
+    certificate_seconds_left: float | None = merged(SHORTEST_OF_ALL)
 
 
 @attrs.frozen

@@ -54,8 +54,15 @@ class Acceptor:
     """
 
     def __init__(
-        self, traffic: Traffic, *, per_second: float = 0.0, loop: LoopMeter | None = None
+        self,
+        traffic: Traffic,
+        *,
+        per_second: float = 0.0,
+        loop: LoopMeter | None = None,
+        refusal: bytes | None = None,
     ) -> None:
+        """`refusal`: what a client is sent for which there is no file; default: a 503."""
+        self._refusal = refusal or response_bytes(response_of(reject(Rejection.FILES)))
         self._traffic = traffic
         self._loop = loop
         self._kept_from = files_for_clients()
@@ -94,7 +101,7 @@ class Acceptor:
         Cancellation: connections that wait are still served, by a task in `nursery`. They are
         closed only if that is cancelled.
         """
-        with await self._open_own(listener.socket) as listening, _Spare() as spare:
+        with await self._open_own(listener.socket) as listening, _Spare(self._refusal) as spare:
             listening.setblocking(False)
             try:
                 await self._accept_and_let_in(listening, spare, nursery, serve)
@@ -231,9 +238,9 @@ class _Waiting(deque[socket.socket]):
 class _Spare:
     """A file that can be given up for one more socket, for as long as a rejection takes."""
 
-    def __init__(self) -> None:
+    def __init__(self, answer: bytes) -> None:
         self._file: int | None = None
-        self._answer = response_bytes(response_of(reject(Rejection.FILES)))
+        self._answer = answer
 
     def __enter__(self) -> _Spare:
         self._take()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from typing import NamedTuple, TypeAlias
@@ -39,6 +40,15 @@ from trio_odin.net.http import (
     send_last_bytes,
     serve_request,
 )
+from trio_odin.net.tls_stream import (
+    TLS_REFUSAL,
+    HandshakeFailed,
+    TlsIdentity,
+    TlsStream,
+    accept_tls,
+    socket_of,
+    speaks_tls,
+)
 from trio_odin.overload.admission import Admission
 from trio_odin.overload.meters import LoopMeter
 from trio_odin.settings.settings import Settings
@@ -50,6 +60,7 @@ from trio_odin.wire.negotiation import NO_COMPRESSION, Agreed, Encodings
 
 _log = structlog.get_logger("listener")
 
+_SPEAKS_TLS = Response.text(400, "This port speaks TLS: use wss:// or https://")
 _NOT_PARSED = Upgrade({}, b"")
 _READING = {"GET", "HEAD"}
 _EXPOSED = ("Access-Control-Expose-Headers", "Retry-After, WWW-Authenticate")
@@ -124,8 +135,10 @@ class Listener:
         settings: Settings,
         loop: LoopMeter | None = None,
         dictionary: Dictionary | None = None,
+        tls: TlsIdentity | None = None,
     ) -> None:
         self._hub = hub
+        self._tls = tls
         self._encodings = Encodings(dictionary, has_deflate=settings.compression == "deflate")
         self._wheel = wheel
         self._admission = admission
@@ -134,7 +147,12 @@ class Listener:
         self._settings = settings
         self._limits = HeadLimits(settings.max_head_bytes, settings.max_headers)
         self._traffic = hub.ledger.traffic
-        self._acceptor = Acceptor(self._traffic, per_second=settings.accepts_per_second, loop=loop)
+        self._acceptor = Acceptor(
+            self._traffic,
+            per_second=settings.accepts_per_second,
+            loop=loop,
+            refusal=None if tls is None else TLS_REFUSAL,
+        )
         self._pending_handshakes = PendingHandshakes(settings.max_pending_handshakes, self._traffic)
         self._pending_in_kept_files = PendingHandshakes(_PENDING_IN_KEPT_FILES, self._traffic)
         self._from_address: Counter[str] = Counter()
@@ -180,15 +198,62 @@ class Listener:
             verify=self._authorizer.verify,
         )
 
+    def renew(self, tls: TlsIdentity | None) -> None:
+        """Use another certificate for clients that connect from now on."""
+        self._tls = tls
+
     async def run(self, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
         """Accept on `listener` until cancelled."""
-        await self._acceptor.run(listener, nursery, self.serve)
+        serve = self.serve if self._tls is None else self._serve_encrypted
+        await self._acceptor.run(listener, nursery, serve)
 
-    async def serve(self, stream: trio.abc.HalfCloseableStream) -> None:
-        """Serve one accepted socket to its end. Nothing that the peer does raises out of here."""
+    async def _serve_encrypted(self, plain: trio.SocketStream) -> None:
+        """Agree on keys first; all that in the time that a handshake may take."""
+        began_at = trio.current_time()
+        try:
+            encrypted = await self._encrypt(plain)
+        finally:
+            self._heads_done += 1  # `serve` takes its own into account
+        if encrypted is not None:
+            self._heads_done -= 1
+            taken = trio.current_time() - began_at
+            await self.serve(encrypted, self._settings.handshake_seconds - taken)
+
+    async def _encrypt(self, plain: trio.SocketStream) -> TlsStream | None:
+        """Return the encrypted stream; None if the peer did not come to that. Then it is closed."""
+        rejected = self._traffic.rejected
+        tls = self._tls
+        async with _closed_on_error(plain):
+            with self._pending_like(plain).one(self._settings.handshake_seconds) as scope:
+                try:
+                    if tls is not None and await speaks_tls(plain):
+                        return await accept_tls(plain, tls.context)
+                except HandshakeFailed:
+                    rejected[Rejection.TLS.label] += 1
+                    return None
+            if scope.cancelled_caught:
+                if trio.current_time() >= scope.deadline:  # else newer sockets have ended it
+                    rejected[Rejection.TIMEOUT.label] += 1
+                await trio.aclose_forcefully(plain)
+            else:
+                rejected[Rejection.BAD_REQUEST.label] += 1
+                await send_last(plain, _SPEAKS_TLS, self._settings.write_deadline_seconds)
+        return None
+
+    async def serve(
+        self, stream: trio.abc.HalfCloseableStream, seconds: float | None = None
+    ) -> None:
+        """Serve one accepted socket to its end. Nothing that the peer does raises out of here.
+
+        Args:
+            stream: the socket, after the handshake of TLS if there is one.
+            seconds: what is left of the time for the handshake; None: all of it.
+        """
         try:
             try:
-                head = await self._receive_head(stream)
+                if seconds is None:
+                    seconds = self._settings.handshake_seconds
+                head = await self._receive_head(stream, seconds)
             finally:
                 self._heads_done += 1
             if head is None:
@@ -245,12 +310,14 @@ class Listener:
                     return
         await self._send_last(candidate.stream, rejected)
 
-    async def _receive_head(self, stream: trio.abc.HalfCloseableStream) -> bytes | None:
+    async def _receive_head(
+        self, stream: trio.abc.HalfCloseableStream, seconds: float
+    ) -> bytes | None:
         """Return the head; None if the peer sent nothing in time or has gone."""
         received = _already_there(stream)
         if received.endswith(END_OF_HEAD):
             return received
-        with self._pending_like(stream).one(self._settings.handshake_seconds) as scope:
+        with self._pending_like(stream).one(seconds) as scope:
             try:
                 return (
                     await receive_head(stream, received, max_bytes=self._limits.max_bytes) or None
@@ -325,7 +392,8 @@ class Listener:
         return None
 
     def _has_kept_file(self, stream: trio.abc.Stream) -> bool:
-        file = stream.socket.fileno() if isinstance(stream, trio.SocketStream) else 0
+        socket = socket_of(stream)
+        file = 0 if socket is None else socket.fileno()
         return file >= self._files_for_clients  # the kernel gives the lowest number that is free
 
     def _pending_like(self, stream: trio.abc.Stream) -> PendingHandshakes:
@@ -390,7 +458,11 @@ class Listener:
         """Return how many sockets are pending or get a page, and whether files have run out."""
         pending_handshakes = len(self._pending_handshakes) + len(self._pending_in_kept_files)
         return ListenerStats(
-            pending_handshakes=pending_handshakes, is_out_of_files=self.is_out_of_files
+            pending_handshakes=pending_handshakes,
+            is_out_of_files=self.is_out_of_files,
+            certificate_seconds_left=(
+                None if self._tls is None else self._tls.expires_at - time.time()
+            ),
         )
 
     @property
@@ -409,6 +481,15 @@ class Listener:
             await self._departed.park()
 
 
+@asynccontextmanager
+async def _closed_on_error(stream: trio.SocketStream) -> AsyncIterator[None]:
+    try:
+        yield
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+
+
 def _reason_of(rejected: Rejected) -> str:
     """What a close frame has room for: the text, and when to come again."""
     wait = dict(rejected.headers).get("Retry-After")
@@ -419,15 +500,17 @@ def _reason_of(rejected: Rejected) -> str:
 
 def _already_there(stream: trio.abc.Stream) -> bytes:
     """Read what can be read without waiting: mostly the whole head."""
-    if isinstance(stream, trio.SocketStream):
-        with suppress(OSError):  # nothing is there, or the peer has gone: `receive_head` will see
+    with suppress(OSError):  # nothing is there, or the peer has gone: `receive_head` will see
+        if isinstance(stream, TlsStream):
+            return stream.read_now(_FIRST_READ_BYTES)
+        if isinstance(stream, trio.SocketStream):
             return os.read(stream.socket.fileno(), _FIRST_READ_BYTES)
     return b""
 
 
 def _peer_of(stream: trio.abc.Stream) -> str | None:
-    if isinstance(stream, trio.SocketStream):
+    if (socket := socket_of(stream)) is not None:
         with suppress(OSError):  # the peer has gone
-            name = stream.socket.getpeername()
+            name = socket.getpeername()
             return str(name[0]) if isinstance(name, tuple) else None  # not a TCP socket
     return None

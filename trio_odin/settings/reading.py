@@ -21,6 +21,12 @@ _OWN_PREFIXES = ("WS_", "JS_")
 _LIKENESS, _LIKENESS_OF_LONG, _LONG = 0.9, 0.7, 20
 _RELOAD_FILE = "WS_RELOAD_FILE"
 _NATS_URL, _NATS_URL_FILE = "NATS_URL", "NATS_URL_FILE"
+# How to reach one NATS. For another one, none of them holds.
+NATS_ACCESS = (
+    _NATS_URL, _NATS_URL_FILE, "NATS_USER", "NATS_PASSWORD_FILE", "NATS_TOKEN_FILE",
+    "NATS_NKEY_FILE", "NATS_CREDS_FILE", "NATS_TLS_CA", "NATS_TLS_CERT", "NATS_TLS_KEY",
+    "NATS_TLS_FIRST",
+)  # fmt: skip
 
 # Known to the server this one replaces, without a meaning in this design.
 IGNORED = {
@@ -163,6 +169,8 @@ def warnings_about(settings: Settings, environment: Mapping[str, str]) -> Iterab
             f"WS_PING_INTERVAL of {settings.ping_interval_seconds:g} s is not below "
             f"WS_KEEPALIVE_TIMEOUT of {settings.keepalive_seconds:g} s: quiet clients are closed"
         )
+    if settings.nats_user and settings.nats_password_file is None:
+        yield "NATS_USER has no effect without NATS_PASSWORD_FILE"
     known = {variable.name for variable in variables()}
     for name in sorted(environment):
         if name in IGNORED:

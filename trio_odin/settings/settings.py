@@ -25,6 +25,23 @@ class Settings:
     address: Address = setting(
         "WS_ADDR", ":3002", Address.parse, help="Listen on this address; [::] means IPv4 and IPv6."
     )
+    tls_cert: Path | None = setting(
+        "WS_TLS_CERT",
+        "",
+        values.path,
+        help="File with a certificate and its chain in PEM: WS_ADDR then speaks TLS (wss, https) "
+        "and nothing else; empty: a proxy does that.",
+        reloads=True,
+        show=shown_path,
+    )
+    tls_key: Path | None = setting(
+        "WS_TLS_KEY",
+        "",
+        values.path,
+        help="File with its private key; empty: it is in the file of the certificate.",
+        reloads=True,
+        show=shown_path,
+    )
     admin_address: Address | None = setting(
         "WS_ADMIN_ADDR",
         "",
@@ -51,6 +68,68 @@ class Settings:
         values.path,
         help="File that holds NATS_URL, such as a mounted secret; overrides NATS_URL.",
         show=shown_path,
+    )
+    nats_user: str = setting(
+        "NATS_USER",
+        "",
+        values.printable,
+        help="User of NATS, whose password is in the file that NATS_PASSWORD_FILE names.",
+    )
+    nats_password_file: Path | None = setting(
+        "NATS_PASSWORD_FILE",
+        "",
+        values.path,
+        help="File with the password of NATS_USER.",
+        show=shown_path,
+    )
+    nats_token_file: Path | None = setting(
+        "NATS_TOKEN_FILE",
+        "",
+        values.path,
+        help="File with a token for NATS.",
+        show=shown_path,
+    )
+    nats_nkey_file: Path | None = setting(
+        "NATS_NKEY_FILE",
+        "",
+        values.path,
+        help="File with the seed of an nkey, which begins with SU; needs the extra nkeys.",
+        show=shown_path,
+    )
+    nats_creds_file: Path | None = setting(
+        "NATS_CREDS_FILE",
+        "",
+        values.path,
+        help="Credentials file as nsc makes it, with a JWT and a seed; needs the extra nkeys.",
+        show=shown_path,
+    )
+    nats_tls_ca: Path | None = setting(
+        "NATS_TLS_CA",
+        "",
+        values.path,
+        help="File with the authorities, in PEM, that may sign the certificate of NATS; empty: "
+        "those of the system. Nothing is then sent unencrypted.",
+        show=shown_path,
+    )
+    nats_tls_cert: Path | None = setting(
+        "NATS_TLS_CERT",
+        "",
+        values.path,
+        help="File with a certificate, in PEM, that is shown to NATS.",
+        show=shown_path,
+    )
+    nats_tls_key: Path | None = setting(
+        "NATS_TLS_KEY",
+        "",
+        values.path,
+        help="File with its private key; empty: it is in the file of the certificate.",
+        show=shown_path,
+    )
+    nats_tls_first: bool = setting(
+        "NATS_TLS_FIRST",
+        "false",
+        values.boolean,
+        help="Whether to start TLS before NATS sends anything, for a NATS with handshake_first.",
     )
     nats_mode: str = setting(
         "NATS_MODE",

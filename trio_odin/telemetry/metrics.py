@@ -97,6 +97,15 @@ SERIES = (
         "Sockets whose request is not complete yet, or whose page is being sent, now",
         lambda s: s.listener.pending_handshakes,
     ),
+    Series(
+        "ws_tls_certificate_seconds_left",
+        "How long the certificate of WS_TLS_CERT is valid; +Inf: the port does not speak TLS",
+        lambda s: (
+            math.inf
+            if s.listener.certificate_seconds_left is None
+            else s.listener.certificate_seconds_left
+        ),
+    ),
     Series("ws_accept_errors_total", "Failed accepts", lambda s: s.ledger.traffic.accept_errors),
     Series(
         "ws_accepts_paced_total",

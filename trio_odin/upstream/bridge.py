@@ -31,6 +31,7 @@ from trio_odin.net.token_bucket import TokenBucket
 from trio_odin.overload.byte_budget import ByteBudget
 from trio_odin.overload.load_shedder import LoadShedder
 from trio_odin.settings.settings import Settings
+from trio_odin.upstream.access import OF_THE_URL, NatsAccess
 from trio_odin.upstream.consumer import OrderedConsumer
 from trio_odin.upstream.gaps import Gap, Gaps, Losses, Mark, joined
 from trio_odin.upstream.metadata import MessageMetadata
@@ -71,6 +72,12 @@ _NEWEST_RETRY_MAX_SECONDS = 60.0
 _NEWEST_LOOK_SECONDS = 0.02
 _NEWEST_IN_ONE_PART = 500
 _SHED_CHANNELS_MAX = 10_000
+# What NATS refuses first to a user that may not use JetStream at all.
+_CORE_ONLY = (
+    'permissions violation for publish to "$js.api.info"',
+    'permissions violation for subscription to "_inbox.',
+)
+_USE_CORE = "a user that may only subscribe needs NATS_MODE=core"
 # An event at which this many connections in a row have ended is skipped.
 _STUMBLES_MAX = 2
 
@@ -98,6 +105,7 @@ class Bridge:
         shedder: LoadShedder,
         *,
         backfill_max: int,
+        access: NatsAccess = OF_THE_URL,
     ) -> None:
         """`backfill_max`: events to read from before the start, for clients that resume."""
         self.fed = 0
@@ -118,7 +126,7 @@ class Bridge:
         self._is_newest_awaited = self._wants_newest  # by clients, once
         # False if others made the stream: should they delete it, they know how to make it again.
         self._may_make = True
-        self._outage = Outage(_log, settings.nats_urls)
+        self._outage = Outage(_log, settings.nats_urls, access)
         # How many connections in a row have ended at the same event, and after which offset.
         self._stumbles = self._stumbled_at = 0
         self.reload(settings)
@@ -179,6 +187,9 @@ class Bridge:
                 await link.while_up(*watches)
             except (OSError, nats.errors.Error) as error:
                 if not self._nats_status.is_connected:
+                    is_auto = self._settings.nats_mode == "auto"
+                    if is_auto and str(error).lower().startswith(_CORE_ONLY):
+                        raise Refused(f"{error}: {_USE_CORE}") from None
                     raise
                 _log.warning("nats.lost", errors=[*trouble, *describe(error)])
                 self._fail(error)

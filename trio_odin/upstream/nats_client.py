@@ -70,6 +70,10 @@ class TotalClient(Client):
         on_lost: a callback for the reason why the connection has ended; may be called repeatedly.
         on_info: a callback for the server's INFO, at first and whenever that changes.
         is_encrypted_only: whether to send nothing before the connection is encrypted.
+        has_certificate: whether there is a certificate to show to NATS.
+
+    Attributes:
+        is_certificate_wanted: whether NATS accepts only clients with a certificate.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class TotalClient(Client):
         on_lost: Callable[[Exception], None],
         on_info: Callable[[Mapping[str, Any]], None],
         is_encrypted_only: bool,
+        has_certificate: bool,
     ) -> None:
         super().__init__()
         self._received = bytearray()
@@ -86,12 +91,19 @@ class TotalClient(Client):
         self._on_lost = on_lost
         self._on_info = on_info
         self._is_encrypted_only = is_encrypted_only
+        self._has_certificate = has_certificate
+        self.is_certificate_wanted = False
         self._listeners: dict[int, OnMessage] = {}
 
     @property
     def says_it_has_jetstream(self) -> bool:
         """Whether the server itself has JetStream; another one of its cluster may have it."""
         return self._server_info.get("jetstream") is True
+
+    @property
+    def says_its_version(self) -> str:
+        """The version of the server, as it says."""
+        return str(self._server_info.get("version", "of unknown version"))
 
     async def listen(self, subject: str, on_message: OnMessage) -> int:
         """Subscribe; returns a number for `unlisten`.
@@ -252,9 +264,13 @@ class TotalClient(Client):
         if initial_connection and self._is_encrypted_only:
             if not (info.get("tls_required") or info.get("tls_available")):
                 raise Unencrypted(
-                    "tls:// requires TLS, which it does not offer: nothing was sent to it"
+                    "this side requires TLS, which it does not offer: nothing was sent to it"
                 )
             info["tls_required"] = True  # it takes both, and nats-py would choose plain text
+        if initial_connection and info.get("tls_verify"):
+            self.is_certificate_wanted = True
+            if not self._has_certificate:  # it would only cut the connection
+                raise Refused("it requires a certificate from its clients: set NATS_TLS_CERT")
         self._on_info(info)
 
     async def _process_pong(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import socket
 import ssl
 import time
@@ -21,6 +22,7 @@ from nats.aio.client import Client
 from nats.js.errors import APIError, ServiceUnavailableError
 
 from trio_odin.net.nats_url import NatsUrl
+from trio_odin.upstream.access import OF_THE_URL, AccessUnusable, NatsAccess, now_seconds
 from trio_odin.upstream.nats_client import Refused, TotalClient
 
 T = TypeVar("T")
@@ -62,15 +64,20 @@ class NatsLink:
 
     Attributes:
         url: the server that it is connected to.
+        access: how it has logged in.
         client: nats-py's client, made total.
         lost_by: why it is lost; None while it is not.
         announced: the servers of the cluster, as NATS announced them last.
     """
 
-    def __init__(self, url: NatsUrl, *, is_alone: bool) -> None:
+    def __init__(self, url: NatsUrl, access: NatsAccess, *, is_alone: bool) -> None:
         self.url = url
+        self.access = access
         self.client = TotalClient(
-            on_lost=self.lose, on_info=self._learn, is_encrypted_only=url.is_tls
+            on_lost=self.lose,
+            on_info=self._learn,
+            is_encrypted_only=url.is_tls or access.is_tls,
+            has_certificate=access.tls_cert is not None,
         )
         self.lost_by: Exception | None = None
         self.announced: list[NatsUrl] = []
@@ -145,7 +152,7 @@ OnError: TypeAlias = Callable[[NatsLink, Exception], Awaitable[None]]
 
 @asynccontextmanager
 async def nats_link(
-    urls: Sequence[str], *, name: str, on_error: OnError
+    urls: Sequence[str], *, name: str, on_error: OnError, access: NatsAccess = OF_THE_URL
 ) -> AsyncIterator[NatsLink]:
     """Connect to the first of `urls` that answers; close at the end, within two seconds.
 
@@ -155,7 +162,7 @@ async def nats_link(
         Unreachable: no server could be connected to.
     """
     attempts = {NatsUrl.parse(url): _CONNECT_SECONDS for url in urls}
-    link = await _first_that_answers(attempts, name, on_error)
+    link = await _first_that_answers(attempts, access, name, on_error)
     try:
         yield link
     finally:
@@ -163,12 +170,13 @@ async def nats_link(
 
 
 async def _first_that_answers(
-    attempts: Mapping[NatsUrl, float], name: str, on_error: OnError
+    attempts: Mapping[NatsUrl, float], access: NatsAccess, name: str, on_error: OnError
 ) -> NatsLink:
     """Connect to one server after the other, and to the next one also while one is slow.
 
     Args:
         attempts: the servers, each with its time limit in seconds.
+        access: how to log in to each of them.
         name: the name of the connection, for NATS' own pages.
         on_error: a callback for the errors of nats-py while connected.
 
@@ -184,7 +192,7 @@ async def _first_that_answers(
             attempt = next(waiting, None)
             if attempt is not None:
                 url, seconds = attempt
-                link = NatsLink(url, is_alone=len(attempts) == 1)
+                link = NatsLink(url, access, is_alone=len(attempts) == 1)
                 tasks[asyncio.create_task(_connect(link, seconds, name, on_error))] = url
             running = [task for task in tasks if not task.done()]
             if running:
@@ -219,13 +227,16 @@ async def _connect(link: NatsLink, seconds: float, name: str, on_error: OnError)
             reasons.append(error)
 
     try:
+        options = {
+            "user": None if url.password is None else url.user or "",
+            "password": url.password,
+            "token": url.user if url.password is None else None,
+            **link.access.options(),
+        }
         async with asyncio.timeout(seconds):
             await client.connect(
                 servers=[f"nats://{url}"],
                 name=name,
-                user=None if url.password is None else url.user or "",
-                password=url.password,
-                token=url.user if url.password is None else None,
                 tls_hostname=url.certificate_name,
                 allow_reconnect=False,
                 # Together these two mean: try once more, at once, then give up.
@@ -236,23 +247,69 @@ async def _connect(link: NatsLink, seconds: float, name: str, on_error: OnError)
                 max_outstanding_pings=_PINGS_OUTSTANDING,
                 flush_timeout=_FLUSH_SECONDS,
                 error_cb=failed,
+                **options,
             )
         if not client.is_connected:
             raise nats.errors.Error("it does not answer as NATS does")
     except BaseException as error:  # a client that failed half-way needs closing too
         await link.close()
-        if isinstance(error, nats.errors.NoServersError) and reasons:
-            raise reasons[-1] from None
-        if isinstance(error, nats.errors.Error) and str(error).startswith(_QUOTED):
-            raise Refused(str(error).removeprefix(_QUOTED).strip("'")) from None
-        if isinstance(error, TimeoutError):
+        is_last_of_all = isinstance(error, nats.errors.NoServersError) and reasons
+        explained = _explained(link, reasons[-1] if is_last_of_all else error)
+        if isinstance(explained, TimeoutError):
             raise TimeoutError(f"no answer within {seconds:g} s") from None
+        if explained is not error:
+            raise explained from None
         raise
     return link
 
 
-# How nats-py's errors quote NATS while it connects.
+def _explained(link: NatsLink, error: BaseException) -> BaseException:
+    """What an error means that ended the connection before it was of use; or the error itself."""
+    text = str(error)
+    match error:
+        case AccessUnusable():
+            return Refused(text)
+        case nats.errors.Error() if text.startswith(_QUOTED):
+            return _refused(link, text.removeprefix(_QUOTED).strip("'"))
+        case nats.errors.Error() if text.startswith(_NO_INFO) and not link.access.tls_first:
+            return nats.errors.Error(
+                "it ended the connection and sent nothing; if it has handshake_first, set "
+                "NATS_TLS_FIRST to true"
+            )
+        case ssl.SSLError() if error.reason == "WRONG_VERSION_NUMBER" and link.access.tls_first:
+            return Refused("it does not start with TLS: NATS_TLS_FIRST is for handshake_first only")
+        case ssl.SSLCertVerificationError():
+            return error
+        case ConnectionError() | nats.errors.UnexpectedEOF() | ssl.SSLError():
+            if link.client.is_certificate_wanted:
+                return Refused(_why_cut(error))
+    return error
+
+
+def _why_cut(error: BaseException) -> str:
+    """Why NATS has cut the connection after it has seen our certificate.
+
+    With TLS 1.3 the handshake is over for us when NATS checks the certificate. Its alert, which
+    gives the reason, is lost if something was sent meanwhile.
+    """
+    alert = _ALERT.search((isinstance(error, ssl.SSLError) and error.reason) or "")
+    why = alert[1].lower().replace("_", " ") if alert else "it has cut the connection"
+    return f"it does not accept the certificate in NATS_TLS_CERT: {why}"
+
+
+_ALERT = re.compile(r"ALERT_(.*)")
+
+
+def _refused(link: NatsLink, text: str) -> Refused:
+    """What NATS said while we connected, and with which login, if that is what it refuses."""
+    is_login = "authorization" in text.lower() or "authentication" in text.lower()
+    why = link.access.why_refused(now_seconds()) if is_login else ""
+    return Refused(f"{text}: {why}" if why else text)
+
+
+# How nats-py's errors quote NATS while it connects; and its own where nothing came.
 _QUOTED = "nats: '"
+_NO_INFO = "nats: empty response from server"
 
 
 def _abort(client: Client) -> None:
@@ -337,8 +394,9 @@ class Outage:
         failures: how many in a row.
     """
 
-    def __init__(self, log: Any, urls: Sequence[str]) -> None:
+    def __init__(self, log: Any, urls: Sequence[str], access: NatsAccess = OF_THE_URL) -> None:
         self.failures = 0
+        self._access = access
         self._log = log
         self._urls = [NatsUrl.parse(url) for url in urls]
         self._announced: list[NatsUrl] = []
@@ -362,7 +420,7 @@ class Outage:
         link: NatsLink | None = None
         self._over_at = None
         try:
-            link = await _first_that_answers(self._attempts(), name, on_error)
+            link = await _first_that_answers(self._attempts(), self._access, name, on_error)
             self._last = link.url
             yield link
         finally:

@@ -30,6 +30,7 @@ import trio
 
 from trio_odin.auth.authorize import verifier_of
 from trio_odin.ledger.snapshot import Snapshot
+from trio_odin.listener.tls import renewed_tls_identity
 from trio_odin.net.listening import Address, AddressUnavailable, bind_shared, reserved_address
 from trio_odin.overload.process import cpu_seconds, resident_bytes
 from trio_odin.settings.dictionary_file import dictionary_of
@@ -39,6 +40,7 @@ from trio_odin.settings.setting_field import SettingError
 from trio_odin.settings.settings import Settings
 from trio_odin.telemetry.log_lines import lines_dropped
 from trio_odin.telemetry.logs import set_log_level
+from trio_odin.upstream.access import access_of
 from trio_odin.workers.link import (
     Answer,
     FromWorker,
@@ -129,6 +131,8 @@ class Supervisor:
             settings = read_settings(environment)
             verifier_of(settings)  # with unusable files no later worker could start
             dictionary_of(settings)
+            access_of(settings)
+            renewed_tls_identity(self._settings, settings)
         except SettingError as error:
             self._past.ledger.traffic.reloads["failed"] += 1
             log_failed_reload(error)

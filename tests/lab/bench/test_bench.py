@@ -88,7 +88,7 @@ def test_an_interrupt_ends_every_process_and_shows_the_results() -> None:
         (["--python", "/bin/pwd"], "'/bin/pwd': it has to be a Python with trio-odin"),
         (["--python", "a" * 300], "it has to be a Python with trio-odin"),
         (["--connections", "0"], "0 is not in the range"),
-        (["--only", "ramp"], "'ramp': allowed are hold, rates, compression, with commas"),
+        (["--only", "ramp"], "'ramp': allowed are hold, rates, compression, tls, with commas"),
         (["--only", "rates", "--only-hold"], "--only cannot be combined with --only-hold"),
         (["--only", "rates", "--targets", "nats"], "--targets must have odin or odin-N"),
         (["--bridge", "--prefix", "a-b"], "'a-b' cannot be a prefix"),

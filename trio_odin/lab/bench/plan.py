@@ -10,7 +10,7 @@ from trio_odin.lab.bench.targets import Place, Target
 from trio_odin.lab.fleet.encodings import ENCODINGS
 from trio_odin.lab.fleet.workload import Workload
 
-STAGES = ("hold", "rates", "compression")
+STAGES = ("hold", "rates", "compression", "tls")
 """What can be chosen: W and all stages after it, and those of trio-odin alone."""
 
 HOME_SHARE = 0.8
@@ -51,6 +51,7 @@ class BenchPlan:
         rates_seconds: length of each load of the stage of rates, in which clients of trio-odin ask
             for at most one update of a channel in some time.
         compression_seconds: the same with the encodings of trio-odin.
+        tls_seconds: the same at W, without and with TLS of trio-odin.
         network: between clients and server, for the report.
         server_at, broker_at: where the target and its nats-server run.
     """
@@ -73,6 +74,7 @@ class BenchPlan:
     is_held: bool = True
     rates_seconds: float = 10.0
     compression_seconds: float = 10.0
+    tls_seconds: float = 10.0
     seed: int = 0
     peers_nats_url: str = "nats://127.0.0.1:4222"
     network: str = "loopback"
@@ -137,6 +139,7 @@ class BenchPlan:
             plan_seconds=0.0,
             rates_seconds=0.0,
             compression_seconds=0.0,
+            tls_seconds=0.0,
         )
 
     def only(self, stages: Collection[str]) -> BenchPlan:
@@ -147,6 +150,7 @@ class BenchPlan:
             is_held="hold" in stages,
             rates_seconds=(self.rates_seconds or least) * ("rates" in stages),
             compression_seconds=(self.compression_seconds or least) * ("compression" in stages),
+            tls_seconds=(self.tls_seconds or least) * ("tls" in stages),
         )
 
     def quick(self) -> BenchPlan:
@@ -161,4 +165,5 @@ class BenchPlan:
             plan_seconds=0.0,
             rates_seconds=0.0,
             compression_seconds=0.0,
+            tls_seconds=0.0,
         )

@@ -13,6 +13,7 @@ from trio_odin.lab.model.wire import Sample
 from trio_odin.lab.provenance import Provenance
 
 KIB = 1024
+_RECORD_BYTES = 22
 
 
 @attrs.frozen(kw_only=True)
@@ -55,6 +56,8 @@ class Stage:
         frames_events: events of such a message.
         delivery_bytes, delivery_wire_bytes: of one delivery, see `LoadResult`.
         connection_kib: memory that a connection has added to a new server.
+        connect_us: CPU of one connect and subscription, with the handshake of TLS if there is one.
+        is_tls: whether the connections were encrypted.
         published_late_ms: greatest delay of a publication; the latencies include it.
     """
 
@@ -92,6 +95,8 @@ class Stage:
     delivery_bytes: float = 0.0
     delivery_wire_bytes: float = 0.0
     connection_kib: float | None = None
+    connect_us: float | None = None
+    is_tls: bool = False
 
     @classmethod
     def of(cls, name: str, load: LoadResult, published_late_ms: float, users: str = "W") -> Stage:
@@ -133,7 +138,20 @@ class Stage:
             delivery_bytes=load.delivery_bytes,
             delivery_wire_bytes=load.delivery_wire_bytes,
             connection_kib=server.connection_kib,
+            connect_us=server.connect_us,
+            is_tls=load.url.startswith("wss:"),
         )
+
+    @property
+    def bytes_on_wire(self) -> float:
+        """Of a delivery, with TCP/IP headers, and with the records of TLS.
+
+        A read of a client returns one record at most, and a record adds 22 bytes: its header, the
+        type of its content and a tag (RFC 8446, 5.2).
+        """
+        events_of_record = self.frames_per_read * self.frames_events
+        added = _RECORD_BYTES / events_of_record if self.is_tls and events_of_record else 0.0
+        return self.delivery_wire_bytes + added
 
     @property
     def cpu_us(self) -> float | None:
@@ -165,6 +183,8 @@ class Stage:
             return f"rates ({self.users}, {rate})"
         if self.name == "compression":
             return f"compression ({self.users}, {rate}, {self.encoding})"
+        if self.name == "tls":
+            return f"tls ({'TLS' if self.is_tls else 'plain'})"
         return self.name
 
 
@@ -240,7 +260,7 @@ class TargetReport:
     @property
     def is_held(self) -> bool:
         """Whether it has, or should have, other stages than those of trio-odin alone."""
-        alone = self.named("rates") + self.named("compression")
+        alone = self.named("rates") + self.named("compression") + self.named("tls")
         return len(alone) < len(self.stages) or not self.stages
 
     def is_perfect(self, connections: int) -> bool:

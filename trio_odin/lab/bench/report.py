@@ -103,6 +103,10 @@ COMPRESSION_HEAD = (
     "of a plain event",
     *("CPU a delivery", "CPU of plain", "memory a connection", "over plain", "unexplained"),
 )
+TLS_HEAD = (
+    *("server", "connections", "bytes a delivery", "CPU a delivery", "of plain"),
+    *("CPU a connect", "memory a connection", "over plain", "p50 / p99", "unexplained"),
+)
 USERS = {
     "mix": "80 % home page, 20 % one token",
     "home": "home page",
@@ -121,6 +125,22 @@ def rates_rows(report: BenchReport) -> Iterator[tuple[str, ...]]:
                 *(f"{stage.frames_per_second:,.0f}", f"{stage.per_second:,.0f}"),
                 *(f"{stage.delivery_wire_bytes:,.0f}", _latency(stage), f"{stage.skipped:,}"),
                 f"{unexplained(stage):,}",
+            )
+
+
+def tls_rows(report: BenchReport) -> Iterator[tuple[str, ...]]:
+    """A row of the columns `TLS_HEAD` for each load of the stage of TLS, which begins without."""
+    for target in report.targets:
+        plain: Stage | None = None
+        for stage in target.named("tls"):
+            plain = plain if stage.is_tls else stage
+            yield (
+                *(target.title, "TLS" if stage.is_tls else "plain", f"{stage.bytes_on_wire:,.0f}"),
+                _figure(stage.cpu_us, "{:.1f} µs") or NOTHING,
+                _times(stage, plain, lambda s: s.cpu_us),
+                _figure(stage.connect_us, "{:,.0f} µs") or NOTHING,
+                _figure(stage.connection_kib, "{:.1f} KiB") or NOTHING,
+                *(_added_kib(stage, plain), _latency(stage), f"{unexplained(stage):,}"),
             )
 
 
@@ -249,6 +269,7 @@ def render(report: BenchReport, console: Console) -> None:
         console.print(table)
     _render_rows("Rates", RATES_HEAD, list(rates_rows(report)), console)
     _render_rows("Compression", COMPRESSION_HEAD, list(compression_rows(report)), console)
+    _render_rows("TLS", TLS_HEAD, list(tls_rows(report)), console)
     for target in report.targets:
         for sentence in amiss(target):
             console.print(f"{target.title}: {sentence}", style="red")

@@ -29,6 +29,7 @@ import trio
 from trio_odin.demo.market import Market
 from trio_odin.demo.nats_server import BrokerUnavailable, NatsServer, run_nats_server
 from trio_odin.demo.publishing import PublishMany, publishing_many
+from trio_odin.lab.bench.certificate import NoCertificate, certificate_for
 from trio_odin.lab.bench.plan import BenchPlan, Case
 from trio_odin.lab.bench.record import BenchReport, Stage, TargetReport, why_not
 from trio_odin.lab.bench.targets import (
@@ -37,6 +38,7 @@ from trio_odin.lab.bench.targets import (
     Target,
     TargetFailed,
     run_target,
+    with_tls,
 )
 from trio_odin.lab.fleet.events import Event, payload_of
 from trio_odin.lab.fleet.fleets import fleets
@@ -118,7 +120,11 @@ async def _measured(target: Target, plan: BenchPlan, run: str, progress: Progres
 
 def _sentence(group: BaseExceptionGroup[Exception]) -> str:
     first = first_error(group)
-    return str(first) if isinstance(first, TargetFailed) else f"{type(first).__name__}: {first}"
+    return (
+        str(first)
+        if isinstance(first, TargetFailed | NoCertificate)
+        else f"{type(first).__name__}: {first}"
+    )
 
 
 class _Publisher(PublisherControl):
@@ -217,6 +223,8 @@ class _TargetBench:
                 await self._rates()
         if target.is_ours and plan.compression_seconds:
             await self._compression()
+        if target.is_ours and plan.tls_seconds:
+            await self._tls()
 
     @asynccontextmanager
     async def _serving(self, target: Target) -> AsyncIterator[None]:
@@ -272,6 +280,21 @@ class _TargetBench:
             async with self._serving(target):
                 await self._case("compression", case, self._plan.compression_seconds)
             self._market = None
+
+    async def _tls(self) -> None:
+        """W with a new server twice, the second one with TLS.
+
+        Raises:
+            NoCertificate: there can be no certificate.
+        """
+        async with self._serving(self._target):
+            await self._stage("tls", self._load_plan(hold_seconds=self._plan.tls_seconds))
+        with certificate_for(self._plan.server_at.address) as made:
+            async with self._serving(with_tls(self._target, made.certificate, made.key)):
+                load = self._load_plan(
+                    hold_seconds=self._plan.tls_seconds, authority=str(made.certificate)
+                )
+                await self._stage("tls", load)
 
     async def _case(self, name: str, case: Case, seconds: float) -> Stage:
         plan = self._load_plan(

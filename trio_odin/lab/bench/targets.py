@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _START_SECONDS = 20.0
 _STOP_SECONDS = 5.0
 _ADDRESS = re.compile(rb'(?:listening on |"addresses": \[")([\w.]+:\d+)')
+_ADMIN = re.compile(rb'"admin": \["([\w.]+:\d+)')
 _OUTPUT_KEPT_BYTES = 4096
 _PEER_NAME = re.compile(r"[\w.@-]{1,40}", re.ASCII)
 _PEER_URL = re.compile(r"ws://[^?#@\x00-\x20\x7f-\U0010ffff]{1,1000}")
@@ -66,6 +67,7 @@ class Target:
         cores: number of cores it can fill.
         workers: processes of trio-odin that share the port; each announces that it listens.
         is_ours: it is trio-odin, which must lose nothing.
+        is_tls: whether it is connected to with `wss`.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Target:
     cores: int = 1
     workers: int = 1
     is_ours: bool = False
+    is_tls: bool = False
     environment: Mapping[str, str] = {}
 
 
@@ -105,8 +108,11 @@ class Running(Server):
         spread: connections that each worker of trio-odin held at the end of the last load.
     """
 
-    def __init__(self, target: Target, url: str, processes: Sequence[psutil.Process]) -> None:
-        pages = f"http://{urlsplit(url).netloc}" if target.is_ours else None
+    def __init__(
+        self, target: Target, url: str, processes: Sequence[psutil.Process], admin: str = ""
+    ) -> None:
+        """`admin`: where its pages are, if not at `url`."""
+        pages = f"http://{admin or urlsplit(url).netloc}" if target.is_ours else None
         self.health_url = pages and f"{pages}/health"
         super().__init__(self.health_url, pages and f"{pages}/metrics")
         self.url = url
@@ -175,6 +181,14 @@ def ours(workers: int) -> Target:
         is_ours=True,
         environment=OUR_SETTINGS,
     )
+
+
+def with_tls(target: Target, certificate: Path, key: Path) -> Target:
+    """The same target of ours, which speaks TLS; its pages are at an address without."""
+    settings = {
+        "WS_TLS_CERT": str(certificate), "WS_TLS_KEY": str(key), "WS_ADMIN_ADDR": "127.0.0.1:0"
+    }  # fmt: skip
+    return attrs.evolve(target, is_tls=True, environment={**target.environment, **settings})
 
 
 def on_interpreter(target: Target, interpreter: Interpreter) -> Target:
@@ -302,9 +316,9 @@ async def run_target(
         env={**environment, **target.environment},
     )
     try:
-        address = await _announced(target, cast("trio.abc.ReceiveStream", process.stdout))
-        url = f"ws://{address}{target.path}"
-        task_status.started(Running(target, url, [_process(process.pid)]))
+        address, admin = await _announced(target, cast("trio.abc.ReceiveStream", process.stdout))
+        url = f"{'wss' if target.is_tls else 'ws'}://{address}{target.path}"
+        task_status.started(Running(target, url, [_process(process.pid)], admin))
         words = b""
         async for chunk in cast("trio.abc.ReceiveStream", process.stdout):
             words = (words + chunk)[-_OUTPUT_KEPT_BYTES:]
@@ -321,15 +335,16 @@ def command_at(place: Place, command: Sequence[str], nats_url: str) -> list[str]
     return place.within([*command, "--addr", f"{place.address}:0", "--nats", nats_url])
 
 
-async def _announced(target: Target, output: trio.abc.ReceiveStream) -> str:
-    """Its address, once all of its workers have announced it."""
+async def _announced(target: Target, output: trio.abc.ReceiveStream) -> tuple[str, str]:
+    """Its address, and that of its admin port or an empty text, once all workers listen."""
     words = b""
     with trio.move_on_after(_START_SECONDS):
         async for chunk in output:
             words += chunk
             said = _ADDRESS.findall(words)
             if len(said) >= target.workers:
-                return cast("bytes", said[0]).decode()
+                admin = _ADMIN.search(words)
+                return cast("bytes", said[0]).decode(), admin[1].decode() if admin else ""
     raise TargetFailed(f"it did not start: {_last_words(words)}")
 
 

@@ -129,7 +129,9 @@ class Fleet:
         self._encoding = encoding_of(plan.encoding)
         self._books = Books(self._dialect, self._kind)
         self._epoll = select.epoll()
-        self._tls = ssl.create_default_context() if plan.is_tls else None
+        self._tls = (
+            ssl.create_default_context(cafile=plan.authority or None) if plan.is_tls else None
+        )
         self._clients: dict[int, _Client] = {}  # those with a socket, by its number
         self._buffer = memoryview(bytearray(_READ_BYTES))
         self._random = random.Random(plan.workload.seed + plan.first)

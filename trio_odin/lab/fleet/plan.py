@@ -26,6 +26,7 @@ class FleetPlan:
         host, port, family: numeric address of the server.
         name: of the server, for the Host header and TLS; the host if empty.
         is_tls: speak TLS.
+        authority: file of the authorities to trust then, in PEM; empty: those of the system.
         source: the address to connect from, with its own source ports; empty: any.
         path: of the WebSocket.
         dialect: a key of `DIALECTS`.
@@ -49,6 +50,7 @@ class FleetPlan:
     family: int = int(socket.AF_INET)
     name: str = ""
     is_tls: bool = False
+    authority: str = ""
     source: str = ""
     path: str = "/ws"
     dialect: str = "odin"

@@ -36,6 +36,7 @@ async def fleet_plans(plan: LoadPlan) -> list[FleetPlan]:
             family=family,
             name=parts.hostname or "",
             is_tls=is_tls,
+            authority=plan.authority,
             source=sources[number % len(sources)],
             path=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
             dialect=plan.dialect,

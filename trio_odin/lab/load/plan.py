@@ -39,6 +39,7 @@ class LoadPlan:
         dialect: protocol of the server, a key of `DIALECTS`.
         kind: of the events, a key of `KINDS`.
         encoding: of the events on the wire, one of `ENCODINGS`.
+        authority: file of the authorities to trust with `wss`, in PEM; empty: those of the system.
         is_sampled: take a sample each second. False: one sample at the end of the idle time and of
             the hold, as sampling disturbs a publisher in this process.
         health_url: the server's /health, with /metrics beside it; None: its figures stay unknown.
@@ -60,6 +61,7 @@ class LoadPlan:
     dialect: str = "odin"
     kind: str = "market"
     encoding: str = "plain"
+    authority: str = ""
     is_sampled: bool = True
     health_url: str | None = attrs.field(
         default=attrs.Factory(lambda plan: health_beside(plan.url), takes_self=True)

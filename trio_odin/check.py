@@ -1,0 +1,183 @@
+"""Checks what a server needs, without serving: `trio-odin serve --check`.
+
+Nothing is changed. Ports are bound for a moment; NATS is logged in to and asked.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from enum import Enum
+
+import attrs
+import trio
+
+from trio_odin.auth.authorize import verifier_of
+from trio_odin.listener.tls import tls_identity_of
+from trio_odin.net.address import Address
+from trio_odin.net.listening import AddressUnavailable, open_listeners
+from trio_odin.net.tls_files import TlsFileUnusable, expires_at
+from trio_odin.overload.process import files_needed, raise_file_limit
+from trio_odin.settings.dictionary_file import dictionary_of
+from trio_odin.settings.reading import differing, warnings_about
+from trio_odin.settings.setting_field import SettingError
+from trio_odin.settings.settings import Settings
+from trio_odin.upstream.access import NatsAccess, access_of
+from trio_odin.upstream.probe import probe_nats
+
+_DAY_SECONDS = 86_400
+# As the alert CertificateExpires.
+_CERTIFICATE_WARNING_SECONDS = 14 * _DAY_SECONDS
+_NATS_SECONDS = 15.0
+
+
+class Result(Enum):
+    """How a check went. A warning does not keep the server from serving."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+@attrs.frozen
+class Finding:
+    """The result of one check: what was checked, and a sentence about it."""
+
+    what: str
+    result: Result
+    text: str
+
+    @classmethod
+    def of(cls, what: str, is_good: bool, text: str) -> Finding:
+        """A finding that is good, or failed."""
+        return cls(what, Result.OK if is_good else Result.FAILED, text)
+
+
+async def check(
+    settings: Settings, environment: Mapping[str, str], tell: Callable[[Finding], object]
+) -> bool:
+    """Carry out all checks; returns whether none has failed.
+
+    Args:
+        settings: the settings to check.
+        environment: what they were read from.
+        tell: called with each finding, as soon as it is there.
+
+    Cancellation: nothing is left behind.
+    """
+    is_good = True
+
+    def note(finding: Finding) -> None:
+        nonlocal is_good
+        is_good = is_good and finding.result is not Result.FAILED
+        tell(finding)
+
+    for finding in _of_files(settings, environment):
+        note(finding)
+    for what, address in (("port", settings.address), ("admin port", settings.admin_address)):
+        if address is not None:
+            note(await _of_port(what, address))
+    try:
+        access = access_of(settings)
+    except SettingError as error:
+        note(Finding("NATS", Result.FAILED, str(error)))
+        return is_good
+    for finding in _of_client_certificate(settings):
+        note(finding)
+    for finding in await _of_nats(settings, access):
+        note(finding)
+    return is_good
+
+
+def _of_files(settings: Settings, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """What needs nobody else: the settings, the files that they name, and limits."""
+    changed = differing(environment)
+    yield Finding("settings", Result.OK, f"{len(changed)} differ from the defaults")
+    for warning in warnings_about(settings, environment):
+        yield Finding("settings", Result.WARNING, warning)
+    yield _of_open_files(settings)
+    yield _finding("tokens", lambda: _tokens(settings))
+    yield _finding("dictionary", lambda: _dictionary(settings))
+    yield _of_certificate(settings)
+
+
+def _finding(what: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(what, Result.OK, look())
+    except SettingError as error:
+        return Finding(what, Result.FAILED, str(error))
+
+
+def _of_open_files(settings: Settings) -> Finding:
+    files = raise_file_limit()
+    needed = files_needed(settings.max_connections, settings.workers)
+    if needed > files:
+        return Finding(
+            "open files",
+            Result.FAILED,
+            f"{files:,} are allowed, and a process needs {needed:,} for WS_MAX_CONNECTIONS: raise "
+            "nofile",
+        )
+    return Finding("open files", Result.OK, f"{files:,} are allowed, {needed:,} needed")
+
+
+def _tokens(settings: Settings) -> str:
+    verifier = verifier_of(settings)
+    if verifier is None:
+        return "not needed: WS_JWT_KEYS is not set"
+    return f"{len(verifier.keys)} keys in WS_JWT_KEYS"
+
+
+def _dictionary(settings: Settings) -> str:
+    dictionary = dictionary_of(settings)
+    return "switched off" if dictionary is None else dictionary.id
+
+
+def _of_certificate(settings: Settings) -> Finding:
+    try:
+        identity = tls_identity_of(settings)
+    except SettingError as error:
+        return Finding("certificate", Result.FAILED, str(error))
+    if identity is None:
+        return Finding("certificate", Result.OK, "not needed: WS_TLS_CERT is not set")
+    return _of_expiry("certificate", "WS_TLS_CERT", identity.expires_at)
+
+
+def _of_client_certificate(settings: Settings) -> Iterator[Finding]:
+    """Our certificate for NATS, which has been read with the login."""
+    if settings.nats_tls_cert is not None:
+        with suppress(TlsFileUnusable):  # it has changed since
+            expiry = expires_at(settings.nats_tls_cert)
+            yield _of_expiry("NATS certificate", "NATS_TLS_CERT", expiry)
+
+
+def _of_expiry(what: str, name: str, unix_seconds: float) -> Finding:
+    left = unix_seconds - time.time()
+    at = f"{datetime.fromtimestamp(unix_seconds, UTC):%F %T} UTC"
+    if left <= 0:
+        return Finding(what, Result.FAILED, f"{name} has expired at {at}")
+    result = Result.WARNING if left < _CERTIFICATE_WARNING_SECONDS else Result.OK
+    days = math.floor(left / _DAY_SECONDS)
+    return Finding(what, result, f"{name} is valid for {days} days, until {at}")
+
+
+async def _of_port(what: str, address: Address) -> Finding:
+    try:
+        listeners = await open_listeners(address)
+    except AddressUnavailable as error:
+        return Finding(what, Result.FAILED, str(error))
+    for listener in listeners:
+        await listener.aclose()
+    return Finding(what, Result.OK, f"{address} is free")
+
+
+async def _of_nats(settings: Settings, access: NatsAccess) -> list[Finding]:
+    with trio.move_on_after(_NATS_SECONDS * len(settings.nats_urls)):
+        return [
+            Finding.of("stream" if probe.is_of_stream else "NATS", probe.is_good, probe.text)
+            for probe in await probe_nats(settings, access)
+        ]
+    return [Finding("NATS", Result.FAILED, "it takes too long to answer")]
