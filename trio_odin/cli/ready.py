@@ -53,6 +53,7 @@ def _url_of(environment: Mapping[str, str]) -> str:
     """
     given = {**environment, **_reload_file(environment.get("WS_RELOAD_FILE", "").strip())}
     set_ = (given.get(name, "").strip() for name in ("WS_ADMIN_ADDR", "WS_ADDR"))
+    set_ = (text for text in set_ if text.lower() != "off")
     return f"http://{_address(next(filter(None, set_), ':3002')).connectable}/ready"
 
 
