@@ -18,6 +18,7 @@ _NAMES = (
     "asyncapi",
     "bench",
     "dictionary",
+    "explain",
     "lab",
     "load",
     "plan",
