@@ -26,6 +26,7 @@ _NAMES = (
     "ready",
     "serve",
     "settings",
+    "top",
     "up",
     "watch",
 )
