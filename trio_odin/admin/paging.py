@@ -95,8 +95,11 @@ def merged(
     ]
     chosen = first_of(keyed, limit, is_descending=is_descending)
     has_more = len(chosen) < len(keyed) or any(page.has_more for page in pages)
-    cursor = tuple(chosen[-1][0]) if chosen and has_more else None
-    return [row for _, row in chosen], cursor
+    rows = [row for _, row in chosen]
+    if not chosen or not has_more:
+        return rows, None
+    key, number, worker = chosen[-1][0]
+    return rows, (key, number, worker)
 
 
 def key_of(sort: str, value: Any) -> Any:

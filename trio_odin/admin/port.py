@@ -62,10 +62,13 @@ class _NoneServes(Exception):
 class Own:
     """The own process, as one of those that hold connections."""
 
-    worker: Final = 0
-
     def __init__(self, inspector: Inspector) -> None:
         self._inspector = inspector
+
+    @property
+    def worker(self) -> int:
+        """0: there are no workers."""
+        return 0
 
     async def ask(self, question: Question) -> Reply:
         """Return its answer."""
