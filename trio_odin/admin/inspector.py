@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, TypeVar
 
 import trio
 
@@ -37,7 +37,6 @@ from trio_odin.admin.questions import (
     Subscription,
     TraceStarted,
 )
-from trio_odin.admin.requests import ConnectionId
 from trio_odin.admin.tracing import CONNECTIONS_MAX, Tap, Trace
 from trio_odin.admin.transport import bytes_acknowledged, transport_of
 from trio_odin.connection.connection import Connection
@@ -48,9 +47,12 @@ from trio_odin.ledger.reasons import CloseReason
 from trio_odin.wire.channels import is_pattern, patterns_for
 from trio_odin.wire.dictionary import Dictionary
 
+T = TypeVar("T")
+
 # After so much work all other tasks have a turn.
 _SLICE_SECONDS: Final = 0.002
 _ITEMS_BETWEEN_LOOKS: Final = 32
+_STATES: Final = {state: state.name.lower() for state in State}
 _TRACES_MAX: Final = 4
 # For so long after a question about channels their events are counted.
 _WATCHED_SECONDS: Final = 15.0
@@ -62,15 +64,19 @@ class _Slices:
     """Work in slices: `pause` lets all other tasks have a turn when one is over."""
 
     def __init__(self) -> None:
-        self._items = 0
         self._ends_at = trio.current_time() + _SLICE_SECONDS
 
     async def pause(self) -> None:
-        """Note that one more item is done."""
-        self._items += 1
-        if self._items % _ITEMS_BETWEEN_LOOKS == 0 and trio.current_time() >= self._ends_at:
+        """Look at the clock. Call it for each of `_in_parts`."""
+        if trio.current_time() >= self._ends_at:
             await trio.lowlevel.checkpoint()
             self._ends_at = trio.current_time() + _SLICE_SECONDS
+
+
+def _in_parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """A few items at a time."""
+    for start in range(0, len(items), _ITEMS_BETWEEN_LOOKS):
+        yield items[start : start + _ITEMS_BETWEEN_LOOKS]
 
 
 def _subject(connection: Connection) -> str | None:
@@ -92,6 +98,7 @@ class Inspector:
     ) -> None:
         self._hub = hub
         self._worker = worker
+        self._prefix = f"{worker}-" if worker else ""  # of ids, see `ConnectionId`
         self._inflated = inflate_z1(b"" if dictionary is None else dictionary.content)
         self._watch: ChannelWatch | None = None
         self._watched_until = 0.0
@@ -164,27 +171,31 @@ class Inspector:
 
     async def _list(self, question: Connections) -> ConnectionPage:
         slices = _Slices()
-        figure = self._figures[question.sort]
-        is_wanted = self._filter(question)
+        sort, figure, after = question.sort, self._figures[question.sort], question.after
+        checks = self._checks(question)
         keyed = []
         matching = 0
         members = self._hub.members
-        for connection in list(members):
+        for some in _in_parts(list(members)):
             await slices.pause()
-            if connection not in members or not is_wanted(connection):
-                continue
-            matching += 1
-            key = key_of(question.sort, figure(connection))
-            place = Keyed(key, connection.number, self._worker)
-            if is_after(place, question.after, is_descending=question.is_descending):
-                keyed.append((place, connection))
+            for connection in some:
+                if connection not in members:
+                    continue
+                if checks and not all(check(connection) for check in checks):
+                    continue
+                matching += 1
+                place = Keyed(key_of(sort, figure(connection)), connection.number, self._worker)
+                if after is None or is_after(place, after, is_descending=question.is_descending):
+                    keyed.append((place, connection))
         chosen = first_of(keyed, question.limit, is_descending=question.is_descending)
         rows, keys = [], []
-        for place, connection in chosen:
+        for part in _in_parts(chosen):
             await slices.pause()
-            if connection in members:
-                rows.append(self._row(connection))
-                keys.append(place.key)
+            now = trio.current_time()
+            for place, connection in part:
+                if connection in members:
+                    rows.append(self._row(connection, now))
+                    keys.append(place.key)
         return ConnectionPage(
             rows=rows,
             keys=keys,
@@ -193,7 +204,7 @@ class Inspector:
             has_more=len(keyed) > len(chosen),
         )
 
-    def _filter(self, question: Connections) -> Callable[[Connection], bool]:
+    def _checks(self, question: Connections) -> list[Callable[[Connection], bool]]:
         checks: list[Callable[[Connection], bool]] = []
         if question.channel:
             wanted = self._subscribed_as(question.channel)
@@ -204,7 +215,7 @@ class Inspector:
             checks.append(lambda one: _subject(one) == question.subject)
         if question.is_lagging is not None:
             checks.append(lambda one: _is_lagging(one.outbound) == question.is_lagging)
-        return lambda one: all(check(one) for check in checks)
+        return checks
 
     def _subscribed_as(self, name: str) -> set[Outbound]:
         """Who has subscribed to this very name."""
@@ -212,11 +223,12 @@ class Inspector:
         return {*registry.subscribers(name), *registry.rates.subscribers_of(name)}
 
     def _id(self, number: int) -> str:
-        return str(ConnectionId(self._worker, number))
+        return f"{self._prefix}{number}"
 
-    def _row(self, connection: Connection) -> ConnectionRow:
-        outbound, now = connection.outbound, trio.current_time()
+    def _row(self, connection: Connection, now: float) -> ConnectionRow:
+        outbound = connection.outbound
         address, user_agent = connection.identity
+        state, queued = outbound.state, outbound.queued
         return ConnectionRow(
             id=self._id(connection.number),
             worker=self._worker,
@@ -228,14 +240,14 @@ class Inspector:
             silent_seconds=round(now - outbound.heard_at, 3),
             channels=self._hub.registry.count(outbound),
             encoding=outbound.encoding.label,
-            state=outbound.state.name.lower(),
+            state=_STATES[state],
             seq=outbound.seq,
-            queued=outbound.queued,
+            queued=queued,
             queued_bytes=outbound.queued_bytes,
             skipped=outbound.conflated,
             dropped=outbound.dropped,
             bytes=bytes_acknowledged(outbound.socket.stream),
-            is_lagging=_is_lagging(outbound),
+            is_lagging=state is State.WAITING or queued > 0,
         )
 
     def _detail(self, connection: Connection) -> ConnectionDetail:
@@ -253,7 +265,7 @@ class Inspector:
             )
         rules = hub.outbox_rules
         return ConnectionDetail(
-            row=self._row(connection),
+            row=self._row(connection, trio.current_time()),
             subscriptions=subscriptions,
             outbox=Outbox(
                 messages=outbound.queued,
@@ -295,8 +307,9 @@ class Inspector:
         names = set(registry.names())
         patterns = {name for name in names if is_pattern(name)}
         sums: dict[str, tuple[int, int]] = {}
-        for channel in watch.channels():
-            await slices.pause()
+        for at, channel in enumerate(watch.channels()):
+            if at % _ITEMS_BETWEEN_LOOKS == 0:
+                await slices.pause()
             counted = list(watch.of(channel))
             events, size = sum(one.events for one in counted), sum(one.bytes for one in counted)
             sums[channel] = events, size
@@ -304,8 +317,9 @@ class Inspector:
                 before = sums.get(pattern, (0, 0))
                 sums[pattern] = before[0] + events, before[1] + size
         rows = []
-        for name in names | sums.keys():
-            await slices.pause()
+        for at, name in enumerate(names | sums.keys()):
+            if at % _ITEMS_BETWEEN_LOOKS == 0:
+                await slices.pause()
             events, size = sums.get(name, (0, 0))
             at_every_event, at_a_rate = (
                 len(registry.subscribers(name)),

@@ -47,9 +47,14 @@ def first_of(
     keyed: Iterable[tuple[Keyed, T]], limit: int, *, is_descending: bool
 ) -> list[tuple[Keyed, T]]:
     """The first `limit` of `keyed` in order. Among equal keys the lower number comes first."""
-    if is_descending:
+    if not is_descending:
+        return heapq.nsmallest(limit, keyed, key=itemgetter(0))
+    keyed = list(keyed)
+    if keyed and isinstance(keyed[0][0].key, str):
         return heapq.nlargest(limit, keyed, key=_falling)
-    return heapq.nsmallest(limit, keyed, key=itemgetter(0))
+    # Without a function in Python for each comparison: the numbers of a worker are unique.
+    ranks = [(-place[0], place[1], place[2], at) for at, (place, _) in enumerate(keyed)]
+    return [keyed[at] for *_, at in heapq.nsmallest(limit, ranks)]
 
 
 def _falling(one: tuple[Keyed, object]) -> tuple[Any, int, int]:
@@ -88,6 +93,8 @@ def merged(
     pages: Sequence[ConnectionPage], limit: int, *, is_descending: bool
 ) -> tuple[list[ConnectionRow], Cursor | None]:
     """One page of those of all workers, and where the next one begins; None if there is none."""
+    if len(pages) == 1:
+        return _with_cursor(pages[0].rows, pages[0].keys, has_more=pages[0].has_more)
     keyed = [
         (Keyed(key, row.connection, row.worker), row)
         for page in pages
@@ -95,11 +102,16 @@ def merged(
     ]
     chosen = first_of(keyed, limit, is_descending=is_descending)
     has_more = len(chosen) < len(keyed) or any(page.has_more for page in pages)
-    rows = [row for _, row in chosen]
-    if not chosen or not has_more:
+    keys = [place.key for place, _ in chosen]
+    return _with_cursor([row for _, row in chosen], keys, has_more=has_more)
+
+
+def _with_cursor(
+    rows: list[ConnectionRow], keys: list[Any], *, has_more: bool
+) -> tuple[list[ConnectionRow], Cursor | None]:
+    if not rows or not has_more:
         return rows, None
-    key, number, worker = chosen[-1][0]
-    return rows, (key, number, worker)
+    return rows, (keys[-1], rows[-1].connection, rows[-1].worker)
 
 
 def key_of(sort: str, value: Any) -> Any:
