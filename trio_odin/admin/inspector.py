@@ -17,6 +17,7 @@ from trio_odin.admin.channel_watch import ChannelWatch
 from trio_odin.admin.frames import inflate_z1
 from trio_odin.admin.paging import Keyed, first_of, is_after, key_of
 from trio_odin.admin.questions import (
+    ROWS_WITH_BYTES,
     ChannelList,
     ChannelRow,
     Channels,
@@ -188,13 +189,14 @@ class Inspector:
                 if after is None or is_after(place, after, is_descending=question.is_descending):
                     keyed.append((place, connection))
         chosen = first_of(keyed, question.limit, is_descending=question.is_descending)
+        has_bytes = len(chosen) <= ROWS_WITH_BYTES or sort == "bytes"
         rows, keys = [], []
         for part in _in_parts(chosen):
             await slices.pause()
             now = trio.current_time()
             for place, connection in part:
                 if connection in members:
-                    rows.append(self._row(connection, now))
+                    rows.append(self._row(connection, now, has_bytes=has_bytes))
                     keys.append(place.key)
         return ConnectionPage(
             rows=rows,
@@ -225,7 +227,7 @@ class Inspector:
     def _id(self, number: int) -> str:
         return f"{self._prefix}{number}"
 
-    def _row(self, connection: Connection, now: float) -> ConnectionRow:
+    def _row(self, connection: Connection, now: float, *, has_bytes: bool = True) -> ConnectionRow:
         outbound = connection.outbound
         address, user_agent = connection.identity
         state, queued = outbound.state, outbound.queued
@@ -246,7 +248,7 @@ class Inspector:
             queued_bytes=outbound.queued_bytes,
             skipped=outbound.conflated,
             dropped=outbound.dropped,
-            bytes=bytes_acknowledged(outbound.socket.stream),
+            bytes=bytes_acknowledged(outbound.socket.stream) if has_bytes else None,
             is_lagging=state is State.WAITING or queued > 0,
         )
 

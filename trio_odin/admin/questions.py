@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 ROWS_MAX: Final = 10_000
+ROWS_WITH_BYTES: Final = 1000
 TRACE_FRAMES_MAX: Final = 10_000
 TRACE_SECONDS_MAX: Final = 600.0
 # A cursor: the sort key of the last row of a page, and its number and worker.
@@ -126,7 +127,9 @@ class ConnectionRow(_Part, frozen=True):
         queued_bytes: bytes of those, and of replies that wait.
         skipped: messages that gave way to newer ones because the client reads too slowly.
         dropped: messages for which there was no room.
-        bytes: bytes that the client's machine has acknowledged; None if the kernel does not know.
+        bytes: bytes that the client's machine has acknowledged. None if the kernel does not know,
+            and in a page of more than `ROWS_WITH_BYTES` rows that is not sorted by it: to ask the
+            kernel takes as long as all the rest.
         is_lagging: whether anything waits.
     """
 
