@@ -15,6 +15,7 @@ from enum import Enum
 import attrs
 import trio
 
+from trio_odin.admin.access import read_token
 from trio_odin.auth.authorize import verifier_of
 from trio_odin.listener.tls import tls_identity_of
 from trio_odin.net.address import Address
@@ -78,7 +79,7 @@ async def check(
     for finding in _of_files(settings, environment):
         note(finding)
     for what, address in (("port", settings.address), ("admin port", settings.admin_address)):
-        if address is not None:
+        if isinstance(address, Address):
             note(await _of_port(what, address))
     try:
         access = access_of(settings)
@@ -101,6 +102,7 @@ def _of_files(settings: Settings, environment: Mapping[str, str]) -> Iterator[Fi
     yield _of_open_files(settings)
     yield _finding("tokens", lambda: _tokens(settings))
     yield _finding("dictionary", lambda: _dictionary(settings))
+    yield _finding("admin token", lambda: _admin_token(settings))
     yield _of_certificate(settings)
 
 
@@ -134,6 +136,11 @@ def _tokens(settings: Settings) -> str:
 def _dictionary(settings: Settings) -> str:
     dictionary = dictionary_of(settings)
     return "switched off" if dictionary is None else dictionary.id
+
+
+def _admin_token(settings: Settings) -> str:
+    is_given = bool(read_token(settings.admin_token_file))
+    return "WS_ADMIN_TOKEN_FILE" if is_given else "not needed on loopback"
 
 
 def _of_certificate(settings: Settings) -> Finding:

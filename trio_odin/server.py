@@ -6,7 +6,8 @@ serve()                                cancel = stop now; drain() = leave in ord
 ├── connection …                       one cancel scope each; cancelling it is the eviction
 │   ├── reader                         frames → commands → session → replies
 │   └── writer                         outbox → socket; asleep unless the socket would block
-├── admin                              pages at WS_ADMIN_ADDR, if it is set
+├── admin                              the admin API and pages, unless it is a worker
+├── inspector                          ends what nobody looks at any longer
 ├── keepalive                          one timing wheel for every connection's pings
 ├── notices                            reports gaps each second to the clients that asked for them
 ├── ticks                              all rates: what changed since the last tick, for each cohort
@@ -31,6 +32,10 @@ import attrs
 import structlog
 import trio
 
+from trio_odin.admin.access import read_token
+from trio_odin.admin.inspector import Inspector
+from trio_odin.admin.port import Admin, Own, open_admin
+from trio_odin.admin.questions import Question, Reply
 from trio_odin.auth.authorize import Authorizer
 from trio_odin.connection.connection import Connection
 from trio_odin.connection.keepalive import PingWheel
@@ -39,13 +44,12 @@ from trio_odin.fanout.hub import Hub
 from trio_odin.fanout.resume_buffer import RESUME_EVENTS_MAX
 from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.snapshot import Build, Limits, ProcessStats, Snapshot, Workers
-from trio_odin.listener.admin import AdminPort
 from trio_odin.listener.endpoints import Pages
 from trio_odin.listener.listener import Listener
 from trio_odin.listener.page import Page
 from trio_odin.listener.port import Port, Queues
 from trio_odin.listener.tls import renewed_tls_identity, tls_identity_of
-from trio_odin.net.listening import Address, bound_address, inherited_sockets, open_listeners
+from trio_odin.net.listening import Address, inherited_sockets, open_listeners
 from trio_odin.net.tls_stream import TlsIdentity
 from trio_odin.overload.load import OtherWorkers
 from trio_odin.overload.load_monitor import LoadMonitor
@@ -80,6 +84,7 @@ async def serve(
     parent_link: ParentLink | None = None,
     *,
     inherited: Mapping[int, Sequence[int]] | None = None,
+    worker: int = 0,
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until drained or cancelled. Starts with a `Server` as soon as it listens.
@@ -87,11 +92,12 @@ async def serve(
     NATS need not be there: the server is unhealthy until it is, and recovers by itself. With
     `parent_link` the server is a worker. It has `inherited` the sockets of all workers (file
     numbers, by number of the worker), and takes clients from the queues that the supervisor names.
+    `worker` is its number.
 
     Raises:
         AddressUnavailable: it cannot listen at its address.
-        SettingError: the keys of tokens, the dictionary, the login to NATS or the certificate
-            cannot be used.
+        SettingError: the keys of tokens, the dictionary, the login to NATS, the certificate or the
+            admin token cannot be used.
 
     Cancellation: every connection is cut at once; `Server.drain` is the polite way.
     """
@@ -101,14 +107,22 @@ async def serve(
     tls = tls_identity_of(settings)
     async with _sockets(settings, inherited) as (queues, admin_listeners):
         server = Server(
-            settings, authorizer, queues, parent_link, admin_listeners, dictionary, access, tls
+            settings,
+            authorizer,
+            queues,
+            parent_link,
+            admin_listeners,
+            dictionary,
+            access,
+            tls,
+            worker=worker,
         )
         try:
             server.begin(task_status)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(server.port.run, nursery, name="accept")
-                for listener in admin_listeners:
-                    nursery.start_soon(server.admin.run, listener, nursery, name="admin")
+                nursery.start_soon(server.admin.run, name="admin")
+                nursery.start_soon(server.inspector.run, name="inspector")
                 nursery.start_soon(server.wheel.run, name="keepalive")
                 nursery.start_soon(server.hub.notices.run, name="notices")
                 nursery.start_soon(server.hub.ticks.run, server.hub.notices, name="ticks")
@@ -141,12 +155,10 @@ async def _sockets(
             queues = {0: [one.socket for one in await open_listeners(settings.address)]}
         for sock in chain.from_iterable(queues.values()):
             stack.callback(sock.close)
-        admin: list[trio.SocketListener] = []
-        if settings.admin_address is not None:
-            is_shared = inherited is not None
-            admin = await open_listeners(settings.admin_address, shared=is_shared)
-            for one in admin:
-                stack.callback(one.socket.close)
+        # The supervisor has that of workers.
+        admin = await open_admin(settings) if inherited is None else []
+        for one in admin:
+            stack.callback(one.socket.close)
         yield queues, admin
 
 
@@ -155,7 +167,7 @@ class Server:
 
     Attributes:
         port: where clients connect; `addresses` are those of the port.
-        admin_addresses: addresses for Prometheus and health checks only; mostly none.
+        admin_addresses: addresses of the admin port; none in a worker.
         ledger: its counters.
         finished: set when a drain is complete, or the server was stopped.
 
@@ -172,10 +184,11 @@ class Server:
         dictionary: Dictionary | None = None,
         access: NatsAccess = OF_THE_URL,
         tls: TlsIdentity | None = None,
+        *,
+        worker: int = 0,
     ) -> None:
         self.ledger = Ledger()
         self.finished = trio.Event()
-        self.admin_addresses: list[Address] = [bound_address(one) for one in admin_listeners]
         self._settings = settings
         self._authorizer = authorizer
         self._dictionary_id = "" if dictionary is None else dictionary.id
@@ -205,11 +218,20 @@ class Server:
         )
         pages = Pages(
             self.gather,
-            has_metrics=not admin_listeners,
+            has_metrics=settings.admin_address in {None, "off"},
             dictionary=dictionary,
             page=Page() if settings.page == "on" else None,
         )
-        self.admin = AdminPort(pages.respond_to_admin, self.ledger.traffic)
+        self.inspector = Inspector(self.hub, worker=worker, dictionary=dictionary)
+        own = [Own(self.inspector)]
+        self.admin = Admin(
+            admin_listeners,
+            settings,
+            gather=self.gather,
+            processes=lambda: own,
+            traffic=self.ledger.traffic,
+        )
+        self.admin_addresses: list[Address] = self.admin.addresses
         self.listener = Listener(
             hub=self.hub,
             wheel=self.wheel,
@@ -271,14 +293,20 @@ class Server:
         )
 
     def _reload_files(self, settings: Settings) -> None:
-        """Take on the keys and the certificate, both or neither.
+        """Read the files anew: all of them, or none.
 
         Raises:
-            SettingError: a file cannot be used, or TLS would have to be switched on or off.
+            SettingError: one of them cannot be used, or TLS would have to be switched on or off.
         """
+        token = read_token(settings.admin_token_file)
         tls = renewed_tls_identity(self._settings, settings)
         self._authorizer.reload(settings)
         self.listener.renew(tls)
+        self.admin.set_token(token)
+
+    async def answer(self, question: Question) -> Reply:
+        """Answer a question of the admin API about this process."""
+        return await self.inspector.answer(question)
 
     def roll(self) -> None:
         """Refuse a rolling restart: that takes several workers."""

@@ -21,6 +21,7 @@ from trio_odin.lab.model.model import Demand
 from trio_odin.lab.model.tables import read_costs
 from trio_odin.ledger.snapshot import Snapshot
 from trio_odin.listener.endpoints import Pages
+from trio_odin.net.address import Address
 from trio_odin.net.http import Request
 from trio_odin.settings.reading import read_settings, warnings_about
 from trio_odin.settings.settings import Settings
@@ -109,7 +110,7 @@ def test_the_settings_are_known_and_say_what_the_manifests_say(folder: str) -> N
     variables, given = environment(manifests), settings(manifests)
     assert list(warnings_about(given, variables)) == []
     ports = {port["name"]: port["containerPort"] for port in container(manifests)["ports"]}
-    assert given.admin_address is not None
+    assert isinstance(given.admin_address, Address)
     assert ports == {"ws": given.address.port, "admin": given.admin_address.port}
     assert container(manifests)["args"] == ["serve"]
     assert "serve" in main.commands

@@ -118,12 +118,13 @@ EXAMPLES = {
          "é" * 60 + ":1"],
     ),
     "WS_ADMIN_ADDR": Examples(
-        "an address like :3002, 127.0.0.1:3002 or [::1]:3002",
-        {":9102": Address("", 9102), "127.0.0.1:0": Address("127.0.0.1", 0)},
-        ["9102", "localhost", ":65536", "a..b:1", ":9_1"],
+        "an address like :3002, 127.0.0.1:3002 or [::1]:3002, or off",
+        {":9102": Address("", 9102), "127.0.0.1:0": Address("127.0.0.1", 0), "Off": "off"},
+        ["9102", "localhost", ":65536", "a..b:1", ":9_1", "none"],
     ),
     "WS_TLS_CERT": PATH,
     "WS_TLS_KEY": PATH,
+    "WS_ADMIN_TOKEN_FILE": PATH,
     "WS_RELOAD_FILE": PATH,
     "NATS_URL_FILE": PATH,
     "NATS_USER": TEXT,
@@ -511,9 +512,9 @@ def test_limits_origins_and_keys_are_reloadable() -> None:
         "WS_MAX_PATTERNS", "WS_MIN_EVERY_MS", "WS_SNAPSHOT_EVENTS", "WS_CLOSE_REFUSED",
         "WS_MAX_BROADCAST_RATE", "WS_MAX_CHANNELS", "WS_COMMAND_BURST", "WS_COMMAND_RATE",
         "WS_RESUME_CHANNEL_EVENTS", "WS_RESUME_EVENTS",
-        "WS_ALLOWED_ORIGINS", "WS_JWT_KEYS", "WS_JWT_ALGORITHMS", "WS_JWT_ISSUER",
-        "WS_JWT_AUDIENCE", "WS_MAX_HEAD_BYTES", "WS_MAX_HEADERS", "LOG_LEVEL", "WS_COMPRESSION",
-        "WS_TLS_CERT", "WS_TLS_KEY",
+        "WS_ADMIN_TOKEN_FILE", "WS_ALLOWED_ORIGINS", "WS_JWT_KEYS", "WS_JWT_ALGORITHMS",
+        "WS_JWT_ISSUER", "WS_JWT_AUDIENCE", "WS_MAX_HEAD_BYTES", "WS_MAX_HEADERS", "LOG_LEVEL",
+        "WS_COMPRESSION", "WS_TLS_CERT", "WS_TLS_KEY",
     } == names  # fmt: skip
 
 

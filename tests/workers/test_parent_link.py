@@ -8,6 +8,8 @@ import trio
 import trio.testing
 
 from tests.telemetry.snapshots import snapshot
+from trio_odin.admin.questions import Close, Closed, Reply
+from trio_odin.admin.questions import Question as Question_
 from trio_odin.ledger.snapshot import Snapshot
 from trio_odin.overload.load import OtherWorkers
 from trio_odin.settings.reload import ReadEnvironment
@@ -17,6 +19,8 @@ from trio_odin.workers.link import (
     Ask,
     FromWorker,
     HandOver,
+    Inspect,
+    Inspected,
     Link,
     Question,
     Reload,
@@ -45,6 +49,9 @@ class Supervisor:
 
     def snapshot(self) -> Snapshot:
         return snapshot(connections=3)
+
+    async def answer(self, question: Question_) -> Reply:
+        return Closed()
 
     def accept_from(self, queues: Collection[int]) -> None:
         self.queues = queues
@@ -101,6 +108,11 @@ async def test_a_worker_takes_settings_of_any_bytes_and_hands_over(parent: Super
     await parent.heard()
     assert parent.environment == {"WS_JWT_KEYS": "/keys/\udcff", "LOG_LEVEL": "debug"}
     assert (parent.is_relieved, parent.is_draining) == (True, False)
+
+
+async def test_a_worker_answers_what_an_operator_asks(parent: Supervisor) -> None:
+    parent.link.send(Inspect(4, Close(number=7)))
+    assert await parent.heard() == Inspected(4, Closed())
 
 
 async def test_a_page_gets_the_answer_to_its_own_question(parent: Supervisor) -> None:

@@ -95,26 +95,22 @@ def test_the_byte_limits_are_shared_by_all_workers(
 ) -> None:
     environment = {"WS_WORKERS": "4", **given}
     settings = read_settings(environment)
-    of_worker = environment_of_worker(settings, environment, Address("127.0.0.1", 5000), None)
+    of_worker = environment_of_worker(settings, environment, Address("127.0.0.1", 5000))
     settings = read_settings(of_worker)
     assert (settings.total_outbox_bytes, settings.total_replay_bytes) == share
 
 
-@pytest.mark.parametrize(("admin", "given_admin"), [(None, ""), (Address("", 5001), ":5001")])
-def test_a_worker_gets_the_real_ports_and_the_total_limits(
-    admin: Address | None, given_admin: str
-) -> None:
+def test_a_worker_gets_the_real_port_and_the_total_limits() -> None:
     environment = {"WS_WORKERS": "4", "WS_ADDR": ":0", "WS_CPU_LIMIT": "3", "NATS_URL": "n"}
     settings = read_settings(environment)
-    given = environment_of_worker(settings, environment, Address("127.0.0.1", 5000), admin)
+    given = environment_of_worker(settings, environment, Address("127.0.0.1", 5000))
     assert (given["WS_ADDR"], given["NATS_URL"]) == ("127.0.0.1:5000", "n")
-    assert given["WS_ADMIN_ADDR"] == given_admin
     settings = read_settings(given)
     assert (settings.cpu_limit_cores, settings.workers) == (3, 4)
 
 
 async def test_each_worker_learns_the_load_of_the_others() -> None:
-    parent = Supervisor(read_settings({"WS_WORKERS": "3"}), {}, Address("", 1), None)
+    parent = Supervisor(read_settings({"WS_WORKERS": "3"}), {}, Address("", 1))
     told: dict[int, object] = {}
     for worker, busy in zip(parent.workers, (90.0, 30.0, None), strict=True):
         worker.tell = partial(told.__setitem__, worker.number)  # type: ignore[assignment, method-assign]
@@ -132,7 +128,7 @@ async def test_each_worker_learns_the_load_of_the_others() -> None:
 
 async def test_clients_of_a_leaving_worker_are_not_counted_elsewhere() -> None:
     """They reconnect to the others, which would refuse them although the limit is not reached."""
-    parent = Supervisor(read_settings({"WS_WORKERS": "2"}), {}, Address("", 1), None)
+    parent = Supervisor(read_settings({"WS_WORKERS": "2"}), {}, Address("", 1))
     told: dict[int, OtherWorkers] = {}
     for worker in parent.workers:
         worker.tell = partial(told.__setitem__, worker.number)  # type: ignore[assignment, method-assign]
@@ -172,7 +168,7 @@ async def test_keys_that_no_worker_could_load_are_refused_by_the_parent(
     tmp_path: Path,
 ) -> None:
     environment = {"WS_WORKERS": "2"}
-    parent = Supervisor(read_settings(environment), environment, Address("", 1), None)
+    parent = Supervisor(read_settings(environment), environment, Address("", 1))
     before = parent._environment
     parent.reload(lambda: {**environment, "WS_JWT_KEYS": str(tmp_path / "missing")})
     assert parent._environment == before
@@ -209,7 +205,7 @@ DEAF = snapshot(is_connected=False, was_connected=False)
 def parent_of(count: int) -> tuple[Supervisor, list[WorkerSlot], list[Told]]:
     queues: dict[int, list[trio.socket.SocketType]] = {n: [] for n in range(1, count + 1)}
     settings = read_settings({"WS_WORKERS": str(count)})
-    parent = Supervisor(settings, {}, Address("", 1), None, queues)
+    parent = Supervisor(settings, {}, Address("", 1), queues)
     return parent, parent.workers, [Told(worker) for worker in parent.workers]
 
 
@@ -369,7 +365,7 @@ async def test_a_worker_that_cannot_be_asked_to_hand_over_gets_a_signal(
 
 
 async def test_the_problem_of_a_worker_that_is_not_open_is_in_the_figures() -> None:
-    parent = Supervisor(read_settings({"WS_WORKERS": "2"}), {}, Address("", 1), None)
+    parent = Supervisor(read_settings({"WS_WORKERS": "2"}), {}, Address("", 1))
     waiting, other = parent.workers
     for worker in parent.workers:
         Told(worker)

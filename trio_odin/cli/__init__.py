@@ -24,6 +24,7 @@ _NAMES = (
     "bench",
     "completion",
     "dictionary",
+    "explain",
     "lab",
     "load",
     "plan",
@@ -31,6 +32,7 @@ _NAMES = (
     "ready",
     "serve",
     "settings",
+    "top",
     "up",
     "watch",
 )

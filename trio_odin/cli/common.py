@@ -280,12 +280,13 @@ _PACKAGES = {"hdrh": "hdrhistogram"}
 
 def require_extra(*modules: str) -> None:
     """Exit with code 2 if a module is not installed; they come with the extra `lab`."""
-    missing = [_PACKAGES.get(name, name) for name in modules if not _is_installed(name)]
+    missing = [_PACKAGES.get(name, name) for name in modules if not is_installed(name)]
     if missing:
         fail(f"not installed: {', '.join(missing)}; pip install '.[demo,lab]' (the extra lab)")
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Whether a module can be imported. It is not imported for this."""
     try:
         return find_spec(module) is not None
     except ValueError:  # the module was made unavailable on purpose

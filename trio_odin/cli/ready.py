@@ -64,6 +64,7 @@ def _url_of(environment: Mapping[str, str]) -> str:
     admin, address, tls = (
         given.get(name, "").strip() for name in ("WS_ADMIN_ADDR", "WS_ADDR", "WS_TLS_CERT")
     )
+    admin = "" if admin.lower() == "off" else admin
     scheme = "https" if tls and not admin else "http"  # the admin port is always plain
     return f"{scheme}://{_address(admin or address or ':3002').connectable}/ready"
 

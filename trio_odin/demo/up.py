@@ -116,6 +116,7 @@ def _where_to_connect(
         *([("Page", f"http://{here}/")] if has_page else []),
         ("WebSocket", f"ws://{here}/ws"),
         ("Health", f"http://{here}/health   /ready   /metrics"),
+        *[("Operators", f"trio-odin top http://{one}") for one in server.admin_addresses],
         ("Publisher", f"http://{publisher.address.connectable}/stats   /control"),
         ("NATS", f"{nats_url}   subjects odin.token.*.{types}"),
     ):

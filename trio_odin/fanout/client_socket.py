@@ -13,7 +13,7 @@ import termios
 from array import array
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -33,6 +33,20 @@ _RECEIVE_BYTES = 4 * 1024
 _SLOW_WRITE_SECONDS = 1.0
 
 
+class Tap(Protocol):
+    """Follows what is written to one client. None of this waits or raises another error."""
+
+    def write(self, file: int, data: bytes | memoryview) -> int:
+        """Write as `os.write`, and take note of what was written."""
+        ...
+
+    def frames_are_whole(self) -> None:
+        """Note that the last byte written ends a frame."""
+
+    def ended(self) -> None:
+        """Note that nothing more will be written."""
+
+
 class ClientSocket:
     """Writes to and reads from the stream of one client.
 
@@ -44,6 +58,7 @@ class ClientSocket:
             Raises BlockingIOError if that is nothing, another OSError if the peer has gone.
         file: the file number; -1 for a stream without one, which takes nothing this way.
         heard_at: when anything was last heard from the client, in monotonic seconds.
+        tap: who follows what is written; None: nobody.
     """
 
     __slots__ = (
@@ -56,6 +71,7 @@ class ClientSocket:
         "file",
         "heard_at",
         "stream",
+        "tap",
         "write_now",
     )
 
@@ -81,9 +97,26 @@ class ClientSocket:
         self._unread = 0  # when the socket took nothing, see `may_take`
         self._missing = 0  # bytes of a partly received frame, see `missing_after`
         self.heard_at = trio.current_time()
+        self.tap: Tap | None = None
+
+    def follow(self, tap: Tap | None) -> bool:
+        """Have `tap` get all that is written from now on; None: nobody gets it any longer.
+
+        What is not followed pays nothing for it: the tap takes the place of `write_now`.
+
+        Returns:
+            False if it cannot be followed, because it has ended or has no file number.
+        """
+        if self._socket is None or self.is_stopped:
+            return False
+        self.tap = tap
+        self.write_now = os.write if tap is None else tap.write
+        return True
 
     async def write_all(self, buffers: Iterable[bytes | memoryview], seconds: float) -> bool:
-        """Write all `buffers`. Returns False if the client takes nothing for `seconds`.
+        """Write all `buffers`, which end with a whole frame.
+
+        Returns False if the client takes nothing for `seconds`.
 
         Raises:
             OSError, trio.BrokenResourceError, trio.ClosedResourceError: the peer has gone, or the
@@ -104,6 +137,8 @@ class ClientSocket:
                 self.heard_at = trio.current_time()
                 if self.heard_at - started >= _SLOW_WRITE_SECONDS:
                     self._flight.add(FlightEvent.SLOW_WRITE, self.heard_at)
+        if self.tap is not None:
+            self.tap.frames_are_whole()
         return True
 
     async def _write_some(self, data: memoryview, seconds: float) -> int:
@@ -249,6 +284,9 @@ class ClientSocket:
     def stop(self) -> None:
         """Write nothing more: the file number may soon belong to another connection."""
         self.write_now = _refuse
+        if self.tap is not None:
+            self.tap.ended()
+            self.tap = None
 
     async def linger(self) -> None:
         """Read on for a moment, so that a peer that is still sending gets the close frame."""

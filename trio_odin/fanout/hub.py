@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import suppress
 from itertools import chain, islice
 from typing import Generic, Protocol, TypeAlias, TypeVar
@@ -60,6 +60,12 @@ class Member(Hashable, Protocol):
     def outbound(self) -> Outbound:
         """Takes the messages to it."""
         ...
+
+
+class _Publish(Protocol):
+    """`Hub.publish`."""
+
+    def __call__(self, message: NatsMessage, *, is_alone: bool) -> None: ...
 
 
 FromNats: TypeAlias = NatsMessage | Mark | Newest
@@ -126,6 +132,7 @@ class Hub(Generic[M]):
         self._flush_queue = FlushQueue(ledger)
         self._first = 0.0  # where in a list of subscribers the last fan-out began
         self.is_filtering = settings.is_filtering
+        self._publish_next: _Publish = self.publish
         self.reload(settings)
 
     def reload(self, settings: Settings) -> None:
@@ -167,6 +174,21 @@ class Hub(Generic[M]):
         self._encodings[member.outbound.encoding.label] -= 1
         self.registry.remove(member.outbound)
         self.ledger.traffic.closed[reason.label] += 1
+
+    def watch(self, look: Callable[[NatsMessage], object] | None) -> None:
+        """Have `look` see each message before it is published; None: nobody does any longer.
+
+        While nobody does, it costs nothing. `look` must not wait or raise.
+        """
+        if look is None:
+            self._publish_next = self.publish
+            return
+
+        def look_and_publish(message: NatsMessage, *, is_alone: bool) -> None:
+            look(message)
+            self.publish(message, is_alone=is_alone)
+
+        self._publish_next = look_and_publish
 
     async def wait_settled(self) -> None:
         """Wait until the position can be stated: it is known, and the losses up to it are reported.
@@ -220,7 +242,7 @@ class Hub(Generic[M]):
         self.taken += 1
         self.inbound_budget.used_bytes -= len(item.payload)
         was_settled = self._feed.is_settled
-        self.publish(item, is_alone=is_alone)
+        self._publish_next(item, is_alone=is_alone)
         self._flush_queue.time(item.arrived_at)
         if not was_settled:
             await self._let_settled_go_on()

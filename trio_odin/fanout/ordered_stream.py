@@ -330,6 +330,16 @@ class OrderedStream(trio.abc.Stream):
         return self.socket.receive_some(max_bytes)
 
     @property
+    def state(self) -> State:
+        """What may be sent now, and how."""
+        return self._state
+
+    @property
+    def is_torn(self) -> bool:
+        """Whether the last byte written may not be the end of a frame."""
+        return self._is_torn
+
+    @property
     def is_ending(self) -> bool:
         """Whether nothing more is taken: a close frame is written or queued, or it is stopped."""
         return self._state in _ENDING

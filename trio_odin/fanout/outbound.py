@@ -330,11 +330,40 @@ class Outbound(OrderedStream):
         """How many messages found no room."""
         return self._outbox.dropped
 
+    @property
+    def conflated(self) -> int:
+        """How many messages gave way to newer ones of their channel."""
+        return self._outbox.conflated
+
+    @property
+    def seq(self) -> int:
+        """The number of its last message, with those that are deferred."""
+        return self._replay_buffer.seq + len(self.deferred or ())
+
+    @property
+    def queued(self) -> int:
+        """How many messages wait, with those that are deferred."""
+        return self._outbox.waiting_messages + len(self.deferred or ())
+
+    @property
+    def queued_bytes(self) -> int:
+        """The bytes that wait in the outbox."""
+        return self._outbox.waiting_bytes
+
+    @property
+    def opened_at(self) -> float:
+        """When the connection began, in monotonic seconds."""
+        return self._flight.opened_at
+
+    def last_events(self) -> list[str]:
+        """The last notable events of the connection, as text for a person."""
+        return self._flight.lines()
+
     def counts(self) -> dict[str, Any]:
         """The totals of the connection, for the log."""
         return {
             "seconds": round(trio.current_time() - self._flight.opened_at, 3),
-            "seq": self._replay_buffer.seq + len(self.deferred or ()),
+            "seq": self.seq,
             "dropped": self._outbox.dropped,
             "conflated": self._outbox.conflated,
         }
@@ -343,9 +372,9 @@ class Outbound(OrderedStream):
         """The totals, the present state and the last events, for the log."""
         return self.counts() | {
             "silent_seconds": round(trio.current_time() - self.heard_at, 3),
-            "queued": self._outbox.waiting_messages + len(self.deferred or ()),
-            "queued_bytes": self._outbox.waiting_bytes,
-            "events": self._flight.lines(),
+            "queued": self.queued,
+            "queued_bytes": self.queued_bytes,
+            "events": self.last_events(),
         }
 
     def stop(self, farewell: bytes = b"") -> None:

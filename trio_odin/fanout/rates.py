@@ -162,6 +162,26 @@ class Rates(Generic[S]):
         for member in own.members.values() if own else ():
             yield from member.cohort.names()
 
+    def named(self, subscriber: S) -> dict[str, Rate]:
+        """The same, with the rate of each."""
+        own = self._own.get(subscriber)
+        members = own.members if own else {}
+        return {name: rate for rate, one in members.items() for name in one.cohort.names()}
+
+    def count_of(self, name: str) -> int:
+        """How many subscribers have `name` here."""
+        return self._names[name]
+
+    def subscribers_of(self, name: str) -> list[S]:
+        """Those of them. This looks at everybody with a rate."""
+        if name not in self._names:
+            return []
+        return [
+            subscriber
+            for subscriber, own in self._own.items()
+            if any(name in member.cohort for member in own.members.values())
+        ]
+
     def count(self, subscriber: S) -> int:
         """How many these are."""
         own = self._own.get(subscriber)

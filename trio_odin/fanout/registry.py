@@ -248,6 +248,16 @@ class Registry(Generic[S]):
         found = self._channels.get(channel)
         return found.subscribers if found else ()
 
+    def names(self) -> Collection[str]:
+        """The channels and patterns that have a subscriber, at every event or at a rate."""
+        return self._channels.keys() | self.rates.all_names()
+
+    def named(self, subscriber: S) -> dict[str, Rate]:
+        """The channels and patterns of `subscriber`, with the rate of each."""
+        return dict.fromkeys(self._at_every_event(subscriber), EVERY_EVENT) | (
+            self.rates.named(subscriber)
+        )
+
     def channels(self, subscriber: S) -> Collection[str]:
         """The channels of `subscriber`: in order of subscription, then those at a rate."""
         at_every_event = self._at_every_event(subscriber)

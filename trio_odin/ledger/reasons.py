@@ -51,6 +51,7 @@ class CloseReason(Enum):
     WRITE_DEADLINE = ("write_deadline", 1008, "Client too slow to process messages")
     KEEPALIVE_TIMEOUT = ("keepalive_timeout", 1008, "No sign of life")
     TOKEN_EXPIRED = ("token_expired", 4001, "Token expired: come back with a new one")
+    OPERATOR = ("operator", 4002, "Closed by the operator: you may come back")
     TOKEN_REVOKED = ("token_revoked", 4501, "Token is not valid any more")
     DRAINING = ("draining", 1001, "Server is shutting down")
     STOPPED = ("stopped", 1001, "Server is shutting down")

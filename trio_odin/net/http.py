@@ -67,12 +67,20 @@ class Request:
 
 @attrs.frozen
 class Response:
-    """An answer. Length, connection and CORS headers are added when it is sent."""
+    """An answer. Length, connection and CORS headers are added when it is sent.
+
+    Attributes:
+        is_public: whether pages of other sites may read it.
+        stream: sends a body whose length is not known, which ends with the connection. It is
+            cancelled when the peer goes away.
+    """
 
     status: int
     body: bytes = b""
     content_type: str = "text/plain; charset=utf-8"
     headers: Headers = ()
+    is_public: bool = True
+    stream: Callable[[trio.abc.SendStream], Awaitable[None]] | None = None
 
     @classmethod
     def text(cls, status: int, text: str, *, headers: Headers = ()) -> Response:
@@ -202,10 +210,38 @@ async def send_last(
 ) -> None:
     """Send `response` and close. A client that was refused may still be sending: see `linger`."""
     async with stream:
+        if response.stream is not None and method != "HEAD":
+            await _send_stream(stream, response, response.stream, deadline_seconds)
+            return
         with trio.move_on_after(deadline_seconds):
             await send_response(stream, response, method=method)
             if response.status >= HTTPStatus.BAD_REQUEST and response.status not in _OURS_ALONE:
                 await linger(stream)
+
+
+async def _send_stream(
+    stream: trio.abc.Stream,
+    response: Response,
+    send_body: Callable[[trio.abc.SendStream], Awaitable[None]],
+    deadline_seconds: float,
+) -> None:
+    """Send the head, then let `send_body` send the rest, until the peer goes away."""
+    with trio.move_on_after(deadline_seconds) as deadline:
+        await send_response(stream, response)
+    if deadline.cancelled_caught:
+        return
+    async with trio.open_nursery() as nursery:
+
+        async def end_with_peer() -> None:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                while await stream.receive_some(_RECEIVE_BYTES):
+                    pass
+            nursery.cancel_scope.cancel(reason="the peer has gone")
+
+        nursery.start_soon(end_with_peer)
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await send_body(stream)
+        nursery.cancel_scope.cancel(reason="the body is complete")
 
 
 async def _receive_request(
@@ -265,15 +301,14 @@ async def send_response(
 def response_bytes(response: Response, *, method: str = "GET") -> bytes:
     """Return the bytes of `response`, with headers that end the connection."""
     status = HTTPStatus(response.status)
-    content = [
-        f"Content-Type: {response.content_type}",
-        f"Content-Length: {len(response.body)}",
-    ]
+    content = [f"Content-Type: {response.content_type}"]
+    if response.stream is None:
+        content.append(f"Content-Length: {len(response.body)}")
     lines = [
         f"HTTP/1.1 {status.value} {status.phrase}",
         # RFC 9110, 8.6: a 204 has no content and no Content-Length.
         *(content if status is not HTTPStatus.NO_CONTENT else []),
-        "Access-Control-Allow-Origin: *",
+        *(["Access-Control-Allow-Origin: *"] if response.is_public else []),
         "Connection: close",
         *(f"{name}: {value}" for name, value in response.headers),
     ]

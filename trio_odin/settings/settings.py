@@ -7,6 +7,7 @@ in and one kind of error. docs/configuration.md is generated from this class.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import environ
 
@@ -42,11 +43,22 @@ class Settings:
         reloads=True,
         show=shown_path,
     )
-    admin_address: Address | None = setting(
+    admin_address: Address | Literal["off"] | None = setting(
         "WS_ADMIN_ADDR",
         "",
-        values.optional_address,
-        help="Serve /metrics on this address instead of WS_ADDR; empty: on WS_ADDR.",
+        values.admin_address,
+        help="Serve the admin API on this address, and /metrics here instead of on WS_ADDR; empty: "
+        "the API on 127.0.0.1:3008, or another port if that is taken, and /metrics on WS_ADDR; "
+        "off: no API.",
+    )
+    admin_token_file: Path | None = setting(
+        "WS_ADMIN_TOKEN_FILE",
+        "",
+        values.path,
+        help="File with the token that the admin API asks for. Without one the API is refused "
+        "unless its address is loopback.",
+        reloads=True,
+        show=shown_path,
     )
     reload_file: Path | None = setting(
         "WS_RELOAD_FILE",

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import attrs
 
@@ -187,9 +187,14 @@ def path(text: str) -> Path | None:
     return Path(text) if text.strip() else None
 
 
-def optional_address(text: str) -> Address | None:
+def admin_address(text: str) -> Address | Literal["off"] | None:
     """An address; None for an empty text."""
-    return Address.parse(text) if text.strip() else None
+    if text.strip().lower() == "off":
+        return "off"
+    try:
+        return Address.parse(text) if text.strip() else None
+    except ValueError as error:
+        raise Unacceptable(f"{error}, or off") from None
 
 
 _ALGORITHMS = ("HS256", "RS256", "ES256")

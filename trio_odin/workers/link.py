@@ -8,6 +8,8 @@
                                             and once all have answered
     supervisor ◄── Question ───── worker    "a client wants a page: how are all workers?"
     supervisor ── Answer ───────► worker
+    supervisor ── Inspect ──────► worker    "an operator asks this about your connections"
+    supervisor ◄── Inspected ──── worker    the answer
     supervisor ── Reload ───────► worker    "these are the settings now"
     supervisor ── HandOver ─────► worker    "your successor serves: leave the port to it, and drain"
 
@@ -23,6 +25,7 @@ import msgspec
 import structlog
 import trio
 
+from trio_odin.admin import questions as admin
 from trio_odin.ledger.snapshot import Snapshot
 from trio_odin.overload.load import OtherWorkers
 
@@ -66,6 +69,20 @@ class Answer(msgspec.Struct, tag=True, frozen=True):
     snapshot: Snapshot
 
 
+class Inspect(msgspec.Struct, tag=True, frozen=True):
+    """The supervisor asks what an operator wants to know; `number` is that of the answer."""
+
+    number: int
+    question: admin.Question
+
+
+class Inspected(msgspec.Struct, tag=True, frozen=True):
+    """The answer to the `Inspect` of that number."""
+
+    number: int
+    reply: admin.Reply
+
+
 class Reload(msgspec.Struct, tag=True, frozen=True):
     """The environment as it is now. The worker applies the settings that can change.
 
@@ -79,8 +96,8 @@ class HandOver(msgspec.Struct, tag=True, frozen=True):
     """The worker has to leave the port to its successor, and to drain."""
 
 
-FromParent: TypeAlias = Ask | Accept | OtherWorkers | Answer | Reload | HandOver
-FromWorker: TypeAlias = StatsReport | Question
+FromParent: TypeAlias = Ask | Accept | OtherWorkers | Answer | Inspect | Reload | HandOver
+FromWorker: TypeAlias = StatsReport | Question | Inspected
 M = TypeVar("M")
 
 
@@ -92,13 +109,13 @@ def _counter(kind: Any, content: Any) -> Any:
 
 def parent_decoder() -> msgspec.json.Decoder[FromWorker]:
     """Return a decoder of messages from a worker."""
-    return msgspec.json.Decoder(StatsReport | Question, dec_hook=_counter)
+    return msgspec.json.Decoder(StatsReport | Question | Inspected, dec_hook=_counter)
 
 
 def worker_decoder() -> msgspec.json.Decoder[FromParent]:
     """Return a decoder of messages from the supervisor."""
     return msgspec.json.Decoder(
-        Ask | Accept | OtherWorkers | Answer | Reload | HandOver, dec_hook=_counter
+        Ask | Accept | OtherWorkers | Answer | Inspect | Reload | HandOver, dec_hook=_counter
     )
 
 

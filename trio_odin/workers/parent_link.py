@@ -12,6 +12,7 @@ import attrs
 import structlog
 import trio
 
+from trio_odin.admin import questions as admin
 from trio_odin.ledger.snapshot import Snapshot
 from trio_odin.overload.load import OtherWorkers
 from trio_odin.settings.reload import ReadEnvironment
@@ -21,6 +22,8 @@ from trio_odin.workers.link import (
     Ask,
     FromParent,
     HandOver,
+    Inspect,
+    Inspected,
     Link,
     Question,
     Reload,
@@ -31,15 +34,21 @@ from trio_odin.workers.link import (
 # The supervisor waits half as long for the other workers.
 _ANSWER_SECONDS = 1.0
 _FAREWELL_SECONDS = 0.5
+_INSPECTIONS_MAX = 16
+_TOO_MANY = admin.Refused(status=503, reason="Too many questions at once: ask again in a moment")
 
 _log = structlog.get_logger("workers")
 
 
 class Governed(Protocol):
-    """The server of this process, which the supervisor commands. None of this waits."""
+    """The server of this process, which the supervisor commands. Only `answer` waits."""
 
     def snapshot(self) -> Snapshot:
         """Return its state now."""
+        ...
+
+    async def answer(self, question: admin.Question) -> admin.Reply:
+        """Answer what an operator asks about its connections."""
         ...
 
     def accept_from(self, queues: Collection[int]) -> None:
@@ -77,6 +86,7 @@ class ParentLink:
         self._numbers = itertools.count(1)
         self._waits: dict[int, _Wait] = {}
         self._is_leaving = False
+        self._inspections = 0
 
     async def gather(self) -> Snapshot | None:
         """Return the stats of all workers; None if the supervisor does not answer in time."""
@@ -98,13 +108,30 @@ class ParentLink:
             nursery.start_soon(self._link.run_writer)
             self._link.send(StatsReport(0, server.snapshot()))
             while (message := await self._link.receive()) is not None:
-                self._obey(message, server)
+                if isinstance(message, Inspect):
+                    self._begin_inspection(message, server, nursery)
+                else:
+                    self._obey(message, server)
             nursery.cancel_scope.cancel(reason="the parent has closed the link")
         for wait in self._waits.values():
             wait.is_over.set()
         if not self._is_leaving:
             _log.warning("workers.parent_gone")
             server.drain_alone()
+
+    def _begin_inspection(self, message: Inspect, server: Governed, nursery: trio.Nursery) -> None:
+        if self._inspections >= _INSPECTIONS_MAX:
+            self._link.send(Inspected(message.number, _TOO_MANY))
+            return
+        self._inspections += 1
+        nursery.start_soon(self._inspect, message, server)
+
+    async def _inspect(self, message: Inspect, server: Governed) -> None:
+        try:
+            reply = await server.answer(message.question)
+        finally:
+            self._inspections -= 1
+        self._link.send(Inspected(message.number, reply))
 
     def _obey(self, message: FromParent, server: Governed) -> None:
         match message:

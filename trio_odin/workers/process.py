@@ -25,7 +25,6 @@ def environment_of_worker(
     settings: Settings,
     environment: Mapping[str, str],
     address: Address,
-    admin_address: Address | None,
 ) -> dict[str, str]:
     """Return the environment of a worker: as given, but for addresses and shares of bytes.
 
@@ -36,7 +35,6 @@ def environment_of_worker(
         **environment,
         "WS_ADDR": str(address),
         "WS_WORKERS": str(settings.workers),
-        "WS_ADMIN_ADDR": "" if admin_address is None else str(admin_address),
         "WS_TOTAL_OUTBOX_BYTES": str(max(1, outboxes_bytes(settings) // settings.workers)),
         "WS_REPLAY_BYTES": str(max(1, replay_bytes(settings) // settings.workers)),
     }

@@ -9,6 +9,7 @@ from typing import Final
 import trio
 
 from trio_odin.ledger.snapshot import Snapshot
+from trio_odin.workers.inspections import Inspections
 from trio_odin.workers.link import Accept, FromParent, FromWorker, Link
 
 FIRST_PAUSE_SECONDS: Final = 0.1
@@ -40,6 +41,7 @@ class WorkerSlot:
         missing_since: time since which none takes clients and answers; None while one does.
         is_leaving: set once no further process is to be started.
         gone: set once the last process has ended.
+        inspections: asks the process what an operator wants to know.
     """
 
     def __init__(self, number: int, *, has_served: bool = False) -> None:
@@ -54,6 +56,7 @@ class WorkerSlot:
         self.restarts = 0
         self.silent_since: float | None = trio.current_time()
         self.missing_since: float | None = self.silent_since
+        self.inspections = Inspections(self)
         self._began_at = -math.inf
         self._deaf_since: float | None = None
         self._pause_seconds = 0.0
@@ -149,6 +152,7 @@ class WorkerSlot:
         """Record that the process has ended. Returns its last known snapshot, if it served."""
         self.note_silent()
         self._deaf_since = None
+        self.inspections.end()
         last, self.last = self.last, None
         self.process = self.link = None
         return last

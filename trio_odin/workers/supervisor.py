@@ -7,6 +7,7 @@
     ├── worker …
     ├── poll                       asks all workers every second, kills one that hangs
     ├── rolling                    replaces one after the other
+    ├── admin                      the admin API and pages, for all workers
     └── drain
 
 The workers share one port (SO_REUSEPORT). Each has its own queue there: a socket that the
@@ -28,7 +29,10 @@ import attrs
 import structlog
 import trio
 
+from trio_odin.admin.access import read_token
+from trio_odin.admin.port import Admin, open_admin
 from trio_odin.auth.authorize import verifier_of
+from trio_odin.ledger.counters import Traffic
 from trio_odin.ledger.snapshot import Snapshot
 from trio_odin.listener.tls import renewed_tls_identity
 from trio_odin.net.listening import Address, AddressUnavailable, bind_shared, reserved_address
@@ -45,6 +49,7 @@ from trio_odin.workers.link import (
     Answer,
     FromWorker,
     HandOver,
+    Inspected,
     Link,
     Question,
     Reload,
@@ -91,16 +96,15 @@ class Supervisor:
         settings: Settings,
         environment: Mapping[str, str],
         address: Address,
-        admin_address: Address | None,
         queues: Mapping[int, Sequence[trio.socket.SocketType]] | None = None,
+        admin_listeners: Sequence[trio.SocketListener] = (),
     ) -> None:
         self.address = address
         self._queues = queues or {}
         self.finished = trio.Event()
         self._settings = self._first_settings = settings
         self._configured = settings.workers
-        self._admin_address = admin_address
-        self._environment = environment_of_worker(settings, environment, address, admin_address)
+        self._environment = environment_of_worker(settings, environment, address)
         self.workers = [WorkerSlot(number) for number in range(1, self._configured + 1)]
         self._past = Past()
         self._past_restarts = 0
@@ -109,6 +113,13 @@ class Supervisor:
         self._drain_asked = trio.Event()
         self._rolling_asked = trio.Event()
         self._poll = Poll(self.workers)
+        self.admin = Admin(
+            admin_listeners,
+            settings,
+            gather=self.gather,
+            processes=lambda: [one.inspections for one in self.workers if one.last is not None],
+            traffic=Traffic(),
+        )
 
     def drain(self) -> None:
         """Ask all workers to drain; `serve_with_workers` returns when they have."""
@@ -133,6 +144,7 @@ class Supervisor:
             dictionary_of(settings)
             access_of(settings)
             renewed_tls_identity(self._settings, settings)
+            token = read_token(settings.admin_token_file)
         except SettingError as error:
             self._past.ledger.traffic.reloads["failed"] += 1
             log_failed_reload(error)
@@ -141,6 +153,7 @@ class Supervisor:
         for worker in self.workers:
             if worker.link is not None:
                 worker.link.send(self._reload())
+        self.admin.set_token(token)
         set_log_level(settings.log_level)
         later = set(changes(self._first_settings, settings)) & _SUPERVISOR_SETTINGS
         log_reload(self._settings, settings, later=sorted(later))
@@ -150,7 +163,7 @@ class Supervisor:
         # The number of workers stays that of the start.
         environment = {**environment, "WS_WORKERS": str(self._configured)}
         settings = read_settings(environment)
-        return environment_of_worker(settings, environment, self.address, self._admin_address)
+        return environment_of_worker(settings, environment, self.address)
 
     def _reload(self) -> Reload:
         ours = {variable.name for variable in variables()}
@@ -159,6 +172,7 @@ class Supervisor:
     async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch, name="poll")
+            nursery.start_soon(self.admin.run, name="admin")
             nursery.start_soon(self._drain_when_asked, nursery.cancel_scope, name="drain")
             async with trio.open_nursery() as processes:
                 nursery.start_soon(self._roll_when_asked, processes, name="rolling")
@@ -327,12 +341,13 @@ class Supervisor:
                         self._poll.tell_of_others()
                     self._share_out_queues()
                     self._poll.note_answer(worker, message.number)
+                case Inspected():
+                    worker.inspections.take(message)
                 case Question():
                     nursery.start_soon(self._answer, link, message.number)
 
     async def _answer(self, link: Link[FromWorker], number: int) -> None:
-        await self._poll.since(trio.current_time())
-        snapshot = self.snapshot()
+        snapshot = await self.gather()
         if snapshot is not None:
             link.send(Answer(number, snapshot))
 
@@ -373,6 +388,11 @@ class Supervisor:
             if worker.process is not None and worker.hangs():
                 _log.error("worker.hung", worker=worker.number, silent_seconds=HUNG_SECONDS)
                 worker.process.kill()
+
+    async def gather(self) -> Snapshot | None:
+        """Ask all workers, and return them as one server; None if there are none."""
+        await self._poll.since(trio.current_time())
+        return self.snapshot()
 
     def snapshot(self) -> Snapshot | None:
         """Return all workers as one server, as of the last poll; None if there are none."""
@@ -416,26 +436,28 @@ async def serve_with_workers(
     from, and what the workers read theirs from.
 
     Raises:
-        AddressUnavailable: the workers cannot listen at their address.
+        AddressUnavailable: the workers cannot listen at their address, or it not at that of the
+            admin port.
+        SettingError: the admin token cannot be used.
         WorkerUnfit: a worker cannot serve with its settings.
 
     Cancellation: the workers are told to stop at once, and killed if they have not after a second.
     """
     async with AsyncExitStack() as stack:
         address = await stack.enter_async_context(reserved_address(settings.address))
-        admin = settings.admin_address
-        if admin is not None:
-            admin = await stack.enter_async_context(reserved_address(admin))
+        listeners = await open_admin(settings)
+        for listener in listeners:
+            stack.callback(listener.socket.close)
         queues = {}
         for number in range(1, settings.workers + 1):
             queues[number] = await bind_shared(address)
             for sock in queues[number]:
                 stack.callback(sock.close)
-        supervisor = Supervisor(settings, environment, address, admin, queues)
+        supervisor = Supervisor(settings, environment, address, queues, listeners)
         _log.info(
             "workers.starting",
             address=str(address),
-            admin=None if admin is None else str(admin),
+            admin=[str(one) for one in supervisor.admin.addresses],
             workers=settings.workers,
         )
         task_status.started(supervisor)

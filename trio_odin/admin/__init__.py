@@ -1,0 +1,1 @@
+"""The admin API: what an operator sees of the connections that live now, and does to them."""

@@ -1,0 +1,446 @@
+"""Answers the questions about the connections of this process.
+
+A list of ten thousand connections is made in slices, after each of which all other tasks have a
+turn. Nothing here runs while nobody asks.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, TypeVar
+
+import trio
+
+from trio_odin.admin.channel_watch import ChannelWatch
+from trio_odin.admin.frames import inflate_z1
+from trio_odin.admin.paging import Keyed, first_of, is_after, key_of
+from trio_odin.admin.questions import (
+    ROWS_WITH_BYTES,
+    ChannelList,
+    ChannelRow,
+    Channels,
+    Close,
+    Closed,
+    ConnectionDetail,
+    ConnectionPage,
+    ConnectionRow,
+    Connections,
+    NextFrames,
+    Outbox,
+    Question,
+    Refused,
+    Reply,
+    ShowConnection,
+    StartTrace,
+    StopTrace,
+    Subscription,
+    TraceStarted,
+)
+from trio_odin.admin.tracing import CONNECTIONS_MAX, Tap, Trace
+from trio_odin.admin.transport import bytes_acknowledged, transport_of
+from trio_odin.connection.connection import Connection
+from trio_odin.fanout.hub import Hub
+from trio_odin.fanout.ordered_stream import State
+from trio_odin.fanout.outbound import Outbound
+from trio_odin.ledger.reasons import CloseReason
+from trio_odin.wire.channels import is_pattern, patterns_for
+from trio_odin.wire.dictionary import Dictionary
+
+T = TypeVar("T")
+
+# After so much work all other tasks have a turn.
+_SLICE_SECONDS: Final = 0.002
+_ITEMS_BETWEEN_LOOKS: Final = 32
+_STATES: Final = {state: state.name.lower() for state in State}
+_TRACES_MAX: Final = 4
+# For so long after a question about channels their events are counted.
+_WATCHED_SECONDS: Final = 15.0
+_TICK_SECONDS: Final = 0.5
+_REFRESH_SECONDS: Final = 2.0
+
+
+class _Slices:
+    """Work in slices: `pause` lets all other tasks have a turn when one is over."""
+
+    def __init__(self) -> None:
+        self._ends_at = trio.current_time() + _SLICE_SECONDS
+
+    async def pause(self) -> None:
+        """Look at the clock. Call it for each of `_in_parts`."""
+        if trio.current_time() >= self._ends_at:
+            await trio.lowlevel.checkpoint()
+            self._ends_at = trio.current_time() + _SLICE_SECONDS
+
+
+def _in_parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """A few items at a time."""
+    for start in range(0, len(items), _ITEMS_BETWEEN_LOOKS):
+        yield items[start : start + _ITEMS_BETWEEN_LOOKS]
+
+
+def _subject(connection: Connection) -> str | None:
+    grant = connection.session.grant
+    return None if grant is None else grant.subject
+
+
+class Inspector:
+    """Knows the connections of a hub. `run` has to be running.
+
+    Args:
+        hub: the connections.
+        worker: the number of this worker; 0 without workers.
+        dictionary: that of `trio-odin.z1`, to read what was compressed with it.
+    """
+
+    def __init__(
+        self, hub: Hub[Connection], *, worker: int = 0, dictionary: Dictionary | None = None
+    ) -> None:
+        self._hub = hub
+        self._worker = worker
+        self._prefix = f"{worker}-" if worker else ""  # of ids, see `ConnectionId`
+        self._inflated = inflate_z1(b"" if dictionary is None else dictionary.content)
+        self._watch: ChannelWatch | None = None
+        self._watched_until = 0.0
+        self._traces: dict[int, Trace] = {}
+        self._trace_number = 0
+        self._refreshed_at = 0.0
+        self._lot = trio.lowlevel.ParkingLot()
+        machine_time = time.monotonic() - trio.current_time()  # trio's clock is of this process
+        self._figures: dict[str, Callable[[Connection], Any]] = {
+            "queued_bytes": lambda one: one.outbound.queued_bytes,
+            "queued": lambda one: one.outbound.queued,
+            "dropped": lambda one: one.outbound.dropped,
+            "skipped": lambda one: one.outbound.conflated,
+            "seq": lambda one: one.outbound.seq,
+            "bytes": lambda one: bytes_acknowledged(one.outbound.socket.stream),
+            # Not the age itself: a cursor has to stand for the same place later, in all workers.
+            "age_seconds": lambda one: -round(one.outbound.opened_at + machine_time, 6),
+            "silent_seconds": lambda one: -round(one.outbound.heard_at + machine_time, 6),
+            "channels": lambda one: hub.registry.count(one.outbound),
+            "connection": lambda one: one.number,
+            "address": lambda one: one.identity.address,
+            "subject": _subject,
+        }
+
+    async def run(self) -> None:
+        """End what nobody looks at any longer, until cancelled. Sleeps while nobody looks."""
+        while True:
+            if self._watch is None and not self._traces:
+                await self._lot.park()
+            await trio.sleep(_TICK_SECONDS)
+            now = trio.current_time()
+            if self._watch is not None and now >= self._watched_until:
+                self._watch = None
+                self._hub.watch(None)
+            for number, trace in list(self._traces.items()):
+                if trace.is_over(now):
+                    self._stop_trace(number)
+
+    async def answer(self, question: Question) -> Reply:
+        """Answer a question. Takes as long as the question says, and waits for no client."""
+        match question:
+            case Connections():
+                return await self._list(question)
+            case ShowConnection(number=number):
+                found = self._find(number)
+                return _UNKNOWN if found is None else self._detail(found)
+            case Close(number=number):
+                return self._close(number)
+            case Channels():
+                return await self._channels(question.seconds)
+            case StartTrace():
+                return self._start_trace(question)
+            case NextFrames(trace=number):
+                return await self._next_frames(number)
+            case StopTrace(trace=number):
+                self._stop_trace(number)
+                return Closed()
+
+    # ---- connections
+
+    def _find(self, number: int) -> Connection | None:
+        return next((one for one in self._hub.members if one.number == number), None)
+
+    def _close(self, number: int) -> Reply:
+        found = self._find(number)
+        if found is None or found.close_reason is not None:
+            return _UNKNOWN
+        found.evict(CloseReason.OPERATOR)
+        return Closed()
+
+    async def _list(self, question: Connections) -> ConnectionPage:
+        slices = _Slices()
+        sort, figure, after = question.sort, self._figures[question.sort], question.after
+        checks = self._checks(question)
+        keyed = []
+        matching = 0
+        members = self._hub.members
+        for some in _in_parts(list(members)):
+            await slices.pause()
+            for connection in some:
+                if connection not in members:
+                    continue
+                if checks and not all(check(connection) for check in checks):
+                    continue
+                matching += 1
+                place = Keyed(key_of(sort, figure(connection)), connection.number, self._worker)
+                if after is None or is_after(place, after, is_descending=question.is_descending):
+                    keyed.append((place, connection))
+        chosen = first_of(keyed, question.limit, is_descending=question.is_descending)
+        has_bytes = len(chosen) <= ROWS_WITH_BYTES or sort == "bytes"
+        rows, keys = [], []
+        for part in _in_parts(chosen):
+            await slices.pause()
+            now = trio.current_time()
+            for place, connection in part:
+                if connection in members:
+                    rows.append(self._row(connection, now, has_bytes=has_bytes))
+                    keys.append(place.key)
+        return ConnectionPage(
+            rows=rows,
+            keys=keys,
+            matching=matching,
+            total=len(members),
+            has_more=len(keyed) > len(chosen),
+        )
+
+    def _checks(self, question: Connections) -> list[Callable[[Connection], bool]]:
+        checks: list[Callable[[Connection], bool]] = []
+        if question.channel:
+            wanted = self._subscribed_as(question.channel)
+            checks.append(lambda one: one.outbound in wanted)
+        if question.address:
+            checks.append(_address_check(question.address))
+        if question.subject is not None:
+            checks.append(lambda one: _subject(one) == question.subject)
+        if question.is_lagging is not None:
+            checks.append(lambda one: _is_lagging(one.outbound) == question.is_lagging)
+        return checks
+
+    def _subscribed_as(self, name: str) -> set[Outbound]:
+        """Who has subscribed to this very name."""
+        registry = self._hub.registry
+        return {*registry.subscribers(name), *registry.rates.subscribers_of(name)}
+
+    def _id(self, number: int) -> str:
+        return f"{self._prefix}{number}"
+
+    def _row(self, connection: Connection, now: float, *, has_bytes: bool = True) -> ConnectionRow:
+        outbound = connection.outbound
+        address, user_agent = connection.identity
+        state, queued = outbound.state, outbound.queued
+        return ConnectionRow(
+            id=self._id(connection.number),
+            worker=self._worker,
+            connection=connection.number,
+            address=address,
+            subject=_subject(connection),
+            user_agent=user_agent,
+            age_seconds=round(now - outbound.opened_at, 3),
+            silent_seconds=round(now - outbound.heard_at, 3),
+            channels=self._hub.registry.count(outbound),
+            encoding=outbound.encoding.label,
+            state=_STATES[state],
+            seq=outbound.seq,
+            queued=queued,
+            queued_bytes=outbound.queued_bytes,
+            skipped=outbound.conflated,
+            dropped=outbound.dropped,
+            bytes=bytes_acknowledged(outbound.socket.stream) if has_bytes else None,
+            is_lagging=state is State.WAITING or queued > 0,
+        )
+
+    def _detail(self, connection: Connection) -> ConnectionDetail:
+        hub, outbound, grant = self._hub, connection.outbound, connection.session.grant
+        subscriptions = []
+        for name, rate in hub.registry.named(outbound).items():
+            newest = hub.newest_events.get(name)
+            subscriptions.append(
+                Subscription(
+                    name=name,
+                    every_ms=rate,
+                    events_per_second=self._events_per_second(name),
+                    last_offset=None if newest is None else newest.offset,
+                )
+            )
+        rules = hub.outbox_rules
+        return ConnectionDetail(
+            row=self._row(connection, trio.current_time()),
+            subscriptions=subscriptions,
+            outbox=Outbox(
+                messages=outbound.queued,
+                bytes=outbound.queued_bytes,
+                messages_limit=rules.capacity,
+                bytes_limit=rules.max_bytes,
+                policy=rules.policy.value,
+            ),
+            transport=transport_of(outbound.socket.stream),
+            token_expires_at=None if grant is None else grant.expires_at,
+            has_notices=outbound in hub.registry.audience,
+            last_events=outbound.last_events(),
+        )
+
+    def _events_per_second(self, name: str) -> float | None:
+        """The events of a channel, if somebody has looked at channels lately."""
+        if self._watch is None or is_pattern(name):
+            return None
+        events = sum(counted.events for counted in self._watch.of(name))
+        return round(events / self._watch.seconds(), 3)
+
+    # ---- channels
+
+    async def _channels(self, seconds: float) -> ChannelList:
+        """Count for `seconds`, unless it was counted for as long already."""
+        watch = self._watch
+        if watch is None:
+            watch = self._watch = ChannelWatch(trio.current_time(), trio.current_time)
+            self._hub.watch(watch.see)
+            self._lot.unpark_all()
+        missing = seconds - watch.seconds()
+        self._watched_until = trio.current_time() + max(missing, 0.0) + _WATCHED_SECONDS
+        if missing > 0:
+            await trio.sleep(missing)
+        return await self._channel_list(watch)
+
+    async def _channel_list(self, watch: ChannelWatch) -> ChannelList:
+        slices, registry, seconds = _Slices(), self._hub.registry, watch.seconds()
+        names = set(registry.names())
+        patterns = {name for name in names if is_pattern(name)}
+        sums: dict[str, tuple[int, int]] = {}
+        for at, channel in enumerate(watch.channels()):
+            if at % _ITEMS_BETWEEN_LOOKS == 0:
+                await slices.pause()
+            counted = list(watch.of(channel))
+            events, size = sum(one.events for one in counted), sum(one.bytes for one in counted)
+            sums[channel] = events, size
+            for pattern in patterns.intersection(patterns_for(channel)) if patterns else ():
+                before = sums.get(pattern, (0, 0))
+                sums[pattern] = before[0] + events, before[1] + size
+        rows = []
+        for at, name in enumerate(names | sums.keys()):
+            if at % _ITEMS_BETWEEN_LOOKS == 0:
+                await slices.pause()
+            events, size = sums.get(name, (0, 0))
+            at_every_event, at_a_rate = (
+                len(registry.subscribers(name)),
+                registry.rates.count_of(name),
+            )
+            offset, unix_ms = self._last_of(name, watch)
+            rows.append(
+                ChannelRow(
+                    name=name,
+                    subscribers=at_every_event + at_a_rate,
+                    at_a_rate=at_a_rate,
+                    events_per_second=round(events / seconds, 3),
+                    bytes_per_second=round(size / seconds, 1),
+                    deliveries_per_second=round(events / seconds * at_every_event, 1),
+                    last_offset=offset,
+                    last_age_seconds=(
+                        round(max(time.time() - unix_ms / 1000, 0.0), 3) if unix_ms else None
+                    ),
+                )
+            )
+        return ChannelList(rows=rows, seconds=round(seconds, 3))
+
+    def _last_of(self, name: str, watch: ChannelWatch) -> tuple[int | None, int]:
+        """Offset and time of the newest event of a channel, as far as they are known."""
+        for counted in watch.of(name):
+            return counted.offset, counted.unix_ms
+        newest = self._hub.newest_events.get(name)
+        return (None, 0) if newest is None else (newest.offset, newest.unix_ms)
+
+    # ---- traces
+
+    def _start_trace(self, question: StartTrace) -> Reply:
+        if len(self._traces) >= _TRACES_MAX:
+            reason = f"{_TRACES_MAX} traces are running already: end one first"
+            return Refused(status=429, reason=reason)
+        self._trace_number += 1
+        trace = Trace(question, id_of=self._id, inflated=self._inflated)
+        self._follow(trace)
+        if question.connection is not None and not trace.followed:
+            return _UNKNOWN
+        self._traces[self._trace_number] = trace
+        self._lot.unpark_all()
+        return TraceStarted(trace=self._trace_number, connections=len(trace.followed))
+
+    def _follow(self, trace: Trace) -> None:
+        """Follow the connections that are to be, up to a limit, and are not followed yet."""
+        for connection in self._to_follow(trace.question):
+            if len(trace.followed) >= CONNECTIONS_MAX:
+                break
+            if connection.number in trace.followed:
+                continue
+            socket = connection.outbound.socket
+            tap = socket.tap
+            if tap is None:
+                tap = Tap(connection.number, connection.outbound, _unix_ms)
+                if not socket.follow(tap):
+                    continue
+            assert isinstance(tap, Tap)  # noqa: S101 - nothing else follows
+            tap.traces.append(trace)
+            trace.followed.add(connection.number)
+
+    def _to_follow(self, question: StartTrace) -> list[Connection]:
+        members = self._hub.members
+        if question.connection is not None:
+            return [one for one in members if one.number == question.connection]
+        if question.user is not None:
+            return [one for one in members if _subject(one) == question.user]
+        wanted = self._subscribed_as(question.channel)
+        if not is_pattern(question.channel):
+            wanted = wanted.union(*map(self._subscribed_as, patterns_for(question.channel)))
+        return [one for one in members if one.outbound in wanted]
+
+    async def _next_frames(self, number: int) -> Reply:
+        trace = self._traces.get(number)
+        if trace is None:
+            return Refused(status=404, reason="There is no such trace: it has ended")
+        now = trio.current_time()
+        if trace.question.connection is None and now - self._refreshed_at >= _REFRESH_SECONDS:
+            self._refreshed_at = now
+            self._follow(trace)
+        frames = await trace.next()
+        if frames.ended:
+            self._stop_trace(number)
+        return frames
+
+    def _stop_trace(self, number: int) -> None:
+        trace = self._traces.pop(number, None)
+        if trace is None:
+            return
+        for connection in self._hub.members:
+            tap = connection.outbound.socket.tap
+            if isinstance(tap, Tap) and trace in tap.traces:
+                tap.traces.remove(trace)
+                if not tap.traces:
+                    connection.outbound.socket.follow(None)
+
+
+_UNKNOWN: Final = Refused(status=404, reason="There is no such connection: it may have ended")
+
+
+def _unix_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _is_lagging(outbound: Outbound) -> bool:
+    """Whether something waits because the client's socket takes nothing."""
+    return outbound.state is State.WAITING or bool(outbound.queued)
+
+
+def _address_check(text: str) -> Callable[[Connection], bool]:
+    network = ipaddress.ip_network(text, strict=False)
+
+    def is_in_network(connection: Connection) -> bool:
+        address = connection.identity.address
+        if address is None:
+            return False
+        try:
+            return ipaddress.ip_address(address.partition("%")[0]) in network
+        except ValueError:
+            return False
+
+    return is_in_network
