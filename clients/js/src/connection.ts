@@ -189,14 +189,14 @@ export function createConnection(
   function takeEvents(now: number, message: Message): void {
     const events: Message[] = message.type === "price:batch" ? message.events : [message];
     const isNew = count(message);
-    for (const { channel, data, ts, offset, prev, skipped = 0, snapshot = false } of events) {
+    for (const { channel, data, ts, offset, prev, skipped = 0, snapshot = false, trace } of events) {
       if (typeof channel !== "string") throw new TypeError("no channel");
       // Without offsets what comes twice is not known: of two connections the new one counts.
       if (offset === undefined && !(isNew && counts())) continue;
       const { epoch } = conn;
       if (snapshot && endsWith === "resumed") conn.jumped.add(channel);
       deliver(
-        { channel, data, unixMs: ts, offset, prev, skipped, isSnapshot: snapshot, epoch },
+        { channel, data, unixMs: ts, offset, prev, skipped, isSnapshot: snapshot, epoch, trace },
         isNew && !message.events,
       );
     }
