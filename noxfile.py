@@ -13,7 +13,7 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "imports", "types", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-EVERYTHING = ".[auth,client,demo,lab]"
+EVERYTHING = ".[auth,client,demo,lab,otel]"
 
 
 def install(session: nox.Session, *groups: str) -> None:

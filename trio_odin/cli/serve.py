@@ -121,7 +121,7 @@ def _serve_as_worker(
     leave_changes_to_parent()
     configure_logs(settings.log_level, settings.log_format, worker=number)
     settle_garbage_collector()
-    start = partial(_work, settings, file_number, sockets)
+    start = partial(_work, settings, number, file_number, sockets)
     # Only the parent reports to systemd.
     live: _Live = partial(prove_life, settings.watchdog_seconds, tell_nobody)
     run(
@@ -132,15 +132,17 @@ def _serve_as_worker(
 
 async def _work(
     settings: Settings,
+    number: int,
     file_number: int,
     sockets: Sequence[tuple[int, int]],
     *,
     task_status: trio.TaskStatus[Server],
 ) -> None:
     inherited: dict[int, list[int]] = {}
-    for number, socket_file in sockets:
-        inherited.setdefault(number, []).append(socket_file)
-    await serve(settings, ParentLink(file_number), inherited=inherited, task_status=task_status)
+    for queue, socket_file in sockets:
+        inherited.setdefault(queue, []).append(socket_file)
+    link = ParentLink(file_number, number=number)
+    await serve(settings, link, inherited=inherited, task_status=task_status)
 
 
 async def _until_ended(
