@@ -30,6 +30,9 @@ from trio_odin.telemetry.spans import Span
 
 # Half a minute of spans at the default limit of traces.
 QUEUE_MAX: Final = 2048
+# While the thread encodes a batch it competes with the loop, for some 0.2 ms a span. Between two
+# batches it waits for the collector.
+_BATCH_MAX: Final = 32
 _KINDS: Final[Mapping[str, SpanKind]] = {
     "consumer": SpanKind.CONSUMER,
     "producer": SpanKind.PRODUCER,
@@ -72,7 +75,9 @@ class SpanExport:
             resource = resource.merge(Resource({_SERVICE: "trio-odin"}))
         self._resource = resource
         exporter = _CountingExporter(OTLPSpanExporter(endpoint=url), counters)
-        self._processor = BatchSpanProcessor(exporter, max_queue_size=QUEUE_MAX)
+        self._processor = BatchSpanProcessor(
+            exporter, max_queue_size=QUEUE_MAX, max_export_batch_size=_BATCH_MAX
+        )
         _log.info("traces.on", url=url, worker=worker, node=node)
 
     @property
