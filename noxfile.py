@@ -13,7 +13,7 @@ nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "imports", "types", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
-EVERYTHING = ".[auth,client,demo,lab,nkeys,top]"
+EVERYTHING = ".[auth,client,demo,lab,nkeys,otel,top]"
 
 
 def install(session: nox.Session, *groups: str) -> None:

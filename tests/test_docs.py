@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
+from unittest import mock
 
 import click
 import msgspec
@@ -35,13 +36,14 @@ from trio_odin.fanout.registry import Registry
 from trio_odin.fanout.replay_buffer import ReplayBuffer
 from trio_odin.fanout.resume_buffer import ResumeBuffer
 from trio_odin.fanout.ticks import Ticks
+from trio_odin.fanout.traces import Traces
 from trio_odin.lab.load.pages import parse_metrics
 from trio_odin.lab.model.tables import write_costs
 from trio_odin.lab.provenance import Provenance
-from trio_odin.ledger.counters import Publications, Traffic
+from trio_odin.ledger.counters import Publications, TraceCounters, Traffic
 from trio_odin.ledger.reasons import CloseReason, GapReason
 from trio_odin.ledger.snapshot import Snapshot
-from trio_odin.settings.reading import variables
+from trio_odin.settings.reading import read_settings, variables
 from trio_odin.telemetry.exposition import render
 from trio_odin.telemetry.metrics import BUILD_NAME, HISTOGRAMS, SERIES, SUBSCRIPTIONS_NAME
 from trio_odin.upstream.gaps import Gap, Mark
@@ -50,6 +52,7 @@ from trio_odin.upstream.status import NatsStatus
 from trio_odin.wire.commands import ErrorCode
 from trio_odin.wire.compression import Z1
 from trio_odin.wire.dictionary import built_in
+from trio_odin.wire.trace_context import parse_traceparent
 
 ROOT = Path(__file__).parent.parent
 UNIX_MS = 1759027038365
@@ -243,6 +246,8 @@ def _publish(
 ) -> list[bytes]:
     subject, payload = text.split(" ", 1)
     message = NatsMessage(subject, payload.encode(), offset, 0.0, UNIX_MS)
+    if payload.startswith("traceparent:"):
+        message = _traced(message)
     taken = feed.add(message)
     assert taken.channel is not None
     assert taken.resumable is not None
@@ -251,7 +256,28 @@ def _publish(
     if me not in registry.subscribers_from(taken.channel, offset):
         return []
     publication = taken.resumable.publication()
+    if message.trace is not None:
+        publication = Publication(
+            taken.channel,
+            message.payload,
+            offset=offset,
+            unix_ms=UNIX_MS,
+            prev=taken.prev,
+            trace=message.trace,
+        )
     return [publication.frame(session.replay_buffer.append(publication))]
+
+
+def _traced(message: NatsMessage) -> NatsMessage:
+    """The message without the header that the page puts before its payload, in its fan-out."""
+    header, payload = message.payload.decode().split(" ", 1)
+    parent = parse_traceparent(header.removeprefix("traceparent:"))
+    assert parent is not None
+    traces = Traces(lambda _: None, TraceCounters(), read_settings({}), now=0.0)
+    with mock.patch("trio_odin.fanout.traces._new_id", return_value="b9c7c989f97918e1"):
+        event = traces.begin(message._replace(payload=payload.encode(), trace=parent), now=0.0)
+    assert event is not None
+    return event.message
 
 
 def _texts(wire: Connection, frames: list[bytes]) -> list[str]:

@@ -16,6 +16,7 @@ serve()                                cancel = stop now; drain() = leave in ord
 ├── turns                              lets clients that come all at once wait for events
 ├── collector                          looks for leaks now and then
 ├── summary                            a line in the log now and then
+├── traces                             spans of traced events, if there is a collector for them
 ├── parent link                        in a worker: obeys the supervisor, drains if it ends
 ├── reports                            in a worker: which queues it accepts from, NATS was reached
 ├── hub                                inbound queue → registry → Outbound; a fan-out never waits
@@ -42,6 +43,7 @@ from trio_odin.connection.keepalive import PingWheel
 from trio_odin.drain import Drain
 from trio_odin.fanout.hub import Hub
 from trio_odin.fanout.resume_buffer import RESUME_EVENTS_MAX
+from trio_odin.fanout.traces import Traces
 from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.snapshot import Build, Limits, ProcessStats, Snapshot, Workers
 from trio_odin.listener.endpoints import Pages
@@ -65,6 +67,7 @@ from trio_odin.settings.reload import Apply, ReadEnvironment, reload_settings
 from trio_odin.settings.settings import Settings
 from trio_odin.telemetry.log_lines import lines_dropped
 from trio_odin.telemetry.logs import set_log_level
+from trio_odin.telemetry.tracing import export_of
 from trio_odin.upstream.access import OF_THE_URL, NatsAccess, access_of
 from trio_odin.upstream.bridge import Bridge
 from trio_odin.upstream.gaps import Mark
@@ -75,6 +78,9 @@ from trio_odin.workers.parent_link import ParentLink
 _COLLECT_SECONDS = 0.25
 _COLLECTIONS_BETWEEN_LOOKS = round(3600 / _COLLECT_SECONDS)
 _NATS_CHECK_SECONDS = 0.02
+_COLLECT_SPANS_SECONDS = 0.5
+# For the spans that wait at the end of a drain, which is part of the time that stopping takes.
+_FLUSH_SECONDS = 2.0
 
 _log = structlog.get_logger("server")
 
@@ -96,8 +102,8 @@ async def serve(
 
     Raises:
         AddressUnavailable: it cannot listen at its address.
-        SettingError: the keys of tokens, the dictionary, the login to NATS, the certificate or the
-            admin token cannot be used.
+        SettingError: the keys of tokens, the dictionary, the login to NATS, the certificate, the
+            admin token or the settings of traces cannot be used.
 
     Cancellation: every connection is cut at once; `Server.drain` is the polite way.
     """
@@ -130,6 +136,8 @@ async def serve(
                 nursery.start_soon(server.turns.run, name="turns")
                 nursery.start_soon(server.collect_garbage, name="collector")
                 nursery.start_soon(server.log_summaries, name="summary")
+                if server.hub.traces is not None:
+                    nursery.start_soon(server.collect_spans, server.hub.traces, name="traces")
                 if parent_link is not None:
                     nursery.start_soon(parent_link.run, server, name="parent link")
                     nursery.start_soon(server.report_to, parent_link, name="reports")
@@ -200,7 +208,10 @@ class Server:
         )
         self.load_monitor = LoadMonitor(settings, self.ledger)
         self.turns = Turns(self.load_monitor.loop)
-        self.hub: Hub[Connection] = Hub(settings, self.ledger, self.turns)
+        worker = 0 if parent_link is None else parent_link.number
+        self._span_export = export_of(settings, self.ledger.traces, worker=worker)
+        give_span = None if self._span_export is None else self._span_export.give
+        self.hub: Hub[Connection] = Hub(settings, self.ledger, self.turns, give_span)
         self._bridge = Bridge(
             settings,
             self.ledger,
@@ -210,6 +221,7 @@ class Server:
             self.load_monitor.shedder,
             backfill_max=min(RESUME_EVENTS_MAX, settings.inbound_capacity // 2),
             access=access,
+            is_tracing=give_span is not None,
         )
         self.wheel = PingWheel(
             interval_seconds=settings.ping_interval_seconds,
@@ -355,6 +367,23 @@ class Server:
                 collect_young()
             collect_what_leaked(len(self.hub.members))
 
+    async def collect_spans(self, traces: Traces) -> None:
+        """Hand over the spans of traced events now and then, until cancelled."""
+        while True:
+            await trio.sleep(_COLLECT_SPANS_SECONDS)
+            traces.collect()
+
+    async def _flush_spans(self) -> None:
+        """Export the last spans, as far as a collector takes them in time."""
+        if self.hub.traces is None or self._span_export is None:
+            return
+        self.hub.traces.collect(is_last=True)
+        # After the deadline the thread goes on until the process ends, which does not wait for it.
+        with trio.move_on_after(_FLUSH_SECONDS):
+            await trio.to_thread.run_sync(self._span_export.shut_down, abandon_on_cancel=True)
+        if waiting := self._span_export.waiting:
+            _log.warning("traces.unsent", spans=waiting)
+
     async def log_summaries(self) -> None:
         """Write a line about the server now and then, until cancelled."""
         while True:
@@ -376,6 +405,7 @@ class Server:
 
     async def end(self) -> None:
         """Log what the server did in its life, after a drain; a worker reports it too."""
+        await self._flush_spans()
         snapshot = self.snapshot()
         deliveries = snapshot.ledger.deliveries
         _log.info(

@@ -44,6 +44,7 @@ def as_event(event: Event) -> dict[str, Any]:
         "prev": event.prev,
         "snapshot": event.is_snapshot or None,
         "epoch": event.epoch,
+        "trace": event.trace,
     }
     found = {"channel": event.channel, "data": event.data, "ts": event.unix_ms}
     found |= {key: value for key, value in optional.items() if value is not None}

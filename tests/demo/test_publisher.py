@@ -19,6 +19,7 @@ from tests.e2e.nats import NatsServer, nats_client, running_nats
 from trio_odin.demo.market import DEFAULT_TOKENS
 from trio_odin.demo.publisher import Publisher, PublisherSettings, publish
 from trio_odin.net.listening import Address
+from trio_odin.wire.trace_context import parse_traceparent
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ async def test_a_late_event_carries_its_due_time(
     def take(function: partial[None]) -> Callable[[], Awaitable[int]]:
         async def publish_batch() -> int:
             _, batch = function.args
-            sent.extend((subject, json.loads(data)["timestamp"]) for subject, data in batch)
+            sent.extend((subject, json.loads(data)["timestamp"]) for subject, data, _ in batch)
             return len(batch)
 
         return publish_batch
@@ -165,6 +166,34 @@ async def test_a_late_event_carries_its_due_time(
     assert [stamp for _, stamp in sent] == pytest.approx(planned, abs=1)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+async def test_a_share_of_the_events_begins_a_sampled_trace(share: float) -> None:
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    it = Publisher(PublisherSettings(seed=1, traced_share=share), [listener])
+    await listener.aclose()
+    headers = [it._headers() for _ in range(1000)]
+    assert sum(one is not None for one in headers) == pytest.approx(1000 * share, abs=80)
+    contexts = [parse_traceparent(one["traceparent"]) for one in headers if one]
+    assert all(context and context.is_sampled for context in contexts)
+    assert len({context.trace_id for context in contexts if context}) == len(contexts)
+
+
+@pytest.mark.e2e
+async def test_traced_events_have_the_header_in_nats(nursery: trio.Nursery, tmp_path: Path) -> None:
+    with running_nats(tmp_path) as nats:
+        async with nats_client(nats.url, headers=True) as listener:
+            await listener.send(b"SUB odin.token.*.trade 9\r\n")
+            await listener.flush()
+            settings = PublisherSettings(
+                address=Address("127.0.0.1", 0), nats_urls=[nats.url], rate=100, traced_share=1.0
+            )
+            await nursery.start(publish, settings)
+            line = await listener.receive_line(b"traceparent: ")
+    context = parse_traceparent(line.decode().removeprefix("traceparent: ").strip())
+    assert context is not None
+    assert context.is_sampled
+
+
 async def test_a_believable_market_keeps_the_rate(
     autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,7 +207,7 @@ async def test_a_believable_market_keeps_the_rate(
     def take(function: partial[None]) -> Callable[[], Awaitable[int]]:
         async def publish_batch() -> int:
             _, batch = function.args
-            sent.extend(subject for subject, _ in batch)
+            sent.extend(subject for subject, *_ in batch)
             return len(batch)
 
         return publish_batch

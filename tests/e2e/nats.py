@@ -9,7 +9,7 @@ import secrets
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
@@ -131,6 +131,13 @@ class NatsClient:
     async def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
         line = f"PUB {subject} {reply} {len(payload)}\r\n".replace("  ", " ")
         await self._stream.send_all(line.encode() + payload + b"\r\n")
+
+    async def publish_with(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> None:
+        """Publish with headers. The login has to be with `headers=True`."""
+        lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+        block = f"NATS/1.0\r\n{''.join(lines)}\r\n".encode()
+        line = f"HPUB {subject} {len(block)} {len(block) + len(payload)}\r\n"
+        await self._stream.send_all(line.encode() + block + payload + b"\r\n")
 
     async def send(self, data: bytes) -> None:
         """Send bytes as they are."""

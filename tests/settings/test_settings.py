@@ -79,6 +79,18 @@ PERCENT = Examples(
     ["100.1", "%", "high", "1e3", "٪", "1%%", *NO_NUMBERS],
 )
 PATH = Examples("", {"keys.json": Path("keys.json"), "/etc/odin/keys": Path("/etc/odin/keys")}, [])
+COLLECTOR = Examples(
+    "a URL such as http://collector:4318, without user and password",
+    {
+        "http://collector:4318": "http://collector:4318",
+        " https://otlp.example.com/otlp/ ": "https://otlp.example.com/otlp/",
+        "http://[::1]:4318/v1/traces": "http://[::1]:4318/v1/traces",
+    },
+    ["collector:4318", "grpc://collector:4317", "http://",
+     "http://collector:port", "http://collector:99999", "http://collector:0", "http://a b",
+     "http://collector/?key=1", "http://collector/#1", "http://coll\nector", "http://col\x07",
+     "http://collector\\x", "\udcff"],
+)  # fmt: skip
 TEXT = Examples(
     "a text of printable characters in UTF-8",
     {"https://id.example.com": "https://id.example.com", " odin ": "odin", "Größe": "Größe"},
@@ -287,6 +299,12 @@ EXAMPLES = {
         "memory or file", {"memory": "memory", " FILE ": "file"}, ["disk", "memory,file", "0"]
     ),
     "JS_STREAM_REPLICAS": whole(1, 5),
+    "OTEL_EXPORTER_OTLP_ENDPOINT": COLLECTOR,
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": COLLECTOR,
+    "OTEL_SDK_DISABLED": Examples(
+        "true, false, 1, 0, yes or no", {"true": True, "False": False}, ["on", "maybe"]
+    ),
+    "WS_TRACES_PER_SECOND": whole(1, 1000),
     "METRICS_INTERVAL": DURATION,
     "LOG_LEVEL": Examples(
         "debug, info, warning or error",
@@ -514,7 +532,7 @@ def test_limits_origins_and_keys_are_reloadable() -> None:
         "WS_RESUME_CHANNEL_EVENTS", "WS_RESUME_EVENTS",
         "WS_ADMIN_TOKEN_FILE", "WS_ALLOWED_ORIGINS", "WS_JWT_KEYS", "WS_JWT_ALGORITHMS",
         "WS_JWT_ISSUER", "WS_JWT_AUDIENCE", "WS_MAX_HEAD_BYTES", "WS_MAX_HEADERS", "LOG_LEVEL",
-        "WS_COMPRESSION", "WS_TLS_CERT", "WS_TLS_KEY",
+        "WS_COMPRESSION", "WS_TLS_CERT", "WS_TLS_KEY", "WS_TRACES_PER_SECOND",
     } == names  # fmt: skip
 
 
@@ -570,6 +588,18 @@ def test_a_misspelt_name_without_a_prefix_gets_a_suggestion(name: str, nearest: 
     assert warning == f"{name} is unknown and has no effect; the nearest known one is {nearest}"
     given = {name: "x", nearest: next(iter(EXAMPLES[nearest].good))}
     assert not list(warnings_about(read_settings({}), given)), "somebody else's, then"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
+        "OTEL_BSP_SCHEDULE_DELAY",
+    ],
+)
+def test_variables_of_the_library_for_traces_are_not_taken_for_misspelt_ones(name: str) -> None:
+    assert not list(warnings_about(read_settings({}), {name: "x"}))
 
 
 @given(st.text().map("WS_{}".format))

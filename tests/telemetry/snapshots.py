@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 from hypothesis import strategies as st
 
-from trio_odin.ledger.counters import Deliveries, Ledger, Publications, Traffic
+from trio_odin.ledger.counters import Deliveries, Ledger, Publications, TraceCounters, Traffic
 from trio_odin.ledger.reasons import Dropped, GapReason, Invalid, Shed
 from trio_odin.ledger.snapshot import (
     Build,
@@ -154,8 +154,9 @@ def balanced(draw: st.DrawFn) -> Snapshot:
         "bytes_sent",
     ):
         setattr(traffic, name, draw(AMOUNTS))
+    traces = TraceCounters(events=draw(AMOUNTS), spans_exported=draw(AMOUNTS))
     return snapshot(
-        ledger=Ledger(way_in, way_out, traffic),
+        ledger=Ledger(way_in, way_out, traffic, traces),
         connections=connections,
         subscription_counts=draw(st.lists(st.integers(1, 256), max_size=5)),
         channels=draw(AMOUNTS),

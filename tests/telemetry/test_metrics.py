@@ -13,7 +13,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.telemetry.snapshots import snapshot
-from trio_odin.ledger.counters import Deliveries, Ledger, Publications, Traffic
+from trio_odin.ledger.counters import Deliveries, Ledger, Publications, TraceCounters, Traffic
 from trio_odin.ledger.durations import Durations
 from trio_odin.ledger.reasons import CloseReason, Dropped, GapReason, Invalid, Rejection, Shed
 from trio_odin.ledger.snapshot import Build, Snapshot, Workers
@@ -62,6 +62,7 @@ LABELS = {
         {kind.__name__.lower() for kind in Command.__args__},
     ),
     "ws_worker_connections": ("worker", {"1"}),
+    "ws_spans_total": ("result", {"exported", "failed", "dropped"}),
 }
 
 
@@ -152,6 +153,9 @@ LEDGER = Ledger(
         snapshots=3023,
         bytes_received=3015,
         bytes_sent=3016,
+    ),
+    traces=TraceCounters(
+        events=6001, over_limit=6002, spans_exported=6003, spans_failed=6004, spans_dropped=6005
     ),
 )
 BUSY = snapshot(
@@ -249,6 +253,11 @@ EXPECTED: list[tuple[str, dict[str, str], float]] = [
     ("ws_replay_bytes_limit", {}, 4104),
     ("ws_snapshot_channels", {}, 4105),
     ("ws_snapshot_bytes", {}, 4106),
+    ("ws_traced_events_total", {}, 6001),
+    ("ws_traced_events_over_limit_total", {}, 6002),
+    ("ws_spans_total", {"result": "exported"}, 6003),
+    ("ws_spans_total", {"result": "failed"}, 6004),
+    ("ws_spans_total", {"result": "dropped"}, 6005),
     ("ws_tasks", {}, 4008),
     ("ws_cpu_usage_percent", {}, 40.09),
     ("ws_loop_busy_percent", {}, 40.12),

@@ -7,7 +7,15 @@ from functools import partial
 import click
 import trio
 
-from trio_odin.cli.common import fail, flag, nats_access_of, run, settings_from, start_logs
+from trio_odin.cli.common import (
+    NumberRange,
+    fail,
+    flag,
+    nats_access_of,
+    run,
+    settings_from,
+    start_logs,
+)
 from trio_odin.cli.market import events_option, rate_option, shares_option, tokens_option
 from trio_odin.demo.publisher import PublisherSettings, publish
 from trio_odin.demo.shares import Shares
@@ -22,6 +30,16 @@ from trio_odin.signals import end_signals
 @tokens_option
 @events_option
 @shares_option("even")
+@click.option(
+    "--trace",
+    "traced_share",
+    type=NumberRange(min=0, max=1),
+    metavar="SHARE",
+    default=0.0,
+    show_default=True,
+    help="Share of the events, from 0 to 1, that get a sampled traceparent header, for a server "
+    "with OTEL_EXPORTER_OTLP_ENDPOINT.",
+)
 @click.option("--idle", is_flag=True, help="Wait for POST /control instead of publishing at once.")
 @flag("--log-level")
 @flag("--log-format")
@@ -32,6 +50,7 @@ def publish_command(
     events: tuple[str, ...],
     shares: Shares,
     *,
+    traced_share: float,
     idle: bool,
     **flags: str | None,
 ) -> None:
@@ -60,6 +79,7 @@ def publish_command(
         events=events,
         shares=shares,
         autostart=not idle,
+        traced_share=traced_share,
     )
     run(partial(_publish_until_signalled, plan))
 

@@ -190,7 +190,7 @@ async def _work(
     inherited: dict[int, list[int]] = {}
     for queue, socket_file in sockets:
         inherited.setdefault(queue, []).append(socket_file)
-    link = ParentLink(file_number)
+    link = ParentLink(file_number, number=number)
     await serve(settings, link, inherited=inherited, worker=number, task_status=task_status)
 
 

@@ -338,6 +338,7 @@ class Connection:
             skipped=message.get("skipped", 0),
             is_snapshot=message.get("snapshot", False),
             epoch=self.epoch,
+            trace=message.get("trace"),
         )
         if event.is_snapshot and self._command and self._command.ends_with == "resumed":
             self.jumped.add(event.channel)

@@ -30,6 +30,8 @@ class Event:
             known.
         is_snapshot: whether it is the newest event from before, and not a new one.
         epoch: the stream that `offset` and `prev` count in; None without JetStream.
+        trace: the span of the server that sent it, as a W3C `traceparent`; None unless the event
+            is traced.
     """
 
     channel: str
@@ -40,6 +42,7 @@ class Event:
     skipped: int | None = 0
     is_snapshot: bool = False
     epoch: str | None = None
+    trace: str | None = None
 
 
 @attrs.frozen(kw_only=True)

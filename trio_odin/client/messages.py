@@ -221,6 +221,7 @@ class PriceUpdate(TypedDict):
         offset: The number of the event in the NATS stream, the same on every server; absent without
             JetStream.
         prev: The offset of the event before it in its channel; absent if it is not known.
+        trace: The span of its fan-out, as a W3C `traceparent`; absent unless it is traced.
         snapshot: True if it is the newest event from before you subscribed.
         skipped: How many older events of the channel gave way to this one; absent if none.
         skipped_total: Running total, on this connection, of the events that gave way because you
@@ -235,6 +236,7 @@ class PriceUpdate(TypedDict):
     channel: str
     offset: NotRequired[int]
     prev: NotRequired[int]
+    trace: NotRequired[str]
     snapshot: NotRequired[Literal[True]]
     skipped: NotRequired[int]
     skipped_total: NotRequired[int]
@@ -265,6 +267,7 @@ class BatchEvent(TypedDict):
         prev: The offset of the event before it in its channel; absent if it is not known.
         skipped: How many older events of the channel gave way to this one since you were last sent
             one; absent if none, null if they were too many to be counted.
+        trace: The span of its fan-out, as a W3C `traceparent`; absent unless it is traced.
         ts: When NATS stored the event, in Unix milliseconds.
         data: What was published, byte for byte: any JSON, null too.
     """
@@ -273,6 +276,7 @@ class BatchEvent(TypedDict):
     offset: NotRequired[int]
     prev: NotRequired[int]
     skipped: NotRequired[int | None]
+    trace: NotRequired[str]
     ts: int
     data: Any
 

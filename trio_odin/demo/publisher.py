@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 import nats.errors
@@ -32,6 +33,7 @@ from trio_odin.net.http import Request, Response, serve_request
 from trio_odin.net.listening import Address, bound_address, open_listeners
 from trio_odin.upstream.access import OF_THE_URL, NatsAccess
 from trio_odin.upstream.nats_link import NatsLink, Outage
+from trio_odin.wire.trace_context import HEADER, TraceContext
 
 # No pause is longer, so `configure` takes effect soon, however low the rate.
 _LOOK_SECONDS = 0.2
@@ -40,6 +42,9 @@ _LATE_MAX_SECONDS = 5.0
 _BATCH_MAX = 1000
 _PUBLISH_SECONDS = 2.0
 
+# Subject, payload, and headers if there are any.
+_Message: TypeAlias = tuple[str, bytes, dict[str, str] | None]
+
 _log = structlog.get_logger("publisher")
 
 
@@ -47,7 +52,8 @@ _log = structlog.get_logger("publisher")
 class PublisherSettings:
     """How a publisher runs. `rate` is messages a second over all tokens.
 
-    `events` are the event types, and `shares` is how the events are spread over the tokens.
+    `events` are the event types, and `shares` is how the events are spread over the tokens. So much
+    of them as `traced_share`, from 0 to 1, have a sampled `traceparent`.
     """
 
     address: Address = attrs.field(factory=lambda: Address("", 3003))
@@ -59,6 +65,7 @@ class PublisherSettings:
     shares: Shares = "even"
     autostart: bool = True
     seed: int | None = None
+    traced_share: float = 0.0
 
 
 class Publisher:
@@ -74,6 +81,7 @@ class Publisher:
         self.control = Control(rate=settings.rate, tokens=tuple(settings.tokens))
         self._settings = settings
         self._market = Market(settings.seed)
+        self._random = random.Random(settings.seed)
         self._started_at = trio.current_time()
         self._link: NatsLink | None = None
         self._outage = Outage(_log, settings.nats_urls, settings.access)
@@ -226,26 +234,34 @@ class Publisher:
             stats.published += sent
             stats.errors += len(ticks) - sent
 
-    def _batch(self, ticks: Sequence[int]) -> list[tuple[str, bytes]]:
-        """The subjects and payloads of some ticks."""
-        batch = []
+    def _batch(self, ticks: Sequence[int]) -> list[_Message]:
+        """The messages of some ticks."""
+        batch: list[_Message] = []
         clocks_apart = time.time() - trio.current_time()
         for tick in ticks:
             token, event_type = self._draw.take(tick)
             # The due time, not the time of sending: a latency measured by it includes our lateness.
             unix_ms = round((clocks_apart + self._schedule.due_at(tick)) * 1000)
             channel, payload = self._market.event(token, event_type, unix_ms)
-            batch.append((f"odin.token.{channel}", payload))
+            batch.append((f"odin.token.{channel}", payload, self._headers()))
         return batch
 
+    def _headers(self) -> dict[str, str] | None:
+        """The header of a trace that begins here, for the share of the events that is traced."""
+        share, number = self._settings.traced_share, self._random
+        if not share or number.random() >= share:
+            return None
+        trace_id, span_id = number.getrandbits(128) or 1, number.getrandbits(64) or 1
+        return {HEADER: TraceContext(f"{trace_id:032x}", f"{span_id:016x}").traceparent}
 
-async def _publish_batch(link: NatsLink, batch: Sequence[tuple[str, bytes]]) -> int:
+
+async def _publish_batch(link: NatsLink, batch: Sequence[_Message]) -> int:
     """Under asyncio: publish; returns how many messages nats-py took within the deadline."""
     sent = 0
     try:
         async with asyncio.timeout(_PUBLISH_SECONDS):
-            for subject, payload in batch:
-                await link.client.publish(subject, payload)
+            for subject, payload, headers in batch:
+                await link.client.publish(subject, payload, headers=headers)
                 sent += 1
     except (OSError, nats.errors.Error) as error:
         _log.debug("nats.publish_failed", error=repr(error))

@@ -102,7 +102,7 @@ def _described_event(event: Event) -> dict[str, Any]:
         "ts": event.unix_ms,
         "data": event.data,
     }
-    for name in ("offset", "prev", "epoch"):
+    for name in ("offset", "prev", "epoch", "trace"):
         if (value := getattr(event, name)) is not None:
             found[name] = value
     if event.skipped != 0:

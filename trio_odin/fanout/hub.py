@@ -20,6 +20,7 @@ from trio_odin.fanout.registry import Registry
 from trio_odin.fanout.replay_buffer import ReplayBudget
 from trio_odin.fanout.slow_consumers import OutboxRules, SlowPolicy
 from trio_odin.fanout.ticks import Ticks
+from trio_odin.fanout.traces import FANNED_OUT, TracedEvent, Traces
 from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.reasons import CloseReason, GapReason, Invalid, Shed
 from trio_odin.ledger.snapshot import FanOutStats
@@ -33,6 +34,7 @@ from trio_odin.overload.budgets import (
 from trio_odin.overload.byte_budget import ByteBudget
 from trio_odin.overload.turns import Turns
 from trio_odin.settings.settings import Settings
+from trio_odin.telemetry.spans import GiveSpan
 from trio_odin.upstream.gaps import Gap, Mark
 from trio_odin.upstream.nats_message import NatsMessage, Newest
 from trio_odin.upstream.status import NatsStatus
@@ -93,10 +95,20 @@ class Hub(Generic[M]):
         taken: messages taken from the inbound queue so far.
         ticks: sends events to the subscriptions at a rate.
         turns: how clients give way to events; None: not at all.
+        traces: the events that are traced; None: none are.
     """
 
-    def __init__(self, settings: Settings, ledger: Ledger, turns: Turns | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        turns: Turns | None = None,
+        give_span: GiveSpan | None = None,
+    ) -> None:
         self.turns = turns
+        self.traces: Traces | None = None
+        if give_span is not None:
+            self.traces = Traces(give_span, ledger.traces, settings, now=trio.current_time())
         self.taken = 0
         self.ticks = Ticks(max_batch_bytes=settings.outbox_bytes)
         self.registry: Registry[Outbound] = Registry(self.ticks.rates)
@@ -136,12 +148,15 @@ class Hub(Generic[M]):
         self.reload(settings)
 
     def reload(self, settings: Settings) -> None:
-        """Apply the rate of `settings`."""
+        """Apply the rates of `settings`."""
+        now = trio.current_time()
         self._rate = TokenBucket(
             burst=max(1.0, settings.max_broadcast_rate),
             per_second=settings.max_broadcast_rate,
-            now=trio.current_time(),
+            now=now,
         )
+        if self.traces is not None:
+            self.traces.reload(settings, now)
 
     def stats(self, *, fed: int) -> FanOutStats:
         """The connections, and what waits. `fed`: messages put into the inbound queue so far."""
@@ -272,16 +287,32 @@ class Hub(Generic[M]):
 
         If it `is_alone`, nothing waits and the first subscribers are written to at once.
         """
+        if message.trace is None:
+            self._publish(message, None, is_alone=is_alone)
+        else:
+            self._publish_traced(message, is_alone=is_alone)
+
+    def _publish_traced(self, message: NatsMessage, *, is_alone: bool) -> None:
+        traced = None
+        if self.traces is not None:
+            traced = self.traces.begin(message, trio.current_time())
+        if traced is None:  # there are too many
+            self._publish(message._replace(trace=None), None, is_alone=is_alone)
+        else:
+            traced.fanned_out(self._publish(traced.message, traced, is_alone=is_alone))
+
+    def _publish(self, message: NatsMessage, traced: TracedEvent | None, *, is_alone: bool) -> str:
+        """Publish a message, which may be `traced`; returns what became of it, as in the ledger."""
         publications = self.ledger.publications
         channel, why_not, prev, resumable = self._feed.add(message)
         offset = message.offset
         if message.is_backfill:
             publications.backfilled += 1
-            return
+            return "recalled"
         if channel is None:
             error = f"parts three and four are no channel: {CHANNEL_RULE}"
             self._refuse(message, Invalid.SUBJECT, error)
-            return
+            return "invalid"
         subscribers: Collection[Outbound]
         is_wanted = self.registry.rates.wants(channel)
         if self.is_filtering:
@@ -290,29 +321,42 @@ class Hub(Generic[M]):
             subscribers = [member.outbound for member in self.members]
         if not subscribers and not is_wanted:
             publications.unmatched += 1
-            return
+            return "unmatched"
         if subscribers and not self._rate.take(trio.current_time()):
             publications.shed[Shed.BROADCAST_RATE] += 1
             self.notices.declare(Gap(GapReason.SHED, 1, offset, offset))
-            return
+            return "shed"
         if why_not:
             self._refuse(message, Invalid.PAYLOAD, why_not)
-            return
+            return "invalid"
         publications.fanned_out += 1
         if is_wanted:
             self.registry.rates.add(channel, message, prev)
             if not subscribers:
-                return
+                return FANNED_OUT
         publication = Publication(
-            channel, message.payload, offset=offset, unix_ms=message.unix_ms, prev=prev
+            channel,
+            message.payload,
+            offset=offset,
+            unix_ms=message.unix_ms,
+            prev=prev,
+            trace=message.trace,
         )
         if resumable is not None:
             resumable.content = publication
-        self._fan_out(publication, subscribers, is_alone=is_alone)
+        self._fan_out(publication, subscribers, traced, is_alone=is_alone)
+        return FANNED_OUT
 
     def _fan_out(
-        self, publication: Publication, subscribers: Collection[Outbound], *, is_alone: bool
+        self,
+        publication: Publication,
+        subscribers: Collection[Outbound],
+        traced: TracedEvent | None,
+        *,
+        is_alone: bool,
     ) -> None:
+        if traced is not None:
+            publication = traced.watch(publication, len(subscribers))
         self.replay_budget.add(publication.kept)
         self.notices.tell_owed(subscribers)
         self._first = (self._first + _GOLDEN_RATIO) % 1

@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from trio_odin.wire.compression import PLAIN, Encoding, plain_head, plain_heads
+from trio_odin.wire.trace_context import TraceContext
 
 EVENT_TYPE: Final = "price:update"
 PRIORITY: Final = 1
@@ -82,6 +83,7 @@ class Publication:
         unix_ms: int,
         prev: int | None = None,
         is_snapshot: bool = False,
+        trace: TraceContext | None = None,
     ) -> None:
         """Build the shared bytes.
 
@@ -92,10 +94,13 @@ class Publication:
             unix_ms: when NATS stored it.
             prev: the offset of the event before it in its channel, if that is known.
             is_snapshot: whether it is sent as the first value to who subscribes later.
+            trace: the span of its fan-out, if it is traced.
         """
         last_keys = b"" if offset is None else b',"offset":%d' % offset
         if prev is not None:
             last_keys += b',"prev":%d' % prev
+        if trace is not None:
+            last_keys += trace_key(trace)
         if is_snapshot:
             last_keys += _SNAPSHOT_END[:-1]
         tail = b',"ts":%d,"type":"%b","priority":%d,"data":%b,"channel":%b%b}' % (
@@ -122,6 +127,10 @@ class Publication:
         # events forgotten.
         self._heads = plain_heads(len(tail)) if bodies is None else None
         self._bodies = kept.bodies if bodies is None else bodies
+
+    def watched(self) -> Publication:
+        """The same, sharing all bytes, as an object that nothing else holds: see `traces.py`."""
+        return _Watched._of(self.channel, self._tail, self.kept)  # noqa: SLF001
 
     def again(self) -> Publication:
         """The same, to be kept for replay anew."""
@@ -201,3 +210,14 @@ class Publication:
         if self.kept.on_growth is not None:
             self.kept.on_growth(self.kept)
         return body
+
+
+class _Watched(Publication):
+    """A publication with weak references: they cost memory, so that others have none."""
+
+    __slots__ = ("__weakref__",)
+
+
+def trace_key(trace: TraceContext) -> bytes:
+    """The key of an event that names the span of its fan-out, after another key."""
+    return b',"trace":"%b"' % trace.traceparent.encode()

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from trio_odin.fanout.publication import trace_key
 from trio_odin.upstream.nats_message import NatsMessage
 from trio_odin.wire.channels import patterns_for
 
@@ -141,6 +142,8 @@ class Update:
             keys += b',"prev":%d' % self._prev
         if skipped != 0:
             keys += b',"skipped":' + msgspec.json.encode(skipped)
+        if message.trace is not None:
+            keys += trace_key(message.trace)
         return b'%b,"ts":%d,"data":%b}' % (keys, message.unix_ms, message.payload)
 
 

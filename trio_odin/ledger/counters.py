@@ -130,6 +130,25 @@ class Traffic:
 
 
 @attrs.define
+class TraceCounters:
+    """Traced events, and the spans that show them.
+
+    Attributes:
+        events: events that were traced.
+        over_limit: events that were not, as they were too many.
+        spans_exported: spans that the collector has taken.
+        spans_failed: spans that it has not.
+        spans_dropped: spans that had no room while others were exported.
+    """
+
+    events: int = 0
+    over_limit: int = 0
+    spans_exported: int = 0
+    spans_failed: int = 0
+    spans_dropped: int = 0
+
+
+@attrs.define
 class Ledger:
     """All counters of one server.
 
@@ -142,6 +161,7 @@ class Ledger:
     publications: Publications = attrs.field(factory=Publications)
     deliveries: Deliveries = attrs.field(factory=Deliveries)
     traffic: Traffic = attrs.field(factory=Traffic)
+    traces: TraceCounters = attrs.field(factory=TraceCounters)
     fan_out: Durations = attrs.field(factory=Durations)
     lag: Durations = attrs.field(factory=Durations)
 

@@ -17,6 +17,8 @@ from trio_odin.settings.settings import Settings
 
 # Variables that begin so are ours; an unknown one is probably a typing error.
 _OWN_PREFIXES = ("WS_", "JS_")
+# Of those that begin so OpenTelemetry's library reads many, and they are alike.
+_LIBRARY_PREFIX = "OTEL_"
 # How alike a name has to be to one of the others. Nothing but a typing error is like a long one.
 _LIKENESS, _LIKENESS_OF_LONG, _LONG = 0.9, 0.7, 20
 _RELOAD_FILE = "WS_RELOAD_FILE"
@@ -185,6 +187,8 @@ def _meant_by(name: str, known: Collection[str], environment: Mapping[str, str])
     One that begins like most of ours was. Any other may be of another program, so it has to be a
     typing error away from one that is not set: letters swapped, a few too many or too few.
     """
+    if name.startswith(_LIBRARY_PREFIX):
+        return None
     if name.startswith(_OWN_PREFIXES):
         return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
     for candidate in known:

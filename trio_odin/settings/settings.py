@@ -548,6 +548,29 @@ class Settings:
         help="NATS servers of a cluster that store a stream that the server creates.",
     )
 
+    traces_endpoint: str = setting(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "",
+        values.collector_url,
+        help="Send traces by OTLP over HTTP to the collector at this URL, to its path /v1/traces; "
+        "empty: no traces.",
+    )
+    traces_url: str = setting(
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        "",
+        values.collector_url,
+        help="Send traces to exactly this URL instead.",
+    )
+    is_tracing_disabled: bool = setting(
+        "OTEL_SDK_DISABLED", "false", values.boolean, help="true sends no traces anywhere."
+    )
+    traces_per_second: int = setting(
+        "WS_TRACES_PER_SECOND",
+        "20",
+        values.Whole(1, 1000),
+        help="Events that a process traces in a second, of those with a sampled traceparent.",
+        reloads=True,
+    )
     summary_seconds: float = setting(
         "METRICS_INTERVAL", "15s", values.Duration(), help="Time between summary lines in the log."
     )

@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 from typing import Literal, TypeAlias
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -195,6 +196,23 @@ def admin_address(text: str) -> Address | Literal["off"] | None:
         return Address.parse(text) if text.strip() else None
     except ValueError as error:
         raise Unacceptable(f"{error}, or off") from None
+
+
+def collector_url(text: str) -> str:
+    """The URL of a collector of traces; empty for an empty text.
+
+    Passwords belong into the headers, which OpenTelemetry has another variable for.
+    """
+    url = text.strip()
+    try:
+        parts = urlsplit(url)
+        is_whole = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_whole = False
+    has_more = not url.isprintable() or any(mark in url for mark in " @?#\\")
+    if url and (not is_whole or has_more):
+        raise Unacceptable("a URL such as http://collector:4318, without user and password")
+    return url
 
 
 _ALGORITHMS = ("HS256", "RS256", "ES256")

@@ -324,6 +324,27 @@ SERIES = (
         "Payload bytes of the events kept for snapshots, in one worker",
         lambda s: s.fan_out.snapshot_bytes,
     ),
+    Series(
+        "ws_traced_events_total",
+        "Events with a sampled traceparent that were traced; each worker traces its own",
+        lambda s: s.ledger.traces.events,
+    ),
+    Series(
+        "ws_traced_events_over_limit_total",
+        "Events with a sampled traceparent that were not, because of WS_TRACES_PER_SECOND",
+        lambda s: s.ledger.traces.over_limit,
+    ),
+    Series(
+        "ws_spans_total",
+        "Spans that the collector took, that it did not take, or that had no room to wait for it",
+        lambda s: {
+            "exported": s.ledger.traces.spans_exported,
+            "failed": s.ledger.traces.spans_failed,
+            "dropped": s.ledger.traces.spans_dropped,
+        },
+        label="result",
+        values=["exported", "failed", "dropped"],
+    ),
     Series("ws_tasks", "Trio tasks", lambda s: s.load.tasks),
     Series(
         "ws_cpu_usage_percent",

@@ -57,6 +57,7 @@ from trio_odin.upstream.stream import (
 )
 from trio_odin.wire.channels import channel_of_subject
 from trio_odin.wire.payload import why_invalid
+from trio_odin.wire.trace_context import HEADER, TraceContext, parse_traceparent
 
 _REQUEST_SECONDS = 5.0
 _TROUBLE_KEPT = 3
@@ -106,8 +107,13 @@ class Bridge:
         *,
         backfill_max: int,
         access: NatsAccess = OF_THE_URL,
+        is_tracing: bool = False,
     ) -> None:
-        """`backfill_max`: events to read from before the start, for clients that resume."""
+        """Make a bridge; `run` it.
+
+        `backfill_max`: events to read from before the start, for clients that resume. `is_tracing`:
+        whether to find out which trace an event belongs to.
+        """
         self.fed = 0
         self._nats_status = nats_status
         self._settings = settings
@@ -115,6 +121,7 @@ class Bridge:
         self._inbound_send = inbound_send
         self._inbound_budget = inbound_budget
         self._shedder = shedder
+        self._is_tracing = is_tracing
         self._position = StreamPosition(backfill=backfill_max)
         self._untold: Gaps = {}
         self._must_tell = False
@@ -493,6 +500,7 @@ class Bridge:
                 trio.current_time(),
                 metadata.unix_ns // 1_000_000,
                 arrival.is_backfill,
+                self._trace_of(message) if message.headers and not arrival.is_backfill else None,
             )
         )
         if metadata.pending == 0 and arrival.is_backfill:
@@ -501,7 +509,15 @@ class Bridge:
     def _on_core_message(self, message: Msg) -> None:
         unix_ms = time.time_ns() // 1_000_000
         now = trio.current_time()
-        self._accept(NatsMessage(message.subject, message.data, None, now, unix_ms))
+        trace = self._trace_of(message) if message.headers else None
+        self._accept(NatsMessage(message.subject, message.data, None, now, unix_ms, trace=trace))
+
+    def _trace_of(self, message: Msg) -> TraceContext | None:
+        """The span that a message with headers comes from, if that is to be traced here."""
+        if not self._is_tracing or message.headers is None:
+            return None
+        context = parse_traceparent(message.headers.get(HEADER, ""))
+        return context if context is not None and context.is_sampled else None
 
     def _accept(self, message: NatsMessage) -> None:
         self._counters.received += 1

@@ -5,7 +5,7 @@ for such, and at malformed headers. The connection then ends, and the next one e
 message, for as long as the stream keeps it. Here each part of the input has one rule:
 
     subject, reply subject   bytes that are not UTF-8 are escaped; no channel has such a subject
-    headers                  read only in messages to an inbox: an event's are of no use
+    headers                  read only in messages to an inbox; of an event's only traceparent
     -ERR                     ends the connection, in NATS' own words; a refused publish does not,
                              unless NATS waits for it, as for flow control
     INFO, PONG               ignored if they mean nothing
@@ -26,6 +26,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.protocol.command import pub_cmd, sub_cmd, unsub_cmd
 from trio_asyncio import BaseTrioEventLoop
+
+from trio_odin.wire.trace_context import HEADER, traceparent_in
 
 _READ_BYTES = 32_768
 # nats-server accepts lines of 4 KiB from us; its own INFO names every server of a cluster.
@@ -219,8 +221,12 @@ class TotalClient(Client):
                 del received[: first.size]
 
     def _message_of(self, message: _Message) -> Msg:
-        is_to_inbox = message.subject.startswith(self._inbox_prefix)
-        headers = _headers_in(message.headers) if is_to_inbox else None
+        headers: dict[str, str] | None = None
+        if message.headers:
+            if message.subject.startswith(self._inbox_prefix):
+                headers = _headers_in(message.headers)
+            elif (traceparent := traceparent_in(message.headers)) is not None:
+                headers = {HEADER: traceparent}
         return self._build_message(
             message.sid, message.subject, message.reply, message.payload, headers
         )

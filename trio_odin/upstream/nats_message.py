@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from trio_odin.wire.trace_context import TraceContext
+
 
 class NatsMessage(NamedTuple):
     """A message as the bridge puts it into the inbound queue.
@@ -15,6 +17,7 @@ class NatsMessage(NamedTuple):
         unix_ms: when NATS stored it; in core mode, when it arrived.
         is_backfill: whether it was published before the start, so that it is not news to any
             connected client.
+        trace: the span that it comes from, if that is to be traced.
     """
 
     subject: str
@@ -23,6 +26,7 @@ class NatsMessage(NamedTuple):
     arrived_at: float
     unix_ms: int = 0
     is_backfill: bool = False
+    trace: TraceContext | None = None
 
 
 class Newest(NamedTuple):

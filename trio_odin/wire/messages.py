@@ -34,6 +34,7 @@ class PriceUpdate(msgspec.Struct):
         offset: the number of the event in the NATS stream, the same on every server; absent without
             JetStream.
         prev: the offset of the event before it in its channel; absent if it is not known.
+        trace: the span of its fan-out, as a W3C `traceparent`; absent unless it is traced.
         snapshot: true if it is the newest event from before you subscribed.
         skipped: how many older events of the channel gave way to this one; absent if none.
         skipped_total: running total, on this connection, of the events that gave way because you
@@ -48,6 +49,7 @@ class PriceUpdate(msgspec.Struct):
     channel: str
     offset: int | UnsetType = UNSET
     prev: int | UnsetType = UNSET
+    trace: str | UnsetType = UNSET
     snapshot: Literal[True] | UnsetType = UNSET
     skipped: int | UnsetType = UNSET
     skipped_total: int | UnsetType = UNSET
@@ -63,6 +65,7 @@ class BatchEvent(msgspec.Struct, kw_only=True):
         prev: the offset of the event before it in its channel; absent if it is not known.
         skipped: how many older events of the channel gave way to this one since you were last sent
             one; absent if none, null if they were too many to be counted.
+        trace: the span of its fan-out, as a W3C `traceparent`; absent unless it is traced.
         ts: when NATS stored the event, in Unix milliseconds.
         data: what was published, byte for byte: any JSON, null too.
     """
@@ -71,6 +74,7 @@ class BatchEvent(msgspec.Struct, kw_only=True):
     offset: int | UnsetType = UNSET
     prev: int | UnsetType = UNSET
     skipped: int | UnsetType | None = UNSET
+    trace: str | UnsetType = UNSET
     ts: int
     data: Any
 

@@ -76,9 +76,14 @@ class _Wait:
 
 
 class ParentLink:
-    """The worker's end of the link to the supervisor. `file_number` is that of its socket."""
+    """The worker's end of the link to the supervisor. `file_number` is that of its socket.
 
-    def __init__(self, file_number: int) -> None:
+    Attributes:
+        number: the number of the worker; 0 if it does not matter.
+    """
+
+    def __init__(self, file_number: int, *, number: int = 0) -> None:
+        self.number = number
         sock = socket.socket(fileno=file_number)
         sock.set_inheritable(False)
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))

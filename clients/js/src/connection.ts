@@ -192,13 +192,13 @@ export function createConnection(
     // What is replayed has the offsets of its own stream.
     if (message.seq <= oldSeq) return;
     const isRaising = isNew && isSteady(now);
-    for (const { channel, data, ts, offset, prev, skipped = 0, snapshot = false } of events) {
+    for (const { channel, data, ts, offset, prev, skipped = 0, snapshot = false, trace } of events) {
       // Without offsets what comes twice is not known: of two connections the new one counts.
       if (offset === undefined && !(isNew && counts())) continue;
       const { epoch } = conn;
       if (snapshot && endsWith === "resumed") conn.jumped.add(channel);
       deliver(
-        { channel, data, unixMs: ts, offset, prev, skipped, isSnapshot: snapshot, epoch },
+        { channel, data, unixMs: ts, offset, prev, skipped, isSnapshot: snapshot, epoch, trace },
         !message.events,
       );
       // Move the position of its rate on.

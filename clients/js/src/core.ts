@@ -162,15 +162,15 @@ export function createCore(
   // Hand an event out, unless it is not newer than the last one of its channel. If it is alone, the
   // event before it in its channel must have come. What came between two streams is not known.
   function deliver(event: Event, isAlone: boolean): void {
-    const { channel, epoch, prev, skipped, isSnapshot } = event;
+    const { channel, prev, isSnapshot } = event;
     const before = newest.get(channel);
     const receivers = receiversOf(channel);
     if (before) {
       if (!isNewer(event, before)) return;
-      const isHole = isAlone && !skipped && (prev as number) > (before.offset as number);
+      const isHole = isAlone && !event.skipped && (prev as number) > (before.offset as number);
       if (isSnapshot) {
         if (prev !== before.offset) event = { ...event, skipped: null };
-      } else if (epoch !== before.epoch || isHole) {
+      } else if (event.epoch !== before.epoch || isHole) {
         // One between the two should have come as well: for those who were not told of a gap there.
         const toldBy = [...(gaps.get(before)?.keys() ?? [])];
         for (const { id, names } of receivers) {

@@ -181,6 +181,8 @@ export interface PriceUpdate {
   readonly offset?: number;
   /** The offset of the event before it in its channel; absent if it is not known. */
   readonly prev?: number;
+  /** The span of its fan-out, as a W3C `traceparent`; absent unless it is traced. */
+  readonly trace?: string;
   /** True if it is the newest event from before you subscribed. */
   readonly snapshot?: true;
   /** How many older events of the channel gave way to this one; absent if none. */
@@ -219,6 +221,8 @@ export interface BatchEvent {
    * if none, null if they were too many to be counted.
    */
   readonly skipped?: number | null;
+  /** The span of its fan-out, as a W3C `traceparent`; absent unless it is traced. */
+  readonly trace?: string;
   /** When NATS stored the event, in Unix milliseconds. */
   readonly ts: number;
   /** What was published, byte for byte: any JSON, null too. */

@@ -22,6 +22,8 @@ export interface Event<Data = unknown> {
   readonly isSnapshot: boolean;
   /** The stream that `offset` and `prev` count in; null without JetStream. */
   readonly epoch: string | null;
+  /** The span of the server that sent it, as a W3C `traceparent`; absent unless it is traced. */
+  readonly trace?: string;
 }
 
 /** Events that were lost, or may have been. */

@@ -20,7 +20,7 @@ const FOLDER = new URL("../../../tests/client/vectors/", import.meta.url);
 const files = readdirSync(FOLDER).filter((name) => name.endsWith(".json"));
 
 /** The keys that say something. */
-function asEvent({ channel, data, unixMs, offset, prev, skipped, isSnapshot, epoch }: Event): object {
+function asEvent({ channel, data, unixMs, offset, prev, skipped, isSnapshot, epoch, trace }: Event): object {
   return {
     channel,
     data,
@@ -30,6 +30,7 @@ function asEvent({ channel, data, unixMs, offset, prev, skipped, isSnapshot, epo
     ...(skipped !== 0 && { skipped }),
     ...(isSnapshot && { snapshot: true }),
     ...(epoch !== null && { epoch }),
+    ...(trace !== undefined && { trace }),
   };
 }
 
