@@ -107,7 +107,19 @@ def costs() -> Costs:
     wire = fit_wire(
         samples, source="trio-odin bench --only compression", date=runs[0].provenance.day
     )
+    found = attrs.evolve(found, nats_failover_seconds=_nats_failover_seconds())
     return found if wire is None else attrs.evolve(found, wire=wire)
+
+
+def _nats_failover_seconds() -> float | None:
+    """The longest outage of events when a node of a NATS cluster was killed, by the record."""
+    rows = _record("reliability.json", FaultReport).rows
+    found = [
+        row.recovery_seconds
+        for row in rows
+        if row.passed and "of a cluster of three, SIGKILL" in row.what_was_done
+    ]
+    return max((seconds for seconds in found if seconds is not None), default=None)
 
 
 def _egress() -> list[tuple[Egress, Egress]]:
