@@ -196,7 +196,7 @@ def _lab_result(_: click.Context, __: click.Parameter, path: Path | None) -> Lab
     "json_file",
     type=click.File("wb", lazy=False),
     metavar="FILE",
-    help="Also write the figures to this file.",
+    help="Also write the figures to this file; -: instead of the text.",
 )
 def plan_command(
     users: int,
@@ -317,17 +317,27 @@ def _console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else _TABLE_CHARS)
 
 
+def _is_written(figures: bytes, json_file: BinaryIO | None) -> bool:
+    """Write the figures, if asked; returns whether they are on the screen, instead of the text.
+
+    They come first: whoever reads only the head of the text has them, too.
+    """
+    if json_file is None:
+        return False
+    json_file.write(figures + b"\n")
+    json_file.flush()
+    return json_file is sys.stdout.buffer
+
+
 def _show_layout(layout: Layout, prices: Prices, json_file: BinaryIO | None) -> NoReturn:
-    render_layout(layout, prices.described, _console())
-    if json_file is not None:
-        json_file.write(layout.as_json() + b"\n")
+    if not _is_written(layout.as_json(), json_file):
+        render_layout(layout, prices.described, _console())
     sys.exit(0 if layout.is_possible else 1)
 
 
 def _show(quote: Quote, json_file: BinaryIO | None) -> None:
-    render(quote, _console())
-    if json_file is not None:
-        json_file.write(quote.as_json() + b"\n")
+    if not _is_written(quote.as_json(), json_file):
+        render(quote, _console())
     sys.exit(0 if quote.is_possible else 1)
 
 

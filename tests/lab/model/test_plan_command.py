@@ -429,3 +429,12 @@ def test_regions_without_an_answer_exit_with_1() -> None:
 def test_a_lone_node_that_is_lost_is_one_too_many() -> None:
     said = words(plan("--regions", "1", "--spare", "0"))
     assert "Without 1 more node the loss of a node is one too many: --spare 1." in said
+
+
+@pytest.mark.parametrize("arguments", [["--users", "100"], ["--regions", "2"]])
+def test_figures_on_the_screen_replace_the_text(arguments: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    shown = plan(*arguments, "--json", "-")
+    assert shown.exit_code == 0, shown.output
+    assert plan(*arguments, "--json", str(path)).exit_code == 0
+    assert json.loads(shown.output) == json.loads(path.read_bytes())

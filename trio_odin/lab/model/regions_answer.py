@@ -55,11 +55,11 @@ def first_sentences(layout: Layout) -> Iterator[str]:
     traffic = sum(region.egress_usd for region in layout.regions)
     each = sorted({region.nodes for region in layout.regions})
     of_each = f"{each[0]}" if len(each) == 1 else f"{each[0]} to {each[-1]}"
-    spare = f"; of each region {layout.spare} may be lost" if layout.spare else ", none to spare"
+    spare = f", of which {layout.spare} may be lost" if layout.spare else ", none to spare"
     need = "needs" if demand.users == 1 else "need"
     yield (
         f"{users} in {counted(regions, 'region')} at {events} a second {need} "
-        f"{layout.nodes:,} × {name}, {of_each} in each region{spare}, and "
+        f"{layout.nodes:,} × {name} ({of_each} in each region{spare}) and "
         f"{regions * NATS_NODES} nodes of NATS: ${layout.monthly_usd:,.0f} a month, "
         f"{traffic / layout.monthly_usd * 100:.0f} % of it for the traffic to the users."
     )
