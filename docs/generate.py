@@ -20,7 +20,9 @@ from typing import Any, Final, TypeVar
 import attrs
 import jinja2
 import msgspec
+from click.testing import CliRunner
 
+from trio_odin.cli.plan import plan_command
 from trio_odin.lab import figures
 from trio_odin.lab.bench.plot import plot
 from trio_odin.lab.bench.record import BenchReport
@@ -38,7 +40,7 @@ from trio_odin.lab.bench.report import (
 from trio_odin.lab.capacity.stages import NORMAL_RATE, PEAK_RATE
 from trio_odin.lab.load.criteria import tally
 from trio_odin.lab.load.result import LoadResult
-from trio_odin.lab.model.bill import Egress, egress
+from trio_odin.lab.model.bill import GIB, TB, Egress, egress
 from trio_odin.lab.model.fit import fit
 from trio_odin.lab.model.model import Costs, Demand
 from trio_odin.lab.model.tables import read_prices, write_costs
@@ -209,6 +211,64 @@ def _with_origin(kept: dict[str, Any]) -> dict[str, Any]:
     return kept | {"provenance": msgspec.convert(kept["provenance"], Provenance)}
 
 
+# ---- what `trio-odin plan` answers
+
+
+@attrs.frozen(kw_only=True)
+class _Answer:
+    """What a command has answered.
+
+    Attributes:
+        command: as a reader would type it.
+        first: its first sentences; `drawing`: the lines of the topology.
+        figures: of `--json`.
+    """
+
+    command: str
+    first: list[str]
+    drawing: list[str]
+    figures: dict[str, Any]
+
+    @property
+    def terabytes(self) -> float:
+        """Traffic of a month to the users."""
+        return sum(region["gib"] for region in self.figures["regions"]) * GIB / TB
+
+    @property
+    def egress_usd(self) -> float:
+        """The cost of that."""
+        return sum(float(region["egress_usd"]) for region in self.figures["regions"])
+
+
+@cache
+def _planned(*more: str) -> _Answer:
+    """The answer for a million users in three regions."""
+    arguments = ["--users", "1000000", "--regions", "3", *more]
+    text, figures = (
+        CliRunner().invoke(plan_command, [*arguments, *way]) for way in ([], ["--json", "-"])
+    )
+    if text.exit_code or figures.exit_code:
+        raise ValueError(f"trio-odin plan {' '.join(arguments)}: {text.output}")
+    before, _, after = text.output.partition("  publishers\n")
+    sentences = " ".join(before.split())
+    return _Answer(
+        command=f"trio-odin plan {' '.join(arguments)}",
+        # The demand comes after them.
+        first=[sentences.partition(" 1,000,000 users, ")[0]],
+        drawing=["  publishers", *after.partition("The regions")[0].rstrip().splitlines()],
+        figures=msgspec.json.decode(figures.output),
+    )
+
+
+def _scale() -> dict[str, _Answer]:
+    return {
+        "million": _planned(),
+        "wide": _planned("--survive-region"),
+        "workers": _planned("--workers", "2"),
+        "rated": _planned("--every-ms", "1000", "--encoding", "z1"),
+    }
+
+
 # ---- pages
 
 
@@ -260,6 +320,7 @@ def _templates() -> jinja2.Environment:
         "error": error,
         "egress": _egress(),
         "egress_users": Demand().users,
+        "scale": _scale(),
         "prices_date": read_prices().network_date,
         "wire": costs().wire,
         "tally": tally,
@@ -331,6 +392,7 @@ _WHOLE = (
     "conformance",
     "metrics",
     "reliability",
+    "scale",
 )
 PAGES: dict[str, Callable[[], str]] = {f"{name}.md": partial(page, f"{name}.md") for name in _WHOLE}
 PAGES |= {

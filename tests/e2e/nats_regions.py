@@ -53,7 +53,7 @@ async def _leaves_of(node: NatsServer) -> int:
     return int((page or {}).get("leafnodes", 0))
 
 
-def _cluster(folder: Path, region: str, config: str, **common: str) -> NatsCluster:
+def _cluster(folder: Path, region: str, config: Path, **common: str) -> NatsCluster:
     routes = [free_port() for _ in range(_SIZE)]
     nodes = []
     for number, route in enumerate(routes):
@@ -70,9 +70,9 @@ def _cluster(folder: Path, region: str, config: str, **common: str) -> NatsClust
             "NATS_STORE": json.dumps(str(home / "store")),
             **common,
         }
-        if config == "first.conf":
-            own["NATS_LEAF"] = f'"127.0.0.1:{free_port()}"'
-        options = ("-l", str(home / "log"), "-c", str(CONFIGS / config))
+        for link in ("NATS_LEAF", "NATS_GATEWAY"):
+            own[link] = f'"127.0.0.1:{free_port()}"'
+        options = ("-l", str(home / "log"), "-c", str(config))
         nodes.append(NatsServer(home, False, port, monitoring, options, own))
     return NatsCluster(nodes)
 
@@ -80,10 +80,10 @@ def _cluster(folder: Path, region: str, config: str, **common: str) -> NatsClust
 @asynccontextmanager
 async def running_regions(folder: Path) -> AsyncIterator[Regions]:
     """Two regions that are ready and joined; they end with the block."""
-    first = _cluster(folder, "r1", "first.conf")
+    first = _cluster(folder, "r1", CONFIGS / "first.conf")
     leaves = [node.environment["NATS_LEAF"].strip('"') for node in first.nodes]
     remotes = json.dumps([f"nats://{leaf}" for leaf in leaves])
-    other = _cluster(folder, "r2", "other.conf", NATS_REMOTES=remotes)
+    other = _cluster(folder, "r2", CONFIGS / "other.conf", NATS_REMOTES=remotes)
     regions = Regions(first, other)
     try:
         first.start()
@@ -91,6 +91,42 @@ async def running_regions(folder: Path) -> AsyncIterator[Regions]:
         await first.wait_ready()
         await other.wait_ready()
         await regions.wait_linked()
+        yield regions
+    finally:
+        first.stop()
+        other.stop()
+
+
+_GATEWAYS = """
+server_name: $NATS_NAME
+listen: $NATS_LISTEN
+http: $NATS_HTTP
+cluster { name: $NATS_REGION, listen: $NATS_ROUTE, routes: $NATS_ROUTES }
+gateway {
+  name: $NATS_REGION
+  listen: $NATS_GATEWAY
+  gateways: [{ name: r1, urls: $NATS_FIRST }]
+}
+jetstream { store_dir: $NATS_STORE }
+"""
+
+
+@asynccontextmanager
+async def running_gateways(folder: Path) -> AsyncIterator[Regions]:
+    """Two regions that are one JetStream, joined by gateways: what is not recommended."""
+    config = folder / "gateways.conf"
+    config.write_text(_GATEWAYS)
+    first = _cluster(folder, "r1", config)
+    gates = [node.environment["NATS_GATEWAY"].strip('"') for node in first.nodes]
+    urls = json.dumps([f"nats://{gate}" for gate in gates])
+    other = _cluster(folder, "r2", config)
+    regions = Regions(first, other)
+    nodes = first.nodes + other.nodes
+    for node in nodes:
+        node.environment = {**node.environment, "NATS_FIRST": urls}
+        node.start()
+    try:
+        await NatsCluster(nodes).wait_ready()
         yield regions
     finally:
         first.stop()

@@ -14,9 +14,10 @@ from websockets.trio.client import ClientConnection
 
 from tests.e2e.conftest import StartServer, client_of, receive, wait_for_nats
 from tests.e2e.nats import nats_client
-from tests.e2e.nats_regions import Regions, running_regions
+from tests.e2e.nats_regions import Regions, running_gateways, running_regions
 from trio_odin.lab.load.pages import get_object
 from trio_odin.lab.model.regions import SUBSCRIPTIONS, nats_message_bytes
+from trio_odin.ledger.reasons import GapReason
 from trio_odin.server import Server
 
 pytestmark = pytest.mark.e2e
@@ -28,6 +29,8 @@ _STREAM = {
     "num_replicas": 3,
     "max_age": 3_600_000_000_000,
 }
+# Longer than any that was seen.
+_ELECTION_SECONDS = 12.0
 
 
 @asynccontextmanager
@@ -57,11 +60,16 @@ async def publish(url: str, *numbers: int) -> None:
         await publisher.flush()
 
 
-async def events(client: ClientConnection, count: int) -> list[tuple[int, int]]:
-    """Payload and offset of the next events."""
+async def events(
+    client: ClientConnection, count: int, gaps: list[str] | None = None
+) -> list[tuple[int, int]]:
+    """Payload and offset of the next events; `gaps` gets the reasons of gaps before them."""
     found: list[tuple[int, int]] = []
     while len(found) < count:
         message = await receive(client)
+        if message["type"] == "gap" and gaps is not None:
+            gaps.append(message["reason"])
+            continue
         assert message["type"] == "price:update", message
         found.append((message["data"], message["offset"]))
     return found
@@ -125,7 +133,7 @@ async def test_a_client_resumes_in_the_other_region(
 async def test_a_mirror_without_the_epoch_is_another_stream_to_a_client(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """The offsets agree, but no server can know: the client is told that it may miss something."""
+    """The offsets agree, but no server can know: the client learns that it may miss something."""
     async with joined(tmp_path, has_mirror=False) as regions:
         mirror = {
             "name": "ODIN_TOKENS",
@@ -168,16 +176,28 @@ async def test_a_region_works_while_the_first_one_is_lost_and_can_take_its_place
                 code, said = await regions.mirror(
                     "--promote", "--mirror-at", regions.other.nodes[0].url
                 )
-                epoch = ack["epoch"]
                 assert code == 0, said
-                assert said == f"ODIN_TOKENS is the stream now, epoch {epoch}, after offset 10"
+                start, _, rest = said.partition(", epoch ")
+                assert (start, rest.partition(",")[2]) == (
+                    "ODIN_TOKENS is the stream now",
+                    " after offset 10",
+                )
                 await publish(regions.other.nodes[0].url, *range(10, 20))
+                # With the next offsets, and what was there before does not come again.
                 expected = [(number, number + 1) for number in range(10, 20)]
                 assert await events(far, 10) == expected
-                assert await events(moved, 10) == expected
+                gaps: list[str] = []
+                assert await events(moved, 10, gaps) == expected
+                assert gaps[0] == "stream"
+            # The lost region may have given the same offsets to events that nobody else has.
             async with client_of(late) as again:
-                back, *missed, _ = await resume(again, after=10, epoch=epoch)
-                assert (back["epoch"], len(missed)) == (epoch, 10)
+                back, *missed, end = await resume(again, after=14, epoch=ack["epoch"])
+                assert back["epoch"] == rest.partition(",")[0] != ack["epoch"]
+                assert "resume_incomplete" in [message["type"] for message in missed]
+                assert end["offset"] == 20
+        assert there.ledger.publications.gaps[GapReason.STREAM] == 1
+        code, said = await regions.mirror("--promote", "--mirror-at", regions.other.nodes[0].url)
+        assert (code, said) == (0, "ODIN_TOKENS is not a mirror: nothing was changed")
 
 
 async def test_the_first_region_is_back_and_the_other_one_misses_nothing(
@@ -252,3 +272,31 @@ async def _to_leaves(regions: Regions) -> tuple[int, int]:
             messages += leaf["out_msgs"]
             size += leaf["out_bytes"]
     return messages, size
+
+
+async def test_with_gateways_a_lost_region_takes_the_consumers_of_the_other_one(
+    tmp_path: Path,
+) -> None:
+    """All six nodes elect one leader. With a domain for each region, three do."""
+    consumer = {
+        "stream_name": "ODIN_TOKENS",
+        "config": {"ack_policy": "none", "mem_storage": True, "num_replicas": 1},
+    }
+    make = "$JS.API.CONSUMER.CREATE.ODIN_TOKENS"
+    async with running_gateways(tmp_path) as regions:
+        config = {**_STREAM, "placement": {"cluster": "r2"}}
+        made = await regions.other.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", config)
+        assert "error" not in made, made
+        await regions.other.wait_replicated("ODIN_TOKENS")
+        assert "error" not in await regions.other.request(make, consumer)
+        regions.first.stop()
+        await trio.sleep(_ELECTION_SECONDS)
+        answered = False
+        with trio.move_on_after(_ELECTION_SECONDS):
+            answer = await regions.other.request(make, consumer)
+            answered = "error" not in answer
+        assert not answered
+    async with joined(tmp_path / "leaves") as regions:
+        regions.first.stop()
+        await trio.sleep(_ELECTION_SECONDS)
+        assert "error" not in await regions.other.request(make, consumer)

@@ -10,8 +10,10 @@ resume in any region. Make the mirror before the first server of its region star
 nothing changes; if the stream was made anew, the mirror is, too.
 
 --promote, when the region of the stream is lost: the mirror takes what is published from now on,
-with the next offset and the same epoch. Events that it had not copied yet are lost. Before the lost
-region returns, delete its stream, and make a mirror of this one there.
+after its last offset. Events that it had not copied yet are lost, and their offsets are given
+again, so the epoch changes, and every client learns that events may be missing. Events from before
+are removed, so that none comes twice. Before the lost region returns, delete its stream, and make a
+mirror of this one there.
 
 Exit code 0: done. 1: NATS refuses; the message says why. 2: wrong arguments.
 """
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import secrets
 import sys
 from typing import Any
 
@@ -32,6 +35,8 @@ from nats.js.errors import NotFoundError
 from trio_odin.upstream.stream import EPOCH, SUBJECT, ask, state_of
 
 _SECONDS = 5
+# The servers look at the stream every two seconds.
+_NOTICE_SECONDS = 5.0
 
 
 class Stop(Exception):
@@ -143,14 +148,21 @@ async def _promoted(options: argparse.Namespace) -> str:
     try:
         info = await _stream(far, options.name)
         if info.config.mirror is None:
-            return f"{options.name} is no mirror any longer: nothing was changed"
+            return f"{options.name} is not a mirror: nothing was changed"
         config: dict[str, Any] = (await ask(far, f"STREAM.INFO.{options.name}", None))["config"]
+        epoch = f"{state_of(info).epoch}-{secrets.token_hex(4)}"
+        config["metadata"] = {**config.get("metadata", {}), EPOCH: epoch}
+        # First what came is removed, then all servers see the epoch, then events may come: none
+        # is delivered under both epochs.
+        await ask(far, f"STREAM.PURGE.{options.name}", {"seq": info.state.last_seq + 1})
+        await ask(far, f"STREAM.UPDATE.{options.name}", config)
+        await asyncio.sleep(_NOTICE_SECONDS)
         del config["mirror"]
         await ask(far, f"STREAM.UPDATE.{options.name}", {**config, "subjects": [SUBJECT]})
+        last = (await _stream(far, options.name)).state.last_seq
     finally:
         await far.close()
-    state = state_of(info)
-    return f"{options.name} is the stream now, epoch {state.epoch}, after offset {state.last}"
+    return f"{options.name} is the stream now, epoch {epoch}, after offset {last}"
 
 
 if __name__ == "__main__":

@@ -407,7 +407,11 @@ async def _count(it: _Site, before: Summary, users: Sequence[User]) -> None:
         "those that were away missed no more than the others were sent": result.missed_away
         <= most_away,
         "nothing came to the wrong connection": result.foreign == 0,
-        "users who resume have every event, once, or were told": (silent, own.repeated, own.gaps)
+        "users who resume have every event, once, or a notice": (
+            silent,
+            own.repeated,
+            own.gaps,
+        )
         == (0, 0, 0),
         "the loss of a NATS node ended no connection": result.ended_by_nats == 0,
         "every node accounts for every event": not any(balances),
