@@ -15,7 +15,7 @@ from trio_odin.lab.model.answer import render
 from trio_odin.lab.model.comparison import Quote, compare
 from trio_odin.lab.model.fit import BadFigure, TooLittle, fit, predictions
 from trio_odin.lab.model.model import ENDLESS, PLAN_COSTS, Costs, Demand, Instance
-from trio_odin.lab.model.regions import REGIONS_MAX, Fleet, Layout, lay_out
+from trio_odin.lab.model.regions import REGIONS_MAX, Common, Layout, lay_out
 from trio_odin.lab.model.regions_answer import render_layout
 from trio_odin.lab.model.tables import Prices, read_costs, read_prices
 from trio_odin.lab.model.wire import ENCODINGS
@@ -263,7 +263,7 @@ def plan_command(
         ) from error
     prices, known = read_prices(), _measured(costs, lab_result)
     if regions is not None or shares is not None:
-        fleet = Fleet(
+        common = Common(
             costs=known or PLAN_COSTS,
             instance=_machine(prices, machine),
             tariff=prices.tariff,
@@ -273,7 +273,7 @@ def plan_command(
             survives_region=survive_region,
         )
         layout = lay_out(
-            demand, fleet, _given_shares(regions, shares), ways=_ways(given_ms, encoding)
+            demand, common, _given_shares(regions, shares), ways=_ways(given_ms, encoding)
         )
         _show_layout(layout, prices, json_file)
     if survive_region:

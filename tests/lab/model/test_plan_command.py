@@ -384,7 +384,7 @@ def test_regions_are_answered_first_machines_and_money() -> None:
     for title in ("The regions", "What NATS carries", "If a part is lost", "A month, USD"):
         assert title in said
     wide = words(plan("--users", "1000000", "--regions", "3", "--survive-region"))
-    assert "its 333,333 users fit into the other regions, and are back after" in wide
+    assert "its 333,333 users fit into the others, and are back after" in wide
 
 
 def test_shares_make_regions_of_different_sizes(tmp_path: Path) -> None:
@@ -424,6 +424,11 @@ def test_regions_without_an_answer_exit_with_1() -> None:
     result = plan("--regions", "2", "--rate", "90000")
     assert result.exit_code == 1
     assert "No number of e2-standard-2 is enough for 10,000 users" in words(result)
+
+
+def test_a_server_that_admits_nobody_is_not_planned_silently() -> None:
+    assert "WS_CPU_REJECT_THRESHOLD" in words(plan("--regions", "2", "--target-cpu", "80"))
+    assert "WS_CPU_REJECT_THRESHOLD" not in words(plan("--regions", "2"))
 
 
 def test_a_lone_node_that_is_lost_is_one_too_many() -> None:

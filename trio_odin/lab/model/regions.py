@@ -54,7 +54,7 @@ _SOON_SECONDS = 1.0
 
 
 @attrs.frozen(kw_only=True)
-class Fleet:
+class Common:
     """What is the same for all regions.
 
     Args:
@@ -255,7 +255,7 @@ def shared(users: int, shares: Sequence[float]) -> list[int]:
 
 def lay_out(
     demand: Demand,
-    fleet: Fleet,
+    common: Common,
     shares: Sequence[float],
     *,
     ways: Sequence[tuple[int, str]] = (),
@@ -264,7 +264,7 @@ def lay_out(
 
     Args:
         demand: of all users.
-        fleet: machines and costs.
+        common: machines and costs.
         shares: of the users of each region, in any unit; the first has the stream.
         ways: rates and encodings whose traffic is compared; none: those of the demand.
 
@@ -272,39 +272,39 @@ def lay_out(
         ValueError: a share is not above 0.
     """
     users = shared(demand.users, shares)
-    best = fleet.forecast(demand)
+    best = common.forecast(demand)
     regions = []
     if best.instances is not None:
         counts = [
-            _count(number, users, best.max_connections, fleet) for number in range(len(users))
+            _count(number, users, best.max_connections, common) for number in range(len(users))
         ]
         regions = [
-            _region(number, users, counts[number], demand, fleet, best.max_connections)
+            _region(number, users, counts[number], demand, common, best.max_connections)
             for number in range(len(users))
         ]
     return Layout(
         demand=demand,
-        instance=fleet.instance,
+        instance=common.instance,
         max_connections=best.max_connections,
         bound_by=best.bound_by,
         regions=regions,
-        losses=_losses(regions, demand, fleet, best.max_connections) if regions else [],
+        losses=_losses(regions, demand, common, best.max_connections) if regions else [],
         egress=[
-            _egress(attrs.evolve(demand, every_ms=every_ms, encoding=encoding), fleet, users)
+            _egress(attrs.evolve(demand, every_ms=every_ms, encoding=encoding), common, users)
             for every_ms, encoding in ways or [(demand.every_ms, demand.encoding)]
         ],
-        workers=fleet.workers,
-        spare=fleet.spare,
-        survives_region=fleet.survives_region,
-        target_cpu_percent=fleet.target_cpu_percent,
-        costs=fleet.costs,
+        workers=common.workers,
+        spare=common.spare,
+        survives_region=common.survives_region,
+        target_cpu_percent=common.target_cpu_percent,
+        costs=common.costs,
     )
 
 
-def _egress(demand: Demand, fleet: Fleet, users: Sequence[int]) -> Egress:
-    found = egress(demand, fleet.costs, fleet.tariff.egress)
-    each = [demand.of(count).bytes_per_month(fleet.costs.wire) / GIB for count in users]
-    usd = sum(egress_usd(gib, fleet.tariff.egress) for gib in each)
+def _egress(demand: Demand, common: Common, users: Sequence[int]) -> Egress:
+    found = egress(demand, common.costs, common.tariff.egress)
+    each = [demand.of(count).bytes_per_month(common.costs.wire) / GIB for count in users]
+    usd = sum(egress_usd(gib, common.tariff.egress) for gib in each)
     return attrs.evolve(found, monthly_usd=usd)
 
 
@@ -315,10 +315,10 @@ def _needed(users: int, most: int) -> int:
     return max(1, math.ceil(users / most))
 
 
-def _count(number: int, users: Sequence[int], most: int, fleet: Fleet) -> int:
+def _count(number: int, users: Sequence[int], most: int, common: Common) -> int:
     """Nodes of a region: for its users with some lost, and for those of another one if asked."""
-    nodes = _needed(users[number], most) + fleet.spare
-    if fleet.survives_region and len(users) > 1:
+    nodes = _needed(users[number], most) + common.spare
+    if common.survives_region and len(users) > 1:
         nodes = max(nodes, _needed(_after_loss(number, users), most))
     return nodes
 
@@ -336,15 +336,15 @@ def _moved(users: Sequence[int], lost: int) -> list[int]:
 
 
 def _region(
-    number: int, users: Sequence[int], nodes: int, demand: Demand, fleet: Fleet, most: int
+    number: int, users: Sequence[int], nodes: int, demand: Demand, common: Common, most: int
 ) -> Region:
     own = demand.of(users[number])
     each = demand.of(math.ceil(users[number] / nodes))
-    costs, tariff = fleet.costs, fleet.tariff
+    costs, tariff = common.costs, common.tariff
     gib = own.bytes_per_month(costs.wire) / GIB
     usd = egress_usd(gib, tariff.egress)
     nats = nats_traffic(
-        demand, nodes * fleet.processes, mirrors=len(users) - 1 if number == 0 else 0
+        demand, nodes * common.processes, mirrors=len(users) - 1 if number == 0 else 0
     )
     between_gib = nats.outwards_bytes * _MONTH_SECONDS / GIB
     between_usd = between_gib * tariff.between_regions_usd_per_gib
@@ -354,8 +354,8 @@ def _region(
         Item(
             what="servers",
             count=nodes,
-            unit=fleet.instance.name,
-            monthly_usd=nodes * fleet.instance.monthly_usd,
+            unit=common.instance.name,
+            monthly_usd=nodes * common.instance.monthly_usd,
         ),
         machine("NATS", _NATS_MACHINE, NATS_NODES),
         machine("monitoring", _MONITOR_MACHINE, 1),
@@ -377,8 +377,8 @@ def _region(
         needed=_needed(users[number], most),
         nodes=nodes,
         connections=each.users,
-        cores=costs.cores_of(each, processes=fleet.processes),
-        memory_mib=costs.memory_mib(each.users, processes=fleet.processes),
+        cores=costs.cores_of(each, processes=common.processes),
+        memory_mib=costs.memory_mib(each.users, processes=common.processes),
         egress_gbit=each.bytes_per_second(costs.wire) * 8 / 1e9,
         writes_per_second=each.writes_per_second,
         nats=nats,
@@ -426,13 +426,13 @@ def nats_traffic(demand: Demand, processes: int, *, mirrors: int) -> NatsTraffic
 # ---- the loss of a part
 
 
-def _losses(regions: Sequence[Region], demand: Demand, fleet: Fleet, most: int) -> list[Loss]:
+def _losses(regions: Sequence[Region], demand: Demand, common: Common, most: int) -> list[Loss]:
     largest = max(regions, key=lambda region: region.connections)
     losses = []
     if largest.nodes > 1:
         losses += [
-            _node_lost(largest, demand, fleet, most),
-            _node_drained(largest, demand, fleet, most),
+            _node_lost(largest, demand, common, most),
+            _node_drained(largest, demand, common, most),
         ]
     else:
         losses.append(
@@ -443,24 +443,24 @@ def _losses(regions: Sequence[Region], demand: Demand, fleet: Fleet, most: int) 
                 nodes=0,
                 fits=False,
                 more_nodes=1,
-                more_usd=fleet.instance.monthly_usd,
+                more_usd=common.instance.monthly_usd,
             )
         )
-    losses.append(_nats_lost(regions, fleet))
+    losses.append(_nats_lost(regions, common))
     if len(regions) > 1:
         # Shares that are alike differ by a user.
         lost = max(range(len(regions)), key=lambda number: regions[number].users // 10)
-        losses.append(_region_lost(regions, lost, demand, fleet, most))
+        losses.append(_region_lost(regions, lost, demand, common, most))
     return losses
 
 
 def _storm(
-    demand: Demand, fleet: Fleet, most: int, *, clients: float, nodes: int, present: float
+    demand: Demand, common: Common, most: int, *, clients: float, nodes: int, present: float
 ) -> Storm:
     """Clients that come to so many nodes, each of which has some already."""
-    costs, processes = fleet.costs, fleet.processes
-    of_one = 1.0 if not costs.uses_all_cores else fleet.instance.cpu_limit
-    core = min(fleet.instance.cpu_limit / processes, of_one)
+    costs, processes = common.costs, common.processes
+    of_one = 1.0 if not costs.uses_all_cores else common.instance.cpu_limit
+    core = min(common.instance.cpu_limit / processes, of_one)
 
     def busy(connections: float) -> float:
         cores = costs.cores_of(demand.of(round(connections)), processes=processes)
@@ -474,7 +474,7 @@ def _storm(
         processes=processes,
         busy=busy,
         connect_us=(costs.reconnect_us or costs.connect_us or _GUESSED_US) / core,
-        accepts_per_second=fleet.accepts_per_second,
+        accepts_per_second=common.accepts_per_second,
     )
 
 
@@ -482,12 +482,12 @@ def _storm(
 _GUESSED_US = 500.0
 
 
-def _node_lost(region: Region, demand: Demand, fleet: Fleet, most: int) -> Loss:
+def _node_lost(region: Region, demand: Demand, common: Common, most: int) -> Loss:
     """The process is killed: its clients see the end of the connection at once."""
     rest = region.nodes - 1
     present = (region.users - region.connections) / rest
     storm = _storm(
-        demand, fleet, most, clients=region.connections, nodes=rest, present=max(0.0, present)
+        demand, common, most, clients=region.connections, nodes=rest, present=max(0.0, present)
     )
     more = _needed(region.users, most) - rest
     return Loss(
@@ -497,25 +497,25 @@ def _node_lost(region: Region, demand: Demand, fleet: Fleet, most: int) -> Loss:
         nodes=rest,
         fits=more <= 0,
         more_nodes=max(0, more),
-        more_usd=max(0, more) * fleet.instance.monthly_usd,
+        more_usd=max(0, more) * common.instance.monthly_usd,
         calm=simulate(storm),
     )
 
 
-def _node_drained(region: Region, demand: Demand, fleet: Fleet, most: int) -> Loss:
+def _node_drained(region: Region, demand: Demand, common: Common, most: int) -> Loss:
     """The node sends its clients away, each at its own time."""
-    lost = _node_lost(region, demand, fleet, most)
+    lost = _node_lost(region, demand, common, most)
     plan = plan_drain(
         region.connections,
-        reconnects_per_second=fleet.accepts_per_second or RECONNECTS_PER_SECOND,
-        drain_seconds=fleet.drain_seconds,
+        reconnects_per_second=common.accepts_per_second or RECONNECTS_PER_SECOND,
+        drain_seconds=common.drain_seconds,
         phase=0.0,
     )
     last = plan.slots[-1] if plan.slots else 0.0
     storm = attrs.evolve(
         _storm(
             demand,
-            fleet,
+            common,
             most,
             clients=region.connections,
             nodes=lost.nodes,
@@ -527,21 +527,21 @@ def _node_drained(region: Region, demand: Demand, fleet: Fleet, most: int) -> Lo
     return attrs.evolve(lost, kind="drain", what="a node, drained", calm=simulate(storm))
 
 
-def _nats_lost(regions: Sequence[Region], fleet: Fleet) -> Loss:
+def _nats_lost(regions: Sequence[Region], common: Common) -> Loss:
     """Clients stay. The processes that were connected to it go to the two others."""
-    processes = max(region.nodes for region in regions) * fleet.processes
+    processes = max(region.nodes for region in regions) * common.processes
     return Loss(
         kind="nats",
         what="a node of NATS",
         clients=0,
         nodes=sum(region.nodes for region in regions),
-        pause_seconds=fleet.costs.nats_failover_seconds,
+        pause_seconds=common.costs.nats_failover_seconds,
         reattached=math.ceil(processes / NATS_NODES),
     )
 
 
 def _region_lost(
-    regions: Sequence[Region], lost: int, demand: Demand, fleet: Fleet, most: int
+    regions: Sequence[Region], lost: int, demand: Demand, common: Common, most: int
 ) -> Loss:
     """It falls silent. Its clients notice, try it once more in vain, and go to the others."""
     users = [region.users for region in regions]
@@ -554,7 +554,7 @@ def _region_lost(
         more += max(0, _needed(region.users + moved[number], most) - region.nodes)
         storm = _storm(
             demand,
-            fleet,
+            common,
             most,
             clients=moved[number],
             nodes=region.nodes,
@@ -580,6 +580,6 @@ def _region_lost(
         nodes=sum(region.nodes for region in regions) - regions[lost].nodes,
         fits=more == 0,
         more_nodes=more,
-        more_usd=more * fleet.instance.monthly_usd,
+        more_usd=more * common.instance.monthly_usd,
         calm=total,
     )

@@ -19,9 +19,11 @@ from trio_odin.lab.model.answer import (
 from trio_odin.lab.model.bill import GIB, TB, Item
 from trio_odin.lab.model.regions import NATS_NODES, Layout, Loss, Region
 from trio_odin.lab.model.storm import LONGEST_SECONDS
+from trio_odin.settings.reading import read_settings
 
 _MBIT = 8 / 1e6
 _NEVER = "never"
+_REJECT_PERCENT = read_settings({}).cpu_reject_percent
 
 
 def render_layout(layout: Layout, prices: str, console: Console) -> None:
@@ -72,14 +74,14 @@ def _says_of_region(layout: Layout) -> Iterator[str]:
             continue
         if loss.fits:
             yield (
-                f"If {loss.what} is lost, its {counted(loss.clients, 'user')} fit into the other "
-                f"regions, and are back after {_seconds(loss.calm.seconds)}."
+                f"If {loss.what} is lost, its {counted(loss.clients, 'user')} fit into the "
+                f"others, and are back after {_seconds(loss.calm.seconds)}."
             )
         else:
             yield (
                 f"If {loss.what} is lost, its {counted(loss.clients, 'user')} do not fit into the "
                 f"others: {counted(round(loss.calm.left_out), 'user')} would stay outside. That "
-                f"takes {loss.more_nodes:,} more machines, ${loss.more_usd:,.0f} a month: "
+                f"takes {counted(loss.more_nodes, 'more machine')}, ${loss.more_usd:,.0f} a month: "
                 f"--survive-region."
             )
 
@@ -191,14 +193,16 @@ def loss_notes(layout: Layout) -> Iterator[str]:
                 f"many: --spare {layout.spare + loss.more_nodes}."
             )
         if loss.reattached:
+            is_one = loss.reattached == 1
+            processes, go = ("process", "goes") if is_one else ("processes", "go")
             pause = (
                 "events wait for an election"
                 if loss.pause_seconds is None
                 else f"events wait for up to {loss.pause_seconds:.1f} s, as measured, then come"
             )
             yield (
-                f"If a node of NATS is lost, clients stay and {pause}; of the processes of a "
-                f"region {loss.reattached:,} connect to another node."
+                f"If a node of NATS is lost, clients stay and {pause}. "
+                f"{loss.reattached:,} {processes} of a region {go} to another node."
             )
     if len(layout.regions) > 1:
         yield (
@@ -267,6 +271,11 @@ def _notes(layout: Layout, prices: str) -> Iterator[str]:
         yield (
             f"One machine holds up to {counted(layout.max_connections, 'connection')}, bound by "
             f"{layout.bound_by}: set WS_MAX_CONNECTIONS to that, 10,000 is its default."
+        )
+    if layout.target_cpu_percent > _REJECT_PERCENT:
+        yield (
+            f"A server admits nobody while its events take {_REJECT_PERCENT:g} % of the CPU "
+            "(WS_CPU_REJECT_THRESHOLD). The storm does not know that: keep --target-cpu below it."
         )
     most = max(found, layout.max_connections)
     if costs.max_connections is not None and most > costs.max_connections:
