@@ -126,6 +126,13 @@ def oracle(session: nox.Session) -> None:
 
 
 @nox.session
+def scale(session: nox.Session) -> None:
+    """Kill a server and a node of NATS under 40,000 connections; needs root and HAProxy."""
+    install(session, "tests")
+    session.run("python", "-m", "tests.faults.scale", *session.posargs)
+
+
+@nox.session
 def ops(session: nox.Session) -> None:
     """Check what is under ops/ and start it for real; skips what cannot run here, and says why."""
     install(session, "tests")

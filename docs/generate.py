@@ -20,7 +20,9 @@ from typing import Any, Final, TypeVar
 import attrs
 import jinja2
 import msgspec
+from click.testing import CliRunner
 
+from trio_odin.cli.plan import plan_command
 from trio_odin.lab import figures
 from trio_odin.lab.bench.plot import plot
 from trio_odin.lab.bench.record import BenchReport
@@ -40,7 +42,7 @@ from trio_odin.lab.bench.report import (
 from trio_odin.lab.capacity.stages import NORMAL_RATE, PEAK_RATE
 from trio_odin.lab.load.criteria import tally
 from trio_odin.lab.load.result import LoadResult
-from trio_odin.lab.model.bill import Egress, egress
+from trio_odin.lab.model.bill import GIB, TB, Egress, egress
 from trio_odin.lab.model.fit import fit
 from trio_odin.lab.model.model import Costs, Demand
 from trio_odin.lab.model.tables import read_prices, write_costs
@@ -109,7 +111,19 @@ def costs() -> Costs:
     wire = fit_wire(
         samples, source="trio-odin bench --only compression", date=runs[0].provenance.day
     )
+    found = attrs.evolve(found, nats_failover_seconds=_nats_failover_seconds())
     return found if wire is None else attrs.evolve(found, wire=wire)
+
+
+def _nats_failover_seconds() -> float | None:
+    """The longest outage of events when a node of a NATS cluster was killed, by the record."""
+    rows = _record("reliability.json", FaultReport).rows
+    found = [
+        row.recovery_seconds
+        for row in rows
+        if row.passed and "of a cluster of three, SIGKILL" in row.what_was_done
+    ]
+    return max((seconds for seconds in found if seconds is not None), default=None)
 
 
 def _egress() -> list[tuple[Egress, Egress]]:
@@ -199,6 +213,64 @@ def _with_origin(kept: dict[str, Any]) -> dict[str, Any]:
     return kept | {"provenance": msgspec.convert(kept["provenance"], Provenance)}
 
 
+# ---- what `trio-odin plan` answers
+
+
+@attrs.frozen(kw_only=True)
+class _Answer:
+    """What a command has answered.
+
+    Attributes:
+        command: as a reader would type it.
+        first: its first sentences; `drawing`: the lines of the topology.
+        figures: of `--json`.
+    """
+
+    command: str
+    first: list[str]
+    drawing: list[str]
+    figures: dict[str, Any]
+
+    @property
+    def terabytes(self) -> float:
+        """Traffic of a month to the users."""
+        return sum(region["gib"] for region in self.figures["regions"]) * GIB / TB
+
+    @property
+    def egress_usd(self) -> float:
+        """The cost of that."""
+        return sum(float(region["egress_usd"]) for region in self.figures["regions"])
+
+
+@cache
+def _planned(*more: str) -> _Answer:
+    """The answer for a million users in three regions."""
+    arguments = ["--users", "1000000", "--regions", "3", *more]
+    text, figures = (
+        CliRunner().invoke(plan_command, [*arguments, *way]) for way in ([], ["--json", "-"])
+    )
+    if text.exit_code or figures.exit_code:
+        raise ValueError(f"trio-odin plan {' '.join(arguments)}: {text.output}")
+    before, _, after = text.output.partition("  publishers\n")
+    sentences = " ".join(before.split())
+    return _Answer(
+        command=f"trio-odin plan {' '.join(arguments)}",
+        # The demand comes after them.
+        first=[sentences.partition(" 1,000,000 users, ")[0]],
+        drawing=["  publishers", *after.partition("The regions")[0].rstrip().splitlines()],
+        figures=msgspec.json.decode(figures.output),
+    )
+
+
+def _scale() -> dict[str, _Answer]:
+    return {
+        "million": _planned(),
+        "wide": _planned("--survive-region"),
+        "workers": _planned("--workers", "2"),
+        "rated": _planned("--every-ms", "1000", "--encoding", "z1"),
+    }
+
+
 # ---- pages
 
 
@@ -251,6 +323,7 @@ def _templates() -> jinja2.Environment:
         "error": error,
         "egress": _egress(),
         "egress_users": Demand().users,
+        "scale": _scale(),
         "prices_date": read_prices().network_date,
         "wire": costs().wire,
         "tally": tally,
@@ -329,6 +402,7 @@ _WHOLE = (
     "conformance",
     "metrics",
     "reliability",
+    "scale",
 )
 PAGES: dict[str, Callable[[], str]] = {f"{name}.md": partial(page, f"{name}.md") for name in _WHOLE}
 PAGES |= {

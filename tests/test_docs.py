@@ -79,6 +79,7 @@ def python_in(page: str) -> str:
         "conformance.md",
         "metrics.md",
         "reliability.md",
+        "scale.md",
         "runbooks/migration.md",
         "runbooks/rollback.md",
     ],

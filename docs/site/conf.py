@@ -41,7 +41,7 @@ myst_enable_extensions = ["attrs_inline"]
 _PARTS = {
     "Clients": ["clients/README", "clients/*", "protocol"],
     "Operating": ["operating", "configuration", "runbooks/*", "logs", "metrics"],
-    "Measured": ["benchmarks", "capacity", "reliability", "conformance"],
+    "Measured": ["benchmarks", "capacity", "reliability", "conformance", "scale"],
     "Inside": ["architecture", "decisions/*"],
 }
 _LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")

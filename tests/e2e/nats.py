@@ -59,6 +59,7 @@ class NatsServer:
     port: int = attrs.field(factory=free_port)
     monitoring: int = 0  # the port of its pages; none if 0
     options: Sequence[str] = ()  # further options of nats-server
+    environment: Mapping[str, str] = attrs.field(factory=dict)  # for its configuration
     is_busy: bool = False  # a fault is in progress
     _process: subprocess.Popen[bytes] | None = None
 
@@ -74,6 +75,7 @@ class NatsServer:
             options += ["-m", str(self.monitoring)]
         self._process = subprocess.Popen(
             [find_nats_server(), "-a", "127.0.0.1", "-p", str(self.port), *options],
+            env={**os.environ, **self.environment},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

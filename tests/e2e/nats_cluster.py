@@ -151,7 +151,7 @@ class NatsCluster:
         return found
 
     def _named(self, name: str) -> NatsServer:
-        return self.nodes[int(name.removeprefix("n"))]
+        return self.nodes[int(name.rpartition("n")[2])]
 
     async def _has_jetstream(self) -> bool:
         for node in self.running:

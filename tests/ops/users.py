@@ -158,8 +158,8 @@ class User:
                 self._slot_ns = time.monotonic_ns() + message.reconnect_in_ms * 1_000_000
             case "resume_incomplete" | "gap":
                 self.incomplete += not self._is_node_behind
-            case "resumed":
-                pass  # all that it had missed has come
+            case "resumed" | "upstream":
+                pass  # all that it had missed has come; the state of NATS
             case _:
                 raise AssertionError(payload)
 

@@ -11,7 +11,7 @@ from nats.js.api import StreamInfo
 
 from trio_odin.upstream import stream as stream_module
 from trio_odin.upstream.position import StreamState
-from trio_odin.upstream.stream import info_after_doubt
+from trio_odin.upstream.stream import EPOCH, info_after_doubt, state_of
 
 _OFFSET = 542
 
@@ -83,3 +83,14 @@ def test_a_stream_without_replicas_is_believed_at_once(monkeypatch: pytest.Monke
     leaders = Leaders()
     assert found(info(0, replicas=0), leaders, monkeypatch) == 0
     assert not leaders.asked
+
+
+def test_a_mirror_has_the_epoch_of_its_origin() -> None:
+    """Its metadata has it: a client may resume in another region, with the same offsets."""
+    origin, mirror = info(_OFFSET), info(_OFFSET)
+    assert state_of(origin).epoch == "661574c3ed860"
+    mirror.config.metadata = {EPOCH: "63fc2bd2a9d40"}
+    assert state_of(mirror).epoch == "63fc2bd2a9d40"
+    # Found emptied, it counts anew.
+    mirror.config.metadata = {EPOCH: "63fc2bd2a9d40", "trio_odin_generation": "1"}
+    assert state_of(mirror).epoch == "63fc2bd2a9d40-1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import click
 from rich.console import Console
@@ -14,7 +14,9 @@ from trio_odin.cli.common import NumberRange, WholeRange, require_extra
 from trio_odin.lab.model.answer import render
 from trio_odin.lab.model.comparison import Quote, compare
 from trio_odin.lab.model.fit import BadFigure, TooLittle, fit, predictions
-from trio_odin.lab.model.model import ENDLESS, Costs, Demand, Instance
+from trio_odin.lab.model.model import ENDLESS, PLAN_COSTS, Costs, Demand, Instance
+from trio_odin.lab.model.regions import REGIONS_MAX, Common, Layout, lay_out
+from trio_odin.lab.model.regions_answer import render_layout
 from trio_odin.lab.model.tables import Prices, read_costs, read_prices
 from trio_odin.lab.model.wire import ENCODINGS
 from trio_odin.lab.report.folder import read_verdict
@@ -26,6 +28,7 @@ _TABLE_CHARS = 100
 _TOKENS_MAX = 1_000_000
 _VCPUS_MAX = 1_024
 _MIB_MAX = 2**30
+_SHARE_MAX = 1e9
 _EVERY_MS = (0, 250, 1000)
 _LEAST_MS = read_settings({}).least_every_ms
 
@@ -39,6 +42,21 @@ def _home_share(_: click.Context, __: click.Parameter, text: str) -> float:
     if not 0 <= share <= 1:
         raise click.BadParameter(f"{text!r}: allowed is a share, 0 to 1, or 0% to 100%")
     return share
+
+
+def _shares(_: click.Context, __: click.Parameter, text: str | None) -> list[float] | None:
+    """Read the shares of the regions."""
+    if text is None:
+        return None
+    try:
+        shares = [float(part) for part in text.split(",")]
+    except ValueError:
+        shares = []
+    if not (1 <= len(shares) <= REGIONS_MAX and all(0 < one <= _SHARE_MAX for one in shares)):
+        raise click.BadParameter(
+            f"{text!r}: allowed are 1 to {REGIONS_MAX} numbers above 0, such as 50,30,20"
+        )
+    return shares
 
 
 def _lab_result(_: click.Context, __: click.Parameter, path: Path | None) -> LabResult | None:
@@ -155,11 +173,30 @@ def _lab_result(_: click.Context, __: click.Parameter, path: Path | None) -> Lab
     help="Take the costs from this run of the lab: its folder or its verdict.json.",
 )
 @click.option(
+    "--regions",
+    type=WholeRange(min=1, max=REGIONS_MAX),
+    metavar="N",
+    help="Spread the users over so many regions, each with its own NATS cluster of three, and "
+    "show what the loss of each part means.",
+)
+@click.option(
+    "--shares",
+    callback=_shares,
+    metavar="A,B,…",
+    help="Users of each region, in proportion, such as 50,30,20; the stream of events is in the "
+    "first.  [default: the same for all]",
+)
+@click.option(
+    "--survive-region",
+    is_flag=True,
+    help="Buy as many machines as the users of a lost region need in the others.",
+)
+@click.option(
     "--json",
     "json_file",
     type=click.File("wb", lazy=False),
     metavar="FILE",
-    help="Also write the figures to this file.",
+    help="Also write the figures to this file; -: instead of the text.",
 )
 def plan_command(
     users: int,
@@ -176,6 +213,9 @@ def plan_command(
     target_cpu: float,
     costs: str | None,
     lab_result: LabResult | None,
+    regions: int | None,
+    shares: list[float] | None,
+    survive_region: bool,
     json_file: BinaryIO | None,
 ) -> None:
     """Compute the traffic to a number of users, the machines that they need, and the cost a month.
@@ -193,7 +233,13 @@ def plan_command(
       trio-odin plan --rate 30 --every-ms 1000 --encoding z1
       trio-odin plan --machine e2-small --target-cpu 60 --json figures.json
       trio-odin plan --machine 4,16384,120 --workers 3 --users 40000
+      trio-odin plan --users 1000000 --regions 3 --every-ms 1000 --encoding z1
+      trio-odin plan --users 1000000 --shares 50,30,20 --survive-region
       trio-odin plan --fit docs/capacity
+
+    With --regions or --shares the answer is about regions: machines, NATS, money and, for the
+    loss of a node, of a NATS node or of a region, how long until all clients are back
+    (docs/scale.md).
 
     The last example calibrates the costs with a run of the lab, and shows how well a fit to the
     small stages predicts the large ones. Exit code 0 means that there is an answer, 1 that no
@@ -215,12 +261,28 @@ def plan_command(
         raise click.UsageError(
             f"--home-tokens {home_tokens}: allowed is at most --tokens, {tokens}"
         ) from error
-    prices = read_prices()
+    prices, known = read_prices(), _measured(costs, lab_result)
+    if regions is not None or shares is not None:
+        common = Common(
+            costs=known or PLAN_COSTS,
+            instance=_machine(prices, machine),
+            tariff=prices.tariff,
+            workers=workers,
+            target_cpu_percent=target_cpu,
+            spare=spare,
+            survives_region=survive_region,
+        )
+        layout = lay_out(
+            demand, common, _given_shares(regions, shares), ways=_ways(given_ms, encoding)
+        )
+        _show_layout(layout, prices, json_file)
+    if survive_region:
+        raise click.UsageError("--survive-region: allowed with --regions or --shares only")
     quote = compare(
         demand,
         _machine(prices, machine),
         prices,
-        _measured(costs, lab_result),
+        known,
         workers=workers,
         target_cpu_percent=target_cpu,
         spare=spare,
@@ -231,6 +293,18 @@ def plan_command(
     _show(quote, json_file)
 
 
+def _given_shares(regions: int | None, shares: list[float] | None) -> list[float]:
+    """The shares of all regions; the same for all if none were given."""
+    if shares is None:
+        return [1.0] * (regions or 1)
+    if regions not in (None, len(shares)):
+        raise click.UsageError(
+            f"--shares: allowed are {regions} numbers, one for each of --regions; "
+            f"{len(shares)} were given"
+        )
+    return shares
+
+
 def _ways(every_ms: int | None, encoding: str | None) -> list[tuple[int, str]]:
     """The rates and encodings to compare: every event and what was given, or all usual ones."""
     rates = _EVERY_MS if every_ms is None else sorted({0, every_ms})
@@ -238,11 +312,32 @@ def _ways(every_ms: int | None, encoding: str | None) -> list[tuple[int, str]]:
     return [(rate, one) for rate in rates for one in encodings]
 
 
-def _show(quote: Quote, json_file: BinaryIO | None) -> None:
+def _console() -> Console:
     # A file or a pipe gets the table in full width; a terminal has its own width.
-    render(quote, Console(highlight=False, width=None if sys.stdout.isatty() else _TABLE_CHARS))
-    if json_file is not None:
-        json_file.write(quote.as_json() + b"\n")
+    return Console(highlight=False, width=None if sys.stdout.isatty() else _TABLE_CHARS)
+
+
+def _is_written(figures: bytes, json_file: BinaryIO | None) -> bool:
+    """Write the figures, if asked; returns whether they are on the screen, instead of the text.
+
+    They come first: whoever reads only the head of the text has them, too.
+    """
+    if json_file is None:
+        return False
+    json_file.write(figures + b"\n")
+    json_file.flush()
+    return json_file is sys.stdout.buffer
+
+
+def _show_layout(layout: Layout, prices: Prices, json_file: BinaryIO | None) -> NoReturn:
+    if not _is_written(layout.as_json(), json_file):
+        render_layout(layout, prices.described, _console())
+    sys.exit(0 if layout.is_possible else 1)
+
+
+def _show(quote: Quote, json_file: BinaryIO | None) -> None:
+    if not _is_written(quote.as_json(), json_file):
+        render(quote, _console())
     sys.exit(0 if quote.is_possible else 1)
 
 

@@ -30,11 +30,17 @@ from trio_odin.upstream.consumer import OrderedConsumer
 from trio_odin.upstream.metadata import MessageMetadata
 from trio_odin.upstream.nats_client import TotalClient
 from trio_odin.upstream.nats_message import NatsMessage
-from trio_odin.upstream.stream import MADE, SUBJECT, change, info_after_doubt, state_of, stored_at
+from trio_odin.upstream.stream import (
+    EPOCH,
+    MADE,
+    SUBJECT,
+    change,
+    info_after_doubt,
+    state_of,
+    stored_at,
+)
 
 _REQUEST_SECONDS = 1.0
-# The epoch of the origin, in the metadata of a mirror: offsets of another one mean nothing.
-_EPOCH = "trio_odin_epoch"
 
 _log = structlog.get_logger("bridge")
 
@@ -121,7 +127,7 @@ async def newest_in_mirror(
             max_msgs=settings.snapshot_channels,
             storage=feed.config.storage,
             num_replicas=feed.config.num_replicas,
-            metadata={MADE: "yes", _EPOCH: epoch},
+            metadata={MADE: "yes", EPOCH: epoch},
         )
     )
     _log.info("nats.newest_kept", stream=name, mirrors=origin)
@@ -140,7 +146,7 @@ async def _is_of(client: TotalClient, mirror: StreamInfo, origin: StreamInfo, ep
     A stream in memory can come back empty under the same epoch, and counts anew.
     """
     last = mirror.state.last_seq
-    if (mirror.config.metadata or {}).get(_EPOCH) != epoch:
+    if (mirror.config.metadata or {}).get(EPOCH) != epoch:
         return False
     origin = await info_after_doubt(client, origin, is_lost=lambda state: state.last < last)
     if last > origin.state.last_seq:

@@ -32,6 +32,9 @@ _NOT_ENABLED = {10039, 10076}
 # In the metadata of a stream: how often it was found emptied; that a server like this made it.
 _GENERATION = "trio_odin_generation"
 MADE = "trio_odin_made"
+# In the metadata of a mirror: the epoch of its origin, whose offsets it has. Offsets of another one
+# mean nothing.
+EPOCH = "trio_odin_epoch"
 _REQUEST_SECONDS = 5.0
 # How often, and how far apart, a replicated stream that seems to have lost events is asked again.
 _DOUBTS = 4
@@ -188,8 +191,12 @@ async def info_after_doubt(
 
 
 def _epoch(info: StreamInfo, generation: str) -> str:
-    """When the stream was made and how often it was found emptied: the same on every server."""
+    """When the stream was made and how often it was found emptied: the same on every server.
+
+    The mirror of another region's stream has that one's epoch, so that clients resume in both.
+    """
     made = f"{round(info.created.timestamp() * 1e6):x}" if info.created else "unknown"
+    made = (info.config.metadata or {}).get(EPOCH) or made
     return f"{made}-{generation}" if generation else made
 
 

@@ -18,7 +18,8 @@ from tests.lab.model.stages import (
     stage_of,
     stages_of,
 )
-from trio_odin.lab.model.fit import BadFigure, TooLittle, fit, predictions
+from trio_odin.lab.load.result import Reconnects
+from trio_odin.lab.model.fit import BadFigure, TooLittle, fit, predictions, reconnect_us
 from trio_odin.lab.model.model import Costs, doublings
 from trio_odin.lab.verdict import Prediction, StageResult
 
@@ -274,3 +275,19 @@ def test_the_cost_of_a_delivery_grows_as_in_the_stages() -> None:
     assert found.delivery_us_among(1000) == pytest.approx(8, rel=1e-4)
     assert found.delivery_us_among(10_000) == pytest.approx(12, rel=1e-4)
     assert 12 < found.delivery_us_among(18_000) < 13.1
+
+
+def test_the_cost_of_a_reconnect_comes_from_the_storm() -> None:
+    storm = stage_of(TRUTH, 9, 10_000, 12.0)
+    assert storm.load is not None
+    assert fit([*stages_of(TRUTH), storm]).reconnect_us is None
+    back = Reconnects(lost=10_000, back=10_000, seconds=5.0, ms=None)
+    load = attrs.evolve(storm.load, reconnects=back)
+    cut = attrs.evolve(storm, load=load)
+    cores = storm.load.server.cores
+    assert cores is not None
+    found = fit([*stages_of(TRUTH), cut])
+    assert found.reconnect_us == pytest.approx((0.8 - cores) * 5.0 / 10_000 * 1e6)
+    # Of those that are not back the time is not known.
+    lost = attrs.evolve(load, reconnects=attrs.evolve(back, back=9_999))
+    assert reconnect_us([attrs.evolve(cut, load=lost)]) is None

@@ -370,3 +370,76 @@ def test_a_terminal_of_80_columns_cuts_no_word(monkeypatch: pytest.MonkeyPatch) 
     assert "…" not in result.output
     row = r"^every 250 ms, deflate +[\d,]+ +[\d,]+ +\d+ +[\d.,]+ +[\d,]+ +[\d.]+ *$"
     assert re.search(row, result.output, re.MULTILINE)
+
+
+def test_regions_are_answered_first_machines_and_money() -> None:
+    result = plan("--users", "1000000", "--regions", "3")
+    assert result.exit_code == 0, result.output
+    said = words(result)
+    assert said.startswith("1,000,000 users in 3 regions at 12 events a second need ")
+    assert "9 nodes of NATS: $" in said
+    assert "its 333,333 users do not fit into the others" in said
+    assert "more machines" in said
+    assert "If region 1 is lost, nothing can be published" in said
+    for title in ("The regions", "What NATS carries", "If a part is lost", "A month, USD"):
+        assert title in said
+    wide = words(plan("--users", "1000000", "--regions", "3", "--survive-region"))
+    assert "its 333,333 users fit into the others, and are back after" in wide
+
+
+def test_shares_make_regions_of_different_sizes(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    result = plan("--users", "100000", "--shares", "50,30,20", "--json", str(path))
+    assert result.exit_code == 0, result.output
+    figures: dict[str, Any] = json.loads(path.read_bytes())
+    assert [region["users"] for region in figures["regions"]] == [50_000, 30_000, 20_000]
+    assert figures["nodes"] == sum(region["nodes"] for region in figures["regions"])
+    parts = [item["monthly_usd"] for region in figures["regions"] for item in region["bill"]]
+    assert figures["monthly_usd"] == pytest.approx(sum(parts))
+    assert [loss["kind"] for loss in figures["losses"]] == ["node", "drain", "nats", "region"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--regions", "0"], "'0': allowed is a whole number from 1 to 20"),
+        (["--regions", "many"], "'many': allowed is a whole number from 1 to 20"),
+        (["--shares", "50,x"], "'50,x': allowed are 1 to 20 numbers above 0, such as 50,30,20"),
+        (["--shares", "50,0"], "'50,0': allowed are 1 to 20 numbers above 0, such as 50,30,20"),
+        (["--shares", "nan"], "'nan': allowed are 1 to 20 numbers above 0, such as 50,30,20"),
+        (
+            ["--regions", "3", "--shares", "1,2"],
+            "--shares: allowed are 3 numbers, one for each of --regions; 2 were given",
+        ),
+        (["--survive-region"], "--survive-region: allowed with --regions or --shares only"),
+    ],
+)
+def test_bad_regions_are_refused_in_a_sentence(arguments: list[str], sentence: str) -> None:
+    result = plan(*arguments)
+    assert result.exit_code == 2
+    assert sentence in words(result)
+
+
+def test_regions_without_an_answer_exit_with_1() -> None:
+    result = plan("--regions", "2", "--rate", "90000")
+    assert result.exit_code == 1
+    assert "No number of e2-standard-2 is enough for 10,000 users" in words(result)
+
+
+def test_a_server_that_admits_nobody_is_not_planned_silently() -> None:
+    assert "WS_CPU_REJECT_THRESHOLD" in words(plan("--regions", "2", "--target-cpu", "80"))
+    assert "WS_CPU_REJECT_THRESHOLD" not in words(plan("--regions", "2"))
+
+
+def test_a_lone_node_that_is_lost_is_one_too_many() -> None:
+    said = words(plan("--regions", "1", "--spare", "0"))
+    assert "Without 1 more node the loss of a node is one too many: --spare 1." in said
+
+
+@pytest.mark.parametrize("arguments", [["--users", "100"], ["--regions", "2"]])
+def test_figures_on_the_screen_replace_the_text(arguments: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    shown = plan(*arguments, "--json", "-")
+    assert shown.exit_code == 0, shown.output
+    assert plan(*arguments, "--json", str(path)).exit_code == 0
+    assert json.loads(shown.output) == json.loads(path.read_bytes())

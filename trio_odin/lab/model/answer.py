@@ -16,10 +16,11 @@ from trio_odin.lab.model.comparison import Column, Quote, SetupCosts
 from trio_odin.lab.model.model import (
     ENDLESS,
     Costs,
+    Demand,
     Forecast,
     Instance,
 )
-from trio_odin.lab.model.wire import MEASURED_PAYLOAD_BYTES
+from trio_odin.lab.model.wire import MEASURED_PAYLOAD_BYTES, Wire
 from trio_odin.lab.verdict import Prediction
 
 # The CPU of an event was measured with one payload, and applies to payloads of similar size.
@@ -33,9 +34,9 @@ _Row: TypeAlias = tuple[str, str, str, str]
 def render(quote: Quote, console: Console) -> None:
     """Print the tables and the sentences."""
     console.print(_need(quote))
-    console.print(demand_sentence(quote))
-    console.print(_egress_table(quote.egress))
-    for note in _egress_notes(quote):
+    console.print(demand_sentence(quote.demand, quote.answer.costs.wire, quote.asked_every_ms))
+    console.print(egress_table(quote.egress))
+    for note in egress_notes(quote.egress):
         console.print(note)
     console.print(_table(quote))
     if quote.bill:
@@ -47,21 +48,19 @@ def render(quote: Quote, console: Console) -> None:
         console.print(sentence)
 
 
-def demand_sentence(quote: Quote) -> str:
-    """The demand on the server, in a sentence."""
-    demand, wire = quote.demand, quote.answer.costs.wire
+def demand_sentence(demand: Demand, wire: Wire, asked: int | None = None) -> str:
+    """The demand on the servers, in two sentences. `asked`: the rate that was asked for."""
     rate = ""
     if demand.every_ms:
-        asked = quote.asked_every_ms
         why = f" (asked: {asked:,})" if asked not in (None, demand.every_ms) else ""
         rate = f", of a channel at most one every {demand.every_ms:,} ms{why}"
     encoding = "" if demand.encoding == "plain" else f", sent as {demand.encoding}"
     return (
-        f"{_count(demand.users, 'user')}, {demand.home_share * 100:g} % on the home page with "
-        f"{demand.home_tokens:,} of {_count(demand.tokens, 'token')}, the others with one each; "
-        f"{_count(demand.rate, 'event')} a second of {demand.payload_bytes:,} bytes{rate}"
-        f"{encoding}. That makes {_count(demand.subscribers_per_token, 'subscriber')} a token, "
-        f"{_count(demand.writes_per_second, 'write')} a second, "
+        f"{counted(demand.users, 'user')}, {demand.home_share * 100:g} % on the home page with "
+        f"{demand.home_tokens:,} of {counted(demand.tokens, 'token')}, the others with one each; "
+        f"{counted(demand.rate, 'event')} a second of {demand.payload_bytes:,} bytes{rate}"
+        f"{encoding}. That makes {counted(demand.subscribers_per_token, 'subscriber')} a token, "
+        f"{counted(demand.writes_per_second, 'write')} a second, "
         f"{demand.bytes_per_second(wire) * 8 / 1e6:,.1f} Mbit/s "
         f"in TLS ({figure(demand.bytes_per_month(wire) / TB)} TB a month)."
     )
@@ -90,7 +89,8 @@ def _period(every_ms: int) -> str:
     return f"{every_ms} ms" if every_ms % 1000 else f"{every_ms // 1000} s"
 
 
-def _egress_table(found: Sequence[Egress]) -> Table:
+def egress_table(found: Sequence[Egress]) -> Table:
+    """The table of the traffic."""
     # 80 columns are enough for it, so there are no rules between the columns.
     table = Table(
         title="Traffic to the users",
@@ -106,13 +106,13 @@ def _egress_table(found: Sequence[Egress]) -> Table:
     return table
 
 
-def _egress_notes(quote: Quote) -> Iterator[str]:
+def egress_notes(ways: Sequence[Egress]) -> Iterator[str]:
     """What the columns of the traffic mean, and why a rate may be dearer than every event."""
     yield (
         "A write is one message to one user. It carries one event or, with a rate, all channels "
         "that changed since the last tick. Events are counted for each user who gets them."
     )
-    usd = {(one.every_ms, one.encoding): one.monthly_usd for one in quote.egress}
+    usd = {(one.every_ms, one.encoding): one.monthly_usd for one in ways}
     dearer = {rate for (rate, encoding), cost in usd.items() if cost > usd.get((0, encoding), cost)}
     if dearer:
         named = " and ".join(f"{rate:,} ms" for rate in sorted(dearer))
@@ -140,21 +140,21 @@ def sentences(quote: Quote) -> Iterator[str]:
 def _need(quote: Quote) -> str:
     found, instance = quote.answer.forecast, quote.instance
     memory_percent = found.memory_mib / instance.memory_limit_mib * 100
-    users = _count(quote.demand.users, "user")
-    events = f"{_count(quote.demand.rate, 'event')} a second"
+    users = counted(quote.demand.users, "user")
+    events = f"{counted(quote.demand.rate, 'event')} a second"
     if found.instances is None:
-        why = _TOO_MUCH[found.bound_by].format(cores=found.target_cores)
+        why = TOO_MUCH[found.bound_by].format(cores=found.target_cores)
         return f"No number of {instance.name} is enough for {users} at {events}: {why}."
     return (
         f"{users} at {events} need{'s' * (quote.demand.users == 1)} {_machines(quote, found)} "
         f"(${quote.monthly_usd:,.0f} with all that belongs to it): "
-        f"each serves {_count(found.connections, 'connection')} with {found.cores:.2f} cores "
+        f"each serves {counted(found.connections, 'connection')} with {found.cores:.2f} cores "
         f"({found.cpu_percent:.1f} % of {instance.cpu_limit:g}) and {found.memory_mib:,.0f} MiB "
         f"({memory_percent:.1f} % of {instance.memory_limit_mib:,.0f})."
     )
 
 
-_TOO_MUCH = {
+TOO_MUCH = {
     "memory": "the processes alone take more than the memory that one has for them",
     "CPU": "the events alone take more than the {cores:.2f} cores that one has for them",
     "open files": "a process may not open enough files",
@@ -172,11 +172,11 @@ def _limits(quote: Quote) -> str:
     if quote.answer.costs.uses_all_cores:
         who = f"One process can use {used}"
     else:
-        who = f"{_count(quote.workers, 'worker')} can use {used}, one core each at most"
+        who = f"{counted(quote.workers, 'worker')} can use {used}, one core each at most"
     return (
         f"{who}. The answer uses at most {quote.target_cpu_percent:g} % of that, "
         f"{found.target_cores:.3g} cores. One machine holds up to "
-        f"{_count(found.max_connections, 'connection')}, bound by {found.bound_by}."
+        f"{counted(found.max_connections, 'connection')}, bound by {found.bound_by}."
         f"{_shared_core(instance)}{_too_many_workers(quote)}"
     )
 
@@ -195,7 +195,7 @@ def _too_many_workers(quote: Quote) -> str:
     if quote.answer.costs.uses_all_cores or quote.workers <= max(1, cores):
         return ""
     return (
-        f" {quote.workers} workers on {_count(cores, 'core')} are too many: "
+        f" {quote.workers} workers on {counted(cores, 'core')} are too many: "
         "each takes every event, and needs memory of its own."
     )
 
@@ -210,9 +210,9 @@ def _beyond(quote: Quote) -> Iterator[str]:
     ]
     measured = [(value, most, noun, per) for value, most, noun, per in figures if most is not None]
     if beyond := [
-        f"{_count(value, noun)}{per}" for value, most, noun, per in measured if value > most
+        f"{counted(value, noun)}{per}" for value, most, noun, per in measured if value > most
     ]:
-        known = ", ".join(f"{_count(most, noun)}{per}" for _, most, noun, per in measured)
+        known = ", ".join(f"{counted(most, noun)}{per}" for _, most, noun, per in measured)
         yield f"{' and '.join(beyond)}: beyond what was measured ({known})."
     times = quote.demand.payload_bytes / MEASURED_PAYLOAD_BYTES
     if quote.measured is not None and not 1 / _PAYLOAD_FACTOR <= times <= _PAYLOAD_FACTOR:
@@ -229,7 +229,7 @@ def _plan_says(quote: Quote) -> str:
     return (
         f"By the plan's costs: {_machines(quote, found)}, {found.cores:.2f} cores "
         f"({found.cpu_percent:.1f} %) and {found.memory_mib:,.0f} MiB each, up to "
-        f"{_count(found.max_connections, 'connection')}."
+        f"{counted(found.max_connections, 'connection')}."
     )
 
 
@@ -244,7 +244,7 @@ def _left_out(quote: Quote) -> str:
     )
 
 
-def _count(number: float, noun: str) -> str:
+def counted(number: float, noun: str) -> str:
     """1 user, 2 users, 1,000 users; a fraction takes the plural."""
     text = f"{number:,.0f}" if number >= _WHOLE else f"{number:,.3g}"
     return f"{text} {noun}" if text == "1" else f"{text} {noun}s"
@@ -354,7 +354,7 @@ def _setups_table(quote: Quote) -> Table:
     first = quote.setups[0].testing_usd
     row("test environment, three machines", lambda one: _with_change(one.testing_usd, first))
     row(f"{PLAN_USERS:,} users, as the plan says", _as_planned)
-    row(f"{_count(quote.demand.users, 'user')}, by the costs above", _as_found)
+    row(f"{counted(quote.demand.users, 'user')}, by the costs above", _as_found)
     return table
 
 

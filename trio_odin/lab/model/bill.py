@@ -88,11 +88,13 @@ class Tariff:
     Args:
         machines: kinds of machines, by name.
         egress: the tiers; the last one has no limit.
+        between_regions_usd_per_gib: traffic from one region to another.
     """
 
     machines: dict[str, Instance]
     egress: Sequence[EgressTier]
     balancer: Balancer
+    between_regions_usd_per_gib: float = 0.0
 
 
 def bill(

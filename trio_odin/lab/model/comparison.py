@@ -162,10 +162,7 @@ def compare(
     return Quote(
         demand=demand,
         instance=instance,
-        prices=(
-            f"{prices.currency}; machines: {prices.source}, {prices.date}; balancer and traffic: "
-            f"Google's list, {prices.network_date}"
-        ),
+        prices=prices.described,
         egress=[
             egress(
                 attrs.evolve(demand, every_ms=every_ms, encoding=encoding),

@@ -28,6 +28,7 @@ import attrs
 from trio_odin.lab.load.result import LoadResult
 from trio_odin.lab.model.model import JOINED_MAX_RATE, KIB, Costs, doublings
 from trio_odin.lab.verdict import LabResult, Prediction, StageResult
+from trio_odin.overload.pacing import AcceptPace
 
 # The resolution of readings: CPU comes in ticks of 10 ms, over windows of some seconds. Without it
 # a reading of 3 ticks would weigh as much as one of 3,000.
@@ -58,7 +59,8 @@ _Row: TypeAlias = tuple[Sequence[float], float]
 def fit(stages: Iterable[StageResult], *, source: str = "") -> Costs:
     """Find the costs with which the model is closest to these stages.
 
-    `connect_us` is that of the stage with the most connections. Only plain stages count: with all
+    `connect_us` is that of the stage with the most connections, `reconnect_us` that of the storm,
+    if there was one. Only plain stages count: with all
     figures, with filtering, everybody connected from start to end, and nothing lost.
 
     Args:
@@ -69,7 +71,8 @@ def fit(stages: Iterable[StageResult], *, source: str = "") -> Costs:
         TooLittle: the stages have no two different numbers of connections.
         BadFigure: one is below 0, or beyond all measure.
     """
-    usable = [stage for stage in stages if _is_usable(stage)]
+    every = list(stages)
+    usable = [stage for stage in every if _is_usable(stage)]
     loads = _loads(usable)
     crowds = [load for load in loads if load.connected >= _CROWD]
     if len({load.connected for load in crowds}) < 2:
@@ -92,12 +95,31 @@ def fit(stages: Iterable[StageResult], *, source: str = "") -> Costs:
         connection_kib=memory[0] * KIB,
         base_mib=memory[1],
         connect_us=largest.server.connect_us,
+        reconnect_us=reconnect_us(every),
         max_rate=max(_rate(load) for load in loads),
         max_connections=largest.connected,
         max_deliveries=max(load.received_per_second for load in loads),
         source=source or f"lab, stages {_numbers(usable)}",
         date=max(load.date for load in loads)[:10],
     )
+
+
+def reconnect_us(stages: Iterable[StageResult]) -> float | None:
+    """The time of the loop for one reconnect in a storm; None if no stage had one.
+
+    Accepting had the share of the loop that `AcceptPace` leaves it beside the events. It includes
+    what a connect alone does not have: the end of the connection before, and cold caches.
+    """
+    found = [
+        (1 - AcceptPace.RESERVE - stage.load.server.cores) * back.seconds / back.back * 1e6
+        for stage in stages
+        if stage.load is not None
+        and (back := stage.load.reconnects) is not None
+        and back.lost == back.back == stage.load.connections >= _CROWD
+        and stage.load.server.cores is not None
+        and stage.load.server.cores < 1 - AcceptPace.RESERVE
+    ]
+    return max(found, default=None)
 
 
 def predictions(result: LabResult) -> dict[int, list[Prediction]]:

@@ -54,6 +54,10 @@ class Costs:
         connection_us_per_second: CPU of a connection by time, such as its keepalive.
         base_cores: CPU of an idle process.
         connect_us: CPU of one connect, handshake and subscription; None if unknown.
+        reconnect_us: time of the loop for the same in a storm, with the connections that end and
+            the caches that are cold; None if unknown.
+        nats_failover_seconds: the longest that events have waited when a node of a NATS cluster
+            was killed; None if unknown.
         max_rate, max_connections, max_deliveries: the most events a second, connections, and
             deliveries a second in the measurement, not all at once; None if unknown. Beyond them
             the figures are extrapolated.
@@ -73,6 +77,8 @@ class Costs:
     connection_us_per_second: float = 0.0
     base_cores: float = 0.0
     connect_us: float | None = None
+    reconnect_us: float | None = None
+    nats_failover_seconds: float | None = None
     max_rate: float | None = None
     max_connections: int | None = None
     max_deliveries: float | None = None

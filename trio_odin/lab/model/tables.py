@@ -39,6 +39,14 @@ class Prices:
         """The machines by name."""
         return self.tariff.machines
 
+    @property
+    def described(self) -> str:
+        """Source and date, in words."""
+        return (
+            f"{self.currency}; machines: {self.source}, {self.date}; balancer and traffic: "
+            f"Google's list, {self.network_date}"
+        )
+
 
 def read_prices(file: Path | Traversable = _PACKAGE / "prices.toml") -> Prices:
     """Read the prices from a file such as the project's own `prices.toml`."""
@@ -54,6 +62,7 @@ def read_prices(file: Path | Traversable = _PACKAGE / "prices.toml") -> Prices:
             machines={machine.name: machine for machine in machines},
             egress=msgspec.convert(content["egress"], list[EgressTier]),
             balancer=msgspec.convert(content["balancer"], Balancer),
+            between_regions_usd_per_gib=content["between_regions"]["usd_per_gib"],
         ),
     )
 
