@@ -17,8 +17,8 @@ from tests.ops.composing import (
     BACKEND,
     DEVELOPMENT,
     FOLDERS,
-    HAPROXY,
     MACHINES,
+    PROXY,
     RUNNER,
     SERVICES,
     WS,
@@ -36,9 +36,9 @@ from trio_odin.settings.settings import Settings
 MIB = 1024 * 1024
 # Made by ops/nats/secrets.sh, in no commit.
 SECRETS = OPS / "secrets"
-SHIPPED = {"ws", "ws-2", "nats", "publisher"}
+SHIPPED = {"ws", "ws-2", "nats", "publisher", "haproxy"}
 # Nothing in their images can ask them, or they end by themselves.
-WITHOUT_CHECK = {"fluent-bit", "haproxy", "runner"}
+WITHOUT_CHECK = {"fluent-bit", "runner"}
 OURS = {"ws", "ws-2", "publisher", "runner"}
 
 # Of the plan: cores and MiB.
@@ -129,15 +129,39 @@ def test_in_development_the_same_ports_are_on_this_machine_alone() -> None:
     isolated = {port for _, service in all_services(WS, BACKEND) for port in ports(service)}
     found = {port for _, service in all_services(DEVELOPMENT) for port in ports(service)}
     assert {host for host, _, _ in found} == {"127.0.0.1"}
-    proxys = {port for _, service in all_services(HAPROXY) for port in ports(service)}
-    second_nodes = {(3006, 3002), (3007, 3005)}
-    assert {port[1:] for port in found} == {p[1:] for p in isolated | proxys} | second_nodes
+    on_demand = {(3006, 3002), (3007, 3005), (3000, 3000), (8404, 8404), (8405, 8405)}
+    assert {port[1:] for port in found} == {port[1:] for port in isolated} | on_demand
+
+
+def test_haproxy_is_reached_by_clients_with_tls_and_by_prometheus() -> None:
+    service = services(PROXY)["haproxy"]
+    own = example(PROXY)["PROXY_INTERNAL_IP"]
+    assert ports(service) == {
+        ("", 443, 3000),
+        ("", 80, 3080),
+        (own, 8404, 8404),
+        ("127.0.0.1", 8405, 8405),
+    }
+    assert service["environment"]["HAPROXY_TLS"] == "on"
+    (mount,) = (v for v in service["volumes"] if v["target"] == "/etc/haproxy/certs")
+    assert Path(mount["source"]) == SECRETS / "haproxy"
+    # Without TLS only where nobody else reaches the port.
+    local = services(DEVELOPMENT)["haproxy"]
+    assert local["environment"]["HAPROXY_TLS"] == "off"
+    assert {host for host, _, _ in ports(local)} == {"127.0.0.1"}
+
+
+def test_haproxy_has_the_memory_that_all_its_clients_take() -> None:
+    service = services(PROXY)["haproxy"]
+    clients = int(service["environment"]["HAPROXY_MAXCONN"])
+    assert limits(service)[1] * 1024 >= clients * 48 + 200 * 1024  # see test_haproxy_tls.py
+    assert service["ulimits"]["nofile"] >= clients * 2
 
 
 def test_development_has_every_service_but_the_load_and_two_nodes_on_demand() -> None:
     always = {name for name, service in services(DEVELOPMENT).items() if "profiles" not in service}
     assert always == set(services(WS)) | set(services(BACKEND))
-    assert set(services(DEVELOPMENT)) == always | set(services(HAPROXY)) | {"ws-2"}
+    assert set(services(DEVELOPMENT)) == always | set(services(PROXY)) | {"ws-2"}
 
 
 def test_containers_are_named_after_their_services() -> None:
@@ -335,6 +359,7 @@ def test_services_find_each_other_by_the_same_names_on_three_machines() -> None:
         ("ws", "fluent-bit"): {"loki"},
         ("backend", "prometheus"): {"ws"},
         ("runner", "runner"): {"ws", "publisher"},
+        ("proxy", "fluent-bit"): {"loki"},
     }
     assert environment()["NATS_URL"] == "nats://nats:4222"
 
