@@ -42,8 +42,10 @@ runner (${machine_type[runner]}), or all, the default.
 Environment:
   PROJECT                  the Google Cloud project; required for every command but cost
   OPERATOR_CIDR            for create: the network that may reach Grafana and the publisher
-  GRAFANA_ADMIN_PASSWORD   for deploy of backend; must not contain a '
-  ALERT_WEBHOOK_URL        for deploy of backend: where alerts are sent
+  ALERT_WEBHOOK_URL        for the first deploy of backend: where alerts are sent
+  WATCHDOG_WEBHOOK_URL     the same for a service that pages you when nothing comes
+  GRAFANA_ADMIN_PASSWORD   the same; at random, and in SECRETS/grafana, if it is not set
+  RUNBOOKS_URL             for deploy of backend: where docs/runbooks/alerts.md is published
   ZONE, NETWORK            ${ZONE}, ${NETWORK}
   SUBNET_RANGE             ${SUBNET_RANGE}
   SECRETS                  for deploy: folder of passwords and certificates for NATS and its clients,
@@ -176,32 +178,26 @@ environment_of() { # MACHINE IMAGE
   echo "INSTANCE_NAME=${name[$1]}"
   echo "BACKEND_INTERNAL_IP=${at[backend]}"
   echo "WS_INTERNAL_IP=${at[ws]}"
-  if [[ $1 == backend ]]; then
-    # Compose substitutes nothing within these quotes.
-    echo "GRAFANA_ADMIN_PASSWORD='$GRAFANA_ADMIN_PASSWORD'"
-    echo "ALERT_WEBHOOK_URL='$ALERT_WEBHOOK_URL'"
-  fi
+  [[ $1 != backend ]] || echo "RUNBOOKS_URL=$RUNBOOKS_URL"
 }
 
-check_secrets() {
-  local variable
-  for variable in GRAFANA_ADMIN_PASSWORD ALERT_WEBHOOK_URL; do
-    [[ ${!variable-} ]] ||
-      fail "deploy of backend needs GRAFANA_ADMIN_PASSWORD and ALERT_WEBHOOK_URL"
-    [[ ${!variable} != *"'"* ]] || fail "$variable has a ', which the file .env cannot hold"
-  done
+check_addresses() {
+  [[ ${ALERT_WEBHOOK_URL-} || -e $SECRETS/alertmanager/alert_webhook_url ]] ||
+    fail "deploy of backend needs ALERT_WEBHOOK_URL, where alerts are sent"
+  [[ ${RUNBOOKS_URL-} =~ ^https?://[^[:space:]\'\"#]+$ ]] ||
+    fail "deploy of backend needs RUNBOOKS_URL, such as https://docs.odin.example/runbooks/alerts.md"
 }
 
 # The files that ops/nats/secrets.sh created for a machine; the authority's key stays here.
 secrets_of() { # MACHINE
-  local -A folders=([backend]='nats publisher' [ws]=ws)
+  local -A folders=([backend]='nats publisher grafana alertmanager' [ws]=ws)
   local -a chosen
   read -ra chosen <<<"${folders[$1]}"
   tar -cf - -C "$SECRETS" "${chosen[@]}"
 }
 
 deploy() {
-  [[ " $* " != *" backend "* ]] || check_secrets
+  [[ " $* " != *" backend "* ]] || check_addresses
   # All machines need the same secrets, so they are created once, here, and kept.
   [[ $dry_run ]] || "$root/ops/nats/secrets.sh" "$SECRETS"
   local revision machine image how=build folder

@@ -20,7 +20,8 @@ WS = OPS / "isolated" / "ws"
 BACKEND = OPS / "isolated" / "backend"
 RUNNER = OPS / "isolated" / "runner"
 PROXY = OPS / "isolated" / "proxy"
-MACHINES = [WS, BACKEND, RUNNER, PROXY]
+NATS = OPS / "isolated" / "nats"
+MACHINES = [WS, BACKEND, RUNNER, PROXY, NATS]
 FOLDERS = [DEVELOPMENT, *MACHINES]
 
 _SECONDS = 60

@@ -264,6 +264,7 @@ def test_a_machine_gets_its_own_secrets_and_what_has_others_is_restarted(
     releases.deploy("ws")
     assert {str(f.relative_to(secrets)) for f in secrets.rglob("*") if f.is_file()} == {
         "ws/nats_url",
+        "ws/password",
         "ws/ca.pem",
     }
     assert secrets.stat().st_mode & 0o777 == 0o700
@@ -284,4 +285,10 @@ def test_the_back_end_gets_the_secrets_of_nats_and_of_the_market(releases: Relea
     releases.commit()
     releases.deploy("backend")
     secrets = releases.current / "ops" / "secrets"
-    assert {folder.name for folder in secrets.iterdir()} == {"nats", "publisher"}
+    folders = {"nats", "publisher", "grafana", "alertmanager"}
+    assert {folder.name for folder in secrets.iterdir()} == folders
+    password = (secrets / "grafana" / "admin_password").read_text()
+    assert password == NEEDED["GRAFANA_ADMIN_PASSWORD"] + "\n"
+    hook = (secrets / "alertmanager" / "alert_webhook_url").read_text()
+    assert hook == NEEDED["ALERT_WEBHOOK_URL"] + "\n"
+    assert not any("hook" in line for line in releases.env("backend"))

@@ -181,7 +181,7 @@ def test_alertmanager_takes_its_configuration(tmp_path: Path) -> None:
     # `url_file` is known from 0.26 on; older ones check all the rest of the file.
     text = ALERTMANAGER.read_text()
     if "version 0.25" in output("amtool", "--version"):
-        text = re.sub(r"url_file: /tmp/\w+_webhook_url", "url: http://127.0.0.1:9/", text)
+        text = re.sub(r"url_file: \S+", "url: http://127.0.0.1:9/", text)
     copy = tmp_path / "alertmanager.yml"
     copy.write_text(text)
     said = output("amtool", "check-config", copy)
