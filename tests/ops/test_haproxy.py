@@ -6,6 +6,8 @@ import os
 import re
 import signal
 import subprocess
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,10 @@ from tests.ops.rehearsing import Rehearse
 from tests.ops.tools import require
 from tests.ops.users import User, check_books
 from trio_odin.lab.load.pages import get
+from trio_odin.listener.page import Page
+from trio_odin.net.http import Request
 from trio_odin.settings.reading import read_settings
+from trio_odin.wire import contract
 from trio_odin.wire.dictionary import built_in
 
 _ADDRESSES = {"WS1_ADDR": "127.0.0.1:3004", "WS2_ADDR": "127.0.0.1:3014"}
@@ -65,7 +70,10 @@ async def test_only_what_clients_need_is_public(tmp_path: Path) -> None:
         assert await it.proxy.page("/ws") == 426
         assert await it.proxy.page("/ready") == 200  # HAProxy's own
         assert await it.proxy.page(built_in().path) == 200
-        for path in ("/metrics", "//metrics", "/ws/../metrics", "/metrics?/ws", "/", "/stats"):
+        assert await it.proxy.page(contract.PATH) == 200
+        assert await it.proxy.page("/") == 200
+        hidden = ("/metrics", "//metrics", "/ws/../metrics", "/metrics?/ws", "/stats")
+        for path in (*hidden, "/page", "/page/../metrics", "/page/none", "/asyncapi.json/x"):
             assert await it.proxy.page(path) == 404, path
         for node in it.nodes:
             await node.admin.metrics()
@@ -75,6 +83,40 @@ async def test_only_what_clients_need_is_public(tmp_path: Path) -> None:
             assert f'haproxy_server_current_sessions{{proxy="ws",server="{name}"}}' in (
                 page.body.decode()
             )
+
+
+def _fetch(url: str) -> tuple[int, str, str]:
+    """Status, content type and content of what a browser gets."""
+    request = urllib.request.Request(url, headers={"Accept": "text/html"})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, answer.headers.get_content_type(), answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers.get_content_type(), ""
+
+
+@pytest.mark.ops
+@pytest.mark.parametrize("page", ["on", "off"])
+async def test_a_browser_gets_the_page_unless_the_nodes_hide_it(tmp_path: Path, page: str) -> None:
+    async with site(tmp_path, WS_PAGE=page) as it:
+
+        async def fetch(path: str) -> tuple[int, str, str]:
+            url = f"http://127.0.0.1:{it.proxy.port}{path}"
+            return await trio.to_thread.run_sync(_fetch, url)
+
+        status, kind, content = await fetch("/")
+        html = Page().respond(Request("GET", "/", ((b"accept", b"text/html"),)))
+        assert html is not None
+        files = re.findall(r"page/\w+/[\w.]+", html.body.decode())
+        assert len(files) == 3
+        if page == "on":
+            assert (status, kind) == (200, "text/html")
+            assert all(file in content for file in files)
+            assert [(await fetch(f"/{file}"))[0] for file in files] == [200] * 3
+        else:
+            assert (status, kind) == (200, "text/plain")
+            assert [(await fetch(f"/{file}"))[0] for file in files] == [404] * 3
 
 
 @pytest.mark.ops

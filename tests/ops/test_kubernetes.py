@@ -25,6 +25,7 @@ from trio_odin.net.http import Request
 from trio_odin.settings.reading import read_settings, warnings_about
 from trio_odin.settings.settings import Settings
 from trio_odin.telemetry.metrics import SERIES
+from trio_odin.wire import contract
 
 FOLDER = OPS / "kubernetes"
 # What stands in an alert's link before kustomize puts the address there.
@@ -271,7 +272,13 @@ def test_everything_finds_the_pods_and_their_ports(example: list[Manifest]) -> N
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
     assert {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]} == ports
     (rule,) = one(example, "Ingress")["spec"]["rules"]
-    assert [path["path"] for path in rule["http"]["paths"]] == ["/ws", "/dictionary"]
+    assert [(path["path"], path["pathType"]) for path in rule["http"]["paths"]] == [
+        ("/ws", "Exact"),
+        ("/dictionary", "Prefix"),
+        (contract.PATH, "Exact"),
+        ("/", "Exact"),
+        ("/page", "Prefix"),
+    ]
     for path in rule["http"]["paths"]:
         backend = path["backend"]["service"]
         assert backend["port"]["name"] in {
