@@ -77,5 +77,5 @@ type openssl >/dev/null || fail "openssl is not installed"
 case ${1-} in
   install | try | check) "$@" ;;
   -h | --help | '') sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" ;;
-  *) fail "$1 is no command: install, try or check" ;;
+  *) fail "$1 is not a command: install, try or check" ;;
 esac

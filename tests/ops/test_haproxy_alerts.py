@@ -1,4 +1,4 @@
-"""A real HAProxy, scraped by a real Prometheus: who is told when it has no node, or has gone."""
+"""A real HAProxy, scraped by a real Prometheus: the alerts when it has no node, or has gone."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ async def test_no_node_and_then_no_proxy_are_each_one_message(tmp_path: Path) ->
         )
         it.proxy.kill()
         await watch.webhook.hear("ProxyDown")
-        # That no server is there is told too: none is in this test.
+        # There is no server in this test, which is an alert as well.
         assert watch.webhook.names() <= {"ProxyWithoutNodes", "ProxyDown", "ServerDown"}

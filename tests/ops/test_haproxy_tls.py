@@ -21,6 +21,7 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.certificates import make_certificates
+from tests.e2e.nats import free_port
 from tests.faults.server import footprint_of
 from tests.ops.conftest import OPS
 from tests.ops.nodes import CONFIG, NODES, Node, Proxy, site
@@ -97,7 +98,7 @@ async def door(folder: Path) -> AsyncIterator[Door]:
     tool("haproxy")
     certificates, authority = certificates_of(folder)
     nodes = [Node(name, folder, "", {}) for name in NODES]
-    proxy = Proxy(folder, nodes, certificates=certificates)
+    proxy = Proxy(folder, nodes, certificates=certificates, socket_port=free_port())
     async with trio.open_nursery() as nursery:
         cancel = trio.CancelScope()
 
@@ -203,6 +204,24 @@ async def test_a_path_that_would_break_the_line_does_not(tmp_path: Path) -> None
             assert b" 503 " in await stream.receive_some()
         (line,) = await it.log("proxy.failed")
         assert line["path"] == "/dictionary/\\x"
+
+
+async def test_the_cloud_script_takes_a_node_out_and_back(tmp_path: Path) -> None:
+    async with door(tmp_path) as it:
+        variables = {"ODIN_HAPROXY": it.proxy.socket.replace(":", "/")}
+
+        async def rotate(*arguments: str) -> subprocess.CompletedProcess[str]:
+            script = OPS / "cloud" / "release.sh"
+            asked = partial(run, script, "rotate", "proxy", *arguments, variables=variables)
+            return await trio.to_thread.run_sync(asked)
+
+        for state, status in (("drain", "DRAIN"), ("ready", "UP")):
+            done = await rotate("ws-1", state)
+            assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+            await it.proxy.wait_status(status, "ws-1")
+        refused = await rotate("ws-9", "drain")
+        assert refused.returncode == 1
+        assert "HAProxy: No such server" in refused.stderr
 
 
 async def test_the_alerts_read_figures_that_haproxy_has(tmp_path: Path) -> None:
