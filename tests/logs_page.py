@@ -22,12 +22,17 @@ def of_server() -> Rows:
 
 def of_publisher() -> Rows:
     """The events of the publisher."""
-    return _table("## Events of the publisher", "## The way to Loki")
+    return _table("## Events of the publisher", "## Events of HAProxy")
+
+
+def of_haproxy() -> Rows:
+    """The lines of HAProxy that are JSON."""
+    return _table("## Events of HAProxy", "## The way to Loki")
 
 
 def unknown_in(query: str) -> set[str]:
     """The labels, levels, fields and events in a LogQL query that no line has."""
-    events = of_server() | of_publisher()
+    events = of_server() | of_publisher() | of_haproxy()
     fields = OF_EVERY_LINE | LABELS | {"__error__"}
     fields |= {field for _, fields in events.values() for field in fields}
     selectors = "".join(re.findall(r"\{job=[^}]*\}", query))

@@ -40,7 +40,7 @@ myst_enable_extensions = ["attrs_inline"]
 
 _PARTS = {
     "Clients": ["clients/README", "clients/*", "protocol"],
-    "Operating": ["operating", "configuration", "runbooks/*", "logs", "metrics"],
+    "Operating": ["operating", "readiness", "configuration", "runbooks/*", "logs", "metrics"],
     "Measured": ["benchmarks", "capacity", "reliability", "conformance", "scale"],
     "Inside": ["architecture", "decisions/*"],
 }

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Runs as root on a machine of instances.sh, where everything is below /srv/odin:
-#   release.sh deploy MACHINE IMAGE REVISION build|pull   deploy the files that instances.sh has sent
+# Runs as root on a machine of instances.sh, where everything is below /srv/odin. MACHINE is one of ws,
+# backend, runner and proxy:
+#   release.sh deploy MACHINE IMAGE REVISION build|pull|none   deploy the files that instances.sh has sent
 #   release.sh start MACHINE   start what was deployed last
+#   release.sh rotate proxy NODE drain|ready   have HAProxy send NODE no new clients, or some again
 #   release.sh back MACHINE    return to the previous release; a second time returns to this one
 # A release replaces its files and its image. Changes made on the machine stay: the settings files
 # below, and each line of .env that instances.sh does not write.
@@ -16,7 +18,7 @@ current=$root/current
 previous=$root/previous
 # The files that the containers have read: a copy of ops/ from their last start.
 in_use=$root/in-use
-settings=(ops/settings/ws.env ops/prometheus/targets/ws.yml)
+settings=(ops/settings/ws.env ops/prometheus/targets/ws.yml ops/prometheus/targets/haproxy.yml)
 
 fail() {
   echo "release.sh: $*" >&2
@@ -81,6 +83,13 @@ unpack_secrets() {
   tar -xf "$machine.secrets.tar" -C "$current/ops/secrets" --no-same-owner
 }
 
+# The second server and HAProxy, as they exist now; Prometheus watches the folder.
+unpack_targets() {
+  [[ -e $machine.targets.tar ]] || return 0
+  rm -rf "$current/ops/prometheus/targets/cloud"
+  tar -xf "$machine.targets.tar" -C "$current/ops/prometheus/targets" --no-same-owner
+}
+
 remember_in_use() {
   rm -rf "$in_use"
   cp -a "$current/ops" "$in_use"
@@ -109,6 +118,11 @@ start() {
     done
   done
   up
+  # HAProxy reads its files again without cutting its clients.
+  if [[ " ${changed[*]} " == *" haproxy "* ]]; then
+    compose exec -T haproxy sh -c 'kill -USR2 1'
+    mapfile -t changed < <(printf '%s\n' "${changed[@]}" | grep -vx haproxy)
+  fi
   if ((${#changed[@]})); then
     compose restart "${changed[@]}"
     up
@@ -123,6 +137,7 @@ bring() { # RELEASE COMMAND…; the command obtains the image
   keep_as_previous "$release"
   unpack
   unpack_secrets
+  unpack_targets
   set_environment
   "$@"
   start
@@ -135,13 +150,13 @@ build_image() { # IMAGE REVISION
 
 deploy() { # IMAGE REVISION build|pull
   # shellcheck disable=SC2064 # expand the machine now; that file has a password
-  trap "rm -f trio-odin.tar '$machine.env' '$machine.secrets.tar' release.sh" EXIT
+  trap "rm -f trio-odin.tar '$machine.env' '$machine.secrets.tar' '$machine.targets.tar' release.sh" EXIT
   wait_for_docker
-  if [[ $3 == build ]]; then
-    bring "$2 $1" build_image "$1" "$2"
-  else
-    bring "$2 $1" docker pull --quiet "$1"
-  fi
+  case $3 in
+    build) bring "$2 $1" build_image "$1" "$2" ;;
+    pull) bring "$2 $1" docker pull --quiet "$1" ;;
+    *) bring "$2 $1" true ;;
+  esac
 }
 
 back() {
@@ -157,10 +172,23 @@ back() {
   bring "$(<"$previous/.release")" true
 }
 
+# By bash's own connection to HAProxy's admin socket, as there may be no socat. HAProxy answers with a
+# text if something is wrong, and closes.
+rotate() { # NODE STATE
+  local said
+  exec 3<>"/dev/tcp/${ODIN_HAPROXY:-127.0.0.1/8405}"
+  echo "set server ws/$1 state $2" >&3
+  said=$(timeout 10 cat <&3)
+  [[ ! ${said//[[:space:]]/} ]] || fail "HAProxy: $said"
+}
+
 main() {
   local command=${1-} machine=${2-}
-  case $command in deploy | start | back) ;; *) fail "deploy, start or back?" ;; esac
-  case $machine in ws | backend | runner) ;; *) fail "ws, backend or runner?" ;; esac
+  case $command in
+    deploy | start | back | rotate) ;;
+    *) fail "deploy, start, rotate or back?" ;;
+  esac
+  case $machine in ws | backend | runner | proxy) ;; *) fail "ws, backend, runner or proxy?" ;; esac
   shift 2
   [[ $command != start ]] || wait_for_docker
   "$command" "$@"

@@ -213,14 +213,25 @@ def overview() -> Iterator[Section]:
                     Line("ws_connections_current@", "{{instance}}"),
                     Line("ws_capacity_max_connections@ > 0", "limit of {{instance}}", dashed=True),
                 ],
-                width=12,
             ),
             graph(
                 "Deliveries a second",
                 "By server. If deliveries fall but clients stay, check NATS and the publisher.",
                 [Line("rate(ws_messages_sent_total@[$__rate_interval])", "{{instance}}")],
                 stacked=True,
-                width=12,
+            ),
+            graph(
+                "Deliveries a second for a client",
+                "On average: the plan's broadcast efficiency. Without filtering it is the whole"
+                " rate of the market.",
+                [
+                    Line(
+                        "rate(ws_messages_sent_total@[$__rate_interval])"
+                        " / (ws_connections_current@ > 0)",
+                        "{{instance}}",
+                    )
+                ],
+                empty="no clients",
             ),
             graph(
                 "Fan-out",

@@ -1,14 +1,22 @@
 #!/usr/bin/env bash
 # Creates what NATS and its clients need to authenticate each other: passwords, a certificate, and a
-# private authority that signs it. Creates only missing files; to renew the server's certificate,
-# remove nats/cert.pem and run this script again.
+# private authority that signs it; and the secrets of the monitoring. Creates only missing files; to
+# renew the server's certificate, remove nats/cert.pem and run this script again.
 #
 #   ops/nats/secrets.sh [FOLDER]     default: ops/secrets, which git ignores
 #
 #   ca.key                            stays here; do not copy it to a machine
-#   nats/{users.conf,cert.pem,key.pem}
-#   ws/{nats_url,ca.pem}              each of these folders is mounted into one container
-#   publisher/{nats_url,ca.pem}
+#   nats/{users.conf,cert.pem,key.pem,ca.pem}
+#   ws/{nats_url,password,ca.pem}     each of these folders is mounted into one container
+#   publisher/{nats_url,password,ca.pem}
+#   grafana/admin_password            GRAFANA_ADMIN_PASSWORD if that is set, at random otherwise
+#   alertmanager/alert_webhook_url    ALERT_WEBHOOK_URL: where Alertmanager posts alerts to, as JSON
+#   alertmanager/watchdog_webhook_url WATCHDOG_WEBHOOK_URL: a service that pages you when nothing comes
+#                                     for some minutes; these three are replaced if they are set
+#
+# NATS_SERVERS has the names or addresses of the servers, with blanks between: `nats`, or those of a
+# cluster, such as "10.128.0.21 10.128.0.22 10.128.0.23". They are remembered, and get into each
+# nats_url and into the certificate, which is made anew for a further one.
 #
 # Only the folder itself is closed to other users. The containers' users have to read the files, and
 # they reach a mounted folder without passing the one above it.
@@ -17,14 +25,31 @@ set -euo pipefail
 folder=${1:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/secrets}
 authority_days=3650
 server_days=825
-# The names that clients use: compose's name of the service.
-names=DNS:nats,DNS:localhost,IP:127.0.0.1
-
 type openssl >/dev/null || { echo "secrets.sh: openssl is not installed" >&2 && exit 2; }
 mkdir -p "$folder"
 chmod 0700 "$folder"
-mkdir -p "$folder"/{nats,ws,publisher}
+mkdir -p "$folder"/{nats,ws,publisher,grafana,alertmanager}
 cd "$folder"
+
+# The servers of the last time, if none are named now.
+if [[ ! ${NATS_SERVERS-} && -e ws/nats_url ]]; then
+  NATS_SERVERS=$(tr , ' ' <ws/nats_url | sed 's|tls://[^@]*@||g; s|:4222||g')
+fi
+read -ra servers <<<"${NATS_SERVERS:-nats}"
+# The names that clients use: compose's names of the service, and of the three of a cluster.
+names=DNS:nats,DNS:nats-1,DNS:nats-2,DNS:nats-3,DNS:localhost,IP:127.0.0.1
+for server in "${servers[@]}"; do
+  kind=host
+  case $server in
+    *[!0-9.a-zA-Z-]* | -*) echo "secrets.sh: $server: not a name or an address of IPv4" >&2 && exit 2 ;;
+    *[a-zA-Z]*) names+=,DNS:$server ;;
+    *) names+=,IP:$server kind=ip ;;
+  esac
+  # A certificate that is not for this server is made anew; openssl exits with 0 either way.
+  [[ ! -e nats/cert.pem ]] ||
+    openssl x509 -in nats/cert.pem -noout "-check$kind" "$server" | grep -q 'does match' ||
+    rm nats/cert.pem
+done
 
 new_key=(-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes)
 
@@ -41,7 +66,8 @@ if [[ ! -e nats/cert.pem ]]; then
     -days $server_days -sha256 -extfile <(
       echo "subjectAltName=$names"
       echo keyUsage=critical,digitalSignature
-      echo extendedKeyUsage=serverAuth
+      # The second is for a server of the cluster that connects to another one.
+      echo extendedKeyUsage=serverAuth,clientAuth
       echo authorityKeyIdentifier=keyid
       echo subjectKeyIdentifier=hash
     ) 2>/dev/null
@@ -51,8 +77,8 @@ fi
 if [[ ! -e nats/users.conf ]]; then
   ws_password=$(openssl rand -hex 24)
   publisher_password=$(openssl rand -hex 24)
-  echo "tls://ws:$ws_password@nats:4222" >ws/nats_url
-  echo "tls://publisher:$publisher_password@nats:4222" >publisher/nats_url
+  echo "$ws_password" >ws/password
+  echo "$publisher_password" >publisher/password
   cat >nats/users.conf <<CONF
 authorization {
   users = [
@@ -84,8 +110,34 @@ CONF
 fi
 
 for client in ws publisher; do
+  # An earlier version of this script kept the password in the URL alone.
+  [[ -e $client/password ]] || sed 's|^[^:]*://[^:]*:||; s|@.*||' "$client/nats_url" >"$client/password"
+  urls=
+  for server in "${servers[@]}"; do
+    urls+=${urls:+,}tls://$client:$(<"$client/password")@$server:4222
+  done
+  # Keep the file if it is the same: what reads it is restarted otherwise.
+  [[ -e $client/nats_url && $(<"$client/nats_url") == "$urls" ]] || echo "$urls" >"$client/nats_url"
   cp ca.pem "$client/ca.pem"
 done
+cp ca.pem nats/ca.pem
+
+keep() { # FILE TEXT DEFAULT
+  if [[ $2 ]]; then
+    [[ -e $1 && $(<"$1") == "$2" ]] || echo "$2" >"$1"
+  elif [[ ! -e $1 && $3 ]]; then
+    echo "$3" >"$1"
+  fi
+}
+keep grafana/admin_password "${GRAFANA_ADMIN_PASSWORD-}" "$(openssl rand -hex 16)"
+keep alertmanager/alert_webhook_url "${ALERT_WEBHOOK_URL-}" ''
+# Nobody: the discard port.
+keep alertmanager/watchdog_webhook_url "${WATCHDOG_WEBHOOK_URL-}" http://127.0.0.1:9/
+[[ -e alertmanager/alert_webhook_url ]] ||
+  echo "secrets.sh: nobody gets alerts until ALERT_WEBHOOK_URL is set when this runs" >&2
+
 chmod 0600 ca.key
-chmod 0755 nats ws publisher
-chmod 0644 nats/* ws/* publisher/*
+for machine in nats ws publisher grafana alertmanager; do
+  chmod 0755 "$machine"
+  chmod 0644 "$machine"/*
+done

@@ -83,14 +83,14 @@ class Alerting:
 
 
 @asynccontextmanager
-async def alerting(folder: Path, server_port: int) -> AsyncIterator[Alerting]:
-    """Watch the server whose metrics are at `server_port`."""
+async def alerting(folder: Path, server_port: int, proxy_port: int = 0) -> AsyncIterator[Alerting]:
+    """Watch the server whose metrics are at `server_port`, and HAProxy if its port is given."""
     async with trio.open_nursery() as nursery:
         webhook = await _webhook(nursery)
         own, port = free_port(), free_port()
         alertmanager = f"http://127.0.0.1:{port}"
         copy_alertmanager(folder, webhook.port)
-        copy_prometheus(folder, server_port, own, port)
+        copy_prometheus(folder, server_port, own, port, proxy_port)
         with (
             running(_alertmanager(port), folder),
             running_prometheus(folder, own) as prometheus,
@@ -123,7 +123,7 @@ def _alertmanager(port: int) -> list[str]:
     ]
 
 
-def copy_prometheus(folder: Path, server: int, own: int, alertmanager: int) -> None:
+def copy_prometheus(folder: Path, server: int, own: int, alertmanager: int, proxy: int = 0) -> None:
     """The configuration with its rules and targets, quick and at other addresses."""
     config = _load(OPS / "prometheus" / "prometheus.yml")
     config["global"] |= dict.fromkeys(
@@ -139,6 +139,8 @@ def copy_prometheus(folder: Path, server: int, own: int, alertmanager: int) -> N
         folder / "targets" / "ws.yml",
         _moved(_load(OPS / "prometheus" / "targets" / "ws.yml"), moved),
     )
+    proxies = [{"targets": [f"127.0.0.1:{proxy}"], "labels": {"instance": "odin-proxy"}}]
+    _save(folder / "targets" / "haproxy.yml", proxies if proxy else [])
     (folder / "rules").mkdir()
     for file in (OPS / "prometheus" / "rules").iterdir():
         rules = _load(file)

@@ -19,9 +19,10 @@ DEVELOPMENT = OPS
 WS = OPS / "isolated" / "ws"
 BACKEND = OPS / "isolated" / "backend"
 RUNNER = OPS / "isolated" / "runner"
-HAPROXY = OPS / "haproxy"
-MACHINES = [WS, BACKEND, RUNNER]
-FOLDERS = [DEVELOPMENT, HAPROXY, *MACHINES]
+PROXY = OPS / "isolated" / "proxy"
+NATS = OPS / "isolated" / "nats"
+MACHINES = [WS, BACKEND, RUNNER, PROXY, NATS]
+FOLDERS = [DEVELOPMENT, *MACHINES]
 
 _SECONDS = 60
 

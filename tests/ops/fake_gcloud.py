@@ -23,8 +23,13 @@ def listed(words: list[str], arguments: list[str]) -> None:
     if not (FAKE / "-".join(["there", *words[: words.index("list")], name])).exists():
         return
     asked = " ".join(arguments)
-    address = "203.0.113.9" if "natIP" in asked else "10.10.0.2"
-    sys.stdout.write(f"{address if 'networkInterfaces' in asked else name}\n")
+    if "value(address)" in asked:
+        answer = "203.0.113.80"  # of the balancer
+    elif "networkInterfaces" in asked:
+        answer = "203.0.113.9" if "natIP" in asked else "10.10.0.2"
+    else:
+        answer = name
+    sys.stdout.write(f"{answer}\n")
 
 
 def on_machine(command: str) -> int:
@@ -62,7 +67,8 @@ def main() -> int:
         listed(words, arguments)
     for verb in {"create", "delete"} & set(words):
         at = words.index(verb)
-        there = FAKE / "-".join(["there", *words[:at], words[at + 1]])
+        (name, *_) = (word for word in words[at + 1 :] if word != "http")  # a kind of health check
+        there = FAKE / "-".join(["there", *words[:at], name])
         there.touch() if verb == "create" else there.unlink()
     return 0
 

@@ -109,8 +109,10 @@ class Proxy:
     config: Path = CONFIG
     files: int = 20_000
     socket_port: int = 0  # of its admin socket, as in a container; a path if 0
+    certificates: Path | None = None  # a folder; without it there is no TLS
     port: int = attrs.field(factory=free_port)
     admin_port: int = attrs.field(factory=free_port)
+    plain_port: int = attrs.field(factory=free_port)
     processes: list[subprocess.Popen[bytes]] = attrs.field(factory=list)
 
     @property
@@ -123,6 +125,9 @@ class Proxy:
         first, second = self.nodes
         return {
             **os.environ,
+            "HAPROXY_TLS": "off" if self.certificates is None else "on",
+            "HAPROXY_CERTS": str(self.certificates),
+            "HAPROXY_PLAIN_ADDR": f"127.0.0.1:{self.plain_port}",
             "HAPROXY_ADDR": f"127.0.0.1:{self.port}",
             "HAPROXY_ADMIN_ADDR": f"127.0.0.1:{self.admin_port}",
             "HAPROXY_SOCKET": ("ipv4@" if self.socket_port else "") + self.socket,
@@ -138,7 +143,7 @@ class Proxy:
         command = ["haproxy", "-db", "-f", str(self.config)]
         if self.processes:
             command += ["-x", self.socket, "-sf", str(self.processes[-1].pid)]
-        with (self.folder / f"haproxy-{self.port}.log").open("ab") as log:
+        with self.log.open("ab") as log:
             self.processes.append(
                 subprocess.Popen(command, env=self.environment(), stdout=log, stderr=log)
             )
@@ -183,8 +188,18 @@ class Proxy:
         """Open now, of each node."""
         return [int((await self.stat(name))["scur"]) for name in NODES]
 
+    async def wait_full_weight(self, name: str) -> None:
+        """Wait until a node gets its whole share of clients, at the end of slowstart."""
+        with trio.fail_after(_READY_SECONDS):
+            while (await self.stat(name))["weight"] != "100":
+                await trio.sleep(0.1)
+
     async def set_state(self, name: str, state: str) -> None:
         assert not (await self.ask(f"set server ws/{name} state {state}")).strip()
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"haproxy-{self.port}.log"
 
     async def page(self, path: str) -> int:
         """The status of a page of the public side."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.ops.conftest import OPS, ROOT
 from tests.ops.tools import run, tool
@@ -23,8 +24,9 @@ STARTUP = OPS / "cloud" / "startup.sh"
 NEEDED = {
     "PROJECT": "odin-test",
     "OPERATOR_CIDR": "203.0.113.7/32",
-    "GRAFANA_ADMIN_PASSWORD": "a $placeholder",
+    "GRAFANA_ADMIN_PASSWORD": "it's a $placeholder",
     "ALERT_WEBHOOK_URL": "https://alerts.example/hook",
+    "RUNBOOKS_URL": "https://docs.example/alerts.md",
 }
 
 
@@ -41,7 +43,7 @@ class Cloud:
 
     def has_machines(self) -> None:
         """As after `create`, and quicker."""
-        for name in ("odin-backend", "odin-ws", "odin-runner"):
+        for name in ("odin-backend", "odin-ws-go", "odin-test-runner"):
             (self.folder / f"there-compute-instances-{name}").touch()
 
     def stub(self, program: str, text: str) -> None:
@@ -102,7 +104,11 @@ def created(calls: list[list[str]], what: str) -> Iterator[tuple[str, list[str]]
 
 @pytest.mark.parametrize(
     "script",
-    [SCRIPT, RELEASE, STARTUP, OPS / "nats" / "secrets.sh", *(ROOT / "tests" / "ops").glob("*.sh")],
+    [
+        *(SCRIPT, RELEASE, STARTUP, OPS / "nats" / "secrets.sh"),
+        OPS / "haproxy" / "certificate.sh",
+        *(ROOT / "tests" / "ops").glob("*.sh"),
+    ],
 )
 def test_the_scripts_have_nothing_that_shellcheck_minds(script: Path) -> None:
     checked = run(tool("shellcheck"), "--shell=bash", "--external-sources", script)
@@ -116,8 +122,8 @@ def test_create_makes_the_machines_of_the_plan_in_a_network_of_their_own(cloud: 
     types = {name: option(call, "machine-type") for name, call in machines.items()}
     assert types == {
         "odin-backend": "e2-small",
-        "odin-ws": "e2-standard-2",
-        "odin-runner": "e2-micro",
+        "odin-ws-go": "e2-standard-2",
+        "odin-test-runner": "e2-micro",
     }
     for call in machines.values():
         assert option(call, "zone") == "us-central1-a"
@@ -167,7 +173,7 @@ def test_what_is_there_is_not_made_again(cloud: Cloud) -> None:
     assert cloud.did("create", "ws") == []
     assert [name for name, _ in created(cloud.did("create"), "instances")] == [
         "odin-backend",
-        "odin-runner",
+        "odin-test-runner",
     ]
 
 
@@ -177,7 +183,7 @@ def test_deploy_brings_this_commit_and_the_addresses_of_the_others(cloud: Cloud)
     reach, copy, command = calls
     assert option(reach, "command") == "true"
     assert "scp" in copy
-    assert copy[-1] == "odin-ws:/tmp/"
+    assert copy[-1] == "odin-ws-go:/tmp/"
     sent = ["trio-odin.tar", "release.sh", "ws.env", "ws.secrets.tar"]
     assert [Path(file).name for file in copy[-5:-1]] == sent
     revision = run("git", "-C", ROOT, "rev-parse", "--short=12", "HEAD").stdout.strip()
@@ -202,21 +208,20 @@ def test_the_environment_of_each_machine_is_what_its_compose_file_wants(tmp_path
     library = tmp_path / "ops" / "cloud" / "instances.sh"
     library.parent.mkdir(parents=True)
     library.write_text(source.replace("dry_run=\n", "dry_run=yes\n", 1))
-    for machine in ("ws", "backend", "runner"):
+    prices = tmp_path / "trio_odin" / "lab" / "model" / "prices.toml"
+    prices.parent.mkdir(parents=True)
+    shutil.copy(ROOT / "trio_odin" / "lab" / "model" / "prices.toml", prices)
+    for machine in ("ws", "ws-2", "backend", "runner", "proxy", "proxy-2"):
         asked = f"source {library}; environment_of {machine} trio-odin:1"
         made = run(tool("bash"), "-c", asked, variables=NEEDED)
         assert made.returncode == 0, made.stderr
         given = {line.partition("=")[0] for line in made.stdout.splitlines()}
-        assert {"TRIO_ODIN_IMAGE", "BACKEND_INTERNAL_IP", "WS_INTERNAL_IP"} <= given
-        compose = OPS / "isolated" / machine / "compose.yml"
+        assert {"TRIO_ODIN_IMAGE", "BACKEND_INTERNAL_IP", "INSTANCE_NAME"} <= given
+        compose = OPS / "isolated" / machine.removesuffix("-2") / "compose.yml"
         required = set(re.findall(r"\$\{(\w+):\?", compose.read_text()))
         assert required <= given, machine
-    assert (
-        "GRAFANA_ADMIN_PASSWORD='a $placeholder'"
-        in run(
-            tool("bash"), "-c", f"source {library}; environment_of backend x", variables=NEEDED
-        ).stdout
-    )
+        for secret in (NEEDED["GRAFANA_ADMIN_PASSWORD"], NEEDED["ALERT_WEBHOOK_URL"]):
+            assert secret not in made.stdout, "secrets are files"
 
 
 def test_a_stop_drains_the_server_before_its_machine_goes(cloud: Cloud) -> None:
@@ -224,7 +229,7 @@ def test_a_stop_drains_the_server_before_its_machine_goes(cloud: Cloud) -> None:
     assert option(drain, "command").endswith(
         "docker compose --file /srv/odin/current/ops/isolated/ws/compose.yml stop"
     )
-    assert stop[-3:] == ["stop", "odin-ws", "--zone=us-central1-a"]
+    assert stop[-3:] == ["stop", "odin-ws-go", "--zone=us-central1-a"]
 
 
 def test_nothing_is_deleted_without_a_yes(cloud: Cloud) -> None:
@@ -235,7 +240,7 @@ def test_nothing_is_deleted_without_a_yes(cloud: Cloud) -> None:
         assert "nothing deleted" in refused.stderr
     assert not any("delete" in call for call in cloud.calls)
     (deleted,) = cloud.did("delete", "ws", answer="yes\n")
-    assert "odin-ws" in deleted
+    assert "odin-ws-go" in deleted
 
 
 def test_delete_leaves_nothing_of_all_and_the_network_for_the_others(cloud: Cloud) -> None:
@@ -245,7 +250,7 @@ def test_delete_leaves_nothing_of_all_and_the_network_for_the_others(cloud: Clou
     removed = cloud.did("delete", "--yes")
     assert len(removed) == len(made)
     assert cloud.did("delete", "--yes") == []
-    assert "odin-ws: not there\n" in cloud.run("delete", "--yes").stdout
+    assert "odin-ws-go: not there\n" in cloud.run("delete", "--yes").stdout
 
 
 @pytest.mark.parametrize("command", ["create", "deploy", "stop", "start", "delete", "ips"])
@@ -265,22 +270,22 @@ def test_a_machine_that_lets_nobody_in_yet_is_tried_again_and_not_for_ever(cloud
     (cloud.folder / "unreachable").write_text("1000")
     ended = cloud.run("deploy", "ws")
     assert ended.returncode == 2
-    assert "odin-ws lets nobody in by SSH" in ended.stderr
+    assert "odin-ws-go lets nobody in by SSH" in ended.stderr
 
 
 def test_a_machine_that_cannot_be_drained_is_stopped_all_the_same(cloud: Cloud) -> None:
     (cloud.folder / "unreachable").write_text("1")
-    assert cloud.did("stop", "ws")[-1][-3:] == ["stop", "odin-ws", "--zone=us-central1-a"]
+    assert cloud.did("stop", "ws")[-1][-3:] == ["stop", "odin-ws-go", "--zone=us-central1-a"]
 
 
-@pytest.mark.parametrize("variable", ["GRAFANA_ADMIN_PASSWORD", "ALERT_WEBHOOK_URL"])
-def test_a_secret_that_would_break_the_file_is_refused(
-    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, variable: str
+@pytest.mark.parametrize("address", ["docs/runbooks/alerts.md", "https://a b", "https://x/#y"])
+def test_an_address_of_the_runbook_that_leads_nowhere_is_refused(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
-    monkeypatch.setitem(NEEDED, variable, "it's")
+    monkeypatch.setitem(NEEDED, "RUNBOOKS_URL", address)
     ended = cloud.run("deploy")
     assert ended.returncode == 2
-    assert f"{variable} has a '" in ended.stderr
+    assert "deploy of backend needs RUNBOOKS_URL" in ended.stderr
     assert not cloud.calls
 
 
@@ -295,10 +300,10 @@ def test_the_cost_is_that_of_the_plan_and_of_trio_odin_plan(cloud: Cloud) -> Non
 
 
 def test_a_dry_run_prints_every_command_and_runs_none(cloud: Cloud) -> None:
-    for command in ("create", "deploy", "stop", "start", "delete", "ips"):
+    for command in ("create", "deploy", "resize", "stop", "start", "delete", "ips"):
         told = cloud.run("--dry-run", command)
         assert told.returncode == 0, told.stderr
-        for machine in ("odin-ws", "odin-backend", "odin-runner"):
+        for machine in ("odin-ws-go", "odin-backend", "odin-test-runner"):
             assert machine in told.stdout
     assert not cloud.calls
 
@@ -308,11 +313,16 @@ def test_a_dry_run_prints_every_command_and_runs_none(cloud: Cloud) -> None:
     [
         (["create"], "PROJECT", "PROJECT is not set"),
         (["create"], "OPERATOR_CIDR", "create needs OPERATOR_CIDR"),
-        (["deploy"], "ALERT_WEBHOOK_URL", "deploy of backend needs"),
+        (["deploy"], "ALERT_WEBHOOK_URL", "deploy of backend needs ALERT_WEBHOOK_URL"),
+        (["deploy"], "RUNBOOKS_URL", "deploy of backend needs RUNBOOKS_URL"),
         ([], "", "say what to do"),
         (["create", "stop"], "", "one command at a time: create or stop"),
         (["create", "wss"], "", "wss is no command and no machine"),
         (["create", "--now"], "", "--now is no option"),
+        (["dns", "ws"], "", "dns needs DNS_ZONE and DNS_NAME"),
+        (["dns"], "", "dns needs a machine, or balancer"),
+        (["create", "balancer"], "", "balancer is for dns only"),
+        (["roll", "ws"], "", "roll takes no machine"),
     ],
 )
 def test_what_is_wrong_is_a_sentence_and_nothing_is_done(
@@ -326,5 +336,183 @@ def test_what_is_wrong_is_a_sentence_and_nothing_is_done(
 
 def test_help_names_every_command_and_variable(cloud: Cloud) -> None:
     told = cloud.run("--help", without="PROJECT").stdout
-    for word in ("create", "deploy", "stop", "start", "delete", "ips", "cost", *NEEDED):
+    commands = ("create", "deploy", "roll", "balance", "dns", "resize", "stop", "start", "delete")
+    for word in (*commands, "ips", "cost", "WS_GO_MACHINE_TYPE", "TEST_RUNNER_NAME", *NEEDED):
         assert word in told
+
+
+# --- names and machine types of a site, two servers, and what is in front of them
+
+
+def having(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    """Set variables of the script, and create all machines."""
+    for name, text in variables.items():
+        monkeypatch.setitem(NEEDED, name, text)
+    cloud.did("create", "all", "ws-2", "proxy", "proxy-2")
+
+
+def test_names_and_machine_types_are_variables(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NEEDED, "WS_NAME", "prices-1")
+    monkeypatch.setitem(NEEDED, "WS_GO_MACHINE_TYPE", "e2-medium")
+    (call,) = [call for call in cloud.did("create", "ws") if "instances" in call]
+    assert "prices-1" in call
+    assert option(call, "machine-type") == "e2-medium"
+    assert option(call, "tags") == "odin-ws", "the firewall does not depend on the name"
+    told = cloud.run("cost", "ws").stdout
+    assert re.search(r"prices-1 +e2-medium +~ +24 USD", told)
+
+
+def test_the_server_gets_the_plans_share_of_the_memory_that_its_machine_has(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (cloud.folder / "machine" / "tmp").mkdir(parents=True)
+    cloud.stub("sudo", "exit 0")
+    for kind, memory in (("e2-standard-2", 7168), ("e2-medium", 3584)):
+        monkeypatch.setitem(NEEDED, "WS_GO_MACHINE_TYPE", kind)
+        cloud.has_machines()
+        cloud.did("deploy", "ws")
+        lines = (cloud.folder / "machine" / "tmp" / "ws.env").read_text().splitlines()
+        assert f"WS_LIMIT_MEMORY={memory}M" in lines
+        assert "INSTANCE_NAME=odin-ws" in lines
+
+
+def test_two_servers_and_two_proxies_and_only_these_are_open_to_clients(cloud: Cloud) -> None:
+    calls = cloud.did("create", "ws-2", "proxy", "proxy-2")
+    machines = {name: option(call, "tags") for name, call in created(calls, "instances")}
+    assert machines == {
+        "odin-ws-go-v2": "odin-ws",
+        "odin-proxy": "odin-proxy",
+        "odin-proxy-2": "odin-proxy",
+    }
+    rules = dict(created(calls, "firewall-rules"))
+    public = {name for name, call in rules.items() if "--source-ranges=0.0.0.0/0" in call}
+    assert public == {"odin-clients", "odin-public"}
+    assert option(rules["odin-public"], "target-tags") == "odin-proxy"
+    assert option(rules["odin-public"], "allow") == "tcp:443,tcp:80"
+    assert option(rules["odin-figures"], "source-tags") == "odin-backend"
+
+
+def test_a_proxy_is_not_deployed_without_a_certificate(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    having(cloud, monkeypatch)
+    refused = cloud.run("deploy", "proxy")
+    assert refused.returncode == 2
+    assert "deploy of proxy needs a certificate" in refused.stderr
+    certificates = cloud.folder / "secrets" / "haproxy"
+    certificates.mkdir(parents=True)
+    (certificates / "public.pem").touch()
+    command = cloud.did("deploy", "proxy")[-1]
+    assert option(command, "command").endswith("none"), "it runs no image of ours"
+
+
+def test_prometheus_asks_the_machines_that_there_are(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    having(cloud, monkeypatch)
+    (cloud.folder / "machine" / "tmp").mkdir(parents=True)
+    cloud.stub("sudo", "exit 0")
+    cloud.did("deploy", "backend")
+    archive = cloud.folder / "machine" / "tmp" / "backend.targets.tar"
+    out = cloud.folder / "out"
+    out.mkdir()
+    assert run(tool("tar"), "-xf", archive, "-C", out).returncode == 0
+    found = {file.name: yaml.safe_load(file.read_text()) for file in (out / "cloud").glob("*.yml")}
+    assert found == {
+        f"{job}.yml": [{"targets": [f"10.10.0.2:{port}"], "labels": {"instance": instance}}]
+        for job, port, instance in (
+            ("ws-ws-2", 3005, "odin-ws-2"),
+            ("haproxy-proxy", 8404, "odin-proxy"),
+            ("haproxy-proxy-2", 8404, "odin-proxy-2"),
+        )
+    }
+    config = yaml.safe_load((OPS / "prometheus" / "prometheus.yml").read_text())
+    patterns = {
+        pattern
+        for job in config["scrape_configs"]
+        for files in job.get("file_sd_configs", [])
+        for pattern in files["files"]
+    }
+    for name in found:
+        assert sum(Path(f"targets/cloud/{name}").match(one) for one in patterns) == 1, name
+
+
+def test_a_roll_takes_each_server_out_at_both_proxies_while_it_is_deployed(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    having(cloud, monkeypatch)
+
+    cloud.did("roll")
+    commands = [option(call, "command") for call in cloud.calls if "ssh" in call]
+    asked = [text.partition("release.sh ")[2] for text in commands if "release.sh" in text]
+    short = [re.sub("trio-odin:.*", "…", text).removeprefix("rotate ") for text in asked]
+    assert short == [
+        *["proxy ws-1 drain"] * 2, "deploy ws …", *["proxy ws-1 ready"] * 2,
+        *["proxy ws-2 drain"] * 2, "deploy ws …", *["proxy ws-2 ready"] * 2,
+    ]  # fmt: skip
+
+
+def test_a_roll_that_fails_stops_with_the_server_back_in_rotation(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    having(cloud, monkeypatch)
+    (cloud.folder / "calls").unlink()
+    monkeypatch.setitem(NEEDED, "SUBNET_RANGE", "unused")
+    cloud.stub("git", "exit 1")  # the deploy cannot begin
+    ended = cloud.run("roll")
+    assert ended.returncode == 2
+    assert "odin-ws-go: not deployed" in ended.stderr
+    said = [option(call, "command") for call in cloud.calls if "ssh" in call]
+    assert [text.split()[-2:] for text in said] == [["ws-1", "drain"]] * 2 + [["ws-1", "ready"]] * 2
+
+
+def test_the_balancer_is_made_once_and_goes_with_all(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    having(cloud, monkeypatch)
+    made = cloud.did("balance")
+    kinds = {" ".join(call[1:-1]).split(" create")[0] for call in made if "create" in call}
+    assert len(kinds) == 5
+    (rule,) = (call for call in made if "forwarding-rules" in call)
+    assert option(rule, "ports") == "80,443"
+    (check,) = (call for call in made if "health-checks" in call)
+    assert option(check, "request-path") == "/ready"
+    assert cloud.did("balance") == []
+    removed = cloud.did("delete", "--yes")
+    assert {"odin-public", "odin-proxies", "odin-ws-go-v2", "odin-proxy-2"} <= {
+        word for call in removed for word in call
+    }
+    assert cloud.did("delete", "--yes") == []
+
+
+def test_the_name_leads_to_the_new_machine_and_back(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    having(cloud, monkeypatch, DNS_ZONE="odin-example", DNS_NAME="ws.odin.example")
+    (first,) = cloud.did("dns", "ws")
+    assert first[1:5] == ["dns", "record-sets", "create", "ws.odin.example."]
+    assert option(first, "rrdatas") == "203.0.113.9"
+    assert option(first, "ttl") == "60"
+    (second,) = cloud.did("dns", "ws-2")
+    assert "update" in second
+    (both,) = cloud.did("dns", "proxy", "proxy-2")
+    assert option(both, "rrdatas") == "203.0.113.9,203.0.113.9"
+    refused = cloud.run("dns", "balancer")
+    assert "the balancer has no address" in refused.stderr
+    cloud.did("balance")
+    (last,) = cloud.did("dns", "balancer")
+    assert option(last, "rrdatas") == "203.0.113.80"
+
+
+def test_a_machine_gets_another_type_while_it_is_stopped(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(NEEDED, "WS_GO_MACHINE_TYPE", "e2-medium")
+    cloud.has_machines()
+    calls = [call for call in cloud.did("resize", "ws") if "ssh" not in call]
+    verbs = [word for call in calls for word in call if word in ("stop", "start")]
+    assert verbs == ["stop", "start"]
+    assert "set-machine-type" in calls[1]
+    assert option(calls[1], "machine-type") == "e2-medium"

@@ -17,8 +17,9 @@ from tests.ops.composing import (
     BACKEND,
     DEVELOPMENT,
     FOLDERS,
-    HAPROXY,
     MACHINES,
+    NATS,
+    PROXY,
     RUNNER,
     SERVICES,
     WS,
@@ -29,6 +30,7 @@ from tests.ops.composing import (
     variables_of,
 )
 from tests.ops.conftest import OPS, ROOT
+from tests.ops.tools import tool
 from trio_odin.demo.nats_server import find_nats_server
 from trio_odin.settings.reading import IGNORED, read_settings, variables, with_reload_file
 from trio_odin.settings.settings import Settings
@@ -36,9 +38,9 @@ from trio_odin.settings.settings import Settings
 MIB = 1024 * 1024
 # Made by ops/nats/secrets.sh, in no commit.
 SECRETS = OPS / "secrets"
-SHIPPED = {"ws", "ws-2", "nats", "publisher"}
+SHIPPED = {"ws", "ws-2", "nats", "publisher", "haproxy"}
 # Nothing in their images can ask them, or they end by themselves.
-WITHOUT_CHECK = {"fluent-bit", "haproxy", "runner"}
+WITHOUT_CHECK = {"fluent-bit", "runner"}
 OURS = {"ws", "ws-2", "publisher", "runner"}
 
 # Of the plan: cores and MiB.
@@ -129,15 +131,39 @@ def test_in_development_the_same_ports_are_on_this_machine_alone() -> None:
     isolated = {port for _, service in all_services(WS, BACKEND) for port in ports(service)}
     found = {port for _, service in all_services(DEVELOPMENT) for port in ports(service)}
     assert {host for host, _, _ in found} == {"127.0.0.1"}
-    proxys = {port for _, service in all_services(HAPROXY) for port in ports(service)}
-    second_nodes = {(3006, 3002), (3007, 3005)}
-    assert {port[1:] for port in found} == {p[1:] for p in isolated | proxys} | second_nodes
+    on_demand = {(3006, 3002), (3007, 3005), (3000, 3000), (8404, 8404), (8405, 8405)}
+    assert {port[1:] for port in found} == {port[1:] for port in isolated} | on_demand
+
+
+def test_haproxy_is_reached_by_clients_with_tls_and_by_prometheus() -> None:
+    service = services(PROXY)["haproxy"]
+    own = example(PROXY)["PROXY_INTERNAL_IP"]
+    assert ports(service) == {
+        ("", 443, 3000),
+        ("", 80, 3080),
+        (own, 8404, 8404),
+        ("127.0.0.1", 8405, 8405),
+    }
+    assert service["environment"]["HAPROXY_TLS"] == "on"
+    (mount,) = (v for v in service["volumes"] if v["target"] == "/etc/haproxy/certs")
+    assert Path(mount["source"]) == SECRETS / "haproxy"
+    # Without TLS only where nobody else reaches the port.
+    local = services(DEVELOPMENT)["haproxy"]
+    assert local["environment"]["HAPROXY_TLS"] == "off"
+    assert {host for host, _, _ in ports(local)} == {"127.0.0.1"}
+
+
+def test_haproxy_has_the_memory_that_all_its_clients_take() -> None:
+    service = services(PROXY)["haproxy"]
+    clients = int(service["environment"]["HAPROXY_MAXCONN"])
+    assert limits(service)[1] * 1024 >= clients * 48 + 200 * 1024  # see test_haproxy_tls.py
+    assert service["ulimits"]["nofile"] >= clients * 2
 
 
 def test_development_has_every_service_but_the_load_and_two_nodes_on_demand() -> None:
     always = {name for name, service in services(DEVELOPMENT).items() if "profiles" not in service}
     assert always == set(services(WS)) | set(services(BACKEND))
-    assert set(services(DEVELOPMENT)) == always | set(services(HAPROXY)) | {"ws-2"}
+    assert set(services(DEVELOPMENT)) == always | set(services(PROXY)) | {"ws-2"}
 
 
 def test_containers_are_named_after_their_services() -> None:
@@ -257,15 +283,74 @@ def test_each_program_is_told_of_a_file_that_is_mounted(service: str, inside: st
     assert (Path(mount["source"]) / Path(inside).relative_to(mount["target"])).is_file()
 
 
+def test_secrets_are_files_that_one_container_has_and_no_variables() -> None:
+    for name, service in all_services(*MACHINES):
+        for variable, text in service.get("environment", {}).items():
+            if re.search("PASSWORD|TOKEN|SECRET|KEY|WEBHOOK", variable):
+                assert variable.endswith(("_FILE", "__FILE")), f"{name}: {variable}"
+            assert not re.search("://[^/]*@", str(text)), f"{name}: {variable}"
+    owners: dict[str, set[str]] = {}
+    for name, service in all_services(*MACHINES):
+        for volume in service.get("volumes", []):
+            if (source := Path(volume["source"])).is_relative_to(SECRETS):
+                owners.setdefault(source.name, set()).add(name)
+    assert owners == {
+        name: {name} for name in ("nats", "ws", "publisher", "grafana", "alertmanager", "haproxy")
+    }
+
+
 def test_alertmanager_reads_its_webhooks_where_compose_puts_them() -> None:
-    service = services(BACKEND)["alertmanager"]
-    written = dict(re.findall(r"(\w+)\" > (\S+)", service["entrypoint"][2]))
-    assert written.keys() == {"ALERT_WEBHOOK_URL", "WATCHDOG_WEBHOOK_URL"}
-    assert written.keys() <= service["environment"].keys()
-    assert {str(Path(path).parent) for path in written.values()} == {service["tmpfs"][0]}
     receivers = yaml.safe_load((OPS / "alertmanager" / "alertmanager.yml").read_text())["receivers"]
     read = {hook["url_file"] for one in receivers for hook in one["webhook_configs"]}
-    assert read == set(written.values())
+    for folder in (BACKEND, DEVELOPMENT):
+        volumes = services(folder)["alertmanager"]["volumes"]
+        (mount,) = (v for v in volumes if v["target"] == "/etc/secrets")
+        assert {str(Path(file).parent) for file in read} == {mount["target"]}
+        if folder is DEVELOPMENT:
+            names = {file.name for file in Path(mount["source"]).iterdir()}
+            assert {Path(file).name for file in read} == names
+    assert "alertmanager/alert_webhook_url" in (OPS / "nats" / "secrets.sh").read_text()
+
+
+def test_on_machines_alerts_link_to_an_address_that_is_published() -> None:
+    for name in ("prometheus", "grafana"):
+        assert services(BACKEND)[name]["environment"]["RUNBOOKS_URL"].startswith("https://")
+    assert variables_of(BACKEND / "compose.yml")["RUNBOOKS_URL"].startswith("?the https address")
+
+
+def with_cluster() -> dict[str, Any]:
+    command = ["-f", "compose.yml", "-f", "nats-cluster.yml", "config", "--format", "json"]
+    done = subprocess.run(
+        [tool("docker-compose"), *command],
+        cwd=DEVELOPMENT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)["services"]
+    return found
+
+
+def test_three_nats_with_users_and_tls_can_take_the_place_of_one() -> None:
+    found = with_cluster()
+    members = {name for name in found if name.startswith("nats")}
+    assert members == {"nats-1", "nats-2", "nats-3"}
+    for name in members:
+        service = found[name]
+        assert service["command"] == ["--config", "/etc/nats/clustered.conf"]
+        assert service["container_name"] == f"odin-{name}"
+        assert service["environment"]["NATS_NAME"] == name
+        assert service["environment"]["NATS_CLIENT_ADDRESS"] == f"{name}:4222"
+        assert service["environment"]["NATS_ROUTE_ADDRESS"] == f"{name}:6222"
+        assert {host for host, _, _ in ports(service)} == {"127.0.0.1"}
+    for name in ("ws", "publisher"):
+        given = found[name]["environment"]
+        assert given["NATS_URL_FILE"] == "/etc/secrets/nats_url"
+        (mount,) = (v for v in found[name]["volumes"] if v["target"] == "/etc/secrets")
+        assert Path(mount["source"]) == SECRETS / name
+    assert found["ws"]["environment"]["JS_STREAM_REPLICAS"] == "3"
+    one = services(NATS)["nats"]
+    own = example(NATS)["NATS_INTERNAL_IP"]
+    assert ports(one) == {(own, 4222, 4222), (own, 6222, 6222), ("127.0.0.1", 8222, 8222)}
+    assert one["environment"]["NATS_CLIENT_ADDRESS"] == f"{own}:4222"
 
 
 def test_what_every_machine_takes_services_from_has_no_relative_path() -> None:
@@ -335,6 +420,9 @@ def test_services_find_each_other_by_the_same_names_on_three_machines() -> None:
         ("ws", "fluent-bit"): {"loki"},
         ("backend", "prometheus"): {"ws"},
         ("runner", "runner"): {"ws", "publisher"},
+        ("proxy", "fluent-bit"): {"loki"},
+        ("nats", "nats"): {"nats-1", "nats-2", "nats-3"},
+        ("nats", "fluent-bit"): {"loki"},
     }
     assert environment()["NATS_URL"] == "nats://nats:4222"
 

@@ -35,6 +35,7 @@ from tests.ops.docker import (
     make_stand_ins,
     why_no_docker,
 )
+from tests.ops.prometheus import RUNBOOKS_URL
 from tests.ops.shipper import JSON_LINE, load_script
 from tests.ops.tools import missing, tool
 from tests.waiting import until
@@ -82,14 +83,18 @@ def ops(tmp_path: Path) -> Path:
     copy = tmp_path / "ops"
     shutil.copytree(OPS, copy, ignore=shutil.ignore_patterns("secrets"))
     tool("openssl")
-    subprocess.run([copy / "nats" / "secrets.sh"], check=True, timeout=60)
+    subprocess.run(
+        [copy / "nats" / "secrets.sh"],
+        check=True,
+        timeout=60,
+        env={**os.environ, "ALERT_WEBHOOK_URL": WEBHOOK},
+    )
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     given = {
         "TRIO_ODIN_IMAGE": IMAGE,
         "WS_INTERNAL_IP": WS_ADDRESS,
         "BACKEND_INTERNAL_IP": BACKEND_ADDRESS,
-        "GRAFANA_ADMIN_PASSWORD": "unused",
-        "ALERT_WEBHOOK_URL": WEBHOOK,
+        "RUNBOOKS_URL": RUNBOOKS_URL,
         # Of a process here, which no container gets more of.
         "WS_NOFILE": str(min(files, 200_000)),
     }
@@ -162,8 +167,8 @@ def test_three_machines_work_together_as_their_files_say(docker: Docker, ops: Pa
     with up(docker, backend, *RUNNABLE), up(docker, ws, "ws"):
         check_limits(docker)
         check_that_prometheus_sees_the_server(docker)
-        written = docker.run("exec", "odin-alertmanager", "cat", "/tmp/alert_webhook_url")
-        assert written == WEBHOOK
+        hook = "/etc/secrets/alert_webhook_url"
+        assert docker.run("exec", "odin-alertmanager", "cat", hook).strip() == WEBHOOK
         load = ("--connections=50", "--tokens=10", "--rate=20", "--hold=3", "--expect-success=1.0")
         docker.compose(runner, "run", "--rm", "runner", *load)
         check_that_a_restart_finds_all_in_place(docker, backend)
@@ -283,7 +288,7 @@ def check_that_an_alert_fires_and_ends(docker: Docker, ops: Path) -> None:
         page = json.loads(docker.get("http://127.0.0.1:9093/api/v2/alerts"))
         named = {a["labels"]["alertname"]: a["annotations"]["runbook_url"] for a in page}
         # Always there: so that its absence tells.
-        assert named.pop("Watchdog") == "docs/runbooks/alerts.md#watchdog"
+        assert named.pop("Watchdog") == f"{RUNBOOKS_URL}#watchdog"
         return named
 
     until(
@@ -294,7 +299,7 @@ def check_that_an_alert_fires_and_ends(docker: Docker, ops: Path) -> None:
     assert alerts() == {}
     docker.compose(ops, "stop", "nats")
     told = until(alerts, what="an alert", seconds=90)
-    assert told == {"NatsDisconnected": "docs/runbooks/alerts.md#natsdisconnected"}
+    assert told == {"NatsDisconnected": f"{RUNBOOKS_URL}#natsdisconnected"}
     docker.compose(ops, "start", "nats")
     # The stream was in NATS' memory, so what came after it is another one: that is told, too.
     until(lambda: set(alerts()) <= {"EventsLost"}, what="the end of the alert", seconds=90)

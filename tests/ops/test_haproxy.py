@@ -28,6 +28,7 @@ from trio_odin.wire import contract
 from trio_odin.wire.dictionary import built_in
 
 _ADDRESSES = {"WS1_ADDR": "127.0.0.1:3004", "WS2_ADDR": "127.0.0.1:3014"}
+_WITHOUT_TLS = {"HAPROXY_TLS": "off"}  # test_haproxy_tls.py has the rest
 
 
 def _check(**environment: str) -> subprocess.CompletedProcess[str]:
@@ -42,7 +43,7 @@ def _check(**environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_configuration_is_valid() -> None:
     require("haproxy")
-    checked = _check(**_ADDRESSES)
+    checked = _check(**_ADDRESSES, **_WITHOUT_TLS)
     assert checked.returncode == 0, checked.stderr
     assert "WARNING" not in checked.stderr
 
@@ -125,6 +126,8 @@ async def test_new_connections_go_to_the_node_with_the_fewest(tmp_path: Path) ->
         await it.crowd.join(100, resumes=False)
         assert await it.proxy.connections() == [100, 0]  # nobody new for the drained one
         await it.proxy.set_state("ws-2", "ready")
+        for name in NODES:
+            await it.proxy.wait_full_weight(name)
         await it.crowd.join(60, resumes=False)
         assert await it.proxy.connections() == [100, 60]
         await it.crowd.join(140, resumes=False)
@@ -177,6 +180,7 @@ async def test_a_node_that_refuses_is_passed_over(tmp_path: Path) -> None:
         await it.proxy.set_state("ws-2", "ready")
         # Weights send them to the first one, which is full.
         await it.proxy.ask("set server ws/ws-1 weight 256")
+        await it.proxy.ask("set server ws/ws-2 weight 1")
         await it.crowd.join(50, resumes=False)
         assert await it.proxy.connections() == [100, 50]
         assert sum(user.rejected.total() for user in it.crowd.users) == 0
@@ -258,7 +262,7 @@ async def test_a_reload_of_haproxy_cuts_nobody(tmp_path: Path, rehearse: Rehears
 
 @pytest.mark.ops
 async def test_a_master_process_reloads_upon_a_signal(tmp_path: Path) -> None:
-    """As in ops/haproxy/compose.yml."""
+    """As in ops/isolated/proxy/compose.yml."""
     async with site(tmp_path) as it:
         proxy = Proxy(tmp_path, it.nodes, socket_port=free_port())
         command = ["haproxy", "-W", "-db", "-f", str(CONFIG)]
@@ -286,6 +290,6 @@ def _first_line(text: str, start: str) -> str:
 
 
 def test_the_compose_file_names_what_the_configuration_reads() -> None:
-    compose = (OPS / "haproxy" / "compose.yml").read_text()
+    compose = (OPS / "isolated" / "proxy" / "compose.yml").read_text()
     for name in _ADDRESSES:
         assert f"${{{name}:?" in compose

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from pathlib import Path
@@ -13,7 +12,8 @@ import pytest
 import yaml
 
 from tests.ops.conftest import OPS
-from tests.ops.tools import run, tool
+from tests.ops.rules import ALERTS, RECORDED
+from tests.ops.tools import output, require, run, tool
 from tests.telemetry.snapshots import snapshot
 from trio_odin.cli import main
 from trio_odin.lab.capacity.stages import PEAK_RATE, SERVER_CORES, SERVER_MIB
@@ -29,6 +29,8 @@ from trio_odin.telemetry.metrics import SERIES
 from trio_odin.wire import contract
 
 FOLDER = OPS / "kubernetes"
+# What stands in an alert's link before kustomize puts the address there.
+UNSET = "https://runbooks.invalid/alerts.md"
 # The oldest that knows all we use, and the newest that there is a schema of.
 VERSIONS = ("1.30", "1.37")
 # Of the Prometheus Operator, not of Kubernetes: no schema here, so the keys are looked at below.
@@ -76,7 +78,9 @@ def environment(manifests: list[Manifest]) -> dict[str, str]:
 
 
 def settings(manifests: list[Manifest]) -> Settings:
-    return read_settings(environment(manifests))
+    # The files are in the pod alone.
+    given = {n: text for n, text in environment(manifests).items() if n != "NATS_URL_FILE"}
+    return read_settings(given)
 
 
 def seconds_to_leave(manifests: list[Manifest]) -> float:
@@ -84,7 +88,7 @@ def seconds_to_leave(manifests: list[Manifest]) -> float:
     return sleep + settings(manifests).drain_seconds
 
 
-@pytest.mark.parametrize("folder", ["base", "example"])
+@pytest.mark.parametrize("folder", ["base", "example", "nats"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_object_is_what_its_schema_says(folder: str, version: str) -> None:
     for manifest in built(folder):
@@ -325,18 +329,26 @@ def test_the_image_of_the_example_is_a_name_to_be_replaced(
     assert container(example)["image"].startswith("registry.example/")
 
 
-def test_the_rules_of_prometheus_become_one_object(tmp_path: Path) -> None:
-    files = [tmp_path / "alerts.yml", tmp_path / "recording.yml"]
-    for file in files:
-        rules = [{"alert": "ServerDown", "expr": "up == 0", "for": "1m"}]
-        file.write_text(yaml.safe_dump({"groups": [{"name": file.stem, "rules": rules}]}))
-    made = run(sys.executable, FOLDER / "prometheus_rule.py", *files)
+def test_alerts_and_figures_become_an_object_each(tmp_path: Path) -> None:
+    alert = {
+        "alert": "ServerDown",
+        "expr": "up == 0",
+        "annotations": {"runbook_url": "{{ $externalLabels.runbooks }}#serverdown"},
+    }
+    figure = {"record": "job:up:sum", "expr": "sum by (job) (up)"}
+    file = tmp_path / "rules.yml"
+    groups = [{"name": "both", "rules": [alert, figure]}, {"name": "one", "rules": [figure]}]
+    file.write_text(yaml.safe_dump({"groups": groups}))
+    made = run(sys.executable, FOLDER / "prometheus_rule.py", file)
     assert made.returncode == 0, made.stderr
-    rule = yaml.safe_load(made.stdout)
-    assert (rule["apiVersion"], rule["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
-    groups = rule["spec"]["groups"]
-    assert [group["name"] for group in groups] == ["alerts", "recording"]
-    assert math.prod(len(group["rules"]) for group in groups) == 1
+    alerts, figures = yaml.safe_load_all(made.stdout)
+    for rule in (alerts, figures):
+        kind = ("monitoring.coreos.com/v1", "PrometheusRule")
+        assert (rule["apiVersion"], rule["kind"]) == kind
+    changed = alert | {"annotations": {"runbook_url": f"{UNSET}#serverdown"}}
+    assert alerts["spec"]["groups"] == [{"name": "both", "rules": [changed]}]
+    assert [group["name"] for group in figures["spec"]["groups"]] == ["both", "one"]
+    assert all(group["rules"] == [figure] for group in figures["spec"]["groups"])
 
 
 def test_the_projects_own_rules_are_in_it() -> None:
@@ -344,11 +356,113 @@ def test_the_projects_own_rules_are_in_it() -> None:
     made = run(sys.executable, FOLDER / "prometheus_rule.py")
     assert files
     assert made.returncode == 0, made.stderr
-    groups = yaml.safe_load(made.stdout)["spec"]["groups"]
-    names = [group["name"] for group in groups]
-    assert names == [
-        g["name"] for file in files for g in yaml.safe_load(file.read_text())["groups"]
-    ]
-    assert len(names) == len(set(names)), "the operator wants each name once"
+    for one_of_two in yaml.safe_load_all(made.stdout):
+        names = [group["name"] for group in one_of_two["spec"]["groups"]]
+        assert len(names) == len(set(names)), "the operator wants each name once"
     kept = FOLDER / "monitoring" / "prometheusrule.yaml"
     assert kept.read_text() == made.stdout, f"run: python prometheus_rule.py > {kept.name}"
+
+
+def test_the_rules_that_are_applied_are_all_rules_and_lead_to_the_published_runbook(
+    example: list[Manifest], tmp_path: Path
+) -> None:
+    require("promtool")
+    objects = [one(example, "PrometheusRule", name) for name in ("ws-alerts", "ws-figures")]
+    rules = [rule for o in objects for group in o["spec"]["groups"] for rule in group["rules"]]
+    assert {rule.get("alert") for rule in rules} - {None} == ALERTS.keys()
+    assert {rule.get("record") for rule in rules} - {None} == RECORDED.keys()
+    published = "https://docs.odin.example/runbooks/alerts.md"
+    for rule in rules:
+        if name := rule.get("alert"):
+            assert rule["annotations"]["runbook_url"] == f"{published}#{name.lower()}"
+            assert rule["expr"] == ALERTS[name]["expr"]
+    for each in objects:
+        file = tmp_path / f"{each['metadata']['name']}.yml"
+        file.write_text(yaml.safe_dump(each["spec"]))
+        assert "SUCCESS" in output("promtool", "check", "rules", file)
+    # The address is kustomize's own matter.
+    assert not any(manifest["metadata"]["name"] == "runbooks" for manifest in example)
+
+
+def test_whoever_sets_no_address_sees_it_in_the_link() -> None:
+    (alerts, _) = yaml.safe_load_all((FOLDER / "monitoring" / "prometheusrule.yaml").read_text())
+    links = {
+        rule["annotations"]["runbook_url"].partition("#")[0]
+        for group in alerts["spec"]["groups"]
+        for rule in group["rules"]
+    }
+    assert links == {UNSET}
+
+
+@pytest.fixture(scope="module")
+def nats() -> list[Manifest]:
+    return built("nats")
+
+
+def test_the_server_uses_the_three_nats_by_its_secret(
+    example: list[Manifest], nats: list[Manifest]
+) -> None:
+    given = environment(example)
+    volumes = {v["name"]: v for v in pod(example)["spec"]["volumes"]}
+    assert volumes["secrets"]["secret"] == {"secretName": "ws-nats", "optional": False}
+    (mount,) = container(example)["volumeMounts"]
+    for name in ("NATS_URL_FILE", "SSL_CERT_FILE"):
+        assert Path(given[name]).parent == Path(mount["mountPath"])
+    spec = one(nats, "StatefulSet", "nats")["spec"]
+    assert int(given["JS_STREAM_REPLICAS"]) == spec["replicas"] == 3
+    label = one(example, "Namespace", "odin")["metadata"]["labels"]["odin.example/nats"]
+    (rule, _) = one(nats, "NetworkPolicy", "nats")["spec"]["ingress"]
+    (source,) = rule["from"]
+    assert source["namespaceSelector"]["matchLabels"] == {"odin.example/nats": label}
+
+
+def test_the_names_of_the_pods_are_those_of_routes_and_of_the_certificate(
+    nats: list[Manifest], tmp_path: Path
+) -> None:
+    stateful, service = one(nats, "StatefulSet", "nats"), one(nats, "Service", "nats")
+    assert stateful["spec"]["serviceName"] == service["metadata"]["name"]
+    assert service["spec"]["clusterIP"] == "None"
+    domain = f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc.cluster.local"
+    names = [f"{stateful['metadata']['name']}-{number}.{domain}" for number in range(3)]
+    (config,) = (m["data"]["nats.conf"] for m in nats if m["kind"] == "ConfigMap")
+    assert re.findall(r"nats-route://([\w.-]+):6222", config) == names
+    command = next(
+        line
+        for line in (FOLDER / "nats" / "kustomization.yaml").read_text().splitlines()
+        if "secrets.sh" in line
+    )
+    said = run("/bin/bash", "-c", command.removeprefix("#").partition(" ops/nats")[0].strip()
+               + '; echo "$NATS_SERVERS"')  # fmt: skip
+    assert said.stdout.split() == names
+    made = run(OPS / "nats" / "secrets.sh", tmp_path, variables={"NATS_SERVERS": " ".join(names)})
+    assert made.returncode == 0, made.stderr
+    shown = output(
+        *("openssl", "x509", "-in", tmp_path / "nats" / "cert.pem", "-noout"),
+        *("-ext", "subjectAltName"),
+    )
+    for name in names:
+        assert f"DNS:{name}" in shown
+        assert f"@{name}:4222" in (tmp_path / "ws" / "nats_url").read_text()
+
+
+def test_nats_in_pods_may_do_nothing_more_than_the_server(
+    base: list[Manifest], nats: list[Manifest]
+) -> None:
+    labels = one(nats, "Namespace", "nats")["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+    spec = one(nats, "StatefulSet", "nats")["spec"]["template"]["spec"]
+    (own,) = spec["containers"]
+    assert own["securityContext"] == container(base)["securityContext"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["automountServiceAccountToken"] is False
+
+
+def test_two_of_three_nats_stay_and_leave_in_order(nats: list[Manifest]) -> None:
+    assert one(nats, "PodDisruptionBudget", "nats")["spec"]["maxUnavailable"] == 1
+    spec = one(nats, "StatefulSet", "nats")["spec"]
+    assert spec["podManagementPolicy"] == "Parallel", "one alone is never ready"
+    spread = spec["template"]["spec"]["topologySpreadConstraints"][0]
+    assert spread["whenUnsatisfiable"] == "DoNotSchedule"
+    (config,) = (m["data"]["nats.conf"] for m in nats if m["kind"] == "ConfigMap")
+    (lame,) = re.findall(r'lame_duck_duration: "(\d+)s"', config)
+    assert spec["template"]["spec"]["terminationGracePeriodSeconds"] > int(lame) + 10

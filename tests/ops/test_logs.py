@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.logs_page import LABELS, LEVELS, Rows, of_publisher, of_server, queries, unknown_in
+from tests.logs_page import (
+    LABELS,
+    LEVELS,
+    Rows,
+    of_haproxy,
+    of_publisher,
+    of_server,
+    queries,
+    unknown_in,
+)
 from tests.ops.composing import DEVELOPMENT, services
 from tests.ops.conftest import OPS, ROOT
 from tests.ops.logql import parsed
@@ -188,6 +197,39 @@ def test_every_level_of_ours_is_a_label(label: Label, level: str) -> None:
 )
 def test_levels_of_nats_server_are_written_as_ours(label: Label, line: str, level: str) -> None:
     assert label(line, of("nats")) == {"log": line, "service": "nats", "level": level}
+
+
+@pytest.mark.parametrize(
+    ("line", "level", "shipped"),
+    [
+        ("<6>" + JSON_LINE, "info", JSON_LINE),
+        ("<134>" + JSON_LINE.replace("info", "warning"), "warning", None),
+        ("<1>Server ws/ws-1 is DOWN, reason: Layer4", "error", None),
+        ("<5>Server ws/ws-1 is UP", "info", None),
+        ("[NOTICE]   (1) : a worker forked", "info", "[NOTICE]   (1) : a worker forked"),
+        ("[ALERT]    (1) : config : no file", "error", "[ALERT]    (1) : config : no file"),
+        ("<x>y", "unknown", "<x>y"),
+    ],
+)
+def test_lines_of_haproxy_lose_the_number_that_becomes_their_level(
+    label: Label, line: str, level: str, shipped: str | None
+) -> None:
+    text = line.partition(">")[2] if shipped is None else shipped
+    assert label(line, of("haproxy")) == {"log": text, "service": "haproxy", "level": level}
+    other = label(line, of("ws"))
+    assert other is not None
+    assert other["log"] == line
+
+
+def test_the_page_has_the_lines_that_haproxy_writes() -> None:
+    text = (OPS / "haproxy" / "haproxy.cfg").read_text()
+    formats = re.findall(r"(?m)^ +(?:error-)?log-format '(\{.*\})'$", text)
+    found = {}
+    for one in formats:
+        names = re.findall(r'"(\w+)":', one)
+        (event,) = re.findall(r'"event":"([a-z_.]+)"', one)
+        found[event] = set(names) - {"event", "level", "timestamp"}
+    assert {event: fields for event, (_, fields) in of_haproxy().items()} == found
 
 
 @pytest.mark.parametrize(

@@ -53,10 +53,14 @@ def test_each_container_gets_what_it_needs_and_nobody_the_key_of_the_authority(
     assert content(secrets).keys() == {
         "ca.key",
         "ca.pem",
-        *("nats/users.conf", "nats/cert.pem", "nats/key.pem"),
-        *("ws/nats_url", "ws/ca.pem"),
-        *("publisher/nats_url", "publisher/ca.pem"),
+        *("nats/users.conf", "nats/cert.pem", "nats/key.pem", "nats/ca.pem"),
+        *("ws/nats_url", "ws/password", "ws/ca.pem"),
+        *("publisher/nats_url", "publisher/password", "publisher/ca.pem"),
+        *("grafana/admin_password", "alertmanager/watchdog_webhook_url"),
     }
+    assert (secrets / "ws" / "password").read_text().strip() in (
+        secrets / "ws" / "nats_url"
+    ).read_text()
     assert stat.S_IMODE(secrets.stat().st_mode) == 0o700
     assert stat.S_IMODE((secrets / "ca.key").stat().st_mode) == 0o600
     # Containers' users are not the one who made them.

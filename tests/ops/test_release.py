@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.ops.composing import docker_compose
-from tests.ops.conftest import OPS
+from tests.ops.conftest import OPS, ROOT
 from tests.ops.test_cloud import NEEDED, Cloud
 from tests.ops.tools import run, tool
 
@@ -25,7 +25,7 @@ esac
 
 
 class Releases(Cloud):
-    """A repository with nothing but `ops`, and the folder that stands for the machines."""
+    """A repository of `ops` and the prices alone, and the folder that stands for the machines."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -34,6 +34,9 @@ class Releases(Cloud):
         shutil.copytree(
             OPS, self.repository / "ops", ignore=shutil.ignore_patterns("__pycache__", "secrets")
         )
+        prices = Path("trio_odin", "lab", "model", "prices.toml")
+        (self.repository / prices.parent).mkdir(parents=True)
+        shutil.copy(ROOT / prices, self.repository / prices)
         self._git("init", "--quiet")
         self.current = folder / "machine" / "srv" / "current"
         self.previous = self.current.with_name("previous")
@@ -264,6 +267,7 @@ def test_a_machine_gets_its_own_secrets_and_what_has_others_is_restarted(
     releases.deploy("ws")
     assert {str(f.relative_to(secrets)) for f in secrets.rglob("*") if f.is_file()} == {
         "ws/nats_url",
+        "ws/password",
         "ws/ca.pem",
     }
     assert secrets.stat().st_mode & 0o777 == 0o700
@@ -280,8 +284,52 @@ def test_a_machine_gets_its_own_secrets_and_what_has_others_is_restarted(
     assert (secrets / "ws" / "nats_url").read_text() != before
 
 
+def test_haproxy_reads_what_changed_without_losing_its_clients(
+    releases: Releases,
+) -> None:
+    for name in ("odin-ws-go-v2", "odin-proxy"):
+        (releases.folder / f"there-compute-instances-{name}").touch()
+    certificates = releases.folder / "secrets" / "haproxy"
+    certificates.mkdir(parents=True)
+    (certificates / "public.pem").write_text("one\n")
+    releases.commit()
+    first = releases.deploy("proxy")
+    assert not any("kill -USR2" in call for call in first)
+    assert not any(call.startswith(("build ", "pull ")) for call in first)
+    (certificates / "public.pem").write_text("renewed\n")
+    releases.commit()
+    second = releases.deploy("proxy")
+    assert [call for call in second if call.endswith("exec -T haproxy sh -c kill -USR2 1")]
+    assert not restarted(second)
+    installed = releases.current / "ops" / "secrets" / "haproxy" / "public.pem"
+    assert installed.read_text() == "renewed\n"
+
+
+def test_prometheus_keeps_what_a_person_wrote_and_forgets_machines_that_have_gone(
+    releases: Releases,
+) -> None:
+    second = releases.folder / "there-compute-instances-odin-ws-go-v2"
+    second.touch()
+    releases.commit()
+    releases.deploy("backend")
+    targets = releases.current / "ops" / "prometheus" / "targets"
+    assert "odin-ws-2" in (targets / "cloud" / "ws-ws-2.yml").read_text()
+    (targets / "haproxy.yml").write_text("[] # mine\n")
+    second.unlink()
+    releases.commit()
+    releases.deploy("backend")
+    assert not list((targets / "cloud").glob("*.yml"))
+    assert (targets / "haproxy.yml").read_text() == "[] # mine\n"
+
+
 def test_the_back_end_gets_the_secrets_of_nats_and_of_the_market(releases: Releases) -> None:
     releases.commit()
     releases.deploy("backend")
     secrets = releases.current / "ops" / "secrets"
-    assert {folder.name for folder in secrets.iterdir()} == {"nats", "publisher"}
+    folders = {"nats", "publisher", "grafana", "alertmanager"}
+    assert {folder.name for folder in secrets.iterdir()} == folders
+    password = (secrets / "grafana" / "admin_password").read_text()
+    assert password == NEEDED["GRAFANA_ADMIN_PASSWORD"] + "\n"
+    hook = (secrets / "alertmanager" / "alert_webhook_url").read_text()
+    assert hook == NEEDED["ALERT_WEBHOOK_URL"] + "\n"
+    assert not any("hook" in line for line in releases.env("backend"))
