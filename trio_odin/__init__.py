@@ -10,7 +10,8 @@ Layout, in reading order:
     overload/                load monitor, admission, load shedder, limits in bytes
     workers/, signals        several processes as one server: supervisor, slots, parent link
     wire/, ledger/, net/     frames and commands; counters and reasons; addresses and HTTP
-    settings/, telemetry/    every setting; metrics, health and logs
+    settings/, telemetry/    every setting; metrics, health, logs and traces
+    admin/, top/, check      what operators see and steer, over all workers; `serve --check`
     client/                  the Python client: a pure core, and its shells for trio and asyncio
     demo/, lab/, cli/        trying it; measuring it from outside; one module per command
 """
