@@ -74,7 +74,7 @@ def test_as_json_each_check_is_an_object(nats: NatsServer) -> None:
     assert answer["ok"] is True
     results = {one["check"]: one["result"] for one in answer["checks"]}
     assert results == dict.fromkeys(
-        ["settings", "open files", "tokens", "dictionary", "certificate", "port", "NATS", "stream"],
+        ["settings", "open files", "tokens", "dictionary", "admin token", "certificate", "port", "NATS", "stream"],
         "ok",
     )
     failed = check("--json", NATS_URL=f"nats://127.0.0.1:{free_port()}")

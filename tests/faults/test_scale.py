@@ -38,7 +38,7 @@ def test_the_proxy_knows_every_node(tmp_path: Path) -> None:
     ports = {f"WS{n}_CHECK_PORT": "3005" for n in range(1, 5)}
     checked = subprocess.run(
         ["haproxy", "-c", "-f", config],
-        env={**os.environ, **addresses, **ports},
+        env={**os.environ, "HAPROXY_TLS": "off", **addresses, **ports},
         check=False,
         capture_output=True,
         text=True,

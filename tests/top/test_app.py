@@ -110,7 +110,7 @@ def test_the_main_screen_has_load_clients_and_channels(width: int, height: int) 
 def test_keys_sort_reverse_and_filter() -> None:
     async def test(pilot: Pilot[None], source: FakeSource) -> None:
         await pilot.press("s")
-        await until(pilot, lambda: source.asked[-1].get("sort") == "dropped")
+        await until(pilot, lambda: source.asked[-1].get("sort") == "queued")
         await pilot.press("r")
         await until(pilot, lambda: source.asked[-1].get("order") == "asc")
         await pilot.press("r", "S")

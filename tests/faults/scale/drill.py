@@ -154,6 +154,7 @@ class _WideProxy(Proxy):
         return {
             **os.environ,
             "HAPROXY_ADDR": f"127.0.0.1:{self.port}",
+            "HAPROXY_TLS": "off",
             "HAPROXY_ADMIN_ADDR": f"127.0.0.1:{self.admin_port}",
             "HAPROXY_SOCKET": self.socket,
             "HAPROXY_MAXCONN": str(self.files // 2 - 100),
