@@ -107,10 +107,11 @@ async def connect(
             nursery.start_soon(driver.run)
             try:
                 yield feed
-            except (trio.Cancelled, GeneratorExit):
-                raise
-            except BaseException as caught:  # noqa: BLE001 - raised below, without a group around it
-                error = caught
+            except BaseException as caught:
+                if _is_end(caught):
+                    driver.abandon()
+                    raise
+                error = caught  # raised below, without a group around it
             await feed.aclose()
             nursery.cancel_scope.cancel(reason="the feed is closed")
     finally:
@@ -272,6 +273,13 @@ async def _shake_hands(nursery: trio.Nursery, stream: _Stream, conn: Conn) -> We
     )
     watched.is_open = True
     return websocket
+
+
+def _is_end(error: BaseException) -> bool:
+    """Whether it is no error of the block, but its end; a nursery gives that in a group."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1] is None
+    return isinstance(error, trio.Cancelled | GeneratorExit)
 
 
 def _ended(address: Address, failure: BaseException) -> Ended:
