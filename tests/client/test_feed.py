@@ -14,7 +14,15 @@ from trio.testing import wait_all_tasks_blocked
 from tests.client.rig import Library, Place, recording
 from tests.e2e.nats import nats_client
 from tests.waiting import wait_until
-from trio_odin.client import ClientError, ClientWarning, Refused, Subscription, aio, connect
+from trio_odin.client import (
+    ClientError,
+    ClientWarning,
+    Position,
+    Refused,
+    Subscription,
+    aio,
+    connect,
+)
 from trio_odin.client.driver import Driver
 from trio_odin.server import Server
 
@@ -182,6 +190,7 @@ async def test_wrong_arguments_are_named() -> None:
         ({"every_ms": -1}, "every_ms=-1: allowed is 0 or more, or None"),
         ({"queue": "none"}, "queue='none': allowed is one of newest, wait"),
         ({"url": []}, "no URL: at least one"),
+        ({"after": Position("e", 1)}, "after=.* without channels: name them in connect"),
     ):
         with pytest.raises(ClientError, match=sentence):
             async with connect(**{"url": NOWHERE, **arguments}):  # type: ignore[arg-type]
