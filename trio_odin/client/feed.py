@@ -135,8 +135,9 @@ class Feed:
         """Where to go on another day: the `after` of the next `connect`.
 
         All events up to it were taken from the feed and its subscriptions, or given up by the
-        policy `newest`, or their loss was reported by a gap that was taken. What is paused is not
-        covered, unless everything is: its events from the pause may lie before the position.
+        policy `newest`, or their loss was reported by a gap that was taken: a loop over the feed
+        alone passes over gaps, one over `items` does not. What is paused is not covered, unless
+        everything is: its events from the pause may lie before the position.
 
         The `after` of `connect` is about the channels that it names, so name those of all
         subscriptions there.
