@@ -5,7 +5,7 @@ import json
 import pytest
 import trio
 
-from trio_odin.client import Event, Gap, Refused, State
+from trio_odin.client import Event, Gap, Position, Refused, State
 from trio_odin.demo.watch_lines import Lines, described
 
 
@@ -75,6 +75,16 @@ async def test_each_line_is_one_object() -> None:
     await view.take(Event(channel="BTC.trade", data={"text": "a\nb"}, unix_ms=5))
     assert "\n" not in lines[0]
     assert json.loads(lines[0])["data"] == {"text": "a\nb"}
+
+
+async def test_a_position_is_a_line_when_it_has_moved() -> None:
+    lines: list[str] = []
+    view = Lines(lines.append)
+    for offset in (3, 3, 4):
+        await view.reach(Position("e", offset))
+    found = [json.loads(line) for line in lines]
+    assert all(one.pop("ts") > 0 for one in found)
+    assert found == [{"type": "position", "epoch": "e", "offset": offset} for offset in (3, 4)]
 
 
 async def test_a_full_pipe_blocks_nobody_else() -> None:

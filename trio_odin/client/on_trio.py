@@ -77,8 +77,9 @@ async def connect(
         channels: a name such as `BTC.trade` or `*.liquidity`, or several of them.
         every_ms: at most one event of each channel in so many milliseconds; 0: all; None: paused.
         snapshot: whether the newest event of each channel comes first.
-        after: begin with what follows this position: the epoch and offset of the last event of an
-            earlier run. What the server does not keep any longer is reported as a gap.
+        after: begin with what follows this position: a `Feed.position` of an earlier run, not that
+            of its last event, before which others may be missing. What the server no longer keeps
+            is reported as a gap.
         token: a JSON Web Token, or a function that gives one, which may be asynchronous. It is
             called before the first connection, before a token expires, and when one is refused.
         options: times and limits.
