@@ -277,7 +277,7 @@ async def _shake_hands(nursery: trio.Nursery, stream: _Stream, conn: Conn) -> We
 
 
 def _is_end(error: BaseException) -> bool:
-    """Whether it is no error of the block, but its end; a nursery gives that in a group."""
+    """Whether the block was cut off, and has not failed; a nursery gives that in a group."""
     if isinstance(error, BaseExceptionGroup):
         return error.split(trio.Cancelled)[1] is None
     return isinstance(error, trio.Cancelled | GeneratorExit)
