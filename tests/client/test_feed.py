@@ -9,11 +9,21 @@ from subprocess import run
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from tests.client.rig import Library, Place, recording
 from tests.e2e.nats import nats_client
 from tests.waiting import wait_until
-from trio_odin.client import ClientError, ClientWarning, Refused, Subscription, aio, connect
+from trio_odin.client import (
+    ClientError,
+    ClientWarning,
+    Position,
+    Refused,
+    Subscription,
+    aio,
+    connect,
+)
+from trio_odin.client.driver import Driver
 from trio_odin.server import Server
 
 NOWHERE = "ws://127.0.0.1:1/ws"
@@ -68,6 +78,90 @@ def test_cancellation_ends_everything_on_asyncio() -> None:
     run_asyncio(main())
 
 
+async def test_loops_elsewhere_end_when_the_block_is_cancelled() -> None:
+    ended: list[str] = []
+
+    async def follow(subscription: Subscription) -> None:
+        async for _ in subscription:
+            pass
+        ended.append("in order")
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as outer:
+            with trio.CancelScope() as scope:
+                async with connect(NOWHERE) as feed:
+                    outer.start_soon(follow, feed.subscribe("BTC.trade"))
+                    await wait_all_tasks_blocked()
+                    scope.cancel(reason="the test")
+                    await trio.sleep_forever()
+            assert feed.state.name == "closed"
+    assert ended == ["in order"]
+
+
+def test_loops_elsewhere_end_when_the_block_is_cancelled_on_asyncio() -> None:
+    async def follow(subscription: Subscription) -> str:
+        async for _ in subscription:
+            pass
+        return "in order"
+
+    async def main() -> None:
+        begun: asyncio.Queue[asyncio.Task[str]] = asyncio.Queue()
+
+        async def use() -> None:
+            async with aio.connect(NOWHERE) as feed:
+                begun.put_nowait(asyncio.create_task(follow(feed.subscribe("BTC.trade"))))
+                await asyncio.Event().wait()
+
+        block = asyncio.create_task(use())
+        loop = await begun.get()
+        await asyncio.sleep(0.05)
+        block.cancel()
+        async with asyncio.timeout(20):
+            assert await loop == "in order"
+            await asyncio.wait([block])
+        assert block.cancelled()
+
+    run_asyncio(main())
+
+
+async def test_loops_elsewhere_end_when_the_client_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+
+    async def fail(self: object) -> None:
+        raise UserError
+
+    async def follow(subscription: Subscription) -> None:
+        async for _ in subscription:
+            pass
+        ended.append("in order")
+
+    monkeypatch.setattr(Driver, "run", fail)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as outer:
+            with pytest.RaisesGroup(UserError):
+                async with connect(NOWHERE) as feed:
+                    outer.start_soon(follow, feed.subscribe("BTC.trade"))
+                    await trio.sleep_forever()
+    assert ended == ["in order"]
+
+
+async def test_what_fails_is_not_hidden_by_a_nursery_of_the_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A nursery gives a lone Cancelled in a group."""
+
+    async def fail(self: object) -> None:
+        raise UserError
+
+    async def use() -> None:
+        async with connect(NOWHERE), trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+
+    monkeypatch.setattr(Driver, "run", fail)
+    with pytest.RaisesGroup(UserError):
+        await use()
+
+
 async def test_loops_end_when_the_feed_is_closed() -> None:
     async with connect(NOWHERE) as feed, trio.open_nursery() as nursery:
         ended = []
@@ -96,6 +190,7 @@ async def test_wrong_arguments_are_named() -> None:
         ({"every_ms": -1}, "every_ms=-1: allowed is 0 or more, or None"),
         ({"queue": "none"}, "queue='none': allowed is one of newest, wait"),
         ({"url": []}, "no URL: at least one"),
+        ({"after": Position("e", 1)}, "after=.* without channels: name them in connect"),
     ):
         with pytest.raises(ClientError, match=sentence):
             async with connect(**{"url": NOWHERE, **arguments}):  # type: ignore[arg-type]

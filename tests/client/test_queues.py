@@ -46,7 +46,7 @@ def test_newest_counts_what_it_leaves_out(steps: list[tuple[str, int] | None]) -
     assert not queue.is_full
 
 
-def test_newest_is_bounded_and_fair() -> None:
+def test_newest_is_bounded() -> None:
     queue = queue_of("newest")
     queue.put(event("BTC.trade", 1))
     for number in range(1000):
@@ -61,9 +61,30 @@ def test_newest_is_bounded_and_fair() -> None:
         event("BTC.trade", 1),
         event("ETH.trade", 999, 999),
         Gap(channels=("BTC.trade", "ETH.trade", "SOL.social"), missed=1000, reason="shed"),
-        State(name="live"),
         Refused(channel="SOL", code="INVALID_CHANNEL"),
+        State(name="live"),
     ]
+
+
+def test_the_busiest_channel_has_its_turn() -> None:
+    """Channels in turn, one of which has an event whenever one is taken."""
+    queue = queue_of("newest")
+    taken: Counter[str] = Counter()
+    for number in range(300):
+        queue.put(event("BTC.trade", number))
+        queue.put(event(CHANNELS[1 + number % 2], number))
+        queue.put(Gap(channels=("BTC.trade",), missed=1, reason="shed"))
+        item = queue.take()
+        taken[item.channel if isinstance(item, Event) else "gap"] += 1
+    assert min(taken[one] for one in (*CHANNELS, "gap")) >= 60, taken
+
+
+def test_a_state_comes_after_what_came_before_it() -> None:
+    queue = queue_of("newest")
+    queue.put(State(name="connecting"))
+    queue.put(event("BTC.trade", 1))
+    queue.put(State(name="live"))
+    assert [queue.take(), queue.take()] == [event("BTC.trade", 1), State(name="live")]
 
 
 def test_what_cannot_be_counted_stays_uncounted() -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import trio
 
-from trio_odin.client import Event, Gap, Refused, State
+from trio_odin.client import Event, Gap, Position, Refused, State
 from trio_odin.demo.watch_lines import Lines, described
+from trio_odin.demo.watch_words import why_of
 
 
 def test_an_event_has_the_keys_of_the_protocol() -> None:
@@ -69,12 +72,32 @@ def test_everything_else_has_a_type_of_its_own() -> None:
     }
 
 
+def test_each_reason_of_a_gap_has_words() -> None:
+    """Those of the table in docs/clients/reconnecting.md."""
+    page = (Path(__file__).parents[2] / "docs" / "clients" / "reconnecting.md").read_text()
+    table = page[page.index("| `reason` of a gap |") :]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    reasons = set(re.findall(r"`(\w+)`", " ".join(cells))) - {"reason"}
+    assert len(reasons) >= 10
+    assert not [reason for reason in reasons if why_of(reason) == reason]
+
+
 async def test_each_line_is_one_object() -> None:
     lines: list[str] = []
     view = Lines(lines.append)
     await view.take(Event(channel="BTC.trade", data={"text": "a\nb"}, unix_ms=5))
     assert "\n" not in lines[0]
     assert json.loads(lines[0])["data"] == {"text": "a\nb"}
+
+
+async def test_a_position_is_a_line_when_it_has_moved() -> None:
+    lines: list[str] = []
+    view = Lines(lines.append)
+    for offset in (3, 3, 4):
+        await view.reach(Position("e", offset))
+    found = [json.loads(line) for line in lines]
+    assert all(one.pop("ts") > 0 for one in found)
+    assert found == [{"type": "position", "epoch": "e", "offset": offset} for offset in (3, 4)]
 
 
 async def test_a_full_pipe_blocks_nobody_else() -> None:

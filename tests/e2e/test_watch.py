@@ -19,7 +19,7 @@ from tests.e2e.nats import nats_client
 from tests.lab.fleet.test_tls import certificate  # noqa: F401 - a fixture
 from tests.signing import rsa_signer, write_key_set
 from tests.waiting import wait_until
-from trio_odin.client import ClientError, Options
+from trio_odin.client import ClientError, Options, Position
 from trio_odin.demo.watch import Ending, Wanted, watch
 from trio_odin.demo.watch_lines import Lines
 
@@ -196,10 +196,10 @@ async def test_it_goes_on_after_a_restart_and_ends_after_a_number_of_events(
     async with nats_client(nats_url) as nats, trio.open_nursery() as nursery:
         async with place.serving():
             nursery.start_soon(run)
-            await wait_until(lambda: lines and lines[-1].get("state") == "live")
+            await wait_until(lambda: any(line.get("state") == "live" for line in lines))
             await nats.publish("odin.token.BTC.trade", b'{"price":1}')
             await nats.flush()
-            await wait_until(lambda: lines[-1]["type"] == "price:update")
+            await wait_until(lambda: any(line["type"] == "price:update" for line in lines))
         async with place.serving():
             await nats.publish("odin.token.BTC.trade", b'{"price":2}')
             await nats.flush()
@@ -208,3 +208,37 @@ async def test_it_goes_on_after_a_restart_and_ends_after_a_number_of_events(
     events = [line for line in lines if line["type"] == "price:update"]
     assert [event["data"] for event in events] == [{"price": 1}, {"price": 2}]
     assert events[1].items() >= {"offset": 2, "prev": 1, "channel": "BTC.trade"}.items()
+
+
+async def test_it_names_a_position_from_which_it_goes_on(nats_url: str) -> None:
+    place = Place(nats_url)
+
+    async def lines_of(count: int, after: Position | None, *prices: bytes) -> list[dict[str, Any]]:
+        lines: list[dict[str, Any]] = []
+        endings: list[Ending] = []
+
+        async def run() -> None:
+            wanted = Wanted(urls=[place.url], channels=["*.trade"], count=count, after=after)
+            endings.append(await watch(wanted, Lines(lambda line: lines.append(json.loads(line)))))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await wait_until(lambda: endings or any(line.get("state") == "live" for line in lines))
+            await publish(*prices)
+            await wait_until(lambda: endings)
+        return lines
+
+    async def publish(*prices: bytes) -> None:
+        for price in prices:
+            await nats.publish("odin.token.BTC.trade", price)
+        await nats.flush()
+
+    async with nats_client(nats_url) as nats, place.serving():
+        first = await lines_of(2, None, b"1", b"2")
+        await publish(b"3", b"4")
+        # It may lie before what has come.
+        last = [line for line in first if line["type"] == "position"][-1]
+        then = await lines_of(3, Position(last["epoch"], last["offset"]), b"5")
+    seen = [line["data"] for line in (*first, *then) if line["type"] == "price:update"]
+    assert seen in ([1, 2, 3, 4, 5], [1, 2, 2, 3, 4], [1, 2, 1, 2, 3]), "none is missing"
+    assert not [line for line in then if line["type"] == "gap"]

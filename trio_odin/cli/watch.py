@@ -68,9 +68,10 @@ class _Every(WholeRange):
     "--after",
     type=WholeRange(0),
     metavar="OFFSET",
-    help="Begin with what follows this offset, as far as the server keeps it; with --epoch.",
+    help="Begin with what follows this offset, as far as the server keeps it; with --epoch. Take "
+    "both from the last line of JSON of the type `position`: events may be in another order.",
 )
-@click.option("--epoch", help="The stream of that offset, as the lines of JSON name it.")
+@click.option("--epoch", help="The stream of that offset.")
 @click.option(
     "--token",
     envvar="TRIO_ODIN_TOKEN",
@@ -103,7 +104,9 @@ def watch_command(
 
     On a terminal it is a table. The change is that of 24 hours if the events have one, else that
     since the first price. Otherwise each event, gap and state is a line of JSON; `type` says which,
-    and `no_event` that a name has never had one, or not lately.
+    and `no_event` that a name has never had one, or not lately. A `position`, at most one a second
+    and one at each state, is where --after and --epoch can go on: all up to it was in the lines
+    before.
 
     It exits with 0 after Ctrl-C, SIGTERM or --count, and with 1 if the server cannot be reached at
     first, or says no for good.

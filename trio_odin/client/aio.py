@@ -67,6 +67,7 @@ async def connect(
             try:
                 yield feed
             except (asyncio.CancelledError, GeneratorExit):
+                driver.abandon()
                 raise
             except BaseException as caught:  # noqa: BLE001 - raised below, without a group around
                 error = caught

@@ -258,6 +258,13 @@ class Driver(ABC):
             self._room.set()
             self._room = self.new_signal()
 
+    def abandon(self) -> None:
+        """Close the feed of a block that was cut off: loops elsewhere end, sockets are cut."""
+        conns = list(self._conns.values())
+        self.act(self.core.close)
+        for conn in conns:
+            conn.close_code = _LOST  # not in order, which takes time
+
     async def wait_idle(self) -> None:
         """Wait until every socket is closed."""
         while self._serving:

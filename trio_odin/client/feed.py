@@ -41,7 +41,8 @@ class Wish:
         """Check it.
 
         Raises:
-            ClientError: a name, the rate or the queue is none that there is.
+            ClientError: a name, the rate or the queue is none that there is; or there is nothing
+                to begin `after` the position.
         """
         names = (channels,) if isinstance(channels, str) else tuple(channels)
         for name in names:
@@ -51,6 +52,11 @@ class Wish:
             raise ClientError(f"every_ms={every_ms}: allowed is 0 or more, or None for a pause")
         if queue not in POLICIES:
             raise ClientError(f"queue={queue!r}: allowed is one of {', '.join(POLICIES)}")
+        if after is not None and not names:
+            raise ClientError(
+                f"after={tuple(after)} without channels: name them in connect, as what is "
+                "subscribed to later begins with its first values"
+            )
         return cls(names, every_ms, snapshot, queue, after)
 
 
@@ -111,6 +117,8 @@ class Feed:
     ) -> Subscription:
         """Ask for channels and patterns, over the same connection.
 
+        They begin with their first values, also if the feed began `after` a position.
+
         Args:
             channels: a name such as `BTC.trade` or `*.liquidity`, or several of them.
             every_ms: at most one event of each channel in so many ms; 0: all; None: paused.
@@ -127,9 +135,16 @@ class Feed:
         """Where to go on another day: the `after` of the next `connect`.
 
         All events up to it were taken from the feed and its subscriptions, or given up by the
-        policy `newest`, or their loss was reported by a gap that was taken. It may lie some seconds
-        behind: events that come twice have the same `offset`. None before the server has given a
-        position, and without JetStream. It can also be asked for after the end of the feed.
+        policy `newest`, or their loss was reported by a gap that was taken: a loop over the feed
+        alone passes over gaps, one over `items` does not. What is paused is not covered, unless
+        everything is: its events from the pause may lie before the position.
+
+        The `after` of `connect` is about the channels that it names, so name those of all
+        subscriptions there.
+
+        It may lie some seconds behind: events that come twice have the same `offset`. None before
+        the server has given a position, and without JetStream. It can also be asked for after the
+        end of the feed.
         """
         marks = (one.oldest() for one in self._subscriptions.values())
         first = min((mark for mark in marks if mark is not None), key=number_of, default=None)

@@ -77,8 +77,9 @@ async def connect(
         channels: a name such as `BTC.trade` or `*.liquidity`, or several of them.
         every_ms: at most one event of each channel in so many milliseconds; 0: all; None: paused.
         snapshot: whether the newest event of each channel comes first.
-        after: begin with what follows this position: the epoch and offset of the last event of an
-            earlier run. What the server does not keep any longer is reported as a gap.
+        after: begin with what follows this position: a `Feed.position` of an earlier run, not that
+            of its last event, before which others may be missing. What the server no longer keeps
+            is reported as a gap.
         token: a JSON Web Token, or a function that gives one, which may be asynchronous. It is
             called before the first connection, before a token expires, and when one is refused.
         options: times and limits.
@@ -107,10 +108,11 @@ async def connect(
             nursery.start_soon(driver.run)
             try:
                 yield feed
-            except (trio.Cancelled, GeneratorExit):
-                raise
-            except BaseException as caught:  # noqa: BLE001 - raised below, without a group around it
-                error = caught
+            except BaseException as caught:
+                if _is_end(caught):
+                    driver.abandon()
+                    raise
+                error = caught  # raised below, without a group around it
             await feed.aclose()
             nursery.cancel_scope.cancel(reason="the feed is closed")
     finally:
@@ -272,6 +274,13 @@ async def _shake_hands(nursery: trio.Nursery, stream: _Stream, conn: Conn) -> We
     )
     watched.is_open = True
     return websocket
+
+
+def _is_end(error: BaseException) -> bool:
+    """Whether the block was cut off, and has not failed; a nursery gives that in a group."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1] is None
+    return isinstance(error, trio.Cancelled | GeneratorExit)
 
 
 def _ended(address: Address, failure: BaseException) -> Ended:

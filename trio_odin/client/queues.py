@@ -59,7 +59,8 @@ class Newest(Queue):
     """Keeps the newest event of each channel; what it replaces counts as `skipped`.
 
     It has at most one event for each channel, one gap for each reason, a refusal for each name, and
-    one state. What is replaced loses its place, so that a busy channel does not hold up the others.
+    one state. What takes the place of another item has its place in the queue as well, so that the
+    busiest channel has its turn. Only a state goes to the end: it is about what follows.
     """
 
     def __init__(self) -> None:
@@ -68,7 +69,9 @@ class Newest(Queue):
     def put(self, item: Item, mark: Mark = _NO_MARK) -> None:
         """Add an item."""
         key = _key(item)
-        waiting = self._waiting.pop(key, None)
+        if isinstance(item, State):
+            self._waiting.pop(key, None)
+        waiting = self._waiting.get(key)
         if waiting is not None:
             older, its = waiting
             item = _merged(older, item)

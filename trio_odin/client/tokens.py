@@ -10,7 +10,7 @@ import binascii
 import re
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -19,7 +19,8 @@ from trio_odin.client.errors import ClientError
 # A token that stays the same, or a function that gives one, which may be asynchronous.
 TokenSource: TypeAlias = str | Callable[[], str | Awaitable[str]]
 
-
+# Whatever this machine's clock says, a token is not asked for more often than twice a minute.
+_VALID_LEAST_MS: Final = 60_000
 # Those of `Authorization: Bearer`, see RFC 6750. A line break would begin another header.
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
@@ -51,7 +52,10 @@ def usable(token: object) -> str:
 
 
 def valid_ms(token: str) -> float | None:
-    """For how many milliseconds from now `token` is valid; None if it does not say so."""
+    """For how many milliseconds from now `token` is valid; None if it does not say so.
+
+    It is a minute at least: by a clock that is ahead, each new token would be about to expire.
+    """
     _, _, rest = token.partition(".")
     claims = rest.partition(".")[0]
     try:
@@ -59,4 +63,6 @@ def valid_ms(token: str) -> float | None:
         expires_at = msgspec.json.decode(text, type=_Claims).exp
     except (binascii.Error, ValueError):
         return None
-    return None if expires_at is None else (expires_at - time.time()) * 1000
+    if expires_at is None or expires_at <= 0:
+        return None
+    return max((expires_at - time.time()) * 1000, _VALID_LEAST_MS)

@@ -16,6 +16,7 @@ from trio_odin.demo.watch_words import question_for
 from trio_odin.wire.channels import CHANNEL_RULE, is_name
 
 _REDRAW_SECONDS = 0.25
+_POSITION_SECONDS = 1.0
 
 
 @attrs.frozen(kw_only=True)
@@ -47,6 +48,9 @@ class View(Protocol):
 
     async def take(self, item: Item) -> None:
         """Show an item; raises BrokenPipeError when nobody looks any more."""
+
+    async def reach(self, position: Position) -> None:
+        """Note a position up to which everything was taken; raises BrokenPipeError as `take`."""
 
     def draw(self, feed: Feed) -> None:
         """Show how things are now; called a few times a second."""
@@ -93,6 +97,7 @@ async def _redraw(feed: Feed, view: View) -> None:
 async def _show_all(feed: Feed, wanted: Wanted, view: View) -> Ending:
     has_connected = False
     tries, events = 0, 0
+    position_at = trio.current_time()
     try:
         async for item in feed.items():
             if isinstance(item, State) and not has_connected:
@@ -102,7 +107,13 @@ async def _show_all(feed: Feed, wanted: Wanted, view: View) -> Ending:
                     return _unreachable(wanted, item.cause)
             await view.take(item)
             events += isinstance(item, Event)
-            if events == wanted.count:
+            is_last = events == wanted.count
+            now = trio.current_time()
+            if is_last or isinstance(item, State) or now >= position_at:
+                position_at = now + _POSITION_SECONDS
+                if (position := feed.position()) is not None:
+                    await view.reach(position)
+            if is_last:
                 return Ending(f"{events} events")
     except ClientError as error:
         if not has_connected:

@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from trio_odin.client import Event, Feed, Gap, Refused, State
+from trio_odin.client import Event, Feed, Gap, Position, Refused, State
 from trio_odin.client.connection import names_for
 from trio_odin.client.queues import Item, Policy
 from trio_odin.demo.watch_words import hint_for, json_text, why_of
@@ -35,13 +35,23 @@ class Lines:
     def __init__(self, write: Callable[[str], None], names: Sequence[str] = ()) -> None:
         self._write = write
         self._silent = dict.fromkeys(names)
+        self._position: Position | None = None
 
     async def take(self, item: Item) -> None:
         """Write an item. In a thread, as a full pipe blocks."""
-        now_ms = round(time.time() * 1000)
+        now_ms = _now_ms()
         lines = [line_of(described(item, now_ms))]
         if self._silent:
             lines += self._look_at(item, now_ms)
+        await self._write_all(lines)
+
+    async def reach(self, position: Position) -> None:
+        """Write a position, if it is another one. What is up to it is in the lines before."""
+        if position != self._position:
+            self._position = position
+            await self._write_all([line_of(described_position(position, _now_ms()))])
+
+    async def _write_all(self, lines: Sequence[str]) -> None:
         for line in lines:
             await trio.to_thread.run_sync(partial(self._write, line), abandon_on_cancel=True)
 
@@ -61,6 +71,10 @@ class Lines:
         """Nothing is drawn."""
 
 
+def _now_ms() -> int:
+    return round(time.time() * 1000)
+
+
 def line_of(described: dict[str, Any]) -> str:
     """An object as a line, which no terminal takes for anything but text."""
     return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", json_text(described))
@@ -70,6 +84,11 @@ def described_silence(name: str, now_ms: int) -> dict[str, Any]:
     """A name that has not had an event, and another one that may be meant."""
     found = {"type": "no_event", "ts": now_ms, "channel": name}
     return found | ({"hint": hint} if (hint := hint_for(name)) else {})
+
+
+def described_position(position: Position, now_ms: int) -> dict[str, Any]:
+    """A position, as `--epoch` and `--after` take it."""
+    return {"type": "position", "ts": now_ms, "epoch": position.epoch, "offset": position.offset}
 
 
 def described(item: Item, now_ms: int) -> dict[str, Any]:

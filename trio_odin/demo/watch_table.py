@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from trio_odin.client import Event, Feed, Gap, Refused, State
+from trio_odin.client import Event, Feed, Gap, Position, Refused, State
 from trio_odin.client.connection import is_pattern, names_for
 from trio_odin.client.errors import printable
 from trio_odin.client.queues import Item, Policy
@@ -201,6 +201,9 @@ class LiveTable:
         self._rows.take(item, now)
         if isinstance(item, Event) and not item.is_snapshot:
             self._events.add(now, 1 + (item.skipped or 0))
+
+    async def reach(self, position: Position) -> None:
+        """Positions are for programs."""
 
     def draw(self, feed: Feed) -> None:
         """Draw everything."""

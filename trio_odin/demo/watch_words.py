@@ -15,6 +15,7 @@ _WHY: Final = {
     "resume": "missed while offline, and no longer kept",
     "slow": "taken too slowly by this program or its network",
     "hole": "the event before another one has not come",
+    "snapshot": "not all first values came: too many, or read too slowly",
     "start": "published before the server had reached NATS",
     "window": "the server was without NATS for too long",
     "stream": "the stream of NATS was made anew or emptied",
