@@ -95,6 +95,7 @@ class _Command:
     """A command, and the type of the message that ends its answer."""
 
     id: int
+    message: Message
     ends_with: str
     names: Sequence[str] = ()
     rate: Rate = 0
@@ -136,6 +137,7 @@ class Connection:
     _is_left: bool = False
     _is_noticed: bool = False
     _command: _Command | None = None
+    _gone: list[str] = attrs.field(factory=list)  # their end has not been acknowledged
     _command_ids: int = 0
     _next_at: float = -inf
     _seq: int = 0
@@ -217,14 +219,15 @@ class Connection:
         if self._hole:
             first, last = self._hole
             self._hole = None
-            number = self._expect("replay_done")
-            return {"type": "replay", "data": {"from": first, "to": last}, "id": number}
-        gone = _fitting([name for name in self.held if name not in wanted.rates])
-        if gone:
-            for name in gone:  # if it is wanted again, it begins anew
-                del self.held[name]
-            number = self._expect("unsubscription_ack", gone)
-            return {"type": "unsubscribe", "channels": gone, "id": number}
+            message: Message = {"type": "replay", "data": {"from": first, "to": last}}
+            return self._expect(message, "replay_done")
+        if not self._gone:
+            self._gone = _fitting([name for name in self.held if name not in wanted.rates])
+        if self._gone:
+            for name in self._gone:  # if it is wanted again, it begins anew
+                self.held.pop(name, None)
+            message = {"type": "unsubscribe", "channels": self._gone}
+            return self._expect(message, "unsubscription_ack", self._gone)
         todo = {
             name: rate
             for name, rate in wanted.rates.items()
@@ -245,8 +248,7 @@ class Connection:
 
     def _subscribe(self, names: list[str], rate: Rate, after: Position | None) -> Message:
         ends_with = "resumed" if after else "snapshot_done" if names else "subscription_ack"
-        number = self._expect(ends_with, names, rate)
-        message: Message = {"type": "subscribe", "channels": names, "id": number}
+        message: Message = {"type": "subscribe", "channels": names}
         if names:
             message["snapshot"] = True
         if rate != 0 or any(name in self.held for name in names):
@@ -255,12 +257,14 @@ class Connection:
             message |= {"after": after.offset, "epoch": after.epoch}
         if not self._is_noticed:
             message["notices"] = True
-        return message
+        return self._expect(message, ends_with, names, rate)
 
-    def _expect(self, ends_with: str, names: Sequence[str] = (), rate: Rate = 0) -> int:
+    def _expect(
+        self, message: Message, ends_with: str, names: Sequence[str] = (), rate: Rate = 0
+    ) -> Message:
         self._command_ids += 1
-        self._command = _Command(self._command_ids, ends_with, names, rate)
-        return self._command_ids
+        self._command = _Command(self._command_ids, message, ends_with, names, rate)
+        return message | {"id": self._command_ids}
 
     # ---- messages
 
@@ -403,12 +407,16 @@ class Connection:
         if kind == "error":
             if message["code"] == "RATE_LIMIT_EXCEEDED":
                 self._next_at = now + _LIMITED_MS
+                if "data" in command.message:
+                    self._hole = command.message["data"]["from"], self._seq
             else:
+                self._gone = []
                 self._reject(command.names, message["code"])
         elif kind == "subscription_ack":
             self._take_ack(now, command, message)
         elif kind == "unsubscription_ack":
             self._feed.forget(command.names)
+            self._gone = []
         elif kind == "resume_incomplete":
             self._feed.declare(message["channels"], None, "resume")
         elif kind == "snapshot_done" and message["sent"] < message["total"]:

@@ -350,10 +350,11 @@ class Core:
             if not self._is_newer(event, before):
                 self._gaps[channel] = told_by
                 return
+            is_other = event.epoch != before.epoch
             if event.is_snapshot:
-                if event.prev != before.offset:
+                if is_other or event.prev != before.offset:
                     event = attrs.evolve(event, skipped=None)
-            elif event.epoch != before.epoch or (is_alone and _is_hole(before, event)):
+            elif is_other or (is_alone and _is_hole(before, event)):
                 self._report_hole(channel, receivers, told_by)
         self._keep(event)
         numbers = []

@@ -88,8 +88,9 @@ export function createConnection(
   let isNoticed = false;
   // The type of the message that ends the answer to the command; empty if there is none.
   let endsWith = "";
-  let commandId = 0;
-  let commandNames: string[] = [];
+  let command: Message = { id: 0 };
+  // The names whose end has not been acknowledged.
+  let gone: string[] = [];
   let commandRate: Rate = 0;
   let nextAt = -Infinity;
   let lastSeq = 0;
@@ -128,10 +129,10 @@ export function createConnection(
       hole = undefined;
       return expect("replay_done", { type: "replay", data });
     }
-    const gone = fitting([...held.keys()].filter((name) => !rates.has(name)));
+    if (!gone.length) gone = fitting([...held.keys()].filter((name) => !rates.has(name)));
     if (gone.length) {
       for (const name of gone) held.delete(name); // if it is wanted again, it begins anew
-      return expect("unsubscription_ack", { type: "unsubscribe", channels: gone }, gone);
+      return expect("unsubscription_ack", { type: "unsubscribe", channels: gone });
     }
     const todo = [...rates].filter(([name, rate]) => held.get(name) !== rate && !refused.has(name));
     if (!todo.length) return isNoticed ? undefined : subscribe([], 0);
@@ -145,6 +146,7 @@ export function createConnection(
   }
 
   function subscribe(channels: string[], rate: Rate, after?: Position): Message {
+    commandRate = rate;
     const some = channels.length > 0;
     const message = {
       type: "subscribe",
@@ -154,14 +156,12 @@ export function createConnection(
       ...(after && { after: after.offset, epoch: after.epoch }),
       notices: !isNoticed || undefined,
     };
-    return expect(after ? "resumed" : some ? "snapshot_done" : "subscription_ack", message, channels, rate);
+    return expect(after ? "resumed" : some ? "snapshot_done" : "subscription_ack", message);
   }
 
-  function expect(last: string, message: object, names: string[] = [], rate: Rate = 0): Message {
+  function expect(last: string, message: object): Message {
     endsWith = last;
-    commandNames = names;
-    commandRate = rate;
-    return { ...message, id: ++commandId };
+    return (command = { ...message, id: command.id + 1 });
   }
 
   // ---- messages
@@ -239,7 +239,7 @@ export function createConnection(
     conn.epoch = epoch;
     steadyAt = now + STEADY_MS;
     if (isNew && counts()) {
-      const reached = reason === "start" || reason === "core" ? (to ?? 0) : 0;
+      const reached = (/^(start|core)$/.test(reason) && to) || 0;
       const all = [...positions.keys(), ...rates.values()];
       positions.clear();
       for (const rate of all) move(rate, reached, Math.max);
@@ -252,17 +252,19 @@ export function createConnection(
     if (type === "error") {
       if (message.code === "RATE_LIMIT_EXCEEDED") {
         nextAt = now + LIMITED_MS;
+        if (command.data) hole = { ...command.data, to: lastSeq };
       } else {
-        for (const name of commandNames) {
+        gone = [];
+        for (const name of command.channels ?? []) {
           held.delete(name);
           refuse(name, message.code);
         }
       }
     } else if (type === "subscription_ack") takeAck(now, message);
-    else if (type === "unsubscription_ack") forget(commandNames);
+    else if (type === "unsubscription_ack") forget(gone.splice(0));
     else if (type === "resume_incomplete") declare(message.channels, null, "resume");
     else if (message.sent < message.total) {
-      declare(commandNames, message.total - message.sent, "snapshot");
+      declare(command.channels, message.total - message.sent, "snapshot");
     } else if (type === "resumed") {
       conn.jumped.clear();
       // The new position of a rate, once nothing of it is owed.
@@ -274,7 +276,7 @@ export function createConnection(
 
   function takeAck(now: number, { subscribed: names, offset, refused: those }: Message): void {
     // It neither gives nor refuses any of them.
-    if (!those && commandNames[0] && !commandNames.some((name) => names.includes(name))) {
+    if (!those && command.channels[0] && !command.channels.some((name: string) => names.includes(name))) {
       nextAt = now + LIMITED_MS;
     }
     if (endsWith !== "resumed") {
@@ -343,7 +345,7 @@ export function createConnection(
     },
 
     /** Take a message. Returns why the connection is to be given up, if it is. */
-    received(now: number, message: Message): string | undefined {
+    received(now: number, message: Message): string | false {
       const { type } = message;
       pongBy = Infinity;
       if (type === "subscription_ack" && message.epoch !== undefined) {
@@ -364,13 +366,13 @@ export function createConnection(
           held.delete(name);
           refuse(name, "FORBIDDEN_CHANNEL");
         }
-      } else if (endsWith && message.id === commandId) {
+      } else if (endsWith && message.id === command.id) {
         answerBy = Infinity;
         takeAnswer(now, message);
       }
       // The newest event of a channel may be among those that cannot be replayed. And what of a hole
       // came before the stream changed, and what after, is not known.
-      return type === "replay_incomplete" || hole?.from === oldSeq + 1 ? "too slow" : undefined;
+      return (type === "replay_incomplete" || hole?.from === oldSeq + 1) && "too slow";
     },
   };
   return conn;

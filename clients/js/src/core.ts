@@ -69,7 +69,10 @@ export function createCore(
     random = Math.random,
   }: { needsToken?: boolean; options?: Partial<Options>; random?: () => number } = {},
 ) {
-  const options = { ...DEFAULTS, ...given };
+  const options = { ...given } as Options;
+  // What is undefined is not given.
+  let name: keyof Options;
+  for (name in DEFAULTS) options[name] ??= DEFAULTS[name];
   const subscriptions = new Map<number, Subscription>();
   // By name, the subscriptions that want it.
   const holders = new Map<string, Subscription[]>();
@@ -153,10 +156,10 @@ export function createCore(
   // come, but a first value may be one that has come. And a server that lags can bring an event of an
   // older stream, or one without an offset: times tell, unless it is known which stream is newer. The
   // clock of another NATS node may be behind.
-  function isNewer({ epoch, offset, isSnapshot, unixMs }: Event, before: Event): boolean {
+  function isNewer({ epoch, offset, isSnapshot, unixMs }: Event, before: Event): unknown {
     if (epoch === before.epoch && offset && before.offset) return offset > before.offset;
     const isNext = offset && succession === `${before.epoch} ${epoch}`;
-    return !!isNext || ((!epoch || !before.epoch) && !isSnapshot) || unixMs > before.unixMs;
+    return isNext || ((!epoch || !before.epoch) && !isSnapshot) || unixMs > before.unixMs;
   }
 
   // Hand an event out, unless it is not newer than the last one of its channel. If it is alone, the
@@ -169,10 +172,10 @@ export function createCore(
       if (!isNewer(event, before)) return;
       const isHole = isAlone && !event.skipped && (prev as number) > (before.offset as number);
       if (isSnapshot) {
-        if (prev !== before.offset) event = { ...event, skipped: null };
+        if (event.epoch !== before.epoch || prev !== before.offset) event = { ...event, skipped: null };
       } else if (event.epoch !== before.epoch || isHole) {
         // One between the two should have come as well: for those who were not told of a gap there.
-        const toldBy = [...(gaps.get(before)?.keys() ?? [])];
+        const toldBy = [...(gaps.get(before) ?? new Map()).keys()];
         for (const { id, names } of receivers) {
           if (toldBy.some((name) => name === channel || names.has(name))) continue;
           put("gap", [id], { channels: [channel], missed: null, reason: "hole" });
@@ -182,8 +185,7 @@ export function createCore(
     newest.delete(channel);
     newest.set(channel, event);
     if (newest.size > options.maxNewest) {
-      const [oldest = ""] = newest.keys();
-      const kept = newest.get(oldest) as Event;
+      const [[oldest, kept]] = newest as Iterable<[string, Event]> as [[string, Event]];
       newest.delete(oldest);
       if (holders.has(oldest)) newest.set(oldest, kept);
     }
@@ -292,7 +294,9 @@ export function createCore(
   const holdersOf = (name: string): Subscription[] => holders.get(name) ?? [];
 
   /** Those that want a pattern, or a channel by any name. */
-  const receiversOf = (name: string): Subscription[] => [...new Set(formsOf(name).flatMap(holdersOf))];
+  const receiversOf = (name: string): Subscription[] => [
+    ...new Set((isPattern(name) ? [name] : namesFor(name)).flatMap(holdersOf)),
+  ];
 
   // Hand out the newest events of a subscription that has not got them, unless it is paused.
   function release({ id, everyMs, withheld }: Subscription): void {
@@ -407,6 +411,3 @@ export function createCore(
     state: (): State => state,
   };
 }
-
-/** A pattern, or all names of a channel. */
-const formsOf = (name: string): string[] => (isPattern(name) ? [name] : namesFor(name));

@@ -3,7 +3,7 @@
 // Resource handling: a feed has a socket or more, and one timer, until `close`.
 
 import { createBell, type Listener } from "./bell.js";
-import { createCore, DEFAULTS } from "./core.js";
+import { createCore } from "./core.js";
 import { createSubscription, FeedError, type Subscription } from "./subscription.js";
 import type { Event, Message, Options, Rate, State } from "./types.js";
 
@@ -78,6 +78,7 @@ export interface Feed {
   close(): void;
 }
 
+const TOKEN_MS = 30_000;
 const PROBE_MS = 3_000;
 // Whatever this machine's clock says, a token is not asked for more often than twice a minute.
 const VALID_LEAST_MS = 60_000;
@@ -124,10 +125,7 @@ async function whyRefused(url: string, token: string | null): Promise<[number, s
 function createClock(): () => number {
   let ahead = 0;
   let last = 0;
-  return () => {
-    ahead = Math.max(ahead, last - Date.now());
-    return (last = Date.now() + ahead);
-  };
+  return () => (last = Date.now() + (ahead = Math.max(ahead, last - Date.now())));
 }
 
 /**
@@ -139,10 +137,6 @@ function createClock(): () => number {
  */
 export function connect(url: string | readonly string[], options: ConnectOptions = {}): Feed {
   const { token, compression, WebSocket: Socket = globalThis.WebSocket } = options;
-  const numbers = { ...DEFAULTS };
-  // What is undefined is not given.
-  let name: keyof Options;
-  for (name in numbers) numbers[name] = options[name] ?? numbers[name];
   if (!Socket) throw new FeedError("NO_WEBSOCKET", "Pass a WebSocket: there is none here");
   const urls = [url].flat().map((one) => {
     return new URL(one, globalThis.location?.href).href.replace(/^http/, "ws");
@@ -179,7 +173,7 @@ export function connect(url: string | readonly string[], options: ConnectOptions
         });
       },
     },
-    { needsToken: !!token, options: numbers },
+    { needsToken: !!token, options },
   );
 
   function tell(to: number[], how: (one: ReturnType<typeof createSubscription>) => void): void {
@@ -231,7 +225,7 @@ export function connect(url: string | readonly string[], options: ConnectOptions
         // Not at once: the core is at work.
         Promise.resolve().then(token),
         new Promise<never>((_, reject) => {
-          late = setTimeout(reject, numbers.answerMs, "no answer");
+          late = setTimeout(reject, TOKEN_MS, "no answer");
         }),
       ]);
       if (!text || typeof text !== "string") throw `${text ? typeof text : "none"} given`;
@@ -349,7 +343,7 @@ export function connect(url: string | readonly string[], options: ConnectOptions
     get state() {
       return core.state();
     },
-    newest: <Data>(channel: string) => core.newest(channel) as Event<Data> | undefined,
+    newest: core.newest as Feed["newest"],
     on: bell.on as Feed["on"],
     subscribe<Data>(channels: string | readonly string[], asked: SubscribeOptions = {}) {
       const names = [channels].flat();

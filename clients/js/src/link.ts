@@ -149,7 +149,8 @@ export function createLink(feed: Feed) {
   const waitsForToken = (): boolean => !current && retryAt === Infinity;
 
   function retry(now: number, why: string, waitMs: number, isSoon: boolean): void {
-    const most = Math.min(options.retryMaxMs, options.retryMinMs * 2 ** attempts);
+    // 0, not NaN, when a delay of 0 has doubled without end.
+    const most = Math.min(options.retryMaxMs, options.retryMinMs * 2 ** attempts || 0);
     retryAt = now + waitMs + feed.random() * (isSoon && !attempts ? SOON_MS : most);
     attempts++;
     cause = why;

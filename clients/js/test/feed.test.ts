@@ -360,7 +360,11 @@ describe("a token", () => {
     const resolves: ((token: string) => void)[] = [];
     const feed = connectToFakes({ token: () => new Promise((resolve) => resolves.push(resolve)) });
     await settle();
-    vi.advanceTimersByTime(10_000);
+    // As long as in Python: an answer of a slow service is not thrown away.
+    vi.advanceTimersByTime(29_000);
+    await settle();
+    expect(feed.state.name).toBe("connecting");
+    vi.advanceTimersByTime(1_000);
     await settle();
     expect(feed.state).toMatchObject({ name: "offline", cause: "no token: no answer" });
     vi.advanceTimersByTime(500);

@@ -81,6 +81,19 @@ function eventOf(seq: number, channel: string, offset: number): object {
   return { seq, type: "price:update", ts: offset, data: offset, channel, offset };
 }
 
+test("A delay of 0 stays one, however often it has doubled", () => {
+  const outputs: unknown[] = [];
+  const options = { retryMinMs: 0 };
+  const core = createCore(["wss://a/ws"], recordingHost(outputs), { options, random: () => 0.5 });
+  core.start(0);
+  for (let conn = 1; conn <= 1_100; conn++) {
+    core.lost(conn, conn, 1006, "x");
+    expect(core.deadline()).toBe(conn);
+    core.tick(conn);
+  }
+  expect(outputs).toContainEqual(["dial", 1_101, "wss://a/ws", null]);
+});
+
 /** A core that is live with subscription 1 to A.t and B.t, and whose host does `act` at each event. */
 function liveCore(act: (core: ReturnType<typeof createCore>, event: Event) => void) {
   const outputs: unknown[] = [];
