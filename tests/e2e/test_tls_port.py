@@ -18,6 +18,7 @@ from websockets.trio.client import ClientConnection, connect
 
 import trio_odin.client
 from tests.certificates import Certificates, make_certificates
+from tests.e2e.admin_client import AdminClient
 from tests.e2e.conftest import StartServer, ending_of, receive, wait_for_nats
 from tests.e2e.nats import NatsServer, free_port, nats_client, running_nats
 from tests.e2e.test_cli import ended, ready, start
@@ -109,6 +110,31 @@ async def test_events_and_pages_come_encrypted(
     left = metrics["ws_tls_certificate_seconds_left"]
     assert 0 < left <= dt.timedelta(days=1).total_seconds()
     assert rejected(server) == {}
+
+
+async def test_a_trace_leaves_the_stream_as_it_was(
+    start_server: StartServer, files: Certificates, nats: NatsServer
+) -> None:
+    server = await start_server(NATS_URL=nats.url, **variables(files))
+    await wait_for_nats(server)
+    admin = AdminClient(server.admin_addresses[0])
+    async with (
+        tls_client(server, files, "BTC.trade") as client,
+        nats_client(nats.url) as publisher,
+    ):
+
+        async def publish(number: int) -> None:
+            await publisher.publish("odin.token.BTC.trade", str(number).encode())
+            await publisher.flush()
+            assert (await receive(client))["data"] == number
+
+        async with admin.trace("/trace?channel=BTC.trade&frames=2") as lines:
+            assert (await anext(lines))["connections"] == 1
+            for number in range(2):
+                await publish(number)
+                assert json.loads((await anext(lines))["content"])["data"] == number
+            assert (await anext(lines))["reason"] == "frames"
+        await publish(2)
 
 
 async def test_the_client_library_connects_with_wss(

@@ -2,14 +2,14 @@
 
     Outbound ► ClientSocket.write_now = Tap.write ──► FrameReader ──► Trace ──► NextFrames
                                         │                             bounded; full: dropped
-                                        └► os.write                   and counted
+                                        └► untapped_write             and counted
 
-While nobody traces a connection its `write_now` is `os.write` itself, so nothing costs anything.
+While nobody traces a connection its `write_now` is that of its stream, `os.write` or TLS, so
+nothing costs anything.
 """
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -146,24 +146,37 @@ class Trace:
 
 
 class Tap:
-    """Takes the place of `os.write` for one connection, and passes its frames to some traces.
+    """Takes the place of `write_now` for one connection, and passes its frames to some traces.
+
+    Args:
+        number: the number of the connection.
+        stream: whether its last frame was cut.
+        write: the `untapped_write` of its socket.
+        unix_ms: returns the time, in milliseconds of Unix time.
 
     Attributes:
         traces: those that follow the connection.
     """
 
-    def __init__(self, number: int, stream: Traced, unix_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        number: int,
+        stream: Traced,
+        write: Callable[[int, bytes | memoryview], int],
+        unix_ms: Callable[[], int],
+    ) -> None:
         self.traces: list[Trace] = []
         self._number = number
         self._stream = stream
+        self._write = write
         self._unix_ms = unix_ms
         self._reader = FrameReader()
         self._is_between_frames = not stream.is_torn
 
     def write(self, file: int, data: bytes | memoryview) -> int:
-        """Write as `os.write`, and take note of what was written."""
+        """Write as without the tap, and take note of what was written."""
         is_between_frames = self._is_between_frames or not self._stream.is_torn
-        sent = os.write(file, data)
+        sent = self._write(file, data)
         if is_between_frames:
             self._is_between_frames = True
             now = self._unix_ms()
