@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
+import structlog
 import trio
 
 from trio_odin.admin.frames import FrameReader, SentFrame, text_of
@@ -39,6 +40,7 @@ class _Event(msgspec.Struct):
     events: list[_Part] = []
 
 
+_log = structlog.get_logger("admin")
 _events: Final = msgspec.json.Decoder(_Event)
 
 
@@ -100,7 +102,7 @@ class Trace:
         text, _ = text_of(frame, self._inflated, whole=True)
         try:
             event = _events.decode(text)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             return False
         names = [event.channel, *(part.channel for part in event.events)]
         return any(name and name in self._channels for name in names)
@@ -110,6 +112,12 @@ class Trace:
         self.followed.discard(number)
         if self.question.connection == number and not self.ended:
             self.ended = "gone"
+            self._came.unpark_all()
+
+    def fail(self) -> None:
+        """End the trace, because of a fault of the server."""
+        if not self.ended:
+            self.ended = "error"
             self._came.unpark_all()
 
     def is_over(self, now: float) -> bool:
@@ -171,19 +179,33 @@ class Tap:
         self._write = write
         self._unix_ms = unix_ms
         self._reader = FrameReader()
+        self._has_failed = False
         self._is_between_frames = not stream.is_torn
 
     def write(self, file: int, data: bytes | memoryview) -> int:
-        """Write as without the tap, and take note of what was written."""
+        """Write as without the tap, and take note of what was written.
+
+        Raises:
+            OSError: the write failed. Nothing else: the caller is in the midst of a fan-out.
+        """
         is_between_frames = self._is_between_frames or not self._stream.is_torn
         sent = self._write(file, data)
-        if is_between_frames:
+        if is_between_frames and not self._has_failed:
             self._is_between_frames = True
-            now = self._unix_ms()
-            for frame in self._reader.feed(memoryview(data)[:sent]):
+            try:
+                self._take(memoryview(data)[:sent])
+            except Exception:  # noqa: BLE001 - a fault in a trace must not end the fan-out
+                _log.exception("admin.trace_failed", connection=self._number)
+                self._has_failed = True
                 for trace in self.traces:
-                    trace.take(self._number, now, frame)
+                    trace.fail()
         return sent
+
+    def _take(self, data: memoryview) -> None:
+        now = self._unix_ms()
+        for frame in self._reader.feed(data):
+            for trace in self.traces:
+                trace.take(self._number, now, frame)
 
     def frames_are_whole(self) -> None:
         """Note that the last byte written ends a frame."""
