@@ -137,6 +137,29 @@ async def test_a_trace_leaves_the_stream_as_it_was(
         await publish(2)
 
 
+async def test_a_fault_in_one_handshake_ends_no_other_client(
+    start_server: StartServer,
+    files: Certificates,
+    nats: NatsServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: object) -> None:
+        raise ArithmeticError
+
+    server = await start_server(NATS_URL=nats.url, **variables(files))
+    await wait_for_nats(server)
+    async with tls_client(server, files, "BTC.trade") as client:
+        with monkeypatch.context() as patched, trio.fail_after(10):
+            patched.setattr("trio_odin.listener.listener.accept_tls", fails)
+            async with await tcp(server) as other:
+                await other.send_all(b"\x16\x03\x01")
+                with suppress(trio.BrokenResourceError):
+                    assert await other.receive_some() == b""
+        async with tls_client(server, files), nats_client(nats.url) as publisher:
+            await publisher.publish("odin.token.BTC.trade", b"1")
+            assert (await receive(client))["data"] == 1
+
+
 async def test_the_client_library_connects_with_wss(
     start_server: StartServer, files: Certificates, nats: NatsServer
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -233,6 +234,22 @@ async def test_a_handshake_that_fails_closes_the_socket(sent: bytes, identity: T
         with trio.fail_after(5), suppress(trio.BrokenResourceError):
             while await far.receive_some():
                 pass  # an alert, then the end, or a reset as something was not read
+
+
+async def test_a_socket_that_cannot_be_used_is_closed(
+    identity: TlsIdentity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*, fileno: int) -> socket.socket:
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    near, far = await sockets()
+    async with far:
+        with monkeypatch.context() as patched:
+            patched.setattr("trio_odin.net.tls_stream.socket.socket", fails)
+            with pytest.raises(HandshakeFailed, match="buffer"):
+                await accept_tls(near, identity.context)
+        with trio.fail_after(5):
+            assert await far.receive_some() == b""
 
 
 async def test_old_versions_are_refused(folder: Path, identity: TlsIdentity) -> None:

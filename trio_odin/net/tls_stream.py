@@ -88,13 +88,21 @@ async def accept_tls(stream: trio.SocketStream, context: ssl.SSLContext) -> TlsS
 
     Cancellation: the socket is closed.
     """
-    plain = socket.socket(fileno=stream.socket.detach())
-    plain.setblocking(False)
+    file = stream.socket.detach()
     try:
+        plain = socket.socket(fileno=file)
+    except OSError as error:
+        os.close(file)
+        raise HandshakeFailed(str(error)) from None
+    try:
+        plain.setblocking(False)
         encrypted = context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
     except (OSError, ValueError) as error:  # ValueError: it came with data after it had gone
         plain.close()
         raise HandshakeFailed(str(error)) from None
+    except BaseException:
+        plain.close()
+        raise
     try:
         while True:
             try:
