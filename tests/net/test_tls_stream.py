@@ -15,8 +15,12 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+import trio.testing
 
 from tests.certificates import make_certificates
+from trio_odin.fanout.client_socket import ClientSocket
+from trio_odin.fanout.flight import FlightRecorder
+from trio_odin.ledger.counters import Traffic
 from trio_odin.net.tls_stream import (
     HandshakeFailed,
     TlsIdentity,
@@ -155,6 +159,32 @@ async def test_a_record_that_is_cut_is_completed_before_anything_else(ends: Ends
                 received += await ends.far.receive_some()
     assert len(received) == written
     assert all(value == number % 256 for number, value in enumerate(received))
+
+
+async def test_two_tasks_can_wait_until_it_is_writable(ends: Ends) -> None:
+    """The reader does so for what the peer wants as an answer, while the writer waits too."""
+    socket = ClientSocket(ends.near, traffic=Traffic(), flight=FlightRecorder(0))
+    piece = b"x" * 16_384
+    written = False
+    with suppress(BlockingIOError):
+        while True:  # the byte that counts as not written is one more of the same
+            ends.near.write_now(-1, piece)
+
+    async def write() -> None:
+        nonlocal written
+        assert await socket.write_all([piece * 100], seconds=30)
+        await ends.near.send_all(piece)
+        written = True
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ends.near.wait_writable)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(write)
+            nursery.start_soon(ends.near.wait_send_all_might_not_block)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            while not written:
+                await ends.far.receive_some()
 
 
 async def test_what_is_left_of_a_record_is_there_without_a_wait(ends: Ends) -> None:

@@ -160,7 +160,10 @@ class ClientSocket:
             except BlockingIOError:
                 pass
             with trio.move_on_after(seconds / _CHECKS_OF_PROGRESS) as deadline:
-                await trio.lowlevel.wait_writable(socket)
+                if isinstance(self.stream, TlsStream):  # its reader may wait for the same
+                    await self.stream.wait_writable()
+                else:
+                    await trio.lowlevel.wait_writable(socket)
             if deadline.cancelled_caught:
                 checks += 1
             # The kernel takes more only once a third of its buffer is free. A client that reads
@@ -252,7 +255,7 @@ class ClientSocket:
             except BlockingIOError:  # a part of a record, or one without data
                 continue
             except ssl.SSLWantWriteError:
-                await stream.wait_to_answer()
+                await stream.wait_writable()
                 continue
             except OSError as error:
                 raise trio.BrokenResourceError from error
