@@ -6,8 +6,10 @@ import errno
 import hashlib
 import os
 import random
+import shutil
 import socket
 import ssl
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -233,6 +235,50 @@ async def test_garbage_breaks_the_stream(ends: Ends) -> None:
     await ends.far.transport_stream.send_all(b"\x17\x03\x03\x00\x20" + b"?" * 32)
     with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
         await ends.near.receive_some()
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
+async def test_a_client_that_wants_small_records_gets_every_byte(
+    folder: Path, identity: TlsIdentity
+) -> None:
+    """RFC 6066, 4: then OpenSSL makes many records of one write.
+
+    `write_now` relies on what Python's ssl does then: a write that was cut and is repeated sends
+    all of them, as SSL_MODE_ENABLE_PARTIAL_WRITE is off.
+    """
+    data = b"".join(b"%07d\n" % number for number in range(100_000))
+    received = bytearray()
+    with trio.socket.socket() as listening, trio.fail_after(60):
+        await listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        command = ["openssl", "s_client", "-quiet", "-maxfraglen", "512", "-connect", address]
+        async with trio.open_nursery() as nursery:
+            process = await trio.lowlevel.open_process(
+                [*command, "-CAfile", str(folder / "ca.pem")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+            try:
+                assert process.stdout is not None
+                plain, _ = await listening.accept()
+                plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+                near = await accept_tls(trio.SocketStream(plain), identity.context)
+
+                async def write() -> None:
+                    async with near:
+                        await near.send_all(data)
+
+                nursery.start_soon(write)
+                await trio.sleep(0.2)  # its socket and its pipe fill up
+                async for chunk in process.stdout:
+                    received += chunk
+            finally:
+                process.kill()
+                await process.wait()
+    assert len(received) == len(data)
+    assert received == data
 
 
 # --- before it is encrypted
