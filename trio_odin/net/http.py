@@ -152,11 +152,13 @@ async def serve_request(
     received: bytes = b"",
     limits: HeadLimits = HEAD_LIMITS,
     deadline_seconds: float = 10,
+    is_public: bool = True,
 ) -> int | None:
     """Answer the one request on `stream`, then close it.
 
     `received` are bytes already taken from the stream. A mistake of the peer gets a clean status
-    (400, 408, 413, 431, 501, 505); a peer that goes away is not an error.
+    (400, 408, 413, 431, 501, 505); a peer that goes away is not an error. Without `is_public`
+    pages of other sites can read no answer, whatever the answer itself says.
 
     Returns:
         The status of the answer; None if there was no request.
@@ -190,8 +192,10 @@ async def serve_request(
         except trio.BrokenResourceError:
             return None
         except Exception:
-            await send_last(stream, _INTERNAL_ERROR, deadline_seconds, method=method)
+            response = attrs.evolve(_INTERNAL_ERROR, is_public=is_public)
+            await send_last(stream, response, deadline_seconds, method=method)
             raise
+        response = attrs.evolve(response, is_public=is_public and response.is_public)
         await send_last(stream, response, deadline_seconds, method=method)
         return response.status
 
