@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import attrs
 import structlog.testing
+import trio
+import trio.testing
 
 from trio_odin.admin.questions import StartTrace
 from trio_odin.admin.tracing import Tap, Trace
@@ -72,3 +74,14 @@ async def test_a_fault_ends_the_traces_and_not_the_writes() -> None:
     for trace in (broken, other):
         answer = await trace.next()
         assert (answer.frames, answer.ended) == ([], "error")
+
+
+async def test_a_trace_waits_longer_for_its_reader_than_a_write_may_take(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    trace = trace_of("BTC.trade")
+    await trace.next()
+    await trio.sleep(12)
+    assert not trace.is_over(trio.current_time())
+    await trio.sleep(4)
+    assert trace.is_over(trio.current_time())

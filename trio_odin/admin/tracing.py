@@ -27,8 +27,8 @@ _WAITING_MAX: Final = 1000
 _WAITING_BYTES_MAX: Final = 4 * 1024 * 1024
 _FRAMES_OF_AN_ANSWER: Final = 256
 _WAIT_SECONDS: Final = 0.5
-# A trace that nobody asks for frames of ends.
-_FORGOTTEN_SECONDS: Final = 10.0
+# A trace that nobody asks for frames of ends. A reader may take 10 s for those that it has.
+_FORGOTTEN_SECONDS: Final = 15.0
 
 
 class _Part(msgspec.Struct):

@@ -73,6 +73,8 @@ class Response:
         is_public: whether pages of other sites may read it.
         stream: sends a body whose length is not known, which ends with the connection. It is
             cancelled when the peer goes away.
+        on_end: called once, after all that is sent, and also if nothing is: the peer has gone or
+            takes nothing, or the task is cancelled. It has to shield what it waits for.
     """
 
     status: int
@@ -81,6 +83,7 @@ class Response:
     headers: Headers = ()
     is_public: bool = True
     stream: Callable[[trio.abc.SendStream], Awaitable[None]] | None = None
+    on_end: Callable[[], Awaitable[None]] | None = None
 
     @classmethod
     def text(cls, status: int, text: str, *, headers: Headers = ()) -> Response:
@@ -214,13 +217,17 @@ async def send_last(
 ) -> None:
     """Send `response` and close. A client that was refused may still be sending: see `linger`."""
     async with stream:
-        if response.stream is not None and method != "HEAD":
-            await _send_stream(stream, response, response.stream, deadline_seconds)
-            return
-        with trio.move_on_after(deadline_seconds):
-            await send_response(stream, response, method=method)
-            if response.status >= HTTPStatus.BAD_REQUEST and response.status not in _OURS_ALONE:
-                await linger(stream)
+        try:
+            if response.stream is not None and method != "HEAD":
+                await _send_stream(stream, response, response.stream, deadline_seconds)
+                return
+            with trio.move_on_after(deadline_seconds):
+                await send_response(stream, response, method=method)
+                if response.status >= HTTPStatus.BAD_REQUEST and response.status not in _OURS_ALONE:
+                    await linger(stream)
+        finally:
+            if response.on_end is not None:
+                await response.on_end()
 
 
 async def _send_stream(
