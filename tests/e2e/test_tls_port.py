@@ -137,6 +137,18 @@ async def test_a_trace_leaves_the_stream_as_it_was(
         await publish(2)
 
 
+async def test_the_kernel_is_asked_about_encrypted_connections_too(
+    start_server: StartServer, files: Certificates
+) -> None:
+    server = await start_server(NATS_URL="nats://127.0.0.1:9", **variables(files))
+    admin = AdminClient(server.admin_addresses[0])
+    async with tls_client(server, files, "BTC.trade"):
+        (row,) = (await admin.get("/connections"))["connections"]
+        assert row["bytes"] > 0
+        transport = (await admin.get(f"/connections/{row['id']}"))["transport"]
+        assert transport["bytes_received"] > 0
+
+
 async def test_a_fault_in_one_handshake_ends_no_other_client(
     start_server: StartServer,
     files: Certificates,

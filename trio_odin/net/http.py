@@ -250,8 +250,11 @@ async def _send_stream(
             nursery.cancel_scope.cancel(reason="the peer has gone")
 
         nursery.start_soon(end_with_peer)
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        try:
             await send_body(stream)
+        # Python 3.11's `suppress` does not look into the group of a nursery in `send_body`.
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
         nursery.cancel_scope.cancel(reason="the body is complete")
 
 
