@@ -54,6 +54,28 @@ def test_no_page_gets_anything(headers: dict[str, str], token: bytes) -> None:
     assert status_of(Access(LOOPBACK, token), **bearer, **headers) == 403
 
 
+def status_of_page(access: Access, **headers: str) -> int | None:
+    lines = [(n.replace("_", "-").encode(), v.encode()) for n, v in headers.items()]
+    refused = access.refusal_of_page(Request("GET", "/metrics", lines))
+    return None if refused is None else refused.status
+
+
+@pytest.mark.parametrize("token", [b"", TOKEN])
+def test_the_pages_for_machines_need_no_token_and_are_not_for_web_pages(token: bytes) -> None:
+    access = Access(LOOPBACK, token)
+    assert status_of_page(access) is None
+    for host in ("localhost:3008", "127.0.0.1", "[::1]:3008", "haproxy", ""):
+        assert status_of_page(access, host=host) is None
+    assert status_of_page(access, host="evil.example:3008") == 403
+    for headers in ({"origin": "null"}, {"sec_fetch_site": "cross-site"}):
+        assert status_of_page(access, host="127.0.0.1:3008", **headers) == 403
+
+
+def test_elsewhere_than_on_loopback_the_pages_for_machines_are_for_all_who_reach_them() -> None:
+    access = Access([Address("0.0.0.0", 3005)], TOKEN)
+    assert status_of_page(access, host="node1:3005", origin="https://grafana.example") is None
+
+
 def test_a_person_may_type_the_address_into_a_browser() -> None:
     assert status_of(Access(LOOPBACK), sec_fetch_site="none") is None
 

@@ -199,9 +199,31 @@ async def test_a_web_page_can_neither_read_nor_close(
             assert "access-control-allow-origin" not in answer.headers
         await client.send('{"type":"heartbeat"}')
         assert (await receive(client))["type"] == "pong"
+    for path in ("/metrics", "/health", "/ready"):
+        assert (await admin.ask(path, **headers)).status == 403
     allowed = await admin.ask("/overview")
-    assert "access-control-allow-origin" not in allowed.headers
     assert allowed.headers["cache-control"] == "no-store"
+
+
+async def test_no_answer_of_the_admin_port_can_be_read_by_a_web_page(
+    start_server: StartServer,
+) -> None:
+    server = await start_server(NATS_URL=NOWHERE)
+    admin = admin_of(server)
+    for method, target in [
+        ("GET", "/overview"),
+        ("GET", "/metrics"),
+        ("GET", "/health"),
+        ("GET", "/nowhere"),
+        ("POST", "/metrics"),
+        ("OPTIONS", "/metrics"),
+        ("GET", "http://["),
+    ]:
+        answer = await admin.ask(target, method)
+        assert not [name for name in answer.headers if name.startswith("access-control")], target
+    assert (await AdminClient(server.addresses[0]).ask("/health", "OPTIONS")).headers[
+        "access-control-allow-methods"
+    ]
 
 
 async def test_elsewhere_than_on_loopback_a_token_is_asked_for(

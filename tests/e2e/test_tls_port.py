@@ -18,6 +18,7 @@ from websockets.trio.client import ClientConnection, connect
 
 import trio_odin.client
 from tests.certificates import Certificates, make_certificates
+from tests.e2e.admin_client import AdminClient
 from tests.e2e.conftest import StartServer, ending_of, receive, wait_for_nats
 from tests.e2e.nats import NatsServer, free_port, nats_client, running_nats
 from tests.e2e.test_cli import ended, ready, start
@@ -109,6 +110,66 @@ async def test_events_and_pages_come_encrypted(
     left = metrics["ws_tls_certificate_seconds_left"]
     assert 0 < left <= dt.timedelta(days=1).total_seconds()
     assert rejected(server) == {}
+
+
+async def test_a_trace_leaves_the_stream_as_it_was(
+    start_server: StartServer, files: Certificates, nats: NatsServer
+) -> None:
+    server = await start_server(NATS_URL=nats.url, **variables(files))
+    await wait_for_nats(server)
+    admin = AdminClient(server.admin_addresses[0])
+    async with (
+        tls_client(server, files, "BTC.trade") as client,
+        nats_client(nats.url) as publisher,
+    ):
+
+        async def publish(number: int) -> None:
+            await publisher.publish("odin.token.BTC.trade", str(number).encode())
+            await publisher.flush()
+            assert (await receive(client))["data"] == number
+
+        async with admin.trace("/trace?channel=BTC.trade&frames=2") as lines:
+            assert (await anext(lines))["connections"] == 1
+            for number in range(2):
+                await publish(number)
+                assert json.loads((await anext(lines))["content"])["data"] == number
+            assert (await anext(lines))["reason"] == "frames"
+        await publish(2)
+
+
+async def test_the_kernel_is_asked_about_encrypted_connections_too(
+    start_server: StartServer, files: Certificates
+) -> None:
+    server = await start_server(NATS_URL="nats://127.0.0.1:9", **variables(files))
+    admin = AdminClient(server.admin_addresses[0])
+    async with tls_client(server, files, "BTC.trade"):
+        (row,) = (await admin.get("/connections"))["connections"]
+        assert row["bytes"] > 0
+        transport = (await admin.get(f"/connections/{row['id']}"))["transport"]
+        assert transport["bytes_received"] > 0
+
+
+async def test_a_fault_in_one_handshake_ends_no_other_client(
+    start_server: StartServer,
+    files: Certificates,
+    nats: NatsServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: object) -> None:
+        raise ArithmeticError
+
+    server = await start_server(NATS_URL=nats.url, **variables(files))
+    await wait_for_nats(server)
+    async with tls_client(server, files, "BTC.trade") as client:
+        with monkeypatch.context() as patched, trio.fail_after(10):
+            patched.setattr("trio_odin.listener.listener.accept_tls", fails)
+            async with await tcp(server) as other:
+                await other.send_all(b"\x16\x03\x01")
+                with suppress(trio.BrokenResourceError):
+                    assert await other.receive_some() == b""
+        async with tls_client(server, files), nats_client(nats.url) as publisher:
+            await publisher.publish("odin.token.BTC.trade", b"1")
+            assert (await receive(client))["data"] == 1
 
 
 async def test_the_client_library_connects_with_wss(

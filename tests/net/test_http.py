@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -153,3 +154,41 @@ async def test_a_peer_that_reads_nothing_does_not_block_the_server(
         await client.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         started = trio.current_time()
     assert trio.current_time() - started <= 3 + 1
+
+
+async def test_an_answer_ends_also_if_nothing_of_it_was_sent(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    ended = 0
+
+    async def send(stream: trio.abc.SendStream) -> None:
+        raise AssertionError("the head was not sent")
+
+    async def end() -> None:
+        nonlocal ended
+        ended += 1
+
+    async def respond(request: Request) -> Response:
+        return Response(200, stream=send, on_end=end)
+
+    client, server = trio.testing.lockstep_stream_pair()
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(serve_request, server, respond, deadline_seconds=3))
+            await client.send_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert ended == 1
+
+
+async def test_a_peer_that_goes_away_from_a_body_sent_by_several_tasks_is_no_error() -> None:
+    async def send(stream: trio.abc.SendStream) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.send_all, b"x")
+
+    async def respond(request: Request) -> Response:
+        await client.aclose()
+        return Response(200, stream=send)
+
+    client, server = trio.testing.memory_stream_pair()
+    await client.send_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    with trio.fail_after(5):
+        assert await serve_request(server, respond) == 200

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
+import shutil
 import socket
 import ssl
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,8 +17,12 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+import trio.testing
 
 from tests.certificates import make_certificates
+from trio_odin.fanout.client_socket import ClientSocket
+from trio_odin.fanout.flight import FlightRecorder
+from trio_odin.ledger.counters import Traffic
 from trio_odin.net.tls_stream import (
     HandshakeFailed,
     TlsIdentity,
@@ -156,6 +163,32 @@ async def test_a_record_that_is_cut_is_completed_before_anything_else(ends: Ends
     assert all(value == number % 256 for number, value in enumerate(received))
 
 
+async def test_two_tasks_can_wait_until_it_is_writable(ends: Ends) -> None:
+    """The reader does so for what the peer wants as an answer, while the writer waits too."""
+    socket = ClientSocket(ends.near, traffic=Traffic(), flight=FlightRecorder(0))
+    piece = b"x" * 16_384
+    written = False
+    with suppress(BlockingIOError):
+        while True:  # the byte that counts as not written is one more of the same
+            ends.near.write_now(-1, piece)
+
+    async def write() -> None:
+        nonlocal written
+        assert await socket.write_all([piece * 100], seconds=30)
+        await ends.near.send_all(piece)
+        written = True
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ends.near.wait_writable)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(write)
+            nursery.start_soon(ends.near.wait_send_all_might_not_block)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            while not written:
+                await ends.far.receive_some()
+
+
 async def test_what_is_left_of_a_record_is_there_without_a_wait(ends: Ends) -> None:
     await ends.far.send_all(b"x" * 10_000)
     assert await ends.near.receive_some(4) == b"xxxx"
@@ -204,6 +237,50 @@ async def test_garbage_breaks_the_stream(ends: Ends) -> None:
         await ends.near.receive_some()
 
 
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
+async def test_a_client_that_wants_small_records_gets_every_byte(
+    folder: Path, identity: TlsIdentity
+) -> None:
+    """RFC 6066, 4: then OpenSSL makes many records of one write.
+
+    `write_now` relies on what Python's ssl does then: a write that was cut and is repeated sends
+    all of them, as SSL_MODE_ENABLE_PARTIAL_WRITE is off.
+    """
+    data = b"".join(b"%07d\n" % number for number in range(100_000))
+    received = bytearray()
+    with trio.socket.socket() as listening, trio.fail_after(60):
+        await listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        command = ["openssl", "s_client", "-quiet", "-maxfraglen", "512", "-connect", address]
+        async with trio.open_nursery() as nursery:
+            process = await trio.lowlevel.open_process(
+                [*command, "-CAfile", str(folder / "ca.pem")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+            try:
+                assert process.stdout is not None
+                plain, _ = await listening.accept()
+                plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+                near = await accept_tls(trio.SocketStream(plain), identity.context)
+
+                async def write() -> None:
+                    async with near:
+                        await near.send_all(data)
+
+                nursery.start_soon(write)
+                await trio.sleep(0.2)  # its socket and its pipe fill up
+                async for chunk in process.stdout:
+                    received += chunk
+            finally:
+                process.kill()
+                await process.wait()
+    assert len(received) == len(data)
+    assert received == data
+
+
 # --- before it is encrypted
 
 
@@ -233,6 +310,22 @@ async def test_a_handshake_that_fails_closes_the_socket(sent: bytes, identity: T
         with trio.fail_after(5), suppress(trio.BrokenResourceError):
             while await far.receive_some():
                 pass  # an alert, then the end, or a reset as something was not read
+
+
+async def test_a_socket_that_cannot_be_used_is_closed(
+    identity: TlsIdentity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*, fileno: int) -> socket.socket:
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    near, far = await sockets()
+    async with far:
+        with monkeypatch.context() as patched:
+            patched.setattr("trio_odin.net.tls_stream.socket.socket", fails)
+            with pytest.raises(HandshakeFailed, match="buffer"):
+                await accept_tls(near, identity.context)
+        with trio.fail_after(5):
+            assert await far.receive_some() == b""
 
 
 async def test_old_versions_are_refused(folder: Path, identity: TlsIdentity) -> None:

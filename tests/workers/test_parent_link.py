@@ -4,11 +4,12 @@ import socket
 from collections.abc import Collection, Mapping
 
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 
 from tests.telemetry.snapshots import snapshot
-from trio_odin.admin.questions import Close, Closed, Reply
+from trio_odin.admin.questions import Close, Closed, Refused, Reply
 from trio_odin.admin.questions import Question as Question_
 from trio_odin.ledger.snapshot import Snapshot
 from trio_odin.overload.load import OtherWorkers
@@ -41,6 +42,7 @@ class Supervisor:
         self.is_draining = self.is_relieved = False
         self.queues: Collection[int] = ()
         self.environment: Mapping[str, str] = {}
+        self.reply: Reply | None = Closed()  # None: its fault
         self.parent_link = ParentLink(far.detach())
         nursery.start_soon(self.link.run_writer)
         nursery.start_soon(self.parent_link.run, self)
@@ -51,7 +53,9 @@ class Supervisor:
         return snapshot(connections=3)
 
     async def answer(self, question: Question_) -> Reply:
-        return Closed()
+        if self.reply is None:
+            raise ArithmeticError
+        return self.reply
 
     def accept_from(self, queues: Collection[int]) -> None:
         self.queues = queues
@@ -113,6 +117,23 @@ async def test_a_worker_takes_settings_of_any_bytes_and_hands_over(parent: Super
 async def test_a_worker_answers_what_an_operator_asks(parent: Supervisor) -> None:
     parent.link.send(Inspect(4, Close(number=7)))
     assert await parent.heard() == Inspected(4, Closed())
+
+
+@pytest.mark.parametrize("reply", [None, Refused(status=404, reason="\udcff")])
+async def test_a_fault_in_an_answer_is_that_of_one_question(
+    reply: Reply | None, parent: Supervisor
+) -> None:
+    parent.reply = reply
+    with structlog.testing.capture_logs() as lines:
+        parent.link.send(Inspect(4, Close(number=7)))
+        heard = await parent.heard()
+    assert isinstance(heard, Inspected)
+    assert isinstance(heard.reply, Refused)
+    assert (heard.number, heard.reply.status) == (4, 500)
+    assert [line["event"] for line in lines] == ["request.failed"]
+    parent.reply = Closed()
+    parent.link.send(Inspect(5, Close(number=7)))
+    assert await parent.heard() == Inspected(5, Closed())
 
 
 async def test_a_page_gets_the_answer_to_its_own_question(parent: Supervisor) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +28,9 @@ _FROM_A_PAGE = Refused(status=403, reason="Requests from web pages are refused h
 _NO_TOKEN_FILE = Refused(
     status=403,
     reason="This address is not loopback, so the admin API needs a token: set WS_ADMIN_TOKEN_FILE",
+)
+_WRONG_HOST = Refused(
+    status=403, reason="The request has to name this machine in Host, as 127.0.0.1 or localhost"
 )
 _TOKEN_NEEDED = Refused(
     status=401, reason="Send the token of WS_ADMIN_TOKEN_FILE as Authorization: Bearer TOKEN"
@@ -50,8 +53,7 @@ class Access:
     def refusal(self, request: Request) -> Refused | None:
         """Why this request is refused; None if it is allowed."""
         headers = dict(request.headers)
-        site = headers.get(b"sec-fetch-site", _BY_A_PERSON)
-        if b"origin" in headers or site != _BY_A_PERSON:
+        if _is_from_a_page(headers):
             return _FROM_A_PAGE
         if self.token:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
@@ -60,11 +62,28 @@ class Access:
         if not self._is_local:
             return _NO_TOKEN_FILE
         if not is_loopback(_host_in(headers.get(b"host", b""))):
-            return Refused(
-                status=403,
-                reason="The request has to name this machine in Host, as 127.0.0.1 or localhost",
-            )
+            return _WRONG_HOST
         return None
+
+    def refusal_of_page(self, request: Request) -> Refused | None:
+        """Why a request for /metrics, /health or /ready is refused; None if it is allowed.
+
+        These need no token. Elsewhere than on loopback, anyone who reaches the port may read them.
+        Health checks may send any `Host`, such as `haproxy`, or none; only one with a dot can be a
+        name that someone has rebound to this machine.
+        """
+        if not self._is_local:
+            return None
+        headers = dict(request.headers)
+        if _is_from_a_page(headers):
+            return _FROM_A_PAGE
+        host = _host_in(headers.get(b"host", b""))
+        return None if is_loopback(host) or "." not in host else _WRONG_HOST
+
+
+def _is_from_a_page(headers: Mapping[bytes, bytes]) -> bool:
+    site = headers.get(b"sec-fetch-site", _BY_A_PERSON)
+    return b"origin" in headers or site != _BY_A_PERSON
 
 
 def is_loopback(host: str) -> bool:

@@ -96,6 +96,8 @@ class Api:
                     return _not_allowed("POST")
                 requests.none_in(request.query)
                 return await self._close(requests.connection_id(number))
+            case "trace", [""] if request.method != "GET":  # a HEAD would start one for nobody
+                return _not_allowed("GET")
             case _ if request.method not in _READING:
                 return _not_allowed("GET, HEAD")
             case "overview", [""]:
@@ -148,11 +150,7 @@ class Api:
         if not holding:
             return _refused(_worst(replies, wanted))
         if len(holding) > 1:
-            reason = (
-                f"Worker {wanted.worker} is being replaced, and both of its processes have a "
-                "connection of this number: ask again when one has ended"
-            )
-            return _refused(Refused(status=409, reason=reason))
+            return _refused(_ambiguous(wanted.worker))
         reply = await holding[0].ask(Close(number=wanted.number))
         if isinstance(reply, Refused):
             return _refused(reply)
@@ -199,17 +197,21 @@ class Api:
             reply.connections for reply in replies.values() if isinstance(reply, TraceStarted)
         )
         following = _Following(wanted.question, started, followed)
+        if wanted.question.connection is not None and len(started) > 1:
+            await following.end()
+            return _refused(_ambiguous(wanted.worker))
         return Response(
             200,
             content_type="application/x-ndjson",
             headers=_HEADERS,
             is_public=False,
             stream=following.send,
+            on_end=following.end,
         )
 
 
 class _Following:
-    """Sends the frames of one trace of some processes, as lines of JSON."""
+    """Sends the frames of one trace of some processes, as lines of JSON. `end` has to be called."""
 
     def __init__(
         self, question: StartTrace, traces: Mapping[Process, int], connections: int
@@ -221,16 +223,7 @@ class _Following:
         self._reason = "time"
 
     async def send(self, stream: trio.abc.SendStream) -> None:
-        """Send until the trace ends. It is ended in the processes, too, however this ends."""
-        try:
-            await self._send(stream)
-        finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + _FAREWELL_SECONDS):
-                async with trio.open_nursery() as nursery:
-                    for process, trace in self._traces.items():
-                        nursery.start_soon(process.ask, StopTrace(trace=trace))
-
-    async def _send(self, stream: trio.abc.SendStream) -> None:
+        """Send until the trace ends."""
         await _send_lines(stream, [{"type": "started", "connections": self._connections}])
         one_at_a_time = trio.Lock()
         async with trio.open_nursery() as nursery:
@@ -255,6 +248,13 @@ class _Following:
             "dropped": self._dropped,
         }
         await _send_lines(stream, [end])
+
+    async def end(self) -> None:
+        """End the trace in the processes. Takes a second at most, and cannot be cancelled."""
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _FAREWELL_SECONDS):
+            async with trio.open_nursery() as nursery:
+                for process, trace in self._traces.items():
+                    nursery.start_soon(process.ask, StopTrace(trace=trace))
 
     async def _pass_on(self, reply: Reply, stream: trio.abc.SendStream) -> bool:
         """Send the frames of a reply. Returns whether it was the last one of its process."""
@@ -338,6 +338,14 @@ def _worst(replies: Mapping[Process, Reply], wanted: ConnectionId) -> Refused:
     if not refused:
         return _unknown(wanted.worker)
     return max(refused, key=lambda one: one.status)
+
+
+def _ambiguous(worker: int | None) -> Refused:
+    reason = (
+        f"Worker {worker} is being replaced, and both of its processes have a connection of this "
+        "number: ask again when one has ended"
+    )
+    return Refused(status=409, reason=reason)
 
 
 def _unknown(worker: int | None) -> Refused:

@@ -376,7 +376,7 @@ class Inspector:
             socket = connection.outbound.socket
             tap = socket.tap
             if tap is None:
-                tap = Tap(connection.number, connection.outbound, _unix_ms)
+                tap = Tap(connection.number, connection.outbound, socket.untapped_write, _unix_ms)
                 if not socket.follow(tap):
                     continue
             assert isinstance(tap, Tap)  # noqa: S101 - nothing else follows

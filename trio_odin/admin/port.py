@@ -120,6 +120,9 @@ class Admin:
         response = await self._api.respond(request)
         if response is not None:
             return response
+        refusal = self._access.refusal_of_page(request)
+        if refusal is not None:
+            return Response.text(refusal.status, refusal.reason)
         try:
             return await self._pages.respond_to_admin(request)
         except _NoneServes:

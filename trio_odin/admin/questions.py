@@ -281,7 +281,8 @@ class Frames(_Message, frozen=True):
 
     Attributes:
         dropped: frames since the last answer for which there was no room.
-        ended: why no more will come: `frames`, `time` or `gone`; empty while more may.
+        ended: why no more will come: `frames`, `time`, `gone` or, after a fault of the server that
+            is in its log, `error`; empty while more may.
     """
 
     frames: list[Frame]

@@ -2,19 +2,20 @@
 
     Outbound ► ClientSocket.write_now = Tap.write ──► FrameReader ──► Trace ──► NextFrames
                                         │                             bounded; full: dropped
-                                        └► os.write                   and counted
+                                        └► untapped_write             and counted
 
-While nobody traces a connection its `write_now` is `os.write` itself, so nothing costs anything.
+While nobody traces a connection its `write_now` is that of its stream, `os.write` or TLS, so
+nothing costs anything.
 """
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
 import msgspec
+import structlog
 import trio
 
 from trio_odin.admin.frames import FrameReader, SentFrame, text_of
@@ -26,8 +27,8 @@ _WAITING_MAX: Final = 1000
 _WAITING_BYTES_MAX: Final = 4 * 1024 * 1024
 _FRAMES_OF_AN_ANSWER: Final = 256
 _WAIT_SECONDS: Final = 0.5
-# A trace that nobody asks for frames of ends.
-_FORGOTTEN_SECONDS: Final = 10.0
+# A trace that nobody asks for frames of ends. A reader may take 10 s for those that it has.
+_FORGOTTEN_SECONDS: Final = 15.0
 
 
 class _Part(msgspec.Struct):
@@ -39,6 +40,7 @@ class _Event(msgspec.Struct):
     events: list[_Part] = []
 
 
+_log = structlog.get_logger("admin")
 _events: Final = msgspec.json.Decoder(_Event)
 
 
@@ -100,7 +102,7 @@ class Trace:
         text, _ = text_of(frame, self._inflated, whole=True)
         try:
             event = _events.decode(text)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             return False
         names = [event.channel, *(part.channel for part in event.events)]
         return any(name and name in self._channels for name in names)
@@ -110,6 +112,12 @@ class Trace:
         self.followed.discard(number)
         if self.question.connection == number and not self.ended:
             self.ended = "gone"
+            self._came.unpark_all()
+
+    def fail(self) -> None:
+        """End the trace, because of a fault of the server."""
+        if not self.ended:
+            self.ended = "error"
             self._came.unpark_all()
 
     def is_over(self, now: float) -> bool:
@@ -146,31 +154,58 @@ class Trace:
 
 
 class Tap:
-    """Takes the place of `os.write` for one connection, and passes its frames to some traces.
+    """Takes the place of `write_now` for one connection, and passes its frames to some traces.
+
+    Args:
+        number: the number of the connection.
+        stream: whether its last frame was cut.
+        write: the `untapped_write` of its socket.
+        unix_ms: returns the time, in milliseconds of Unix time.
 
     Attributes:
         traces: those that follow the connection.
     """
 
-    def __init__(self, number: int, stream: Traced, unix_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        number: int,
+        stream: Traced,
+        write: Callable[[int, bytes | memoryview], int],
+        unix_ms: Callable[[], int],
+    ) -> None:
         self.traces: list[Trace] = []
         self._number = number
         self._stream = stream
+        self._write = write
         self._unix_ms = unix_ms
         self._reader = FrameReader()
+        self._has_failed = False
         self._is_between_frames = not stream.is_torn
 
     def write(self, file: int, data: bytes | memoryview) -> int:
-        """Write as `os.write`, and take note of what was written."""
+        """Write as without the tap, and take note of what was written.
+
+        Raises:
+            OSError: the write failed. Nothing else: the caller is in the midst of a fan-out.
+        """
         is_between_frames = self._is_between_frames or not self._stream.is_torn
-        sent = os.write(file, data)
-        if is_between_frames:
+        sent = self._write(file, data)
+        if is_between_frames and not self._has_failed:
             self._is_between_frames = True
-            now = self._unix_ms()
-            for frame in self._reader.feed(memoryview(data)[:sent]):
+            try:
+                self._take(memoryview(data)[:sent])
+            except Exception:  # noqa: BLE001 - a fault in a trace must not end the fan-out
+                _log.exception("admin.trace_failed", connection=self._number)
+                self._has_failed = True
                 for trace in self.traces:
-                    trace.take(self._number, now, frame)
+                    trace.fail()
         return sent
+
+    def _take(self, data: memoryview) -> None:
+        now = self._unix_ms()
+        for frame in self._reader.feed(data):
+            for trace in self.traces:
+                trace.take(self._number, now, frame)
 
     def frames_are_whole(self) -> None:
         """Note that the last byte written ends a frame."""

@@ -9,6 +9,7 @@ from typing import Final
 import trio
 
 from trio_odin.admin.questions import Transport
+from trio_odin.net.tls_stream import socket_of
 
 # struct tcp_info of Linux (include/uapi/linux/tcp.h), which only ever grows at its end.
 _BYTES: Final = 168
@@ -40,10 +41,11 @@ def transport_of(stream: trio.abc.Stream) -> Transport | None:
 
 
 def _info(stream: trio.abc.Stream) -> bytes | None:
-    if not isinstance(stream, trio.SocketStream):
+    client = socket_of(stream)
+    if client is None:
         return None
     try:
-        info = stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES)
+        info = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES)
     except OSError:  # closed meanwhile, or not TCP
         return None
     return info if len(info) == _BYTES else None

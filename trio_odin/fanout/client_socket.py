@@ -37,7 +37,7 @@ class Tap(Protocol):
     """Follows what is written to one client. None of this waits or raises another error."""
 
     def write(self, file: int, data: bytes | memoryview) -> int:
-        """Write as `os.write`, and take note of what was written."""
+        """Write as the socket's `untapped_write` does, and take note of what was written."""
         ...
 
     def frames_are_whole(self) -> None:
@@ -87,10 +87,7 @@ class ClientSocket:
         self.stream = stream
         self._socket = socket_of(stream)
         self.file = self._socket.fileno() if self._socket else -1
-        self.write_now: Callable[[int, bytes | memoryview], int]
-        self.write_now = os.write if self._socket else _take_nothing
-        if isinstance(stream, TlsStream):
-            self.write_now = stream.write_now
+        self.write_now: Callable[[int, bytes | memoryview], int] = self.untapped_write
         self._traffic = traffic
         self._flight = flight
         self._turns = turns
@@ -98,6 +95,13 @@ class ClientSocket:
         self._missing = 0  # bytes of a partly received frame, see `missing_after`
         self.heard_at = trio.current_time()
         self.tap: Tap | None = None
+
+    @property
+    def untapped_write(self) -> Callable[[int, bytes | memoryview], int]:
+        """The `write_now` of the stream itself: what a tap has to write with."""
+        if isinstance(self.stream, TlsStream):
+            return self.stream.write_now
+        return os.write if self._socket else _take_nothing
 
     def follow(self, tap: Tap | None) -> bool:
         """Have `tap` get all that is written from now on; None: nobody gets it any longer.
@@ -110,7 +114,7 @@ class ClientSocket:
         if self._socket is None or self.is_stopped:
             return False
         self.tap = tap
-        self.write_now = os.write if tap is None else tap.write
+        self.write_now = self.untapped_write if tap is None else tap.write
         return True
 
     async def write_all(self, buffers: Iterable[bytes | memoryview], seconds: float) -> bool:
@@ -156,7 +160,10 @@ class ClientSocket:
             except BlockingIOError:
                 pass
             with trio.move_on_after(seconds / _CHECKS_OF_PROGRESS) as deadline:
-                await trio.lowlevel.wait_writable(socket)
+                if isinstance(self.stream, TlsStream):  # its reader may wait for the same
+                    await self.stream.wait_writable()
+                else:
+                    await trio.lowlevel.wait_writable(socket)
             if deadline.cancelled_caught:
                 checks += 1
             # The kernel takes more only once a third of its buffer is free. A client that reads
@@ -248,7 +255,7 @@ class ClientSocket:
             except BlockingIOError:  # a part of a record, or one without data
                 continue
             except ssl.SSLWantWriteError:
-                await stream.wait_to_answer()
+                await stream.wait_writable()
                 continue
             except OSError as error:
                 raise trio.BrokenResourceError from error

@@ -13,7 +13,7 @@ _log = structlog.get_logger("admin")
 
 
 class AdminPort:
-    """Answers each request with `respond`. Every client that can reach its address is trusted."""
+    """Answers each request with `respond`. Pages of other sites cannot read any answer."""
 
     def __init__(self, respond: Respond, traffic: Traffic) -> None:
         self._respond = respond
@@ -25,7 +25,7 @@ class AdminPort:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         try:
-            await serve_request(stream, self._respond)
+            await serve_request(stream, self._respond, is_public=False)
         except Exception:  # noqa: BLE001 - an error in one page must not end the server
             _log.exception("request.failed")
             await trio.aclose_forcefully(stream)

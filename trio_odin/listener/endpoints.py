@@ -39,8 +39,10 @@ _NOT_ALL = Response.text(503, "The parent of the workers does not answer; see /h
 _AN_HOUR = (("Cache-Control", "public, max-age=3600"),)
 _READING = {"GET", "HEAD"}
 _ALLOWED = "GET, HEAD, OPTIONS"
-# RFC 9110, 9.3.7. Load balancers use it for health checks, and browsers for preflights (Fetch).
-_OPTIONS = Response(
+# RFC 9110, 9.3.7. Load balancers use it for health checks, and browsers for preflights (Fetch),
+# which fail at WS_ADMIN_ADDR.
+_OPTIONS = Response(204, headers=[("Allow", _ALLOWED)])
+_PREFLIGHT = Response(
     204,
     headers=[
         ("Allow", _ALLOWED),
@@ -80,6 +82,8 @@ class Pages:
 
     async def respond(self, request: Request) -> Response:
         """Answer a request at WS_ADDR. Waits for nothing but `gather`."""
+        if request.method == "OPTIONS" and (self._has_metrics or request.path != "/metrics"):
+            return _PREFLIGHT
         if self._page is not None and request.method in _READING:
             response = self._page.respond(request)
             if response is not None:

@@ -212,6 +212,9 @@ class Listener:
         began_at = trio.current_time()
         try:
             encrypted = await self._encrypt(plain)
+        except Exception:  # noqa: BLE001 - an error in one handshake must not end the others
+            _log.exception("request.failed")
+            return
         finally:
             self._heads_done += 1  # `serve` takes its own into account
         if encrypted is not None:

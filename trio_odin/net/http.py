@@ -73,6 +73,8 @@ class Response:
         is_public: whether pages of other sites may read it.
         stream: sends a body whose length is not known, which ends with the connection. It is
             cancelled when the peer goes away.
+        on_end: called once, after all that is sent, and also if nothing is: the peer has gone or
+            takes nothing, or the task is cancelled. It has to shield what it waits for.
     """
 
     status: int
@@ -81,6 +83,7 @@ class Response:
     headers: Headers = ()
     is_public: bool = True
     stream: Callable[[trio.abc.SendStream], Awaitable[None]] | None = None
+    on_end: Callable[[], Awaitable[None]] | None = None
 
     @classmethod
     def text(cls, status: int, text: str, *, headers: Headers = ()) -> Response:
@@ -152,11 +155,13 @@ async def serve_request(
     received: bytes = b"",
     limits: HeadLimits = HEAD_LIMITS,
     deadline_seconds: float = 10,
+    is_public: bool = True,
 ) -> int | None:
     """Answer the one request on `stream`, then close it.
 
     `received` are bytes already taken from the stream. A mistake of the peer gets a clean status
-    (400, 408, 413, 431, 501, 505); a peer that goes away is not an error.
+    (400, 408, 413, 431, 501, 505); a peer that goes away is not an error. Without `is_public`
+    pages of other sites can read no answer, whatever the answer itself says.
 
     Returns:
         The status of the answer; None if there was no request.
@@ -190,8 +195,10 @@ async def serve_request(
         except trio.BrokenResourceError:
             return None
         except Exception:
-            await send_last(stream, _INTERNAL_ERROR, deadline_seconds, method=method)
+            response = attrs.evolve(_INTERNAL_ERROR, is_public=is_public)
+            await send_last(stream, response, deadline_seconds, method=method)
             raise
+        response = attrs.evolve(response, is_public=is_public and response.is_public)
         await send_last(stream, response, deadline_seconds, method=method)
         return response.status
 
@@ -210,13 +217,17 @@ async def send_last(
 ) -> None:
     """Send `response` and close. A client that was refused may still be sending: see `linger`."""
     async with stream:
-        if response.stream is not None and method != "HEAD":
-            await _send_stream(stream, response, response.stream, deadline_seconds)
-            return
-        with trio.move_on_after(deadline_seconds):
-            await send_response(stream, response, method=method)
-            if response.status >= HTTPStatus.BAD_REQUEST and response.status not in _OURS_ALONE:
-                await linger(stream)
+        try:
+            if response.stream is not None and method != "HEAD":
+                await _send_stream(stream, response, response.stream, deadline_seconds)
+                return
+            with trio.move_on_after(deadline_seconds):
+                await send_response(stream, response, method=method)
+                if response.status >= HTTPStatus.BAD_REQUEST and response.status not in _OURS_ALONE:
+                    await linger(stream)
+        finally:
+            if response.on_end is not None:
+                await response.on_end()
 
 
 async def _send_stream(
@@ -239,8 +250,11 @@ async def _send_stream(
             nursery.cancel_scope.cancel(reason="the peer has gone")
 
         nursery.start_soon(end_with_peer)
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        try:
             await send_body(stream)
+        # Python 3.11's `suppress` does not look into the group of a nursery in `send_body`.
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
         nursery.cancel_scope.cancel(reason="the body is complete")
 
 

@@ -25,7 +25,8 @@ TLS_REFUSAL: Final = b"\x15\x03\x03\x00\x02\x02\x50"
 
 _HANDSHAKE_RECORD = b"\x16"  # RFC 8446, 5.1
 _RECEIVE_BYTES = 16_384
-# Two tasks cannot wait for one socket to become writable; a reader that has to is rare.
+# Two tasks cannot wait for one socket to become writable, so the second one looks again after this
+# time. It is rare that a reader has to wait for that.
 _BUSY_SECONDS = 0.05
 
 
@@ -88,13 +89,21 @@ async def accept_tls(stream: trio.SocketStream, context: ssl.SSLContext) -> TlsS
 
     Cancellation: the socket is closed.
     """
-    plain = socket.socket(fileno=stream.socket.detach())
-    plain.setblocking(False)
+    file = stream.socket.detach()
     try:
+        plain = socket.socket(fileno=file)
+    except OSError as error:
+        os.close(file)
+        raise HandshakeFailed(str(error)) from None
+    try:
+        plain.setblocking(False)
         encrypted = context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
     except (OSError, ValueError) as error:  # ValueError: it came with data after it had gone
         plain.close()
         raise HandshakeFailed(str(error)) from None
+    except BaseException:
+        plain.close()
+        raise
     try:
         while True:
             try:
@@ -211,12 +220,18 @@ class TlsStream(trio.abc.HalfCloseableStream):
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self.socket)
             except ssl.SSLWantWriteError:
-                await self.wait_to_answer()
+                await self.wait_writable()
             except OSError as error:
                 raise trio.BrokenResourceError from error
 
-    async def wait_to_answer(self) -> None:
-        """Wait until there is room for what the peer wants as an answer, such as to new keys."""
+    async def wait_writable(self) -> None:
+        """Wait until the socket might take bytes. A reader and a writer may wait at a time.
+
+        The reader has to where the peer wants an answer, for example to new keys.
+
+        Raises:
+            trio.ClosedResourceError: the socket was closed meanwhile.
+        """
         try:
             await trio.lowlevel.wait_writable(self.socket)
         except trio.BusyResourceError:
@@ -239,7 +254,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
             try:
                 rest = rest[self.write_now(-1, rest) :]
             except BlockingIOError:
-                await trio.lowlevel.wait_writable(self.socket)
+                await self.wait_writable()
             except OSError as error:
                 raise trio.BrokenResourceError from error
 
@@ -251,7 +266,7 @@ class TlsStream(trio.abc.HalfCloseableStream):
         """
         if self.socket.fileno() < 0:
             raise trio.ClosedResourceError
-        await trio.lowlevel.wait_writable(self.socket)
+        await self.wait_writable()
 
     async def send_eof(self) -> None:
         """End our side: a `close_notify`, if there is room for it, and the end of the stream."""

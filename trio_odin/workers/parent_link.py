@@ -36,6 +36,7 @@ _ANSWER_SECONDS = 1.0
 _FAREWELL_SECONDS = 0.5
 _INSPECTIONS_MAX = 16
 _TOO_MANY = admin.Refused(status=503, reason="Too many questions at once: ask again in a moment")
+_FAULT = admin.Refused(status=500, reason="Internal error: the log of this worker says which")
 
 _log = structlog.get_logger("workers")
 
@@ -133,10 +134,12 @@ class ParentLink:
 
     async def _inspect(self, message: Inspect, server: Governed) -> None:
         try:
-            reply = await server.answer(message.question)
+            self._link.send(Inspected(message.number, await server.answer(message.question)))
+        except Exception:  # noqa: BLE001 - a fault in one answer must not end the worker
+            _log.exception("request.failed")
+            self._link.send(Inspected(message.number, _FAULT))
         finally:
             self._inspections -= 1
-        self._link.send(Inspected(message.number, reply))
 
     def _obey(self, message: FromParent, server: Governed) -> None:
         match message:

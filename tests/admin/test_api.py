@@ -1,0 +1,79 @@
+"""What the API makes of the answers of several processes."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from trio_odin.admin.access import Access
+from trio_odin.admin.api import Api
+from trio_odin.admin.questions import (
+    Closed,
+    Question,
+    Reply,
+    StartTrace,
+    StopTrace,
+    TraceStarted,
+)
+from trio_odin.ledger.snapshot import Snapshot
+from trio_odin.net.address import Address
+from trio_odin.net.http import Request, Response
+
+
+@attrs.define(eq=False)
+class Process:
+    """A process that holds one connection of each number."""
+
+    worker: int
+    traces: set[int] = attrs.field(factory=set)
+    asked: list[Question] = attrs.field(factory=list)
+
+    async def ask(self, question: Question) -> Reply:
+        self.asked.append(question)
+        if isinstance(question, StartTrace):
+            self.traces.add(7)
+            return TraceStarted(trace=7, connections=1)
+        assert isinstance(question, StopTrace)
+        self.traces.remove(question.trace)
+        return Closed()
+
+
+async def nothing() -> Snapshot | None:
+    return None
+
+
+async def answer_of(processes: list[Process], target: str, method: str = "GET") -> Response:
+    path, _, query = target.partition("?")
+    api = Api(nothing, lambda: processes, Access([Address("127.0.0.1", 3008)]))
+    response = await api.respond(
+        Request(method, path, [(b"host", b"127.0.0.1:3008")], query=query.encode())
+    )
+    assert response is not None
+    return response
+
+
+async def test_a_trace_follows_one_connection_while_its_worker_is_replaced() -> None:
+    processes = [Process(2), Process(2)]
+    answer = await answer_of(processes, "/trace?connection=2-9")
+    assert answer.status == 409
+    assert b"Worker 2 is being replaced" in answer.body
+    assert [len(process.asked) for process in processes] == [2, 2]
+    assert not processes[0].traces | processes[1].traces
+
+
+async def test_a_trace_of_a_channel_follows_both_processes_and_is_ended_in_both() -> None:
+    processes = [Process(2), Process(2)]
+    answer = await answer_of(processes, "/trace?channel=BTC.trade")
+    assert answer.status == 200
+    assert processes[0].traces == processes[1].traces == {7}
+    assert answer.on_end is not None
+    await answer.on_end()
+    assert not processes[0].traces | processes[1].traces
+
+
+@pytest.mark.parametrize("method", ["HEAD", "POST", "OPTIONS"])
+async def test_only_get_starts_a_trace(method: str) -> None:
+    process = Process(0)
+    answer = await answer_of([process], "/trace?channel=BTC.trade", method)
+    assert (answer.status, dict(answer.headers)["Allow"]) == (405, "GET")
+    assert not process.asked
