@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from websockets.trio.client import ClientConnection, connect
 
 from tests.collector import Collector, Received, running_collector
@@ -20,6 +21,7 @@ from tests.e2e.test_slow_clients import slow_client
 from tests.e2e.test_workers import ENOUGH
 from tests.e2e.test_workers import end as end_of
 from tests.e2e.test_workers import server as workers
+from tests.server_rig import UPGRADE
 from tests.waiting import wait_until
 from trio_odin.server import Server
 from trio_odin.wire.trace_context import parse_traceparent
@@ -309,6 +311,34 @@ async def test_a_drain_exports_what_waits_within_a_bound(
     assert hangs or len(collector.spans) == 3
     assert trio.current_time() - began < 15
     assert server.ledger.traces.spans_exported == (0 if hangs else 3)
+
+
+async def test_spans_that_nobody_takes_do_not_prolong_a_drain(
+    start_server: StartServer,
+    nats_url: str,
+    collector: Collector,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
+    server = await start(start_server, nats_url, collector, WS_DRAIN_SECONDS="1s")
+    (address,) = server.addresses
+    async with await trio.open_tcp_stream(address.host, address.port) as silent:
+        await silent.send_all(UPGRADE)
+        assert await silent.receive_some()
+        await publish(nats_url, "BTC.trade", 1, traceparent=SAMPLED)
+        await wait_until(lambda: server.ledger.traces.events == 1)
+        collector.hang.clear()
+        began = trio.current_time()
+        with capture_logs() as lines, trio.fail_after(30):
+            server.drain()
+            await server.finished.wait()
+        took = trio.current_time() - began
+    collector.hang.set()
+    events = [line["event"] for line in lines]
+    assert "drain.cut" in events, "the client has used the time of the clients"
+    # What the supervisor, and who reads the log, has to know does not wait for a collector.
+    assert events.index("drain.finished") < events.index("traces.unsent")
+    assert took < 2.3, "not the 2 s for spans on top"
 
 
 async def test_the_last_write_is_that_of_the_slowest_client(
