@@ -429,6 +429,13 @@ def test_settings_cannot_be_changed() -> None:
 # --- two variables that limit each other
 
 
+def test_a_token_for_an_admin_api_that_is_off_gets_a_warning() -> None:
+    environment = {"WS_ADMIN_ADDR": "off", "WS_ADMIN_TOKEN_FILE": "/etc/token"}
+    assert list(warnings_about(read_settings(environment), environment)) == [
+        "WS_ADMIN_TOKEN_FILE has no effect with WS_ADMIN_ADDR=off"
+    ]
+
+
 @pytest.mark.parametrize(
     "environment",
     [

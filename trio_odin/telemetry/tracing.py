@@ -76,16 +76,32 @@ def export_of(settings: Settings, counters: TraceCounters, *, worker: int) -> Sp
         SettingError: the URL or a variable of OpenTelemetry is wrong.
     """
     try:
-        return _started(settings, counters, worker=worker)
+        url = url_of_traces(settings)
+        if not url:
+            return None
+        export = _made(url, settings, counters, worker=worker)
     except CannotExport as error:
         _log.warning("traces.off", reason=str(error))
         return None
+    _log.info("traces.on", url=url, worker=worker, node=export.node)
+    return export
 
 
-def _started(settings: Settings, counters: TraceCounters, *, worker: int) -> SpanExport | None:
-    url = url_of_traces(settings)
-    if not url:
-        return None
+def try_export(settings: Settings) -> str:
+    """Make the export as at a start, and end it; returns the URL, empty if none is wanted.
+
+    Nothing is sent. It takes as long as loading the library does.
+
+    Raises:
+        CannotExport: traces are wanted, and this process cannot send them.
+        SettingError: the URL or a variable of OpenTelemetry is wrong.
+    """
+    if url := url_of_traces(settings):
+        _made(url, settings, TraceCounters(), worker=0).shut_down()
+    return url
+
+
+def _made(url: str, settings: Settings, counters: TraceCounters, *, worker: int) -> SpanExport:
     try:
         from trio_odin.telemetry.otlp import SpanExport  # noqa: PLC0415 - of an extra
     except ImportError:
