@@ -6,9 +6,10 @@ turn. Nothing here runs while nobody asks.
 
 from __future__ import annotations
 
+import heapq
 import ipaddress
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import trio
@@ -149,7 +150,7 @@ class Inspector:
             case Close(number=number):
                 return self._close(number)
             case Channels():
-                return await self._channels(question.seconds)
+                return await self._channels(question)
             case StartTrace():
                 return self._start_trace(question)
             case NextFrames(trace=number):
@@ -291,20 +292,20 @@ class Inspector:
 
     # ---- channels
 
-    async def _channels(self, seconds: float) -> ChannelList:
-        """Count for `seconds`, unless it was counted for as long already."""
+    async def _channels(self, question: Channels) -> ChannelList:
+        """Count for some seconds, unless it was counted for as long already."""
         watch = self._watch
         if watch is None:
             watch = self._watch = ChannelWatch(trio.current_time(), trio.current_time)
             self._hub.watch(watch.see)
             self._lot.unpark_all()
-        missing = seconds - watch.seconds()
+        missing = question.seconds - watch.seconds()
         self._watched_until = trio.current_time() + max(missing, 0.0) + _WATCHED_SECONDS
         if missing > 0:
             await trio.sleep(missing)
-        return await self._channel_list(watch)
+        return await self._channel_list(watch, question)
 
-    async def _channel_list(self, watch: ChannelWatch) -> ChannelList:
+    async def _channel_list(self, watch: ChannelWatch, question: Channels) -> ChannelList:
         slices, registry, seconds = _Slices(), self._hub.registry, watch.seconds()
         names = set(registry.names())
         patterns = {name for name in names if is_pattern(name)}
@@ -318,8 +319,13 @@ class Inspector:
             for pattern in patterns.intersection(patterns_for(channel)) if patterns else ():
                 before = sums.get(pattern, (0, 0))
                 sums[pattern] = before[0] + events, before[1] + size
+        known = names | sums.keys()
+        if question.names is not None:
+            chosen = [name for name in question.names if name in known]
+        else:
+            chosen = await self._busiest(known, sums, question.limit, slices)
         rows = []
-        for at, name in enumerate(names | sums.keys()):
+        for at, name in enumerate(chosen):
             if at % _ITEMS_BETWEEN_LOOKS == 0:
                 await slices.pause()
             events, size = sums.get(name, (0, 0))
@@ -342,7 +348,24 @@ class Inspector:
                     ),
                 )
             )
-        return ChannelList(rows=rows, seconds=round(seconds, 3))
+        return ChannelList(rows=rows, seconds=round(seconds, 3), total=len(known))
+
+    async def _busiest(
+        self,
+        names: Collection[str],
+        sums: Mapping[str, tuple[int, int]],
+        limit: int,
+        slices: _Slices,
+    ) -> list[str]:
+        """The names with most deliveries first, then those with most events, at most `limit`."""
+        registry = self._hub.registry
+        keyed = []
+        for at, name in enumerate(names):
+            if at % _ITEMS_BETWEEN_LOOKS == 0:
+                await slices.pause()
+            events, _ = sums.get(name, (0, 0))
+            keyed.append((-events * len(registry.subscribers(name)), -events, name))
+        return [name for *_, name in heapq.nsmallest(limit, keyed)]
 
     def _last_of(self, name: str, watch: ChannelWatch) -> tuple[int | None, int]:
         """Offset and time of the newest event of a channel, as far as they are known."""
