@@ -213,7 +213,7 @@ def lock(session: nox.Session) -> None:
     # hdrhistogram names them, and needs them to be built only.
     lock += ["--no-emit-package=pbr", "--no-emit-package=setuptools"]
     lock += session.posargs or ["--upgrade"]
-    extras = ["--extra=auth", "--extra=load", "--extra=nkeys"]
+    extras = ["--extra=auth", "--extra=load", "--extra=nkeys", "--extra=otel"]
     session.run(*lock, *extras, "pyproject.toml", "--output-file=requirements.lock")
     session.run(*lock, str(to_build), "--output-file=requirements-build.lock")
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 from enum import Enum
 
 import attrs
 import trio
 
-from trio_odin.admin.access import read_token
+from trio_odin.admin.access import is_loopback, read_token
 from trio_odin.auth.authorize import verifier_of
 from trio_odin.listener.tls import tls_identity_of
 from trio_odin.net.address import Address
@@ -26,6 +26,7 @@ from trio_odin.settings.dictionary_file import dictionary_of
 from trio_odin.settings.reading import differing, warnings_about
 from trio_odin.settings.setting_field import SettingError
 from trio_odin.settings.settings import Settings
+from trio_odin.telemetry.tracing import CannotExport, try_export
 from trio_odin.upstream.access import NatsAccess, access_of
 from trio_odin.upstream.probe import probe_nats
 
@@ -78,9 +79,10 @@ async def check(
 
     for finding in _of_files(settings, environment):
         note(finding)
-    for what, address in (("port", settings.address), ("admin port", settings.admin_address)):
-        if isinstance(address, Address):
-            note(await _of_port(what, address))
+    # Making the export loads its library.
+    note(await trio.to_thread.run_sync(_of_traces, settings, abandon_on_cancel=True))
+    for finding in await _of_ports(settings):
+        note(finding)
     try:
         access = access_of(settings)
     except SettingError as error:
@@ -139,8 +141,28 @@ def _dictionary(settings: Settings) -> str:
 
 
 def _admin_token(settings: Settings) -> str:
-    is_given = bool(read_token(settings.admin_token_file))
-    return "WS_ADMIN_TOKEN_FILE" if is_given else "not needed on loopback"
+    if read_token(settings.admin_token_file):
+        return "WS_ADMIN_TOKEN_FILE"
+    address = settings.admin_address
+    if address == "off":
+        return "not needed: WS_ADMIN_ADDR is off"
+    if address is None or is_loopback(address.host):
+        return "not needed on loopback"
+    # Many set the address for /metrics alone, so that is not worth a warning.
+    return (
+        "none: WS_ADMIN_ADDR is not loopback, so the admin API refuses all requests until "
+        "WS_ADMIN_TOKEN_FILE is set; /metrics, /health and /ready need none"
+    )
+
+
+def _of_traces(settings: Settings) -> Finding:
+    try:
+        url = try_export(settings)
+    except CannotExport as error:
+        return Finding("traces", Result.WARNING, str(error))
+    except SettingError as error:
+        return Finding("traces", Result.FAILED, str(error))
+    return Finding("traces", Result.OK, f"sent to {url}" if url else "none: no collector is set")
 
 
 def _of_certificate(settings: Settings) -> Finding:
@@ -171,14 +193,25 @@ def _of_expiry(what: str, name: str, unix_seconds: float) -> Finding:
     return Finding(what, result, f"{name} is valid for {days} days, until {at}")
 
 
-async def _of_port(what: str, address: Address) -> Finding:
-    try:
-        listeners = await open_listeners(address)
-    except AddressUnavailable as error:
-        return Finding(what, Result.FAILED, str(error))
-    for listener in listeners:
-        await listener.aclose()
-    return Finding(what, Result.OK, f"{address} is free")
+async def _of_ports(settings: Settings) -> list[Finding]:
+    """Bind the ports, all at once: two settings may name the same one."""
+    findings = []
+    ours: set[int] = set()
+    async with AsyncExitStack() as stack:
+        for what, address in (("port", settings.address), ("admin port", settings.admin_address)):
+            if not isinstance(address, Address):
+                continue
+            try:
+                for listener in await open_listeners(address):
+                    await stack.enter_async_context(listener)
+            except AddressUnavailable as error:
+                is_own = address.port in ours
+                text = f"cannot listen on {address}: WS_ADDR has this port"
+                findings.append(Finding(what, Result.FAILED, text if is_own else str(error)))
+            else:
+                ours.add(address.port)
+                findings.append(Finding(what, Result.OK, f"{address} is free"))
+    return findings
 
 
 async def _of_nats(settings: Settings, access: NatsAccess) -> list[Finding]:

@@ -12,6 +12,7 @@ moment without a connection.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 
@@ -97,6 +98,7 @@ class Drain:
     Attributes:
         asked: set when the server is to drain.
         began_at: when the drain began, in monotonic seconds; None before.
+        ends_at: when the process should have ended; `math.inf` before the drain.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class Drain:
     ) -> None:
         self.asked = trio.Event()
         self.began_at: float | None = None
+        self.ends_at = math.inf
         self._hands_over = False
         self._hub = hub
         self._listener = listener
@@ -130,6 +133,7 @@ class Drain:
             await self._port.leave(settings.handshake_seconds)
         self._admission.is_draining = True
         self.began_at = trio.current_time()
+        self.ends_at = self.began_at + settings.drain_seconds
         await send_away(
             self._hub,
             self._listener,

@@ -79,7 +79,7 @@ _COLLECT_SECONDS = 0.25
 _COLLECTIONS_BETWEEN_LOOKS = round(3600 / _COLLECT_SECONDS)
 _NATS_CHECK_SECONDS = 0.02
 _COLLECT_SPANS_SECONDS = 0.5
-# For the spans that wait at the end of a drain, which is part of the time that stopping takes.
+# For the spans that wait at the end of a drain, if so much of its time is left.
 _FLUSH_SECONDS = 2.0
 
 _log = structlog.get_logger("server")
@@ -374,12 +374,11 @@ class Server:
             traces.collect()
 
     async def _flush_spans(self) -> None:
-        """Export the last spans, as far as a collector takes them in time."""
-        if self.hub.traces is None or self._span_export is None:
+        """Export the last spans, as far as a collector takes them in what is left of the drain."""
+        if self._span_export is None:
             return
-        self.hub.traces.collect(is_last=True)
         # After the deadline the thread goes on until the process ends, which does not wait for it.
-        with trio.move_on_after(_FLUSH_SECONDS):
+        with trio.move_on_at(min(trio.current_time() + _FLUSH_SECONDS, self._drain.ends_at)):
             await trio.to_thread.run_sync(self._span_export.shut_down, abandon_on_cancel=True)
         if waiting := self._span_export.waiting:
             _log.warning("traces.unsent", spans=waiting)
@@ -404,8 +403,12 @@ class Server:
             )
 
     async def end(self) -> None:
-        """Log what the server did in its life, after a drain; a worker reports it too."""
-        await self._flush_spans()
+        """Log what the server did in its life, after a drain; a worker reports it too.
+
+        The last spans are exported after that, as a collector may take its time.
+        """
+        if self.hub.traces is not None:
+            self.hub.traces.collect(is_last=True)
         snapshot = self.snapshot()
         deliveries = snapshot.ledger.deliveries
         _log.info(
@@ -420,6 +423,7 @@ class Server:
         )
         if self._parent_link is not None:
             await self._parent_link.leave(snapshot)
+        await self._flush_spans()
 
     async def gather(self) -> Snapshot:
         """Return the state of the whole server, with all its workers, for its pages."""

@@ -59,8 +59,8 @@ def test_what_a_list_cannot_be_asked_for(query: bytes, complaint: str) -> None:
 
 
 def test_channels_are_counted_for_some_seconds() -> None:
-    assert requests.channels(b"") == (Channels(seconds=1.0), 100)
-    assert requests.channels(b"seconds=0.2&limit=5") == (Channels(seconds=0.2), 5)
+    assert requests.channels(b"") == Channels(seconds=1.0, limit=100)
+    assert requests.channels(b"seconds=0.2&limit=5") == Channels(seconds=0.2, limit=5)
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "6", "x", ""])

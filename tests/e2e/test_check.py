@@ -74,9 +74,10 @@ def test_as_json_each_check_is_an_object(nats: NatsServer) -> None:
     assert answer["ok"] is True
     results = {one["check"]: one["result"] for one in answer["checks"]}
     assert results == dict.fromkeys(
-        ["settings", "open files", "tokens", "dictionary", "admin token", "certificate", "port", "NATS", "stream"],
+        ["settings", "open files", "tokens", "dictionary", "admin token", "certificate", "traces",
+         "port", "NATS", "stream"],
         "ok",
-    )
+    )  # fmt: skip
     failed = check("--json", NATS_URL=f"nats://127.0.0.1:{free_port()}")
     assert failed.returncode == 1
     answer = json.loads(failed.stdout)
@@ -104,6 +105,59 @@ def test_ports_in_use_are_reported(nats: NatsServer) -> None:
         assert result == "failed"
         assert address in text
         assert "another program is listening there" in text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", ""])
+def test_one_port_cannot_be_both(nats: NatsServer, host: str) -> None:
+    port = free_port()
+    found = check(NATS_URL=nats.url, WS_ADDR=f"127.0.0.1:{port}", WS_ADMIN_ADDR=f"{host}:{port}")
+    assert found.returncode == 1
+    by_name = lines(found)
+    assert by_name["port"][0] == "ok"
+    assert by_name["admin port"] == (
+        "failed",
+        f"cannot listen on {host}:{port}: WS_ADDR has this port",
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "text"),
+    [
+        ({"WS_ADMIN_ADDR": "localhost:0"}, "not needed on loopback"),
+        ({"WS_ADMIN_ADDR": "off"}, "not needed: WS_ADMIN_ADDR is off"),
+        (
+            {"WS_ADMIN_ADDR": ":0"},
+            (
+                "none: WS_ADMIN_ADDR is not loopback, so the admin API refuses all requests until "
+                "WS_ADMIN_TOKEN_FILE is set; /metrics, /health and /ready need none"
+            ),
+        ),
+    ],
+)
+def test_an_admin_api_that_refuses_everything_is_reported(
+    nats: NatsServer, variables: dict[str, str], text: str
+) -> None:
+    assert lines(check(NATS_URL=nats.url, **variables))["admin token"] == ("ok", text)
+
+
+def test_the_settings_of_traces_are_looked_at(nats: NatsServer) -> None:
+    collector = "http://127.0.0.1:1"
+
+    def result(**variables: str) -> tuple[str, str]:
+        found = check(NATS_URL=nats.url, **variables)
+        assert found.returncode == (1 if lines(found)["traces"][0] == "failed" else 0)
+        assert found.stderr == ""
+        return lines(found)["traces"]
+
+    assert result() == ("ok", "none: no collector is set")
+    sent = f"sent to {collector}/v1/traces"
+    assert result(OTEL_EXPORTER_OTLP_ENDPOINT=collector) == ("ok", sent)
+    off = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
+    of_protocol = "OTEL_EXPORTER_OTLP_PROTOCOL='grpc': traces are sent by http/protobuf only"
+    assert result(**off) == ("warning", of_protocol)
+    name, text = result(OTEL_EXPORTER_OTLP_ENDPOINT=collector, OTEL_BSP_SCHEDULE_DELAY="-1")
+    assert (name, "a variable OTEL_… is wrong" in text) == ("failed", True)
+    assert result(OTEL_EXPORTER_OTLP_ENDPOINT="collector:4318")[0] == "failed"
 
 
 def test_files_that_cannot_be_used_are_reported(nats: NatsServer) -> None:

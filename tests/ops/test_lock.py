@@ -18,7 +18,7 @@ from tests.ops.tools import run, tool
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TO_RUN = ROOT / "requirements.lock"
 TO_BUILD = ROOT / "requirements-build.lock"
-EXTRAS = ("auth", "load", "nkeys")
+EXTRAS = ("auth", "load", "nkeys", "otel")
 RENEW = "run: nox -s lock"
 
 

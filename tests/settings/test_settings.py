@@ -79,18 +79,6 @@ PERCENT = Examples(
     ["100.1", "%", "high", "1e3", "٪", "1%%", *NO_NUMBERS],
 )
 PATH = Examples("", {"keys.json": Path("keys.json"), "/etc/odin/keys": Path("/etc/odin/keys")}, [])
-COLLECTOR = Examples(
-    "a URL such as http://collector:4318, without user and password",
-    {
-        "http://collector:4318": "http://collector:4318",
-        " https://otlp.example.com/otlp/ ": "https://otlp.example.com/otlp/",
-        "http://[::1]:4318/v1/traces": "http://[::1]:4318/v1/traces",
-    },
-    ["collector:4318", "grpc://collector:4317", "http://",
-     "http://collector:port", "http://collector:99999", "http://collector:0", "http://a b",
-     "http://collector/?key=1", "http://collector/#1", "http://coll\nector", "http://col\x07",
-     "http://collector\\x", "\udcff"],
-)  # fmt: skip
 TEXT = Examples(
     "a text of printable characters in UTF-8",
     {"https://id.example.com": "https://id.example.com", " odin ": "odin", "Größe": "Größe"},
@@ -299,8 +287,11 @@ EXAMPLES = {
         "memory or file", {"memory": "memory", " FILE ": "file"}, ["disk", "memory,file", "0"]
     ),
     "JS_STREAM_REPLICAS": whole(1, 5),
-    "OTEL_EXPORTER_OTLP_ENDPOINT": COLLECTOR,
-    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": COLLECTOR,
+    "OTEL_EXPORTER_OTLP_ENDPOINT": TEXT,
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": TEXT,
+    "OTEL_TRACES_EXPORTER": TEXT,
+    "OTEL_EXPORTER_OTLP_PROTOCOL": TEXT,
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": TEXT,
     "OTEL_SDK_DISABLED": Examples(
         "true, false, 1, 0, yes or no", {"true": True, "False": False}, ["on", "maybe"]
     ),
@@ -436,6 +427,13 @@ def test_settings_cannot_be_changed() -> None:
 
 
 # --- two variables that limit each other
+
+
+def test_a_token_for_an_admin_api_that_is_off_gets_a_warning() -> None:
+    environment = {"WS_ADMIN_ADDR": "off", "WS_ADMIN_TOKEN_FILE": "/etc/token"}
+    assert list(warnings_about(read_settings(environment), environment)) == [
+        "WS_ADMIN_TOKEN_FILE has no effect with WS_ADMIN_ADDR=off"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -209,3 +209,17 @@ def test_paused_nothing_is_read() -> None:
         await until(pilot, lambda: len(source.asked) > asked)
 
     on_screen(test)
+
+
+def test_what_another_screen_hides_is_not_read() -> None:
+    async def test(pilot: Pilot[None], source: FakeSource) -> None:
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(pilot.app.screen, Detail))
+        await pilot.pause(0.5)
+        asked = len(source.asked)
+        await pilot.pause(0.6)
+        assert len(source.asked) == asked
+        await pilot.press("escape")
+        await until(pilot, lambda: len(source.asked) > asked)
+
+    on_screen(test)

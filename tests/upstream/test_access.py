@@ -12,7 +12,7 @@ from tests.certificates import make_certificates
 from tests.nats_identities import Identity, Operator, credentials_of
 from trio_odin.settings.reading import NATS_ACCESS, read_settings, variables, warnings_about
 from trio_odin.settings.setting_field import SettingError
-from trio_odin.upstream.access import OF_THE_URL, NatsAccess, access_of
+from trio_odin.upstream.access import OF_THE_URL, AccessUnusable, NatsAccess, access_of
 
 SECRET = "CANARY"
 
@@ -165,6 +165,40 @@ def test_files_of_tls_are_named_when_they_are_wrong(tmp_path: Path) -> None:
         access(NATS_TLS_CERT=files.certificate)
     assert access(NATS_TLS_CERT=files.certificate, NATS_TLS_KEY=files.key).is_tls
     assert access(NATS_TLS_FIRST="true").is_tls
+
+
+def test_the_authorities_of_the_system_are_loaded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That takes tens of milliseconds of the loop, and NATS may be away for hours."""
+    store = tmp_path / "store.pem"
+    store.write_bytes(make_certificates(tmp_path / "tls", "localhost").authority.read_bytes())
+    monkeypatch.setenv("SSL_CERT_FILE", str(store))
+    given = access(NATS_TLS_FIRST="true")
+    context = given.options()["tls"]
+    assert given.options()["tls"] is context
+    store.write_bytes(store.read_bytes() + b"\n")
+    assert given.options()["tls"] is not context, "it was renewed"
+
+
+def test_certificates_are_loaded_again_only_after_they_have_changed(tmp_path: Path) -> None:
+    files = make_certificates(tmp_path / "tls", "localhost")
+    given = access(
+        NATS_TLS_CA=files.authority, NATS_TLS_CERT=files.certificate, NATS_TLS_KEY=files.key
+    )
+    context = given.options()["tls"]
+    assert given.options()["tls"] is context
+    assert given == access(
+        NATS_TLS_CA=files.authority, NATS_TLS_CERT=files.certificate, NATS_TLS_KEY=files.key
+    )
+    for renewed in (files.authority, files.certificate, files.key):
+        renewed.write_bytes(renewed.read_bytes() + b"\n")
+        before, context = context, given.options()["tls"]
+        assert context is not before
+    files.key.write_text("x")
+    for _ in range(2):
+        with pytest.raises(AccessUnusable, match="NATS_TLS_KEY"):
+            given.options()
 
 
 def test_every_variable_about_access_is_known_as_such() -> None:

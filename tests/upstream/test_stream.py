@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from typing import Any, cast
 
 import pytest
@@ -91,6 +92,18 @@ def test_a_mirror_has_the_epoch_of_its_origin() -> None:
     assert state_of(origin).epoch == "661574c3ed860"
     mirror.config.metadata = {EPOCH: "63fc2bd2a9d40"}
     assert state_of(mirror).epoch == "63fc2bd2a9d40"
-    # Found emptied, it counts anew.
-    mirror.config.metadata = {EPOCH: "63fc2bd2a9d40", "trio_odin_generation": "1"}
-    assert state_of(mirror).epoch == "63fc2bd2a9d40-1"
+
+
+def test_an_emptied_mirror_has_no_epoch_of_its_origin() -> None:
+    """An origin that is emptied counts its offsets from 1; a mirror goes on with those it had."""
+    origin, mirror = info(_OFFSET), info(_OFFSET)
+    emptied = {"trio_odin_generation": "1"}
+    origin.config.metadata = emptied
+    mirror.created = dt.datetime(2026, 11, 29, tzinfo=dt.UTC)
+    mirror.config.metadata = {EPOCH: "661574c3ed860", **emptied}
+    assert state_of(origin).epoch == "661574c3ed860-1"
+    assert state_of(mirror).epoch == "661574c3ed860-6615ef970c000-1"
+    # All servers of a region see the same one; another region has another mirror.
+    elsewhere = info(_OFFSET)
+    elsewhere.config.metadata = {EPOCH: "661574c3ed860", **emptied}
+    assert state_of(elsewhere).epoch not in {state_of(one).epoch for one in (origin, mirror)}

@@ -16,6 +16,7 @@ from trio_odin.admin.paging import merged, text_of_cursor
 from trio_odin.admin.questions import (
     ChannelList,
     ChannelRow,
+    Channels,
     Close,
     ConnectionDetail,
     ConnectionPage,
@@ -109,7 +110,7 @@ class Api:
                 requests.none_in(request.query)
                 return await self._show(requests.connection_id(number))
             case "channels", [""]:
-                return await self._channels(request.query)
+                return await self._channels(requests.channels(request.query))
             case "trace", [""]:
                 return await self._trace(requests.trace(request.query))
             case _:
@@ -156,17 +157,28 @@ class Api:
             return _refused(reply)
         return _json(200, {"id": str(wanted), "closed": True})
 
-    async def _channels(self, query: bytes) -> Response:
-        question, limit = requests.channels(query)
+    async def _channels(self, question: Channels) -> Response:
+        """Ask for the busiest channels of each process, then for those of the others in each.
+
+        A channel that is busy in one process may be missing in the answer of another one, which has
+        some of its subscribers. All rows of all processes would be megabytes.
+        """
         replies = await self._ask_all(question)
         lists = [reply for reply in replies.values() if isinstance(reply, ChannelList)]
+        total = max((one.total for one in lists), default=0)
         rows = _merged_channels(lists)
+        if len(lists) > 1 and any(len(one.rows) < one.total for one in lists):
+            # More than the limit, as what is missing may change the order.
+            names = [row.name for row in rows[: 2 * question.limit]]
+            replies = await self._ask_all(Channels(seconds=question.seconds, names=names))
+            lists = [reply for reply in replies.values() if isinstance(reply, ChannelList)]
+            rows = _merged_channels(lists)
         return _answers(
             replies,
             {
-                "total": len(rows),
+                "total": max(total, len(rows)),
                 "seconds": max((one.seconds for one in lists), default=0.0),
-                "channels": rows[:limit],
+                "channels": rows[: question.limit],
             },
         )
 

@@ -6,9 +6,10 @@ turn. Nothing here runs while nobody asks.
 
 from __future__ import annotations
 
+import heapq
 import ipaddress
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import trio
@@ -105,7 +106,6 @@ class Inspector:
         self._watched_until = 0.0
         self._traces: dict[int, Trace] = {}
         self._trace_number = 0
-        self._refreshed_at = 0.0
         self._lot = trio.lowlevel.ParkingLot()
         machine_time = time.monotonic() - trio.current_time()  # trio's clock is of this process
         self._figures: dict[str, Callable[[Connection], Any]] = {
@@ -149,9 +149,9 @@ class Inspector:
             case Close(number=number):
                 return self._close(number)
             case Channels():
-                return await self._channels(question.seconds)
+                return await self._channels(question)
             case StartTrace():
-                return self._start_trace(question)
+                return await self._start_trace(question)
             case NextFrames(trace=number):
                 return await self._next_frames(number)
             case StopTrace(trace=number):
@@ -209,8 +209,8 @@ class Inspector:
     def _checks(self, question: Connections) -> list[Callable[[Connection], bool]]:
         checks: list[Callable[[Connection], bool]] = []
         if question.channel:
-            wanted = self._subscribed_as(question.channel)
-            checks.append(lambda one: one.outbound in wanted)
+            names = [question.channel]
+            checks.append(lambda one: self._hub.registry.has_any(one.outbound, names))
         if question.address:
             checks.append(_address_check(question.address))
         if question.subject is not None:
@@ -218,11 +218,6 @@ class Inspector:
         if question.is_lagging is not None:
             checks.append(lambda one: _is_lagging(one.outbound) == question.is_lagging)
         return checks
-
-    def _subscribed_as(self, name: str) -> set[Outbound]:
-        """Who has subscribed to this very name."""
-        registry = self._hub.registry
-        return {*registry.subscribers(name), *registry.rates.subscribers_of(name)}
 
     def _id(self, number: int) -> str:
         return f"{self._prefix}{number}"
@@ -291,20 +286,20 @@ class Inspector:
 
     # ---- channels
 
-    async def _channels(self, seconds: float) -> ChannelList:
-        """Count for `seconds`, unless it was counted for as long already."""
+    async def _channels(self, question: Channels) -> ChannelList:
+        """Count for some seconds, unless it was counted for as long already."""
         watch = self._watch
         if watch is None:
             watch = self._watch = ChannelWatch(trio.current_time(), trio.current_time)
             self._hub.watch(watch.see)
             self._lot.unpark_all()
-        missing = seconds - watch.seconds()
+        missing = question.seconds - watch.seconds()
         self._watched_until = trio.current_time() + max(missing, 0.0) + _WATCHED_SECONDS
         if missing > 0:
             await trio.sleep(missing)
-        return await self._channel_list(watch)
+        return await self._channel_list(watch, question)
 
-    async def _channel_list(self, watch: ChannelWatch) -> ChannelList:
+    async def _channel_list(self, watch: ChannelWatch, question: Channels) -> ChannelList:
         slices, registry, seconds = _Slices(), self._hub.registry, watch.seconds()
         names = set(registry.names())
         patterns = {name for name in names if is_pattern(name)}
@@ -318,8 +313,13 @@ class Inspector:
             for pattern in patterns.intersection(patterns_for(channel)) if patterns else ():
                 before = sums.get(pattern, (0, 0))
                 sums[pattern] = before[0] + events, before[1] + size
+        known = names | sums.keys()
+        if question.names is not None:
+            chosen = [name for name in question.names if name in known]
+        else:
+            chosen = await self._busiest(known, sums, question.limit, slices)
         rows = []
-        for at, name in enumerate(names | sums.keys()):
+        for at, name in enumerate(chosen):
             if at % _ITEMS_BETWEEN_LOOKS == 0:
                 await slices.pause()
             events, size = sums.get(name, (0, 0))
@@ -342,7 +342,24 @@ class Inspector:
                     ),
                 )
             )
-        return ChannelList(rows=rows, seconds=round(seconds, 3))
+        return ChannelList(rows=rows, seconds=round(seconds, 3), total=len(known))
+
+    async def _busiest(
+        self,
+        names: Collection[str],
+        sums: Mapping[str, tuple[int, int]],
+        limit: int,
+        slices: _Slices,
+    ) -> list[str]:
+        """The names with most deliveries first, then those with most events, at most `limit`."""
+        registry = self._hub.registry
+        keyed = []
+        for at, name in enumerate(names):
+            if at % _ITEMS_BETWEEN_LOOKS == 0:
+                await slices.pause()
+            events, _ = sums.get(name, (0, 0))
+            keyed.append((-events * len(registry.subscribers(name)), -events, name))
+        return [name for *_, name in heapq.nsmallest(limit, keyed)]
 
     def _last_of(self, name: str, watch: ChannelWatch) -> tuple[int | None, int]:
         """Offset and time of the newest event of a channel, as far as they are known."""
@@ -353,55 +370,52 @@ class Inspector:
 
     # ---- traces
 
-    def _start_trace(self, question: StartTrace) -> Reply:
+    async def _start_trace(self, question: StartTrace) -> Reply:
         if len(self._traces) >= _TRACES_MAX:
             reason = f"{_TRACES_MAX} traces are running already: end one first"
             return Refused(status=429, reason=reason)
         self._trace_number += 1
-        trace = Trace(question, id_of=self._id, inflated=self._inflated)
-        self._follow(trace)
-        if question.connection is not None and not trace.followed:
-            return _UNKNOWN
-        self._traces[self._trace_number] = trace
+        number = self._trace_number
+        trace = self._traces[number] = Trace(question, id_of=self._id, inflated=self._inflated)
         self._lot.unpark_all()
-        return TraceStarted(trace=self._trace_number, connections=len(trace.followed))
+        await self._follow(number, trace)
+        if question.connection is not None and not trace.followed:
+            self._stop_trace(number)
+            return _UNKNOWN
+        return TraceStarted(trace=number, connections=len(trace.followed))
 
-    def _follow(self, trace: Trace) -> None:
+    async def _follow(self, number: int, trace: Trace) -> None:
         """Follow the connections that are to be, up to a limit, and are not followed yet."""
-        for connection in self._to_follow(trace.question):
-            if len(trace.followed) >= CONNECTIONS_MAX:
-                break
-            if connection.number in trace.followed:
-                continue
-            socket = connection.outbound.socket
-            tap = socket.tap
-            if tap is None:
-                tap = Tap(connection.number, connection.outbound, socket.untapped_write, _unix_ms)
-                if not socket.follow(tap):
+        slices, members = _Slices(), self._hub.members
+        is_wanted = self._is_wanted(trace.question)
+        for some in _in_parts(list(members)):
+            await slices.pause()
+            for connection in some:
+                if len(trace.followed) >= CONNECTIONS_MAX or number not in self._traces:
+                    return
+                if connection.number in trace.followed or connection not in members:
                     continue
-            assert isinstance(tap, Tap)  # noqa: S101 - nothing else follows
-            tap.traces.append(trace)
-            trace.followed.add(connection.number)
+                if is_wanted(connection):
+                    _tap(connection, trace)
 
-    def _to_follow(self, question: StartTrace) -> list[Connection]:
-        members = self._hub.members
+    def _is_wanted(self, question: StartTrace) -> Callable[[Connection], bool]:
         if question.connection is not None:
-            return [one for one in members if one.number == question.connection]
+            return lambda one: one.number == question.connection
         if question.user is not None:
-            return [one for one in members if _subject(one) == question.user]
-        wanted = self._subscribed_as(question.channel)
+            return lambda one: _subject(one) == question.user
+        names = {question.channel}
         if not is_pattern(question.channel):
-            wanted = wanted.union(*map(self._subscribed_as, patterns_for(question.channel)))
-        return [one for one in members if one.outbound in wanted]
+            names.update(patterns_for(question.channel))
+        return lambda one: self._hub.registry.has_any(one.outbound, names)
 
     async def _next_frames(self, number: int) -> Reply:
         trace = self._traces.get(number)
         if trace is None:
             return Refused(status=404, reason="There is no such trace: it has ended")
         now = trio.current_time()
-        if trace.question.connection is None and now - self._refreshed_at >= _REFRESH_SECONDS:
-            self._refreshed_at = now
-            self._follow(trace)
+        if trace.question.connection is None and now - trace.refreshed_at >= _REFRESH_SECONDS:
+            trace.refreshed_at = now
+            await self._follow(number, trace)
         frames = await trace.next()
         if frames.ended:
             self._stop_trace(number)
@@ -420,6 +434,19 @@ class Inspector:
 
 
 _UNKNOWN: Final = Refused(status=404, reason="There is no such connection: it may have ended")
+
+
+def _tap(connection: Connection, trace: Trace) -> None:
+    """Have `trace` get the frames to `connection`, if it can be followed."""
+    socket = connection.outbound.socket
+    tap = socket.tap
+    if tap is None:
+        tap = Tap(connection.number, connection.outbound, socket.untapped_write, _unix_ms)
+        if not socket.follow(tap):
+            return
+    assert isinstance(tap, Tap)  # noqa: S101 - nothing else follows
+    tap.traces.append(trace)
+    trace.followed.add(connection.number)
 
 
 def _unix_ms() -> int:

@@ -72,9 +72,13 @@ class Channels(_Message, frozen=True):
 
     Attributes:
         seconds: how long to count events before the answer, if nobody has asked lately.
+        limit: the most rows of the answer, those with most deliveries, up to `ROWS_MAX`.
+        names: only these, whatever `limit` is; None: any.
     """
 
     seconds: float = 1.0
+    limit: int = 100
+    names: list[str] | None = None
 
 
 class StartTrace(_Message, frozen=True):
@@ -238,10 +242,17 @@ class ChannelRow(_Part, frozen=True):
 
 
 class ChannelList(_Message, frozen=True):
-    """The channels, and over how many seconds their events were counted."""
+    """Some channels.
+
+    Attributes:
+        rows: the channels.
+        seconds: over how many seconds their events were counted.
+        total: how many channels there are in this process.
+    """
 
     rows: list[ChannelRow]
     seconds: float
+    total: int
 
 
 class Closed(_Message, frozen=True):

@@ -86,15 +86,15 @@ def connections(query: bytes) -> Connections:
     )
 
 
-def channels(query: bytes) -> tuple[Channels, int]:
-    """Read what `GET /channels` asks for, and how many rows at most.
+def channels(query: bytes) -> Channels:
+    """Read what `GET /channels` asks for.
 
     Raises:
         BadQuery: as in `connections`.
     """
     given = _parameters(query, ["seconds", "limit"])
     seconds = _number(given, "seconds", 1.0, _WATCH_SECONDS_MAX)
-    return Channels(seconds=seconds), _whole(given, "limit", 100, ROWS_MAX)
+    return Channels(seconds=seconds, limit=_whole(given, "limit", 100, ROWS_MAX))
 
 
 def trace(query: bytes) -> Trace:

@@ -60,6 +60,7 @@ class Trace:
         question: what is followed.
         followed: the numbers of the connections that are followed now.
         ended: why there will be no more frames; empty while there may be.
+        refreshed_at: when those to follow were last looked for.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Trace:
         self.question = question
         self.followed: set[int] = set()
         self.ended = ""
+        self.refreshed_at = trio.current_time()
         self._id_of = id_of
         self._inflated = inflated
         self._channels = ChannelSet([question.channel] if question.channel else [])

@@ -172,15 +172,11 @@ class Rates(Generic[S]):
         """How many subscribers have `name` here."""
         return self._names[name]
 
-    def subscribers_of(self, name: str) -> list[S]:
-        """Those of them. This looks at everybody with a rate."""
-        if name not in self._names:
-            return []
-        return [
-            subscriber
-            for subscriber, own in self._own.items()
-            if any(name in member.cohort for member in own.members.values())
-        ]
+    def has_any(self, subscriber: S, names: Collection[str]) -> bool:
+        """Whether `subscriber` has one of `names` here."""
+        own = self._own.get(subscriber)
+        members = own.members.values() if own else ()
+        return any(name in member.cohort for member in members for name in names)
 
     def count(self, subscriber: S) -> int:
         """How many these are."""

@@ -173,6 +173,8 @@ def warnings_about(settings: Settings, environment: Mapping[str, str]) -> Iterab
         )
     if settings.nats_user and settings.nats_password_file is None:
         yield "NATS_USER has no effect without NATS_PASSWORD_FILE"
+    if settings.admin_address == "off" and settings.admin_token_file is not None:
+        yield "WS_ADMIN_TOKEN_FILE has no effect with WS_ADMIN_ADDR=off"
     known = {variable.name for variable in variables()}
     for name in sorted(environment):
         if name in IGNORED:

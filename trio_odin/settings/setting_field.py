@@ -71,6 +71,12 @@ def shown_urls(text: str) -> str:
     return ",".join(_shown_url(url.strip()) for url in text.split(","))
 
 
+def shown_collector(text: str) -> str:
+    """What may be shown of a collector's URL: no password, and no query, which may be a key."""
+    url, mark, _ = text.partition("?")
+    return _without_credentials(url) + (mark and "?…")
+
+
 def _shown_url(url: str) -> str:
     if "@" in url:
         return _without_credentials(url)

@@ -13,7 +13,7 @@ import environ
 
 from trio_odin.net.address import Address
 from trio_odin.settings import values
-from trio_odin.settings.setting_field import setting, shown_path, shown_urls
+from trio_odin.settings.setting_field import setting, shown_collector, shown_path, shown_urls
 from trio_odin.wire.rates import RATES_MS
 
 _MEBIBYTE, _TEBIBYTE, _PEBIBYTE = 2**20, 2**40, 2**50
@@ -551,15 +551,36 @@ class Settings:
     traces_endpoint: str = setting(
         "OTEL_EXPORTER_OTLP_ENDPOINT",
         "",
-        values.collector_url,
+        values.printable,
         help="Send traces by OTLP over HTTP to the collector at this URL, to its path /v1/traces; "
         "empty: no traces.",
+        show=shown_collector,
     )
     traces_url: str = setting(
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
         "",
-        values.collector_url,
+        values.printable,
         help="Send traces to exactly this URL instead.",
+        show=shown_collector,
+    )
+    traces_exporter: str = setting(
+        "OTEL_TRACES_EXPORTER",
+        "otlp",
+        values.printable,
+        help="none sends no traces; otlp is the only exporter here.",
+    )
+    otlp_protocol: str = setting(
+        "OTEL_EXPORTER_OTLP_PROTOCOL",
+        "http/protobuf",
+        values.printable,
+        help="Protocol of the collector. http/protobuf is the only one here; with another one the "
+        "server warns and sends no traces.",
+    )
+    traces_protocol: str = setting(
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+        "",
+        values.printable,
+        help="Protocol of the collector for traces; empty: OTEL_EXPORTER_OTLP_PROTOCOL.",
     )
     is_tracing_disabled: bool = setting(
         "OTEL_SDK_DISABLED", "false", values.boolean, help="true sends no traces anywhere."

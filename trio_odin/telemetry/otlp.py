@@ -49,6 +49,9 @@ class SpanExport:
     """Exports spans in a thread of the library. `give` does not wait, whatever the collector does.
 
     Resource handling: `shut_down` ends the thread. Without it, it ends with the process.
+
+    Attributes:
+        node: the name of this machine, as it is in each span.
     """
 
     def __init__(self, url: str, counters: TraceCounters, *, worker: int) -> None:
@@ -62,7 +65,7 @@ class SpanExport:
         Raises:
             ValueError, OSError: a variable of OpenTelemetry cannot be used.
         """
-        node = platform.node()
+        self.node = node = platform.node()
         self._counters = counters
         self._given = 0
         self._attributes: dict[str, str | int] = {
@@ -78,7 +81,6 @@ class SpanExport:
         self._processor = BatchSpanProcessor(
             exporter, max_queue_size=QUEUE_MAX, max_export_batch_size=_BATCH_MAX
         )
-        _log.info("traces.on", url=url, worker=worker, node=node)
 
     @property
     def waiting(self) -> int:

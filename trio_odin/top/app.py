@@ -235,13 +235,18 @@ class Main(Screen[None]):
         self.read()
         self.set_interval(self._interval, self.read)
 
+    def on_screen_resume(self) -> None:
+        """Read at once when this screen is seen again."""
+        self.read()
+
     def on_resize(self) -> None:
         """Show what there is room for."""
         self._show_tables()
 
     def read(self) -> None:
-        """Read anew, unless that is in progress or paused."""
-        if not self._is_reading and not self._is_paused:
+        """Read anew, unless that is in progress or paused, or another screen hides this one."""
+        is_hidden = isinstance(self.app.screen, Detail | Frames)
+        if not self._is_reading and not self._is_paused and not is_hidden:
             self._is_reading = True
             self._read_in_thread()
 

@@ -1,7 +1,7 @@
 """How to log in to NATS, and whom to trust there: the files that the settings name.
 
-The files are read for each connection, so what was renewed is used without a restart. At the start
-they are read once before: a server that cannot log in should not begin.
+The files are looked at for each connection, so what was renewed is used without a restart. At the
+start they are read once before: a server that cannot log in should not begin.
 """
 
 from __future__ import annotations
@@ -44,6 +44,14 @@ class AccessUnusable(Exception):
     """A file cannot be used to log in. The message names the variable and the file, not content."""
 
 
+@attrs.define
+class _Kept:
+    """The last TLS context, and what its files were like before they were read."""
+
+    context: ssl.SSLContext | None = None
+    files: list[tuple[int, ...]] = attrs.field(factory=list)
+
+
 @attrs.frozen
 class NatsAccess:
     """The files to log in with, and those of TLS. With none of them, the URL alone counts.
@@ -64,6 +72,7 @@ class NatsAccess:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_first: bool = False
+    _kept: _Kept = attrs.field(factory=_Kept, init=False, eq=False, repr=False)
 
     @property
     def is_tls(self) -> bool:
@@ -87,6 +96,9 @@ class NatsAccess:
     def options(self) -> dict[str, Any]:
         """Read the files; returns what nats-py's `connect` needs of them.
 
+        Those of TLS are read again only if they have changed: the system's authorities take tens of
+        milliseconds, which the loop would stand still for at each attempt to connect.
+
         Raises:
             AccessUnusable: a file cannot be used.
         """
@@ -103,7 +115,7 @@ class NatsAccess:
             options["user_jwt_cb"] = jwt.encode
             options["signature_cb"] = _signer(seed, "NATS_CREDS_FILE", self.creds_file)
         if self.is_tls:
-            options["tls"] = self._context()
+            options["tls"] = self._kept_context()
             options["tls_handshake_first"] = self.tls_first
         return options
 
@@ -118,6 +130,21 @@ class NatsAccess:
             if ends is not None and ends <= unix_seconds:
                 sentence += f", whose JWT expired at {datetime.fromtimestamp(ends, UTC):%FT%TZ}"
         return sentence
+
+    def _kept_context(self) -> ssl.SSLContext:
+        paths: list[Path | str | None] = [self.tls_cert, self.tls_key]
+        if self.tls_ca is None:
+            system = ssl.get_default_verify_paths()
+            paths += [system.cafile, system.capath]
+        else:
+            paths.append(self.tls_ca)
+        files = [_version_of(path) for path in paths]
+        context = self._kept.context
+        if context is None or files != self._kept.files:
+            self._kept.context = None
+            context = self._context()
+            self._kept.context, self._kept.files = context, files
+        return context
 
     def _context(self) -> ssl.SSLContext:
         """The trusted authorities, ours or the system's, and the certificate of this client."""
@@ -137,6 +164,15 @@ class NatsAccess:
                 name, path = ("KEY", self.tls_key) if is_key else ("CERT", self.tls_cert)
                 raise _unusable(f"NATS_TLS_{name}", path, error) from None
         return context
+
+
+def _version_of(path: Path | str | None) -> tuple[int, ...]:
+    """What changes with the content of a file; empty if there is none."""
+    try:
+        found = None if path is None else Path(path).stat()
+    except (OSError, ValueError):  # a null byte in the path
+        found = None
+    return () if found is None else (found.st_mtime_ns, found.st_size, found.st_dev, found.st_ino)
 
 
 # What the URL says, and nothing more.

@@ -193,11 +193,15 @@ async def info_after_doubt(
 def _epoch(info: StreamInfo, generation: str) -> str:
     """When the stream was made and how often it was found emptied: the same on every server.
 
-    The mirror of another region's stream has that one's epoch, so that clients resume in both.
+    The mirror of another region's stream has that one's epoch, so that clients resume in both. When
+    it was found emptied, its own creation is in it as well: the stream that it mirrors counts its
+    generations too, and the same number means other offsets there.
     """
     made = f"{round(info.created.timestamp() * 1e6):x}" if info.created else "unknown"
-    made = (info.config.metadata or {}).get(EPOCH) or made
-    return f"{made}-{generation}" if generation else made
+    origin = (info.config.metadata or {}).get(EPOCH)
+    if not generation:
+        return origin or made
+    return f"{origin}-{made}-{generation}" if origin else f"{made}-{generation}"
 
 
 def _generation(info: StreamInfo) -> str:
