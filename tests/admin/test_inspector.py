@@ -20,6 +20,9 @@ from trio_odin.wire.rates import EVERY_EVENT, Rate
 class Socket:
     tap: Tap | None = None
 
+    def untapped_write(self, file: int, data: bytes | memoryview) -> int:
+        raise AssertionError
+
     def follow(self, tap: Tap | None) -> bool:
         self.tap = tap
         return True

@@ -44,9 +44,10 @@ async def subscribe(client: ClientConnection, **command: Any) -> None:
 
 async def test_the_api_is_on_loopback_by_default_and_the_metrics_stay(
     start_server: StartServer,
+    nats_url: str,
 ) -> None:
-    one = await start_server(NATS_URL=NOWHERE)
-    other = await start_server(NATS_URL=NOWHERE)
+    one = await start_server(NATS_URL=nats_url)
+    other = await start_server(NATS_URL=nats_url)
     for server in (one, other):
         (address,) = server.admin_addresses
         assert address.host == "127.0.0.1"
@@ -59,16 +60,17 @@ async def test_the_api_is_on_loopback_by_default_and_the_metrics_stay(
     assert one.admin_addresses != other.admin_addresses
 
 
-async def test_it_can_be_switched_off(start_server: StartServer) -> None:
-    server = await start_server(NATS_URL=NOWHERE, WS_ADMIN_ADDR="off")
+async def test_it_can_be_switched_off(start_server: StartServer, nats_url: str) -> None:
+    server = await start_server(NATS_URL=nats_url, WS_ADMIN_ADDR="off")
     assert server.admin_addresses == []
     assert (await AdminClient(server.addresses[0]).ask("/metrics")).status == 200
 
 
 async def test_connections_are_listed_sorted_filtered_and_paged(
     start_server: StartServer,
+    nats_url: str,
 ) -> None:
-    server = await start_server(NATS_URL=NOWHERE)
+    server = await start_server(NATS_URL=nats_url)
     admin = admin_of(server)
     async with AsyncExitStack() as stack:
         for number in range(7):
@@ -105,8 +107,9 @@ async def test_connections_are_listed_sorted_filtered_and_paged(
 
 async def test_a_connection_is_shown_with_its_channels_outbox_and_last_events(
     start_server: StartServer,
+    nats_url: str,
 ) -> None:
-    server = await start_server(NATS_URL=NOWHERE)
+    server = await start_server(NATS_URL=nats_url)
     admin = admin_of(server)
     async with connect(url_of(server)) as client:
         await subscribe(client, channels=["BTC.trade"], notices=True)
@@ -146,16 +149,16 @@ async def test_a_connection_is_shown_with_its_channels_outbox_and_last_events(
     ],
 )
 async def test_what_cannot_be_answered_is_refused_in_a_sentence(
-    start_server: StartServer, target: str, status: int, complaint: str
+    start_server: StartServer, nats_url: str, target: str, status: int, complaint: str
 ) -> None:
-    server = await start_server(NATS_URL=NOWHERE)
+    server = await start_server(NATS_URL=nats_url)
     answer = await admin_of(server).ask(target)
     assert answer.status == status
     assert complaint in answer.content["error"]
 
 
-async def test_an_operator_closes_a_connection(start_server: StartServer) -> None:
-    server = await start_server(NATS_URL=NOWHERE)
+async def test_an_operator_closes_a_connection(start_server: StartServer, nats_url: str) -> None:
+    server = await start_server(NATS_URL=nats_url)
     admin = admin_of(server)
     async with client_of(server, "BTC.trade") as client, client_of(server) as other:
         page = await admin.get("/connections?channel=BTC.trade")
@@ -181,9 +184,9 @@ async def test_an_operator_closes_a_connection(start_server: StartServer) -> Non
     ],
 )
 async def test_a_web_page_can_neither_read_nor_close(
-    start_server: StartServer, headers: dict[str, str]
+    start_server: StartServer, nats_url: str, headers: dict[str, str]
 ) -> None:
-    server = await start_server(NATS_URL=NOWHERE)
+    server = await start_server(NATS_URL=nats_url)
     admin = admin_of(server)
     async with client_of(server) as client:
         (row,) = (await admin.get("/connections"))["connections"]
@@ -207,8 +210,9 @@ async def test_a_web_page_can_neither_read_nor_close(
 
 async def test_no_answer_of_the_admin_port_can_be_read_by_a_web_page(
     start_server: StartServer,
+    nats_url: str,
 ) -> None:
-    server = await start_server(NATS_URL=NOWHERE)
+    server = await start_server(NATS_URL=nats_url)
     admin = admin_of(server)
     for method, target in [
         ("GET", "/overview"),
@@ -227,11 +231,11 @@ async def test_no_answer_of_the_admin_port_can_be_read_by_a_web_page(
 
 
 async def test_elsewhere_than_on_loopback_a_token_is_asked_for(
-    start_server: StartServer, tmp_path: Path
+    start_server: StartServer, nats_url: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "admin-token"
     file.write_text(TOKEN)
-    without = await start_server(NATS_URL=NOWHERE, WS_ADMIN_ADDR="0.0.0.0:0")
+    without = await start_server(NATS_URL=nats_url, WS_ADMIN_ADDR="0.0.0.0:0")
     answer = await AdminClient(f"127.0.0.1:{without.admin_addresses[0].port}").ask("/overview")
     assert answer.status == 403
     assert "WS_ADMIN_TOKEN_FILE" in answer.content["error"]
@@ -257,10 +261,12 @@ async def test_elsewhere_than_on_loopback_a_token_is_asked_for(
     assert server.ledger.traffic.reloads == {"ok": 1, "failed": 1}
 
 
-async def test_no_secret_of_a_client_is_shown(start_server: StartServer, tmp_path: Path) -> None:
+async def test_no_secret_of_a_client_is_shown(
+    start_server: StartServer, nats_url: str, tmp_path: Path
+) -> None:
     signer = ec_signer()
     keys = write_key_set(tmp_path / "keys.json", signer)
-    server = await start_server(NATS_URL=NOWHERE, WS_JWT_KEYS=str(keys))
+    server = await start_server(NATS_URL=nats_url, WS_JWT_KEYS=str(keys))
     admin = admin_of(server)
     token = signer.token(sub="ann")
     uri = f"{url_of(server)}?access_token={token}&other=SECRET1"
@@ -404,8 +410,10 @@ async def test_a_trace_of_a_channel_shows_only_its_events_on_all_connections(
             assert all("BTC.trade" in one["content"] for one in frames)
 
 
-async def test_a_trace_ends_by_itself_and_with_its_connection(start_server: StartServer) -> None:
-    server = await start_server(NATS_URL=NOWHERE)
+async def test_a_trace_ends_by_itself_and_with_its_connection(
+    start_server: StartServer, nats_url: str
+) -> None:
+    server = await start_server(NATS_URL=nats_url)
     admin = admin_of(server)
     async with client_of(server, "BTC.trade") as client:
         (row,) = (await admin.get("/connections"))["connections"]
@@ -423,8 +431,10 @@ async def test_a_trace_ends_by_itself_and_with_its_connection(start_server: Star
             await client.recv()
 
 
-async def test_a_trace_ends_when_nobody_reads_it_any_longer(start_server: StartServer) -> None:
-    server = await start_server(NATS_URL=NOWHERE)
+async def test_a_trace_ends_when_nobody_reads_it_any_longer(
+    start_server: StartServer, nats_url: str
+) -> None:
+    server = await start_server(NATS_URL=nats_url)
     admin = admin_of(server)
     async with client_of(server, "BTC.trade"):
         (connection,) = server.hub.members
@@ -435,8 +445,8 @@ async def test_a_trace_ends_when_nobody_reads_it_any_longer(start_server: StartS
             await wait_until(lambda: connection.outbound.socket.tap is None)
 
 
-async def test_only_some_traces_run_at_once(start_server: StartServer) -> None:
-    server = await start_server(NATS_URL=NOWHERE)
+async def test_only_some_traces_run_at_once(start_server: StartServer, nats_url: str) -> None:
+    server = await start_server(NATS_URL=nats_url)
     admin = admin_of(server)
     async with client_of(server, "BTC.trade"), AsyncExitStack() as stack:
         for _ in range(4):

@@ -130,6 +130,7 @@ async def test_a_client_resumes_in_the_other_region(
         assert (end["sent"], end["offset"]) == (6, 10)
 
 
+@pytest.mark.ops
 async def test_a_mirror_without_the_epoch_is_another_stream_to_a_client(
     start_server: StartServer, tmp_path: Path
 ) -> None:
@@ -155,6 +156,7 @@ async def test_a_mirror_without_the_epoch_is_another_stream_to_a_client(
         assert "resume_incomplete" in [message["type"] for message in rest]
 
 
+@pytest.mark.ops
 async def test_a_region_works_while_the_first_one_is_lost_and_can_take_its_place(
     start_server: StartServer, tmp_path: Path
 ) -> None:
@@ -200,6 +202,7 @@ async def test_a_region_works_while_the_first_one_is_lost_and_can_take_its_place
         assert (code, said) == (0, "ODIN_TOKENS is not a mirror: nothing was changed")
 
 
+@pytest.mark.ops
 async def test_the_first_region_is_back_and_the_other_one_misses_nothing(
     start_server: StartServer, tmp_path: Path
 ) -> None:
@@ -220,6 +223,7 @@ async def test_the_first_region_is_back_and_the_other_one_misses_nothing(
         assert there.ledger.publications.gaps == {}
 
 
+@pytest.mark.ops
 async def test_mirror_py_says_what_it_cannot_do(tmp_path: Path) -> None:
     async with joined(tmp_path) as regions:
         near, far = regions.first.nodes[0].url, regions.other.nodes[0].url
@@ -235,6 +239,7 @@ async def test_mirror_py_says_what_it_cannot_do(tmp_path: Path) -> None:
         assert "allowed is one of --stream-at URL and --promote" in said
 
 
+@pytest.mark.ops
 async def test_the_model_of_what_nats_carries_is_that_of_a_real_one(
     start_server: StartServer, tmp_path: Path
 ) -> None:
@@ -274,6 +279,7 @@ async def _to_leaves(regions: Regions) -> tuple[int, int]:
     return messages, size
 
 
+@pytest.mark.ops
 async def test_with_gateways_a_lost_region_takes_the_consumers_of_the_other_one(
     tmp_path: Path,
 ) -> None:
