@@ -114,7 +114,8 @@ def test_objects_explained_by_connections_are_left_alone(monkeypatch: pytest.Mon
     frozen = gc.get_freeze_count()
     process.collect_what_leaked(connections=100)
     assert leaked() is not None
-    assert gc.get_freeze_count() == frozen
+    # What other tests have left may go by itself meanwhile.
+    assert 0.99 * frozen < gc.get_freeze_count() <= frozen
     process.collect_what_leaked(connections=0)
     assert leaked() is None
 
