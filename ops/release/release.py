@@ -138,7 +138,7 @@ def _build_python(tree: Path, out: Path) -> tuple[Path, Path]:
     """The wheel and the sdist; the same commit gives the same bytes."""
     _say("wheel and sdist")
     when = {"SOURCE_DATE_EPOCH": _git("log", "-1", "--format=%ct")}
-    _run(sys.executable, "-m", "build", "--outdir", str(out), str(tree), environment=when)
+    _output(sys.executable, "-m", "build", "--outdir", str(out), str(tree), environment=when)
     (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
     return wheel, sdist
 
@@ -147,10 +147,10 @@ def _build_npm(tree: Path, out: Path, home: Path) -> Path:
     _say("npm package")
     source = tree / "clients" / "js"
     home.mkdir()
-    _run("npm", "ci", "--silent", "--no-audit", "--no-fund", folder=source)
+    _output("npm", "ci", "--silent", "--no-audit", "--no-fund", folder=source)
     for script in ("build", "check"):
-        _run("npm", "run", "--silent", script, folder=source)
-    _run("npm", "pack", "--silent", "--pack-destination", str(home), folder=source)
+        _output("npm", "run", "--silent", script, folder=source)
+    _output("npm", "pack", "--silent", "--pack-destination", str(home), folder=source)
     (packed,) = home.glob("*.tgz")
     # Beside the sdist, whose name differs in the suffix alone.
     package = out / f"npm-{packed.name}"
@@ -166,9 +166,9 @@ def _build_image(tree: Path, out: Path, version: str) -> Path | None:
     name = f"trio-odin:{version}"
     revision = _git("rev-parse", "HEAD")
     arguments = ["--build-arg", f"VERSION={version}", "--build-arg", f"REVISION={revision}"]
-    _run("docker", "build", *arguments, "--tag", name, str(tree))
+    _output("docker", "build", *arguments, "--tag", name, str(tree))
     image = out / f"trio-odin-{version}-image.tar"
-    _run("docker", "save", "--output", str(image), name)
+    _output("docker", "save", "--output", str(image), name)
     return image
 
 
@@ -180,7 +180,7 @@ def _install_python(package: Path, home: Path, extras: str) -> Path:
     what = f"{package}[{extras}]" if extras else str(package)
     # Without a pip inside, so that the list of parts has nothing that the package does not need.
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
-    _run(*pip, "install", "--quiet", what)
+    _output(*pip, "install", "--quiet", what)
     version = _output(str(home / "bin" / "trio-odin"), "--version", folder=home)
     print(f"  {version}")
     return python
@@ -192,7 +192,9 @@ def _check_live(python: Path, package: Path, home: Path) -> None:
     home.mkdir()
     (home / "package.json").write_text('{"type": "module", "private": true}')
     (home / "first.js").write_text(_FIRST_EVENT)
-    _run("npm", "install", "--silent", "--no-audit", "--no-fund", str(package), "ws", folder=home)
+    _output(
+        "npm", "install", "--silent", "--no-audit", "--no-fund", str(package), "ws", folder=home
+    )
     with _running(python, home) as url:
         print(f"  {_output('node', 'first.js', url, folder=home, seconds=_LIVE_SECONDS)}")
 
@@ -219,10 +221,10 @@ def _list_parts(python: Path, tree: Path, out: Path, version: str) -> None:
     sbom = [sys.executable, "-m", "cyclonedx_py"]
     common = ["--output-format", "JSON", "--spec-version", "1.6", "--output-reproducible"]
     installed = out / f"trio-odin-{version}-wheel.cdx.json"
-    _run(*sbom, "environment", *common, "--output-file", str(installed), str(python))
+    _output(*sbom, "environment", *common, "--output-file", str(installed), str(python))
     locked = out / f"trio-odin-{version}-image.cdx.json"
     lock = str(tree / "requirements.lock")
-    _run(*sbom, "requirements", *common, "--output-file", str(locked), lock)
+    _output(*sbom, "requirements", *common, "--output-file", str(locked), lock)
     parts = _output(
         "npm", "sbom", "--sbom-format", "cyclonedx", "--omit", "dev", folder=tree / "clients" / "js"
     )
@@ -257,33 +259,29 @@ def _quiet(*command: str) -> int:
     ).returncode
 
 
-def _output(*command: str, folder: Path, seconds: float = _STEP_SECONDS) -> str:
+def _output(
+    *command: str,
+    folder: Path | None = None,
+    environment: dict[str, str] | None = None,
+    seconds: float = _STEP_SECONDS,
+) -> str:
+    """What a command prints. One that fails ends the release, with all that it has printed."""
     try:
         done = subprocess.run(
-            command, cwd=folder, check=True, capture_output=True, text=True, timeout=seconds
+            command,
+            cwd=folder,
+            env=os.environ | (environment or {}),
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
         )
     except subprocess.CalledProcessError as error:
-        raise ReleaseError(f"{' '.join(command)}: {error.stderr.strip()}") from error
+        text = f"{error.stdout}{error.stderr}".strip()
+        raise ReleaseError(f"{' '.join(command)}: exit code {error.returncode}\n{text}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ReleaseError(str(error)) from error
     return done.stdout.strip()
-
-
-def _run(
-    *command: str, folder: Path | None = None, environment: dict[str, str] | None = None
-) -> None:
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=os.environ | (environment or {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=_STEP_SECONDS,
-        check=False,
-    )
-    if done.returncode:
-        raise ReleaseError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}")
 
 
 if __name__ == "__main__":
