@@ -22,6 +22,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("patient")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start real processes come first: a long one that is last runs alone."""
+    real = {item.path for item in items if item.get_closest_marker("e2e")}
+    items.sort(key=lambda item: item.path not in real)
+
+
 @pytest.fixture
 async def nats_url(nursery: trio.Nursery) -> str:
     """The URL of a real nats-server with JetStream, which ends after the test."""
