@@ -21,7 +21,7 @@ SMALL = ["--quick", "--connections", "50", "--hold", "1", "--only-hold"]
 
 def test_a_small_bench_receives_every_event_and_reports_the_cost(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    targets = ["--subjects", "odin,odin-2,nats,floor"]
+    targets = ["--subjects", "odin-2,floor"]
     # At a lower rate, the fastest use less CPU than the 10 ms in which the kernel counts.
     command = [*BENCH, *SMALL, *targets, "--rate", "200", "--runs", "2", "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
@@ -43,7 +43,7 @@ def test_a_small_bench_receives_every_event_and_reports_the_cost(tmp_path: Path)
         assert 0 < w["p50_ms"] <= w["p99_ms"] <= w["p999_ms"] < 10_000
         assert 0 < w["cores"] < 2
         assert 0 <= w["others_cores"] < 100
-    assert sum(first["targets"][1]["connections_by_worker"]) == 50
+    assert sum(first["targets"][0]["connections_by_worker"]) == 50
 
 
 async def test_a_missing_peer_gives_a_sentence(nats_url: str) -> None:
