@@ -7,20 +7,17 @@ command with that as /tmp and its srv as /srv/odin.
 
 from __future__ import annotations
 
-import json
+# Nothing else is imported, not even pathlib: the tests start this a thousand times.
 import os
-import shutil
-import subprocess
 import sys
-from pathlib import Path
 
-FAKE = Path(os.environ["FAKE"])
-MACHINE = FAKE / "machine"
+FAKE = os.environ["FAKE"]
+MACHINE = f"{FAKE}/machine"
 
 
 def listed(words: list[str], arguments: list[str]) -> None:
     (name,) = (part.removeprefix("--filter=name=") for part in arguments if "=name=" in part)
-    if not (FAKE / "-".join(["there", *words[: words.index("list")], name])).exists():
+    if not os.path.exists(f"{FAKE}/{'-'.join(['there', *words[: words.index('list')], name])}"):
         return
     asked = " ".join(arguments)
     if "value(address)" in asked:
@@ -32,44 +29,57 @@ def listed(words: list[str], arguments: list[str]) -> None:
     sys.stdout.write(f"{answer}\n")
 
 
-def on_machine(command: str) -> int:
-    text = command.replace("/tmp", str(MACHINE / "tmp")).replace("/srv/odin", str(MACHINE / "srv"))
-    environment = {**os.environ, "ODIN_ROOT": str(MACHINE / "srv")}
-    return subprocess.run(["bash", "-c", text], env=environment, check=False).returncode
+def on_machine(command: str) -> None:
+    """Become the command."""
+    text = command.replace("/tmp", f"{MACHINE}/tmp").replace("/srv/odin", f"{MACHINE}/srv")
+    environment = {**os.environ, "ODIN_ROOT": f"{MACHINE}/srv"}
+    os.execvpe("bash", ["bash", "-c", text], environment)
 
 
 def reached() -> bool:
     """Not before as many tries as $FAKE/unreachable says."""
-    tries = FAKE / "unreachable"
-    left = int(tries.read_text()) if tries.exists() else 0
-    if left:
-        tries.write_text(str(left - 1))
+    tries = f"{FAKE}/unreachable"
+    if not os.path.exists(tries):
+        return True
+    with open(tries, "r+") as file:
+        left = int(file.read())
+        if left:
+            file.seek(0)
+            file.write(str(left - 1))
+            file.truncate()
     return not left
 
 
 def main() -> int:
     arguments = [argument for argument in sys.argv[1:] if argument != "--quiet"]
-    with (FAKE / "calls").open("a") as calls:
-        calls.write(json.dumps(arguments) + "\n")
-    if (FAKE / "expired").exists():
+    with open(f"{FAKE}/calls", "a") as calls:
+        calls.write(f"{arguments!r}\n")
+    if os.path.exists(f"{FAKE}/expired"):
         sys.stderr.write("ERROR: Reauthentication failed.\n")
         return 1
     words = [argument for argument in arguments if not argument.startswith("-")]
     if "ssh" in words and not reached():
         return 255
-    if "ssh" in words and MACHINE.exists():
+    if "ssh" in words and os.path.exists(MACHINE):
         (command,) = (part for part in arguments if part.startswith("--command="))
-        return on_machine(command.removeprefix("--command="))
-    if "scp" in words and MACHINE.exists():
+        on_machine(command.removeprefix("--command="))
+    if "scp" in words and os.path.exists(MACHINE):
         for file in words[words.index("scp") + 1 : -1]:
-            shutil.copy(file, MACHINE / "tmp")
+            with (
+                open(file, "rb") as source,
+                open(f"{MACHINE}/tmp/{os.path.basename(file)}", "wb") as copy,
+            ):
+                copy.write(source.read())
     if "list" in words:
         listed(words, arguments)
     for verb in {"create", "delete"} & set(words):
         at = words.index(verb)
         (name, *_) = (word for word in words[at + 1 :] if word != "http")  # a kind of health check
-        there = FAKE / "-".join(["there", *words[:at], name])
-        there.touch() if verb == "create" else there.unlink()
+        there = f"{FAKE}/{'-'.join(['there', *words[:at], name])}"
+        if verb == "create":
+            open(there, "a").close()
+        else:
+            os.unlink(there)
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import ast
 import os
 import re
 import shutil
@@ -82,7 +82,7 @@ class Cloud:
     def calls(self) -> list[list[str]]:
         notes = self.folder / "calls"
         lines = notes.read_text().splitlines() if notes.exists() else []
-        return [json.loads(line) for line in lines]
+        return [ast.literal_eval(line) for line in lines]
 
 
 @pytest.fixture
