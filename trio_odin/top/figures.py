@@ -161,7 +161,7 @@ def head_of(
     closed = grown_reasons(before, now, "closed")
     # The server may be older than this command.
     lines_lost = o.get("log", {}).get("lines_dropped", 0)
-    memory_limit = load["memory_limit_bytes"]
+    memory_limit, restarts = load["memory_limit_bytes"], workers["restarts"]
     return [
         [
             Fact(f"trio-odin {o['version']} {name}"),
@@ -182,7 +182,7 @@ def head_of(
             ),
             Fact(
                 f"workers {workers['alive']} of {workers['configured']}"
-                + (f", {workers['restarts']:,} restarts" if workers["restarts"] else ""),
+                + (f", {restarts:,} restart{'s' * (restarts > 1)}" if restarts else ""),
                 workers["alive"] < workers["configured"],
             ),
         ],
