@@ -25,6 +25,7 @@ from tests.e2e.nats import NatsServer, nats_client, running_nats, start_network
 from tests.waiting import wait_until
 from trio_odin.server import Server
 from trio_odin.upstream import bridge
+from trio_odin.upstream.newest import newest_in_stream
 
 pytestmark = pytest.mark.e2e
 
@@ -626,7 +627,7 @@ async def test_while_all_events_are_shed_the_newest_ones_are_not_read_again_and_
     start_server: StartServer, nats_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = 0
-    read = bridge.newest_in_stream
+    read = newest_in_stream
 
     async def counted(*given: Any, **options: Any) -> Any:
         nonlocal reads

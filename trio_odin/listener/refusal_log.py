@@ -7,6 +7,7 @@ requests and timeouts of anybody on the internet are only counted.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 import structlog
@@ -35,8 +36,10 @@ class RefusalLog:
 
     def __init__(self) -> None:
         now, per_second = trio.current_time(), 1 / _SECONDS_BETWEEN_LINES
-        self._lines = {r: TokenBucket(burst=1, per_second=per_second, now=now) for r in _LOGGED}
-        self._not_logged = dict.fromkeys(_LOGGED, 0)
+        self._not_logged: Counter[Rejection] = Counter()
+        self._lines: dict[Rejection, TokenBucket] = {
+            reason: TokenBucket(burst=1, per_second=per_second, now=now) for reason in _LOGGED
+        }
 
     def write(self, rejected: Rejected, upgrade: Upgrade, address: IpAddress | None) -> None:
         """Log that a client is refused.
