@@ -74,8 +74,8 @@ async def test_a_crowd_is_one_line_in_ten_seconds_for_each_reason(
         log.write(reject(Rejection.UNAUTHORIZED), _PAGE, _ADDRESS)
     mock_clock.jump(10.0)
     log.write(reject(Rejection.ORIGIN), _PAGE, _ADDRESS)
-    told = [(line["reason"], line["not_logged"]) for line in lines]
-    assert told == [("origin", 0), ("unauthorized", 0), ("origin", 999)]
+    logged = [(line["reason"], line["not_logged"]) for line in lines]
+    assert logged == [("origin", 0), ("unauthorized", 0), ("origin", 999)]
 
 
 @pytest.mark.parametrize("reason", [Rejection.BAD_REQUEST, Rejection.TIMEOUT, Rejection.OVERLOADED])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ SCRAPE_SECONDS = 1.0
 WORKERS = 2
 EVENTS_PER_SECOND = 20.0
 CLIENTS = 50
-# The machine may have other work, which is no incident of this server.
+# The machine may have other work, which is not an incident of this server.
 USUAL: Mapping[str, str] = {
     "WS_CPU_REJECT_THRESHOLD": "0",
     "WS_CPU_PAUSE_THRESHOLD": "0",
@@ -37,9 +36,8 @@ _READY_SECONDS = 60.0
 
 @attrs.define
 class Site:
-    """All that runs. `admin` is the URL of the admin API, `path` where its log is."""
+    """All that runs. `admin` is the URL of the admin API."""
 
-    folder: Path
     nats: NatsServer
     server: ServerProcess
     admin: str
@@ -98,7 +96,7 @@ async def site(
         attackers = Attackers(server.port)
         stack.callback(attackers.leave)
         url = f"http://127.0.0.1:{admin}"
-        it = Site(folder, nats, server, url, prometheus, publisher, attackers, nursery)
+        it = Site(nats, server, url, prometheus, publisher, attackers, nursery)
         await until_answer(lambda: _is_whole(it), what="the server is scraped", seconds=60)
         await trio.sleep(_STEADY_SECONDS)
         yield it
@@ -109,8 +107,3 @@ async def _is_whole(it: Site) -> bool:
     up = await it.prometheus.values(f'up{{job="ws", instance="{INSTANCE}"}}')
     alive = await it.prometheus.values("ws_workers_alive")
     return up == [1.0] and alive == [float(WORKERS)]
-
-
-def reload(it: Site) -> None:
-    """Have the server read its settings again."""
-    it.server.signal(signal.SIGHUP)
