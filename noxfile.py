@@ -135,6 +135,17 @@ def scale(session: nox.Session) -> None:
 
 
 @nox.session
+def incidents(session: nox.Session) -> None:
+    """Play ten incidents, and say what shows each and how soon; renews docs/incidents.json.
+
+    `-- --only NAME` plays one; it needs Prometheus.
+    """
+    install(session, "tests")
+    record = ["--json", "docs/incidents.json"]
+    session.run("python", "-m", "tests.faults.incidents", *(session.posargs or record))
+
+
+@nox.session
 def ops(session: nox.Session) -> None:
     """Check what is under ops/ and start it for real; skips what cannot run here, and says why."""
     install(session, "tests")

@@ -40,6 +40,7 @@ from trio_odin.lab.bench.report import (
     tls_rows,
 )
 from trio_odin.lab.capacity.stages import NORMAL_RATE, PEAK_RATE
+from trio_odin.lab.incidents import IncidentReport, Place, Sighting
 from trio_odin.lab.load.criteria import tally
 from trio_odin.lab.load.result import LoadResult
 from trio_odin.lab.model.bill import GIB, TB, Egress, egress
@@ -68,6 +69,7 @@ RECORDS = (
     "clients/faults.json",
     "clients/random-faults.json",
     "conformance.json",
+    "incidents.json",
     "rehearsals.json",
     "reliability.json",
 )
@@ -294,7 +296,32 @@ def _end_of(text: str) -> str:
     return line if len(line) <= _FAILURE_MAX else "…" + line[1 - _FAILURE_MAX :]
 
 
-def _versions(report: FaultReport | RehearsalReport) -> str:
+_COMMANDS: Final = {Place.TOP, Place.SCREEN, Place.EXPLAIN}
+
+
+def _place(name: str) -> str:
+    """A place of an incident, as what one types."""
+    place = Place(name)
+    if place in _COMMANDS:
+        return f"`trio-odin {name}`"
+    return f"`{name}`" if place in {Place.CONNECTIONS, Place.CHANNELS} else f"the {name}"
+
+
+def _seen_after(seen: Sighting) -> str:
+    """The time of a sighting; of an alert, until it was pending and until it fired."""
+    if not seen.is_expected or seen.seconds is None:
+        return "**not seen**" if seen.is_expected else figures.NOTHING
+    pending = seen.pending_seconds
+    is_same = pending is None or pending == seen.seconds
+    return _seconds(seen.seconds) if is_same else f"{pending:.1f} → {seen.seconds:.1f} s"
+
+
+def _anchor(title: str) -> str:
+    """Where a heading is on its page."""
+    return title.lower().replace(" ", "-")
+
+
+def _versions(report: FaultReport | RehearsalReport | IncidentReport) -> str:
     return ", ".join(f"{name} {version}" for name, version in report.versions.items())
 
 
@@ -311,6 +338,7 @@ def _templates() -> jinja2.Environment:
     for read in (figures.count, figures.figure, figures.deviation, figures.duration, wrap):
         environment.filters[read.__name__] = read
     environment.filters |= {"cell": _cell, "seconds": _seconds, "end_of": _end_of}
+    environment.filters |= {"place": _place, "seen_after": _seen_after, "anchor": _anchor}
     larger = sorted(path.name for path in DOCS.glob("benchmarks-scale-*.json"))
     environment.globals |= {
         "metrics": metrics,
@@ -345,6 +373,7 @@ def _templates() -> jinja2.Environment:
         "random_faults": _random_faults(),
         "conformance": _conformance(),
         "faults": _record("reliability.json", FaultReport),
+        "incidents": _record("incidents.json", IncidentReport),
         "rehearsals": _record("rehearsals.json", RehearsalReport),
         "versions": _versions,
         "holds": _HOLDS,
@@ -402,6 +431,7 @@ _WHOLE = (
     "conformance",
     "metrics",
     "reliability",
+    "runbooks/incidents",
     "scale",
 )
 PAGES: dict[str, Callable[[], str]] = {f"{name}.md": partial(page, f"{name}.md") for name in _WHOLE}

@@ -24,6 +24,8 @@ from tests.e2e.conftest import (
 from tests.e2e.nats import NatsServer, nats_client, running_nats, start_network
 from tests.waiting import wait_until
 from trio_odin.server import Server
+from trio_odin.upstream import bridge
+from trio_odin.upstream.newest import newest_in_stream
 
 pytestmark = pytest.mark.e2e
 
@@ -619,3 +621,32 @@ async def test_events_shed_by_the_server_are_a_gap(
     assert 0 < missed < 50
     assert server.ledger.publications.missed == missed
     check_balance(server)
+
+
+async def test_while_all_events_are_shed_the_newest_ones_are_not_read_again_and_again(
+    start_server: StartServer, nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = 0
+    read = newest_in_stream
+
+    async def counted(*given: Any, **options: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return await read(*given, **options)
+
+    monkeypatch.setattr(bridge, "newest_in_stream", counted)
+    little = {"WS_MEMORY_LIMIT": "1000000", "WS_MEMORY_PAUSE_THRESHOLD": "95"}
+    server = await start_server(NATS_URL=nats_url, **little)
+    await wait_for_nats(server)
+    await wait_until(lambda: reads > 0, what="they were read once")
+    shedder = server.load_monitor.shedder
+    await wait_until(lambda: shedder.percent == 100, what="all events are shed")
+    before = reads
+    async with nats_client(nats_url) as publisher:
+        for number in range(30):
+            await publisher.publish("odin.token.BTC.trade", b"%d" % number)
+            await trio.sleep(0.1)
+        assert reads == before
+        shedder.memory_pause_percent = 0
+        await wait_until(lambda: shedder.percent == 0, what="no events are shed")
+        await wait_until(lambda: reads > before, what="what was shed is made up for")

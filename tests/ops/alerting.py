@@ -123,11 +123,25 @@ def _alertmanager(port: int) -> list[str]:
     ]
 
 
-def copy_prometheus(folder: Path, server: int, own: int, alertmanager: int, proxy: int = 0) -> None:
-    """The configuration with its rules and targets, quick and at other addresses."""
+def copy_prometheus(
+    folder: Path,
+    server: int,
+    own: int,
+    alertmanager: int,
+    proxy: int = 0,
+    *,
+    every: str = _EVERY,
+    faster: int = _FASTER,
+    has_short_windows: bool = False,
+) -> None:
+    """The configuration with its rules and targets, quick and at other addresses.
+
+    `every` is the time between two scrapes. Each `for` is divided by `faster`, and the windows of
+    the expressions too if `has_short_windows`; thresholds stay.
+    """
     config = _load(OPS / "prometheus" / "prometheus.yml")
     config["global"] |= dict.fromkeys(
-        ("scrape_interval", "scrape_timeout", "evaluation_interval"), _EVERY
+        ("scrape_interval", "scrape_timeout", "evaluation_interval"), every
     )
     moved = {
         "ws:3005": f"127.0.0.1:{server}",
@@ -147,7 +161,9 @@ def copy_prometheus(folder: Path, server: int, own: int, alertmanager: int, prox
         for group in rules["groups"]:
             for rule in group["rules"]:
                 if "for" in rule:
-                    rule["for"] = _quicker(rule["for"])
+                    rule["for"] = _quicker(rule["for"], faster)
+                if has_short_windows:
+                    rule["expr"] = with_short_windows(rule["expr"], faster)
         _save(folder / "rules" / file.name, rules)
     _save(folder / "prometheus.yml", _moved(config, moved))
 
@@ -183,7 +199,12 @@ def _moved(content: Any, addresses: dict[str, str]) -> Any:
     return json.loads(text)
 
 
-def _quicker(duration: str) -> str:
+def with_short_windows(expression: str, faster: int) -> str:
+    """The expression with each window, as in `[5m]`, divided by `faster`."""
+    return re.sub(r"\[(\d+[smh])\]", lambda one: f"[{_quicker(one[1], faster)}]", expression)
+
+
+def _quicker(duration: str, faster: int = _FASTER) -> str:
     match = re.fullmatch(r"(\d+)([smh])", duration)
     assert match, duration
-    return f"{round(int(match[1]) * _UNITS[match[2]] / _FASTER * 1000)}ms"
+    return f"{round(int(match[1]) * _UNITS[match[2]] / faster * 1000)}ms"

@@ -89,6 +89,40 @@ def test_the_head_shows_what_a_person_should_look_at() -> None:
     assert not any("\x1b" in fact.text for line in head for fact in line)
 
 
+def test_the_head_says_why_clients_are_refused_and_leave() -> None:
+    before, now = reading(10), reading(12)
+    for shown, more in ((before, 0), (now, 3)):
+        clients = shown.overview["clients"]
+        clients["rejected"] |= {"origin": 5 + more, "timeout": 5, "unauthorized": 5 + 2 * more}
+        clients["closed"] |= {"token_expired": more}
+    head = figures.head_of("a:1", now, figures.rates_between(before, now), before)
+    texts = {fact.text for line in head for fact in line}
+    assert any(text.endswith("/s (token_expired)") for text in texts)
+    assert "refused 4.5/s (unauthorized, origin)" in texts
+
+
+def test_the_head_says_what_closes_admission_while_nobody_comes() -> None:
+    now = reading(10)
+    now.overview["load"] |= {"is_refusing": True, "refusing_for": ["memory", "overloaded", "lag"]}
+    now.overview["load"] |= {"memory_bytes": 90 * 1024**2, "memory_limit_bytes": 100 * 1024**2}
+    bad = {f.text for line in figures.head_of("a:1", now, Rates()) for f in line if f.is_bad}
+    assert bad == {"refused 0/s (memory, overloaded, …)", "mem 90.0 MiB of 100.0 MiB"}
+
+
+def test_the_head_counts_restarts_of_workers_and_lost_lines_of_the_log() -> None:
+    now = reading(10)
+    now.overview["workers"] |= {"restarts": 2}
+    now.overview["log"] |= {"lines_dropped": 12}
+    texts = {fact.text for line in figures.head_of("a:1", now, Rates()) for fact in line}
+    assert {"workers 1 of 1, 2 restarts", "log lines lost 12"} <= texts
+
+
+def test_the_head_of_an_older_server_is_shown_too() -> None:
+    now = reading(10)
+    del now.overview["log"], now.overview["load"]["refusing_for"]
+    assert figures.head_of("a:1", now, Rates())
+
+
 @pytest.mark.parametrize(
     ("text", "query"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trio_odin import __version__
+from trio_odin.ledger.reasons import Rejection
 from trio_odin.ledger.snapshot import Snapshot
 
 
@@ -13,6 +14,12 @@ def overview(snapshot: Snapshot) -> dict[str, Any]:
     ledger, load, fan_out = snapshot.ledger, snapshot.load, snapshot.fan_out
     publications, deliveries, traffic = ledger.publications, ledger.deliveries, ledger.traffic
     trouble = snapshot.nats.trouble
+    causes = (
+        (Rejection.MEMORY, load.is_memory_short),
+        (Rejection.OVERLOADED, load.is_overloaded),
+        (Rejection.LAG, load.is_lagging),
+    )
+    refusing_for = [rejection.label for rejection, is_so in causes if is_so]
     return {
         "version": __version__,
         "uptime_seconds": round(snapshot.uptime_seconds, 1),
@@ -40,7 +47,8 @@ def overview(snapshot: Snapshot) -> dict[str, Any]:
             "memory_bytes": snapshot.used_memory_bytes,
             "memory_limit_bytes": load.memory_limit_bytes,
             "shed_percent": load.paused_percent,
-            "is_refusing": load.is_overloaded or load.is_memory_short or load.is_lagging,
+            "is_refusing": bool(refusing_for),
+            "refusing_for": refusing_for,
         },
         "waiting": {
             "inbound": fan_out.inbound_waiting,
@@ -65,6 +73,7 @@ def overview(snapshot: Snapshot) -> dict[str, Any]:
             "skipped": deliveries.skipped,
             "dropped": {reason.value: n for reason, n in deliveries.dropped.items()},
         },
+        "log": {"lines_dropped": snapshot.process.log_lines_dropped},
         "clients": {
             "accepted": traffic.accepted,
             "rejected": dict(traffic.rejected),

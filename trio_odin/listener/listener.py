@@ -28,6 +28,7 @@ from trio_odin.ledger.reasons import Rejection
 from trio_odin.ledger.snapshot import ListenerStats
 from trio_odin.listener.acceptor import Acceptor, files_for_clients, response_of
 from trio_odin.listener.pending_handshakes import PendingHandshakes
+from trio_odin.listener.refusal_log import RefusalLog
 from trio_odin.net.client_address import IpAddress, client_address, counted_as
 from trio_odin.net.http import (
     END_OF_HEAD,
@@ -160,6 +161,7 @@ class Listener:
         self._departed = trio.lowlevel.ParkingLot()
         self.session_limits = self._session_limits()
         self.connection_log = ConnectionLog()
+        self._refusal_log = RefusalLog()
         self.admitted = 0
         self._heads_done = 0
         # In this order: the cheap ones first, and a request is parsed before it is looked at.
@@ -338,6 +340,7 @@ class Listener:
         rejected = self._rejected(candidate, self._checks)
         if rejected is not None:
             self._traffic.rejected[rejected.reason.label] += 1
+            self._refusal_log.write(rejected, candidate.upgrade, candidate.address)
             return rejected
         upgrade, address = candidate.upgrade, candidate.address
         agent = user_agent(upgrade.headers.get(b"user-agent", b""))

@@ -273,7 +273,7 @@ class Main(Screen[None]):
             return
         self._before, self._now = self._now, reading
         rates = figures.rates_between(self._before, reading)
-        lines = figures.head_of(self._source.name, reading, rates)
+        lines = figures.head_of(self._source.name, reading, rates, self._before)
         head = Text("\n", no_wrap=True, overflow="ellipsis").join(map(_styled, lines))
         self.query_one("#head", Static).update(head)
         self._show_status()

@@ -12,6 +12,9 @@ SORTS: Final = (
     "channels", "address", "subject", "connection",
 )  # fmt: skip
 _CONTENT_SHOWN: Final = 400
+_REASONS_SHOWN: Final = 2
+# Where new clients are refused by default.
+_NEARLY_FULL: Final = 0.85
 _FILTERS: Final = {"address": "address", "user": "subject", "channel": "channel"}
 
 
@@ -55,6 +58,22 @@ def _counters(overview: Mapping[str, Any]) -> Rates:
         skipped=deliveries["skipped"],
         shed=sum(events["shed"].values()),
     )
+
+
+def grown_reasons(before: Reading | None, now: Reading, kind: str) -> list[str]:
+    """The reasons that were counted between two readings, the most frequent first.
+
+    Args:
+        before: the earlier reading; without one there are no reasons.
+        now: the later one.
+        kind: "rejected" or "closed".
+    """
+    if before is None:
+        return []
+    old, new = before.overview["clients"][kind], now.overview["clients"][kind]
+    grown = {reason: count - old.get(reason, 0) for reason, count in new.items()}
+    found = [reason for reason, count in grown.items() if count > 0]
+    return sorted(found, key=lambda reason: -grown[reason])
 
 
 def message_rates(before: Reading | None, now: Reading) -> dict[str, float]:
@@ -122,14 +141,27 @@ class Fact(NamedTuple):
     is_bad: bool = False
 
 
-def head_of(name: str, now: Reading, rates: Rates) -> list[list[Fact]]:
-    """The lines of the head, the most important facts of each first."""
+def head_of(
+    name: str, now: Reading, rates: Rates, before: Reading | None = None
+) -> list[list[Fact]]:
+    """The lines of the head, the most important facts of each first.
+
+    `before` is the earlier reading, for the reasons of what happened since.
+    """
     o = now.overview
     nats, load, workers, waiting = o["nats"], o["load"], o["workers"], o["waiting"]
     state = "connected" if nats["is_connected"] else "AWAY"
     last = f", last {duration(nats['age_seconds'])} ago" if nats["age_seconds"] is not None else ""
     lost = rates.dropped + rates.conflated
     limit = o["max_connections"]
+    # Reasons that close admission are known also while nobody comes.
+    refused = dict.fromkeys(
+        [*load.get("refusing_for", ()), *grown_reasons(before, now, "rejected")]
+    )
+    closed = grown_reasons(before, now, "closed")
+    # The server may be older than this command.
+    lines_lost = o.get("log", {}).get("lines_dropped", 0)
+    memory_limit, restarts = load["memory_limit_bytes"], workers["restarts"]
     return [
         [
             Fact(f"trio-odin {o['version']} {name}"),
@@ -143,10 +175,14 @@ def head_of(name: str, now: Reading, rates: Rates) -> list[list[Fact]]:
                 f"clients {o['connections']:,}" + (f" of {limit:,}" if limit else ""),
                 bool(limit) and o["connections"] >= 0.95 * limit,
             ),
-            Fact(f"+{number(rates.accepted)}/s -{number(rates.closed)}/s"),
-            Fact(f"refused {number(rates.rejected)}/s", rates.rejected > 0 or load["is_refusing"]),
+            Fact(f"+{number(rates.accepted)}/s -{number(rates.closed)}/s{_listed(closed)}"),
             Fact(
-                f"workers {workers['alive']} of {workers['configured']}",
+                f"refused {number(rates.rejected)}/s{_listed(refused)}",
+                rates.rejected > 0 or load["is_refusing"],
+            ),
+            Fact(
+                f"workers {workers['alive']} of {workers['configured']}"
+                + (f", {restarts:,} restart{'s' * (restarts > 1)}" if restarts else ""),
                 workers["alive"] < workers["configured"],
             ),
         ],
@@ -161,11 +197,23 @@ def head_of(name: str, now: Reading, rates: Rates) -> list[list[Fact]]:
             Fact(f"cpu {load['cpu_percent']:.0f} %"),
             Fact(f"loop {load['loop_busy_percent']:.0f} %", load["loop_busy_percent"] >= 90),
             Fact(f"lag {load['lag_ms']:.0f} ms", load["lag_ms"] >= 500),
-            Fact(f"mem {size(load['memory_bytes'])}"),
+            Fact(
+                f"mem {size(load['memory_bytes'])}"
+                + (f" of {size(memory_limit)}" if memory_limit else ""),
+                0 < _NEARLY_FULL * memory_limit <= load["memory_bytes"],
+            ),
             Fact(f"waiting {size(waiting['outbox_bytes'])}"),
             Fact(f"inbound {number(waiting['inbound'])}"),
+            *([Fact(f"log lines lost {lines_lost:,}", is_bad=True)] if lines_lost else []),
         ],
     ]
+
+
+def _listed(reasons: Iterable[str]) -> str:
+    """Reasons as a head line has room for them: the first two."""
+    shown = list(reasons)
+    more = ["…"] if len(shown) > _REASONS_SHOWN else []
+    return f" ({', '.join(shown[:_REASONS_SHOWN] + more)})" if shown else ""
 
 
 class Column(NamedTuple):
@@ -322,7 +370,7 @@ def as_text(name: str, now: Reading, before: Reading | None, width: int) -> list
     """One reading as plain lines."""
     lines = [
         "  ".join(fact.text for fact in line)
-        for line in head_of(name, now, rates_between(before, now))
+        for line in head_of(name, now, rates_between(before, now), before)
     ]
     speeds = message_rates(before, now)
     for title, columns, rows in (

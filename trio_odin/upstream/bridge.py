@@ -72,6 +72,7 @@ _NEWEST_RETRY_SECONDS = 1.0
 _NEWEST_RETRY_MAX_SECONDS = 60.0
 _NEWEST_LOOK_SECONDS = 0.02
 _NEWEST_IN_ONE_PART = 500
+_ALL_PERCENT = 100
 _SHED_CHANNELS_MAX = 10_000
 # What NATS refuses first to a user that may not use JetStream at all.
 _CORE_ONLY = (
@@ -387,10 +388,12 @@ class Bridge:
         """Find the newest message of each channel for the hub, whenever it is not known.
 
         The feed goes on meanwhile. Without an answer there is no first value of quiet channels.
+        While all events are shed, nothing is read again: it would fill the memory that is short,
+        and be outdated at once.
         """
         pause, trouble = _NEWEST_RETRY_SECONDS, [""]
         while True:
-            if self._is_newest_known:
+            if self._is_newest_known or (self._sheds_all and not self._is_newest_awaited):
                 pause = _NEWEST_RETRY_SECONDS
             else:
                 errors = await self._read_newest(link.client)
@@ -399,6 +402,10 @@ class Bridge:
                     _log.warning("nats.newest_unknown", errors=errors)
                 trouble = errors
             await asyncio.sleep(pause)
+
+    @property
+    def _sheds_all(self) -> bool:
+        return self._shedder.percent >= _ALL_PERCENT
 
     async def _read_newest(self, client: TotalClient) -> list[str]:
         """Read the newest messages and tell the hub; returns the errors, as short lines."""
