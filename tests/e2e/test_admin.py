@@ -97,6 +97,9 @@ async def test_connections_are_listed_sorted_filtered_and_paged(
         for sort in ("seq", "bytes", "age_seconds", "silent_seconds", "address", "subject"):
             listed = await admin.get(f"/connections?sort={sort}")
             assert len(listed["connections"]) == 7
+            by_bytes = [one["bytes"] for one in listed["connections"]]
+            assert min(by_bytes) > 100
+            assert by_bytes == sorted(by_bytes, reverse=True) or sort != "bytes"
     one = page["connections"][0]
     assert one["address"] == "127.0.0.1"
     assert one["user_agent"].startswith("Python")
