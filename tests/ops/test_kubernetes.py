@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
 
@@ -92,6 +91,8 @@ def seconds_to_leave(manifests: list[Manifest]) -> float:
 @pytest.mark.parametrize("folder", ["base", "example", "nats"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_object_is_what_its_schema_says(folder: str, version: str) -> None:
+    import kubernetes_validate  # noqa: PLC0415 - with jsonschema, see `tests/wire/test_contract.py`
+
     for manifest in built(folder):
         if manifest["kind"] not in FOREIGN:
             kubernetes_validate.validate(manifest, version, strict=True)
