@@ -22,6 +22,7 @@ def fanout() -> Iterator[Section]:
     yield _losses()
     yield _loop()
     yield _clients()
+    yield _traces()
 
 
 def _quantiles(histogram: str) -> list[Line]:
@@ -437,6 +438,42 @@ def _clients() -> Section:
                 ],
                 empty="several workers",
                 width=6,
+            ),
+        ],
+    )
+
+
+def _traces() -> Section:
+    return Section(
+        "Traces",
+        [
+            graph(
+                "Spans a minute",
+                runbook(
+                    "`exported`: the collector took them. `failed`: it did not. `dropped`: it takes"
+                    " them too slowly, so there was no room.",
+                    "SpansLost",
+                ),
+                [_by_reason("ws_spans_total", "result")],
+                stacked=True,
+                bars=True,
+                empty="none",
+                width=12,
+            ),
+            graph(
+                "Traced events a minute",
+                "Events whose publisher sampled them; those over the limit have no spans here.",
+                [
+                    Line("60 * sum(rate(ws_traced_events_total@[$__rate_interval])) > 0", "traced"),
+                    Line(
+                        "60 * sum(rate(ws_traced_events_over_limit_total@[$__rate_interval])) > 0",
+                        "over WS_TRACES_PER_SECOND",
+                    ),
+                ],
+                stacked=True,
+                bars=True,
+                empty="none",
+                width=12,
             ),
         ],
     )

@@ -7,7 +7,8 @@
 #
 #   ca.key                            stays here; do not copy it to a machine
 #   nats/{users.conf,cert.pem,key.pem,ca.pem}
-#   ws/{nats_url,password,ca.pem}     each of these folders is mounted into one container
+#   ws/{nats_url,password,ca.pem}     each of these folders is mounted into one container; nats_url has
+#                                     addresses alone: NATS_USER and NATS_PASSWORD_FILE are the login
 #   publisher/{nats_url,password,ca.pem}
 #   grafana/admin_password            GRAFANA_ADMIN_PASSWORD if that is set, at random otherwise
 #   alertmanager/alert_webhook_url    ALERT_WEBHOOK_URL: where Alertmanager posts alerts to, as JSON
@@ -33,7 +34,7 @@ cd "$folder"
 
 # The servers of the last time, if none are named now.
 if [[ ! ${NATS_SERVERS-} && -e ws/nats_url ]]; then
-  NATS_SERVERS=$(tr , ' ' <ws/nats_url | sed 's|tls://[^@]*@||g; s|:4222||g')
+  NATS_SERVERS=$(tr , ' ' <ws/nats_url | sed 's|tls://||g; s|[^ ]*@||g; s|:4222||g')
 fi
 read -ra servers <<<"${NATS_SERVERS:-nats}"
 # The names that clients use: compose's names of the service, and of the three of a cluster.
@@ -110,11 +111,11 @@ CONF
 fi
 
 for client in ws publisher; do
-  # An earlier version of this script kept the password in the URL alone.
+  # Earlier versions of this script kept the password in the URL, the first ones there alone.
   [[ -e $client/password ]] || sed 's|^[^:]*://[^:]*:||; s|@.*||' "$client/nats_url" >"$client/password"
   urls=
   for server in "${servers[@]}"; do
-    urls+=${urls:+,}tls://$client:$(<"$client/password")@$server:4222
+    urls+=${urls:+,}tls://$server:4222
   done
   # Keep the file if it is the same: what reads it is restarted otherwise.
   [[ -e $client/nats_url && $(<"$client/nats_url") == "$urls" ]] || echo "$urls" >"$client/nats_url"

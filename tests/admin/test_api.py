@@ -9,8 +9,12 @@ from trio_odin.admin.access import Access
 from trio_odin.admin.api import Api
 from trio_odin.admin.questions import (
     Closed,
+    ConnectionDetail,
+    ConnectionRow,
+    Outbox,
     Question,
     Reply,
+    ShowConnection,
     StartTrace,
     StopTrace,
     TraceStarted,
@@ -18,6 +22,24 @@ from trio_odin.admin.questions import (
 from trio_odin.ledger.snapshot import Snapshot
 from trio_odin.net.address import Address
 from trio_odin.net.http import Request, Response
+
+
+def detail_of(worker: int, number: int) -> ConnectionDetail:
+    row = ConnectionRow(
+        id=f"{worker}-{number}", worker=worker, connection=number, address=None, subject=None,
+        user_agent="", age_seconds=1.0, silent_seconds=1.0, channels=0, encoding="plain",
+        state="idle", seq=0, queued=0, queued_bytes=0, skipped=0, dropped=0, bytes=None,
+        is_lagging=False,
+    )  # fmt: skip
+    return ConnectionDetail(
+        row=row,
+        subscriptions=[],
+        outbox=Outbox(messages=0, bytes=0, messages_limit=1, bytes_limit=1, policy="evict"),
+        transport=None,
+        token_expires_at=None,
+        has_notices=False,
+        last_events=[],
+    )
 
 
 @attrs.define(eq=False)
@@ -33,6 +55,8 @@ class Process:
         if isinstance(question, StartTrace):
             self.traces.add(7)
             return TraceStarted(trace=7, connections=1)
+        if isinstance(question, ShowConnection):
+            return detail_of(self.worker, question.number)
         assert isinstance(question, StopTrace)
         self.traces.remove(question.trace)
         return Closed()
@@ -59,6 +83,23 @@ async def test_a_trace_follows_one_connection_while_its_worker_is_replaced() -> 
     assert b"Worker 2 is being replaced" in answer.body
     assert [len(process.asked) for process in processes] == [2, 2]
     assert not processes[0].traces | processes[1].traces
+
+
+@pytest.mark.parametrize(("suffix", "method"), [("", "GET"), ("/close", "POST")])
+async def test_a_number_of_two_processes_of_a_worker_is_neither_shown_nor_closed(
+    suffix: str, method: str
+) -> None:
+    processes = [Process(2), Process(2), Process(1)]
+    answer = await answer_of(processes, f"/connections/2-9{suffix}", method)
+    assert answer.status == 409
+    assert b"Worker 2 is being replaced, and both of its processes have" in answer.body
+    assert [len(process.asked) for process in processes] == [1, 1, 0], "nothing was closed"
+
+
+async def test_a_number_of_one_process_is_shown() -> None:
+    answer = await answer_of([Process(2), Process(1)], "/connections/2-9")
+    assert answer.status == 200
+    assert b'"id":"2-9"' in answer.body
 
 
 async def test_a_trace_of_a_channel_follows_both_processes_and_is_ended_in_both() -> None:

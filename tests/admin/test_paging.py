@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import base64
+import random
 from contextlib import suppress
+from operator import itemgetter
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -9,24 +12,29 @@ from hypothesis import strategies as st
 
 from trio_odin.admin.paging import (
     SORTS,
-    Keyed,
+    FirstRows,
     cursor_of_text,
-    first_of,
-    is_after,
     key_of,
     merged,
     text_of_cursor,
 )
 from trio_odin.admin.questions import ConnectionPage, ConnectionRow, Cursor
 
+
+class Place(NamedTuple):
+    key: int
+    number: int
+    worker: int
+
+
 PLACES = st.lists(
     st.tuples(st.integers(-3, 3), st.integers(1, 40), st.integers(1, 3)),
     unique_by=lambda place: place[1:],
     max_size=40,
-).map(lambda places: [Keyed(*place) for place in places])
+).map(lambda places: [Place(*place) for place in places])
 
 
-def row(place: Keyed) -> ConnectionRow:
+def row(place: Place) -> ConnectionRow:
     return ConnectionRow(
         id=f"{place.worker}-{place.number}",
         worker=place.worker,
@@ -50,25 +58,25 @@ def row(place: Keyed) -> ConnectionRow:
 
 
 def page_of(
-    places: list[Keyed], limit: int, cursor: Cursor | None, *, is_descending: bool
+    places: list[Place], limit: int, cursor: Cursor | None, *, is_descending: bool
 ) -> ConnectionPage:
     """What one worker answers."""
-    after = [
-        (place, place) for place in places if is_after(place, cursor, is_descending=is_descending)
-    ]
-    chosen = first_of(after, limit, is_descending=is_descending)
+    first = FirstRows[Place](limit, is_descending=is_descending, after=cursor)
+    for place in places:
+        first.add([(place, place)])
+    chosen = first.in_order()
     return ConnectionPage(
-        rows=[row(place) for place, _ in chosen],
-        keys=[place.key for place, _ in chosen],
+        rows=[row(place) for _, place in chosen],
+        keys=[key for (key, _, _), _ in chosen],
         matching=len(places),
         total=len(places),
-        has_more=len(after) > len(chosen),
+        has_more=first.added > len(chosen),
     )
 
 
 @given(PLACES, st.integers(1, 7), st.booleans())
 def test_the_pages_of_all_workers_are_the_whole_list_once_and_in_order(
-    places: list[Keyed], limit: int, is_descending: bool
+    places: list[Place], limit: int, is_descending: bool
 ) -> None:
     workers = [[place for place in places if place.worker == number] for number in (1, 2, 3)]
     got: list[str] = []
@@ -84,6 +92,31 @@ def test_the_pages_of_all_workers_are_the_whole_list_once_and_in_order(
     sign = -1 if is_descending else 1
     expected = sorted(places, key=lambda place: (sign * place.key, *place[1:]))
     assert got == [f"{place.worker}-{place.number}" for place in expected]
+
+
+@pytest.mark.parametrize("is_descending", [False, True])
+@pytest.mark.parametrize("limit", [1, 100, 2500, 10_000])
+def test_the_first_of_many_texts_are_in_order(limit: int, *, is_descending: bool) -> None:
+    places = [(f"10.0.{number % 50}.1", number, 1) for number in range(5000)]
+    random.Random(4).shuffle(places)
+    first = FirstRows[str](limit, is_descending=is_descending)
+    for start in range(0, len(places), 32):
+        first.add((place, place[0]) for place in places[start : start + 32])
+    by_number = sorted(places, key=itemgetter(1))
+    expected = sorted(by_number, key=itemgetter(0), reverse=is_descending)[:limit]
+    assert first.in_order() == [(place, place[0]) for place in expected]
+    assert first.added == 5000
+
+
+def test_rows_of_one_place_do_not_have_to_be_comparable() -> None:
+    pages = [
+        ConnectionPage(rows=[row(Place(0, 7, 2))], keys=[0], matching=1, total=1, has_more=False)
+        for _ in range(2)
+    ]
+    for is_descending in (False, True):
+        rows, cursor = merged(pages, 5, is_descending=is_descending)
+        assert [one.id for one in rows] == ["2-7", "2-7"]
+        assert cursor is None
 
 
 @given(st.one_of(st.integers(-(2**53), 2**53), st.floats(allow_nan=False, allow_infinity=False)))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import trio
@@ -21,7 +22,7 @@ from tests.e2e.conftest import (
     url_of,
     wait_for_nats,
 )
-from tests.e2e.nats import nats_client, running_nats
+from tests.e2e.nats import NatsClient, nats_client, running_nats
 from tests.e2e.test_slow_clients import publish_to_one_who_reads, start
 from tests.signing import ec_signer, write_key_set
 from tests.waiting import wait_until
@@ -40,6 +41,43 @@ def admin_of(server: Server, token: str = "") -> AdminClient:
 async def subscribe(client: ClientConnection, **command: Any) -> None:
     await client.send(json.dumps({"type": "subscribe", **command}))
     assert (await receive(client))["type"] == "subscription_ack"
+
+
+class Served(NamedTuple):
+    """A server without NATS."""
+
+    server: Server
+    admin: AdminClient
+
+
+@pytest.fixture
+async def served(start_server: StartServer, nats_url: str) -> Served:
+    server = await start_server(NATS_URL=nats_url)
+    return Served(server, admin_of(server))
+
+
+class Live(NamedTuple):
+    """A server that gets what `publisher` publishes."""
+
+    server: Server
+    admin: AdminClient
+    publisher: NatsClient
+
+
+@pytest.fixture
+def jetstream() -> bool:
+    return True
+
+
+@pytest.fixture
+async def live(
+    start_server: StartServer, tmp_path: Path, *, jetstream: bool
+) -> AsyncIterator[Live]:
+    with running_nats(tmp_path, jetstream=jetstream) as nats:
+        server = await start_server(NATS_URL=nats.url)
+        await wait_for_nats(server)
+        async with nats_client(nats.url) as publisher:
+            yield Live(server, admin_of(server), publisher)
 
 
 async def test_the_api_is_on_loopback_by_default_and_the_metrics_stay(
@@ -66,12 +104,8 @@ async def test_it_can_be_switched_off(start_server: StartServer, nats_url: str) 
     assert (await AdminClient(server.addresses[0]).ask("/metrics")).status == 200
 
 
-async def test_connections_are_listed_sorted_filtered_and_paged(
-    start_server: StartServer,
-    nats_url: str,
-) -> None:
-    server = await start_server(NATS_URL=nats_url)
-    admin = admin_of(server)
+async def test_connections_are_listed_sorted_filtered_and_paged(served: Served) -> None:
+    server, admin = served
     async with AsyncExitStack() as stack:
         for number in range(7):
             names = [f"T{name}.trade" for name in range(number + 1)]
@@ -97,6 +131,9 @@ async def test_connections_are_listed_sorted_filtered_and_paged(
         for sort in ("seq", "bytes", "age_seconds", "silent_seconds", "address", "subject"):
             listed = await admin.get(f"/connections?sort={sort}")
             assert len(listed["connections"]) == 7
+            by_bytes = [one["bytes"] for one in listed["connections"]]
+            assert min(by_bytes) > 100
+            assert by_bytes == sorted(by_bytes, reverse=True) or sort != "bytes"
     one = page["connections"][0]
     assert one["address"] == "127.0.0.1"
     assert one["user_agent"].startswith("Python")
@@ -106,11 +143,9 @@ async def test_connections_are_listed_sorted_filtered_and_paged(
 
 
 async def test_a_connection_is_shown_with_its_channels_outbox_and_last_events(
-    start_server: StartServer,
-    nats_url: str,
+    served: Served,
 ) -> None:
-    server = await start_server(NATS_URL=nats_url)
-    admin = admin_of(server)
+    server, admin = served
     async with connect(url_of(server)) as client:
         await subscribe(client, channels=["BTC.trade"], notices=True)
         await subscribe(client, channels=["ETH.trade", "SOL.*"], every_ms=1000)
@@ -157,9 +192,8 @@ async def test_what_cannot_be_answered_is_refused_in_a_sentence(
     assert complaint in answer.content["error"]
 
 
-async def test_an_operator_closes_a_connection(start_server: StartServer, nats_url: str) -> None:
-    server = await start_server(NATS_URL=nats_url)
-    admin = admin_of(server)
+async def test_an_operator_closes_a_connection(served: Served) -> None:
+    server, admin = served
     async with client_of(server, "BTC.trade") as client, client_of(server) as other:
         page = await admin.get("/connections?channel=BTC.trade")
         (row,) = page["connections"]
@@ -184,10 +218,9 @@ async def test_an_operator_closes_a_connection(start_server: StartServer, nats_u
     ],
 )
 async def test_a_web_page_can_neither_read_nor_close(
-    start_server: StartServer, nats_url: str, headers: dict[str, str]
+    served: Served, headers: dict[str, str]
 ) -> None:
-    server = await start_server(NATS_URL=nats_url)
-    admin = admin_of(server)
+    server, admin = served
     async with client_of(server) as client:
         (row,) = (await admin.get("/connections"))["connections"]
         for method, target in [
@@ -208,12 +241,8 @@ async def test_a_web_page_can_neither_read_nor_close(
     assert allowed.headers["cache-control"] == "no-store"
 
 
-async def test_no_answer_of_the_admin_port_can_be_read_by_a_web_page(
-    start_server: StartServer,
-    nats_url: str,
-) -> None:
-    server = await start_server(NATS_URL=nats_url)
-    admin = admin_of(server)
+async def test_no_answer_of_the_admin_port_can_be_read_by_a_web_page(served: Served) -> None:
+    server, admin = served
     for method, target in [
         ("GET", "/overview"),
         ("GET", "/metrics"),
@@ -296,53 +325,49 @@ async def read(client: ClientConnection) -> None:
 
 @pytest.mark.parametrize("jetstream", [True, False])
 async def test_channels_have_subscribers_rates_and_the_newest_event(
-    start_server: StartServer, tmp_path: Path, jetstream: bool
+    live: Live, *, jetstream: bool
 ) -> None:
-    with running_nats(tmp_path, jetstream=jetstream) as nats:
-        server = await start_server(NATS_URL=nats.url)
-        admin = admin_of(server)
-        await wait_for_nats(server)
-        async with (
-            client_of(server, "BTC.trade", "*.trade") as one,
-            client_of(server, "BTC.trade") as two,
-            nats_client(nats.url) as publisher,
-        ):
-            await subscribe(two, channels=["ETH.trade"], every_ms=1000)
+    server, admin, publisher = live
+    async with (
+        client_of(server, "BTC.trade", "*.trade") as one,
+        client_of(server, "BTC.trade") as two,
+    ):
+        await subscribe(two, channels=["ETH.trade"], every_ms=1000)
 
-            async def publish() -> None:
-                while True:
-                    await publisher.publish("odin.token.BTC.trade", b'{"price":1}')
-                    await publisher.publish("odin.token.XRP.trade", b"1")
-                    await publisher.flush()
-                    await trio.sleep(0.02)
+        async def publish() -> None:
+            while True:
+                await publisher.publish("odin.token.BTC.trade", b'{"price":1}')
+                await publisher.publish("odin.token.XRP.trade", b"1")
+                await publisher.flush()
+                await trio.sleep(0.02)
 
-            async with trio.open_nursery() as nursery:
-                for client in (one, two):
-                    nursery.start_soon(read, client)
-                nursery.start_soon(publish)
-                listed = await admin.get("/channels?seconds=0.5")
-                nursery.cancel_scope.cancel()
-            by_name = {one["name"]: one for one in listed["channels"]}
-            assert set(by_name) == {"BTC.trade", "*.trade", "ETH.trade", "XRP.trade"}
-            trades, every = by_name["BTC.trade"], by_name["*.trade"]
-            assert trades["subscribers"] == 2
-            assert trades["events_per_second"] > 2
-            assert trades["bytes_per_second"] == pytest.approx(
-                11 * trades["events_per_second"], rel=0.05
-            )
-            assert trades["deliveries_per_second"] == pytest.approx(
-                2 * trades["events_per_second"], rel=0.1
-            )
-            assert every["events_per_second"] > trades["events_per_second"]
-            assert (trades["last_offset"] is not None) == jetstream
-            assert trades["last_age_seconds"] < 30
-            assert by_name["XRP.trade"]["subscribers"] == 0
-            assert by_name["ETH.trade"]["at_a_rate"] == 1
-            assert by_name["ETH.trade"]["subscribers"] == 1
-            (row,) = (await admin.get("/connections?channel=*.trade"))["connections"]
-            shown = await admin.get(f"/connections/{row['id']}")
-            rates = {one["name"]: one["events_per_second"] for one in shown["subscriptions"]}
-            assert rates["BTC.trade"] > 0, "somebody looks at channels"
+        async with trio.open_nursery() as nursery:
+            for client in (one, two):
+                nursery.start_soon(read, client)
+            nursery.start_soon(publish)
+            listed = await admin.get("/channels?seconds=0.5")
+            nursery.cancel_scope.cancel()
+        by_name = {one["name"]: one for one in listed["channels"]}
+        assert set(by_name) == {"BTC.trade", "*.trade", "ETH.trade", "XRP.trade"}
+        trades, every = by_name["BTC.trade"], by_name["*.trade"]
+        assert trades["subscribers"] == 2
+        assert trades["events_per_second"] > 2
+        assert trades["bytes_per_second"] == pytest.approx(
+            11 * trades["events_per_second"], rel=0.05
+        )
+        assert trades["deliveries_per_second"] == pytest.approx(
+            2 * trades["events_per_second"], rel=0.1
+        )
+        assert every["events_per_second"] > trades["events_per_second"]
+        assert (trades["last_offset"] is not None) == jetstream
+        assert trades["last_age_seconds"] < 30
+        assert by_name["XRP.trade"]["subscribers"] == 0
+        assert by_name["ETH.trade"]["at_a_rate"] == 1
+        assert by_name["ETH.trade"]["subscribers"] == 1
+        (row,) = (await admin.get("/connections?channel=*.trade"))["connections"]
+        shown = await admin.get(f"/connections/{row['id']}")
+        rates = {one["name"]: one["events_per_second"] for one in shown["subscriptions"]}
+        assert rates["BTC.trade"] > 0, "somebody looks at channels"
 
 
 async def frames_until_the_end(lines: Any) -> tuple[list[Any], Any]:
@@ -355,66 +380,51 @@ async def frames_until_the_end(lines: Any) -> tuple[list[Any], Any]:
     raise AssertionError("the trace was cut off")
 
 
-async def test_a_trace_shows_the_frames_of_a_connection_as_they_go_out(
-    start_server: StartServer, tmp_path: Path
-) -> None:
-    with running_nats(tmp_path) as nats:
-        server = await start_server(NATS_URL=nats.url)
-        admin = admin_of(server)
-        await wait_for_nats(server)
-        async with (
-            client_of(server, "BTC.trade") as client,
-            client_of(server, "BTC.trade"),
-            nats_client(nats.url) as publisher,
-        ):
-            rows = (await admin.get("/connections?sort=connection"))["connections"]
-            async with admin.trace(f"/trace?connection={rows[0]['id']}&frames=3") as lines:
-                assert await anext(lines) == {"type": "started", "connections": 1}
-                await client.send('{"type":"heartbeat"}')
-                for price in (b"1", b"2", b"3"):
-                    await publisher.publish("odin.token.BTC.trade", price)
-                await publisher.flush()
-                frames, end = await frames_until_the_end(lines)
-            assert end == {"type": "ended", "reason": "frames", "frames": 3, "dropped": 0}
-            contents = [json.loads(one["content"]) for one in frames]
-            assert contents[0]["type"] == "pong"
-            assert [one["data"] for one in contents[1:]] == [1, 2]
-            assert {one["connection"] for one in frames} == {rows[0]["id"]}
-            assert frames[0]["opcode"] == "text"
-            taps = [one.outbound.socket.tap for one in server.hub.members]
-            assert taps == [None, None], "nothing is followed any longer"
+async def test_a_trace_shows_the_frames_of_a_connection_as_they_go_out(live: Live) -> None:
+    server, admin, publisher = live
+    async with (
+        client_of(server, "BTC.trade") as client,
+        client_of(server, "BTC.trade"),
+    ):
+        rows = (await admin.get("/connections?sort=connection"))["connections"]
+        async with admin.trace(f"/trace?connection={rows[0]['id']}&frames=3") as lines:
+            assert await anext(lines) == {"type": "started", "connections": 1}
+            await client.send('{"type":"heartbeat"}')
+            for price in (b"1", b"2", b"3"):
+                await publisher.publish("odin.token.BTC.trade", price)
+            await publisher.flush()
+            frames, end = await frames_until_the_end(lines)
+        assert end == {"type": "ended", "reason": "frames", "frames": 3, "dropped": 0}
+        contents = [json.loads(one["content"]) for one in frames]
+        assert contents[0]["type"] == "pong"
+        assert [one["data"] for one in contents[1:]] == [1, 2]
+        assert {one["connection"] for one in frames} == {rows[0]["id"]}
+        assert frames[0]["opcode"] == "text"
+        taps = [one.outbound.socket.tap for one in server.hub.members]
+        assert taps == [None, None], "nothing is followed any longer"
 
 
-async def test_a_trace_of_a_channel_shows_only_its_events_on_all_connections(
-    start_server: StartServer, tmp_path: Path
-) -> None:
-    with running_nats(tmp_path) as nats:
-        server = await start_server(NATS_URL=nats.url)
-        admin = admin_of(server)
-        await wait_for_nats(server)
-        async with (
-            client_of(server, "BTC.trade", "ETH.trade"),
-            client_of(server, "BTC.*"),
-            connect(url_of(server)) as third,
-            client_of(server, "ETH.trade"),
-            nats_client(nats.url) as publisher,
-        ):
-            await subscribe(third, channels=["BTC.trade"], every_ms=100)
-            async with admin.trace("/trace?channel=BTC.trade&frames=3") as lines:
-                assert (await anext(lines))["connections"] == 3
-                await publisher.publish("odin.token.ETH.trade", b"1")
-                await publisher.publish("odin.token.BTC.trade", b"2")
-                await publisher.flush()
-                frames, _ = await frames_until_the_end(lines)
-            assert len({one["connection"] for one in frames}) == 3
-            assert all("BTC.trade" in one["content"] for one in frames)
+async def test_a_trace_of_a_channel_shows_only_its_events_on_all_connections(live: Live) -> None:
+    server, admin, publisher = live
+    async with (
+        client_of(server, "BTC.trade", "ETH.trade"),
+        client_of(server, "BTC.*"),
+        connect(url_of(server)) as third,
+        client_of(server, "ETH.trade"),
+    ):
+        await subscribe(third, channels=["BTC.trade"], every_ms=100)
+        async with admin.trace("/trace?channel=BTC.trade&frames=3") as lines:
+            assert (await anext(lines))["connections"] == 3
+            await publisher.publish("odin.token.ETH.trade", b"1")
+            await publisher.publish("odin.token.BTC.trade", b"2")
+            await publisher.flush()
+            frames, _ = await frames_until_the_end(lines)
+        assert len({one["connection"] for one in frames}) == 3
+        assert all("BTC.trade" in one["content"] for one in frames)
 
 
-async def test_a_trace_ends_by_itself_and_with_its_connection(
-    start_server: StartServer, nats_url: str
-) -> None:
-    server = await start_server(NATS_URL=nats_url)
-    admin = admin_of(server)
+async def test_a_trace_ends_by_itself_and_with_its_connection(served: Served) -> None:
+    server, admin = served
     async with client_of(server, "BTC.trade") as client:
         (row,) = (await admin.get("/connections"))["connections"]
         async with admin.trace(f"/trace?connection={row['id']}&seconds=0.3") as lines:
@@ -431,11 +441,8 @@ async def test_a_trace_ends_by_itself_and_with_its_connection(
             await client.recv()
 
 
-async def test_a_trace_ends_when_nobody_reads_it_any_longer(
-    start_server: StartServer, nats_url: str
-) -> None:
-    server = await start_server(NATS_URL=nats_url)
-    admin = admin_of(server)
+async def test_a_trace_ends_when_nobody_reads_it_any_longer(served: Served) -> None:
+    server, admin = served
     async with client_of(server, "BTC.trade"):
         (connection,) = server.hub.members
         for _ in range(5):
@@ -445,9 +452,8 @@ async def test_a_trace_ends_when_nobody_reads_it_any_longer(
             await wait_until(lambda: connection.outbound.socket.tap is None)
 
 
-async def test_only_some_traces_run_at_once(start_server: StartServer, nats_url: str) -> None:
-    server = await start_server(NATS_URL=nats_url)
-    admin = admin_of(server)
+async def test_only_some_traces_run_at_once(served: Served) -> None:
+    server, admin = served
     async with client_of(server, "BTC.trade"), AsyncExitStack() as stack:
         for _ in range(4):
             lines = await stack.enter_async_context(admin.trace("/trace?channel=BTC.trade"))

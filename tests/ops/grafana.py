@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import attrs
-import yaml
 
 from tests.ops.conftest import OPS
+from tests.ops.tools import load_yaml
 
 GRAFANA = OPS / "grafana"
 PROVISIONING = GRAFANA / "provisioning"
@@ -75,7 +75,7 @@ def all_queries(kind: str) -> list[Query]:
 
 def alert_rules() -> list[dict[str, Any]]:
     """Grafana's own, on lines."""
-    content = yaml.safe_load((PROVISIONING / "alerting" / "alerting.yml").read_text())
+    content = load_yaml(PROVISIONING / "alerting" / "alerting.yml")
     return [rule for group in content["groups"] for rule in group["rules"]]
 
 

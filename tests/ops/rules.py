@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
 from tests.ops.conftest import OPS
 from tests.ops.promql import Known, known_metrics
+from tests.ops.tools import load_yaml
 
 
 def _rules(file: str) -> list[dict[str, Any]]:
-    groups = yaml.safe_load((OPS / "prometheus" / "rules" / file).read_text())["groups"]
+    groups = load_yaml(OPS / "prometheus" / "rules" / file)["groups"]
     return [rule for group in groups for rule in group["rules"]]
 
 

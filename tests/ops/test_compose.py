@@ -30,6 +30,7 @@ from tests.ops.composing import (
     variables_of,
 )
 from tests.ops.conftest import OPS, ROOT
+from tests.ops.test_nats_secrets import LOGIN
 from tests.ops.tools import tool
 from trio_odin.demo.nats_server import find_nats_server
 from trio_odin.settings.reading import IGNORED, read_settings, variables, with_reload_file
@@ -215,7 +216,7 @@ def test_the_server_has_time_to_drain_before_it_is_killed() -> None:
 def test_every_setting_of_the_server_exists_and_means_something() -> None:
     known = {variable.name for variable in variables()}
     # One is OpenSSL's: whom to trust.
-    assert set(environment()) - {"SSL_CERT_FILE"} <= known - set(IGNORED)
+    assert set(environment()) <= known - set(IGNORED)
     settings = read_settings({**environment(), "WS_RELOAD_FILE": ""})
     assert isinstance(settings, Settings)
     assert settings.max_connections == 10_000
@@ -246,6 +247,15 @@ def test_every_file_that_is_mounted_is_in_the_repository(folder: Path) -> None:
                     assert any(source.iterdir()), f"{name}: {source} is empty"
 
 
+def assert_logs_in(service: dict[str, Any], user: str) -> None:
+    """By files of the mounted folder alone: no secret is in a variable."""
+    given = service["environment"]
+    assert given["NATS_USER"] == user
+    for variable, file in LOGIN.items():
+        assert given[variable] == f"/etc/secrets/{file}"
+    assert "SSL_CERT_FILE" not in given, "it would be trusted for everything else as well"
+
+
 def test_nats_is_reached_with_a_password_by_tls_alone() -> None:
     back, front = services(BACKEND), services(WS)
     assert back["nats"]["command"] == ["--config", "/etc/nats/secured.conf"]
@@ -253,9 +263,7 @@ def test_nats_is_reached_with_a_password_by_tls_alone() -> None:
         (mount,) = (v for v in service[name]["volumes"] if v["target"] == "/etc/secrets")
         assert Path(mount["source"]) == SECRETS / name, "and nobody has the secrets of another one"
         if name != "nats":
-            variables = service[name]["environment"]
-            assert variables["NATS_URL_FILE"] == "/etc/secrets/nats_url"
-            assert variables["SSL_CERT_FILE"] == "/etc/secrets/ca.pem"
+            assert_logs_in(service[name], name)
 
 
 def test_another_nats_is_a_variable() -> None:
@@ -342,8 +350,7 @@ def test_three_nats_with_users_and_tls_can_take_the_place_of_one() -> None:
         assert service["environment"]["NATS_ROUTE_ADDRESS"] == f"{name}:6222"
         assert {host for host, _, _ in ports(service)} == {"127.0.0.1"}
     for name in ("ws", "publisher"):
-        given = found[name]["environment"]
-        assert given["NATS_URL_FILE"] == "/etc/secrets/nats_url"
+        assert_logs_in(found[name], name)
         (mount,) = (v for v in found[name]["volumes"] if v["target"] == "/etc/secrets")
         assert Path(mount["source"]) == SECRETS / name
     assert found["ws"]["environment"]["JS_STREAM_REPLICAS"] == "3"

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
 
 from tests.ops.conftest import OPS
 from tests.ops.rules import ALERTS, RECORDED
+from tests.ops.test_nats_secrets import LOGIN
 from tests.ops.tools import output, require, run, tool
 from tests.telemetry.snapshots import snapshot
 from trio_odin.cli import main
@@ -91,6 +91,8 @@ def seconds_to_leave(manifests: list[Manifest]) -> float:
 @pytest.mark.parametrize("folder", ["base", "example", "nats"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_object_is_what_its_schema_says(folder: str, version: str) -> None:
+    import kubernetes_validate  # noqa: PLC0415 - with jsonschema, see `tests/wire/test_contract.py`
+
     for manifest in built(folder):
         if manifest["kind"] not in FOREIGN:
             kubernetes_validate.validate(manifest, version, strict=True)
@@ -406,8 +408,10 @@ def test_the_server_uses_the_three_nats_by_its_secret(
     volumes = {v["name"]: v for v in pod(example)["spec"]["volumes"]}
     assert volumes["secrets"]["secret"] == {"secretName": "ws-nats", "optional": False}
     (mount,) = container(example)["volumeMounts"]
-    for name in ("NATS_URL_FILE", "SSL_CERT_FILE"):
-        assert Path(given[name]).parent == Path(mount["mountPath"])
+    for name, file in LOGIN.items():
+        assert Path(given[name]) == Path(mount["mountPath"]) / file
+    assert given["NATS_USER"] == "ws", "the user of the folder that the secret is made of"
+    assert "SSL_CERT_FILE" not in given
     spec = one(nats, "StatefulSet", "nats")["spec"]
     assert int(given["JS_STREAM_REPLICAS"]) == spec["replicas"] == 3
     label = one(example, "Namespace", "odin")["metadata"]["labels"]["odin.example/nats"]
@@ -442,7 +446,7 @@ def test_the_names_of_the_pods_are_those_of_routes_and_of_the_certificate(
     )
     for name in names:
         assert f"DNS:{name}" in shown
-        assert f"@{name}:4222" in (tmp_path / "ws" / "nats_url").read_text()
+        assert f"tls://{name}:4222" in (tmp_path / "ws" / "nats_url").read_text()
 
 
 def test_nats_in_pods_may_do_nothing_more_than_the_server(

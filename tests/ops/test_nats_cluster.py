@@ -18,7 +18,7 @@ import pytest
 from tests.e2e.nats import free_port
 from tests.ops.conftest import OPS
 from tests.ops.prometheus import running
-from tests.ops.test_nats_secrets import make_secrets
+from tests.ops.test_nats_secrets import login_of, make_secrets
 from tests.waiting import until_answer, wait_until
 from trio_odin.demo.nats_server import find_nats_server
 from trio_odin.lab.load.pages import get, get_object, parse_metrics
@@ -100,12 +100,11 @@ class Cluster:
 
     def environment(self, client: str) -> dict[str, str]:
         """As compose gives it, the addresses apart."""
-        secrets = self.folder / "secrets" / client
-        password = (secrets / "password").read_text().strip()
-        urls = [f"tls://{client}:{password}@localhost:{one.port}" for one in self.members]
+        urls = [f"tls://localhost:{one.port}" for one in self.members]
         file = self.folder / f"{client}_url"
         file.write_text(",".join(urls) + "\n")
-        return {"NATS_URL_FILE": str(file), "SSL_CERT_FILE": str(secrets / "ca.pem")}
+        given = login_of(self.folder / "secrets", client)
+        return {**given, "NATS_URL_FILE": str(file)}
 
 
 Write = Callable[[Member, list[Member], Path], Path]

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import attrs
 import pytest
@@ -26,6 +25,12 @@ from tests.waiting import until_answer
 from trio_odin.demo.nats_server import find_nats_server
 from trio_odin.lab.load.pages import get, parse_metrics
 
+# The files of a client's folder, by the variables that name them.
+LOGIN = {
+    "NATS_URL_FILE": "nats_url",
+    "NATS_PASSWORD_FILE": "password",
+    "NATS_TLS_CA": "ca.pem",
+}
 SCRIPT = OPS / "nats" / "secrets.sh"
 
 
@@ -33,6 +38,13 @@ def make_secrets(folder: Path) -> None:
     tool("openssl")
     made = run(SCRIPT, folder)
     assert made.returncode == 0, made.stderr
+
+
+def login_of(secrets: Path, client: str) -> dict[str, str]:
+    """The variables that compose gives to a client, with the paths of this machine."""
+    folder = secrets / client
+    files = {variable: str(folder / file) for variable, file in LOGIN.items()}
+    return {"NATS_USER": client, **files}
 
 
 @pytest.fixture
@@ -58,9 +70,10 @@ def test_each_container_gets_what_it_needs_and_nobody_the_key_of_the_authority(
         *("publisher/nats_url", "publisher/password", "publisher/ca.pem"),
         *("grafana/admin_password", "alertmanager/watchdog_webhook_url"),
     }
-    assert (secrets / "ws" / "password").read_text().strip() in (
-        secrets / "ws" / "nats_url"
-    ).read_text()
+    for client in ("ws", "publisher"):
+        password = (secrets / client / "password").read_text().strip()
+        assert f'"{password}"' in (secrets / "nats" / "users.conf").read_text()
+        assert (secrets / client / "nats_url").read_text() == "tls://nats:4222\n", "no secret"
     assert stat.S_IMODE(secrets.stat().st_mode) == 0o700
     assert stat.S_IMODE((secrets / "ca.key").stat().st_mode) == 0o600
     # Containers' users are not the one who made them.
@@ -80,13 +93,28 @@ def test_a_second_time_keeps_all_and_renews_what_was_removed(secrets: Path) -> N
 
 def test_passwords_differ_each_time(secrets: Path, tmp_path: Path) -> None:
     make_secrets(tmp_path / "others")
-    urls = [
-        (folder / client / "nats_url").read_text()
+    passwords = [
+        (folder / client / "password").read_text().strip()
         for folder in (secrets, tmp_path / "others")
         for client in ("ws", "publisher")
     ]
-    assert len(set(urls)) == 4
-    assert all(len(url.partition("@")[0]) > 50 for url in urls)
+    assert len(set(passwords)) == 4
+    assert all(len(password) == 48 for password in passwords)
+
+
+@pytest.mark.parametrize("has_file", [True, False], ids=["a-file-too", "the-url-alone"])
+def test_the_password_of_an_earlier_version_moves_out_of_the_url(
+    secrets: Path, *, has_file: bool
+) -> None:
+    ws = secrets / "ws"
+    password = (ws / "password").read_text()
+    login = f"ws:{password.strip()}"
+    (ws / "nats_url").write_text(f"tls://{login}@10.0.0.1:4222,tls://{login}@nats:4222\n")
+    if not has_file:
+        (ws / "password").unlink()
+    make_secrets(secrets)
+    assert (ws / "nats_url").read_text() == "tls://10.0.0.1:4222,tls://nats:4222\n"
+    assert (ws / "password").read_text() == password
 
 
 def test_nothing_of_it_is_ever_committed() -> None:
@@ -103,16 +131,13 @@ class Site:
     folder: Path
     port: int
 
-    def url(self, client: str) -> str:
-        text = (self.folder / "secrets" / client / "nats_url").read_text().strip()
-        return text.replace("@nats:4222", f"@localhost:{self.port}")
-
     def environment(self, client: str) -> dict[str, str]:
         """As compose gives it, the address apart."""
+        given = login_of(self.folder / "secrets", client)
         file = self.folder / f"{client}_url"
-        file.write_text(self.url(client) + "\n")
-        authority = self.folder / "secrets" / client / "ca.pem"
-        return {"NATS_URL_FILE": str(file), "SSL_CERT_FILE": str(authority)}
+        text = Path(given["NATS_URL_FILE"]).read_text()
+        file.write_text(text.replace("//nats:4222", f"//localhost:{self.port}"))
+        return {**given, "NATS_URL_FILE": str(file)}
 
     @property
     def trust(self) -> ssl.SSLContext:
@@ -158,8 +183,8 @@ async def test_server_and_publisher_find_each_other_with_their_secrets(site: Sit
         await until_answer(partial(_taken, port), what="events arrive")
     log = (site.folder / "ws.log").read_text()
     assert '"mode": "jetstream"' in log
-    secret = site.url("ws").partition("@")[0].rpartition(":")[2]
-    assert secret not in log + (site.folder / "publisher.log").read_text()
+    for client in ("ws", "publisher"):
+        assert password_of(site, client) not in log + (site.folder / "publisher.log").read_text()
 
 
 async def answer(
@@ -180,7 +205,7 @@ async def answer(
 
 
 def password_of(site: Site, client: str) -> str:
-    return urlsplit(site.url(client)).password or ""
+    return (site.folder / "secrets" / client / "password").read_text().strip()
 
 
 async def _is_up(site: Site) -> bool:

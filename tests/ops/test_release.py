@@ -272,16 +272,16 @@ def test_a_machine_gets_its_own_secrets_and_what_has_others_is_restarted(
     }
     assert secrets.stat().st_mode & 0o777 == 0o700
     assert not list(releases.sent.iterdir()), "nothing of it is left where it was sent to"
-    before = (secrets / "ws" / "nats_url").read_text()
+    before = (secrets / "ws" / "password").read_text()
 
     releases.commit()
     assert restarted(releases.deploy("ws")) == set()
-    assert (secrets / "ws" / "nats_url").read_text() == before
+    assert (secrets / "ws" / "password").read_text() == before
 
     (releases.folder / "secrets" / "nats" / "users.conf").unlink()  # new passwords
     releases.commit()
     assert restarted(releases.deploy("ws")) == {"ws"}
-    assert (secrets / "ws" / "nats_url").read_text() != before
+    assert (secrets / "ws" / "password").read_text() != before
 
 
 def test_haproxy_reads_what_changed_without_losing_its_clients(

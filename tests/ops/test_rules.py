@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.logs_page import of_haproxy, of_publisher, of_server, unknown_in
 from tests.ops.conftest import OPS, ROOT
 from tests.ops.promql import faults, metrics_of
 from tests.ops.rules import ALERTS, RECORDED, known_series
-from tests.ops.tools import output, require
+from tests.ops.tools import load_yaml, output, require
 from trio_odin.lab.model.tables import read_costs
 from trio_odin.lab.report.folder import read_verdict
 from trio_odin.settings.reading import variables
@@ -26,18 +26,25 @@ RUNBOOK = ROOT / "docs" / "runbooks" / "alerts.md"
 MIB = 1024 * 1024
 
 
-def _load(path: Path) -> Any:
-    return yaml.safe_load(path.read_text())
-
-
 RUNBOOKS = "https://runbooks.example/alerts.md"
-TESTS = [case for file in (PROMETHEUS / "tests").glob("*.yml") for case in _load(file)["tests"]]
-EXPECTED = [
-    (expected["alertname"], alert)
-    for case in TESTS
-    for expected in case.get("alert_rule_test", [])
-    for alert in expected["exp_alerts"] or [None]
-]
+
+
+@cache
+def cases() -> list[dict[str, Any]]:
+    """The tests that promtool runs."""
+    files = (PROMETHEUS / "tests").glob("*.yml")
+    return [case for file in files for case in load_yaml(file)["tests"]]
+
+
+def expected_of(name: str) -> list[Any]:
+    """What the tests expect of an alert, each time that they look; None if it does not fire."""
+    return [
+        alert
+        for case in cases()
+        for expected in case.get("alert_rule_test", [])
+        if expected["alertname"] == name
+        for alert in expected["exp_alerts"] or [None]
+    ]
 
 
 def test_prometheus_takes_its_configuration_and_all_rules() -> None:
@@ -67,7 +74,7 @@ def test_a_recorded_figure_is_named_by_convention_and_tested(name: str) -> None:
     assert re.fullmatch(r"[a-z0-9_]+", operations)
     for window in re.findall(r"(?:rate|increase)(\d+m)", operations):
         assert f"[{window}]" in RECORDED[name]["expr"] or f"rate{window}" in RECORDED[name]["expr"]
-    tested = [e["expr"] for case in TESTS for e in case.get("promql_expr_test", [])]
+    tested = [e["expr"] for case in cases() for e in case.get("promql_expr_test", [])]
     assert any(name in metrics_of(query) for query in tested)
 
 
@@ -86,9 +93,10 @@ def test_an_alert_says_what_it_is_about_and_where_to_read_on(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALERTS)
 def test_an_alert_is_seen_to_fire_and_not_to_fire(name: str) -> None:
-    fired = [alert for alertname, alert in EXPECTED if alertname == name and alert]
+    expected = expected_of(name)
+    fired = [alert for alert in expected if alert]
     assert fired
-    rests = any(alertname == name and not alert for alertname, alert in EXPECTED)
+    rests = not all(expected)
     assert rests == (name != "Watchdog"), "which is never to rest"
     rule = ALERTS[name]
     for alert in fired:
@@ -98,7 +106,7 @@ def test_an_alert_is_seen_to_fire_and_not_to_fire(name: str) -> None:
 
 
 def test_alerts_lead_to_where_the_runbook_is_published() -> None:
-    config = _load(PROMETHEUS / "prometheus.yml")
+    config = load_yaml(PROMETHEUS / "prometheus.yml")
     assert config["global"]["external_labels"] == {"runbooks": "${RUNBOOKS_URL}"}
     # Only the address is to come of it: an alert's labels say which alerts are the same.
     (drop,) = config["alerting"]["alert_relabel_configs"]
@@ -106,7 +114,7 @@ def test_alerts_lead_to_where_the_runbook_is_published() -> None:
 
 
 def test_the_watchdog_goes_to_who_calls_when_it_stays_away() -> None:
-    config = _load(ALERTMANAGER)
+    config = load_yaml(ALERTMANAGER)
     routes = {
         matcher: route for route in config["route"]["routes"] for matcher in route["matchers"]
     }
@@ -169,10 +177,10 @@ def test_the_figures_of_the_lab_in_the_runbook_are_the_labs() -> None:
 
 
 def test_prometheus_finds_the_server_where_compose_puts_it() -> None:
-    config = _load(PROMETHEUS / "prometheus.yml")
+    config = load_yaml(PROMETHEUS / "prometheus.yml")
     jobs = {job["job_name"]: job for job in config["scrape_configs"]}
     (files,) = jobs["ws"]["file_sd_configs"]
-    (targets,) = _load(PROMETHEUS / files["files"][0])
+    (targets,) = load_yaml(PROMETHEUS / files["files"][0])
     assert targets == {"targets": ["ws:3005"], "labels": {"instance": "odin-ws"}}
 
 
@@ -190,7 +198,7 @@ def test_alertmanager_takes_its_configuration(tmp_path: Path) -> None:
 
 
 def test_alertmanager_mutes_alerts_that_exist() -> None:
-    config = _load(ALERTMANAGER)
+    config = load_yaml(ALERTMANAGER)
     matchers = [
         matcher
         for rule in config["inhibit_rules"]

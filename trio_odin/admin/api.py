@@ -137,25 +137,35 @@ class Api:
         )
 
     async def _show(self, wanted: ConnectionId) -> Response:
-        replies = await self._ask_all(ShowConnection(number=wanted.number), wanted.worker)
-        found = [reply for reply in replies.values() if isinstance(reply, ConnectionDetail)]
-        if not found:
-            return _refused(_worst(replies, wanted))
-        content = msgspec.to_builtins(found[0])
+        found = await self._find(wanted)
+        if isinstance(found, Refused):
+            return _refused(found)
+        _, detail = found
+        content = msgspec.to_builtins(detail)
         del content["type"]
         return _json(200, content.pop("row") | content)
 
     async def _close(self, wanted: ConnectionId) -> Response:
-        replies = await self._ask_all(ShowConnection(number=wanted.number), wanted.worker)
-        holding = [one for one, reply in replies.items() if isinstance(reply, ConnectionDetail)]
-        if not holding:
-            return _refused(_worst(replies, wanted))
-        if len(holding) > 1:
-            return _refused(_ambiguous(wanted.worker))
-        reply = await holding[0].ask(Close(number=wanted.number))
+        found = await self._find(wanted)
+        if isinstance(found, Refused):
+            return _refused(found)
+        process, _ = found
+        reply = await process.ask(Close(number=wanted.number))
         if isinstance(reply, Refused):
             return _refused(reply)
         return _json(200, {"id": str(wanted), "closed": True})
+
+    async def _find(self, wanted: ConnectionId) -> tuple[Process, ConnectionDetail] | Refused:
+        """Find the one process that has a connection of this id."""
+        replies = await self._ask_all(ShowConnection(number=wanted.number), wanted.worker)
+        found = [
+            (process, reply)
+            for process, reply in replies.items()
+            if isinstance(reply, ConnectionDetail)
+        ]
+        if not found:
+            return _worst(replies, wanted)
+        return found[0] if len(found) == 1 else _ambiguous(wanted.worker)
 
     async def _channels(self, question: Channels) -> Response:
         """Ask for the busiest channels of each process, then for those of the others in each.

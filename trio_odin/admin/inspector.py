@@ -7,7 +7,6 @@ turn. Nothing here runs while nobody asks.
 from __future__ import annotations
 
 import heapq
-import ipaddress
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -16,7 +15,8 @@ import trio
 
 from trio_odin.admin.channel_watch import ChannelWatch
 from trio_odin.admin.frames import inflate_z1
-from trio_odin.admin.paging import Keyed, first_of, is_after, key_of
+from trio_odin.admin.networks import network_check
+from trio_odin.admin.paging import FirstRows, key_of
 from trio_odin.admin.questions import (
     ROWS_WITH_BYTES,
     ChannelList,
@@ -86,6 +86,10 @@ def _subject(connection: Connection) -> str | None:
     return None if grant is None else grant.subject
 
 
+def _bytes(connection: Connection) -> int | None:
+    return bytes_acknowledged(connection.outbound.socket.stream)
+
+
 class Inspector:
     """Knows the connections of a hub. `run` has to be running.
 
@@ -114,7 +118,7 @@ class Inspector:
             "dropped": lambda one: one.outbound.dropped,
             "skipped": lambda one: one.outbound.conflated,
             "seq": lambda one: one.outbound.seq,
-            "bytes": lambda one: bytes_acknowledged(one.outbound.socket.stream),
+            "bytes": _bytes,
             # Not the age itself: a cursor has to stand for the same place later, in all workers.
             "age_seconds": lambda one: -round(one.outbound.opened_at + machine_time, 6),
             "silent_seconds": lambda one: -round(one.outbound.heard_at + machine_time, 6),
@@ -172,38 +176,38 @@ class Inspector:
 
     async def _list(self, question: Connections) -> ConnectionPage:
         slices = _Slices()
-        sort, figure, after = question.sort, self._figures[question.sort], question.after
+        sort, figure, worker = question.sort, self._figures[question.sort], self._worker
         checks = self._checks(question)
-        keyed = []
+        first = FirstRows[Connection](
+            question.limit, is_descending=question.is_descending, after=question.after
+        )
         matching = 0
         members = self._hub.members
         for some in _in_parts(list(members)):
             await slices.pause()
-            for connection in some:
-                if connection not in members:
-                    continue
-                if checks and not all(check(connection) for check in checks):
-                    continue
-                matching += 1
-                place = Keyed(key_of(sort, figure(connection)), connection.number, self._worker)
-                if after is None or is_after(place, after, is_descending=question.is_descending):
-                    keyed.append((place, connection))
-        chosen = first_of(keyed, question.limit, is_descending=question.is_descending)
-        has_bytes = len(chosen) <= ROWS_WITH_BYTES or sort == "bytes"
+            wanted = [one for one in some if one in members]
+            for check in checks:
+                wanted = [one for one in wanted if check(one)]
+            matching += len(wanted)
+            first.add(((key_of(sort, figure(one)), one.number, worker), one) for one in wanted)
+        chosen = first.in_order()
+        asks_kernel = len(chosen) <= ROWS_WITH_BYTES and sort != "bytes"
         rows, keys = [], []
         for part in _in_parts(chosen):
             await slices.pause()
             now = trio.current_time()
-            for place, connection in part:
+            for (key, _, _), connection in part:
                 if connection in members:
-                    rows.append(self._row(connection, now, has_bytes=has_bytes))
-                    keys.append(place.key)
+                    known = key if sort == "bytes" and key >= 0 else None
+                    size = _bytes(connection) if asks_kernel else known
+                    rows.append(self._row(connection, now, size))
+                    keys.append(key)
         return ConnectionPage(
             rows=rows,
             keys=keys,
             matching=matching,
             total=len(members),
-            has_more=len(keyed) > len(chosen),
+            has_more=first.added > len(chosen),
         )
 
     def _checks(self, question: Connections) -> list[Callable[[Connection], bool]]:
@@ -212,7 +216,8 @@ class Inspector:
             names = [question.channel]
             checks.append(lambda one: self._hub.registry.has_any(one.outbound, names))
         if question.address:
-            checks.append(_address_check(question.address))
+            is_in_network = network_check(question.address)
+            checks.append(lambda one: is_in_network(one.identity.address))
         if question.subject is not None:
             checks.append(lambda one: _subject(one) == question.subject)
         if question.is_lagging is not None:
@@ -222,7 +227,7 @@ class Inspector:
     def _id(self, number: int) -> str:
         return f"{self._prefix}{number}"
 
-    def _row(self, connection: Connection, now: float, *, has_bytes: bool = True) -> ConnectionRow:
+    def _row(self, connection: Connection, now: float, size: int | None) -> ConnectionRow:
         outbound = connection.outbound
         address, user_agent = connection.identity
         state, queued = outbound.state, outbound.queued
@@ -243,7 +248,7 @@ class Inspector:
             queued_bytes=outbound.queued_bytes,
             skipped=outbound.conflated,
             dropped=outbound.dropped,
-            bytes=bytes_acknowledged(outbound.socket.stream) if has_bytes else None,
+            bytes=size,
             is_lagging=state is State.WAITING or queued > 0,
         )
 
@@ -262,7 +267,7 @@ class Inspector:
             )
         rules = hub.outbox_rules
         return ConnectionDetail(
-            row=self._row(connection, trio.current_time()),
+            row=self._row(connection, trio.current_time(), _bytes(connection)),
             subscriptions=subscriptions,
             outbox=Outbox(
                 messages=outbound.queued,
@@ -456,18 +461,3 @@ def _unix_ms() -> int:
 def _is_lagging(outbound: Outbound) -> bool:
     """Whether something waits because the client's socket takes nothing."""
     return outbound.state is State.WAITING or bool(outbound.queued)
-
-
-def _address_check(text: str) -> Callable[[Connection], bool]:
-    network = ipaddress.ip_network(text, strict=False)
-
-    def is_in_network(connection: Connection) -> bool:
-        address = connection.identity.address
-        if address is None:
-            return False
-        try:
-            return ipaddress.ip_address(address.partition("%")[0]) in network
-        except ValueError:
-            return False
-
-    return is_in_network

@@ -1,12 +1,10 @@
-"""Sorting and paging: the first rows by a heap, the next page by a cursor, pages of all workers."""
+"""Sorting and paging: the first rows of many, the next page by a cursor, pages of all workers."""
 
 from __future__ import annotations
 
-import heapq
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Sequence
-from operator import itemgetter
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
@@ -32,43 +30,69 @@ SORTS: Final = {
 
 TEXTS: Final = frozenset({"address", "subject"})
 
+# So many rows are sorted into those that are in order already: less than a millisecond.
+_UNORDERED_MAX: Final = 1000
 _cursors: Final = msgspec.json.Decoder(tuple[int | float | str, int, int])
 
 
-class Keyed(NamedTuple):
-    """A row's place in the order: its key, then its number and worker, which are unique."""
+class FirstRows(Generic[T]):
+    """Keeps the first rows in order, of all that are added. Among equal keys the lower number wins.
 
-    key: Any
-    number: int
-    worker: int
+    No call takes long, as rows are put in order some at a time: what is in order already costs
+    little to sort again.
 
+    Args:
+        limit: how many rows are kept.
+        is_descending: the greatest first.
+        after: where the page before has ended; None: this is the first one.
 
-def first_of(
-    keyed: Iterable[tuple[Keyed, T]], limit: int, *, is_descending: bool
-) -> list[tuple[Keyed, T]]:
-    """The first `limit` of `keyed` in order. Among equal keys the lower number comes first."""
-    if not is_descending:
-        return heapq.nsmallest(limit, keyed, key=itemgetter(0))
-    keyed = list(keyed)
-    if keyed and isinstance(keyed[0][0].key, str):
-        return heapq.nlargest(limit, keyed, key=_falling)
-    # Without a function in Python for each comparison: the numbers of a worker are unique.
-    ranks = [(-place[0], place[1], place[2], at) for at, (place, _) in enumerate(keyed)]
-    return [keyed[at] for *_, at in heapq.nsmallest(limit, ranks)]
+    Attributes:
+        added: how many rows come after the cursor.
+    """
 
+    def __init__(self, limit: int, *, is_descending: bool, after: Cursor | None = None) -> None:
+        self.added = 0
+        self._limit = limit
+        self._is_descending = is_descending
+        self._sign = -1 if is_descending else 1
+        self._after = None if after is None else self._ranked(*after)
+        # Key, number, worker, a unique number, row. Python compares such tuples without calling
+        # a function, and never gets to the row.
+        self._rows: list[tuple[Any, int, int, int, T]] = []
+        self._unordered = 0
 
-def _falling(one: tuple[Keyed, object]) -> tuple[Any, int, int]:
-    key, number, worker = one[0]
-    return key, -number, -worker
+    def add(self, rows: Iterable[tuple[Cursor, T]]) -> None:
+        """Add rows, each with its place: its key, its number and its worker."""
+        sign, after = self._sign, self._after
+        ranked = [
+            (key, sign * number, sign * worker, at, row)
+            for at, ((key, number, worker), row) in enumerate(rows, self.added)
+        ]
+        if after is not None and self._is_descending:
+            ranked = [one for one in ranked if one[:3] < after]
+        elif after is not None:
+            ranked = [one for one in ranked if one[:3] > after]
+        self._rows += ranked
+        self.added += len(ranked)
+        self._unordered += len(ranked)
+        if self._unordered >= _UNORDERED_MAX:
+            self._put_in_order()
 
+    def in_order(self) -> list[tuple[Cursor, T]]:
+        """The rows that are kept, each with its place."""
+        self._put_in_order()
+        sign = self._sign
+        return [
+            ((key, sign * number, sign * worker), row) for key, number, worker, _, row in self._rows
+        ]
 
-def is_after(keyed: Keyed, cursor: Cursor | None, *, is_descending: bool) -> bool:
-    """Whether a row comes after the cursor."""
-    if cursor is None:
-        return True
-    if keyed[0] == cursor[0]:
-        return keyed[1:] > tuple(cursor[1:])
-    return bool(keyed[0] < cursor[0] if is_descending else keyed[0] > cursor[0])
+    def _put_in_order(self) -> None:
+        self._rows.sort(reverse=self._is_descending)
+        del self._rows[self._limit :]
+        self._unordered = 0
+
+    def _ranked(self, key: Any, number: int, worker: int) -> Cursor:
+        return key, self._sign * number, self._sign * worker
 
 
 def text_of_cursor(cursor: Cursor) -> str:
@@ -95,14 +119,15 @@ def merged(
     """One page of those of all workers, and where the next one begins; None if there is none."""
     if len(pages) == 1:
         return _with_cursor(pages[0].rows, pages[0].keys, has_more=pages[0].has_more)
-    keyed = [
-        (Keyed(key, row.connection, row.worker), row)
-        for page in pages
-        for key, row in zip(page.keys, page.rows, strict=True)
-    ]
-    chosen = first_of(keyed, limit, is_descending=is_descending)
-    has_more = len(chosen) < len(keyed) or any(page.has_more for page in pages)
-    keys = [place.key for place, _ in chosen]
+    first = FirstRows[ConnectionRow](limit, is_descending=is_descending)
+    for page in pages:
+        first.add(
+            ((key, row.connection, row.worker), row)
+            for key, row in zip(page.keys, page.rows, strict=True)
+        )
+    chosen = first.in_order()
+    has_more = len(chosen) < first.added or any(page.has_more for page in pages)
+    keys = [key for (key, _, _), _ in chosen]
     return _with_cursor([row for _, row in chosen], keys, has_more=has_more)
 
 
