@@ -154,6 +154,13 @@ def ops(session: nox.Session) -> None:
 
 
 @nox.session
+def slow(session: nox.Session) -> None:
+    """Run the lab, the bench and the cloud's scripts as engineers do: about five minutes."""
+    install(session, "tests")
+    session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
 def js(session: nox.Session) -> None:
     """Build, test and check clients/js; `-- --browser`: in Chromium too, `-- --record FILE`.
 

@@ -18,6 +18,9 @@ from tests.ops.conftest import OPS, ROOT
 from tests.ops.tools import run, tool
 from trio_odin.lab.model.tables import read_prices
 
+# Each test starts dozens of programs.
+pytestmark = pytest.mark.slow
+
 SCRIPT = OPS / "cloud" / "instances.sh"
 RELEASE = OPS / "cloud" / "release.sh"
 STARTUP = OPS / "cloud" / "startup.sh"

@@ -63,6 +63,7 @@ async def test_without_root_a_sentence_says_what_it_needs(monkeypatch: pytest.Mo
 
 @needs_namespaces
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_a_bench_over_the_bridge_receives_every_event_and_leaves_nothing(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     command = [*BENCH, "--targets", "odin", *BRIDGE, "--json", str(file)]

@@ -87,6 +87,7 @@ def test_rates_are_measured_against_the_market_of_the_plans_users_and_of_w() -> 
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 async def test_each_encoding_is_measured_with_a_server_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -29,6 +29,7 @@ PLAN = BenchPlan(
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl")
 async def test_the_same_load_is_measured_without_and_with_tls() -> None:
     report, target = await measured(attrs.evolve(PLAN.only(["tls"]), tls_seconds=1.5))

@@ -12,9 +12,11 @@ from pathlib import Path
 import attrs
 import psutil
 import pytest
+from click.testing import CliRunner
 
 from tests.lab.hosts.rig import needs_ip_if_root
 from tests.lab.interrupting import interrupt
+from trio_odin.cli import main
 from trio_odin.lab.capacity.runner import LabPlan, Told, run_lab
 from trio_odin.lab.capacity.stages import SERVER_SETTINGS, Stage, stage_of
 from trio_odin.lab.hosts.lock import lab_lock
@@ -123,6 +125,7 @@ def links() -> str:
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 @needs_root
 def test_stages_1_and_2_pass_on_isolated_hosts_and_leave_nothing(tmp_path: Path) -> None:
     before = links()
@@ -178,6 +181,7 @@ async def test_a_load_that_is_ended_early_does_not_pass(tmp_path: Path) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 @needs_ip_if_root
 def test_down_removes_the_leftovers_of_a_killed_lab_on_loopback(tmp_path: Path) -> None:
     prefix = ["--prefix", PREFIX]
@@ -213,9 +217,8 @@ def test_down_removes_the_leftovers_of_a_killed_lab_on_loopback(tmp_path: Path) 
 def test_bad_input_gives_a_sentence_and_exit_code_2(
     options: list[str], sentence: str, tmp_path: Path
 ) -> None:
-    command = [*LAB, "--out", str(tmp_path), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == 2, done.stdout + done.stderr
+    done = CliRunner().invoke(main, ["lab", "--out", str(tmp_path), *options])
+    assert done.exit_code == 2, done.exception
     assert sentence in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
 
