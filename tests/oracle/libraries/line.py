@@ -91,10 +91,12 @@ class _Wire:
 
     async def run(self) -> None:
         async with self._near, self._far:
-            with self._scope, suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            with self._scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._up)
-                    await self._down()
+                    # Not around the nursery, which puts errors into a group.
+                    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                        await self._down()
                     nursery.cancel_scope.cancel(reason="the server has closed")
 
     async def _up(self) -> None:

@@ -31,7 +31,6 @@ from trio_odin.client import Event, Gap, Options, State, aio, connect
 
 _CHANNELS = [f"T{number}.trade" for number in range(100)]
 _EACH = 5
-_RATE = 30.0
 _AT_ONCE = 20
 _RECONNECTS = 200
 _UP_SECONDS, _ROLLED_SECONDS, _LAST_SECONDS = 400.0, 400.0, 90.0
@@ -167,13 +166,13 @@ class _Children:
             process.wait()
 
 
-async def _publish(nats: NatsServer, last: dict[str, int], until: trio.Event) -> None:
-    """Publish numbered events, `_RATE` a second, and in the end one of each channel."""
+async def _publish(nats: NatsServer, rate: float, last: dict[str, int], until: trio.Event) -> None:
+    """Publish numbered events, `rate` a second, and in the end one of each channel."""
     async with nats_client(nats.url) as client:
         rng = random.Random(1)
         while not until.is_set():
             await _publish_one(client, rng.choice(_CHANNELS), last)
-            await trio.sleep(1 / _RATE)
+            await trio.sleep(1 / rate)
         for channel in _CHANNELS:
             await _publish_one(client, channel, last)
         await client.flush()
@@ -185,7 +184,7 @@ async def _publish_one(client: NatsClient, channel: str, last: dict[str, int]) -
     await client.publish(f"odin.token.{channel}", payload)
 
 
-async def _drill(library: str, clients: int, processes: int) -> int:
+async def _drill(library: str, clients: int, processes: int, rate: float) -> int:
     with tempfile.TemporaryDirectory(prefix="rolling-") as name:
         folder = Path(name)
         with running_nats(folder) as nats:
@@ -197,12 +196,14 @@ async def _drill(library: str, clients: int, processes: int) -> int:
                 url = f"ws://127.0.0.1:{server.port}/ws"
                 children = _Children(library, url, clients, processes)
                 try:
-                    return await _watch(server, nats, clients, children)
+                    return await _watch(server, nats, clients, children, rate)
                 finally:
                     children.end()
 
 
-async def _watch(server: ServerProcess, nats: NatsServer, clients: int, children: _Children) -> int:
+async def _watch(
+    server: ServerProcess, nats: NatsServer, clients: int, children: _Children, rate: float
+) -> int:
     last: dict[str, int] = {}
     is_over = trio.Event()
     begun = time.monotonic()
@@ -212,7 +213,7 @@ async def _watch(server: ServerProcess, nats: NatsServer, clients: int, children
         sys.stdout.flush()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_publish, nats, last, is_over)
+        nursery.start_soon(_publish, nats, rate, last, is_over)
         with trio.fail_after(_UP_SECONDS):
             while (seen := await children.ask(last))["began"] < clients:
                 say(f"{seen['began']:,} of {clients:,} clients are live")
@@ -253,9 +254,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}", description=__doc__)
     parser.add_argument("--clients", type=int, default=10_000)
     parser.add_argument("--processes", type=int, default=3)
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=5.0,
+        help="events a second; each is of a channel that one client in twenty has",
+    )
     parser.add_argument("--library", choices=["trio", "asyncio"], default="asyncio")
     options = parser.parse_args()
-    return trio.run(partial(_drill, options.library, options.clients, options.processes))
+    drill = partial(_drill, options.library, options.clients, options.processes, options.rate)
+    return trio.run(drill)
 
 
 if __name__ == "__main__":
