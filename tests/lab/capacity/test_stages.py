@@ -55,6 +55,22 @@ def test_rates_and_compression_have_a_stage_each_with_all_users() -> None:
     assert bounds(15, "ours")["bytes"] == pytest.approx(0.45 * 371, abs=0.5)
 
 
+@pytest.mark.parametrize(("plain", "bound"), [(None, 0.84), (0.4, 0.42), (0.9, 0.945)])
+def test_compression_may_use_a_little_more_cpu_than_plain_text_on_the_same_machine(
+    plain: float | None, bound: float
+) -> None:
+    stage = stage_of(15)
+    same = stage_of(stage.plain_stage)
+    assert (same.connections, same.rate) == (stage.connections, stage.rate)
+    assert (same.encoding, stage.plain_stage < stage.number) == ("plain", True)
+    criteria = stage.criteria_beside(plain)
+    assert [c.figure for c in criteria] == [c.figure for c in stage.criteria]
+    assert {c.figure: c.bound for c in criteria} == {
+        **{c.figure: c.bound for c in stage.criteria},
+        "cores": pytest.approx(bound),
+    }
+
+
 def test_the_plan_holds_its_fifth_test_for_half_an_hour() -> None:
     assert stage_of(5).hold_seconds == 30 * 60
 

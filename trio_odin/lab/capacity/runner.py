@@ -358,7 +358,7 @@ class _Lab:
             nursery.start_soon(watch_host, limits, host)
             load = await self._load(stage, server)
             nursery.cancel_scope.cancel(reason="the load has ended")
-        found = checks(load, stage.criteria)
+        found = checks(load, stage.criteria_beside(self._cores_of(stage.plain_stage)))
         if self._backend.prometheus is not None:
             seconds = time.time() - started_unix
             found.append(await _scraped(self._backend.prometheus, seconds, stage))
@@ -372,6 +372,11 @@ class _Lab:
             checks=found,
             host=host,
         )
+
+    def _cores_of(self, number: int) -> float | None:
+        """What the server used in an earlier stage; None: it was not measured."""
+        loads = (stage.load for stage in self._stages if stage.number == number)
+        return next((load.server.cores for load in loads if load is not None), None)
 
     async def _load(self, stage: Stage, server: Running) -> LoadResult:
         hold = self._plan.hold_of(stage)
