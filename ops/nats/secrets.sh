@@ -111,8 +111,15 @@ CONF
 fi
 
 for client in ws publisher; do
-  # Earlier versions of this script kept the password in the URL, the first ones there alone.
-  [[ -e $client/password ]] || sed 's|^[^:]*://[^:]*:||; s|@.*||' "$client/nats_url" >"$client/password"
+  # The first versions of this script kept the password in the URL alone.
+  if [[ ! -e $client/password ]]; then
+    password=$(sed -n "/user: $client\$/{n;s/.*password: \"\(.*\)\".*/\1/p}" nats/users.conf)
+    if [[ ! $password ]]; then
+      echo "secrets.sh: $PWD/nats/users.conf has no password of $client, and $client/password is not there: put it there" >&2
+      exit 2
+    fi
+    echo "$password" >"$client/password"
+  fi
   urls=
   for server in "${servers[@]}"; do
     urls+=${urls:+,}tls://$server:4222

@@ -11,6 +11,7 @@ from typing import Any
 import jwt
 import pytest
 import trio
+from structlog.testing import capture_logs
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.trio.client import ClientConnection, connect
 from websockets.typing import Origin, Subprotocol
@@ -83,8 +84,11 @@ async def test_pages_of_other_origins_get_a_403(start_server: StartServer) -> No
         "https://example.com, https://evil.org",
         "",
     ]
-    for origin in foreign:
-        assert await refused(server, origin=Origin(origin)) == (403, "Origin not allowed", "")
+    with capture_logs() as lines:
+        for origin in foreign:
+            assert await refused(server, origin=Origin(origin)) == (403, "Origin not allowed", "")
+    (line,) = (line for line in lines if line["event"] == "handshake.refused")
+    assert (line["reason"], line["origin"], line["address"]) == ("origin", "null", "127.0.0.1")
     assert server.ledger.traffic.rejected == {"origin": len(foreign)}
     assert server.connections == 0
 

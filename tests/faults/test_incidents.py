@@ -125,7 +125,7 @@ def test_each_name_is_one_word_and_given_once() -> None:
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
 def test_every_place_either_has_to_show_an_incident_or_says_why_not(scene: Scene) -> None:
-    incident = incident_of(scene, {})
+    incident = incident_of(scene)
     assert [one.place for one in incident.sightings] == list(Place)
     assert all(one.what for one in incident.sightings)
     assert {Place.TOP, Place.SCREEN} <= {one.place for one in scene.expects}

@@ -215,7 +215,6 @@ def test_the_server_has_time_to_drain_before_it_is_killed() -> None:
 
 def test_every_setting_of_the_server_exists_and_means_something() -> None:
     known = {variable.name for variable in variables()}
-    # One is OpenSSL's: whom to trust.
     assert set(environment()) <= known - set(IGNORED)
     settings = read_settings({**environment(), "WS_RELOAD_FILE": ""})
     assert isinstance(settings, Settings)

@@ -117,6 +117,14 @@ def test_the_password_of_an_earlier_version_moves_out_of_the_url(
     assert (ws / "password").read_text() == password
 
 
+def test_a_password_that_was_removed_is_that_of_nats_again(secrets: Path) -> None:
+    file = secrets / "publisher" / "password"
+    password = file.read_text()
+    file.unlink()
+    make_secrets(secrets)
+    assert file.read_text() == password
+
+
 def test_nothing_of_it_is_ever_committed() -> None:
     done = run(tool("git"), "-C", OPS, "check-ignore", "secrets/ca.key")
     if "not a git repository" in done.stderr:

@@ -109,12 +109,26 @@ def test_the_head_says_what_closes_admission_while_nobody_comes() -> None:
     assert bad == {"refused 0/s (memory, overloaded, …)", "mem 90.0 MiB of 100.0 MiB"}
 
 
-def test_the_head_counts_restarts_of_workers_and_lost_lines_of_the_log() -> None:
-    now = reading(10)
+@pytest.mark.parametrize(("earlier", "is_bad"), [(11, True), (12, False)])
+def test_the_head_counts_restarts_of_workers_and_lost_lines_of_the_log(
+    earlier: int, *, is_bad: bool
+) -> None:
+    before, now = reading(8), reading(10)
     now.overview["workers"] |= {"restarts": 2}
+    before.overview["log"] |= {"lines_dropped": earlier}
     now.overview["log"] |= {"lines_dropped": 12}
-    texts = {fact.text for line in figures.head_of("a:1", now, Rates()) for fact in line}
-    assert {"workers 1 of 1, 2 restarts", "log lines lost 12"} <= texts
+    facts = {
+        f.text: f.is_bad for line in figures.head_of("a:1", now, Rates(), before) for f in line
+    }
+    assert "workers 1 of 1, 2 restarts" in facts
+    assert facts["log lines lost 12"] == is_bad
+
+
+def test_a_server_that_started_anew_has_no_reasons() -> None:
+    before, now = reading(10), reading(12)
+    before.overview["clients"]["rejected"] |= {"origin": 5}
+    now.overview["clients"]["rejected"] |= {"origin": 1, "timeout": 1}
+    assert figures.grown_reasons(before, now, "rejected") == []
 
 
 def test_the_head_of_an_older_server_is_shown_too() -> None:

@@ -71,6 +71,8 @@ def grown_reasons(before: Reading | None, now: Reading, kind: str) -> list[str]:
     if before is None:
         return []
     old, new = before.overview["clients"][kind], now.overview["clients"][kind]
+    if any(new.get(reason, 0) < count for reason, count in old.items()):  # it has started anew
+        return []
     grown = {reason: count - old.get(reason, 0) for reason, count in new.items()}
     found = [reason for reason, count in grown.items() if count > 0]
     return sorted(found, key=lambda reason: -grown[reason])
@@ -159,8 +161,8 @@ def head_of(
         [*load.get("refusing_for", ()), *grown_reasons(before, now, "rejected")]
     )
     closed = grown_reasons(before, now, "closed")
-    # The server may be older than this command.
-    lines_lost = o.get("log", {}).get("lines_dropped", 0)
+    lines_lost = _lines_lost(now)
+    loses_lines = lines_lost > (lines_lost if before is None else _lines_lost(before))
     memory_limit, restarts = load["memory_limit_bytes"], workers["restarts"]
     return [
         [
@@ -204,9 +206,15 @@ def head_of(
             ),
             Fact(f"waiting {size(waiting['outbox_bytes'])}"),
             Fact(f"inbound {number(waiting['inbound'])}"),
-            *([Fact(f"log lines lost {lines_lost:,}", is_bad=True)] if lines_lost else []),
+            *([Fact(f"log lines lost {lines_lost:,}", loses_lines)] if lines_lost else []),
         ],
     ]
+
+
+def _lines_lost(reading: Reading) -> int:
+    # The server may be older than this command.
+    count: int = reading.overview.get("log", {}).get("lines_dropped", 0)
+    return count
 
 
 def _listed(reasons: Iterable[str]) -> str:

@@ -388,14 +388,14 @@ class Bridge:
         """Find the newest message of each channel for the hub, whenever it is not known.
 
         The feed goes on meanwhile. Without an answer there is no first value of quiet channels.
-        While all events are shed, nothing is read again: it would fill the memory that is short,
-        and be outdated at once.
+        While all events are shed, as memory or CPU is short, nothing is read again: it would take
+        more of it, and be outdated at once.
         """
         pause, trouble = _NEWEST_RETRY_SECONDS, [""]
         while True:
-            if self._is_newest_known or (self._sheds_all and not self._is_newest_awaited):
+            if self._is_newest_known:
                 pause = _NEWEST_RETRY_SECONDS
-            else:
+            elif self._is_newest_awaited or not self._sheds_all:
                 errors = await self._read_newest(link.client)
                 pause = min(2 * pause, _NEWEST_RETRY_MAX_SECONDS)
                 if errors not in ([], trouble) and link.client.is_connected:

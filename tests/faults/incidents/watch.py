@@ -73,6 +73,12 @@ class Watch:
             for expect in expects:
                 nursery.start_soon(self._wait, expect, found[expect.place], since, say)
 
+    async def follow_alerts(self) -> None:
+        """Note each alert that fires, until cancelled."""
+        while True:
+            await self._alerts()
+            await trio.sleep(_LOOK_SECONDS)
+
     async def _wait(self, expect: Expect, sighting: Sighting, since: float, say: Say) -> None:
         while True:
             content = await self.read(expect.place)

@@ -374,9 +374,9 @@ class _Lab:
         )
 
     def _cores_of(self, number: int) -> float | None:
-        """What the server used in an earlier stage; None: it was not measured."""
+        """What the server used for all clients in an earlier stage; None: it was not measured."""
         loads = (stage.load for stage in self._stages if stage.number == number)
-        return next((load.server.cores for load in loads if load is not None), None)
+        return next((load.server.cores for load in loads if load and load.success == 1), None)
 
     async def _load(self, stage: Stage, server: Running) -> LoadResult:
         hold = self._plan.hold_of(stage)
