@@ -66,7 +66,7 @@ async def _play(scene: Scene, incident: Incident, it: Site, say: Say) -> None:
     watch.begin()
     if scene.clients:
         for expect in scene.expects:
-            await _check_is_quiet(expect, watch, scene)
+            await _check_is_quiet(expect, watch)
     async with trio.open_nursery() as nursery:
         await nursery.start(scene.play, it)
         nursery.start_soon(watch.follow_alerts)
@@ -79,7 +79,7 @@ async def _play(scene: Scene, incident: Incident, it: Site, say: Say) -> None:
     incident.failures += failures(incident, scene.seconds)
 
 
-async def _check_is_quiet(expect: Expect, watch: Watch, scene: Scene) -> None:
+async def _check_is_quiet(expect: Expect, watch: Watch) -> None:
     """What is there before the incident does not show it."""
     content = await watch.read(expect.place)
     if content is None and expect.place is not Place.EXPLAIN:  # that has no line to explain yet

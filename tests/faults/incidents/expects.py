@@ -1,7 +1,4 @@
-"""What each place has to show of an incident, decided from what it says. Pure.
-
-A `Look` is what was read of all places at one moment; an `Expect` finds the incident in it.
-"""
+"""Finds an incident in what each place says. Pure."""
 
 from __future__ import annotations
 

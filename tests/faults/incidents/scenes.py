@@ -297,12 +297,17 @@ async def _come_back(it: Site, one: Attacker, bearer: str) -> None:
     if code != 4001:
         raise RuntimeError(f"closed with {code} instead of 4001")
     while True:
-        again = await it.attackers.tcp()
-        status = await again.upgrade(bearer)
-        if status != 401:
-            raise RuntimeError(f"an expired token was answered with {status}")
-        await again.stream.aclose()
+        await _be_refused(it, bearer, 401)
         await trio.sleep(1)
+
+
+async def _be_refused(it: Site, header: str, status: int) -> None:
+    """Try to connect with this header, which has to be answered with this status."""
+    one = await it.attackers.tcp()
+    answered = await one.upgrade(header)
+    if answered != status:
+        raise RuntimeError(f"{header.partition(':')[0]}: answered with {answered}, not {status}")
+    await one.stream.aclose()
 
 
 _token_expired = Scene(
@@ -558,11 +563,7 @@ async def _come_from_elsewhere(
 ) -> None:
     task_status.started()
     while True:
-        one = await it.attackers.tcp()
-        status = await one.upgrade(f"Origin: {_ORIGIN}")
-        if status != 403:
-            raise RuntimeError(f"another origin was answered with {status}")
-        await one.stream.aclose()
+        await _be_refused(it, f"Origin: {_ORIGIN}", 403)
         await trio.sleep(0.1)
 
 
