@@ -37,26 +37,16 @@ class Expect:
     alert: str = ""
 
 
-def matching_alerts(
-    alerts: Iterable[Mapping[str, Any]], name: str, labels: Mapping[str, str], state: str
-) -> list[Mapping[str, Any]]:
-    """Those of this name with these labels in this state."""
-    return [
-        one
-        for one in alerts
-        if one["labels"]["alertname"] == name
-        and one["state"] == state
-        and labels.items() <= one["labels"].items()
-    ]
-
-
 def alert(name: str, **labels: str) -> Expect:
     """The alert of this name fires, with these labels."""
     shown = "".join(f", {label} {value}" for label, value in labels.items())
 
     def sees(alerts: Sequence[Mapping[str, Any]]) -> str:
-        found = matching_alerts(alerts, name, labels, _FIRING)
-        return str(found[0]["annotations"]["summary"]) if found else ""
+        for one in alerts:
+            has_labels = {"alertname": name, **labels}.items() <= one["labels"].items()
+            if has_labels and one["state"] == _FIRING:
+                return str(one["annotations"]["summary"])
+        return ""
 
     return Expect(Place.ALERT, f"{name}{shown}", sees, alert=name)
 
