@@ -45,6 +45,7 @@ async def test_a_page_of_another_origin_is_named(lines: list[dict[str, Any]]) ->
             "address": "192.0.2.7",
             "user_agent": "bot/1",
             "not_logged": 0,
+            "origins": ["https://new.example"],
         }
     ]
 
@@ -76,6 +77,20 @@ async def test_a_crowd_is_one_line_in_ten_seconds_for_each_reason(
     log.write(reject(Rejection.ORIGIN), _PAGE, _ADDRESS)
     logged = [(line["reason"], line["not_logged"]) for line in lines]
     assert logged == [("origin", 0), ("unauthorized", 0), ("origin", 999)]
+
+
+async def test_a_page_is_named_among_a_thousand_invented_origins(
+    lines: list[dict[str, Any]], mock_clock: trio.testing.MockClock
+) -> None:
+    log = RefusalLog()
+    for number in range(1000):
+        log.write(reject(Rejection.ORIGIN), Upgrade({b"origin": b"https://%d" % number}, b""), None)
+        if number % 8 == 0:
+            log.write(reject(Rejection.ORIGIN), _PAGE, _ADDRESS)
+    mock_clock.jump(10.0)
+    log.write(reject(Rejection.ORIGIN), Upgrade({b"origin": b"https://last"}, b""), None)
+    assert [line["origins"][0] for line in lines] == ["https://0", "https://new.example"]
+    assert len(lines[1]["origins"]) == 3
 
 
 @pytest.mark.parametrize("reason", [Rejection.BAD_REQUEST, Rejection.TIMEOUT, Rejection.OVERLOADED])

@@ -79,7 +79,12 @@ def test_a_tag_of_another_version_is_a_mistake_of_the_user() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "command"), [("ci", "bash .ci/run"), ("release", "nox -s release -- --tag")]
+    ("name", "command"),
+    [
+        ("ci", "bash .ci/run"),
+        ("nightly", "nox -s slow"),
+        ("release", "nox -s release -- --tag"),
+    ],
 )
 def test_the_workflow_is_valid_and_runs_what_developers_run(name: str, command: str) -> None:
     workflow = ROOT / ".github" / "workflows" / f"{name}.yml"

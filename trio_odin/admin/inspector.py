@@ -207,7 +207,7 @@ class Inspector:
             keys=keys,
             matching=matching,
             total=len(members),
-            has_more=first.added > len(chosen),
+            ends_at=chosen[-1][0] if first.added > len(chosen) else None,
         )
 
     def _checks(self, question: Connections) -> list[Callable[[Connection], bool]]:

@@ -59,6 +59,7 @@ class FirstRows(Generic[T]):
         # Key, number, worker, a unique number, row. Python compares such tuples without calling
         # a function, and never gets to the row.
         self._rows: list[tuple[Any, int, int, int, T]] = []
+        self._seen = 0
         self._unordered = 0
 
     def add(self, rows: Iterable[tuple[Cursor, T]]) -> None:
@@ -66,8 +67,9 @@ class FirstRows(Generic[T]):
         sign, after = self._sign, self._after
         ranked = [
             (key, sign * number, sign * worker, at, row)
-            for at, ((key, number, worker), row) in enumerate(rows, self.added)
+            for at, ((key, number, worker), row) in enumerate(rows, self._seen)
         ]
+        self._seen += len(ranked)
         if after is not None and self._is_descending:
             ranked = [one for one in ranked if one[:3] < after]
         elif after is not None:
@@ -118,7 +120,7 @@ def merged(
 ) -> tuple[list[ConnectionRow], Cursor | None]:
     """One page of those of all workers, and where the next one begins; None if there is none."""
     if len(pages) == 1:
-        return _with_cursor(pages[0].rows, pages[0].keys, has_more=pages[0].has_more)
+        return pages[0].rows, pages[0].ends_at
     first = FirstRows[ConnectionRow](limit, is_descending=is_descending)
     for page in pages:
         first.add(
@@ -126,17 +128,18 @@ def merged(
             for key, row in zip(page.keys, page.rows, strict=True)
         )
     chosen = first.in_order()
-    has_more = len(chosen) < first.added or any(page.has_more for page in pages)
-    keys = [key for (key, _, _), _ in chosen]
-    return _with_cursor([row for _, row in chosen], keys, has_more=has_more)
-
-
-def _with_cursor(
-    rows: list[ConnectionRow], keys: list[Any], *, has_more: bool
-) -> tuple[list[ConnectionRow], Cursor | None]:
-    if not rows or not has_more:
-        return rows, None
-    return rows, (keys[-1], rows[-1].connection, rows[-1].worker)
+    ends = FirstRows[None](1, is_descending=is_descending)
+    ends.add((page.ends_at, None) for page in pages if page.ends_at is not None)
+    end = next((place for place, _ in ends.in_order()), None)
+    if end is not None:
+        # A worker whose page is short, as connections have closed, has rows after its end that
+        # belong before those of the others.
+        ended = FirstRows[ConnectionRow](limit, is_descending=is_descending, after=end)
+        ended.add(chosen)
+        chosen = chosen[: len(chosen) - ended.added]
+    if len(chosen) == limit and (end is not None or first.added > limit):
+        end = chosen[-1][0]
+    return [row for _, row in chosen], end
 
 
 def key_of(sort: str, value: Any) -> Any:

@@ -195,14 +195,15 @@ class ConnectionPage(_Message, frozen=True):
         keys: the sort key of each row.
         matching: how many connections pass the filters.
         total: how many there are.
-        has_more: whether there is a page after this one.
+        ends_at: where the next page begins, if there is one. Not always at the last row: what
+            closed in the meantime has no row.
     """
 
     rows: list[ConnectionRow]
     keys: list[Any]
     matching: int
     total: int
-    has_more: bool
+    ends_at: Cursor | None
 
 
 class ConnectionDetail(_Message, frozen=True):

@@ -27,6 +27,9 @@ _LOGGED: Final = (
     Rejection.ORIGIN,
     Rejection.UNAUTHORIZED,
 )
+_ORIGINS_SHOWN: Final = 3
+# An origin of more than one refusal in so many is among those that are kept.
+_ORIGINS_KEPT: Final = 16
 
 _log = structlog.get_logger("listener")
 
@@ -37,6 +40,7 @@ class RefusalLog:
     def __init__(self) -> None:
         now, per_second = trio.current_time(), 1 / _SECONDS_BETWEEN_LINES
         self._not_logged: Counter[Rejection] = Counter()
+        self._origins = Origins()
         self._lines: dict[Rejection, TokenBucket] = {
             reason: TokenBucket(burst=1, per_second=per_second, now=now) for reason in _LOGGED
         }
@@ -52,17 +56,46 @@ class RefusalLog:
         lines = self._lines.get(rejected.reason)
         if lines is None:
             return
+        origin = upgrade.headers.get(b"origin")
+        origin_shown = None if origin is None else shown(origin.decode("latin-1"))
+        if rejected.reason is Rejection.ORIGIN:
+            self._origins.add(origin_shown or "")
         if not lines.take(trio.current_time()):
             self._not_logged[rejected.reason] += 1
             return
-        origin = upgrade.headers.get(b"origin")
+        more = {}
+        if rejected.reason is Rejection.ORIGIN:
+            more = {"origins": self._origins.most(_ORIGINS_SHOWN)}
+            self._origins = Origins()
         _log.info(
             "handshake.refused",
             reason=rejected.reason.label,
             error=rejected.text,
-            origin=None if origin is None else shown(origin.decode("latin-1")),
+            origin=origin_shown,
             address=None if address is None else str(address),
             user_agent=user_agent(upgrade.headers.get(b"user-agent", b"")),
             not_logged=self._not_logged[rejected.reason],
+            **more,
         )
         self._not_logged[rejected.reason] = 0
+
+
+class Origins:
+    """The most frequent origins of many, in little memory: Misra and Gries's frequent items.
+
+    A site's own page stays among them while a scanner invents an origin for each request.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def add(self, origin: str) -> None:
+        """Count one more refusal of `origin`."""
+        if origin in self._counts or len(self._counts) < _ORIGINS_KEPT:
+            self._counts[origin] += 1
+        else:
+            self._counts = Counter({kept: n - 1 for kept, n in self._counts.items() if n > 1})
+
+    def most(self, limit: int) -> list[str]:
+        """The most frequent ones, at most `limit`, the most frequent first."""
+        return [origin for origin, _ in self._counts.most_common(limit)]
