@@ -26,7 +26,7 @@ def tests(session: nox.Session) -> None:
     """Run all tests, end to end against a real nats-server too. Arguments go to pytest."""
     install(session, "tests")
     # More processes than cores, as what is started for real is waited for most of the time.
-    together = ["--numprocesses=4", "--dist=loadfile", "--no-loadscope-reorder"]
+    together = ["--numprocesses=5", "--dist=loadfile", "--no-loadscope-reorder"]
     # A test that waits without an end fails. Its process ends, as trio cannot be stopped halfway.
     endless = ["--timeout=240", "--timeout-method=thread"]
     session.run("pytest", *together, *endless, *session.posargs)

@@ -145,6 +145,7 @@ def test_stages_1_and_2_pass_on_isolated_hosts_and_leave_nothing(tmp_path: Path)
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 @needs_root
 def test_an_interrupted_lab_is_torn_down_and_keeps_its_results(tmp_path: Path) -> None:
     command = [*LAB, *SHORT, "--hold", "60", "--out", str(tmp_path), "--prefix", PREFIX]
