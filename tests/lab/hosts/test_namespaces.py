@@ -27,6 +27,8 @@ from trio_odin.lab.hosts.hosts import Host, HostsUnavailable
 from trio_odin.lab.hosts.namespaces import down, isolated_hosts
 from trio_odin.lab.hosts.run import Finished, run
 
+_HOOK = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+
 
 def test_every_link_is_made_inside_the_namespaces() -> None:
     commands = namespaces._building("odin")
@@ -108,6 +110,16 @@ async def test_the_runner_can_use_nearly_all_source_ports() -> None:
     show = ["cat", "/proc/sys/net/ipv4/ip_local_port_range"]
     async with isolated_hosts(PREFIX) as hosts:
         assert (await run(hosts.runner.command(show))).output.split() == ["1024", "65535"]
+
+
+@needs_namespaces
+@pytest.mark.skipif(not _HOOK.exists(), reason="br_netfilter is not loaded")
+async def test_no_frame_on_the_bridge_passes_the_firewall() -> None:
+    on_this_machine = await trio.Path(_HOOK).read_text()
+    async with isolated_hosts(PREFIX):
+        shown = await run(["ip", "netns", "exec", f"{PREFIX}-switch", "cat", str(_HOOK)])
+        assert shown.output.split() == ["0"]
+    assert await trio.Path(_HOOK).read_text() == on_this_machine
 
 
 @needs_namespaces

@@ -127,7 +127,7 @@ async def _build(prefix: str, way_out: str) -> list[str]:
         done = await run(command)
         if not done.is_fine:
             raise HostsUnavailable(f"`{' '.join(command)}` says: {done.complaint}; {way_out}")
-    return await _widen_source_ports(prefix)
+    return [*await _widen_source_ports(prefix), *await _switch_off_filters(prefix)]
 
 
 def _building(prefix: str) -> list[list[str]]:
@@ -156,6 +156,21 @@ async def _widen_source_ports(prefix: str) -> list[str]:
     if done.is_fine:
         return []
     return [f"the runner's source ports are as this machine has them: {done.complaint}"]
+
+
+async def _switch_off_filters(prefix: str) -> list[str]:
+    """Keep frames on the bridge from the hooks of the firewall, as a switch has none.
+
+    They are in force where some program, such as a container engine, has loaded br_netfilter, and
+    the sender of a frame pays for them.
+    """
+    hooks = "/proc/sys/net/bridge/bridge-nf-call-*"
+    write = f"for hook in {hooks}; do [ ! -e $hook ] || echo 0 > $hook; done"
+    switch = Host("switch", "", namespace=_FOLDER / f"{prefix}-switch", prefix=prefix)
+    done = await run(switch.command(["sh", "-ec", write]))
+    if done.is_fine:
+        return []
+    return [f"frames on the bridge pass this machine's firewall: {done.complaint}"]
 
 
 async def _remove_namespaces(prefix: str) -> list[str]:
