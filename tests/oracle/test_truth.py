@@ -56,6 +56,17 @@ def test_an_event_known_only_to_its_publisher_is_placed_in_its_life() -> None:
     assert truth.undecided == [5, 6], "long after the first one; its place is taken"
 
 
+def test_what_was_published_while_nats_hung_may_be_between_two_events_stored_at_once() -> None:
+    content = Evidence()
+    for number in range(1, 6):
+        content.sent[number] = Sent("A.b", "{}", 1000 * number)
+    for number in (2, 5):  # all are stored when NATS goes on, and nobody saw the others
+        content.saw(number, number, 5001)
+    truth = Truth(content)
+    assert truth.unplaced("A.b", Place(0, 2), Place(0, 5)) == 2
+    assert truth.unplaced("A.b", START, Place(0, 5)) == 3
+
+
 def test_an_epoch_is_the_life_of_the_events_received_under_it() -> None:
     content = evidence((1, 1, 10), (2, 1, 20), (3, 1, 30))
     content.epochs.update({"a": {1}, "b": {2, 3}})

@@ -95,7 +95,10 @@ class Truth:
             for epoch, numbers in evidence.epochs.items()
         }
         self._heard = evidence.heard
-        self._dated = sorted((self.places[number], ms) for number, ms in self.stored_ms.items())
+        self._dated = sorted(
+            (self.places[number], evidence.sent[number].at_ms, ms)
+            for number, ms in self.stored_ms.items()
+        )
         self._unplaced: dict[str, list[float]] = defaultdict(list)
         for number, sent in evidence.sent.items():
             if number not in self.places:
@@ -146,16 +149,18 @@ class Truth:
     def unplaced(self, channel: str, after: Place, to: Place) -> int:
         """How many more events a channel may have had between two places.
 
-        They were published about then, and it is not known what became of them.
+        They were published about then, and it is not known what became of them. NATS that hangs
+        stores all at once what was published meanwhile, so one that was stored after another event
+        may have been published long before that was stored, but not before it was published.
         """
         times = self._unplaced.get(channel, [])
-        begin, end = self._stored_by(after) - _NEAR_MS, self._stored_by(to) + _NEAR_MS
-        return bisect_right(times, end) - bisect_right(times, begin)
+        (published, _), (_, stored) = self._times_of(after), self._times_of(to)
+        return bisect_right(times, stored + _NEAR_MS) - bisect_right(times, published - _NEAR_MS)
 
-    def _stored_by(self, place: Place) -> float:
-        """When the last event up to a place was stored, as far as that is known."""
+    def _times_of(self, place: Place) -> tuple[float, float]:
+        """When the last event up to a place was published and stored, as far as that is known."""
         index = bisect_right(self._dated, place, key=lambda entry: entry[0])
-        return self._dated[index - 1][1] if index else float("-inf")
+        return self._dated[index - 1][1:] if index else (float("-inf"), float("-inf"))
 
     def was_after(self, place: Place, at_ms: float) -> bool:
         """Whether all events after a place were stored after a time."""
