@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import attrs
@@ -10,7 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trio_odin.lab.model.storm import QUEUE_MAX, Calm, Storm, accept_rate, simulate
+from trio_odin.lab.model.storm import (
+    QUEUE_MAX,
+    Calm,
+    Storm,
+    accept_rate,
+    simulate,
+    storm_of_the_lab,
+)
 from trio_odin.lab.model.tables import read_costs
 from trio_odin.lab.report.folder import read_verdict
 
@@ -92,27 +98,15 @@ def test_the_lab_measured_a_storm_like_this() -> None:
     """Stage 9 cuts all 10,000, and each comes back after a random part of a second."""
     costs, stage = read_costs(), read_verdict(CAPACITY).stage(9)
     assert costs is not None
-    assert costs.reconnect_us is not None
     assert stage is not None
     assert stage.load is not None
     assert stage.load.reconnects is not None
-    load = stage.load
-    share = load.workload.mean_subscriptions / len(load.workload.channels)
-    calm = simulate(
-        Storm(
-            clients=load.connections,
-            nodes=1,
-            present=0,
-            room=math.inf,
-            processes=1,
-            busy=lambda n: costs.cores(round(n), load.rate or 0, (load.rate or 0) * n * share),
-            connect_us=costs.reconnect_us,
-            accepts_per_second=2000,
-            spread_seconds=1.0,
-        )
-    )
-    assert calm.seconds == pytest.approx(stage.load.reconnects.seconds, rel=0.25)
-    assert calm.refused < 1
+    calm = simulate(storm_of_the_lab(stage.load, costs))
+    # docs/scale.md has both. The lab's clients share the cores with the server, which delays them,
+    # and none of them gives up after ten seconds.
+    measured = stage.load.reconnects.seconds
+    assert calm.seconds is not None
+    assert measured * 2 / 3 <= calm.seconds <= measured
 
 
 def test_without_a_node_there_is_no_way_back() -> None:

@@ -26,6 +26,9 @@ from typing import Final
 import attrs
 
 from trio_odin.client.items import Options
+from trio_odin.drain import RECONNECTS_PER_SECOND
+from trio_odin.lab.load.result import LoadResult
+from trio_odin.lab.model.model import Costs
 from trio_odin.overload.pacing import AcceptPace
 
 STEP_SECONDS: Final = 0.05
@@ -99,6 +102,29 @@ class Calm:
     peak_busy: float
     steady_busy: float
     longest_queue: float
+
+
+def storm_of_the_lab(load: LoadResult, costs: Costs) -> Storm:
+    """What the storm of the lab was, to compare its time with that of the simulation.
+
+    Args:
+        load: of stage 9, which cuts all; each client returns after a random part of a second.
+        costs: as they were fitted to that run, with `reconnect_us`.
+    """
+    assert costs.reconnect_us is not None  # noqa: S101 - that stage is what it is measured in
+    rate = load.rate or 0.0
+    share = load.workload.mean_subscriptions / len(load.workload.channels)
+    return Storm(
+        clients=load.connections,
+        nodes=1,
+        present=0,
+        room=math.inf,
+        processes=1,
+        busy=lambda n: costs.cores(round(n), rate, rate * n * share),
+        connect_us=costs.reconnect_us,
+        accepts_per_second=RECONNECTS_PER_SECOND,
+        spread_seconds=1.0,
+    )
 
 
 def simulate(storm: Storm) -> Calm:
