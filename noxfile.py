@@ -16,6 +16,10 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 EVERYTHING = ".[auth,client,demo,lab,nkeys,otel,top]"
 
 
+# A test that waits without an end fails. Its process ends, as trio cannot be stopped halfway.
+ENDLESS = ["--timeout=240", "--timeout-method=thread"]
+
+
 def install(session: nox.Session, *groups: str) -> None:
     packages = nox.project.dependency_groups(PROJECT, *groups)
     session.install("--quiet", "--editable", EVERYTHING, *packages)
@@ -27,9 +31,7 @@ def tests(session: nox.Session) -> None:
     install(session, "tests")
     # More processes than cores, as what is started for real is waited for most of the time.
     together = ["--numprocesses=5", "--dist=loadfile", "--no-loadscope-reorder"]
-    # A test that waits without an end fails. Its process ends, as trio cannot be stopped halfway.
-    endless = ["--timeout=240", "--timeout-method=thread"]
-    session.run("pytest", *together, *endless, *session.posargs)
+    session.run("pytest", *together, *ENDLESS, *session.posargs)
 
 
 @nox.session
@@ -157,7 +159,7 @@ def ops(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """Run the lab, the bench and the cloud's scripts as engineers do: about five minutes."""
     install(session, "tests")
-    session.run("pytest", "-m", "slow", *session.posargs)
+    session.run("pytest", "-m", "slow", *ENDLESS, *session.posargs)
 
 
 @nox.session

@@ -229,9 +229,30 @@ def test_a_misspelt_command_gets_the_nearest_one() -> None:
     assert "Did you mean 'serve'?" in ended.stderr
 
 
-def test_the_server_commands_load_no_part_of_the_lab() -> None:
+def test_the_command_loads_the_server_only_to_serve() -> None:
     program = (
         "import sys; from trio_odin.cli import main; main.commands['serve'];"
+        "print('trio_odin.server' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert ended.stdout == b"False\n"
+
+
+def test_a_memory_limit_below_what_a_server_takes_is_refused() -> None:
+    program = (
+        "from trio_odin.cli import main, serving; from trio_odin.overload import process;"
+        "print(process.resident_bytes())"
+    )
+    server = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    limit = int(server.stdout) * 9 // 10
+    ended = run("serve", "--check", WS_MEMORY_LIMIT=str(limit))
+    assert ended.returncode == 2
+    assert f"WS_MEMORY_LIMIT='{limit}': allowed is 0" in ended.stderr
+
+
+def test_the_server_loads_no_part_of_the_lab() -> None:
+    program = (
+        "import sys; from trio_odin.cli import main, serving; main.commands['serve'];"
         "print(*(name for name in sys.modules if name.startswith('trio_odin.lab')))"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)

@@ -171,7 +171,7 @@ async def test_nothing_in_it_installs_packages_and_all_that_it_loads_is_compiled
 ) -> None:
     script = """
 import importlib.util, os, sys
-import trio_odin.cli.serve, trio_odin.cli.publish, trio_odin.cli.load, trio_odin.cli.ready
+import trio_odin.cli.serving, trio_odin.cli.publish, trio_odin.cli.load, trio_odin.cli.ready
 print([name for name in ("pip", "ensurepip") if importlib.util.find_spec(name)])
 specs = [getattr(module, "__spec__", None) for module in sys.modules.values()]
 files = {spec.cached for spec in specs if spec and spec.cached}

@@ -151,7 +151,8 @@ class Truth:
 
         They were published about then, and it is not known what became of them. NATS that hangs
         stores all at once what was published meanwhile, so one that was stored after another event
-        may have been published long before that was stored, but not before it was published.
+        may have been published long before that was stored, but not before it was published: the
+        one publisher sends in order.
         """
         times = self._unplaced.get(channel, [])
         (published, _), (_, stored) = self._times_of(after), self._times_of(to)

@@ -80,12 +80,12 @@ def serve_command(
         return
     read: ReadEnvironment = partial(with_reload_file_and, flags)
     settings, environment = settings_of(read)
-    check_memory_limit(settings, settings.workers)
+    from trio_odin.cli import serving  # noqa: PLC0415
+
+    check_memory_limit(settings, settings.workers)  # with what a server takes, so after the import
     if is_check:
         _check(settings, environment, is_json=is_json)
     else:
-        from trio_odin.cli import serving  # noqa: PLC0415
-
         serving.serve(settings, environment, read)
 
 

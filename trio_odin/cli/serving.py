@@ -45,9 +45,12 @@ def serve(settings: Settings, environment: Mapping[str, str], read: ReadEnvironm
     """Serve until a signal ends it, in this process or with workers.
 
     Args:
-        settings: of the server.
-        environment: what they were read from.
-        read: reads it again, for a reload.
+        settings: the settings of the server.
+        environment: the variables that they were read from.
+        read: reads these again, for a reload.
+
+    Raises:
+        SystemExit: with 2 and a sentence, where a port, a file or a worker cannot be had.
     """
     start_logs(settings, environment)
     build = Build.here(settings.revision)
@@ -83,10 +86,10 @@ def serve_as_worker(
     """Serve as a worker until its parent ends it.
 
     Args:
-        settings: of the server.
-        number: of this worker.
-        file_number: of the link to the parent.
-        sockets: that it inherits: the number of their worker, and their file number.
+        settings: the settings of the server.
+        number: this worker's number.
+        file_number: the file number of the link to the parent.
+        sockets: the sockets that it inherits: the number of their worker, and their file number.
     """
     leave_changes_to_parent()
     configure_logs(settings.log_level, settings.log_format, worker=number)

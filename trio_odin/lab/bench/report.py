@@ -34,21 +34,24 @@ def _rows(report: BenchReport) -> Iterator[tuple[str, _Cell]]:
     yield "memory per connection, connected", lambda s: _figure(s.kib_connected, "{:.1f} KiB")
     yield "  after W", lambda s: _figure(s.kib_loaded, "{:.1f} KiB")
     yield "idle, with keepalive", lambda s: _figure(s.idle_percent, "{:.1f} %")
-    yield from _stage_rows("W", "W")
+    yield from _stage_rows(report, "W", "W")
     for name, title in (("nats", "nats-server"), ("floor", "the floor")):
-        base = w_of(name, report.targets)
-        yield f"  CPU against {title}", _stage("W", partial(_ratio, base))
-    yield from _stage_rows("stalled", "W, 1 % never read")
-    yield from _stage_rows("plan", "the plan's")
+        if (base := w_of(name, report.targets)) is not None:
+            yield f"  CPU against {title}", _stage("W", partial(_ratio, base))
+    yield from _stage_rows(report, "stalled", "W, 1 % never read")
+    yield from _stage_rows(report, "plan", "the plan's")
     for rate in sorted({step.rate for target in report.targets for step in target.steps}):
         yield f"{rate:g} events a second: p50 / p99 ms", partial(_latency_at, rate)
-    yield "most deliveries a second", _peak(lambda s: f"{s.per_second:,.0f}")
-    yield "  of a full core", _peak(lambda s: _figure(s.per_core, "{:,.0f}"))
-    yield "  p99", _peak(lambda s: f"{s.p99_ms:.0f} ms")
-    yield "  frames a read", _peak(lambda s: f"{s.frames_per_read:.1f}")
+    if any(target.peak for target in report.targets):
+        yield "most deliveries a second", _peak(lambda s: f"{s.per_second:,.0f}")
+        yield "  of a full core", _peak(lambda s: _figure(s.per_core, "{:,.0f}"))
+        yield "  p99", _peak(lambda s: f"{s.p99_ms:.0f} ms")
+        yield "  frames a read", _peak(lambda s: f"{s.frames_per_read:.1f}")
 
 
-def _stage_rows(name: str, title: str) -> Iterator[tuple[str, _Cell]]:
+def _stage_rows(report: BenchReport, name: str, title: str) -> Iterator[tuple[str, _Cell]]:
+    if not any(target.stage(name) for target in report.targets):
+        return
     yield f"{title}: CPU per delivery", _stage(name, lambda s: _figure(s.cpu_us, "{:.1f} µs"))
     yield "  user + system", _stage(name, _user_and_system)
     yield "  cores", _stage(name, lambda s: _figure(s.cores, "{:.2f}"))

@@ -22,7 +22,7 @@ class Host:
     """One of the lab's machines.
 
     Args:
-        name: one of `HOST_NAMES`.
+        name: one of `HOST_NAMES`, or the switch between them.
         address: IPv4, as text.
         namespace: the file of its network namespace; None: it is this machine.
         prefix: of the lab; its processes are marked with it.
