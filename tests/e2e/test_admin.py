@@ -390,6 +390,7 @@ async def test_a_trace_shows_the_frames_of_a_connection_as_they_go_out(live: Liv
         async with admin.trace(f"/trace?connection={rows[0]['id']}&frames=3") as lines:
             assert await anext(lines) == {"type": "started", "connections": 1}
             await client.send('{"type":"heartbeat"}')
+            assert json.loads(await client.recv())["type"] == "pong"
             for price in (b"1", b"2", b"3"):
                 await publisher.publish("odin.token.BTC.trade", price)
             await publisher.flush()
