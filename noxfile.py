@@ -30,7 +30,7 @@ def tests(session: nox.Session) -> None:
     """Run all tests, end to end against a real nats-server too. Arguments go to pytest."""
     install(session, "tests")
     # More processes than cores, as what is started for real is waited for most of the time.
-    together = ["--numprocesses=5", "--dist=loadfile", "--no-loadscope-reorder"]
+    together = ["--numprocesses=4", "--dist=loadfile", "--no-loadscope-reorder"]
     session.run("pytest", *together, *ENDLESS, *session.posargs)
 
 
