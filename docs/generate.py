@@ -98,15 +98,16 @@ def lab() -> LabResult:
     return attrs.evolve(result, stages=stages)
 
 
-# What depends on the machine: a stage that misses one of these bounds of ours is quoted with it.
+# These depend on the machine: a stage that misses our bound on one is quoted, and so is the miss.
 _MAY_MISS: Final = {FIGURES[name].title for name in ("cores", "cpu", "memory", "p99")}
 
 
 def quoted(stage: StageResult | None) -> tuple[LoadResult, list[Check]]:
-    """What a stage measured that may be quoted, and the bounds that have to be named with it.
+    """What a stage measured, for quoting, and the checks that it missed, to be named beside it.
 
     Raises:
-        ValueError: it was not run, or misses more than a bound of ours on the cost.
+        ValueError: it was not run to its end, or missed a bound of the plan, or one of ours that is
+            not on the cost.
     """
     if stage is None or stage.load is None or stage.failure or not stage.checks:
         raise ValueError("docs/capacity: a stage was not run to its end; run all stages")
