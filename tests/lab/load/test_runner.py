@@ -217,8 +217,12 @@ async def test_refused_connections_are_counted_by_their_status(rig: Rig) -> None
 
 async def test_a_server_stopped_in_the_hold_is_shown_with_its_reason(rig: Rig) -> None:
     with serving(rig.nats_url, WS_DRAIN_SECONDS="2s") as server:
-        stop = InPhase("hold", server.process.terminate)
-        result = await carried_out(plan_on(rig, server.websocket_url), stop)
+
+        def stop() -> None:
+            server.process.terminate()
+            server.process.wait(10)  # the clients are processes, and go on
+
+        result = await carried_out(plan_on(rig, server.websocket_url), InPhase("hold", stop))
     assert result.disconnects == {"1001 Server is shutting down": 40}
     assert "connections cut off by the server" in not_met(result)
     assert result.series[-1].connections == 0
