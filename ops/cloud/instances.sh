@@ -113,15 +113,20 @@ ask() {
 
 # Whether something exists. If the query fails, for example without a sign-in, the script ends. With
 # --dry-run nothing exists, so everything is printed.
-is_there() { # NAME WHAT…
+is_there() { # NAME WHAT… OPTION…
   [[ ! $dry_run ]] || return 1
-  local found
-  found=$(ask "${@:2}" list --filter="name=$1" --format="value(name)") || exit
+  local found one
+  local -a what=() options=()
+  # gcloud takes the options of `list` only after that word.
+  for one in "${@:2}"; do
+    if [[ $one == -* ]]; then options+=("$one"); else what+=("$one"); fi
+  done
+  found=$(ask "${what[@]}" list "${options[@]}" --filter="name=$1" --format="value(name)") || exit
   [[ $found ]]
 }
 
 # The same before a delete; prints a line if there is nothing to delete.
-is_left() { # NAME WHAT…
+is_left() { # NAME WHAT… OPTION…
   [[ $dry_run ]] || is_there "$@" || {
     echo "$1: not there"
     return 1
@@ -278,7 +283,7 @@ deploy() {
     fail "deploy of proxy needs a certificate: ops/haproxy/certificate.sh install …"
   # All machines need the same secrets, so they are created once, here, and kept.
   [[ $dry_run ]] || "$root/ops/nats/secrets.sh" "$SECRETS"
-  local revision machine image how=build folder
+  local revision machine image from=build how folder
   local -a files
   revision=$(git -C "$root" rev-parse --short=12 HEAD)
   folder=$(mktemp -d)
@@ -288,7 +293,7 @@ deploy() {
   git -C "$root" archive --output="$folder/trio-odin.tar" HEAD
   tar -xOf "$folder/trio-odin.tar" ops/cloud/release.sh >"$folder/release.sh"
   image=${TRIO_ODIN_IMAGE:-trio-odin:$revision}
-  [[ ! ${TRIO_ODIN_IMAGE-} ]] || how=pull
+  [[ ! ${TRIO_ODIN_IMAGE-} ]] || from=pull
   local as
   for machine in "$@"; do
     as=${role[$machine]}
@@ -304,6 +309,7 @@ deploy() {
     fi
     reach "$machine"
     g compute scp --zone="$ZONE" --tunnel-through-iap "${files[@]}" "${name[$machine]}:/tmp/"
+    how=$from
     # Only HAProxy's own image runs there.
     [[ $as != proxy ]] || how=none
     on "$machine" "cd /tmp && sudo bash release.sh deploy $as $image $revision $how"

@@ -13,6 +13,20 @@ import sys
 
 FAKE = os.environ["FAKE"]
 MACHINE = f"{FAKE}/machine"
+# The last words of commands; gcloud takes their options only after them.
+COMMANDS = {
+    "add-backend",
+    "add-instances",
+    "create",
+    "delete",
+    "list",
+    "scp",
+    "set-machine-type",
+    "ssh",
+    "start",
+    "stop",
+    "update",
+}
 
 
 def listed(words: list[str], arguments: list[str]) -> None:
@@ -57,6 +71,11 @@ def main() -> int:
     if os.path.exists(f"{FAKE}/expired"):
         sys.stderr.write("ERROR: Reauthentication failed.\n")
         return 1
+    at = next(at for at, argument in enumerate(arguments) if argument in COMMANDS)
+    wrong = [one for one in arguments[:at] if one.startswith("-") and "--project=" not in one]
+    if wrong:
+        sys.stderr.write(f"ERROR: unrecognized arguments: {' '.join(wrong)}\n")
+        return 2
     words = [argument for argument in arguments if not argument.startswith("-")]
     if "ssh" in words and not reached():
         return 255

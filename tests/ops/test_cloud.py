@@ -407,8 +407,21 @@ def test_a_proxy_is_not_deployed_without_a_certificate(
     certificates = cloud.folder / "secrets" / "haproxy"
     certificates.mkdir(parents=True)
     (certificates / "public.pem").touch()
-    command = cloud.did("deploy", "proxy")[-1]
-    assert option(command, "command").endswith("none"), "it runs no image of ours"
+    calls = cloud.did("deploy", "proxy", "ws")
+    commands = [option(call, "command") for call in calls if "ssh" in call]
+    proxy, ws = (command for command in commands if "release.sh" in command)
+    assert proxy.endswith("none"), "it runs no image of ours"
+    assert ws.endswith("build"), "another one does"
+
+
+def test_an_option_before_the_command_is_wrong_as_it_is_for_gcloud(cloud: Cloud) -> None:
+    environment = {**os.environ, "FAKE": str(cloud.folder)}
+    called = [str(cloud.folder / "gcloud"), "--project=odin", "compute", "instances"]
+    for options, code in (
+        (["list", "--zones=a", "--filter=name=b"], 0),
+        (["--zones=a", "list"], 2),
+    ):
+        assert subprocess.run([*called, *options], env=environment, check=False).returncode == code
 
 
 def test_prometheus_asks_the_machines_that_there_are(
