@@ -37,15 +37,16 @@ class Regions:
             while not all([await _leaves_of(node) for node in self.other.running]):
                 await trio.sleep(0.05)
 
-    async def mirror(self, *options: str) -> tuple[int, str]:
-        """Run mirror.py; its exit code and what it said."""
-        done = await trio.run_process(
-            [sys.executable, str(CONFIGS / "mirror.py"), *options],
-            capture_stdout=True,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-        return done.returncode, done.stdout.decode().strip()
+
+async def run_mirror(*options: str) -> tuple[int, str]:
+    """Run mirror.py; its exit code and what it said."""
+    done = await trio.run_process(
+        [sys.executable, str(CONFIGS / "mirror.py"), *options],
+        capture_stdout=True,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    return done.returncode, done.stdout.decode().strip()
 
 
 async def _leaves_of(node: NatsServer) -> int:

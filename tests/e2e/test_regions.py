@@ -14,7 +14,8 @@ from websockets.trio.client import ClientConnection
 
 from tests.e2e.conftest import StartServer, client_of, receive, wait_for_nats
 from tests.e2e.nats import nats_client
-from tests.e2e.nats_regions import Regions, running_gateways, running_regions
+from tests.e2e.nats_regions import Regions, run_mirror, running_gateways, running_regions
+from tests.e2e.test_nats_access import configured_nats
 from trio_odin.lab.load.pages import get_object
 from trio_odin.lab.model.regions import SUBSCRIPTIONS, nats_message_bytes
 from trio_odin.ledger.reasons import GapReason
@@ -48,7 +49,7 @@ async def joined(folder: Path, *, has_mirror: bool = True) -> AsyncIterator[Regi
 
 
 async def mirrored(regions: Regions) -> tuple[int, str]:
-    return await regions.mirror(
+    return await run_mirror(
         "--stream-at", regions.first.nodes[0].url, "--mirror-at", regions.other.nodes[0].url
     )
 
@@ -175,7 +176,7 @@ async def test_a_region_works_while_the_first_one_is_lost_and_can_take_its_place
                 back, *missed, _ = await resume(moved, after=4, epoch=ack["epoch"])
                 assert back["epoch"] == ack["epoch"]
                 assert [message["offset"] for message in missed] == [5, 6, 7, 8, 9, 10]
-                code, said = await regions.mirror(
+                code, said = await run_mirror(
                     "--promote", "--mirror-at", regions.other.nodes[0].url
                 )
                 assert code == 0, said
@@ -198,7 +199,7 @@ async def test_a_region_works_while_the_first_one_is_lost_and_can_take_its_place
                 assert "resume_incomplete" in [message["type"] for message in missed]
                 assert end["offset"] == 20
         assert there.ledger.publications.gaps[GapReason.STREAM] == 1
-        code, said = await regions.mirror("--promote", "--mirror-at", regions.other.nodes[0].url)
+        code, said = await run_mirror("--promote", "--mirror-at", regions.other.nodes[0].url)
         assert (code, said) == (0, "ODIN_TOKENS is not a mirror: nothing was changed")
 
 
@@ -223,18 +224,40 @@ async def test_the_first_region_is_back_and_the_other_one_misses_nothing(
         assert there.ledger.publications.gaps == {}
 
 
+async def test_mirror_py_logs_in_like_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    password = tmp_path / "password"
+    password.write_text("s3 cret\n")
+    users = 'authorization { users: [{ user: odin, password: "s3 cret" }] }'
+    with configured_nats(tmp_path / "nats", users) as nats:
+        async with nats_client(nats.url, **{"user": "odin", "pass": "s3 cret"}) as client:
+            stream = {"name": "ODIN_TOKENS", "subjects": ["odin.token.>"]}
+            await client.request("$JS.API.STREAM.CREATE.ODIN_TOKENS", stream)
+        code, said = await run_mirror("--promote", "--mirror-at", nats.url)
+        assert code == 1, said
+        assert "Authorization Violation" in said
+        monkeypatch.setenv("NATS_USER", "odin")
+        monkeypatch.setenv("NATS_PASSWORD_FILE", "/nowhere")
+        code, said = await run_mirror("--promote", "--mirror-at", nats.url)
+        assert (code, "NATS_PASSWORD_FILE='/nowhere': No such file" in said) == (2, True), said
+        monkeypatch.setenv("NATS_PASSWORD_FILE", str(password))
+        code, said = await run_mirror("--promote", "--mirror-at", nats.url)
+        assert (code, said) == (0, "ODIN_TOKENS is not a mirror: nothing was changed")
+
+
 @pytest.mark.ops
 async def test_mirror_py_says_what_it_cannot_do(tmp_path: Path) -> None:
     async with joined(tmp_path) as regions:
         near, far = regions.first.nodes[0].url, regions.other.nodes[0].url
         code, said = await mirrored(regions)
         assert (code, said.split(",")[0]) == (0, "ODIN_TOKENS is a mirror already")
-        code, said = await regions.mirror("--stream-at", near, "--mirror-at", near)
+        code, said = await run_mirror("--stream-at", near, "--mirror-at", near)
         assert (code, said) == (1, "mirror.py: both are in the domain r1: allowed are two regions")
-        code, said = await regions.mirror("--stream-at", near, "--mirror-at", far, "--name", "NO")
+        code, said = await run_mirror("--stream-at", near, "--mirror-at", far, "--name", "NO")
         assert code == 1
         assert "there is no stream NO at" in said
-        code, said = await regions.mirror("--mirror-at", far)
+        code, said = await run_mirror("--mirror-at", far)
         assert code == 2
         assert "allowed is one of --stream-at URL and --promote" in said
 

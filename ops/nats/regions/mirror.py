@@ -15,6 +15,10 @@ again, so the epoch changes, and every client learns that events may be missing.
 are removed, so that none comes twice. Before the lost region returns, delete its stream, and make a
 mirror of this one there.
 
+The login and TLS are those of a server: NATS_USER and NATS_PASSWORD_FILE, NATS_CREDS_FILE,
+NATS_TLS_CA and the others, the same for both regions. The user needs the rights of a server, and
+may delete and purge the stream (docs/scale.md).
+
 Exit code 0: done. 1: NATS refuses; the message says why. 2: wrong arguments.
 """
 
@@ -22,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import secrets
 import sys
 from typing import Any
@@ -32,9 +37,19 @@ from nats.aio.client import Client
 from nats.js.api import ExternalStream, StreamConfig, StreamInfo, StreamSource
 from nats.js.errors import NotFoundError
 
+from trio_odin.settings.reading import read_settings
+from trio_odin.settings.setting_field import SettingError
+from trio_odin.upstream.access import NatsAccess, access_of
 from trio_odin.upstream.stream import EPOCH, SUBJECT, ask, state_of
 
 _SECONDS = 5
+_LOGIN = frozenset(
+    f"NATS_{name}"
+    for name in (
+        *("USER", "PASSWORD_FILE", "TOKEN_FILE", "NKEY_FILE", "CREDS_FILE"),
+        *("TLS_CA", "TLS_CERT", "TLS_KEY", "TLS_FIRST"),
+    )
+)
 # The servers look at the stream every two seconds.
 _NOTICE_SECONDS = 5.0
 
@@ -47,8 +62,15 @@ def main() -> int:
     """Do what the arguments ask for; returns the exit code."""
     options = _options()
     try:
+        login = {name: value for name, value in os.environ.items() if name in _LOGIN}
+        access = access_of(read_settings(login))
+    except SettingError as error:
+        sys.stderr.write(f"mirror.py: {error}\n")
+        return 2
+    work = _promoted if options.promote else _mirrored
+    try:
         with asyncio.Runner() as runner:
-            done = runner.run(_promoted(options) if options.promote else _mirrored(options))
+            done = runner.run(work(options, access))
     except (Stop, nats.errors.Error, OSError) as failure:
         sys.stderr.write(f"mirror.py: {str(failure) or type(failure).__name__}\n")
         return 1
@@ -73,8 +95,10 @@ def _options() -> argparse.Namespace:
     return options
 
 
-async def _connected(url: str) -> Client:
-    return await nats.connect(url, allow_reconnect=False, connect_timeout=_SECONDS)
+async def _connected(url: str, access: NatsAccess) -> Client:
+    return await nats.connect(
+        url, allow_reconnect=False, connect_timeout=_SECONDS, **access.options()
+    )
 
 
 def _place(client: Client) -> str:
@@ -98,9 +122,10 @@ async def _domain(client: Client) -> str:
     return str(domain)
 
 
-async def _mirrored(options: argparse.Namespace) -> str:
+async def _mirrored(options: argparse.Namespace, access: NatsAccess) -> str:
     """Make the mirror, if it is missing or of another stream."""
-    near, far = await _connected(options.stream_at), await _connected(options.mirror_at)
+    near = await _connected(options.stream_at, access)
+    far = await _connected(options.mirror_at, access)
     try:
         stream, domain = await _stream(near, options.name), await _domain(near)
         if await _domain(far) == domain:
@@ -142,9 +167,9 @@ def _mirror_of(stream: StreamInfo, domain: str, epoch: str, replicas: int) -> St
     )
 
 
-async def _promoted(options: argparse.Namespace) -> str:
+async def _promoted(options: argparse.Namespace, access: NatsAccess) -> str:
     """Let the mirror take what is published."""
-    far = await _connected(options.mirror_at)
+    far = await _connected(options.mirror_at, access)
     try:
         info = await _stream(far, options.name)
         if info.config.mirror is None:
