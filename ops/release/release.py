@@ -25,8 +25,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# What an operator installs: the image has the first two, README's first lines need the third.
-EXTRAS = "auth,load,demo"
+# What an operator installs: those of the image, and that of README's first lines.
+EXTRAS = "auth,load,nkeys,otel,demo"
 _STEP_SECONDS = 900
 _LIVE_SECONDS = 30
 # Each entry of the npm package but the one that needs React.
@@ -150,12 +150,26 @@ def _build_npm(tree: Path, out: Path, home: Path) -> Path:
     _output("npm", "ci", "--silent", "--no-audit", "--no-fund", folder=source)
     for script in ("build", "check"):
         _output("npm", "run", "--silent", script, folder=source)
+    name_repository(source / "package.json")
     _output("npm", "pack", "--silent", "--pack-destination", str(home), folder=source)
     (packed,) = home.glob("*.tgz")
     # Beside the sdist, whose name differs in the suffix alone.
     package = out / f"npm-{packed.name}"
     shutil.move(packed, package)
     return package
+
+
+def name_repository(manifest: Path) -> None:
+    """Name the repository, without which npm takes no package with provenance.
+
+    Only the forge knows its address; elsewhere the file stays as it is.
+    """
+    server, repository = (os.environ.get(f"GITHUB_{what}") for what in ("SERVER_URL", "REPOSITORY"))
+    if server and repository:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        url = f"git+{server}/{repository}.git"
+        content["repository"] = {"type": "git", "url": url, "directory": "clients/js"}
+        manifest.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _build_image(tree: Path, out: Path, version: str) -> Path | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.ops.test_lock import EXTRAS as IMAGE_EXTRAS
 from tests.scripts import load_script
 from trio_odin import __version__
 
@@ -69,6 +70,28 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "old.whl").touch()
     with pytest.raises(release.ReleaseError, match=r"is not empty: remove it, or name another"):
         release.make(tmp_path, "1.2.0")
+
+
+def test_the_package_names_the_repository_that_publishes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = tmp_path / "package.json"
+    manifest.write_text('{"name": "trio-odin"}')
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    release.name_repository(manifest)
+    assert json.loads(manifest.read_text()) == {"name": "trio-odin"}
+    monkeypatch.setenv("GITHUB_SERVER_URL", "https://forge.example")
+    monkeypatch.setenv("GITHUB_REPOSITORY", "site/odin")
+    release.name_repository(manifest)
+    assert json.loads(manifest.read_text())["repository"] == {
+        "type": "git",
+        "url": "git+https://forge.example/site/odin.git",
+        "directory": "clients/js",
+    }
+
+
+def test_an_operator_gets_what_the_image_has() -> None:
+    assert set(IMAGE_EXTRAS) < set(release.EXTRAS.split(","))
 
 
 def test_a_tag_of_another_version_is_a_mistake_of_the_user() -> None:
