@@ -65,7 +65,9 @@ REPORT = DOCS / "capacity" / "report.html"
 RECORDS = (
     "benchmarks.json",
     "benchmarks-rates.json",
+    "benchmarks-scale-100000.json",
     "benchmarks-scale-18000.json",
+    "benchmarks-scale-bridge.json",
     "capacity/verdict.json",
     "clients/faults.json",
     "clients/random-faults.json",
@@ -118,6 +120,7 @@ def quoted(stage: StageResult | None) -> tuple[LoadResult, list[Check]]:
     return stage.load, missed
 
 
+@cache
 def costs() -> Costs:
     """What the model takes for measured: from the same run, and bytes from the bench if known."""
     found = fit(lab().stages, source="the lab, " + lab().provenance.day)

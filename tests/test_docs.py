@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -97,6 +98,9 @@ def test_generated_pages_are_current(page: str) -> None:
     [
         ("benchmarks.json", "docs/benchmarks.md"),
         ("benchmarks-rates.json", "docs/benchmarks.md"),
+        ("benchmarks-scale-100000.json", "docs/benchmarks.md"),
+        ("benchmarks-scale-18000.json", "docs/benchmarks.md"),
+        ("benchmarks-scale-bridge.json", "docs/benchmarks.md"),
         ("benchmarks.json", "README.md"),
         ("capacity/verdict.json", "docs/capacity.md"),
         ("capacity/verdict.json", "README.md"),
@@ -127,6 +131,24 @@ def test_the_balances_of_the_metrics_page_hold_for_any_counts(state: Snapshot) -
         names = re.findall(r"ws_\w+", parts)
         assert parts.count("+") == len(names) - 1
         assert scraped[whole] == sum(scraped[name] for name in names)
+
+
+def test_the_drawing_of_the_layers_is_what_is_checked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contracts = project["tool"]["importlinter"]["contracts"]
+    layers = next(one["layers"] for one in contracts if one["type"] == "layers")
+    drawn = (ROOT / "docs" / "architecture.md").read_text().split("```\ncli\n")[1].split("```")[0]
+    assert [set(line.split()) for line in f"cli\n{drawn}".splitlines()] == [
+        {name.strip().removeprefix("trio_odin.") for name in layer.split("|")} for layer in layers
+    ]
+
+
+def test_a_developer_installs_what_the_tests_import() -> None:
+    everything = re.search(
+        r'^EVERYTHING = "(.+)"$', (ROOT / "noxfile.py").read_text(), re.MULTILINE
+    )
+    assert everything is not None
+    assert f'--editable "{everything[1]}"' in (ROOT / "CONTRIBUTING.md").read_text()
 
 
 def test_the_lab_report_is_that_of_the_committed_record() -> None:
@@ -339,7 +361,8 @@ _COMMAND = re.compile(r"trio-odin ([a-z]+)([^\n`]*)")
 
 
 def _pages() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    at_the_top = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")]
+    return [*at_the_top, *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("pattern", [_LINK, _VARIABLE, _METRIC, _COMMAND])
@@ -347,7 +370,7 @@ def test_there_are_links_names_and_commands_to_check(pattern: re.Pattern[str]) -
     assert sum(len(pattern.findall(page.read_text())) for page in _pages()) > 20
 
 
-@pytest.mark.parametrize("page", _pages(), ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [ROOT / "CHANGELOG.md", *_pages()], ids=lambda page: page.name)
 def test_every_internal_link_leads_somewhere(page: Path) -> None:
     for target in _LINK.findall(page.read_text()):
         assert (page.parent / target).exists(), target

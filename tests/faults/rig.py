@@ -101,7 +101,7 @@ class Rig:
         row.repeated = self.cohort.repeated
         row.foreign = self.cohort.foreign
 
-    def check_books(self, row: Row, *, lost: int = 0) -> None:
+    def check_books(self, row: Row, *, lost: int | None = 0) -> None:
         """Check that all clients stayed, and got everything once."""
         assert (row.held, row.lost, row.repeated, row.foreign) == (row.clients, lost, 0, 0), (
             f"{row.held} held, {row.lost} lost, {row.repeated} repeated, "

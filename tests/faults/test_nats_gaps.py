@@ -101,6 +101,7 @@ async def test_events_that_left_the_stream_are_declared_as_a_gap(
         assert gap["missed"] == gap["to"] - gap["from"] + 1 > 50
         assert (await it.server.metrics())["ws_nats_messages_missed_total"] == gap["missed"]
         assert '"nats.gap"' in it.server.log.read_text()
+        assert row.lost is not None
         shares = row.lost / it.cohort.size / gap["missed"]
         assert 0.28 < shares < 0.32, "each client has three channels of ten"
         row.notes.append(f"{gap['missed']} events were gone, and said to be")

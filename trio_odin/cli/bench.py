@@ -118,7 +118,7 @@ def _plot_file(_: click.Context, __: click.Parameter, text: str | None) -> Path 
         raise click.BadParameter(f"{text!r}: there is no folder {str(path.parent)!r}") from None
     except OSError as error:
         raise click.BadParameter(f"{text[:_SHOWN]!r}: {error.strerror}") from None
-    require_extra("matplotlib")
+    require_extra("lab", "matplotlib")
     return path
 
 
@@ -269,7 +269,7 @@ def bench_command(
 
     Exit code 0 means that trio-odin lost and duplicated no event, 1 that it did.
     """  # noqa: D301 - click needs the character, not the backslash
-    require_extra("hdrh", "psutil", "websockets")
+    require_extra("demo,lab", "hdrh", "psutil", "websockets")
     if bridge and not on_runner:
         _run_on_runner(prefix, peers)
     plan = BenchPlan(

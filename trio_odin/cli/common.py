@@ -278,11 +278,11 @@ def _shortage(error: BaseException) -> str:
 _PACKAGES = {"hdrh": "hdrhistogram"}
 
 
-def require_extra(*modules: str) -> None:
-    """Exit with code 2 if a module is not installed; they come with the extra `lab`."""
+def require_extra(extra: str, *modules: str) -> None:
+    """Exit with code 2 if a module is not installed; they come with an extra of the package."""
     missing = [_PACKAGES.get(name, name) for name in modules if not is_installed(name)]
     if missing:
-        fail(f"not installed: {', '.join(missing)}; pip install '.[demo,lab]' (the extra lab)")
+        fail(f"not installed: {', '.join(missing)}; pip install 'trio-odin[{extra}]'")
 
 
 def is_installed(module: str) -> bool:

@@ -113,7 +113,7 @@ def lab_command(
     """Prove the capacity: three isolated hosts on this machine, stage by stage, and a verdict."""
     if context.invoked_subcommand is not None:
         return
-    require_extra("hdrh", "jinja2", "matplotlib", "psutil", "scipy", "websockets")
+    require_extra("demo,lab", "hdrh", "jinja2", "matplotlib", "psutil", "scipy", "websockets")
     folder = folder or Path(f"lab-{dt.datetime.now(tz=dt.UTC):%Y%m%d-%H%M%S}")
     plan = LabPlan(
         stages=stages,

@@ -263,7 +263,7 @@ def load_command(
     Latency counts from the time at which the publisher planned an event, so no lateness is hidden.
     Between machines, their clocks must agree.
     """  # noqa: D301 - click needs the character, not the backslash
-    require_extra("hdrh", "psutil")
+    require_extra("load", "hdrh", "psutil")
     workload = Workload(
         channels=[f"{token}.trade" for token in tokens],
         channels_per_connection=channels_per_connection,

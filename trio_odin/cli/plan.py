@@ -241,7 +241,7 @@ def plan_command(
     loss of a node, of a NATS node or of a region, how long until all clients are back
     (docs/scale.md).
 
-    The last example calibrates the costs with a run of the lab, and shows how well a fit to the
+    `--fit` calibrates the costs with a run of the lab, and shows how well a fit to the
     small stages predicts the large ones. Exit code 0 means that there is an answer, 1 that no
     number of these machines is enough.
     """  # noqa: D301 - click needs the character, not the backslash
@@ -374,7 +374,7 @@ def _measured(choice: str | None, lab_result: LabResult | None) -> Costs | None:
 
 
 def _fitted(lab_result: LabResult) -> Costs:
-    require_extra("scipy")
+    require_extra("lab", "scipy")
     try:
         return fit(lab_result.stages)
     except (TooLittle, BadFigure) as error:

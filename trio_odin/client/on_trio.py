@@ -87,7 +87,7 @@ async def connect(
             of each channel, which counts the others as `skipped`. `wait` keeps a thousand, then
             does not read on: the server's policy for slow clients applies.
         ssl: for `wss`, instead of the default.
-        compression: whether to ask for `trio-odin.z1`, a third of the bytes.
+        compression: whether to ask for `trio-odin.z1`, less than half of the bytes.
 
     Raises:
         ClientError: a URL or a name is malformed; in a loop over the feed: the server has said no

@@ -25,7 +25,8 @@ class Row:
         name: its name.
         what_was_done: the attack or fault in a sentence.
         must_hold: the requirement in a sentence.
-        held: well-behaved clients that kept their connection, of `clients`.
+        held: well-behaved clients that kept their connection, of `clients`; like the next ones None
+            if that was not found out, as the test failed before.
         clients: well-behaved clients at the same time.
         lost: published events that did not reach one of them.
         repeated: events that came again.
@@ -39,11 +40,11 @@ class Row:
     name: str
     what_was_done: str
     must_hold: str
-    held: int = 0
+    held: int | None = None
     clients: int = 0
-    lost: int = 0
-    repeated: int = 0
-    foreign: int = 0
+    lost: int | None = None
+    repeated: int | None = None
+    foreign: int | None = None
     recovery_seconds: float | None = None
     notes: list[str] = attrs.field(factory=list)
     passed: bool | None = False

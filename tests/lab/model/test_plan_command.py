@@ -120,7 +120,7 @@ def test_without_scipy_a_fit_names_the_extra(
     monkeypatch.setitem(sys.modules, "scipy", None)
     result = plan("--fit", str(verdict))
     assert result.exit_code == 2
-    assert "not installed: scipy; pip install '.[demo,lab]' (the extra lab)" in result.output
+    assert "not installed: scipy; pip install 'trio-odin[lab]'" in result.output
     assert plan().exit_code == 0
 
 

@@ -195,7 +195,9 @@ class Layout:
         egress: all traffic to the users by each rate and encoding that was asked for; its cost is
             the sum of the regions', each by its own tiers.
         workers, spare, survives_region: as they were asked for.
+        survival_nodes: nodes that `survives_region` adds, in all regions; 0 if there are as many.
         target_cpu_percent: as it was asked for.
+        target_cores: of a node, that may be used at most.
         costs: by which all this was computed.
     """
 
@@ -209,7 +211,9 @@ class Layout:
     workers: int
     spare: int
     survives_region: bool
+    survival_nodes: int
     target_cpu_percent: float
+    target_cores: float
     costs: Costs
 
     @property
@@ -273,11 +277,11 @@ def lay_out(
     """
     users = shared(demand.users, shares)
     best = common.forecast(demand)
-    regions = []
+    regions, survival_nodes = [], 0
     if best.instances is not None:
-        counts = [
-            _count(number, users, best.max_connections, common) for number in range(len(users))
-        ]
+        counts = _counts(users, best.max_connections, common)
+        surviving = attrs.evolve(common, survives_region=True)
+        survival_nodes = sum(_counts(users, best.max_connections, surviving)) - sum(counts)
         regions = [
             _region(number, users, counts[number], demand, common, best.max_connections)
             for number in range(len(users))
@@ -296,7 +300,9 @@ def lay_out(
         workers=common.workers,
         spare=common.spare,
         survives_region=common.survives_region,
+        survival_nodes=survival_nodes,
         target_cpu_percent=common.target_cpu_percent,
+        target_cores=best.target_cores,
         costs=common.costs,
     )
 
@@ -313,6 +319,10 @@ def _egress(demand: Demand, common: Common, users: Sequence[int]) -> Egress:
 
 def _needed(users: int, most: int) -> int:
     return max(1, math.ceil(users / most))
+
+
+def _counts(users: Sequence[int], most: int, common: Common) -> list[int]:
+    return [_count(number, users, most, common) for number in range(len(users))]
 
 
 def _count(number: int, users: Sequence[int], most: int, common: Common) -> int:

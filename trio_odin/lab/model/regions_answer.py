@@ -49,8 +49,7 @@ def first_sentences(layout: Layout) -> Iterator[str]:
     users, events = counted(demand.users, "user"), counted(demand.rate, "event")
     name = layout.instance.name
     if not layout.is_possible:
-        cores = layout.target_cpu_percent / 100 * layout.instance.cpu_limit
-        why = TOO_MUCH[layout.bound_by].format(cores=cores)
+        why = TOO_MUCH[layout.bound_by].format(cores=layout.target_cores)
         yield f"No number of {name} is enough for {users} at {events} a second: {why}."
         return
     regions = len(layout.regions)
@@ -80,8 +79,10 @@ def _says_of_region(layout: Layout) -> Iterator[str]:
         else:
             yield (
                 f"If {loss.what} is lost, its {counted(loss.clients, 'user')} do not fit into the "
-                f"others: {counted(round(loss.calm.left_out), 'user')} would stay outside. That "
-                f"takes {counted(loss.more_nodes, 'more machine')}, ${loss.more_usd:,.0f} a month: "
+                f"others, which lack {counted(loss.more_nodes, 'machine')}: "
+                f"{counted(round(loss.calm.left_out), 'user')} would stay outside. To survive the "
+                f"loss of any region takes {counted(layout.survival_nodes, 'more machine')}, "
+                f"${layout.survival_nodes * layout.instance.monthly_usd:,.0f} a month: "
                 f"--survive-region."
             )
 
@@ -174,12 +175,14 @@ def loss_cells(loss: Loss) -> tuple[str, ...]:
         is_over = loss.nodes == 0
         return (loss.what, f"{loss.clients:,}", _NEVER if is_over else NOTHING, *[NOTHING] * 5)
     is_full = calm.left_out >= 1
+    # Those who stay outside try again without an end, which no number says.
+    refused = NOTHING if is_full else f"{calm.refused:,.0f}"
     return (
         loss.what,
         f"{loss.clients:,}",
         _NEVER if is_full else _seconds(calm.seconds),
         _NEVER if is_full and calm.half_seconds is None else _seconds(calm.half_seconds),
-        *(f"{calm.refused:,.0f}", f"{calm.left_out:,.0f}"),
+        *(refused, f"{calm.left_out:,.0f}"),
         *(f"{calm.peak_busy * 100:.0f} %", f"{calm.steady_busy * 100:.0f} %"),
     )
 

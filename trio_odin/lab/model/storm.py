@@ -85,8 +85,9 @@ class Calm:
         seconds: from the loss until the last client that has room is in; None: not within 15
             minutes.
         half_seconds: the same for half of all clients; None: for fewer than half there is room.
-        refused: tries that failed: refusals by full nodes, and clients that found no place in the
-            queue or waited too long. The same client may have several.
+        refused: tries that failed until then: refusals by full nodes, and clients that found no
+            place in the queue or waited too long. The same client may have several. Those who are
+            left out go on trying.
         left_out: clients for which there is no room.
         accepts_per_second: the most that a node has let in, in a second.
         peak_busy: the busiest that a process' core was, 0 to 1, with events and accepting.
