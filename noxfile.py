@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from pathlib import Path
 
@@ -174,7 +175,7 @@ def js(session: nox.Session) -> None:
     if not is_quick:
         install(session, "tests")
     browser = session.posargs[:1] in (["--browser"], ["--record"])
-    record = [str(Path(name).resolve()) for name in session.posargs[1:]]
+    record = [str(Path(name).resolve()) for name in session.posargs if not name.startswith("-")]
     session.chdir("clients/js")
     session.run("npm", "ci", "--no-audit", "--no-fund", "--silent", external=True)
     without = ["--", "--exclude", "test/server/**"] if is_quick else []
@@ -200,11 +201,14 @@ CONTROL = {
 @nox.session(venv_backend="none")
 def publisher(session: nox.Session) -> None:
     """Control a running publisher: `-- start|start:high|stop|stats [--url http://HOST:3003]`."""
-    options = list(session.posargs)
-    action = options.pop(0) if options and not options[0].startswith("-") else "stats"
-    url = options[1] if options[:1] == ["--url"] else "http://127.0.0.1:3003"
-    page = ["--data", CONTROL[action], f"{url}/control"] if action in CONTROL else [f"{url}/stats"]
-    session.run("curl", "--silent", "--show-error", *page, external=True)
+    parser = argparse.ArgumentParser(prog="nox -s publisher --")
+    parser.add_argument("action", nargs="?", choices=[*CONTROL, "stats"], default="stats")
+    parser.add_argument("--url", default="http://127.0.0.1:3003")
+    options = parser.parse_args(session.posargs)
+    page = [f"{options.url}/stats"]
+    if options.action in CONTROL:
+        page = ["--data", CONTROL[options.action], f"{options.url}/control"]
+    session.run("curl", "--silent", "--show-error", "--fail-with-body", *page, external=True)
 
 
 @nox.session

@@ -336,7 +336,7 @@ async def test_a_signal_drains_the_server_and_it_exits_with_0(
         assert ending.reconnect_in_ms == [0] or ending.reconnect_in_ms == [1]
         code, _, logged = await ended(server)
     assert code == 0
-    assert trio.current_time() - began < 3, "one client is not made to wait"
+    assert trio.current_time() - began < 10, "one client is not made to wait"
     finished = next(line for line in logged.splitlines() if '"drain.finished"' in line)
     assert json.loads(finished).items() >= {"imbalance": 0, "matched": 1, "written": 1}.items()
 

@@ -164,7 +164,7 @@ async def test_a_client_that_reads_nothing_does_not_delay_the_exit(tmp_path: Pat
             began = trio.current_time()
             code, log = await end(running)
         assert code == 0
-        assert 1 < trio.current_time() - began < 3.5
+        assert 1 < trio.current_time() - began < 20, "not the time of a write"
         assert logged(log, "drain.cut")[0]["connections"] == 1
         assert logged(log, "drain.finished")[0]["imbalance"] == 0
 
@@ -314,7 +314,7 @@ class Visitors:
                         self.visits += 1
             except (OSError, InvalidStatus, trio.TooSlowError) as error:
                 self.refused.append(repr(error))
-            await trio.sleep(0.005)
+            await trio.sleep(0.02)
 
     async def look(self, running: Running) -> None:
         while not self.is_over:

@@ -172,7 +172,7 @@ def test_closing_does_not_wait_long_for_a_pipe_that_is_not_read(
     started = time.monotonic()
     handler.flush()
     handler.close()
-    assert 1.5 < time.monotonic() - started < 3
+    assert 1.5 < time.monotonic() - started < 10
 
 
 def test_many_threads_may_log() -> None:

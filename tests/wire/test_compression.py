@@ -95,15 +95,16 @@ def test_every_encoding_carries_the_same_object(
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("edge", [125, 126, 65535, 65536])
 def test_a_frame_may_have_any_length(encoding: Encoding, edge: int) -> None:
-    tails = {}
+    frames = {}
     # Random digits do not compress by much: all lengths around the edge occur.
     noise = random.Random(edge).randbytes(edge).hex()
     for size in range(max(2, edge - 120), edge + 20):
         tail = tail_of(noise[:size])
-        tails[len(framed(encoding, 1000, tail))] = tail
-    assert len(tails) > 20
-    for tail in tails.values():
-        assert text_in(encoding, framed(encoding, 1000, tail)) == (1000, "{" + tail[1:].decode())
+        frame = framed(encoding, 1000, tail)
+        frames[len(frame)] = frame, tail
+    assert len(frames) > 20
+    for frame, tail in frames.values():
+        assert text_in(encoding, frame) == (1000, "{" + tail[1:].decode())
 
 
 @given(SEQS)

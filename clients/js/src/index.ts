@@ -43,7 +43,7 @@ export interface ConnectOptions extends Partial<Options> {
    * when the server refuses one.
    */
   token?: () => string | Promise<string>;
-  /** `z1()` of `trio-odin/z1`: a third of the bytes. */
+  /** `z1()` of `trio-odin/z1`: less than half of the bytes. */
   compression?: Compression;
   /** The WebSocket to use, where there is none built in (Node 20). */
   WebSocket?: new (

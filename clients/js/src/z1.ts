@@ -1,4 +1,4 @@
-// `trio-odin.z1`: a third of the bytes. See "Fewer bytes" in docs/protocol.md.
+// `trio-odin.z1`: less than half of the bytes. See "Fewer bytes" in docs/protocol.md.
 
 import { inflateSync } from "fflate";
 import type { Compression } from "./index.js";
