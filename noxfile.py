@@ -54,7 +54,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types with mypy (strict) and pyright."""
-    install(session, "tests", "types")
+    install(session, "tests", "site", "types")
     session.run("mypy")
     session.run("pyright")
 

@@ -216,13 +216,11 @@ async def test_refused_connections_are_counted_by_their_status(rig: Rig) -> None
 
 
 async def test_a_server_stopped_in_the_hold_is_shown_with_its_reason(rig: Rig) -> None:
-    with serving(rig.nats_url, WS_DRAIN_SECONDS="2s") as server:
-
-        def stop() -> None:
-            server.process.terminate()
-            server.process.wait(10)  # the clients are processes, and go on
-
-        result = await carried_out(plan_on(rig, server.websocket_url), InPhase("hold", stop))
+    with serving(rig.nats_url, WS_DRAIN_SECONDS="1s") as server:
+        stop = InPhase("hold", server.process.terminate)
+        # Long enough for its end, so that its pages are asked for in vain.
+        plan = plan_on(rig, server.websocket_url, hold_seconds=5.0)
+        result = await carried_out(plan, stop)
     assert result.disconnects == {"1001 Server is shutting down": 40}
     assert "connections cut off by the server" in not_met(result)
     assert result.series[-1].connections == 0
