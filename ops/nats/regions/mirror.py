@@ -29,27 +29,23 @@ import asyncio
 import os
 import secrets
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
-import nats
 import nats.errors
 from nats.aio.client import Client
 from nats.js.api import ExternalStream, StreamConfig, StreamInfo, StreamSource
 from nats.js.errors import NotFoundError
 
-from trio_odin.settings.reading import read_settings
+from trio_odin.settings.reading import NATS_ACCESS, read_settings
 from trio_odin.settings.setting_field import SettingError
-from trio_odin.upstream.access import NatsAccess, access_of
+from trio_odin.upstream.access import AccessUnusable, NatsAccess, access_of
+from trio_odin.upstream.nats_link import NatsLink, nats_link
 from trio_odin.upstream.stream import EPOCH, SUBJECT, ask, state_of
 
 _SECONDS = 5
-_LOGIN = frozenset(
-    f"NATS_{name}"
-    for name in (
-        *("USER", "PASSWORD_FILE", "TOKEN_FILE", "NKEY_FILE", "CREDS_FILE"),
-        *("TLS_CA", "TLS_CERT", "TLS_KEY", "TLS_FIRST"),
-    )
-)
+_LOGIN = frozenset(NATS_ACCESS) - {"NATS_URL", "NATS_URL_FILE"}
 # The servers look at the stream every two seconds.
 _NOTICE_SECONDS = 5.0
 
@@ -62,8 +58,7 @@ def main() -> int:
     """Do what the arguments ask for; returns the exit code."""
     options = _options()
     try:
-        login = {name: value for name, value in os.environ.items() if name in _LOGIN}
-        access = access_of(read_settings(login))
+        access = _access(options)
     except SettingError as error:
         sys.stderr.write(f"mirror.py: {error}\n")
         return 2
@@ -71,7 +66,7 @@ def main() -> int:
     try:
         with asyncio.Runner() as runner:
             done = runner.run(work(options, access))
-    except (Stop, nats.errors.Error, OSError) as failure:
+    except (Stop, AccessUnusable, nats.errors.Error, OSError) as failure:
         sys.stderr.write(f"mirror.py: {str(failure) or type(failure).__name__}\n")
         return 1
     except KeyboardInterrupt:
@@ -95,10 +90,26 @@ def _options() -> argparse.Namespace:
     return options
 
 
-async def _connected(url: str, access: NatsAccess) -> Client:
-    return await nats.connect(
-        url, allow_reconnect=False, connect_timeout=_SECONDS, **access.options()
-    )
+def _access(options: argparse.Namespace) -> NatsAccess:
+    """The login by the variables of a server, checked with each address as a server does.
+
+    Raises:
+        SettingError: a variable or an address cannot be used.
+    """
+    login = {name: value for name, value in os.environ.items() if name in _LOGIN}
+    urls = [url for url in (options.stream_at, options.mirror_at) if url]
+    return [access_of(read_settings({**login, "NATS_URL": url})) for url in urls][-1]
+
+
+@asynccontextmanager
+async def _connected(url: str, access: NatsAccess) -> AsyncIterator[Client]:
+    """Like a server: nothing is sent unencrypted where TLS was asked for."""
+
+    async def note(link: NatsLink, error: Exception) -> None:
+        sys.stderr.write(f"mirror.py: {link.url}: {error}\n")
+
+    async with nats_link([url], name="mirror.py", on_error=note, access=access) as link:
+        yield link.client
 
 
 def _place(client: Client) -> str:
@@ -124,9 +135,10 @@ async def _domain(client: Client) -> str:
 
 async def _mirrored(options: argparse.Namespace, access: NatsAccess) -> str:
     """Make the mirror, if it is missing or of another stream."""
-    near = await _connected(options.stream_at, access)
-    far = await _connected(options.mirror_at, access)
-    try:
+    async with (
+        _connected(options.stream_at, access) as near,
+        _connected(options.mirror_at, access) as far,
+    ):
         stream, domain = await _stream(near, options.name), await _domain(near)
         if await _domain(far) == domain:
             raise Stop(f"both are in the domain {domain}: allowed are two regions")
@@ -145,9 +157,6 @@ async def _mirrored(options: argparse.Namespace, access: NatsAccess) -> str:
                 return f"{options.name} is a mirror already, epoch {epoch}"
             await jetstream.delete_stream(options.name)
         await jetstream.add_stream(_mirror_of(stream, domain, epoch, options.replicas))
-    finally:
-        await near.close()
-        await far.close()
     return f"{options.name} is a mirror now, epoch {epoch}"
 
 
@@ -169,8 +178,7 @@ def _mirror_of(stream: StreamInfo, domain: str, epoch: str, replicas: int) -> St
 
 async def _promoted(options: argparse.Namespace, access: NatsAccess) -> str:
     """Let the mirror take what is published."""
-    far = await _connected(options.mirror_at, access)
-    try:
+    async with _connected(options.mirror_at, access) as far:
         info = await _stream(far, options.name)
         if info.config.mirror is None:
             return f"{options.name} is not a mirror: nothing was changed"
@@ -185,8 +193,6 @@ async def _promoted(options: argparse.Namespace, access: NatsAccess) -> str:
         del config["mirror"]
         await ask(far, f"STREAM.UPDATE.{options.name}", {**config, "subjects": [SUBJECT]})
         last = (await _stream(far, options.name)).state.last_seq
-    finally:
-        await far.close()
     return f"{options.name} is the stream now, epoch {epoch}, after offset {last}"
 
 
