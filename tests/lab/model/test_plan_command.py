@@ -381,7 +381,8 @@ def test_regions_are_answered_first_machines_and_money() -> None:
     assert said.startswith("1,000,000 users in 3 regions at 12 events a second need ")
     assert "9 nodes of NATS: $" in said
     assert "its 333,333 users do not fit into the others" in said
-    assert "more machines" in said
+    assert re.search(r"others, which lack [\d,]+ machines: [\d,]+ users would stay outside", said)
+    assert re.search(r"takes [\d,]+ more machines, \$[\d,]+ a month: --survive-region", said)
     assert "If region 1 is lost, nothing can be published" in said
     for title in ("The regions", "What NATS carries", "If a part is lost", "A month, USD"):
         assert title in said

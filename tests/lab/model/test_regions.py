@@ -65,12 +65,15 @@ def test_a_million_users_in_three_regions() -> None:
 
 def test_a_lost_region_that_does_not_fit_says_so_and_what_it_takes() -> None:
     """With room for the loss of one node, the third of all users is far too much."""
-    lost = loss_of(lay_out(MILLION, COMMON, [1, 1, 1]), "region")
+    narrow = lay_out(MILLION, COMMON, [1, 1, 1])
+    lost = loss_of(narrow, "region")
     assert not lost.fits
     assert lost.calm is not None
     assert lost.calm.left_out > 100_000
     assert lost.more_usd == lost.more_nodes * COMMON.instance.monthly_usd > 0
     wide = lay_out(MILLION, attrs.evolve(COMMON, survives_region=True), [1, 1, 1])
+    assert narrow.survival_nodes == wide.nodes - narrow.nodes > lost.more_nodes
+    assert wide.survival_nodes == 0
     fits = loss_of(wide, "region")
     assert fits.fits
     assert fits.calm is not None
@@ -78,7 +81,7 @@ def test_a_lost_region_that_does_not_fit_says_so_and_what_it_takes() -> None:
     assert fits.calm.seconds is not None
     # They notice after up to 14 s, and try the old address for 10 s.
     assert fits.calm.seconds > 20
-    assert wide.nodes >= lay_out(MILLION, COMMON, [1, 1, 1]).nodes + lost.more_nodes
+    assert wide.nodes >= narrow.nodes + lost.more_nodes
 
 
 def test_a_single_region_has_no_other_one_to_lose_it_to() -> None:

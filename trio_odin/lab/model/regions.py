@@ -195,7 +195,7 @@ class Layout:
         egress: all traffic to the users by each rate and encoding that was asked for; its cost is
             the sum of the regions', each by its own tiers.
         workers, spare, survives_region: as they were asked for.
-        survival_nodes: nodes that `survives_region` adds, in all regions; 0 if there are as many.
+        survival_nodes: nodes that are missing to survive the loss of any region, in all regions.
         target_cpu_percent: as it was asked for.
         target_cores: of a node, that may be used at most.
         costs: by which all this was computed.
