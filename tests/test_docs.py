@@ -148,7 +148,9 @@ def test_a_developer_installs_what_the_tests_import() -> None:
         r'^EVERYTHING = "(.+)"$', (ROOT / "noxfile.py").read_text(), re.MULTILINE
     )
     assert everything is not None
-    assert f'--editable "{everything[1]}"' in (ROOT / "CONTRIBUTING.md").read_text()
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    assert f'--editable "{everything[1]}"' in guide
+    assert set(re.findall(r"--group (\w+)", guide)) == {"tests", "lint", "imports", "types", "site"}
 
 
 def test_the_lab_report_is_that_of_the_committed_record() -> None:

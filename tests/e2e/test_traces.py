@@ -23,6 +23,7 @@ from tests.e2e.test_workers import end as end_of
 from tests.e2e.test_workers import server as workers
 from tests.server_rig import UPGRADE
 from tests.waiting import wait_until
+from trio_odin import server as server_module
 from trio_odin.server import Server
 from trio_odin.wire.trace_context import parse_traceparent
 
@@ -320,6 +321,7 @@ async def test_spans_that_nobody_takes_do_not_prolong_a_drain(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
+    monkeypatch.setattr(server_module, "_FLUSH_SECONDS", 20.0)
     server = await start(start_server, nats_url, collector, WS_DRAIN_SECONDS="1s")
     (address,) = server.addresses
     async with await trio.open_tcp_stream(address.host, address.port) as silent:
@@ -328,14 +330,17 @@ async def test_spans_that_nobody_takes_do_not_prolong_a_drain(
         await publish(nats_url, "BTC.trade", 1, traceparent=SAMPLED)
         await wait_until(lambda: server.ledger.traces.events == 1)
         collector.hang.clear()
+        began = trio.current_time()
         with capture_logs() as lines, trio.fail_after(30):
             server.drain()
             await server.finished.wait()
+        took = trio.current_time() - began
     collector.hang.set()
     events = [line["event"] for line in lines]
     assert "drain.cut" in events, "the client has used the time of the clients"
     # What the supervisor, and who reads the log, has to know does not wait for a collector.
     assert events.index("drain.finished") < events.index("traces.unsent")
+    assert took < 10, "not the time of spans on top"
 
 
 async def test_the_last_write_is_that_of_the_slowest_client(
