@@ -36,6 +36,8 @@ current=/srv/odin/current
 : "${SECRETS:=$root/ops/secrets}"
 dry_run=
 assume_yes=
+# Whether all machines are meant, and so what they share.
+is_all=
 
 help() {
   cat <<TEXT
@@ -437,17 +439,14 @@ start() {
 }
 
 delete() {
+  [[ ! $is_all ]] || set -- "${every_machine[@]}"
   if [[ ! $assume_yes && ! $dry_run ]]; then
     local answer=
-    read -r -p "Delete $* in $PROJECT with their disks? Type yes: " answer || true
+    read -r -p "Delete $*${is_all:+, the network and its rules} in $PROJECT with their disks? Type yes: " answer || true
     [[ $answer == yes ]] || fail "nothing deleted"
   fi
-  local machine one is_all=
-  if [[ $* == "${machines[*]}" ]]; then
-    is_all=yes
-    unbalance
-    set -- "${every_machine[@]}"
-  fi
+  local machine one
+  [[ ! $is_all ]] || unbalance
   for machine in "$@"; do
     if is_left "${name[$machine]}" compute instances --zones="$ZONE"; then
       g compute instances delete "${name[$machine]}" --zone="$ZONE"
@@ -508,7 +507,7 @@ main() {
         [[ ! $command ]] || fail "one command at a time: $command or $1"
         command=$1
         ;;
-      all) chosen=("${machines[@]}") ;;
+      all) chosen+=("${machines[@]}") is_all=yes ;;
       balancer)
         [[ $command == dns ]] || fail "balancer is for dns only; see --help"
         chosen+=(balancer)
@@ -523,8 +522,11 @@ main() {
   [[ $command ]] || fail "say what to do; see --help"
   case $command in
     roll | balance) ((!${#chosen[@]})) || fail "$command takes no machine: it is about all of its kind" ;;
-    dns) ((${#chosen[@]})) || fail "dns needs a machine, or balancer" ;;
-    *) ((${#chosen[@]})) || chosen=("${machines[@]}") ;;
+    dns)
+      ((${#chosen[@]})) || fail "dns needs a machine, or balancer"
+      [[ ! $is_all ]] || fail "all is not for dns: name the machines that clients connect to"
+      ;;
+    *) ((${#chosen[@]})) || chosen=("${machines[@]}") is_all=yes ;;
   esac
   if [[ $command != cost ]]; then
     [[ ${PROJECT-} ]] || fail "PROJECT is not set: the Google Cloud project to act in"

@@ -414,6 +414,25 @@ def test_a_proxy_is_not_deployed_without_a_certificate(
     assert ws.endswith("build"), "another one does"
 
 
+def test_only_all_deletes_what_the_machines_share(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    having(cloud, monkeypatch)
+    calls = cloud.did("--yes", "delete", "backend", "ws", "runner")
+    assert len(calls) == 3
+    assert all("instances" in call for call in calls)
+    calls = cloud.did("--yes", "delete", "proxy", "all")
+    assert any("networks" in call for call in calls)
+
+
+def test_all_does_not_forget_another_machine_and_is_no_name_of_the_service(cloud: Cloud) -> None:
+    told = cloud.run("--dry-run", "stop", "ws-2", "all").stdout
+    for name in ("odin-ws-go-v2", "odin-ws-go", "odin-backend", "odin-test-runner"):
+        assert f"instances stop {name} " in told
+    refused = cloud.run("--dry-run", "all", "dns")
+    assert (refused.returncode, "all is not for dns" in refused.stderr) == (2, True)
+
+
 def test_an_option_before_the_command_is_wrong_as_it_is_for_gcloud(cloud: Cloud) -> None:
     environment = {**os.environ, "FAKE": str(cloud.folder)}
     called = [str(cloud.folder / "gcloud"), "--project=odin", "compute", "instances"]
