@@ -264,9 +264,26 @@ async def test_mirror_py_says_what_it_cannot_do(tmp_path: Path) -> None:
         code, said = await run_mirror("--stream-at", near, "--mirror-at", far, "--name", "NO")
         assert code == 1
         assert "there is no stream NO at" in said
-        code, said = await run_mirror("--mirror-at", far)
-        assert code == 2
-        assert "allowed is one of --stream-at URL and --promote" in said
+        code, said = await run_mirror("--promote", "--mirror-at", f"{near},{far}", "--name", "NO")
+        assert (code, said.count("\n")) == (1, 0), said
+        assert "there is no stream NO at" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--mirror-at", "nats://a"], "allowed is one of --stream-at URL and --promote"),
+        (["--promote", "--mirror-at", ""], "--mirror-at: allowed is the address of NATS"),
+        (["--promote", "--mirror-at", "a:b:c"], "NATS_URL="),
+        (["--promote", "--mirror-at", "a", "--name", "a.b"], "'a.b': allowed are letters, digits"),
+    ],
+)
+async def test_wrong_arguments_of_mirror_py_get_a_sentence(
+    options: list[str], sentence: str
+) -> None:
+    code, said = await run_mirror(*options)
+    assert (code, "Traceback" in said) == (2, False), said
+    assert sentence in said
 
 
 @pytest.mark.ops

@@ -27,11 +27,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import secrets
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, NamedTuple
 
 import nats.errors
 from nats.aio.client import Client
@@ -58,14 +59,16 @@ def main() -> int:
     """Do what the arguments ask for; returns the exit code."""
     options = _options()
     try:
-        access = _access(options)
+        if options.stream_at:
+            options.stream_at = _region(options.stream_at)
+        options.mirror_at = _region(options.mirror_at)
     except SettingError as error:
         sys.stderr.write(f"mirror.py: {error}\n")
         return 2
     work = _promoted if options.promote else _mirrored
     try:
         with asyncio.Runner() as runner:
-            done = runner.run(work(options, access))
+            done = runner.run(work(options))
     except (Stop, AccessUnusable, nats.errors.Error, OSError) as failure:
         sys.stderr.write(f"mirror.py: {str(failure) or type(failure).__name__}\n")
         return 1
@@ -81,34 +84,54 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--stream-at", metavar="URL", help="NATS of the region of the stream")
     parser.add_argument("--mirror-at", metavar="URL", required=True, help="NATS of the other one")
-    parser.add_argument("--name", default="ODIN_TOKENS", help="of stream and mirror (ODIN_TOKENS)")
-    parser.add_argument("--replicas", type=int, choices=[1, 3, 5], default=3)
+    parser.add_argument(
+        "--name", type=_name, default="ODIN_TOKENS", help="of stream and mirror (ODIN_TOKENS)"
+    )
+    parser.add_argument(
+        "--replicas", type=int, choices=[1, 3, 5], default=3, help="of the mirror (3)"
+    )
     parser.add_argument("--promote", action="store_true", help="make the mirror the stream")
     options = parser.parse_args()
     if options.promote == bool(options.stream_at):
         parser.error("allowed is one of --stream-at URL and --promote")
+    if not options.mirror_at:
+        parser.error("--mirror-at: allowed is the address of NATS, and it is empty")
     return options
 
 
-def _access(options: argparse.Namespace) -> NatsAccess:
-    """The login by the variables of a server, checked with each address as a server does.
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: allowed are letters, digits, - and _")
+    return text
+
+
+class _Region(NamedTuple):
+    """How to reach NATS of a region."""
+
+    urls: Sequence[str]
+    access: NatsAccess
+
+
+def _region(url: str) -> _Region:
+    """The addresses in `url`, and the login by the variables of a server, as a server reads them.
 
     Raises:
         SettingError: a variable or an address cannot be used.
     """
     login = {name: value for name, value in os.environ.items() if name in _LOGIN}
-    urls = [url for url in (options.stream_at, options.mirror_at) if url]
-    return [access_of(read_settings({**login, "NATS_URL": url})) for url in urls][-1]
+    settings = read_settings({**login, "NATS_URL": url})
+    return _Region(settings.nats_urls, access_of(settings))
 
 
 @asynccontextmanager
-async def _connected(url: str, access: NatsAccess) -> AsyncIterator[Client]:
+async def _connected(region: _Region) -> AsyncIterator[Client]:
     """Like a server: nothing is sent unencrypted where TLS was asked for."""
 
     async def note(link: NatsLink, error: Exception) -> None:
         sys.stderr.write(f"mirror.py: {link.url}: {error}\n")
 
-    async with nats_link([url], name="mirror.py", on_error=note, access=access) as link:
+    urls, access = region
+    async with nats_link(urls, name="mirror.py", on_error=note, access=access) as link:
         yield link.client
 
 
@@ -133,12 +156,9 @@ async def _domain(client: Client) -> str:
     return str(domain)
 
 
-async def _mirrored(options: argparse.Namespace, access: NatsAccess) -> str:
+async def _mirrored(options: argparse.Namespace) -> str:
     """Make the mirror, if it is missing or of another stream."""
-    async with (
-        _connected(options.stream_at, access) as near,
-        _connected(options.mirror_at, access) as far,
-    ):
+    async with _connected(options.stream_at) as near, _connected(options.mirror_at) as far:
         stream, domain = await _stream(near, options.name), await _domain(near)
         if await _domain(far) == domain:
             raise Stop(f"both are in the domain {domain}: allowed are two regions")
@@ -155,7 +175,9 @@ async def _mirrored(options: argparse.Namespace, access: NatsAccess) -> str:
                 )
             if state_of(present).epoch == epoch:
                 return f"{options.name} is a mirror already, epoch {epoch}"
-            await jetstream.delete_stream(options.name)
+            # The request is repeated where NATS is far away: the first one has then done it.
+            with suppress(NotFoundError):
+                await jetstream.delete_stream(options.name)
         await jetstream.add_stream(_mirror_of(stream, domain, epoch, options.replicas))
     return f"{options.name} is a mirror now, epoch {epoch}"
 
@@ -176,9 +198,9 @@ def _mirror_of(stream: StreamInfo, domain: str, epoch: str, replicas: int) -> St
     )
 
 
-async def _promoted(options: argparse.Namespace, access: NatsAccess) -> str:
+async def _promoted(options: argparse.Namespace) -> str:
     """Let the mirror take what is published."""
-    async with _connected(options.mirror_at, access) as far:
+    async with _connected(options.mirror_at) as far:
         info = await _stream(far, options.name)
         if info.config.mirror is None:
             return f"{options.name} is not a mirror: nothing was changed"
