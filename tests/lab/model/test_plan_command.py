@@ -390,6 +390,18 @@ def test_regions_are_answered_first_machines_and_money() -> None:
     assert "its 333,333 users fit into the others, and are back after" in wide
 
 
+def test_a_region_that_does_not_fit_is_not_hidden_by_a_larger_one_that_does() -> None:
+    said = words(plan("--users", "30000", "--shares", "31,15,11", "--spare", "0"))
+    assert "users fit into the others" in said
+    assert (
+        "Those of another one do not. To survive the loss of any region takes 1 more mach" in said
+    )
+
+
+def test_of_few_users_the_lost_region_is_the_largest() -> None:
+    assert "If region 2 is lost, its 8 users" in words(plan("--users", "9", "--shares", "1,8"))
+
+
 def test_shares_make_regions_of_different_sizes(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
     result = plan("--users", "100000", "--shares", "50,30,20", "--json", str(path))

@@ -459,7 +459,8 @@ def _losses(regions: Sequence[Region], demand: Demand, common: Common, most: int
     losses.append(_nats_lost(regions, common))
     if len(regions) > 1:
         # Shares that are alike differ by a user.
-        lost = max(range(len(regions)), key=lambda number: regions[number].users // 10)
+        most_users = max(region.users for region in regions)
+        lost = next(n for n, region in enumerate(regions) if region.users >= most_users - 1)
         losses.append(_region_lost(regions, lost, demand, common, most))
     return losses
 

@@ -68,6 +68,11 @@ def first_sentences(layout: Layout) -> Iterator[str]:
 
 
 def _says_of_region(layout: Layout) -> Iterator[str]:
+    usd = layout.survival_nodes * layout.instance.monthly_usd
+    survival = (
+        "To survive the loss of any region takes "
+        f"{counted(layout.survival_nodes, 'more machine')}, ${usd:,.0f} a month: --survive-region."
+    )
     for loss in layout.losses:
         if loss.kind != "region" or loss.calm is None:
             continue
@@ -76,14 +81,13 @@ def _says_of_region(layout: Layout) -> Iterator[str]:
                 f"If {loss.what} is lost, its {counted(loss.clients, 'user')} fit into the "
                 f"others, and are back after {_seconds(loss.calm.seconds)}."
             )
+            if layout.survival_nodes:
+                yield f"Those of another one do not. {survival}"
         else:
             yield (
                 f"If {loss.what} is lost, its {counted(loss.clients, 'user')} do not fit into the "
                 f"others, which lack {counted(loss.more_nodes, 'machine')}: "
-                f"{counted(round(loss.calm.left_out), 'user')} would stay outside. To survive the "
-                f"loss of any region takes {counted(layout.survival_nodes, 'more machine')}, "
-                f"${layout.survival_nodes * layout.instance.monthly_usd:,.0f} a month: "
-                f"--survive-region."
+                f"{counted(round(loss.calm.left_out), 'user')} would stay outside. {survival}"
             )
 
 
