@@ -78,6 +78,16 @@ async def test_mistakes(arguments: list[str], exit_code: int, complaint: str) ->
     assert complaint in result.output
 
 
+@pytest.mark.parametrize("content", ["", "first\nsecond", "two words"])
+async def test_a_token_that_cannot_be_one_is_not_shown(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "token"
+    file.write_text(content)
+    result = await top("http://127.0.0.1:9", "--once", "--token-file", str(file))
+    assert (result.exit_code, "Traceback" in result.output) == (2, False)
+    assert "allowed is one line with a token" in result.output
+    assert not content or content.split()[0] not in result.output
+
+
 async def test_a_server_that_is_not_there_or_something_else(
     start_server: StartServer, nats_url: str
 ) -> None:

@@ -107,6 +107,8 @@ def _source(url: str, token_file: Path | None) -> Source:
             token = token_file.read_text("ascii").strip()
         except (OSError, UnicodeError) as error:
             fail(f"--token-file {str(token_file)!r}: {error}")
+        if not token.isprintable() or not token or " " in token:  # not shown, as it is a secret
+            fail(f"--token-file {str(token_file)!r}: allowed is one line with a token")
     try:
         return Source(url, token)
     except ValueError as error:
