@@ -9,7 +9,7 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2024.10.9"
-nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.default_venv_backend = "virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.sessions = ["lint", "imports", "types", "tests"]
 
@@ -171,18 +171,23 @@ def js(session: nox.Session) -> None:
     """
     if shutil.which("node") is None or shutil.which("npm") is None:
         session.skip("clients/js needs Node 20 or later and npm, and there is none on PATH")
-    is_quick = session.posargs[:1] == ["--quick"]
-    if not is_quick:
+    parser = argparse.ArgumentParser(prog="nox -s js --")
+    parser.add_argument("--quick", action="store_true", help="leave out what needs servers")
+    parser.add_argument("--browser", action="store_true", help="in Chromium, too")
+    parser.add_argument("--record", metavar="FILE", help="with --browser: write the faults seen")
+    options = parser.parse_args(session.posargs)
+    if options.quick and (options.browser or options.record):
+        session.error("--quick: allowed is --quick alone")
+    if not options.quick:
         install(session, "tests")
-    browser = session.posargs[:1] in (["--browser"], ["--record"])
-    record = [str(Path(name).resolve()) for name in session.posargs if not name.startswith("-")]
+    record = options.record and str(Path(options.record).resolve())
     session.chdir("clients/js")
     session.run("npm", "ci", "--no-audit", "--no-fund", "--silent", external=True)
-    without = ["--", "--exclude", "test/server/**"] if is_quick else []
+    without = ["--", "--exclude", "test/server/**"] if options.quick else []
     for script in (["build"], ["test", *without], ["check"]):
         session.run("npm", "run", "--silent", *script, external=True)
-    if browser:
-        environment = {"FAULTS_RECORD": record[0]} if record else {}
+    if options.browser or record:
+        environment = {"FAULTS_RECORD": record} if record else {}
         session.run("npm", "run", "--silent", "browser", external=True, env=environment)
         session.chdir("../..")
         session.run("pytest", "tests/page", "-m", "")
@@ -205,10 +210,15 @@ def publisher(session: nox.Session) -> None:
     parser.add_argument("action", nargs="?", choices=[*CONTROL, "stats"], default="stats")
     parser.add_argument("--url", default="http://127.0.0.1:3003")
     options = parser.parse_args(session.posargs)
-    page = [f"{options.url}/stats"]
+    url = options.url.rstrip("/")
+    page = [f"{url}/stats"]
     if options.action in CONTROL:
-        page = ["--data", CONTROL[options.action], f"{options.url}/control"]
-    session.run("curl", "--silent", "--show-error", "--fail-with-body", *page, external=True)
+        page = ["--data", CONTROL[options.action], f"{url}/control"]
+    curl = ["curl", "--silent", "--show-error", "--fail-with-body"]
+    answer = session.run(*curl, *page, external=True, silent=True) or ""
+    session.log(answer.strip())
+    if '"success":false' in answer.replace(" ", ""):
+        session.error("the publisher has done nothing")
 
 
 @nox.session
