@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from click.testing import CliRunner
@@ -24,15 +25,27 @@ def noxfile() -> ModuleType:
 class Session:
     """What a session of nox is asked for."""
 
-    def __init__(self, *posargs: str) -> None:
+    def __init__(self, *posargs: str, answer: str = "") -> None:
         self.posargs = list(posargs)
         self.ran: list[tuple[str, ...]] = []
+        self._answer = answer
 
     def install(self, *_: str) -> None:
         """Nothing: all is here."""
 
-    def run(self, *arguments: str, **_: Any) -> None:
+    def run(self, *arguments: str, **_: Any) -> str:
         self.ran.append(arguments)
+        return self._answer
+
+    def log(self, text: str) -> None:
+        """Nothing: nobody reads it."""
+
+    def error(self, text: str) -> NoReturn:
+        raise SessionFailed(text)
+
+
+class SessionFailed(Exception):
+    """What a session of nox ends with after an error."""
 
 
 def ran(noxfile: ModuleType, name: str, *posargs: str) -> tuple[str, ...]:
@@ -58,6 +71,21 @@ def test_the_publisher_is_started_at_the_plans_rates_and_stopped(
     assert control.run == Run(rate, ("BTC",))
     assert told("stop")
     assert control.run is None
+
+
+def test_a_publisher_that_refuses_is_an_error(noxfile: ModuleType) -> None:
+    control = Control(rate=1, tokens=("BTC",))
+    session = Session("start:high", answer="")
+    noxfile.publisher(session)
+    body = session.ran[0][-2].encode()
+    for is_error in (False, True):
+        answer = json.dumps(control.command(body, now=0, unix_ms=0))
+        refused = Session("start:high", answer=answer)
+        if is_error:
+            with pytest.raises(SessionFailed, match="the publisher has done nothing"):
+                noxfile.publisher(refused)
+        else:
+            noxfile.publisher(refused)
 
 
 def test_a_publisher_is_asked_what_it_has_published(noxfile: ModuleType) -> None:
