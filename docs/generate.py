@@ -46,6 +46,8 @@ from trio_odin.lab.load.result import LoadResult
 from trio_odin.lab.model.bill import GIB, TB, Egress, egress
 from trio_odin.lab.model.fit import fit
 from trio_odin.lab.model.model import Costs, Demand
+from trio_odin.lab.model.regions import Loss
+from trio_odin.lab.model.regions_answer import loss_cells
 from trio_odin.lab.model.storm import simulate, storm_of_the_lab
 from trio_odin.lab.model.tables import read_prices, write_costs
 from trio_odin.lab.model.wire import ENCODINGS, fit_wire
@@ -250,6 +252,11 @@ class _Answer:
     figures: dict[str, Any]
 
     @property
+    def losses(self) -> list[Loss]:
+        """What the loss of each part means."""
+        return msgspec.convert(self.figures["losses"], list[Loss])
+
+    @property
     def terabytes(self) -> float:
         """Traffic of a month to the users."""
         return sum(region["gib"] for region in self.figures["regions"]) * GIB / TB
@@ -384,6 +391,7 @@ def _templates() -> jinja2.Environment:
         "egress": _egress(),
         "egress_users": Demand().users,
         "scale": _scale(),
+        "loss_cells": loss_cells,
         "storm": _storm(),
         "prices_date": read_prices().network_date,
         "wire": costs().wire,

@@ -75,17 +75,11 @@ def test_the_publisher_is_started_at_the_plans_rates_and_stopped(
 
 def test_a_publisher_that_refuses_is_an_error(noxfile: ModuleType) -> None:
     control = Control(rate=1, tokens=("BTC",))
-    session = Session("start:high", answer="")
-    noxfile.publisher(session)
-    body = session.ran[0][-2].encode()
-    for is_error in (False, True):
-        answer = json.dumps(control.command(body, now=0, unix_ms=0))
-        refused = Session("start:high", answer=answer)
-        if is_error:
-            with pytest.raises(SessionFailed, match="the publisher has done nothing"):
-                noxfile.publisher(refused)
-        else:
-            noxfile.publisher(refused)
+    body = ran(noxfile, "publisher", "start:high")[-2].encode()
+    first, second = (json.dumps(control.command(body, now=0, unix_ms=0)) for _ in range(2))
+    noxfile.publisher(Session("start:high", answer=first))
+    with pytest.raises(SessionFailed, match="the publisher has done nothing"):
+        noxfile.publisher(Session("start:high", answer=second))
 
 
 def test_a_publisher_is_asked_what_it_has_published(noxfile: ModuleType) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from trio_odin.cli.common import NumberRange, WholeRange, fail, is_installed
+from trio_odin.client.tokens import TokenUnusable, usable
 from trio_odin.top import figures
 from trio_odin.top.source import Reading, Source, SourceError
 
@@ -104,10 +105,10 @@ def _source(url: str, token_file: Path | None) -> Source:
     token = ""
     if token_file is not None:
         try:
-            token = token_file.read_text("ascii").strip()
+            token = usable(token_file.read_text("ascii").strip())
         except (OSError, UnicodeError) as error:
             fail(f"--token-file {str(token_file)!r}: {error}")
-        if not token.isprintable() or not token or " " in token:  # not shown, as it is a secret
+        except TokenUnusable:  # not shown, as it is a secret
             fail(f"--token-file {str(token_file)!r}: allowed is one line with a token")
     try:
         return Source(url, token)
