@@ -102,6 +102,24 @@ async def test_a_number_of_one_process_is_shown() -> None:
     assert b'"id":"2-9"' in answer.body
 
 
+@pytest.mark.parametrize(
+    ("target", "method"),
+    [
+        ("/overview", "GET"),
+        ("/connections", "GET"),
+        ("/connections/9", "GET"),
+        ("/connections/2-9", "GET"),
+        ("/connections/2-9/close", "POST"),
+        ("/channels", "GET"),
+        ("/trace?connection=2-9", "GET"),
+        ("/trace?channel=BTC.trade", "GET"),
+    ],
+)
+async def test_while_no_worker_serves_each_path_says_so(target: str, method: str) -> None:
+    answer = await answer_of([], target, method)
+    assert (answer.status, answer.body) == (503, b'{"error":"No worker serves yet"}')
+
+
 async def test_a_trace_of_a_channel_follows_both_processes_and_is_ended_in_both() -> None:
     processes = [Process(2), Process(2)]
     answer = await answer_of(processes, "/trace?channel=BTC.trade")

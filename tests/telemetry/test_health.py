@@ -5,11 +5,12 @@ import re
 from collections import Counter
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.telemetry.snapshots import snapshot
+from tests.telemetry.snapshots import IDLE, snapshot
 from trio_odin.ledger.counters import Ledger, Publications
 from trio_odin.ledger.reasons import GapReason
 from trio_odin.ledger.snapshot import Snapshot, Trouble, Workers
@@ -336,6 +337,9 @@ def test_the_shed_share_is_in_the_check_and_a_full_share_is_an_error() -> None:
         ({}, 200, []),
         ({"is_connected": False}, 200, []),
         ({"is_connected": False, "was_connected": False}, 503, ["NATS"]),
+        ({"is_open": False}, 503, ["no connections are accepted"]),
+        ({"workers": attrs.evolve(IDLE.workers, alive=0)}, 503, ["no connections are accepted"]),
+        ({"is_open": False, "is_draining": True}, 503, ["shutting down"]),
         ({"is_draining": True}, 503, ["shutting down"]),
         ({"is_draining": True, "was_connected": False}, 503, ["shutting down", "NATS"]),
         ({"is_overloaded": True, "connections": 100}, 200, []),

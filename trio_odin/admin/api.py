@@ -43,6 +43,7 @@ _OVERTIME_SECONDS: Final = 5.0
 # Nothing of this is for pages, caches, or to be taken for something else than it is.
 _HEADERS: Final = (("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"))
 _PATHS: Final = ("/overview", "/connections", "/channels", "/trace")
+_NONE_SERVES: Final = Refused(status=503, reason="No worker serves yet")
 
 
 class Process(Protocol):
@@ -119,7 +120,7 @@ class Api:
     async def _overview(self) -> Response:
         snapshot = await self._gather()
         if snapshot is None:
-            return _refused(Refused(status=503, reason="No worker serves yet"))
+            return _refused(_NONE_SERVES)
         return _json(200, overview(snapshot))
 
     async def _connections(self, question: Connections) -> Response:
@@ -164,7 +165,9 @@ class Api:
             if isinstance(reply, ConnectionDetail)
         ]
         if not found:
-            return _worst(replies, wanted)
+            refused = [reply for reply in replies.values() if isinstance(reply, Refused)]
+            worst = max(refused, key=lambda one: one.status, default=None)
+            return worst or self._unknown(wanted.worker)
         return found[0] if len(found) == 1 else _ambiguous(wanted.worker)
 
     async def _channels(self, question: Channels) -> Response:
@@ -205,6 +208,17 @@ class Api:
                     nursery.start_soon(ask, process)
         return replies
 
+    def _unknown(self, worker: int | None) -> Refused:
+        """Why no process was asked for a connection."""
+        if not self._processes():
+            return _NONE_SERVES
+        reason = (
+            f"There is no worker {worker}"
+            if worker
+            else "This server has workers: name the connection as WORKER-NUMBER, such as 2-1207"
+        )
+        return Refused(status=404, reason=reason)
+
     async def _trace(self, wanted: requests.Trace) -> Response:
         replies = await self._ask_all(wanted.question, wanted.worker)
         started = {
@@ -214,7 +228,7 @@ class Api:
         }
         if not started:
             refused = [reply for reply in replies.values() if isinstance(reply, Refused)]
-            return _refused(refused[0] if refused else _unknown(wanted.worker))
+            return _refused(refused[0] if refused else self._unknown(wanted.worker))
         followed = sum(
             reply.connections for reply in replies.values() if isinstance(reply, TraceStarted)
         )
@@ -348,18 +362,10 @@ def _answers(replies: Mapping[Process, Reply], content: dict[str, Any]) -> Respo
     """The content, and which workers have not answered; 503 if none has."""
     silent = sorted({one.worker for one, reply in replies.items() if isinstance(reply, Refused)})
     if len(replies) == 0:
-        return _refused(Refused(status=503, reason="No worker serves yet"))
+        return _refused(_NONE_SERVES)
     if all(isinstance(reply, Refused) for reply in replies.values()):
         return _refused(next(one for one in replies.values() if isinstance(one, Refused)))
     return _json(200, content | {"silent_workers": silent})
-
-
-def _worst(replies: Mapping[Process, Reply], wanted: ConnectionId) -> Refused:
-    """Why a connection was not found."""
-    refused = [reply for reply in replies.values() if isinstance(reply, Refused)]
-    if not refused:
-        return _unknown(wanted.worker)
-    return max(refused, key=lambda one: one.status)
 
 
 def _ambiguous(worker: int | None) -> Refused:
@@ -368,15 +374,6 @@ def _ambiguous(worker: int | None) -> Refused:
         "number: ask again when one has ended"
     )
     return Refused(status=409, reason=reason)
-
-
-def _unknown(worker: int | None) -> Refused:
-    reason = (
-        f"There is no worker {worker}"
-        if worker
-        else "This server has workers: name the connection as WORKER-NUMBER, such as 2-1207"
-    )
-    return Refused(status=404, reason=reason)
 
 
 def _json(status: int, content: object, headers: Sequence[tuple[str, str]] = ()) -> Response:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
+import msgspec
 import trio
 
 from trio_odin.admin.channel_watch import ChannelWatch
@@ -60,6 +61,8 @@ _TRACES_MAX: Final = 4
 _WATCHED_SECONDS: Final = 15.0
 _TICK_SECONDS: Final = 0.5
 _REFRESH_SECONDS: Final = 2.0
+
+_encode: Final = msgspec.json.Encoder().encode
 
 
 class _Slices:
@@ -192,19 +195,19 @@ class Inspector:
             first.add(((key_of(sort, figure(one)), one.number, worker), one) for one in wanted)
         chosen = first.in_order()
         asks_kernel = len(chosen) <= ROWS_WITH_BYTES and sort != "bytes"
-        rows, keys = [], []
+        rows, places = [], []
         for part in _in_parts(chosen):
             await slices.pause()
             now = trio.current_time()
-            for (key, _, _), connection in part:
+            for place, connection in part:
                 if connection in members:
-                    known = key if sort == "bytes" and key >= 0 else None
+                    known = place[0] if sort == "bytes" and place[0] >= 0 else None
                     size = _bytes(connection) if asks_kernel else known
-                    rows.append(self._row(connection, now, size))
-                    keys.append(key)
+                    rows.append(msgspec.Raw(_encode(self._row(connection, now, size))))
+                    places.append(place)
         return ConnectionPage(
             rows=rows,
-            keys=keys,
+            places=places,
             matching=matching,
             total=len(members),
             ends_at=chosen[-1][0] if first.added > len(chosen) else None,

@@ -8,7 +8,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from trio_odin.admin.questions import ConnectionPage, ConnectionRow, Cursor
+from trio_odin.admin.questions import ConnectionPage, Cursor
 
 T = TypeVar("T")
 
@@ -117,16 +117,13 @@ def cursor_of_text(text: str, sort: str) -> Cursor:
 
 def merged(
     pages: Sequence[ConnectionPage], limit: int, *, is_descending: bool
-) -> tuple[list[ConnectionRow], Cursor | None]:
+) -> tuple[list[msgspec.Raw], Cursor | None]:
     """One page of those of all workers, and where the next one begins; None if there is none."""
     if len(pages) == 1:
         return pages[0].rows, pages[0].ends_at
-    first = FirstRows[ConnectionRow](limit, is_descending=is_descending)
+    first = FirstRows[msgspec.Raw](limit, is_descending=is_descending)
     for page in pages:
-        first.add(
-            ((key, row.connection, row.worker), row)
-            for key, row in zip(page.keys, page.rows, strict=True)
-        )
+        first.add(zip(page.places, page.rows, strict=True))
     chosen = first.in_order()
     ends = FirstRows[None](1, is_descending=is_descending)
     ends.add((page.ends_at, None) for page in pages if page.ends_at is not None)
@@ -134,7 +131,7 @@ def merged(
     if end is not None:
         # A worker whose page is short, as connections have closed, has rows after its end that
         # belong before those of the others.
-        ended = FirstRows[ConnectionRow](limit, is_descending=is_descending, after=end)
+        ended = FirstRows[msgspec.Raw](limit, is_descending=is_descending, after=end)
         ended.add(chosen)
         chosen = chosen[: len(chosen) - ended.added]
     if len(chosen) == limit and (end is not None or first.added > limit):

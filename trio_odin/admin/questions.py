@@ -111,7 +111,7 @@ class StopTrace(_Message, frozen=True):
     trace: int
 
 
-class ConnectionRow(_Part, frozen=True):
+class ConnectionRow(_Part, frozen=True, gc=False):
     """A connection in a list.
 
     Attributes:
@@ -191,16 +191,17 @@ class ConnectionPage(_Message, frozen=True):
     """Some connections.
 
     Attributes:
-        rows: the connections, in order.
-        keys: the sort key of each row.
+        rows: the connections, in order: each a `ConnectionRow` as JSON. Ten thousand of them
+            are encoded in slices, once, and neither decoded nor encoded on their way.
+        places: the place of each row in the order.
         matching: how many connections pass the filters.
         total: how many there are.
-        ends_at: where the next page begins, if there is one. Not always at the last row: what
-            closed in the meantime has no row.
+        ends_at: the place after which the next page begins; None if this one is the last. Not
+            always the last row's: what closed in the meantime has no row.
     """
 
-    rows: list[ConnectionRow]
-    keys: list[Any]
+    rows: list[msgspec.Raw]
+    places: list[Cursor]
     matching: int
     total: int
     ends_at: Cursor | None

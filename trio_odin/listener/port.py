@@ -37,6 +37,7 @@ class Port:
         self.queues = queues
         self._listener = listener
         self._accepted_from: Collection[int] = ()
+        self._listens = False
         self._accepting = trio.CancelScope()
         self.changed = trio.Event()
         # Any queue will do: each has a socket for each address.
@@ -45,8 +46,8 @@ class Port:
 
     @property
     def is_open(self) -> bool:
-        """Whether any queue is accepted from."""
-        return bool(self._accepted_from)
+        """Whether clients can connect: any queue is accepted from, and has been listened on."""
+        return self._listens and bool(self._accepted_from)
 
     def accept_from(self, queues: Collection[int] | None = None) -> None:
         """Take clients from the queues of these numbers, and from no others; None: from all."""
@@ -71,6 +72,7 @@ class Port:
                             scopes[number].append(scope)
                             accept = partial(self._accept, listen_on(sock), connections, scope)
                             nursery.start_soon(accept, name=LISTENER)
+                            self._listens = True
                     await self.changed.wait()
 
     async def _accept(

@@ -141,14 +141,17 @@ def _limits_check(snapshot: Snapshot) -> dict[str, Any]:
 def ready(snapshot: Snapshot) -> HealthReport:
     """Whether a load balancer should send clients here.
 
-    It is not ready before it has reached NATS once, so a new node that cannot do its job gets no
-    clients. It stays ready in a later outage of NATS: that hits every node alike, and clients that
-    stay connected get events as soon as they flow again. It is not ready while every event is shed,
-    since only this node lacks CPU or memory.
+    It is not ready before it has reached NATS once, so a new node that cannot do its job gets
+    no clients, nor while no process of it accepts any. It stays ready in a later outage of
+    NATS: that hits every node alike, and clients that stay connected get events as soon as they
+    flow again. It is not ready while every event is shed, since only this node lacks CPU or
+    memory.
     """
     reasons = []
     if snapshot.is_draining:
         reasons.append("shutting down")
+    elif not snapshot.is_open or not snapshot.workers.alive:
+        reasons.append("no connections are accepted")
     if not snapshot.nats.was_connected:
         reasons.append(_with_trouble("NATS has not been reached yet", snapshot))
     if snapshot.load.paused_percent >= _ALL_PERCENT:

@@ -70,11 +70,20 @@ def configure_logs(
     logging.getLogger("environ_config").setLevel(logging.WARNING)
     # The bridge reports the errors of nats-py, whose default handler would print tracebacks.
     logging.getLogger("nats").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").addFilter(_is_for_us)
 
 
 def set_log_level(level: str) -> None:
     """Log lines of this level or above from now on: debug, info, warning or error."""
     logging.getLogger().setLevel(level.upper())
+
+
+def _is_for_us(record: logging.LogRecord) -> bool:
+    """Whether a line of asyncio is not about how nats-py reads from TLS.
+
+    asyncio warns at the end of each such connection, which nobody here can do anything about.
+    """
+    return not str(record.msg).startswith("returning true from eof_received()")
 
 
 def _add_worker(

@@ -116,7 +116,8 @@ async def newest_in_mirror(
         messages, _ = await _newest_in(client, settings, name)
         return messages
     if mirror is not None:
-        await jetstream.delete_stream(name)
+        with suppress(NotFoundError):  # the request is sent again if no answer comes in time
+            await jetstream.delete_stream(name)
     is_ours = all(pattern == SUBJECT for pattern in feed.config.subjects or [])
     await jetstream.add_stream(
         StreamConfig(
