@@ -31,8 +31,9 @@ from trio_odin.settings.settings import Settings
 from trio_odin.wire.frames import text_frame
 from trio_odin.wire.messages import Draining
 
-# The lab measured 188 to 289 µs of CPU per connect and subscribe (docs/capacity.md). At this rate,
-# which is also the default of WS_ACCEPT_RATE, a server that accepts them has half a core left.
+# A connect and subscribe takes 190 to 750 µs of CPU, by machine. At this rate, which is also the
+# default of WS_ACCEPT_RATE, a server on a fast one has half a core left; on a slow one it accepts
+# as many as its loop has time for, and the others wait (`AcceptPace`).
 RECONNECTS_PER_SECOND = 2000.0
 
 # The time after the last slot, or a share of the whole if that is short: first for the last bytes

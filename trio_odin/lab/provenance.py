@@ -28,7 +28,7 @@ UNKNOWN = "unknown"
 
 _PACKAGE = Path(trio_odin.__file__).parent
 # Clients, commands and the version can change without a change of the server.
-_NOT_SERVER = ("lab", "cli", "client", "demo", "__init__.py", "__main__.py")
+_NOT_SERVER = ("lab", "cli", "client", "demo", "top", "__init__.py", "__main__.py")
 _DIGITS = 12
 _GIT_SECONDS = 10.0
 
