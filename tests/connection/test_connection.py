@@ -61,6 +61,38 @@ async def test_a_vanished_peer_ends_the_connection(nursery: trio.Nursery) -> Non
     assert rig.listener.admitted == 0
 
 
+class Steps(trio.abc.Instrument):
+    """Counts the steps of all tasks but one."""
+
+    def __init__(self) -> None:
+        self._own = trio.lowlevel.current_task()
+        self.count = 0
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += task is not self._own
+
+
+async def test_a_vanished_peer_ends_the_connection_in_two_steps(nursery: trio.Nursery) -> None:
+    """Ten thousand may vanish at once, and each step delays the events of the others."""
+    rig = Rig(nursery)
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    far = await trio.testing.open_stream_to_socket_listener(listeners[0])
+    near = await listeners[0].accept()
+    await listeners[0].aclose()
+    nursery.start_soon(rig.listener.serve, near)
+    await far.send_all(UPGRADE)
+    assert (await far.receive_some()).startswith(b"HTTP/1.1 101 ")
+    await trio.testing.wait_all_tasks_blocked()
+    steps = Steps()
+    trio.lowlevel.add_instrument(steps)
+    await far.aclose()
+    while rig.listener.admitted:
+        await trio.lowlevel.checkpoint()
+    trio.lowlevel.remove_instrument(steps)
+    assert rig.ledger.traffic.closed == {"peer_gone": 1}
+    assert steps.count <= 2
+
+
 async def test_a_binary_message_is_counted_and_ignored(nursery: trio.Nursery) -> None:
     rig = Rig(nursery)
     client = await rig.connect()

@@ -17,6 +17,8 @@ from trio_odin.fanout.replay_buffer import ReplayBuffer
 from trio_odin.fanout.slow_consumers import OutboxRules
 from trio_odin.ledger.counters import Ledger
 from trio_odin.ledger.reasons import CloseReason, Invalid, Shed
+from trio_odin.overload.meters import LoopMeter
+from trio_odin.overload.turns import Turns
 from trio_odin.settings.reading import read_settings
 from trio_odin.settings.settings import Settings
 from trio_odin.upstream.nats_message import NatsMessage
@@ -263,6 +265,34 @@ async def test_other_tasks_have_a_turn_after_each_slice_of_writes(
         inbound_send.close()
     assert 20 <= turns <= 22, "a turn after 8 writes, as each takes a millisecond"
     assert [member.outbound.writes for member in members] == [1] * 160
+
+
+async def test_events_have_half_of_a_turn_in_which_others_take_long(
+    settings: Settings, nursery: trio.Nursery, mock_clock: trio.testing.MockClock
+) -> None:
+    loop = LoopMeter(())
+    loop.last_turn_seconds = 0.032
+    hub: Hub[Any] = Hub(settings, Ledger(), Turns(loop))
+    inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage](10)
+    members = [SlowMember(mock_clock) for _ in range(160)]
+    for member in members:
+        hub.join(member)
+        hub.registry.subscribe(member.outbound, ["BTC.trade"])
+    for _ in range(2):
+        inbound_send.send_nowait(message("odin.token.BTC.trade"))
+    inbound_send.close()
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while not all(member.outbound.frames for member in members):
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as together:
+        together.start_soon(hub.run, inbound_receive)
+        together.start_soon(others)
+    assert 10 <= turns <= 12, "a turn after 16 writes, as each takes a millisecond"
 
 
 @pytest.mark.parametrize("count", [1, 7, 250])

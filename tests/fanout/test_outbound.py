@@ -21,6 +21,7 @@ from wsproto.frame_protocol import Opcode
 from tests.connection.client import LossRule, frames_of
 from trio_odin.fanout.answers import Answer, Resend
 from trio_odin.fanout.batch import Batch
+from trio_odin.fanout.ordered_stream import State
 from trio_odin.fanout.outbound import Outbound, defer
 from trio_odin.fanout.publication import Publication
 from trio_odin.fanout.replay_buffer import ReplayBuffer
@@ -498,6 +499,25 @@ async def test_envelopes_deferred_at_the_end_are_counted_as_dropped() -> None:
         rig.outbound.flush()
         assert rig.ledger.deliveries.dropped == {Dropped.CLOSING: 1}
         assert rig.ledger.deliveries.imbalance() == 0
+        rig.defer(publication())
+        rig.defer(publication())
+        assert rig.outbound.take_turn() == 2
+        assert rig.ledger.deliveries.dropped == {Dropped.CLOSING: 3}
+        assert rig.ledger.deliveries.imbalance() == 0
+
+
+async def test_closing_now_closes_a_socket_and_leaves_another_stream() -> None:
+    ours, theirs = await socket_pair()
+    async with theirs:
+        assert Rig(ours).outbound.close_now()
+        assert ours.socket.fileno() == -1
+        assert await theirs.receive_some() == b""
+    near, far = trio.testing.memory_stream_pair()
+    outbound = Rig(near).outbound
+    assert not outbound.close_now()
+    assert outbound.state is State.STOPPED
+    await outbound.aclose()
+    assert await far.receive_some() == b""
 
 
 def test_the_stutter_can_tear_a_frame() -> None:

@@ -210,6 +210,13 @@ async def test_after_the_end_nothing_is_sent_in_clear(ends: Ends) -> None:
     assert await ends.far.receive_some() == b""
 
 
+async def test_closing_now_says_goodbye_and_may_be_done_twice(ends: Ends) -> None:
+    ends.near.close_now()
+    ends.near.close_now()
+    assert ends.near.socket.fileno() == -1
+    assert await ends.far.receive_some() == b""
+
+
 async def test_the_end_of_the_client_is_the_end(ends: Ends) -> None:
     await ends.far.aclose()
     with trio.fail_after(5):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 import trio
 import trio.testing
 
@@ -75,6 +76,38 @@ async def test_longer_turns_serve_more_clients(nursery: trio.Nursery) -> None:
         await trio.lowlevel.checkpoint()
     await trio.lowlevel.checkpoint()  # the rest of that turn
     assert 320 <= came <= 640
+
+
+async def test_a_turn_does_not_grow_without_limit_by_those_it_serves(
+    nursery: trio.Nursery,
+) -> None:
+    turn = Turn()
+    turn.last_turn_seconds = 10.0
+    turns = Turns(turn)
+    came = 0
+
+    async def come() -> None:
+        nonlocal came
+        await turns.wait()
+        came += 1
+
+    for _ in range(2000):
+        nursery.start_soon(come)
+    await trio.testing.wait_all_tasks_blocked()
+    nursery.start_soon(turns.run)
+    while not came:
+        await trio.lowlevel.checkpoint()
+    await trio.lowlevel.checkpoint()  # the rest of that turn
+    assert 320 <= came <= 640
+
+
+@pytest.mark.parametrize(
+    ("turn_seconds", "events_seconds"), [(0.0, 0.002), (0.012, 0.006), (1.0, 0.01)]
+)
+def test_events_have_half_of_a_long_turn(turn_seconds: float, events_seconds: float) -> None:
+    turn = Turn()
+    turn.last_turn_seconds = turn_seconds
+    assert Turns(turn).events_seconds() == events_seconds
 
 
 async def test_one_waiting_client_can_be_cancelled_without_the_others(

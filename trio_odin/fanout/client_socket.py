@@ -299,6 +299,17 @@ class ClientSocket:
         """Read on for a moment, so that a peer that is still sending gets the close frame."""
         await linger(self.stream)
 
+    def close_now(self) -> bool:
+        """Stop, and close the stream without a checkpoint. False: only `aclose` can close it."""
+        self.stop()
+        if isinstance(self.stream, trio.SocketStream):
+            self.stream.socket.close()
+        elif isinstance(self.stream, TlsStream):
+            self.stream.close_now()
+        else:
+            return False
+        return True
+
     async def aclose(self) -> None:
         """Stop, and close the stream."""
         self.stop()

@@ -231,7 +231,7 @@ class Hub(Generic[M]):
             if waiting:
                 await self._take_what_waits(inbound_receive)
             while self._flush_queue:
-                self._flush_queue.flush(_SLICE_SECONDS)
+                self._flush_queue.flush(self._writing_seconds())
                 await trio.lowlevel.checkpoint()
                 await self._take_what_waits(inbound_receive)
 
@@ -241,6 +241,9 @@ class Hub(Generic[M]):
         with suppress(trio.WouldBlock, trio.EndOfChannel):
             while self._flush_queue.unfinished < _UNFINISHED_MAX and trio.current_time() < ends_at:
                 await self._take(inbound_receive.receive_nowait(), is_alone=False)
+
+    def _writing_seconds(self) -> float:
+        return _SLICE_SECONDS if self.turns is None else self.turns.events_seconds()
 
     async def _take(self, item: FromNats, *, is_alone: bool) -> None:
         """Take one item of the inbound queue. A gap that is due is reported before it."""

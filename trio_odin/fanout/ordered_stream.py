@@ -67,6 +67,7 @@ _NEXT: Final[Mapping[State, Mapping[Step, State]]] = {
     State.STOPPED: {Step.EMPTIED: State.STOPPED},  # the write that was under way is complete
 }
 IDLE: Final = State.IDLE
+STOPPED: Final = State.STOPPED
 _ENDING = frozenset({State.CLOSING, State.STOPPED})
 
 
@@ -376,6 +377,11 @@ class OrderedStream(trio.abc.Stream):
     async def linger(self) -> None:
         """Read on for a moment, so that a peer that is still sending gets the close frame."""
         await self.socket.linger()
+
+    def close_now(self) -> bool:
+        """Stop, and close the stream without a checkpoint. False: only `aclose` can close it."""
+        self.stop()
+        return self.socket.close_now()
 
     async def aclose(self) -> None:
         """Stop, and close the stream. trio-websocket ends a connection this way."""

@@ -31,7 +31,7 @@ import trio
 from trio_odin.fanout.answers import Answer, Resend
 from trio_odin.fanout.batch import Batch
 from trio_odin.fanout.flight import FlightEvent
-from trio_odin.fanout.ordered_stream import IDLE, OrderedStream, Owner
+from trio_odin.fanout.ordered_stream import IDLE, STOPPED, OrderedStream, Owner
 from trio_odin.fanout.outbox import JOINED_MAX_BYTES, QueuedBytes
 from trio_odin.fanout.publication import Publication
 from trio_odin.fanout.replay_buffer import ReplayBuffer
@@ -195,6 +195,10 @@ class Outbound(OrderedStream):
     def _hand_over(self, deferred: Sequence[Publication]) -> None:
         """Number `deferred`, which count as queued no longer, and write or queue them."""
         self._ledger.deliveries.queued -= len(deferred)
+        if self._state is STOPPED:  # the client has gone, and its task has not had its turn yet
+            dropped = sum(publication.events for publication in deferred)
+            self._ledger.deliveries.dropped[Dropped.CLOSING] += dropped
+            return
         first = self._replay_buffer.extend(deferred)
         written = self._write_what_fits(deferred, range(first, first + len(deferred)))
         if written < len(deferred):

@@ -448,7 +448,8 @@ class Listener:
             self.admitted -= 1
             if owner is not None:
                 self._forget(owner)
-            self._departed.unpark_all()
+            if not self.admitted:
+                self._departed.unpark_all()
 
     def _forget(self, owner: str) -> None:
         self._from_address[owner] -= 1

@@ -277,11 +277,15 @@ class TlsStream(trio.abc.HalfCloseableStream):
         with suppress(OSError):
             self.socket.shutdown(socket.SHUT_WR)
 
-    async def aclose(self) -> None:
-        """Close at once."""
+    def close_now(self) -> None:
+        """Close at once, without a checkpoint."""
         if self.socket.fileno() >= 0:
             self._say_goodbye()
             _close(self.socket)
+
+    async def aclose(self) -> None:
+        """Close at once."""
+        self.close_now()
         await trio.lowlevel.checkpoint()
 
     def _say_goodbye(self) -> None:
