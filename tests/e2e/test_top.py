@@ -66,6 +66,9 @@ async def test_a_token_comes_from_a_file(
     ("arguments", "exit_code", "complaint"),
     [
         (["ftp://a", "--once"], 2, "URL 'ftp://a': allowed is a URL such as"),
+        (["http://a..b:1", "--once"], 2, "URL 'http://a..b:1': allowed is a URL such as"),
+        (["127.0.0.1:99999", "--once"], 2, "'127.0.0.1:99999': allowed is a port from 1 to 65535"),
+        (["--once", "--filter", "user="], 2, "--filter: 'user=': allowed is a value after it"),
         (["--json"], 2, "allowed is --once --json"),
         (["--once", "--filter", "x=1"], 2, "--filter: 'x': allowed are address="),
         (["--once", "--token-file", "/nowhere/token"], 2, "--token-file '/nowhere/token': "),
