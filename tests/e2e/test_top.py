@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -79,6 +80,17 @@ async def test_mistakes(arguments: list[str], exit_code: int, complaint: str) ->
     result = await top(*arguments)
     assert result.exit_code == exit_code
     assert complaint in result.output
+
+
+async def test_without_the_library_of_the_screen_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "textual", None)
+    result = await top()
+    assert result.exit_code == 2
+    assert result.output == (
+        "trio-odin: not installed: textual; pip install 'trio-odin[top]', or use --once\n"
+    )
 
 
 @pytest.mark.parametrize("content", ["", "first\nsecond", "two words"])
