@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -217,8 +218,14 @@ def publisher(session: nox.Session) -> None:
     curl = ["curl", "--silent", "--show-error", "--fail-with-body"]
     answer = session.run(*curl, *page, external=True, silent=True) or ""
     session.log(answer.strip())
-    if '"success":false' in answer.replace(" ", ""):
-        session.error("the publisher has done nothing")
+    try:
+        found = json.loads(answer)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("success"), bool):
+        session.error(f"{page[-1]} does not answer as a publisher does")
+    if not found["success"]:
+        session.error(f"the publisher has done nothing: {found.get('message', 'no reason given')}")
 
 
 @nox.session

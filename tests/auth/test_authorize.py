@@ -232,7 +232,7 @@ except SettingError as error:
     print(error)
 """
     assert run_python(program) == (
-        f"WS_JWT_KEYS='{path}': tokens need PyJWT: pip install '.[auth]' (the extra auth)\n"
+        f"WS_JWT_KEYS='{path}': tokens need PyJWT: pip install 'trio-odin[auth]'\n"
     )
 
 

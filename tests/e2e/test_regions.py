@@ -21,6 +21,7 @@ from trio_odin.lab.load.pages import get_object
 from trio_odin.lab.model.regions import SUBSCRIPTIONS, nats_message_bytes
 from trio_odin.ledger.reasons import GapReason
 from trio_odin.server import Server
+from trio_odin.settings.reading import read_settings
 
 pytestmark = pytest.mark.e2e
 
@@ -253,6 +254,17 @@ async def test_mirror_py_logs_in_like_a_server(
         assert "requires TLS, which it does not offer" in said
 
 
+async def test_mirror_py_takes_each_name_that_a_server_takes(tmp_path: Path) -> None:
+    name = "Kurse+EU_börse"
+    assert read_settings({"JS_STREAM_NAME": name}).stream_name == name
+    with configured_nats(tmp_path / "nats", "") as nats:
+        async with nats_client(nats.url) as client:
+            stream = {"name": name, "subjects": ["odin.token.>"]}
+            await client.request(f"$JS.API.STREAM.CREATE.{name}", stream)
+        done = await run_mirror("--promote", "--mirror-at", nats.url, "--name", name)
+    assert done == (0, f"{name} is not a mirror: nothing was changed")
+
+
 @pytest.mark.ops
 async def test_mirror_py_says_what_it_cannot_do(tmp_path: Path) -> None:
     async with joined(tmp_path) as regions:
@@ -275,7 +287,12 @@ async def test_mirror_py_says_what_it_cannot_do(tmp_path: Path) -> None:
         (["--mirror-at", "nats://a"], "allowed is one of --stream-at URL and --promote"),
         (["--promote", "--mirror-at", ""], "--mirror-at: allowed is the address of NATS"),
         (["--promote", "--mirror-at", "a:b:c"], "NATS_URL="),
-        (["--promote", "--mirror-at", "a", "--name", "a.b"], "'a.b': allowed are letters, digits"),
+        (
+            ["--promote", "--mirror-at", "a", "--name", "a.b"],
+            "--name: 'a.b': allowed is a name of at most 255 characters, without spaces, . * > / ",
+        ),
+        (["--promote", "--mirror-at", "a", "--name", 256 * "a"], "allowed is a name of at most"),
+        (["--promote", "--mirror-at", "a", "--name", ""], "--name: '': allowed is a name of"),
     ],
 )
 async def test_wrong_arguments_of_mirror_py_get_a_sentence(

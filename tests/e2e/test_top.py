@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -66,6 +67,9 @@ async def test_a_token_comes_from_a_file(
     ("arguments", "exit_code", "complaint"),
     [
         (["ftp://a", "--once"], 2, "URL 'ftp://a': allowed is a URL such as"),
+        (["http://a..b:1", "--once"], 2, "URL 'http://a..b:1': allowed is a URL such as"),
+        (["127.0.0.1:99999", "--once"], 2, "'127.0.0.1:99999': allowed is a port from 1 to 65535"),
+        (["--once", "--filter", "user="], 2, "--filter: 'user=': allowed is a value after it"),
         (["--json"], 2, "allowed is --once --json"),
         (["--once", "--filter", "x=1"], 2, "--filter: 'x': allowed are address="),
         (["--once", "--token-file", "/nowhere/token"], 2, "--token-file '/nowhere/token': "),
@@ -76,6 +80,17 @@ async def test_mistakes(arguments: list[str], exit_code: int, complaint: str) ->
     result = await top(*arguments)
     assert result.exit_code == exit_code
     assert complaint in result.output
+
+
+async def test_without_the_library_of_the_screen_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "textual", None)
+    result = await top()
+    assert result.exit_code == 2
+    assert result.output == (
+        "trio-odin: not installed: textual; pip install 'trio-odin[top]', or use --once\n"
+    )
 
 
 @pytest.mark.parametrize("content", ["", "first\nsecond", "two words"])

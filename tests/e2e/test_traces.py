@@ -418,7 +418,7 @@ async def test_where_the_extra_is_missing_a_server_serves_without_traces(
     assert len(lines) == int(count)
     for line in lines:
         assert "OTEL_EXPORTER_OTLP_ENDPOINT='http://127.0.0.1:1': traces need" in line
-        assert "pip install '.[otel]' (the extra otel)" in line
+        assert "pip install 'trio-odin[otel]'" in line
 
 
 async def test_a_wrong_variable_of_the_library_is_named_with_exit_code_2() -> None:

@@ -48,8 +48,12 @@ class SessionFailed(Exception):
     """What a session of nox ends with after an error."""
 
 
+# The field of another object is not the answer's own.
+DONE = json.dumps({"success": True, "before": {"success": False}})
+
+
 def ran(noxfile: ModuleType, name: str, *posargs: str) -> tuple[str, ...]:
-    session = Session(*posargs)
+    session = Session(*posargs, answer=DONE)
     getattr(noxfile, name)(session)
     (command,) = session.ran
     return command
@@ -78,12 +82,28 @@ def test_a_publisher_that_refuses_is_an_error(noxfile: ModuleType) -> None:
     body = ran(noxfile, "publisher", "start:high")[-2].encode()
     first, second = (json.dumps(control.command(body, now=0, unix_ms=0)) for _ in range(2))
     noxfile.publisher(Session("start:high", answer=first))
-    with pytest.raises(SessionFailed, match="the publisher has done nothing"):
+    with pytest.raises(
+        SessionFailed, match="the publisher has done nothing: Already publishing: stop first"
+    ):
         noxfile.publisher(Session("start:high", answer=second))
+    with pytest.raises(SessionFailed, match="the publisher has done nothing"):
+        noxfile.publisher(Session("stop", answer='{"success"\n:\tfalse}'))
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "ok", "<html>", "[]", "null", "{}", '{"success": "yes"}', '{"status": "ok"}']
+)
+@pytest.mark.parametrize("action", ["start", "stop", "stats"])
+def test_what_is_not_a_publisher_is_an_error(noxfile: ModuleType, action: str, answer: str) -> None:
+    with pytest.raises(
+        SessionFailed, match=r"http://10\.0\.0\.3:3003/\w+ does not answer as a publisher does"
+    ):
+        noxfile.publisher(Session(action, "--url", "http://10.0.0.3:3003/", answer=answer))
 
 
 def test_a_publisher_is_asked_what_it_has_published(noxfile: ModuleType) -> None:
     assert ran(noxfile, "publisher")[-1] == "http://127.0.0.1:3003/stats"
+    noxfile.publisher(Session(answer=json.dumps(Control(rate=1, tokens=("BTC",)).report())))
 
 
 def test_a_capacity_test_is_a_load_with_the_plans_figures(

@@ -95,4 +95,5 @@ def test_without_the_library_a_line_in_the_log_gives_the_reason(
     assert export_of(settings, TraceCounters(), worker=0) is None
     (line,) = logged
     assert line[0] == "traces.off"
-    assert line[1].startswith(f"{ENDPOINT}='{COLLECTOR}': traces need OpenTelemetry: pip install")
+    named = f"{ENDPOINT}='{COLLECTOR}'"
+    assert line[1] == f"{named}: traces need OpenTelemetry: pip install 'trio-odin[otel]'"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Input, RichLog, Static
+from textual.widgets._toast import Toast
 
 from tests.top.rig import connection, detail, reading
 from trio_odin.top.app import AskToClose, Detail, Frames, Main, TopApp
@@ -71,7 +72,7 @@ def on_screen(
     async def run() -> None:
         source = FakeSource()
         app = TopApp(source, interval=0.2, read=source.read)
-        async with app.run_test(size=(width, height)) as pilot:
+        async with app.run_test(size=(width, height), notifications=True) as pilot:
             await until(pilot, lambda: isinstance(app.screen, Main))
             await until(pilot, lambda: table(pilot).row_count == 3)
             await test(pilot, source)
@@ -91,6 +92,12 @@ def table(pilot: Pilot[None], name: str = "#connections") -> DataTable[Any]:
 
 def text_of(pilot: Pilot[None], name: str) -> str:
     return str(pilot.app.screen.query_one(name, Static).render())
+
+
+def notices(pilot: Pilot[None]) -> str:
+    """What a person has been notified of, newest last."""
+    shown = pilot.app.screen.query(Toast)
+    return "\n".join(str(one.render()) for one in shown)
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (160, 50), (40, 12)])
@@ -122,6 +129,12 @@ def test_keys_sort_reverse_and_filter() -> None:
         pilot.app.screen.query_one(Input).value = "x=1"
         await pilot.press("enter")
         assert source.asked[-1].get("subject") == "ann", "what cannot be read changes nothing"
+        pilot.app.screen.query_one(Input).value = "user="
+        await pilot.press("enter")
+        await until(pilot, lambda: "'user=': allowed is a value" in notices(pilot))
+        asked = len(source.asked)
+        await until(pilot, lambda: len(source.asked) > asked)
+        assert source.asked[-1].get("subject") == "ann", "an empty value changes nothing"
         await pilot.press("escape", "escape")
         await until(pilot, lambda: "subject" not in source.asked[-1])
 

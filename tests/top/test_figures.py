@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import attrs
 import pytest
 from hypothesis import given
@@ -154,9 +156,22 @@ def test_filters(text: str, query: dict[str, str]) -> None:
     assert figures.filters_of(figures.text_of_filters(query)) == query
 
 
-def test_an_unknown_filter_is_refused() -> None:
-    with pytest.raises(ValueError, match="'adress': allowed are address="):
-        figures.filters_of("adress=1")
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("adress=1", "'adress': allowed are address=, user=, channel=, lagging"),
+        ("=1", "'': allowed are address=, user=, channel=, lagging"),
+        ("address=", "'address=': allowed is a value after it, such as address=10.0.0.0/8"),
+        ("BTC.* user=", "'user=': allowed is a value after it, such as user=ann"),
+        ("channel= lagging", "'channel=': allowed is a value after it, such as channel=BTC.*"),
+        ("lagging=", "'lagging=': allowed are lagging, lagging=true and lagging=false"),
+        ("lagging=si", "'lagging=si': allowed are lagging, lagging=true and lagging=false"),
+        ("user=\udcff", "'user=�': allowed is a text in UTF-8"),
+    ],
+)
+def test_a_filter_that_cannot_be_one_is_refused(text: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(complaint)}$"):
+        figures.filters_of(text)
 
 
 def test_the_sorts_are_those_of_the_api() -> None:

@@ -10,6 +10,7 @@ import structlog
 from trio_odin.auth.credentials import check_origin, excess_of, insufficient_scope, token_in
 from trio_odin.auth.grants import Grant
 from trio_odin.ledger.reasons import CloseReason
+from trio_odin.settings.extras import install_hint
 from trio_odin.settings.setting_field import SettingError, shown_path
 from trio_odin.settings.settings import Settings
 from trio_odin.wire.handshake import Rejected, Upgrade
@@ -95,9 +96,7 @@ def verifier_of(settings: Settings) -> Verifier | None:
     try:
         from trio_odin.auth.tokens import KeysUnusable, Verifier  # noqa: PLC0415 - of an extra
     except ImportError:
-        raise SettingError(
-            f"{given}: tokens need PyJWT: pip install '.[auth]' (the extra auth)"
-        ) from None
+        raise SettingError(f"{given}: tokens need PyJWT: {install_hint('auth')}") from None
     try:
         return Verifier(
             path,

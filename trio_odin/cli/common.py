@@ -16,6 +16,7 @@ from click.shell_completion import CompletionItem
 
 from trio_odin.net.listening import AddressUnavailable
 from trio_odin.overload.process import files_needed, open_files, raise_file_limit, resident_bytes
+from trio_odin.settings.extras import install_hint
 from trio_odin.settings.reading import (
     read_settings,
     variables,
@@ -282,7 +283,7 @@ def require_extra(extra: str, *modules: str) -> None:
     """Exit with code 2 if a module is not installed; they come with an extra of the package."""
     missing = [_PACKAGES.get(name, name) for name in modules if not is_installed(name)]
     if missing:
-        fail(f"not installed: {', '.join(missing)}; pip install 'trio-odin[{extra}]'")
+        fail(f"not installed: {', '.join(missing)}; {install_hint(extra)}")
 
 
 def is_installed(module: str) -> bool:

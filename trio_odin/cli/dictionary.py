@@ -36,6 +36,7 @@ from trio_odin.wire.shapes import public_strings
 
 _EVENTS_MIN: Final = 20
 _BATCHES: Final = (1, 5, 15, 30)
+_HEADS: Final = ("one event", *(f"{batch} at once" for batch in _BATCHES[1:]))
 # More strings than this are for an editor, not for a terminal.
 _SHOWN_STRINGS_MAX: Final = 200
 _INTERRUPTED: Final = 130
@@ -111,7 +112,7 @@ def dictionary_command(
 
     Clients of the subprotocol trio-odin.z1 get events that are compressed against a dictionary:
     what all events have in common is never sent. The server has a dictionary for the simulated
-    market; one of your own events saves more.
+    market; one of your own events mostly saves more, and the command says whether it does.
 
     The dictionary is public. It has keys, punctuation, channel names, and strings of which at most
     16 make up nearly all at their place, such as "buy". It has no numbers of three digits or more,
@@ -171,7 +172,8 @@ def _report(samples: Sequence[Sample], size: int, out: Path | None) -> None:
         fail(f"{len(samples)} events have nothing in common")
     dictionary = Dictionary(content)
     _show_strings(public_strings(content, texts_of(made_of)), out)
-    _show_savings(measured, dictionary)
+    known, ours = _show_savings(measured, dictionary)
+    click.echo("\n" + _recommendation(known, ours, out))
     if out is None:
         click.echo("\n--out FILE writes the dictionary.")
         return
@@ -179,7 +181,7 @@ def _report(samples: Sequence[Sample], size: int, out: Path | None) -> None:
         out.write_bytes(content)
     except OSError as error:
         fail(f"--out {str(out)!r}: {error.strerror}")
-    click.echo(f"\nUse it with WS_DICTIONARY={out}\nWrote {out} ({dictionary.id})")
+    click.echo(f"Wrote {out} ({dictionary.id})")
 
 
 def _read(file: Path, most: int) -> list[Sample]:
@@ -252,7 +254,8 @@ def _show_strings(found: Mapping[str, Sequence[str]], out: Path | None) -> None:
     click.echo(f"The dictionary has {count} strings of your events. They are in {path}: read them.")
 
 
-def _show_savings(samples: Sequence[Sample], dictionary: Dictionary) -> None:
+def _show_savings(samples: Sequence[Sample], dictionary: Dictionary) -> tuple[list[int], list[int]]:
+    """Show bytes an event; returns those of the built-in dictionary, and those of this one."""
     known = built_in()
     encodings: dict[str, Encoding] = {
         "plain": PLAIN,
@@ -260,9 +263,36 @@ def _show_savings(samples: Sequence[Sample], dictionary: Dictionary) -> None:
         f"z1, built-in dictionary ({len(known.content):,} bytes)": Z1(known.content),
         f"z1, this dictionary ({len(dictionary.content):,} bytes)": Z1(dictionary.content),
     }
-    heads = ["one event", *(f"{batch} at once" for batch in _BATCHES[1:])]
     click.echo(f"\nBytes an event, measured with {len(samples):,} events:\n")
-    click.echo(" " * 43 + "".join(f"{head:>12}" for head in heads))
+    click.echo(" " * 43 + "".join(f"{head:>12}" for head in _HEADS))
+    rows: list[list[int]] = []
     for name, encoding in encodings.items():
-        figures = [bytes_an_event(samples, encoding, batch) for batch in _BATCHES]
-        click.echo(f"  {name:41}" + "".join(f"{figure:12.0f}" for figure in figures))
+        rows.append([round(bytes_an_event(samples, encoding, batch)) for batch in _BATCHES])
+        click.echo(f"  {name:41}" + "".join(f"{figure:12}" for figure in rows[-1]))
+    return rows[-2], rows[-1]
+
+
+def _recommendation(known: Sequence[int], ours: Sequence[int], out: Path | None) -> str:
+    """Which dictionary to use, by the figures of both as they are shown."""
+    rows = list(zip(_HEADS, known, ours, strict=True))
+    better = [head for head, theirs, figure in rows if figure < theirs]
+    worse = [head for head, theirs, figure in rows if figure > theirs]
+    use = "" if out is None else f"\nUse it with WS_DICTIONARY={out}"
+    if better and worse:
+        where = use and f"{use} where clients get the former."
+        return (
+            f"This dictionary saves more with {_listed(better)}, "
+            f"the built-in one with {_listed(worse)}.{where}"
+        )
+    if better:
+        return f"This dictionary saves more than the built-in one.{use}"
+    if worse:
+        return (
+            "The built-in dictionary saves more: leave WS_DICTIONARY empty. "
+            "More events, or another --size, may change that."
+        )
+    return "This dictionary saves as much as the built-in one: leave WS_DICTIONARY empty."
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

@@ -12,6 +12,7 @@ import click
 
 from trio_odin.cli.common import NumberRange, WholeRange, fail, is_installed
 from trio_odin.client.tokens import TokenUnusable, usable
+from trio_odin.settings.extras import install_hint
 from trio_odin.top import figures
 from trio_odin.top.source import Reading, Source, SourceError
 
@@ -80,7 +81,7 @@ def top_command(
     Keys:  s sort   r reverse   / filter   Enter open   t follow frames   x close (asks first)
            Tab other table   p pause   Esc back, no filter   q quit
 
-    Needs textual: pip install "trio-odin[top]"; not so with --once.
+    Needs textual: pip install 'trio-odin[top]'; not so with --once.
     """  # noqa: D301 - click's mark for a paragraph as it is
     source = _source(url, token_file)
     try:
@@ -93,7 +94,7 @@ def top_command(
         _print_once(source, query, limit, is_json=is_json)
         return
     if not is_installed("textual"):
-        fail('not installed: textual; pip install "trio-odin[top]", or use --once')
+        fail(f"not installed: textual; {install_hint('top')}, or use --once")
     if not sys.stdout.isatty():
         fail("standard output is not a terminal: use --once, or --once --json")
     from trio_odin.top.app import TopApp  # noqa: PLC0415 - textual is of an extra

