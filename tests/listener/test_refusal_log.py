@@ -66,6 +66,26 @@ async def test_a_hostile_origin_is_cut_and_made_printable(lines: list[dict[str, 
     assert len(line["origin"]) < 200
 
 
+async def test_an_origin_is_made_readable_only_for_a_line_or_to_be_counted(
+    lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def shown(text: str) -> str:
+        made.append(text)
+        return text
+
+    monkeypatch.setattr(refusal_log, "shown", shown)
+    log = RefusalLog()
+    for _ in range(1000):
+        log.write(reject(Rejection.UNAUTHORIZED), _PAGE, _ADDRESS)
+    assert [line["origin"] for line in lines] == made == ["https://new.example"]
+    for _ in range(10):
+        log.write(reject(Rejection.ORIGIN), _PAGE, _ADDRESS)
+    assert lines[-1]["origins"] == ["https://new.example"]
+    assert len(made) == 1 + 10 + 1
+
+
 async def test_a_crowd_is_one_line_in_ten_seconds_for_each_reason(
     lines: list[dict[str, Any]], mock_clock: trio.testing.MockClock
 ) -> None:

@@ -56,10 +56,8 @@ class RefusalLog:
         lines = self._lines.get(rejected.reason)
         if lines is None:
             return
-        origin = upgrade.headers.get(b"origin")
-        origin_shown = None if origin is None else shown(origin.decode("latin-1"))
         if rejected.reason is Rejection.ORIGIN:
-            self._origins.add(origin_shown or "")
+            self._origins.add(_origin_of(upgrade) or "")
         if not lines.take(trio.current_time()):
             self._not_logged[rejected.reason] += 1
             return
@@ -71,13 +69,19 @@ class RefusalLog:
             "handshake.refused",
             reason=rejected.reason.label,
             error=rejected.text,
-            origin=origin_shown,
+            origin=_origin_of(upgrade),
             address=None if address is None else str(address),
             user_agent=user_agent(upgrade.headers.get(b"user-agent", b"")),
             not_logged=self._not_logged[rejected.reason],
             **more,
         )
         self._not_logged[rejected.reason] = 0
+
+
+def _origin_of(upgrade: Upgrade) -> str | None:
+    """As a log line may show it; None if the request has none, as that of a program."""
+    origin = upgrade.headers.get(b"origin")
+    return None if origin is None else shown(origin.decode("latin-1"))
 
 
 class Origins:
