@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import struct
@@ -24,6 +25,7 @@ import psutil
 import pytest
 import trio
 from click.testing import CliRunner
+from rich.console import Console
 from websockets.exceptions import InvalidStatus
 from websockets.trio.client import connect
 
@@ -33,6 +35,8 @@ from tests.waiting import until_answer, wait_until
 from trio_odin import __version__
 from trio_odin.cli import main
 from trio_odin.cli.common import run as run_under_trio
+from trio_odin.demo.up import UpPlan
+from trio_odin.net.address import Address
 
 pytestmark = pytest.mark.e2e
 
@@ -74,6 +78,70 @@ def test_up_names_no_page_that_is_switched_off() -> None:
     assert ended.returncode == 0, ended.stderr
     assert "WebSocket" in ended.stdout
     assert "Page" not in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "flags", "address"),
+    [
+        ({}, [], Address("127.0.0.1", 3002)),
+        ({}, ["--addr", ":3002"], Address("", 3002)),
+        ({"WS_ADDR": "10.0.0.1:1"}, [], Address("10.0.0.1", 1)),
+        ({"WS_ADDR": ""}, [], Address("127.0.0.1", 3002)),
+    ],
+)
+def test_up_listens_on_this_machine_alone_unless_it_is_asked_to(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], flags: list[str], address: Address
+) -> None:
+    plans: list[UpPlan] = []
+
+    async def note(plan: UpPlan, _: Console) -> None:
+        plans.append(plan)
+
+    monkeypatch.setattr("trio_odin.cli.up.up", note)
+    for of_the_process in ("start_logs", "raise_limit_of_files"):
+        monkeypatch.setattr(f"trio_odin.cli.up.{of_the_process}", lambda _: None)
+    ended = CliRunner().invoke(main, ["up", *flags], env=variables)
+    assert ended.exit_code == 0, ended.output
+    (plan,) = plans
+    assert plan.settings_for("nats://127.0.0.1:1").address == address
+
+
+@pytest.mark.parametrize(
+    ("addr", "sentence"),
+    [
+        ("127.0.0.1:0", "this machine alone; with --addr :PORT also to others"),
+        (":0", "everybody who reaches this machine; with --addr 127.0.0.1:PORT to it alone"),
+    ],
+)
+def test_up_says_who_can_connect(addr: str, sentence: str) -> None:
+    ended = run("up", "--addr", addr, "--duration", "0.5", COLUMNS="120")
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(rf"^  Open to +{sentence} *$", ended.stdout, re.MULTILINE), ended.stdout
+
+
+def test_up_shows_commands_that_work_where_there_are_tokens(tmp_path: Path) -> None:
+    folder = tmp_path / f"the operators' {40 * 'x'}"
+    folder.mkdir()
+    admin_token, secret = folder / "token", tmp_path / "secret"
+    admin_token.write_text("the-token-of-this-test-0123")
+    secret.write_text(64 * "a")
+    ended = run(
+        *("up", "--addr", "127.0.0.1:0", "--duration", "0.5"),
+        WS_ADMIN_ADDR="127.0.0.1:0",
+        WS_ADMIN_TOKEN_FILE=os.path.relpath(admin_token),
+        WS_JWT_KEYS=str(secret),
+        WS_JWT_ALGORITHMS="HS256",
+    )
+    assert ended.returncode == 0, ended.stderr
+    commands = [line for line in ended.stdout.splitlines() if "trio-odin top" in line]
+    (operators,) = commands
+    _, _, *command = shlex.split(operators.partition("Operators")[2])
+    _, option, shown = command
+    assert (option, Path(shown).is_absolute()) == ("--token-file", True)
+    assert admin_token.samefile(shown)
+    watch = r"^  trio-odin watch BTC\.trade --url ws://\S+ --token-file FILE$"
+    assert re.search(watch, ended.stdout, re.MULTILINE)
+    assert "FILE has a token that WS_JWT_KEYS verifies" in ended.stdout
 
 
 def test_up_ends_quietly_when_its_reader_has_gone() -> None:

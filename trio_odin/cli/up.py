@@ -27,7 +27,7 @@ from trio_odin.settings.setting_field import SettingError
 
 
 @click.command("up", short_help="Start NATS, a market and the server together.")
-@flag("--addr")
+@flag("--addr", default="127.0.0.1:3002")
 @rate_option
 @tokens_option
 @events_option
@@ -50,6 +50,9 @@ def up_command(
     **flags: str | None,
 ) -> None:
     """Start a NATS server, a publisher and the WebSocket server, and show their figures.
+
+    Listens on this machine alone. --addr :3002 lets others in, who need no token unless WS_JWT_KEYS
+    is set.
 
     --events all adds candles and what else a site publishes to the trades.
 

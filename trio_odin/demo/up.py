@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
+from shlex import quote
 
 import attrs
 import trio
@@ -22,6 +23,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from trio_odin.admin.access import is_loopback
 from trio_odin.demo.nats_server import run_nats_server
 from trio_odin.demo.publisher import Publisher, PublisherSettings, publish
 from trio_odin.demo.shares import Shares
@@ -88,8 +90,8 @@ async def _serve_and_show(
     async with trio.open_nursery() as nursery:
         settings = plan.settings_for(nats_url)
         server: Server = await nursery.start(serve, settings)
-        has_page = settings.page == "on"
-        console.print(_where_to_connect(plan, server, publisher, nats_url, has_page=has_page))
+        where = _where_to_connect(plan, settings, server, publisher, nats_url)
+        console.print(where, soft_wrap=True)
         nursery.start_soon(
             partial(
                 drain_on_signal,
@@ -106,25 +108,42 @@ async def _serve_and_show(
 
 
 def _where_to_connect(
-    plan: UpPlan, server: Server, publisher: Publisher, nats_url: str, *, has_page: bool
+    plan: UpPlan, settings: Settings, server: Server, publisher: Publisher, nats_url: str
 ) -> RenderableType:
     here = server.addresses[0].connectable
     channel = f"{plan.tokens[0]}.{plan.events[0]}"
     types = plan.events[0] if len(plan.events) == 1 else "*"
-    rows = Table.grid(padding=(0, 2))
-    for what, where in (
-        *([("Page", f"http://{here}/")] if has_page else []),
+    facts = (
+        *([("Page", f"http://{here}/")] if settings.page == "on" else []),
         ("WebSocket", f"ws://{here}/ws"),
+        ("Open to", _who_can_connect(server)),
         ("Health", f"http://{here}/health   /ready   /metrics"),
-        *[("Operators", f"trio-odin top http://{one}") for one in server.admin_addresses],
+        *[("Operators", _top_command(one, settings)) for one in server.admin_addresses],
         ("Publisher", f"http://{publisher.address.connectable}/stats   /control"),
         ("NATS", f"{nats_url}   subjects odin.token.*.{types}"),
-    ):
-        rows.add_row(Text(f"  {what}", "bold"), Text(where))
+    )
+    # Not a table, which would break what is to be copied at the end of a line.
+    rows = [Text.assemble((f"  {what:9}", "bold"), f"  {where}") for what, where in facts]
     title = Text(f"trio-odin is up: {plan.rate:g} events a second of {_named(plan.tokens)}", "bold")
-    hint = Text("Try in another terminal (Ctrl-C here ends everything):")
-    command = Text(f"  trio-odin watch {channel} --url ws://{here}/ws", "green")
-    return Group("", title, "", rows, "", hint, "", command, "")
+    hint = "Try in another terminal (Ctrl-C here ends everything)"
+    watch = f"  trio-odin watch {channel} --url ws://{here}/ws"
+    if settings.jwt_keys is not None:
+        watch += " --token-file FILE"
+        hint += "; FILE has a token that WS_JWT_KEYS verifies"
+    return Group("", title, "", *rows, "", Text(f"{hint}:"), "", Text(watch, "green"), "")
+
+
+def _who_can_connect(server: Server) -> str:
+    if all(is_loopback(address.host) for address in server.addresses):
+        return "this machine alone; with --addr :PORT also to others"
+    return "everybody who reaches this machine; with --addr 127.0.0.1:PORT to it alone"
+
+
+def _top_command(admin: Address, settings: Settings) -> str:
+    """What to type in another terminal, whose folder may be another one."""
+    command = f"trio-odin top http://{admin.connectable}"
+    file = settings.admin_token_file
+    return command if file is None else f"{command} --token-file {quote(str(file.absolute()))}"
 
 
 def _named(tokens: Sequence[str]) -> str:
