@@ -650,10 +650,10 @@ async def test_without_proc_the_figures_that_need_it_are_left_out() -> None:
             return str(page.read().decode())
         return ""
 
-    pages = [
-        await until_answer(partial(trio.to_thread.run_sync, page, "/metrics"), what="/metrics")
-        for _ in range(3)
-    ]
+    async def figures() -> str:
+        return await trio.to_thread.run_sync(page, "/metrics")
+
+    pages = [await until_answer(figures, what="/metrics") for _ in range(3)]
     server.terminate()
     code, _, logged = await ended(server)
     assert code == 0

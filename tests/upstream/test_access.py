@@ -114,7 +114,7 @@ def test_without_the_package_the_extra_is_named(
 ) -> None:
     file.write_text(Identity.of_user().seed)
     monkeypatch.setitem(sys.modules, "nkeys", None)
-    with pytest.raises(SettingError, match=r"pip install '\.\[nkeys\]'"):
+    with pytest.raises(SettingError, match=r"pip install 'trio-odin\[nkeys\]'"):
         access(NATS_NKEY_FILE=file)
 
 

@@ -111,13 +111,14 @@ def _where_to_connect(
     plan: UpPlan, settings: Settings, server: Server, publisher: Publisher, nats_url: str
 ) -> RenderableType:
     here = server.addresses[0].connectable
+    s = "" if settings.tls_cert is None else "s"
     channel = f"{plan.tokens[0]}.{plan.events[0]}"
     types = plan.events[0] if len(plan.events) == 1 else "*"
     facts = (
-        *([("Page", f"http://{here}/")] if settings.page == "on" else []),
-        ("WebSocket", f"ws://{here}/ws"),
+        *([("Page", f"http{s}://{here}/")] if settings.page == "on" else []),
+        ("WebSocket", f"ws{s}://{here}/ws"),
         ("Open to", _who_can_connect(server)),
-        ("Health", f"http://{here}/health   /ready   /metrics"),
+        ("Health", f"http{s}://{here}/health   /ready   /metrics"),
         *[("Operators", _top_command(one, settings)) for one in server.admin_addresses],
         ("Publisher", f"http://{publisher.address.connectable}/stats   /control"),
         ("NATS", f"{nats_url}   subjects odin.token.*.{types}"),
@@ -126,7 +127,7 @@ def _where_to_connect(
     rows = [Text.assemble((f"  {what:9}", "bold"), f"  {where}") for what, where in facts]
     title = Text(f"trio-odin is up: {plan.rate:g} events a second of {_named(plan.tokens)}", "bold")
     hint = "Try in another terminal (Ctrl-C here ends everything)"
-    watch = f"  trio-odin watch {channel} --url ws://{here}/ws"
+    watch = f"  trio-odin watch {channel} --url ws{s}://{here}/ws"
     if settings.jwt_keys is not None:
         watch += " --token-file FILE"
         hint += "; FILE has a token that WS_JWT_KEYS verifies"

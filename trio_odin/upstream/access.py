@@ -21,6 +21,7 @@ import attrs
 
 from trio_odin.net.nats_url import NatsUrl
 from trio_odin.net.tls_files import TlsFileUnusable, load_authorities, load_identity
+from trio_odin.settings.extras import install_hint
 from trio_odin.settings.setting_field import SettingError, shown_path
 from trio_odin.settings.settings import Settings
 
@@ -297,7 +298,7 @@ def _signer(seed: str, name: str, path: Path) -> Callable[[str], bytes]:
         import nkeys  # noqa: PLC0415 - of an extra
     except ImportError:
         raise _unusable(
-            name, path, "nkeys and credentials need the package nkeys: pip install '.[nkeys]'"
+            name, path, f"nkeys and credentials need the package nkeys: {install_hint('nkeys')}"
         ) from None
     pair: Any = nkeys.from_seed(bytearray(seed.encode()))
 
