@@ -57,7 +57,8 @@ def events_in(message: dict[str, Any]) -> list[dict[str, Any]]:
 async def test_all_that_a_server_sends_fits_the_contract(
     nats_url: str, start_server: StartServer, nursery: trio.Nursery
 ) -> None:
-    server = await start_server(NATS_URL=nats_url)
+    # Each message is checked in the server's own thread, so on a busy machine many wait.
+    server = await start_server(NATS_URL=nats_url, WS_OUTBOX_CAPACITY="20000")
     await wait_for_nats(server)
     market = PublisherSettings(
         address=Address("127.0.0.1", 0),
