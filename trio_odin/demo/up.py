@@ -137,7 +137,7 @@ def _where_to_connect(
 def _who_can_connect(server: Server) -> str:
     if all(is_loopback(address.host) for address in server.addresses):
         return "this machine alone; with --addr :PORT also to others"
-    return "everybody who reaches this machine; with --addr 127.0.0.1:PORT to it alone"
+    return "everybody who reaches this address; with --addr 127.0.0.1:PORT to this machine alone"
 
 
 def _top_command(admin: Address, settings: Settings) -> str:

@@ -41,6 +41,7 @@ from trio_odin.upstream.status import NatsStatus
 from trio_odin.wire.channels import CHANNEL_RULE
 
 # After so much work all other tasks have a turn; a message takes some turns from NATS to the hub.
+# What waits in the flush queue is written for longer where the others take longer (`Turns`).
 _SLICE_SECONDS = 0.002
 # More messages are not taken before the first of them is written to everyone: so a connection never
 # has more deferred, and what is too much stays in the inbound queue, which sheds and counts.

@@ -195,7 +195,7 @@ class Outbound(OrderedStream):
     def _hand_over(self, deferred: Sequence[Publication]) -> None:
         """Number `deferred`, which count as queued no longer, and write or queue them."""
         self._ledger.deliveries.queued -= len(deferred)
-        if self._state is STOPPED:  # the client has gone, and its task has not had its turn yet
+        if self._state is STOPPED:  # the client has gone
             dropped = sum(publication.events for publication in deferred)
             self._ledger.deliveries.dropped[Dropped.CLOSING] += dropped
             return

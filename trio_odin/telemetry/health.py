@@ -150,7 +150,7 @@ def ready(snapshot: Snapshot) -> HealthReport:
     reasons = []
     if snapshot.is_draining:
         reasons.append("shutting down")
-    elif not snapshot.is_open or not snapshot.workers.alive:
+    elif not snapshot.is_open:
         reasons.append("no connections are accepted")
     if not snapshot.nats.was_connected:
         reasons.append(_with_trouble("NATS has not been reached yet", snapshot))
