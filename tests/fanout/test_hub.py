@@ -8,6 +8,7 @@ import attrs
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from trio_odin.fanout import hub as hub_module
 from trio_odin.fanout.hub import Hub
@@ -59,14 +60,14 @@ class FakeMember:
 class SlowMember(FakeMember):
     """Each of whose writes takes a millisecond."""
 
-    def __init__(self, clock: trio.testing.MockClock) -> None:
+    def __init__(self, clock: MockClock) -> None:
         super().__init__()
         self.outbound = _SlowRecorder(clock=clock)
 
 
 @attrs.define(eq=False)
 class _SlowRecorder(Recorder):
-    clock: trio.testing.MockClock | None = None
+    clock: MockClock | None = None
 
     def take_turn(self) -> int:
         assert self.clock is not None
@@ -144,7 +145,7 @@ async def test_an_invalid_event_is_counted_by_reason(hub: Hub[Any]) -> None:
     assert len(member.outbound.frames) == 1
 
 
-async def test_the_rate_of_fan_outs_can_be_set(mock_clock: trio.testing.MockClock) -> None:
+async def test_the_rate_of_fan_outs_can_be_set(mock_clock: MockClock) -> None:
     hub: Hub[Any] = Hub(read_settings({"WS_MAX_BROADCAST_RATE": "10"}), Ledger())
     member = FakeMember()
     hub.join(member)
@@ -193,7 +194,7 @@ async def test_the_hub_ends_with_its_inbound_queue_and_loses_nothing(
 
 
 async def test_no_more_than_so_many_messages_are_taken_before_all_have_the_first(
-    hub: Hub[Any], nursery: trio.Nursery, mock_clock: trio.testing.MockClock
+    hub: Hub[Any], nursery: trio.Nursery, mock_clock: MockClock
 ) -> None:
     """The messages deferred for a connection are bounded; the inbound queue sheds and counts."""
     inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage](1000)
@@ -240,41 +241,9 @@ async def test_messages_that_wait_together_do_not_wait_for_a_turn_each(
     nursery.cancel_scope.cancel(reason="the test is over")
 
 
-async def test_other_tasks_have_a_turn_after_each_slice_of_writes(
-    hub: Hub[Any], nursery: trio.Nursery, mock_clock: trio.testing.MockClock
-) -> None:
+async def turns_of_others(hub: Hub[Any], members: list[SlowMember], clock: MockClock) -> int:
+    """Publish two messages to all; returns how many turns other tasks have until they have them."""
     inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage](10)
-    members = [SlowMember(mock_clock) for _ in range(160)]
-    for member in members:
-        hub.join(member)
-        hub.registry.subscribe(member.outbound, ["BTC.trade"])
-    for _ in range(2):
-        inbound_send.send_nowait(message("odin.token.BTC.trade"))
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while not all(member.outbound.frames for member in members):
-            await trio.lowlevel.checkpoint()
-            turns += 1
-            mock_clock.jump(1.0)
-
-    async with trio.open_nursery() as together:
-        together.start_soon(hub.run, inbound_receive)
-        together.start_soon(others)
-        inbound_send.close()
-    assert 20 <= turns <= 22, "a turn after 8 writes, as each takes a millisecond"
-    assert [member.outbound.writes for member in members] == [1] * 160
-
-
-async def test_events_have_half_of_a_turn_in_which_others_take_long(
-    settings: Settings, nursery: trio.Nursery, mock_clock: trio.testing.MockClock
-) -> None:
-    loop = LoopMeter(())
-    loop.last_turn_seconds = 0.032
-    hub: Hub[Any] = Hub(settings, Ledger(), Turns(loop))
-    inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage](10)
-    members = [SlowMember(mock_clock) for _ in range(160)]
     for member in members:
         hub.join(member)
         hub.registry.subscribe(member.outbound, ["BTC.trade"])
@@ -282,16 +251,32 @@ async def test_events_have_half_of_a_turn_in_which_others_take_long(
         inbound_send.send_nowait(message("odin.token.BTC.trade"))
     inbound_send.close()
     turns = 0
-
-    async def others() -> None:
-        nonlocal turns
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hub.run, inbound_receive)
         while not all(member.outbound.frames for member in members):
             await trio.lowlevel.checkpoint()
             turns += 1
+            clock.jump(1.0)
+    return turns
 
-    async with trio.open_nursery() as together:
-        together.start_soon(hub.run, inbound_receive)
-        together.start_soon(others)
+
+async def test_other_tasks_have_a_turn_after_each_slice_of_writes(
+    hub: Hub[Any], mock_clock: MockClock
+) -> None:
+    members = [SlowMember(mock_clock) for _ in range(160)]
+    turns = await turns_of_others(hub, members, mock_clock)
+    assert 20 <= turns <= 22, "a turn after 8 writes, as each takes a millisecond"
+    assert [member.outbound.writes for member in members] == [1] * 160
+
+
+async def test_events_have_half_of_a_turn_in_which_others_take_long(
+    settings: Settings, mock_clock: MockClock
+) -> None:
+    loop = LoopMeter(())
+    loop.last_turn_seconds = 0.032
+    hub: Hub[Any] = Hub(settings, Ledger(), Turns(loop))
+    members = [SlowMember(mock_clock) for _ in range(160)]
+    turns = await turns_of_others(hub, members, mock_clock)
     assert 10 <= turns <= 12, "a turn after 16 writes, as each takes a millisecond"
 
 
@@ -376,7 +361,7 @@ class StreamMember:
 
 
 async def test_a_consumer_that_never_reads_does_not_delay_the_others(
-    settings: Settings, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+    settings: Settings, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
     """The clock moves only when every task waits: without a delay no time passes."""
     hub: Hub[Any] = Hub(settings, Ledger())
@@ -419,7 +404,7 @@ async def test_large_frames_are_not_kept_for_every_seq(
 
 
 async def test_messages_waiting_in_the_inbound_queue_are_written_in_one_go(
-    hub: Hub[Any], mock_clock: trio.testing.MockClock
+    hub: Hub[Any], mock_clock: MockClock
 ) -> None:
     del mock_clock  # it stands still, so that no slice ends
     inbound_send, inbound_receive = trio.open_memory_channel[NatsMessage](10)

@@ -95,7 +95,7 @@ def text_of(pilot: Pilot[None], name: str) -> str:
 
 
 def notices(pilot: Pilot[None]) -> str:
-    """What a person has been notified of, newest last."""
+    """The notices on the screen, the newest last."""
     shown = pilot.app.screen.query(Toast)
     return "\n".join(str(one.render()) for one in shown)
 
