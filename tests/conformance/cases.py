@@ -84,6 +84,9 @@ def _outcome(result: kosoku._kosoku.CaseResult) -> Outcome:
     verdicts = [result.behavior.value, result.behavior_close.value]
     verdict = next((verdict for verdict in verdicts if verdict != "OK"), "OK")
     remark = f"{result.result} {result.result_close} Code {result.remote_close_code}."
+    if verdict not in GOOD:  # a case that stood still and one that was slow end alike
+        frames = sum(result.rx_frame_stats.values())
+        remark += f" It took {result.duration / 1000:,.1f} s, {frames:,} frames came back."
     return Outcome(result.case_id, verdict, remark)
 
 

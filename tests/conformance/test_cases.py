@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import trio
 
@@ -29,6 +31,21 @@ async def test_the_frame_layer_conforms(
     assert len(outcomes) > 100
     assert [outcome for outcome in outcomes if not outcome.is_accepted] == []
     assert server.ledger.traffic.closed["internal_error"] == 0
+
+
+async def test_a_case_that_fails_says_how_far_it_came(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def send_nothing_back(connection: Connection, message: str | bytes) -> None:
+        pass
+
+    monkeypatch.setattr(Connection, "_take", send_nothing_back)
+    server = await nursery.start(serve, settings())
+    with trio.fail_after(60):
+        (outcome,) = await run_cases(f"ws://{server.addresses[0]}/ws", ["1.1.1"])
+    nursery.cancel_scope.cancel()
+    assert not outcome.is_accepted
+    assert re.search(r" It took [\d.]+ s, [01] frames came back\.$", outcome.remark)
 
 
 def test_no_case_may_fail() -> None:
