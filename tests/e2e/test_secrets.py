@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import signal
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -69,7 +70,11 @@ async def page_of_an_outage(port: int) -> str:
 def visible(pid: int) -> str:
     """The parts of a process and its threads that any user can read: its title, their names."""
     process = Path(f"/proc/{pid}")
-    names = [(one / "comm").read_text() for one in (process / "task").iterdir()]
+    names: list[str] = []
+    for thread in (process / "task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            names.append((thread / "comm").read_text())
+    assert names
     return "\n".join([(process / "cmdline").read_text().replace("\0", " "), *names])
 
 
