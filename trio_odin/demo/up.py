@@ -141,7 +141,7 @@ def _who_can_connect(server: Server) -> str:
 
 
 def _top_command(admin: Address, settings: Settings) -> str:
-    """What to type in another terminal, which may be in another folder."""
+    """The command for another terminal, to be typed in any folder."""
     command = f"trio-odin top http://{admin.connectable}"
     file = settings.admin_token_file
     return command if file is None else f"{command} --token-file {quote(str(file.absolute()))}"
